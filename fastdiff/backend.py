@@ -1,0 +1,124 @@
+"""Which backend runs an op, and why.
+
+Backends are `triton` (GPU default), `cpu` (C++, CPU default) and `torch` (eager, everywhere). Each is one module with one
+launcher per op, all of the same signature. Automatic choice takes the first that can serve the device and falls back
+silently; an explicit choice (`backend=`, `fastdiff.use(...)`, FASTDIFF_BACKEND) that can't be met raises with the reason.
+A choice is made once per (op, device type, explicit name) and remembered; the environment is read once, at import.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Backend(NamedTuple):
+    """A backend's state on this machine: `available`, and the `reason` in one sentence."""
+
+    available: bool
+    reason: str
+
+
+ORDER = ("triton", "cpu", "torch")
+_MODULES = {"triton": "fastdiff_kernels.launch", "cpu": "fastdiff.native", "torch": "fastdiff.eager"}
+_DEVICES: dict[str, tuple[str, ...]] = {"triton": ("cuda",), "cpu": ("cpu",), "torch": ()}  # () means every device
+
+_environment = os.environ.get("FASTDIFF_BACKEND") or None
+_explicit: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastdiff_backend", default=_environment)
+
+
+def _interpreting() -> bool:
+    """Whether Triton runs its kernels by its interpreter, which takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _state(name: str) -> Backend:
+    if name == "torch":
+        return Backend(True, f"torch {torch.__version__}")
+    if name == "cpu":
+        try:
+            from . import native
+        except ImportError:
+            return Backend(False, "native.py not there yet")
+
+        return Backend(native.available(), native.reason())
+    for package in ("fastdiff_kernels", "triton"):
+        if importlib.util.find_spec(package) is None:
+            return Backend(False, f"the package {package} is not installed")
+    if _interpreting():
+        return Backend(True, "TRITON_INTERPRET=1: kernels are interpreted on the CPU")
+    if not torch.cuda.is_available():
+        return Backend(False, "torch sees no GPU")
+    return Backend(True, f"GPU {torch.cuda.get_device_name()}")
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend with whether it can be used here and why, in order of preference."""
+    return {name: _state(name) for name in ORDER}
+
+
+@contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Within the block, ops run on the named backend or raise with the reason; None restores automatic choice.
+
+    Raises ValueError for an unknown name and RuntimeError for a backend that is off on this machine.
+    """
+    if name is not None:
+        _require(name)
+    token = _explicit.set(name)
+    try:
+        yield
+    finally:
+        _explicit.reset(token)
+
+
+def _require(name: str) -> None:
+    if name not in ORDER:
+        raise ValueError(f"fastdiff.use: expected a backend in {list(ORDER)}, got {name!r}.")
+    state = _state(name)
+    if not state.available:
+        raise RuntimeError(f"fastdiff.use: backend {name!r} is off here: {state.reason}. See `fastdiff doctor`.")
+
+
+def _serves(name: str, device: str) -> bool:
+    kinds = _DEVICES[name]
+    return not kinds or device in kinds or (name == "triton" and device == "cpu" and _interpreting())
+
+
+@functools.cache
+def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[..., None]]:
+    if explicit is not None:
+        _require(explicit)
+        if not _serves(explicit, device):
+            raise RuntimeError(
+                f"fastdiff.{op}: backend {explicit!r} does not run on device {device!r}. Move the tensors or name another."
+            )
+        return explicit, getattr(importlib.import_module(_MODULES[explicit]), op)
+    # the interpreter is for tests: automatic choice on a CPU never lands there
+    candidates = [n for n in ORDER if _serves(n, device) and not (n == "triton" and device == "cpu")]
+    chosen = next(n for n in candidates if _state(n).available)
+    required = os.environ.get("FASTDIFF_REQUIRE")
+    if required and required in _DEVICES and _serves(required, device) and chosen != required:
+        raise RuntimeError(
+            f"fastdiff.{op}: FASTDIFF_REQUIRE={required}, got {chosen!r}: {_state(required).reason}."
+        )
+    return chosen, getattr(importlib.import_module(_MODULES[chosen]), op)
+
+
+def backend_for(op: str, device: torch.device | str) -> str:
+    """The name of the backend that would run this op on this device now."""
+    return _resolve(op, torch.device(device).type, _explicit.get())[0]
+
+
+def launcher(op: str, device: torch.device) -> Callable[..., Any]:
+    """The function that launches this op on this device."""
+    return _resolve(op, device.type, _explicit.get())[1]

@@ -1,0 +1,146 @@
+"""`q_sample`: forward noising x_t = alpha_t x0 + sigma_t eps, the noise given or regenerated."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+from ..eager.q_sample import coefficients
+from . import common
+
+_ARGUMENTS = (
+    "Tensor x0, Tensor? t, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? seeds, Tensor? sample_ids, "
+    "int step, int stream, bool fast"
+)
+
+
+def _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out):  # type: ignore[no-untyped-def]
+    noise = None if noise is None else noise.contiguous()
+    launch = backends.launcher("q_sample", x0.device)
+    launch(
+        out, x0.contiguous(), t, alpha, sigma, noise, common.unsigned(seed), seeds, sample_ids, step, stream, fast
+    )
+
+
+def _launch(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast):  # type: ignore[no-untyped-def]
+    out = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
+    _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out)
+    return out
+
+
+common.define("q_sample", f"({_ARGUMENTS}) -> Tensor", _launch)
+common.define("q_sample_out", f"({_ARGUMENTS}, Tensor(a!) out) -> ()", _launch_out)
+
+
+@torch.library.register_fake("fastdiff::q_sample")
+def _(x0, *_):  # type: ignore[no-untyped-def]
+    return torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
+
+
+@torch.library.register_fake("fastdiff::q_sample_out")
+def _(*_):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast = inputs
+    ctx.save_for_backward(x0, t, alpha, sigma, noise, seeds, sample_ids)
+    ctx.counter = (seed, step, stream, fast)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    """d x0 = alpha g, d noise = sigma g, d alpha = <g, x0>, d sigma = <g, eps>, the last two summed into their tables."""
+    x0, t, alpha, sigma, noise, seeds, sample_ids = ctx.saved_tensors
+    seed, step, stream, fast = ctx.counter
+    need = ctx.needs_input_grad
+    a, s, _ = coefficients(x0, t, alpha, sigma)
+    g = grad.to(a.dtype)
+    g_x0 = (a * g).to(x0.dtype) if need[0] else None
+    g_noise = (s * g).to(noise.dtype) if noise is not None and need[4] else None
+    g_alpha = g_sigma = None
+    if need[2]:
+        g_alpha = _to_table(g * x0, t, alpha)
+    if need[3]:
+        if noise is None:
+            # regenerated: the forward pass kept no noise
+            noise = torch.empty(x0.shape, dtype=torch.float32, device=x0.device)
+            torch.ops.fastdiff.randn_out(noise, seed, seeds, sample_ids, step, stream, fast)
+        g_sigma = _to_table(g * noise, t, sigma)
+    return g_x0, None, g_alpha, g_sigma, g_noise, None, None, None, None, None, None
+
+
+def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
+    sums = products.to(table.dtype).flatten(1).sum(1)
+    return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
+
+
+torch.library.register_autograd("fastdiff::q_sample", _backward, setup_context=_save)
+_functional = torch.ops.fastdiff.q_sample.default
+_into = torch.ops.fastdiff.q_sample_out.default
+
+
+def q_sample(
+    x0: Tensor,
+    t: Tensor | None,
+    alpha: Tensor,
+    sigma: Tensor,
+    *,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    step: int = 0,
+    stream: int = 2,
+    mode: str = "exact",
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """q(x_t | x0) = N(alpha_t x0, sigma_t² I), sampled: x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4).
+
+    Args:
+        x0: [B, …] floating; the result has its dtype and shape.
+        t: int64 [B] in [0, T), with alpha and sigma [T]; or None, with alpha and sigma [B] (continuous time).
+        alpha, sigma: float64.
+        noise: eps like x0; or None, then regenerated from seed, sample_ids, step and stream as `randn` would.
+        seed, sample_ids, step, stream, mode, backend: see `randn`.
+        out: a contiguous tensor like x0 to fill; nothing is allocated and no gradient is recorded.
+
+    Gradients flow to x0, noise, alpha and sigma; noise that was regenerated is regenerated again, never stored.
+
+    Raises:
+        IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
+        ValueError, TypeError: for arguments outside these.
+    """
+    common.batched("q_sample", "x0", x0)
+    batch = x0.shape[0]
+    for name, table in (("alpha", alpha), ("sigma", sigma)):
+        if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.ndim != 1:
+            raise TypeError(f"fastdiff.q_sample: expected {name} as a one-dimensional float64 tensor. Use Schedule's.")
+        common.same_device("q_sample", name, table, x0, "x0")
+    common.shaped("q_sample", "sigma", sigma, alpha.shape if t is not None else (batch,))
+    if t is None:
+        common.shaped("q_sample", "alpha", alpha, (batch,))
+    else:
+        t = common.integers("q_sample", "t", t, batch, x0, "x0")
+    if noise is not None:
+        common.floating("q_sample", "noise", noise)
+        common.shaped("q_sample", "noise", noise, x0.shape)
+        common.same_device("q_sample", "noise", noise, x0, "x0")
+    elif seed is None:
+        raise ValueError("fastdiff.q_sample: expected noise or seed, got neither. Pass seed= for reproducible noise.")
+    common.sized("q_sample", common.elements(x0.shape))
+    fast = common.counter_arguments("q_sample", step, stream, mode)
+    number, seeds = common.seed_arguments("q_sample", seed, batch, x0, "x0")
+    if sample_ids is not None:
+        sample_ids = common.integers("q_sample", "sample_ids", sample_ids, batch, x0, "x0")
+    arguments = (x0, t, alpha.contiguous(), sigma.contiguous(), noise, number, seeds, sample_ids, step, stream, fast)
+    with backends.use(backend) if backend else nullcontext():
+        if out is None:
+            return _functional(*arguments)
+        common.shaped("q_sample", "out", out, x0.shape)
+        if out.dtype != x0.dtype or not out.is_contiguous():
+            raise ValueError(f"fastdiff.q_sample: expected a contiguous out of dtype {x0.dtype}, got {out.dtype}.")
+        _into(*arguments, out)
+        return out

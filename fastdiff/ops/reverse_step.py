@@ -1,0 +1,245 @@
+"""`reverse_step`: one row of a plan for every sample, in one kernel.
+
+Between two network calls any solver is x_s = c·(x_t, x0, out, slots, noise) with coefficients from a table; see
+fastdiff.table and kernels/README.md section 4.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+from ..eager.reverse_step import evaluate, vjp
+from ..eager.common import compute_dtype
+from ..table import ALL_COLUMNS, COLUMNS, SLOTS, reads, uses
+from . import common
+
+_ARGUMENTS = (
+    "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int seed, "
+    "Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance, Tensor? gradient, int stream, bool fast, int used"
+)
+_OUTPUTS = "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)? row_out"
+
+
+def _launch_out(
+    x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used,
+    out, slots_out, x0_out, input_out, row_out,
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    launch = backends.launcher("reverse_step", x_t.device)
+    launch(
+        out, _dense(x_t), _dense(model_output), table, row, _dense(slots), _dense(noise),
+        common.unsigned(seed) if seeded else None, seeds, sample_ids, guidance, _dense(gradient), stream, fast, used,
+        slots_out, x0_out, input_out, row_out,
+    )  # fmt: skip
+
+
+def _launch(
+    x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used
+):  # type: ignore[no-untyped-def]  # fmt: skip
+    out, slots_out = _outputs(x_t, slots)
+    if slots is not None:
+        slots_out.copy_(slots)  # a slot the row does not write keeps its value
+    _launch_out(
+        x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast,
+        used, out, slots_out if slots is not None else None, None, None, None,
+    )  # fmt: skip
+    return out, slots_out
+
+
+def _outputs(x_t: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
+    out = torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device)
+    shape = (0,) if slots is None else slots.shape
+    return out, torch.empty(shape, dtype=compute_dtype(x_t), device=x_t.device)
+
+
+def _dense(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.contiguous()
+
+
+common.define("reverse_step", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _launch)
+common.define("reverse_step_out", f"({_ARGUMENTS}, {_OUTPUTS}) -> ()", _launch_out)
+
+
+@torch.library.register_fake("fastdiff::reverse_step")
+def _(x_t, model_output, table, row, slots, *_):  # type: ignore[no-untyped-def]
+    return _outputs(x_t, slots)
+
+
+@torch.library.register_fake("fastdiff::reverse_step_out")
+def _(*_):  # type: ignore[no-untyped-def]
+    return None
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x_t, model_output, table, row, slots, noise, seed, seeds, seeded, ids, guidance, gradient, stream, fast, used = inputs
+    ctx.save_for_backward(x_t, model_output, table, row, slots, noise, seeds, ids, guidance, gradient)
+    ctx.counter = (seed, seeded, stream, fast, used)
+
+
+def _backward(ctx, g_x, g_slots):  # type: ignore[no-untyped-def]
+    x_t, model_output, table, row, slots, noise, seeds, ids, guidance, gradient = ctx.saved_tensors
+    seed, seeded, stream, fast, used = ctx.counter
+    r = evaluate(
+        x_t, model_output, table, row, slots, noise, common.unsigned(seed) if seeded else None, seeds, ids, guidance,
+        gradient, stream, fast, used,
+    )  # fmt: skip
+    grads = vjp(r, x_t, model_output, slots, g_x, None if slots is None else g_slots)
+    needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[4])
+    g_state, g_output, g_memory = (g if n else None for g, n in zip(grads, needed, strict=True))
+    return g_state, g_output, None, None, g_memory, *(None,) * 10
+
+
+torch.library.register_autograd("fastdiff::reverse_step", _backward, setup_context=_save)
+_functional = torch.ops.fastdiff.reverse_step.default
+_into = torch.ops.fastdiff.reverse_step_out.default
+
+
+def columns_used(table: Tensor) -> int:
+    """The bit mask of the columns with a non-zero entry; a table on a device is not read (then all columns count)."""
+    if table.device.type != "cpu":
+        return ALL_COLUMNS
+    return sum(1 << i for i in (table != 0).any(0).nonzero().flatten().tolist())
+
+
+def reverse_step(
+    x_t: Tensor,
+    model_output: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    *,
+    slots: Tensor | None = None,
+    noise: Tensor | None = None,
+    seed: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    guidance: Tensor | None = None,
+    gradient: Tensor | None = None,
+    stream: int = 1,
+    mode: str = "exact",
+    used: int | None = None,
+    out: Tensor | None = None,
+    slots_out: Tensor | None = None,
+    x0_out: Tensor | None = None,
+    input_out: Tensor | None = None,
+    row_out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """x_s = c_x x_t + c_x0 x0 + c_out out + Σ c_k slot_k + c_z z for the table's row[b] of each sample b.
+
+    x0 is the (clipped) prediction from x_t and the network's output, e.g. (x_t - sigma eps)/alpha (Ho et al. 2020,
+    eq. 15); the coefficients are a solver's, DDPM's posterior for instance (ibid., eq. 7).
+
+    Args:
+        x_t: [B, …] state, any floating dtype; arithmetic is float32, float64 for float64.
+        model_output: [B, …] like x_t in any floating dtype, with guidance [2B, …], conditional half first; twice the
+            channels with learned variance; None for rows without a network call.
+        table: float64 [R, 54], see fastdiff.table. row: int64 [B] in [0, R).
+        slots: [S, B, …] in the compute type, S <= 4, the solver's memory.
+        noise: like x_t, else regenerated from seed, sample_ids and the row's noise_index (see `randn`).
+        guidance: [B] strength: out = u + gamma (c - u) (Ho & Salimans 2022, eq. 6); 1 and 0 select c and u.
+        gradient: like x_t, added to the output with the row's `out_grad` (Dhariwal & Nichol 2021, eq. 14).
+        used: the table's column mask (`Plan.used`); None reads it from a table on the CPU.
+        out, slots_out: where to write x_s and the slots (x_t and slots themselves are fine); nothing is allocated and
+            no gradient recorded. Optional further outputs: x0_out like x_t, input_out (the network's next input,
+            [B, …] or [2B, …]), row_out int64 [B] (not row's own memory).
+
+    Returns:
+        x_s; with slots and without `out`, (x_s, new slots). Gradients flow to x_t, model_output and slots.
+
+    Raises:
+        IndexError: row outside the table (CPU; other devices give NaN for that sample).
+        ValueError, TypeError: for arguments outside these, or rows that read what is not given.
+    """
+    where = "reverse_step"
+    common.batched(where, "x_t", x_t)
+    batch, compute = x_t.shape[0], compute_dtype(x_t)
+    if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != len(COLUMNS):
+        got = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
+        raise ValueError(f"fastdiff.{where}: expected table as float64 [R, {len(COLUMNS)}], got {got}. Use plan.table.")
+    common.same_device(where, "table", table, x_t, "x_t")
+    row = common.integers(where, "row", row, batch, x_t, "x_t")
+    halves = 1
+    if guidance is not None:
+        halves = 2
+        common.floating(where, "guidance", guidance)
+        common.shaped(where, "guidance", guidance, (batch,))
+        common.same_device(where, "guidance", guidance, x_t, "x_t")
+        guidance = guidance.to(compute).contiguous()
+    if model_output is not None:
+        common.floating(where, "model_output", model_output)
+        common.same_device(where, "model_output", model_output, x_t, "x_t")
+        shapes = [(halves * batch, *x_t.shape[1:])]
+        if x_t.ndim > 1:
+            shapes.append((halves * batch, 2 * x_t.shape[1], *x_t.shape[2:]))
+        if tuple(model_output.shape) not in shapes:
+            half = " for guidance (conditional half first)" if guidance is not None else ""
+            raise ValueError(
+                f"fastdiff.{where}: expected model_output of shape {list(shapes[0])}{half}, "
+                f"got {list(model_output.shape)}."
+            )
+    for name, value in (("noise", noise), ("gradient", gradient), ("x0_out", x0_out)):
+        if value is not None:
+            common.floating(where, name, value)
+            common.shaped(where, name, value, x_t.shape)
+            common.same_device(where, name, value, x_t, "x_t")
+    memory = slots if slots is not None else slots_out
+    for name, value in (("slots", slots), ("slots_out", slots_out)):
+        if value is not None:
+            common.shaped(where, name, value, (min(value.shape[0], SLOTS), *x_t.shape))
+            common.same_device(where, name, value, x_t, "x_t")
+            if value.dtype != compute:
+                raise TypeError(f"fastdiff.{where}: expected {name} of dtype {compute}, got {value.dtype}.")
+    table = table.contiguous()
+    if used is None:
+        used = columns_used(table)
+        if table.device.type == "cpu":
+            _required(used, model_output, noise, seed, gradient, 0 if memory is None else memory.shape[0])
+    fast = common.counter_arguments(where, 0, stream, mode)
+    common.sized(where, common.elements(x_t.shape))
+    number, seeds = common.seed_arguments(where, seed, batch, x_t, "x_t")
+    if sample_ids is not None:
+        sample_ids = common.integers(where, "sample_ids", sample_ids, batch, x_t, "x_t")
+    arguments = (
+        x_t, model_output, table, row, slots, noise, number, seeds, seed is not None, sample_ids, guidance, gradient,
+        stream, fast, used,
+    )  # fmt: skip
+    with backends.use(backend) if backend else nullcontext():
+        if out is None:
+            if not (slots_out is None and x0_out is None and input_out is None and row_out is None):
+                raise ValueError(f"fastdiff.{where}: expected out together with the other outputs. Pass out=.")
+            x_s, fresh = _functional(*arguments)
+            return x_s if slots is None else (x_s, fresh)
+        common.shaped(where, "out", out, x_t.shape)
+        if row_out is not None:
+            common.integers(where, "row_out", row_out, batch, x_t, "x_t")
+        if input_out is not None and tuple(input_out.shape) not in {(k * batch, *x_t.shape[1:]) for k in (1, 2)}:
+            raise ValueError(
+                f"fastdiff.{where}: expected input_out of shape {[batch, *x_t.shape[1:]]}, got {list(input_out.shape)}."
+            )
+        for name, value in (("out", out), ("slots_out", slots_out), ("x0_out", x0_out), ("input_out", input_out)):
+            if value is not None and not value.is_contiguous():
+                raise ValueError(f"fastdiff.{where}: expected a contiguous {name}. State is stored in C order.")
+        _into(*arguments, out, slots_out, x0_out, input_out, row_out)
+        return out
+
+
+def _required(
+    used: int, model_output: Tensor | None, noise: Tensor | None, seed: int | Tensor | None, gradient: Tensor | None,
+    slots: int,
+) -> None:  # fmt: skip
+    """Raises where the table reads an operand that was not given."""
+    missing = None
+    if model_output is None and uses(used, "network"):
+        missing = "model_output, which rows of this table read"
+    elif noise is None and seed is None and reads(used, "z"):
+        missing = "seed or noise, for rows that draw noise"
+    elif gradient is None and uses(used, "out_grad"):
+        missing = "gradient, which rows of this table read"
+    else:
+        for i in range(slots, SLOTS):
+            if reads(used, f"s{i + 1}") or uses(used, *(c for c in COLUMNS if c.startswith(f"s{i + 1}."))):
+                missing = f"slots with at least {i + 1} entries"
+    if missing:
+        raise ValueError(f"fastdiff.reverse_step: expected {missing}.")

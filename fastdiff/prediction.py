@@ -1,0 +1,88 @@
+"""Prediction types: five linear views of one denoiser.
+
+With x_t = alpha x0 + sigma eps every common network output is a linear combination of x_t and x0:
+
+    epsilon  eps   = (x_t - alpha x0) / sigma              (Ho et al. 2020, eq. 9)
+    x0       x0
+    v        v     = alpha eps - sigma x0                  (Salimans & Ho 2022, section 4)
+    score    s     = -eps / sigma                          (Song et al. 2021, eq. 7; Tweedie, Luo 2022, eq. 133)
+    flow     u     = eps - x0                              (Lipman et al. 2023, for alpha = 1 - sigma)
+
+So a type is the pair (a, b) in output = a·x0 + b·eps, and conversions are 2×2 linear algebra, written here in forms
+without cancellation. alpha² + sigma² = 1 is not assumed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+PREDICTION_TYPES = ("epsilon", "x0", "v", "score", "flow")
+_ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
+
+
+def normalize(prediction_type: str) -> str:
+    """The canonical name of a prediction type; `sample`, `v_prediction` and `flow_prediction` are understood."""
+    name = _ALIASES.get(prediction_type, prediction_type)
+    if name not in PREDICTION_TYPES:
+        raise ValueError(
+            f"fastdiff.prediction: expected prediction_type in {list(PREDICTION_TYPES)}, got {prediction_type!r}."
+        )
+    return name
+
+
+def to_x0_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """(a, b) with x0 = a·x_t + b·output; alpha, sigma are floats or arrays. epsilon, score: alpha > 0."""
+    kind = normalize(prediction_type)
+    zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
+    if kind == "epsilon":
+        return 1.0 / alpha, -sigma / alpha
+    if kind == "x0":
+        return zero, one
+    if kind == "v":
+        norm = alpha * alpha + sigma * sigma
+        return alpha / norm, -sigma / norm
+    if kind == "score":
+        return 1.0 / alpha, sigma * sigma / alpha
+    return 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
+
+
+def to_eps_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
+    """(a, b) with eps = a·x_t + b·output; x0: sigma > 0."""
+    kind = normalize(prediction_type)
+    zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
+    if kind == "epsilon":
+        return zero, one
+    if kind == "x0":
+        return 1.0 / sigma, -alpha / sigma
+    if kind == "v":
+        norm = alpha * alpha + sigma * sigma
+        return sigma / norm, alpha / norm
+    if kind == "score":
+        return zero, -sigma
+    return 1.0 / (alpha + sigma), alpha / (alpha + sigma)
+
+
+def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
+    """What a network of this type should output for x_t = alpha x0 + sigma eps (arrays broadcast; score: sigma > 0)."""
+    kind = normalize(prediction_type)
+    if kind == "epsilon":
+        return eps
+    if kind == "x0":
+        return x0
+    if kind == "v":
+        return alpha * eps - sigma * x0
+    if kind == "score":
+        return -eps / sigma
+    return eps - x0
+
+
+def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, sigma: Any) -> Any:
+    """The output a network of type `destination` would have given instead of `output` of type `source`.
+
+    Shapes broadcast: output and x_t [B, …], alpha and sigma floats or [B, 1, …].
+    """
+    if normalize(source) == normalize(destination):
+        return output
+    a, b = to_x0_coefficients(source, alpha, sigma)
+    c, d = to_eps_coefficients(source, alpha, sigma)
+    return target(destination, a * x_t + b * output, c * x_t + d * output, alpha, sigma)

@@ -1,0 +1,142 @@
+"""One row of a plan, sample by sample: an interpreter of the table schema that shares no code with the solvers.
+
+Written from kernels/README.md section 4 alone; it walks the samples in a Python loop, so that what a per-sample row
+means is plain to see.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .randn import normals
+
+OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
+COLUMNS = (
+    "network t input_scale guidance_weight out_grad x0_x x0_out clip_mode clip_bound noise_index noise_mode "
+    "logvar_lo logvar_hi next"
+).split() + [f"{to}.{of}" for to in ("x", "s1", "s2", "s3", "s4") for of in OPERANDS]
+
+
+class Step(NamedTuple):
+    """What a row gives: x_s [B, …]; slots [S, B, …] or None; x0 [B, …] after the clip;
+    network_input [B or 2B, …]; row [B]."""
+
+    x_s: NDArray
+    slots: NDArray | None
+    x0: NDArray
+    network_input: NDArray
+    row: NDArray[np.int64]
+
+
+def reverse_step(
+    x_t: NDArray,
+    model_output: NDArray | None,
+    table: NDArray[np.float64],
+    row: ArrayLike,
+    *,
+    slots: NDArray | None = None,
+    noise: NDArray | None = None,
+    seed: Any = None,
+    sample_ids: ArrayLike | None = None,
+    guidance: ArrayLike | None = None,
+    gradient: NDArray | None = None,
+    stream: int = 1,
+) -> Step:
+    """Carries out row[b] of table [R, 54] for every sample b; see kernels/README.md section 4."""
+    compute = np.float64 if x_t.dtype == np.float64 else np.float32
+    batch = x_t.shape[0]
+    rows = np.broadcast_to(np.asarray(row), (batch,))
+    ids = np.arange(batch) if sample_ids is None else np.asarray(sample_ids)
+    gammas = None if guidance is None else np.broadcast_to(np.asarray(guidance, compute), (batch,))
+    x_s = np.empty_like(x_t)
+    x0_all = np.empty(x_t.shape, compute)
+    scaled = np.empty(x_t.shape, compute)
+    new_slots = None if slots is None else slots.copy()
+    next_row = np.empty(batch, np.int64)
+    for b in range(batch):
+        r = dict(zip(COLUMNS, table[rows[b]], strict=True))
+        c = {name: compute(value) for name, value in r.items()}
+        read: dict[str, NDArray] = {"x": x_t[b].astype(compute)}
+        for i in range(0 if slots is None else len(slots)):
+            read[f"s{i + 1}"] = slots[i, b].astype(compute)  # type: ignore[index]
+        half = None
+        if model_output is not None:
+            out, half = _split(model_output[b].astype(compute), x_t[b].shape)
+            if gammas is not None:
+                uncond, _ = _split(model_output[batch + b].astype(compute), x_t[b].shape)
+                w = c["guidance_weight"]
+                g = gammas[b] if w == 1 else compute(1) + w * (gammas[b] - compute(1))
+                out = out if g == 1 else uncond if g == 0 else uncond + g * (out - uncond)
+            if r["out_grad"] != 0:
+                assert gradient is not None
+                out = out + c["out_grad"] * gradient[b].astype(compute)
+            read["out"] = out
+        x0 = _combine({"x": c["x0_x"], "out": c["x0_out"]}, read, x_t[b].shape, compute)
+        if r["clip_mode"] == 1:
+            x0 = np.where(x0 > c["clip_bound"], c["clip_bound"], x0)
+            x0 = np.where(x0 < -c["clip_bound"], -c["clip_bound"], x0)
+        read["x0"] = x0_all[b] = x0
+        if any(r[f"{to}.z"] != 0 for to in ("x", "s1", "s2", "s3", "s4")):
+            if noise is not None:
+                z = noise[b].astype(compute)
+            else:
+                s = np.broadcast_to(np.asarray(seed).astype(np.uint64), (batch,))[b]
+                z = normals(x_t[b].size, s, ids[b : b + 1], int(r["noise_index"]), stream)[0]
+                z = z.reshape(x_t[b].shape).astype(compute)
+            if r["noise_mode"] == 1:
+                assert half is not None
+                lo, hi = c["logvar_lo"], c["logvar_hi"]
+                logvar = lo + (hi - lo) * ((half + compute(1)) * compute(0.5))
+                z = z * _exp(compute(0.5) * logvar)
+            read["z"] = z
+        x_next = _combine(_coefficients(c, "x"), read, x_t[b].shape, compute)
+        for i in range(0 if slots is None else len(slots)):
+            coefficients = _coefficients(c, f"s{i + 1}")
+            if any(v != 0 for v in coefficients.values()):
+                new_slots[i, b] = _combine(coefficients, read, x_t[b].shape, compute)  # type: ignore[index]
+        next_row[b] = int(r["next"])
+        x_s[b] = x_next.astype(x_t.dtype)
+        scaled[b] = compute(table[next_row[b], COLUMNS.index("input_scale")]) * x_next
+    network_input = scaled if gammas is None else np.concatenate([scaled, scaled])
+    return Step(x_s, new_slots, x0_all, network_input, next_row)
+
+
+def _coefficients(c: dict[str, Any], to: str) -> dict[str, Any]:
+    return {operand: c[f"{to}.{operand}"] for operand in OPERANDS}
+
+
+def _combine(coefficients: dict[str, Any], read: dict[str, NDArray], shape: tuple[int, ...], compute: Any) -> NDArray:
+    total = np.zeros(shape, compute)
+    for operand, c in coefficients.items():
+        if c != 0:
+            total = total + c * read[operand]
+    return total
+
+
+def _split(out: NDArray, shape: tuple[int, ...]) -> tuple[NDArray, NDArray | None]:
+    """A model output with twice the channels is (prediction, variance half)."""
+    if out.shape == shape:
+        return out, None
+    half = out.shape[0] // 2
+    return out[:half], out[half:]
+
+
+def _exp(x: NDArray) -> NDArray:
+    """exp: NumPy's in float64, the polynomial of kernels/README.md section 4 in float32."""
+    if x.dtype == np.float64:
+        return np.exp(x)
+    f = np.float32
+    x = np.where(x > f(88), f(88), x)
+    x = np.where(x < f(-87), f(-87), x)
+    magic = f(12582912)
+    k = (x * f(float.fromhex("0x1.715476p+0")) + magic) - magic
+    r = (x - k * f(float.fromhex("0x1.62e4p-1"))) - k * f(float.fromhex("0x1.7f7d1cp-20"))
+    p = np.full_like(r, f(float.fromhex("0x1.6db414p-10")))
+    for h in ("0x1.123b46p-7", "0x1.55545ep-5", "0x1.55549p-3", "0x1.0p-1"):
+        p = p * r + f(float.fromhex(h))
+    y = f(1) + (r + (r * r) * p)
+    with np.errstate(invalid="ignore"):
+        return (y.view(np.int32) + (k.astype(np.int32) << 23)).view(f)

@@ -1,0 +1,146 @@
+"""Noise schedules: x_t = alpha_t x0 + sigma_t eps, as float64 tables.
+
+A discrete variance-preserving schedule is fixed by betas: alpha_t^2 = prod(1 - beta_i) and sigma_t^2 = 1 - alpha_t^2
+(Ho et al. 2020, eq. 4). Both halves are kept, because 1 - alpha_t^2 has lost its digits where alpha_t^2 is near one;
+log-SNR = ln(alpha_t^2 / sigma_t^2) (Kingma et al. 2021, eq. 2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+class Schedule:
+    """A discrete variance-preserving noise schedule over t = 0 … T-1.
+
+    Attributes (float64 arrays [T] unless stated):
+        num_train_timesteps: T.
+        alphas_cumprod: alpha_t^2, strictly decreasing, inside (0, 1).
+        one_minus_alphas_cumprod: sigma_t^2.
+        alpha, sigma: the two coefficients of q(x_t | x0) = N(alpha_t x0, sigma_t^2 I).
+        log_snr: ln(alpha_t^2 / sigma_t^2).
+        betas: 1 - alpha_t^2 / alpha_{t-1}^2, with alpha_{-1} = 1.
+    """
+
+    def __init__(self, alphas_cumprod: Array, one_minus: Array, config: dict[str, Any]):
+        self.alphas_cumprod = alphas_cumprod
+        self.one_minus_alphas_cumprod = one_minus
+        self.alpha = np.sqrt(alphas_cumprod)
+        self.sigma = np.sqrt(one_minus)
+        self.log_snr = np.log(alphas_cumprod) - np.log(one_minus)
+        self._config = config
+        for table in (self.alphas_cumprod, self.one_minus_alphas_cumprod, self.alpha, self.sigma, self.log_snr):
+            table.flags.writeable = False
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
+    def betas(self) -> Array:
+        previous = np.concatenate([[0.0], self.one_minus_alphas_cumprod[:-1]])
+        return (self.one_minus_alphas_cumprod - previous) / (1.0 - previous)
+
+    @classmethod
+    def linear(
+        cls, num_train_timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02
+    ) -> Schedule:
+        """beta_t evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4)."""
+        size = _size("linear", num_train_timesteps)
+        config = {"name": "linear", "num_train_timesteps": size, "beta_start": beta_start, "beta_end": beta_end}
+        return cls._from_betas("linear", np.linspace(beta_start, beta_end, size), config)
+
+    @classmethod
+    def scaled_linear(
+        cls, num_train_timesteps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> Schedule:
+        """sqrt(beta_t) evenly spaced, as in latent diffusion (Rombach et al. 2022, table 15)."""
+        size = _size("scaled_linear", num_train_timesteps)
+        config = {"name": "scaled_linear", "num_train_timesteps": size, "beta_start": beta_start, "beta_end": beta_end}
+        if not (beta_start > 0 and beta_end > 0):
+            raise ValueError(f"fastdiff.Schedule.scaled_linear: expected betas in (0, 1), got {beta_start}, {beta_end}.")
+        return cls._from_betas("scaled_linear", np.linspace(beta_start**0.5, beta_end**0.5, size) ** 2, config)
+
+    @classmethod
+    def cosine(cls, num_train_timesteps: int = 1000, *, offset: float = 0.008, max_beta: float = 0.999) -> Schedule:
+        """alpha_t^2 = f(t)/f(0), f(u) = cos^2(pi/2 (u/T + s)/(1 + s)), betas held at max_beta (Nichol & Dhariwal 2021,
+        eq. 17)."""
+        size = _size("cosine", num_train_timesteps)
+        config = {"name": "cosine", "num_train_timesteps": size, "offset": offset, "max_beta": max_beta}
+        f = [math.cos((i / size + offset) / (1 + offset) * math.pi / 2) ** 2 for i in range(size + 1)]
+        betas = np.array([min(1 - f[i + 1] / f[i], max_beta) for i in range(size)])
+        return cls._from_betas("cosine", betas, config)
+
+    @classmethod
+    def from_betas(cls, betas: ArrayLike) -> Schedule:
+        """From beta_t [T], each inside (0, 1): alpha_t^2 = prod_{i<=t}(1 - beta_i) (Ho et al. 2020, eq. 4)."""
+        table = _table("from_betas", "betas", betas)
+        return cls._from_betas("from_betas", table, {"name": "from_betas", "betas": table.tolist()})
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike) -> Schedule:
+        """From alpha_t^2 [T], strictly decreasing inside (0, 1)."""
+        table = _table("from_alphas_cumprod", "alphas_cumprod", alphas_cumprod)
+        if (np.diff(table) >= 0).any():
+            at = int(np.argmax(np.diff(table) >= 0)) + 1
+            raise ValueError(
+                f"fastdiff.Schedule.from_alphas_cumprod: expected strictly decreasing values, got {table[at]} at index "
+                f"{at} after {table[at - 1]}. Noise grows with t."
+            )
+        return cls(table, 1.0 - table, {"name": "from_alphas_cumprod", "alphas_cumprod": table.tolist()})
+
+    @classmethod
+    def _from_betas(cls, name: str, betas: Array, config: dict[str, Any]) -> Schedule:
+        table = _table(name, "betas", betas)
+        log_alphas_cumprod = np.cumsum(np.log1p(-table))
+        return cls(np.exp(log_alphas_cumprod), -np.expm1(log_alphas_cumprod), config)
+
+    def to_config(self) -> dict[str, Any]:
+        """A JSON-safe dictionary from which `from_config` makes the same schedule."""
+        return dict(self._config)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Schedule:
+        """The inverse of `to_config`. Raises ValueError for an unknown name or key."""
+        arguments = dict(config)
+        name = arguments.pop("name", None)
+        makers = {m.__name__: m for m in (cls.linear, cls.scaled_linear, cls.cosine, cls.from_betas, cls.from_alphas_cumprod)}
+        if name not in makers:
+            raise ValueError(f"fastdiff.Schedule.from_config: expected name in {sorted(makers)}, got {name!r}.")
+        try:
+            return makers[name](**arguments)
+        except TypeError:
+            raise ValueError(
+                f"fastdiff.Schedule.from_config: unknown key among {sorted(arguments)} for schedule {name!r}."
+            ) from None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{k}={v}" for k, v in self._config.items() if k != "name" and not isinstance(v, list))
+        return f"Schedule.{self._config['name']}({shown or f'T={self.num_train_timesteps}'})"
+
+
+def _size(where: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"fastdiff.Schedule.{where}: expected num_train_timesteps >= 1, got {value!r}.")
+    return int(value)
+
+
+def _table(where: str, name: str, values: ArrayLike | Sequence[float]) -> Array:
+    """`values` as a float64 copy [T]; every entry must lie inside (0, 1)."""
+    table = np.array(values, dtype=np.float64)
+    if table.ndim != 1 or table.size == 0:
+        raise ValueError(f"fastdiff.Schedule.{where}: expected {name} of shape [T], got shape {list(table.shape)}.")
+    inside = (table > 0) & (table < 1)  # False for NaN too
+    if not inside.all():
+        at = int(np.argmin(inside))
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected {name} inside (0, 1), got {float(table[at])} at index {at}."
+        )
+    return table

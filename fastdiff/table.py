@@ -1,0 +1,41 @@
+"""The schema of a plan's table: one row of numbers is one solver step (kernels/README.md section 4).
+
+x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear combinations of
+(x, x0, out, s1, s2, s3, s4, z). A zero coefficient means that the operand is not read.
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+SLOTS = 4
+OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
+OUTPUTS = ("x", "s1", "s2", "s3", "s4")
+HEADER = (
+    "network",
+    "t",
+    "input_scale",
+    "guidance_weight",
+    "out_grad",
+    "x0_x",
+    "x0_out",
+    "clip_mode",
+    "clip_bound",
+    "noise_index",
+    "noise_mode",
+    "logvar_lo",
+    "logvar_hi",
+    "next",
+)
+COLUMNS = HEADER + tuple(f"{to}.{of}" for to in OUTPUTS for of in OPERANDS)
+INDEX = {name: i for i, name in enumerate(COLUMNS)}
+ALL_COLUMNS = (1 << len(COLUMNS)) - 1
+
+
+def uses(mask: int, *names: str) -> bool:
+    """Whether any of the named columns is non-zero in some row, by the bit mask of a table (-1: unknown, so yes)."""
+    return any(mask >> INDEX[name] & 1 for name in names)
+
+
+def reads(mask: int, operand: str) -> bool:
+    """Whether some output of some row reads this operand."""
+    return uses(mask, *(f"{to}.{operand}" for to in OUTPUTS))
