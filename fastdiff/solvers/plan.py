@@ -1,0 +1,108 @@
+"""The plan: a solver traced over a grid of times, a float64 table with one row per network call.
+
+The table is all that a kernel needs and all that a dataset's identity needs: it prints as formulas and its hash goes
+into provenance.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..table import COLUMNS, INDEX, OPERANDS, SCHEMA_VERSION, SLOTS
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """An immutable table of solver steps.
+
+    Attributes:
+        table: float64 [rows, 54]; the last row is the identity.
+        info: what it was made from (solver, steps, schedule, …), JSON-safe.
+        columns: the table's column names (fastdiff.table).
+    """
+
+    table: NDArray[np.float64]
+    info: Mapping[str, Any] = field(default_factory=dict)
+    columns: tuple[str, ...] = COLUMNS
+
+    def __post_init__(self) -> None:
+        if self.table.dtype != np.float64 or self.table.ndim != 2 or self.table.shape[1] != len(COLUMNS):
+            raise ValueError(f"fastdiff.Plan: expected a float64 table [rows, {len(COLUMNS)}], got {self.table.shape}.")
+        if not np.isfinite(self.table).all():
+            row, column = np.argwhere(~np.isfinite(self.table))[0]
+            raise ValueError(
+                f"fastdiff.Plan: expected finite coefficients, got {self.table[row, column]} in row {row}, column "
+                f"{COLUMNS[column]!r}. The schedule reaches a point where the prediction type is undefined."
+            )
+        self.table.flags.writeable = False
+
+    def __len__(self) -> int:
+        """Rows that do something; the closing identity row is not counted."""
+        return len(self.table) - 1
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of schema and table, hexadecimal: equal plans step equally."""
+        digest = hashlib.sha256(f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode())
+        digest.update(np.ascontiguousarray(self.table, dtype="<f8").tobytes())
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def used(self) -> int:
+        """Bit mask of the columns that some row fills; kernels are specialised on it."""
+        return sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0)))
+
+    @functools.cached_property
+    def slots(self) -> int:
+        """How many remembered tensors a run of this plan needs."""
+        names = {i: [INDEX[f"{to}.s{i}"] for to in ("x", "s1", "s2", "s3", "s4")] for i in range(1, SLOTS + 1)}
+        return max((i for i, columns in names.items() if (self.table[:, columns] != 0).any()), default=0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row draws noise."""
+        return bool((self.column("x.z") != 0).any()) or any((self.column(f"s{i}.z") != 0).any() for i in range(1, 5))
+
+    @property
+    def network_calls(self) -> int:
+        return int(self.column("network").sum())
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """One column, [rows]."""
+        return self.table[:, INDEX[name]]
+
+    def __str__(self) -> str:
+        title = ", ".join(f"{k} {v}" for k, v in self.info.items() if v is not None)
+        lines = [f"{title or 'plan'}: {self.network_calls} network calls, hash {self.hash[:12]}"]
+        cells = [("row", "t", "x0 =", "next x =", "remembers")]
+        for i in range(len(self)):
+            cells.append((str(i), f"{self.column('t')[i]:g}", self._x0(i), self._sum(i, "x"), self._memory(i)))
+        columns = [c for c in range(5) if c < 4 or any(row[c] for row in cells[1:])]
+        widths = [max(len(row[c]) for row in cells) for c in columns]
+        lines += ["  ".join(row[c].ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip() for row in cells]
+        return "\n".join(lines)
+
+    def _x0(self, row: int) -> str:
+        if not self.column("network")[row]:
+            return "-"
+        text = _terms([(self.column("x0_x")[row], "x"), (self.column("x0_out")[row], "out")])
+        return f"{text}, |x0| <= {self.column('clip_bound')[row]:g}" if self.column("clip_mode")[row] else text
+
+    def _sum(self, row: int, to: str) -> str:
+        names = [o if o != "z" else f"z{int(self.column('noise_index')[row])}" for o in OPERANDS]
+        return _terms([(self.column(f"{to}.{o}")[row], n) for o, n in zip(OPERANDS, names, strict=True)])
+
+    def _memory(self, row: int) -> str:
+        written = [(i, self._sum(row, f"s{i}")) for i in range(1, SLOTS + 1)]
+        return "; ".join(f"s{i} = {text}" for i, text in written if text != "0")
+
+
+def _terms(terms: list[tuple[float, str]]) -> str:
+    return " ".join(f"{c:+.6g} {name}" for c, name in terms if c != 0) or "0"

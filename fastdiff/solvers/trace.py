@@ -1,0 +1,170 @@
+"""The tracer: a solver written as in its paper becomes the rows of a table.
+
+A solver is a Python loop over a grid of times in which x, x0, eps, the raw output, remembered terms and noise are
+`Linear` terms, sums of symbols with float coefficients. `Trace.predict(x, t)` stands for a network call: it closes the
+row before, whose next x is its first argument, and opens one. Because every value between two calls is linear in the
+open row's symbols, closing a row only writes coefficients down; no solver needs a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..prediction import to_eps_coefficients, to_x0_coefficients
+from ..table import COLUMNS, INDEX, OPERANDS, SLOTS
+from .grids import Time
+
+Symbol = tuple[str, int]  # (operand, row) or ("slot", number of the kept term)
+
+
+class Linear:
+    """A sum of symbols with float coefficients; adds, subtracts and scales like the tensor it stands for."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self, terms: Mapping[Symbol, float]):
+        self.terms = {symbol: float(c) for symbol, c in terms.items() if c != 0}
+
+    def __add__(self, other: Linear) -> Linear:
+        if not isinstance(other, Linear):
+            return NotImplemented
+        terms = dict(self.terms)
+        for symbol, c in other.terms.items():
+            terms[symbol] = terms.get(symbol, 0.0) + c
+        return Linear(terms)
+
+    def __mul__(self, factor: float) -> Linear:
+        return Linear({symbol: c * float(factor) for symbol, c in self.terms.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Linear:
+        return Linear({symbol: c / float(divisor) for symbol, c in self.terms.items()})
+
+    def __neg__(self) -> Linear:
+        return self * -1.0
+
+    def __sub__(self, other: Linear) -> Linear:
+        return self + (-other)
+
+    def __repr__(self) -> str:
+        return " + ".join(f"{c:.6g} {name}[{row}]" for (name, row), c in self.terms.items()) or "0"
+
+
+class Prediction(NamedTuple):
+    """What a network call at time t gives: x0 (after the clip), eps as the network means it, and the raw output."""
+
+    x0: Linear
+    eps: Linear
+    out: Linear
+
+
+class _Row(NamedTuple):
+    header: dict[str, float]
+    next_x: Linear
+    kept: dict[int, Linear]  # number of the kept term -> its value
+
+
+class Trace:
+    """Records a solver's rows; see the module's docstring for how a solver uses it.
+
+    Args:
+        prediction_type: how x0 and eps follow from x and the output (fastdiff.prediction).
+        clip_range: bound of the static clip on x0, or None.
+    """
+
+    def __init__(self, prediction_type: str, clip_range: float | None = None):
+        self.prediction_type = prediction_type
+        self.clip_range = clip_range
+        self.rows: list[_Row] = []
+        self.start = Linear({("x", 0): 1.0})
+        self._header: dict[str, float] | None = None
+        self._kept: dict[int, Linear] = {}
+        self._kept_total = 0
+
+    def predict(self, x: Linear, t: Time) -> Prediction:
+        """A network call on x at time t."""
+        self._close(x)
+        row = len(self.rows)
+        self._header = {"network": 1.0, "t": t.t, "input_scale": 1.0, "guidance_weight": 1.0}
+        self._header["x0_x"], self._header["x0_out"] = to_x0_coefficients(self.prediction_type, t.alpha, t.sigma)
+        if self.clip_range is not None:
+            self._header |= {"clip_mode": 1.0, "clip_bound": self.clip_range}
+        out = Linear({("out", row): 1.0})
+        a, b = to_eps_coefficients(self.prediction_type, t.alpha, t.sigma)
+        return Prediction(Linear({("x0", row): 1.0}), a * Linear({("x", row): 1.0}) + b * out, out)
+
+    def x(self) -> Linear:
+        """The state the open row started from."""
+        return Linear({("x", len(self.rows)): 1.0})
+
+    def noise(self) -> Linear:
+        """The open row's draw of standard normal noise; a row has one."""
+        assert self._header is not None, "noise before the first network call needs a row of its own"
+        self._header["noise_index"] = float(len(self.rows))
+        return Linear({("z", len(self.rows)): 1.0})
+
+    def keep(self, value: Linear) -> Linear:
+        """Remembers a term across network calls; the result stands for it from the next row on."""
+        self._kept[self._kept_total] = value
+        self._kept_total += 1
+        return Linear({("slot", self._kept_total - 1): 1.0})
+
+    def _close(self, next_x: Linear) -> None:
+        if self._header is None:
+            if next_x.terms != self.start.terms or self._kept:
+                raise ValueError("fastdiff.solvers: expected the first network call on the start, got a changed state.")
+            return
+        self.rows.append(_Row(self._header, next_x, self._kept))
+        self._header, self._kept = None, {}
+
+    def table(self, x: Linear) -> NDArray[np.float64]:
+        """The finished table [rows + 1, 54]: x is the solver's result, the identity row is added."""
+        self._close(x)
+        slots = self._allocate()
+        table = np.zeros((len(self.rows) + 1, len(COLUMNS)))
+        for i, row in enumerate(self.rows):
+            for name, value in row.header.items():
+                table[i, INDEX[name]] = value
+            table[i, INDEX["next"]] = i + 1
+            outputs = {"x": row.next_x} | {f"s{slots[k]}": v for k, v in row.kept.items() if k in slots}
+            for to, value in outputs.items():
+                for symbol, c in value.terms.items():
+                    table[i, INDEX[f"{to}.{self._operand(symbol, i, slots)}"]] = c
+        last = len(self.rows)
+        table[last, [INDEX["next"], INDEX["x.x"], INDEX["input_scale"]]] = last, 1.0, 1.0
+        return table
+
+    def _operand(self, symbol: Symbol, row: int, slots: Mapping[int, int]) -> str:
+        name, origin = symbol
+        if name == "slot":
+            return f"s{slots[origin]}"
+        if origin != row or name not in OPERANDS:
+            raise ValueError(
+                f"fastdiff.solvers: expected terms of row {row}, got {name} of row {origin}. Remember it with keep()."
+            )
+        return name
+
+    def _allocate(self) -> dict[int, int]:
+        """Kept terms to slots 1 … 4, by linear scan: a term holds its slot from its row to its last use."""
+        last_use: dict[int, int] = {}
+        for i, row in enumerate(self.rows):
+            for value in (row.next_x, *row.kept.values()):
+                last_use |= {number: i for (name, number) in value.terms if name == "slot"}
+        free, held, slots = list(range(1, SLOTS + 1)), {}, {}
+        for i, row in enumerate(self.rows):
+            # all reads of a row come before its writes, so a slot read for the last time here may be written here
+            for number in [k for k in held if last_use[k] <= i]:
+                free.append(held.pop(number))
+            free.sort()
+            for number in row.kept:
+                if number not in last_use:
+                    continue
+                if not free:
+                    raise ValueError(f"fastdiff.solvers: expected at most {SLOTS} remembered terms at row {i}, got more.")
+                held[number] = slots[number] = free.pop(0)
+        return slots
