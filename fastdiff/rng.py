@@ -71,7 +71,7 @@ def normals(
     w0, w1, w2, w3 = words(groups, seed=seed, sample_ids=sample_ids, step=step, stream=stream)
     pair = _pair_fast if fast else _pair_exact
     z = torch.stack((*pair(w0, w1), *pair(w2, w3)), dim=-1)
-    return z.reshape(sample_ids.shape[0], -1)[:, :n].contiguous()
+    return z.flatten(1)[:, :n].contiguous()
 
 
 def _pair_exact(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

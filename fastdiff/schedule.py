@@ -45,8 +45,12 @@ class Schedule:
 
     @property
     def betas(self) -> Array:
-        previous = np.concatenate([[0.0], self.one_minus_alphas_cumprod[:-1]])
-        return (self.one_minus_alphas_cumprod - previous) / (1.0 - previous)
+        kept = np.concatenate([[1.0], self.alphas_cumprod[:-1]])
+        lost = np.concatenate([[0.0], self.one_minus_alphas_cumprod[:-1]])
+        # the difference has the digits while little is lost, the ratio when much is
+        return np.where(
+            lost < 0.5, (self.one_minus_alphas_cumprod - lost) / kept, 1.0 - self.alphas_cumprod / kept
+        )
 
     @classmethod
     def linear(

@@ -18,7 +18,7 @@ def iota(batch: int, device: torch.device) -> Tensor:
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """[B] as [B, 1, …], to broadcast against `like`."""
-    return values.view(-1, *(1,) * (like.ndim - 1))
+    return values.view(values.shape[0], *(1,) * (like.ndim - 1))
 
 
 def checked_index(index: Tensor, size: int, message: str | None) -> tuple[Tensor, Tensor | None]:

@@ -76,7 +76,7 @@ def normals(n: int, seed: ArrayLike, sample_ids: NDArray[np.int64], step: ArrayL
     out = np.empty((batch, groups, 4), dtype=F32)
     out[..., 0], out[..., 1] = _box_muller(w[..., 0], w[..., 1])
     out[..., 2], out[..., 3] = _box_muller(w[..., 2], w[..., 3])
-    return out.reshape(batch, -1)[:, :n]
+    return out.reshape(batch, 4 * groups)[:, :n]
 
 
 def randn(

@@ -1,0 +1,39 @@
+"""Inputs for the op tests: shapes, dtypes and random tables that fill every column."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fastdiff.table import COLUMNS, INDEX
+
+SHAPES = [(1, 1), (3, 5), (2, 3, 7), (4, 3, 8, 8), (5, 2, 1, 33), (7,), (2, 1, 65, 67), (0, 3), (3, 0), (300, 2)]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarray:
+    """A table with about half its coefficients zero and all modes mixed among the rows."""
+    random = np.random.default_rng(seed)
+    table = np.where(random.random((rows, len(COLUMNS))) < 0.5, random.standard_normal((rows, len(COLUMNS))), 0.0)
+    index = np.arange(rows)
+    table[:, INDEX["network"]] = 1
+    table[:, INDEX["t"]] = 10 * index[::-1]
+    table[:, INDEX["guidance_weight"]] = np.array([1.0, 0.5, 0.0, 2.0])[index % 4]
+    table[:, INDEX["clip_mode"]] = index % 2
+    table[:, INDEX["clip_bound"]] = 0.7
+    table[:, INDEX["noise_index"]] = index
+    table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
+    table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
+    table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
+    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that is kept
+    table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
+    return table
+
+
+def truth(x: torch.Tensor) -> np.ndarray:
+    """A tensor of any floating dtype as NumPy, bf16 by way of float32 (which holds it exactly)."""
+    return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()

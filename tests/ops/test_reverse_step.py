@@ -1,0 +1,147 @@
+"""`reverse_step` against the oracle's interpreter of the same rows, and its gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ops.cases import DTYPES, SHAPES, name, random_table, truth
+from tolerances import ROUNDING
+
+from fastdiff import ops, reference
+from fastdiff.eager.common import compute_dtype
+from fastdiff.table import COLUMNS, INDEX
+
+ROWS = 6
+
+
+def _run(
+    shape: tuple[int, ...], dtype: torch.dtype, out_dtype: torch.dtype, guided: bool, learned: bool, seed: int = 0
+) -> tuple[dict[str, torch.Tensor], reference.reverse_step.__class__]:
+    """All outputs of the op on random inputs, and the oracle's."""
+    g = torch.Generator().manual_seed(seed)
+    compute, batch = compute_dtype(torch.empty(0, dtype=dtype)), shape[0]
+    x = torch.randn(shape, generator=g).to(dtype)
+    channels = 2 * shape[1] if learned else shape[1] if len(shape) > 1 else None
+    out_shape = (batch * (2 if guided else 1), *((channels,) if channels is not None else ()), *shape[2:])
+    out = torch.randn(out_shape, generator=g).to(out_dtype)
+    table = random_table(ROWS, seed, learned=learned)
+    row = torch.arange(batch) % ROWS
+    slots = torch.randn((4, *shape), generator=g).to(compute)
+    gradient = torch.randn(shape, generator=g).to(dtype)
+    ids = torch.arange(batch) + 2**40
+    gamma = torch.tensor([1.0, 0.0, 2.5, -1.0, 7.5])[torch.arange(batch) % 5].to(compute) if guided else None
+    results = {
+        "x_s": torch.full(shape, torch.nan, dtype=dtype),
+        "slots": slots.clone(),
+        "x0": torch.full(shape, torch.nan, dtype=compute),
+        "network_input": torch.full((batch * (2 if guided else 1), *shape[1:]), torch.nan, dtype=compute),
+        "row": torch.full((batch,), -1),
+    }
+    ops.reverse_step(
+        x, out, torch.from_numpy(table), row, slots=slots, seed=2**63 + 5, sample_ids=ids, guidance=gamma,
+        gradient=gradient, out=results["x_s"], slots_out=results["slots"], x0_out=results["x0"],
+        input_out=results["network_input"], row_out=results["row"],
+    )  # fmt: skip
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    expected = reference.reverse_step(
+        truth(x).astype(wide), truth(out), table, row.numpy(), slots=slots.numpy(), seed=2**63 + 5,
+        sample_ids=ids.numpy(), guidance=None if gamma is None else gamma.numpy(), gradient=truth(gradient),
+    )  # fmt: skip
+    return results, expected
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_float32_bits(shape: tuple[int, ...], learned: bool, guided: bool, backend: str) -> None:
+    learned = learned and len(shape) > 1
+    results, expected = _run(shape, torch.float32, torch.float32, guided, learned)
+    for key, got in results.items():
+        assert np.array_equal(got.numpy(), getattr(expected, key)), key
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_float64(learned: bool, guided: bool, backend: str) -> None:
+    results, expected = _run((5, 3, 9), torch.float64, torch.float64, guided, learned)
+    for key, got in results.items():
+        # bits, but for the platform's exp of learned variances: one unit in its last place
+        limit = 8 * ROUNDING["float64"] if learned else 0.0
+        np.testing.assert_allclose(got.numpy(), getattr(expected, key), rtol=limit, atol=8 * limit, err_msg=key)
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=name)
+def test_mixed_types_are_float32_arithmetic_rounded_once(
+    dtype: torch.dtype, out_dtype: torch.dtype, backend: str
+) -> None:
+    results, expected = _run((6, 4, 5), dtype, out_dtype, True, True)
+    assert torch.equal(results["x_s"], torch.from_numpy(expected.x_s).to(dtype))
+    for key in ("slots", "x0", "network_input"):
+        assert np.array_equal(results[key].numpy(), getattr(expected, key)), key
+
+
+def test_outputs_may_be_the_inputs_memory(backend: str) -> None:
+    table = torch.from_numpy(random_table(ROWS, 3, learned=False))
+    x, out, slots = torch.randn(6, 37), torch.randn(6, 37), torch.randn(4, 6, 37)
+    gradient, row = torch.randn(6, 37), torch.arange(6)
+    expected, fresh = ops.reverse_step(x, out, table, row, slots=slots, seed=1, gradient=gradient)
+    ops.reverse_step(x, out, table, row, slots=slots, seed=1, gradient=gradient, out=x, slots_out=slots)
+    assert torch.equal(x, expected) and torch.equal(slots, fresh)
+
+
+def test_a_zero_coefficient_is_not_read(backend: str) -> None:
+    """NaN in every operand the row has no coefficient for."""
+    table = np.zeros((2, len(COLUMNS)))
+    table[:, INDEX["network"]], table[:, INDEX["next"]] = 1, [1, 1]
+    table[0, INDEX["x.x"]] = 0.5  # row 0 reads x alone
+    table[1, [INDEX["x.s2"], INDEX["s1.out"]]] = 2.0, 1.0  # row 1 reads slot 2 and the output
+    nan = torch.full((2, 5), torch.nan)
+    x, out, slots = torch.ones(2, 5), nan.clone(), torch.full((4, 2, 5), torch.nan)
+    x[1], out[1], slots[1, 1] = torch.nan, 3.0, 4.0
+    x_s, fresh = ops.reverse_step(x, out, torch.from_numpy(table), torch.tensor([0, 1]), slots=slots)
+    assert torch.equal(x_s, torch.tensor([[0.5] * 5, [8.0] * 5]))
+    assert torch.equal(fresh[0, 1], torch.full((5,), 3.0)) and bool(torch.isnan(fresh[0, 0]).all())
+
+
+def test_nan_and_infinity_pass_the_clip(backend: str) -> None:
+    table = np.zeros((1, len(COLUMNS)))
+    table[0, [INDEX["network"], INDEX["x0_out"], INDEX["clip_mode"], INDEX["clip_bound"], INDEX["x.x0"]]] = 1.0
+    out = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.5, -7.0]])
+    got = ops.reverse_step(torch.zeros(1, 5), out, torch.from_numpy(table), torch.tensor([0]))
+    assert torch.equal(got.nan_to_num(99.0), torch.tensor([[99.0, 1.0, -1.0, 0.5, -1.0]]))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("learned", [False, True])
+def test_gradients(guided: bool, learned: bool, backend: str) -> None:
+    table = torch.from_numpy(random_table(ROWS, 5, learned=learned))
+    g = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
+
+    x, out, slots = leaf(4, 2, 3), leaf(8 if guided else 4, 4 if learned else 2, 3), leaf(4, 4, 2, 3)
+    gamma = torch.tensor([1.0, 0.5, 0.0, 3.0], dtype=torch.float64) if guided else None
+    gradient, row = torch.randn(4, 2, 3, dtype=torch.float64, generator=g), torch.tensor([0, 1, 2, 4])
+    assert torch.autograd.gradcheck(
+        lambda x, out, slots: ops.reverse_step(
+            x, out, table, row, slots=slots, seed=3, guidance=gamma, gradient=gradient
+        ),
+        (x, out, slots),
+    )
+
+
+def test_many_short_samples(backend: str) -> None:
+    table = torch.from_numpy(random_table(ROWS, 1, learned=False))
+    batch = 70_000
+    x, out, gradient = (torch.randn(batch, 2) for _ in range(3))
+    slots, row = torch.randn(4, batch, 2), torch.arange(batch) % ROWS
+    x_s, fresh = ops.reverse_step(x, out, table, row, slots=slots, seed=1, gradient=gradient)
+    pick = torch.tensor([0, 1, 35_003, 65_536, 69_999])
+    expected = reference.reverse_step(
+        x[pick].numpy(), out[pick].numpy(), table.numpy(), row[pick].numpy(), slots=slots[:, pick].numpy(), seed=1,
+        sample_ids=pick.numpy(), gradient=gradient[pick].numpy(),
+    )  # fmt: skip
+    assert np.array_equal(x_s[pick].numpy(), expected.x_s) and np.array_equal(fresh[:, pick].numpy(), expected.slots)

@@ -1,0 +1,36 @@
+"""Every tolerance of the suite, with its reason. A test that needs another one adds it here and says why."""
+
+import math
+
+# One rounding of the stored type, relative to the value: half a unit in the last place, doubled for the last product.
+ROUNDING = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+# Sampler against closed forms (relative): a float64 run of n steps keeps 1e-12; in float32 each step adds a rounding of
+# about 6e-8, growing like a random walk: 1e-6 up to 50 steps, 1e-5 at 1,000.
+CLOSED_FORM = {("float64", 10): 1e-12, ("float64", 50): 1e-12, ("float64", 1000): 1e-12}
+CLOSED_FORM |= {("float32", 10): 1e-6, ("float32", 50): 1e-6, ("float32", 1000): 1e-5}
+
+# Identities among conversions in float64 for alpha² in (1e-6, 1 - 1e-6): condition numbers up to 1e3 times 2^-52.
+CONVERSION = 1e-12
+
+# One step against diffusers, relative to the largest value and times the step's amplification (see test_diffusers): two
+# float32 roundings; with diffusers' formulas in float64, sixteen of float64's (cumulated products and differences).
+DIFFUSERS = 2 * 2.0**-23
+DIFFUSERS_FLOAT64 = 16 * 2.0**-52
+
+# `fast` noise against `exact`: float32 log, sin and cos of arguments up to 2 pi.
+FAST_NOISE = 4e-6
+
+# Exact normals against float64 Box-Muller of the same integers: a few float32 roundings of values up to 5.8.
+NOISE_TRUTH = 2e-6
+
+
+def moments(n: int) -> dict[str, float]:
+    """Five standard errors of the sample moments of n standard normals."""
+    return {
+        "mean": 5 / math.sqrt(n),
+        "variance": 5 * math.sqrt(2 / n),
+        "skewness": 5 * math.sqrt(6 / n),
+        "kurtosis": 5 * math.sqrt(24 / n),
+        "correlation": 5 / math.sqrt(n),
+    }
