@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .. import __version__, images
 from ..backend import backend_for
+from ..checkpoint import write_atomically, write_json
 from ..cpu import network_dtype
 from ..pretrained import load, locate, read_config, shipped
 from ..sampler import Sampler
@@ -106,10 +106,10 @@ def run(args: argparse.Namespace) -> int:
     }
     out.mkdir(parents=True, exist_ok=True)
     extra = {} if labels is None else {"labels": labels}
-    _atomically(out / "samples.npz", lambda p: _savez(p, images=pictures, ids=ids, **extra))
+    write_atomically(out / "samples.npz", lambda p: _savez(p, images=pictures, ids=ids, **extra))
     grid = images.grid(pictures, labels, names)
-    _atomically(out / "grid.png", lambda p: grid.save(p, format="PNG"))
-    _atomically(out / "sample.json", lambda p: p.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+    write_atomically(out / "grid.png", lambda p: grid.save(p, format="PNG"))
+    write_json(out / "sample.json", report)
     print(f"{args.num} images in {seconds:.1f} s ({args.num / seconds:.1f} images/s, backend {report['backend']})")
     for name, what in (("samples.npz", "uint8 images, labels and ids"), ("grid.png", "labelled grid"),
                        ("sample.json", "specification, plan hash, backend and speed")):  # fmt: skip
@@ -158,21 +158,9 @@ def _refuse_other(out: Path, spec: dict[str, Any], overwrite: bool) -> None:
 
 
 def _sha256(path: Path) -> str:
-    import hashlib
-
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _savez(path: Path, **arrays: np.ndarray) -> None:
     with open(path, "wb") as file:
         np.savez(file, **arrays)
-
-
-def _atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside `path` and renames, so that a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
