@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -55,7 +57,7 @@ def regenerate(
     """The op's noise, float32 in the shape of `like`."""
     batch = like.shape[0]
     return rng.normals(
-        like.numel() // batch,
+        math.prod(like.shape[1:]),
         seed=seed if seeds is None else seeds,
         sample_ids=iota(batch, like.device) if sample_ids is None else sample_ids,
         step=step,
