@@ -45,10 +45,7 @@ def _state(name: str) -> Backend:
     if name == "torch":
         return Backend(True, f"torch {torch.__version__}")
     if name == "cpu":
-        try:
-            from . import native
-        except ImportError:
-            return Backend(False, "native.py not there yet")
+        from . import native
 
         return Backend(native.available(), native.reason())
     for package in ("fastdiff_kernels", "triton"):

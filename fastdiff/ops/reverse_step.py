@@ -40,8 +40,6 @@ def _launch(
     x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     out, slots_out = _outputs(x_t, slots)
-    if slots is not None:
-        slots_out.copy_(slots)  # a slot the row does not write keeps its value
     _launch_out(
         x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast,
         used, out, slots_out if slots is not None else None, None, None, None,
@@ -218,6 +216,11 @@ def reverse_step(
             raise ValueError(
                 f"fastdiff.{where}: expected input_out of shape {[batch, *x_t.shape[1:]]}, got {list(input_out.shape)}."
             )
+        if out.dtype != x_t.dtype:
+            raise TypeError(f"fastdiff.{where}: expected out of dtype {x_t.dtype} like x_t, got {out.dtype}.")
+        for name, value in (("x0_out", x0_out), ("input_out", input_out)):
+            if value is not None:
+                common.floating(where, name, value)
         for name, value in (("out", out), ("slots_out", slots_out), ("x0_out", x0_out), ("input_out", input_out)):
             if value is not None and not value.is_contiguous():
                 raise ValueError(f"fastdiff.{where}: expected a contiguous {name}. State is stored in C order.")

@@ -97,7 +97,7 @@ def test_opcheck(backend: str) -> None:
     step = (table, torch.tensor([1, 2, 4]), slots, None, 5, None, True, None, gamma, gradient, 1, False, -1)
     _opcheck(f.reverse_step.default, x, out, *step)
     detached = (*step[:2], slots.detach(), *step[3:])
-    results = (torch.empty(3, 4, 2), torch.empty_like(slots), None, torch.empty(6, 4, 2), torch.empty_like(t))
+    results = (torch.empty_like(x.detach()), torch.empty_like(slots), None, torch.empty(6, 4, 2), torch.empty_like(t))
     _opcheck(f.reverse_step_out.default, x.detach(), out.detach(), *detached, *results)
 
 
