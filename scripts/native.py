@@ -1,0 +1,48 @@
+"""The native build of set-up: in place, by `setup.py build_native`, repeated when its sources or tools change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+_SETTINGS = ("CXX", "CXXFLAGS", "CUDA_HOME", "FASTDIFF_BUILD_CPU", "FASTDIFF_BUILD_CUDA")
+_TOOLS = ("c++", "g++", "clang++", "nvcc")
+
+
+def native_key(root: Path) -> str:
+    """Changes with the sources, the settings, the compilers on PATH, and when the built library is gone."""
+    digest = hashlib.sha256()
+    for path in [root / "setup.py", *sorted((root / "csrc").rglob("*"))]:
+        if path.is_file():
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    digest.update(repr([os.environ.get(name) for name in _SETTINGS]).encode())
+    digest.update(repr([shutil.which(tool) for tool in _TOOLS]).encode())
+    return digest.hexdigest()
+
+
+def built(root: Path) -> bool:
+    return (root / "fastdiff" / "lib" / "build_info.json").exists()
+
+
+def build_native(root: Path, python: str) -> None:
+    """Builds into fastdiff/lib. Without a compiler that writes down why, and fastdiff runs its slower torch backend."""
+    if subprocess.run([python, "-c", "import setuptools"], capture_output=True).returncode:
+        print(
+            f"fastdiff set-up: {python} lacks setuptools, so the native library is not built and the slower torch backend runs; "
+            f"install it ({python} -m pip install setuptools) and run make again.",
+            flush=True,
+        )
+        return
+    print("fastdiff set-up: build the native library", flush=True)
+    # ninja, where pip put it
+    path = f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    command = [python, "setup.py", "-q", "build_native"]
+    if subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode:
+        sys.exit(
+            "fastdiff set-up: the native build failed (the reason stands above); mend it, or go without the library: "
+            "FASTDIFF_BUILD_CPU=0 FASTDIFF_BUILD_CUDA=0 make."
+        )

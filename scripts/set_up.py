@@ -1,0 +1,240 @@
+"""Set-up behind the make targets: one environment, one native build, nothing twice.
+
+The environment is, in this order,
+- the interpreter this file runs in, untouched, if it imports torch >= 2.11 (a GPU box; no network needed), or
+- .venv, an own environment with the pins of constraints.txt; VENV=1 forces it.
+Either way the package runs from the source tree (scripts/run sets PYTHONPATH) and the native library is built in place,
+so there is one way to run. What is done is written down after it is done (.venv/fastdiff.json, .setup/stamp.json), so an
+interrupted set-up starts over and a second one returns at once.
+
+Standard library only; scripts/setup.sh has made sure that this is Python >= 3.11.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from native import build_native, built, native_key
+from requirements import IMPORT_NAMES, TORCH_NEEDS, constraints, digest, extra, floor, pin, runtime
+
+ROOT = Path(__file__).resolve().parent.parent
+STATE = ROOT / ".setup"
+STAMP = STATE / "stamp.json"
+VENV = ROOT / ".venv"
+MARK = VENV / "fastdiff.json"  # says that the environment is ours, and whether it is whole
+BORROWED_OPTIONAL = ("diffusers", "pytest-benchmark", "ruff", "mypy")  # a borrowed interpreter may lack these
+
+
+def main(level: str) -> None:
+    """`level`: run (enough to sample) or test (adds what tests, benchmarks and linters need)."""
+    STATE.mkdir(exist_ok=True)
+    with locked():
+        stamp = read(STAMP)
+        base = own_base() or sys.executable
+        force = own_base() is not None or os.environ.get("VENV") == "1"
+        if not settled(stamp, level, base, force):
+            torch, why_not = find_torch(base)
+            borrowed = torch is not None and not force
+            if borrowed:
+                check_borrowed(base, str(torch), level)
+                python = base
+            else:
+                python = make_own(base, level, "VENV=1" if force else why_not)
+            stamp = {"root": str(ROOT), "base": base, "python": python, "own": not borrowed, "level": level}
+            stamp["pins"] = digest(ROOT)
+        key = native_key(ROOT)
+        if stamp.get("native") != key or not built(ROOT):
+            stamp.pop("native", None)
+            build_native(ROOT, stamp["python"])
+            stamp["native"] = key
+        write(STATE / "python", stamp["python"] + "\n")
+        write(STAMP, json.dumps(stamp, indent=2) + "\n")
+
+
+def settled(stamp: dict[str, Any], level: str, base: str, force: bool) -> bool:
+    """Whether the environment written down last serves this call as it is."""
+    torch = os.environ.get("TORCH")
+    return (
+        stamp.get("root") == str(ROOT)
+        and stamp["base"] == base
+        and stamp["pins"] == digest(ROOT)
+        and stamp["level"] in (level, "test")
+        and Path(stamp["python"]).exists()
+        and (not stamp["own"] or (whole(read(MARK)) and torch in (None, "", read(MARK)["torch"])))
+        and (stamp["own"] or not force)
+    )
+
+
+def find_torch(python: str) -> tuple[str | None, str]:
+    """(version of an importable torch that is new enough or None, why not)."""
+    found = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or ["no message"])[-1]
+        missing = "No module named 'torch'" in last
+        return None, f"{python} has no torch" if missing else f"torch in {python} does not import ({last})"
+    version = found.stdout.strip().splitlines()[-1]
+    least = floor(ROOT, "torch")
+    if tuple(int("".join(filter(str.isdigit, p)) or 0) for p in version.split(".")[:2]) < least:
+        return None, f"torch {version} in {python} is older than {'.'.join(map(str, least))}"
+    return version, ""
+
+
+def check_borrowed(python: str, torch: str, level: str) -> None:
+    """Names what a borrowed interpreter lacks; nothing is installed into it."""
+    wanted = runtime(ROOT) + (extra(ROOT, "test") if level == "test" else [])
+    probe = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n) is None])"
+    modules = {IMPORT_NAMES.get(name, name): name for name in wanted}
+    answer = subprocess.run([python, "-c", probe, *modules], capture_output=True, text=True, check=True).stdout.split()
+    missing = [modules[m] for m in answer]
+    needed = [m for m in missing if m not in BORROWED_OPTIONAL]
+    target = "test" if level == "test" else "demo"
+    if needed:
+        fail(
+            f"{python} has torch {torch} but lacks {', '.join(needed)}; install them there "
+            f"({shlex.quote(python)} -m pip install {' '.join(needed)}) or let make build an own environment (make VENV=1 {target})."
+        )
+    say(f"using {python} with its torch {torch} as it is (make VENV=1 {target} builds an own environment instead).")
+    if missing:
+        say(f"it lacks {', '.join(missing)}: what needs them is skipped.")
+
+
+def make_own(base: str, level: str, why: str) -> str:
+    """Makes or completes .venv and returns its Python."""
+    mark = read(MARK)
+    if VENV.exists() and not MARK.exists():
+        fail(".venv was not made by this set-up; move it away, or use it as it is with make PYTHON=.venv/bin/python.")
+    python = str(VENV / "bin" / "python")
+    keep = whole(mark) and runs(python) and (mark["base"] == base or not os.environ.get("PYTHON"))
+    torch = os.environ.get("TORCH") or (mark["torch"] if keep else pin(ROOT, "torch"))
+    if not keep:
+        installer = pip_source(base)
+        announce(torch, level, why)
+        shutil.rmtree(VENV, ignore_errors=True)
+        VENV.mkdir()
+    # from here until the end the environment is not whole: an interruption starts it over
+    write(MARK, json.dumps({"whole": False}))
+    if not keep:
+        step([base, "-m", "venv", *(["--without-pip"] if installer == "pip" else []), str(VENV)], "make .venv")
+        if installer == "pip":
+            step([base, "-m", "pip", "--python", python, *PIP[2:], "-q", "pip"], "put pip into .venv")
+    pins = STATE / "constraints.txt"
+    write(pins, constraints(ROOT))
+    names = [*runtime(ROOT), *TORCH_NEEDS, *(extra(ROOT, "test") if level == "test" else [])]
+    # torch's own needs come first and pinned, so that TORCH may name an index that holds torch alone
+    step([python, *PIP, "-q", "-c", str(pins), *names, "wheel", "ninja"], f"install {', '.join(names)}")
+    step([python, *PIP, *shlex.split(torch)], f"install {torch}")
+    if find_torch(python)[0] is None:
+        fail(f"TORCH='{torch}' gave no torch that works: {find_torch(python)[1]}; name another with TORCH=<pip arguments>.")
+    if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
+        # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no triton
+        step([python, *PIP, "-q", "--no-deps", pin(ROOT, "triton")], "install triton")
+    write(MARK, json.dumps({"whole": True, "root": str(ROOT), "base": base, "torch": torch}))
+    return python
+
+
+PIP = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-script-location"]
+
+
+def pip_source(base: str) -> str:
+    """How .venv gets pip: from ensurepip, or from the base's own pip where Debian has split ensurepip off."""
+    if runs(base, "import venv, ensurepip"):
+        return "ensurepip"
+    if runs(base, "import venv, pip; sys.exit(tuple(map(int, pip.__version__.split('.')[:2])) < (22, 3))"):
+        return "pip"
+    version = platform.python_version().rpartition(".")[0]
+    fail(
+        f"{base} can't make virtual environments; install python3-venv (Debian, Ubuntu: apt install python{version}-venv), "
+        "or name another interpreter with make PYTHON=<path>."
+    )
+
+
+def announce(torch: str, level: str, why: str) -> None:
+    """What is about to be downloaded, how much, and the smaller way."""
+    say(f"{why}: an own environment is made in .venv.")
+    others = "0.4 GB (numpy, scipy, diffusers, triton, mypy and others)" if level == "test" else "0.05 GB (numpy and others)"
+    say(f"about to download {torch} and about {others}.")
+    if platform.system() == "Linux" and not os.environ.get("TORCH"):
+        target = "test" if level == "test" else "demo"
+        say(
+            "PyPI's torch for Linux is the CUDA build: about 2.5 GB to download, 6 GB on disk. Without a GPU 0.2 GB are enough: "
+            f'stop (Ctrl-C) and run make {target} TORCH="<pip arguments that name a CPU build of torch>" as the "Get started" '
+            "page of PyTorch gives them (what follows pip install)."
+        )
+
+
+def whole(mark: dict[str, Any]) -> bool:
+    return mark.get("whole") is True and mark.get("root") == str(ROOT)
+
+
+def own_base() -> str | None:
+    """The interpreter under .venv if this file runs in .venv (a newcomer has activated it), else None."""
+    return getattr(sys, "_base_executable", None) if Path(sys.prefix) == VENV and MARK.exists() else None
+
+
+def runs(python: str, code: str = "") -> bool:
+    try:
+        return subprocess.run([python, "-c", f"import sys; {code}"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def step(command: list[str], what: str) -> None:
+    say(what)
+    env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")}
+    if not os.access(os.environ.get("HOME", "/nonexistent"), os.W_OK):
+        env["PIP_NO_CACHE_DIR"] = "1"  # the cache lies in HOME
+    if subprocess.run(command, cwd=ROOT, env=env).returncode:
+        fail(f"could not {what} (the reason stands above); mend the network, proxy or disk, then run make again.")
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One set-up at a time (`make -j demo test`)."""
+    with open(STATE / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("waiting for another set-up of this tree.")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def say(text: str) -> None:
+    print(f"fastdiff set-up: {text}", flush=True)
+
+
+def fail(text: str) -> NoReturn:
+    sys.exit(f"fastdiff set-up: {text}")
+
+
+if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path with an umlaut under LC_ALL=C
+    try:
+        main(sys.argv[1])
+    except KeyboardInterrupt:
+        fail("interrupted; make starts over from the last whole step.")
