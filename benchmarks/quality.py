@@ -177,7 +177,9 @@ def main(argv: list[str] | None = None) -> int:
         accuracy = float((guesses == test.labels).float().mean())
         print(f"classifier: {accuracy:.2%} of the test images right")
         if accuracy < ENOUGH_ACCURACY:
-            print(f"expected a classifier with {ENOUGH_ACCURACY:.0%}; remove {args.cache} and run again", file=sys.stderr)
+            print(
+                f"expected a classifier with {ENOUGH_ACCURACY:.0%}; remove {args.cache} and run again", file=sys.stderr
+            )
             return 1
         data = read_config(args.weights)["data"]
         x, y, how = draw(args, len(data["classes"]), data["null_label"])

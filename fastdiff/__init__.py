@@ -22,12 +22,24 @@ _WHERE = {
     "to_uint8": "images",
     "use": "backend",
 }
-__all__ = ["__version__", *_WHERE]
+__all__ = [
+    "Plan",
+    "Sampler",
+    "Schedule",
+    "Trainer",
+    "__version__",
+    "backends",
+    "q_sample",
+    "randn",
+    "reverse_step",
+    "to_uint8",
+    "use",
+]
 
 if TYPE_CHECKING:
     from .backend import backends, use
     from .images import to_uint8
-    from .ops import q_sample, randn, reverse_step
+    from .ops import q_sample, randn, reverse_step  # type: ignore[no-redef]  # files of ops have their op's name
     from .sampler import Sampler
     from .schedule import Schedule
     from .solvers import Plan

@@ -105,9 +105,7 @@ def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[
     chosen = next(n for n in candidates if _state(n).available)
     required = os.environ.get("FASTDIFF_REQUIRE")
     if required and required in _DEVICES and _serves(required, device) and chosen != required:
-        raise RuntimeError(
-            f"fastdiff.{op}: FASTDIFF_REQUIRE={required}, got {chosen!r}: {_state(required).reason}."
-        )
+        raise RuntimeError(f"fastdiff.{op}: FASTDIFF_REQUIRE={required}, got {chosen!r}: {_state(required).reason}.")
     return chosen, getattr(importlib.import_module(_MODULES[chosen]), op)
 
 

@@ -73,7 +73,9 @@ def _both(key: str, cond: Any, uncond: Any) -> Any:
 def _on_device(name: str, given: Mapping[str, Any] | None, batch: int, device: torch.device) -> dict[str, Any]:
     """A copy with tensors on the device; tensors with a batch dimension must have one row per sample."""
     if given is not None and not isinstance(given, Mapping):
-        raise TypeError(f"fastdiff.Sampler: expected {name} as a dict of keyword arguments, got {type(given).__name__}.")
+        raise TypeError(
+            f"fastdiff.Sampler: expected {name} as a dict of keyword arguments, got {type(given).__name__}."
+        )
     arguments = {}
     for key, value in (given or {}).items():
         if isinstance(value, Tensor):

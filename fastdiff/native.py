@@ -57,7 +57,9 @@ def _load() -> _Library:
     for op in _OPS:
         getattr(handle, f"fd_{op}").argtypes = [ctypes.c_char_p]
     if handle.fd_abi_version() != ABI_VERSION:
-        return _Library(None, f"{path.name} has ABI version {handle.fd_abi_version()}, expected {ABI_VERSION}: rebuild it", -1)
+        return _Library(
+            None, f"{path.name} has ABI version {handle.fd_abi_version()}, expected {ABI_VERSION}: rebuild it", -1
+        )
     if handle.fd_columns().decode().split(",") != list(COLUMNS):
         return _Library(None, f"{path.name} has another table schema: rebuild it", -1)
     best = handle.fd_best_level()

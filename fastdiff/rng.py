@@ -112,7 +112,13 @@ def _pair_fast(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def randint(
-    high: int, *, seed: int | Tensor, sample_ids: Tensor, step: int | Tensor = 0, stream: int = STREAM_TIMES, word: int = 0
+    high: int,
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor,
+    step: int | Tensor = 0,
+    stream: int = STREAM_TIMES,
+    word: int = 0,
 ) -> Tensor:
     """Integers in [0, high), int64 [B]: (word · high) >> 32 of the sample's first group, high <= 2^31."""
     group = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)

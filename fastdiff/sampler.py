@@ -181,7 +181,7 @@ class Sampler:
                     )
         return self._stream(n, tuple(shape), batch_size, first_id, chosen, cond, uncond, arguments)
 
-    def _stream(self, n, shape, batch_size, first_id, seed, cond, uncond, arguments):  # type: ignore[no-untyped-def]
+    def _stream(self, n, shape, batch_size, first_id, seed, cond, uncond, arguments):
         def part(given: Mapping[str, Any] | None, rows: slice) -> dict[str, Any] | None:
             if given is None:
                 return None

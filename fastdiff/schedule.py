@@ -48,14 +48,10 @@ class Schedule:
         kept = np.concatenate([[1.0], self.alphas_cumprod[:-1]])
         lost = np.concatenate([[0.0], self.one_minus_alphas_cumprod[:-1]])
         # the difference has the digits while little is lost, the ratio when much is
-        return np.where(
-            lost < 0.5, (self.one_minus_alphas_cumprod - lost) / kept, 1.0 - self.alphas_cumprod / kept
-        )
+        return np.where(lost < 0.5, (self.one_minus_alphas_cumprod - lost) / kept, 1.0 - self.alphas_cumprod / kept)
 
     @classmethod
-    def linear(
-        cls, num_train_timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02
-    ) -> Schedule:
+    def linear(cls, num_train_timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
         """beta_t evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4)."""
         size = _size("linear", num_train_timesteps)
         config = {"name": "linear", "num_train_timesteps": size, "beta_start": beta_start, "beta_end": beta_end}
@@ -69,7 +65,9 @@ class Schedule:
         size = _size("scaled_linear", num_train_timesteps)
         config = {"name": "scaled_linear", "num_train_timesteps": size, "beta_start": beta_start, "beta_end": beta_end}
         if not (beta_start > 0 and beta_end > 0):
-            raise ValueError(f"fastdiff.Schedule.scaled_linear: expected betas in (0, 1), got {beta_start}, {beta_end}.")
+            raise ValueError(
+                f"fastdiff.Schedule.scaled_linear: expected betas in (0, 1), got {beta_start}, {beta_end}."
+            )
         return cls._from_betas("scaled_linear", np.linspace(beta_start**0.5, beta_end**0.5, size) ** 2, config)
 
     @classmethod
@@ -115,7 +113,9 @@ class Schedule:
         """The inverse of `to_config`. Raises ValueError for an unknown name or key."""
         arguments = dict(config)
         name = arguments.pop("name", None)
-        makers = {m.__name__: m for m in (cls.linear, cls.scaled_linear, cls.cosine, cls.from_betas, cls.from_alphas_cumprod)}
+        makers = {
+            m.__name__: m for m in (cls.linear, cls.scaled_linear, cls.cosine, cls.from_betas, cls.from_alphas_cumprod)
+        }
         if name not in makers:
             raise ValueError(f"fastdiff.Schedule.from_config: expected name in {sorted(makers)}, got {name!r}.")
         try:

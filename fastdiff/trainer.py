@@ -105,7 +105,7 @@ class Trainer:
         s = self.settings
         index = self._examples(step)
         x0, labels = self.data.batch(index)
-        counter = {"seed": s.seed, "sample_ids": index, "step": step}
+        counter: dict[str, Any] = {"seed": s.seed, "sample_ids": index, "step": step}
         t = rng.randint(self.schedule.num_train_timesteps, **counter)
         dropped = rng.uniform(**counter, word=1) < s.label_dropout
         y = torch.where(dropped, torch.full_like(labels, len(self.data.classes)), labels)

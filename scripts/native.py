@@ -32,8 +32,8 @@ def build_native(root: Path, python: str) -> None:
     """Builds into fastdiff/lib. Without a compiler that writes down why, and fastdiff runs its slower torch backend."""
     if subprocess.run([python, "-c", "import setuptools"], capture_output=True).returncode:
         print(
-            f"fastdiff set-up: {python} lacks setuptools, so the native library is not built and the slower torch backend runs; "
-            f"install it ({python} -m pip install setuptools) and run make again.",
+            f"fastdiff set-up: {python} lacks setuptools, so the native library is not built and the slower torch "
+            f"backend runs; install it ({python} -m pip install setuptools) and run make again.",
             flush=True,
         )
         return

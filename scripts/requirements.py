@@ -6,6 +6,7 @@ import hashlib
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 # packages whose import name is another
 IMPORT_NAMES = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark"}
@@ -46,8 +47,8 @@ def digest(root: Path) -> str:
     return hashlib.sha256(both).hexdigest()
 
 
-def _project(root: Path) -> dict[str, list[str] | dict[str, list[str]]]:
-    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+def _project(root: Path) -> dict[str, Any]:
+    return dict(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"])
 
 
 def _pins(root: Path) -> list[str]:

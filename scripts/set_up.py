@@ -3,9 +3,9 @@
 The environment is, in this order,
 - the interpreter this file runs in, untouched, if it imports torch >= 2.11 (a GPU box; no network needed), or
 - .venv, an own environment with the pins of constraints.txt; VENV=1 forces it.
-Either way the package runs from the source tree (scripts/run sets PYTHONPATH) and the native library is built in place,
-so there is one way to run. What is done is written down after it is done (.venv/fastdiff.json, .setup/stamp.json), so an
-interrupted set-up starts over and a second one returns at once.
+Either way the package runs from the source tree (scripts/run sets PYTHONPATH) and the native library is built in
+place, so there is one way to run. What is done is written down after it is done (.venv/fastdiff.json,
+.setup/stamp.json), so an interrupted set-up starts over and a second one returns at once.
 
 Standard library only; scripts/setup.sh has made sure that this is Python >= 3.11.
 """
@@ -102,7 +102,8 @@ def check_borrowed(python: str, torch: str, level: str) -> None:
     if needed:
         fail(
             f"{python} has torch {torch} but lacks {', '.join(needed)}; install them there "
-            f"({shlex.quote(python)} -m pip install {' '.join(needed)}) or let make build an own environment (make VENV=1 {target})."
+            f"({shlex.quote(python)} -m pip install {' '.join(needed)}) "
+            f"or let make build an own environment (make VENV=1 {target})."
         )
     say(f"using {python} with its torch {torch} as it is (make VENV=1 {target} builds an own environment instead).")
     if missing:
@@ -134,8 +135,9 @@ def make_own(base: str, level: str, why: str) -> str:
     # torch's own needs come first and pinned, so that TORCH may name an index that holds torch alone
     step([python, *PIP, "-q", "-c", str(pins), *names, "wheel", "ninja"], f"install {', '.join(names)}")
     step([python, *PIP, *shlex.split(torch)], f"install {torch}")
-    if find_torch(python)[0] is None:
-        fail(f"TORCH='{torch}' gave no torch that works: {find_torch(python)[1]}; name another with TORCH=<pip arguments>.")
+    found, why_not = find_torch(python)
+    if found is None:
+        fail(f"TORCH='{torch}' gave no torch that works: {why_not}; name another with TORCH=<pip arguments>.")
     if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
         # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no triton
         step([python, *PIP, "-q", "--no-deps", pin(ROOT, "triton")], "install triton")
@@ -154,22 +156,20 @@ def pip_source(base: str) -> str:
         return "pip"
     version = platform.python_version().rpartition(".")[0]
     fail(
-        f"{base} can't make virtual environments; install python3-venv (Debian, Ubuntu: apt install python{version}-venv), "
-        "or name another interpreter with make PYTHON=<path>."
+        f"{base} can't make virtual environments; install python3-venv (Debian, Ubuntu: apt install "
+        f"python{version}-venv), or name another interpreter with make PYTHON=<path>."
     )
 
 
 def announce(torch: str, level: str, why: str) -> None:
     """What is about to be downloaded, how much, and the smaller way."""
-    say(f"{why}: an own environment is made in .venv.")
-    others = "0.4 GB (numpy, scipy, diffusers, triton, mypy and others)" if level == "test" else "0.05 GB (numpy and others)"
-    say(f"about to download {torch} and about {others}.")
+    target, others = ("test", "0.4 GB of others") if level == "test" else ("demo", "0.05 GB of others")
+    say(f"{why}: an own environment is made in .venv; to download: {torch} and about {others}.")
     if platform.system() == "Linux" and not os.environ.get("TORCH"):
-        target = "test" if level == "test" else "demo"
         say(
-            "PyPI's torch for Linux is the CUDA build: about 2.5 GB to download, 6 GB on disk. Without a GPU 0.2 GB are enough: "
-            f'stop (Ctrl-C) and run make {target} TORCH="<pip arguments that name a CPU build of torch>" as the "Get started" '
-            "page of PyTorch gives them (what follows pip install)."
+            "PyPI's torch for Linux is the CUDA build, about 2.5 GB to download and 6 GB on disk; without a GPU 0.2 GB "
+            f'are enough: stop (Ctrl-C) and run make {target} TORCH="<pip arguments that name a CPU build of torch>", '
+            "which PyTorch's \"Get started\" page gives (what follows pip install)."
         )
 
 

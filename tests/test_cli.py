@@ -64,7 +64,10 @@ def test_sample_writes_images_grid_and_report(tmp_path: Path, capsys: pytest.Cap
     [
         (["--steps", "2000"], "fastdiff sample: fastdiff.Sampler: expected steps in [1, 1000], got 2000."),
         (["--classes", "Hat"], "fastdiff sample: expected --classes among 0-9 or T-shirt, Trouser,"),
-        (["--weights", "/nowhere"], "fastdiff sample: fastdiff.checkpoint: expected the file /nowhere/config.json, got none."),
+        (
+            ["--weights", "/nowhere"],
+            "fastdiff sample: fastdiff.checkpoint: expected the file /nowhere/config.json, got none.",
+        ),
         (["--num", "0"], "fastdiff sample: expected --num and --batch-size >= 1, got 0 and 64."),
         (["--solver", "magic"], "fastdiff sample: fastdiff.Sampler: expected solver in ['ddim', 'ddpm'], got 'magic'."),
     ],

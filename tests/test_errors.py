@@ -193,7 +193,10 @@ BAD_FOLDERS: list[tuple[Callable[[Path], Any], str]] = [
     (lambda f: (f / "model.safetensors").unlink(), "model.safetensors"),
     (lambda f: (f / "config.json").write_text("{"), "config.json"),
     (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "model.safetensors"),
-    (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-10]), "model.safetensors"),
+    (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-10]),
+        "model.safetensors",
+    ),
     (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps({"a": 1})), "model.safetensors"),
     (lambda f: _edit(f, format_version=99), "format_version"),
     (lambda f: _edit(f, schedule=None), "'schedule'"),

@@ -92,7 +92,9 @@ def test_the_arrows_are_seen() -> None:
 
 def test_kernels_and_the_oracle_stand_alone() -> None:
     for path in (ROOT / "kernels").rglob("*.py"):
-        assert "fastdiff." not in path.read_text().replace("fastdiff._", "") or "import fastdiff" not in path.read_text()
+        assert (
+            "fastdiff." not in path.read_text().replace("fastdiff._", "") or "import fastdiff" not in path.read_text()
+        )
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.module:
                 assert node.module.split(".")[0] != "fastdiff"
@@ -132,7 +134,10 @@ def _python(code: str) -> str:
 
 def test_importing_is_light() -> None:
     """Beyond torch under 0.3 s, best of five; no thread, no GPU, no Triton, no native library."""
-    code = "import torch, time, numpy; t = time.perf_counter(); import fastdiff; fastdiff.Sampler; print(time.perf_counter() - t)"
+    code = (
+        "import torch, time, numpy; t = time.perf_counter(); import fastdiff; fastdiff.Sampler; "
+        "print(time.perf_counter() - t)"
+    )
     assert min(float(_python(code)) for _ in range(5)) < 0.3
     loaded = _python(
         "import sys, threading, fastdiff; "

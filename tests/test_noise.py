@@ -47,7 +47,11 @@ def test_golden_bits(case: dict, backend: str) -> None:
     )  # fmt: skip
     assert values.numpy().view(np.uint32)[0].tolist() == _hex(case["bits"])
     expected = reference.randn(
-        (1, case["elements"]), seed=case["seed"], sample_ids=[case["sample_id"]], step=case["step"], stream=case["stream"]
+        (1, case["elements"]),
+        seed=case["seed"],
+        sample_ids=[case["sample_id"]],
+        step=case["step"],
+        stream=case["stream"],
     )
     assert expected.view(np.uint32)[0].tolist() == _hex(case["bits"])
 

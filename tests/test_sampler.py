@@ -28,7 +28,9 @@ def test_a_sample_is_the_same_bits_in_any_batch(solver: str, backend: str) -> No
     for batch in (2, 7):
         for first in range(0, 64 - batch, 13):
             ids = torch.arange(first, first + batch)
-            assert torch.equal(sampler.sample((batch, 3, 5, 7), seed=2**63 + 11, sample_ids=ids), full[first : first + batch])
+            assert torch.equal(
+                sampler.sample((batch, 3, 5, 7), seed=2**63 + 11, sample_ids=ids), full[first : first + batch]
+            )
     shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(sampler.sample((64, 3, 5, 7), seed=2**63 + 11, sample_ids=shuffled), full[shuffled])
 
@@ -159,7 +161,9 @@ def test_threads_share_a_sampler() -> None:
     sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=20)
     expected = [sampler.sample((3, 50), seed=s) for s in range(8)]
     got: dict[int, Tensor] = {}
-    threads = [threading.Thread(target=lambda s=s: got.__setitem__(s, sampler.sample((3, 50), seed=s))) for s in range(8)]
+    threads = [
+        threading.Thread(target=lambda s=s: got.__setitem__(s, sampler.sample((3, 50), seed=s))) for s in range(8)
+    ]
     for t in threads:
         t.start()
     for t in threads:

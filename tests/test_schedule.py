@@ -46,7 +46,9 @@ def test_betas_invert_the_product(schedule: Schedule) -> None:
     np.testing.assert_allclose(again.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-12)
 
 
-@pytest.mark.parametrize("schedule", [*NAMED, Schedule.from_alphas_cumprod([0.9, 0.5, 0.1]), Schedule.from_betas([0.1])])
+@pytest.mark.parametrize(
+    "schedule", [*NAMED, Schedule.from_alphas_cumprod([0.9, 0.5, 0.1]), Schedule.from_betas([0.1])]
+)
 def test_config_round_trip_is_exact(schedule: Schedule) -> None:
     again = Schedule.from_config(schedule.to_config())
     assert (again.alphas_cumprod == schedule.alphas_cumprod).all()

@@ -125,7 +125,7 @@ def test_grids_descend_inside_the_schedule(spacing: str, steps: int) -> None:
 
 
 def test_transition_composes_to_the_marginal() -> None:
-    """q(x_t | x_s) after q(x_s | x0) is q(x_t | x0): alpha_ts alpha_s = alpha_t, alpha_ts² sigma_s² + sigma_ts² = sigma_t²."""
+    """q(x_t | x_s) after q(x_s | x0) is q(x_t | x0), both in its mean and in its variance."""
     times = grid(SCHEDULE, 1000, "trailing")
     for t, s in zip(times, times[1:], strict=False):
         alpha_ts, variance_ts = t.transition(s)
@@ -188,10 +188,13 @@ def test_plan_prints_its_formulas_and_hashes_its_table() -> None:
     lines = str(plan).splitlines()
     assert len(lines) == 5 and lines[0].startswith("solver ddim, eta 0.5") and plan.hash[:12] in lines[0]
     c = plan.table[1]
-    assert lines[3].split() == (
-        f"1 666 {c[INDEX['x0_x']]:+.6g} x {c[INDEX['x0_out']]:+.6g} out, |x0| <= 1 "
-        f"{c[INDEX['x.x0']]:+.6g} x0 {c[INDEX['x.out']]:+.6g} out {c[INDEX['x.z']]:+.6g} z1"
-    ).split()
+    assert (
+        lines[3].split()
+        == (
+            f"1 666 {c[INDEX['x0_x']]:+.6g} x {c[INDEX['x0_out']]:+.6g} out, |x0| <= 1 "
+            f"{c[INDEX['x.x0']]:+.6g} x0 {c[INDEX['x.out']]:+.6g} out {c[INDEX['x.z']]:+.6g} z1"
+        ).split()
+    )
     assert plan.network_calls == len(plan) == 3 and plan.stochastic
     assert plan.hash == make_plan(SCHEDULE, solver="ddim", steps=3, eta=0.5, clip_range=1.0).hash
     assert plan.hash != make_plan(SCHEDULE, solver="ddim", steps=3, eta=0.25, clip_range=1.0).hash
@@ -203,7 +206,9 @@ def test_plans_close_with_the_identity() -> None:
     last = plan.table[-1]
     assert last[INDEX["next"]] == 4 and last[INDEX["x.x"]] == 1 and np.count_nonzero(last) == 3
     x = torch.randn(2, 3)
-    assert torch.equal(ops.reverse_step(x, None, torch.tensor(plan.table[-1:]) * 1.0, torch.tensor([0, 0]), used=1 << 14), x)
+    assert torch.equal(
+        ops.reverse_step(x, None, torch.tensor(plan.table[-1:]) * 1.0, torch.tensor([0, 0]), used=1 << 14), x
+    )
 
 
 def test_ddpm_coefficients_are_those_of_the_paper() -> None:

@@ -35,9 +35,7 @@ def test_a_batch_is_the_oracle_s(kind: str) -> None:
     eps = reference.randn((8, 1, 28, 28), seed=3, sample_ids=index, step=5, stream=2)
     x0 = DATA.images.numpy()[index] / np.float32(127.5) - np.float32(1)
     schedule = Schedule.cosine(1000)
-    assert np.array_equal(
-        x_t.numpy(), reference.q_sample(x0, times.numpy(), schedule.alpha, schedule.sigma, noise=eps)
-    )
+    assert np.array_equal(x_t.numpy(), reference.q_sample(x0, times.numpy(), schedule.alpha, schedule.sigma, noise=eps))
     a, s = (v[times].astype(np.float32).reshape(-1, 1, 1, 1) for v in (schedule.alpha, schedule.sigma))
     np.testing.assert_allclose(target.numpy(), prediction.target(kind, x0, eps, a, s), rtol=1e-6, atol=1e-6)
     kept = ((words[:, 1] >> 8) | 1) * 2.0**-24 >= 0.1
@@ -75,7 +73,9 @@ def test_resumed_is_the_run_that_was_not_stopped(tmp_path: Path) -> None:
 def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
     trainer().run(tmp_path, progress=False, until=1)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(ValueError, match=r"fastdiff\.Trainer: expected the settings .* Use its settings or another folder\.$"):
+    with pytest.raises(
+        ValueError, match=r"fastdiff\.Trainer: expected the settings .* Use its settings or another folder\.$"
+    ):
         trainer(lr=1e-2).resume(tmp_path)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 

@@ -161,6 +161,6 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _savez(path: Path, **arrays: np.ndarray) -> None:
+def _savez(path: Path, **arrays: Any) -> None:
     with open(path, "wb") as file:
         np.savez(file, **arrays)

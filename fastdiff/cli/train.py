@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from ..prediction import PREDICTION_TYPES
 from ..schedule import Schedule
 from ..trainer import CHECKPOINT, Settings, Trainer, is_run
 
-SCHEDULES = {"cosine": Schedule.cosine, "linear": Schedule.linear, "scaled_linear": Schedule.scaled_linear}
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "cosine": Schedule.cosine,
+    "linear": Schedule.linear,
+    "scaled_linear": Schedule.scaled_linear,
+}
 DATA = {"fashion-mnist": "bundled-train", "fashion-mnist-full": "train"}
 
 

@@ -51,8 +51,13 @@ def coefficients(
 
 
 def regenerate(
-    like: Tensor, seed: int, seeds: Tensor | None, sample_ids: Tensor | None,
-    step: int | Tensor, stream: int, fast: bool
+    like: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int | Tensor,
+    stream: int,
+    fast: bool,
 ) -> Tensor:
     """The op's noise, float32 in the shape of `like`."""
     batch = like.shape[0]

@@ -64,7 +64,20 @@ def reverse_step(
     row_out: Tensor | None,
 ) -> None:
     r = evaluate(
-        x_t, model_output, table, row, slots, noise, seed, seeds, sample_ids, guidance, gradient, stream, fast, used,
+        x_t,
+        model_output,
+        table,
+        row,
+        slots,
+        noise,
+        seed,
+        seeds,
+        sample_ids,
+        guidance,
+        gradient,
+        stream,
+        fast,
+        used,
         ROW_ERROR,
     )
     x = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS])
@@ -147,8 +160,9 @@ def evaluate(
     return r
 
 
-def vjp(r: Row, x_t: Tensor, model_output: Tensor | None, slots: Tensor | None, g_x: Tensor, g_slots: Tensor | None
-        ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def vjp(
+    r: Row, x_t: Tensor, model_output: Tensor | None, slots: Tensor | None, g_x: Tensor, g_slots: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients to (x_t, model_output, slots) of a row, from those to its next x and its slots."""
     upstream = {"x": g_x.to(r.c.dtype)}
     if slots is not None and g_slots is not None:
@@ -206,7 +220,13 @@ def _written(c: Tensor, i: int) -> Tensor:
 
 
 def _noise(
-    x: Tensor, wide: Tensor, noise: Tensor | None, seed: int, seeds: Tensor | None, ids: Tensor | None, stream: int,
+    x: Tensor,
+    wide: Tensor,
+    noise: Tensor | None,
+    seed: int,
+    seeds: Tensor | None,
+    ids: Tensor | None,
+    stream: int,
     fast: bool,
 ) -> Tensor:
     if noise is not None:

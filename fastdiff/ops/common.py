@@ -13,7 +13,7 @@ library = torch.library.Library("fastdiff", "DEF")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def define(name: str, schema: str, launch) -> None:  # type: ignore[no-untyped-def]
+def define(name: str, schema: str, launch) -> None:
     """Registers fastdiff::<name> with one implementation for real devices; backends are chosen inside it."""
     library.define(name + schema)
     for key in ("CPU", "CUDA", "MPS", "XPU"):

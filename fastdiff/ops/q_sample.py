@@ -17,15 +17,13 @@ _ARGUMENTS = (
 )
 
 
-def _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out):  # type: ignore[no-untyped-def]
+def _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out):
     noise = None if noise is None else noise.contiguous()
     launch = backends.launcher("q_sample", x0.device)
-    launch(
-        out, x0.contiguous(), t, alpha, sigma, noise, common.unsigned(seed), seeds, sample_ids, step, stream, fast
-    )
+    launch(out, x0.contiguous(), t, alpha, sigma, noise, common.unsigned(seed), seeds, sample_ids, step, stream, fast)
 
 
-def _launch(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast):  # type: ignore[no-untyped-def]
+def _launch(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast):
     out = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
     _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out)
     return out
@@ -36,22 +34,22 @@ common.define("q_sample_out", f"({_ARGUMENTS}, Tensor(a!) out) -> ()", _launch_o
 
 
 @torch.library.register_fake("fastdiff::q_sample")
-def _(x0, *_):  # type: ignore[no-untyped-def]
+def _(x0, *_):
     return torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
 
 
 @torch.library.register_fake("fastdiff::q_sample_out")
-def _(*_):  # type: ignore[no-untyped-def]
+def _(*_):
     return None
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _save(ctx, inputs, output):
     x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast = inputs
     ctx.save_for_backward(x0, t, alpha, sigma, noise, seeds, sample_ids)
     ctx.counter = (seed, step, stream, fast)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad):
     """d x0 = alpha g, d noise = sigma g, d alpha = <g, x0>, d sigma = <g, eps>, the last two summed into their tables."""
     x0, t, alpha, sigma, noise, seeds, sample_ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter

@@ -25,7 +25,7 @@ _fill = torch.ops.fastdiff.randn_out.default
 
 
 @torch.library.register_fake("fastdiff::randn_out")
-def _(out, seed, seeds, sample_ids, step, stream, fast):  # type: ignore[no-untyped-def]
+def _(out, seed, seeds, sample_ids, step, stream, fast):
     return None
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import backend as backends
-from ..eager.reverse_step import evaluate, vjp
 from ..eager.common import compute_dtype
+from ..eager.reverse_step import evaluate, vjp
 from ..table import ALL_COLUMNS, COLUMNS, SLOTS, reads, uses
 from . import common
 
@@ -27,7 +27,7 @@ _OUTPUTS = "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!
 def _launch_out(
     x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used,
     out, slots_out, x0_out, input_out, row_out,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     launch = backends.launcher("reverse_step", x_t.device)
     launch(
         out, _dense(x_t), _dense(model_output), table, row, _dense(slots), _dense(noise),
@@ -38,7 +38,7 @@ def _launch_out(
 
 def _launch(
     x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     out, slots_out = _outputs(x_t, slots)
     _launch_out(
         x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast,
@@ -62,22 +62,24 @@ common.define("reverse_step_out", f"({_ARGUMENTS}, {_OUTPUTS}) -> ()", _launch_o
 
 
 @torch.library.register_fake("fastdiff::reverse_step")
-def _(x_t, model_output, table, row, slots, *_):  # type: ignore[no-untyped-def]
+def _(x_t, model_output, table, row, slots, *_):
     return _outputs(x_t, slots)
 
 
 @torch.library.register_fake("fastdiff::reverse_step_out")
-def _(*_):  # type: ignore[no-untyped-def]
+def _(*_):
     return None
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    x_t, model_output, table, row, slots, noise, seed, seeds, seeded, ids, guidance, gradient, stream, fast, used = inputs
+def _save(ctx, inputs, output):
+    x_t, model_output, table, row, slots, noise, seed, seeds, seeded, ids, guidance, gradient, stream, fast, used = (
+        inputs
+    )
     ctx.save_for_backward(x_t, model_output, table, row, slots, noise, seeds, ids, guidance, gradient)
     ctx.counter = (seed, seeded, stream, fast, used)
 
 
-def _backward(ctx, g_x, g_slots):  # type: ignore[no-untyped-def]
+def _backward(ctx, g_x, g_slots):
     x_t, model_output, table, row, slots, noise, seeds, ids, guidance, gradient = ctx.saved_tensors
     seed, seeded, stream, fast, used = ctx.counter
     r = evaluate(
@@ -153,7 +155,12 @@ def reverse_step(
     where = "reverse_step"
     common.batched(where, "x_t", x_t)
     batch, compute = x_t.shape[0], compute_dtype(x_t)
-    if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != len(COLUMNS):
+    if (
+        not isinstance(table, Tensor)
+        or table.dtype != torch.float64
+        or table.ndim != 2
+        or table.shape[1] != len(COLUMNS)
+    ):
         got = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
         raise ValueError(f"fastdiff.{where}: expected table as float64 [R, {len(COLUMNS)}], got {got}. Use plan.table.")
     common.same_device(where, "table", table, x_t, "x_t")

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..models import MODELS
 from ..checkpoint import load_folder, save_folder
+from ..models import MODELS
 from ..prediction import normalize
 from ..schedule import Schedule
 
@@ -60,9 +60,7 @@ def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str
     return network.eval(), Schedule.from_config(config["schedule"]), settings
 
 
-def save(
-    path: str | PathLike[str], network: Any, schedule: Schedule, settings: dict[str, Any], **extra: Any
-) -> None:
+def save(path: str | PathLike[str], network: Any, schedule: Schedule, settings: dict[str, Any], **extra: Any) -> None:
     """Writes a folder; `extra` (data, training) is kept in config.json. Raises TypeError for foreign networks."""
     settings = dict(settings)
     config = {

@@ -59,7 +59,9 @@ def _horner(coefficients: list[float], x: NDArray[np.float32]) -> NDArray[np.flo
     return p
 
 
-def normals(n: int, seed: ArrayLike, sample_ids: NDArray[np.int64], step: ArrayLike, stream: int) -> NDArray[np.float32]:
+def normals(
+    n: int, seed: ArrayLike, sample_ids: NDArray[np.int64], step: ArrayLike, stream: int
+) -> NDArray[np.float32]:
     """float32 [B, n] normals of the contract; seed and step are scalars or [B] (uint64 and integers)."""
     batch, groups = len(sample_ids), (n + 3) // 4
     seeds = np.broadcast_to(np.asarray(seed).astype(np.uint64), (batch,))

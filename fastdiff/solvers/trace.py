@@ -128,8 +128,8 @@ class Trace:
         slots = self._allocate()
         table = np.zeros((len(self.rows) + 1, len(COLUMNS)))
         for i, row in enumerate(self.rows):
-            for name, value in row.header.items():
-                table[i, INDEX[name]] = value
+            for name, number in row.header.items():
+                table[i, INDEX[name]] = number
             table[i, INDEX["next"]] = i + 1
             outputs = {"x": row.next_x} | {f"s{slots[k]}": v for k, v in row.kept.items() if k in slots}
             for to, value in outputs.items():
@@ -155,7 +155,9 @@ class Trace:
         for i, row in enumerate(self.rows):
             for value in (row.next_x, *row.kept.values()):
                 last_use |= {number: i for (name, number) in value.terms if name == "slot"}
-        free, held, slots = list(range(1, SLOTS + 1)), {}, {}
+        free = list(range(1, SLOTS + 1))
+        held: dict[int, int] = {}
+        slots: dict[int, int] = {}
         for i, row in enumerate(self.rows):
             # all reads of a row come before its writes, so a slot read for the last time here may be written here
             for number in [k for k in held if last_use[k] <= i]:
@@ -165,6 +167,8 @@ class Trace:
                 if number not in last_use:
                     continue
                 if not free:
-                    raise ValueError(f"fastdiff.solvers: expected at most {SLOTS} remembered terms at row {i}, got more.")
+                    raise ValueError(
+                        f"fastdiff.solvers: expected at most {SLOTS} remembered terms at row {i}, got more."
+                    )
                 held[number] = slots[number] = free.pop(0)
         return slots

@@ -33,7 +33,11 @@ CASES = [
 
 def bits(case: dict) -> list[str]:
     values = randn(
-        (1, case["elements"]), seed=case["seed"], sample_ids=[case["sample_id"]], step=case["step"], stream=case["stream"]
+        (1, case["elements"]),
+        seed=case["seed"],
+        sample_ids=[case["sample_id"]],
+        step=case["step"],
+        stream=case["stream"],
     )
     return [f"{b:08x}" for b in values.view(np.uint32)[0]]
 

@@ -45,9 +45,9 @@ def test_seeds_per_sample(backend: str) -> None:
     got = fastdiff.randn((3, 10), seed=as_int64)
     for b, seed in enumerate(seeds):
         assert torch.equal(got[b], fastdiff.randn((1, 10), seed=seed, sample_ids=torch.tensor([b]))[0])
-    assert torch.equal(
-        fastdiff.randn((3, 10), seed=as_int64[1]), fastdiff.randn((3, 10), seed=2**63)
-    ), "a scalar tensor is one seed for all"
+    assert torch.equal(fastdiff.randn((3, 10), seed=as_int64[1]), fastdiff.randn((3, 10), seed=2**63)), (
+        "a scalar tensor is one seed for all"
+    )
 
 
 def test_out_is_filled_and_nothing_else(backend: str) -> None:
