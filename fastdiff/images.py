@@ -29,6 +29,7 @@ def grid(pictures: np.ndarray, labels: np.ndarray | None, names: Sequence[str], 
     if labels is not None:
         present = sorted(set(labels.tolist()))
         groups = [(names[k] if k < len(names) else str(k), np.flatnonzero(labels == k)) for k in present]
+    columns = min(columns, max(len(members) for _, members in groups))
     rows = [(name if start == 0 else "", members[start : start + columns])
             for name, members in groups for start in range(0, len(members), columns)]  # fmt: skip
     font = ImageFont.load_default(size=12 * scale / 2 + 6)

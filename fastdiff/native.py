@@ -1,7 +1,7 @@
-"""The C++ library: found, checked and called through its plain C ABI (csrc/include/fastdiff/abi.h).
+"""The C++ library: found, checked and called through its plain C ABI (csrc/include/fastdiff/cpu.h).
 
-Every argument is a 64-bit field, packed into bytes and passed by one pointer. The library is loaded on first use, after
-torch, so that both share one OpenMP runtime; nothing in it links against torch.
+Every argument is a 64-bit field of one struct, packed into bytes and passed by one pointer. The library is loaded on
+first use, after torch, so that both share one OpenMP runtime; nothing in it links against torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,66 +22,53 @@ from .table import COLUMNS
 
 ABI_VERSION = 1
 LEVELS = ("baseline", "avx2", "avx512")
+OPS = ("randn", "q_sample", "reverse_step")
 FOLDER = Path(__file__).parent / "lib"
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_OPS = ("randn", "q_sample", "reverse_step")
+LIBRARY = "libfastdiff_cpu.so"
 
-_counter = "qqQQQqq"
-_randn_args = struct.Struct(f"={_counter}qqQq")
-_q_sample_args = struct.Struct(f"={_counter}qqQqQQQqQqQ")
-_reverse_step_args = struct.Struct(f"={_counter}qqQqQqqQqQQqQqqQQqQQqQqQqqQ")
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_LAUNCH, _DRAW = "qqqq", "QQQQQ"
+_RANDN = struct.Struct(f"={_LAUNCH}{_DRAW}Qq")
+_Q_SAMPLE = struct.Struct(f"={_LAUNCH}{_DRAW}QqQqQQQqQq")
+_REVERSE_STEP = struct.Struct(f"={_LAUNCH}{_DRAW}qQqQqQqqQqQQqQqQqQQqQqQqqQ")
 
 
 class _Library(NamedTuple):
-    handle: Any
+    handle: Any  # None when the library can't be used
     reason: str
-    best: int
+    calls: dict[str, Callable[[bytes], int]]
 
 
-_level = -1  # the library's own choice
+_level = -1  # the library's own choice: the best
 
 
 @functools.cache
 def _load() -> _Library:
-    """The library with the reason in words; handle None when it can't be used."""
-    path = Path(os.environ.get("FASTDIFF_LIB") or FOLDER / _file_name())
+    path = Path(os.environ.get("FASTDIFF_LIB") or FOLDER / LIBRARY)
     if not path.exists():
-        why = build_info().get("cpu", {}).get("reason", "it was not built")
-        return _Library(None, f"no {path.name}: {why}", -1)
+        return _Library(None, f"no {path.name}: {build_info().get('cpu', {}).get('reason') or 'it was not built'}", {})
     try:
         handle = ctypes.CDLL(str(path))
     except OSError as error:
-        return _Library(None, f"{path.name} does not load: {error}", -1)
-    for name in ("fd_columns", "fd_last_error"):
+        return _Library(None, f"{path.name} does not load: {error}", {})
+    for name in ("fd_abi_version", "fd_cpu_level", "fd_openmp"):
+        getattr(handle, name).restype = ctypes.c_int64
+    for name in ("fd_schema", "fd_levels", "fd_last_error"):
         getattr(handle, name).restype = ctypes.c_char_p
-    handle.fd_launches.restype = ctypes.c_int64
-    for op in _OPS:
-        getattr(handle, f"fd_{op}").argtypes = [ctypes.c_char_p]
-    if handle.fd_abi_version() != ABI_VERSION:
-        return _Library(
-            None, f"{path.name} has ABI version {handle.fd_abi_version()}, expected {ABI_VERSION}: rebuild it", -1
-        )
-    if handle.fd_columns().decode().split(",") != list(COLUMNS):
-        return _Library(None, f"{path.name} has another table schema: rebuild it", -1)
-    best = handle.fd_best_level()
+    handle.fd_launches.argtypes, handle.fd_launches.restype = [ctypes.c_int64], ctypes.c_uint64
+    if (version := handle.fd_abi_version()) != ABI_VERSION:
+        return _Library(None, f"{path.name} has ABI version {version}, expected {ABI_VERSION}: build it again", {})
+    if handle.fd_schema().decode() != ",".join(COLUMNS):
+        return _Library(None, f"{path.name} has another table schema: build it again", {})
+    calls = {op: getattr(handle, f"fd_{op}") for op in OPS}
+    for call in calls.values():
+        call.argtypes = [ctypes.c_char_p]
+    best = LEVELS[handle.fd_cpu_level()]
+    forced = os.environ.get("FASTDIFF_CPU_LEVEL") or None
+    if forced:
+        _force(forced, best, "FASTDIFF_CPU_LEVEL")
     threads = "OpenMP" if handle.fd_openmp() else "one thread, built without OpenMP"
-    wanted = os.environ.get("FASTDIFF_CPU_LEVEL")
-    if wanted:
-        _check_level(wanted, best)
-        _set(wanted)
-    return _Library(handle, f"{wanted or LEVELS[best]}, {threads}", best)
-
-
-def _file_name() -> str:
-    return "libfastdiff_cpu.dylib" if os.uname().sysname == "Darwin" else "libfastdiff_cpu.so"
-
-
-def build_info() -> dict[str, Any]:
-    """How the libraries were built (compiler, flags, or why not); empty before a build."""
-    try:
-        return json.loads((FOLDER / "build_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return _Library(handle, f"level {forced or best}, {threads}", calls)
 
 
 def available() -> bool:
@@ -88,71 +76,89 @@ def available() -> bool:
 
 
 def reason() -> str:
-    """The library's level and threading, or why it is off, in one sentence."""
+    """The library's level and threading, or why it is off."""
     return _load().reason
 
 
+def build_info() -> dict[str, Any]:
+    """How the native libraries were built (compiler, flags, levels), or why not; empty before a build."""
+    try:
+        return json.loads((FOLDER / "build_info.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def compiled_levels() -> list[str]:
+    """The CPU levels in the library, lowest first."""
+    return _handle().fd_levels().decode().split(",")
+
+
 def levels() -> list[str]:
-    """The CPU levels this machine runs, worst first."""
-    return list(LEVELS[: _load().best + 1])
+    """Those of them that this processor runs."""
+    return list(LEVELS[: _handle().fd_cpu_level() + 1])
 
 
 def set_level(name: str | None) -> None:
-    """Forces a level (for tests; FASTDIFF_CPU_LEVEL does it from outside); None returns to the best.
+    """Forces a CPU level in this process; None returns to the best. FASTDIFF_CPU_LEVEL does so from outside.
 
-    Raises ValueError for a level this machine lacks.
+    Raises ValueError for a level that is not compiled in or that this processor lacks.
     """
-    if name is not None:
-        _check_level(name, _load().best)
-    _set(name)
+    _force(name, levels()[-1], "fastdiff.native.set_level")
 
 
-def _set(name: str | None) -> None:
+def _force(name: str | None, best: str, where: str) -> None:
     global _level
+    runs = LEVELS[: LEVELS.index(best) + 1]
+    if name is not None and name not in runs:
+        raise ValueError(f"{where}: expected a CPU level that runs here, one of {list(runs)}, got {name!r}.")
     _level = -1 if name is None else LEVELS.index(name)
 
 
-def _check_level(name: str, best: int) -> None:
-    have = list(LEVELS[: best + 1])
-    if name not in have:
-        raise ValueError(f"fastdiff.native: expected a CPU level in {have}, got {name!r}. This machine has no other.")
-
-
 def launches(op: str) -> int:
-    """How many kernels of this op the library has started in this process."""
-    return _load().handle.fd_launches(op.encode())
+    """How many kernels of this op the library has launched in this process."""
+    return _handle().fd_launches(OPS.index(op))
+
+
+def _handle() -> Any:
+    library = _load()
+    if library.handle is None:
+        raise RuntimeError(f"fastdiff.native: expected the C++ library, got none: {library.reason}.")
+    return library.handle
+
+
+def _call(op: str, arguments: bytes) -> None:
+    library = _load()
+    status = library.calls[op](arguments)
+    if status:
+        error = IndexError if status == 2 else ValueError
+        raise error(f"fastdiff.{op}: {library.handle.fd_last_error().decode()}")
+
+
+def _elements(tensor: Tensor) -> int:
+    """Elements of one sample."""
+    batch = tensor.shape[0]
+    return tensor.numel() // batch if batch else 0
 
 
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _dtype(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else _DTYPES[tensor.dtype]
-
-
-def _run(op: str, packed: bytes) -> None:
-    handle = _load().handle
-    status = getattr(handle, f"fd_{op}")(packed)
-    if status:
-        kind = IndexError if status == 1 else ValueError
-        raise kind(f"fastdiff.{op}: {handle.fd_last_error().decode()}")
-
-
-def _elements(tensor: Tensor) -> int:
-    """Elements of one sample."""
-    return tensor.numel() // tensor.shape[0] if tensor.shape[0] else 0
+def _array(tensor: Tensor | None) -> tuple[int, int]:
+    """Pointer and dtype."""
+    return (0, 0) if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype])
 
 
 def randn(
     out: Tensor, seed: int, seeds: Tensor | None, sample_ids: Tensor | None, step: int, stream: int, fast: bool
 ) -> None:
-    """`fast` promises no bits, and exact is already the fastest here."""
-    _run(
+    """`fast` promises no bits, and `exact` is the fastest there is here."""
+    _call(
         "randn",
-        _randn_args.pack(
-            _level, torch.get_num_threads(), seed, _pointer(seeds), _pointer(sample_ids), step, stream,
-            out.shape[0], _elements(out), out.data_ptr(), _DTYPES[out.dtype],
+        _RANDN.pack(
+            out.shape[0], _elements(out), _level, torch.get_num_threads(),
+            seed, _pointer(seeds), _pointer(sample_ids), step, stream,
+            *_array(out),
         ),
     )  # fmt: skip
 
@@ -171,12 +177,12 @@ def q_sample(
     stream: int,
     fast: bool,
 ) -> None:
-    _run(
+    _call(
         "q_sample",
-        _q_sample_args.pack(
-            _level, torch.get_num_threads(), seed, _pointer(seeds), _pointer(sample_ids), step, stream,
-            x0.shape[0], _elements(x0), x0.data_ptr(), _DTYPES[x0.dtype], _pointer(t), alpha.data_ptr(),
-            sigma.data_ptr(), alpha.shape[0], _pointer(noise), _dtype(noise), out.data_ptr(),
+        _Q_SAMPLE.pack(
+            x0.shape[0], _elements(x0), _level, torch.get_num_threads(),
+            seed, _pointer(seeds), _pointer(sample_ids), step, stream,
+            *_array(out), *_array(x0), _pointer(t), alpha.data_ptr(), sigma.data_ptr(), alpha.shape[0], *_array(noise),
         ),
     )  # fmt: skip
 
@@ -196,27 +202,25 @@ def reverse_step(
     gradient: Tensor | None,
     stream: int,
     fast: bool,
-    used: int,
+    uses: int,
     slots_out: Tensor | None,
     x0_out: Tensor | None,
     input_out: Tensor | None,
     row_out: Tensor | None,
 ) -> None:
+    """`uses` is a hint for backends that specialise; here every row is decoded as it is met."""
     batch = x_t.shape[0]
-    if slots_out is not None and slots is not None and slots_out.data_ptr() != slots.data_ptr():
-        slots_out.copy_(slots)  # rows that do not write a slot keep it
-    _run(
+    _call(
         "reverse_step",
-        _reverse_step_args.pack(
-            _level, torch.get_num_threads(), seed or 0, _pointer(seeds), _pointer(sample_ids), 0, stream,
-            batch, _elements(x_t), x_t.data_ptr(), _DTYPES[x_t.dtype],
-            _pointer(model_output), _dtype(model_output), 0 if model_output is None else _elements(model_output),
+        _REVERSE_STEP.pack(
+            batch, _elements(x_t), _level, torch.get_num_threads(),
+            seed or 0, _pointer(seeds), _pointer(sample_ids), 0, stream,
+            seed is not None or seeds is not None, *_array(x_s), *_array(x_t),
+            *_array(model_output), 0 if model_output is None else _elements(model_output),
             table.data_ptr(), table.shape[0], row.data_ptr(),
             _pointer(slots), 0 if slots is None else slots.shape[0],
-            _pointer(noise), _dtype(noise), int(seed is not None or seeds is not None),
-            _pointer(guidance), _pointer(gradient), _dtype(gradient),
-            x_s.data_ptr(), _pointer(slots_out), 0 if slots_out is None else slots_out.shape[0],
-            _pointer(x0_out), _dtype(x0_out), _pointer(input_out), _dtype(input_out),
-            0 if input_out is None else input_out.shape[0] // batch if batch else 0, _pointer(row_out),
+            _pointer(slots_out), 0 if slots_out is None else slots_out.shape[0],
+            *_array(noise), _pointer(guidance), *_array(gradient), *_array(x0_out), *_array(input_out),
+            input_out.shape[0] // batch if input_out is not None and batch else 0, _pointer(row_out),
         ),
     )  # fmt: skip

@@ -50,8 +50,9 @@ def main(level: str) -> None:
                 check_borrowed(base, str(torch), level)
                 python = base
             else:
+                level = read(MARK).get("level", level) if level == "run" else level  # never take test tools away
                 python = make_own(base, level, "VENV=1" if force else why_not)
-            stamp = {"root": str(ROOT), "base": base, "python": python, "own": not borrowed, "level": level}
+            stamp |= {"root": str(ROOT), "base": base, "python": python, "own": not borrowed, "level": level}
             stamp["pins"] = digest(ROOT)
         key = native_key(ROOT)
         if stamp.get("native") != key or not built(ROOT):
@@ -141,7 +142,7 @@ def make_own(base: str, level: str, why: str) -> str:
     if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
         # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no triton
         step([python, *PIP, "-q", "--no-deps", pin(ROOT, "triton")], "install triton")
-    write(MARK, json.dumps({"whole": True, "root": str(ROOT), "base": base, "torch": torch}))
+    write(MARK, json.dumps({"whole": True, "root": str(ROOT), "base": base, "torch": torch, "level": level}))
     return python
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +73,15 @@ def test_philox_gives_the_published_words(counter_and_key: str, words: str) -> N
     out = torch.zeros(4, dtype=torch.int64)
     philox_kernel[(1,)](out, *(int(word, 16) for word in counter_and_key.split()))
     assert [f"{word:08x}" for word in out.tolist()] == words.split()
+
+
+def test_golden_bits() -> None:
+    golden = json.loads((Path(__file__).parents[1] / "golden" / "noise_v1.json").read_text())["cases"]
+    for case in golden:
+        out = poisoned((1, case["elements"]))
+        launch.randn(out, case["seed"], None, torch.tensor([case["sample_id"]]), case["step"], case["stream"], False)
+        assert " ".join(f"{word:08x}" for word in out.view(torch.uint32)[0].tolist()) == case["bits"]
+    assert len(golden) > 5
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (5, 2), (300, 7), (4, 129), (7, 3, 4, 4), (2, 1000), (1, 2501), (2, 3, 32, 32)])
@@ -261,7 +273,17 @@ def test_tiles_cover_a_sample(size: int) -> None:
     assert -(-size // elements) * elements <= max(4, 1.15 * size, 2 * size if size <= 128 else 0)
 
 
-def test_an_empty_batch_launches_nothing() -> None:
+def test_a_table_of_zeros_gives_zeros() -> None:
+    x_s, x0_out, table = poisoned((3, 5)), poisoned((3, 5)), torch.zeros(1, 54, dtype=torch.float64)
+    launch.reverse_step(
+        x_s, torch.full((3, 5), torch.nan), None, table, torch.zeros(3, dtype=torch.int64), None, None, None, None, None,
+        None, None, 1, False, 0, None, x0_out, None, None,
+    )  # fmt: skip
+    assert x_s.eq(0).all() and x0_out.eq(0).all()
+
+
+def test_an_empty_tensor_launches_nothing() -> None:
     before = launch.launches["randn"]
     launch.randn(torch.empty(0, 3), 1, None, None, 0, 0, False)
+    launch.randn(torch.empty(3, 0), 1, None, None, 0, 0, False)
     assert launch.launches["randn"] == before

@@ -1,0 +1,115 @@
+// The exported functions: check the arguments, pick the level, launch, count.
+#include "fastdiff/cpu.h"
+
+#include <atomic>
+
+#include "checks.h"
+#include "kernels.h"
+
+#if defined(FD_HAVE_AVX2)
+#include <cpuid.h>
+#endif
+
+namespace {
+
+std::atomic<uint64_t> launches[FD_OPS];
+
+template <class Args>
+struct Kernels {
+    int op;
+    void (*level[FD_LEVEL_COUNT])(const Args&);
+};
+
+#if defined(FD_HAVE_AVX2)
+#define FD_AT_AVX2(kernel) fastdiff::avx2::kernel
+#else
+#define FD_AT_AVX2(kernel) nullptr
+#endif
+#if defined(FD_HAVE_AVX512)
+#define FD_AT_AVX512(kernel) fastdiff::avx512::kernel
+#else
+#define FD_AT_AVX512(kernel) nullptr
+#endif
+#define FD_EVERY_LEVEL(kernel) {fastdiff::baseline::kernel, FD_AT_AVX2(kernel), FD_AT_AVX512(kernel)}
+
+constexpr Kernels<fd_randn_args> RANDN = {FD_RANDN, FD_EVERY_LEVEL(randn)};
+constexpr Kernels<fd_q_sample_args> Q_SAMPLE = {FD_Q_SAMPLE, FD_EVERY_LEVEL(q_sample)};
+constexpr Kernels<fd_reverse_step_args> REVERSE_STEP = {FD_REVERSE_STEP, FD_EVERY_LEVEL(reverse_step)};
+
+int64_t best_level() {
+#if defined(FD_HAVE_AVX2)
+    unsigned a, b, c, d;
+    const bool half = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+    __builtin_cpu_init();
+    if (!half || !__builtin_cpu_supports("avx2")) return FD_BASELINE;
+#if defined(FD_HAVE_AVX512)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return FD_AVX512;
+#endif
+    return FD_AVX2;
+#else
+    return FD_BASELINE;
+#endif
+}
+
+const int64_t BEST_LEVEL = best_level();  // asked once: a virtual machine may take long to answer
+
+template <class Args>
+int launch(const Kernels<Args>& kernels, const Args& args) {
+    const int64_t level = args.launch.level == FD_BEST ? BEST_LEVEL : args.launch.level;
+    if (level < 0 || level > BEST_LEVEL)
+        return fastdiff::fail(FD_VALUE_ERROR, "expected a CPU level in [0, %lld], got %lld.", (long long)BEST_LEVEL,
+                              (long long)level);
+    if (int status = fastdiff::check(args)) return status;
+    if (args.launch.batch == 0 || args.launch.elements == 0) return FD_OK;
+    kernels.level[level](args);
+    launches[kernels.op].fetch_add(1, std::memory_order_relaxed);
+    return FD_OK;
+}
+
+}  // namespace
+
+int fd_randn(const fd_randn_args* args) { return launch(RANDN, *args); }
+int fd_q_sample(const fd_q_sample_args* args) { return launch(Q_SAMPLE, *args); }
+
+int fd_reverse_step(const fd_reverse_step_args* args) {
+    const int status = launch(REVERSE_STEP, *args);
+    if (status != FD_OK || !args->row_out) return status;
+    // after every sample is done, since row_out may be row's memory
+    for (int64_t b = 0; b < args->launch.batch; ++b)
+        args->row_out[b] = (int64_t)args->table[args->row[b] * fastdiff::COLUMNS + fastdiff::NEXT];
+    return FD_OK;
+}
+
+int64_t fd_abi_version(void) { return FD_ABI_VERSION; }
+
+const char* fd_schema(void) {
+#define FD_OUTPUT(o) "," o ".x," o ".x0," o ".out," o ".s1," o ".s2," o ".s3," o ".s4," o ".z"
+    return "network,t,input_scale,guidance_weight,out_grad,x0_x,x0_out,clip_mode,clip_bound,noise_index,noise_mode,"
+           "logvar_lo,logvar_hi,next" FD_OUTPUT("x") FD_OUTPUT("s1") FD_OUTPUT("s2") FD_OUTPUT("s3") FD_OUTPUT("s4");
+}
+
+const char* fd_levels(void) {
+    return "baseline"
+#if defined(FD_HAVE_AVX2)
+           ",avx2"
+#endif
+#if defined(FD_HAVE_AVX512)
+           ",avx512"
+#endif
+        ;
+}
+
+int64_t fd_cpu_level(void) { return BEST_LEVEL; }
+
+int64_t fd_openmp(void) {
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+uint64_t fd_launches(int64_t op) { return op >= 0 && op < FD_OPS ? launches[op].load(std::memory_order_relaxed) : 0; }
+const char* fd_last_error(void) { return fastdiff::last_error(); }

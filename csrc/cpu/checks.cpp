@@ -1,0 +1,102 @@
+// Argument checks of every op. Shapes and dtypes were validated in Python; what is left depends on values: times, rows,
+// and whether the rows in use read operands that were not given.
+#include "checks.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+namespace fastdiff {
+
+namespace {
+
+thread_local char text[512] = "";
+
+int check_launch(const fd_launch& l, const fd_noise& d) {
+    if (l.batch < 0 || l.elements < 0 || l.elements > int64_t(1) << 34)
+        return fail(FD_VALUE_ERROR, "expected at most 2^34 elements in a sample, got %lld.", (long long)l.elements);
+    if (d.stream > 255) return fail(FD_VALUE_ERROR, "expected stream in [0, 256), got %llu.", (unsigned long long)d.stream);
+    if (d.step >> 32) return fail(FD_VALUE_ERROR, "expected step in [0, 2^32), got %llu.", (unsigned long long)d.step);
+    return FD_OK;
+}
+
+int out_of_range(const char* what, int64_t size, int64_t value, int64_t at, const char* hint) {
+    return fail(FD_INDEX_ERROR, "expected %s in [0, %lld), got %lld at index %lld. %s", what, (long long)size,
+                (long long)value, (long long)at, hint);
+}
+
+bool reads(const double* row, int operand) {
+    for (int output = 0; output < OUTPUTS; ++output)
+        if (row[FIRST_COEFFICIENT + output * OPERANDS + operand] != 0) return true;
+    return false;
+}
+
+bool inside(double value, double end) { return value >= 0 && value < end; }
+
+// What one row needs, for sample b.
+int check_row(const fd_reverse_step_args& a, int64_t b) {
+    const long long row = a.row[b], at = b;
+    const double* r = a.table + row * COLUMNS;
+    if (!inside(r[NEXT], (double)a.rows))
+        return fail(FD_INDEX_ERROR, "expected next in [0, %lld) in row %lld of the table, got %g.", (long long)a.rows, row,
+                    r[NEXT]);
+    const bool x0 = a.x0_out || reads(r, X0);
+    if (!a.model_output && (reads(r, OUT) || (x0 && r[X0_OUT] != 0)))
+        return fail(FD_VALUE_ERROR, "expected model_output, which row %lld reads at index %lld, got none.", row, at);
+    if (a.model_output && r[OUT_GRAD] != 0 && !a.gradient)
+        return fail(FD_VALUE_ERROR, "expected gradient, which row %lld reads at index %lld, got none.", row, at);
+    for (int i = 0; i < SLOTS; ++i)
+        if (reads(r, S1 + i) && (!a.slots || i >= a.slot_count))
+            return fail(FD_VALUE_ERROR, "expected at least %d slots, which row %lld reads at index %lld, got %lld.", i + 1,
+                        row, at, (long long)(a.slots ? a.slot_count : 0));
+    if (!reads(r, Z)) return FD_OK;
+    if (!a.noise && !a.seeded)
+        return fail(FD_VALUE_ERROR, "expected seed or noise, which row %lld reads at index %lld, got neither.", row, at);
+    if (!a.noise && !inside(r[NOISE_INDEX], 4294967296.0))
+        return fail(FD_VALUE_ERROR, "expected noise_index in [0, 2^32) in row %lld of the table, got %g.", row,
+                    r[NOISE_INDEX]);
+    if (r[NOISE_MODE] == 1 && (!a.model_output || a.output_elements != 2 * a.launch.elements))
+        return fail(FD_VALUE_ERROR,
+                    "expected model_output with a variance half, which row %lld reads at index %lld, got the elements of x_t.",
+                    row, at);
+    return FD_OK;
+}
+
+}  // namespace
+
+int fail(int status, const char* format, ...) {
+    va_list values;
+    va_start(values, format);
+    vsnprintf(text, sizeof text, format, values);
+    va_end(values);
+    return status;
+}
+
+const char* last_error() { return text; }
+
+int check(const fd_randn_args& a) { return check_launch(a.launch, a.draw); }
+
+int check(const fd_q_sample_args& a) {
+    if (int status = check_launch(a.launch, a.draw)) return status;
+    if (a.t)
+        for (int64_t b = 0; b < a.launch.batch; ++b)
+            if (a.t[b] < 0 || a.t[b] >= a.times) return out_of_range("t", a.times, a.t[b], b, "Timesteps count from 0.");
+    return FD_OK;
+}
+
+int check(const fd_reverse_step_args& a) {
+    if (int status = check_launch(a.launch, a.draw)) return status;
+    // neighbours mostly share rows: a row is looked at again only after another one took its place
+    constexpr int KEPT = 256;
+    int64_t checked[KEPT];
+    for (int64_t& row : checked) row = -1;
+    for (int64_t b = 0; b < a.launch.batch; ++b) {
+        const int64_t row = a.row[b];
+        if (row < 0 || row >= a.rows) return out_of_range("row", a.rows, row, b, "Rows belong to the table.");
+        if (a.launch.elements == 0 || checked[row % KEPT] == row) continue;
+        if (int status = check_row(a, b)) return status;
+        checked[row % KEPT] = row;
+    }
+    return FD_OK;
+}
+
+}  // namespace fastdiff

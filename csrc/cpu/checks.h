@@ -1,0 +1,17 @@
+// Everything that can be wrong with a call, found before the first write; the text is one sentence per thread.
+#pragma once
+
+#include "fastdiff/cpu.h"
+#include "schema.h"
+
+namespace fastdiff {
+
+// Stores the text for fd_last_error() and returns the status.
+int fail(int status, const char* format, ...) __attribute__((format(printf, 2, 3)));
+const char* last_error();
+
+int check(const fd_randn_args& a);
+int check(const fd_q_sample_args& a);
+int check(const fd_reverse_step_args& a);
+
+}  // namespace fastdiff

@@ -1,0 +1,78 @@
+// A row of a plan, decoded: for every output the operands it reads, in column order, with their coefficients.
+//
+// Decoding costs about as much as ten elements' work, and neighbouring samples mostly share rows, so each thread keeps
+// the rows it decoded last.
+#pragma once
+
+#include "schema.h"
+
+namespace fastdiff::FD_LEVEL {
+
+template <class C>
+struct Combination {
+    int count;
+    int operand[OPERANDS];
+    C coefficient[OPERANDS];
+};
+
+template <class C>
+struct Row {
+    bool reads[OPERANDS], clips, scales_noise;
+    Combination<C> x0, outputs[OUTPUTS];
+    C guidance_weight, out_grad, clip_bound, logvar_lo, logvar_hi, next_scale;
+    uint64_t noise_index;
+};
+
+template <class C>
+static void append(Combination<C>& to, int operand, double coefficient) {
+    // the cast coefficient may underflow to zero in float32, and is then not read either
+    if ((C)coefficient == 0) return;
+    to.operand[to.count] = operand;
+    to.coefficient[to.count++] = (C)coefficient;
+}
+
+template <class C>
+static void decode(const double* table, int64_t row, Row<C>& to) {
+    const double* r = table + row * COLUMNS;
+    to = {};
+    append(to.x0, X, r[X0_X]);
+    append(to.x0, OUT, r[X0_OUT]);
+    for (int output = 0; output < OUTPUTS; ++output) {
+        Combination<C>& c = to.outputs[output];
+        for (int operand = 0; operand < OPERANDS; ++operand)
+            append(c, operand, r[FIRST_COEFFICIENT + output * OPERANDS + operand]);
+        for (int i = 0; i < c.count; ++i) to.reads[c.operand[i]] = true;
+    }
+    to.clips = r[CLIP_MODE] == 1;
+    to.scales_noise = r[NOISE_MODE] == 1;
+    to.guidance_weight = (C)r[GUIDANCE_WEIGHT];
+    to.out_grad = (C)r[OUT_GRAD];
+    to.clip_bound = (C)r[CLIP_BOUND];
+    to.logvar_lo = (C)r[LOGVAR_LO];
+    to.logvar_hi = (C)r[LOGVAR_HI];
+    to.noise_index = (uint64_t)(int64_t)r[NOISE_INDEX];
+    to.next_scale = (C)table[(int64_t)r[NEXT] * COLUMNS + INPUT_SCALE];
+}
+
+template <class C>
+class Rows {
+    static constexpr int KEPT = 16;
+    int64_t index_[KEPT];
+    Row<C> rows_[KEPT];
+
+  public:
+    Rows() {
+        for (int64_t& i : index_) i = -1;
+    }
+
+    const Row<C>& get(const double* table, int64_t row) {
+        const int at = (int)(row % KEPT);
+        if (index_[at] != row) {
+            decode(table, row, rows_[at]);
+            index_[at] = row;
+        }
+        return rows_[at];
+    }
+};
+
+}  // namespace fastdiff::FD_LEVEL

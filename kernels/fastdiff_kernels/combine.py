@@ -1,0 +1,84 @@
+"""Linear combinations with coefficients from a plan's table, kernels/README.md section 4.
+
+    sum over operands in column order of c_i * v_i, from +0, each product and sum rounded, c_i = 0 meaning "not read"
+
+USES is the table's column mask: a column that is zero in every row costs nothing. A column used by some rows is selected
+away in the samples whose coefficient is zero, and its operand is loaded only where some coefficient needs it.
+"""
+
+import triton
+import triton.language as tl
+
+# the operands of a combination, in column order; the outputs' columns begin at 14 (next x), 22, 30, 38, 46 (slots)
+X, X0, OUT, S1, Z = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(7)
+FIRST = tl.constexpr(14)
+OPERANDS = tl.constexpr(8)
+X0_X, X0_OUT = tl.constexpr(5), tl.constexpr(6)
+
+
+@triton.constexpr_function
+def used(mask, column):
+    """Whether some row of the table has a non-zero entry in the column."""
+    return mask >> column & 1 == 1
+
+
+@triton.constexpr_function
+def operand_used(mask, operand):
+    """Whether some output of some row reads the operand."""
+    return any(mask >> 14 + 8 * output + operand & 1 for output in range(5))
+
+
+@triton.constexpr_function
+def output_used(mask, output):
+    """Whether some row defines the output."""
+    return mask >> 14 + 8 * output & 255 != 0
+
+
+@triton.jit
+def entry(rows, COLUMN: tl.constexpr, valid, COMPUTE: tl.constexpr):
+    """The table's entry of each sample's row [S, 1], rounded to the compute type."""
+    return tl.load(rows + COLUMN, mask=valid, other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def nonzero(flag, rows, COLUMN: tl.constexpr, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """flag, or True where the sample's row has a non-zero entry there."""
+    if used(USES, COLUMN):
+        flag = flag | (entry(rows, COLUMN, valid, COMPUTE) != 0.0)
+    return flag
+
+
+@triton.jit
+def reads(operand: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """[S, 1]: which samples' rows read the operand in one of the five outputs."""
+    flag = valid & False
+    for output in tl.static_range(5):
+        flag = nonzero(flag, rows, FIRST + output * OPERANDS + operand, valid, USES, COMPUTE)
+    return flag
+
+
+@triton.jit
+def writes(output: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """[S, 1]: which samples' rows define the output."""
+    flag = valid & False
+    for operand in tl.static_range(OPERANDS):
+        flag = nonzero(flag, rows, FIRST + output * OPERANDS + operand, valid, USES, COMPUTE)
+    return flag
+
+
+@triton.jit
+def term(total, rows, COLUMN: tl.constexpr, value, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """total + c * value, where c is not zero."""
+    if used(USES, COLUMN):
+        c = entry(rows, COLUMN, valid, COMPUTE)
+        total = tl.where(c != 0.0, total + c * value, total)
+    return total
+
+
+@triton.jit
+def combination(zero, output: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """Output 0 is the next x, outputs 1 to 4 the slots; an operand that no column uses is not looked at."""
+    total = zero
+    for operand in tl.static_range(OPERANDS):
+        total = term(total, rows, FIRST + output * OPERANDS + operand, operands[operand], valid, USES, COMPUTE)
+    return total

@@ -1,0 +1,209 @@
+"""reverse_step: one row of a plan for every sample, kernels/README.md section 4, in a single pass over memory.
+
+    out  = u + gamma * (c - u)  (+ out_grad * gradient)
+    x0   = clip(x0_x * x + x0_out * out)
+    next x and new slots = combinations over (x, x0, out, s1, s2, s3, s4, z)
+
+The variant is fixed by USES (which columns the plans use, with the columns of absent operands taken out by the launcher)
+and by which arguments are None. A row outside the table is never used as an address: that sample becomes NaN and the
+error word is set.
+"""
+
+import triton
+import triton.language as tl
+
+from .combine import (
+    OUT,
+    S1,
+    X0,
+    X0_OUT,
+    X0_X,
+    X,
+    Z,
+    combination,
+    entry,
+    nonzero,
+    operand_used,
+    output_used,
+    reads,
+    term,
+    used,
+    writes,
+)  # fmt: skip
+from .noise import normals, stream_identity
+from .tiling import at, tile
+
+COLUMNS = tl.constexpr(54)
+INPUT_SCALE, GUIDANCE_WEIGHT, OUT_GRAD = tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
+CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9), tl.constexpr(10)
+LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(11), tl.constexpr(12), tl.constexpr(13)
+
+LOG2E, LN2_HI, LN2_LO, E0, E1, E2, E3, E4 = (
+    tl.constexpr(float.fromhex(number))
+    for number in (
+        "0x1.715476p+0", "0x1.62e4p-1", "0x1.7f7d1cp-20",
+        "0x1.0p-1", "0x1.55549p-3", "0x1.55545ep-5", "0x1.123b46p-7", "0x1.6db414p-10",
+    )
+)  # fmt: skip
+MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
+
+
+@triton.jit
+def exponential(x):
+    """exp, saturating outside [-87, 88], by the README's polynomial; float64 takes the platform's."""
+    if x.dtype == tl.float64:
+        y = tl.exp(x)
+    else:
+        x = tl.where(x > 88.0, 88.0, x)
+        x = tl.where(x < -87.0, -87.0, x)
+        k = (x * LOG2E + MAGIC) - MAGIC
+        r = (x - k * LN2_HI) - k * LN2_LO
+        p = (((E4 * r + E3) * r + E2) * r + E1) * r + E0
+        y = 1.0 + (r + (r * r) * p)
+        y = (y.to(tl.int32, bitcast=True) + (k.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
+    return y
+
+
+@triton.jit
+def guided_output(
+    model_output, guidance, rows, b, batch, size, first, e, live, valid, wanted, inside,
+    WIDTH: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """c alone, or u + gamma (c - u) where gamma is neither 1 (c alone is read) nor 0 (u alone)."""
+    width = size * WIDTH  # with learned variance a row holds the prediction, then as many elements for the variance
+    if guidance is None:
+        return tl.load(at(model_output, b, width, first, e), mask=inside & wanted, other=0.0).to(COMPUTE)
+    else:
+        gamma = tl.load(guidance + b, mask=live, other=1.0).to(COMPUTE)
+        weight = entry(rows, GUIDANCE_WEIGHT, valid, COMPUTE)
+        g = tl.where(weight == 1.0, gamma, 1.0 + weight * (gamma - 1.0))
+        c = tl.load(at(model_output, b, width, first, e), mask=inside & wanted & (g != 0.0), other=0.0).to(COMPUTE)
+        u = tl.load(at(model_output, b + batch, width, first, e), mask=inside & wanted & (g != 1.0), other=0.0).to(COMPUTE)
+        return tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
+
+
+@triton.jit
+def old_slot(
+    zero, slots, index: tl.constexpr, rows, b, batch, size, first, e, valid, inside,
+    USES: tl.constexpr, COPY: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Slot `index` (0 to 3) where the row reads it or, with COPY, where the row leaves it as it is."""
+    value = zero
+    if operand_used(USES, S1 + index) or COPY > index:
+        wanted = reads(S1 + index, rows, valid, USES, COMPUTE)
+        if COPY > index:
+            wanted = wanted | (writes(1 + index, rows, valid, USES, COMPUTE) == 0)
+        value = tl.load(at(slots, b + index * batch.to(tl.int64), size, first, e), mask=inside & wanted, other=0.0)
+    return value
+
+
+@triton.jit
+def new_slot(
+    zero, index: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COPY: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """The slot's new value and which samples [S, 1] store it; a slot that a row does not define keeps its value."""
+    value = zero
+    stored = valid
+    if output_used(USES, 1 + index) or COPY > index:
+        stored = writes(1 + index, rows, valid, USES, COMPUTE)
+        value = combination(zero, 1 + index, rows, operands, valid, USES, COMPUTE)
+        if COPY > index:
+            value = tl.where(stored, value, operands[S1 + index])
+            stored = valid
+    return value, stored
+
+
+@triton.jit
+def store_slot(
+    slots_out, index: tl.constexpr, value, stored, b, batch, size, first, e, inside,
+    USES: tl.constexpr, COPY: tl.constexpr,
+):  # fmt: skip
+    if output_used(USES, 1 + index) or COPY > index:
+        tl.store(at(slots_out, b + index * batch.to(tl.int64), size, first, e), value, mask=inside & stored)
+
+
+@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "table_rows"])
+def reverse_step_kernel(
+    x_s, x_t, model_output, table, row, slots, noise, seeds, sample_ids, guidance, gradient,
+    slots_out, x0_out, input_out, row_out, errors, seed_lo, seed_hi, stream_index, batch, size, table_rows,
+    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr,
+    USES: tl.constexpr, WIDTH: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr,
+):  # fmt: skip
+    """USES: column mask; WIDTH: model output elements per state element (1 or 2); COPY: how many slots are carried over
+    into separate memory; COPIES: how many times the network's next input is written."""
+    COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
+    b, first, e, live, inside = tile(batch, size, S, E)
+    index = tl.load(row + b, mask=live, other=0)
+    valid = live & (index >= 0) & (index < table_rows)
+    tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
+    rows = table + tl.where(valid, index, 0) * COLUMNS
+
+    # what every combination starts from; it also stands for operands that no column reads
+    zero = tl.where(valid, 0.0, float("nan")).to(COMPUTE)
+    wants_x = nonzero(reads(X, rows, valid, USES, COMPUTE), rows, X0_X, valid, USES, COMPUTE)
+    x = tl.load(at(x_t, b, size, first, e), mask=inside & wants_x, other=0.0).to(COMPUTE)
+    s1 = old_slot(zero, slots, 0, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
+    s2 = old_slot(zero, slots, 1, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
+    s3 = old_slot(zero, slots, 2, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
+    s4 = old_slot(zero, slots, 3, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
+    out = zero
+    if operand_used(USES, OUT) or used(USES, X0_OUT):
+        wants_out = nonzero(reads(OUT, rows, valid, USES, COMPUTE), rows, X0_OUT, valid, USES, COMPUTE)
+        out = guided_output(model_output, guidance, rows, b, batch, size, first, e, live, valid, wants_out, inside,
+                            WIDTH, COMPUTE)  # fmt: skip
+        if used(USES, OUT_GRAD):
+            strength = entry(rows, OUT_GRAD, valid, COMPUTE)
+            g = tl.load(at(gradient, b, size, first, e), mask=inside & wants_out & (strength != 0.0), other=0.0)
+            out = tl.where(strength != 0.0, out + strength * g.to(COMPUTE), out)
+    z = zero
+    if operand_used(USES, Z):
+        wants_z = reads(Z, rows, valid, USES, COMPUTE)
+        if noise is None:
+            k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
+            step = tl.load(rows + NOISE_INDEX, mask=valid, other=0.0).to(tl.int64)
+            z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST).to(COMPUTE)
+        else:
+            z = tl.load(at(noise, b, size, first, e), mask=inside & wants_z, other=0.0).to(COMPUTE)
+        if used(USES, NOISE_MODE):
+            learned = entry(rows, NOISE_MODE, valid, COMPUTE) == 1.0
+            lo = entry(rows, LOGVAR_LO, valid, COMPUTE)
+            hi = entry(rows, LOGVAR_HI, valid, COMPUTE)
+            v = tl.load(at(model_output + size, b, size * WIDTH, first, e), mask=inside & wants_z & learned, other=0.0)
+            logvar = lo + (hi - lo) * ((v.to(COMPUTE) + 1.0) * 0.5)
+            z = tl.where(learned, z * exponential(0.5 * logvar), z)
+
+    x0 = zero
+    if operand_used(USES, X0) or x0_out is not None:
+        x0 = term(term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE)
+        if used(USES, CLIP_MODE):
+            clips = entry(rows, CLIP_MODE, valid, COMPUTE) == 1.0
+            bound = tl.where(clips, entry(rows, CLIP_BOUND, valid, COMPUTE), float("inf"))
+            x0 = tl.where(x0 > bound, bound, x0)  # not min and max: NaN must pass
+            x0 = tl.where(x0 < -bound, -bound, x0)
+    operands = (x, x0, out, s1, s2, s3, s4, z)
+    x_next = combination(zero, 0, rows, operands, valid, USES, COMPUTE)
+    n1, stored1 = new_slot(zero, 0, rows, operands, valid, USES, COPY, COMPUTE)
+    n2, stored2 = new_slot(zero, 1, rows, operands, valid, USES, COPY, COMPUTE)
+    n3, stored3 = new_slot(zero, 2, rows, operands, valid, USES, COPY, COMPUTE)
+    n4, stored4 = new_slot(zero, 3, rows, operands, valid, USES, COPY, COMPUTE)
+    if input_out is not None or row_out is not None:
+        following = tl.load(rows + NEXT, mask=valid, other=-1.0).to(tl.int64)
+    if input_out is not None:
+        known = valid & (following >= 0) & (following < table_rows)
+        tl.store(errors + b * 0, ERROR, mask=live & (known == 0))
+        scale = tl.load(table + following * COLUMNS + INPUT_SCALE, mask=known, other=float("nan")).to(COMPUTE)
+        scaled = (scale * x_next).to(input_out.dtype.element_ty)
+
+    tl.debug_barrier()  # outputs may be the inputs' memory, and a value's loader need not be its writer
+    tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
+    store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
+    store_slot(slots_out, 1, n2, stored2, b, batch, size, first, e, inside, USES, COPY)
+    store_slot(slots_out, 2, n3, stored3, b, batch, size, first, e, inside, USES, COPY)
+    store_slot(slots_out, 3, n4, stored4, b, batch, size, first, e, inside, USES, COPY)
+    if x0_out is not None:
+        tl.store(at(x0_out, b, size, first, e), x0.to(x0_out.dtype.element_ty), mask=inside)
+    if input_out is not None:
+        for half in tl.static_range(COPIES):
+            tl.store(at(input_out, b + half * batch, size, first, e), scaled, mask=inside)
+    if row_out is not None:  # one program a sample
+        tl.store(row_out + b, tl.where(valid, following, index), mask=live & (first == 0))

@@ -1,0 +1,163 @@
+"""The kernels compiled to machine code without a driver: what a launch would compile. Started by tests/test_triton.py.
+
+The limits are of sm_90. Instructions an element count every instruction of the program once (slow paths of the square
+root included) over the elements of a thread; memory allows 93 for the float32 step on an H200, 47 for bfloat16.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from fastdiff_kernels import launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from fastdiff.table import INDEX
+
+HOPPER = GPUTarget("cuda", 90, 32)
+OTHERS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 100, 32), GPUTarget("hip", "gfx942", 64)]
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+BATCH = 4
+
+
+def columns(*names: str) -> int:
+    return sum(1 << INDEX[name] for name in names)
+
+
+DDIM = columns("network", "t", "input_scale", "x0_x", "x0_out", "clip_mode", "clip_bound", "next", "x.x", "x.x0")
+DDPM = DDIM | columns("noise_index", "x.z")
+LEARNED = DDPM | columns("noise_mode", "logvar_lo", "logvar_hi")
+DPM2M = DDIM | columns("x.s1", "s1.x0")
+
+
+def tensor(dtype: torch.dtype = F32, batch: int = BATCH, shape: tuple[int, ...] = (3, 32, 32)) -> torch.Tensor:
+    return torch.empty((batch, *shape), dtype=dtype)
+
+
+def randn(dtype: torch.dtype = F32, fast: bool = False, seed: int = 5, shape: tuple[int, ...] = (3, 32, 32)) -> launch.Call:
+    return launch.randn_call(tensor(dtype, shape=shape), seed, None, None, 0, 0, fast)
+
+
+def q_sample() -> launch.Call:
+    table = torch.zeros(1000, dtype=F64)
+    t = torch.zeros(BATCH, dtype=torch.int64)
+    return launch.q_sample_call(tensor(), tensor(), t, table, table, None, 5, None, None, 0, 2, False)
+
+
+def step(
+    uses: int, *, x: torch.dtype = F32, output: torch.dtype = F32, network_input: torch.dtype | None = None,
+    guided: bool = False, slots: int = 0, width: int = 1, fast: bool = False, shape: tuple[int, ...] = (3, 32, 32),
+) -> launch.Call:  # fmt: skip
+    x_t, row, halves = tensor(x, shape=shape), torch.zeros(BATCH, dtype=torch.int64), 1 + guided
+    memory = tensor(F64 if x == F64 else F32, slots * BATCH, shape).view(slots, BATCH, *shape) if slots else None
+    guidance = torch.ones(BATCH, dtype=F64 if x == F64 else F32) if guided else None
+    return launch.reverse_step_call(
+        x_t, x_t, tensor(output, halves * BATCH, (width * shape[0], *shape[1:])), torch.zeros(10, 54, dtype=F64), row,
+        memory, None, 5, None, None, guidance, None, 1, fast, uses, memory, None,
+        None if network_input is None else tensor(network_input, halves * BATCH, shape), torch.zeros_like(row),
+    )  # fmt: skip
+
+
+def compiled(call: launch.Call, target: GPUTarget = HOPPER) -> Any:
+    """What Triton would compile for this launch: the specialisation is its own."""
+    kernel, backend = call.kernel(), make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, given = bind(**call.arguments, **call.options)
+    options, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialization, given)
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__)
+
+
+def dump(cubin: Path, what: str) -> str:
+    return subprocess.run([CUOBJDUMP, what, cubin], capture_output=True, text=True, check=True).stdout
+
+
+# name: (launch, most registers, most instructions an element)
+VARIANTS = {
+    "randn": (lambda: randn(), 40, 63),
+    "randn, fast": (lambda: randn(fast=True), 40, 42),
+    "randn, bfloat16": (lambda: randn(BF16), 40, 65),
+    "q_sample": (lambda: q_sample(), 64, 70),
+    "DDIM": (lambda: step(DDIM), 40, 38),
+    "DDPM": (lambda: step(DDPM), 64, 100),
+    "DDPM, fast": (lambda: step(DDPM, fast=True), 64, 77),
+    "DDPM, bfloat16 network": (lambda: step(DDPM, output=BF16, network_input=BF16), 64, 114),
+    "DDPM, all bfloat16": (lambda: step(DDPM, x=BF16, output=BF16), 64, 105),
+    "DDPM, learned variance": (lambda: step(LEARNED, width=2), 64, 135),
+    "2M": (lambda: step(DPM2M, slots=1), 40, 47),
+    "guided, next input": (lambda: step(DDIM, guided=True, network_input=F32), 40, 55),
+    "guided, next input, bfloat16 network": (lambda: step(DDIM, guided=True, output=BF16, network_input=BF16), 40, 61),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
+    make, most_registers, most_instructions = VARIANTS[name]
+    call = make()
+    result = compiled(call)
+    if not call.arguments["FAST"]:
+        found = re.findall(r"\S*(?:fma\.|\.approx|\.ftz|max\.|min\.)\S*", result.asm["ptx"])
+        assert not found, "exact kernels round every operation once and let NaN pass"
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(result.asm["cubin"])
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump(cubin, "-res-usage")))
+    sass = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\S+ )?([A-Z][\w.]*)", dump(cubin, "-sass"))
+    operations = Counter(sass)
+    threads = 32 * call.options["num_warps"]
+    per_element = (len(sass) - operations["NOP"]) / (call.arguments["S"] * call.arguments["E"] / threads)
+    print(f"{name}: {usage['REG']} registers, {per_element:.1f} instructions an element")
+    assert (usage["STACK"], usage["LOCAL"]) == ("0", "0")
+    assert int(usage["REG"]) <= most_registers
+    assert per_element <= most_instructions
+    assert operations["STG.E.128"], "results are stored 16 bytes at a time"
+    # what stays narrower: entries of the table and other values of a sample
+    assert operations["LDG.E.128"] or call.op == "randn"
+    assert not operations["LDG.E.U16"] and not operations["STG.E.U16"]
+
+
+@pytest.mark.parametrize("target", OTHERS, ids=lambda target: f"{target.backend}-{target.arch}")
+@pytest.mark.parametrize(
+    "make",
+    [
+        q_sample,
+        lambda: step(DDPM, guided=True, output=BF16, network_input=BF16),
+        lambda: step(LEARNED, x=F64, output=F64, width=2, network_input=BF16),
+    ],
+    ids=["q_sample", "guided bfloat16", "learned float64"],
+)
+def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
+    binary = compiled(make(), target).asm["hsaco" if target.backend == "hip" else "cubin"]
+    assert len(binary) > 1000
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (1001,), (28, 28)])
+def test_every_size_compiles(shape: tuple[int, ...]) -> None:
+    assert "cubin" in compiled(step(DDPM | DPM2M, slots=1, guided=True, network_input=F16, shape=shape)).asm
+
+
+def test_an_unknown_mask_compiles() -> None:
+    assert "cubin" in compiled(step(-1, slots=4, guided=True, width=2, network_input=F16)).asm
+
+
+def test_values_bring_no_new_variants() -> None:
+    """Seeds, steps, batch sizes and table lengths are plain arguments; only sizes, types and columns decide."""
+
+    def key(call: launch.Call) -> object:
+        kernel, backend = call.kernel(), make_backend(HOPPER)
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        return bind(**call.arguments, **call.options)[1]
+
+    keys = []
+    for batch, seed, counter in [(1, 0, 0), (16, 1, 1), (7, 2**31, 2**31), (3, 2**64 - 1, 2**32 - 1)]:
+        keys.append(key(launch.randn_call(tensor(batch=batch), seed, None, None, counter, counter % 6, False)))
+    assert keys == keys[:1] * 4
+    unread = columns("network", "t", "clip_bound", "noise_index", "next", "s1.x", "x.s1")
+    assert key(step(DDIM)) == key(step(DDIM | unread)) != key(step(DDPM))
