@@ -44,8 +44,9 @@ def test_second_openmp_runtime_is_seen() -> None:
 
 def test_text_diff_library_of_the_same_name_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.foreign_fastdiff() is None
-    (tmp_path / "fastdiff-0.3.0.dist-info").mkdir()
-    (tmp_path / "fastdiff-0.3.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fastdiff\nVersion: 0.3.0\n")
+    info = tmp_path / "fastdiff-0.3.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fastdiff\nVersion: 0.3.0\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     found = doctor.foreign_fastdiff()
     assert found is not None and "pip uninstall fastdiff" in found and "0.3.0" in found

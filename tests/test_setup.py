@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from trees import copy_tree, run
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")

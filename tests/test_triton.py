@@ -19,15 +19,21 @@ def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[s
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_", "FASTDIFF_"))}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), environment.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment | variables, capture_output=True, text=True, timeout=900
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("suite, interpret", [("triton_interpreter", "1"), ("triton_compile", "0")])
 def test_suite(suite: str, interpret: str, tmp_path: Path) -> None:
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tmp'}", f"tests/{suite}/cases.py"]
     result = run(
-        ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tmp'}", f"tests/{suite}/cases.py"],
+        ["-m", "pytest", *arguments],
         TRITON_INTERPRET=interpret,
         TRITON_CACHE_DIR=str(tmp_path / "cache"),
     )

@@ -135,7 +135,8 @@ def reverse_step_call(
         "USES": uses, "WIDTH": width if reads_output else 1, "COPY": kept if copied else 0,
         "COPIES": 1 if input_out is None or not batch else len(input_out) // batch,
     }  # fmt: skip
-    return _call("reverse_step", x_s, arguments | _noise(generated, seed, seeds, sample_ids, stream), fast and generated)
+    arguments |= _noise(generated, seed, seeds, sample_ids, stream)
+    return _call("reverse_step", x_s, arguments, fast and generated)
 
 
 def run(call: Call, out: Tensor) -> None:
@@ -152,7 +153,7 @@ def check(device: torch.device | str) -> None:
     code = 0 if error is None else int(error.item())
     if error is not None and code:
         error.zero_()
-        raise IndexError(f"fastdiff.{_OUTSIDE[code]}, got an index outside; those samples are NaN. Indices count from 0.")
+        raise IndexError(f"fastdiff.{_OUTSIDE[code]}, got one outside; those samples are NaN. Indices count from 0.")
 
 
 def _reads(operand: int, outputs: int = 5) -> int:

@@ -77,8 +77,9 @@ def guided_output(
         gamma = tl.load(guidance + b, mask=live, other=1.0).to(COMPUTE)
         weight = entry(rows, GUIDANCE_WEIGHT, valid, COMPUTE)
         g = tl.where(weight == 1.0, gamma, 1.0 + weight * (gamma - 1.0))
-        c = tl.load(at(model_output, b, width, first, e), mask=inside & wanted & (g != 0.0), other=0.0).to(COMPUTE)
-        u = tl.load(at(model_output, b + batch, width, first, e), mask=inside & wanted & (g != 1.0), other=0.0).to(COMPUTE)
+        inside &= wanted
+        c = tl.load(at(model_output, b, width, first, e), mask=inside & (g != 0.0), other=0.0).to(COMPUTE)
+        u = tl.load(at(model_output, b + batch, width, first, e), mask=inside & (g != 1.0), other=0.0).to(COMPUTE)
         return tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
 
 

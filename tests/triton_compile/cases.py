@@ -43,7 +43,9 @@ def tensor(dtype: torch.dtype = F32, batch: int = BATCH, shape: tuple[int, ...] 
     return torch.empty((batch, *shape), dtype=dtype)
 
 
-def randn(dtype: torch.dtype = F32, fast: bool = False, seed: int = 5, shape: tuple[int, ...] = (3, 32, 32)) -> launch.Call:
+def randn(
+    dtype: torch.dtype = F32, fast: bool = False, seed: int = 5, shape: tuple[int, ...] = (3, 32, 32)
+) -> launch.Call:
     return launch.randn_call(tensor(dtype, shape=shape), seed, None, None, 0, 0, fast)
 
 

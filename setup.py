@@ -1,0 +1,211 @@
+"""The native build: csrc/ compiled into fastdiff/lib with the C++ compiler alone; no torch, no Python headers.
+
+Metadata stands in pyproject.toml. Here are a build command and the wheel's tag: py3-none-<platform>, since the library
+is loaded with ctypes and serves every Python and torch. `python setup.py build_native` builds in place.
+
+FASTDIFF_BUILD_CPU and FASTDIFF_BUILD_CUDA are auto, 0 or 1: auto goes on without the library when it can't be built and
+writes the reason to fastdiff/lib/build_info.json, which `fastdiff doctor` reads; 1 makes that fatal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from setuptools import Command, Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+SOURCES, OPS = Path("csrc/cpu"), ("randn", "q_sample", "reverse_step")
+LIBRARY = "libfastdiff_cpu.so"
+
+# Contraction stays off: the same bits on every processor. Never -ffast-math, never -march=native.
+FLAGS = (
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math "
+    "-ffp-contract=off -fopenmp-simd -Icsrc/include -Icsrc/cpu"
+).split()
+X86_LEVELS = {
+    "avx2": "-mavx2 -mf16c".split(),
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mprefer-vector-width=512".split(),
+}
+
+
+class NotBuilt(Exception):
+    """Why a library is left out, in one sentence."""
+
+
+def choice(name: str) -> str:
+    value = os.environ.get(name) or "auto"
+    if value not in ("auto", "0", "1"):
+        raise SystemExit(f"fastdiff set-up: expected {name} to be auto, 0 or 1, got {value!r}.")
+    return value
+
+
+def find_compiler() -> list[str]:
+    """$CXX (which may carry arguments) or c++."""
+    command = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(command[0]) is None:
+        raise NotBuilt(f"no C++ compiler: {command[0]} is not on PATH; install g++ or clang, or set CXX")
+    return command
+
+
+def compiles(compiler: list[str], flags: list[str], code: str = "int main() { return 0; }\n") -> bool:
+    """Whether a small program compiles and links with these flags."""
+    with TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(code, encoding="ascii")
+        command = [*compiler, *flags, str(source), "-o", str(Path(folder, "probe"))]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def wants_library() -> bool:
+    """Whether this run will try to build, so that the wheel is tagged for the platform."""
+    try:
+        find_compiler()
+    except NotBuilt:
+        return choice("FASTDIFF_BUILD_CPU") == "1"
+    return choice("FASTDIFF_BUILD_CPU") != "0"
+
+
+def build_cpu(objects: Path, library: Path) -> dict[str, Any]:
+    """Compiles the library; returns what doctor shows of it. Raises NotBuilt."""
+    compiler = find_compiler()
+    if not compiles(compiler, ["-std=c++17"]):
+        raise NotBuilt(f"{shlex.join(compiler)} does not compile and link a C++17 program")
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>\nint main() { return 0; }\n") else []
+    x86 = compiles(compiler, [], "#ifndef __x86_64__\n#error\n#endif\nint main() { return 0; }\n")
+    levels: dict[str, list[str]] = {"baseline": []} | {
+        k: v for k, v in X86_LEVELS.items() if x86 and compiles(compiler, v)
+    }
+    have = [f"-DFD_HAVE_{level.upper()}" for level in levels if level != "baseline"]
+    jobs = {objects / f"{name}.o": (SOURCES / f"{name}.cpp", have) for name in ("api", "checks")}
+    for level, flags in levels.items():
+        jobs |= {objects / f"{op}.{level}.o": (SOURCES / f"{op}.cpp", [*flags, f"-DFD_LEVEL={level}"]) for op in OPS}
+
+    common = [*compiler, *FLAGS, *openmp, *extra]
+    objects.mkdir(parents=True, exist_ok=True)
+    run_all({to: [*common, *flags, "-c", str(source), "-o", str(to)] for to, (source, flags) in jobs.items()}, objects)
+    linked = objects / LIBRARY
+    as_needed = ["-Wl,--as-needed"] if sys.platform.startswith("linux") else []
+    run([*compiler, *as_needed, "-shared", *openmp, *extra, *map(str, jobs), "-o", str(linked)])
+    shutil.copyfile(linked, library)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    return {
+        "built": True,
+        "reason": "",
+        "compiler": version[0] if version else shlex.join(compiler),
+        "flags": shlex.join([*FLAGS, *openmp, *extra]),
+        "levels": {level: shlex.join(flags) for level, flags in levels.items()},
+        "openmp": bool(openmp),
+    }
+
+
+def run(command: list[str]) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stdout + done.stderr, file=sys.stderr)
+        raise NotBuilt("the C++ compiler failed; its messages were printed while building")
+
+
+def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
+    """Runs the compile commands (output: command) on all cores, by ninja where it is found: it skips what is current."""
+    ninja = shutil.which("ninja")
+    if ninja is None:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(run, commands.values()))
+        return
+
+    def path(value: object) -> str:
+        return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+    rules = ["rule cxx\n command = $line -MMD -MF $out.d\n depfile = $out.d\n deps = gcc\n"]
+    for to, command in commands.items():
+        line = shlex.join(command).replace("$", "$$")
+        rules.append(f"build {path(to)}: cxx {path(command[-3])}\n line = {line}\n")
+    script = folder / "build.ninja"
+    script.write_text("\n".join(rules), encoding="utf-8")
+    run([ninja, "-f", str(script)])
+
+
+def build_cuda() -> dict[str, Any]:
+    raise NotBuilt("the sources hold no CUDA library yet; GPUs run the triton backend")
+
+
+class BuildNative(Command):
+    """A step of `build`: into the wheel's tree, or into the source tree for editable installs and direct calls."""
+
+    description = "compile csrc/ into fastdiff/lib"
+    user_options: list[tuple[str, str | None, str]] = []
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        self.build_lib: str | None = None
+        self.build_temp: str | None = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_temp", "build_temp"))
+        if self.editable_mode or "build_native" in self.distribution.commands:
+            self.build_lib = str(ROOT)
+
+    def run(self) -> None:
+        folder = Path(str(self.build_lib), "fastdiff", "lib")
+        # a library of an earlier build, copied along as package data, must not outlive a build that leaves it out
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        info = {
+            "cpu": self._attempt("CPU", lambda: build_cpu(Path(str(self.build_temp), "native"), folder / LIBRARY)),
+            "cuda": self._attempt("CUDA", build_cuda),
+        }
+        (folder / "build_info.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def _attempt(name: str, make: Any) -> dict[str, Any]:
+        wanted = choice(f"FASTDIFF_BUILD_{name}")
+        if wanted == "0":
+            return {"built": False, "reason": f"FASTDIFF_BUILD_{name}=0 when it was installed"}
+        try:
+            return make()
+        except NotBuilt as reason:
+            if wanted == "1":
+                raise SystemExit(f"fastdiff set-up: FASTDIFF_BUILD_{name}=1, but {reason}.") from None
+            if name == "CPU":
+                print(f"fastdiff set-up: going on without the C++ library, so the slower torch backend runs: {reason}.")
+            return {"built": False, "reason": str(reason)}
+
+    def get_source_files(self) -> list[str]:
+        return [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*")) if p.is_file()]
+
+    def get_outputs(self) -> list[str]:
+        folder = Path(str(self.build_lib), "fastdiff", "lib")
+        return [str(folder / name) for name in (LIBRARY, "build_info.json") if (folder / name).exists()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+
+class Build(build):
+    sub_commands = [*build.sub_commands, ("build_native", None)]
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
+
+
+class WithLibrary(Distribution):
+    def has_ext_modules(self) -> bool:
+        return wants_library()
+
+
+setup(distclass=WithLibrary, cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel})
