@@ -128,7 +128,7 @@ def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
     def path(value: object) -> str:
         return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    rules = ["rule cxx\n command = $line -MMD -MF $out.d\n depfile = $out.d\n deps = gcc\n"]
+    rules = [f"builddir = {path(folder)}\nrule cxx\n command = $line -MMD -MF $out.d\n depfile = $out.d\n deps = gcc\n"]
     for to, command in commands.items():
         line = shlex.join(command).replace("$", "$$")
         rules.append(f"build {path(to)}: cxx {path(command[-3])}\n line = {line}\n")

@@ -78,7 +78,7 @@ def cached_classifier(cache: Path, data: DataSet) -> nn.Sequential:
         return network
     network = train_classifier(data)
     cache.mkdir(parents=True, exist_ok=True)
-    save_file(dict(network.state_dict()), path)
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
     return network
 
 

@@ -44,15 +44,14 @@ def main(level: str) -> None:
         base = own_base() or sys.executable
         force = own_base() is not None or os.environ.get("VENV") == "1"
         if not settled(stamp, level, base, force):
-            torch, why_not = find_torch(base)
-            borrowed = torch is not None and not force
-            if borrowed:
-                check_borrowed(base, str(torch), level)
+            torch, why_not = (None, "VENV=1") if force else find_torch(base)
+            if torch is not None:
+                check_borrowed(base, torch, level)
                 python = base
             else:
                 level = read(MARK).get("level", level) if level == "run" else level  # never take test tools away
-                python = make_own(base, level, "VENV=1" if force else why_not)
-            stamp |= {"root": str(ROOT), "base": base, "python": python, "own": not borrowed, "level": level}
+                python = make_own(base, level, why_not)
+            stamp |= {"root": str(ROOT), "base": base, "python": python, "own": torch is None, "level": level}
             stamp["pins"] = digest(ROOT)
         key = native_key(ROOT)
         if stamp.get("native") != key or not built(ROOT):

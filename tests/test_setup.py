@@ -1,6 +1,7 @@
 """Set-up on machines that lack something: each works, or ends with one sentence that names the fix.
 
-The machines are made from this one: a copy of the tree, shims on PATH, and a sitecustomize that hides packages.
+The machines are made from this one: a copy of the tree, shims on PATH, a sitecustomize that hides packages, and a torch
+that is a version number (the real one takes seconds to import; the first test uses it).
 """
 
 from __future__ import annotations
@@ -47,10 +48,15 @@ def tree(pristine: Path) -> Path:
     return pristine
 
 
-def make(tree: Path, target: str, *, hidden: str = "", **settings: str | None) -> subprocess.CompletedProcess[str]:
-    shim = tree.parent / "hide"
-    shim.mkdir(exist_ok=True)
+def make(
+    tree: Path, target: str, *, hidden: str = "", torch: str | None = "2.11.0", **settings: str | None
+) -> subprocess.CompletedProcess[str]:
+    shim = tree.parent / "shim"
+    shutil.rmtree(shim, ignore_errors=True)
+    shim.mkdir()
     (shim / "sitecustomize.py").write_text(HIDE)
+    if torch:
+        (shim / "torch.py").write_text(f"__version__ = {torch!r}\n")
     defaults = {"PYTHON": sys.executable, "PYTHONPATH": str(shim), "HIDDEN": hidden, "HOME": str(tree.parent)}
     return run(["make", target], tree, **{**defaults, **NO_BUILD, **NO_NETWORK, **settings})
 
@@ -63,11 +69,11 @@ def sentence(answer: subprocess.CompletedProcess[str]) -> str:
 def test_borrowed_interpreter_is_used_as_it_is(tree: Path) -> None:
     """No network, no .git, a space and ü in the path, LC_ALL=C, HOME can't be written: all at once."""
     settings = {"LC_ALL": "C", "LANG": "C", "HOME": "/dev/null/home"}
-    first = make(tree, "setup", **settings)
+    first = make(tree, "setup", torch=None, **settings)
     assert first.returncode == 0, first.stdout
     assert f"using {sys.executable} with its torch" in first.stdout
     assert not (tree / ".venv").exists()
-    second = make(tree, "setup", **settings)
+    second = make(tree, "setup", torch=None, **settings)
     assert (second.returncode, second.stdout) == (0, "")
     doctor = run(["sh", "scripts/run", "-m", "fastdiff", "doctor", "--json"], tree, **settings)
     findings = json.loads(doctor.stdout)
@@ -93,12 +99,14 @@ def test_native_build_is_repeated_when_sources_change(tree: Path) -> None:
         ("setup-test", "pytest,hypothesis", "but lacks pytest, hypothesis; install them there"),
         ("setup-test", "pytest,hypothesis", "or let make build an own environment (make VENV=1 test)."),
         ("setup", "safetensors", "but lacks safetensors; install them there"),
-        ("setup-test", "ruff,diffusers", "it lacks diffusers, ruff: what needs them is skipped."),
+        ("setup-test", "ruff,diffusers", "set-up: it lacks diffusers, ruff: what needs them is skipped."),
         ("setup", "setuptools", "lacks setuptools, so the native library is not built"),
     ],
 )
 def test_borrowed_interpreter_that_lacks_packages(tree: Path, target: str, hidden: str, expected: str) -> None:
-    assert expected in sentence(make(tree, target, hidden=hidden))
+    answer = make(tree, target, hidden=hidden)
+    assert expected in answer.stdout
+    assert answer.returncode == 0 or expected in sentence(answer)
 
 
 def test_lint_skips_tools_that_a_borrowed_interpreter_lacks(tree: Path) -> None:
@@ -124,23 +132,18 @@ def test_foreign_environment_is_left_alone(tree: Path) -> None:
 
 def test_old_torch_and_an_interrupted_set_up(tree: Path) -> None:
     """torch < 2.11 leads to an own environment, announced; one that was not finished is started over."""
-    old = tree.parent / "hide" / "torch"
-    old.mkdir(parents=True, exist_ok=True)
-    (old / "__init__.py").write_text('__version__ = "2.4.1+cu121"\n')
-    try:
-        first = make(tree, "setup")
-    finally:
-        shutil.rmtree(old)
+    # without ensurepip, as on Debian without python3-venv, .venv gets pip from the interpreter's own pip
+    first = make(tree, "setup", torch="2.4.1+cu121", hidden="ensurepip")
     assert first.returncode != 0
     assert "torch 2.4.1+cu121 in" in first.stdout and "is older than 2.11: an own environment is made" in first.stdout
     assert "to download: torch==2.13.0" in first.stdout
     if sys.platform == "linux":
-        assert 'GB to download' in first.stdout and 'TORCH="<pip arguments' in first.stdout
-    assert "could not install numpy" in sentence(first) and "mend the network, proxy or disk" in sentence(first)
+        assert "GB to download" in first.stdout and 'TORCH="<pip arguments' in first.stdout
+    assert "could not put pip into .venv" in sentence(first) and "mend the network, proxy or disk" in sentence(first)
     assert json.loads((tree / ".venv" / "fastdiff.json").read_text()) == {"whole": False}
-    (tree / ".venv" / "leftover").touch()
     assert not (tree / ".setup" / "stamp.json").exists()
-    second = make(tree, "setup", hidden="torch")
+    (tree / ".venv" / "leftover").touch()
+    second = make(tree, "setup", hidden="ensurepip,torch", torch=None)
     assert second.returncode != 0 and "has no torch: an own environment is made" in second.stdout
     assert not (tree / ".venv" / "leftover").exists()
 

@@ -257,6 +257,15 @@ def test_a_zero_coefficient_is_not_read() -> None:
     )  # fmt: skip
     assert x_t.eq(2.5).all() and slots[0].eq(6).all() and slots[1].eq(2).all() and slots[2:].isnan().all()
 
+    table[0, 22:] = 0
+    table[0, 30 + 5] = 1.0  # s2 = s3, a NaN that is read and must stay out of the next x
+    x_t, slots[0] = torch.ones(2, 10), 1.0
+    launch.reverse_step(
+        x_t, x_t, nan, torch.from_numpy(table), torch.zeros(2, dtype=torch.int64), slots, nan[:2, :10].contiguous(),
+        None, None, None, gamma, nan[:2, :10].contiguous(), 1, False, used, slots, None, None, None,
+    )  # fmt: skip
+    assert x_t.eq(2.5).all() and slots[0].eq(1).all() and slots[1:].isnan().all()
+
 
 def test_nan_passes_the_clip_and_infinity_does_not() -> None:
     table = np.zeros((1, 54))
