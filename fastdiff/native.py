@@ -136,7 +136,7 @@ def _call(op: str, arguments: bytes) -> None:
 
 def _elements(tensor: Tensor) -> int:
     """Elements of one sample."""
-    batch = tensor.shape[0]
+    batch = tensor.size(0)
     return tensor.numel() // batch if batch else 0
 
 
@@ -156,7 +156,7 @@ def randn(
     _call(
         "randn",
         _RANDN.pack(
-            out.shape[0], _elements(out), _level, torch.get_num_threads(),
+            out.size(0), _elements(out), _level, torch.get_num_threads(),
             seed, _pointer(seeds), _pointer(sample_ids), step, stream,
             *_array(out),
         ),
@@ -180,9 +180,9 @@ def q_sample(
     _call(
         "q_sample",
         _Q_SAMPLE.pack(
-            x0.shape[0], _elements(x0), _level, torch.get_num_threads(),
+            x0.size(0), _elements(x0), _level, torch.get_num_threads(),
             seed, _pointer(seeds), _pointer(sample_ids), step, stream,
-            *_array(out), *_array(x0), _pointer(t), alpha.data_ptr(), sigma.data_ptr(), alpha.shape[0], *_array(noise),
+            *_array(out), *_array(x0), _pointer(t), alpha.data_ptr(), sigma.data_ptr(), alpha.size(0), *_array(noise),
         ),
     )  # fmt: skip
 
@@ -209,7 +209,7 @@ def reverse_step(
     row_out: Tensor | None,
 ) -> None:
     """`uses` is a hint for backends that specialise; here every row is decoded as it is met."""
-    batch = x_t.shape[0]
+    batch = x_t.size(0)
     _call(
         "reverse_step",
         _REVERSE_STEP.pack(
@@ -217,10 +217,10 @@ def reverse_step(
             seed or 0, _pointer(seeds), _pointer(sample_ids), 0, stream,
             seed is not None or seeds is not None, *_array(x_s), *_array(x_t),
             *_array(model_output), 0 if model_output is None else _elements(model_output),
-            table.data_ptr(), table.shape[0], row.data_ptr(),
-            _pointer(slots), 0 if slots is None else slots.shape[0],
-            _pointer(slots_out), 0 if slots_out is None else slots_out.shape[0],
+            table.data_ptr(), table.size(0), row.data_ptr(),
+            _pointer(slots), 0 if slots is None else slots.size(0),
+            _pointer(slots_out), 0 if slots_out is None else slots_out.size(0),
             *_array(noise), _pointer(guidance), *_array(gradient), *_array(x0_out), *_array(input_out),
-            input_out.shape[0] // batch if input_out is not None and batch else 0, _pointer(row_out),
+            input_out.size(0) // batch if input_out is not None and batch else 0, _pointer(row_out),
         ),
     )  # fmt: skip

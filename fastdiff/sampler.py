@@ -19,7 +19,7 @@ from . import ops
 from .eager.common import compute_dtype
 from .guidance import Conditions
 from .schedule import Schedule
-from .solvers import Plan, make_plan
+from .solvers import SOLVERS, Plan, find, make_plan
 
 Model = Callable[..., Any]
 Callback = Callable[[int, float, Tensor, Tensor], None]
@@ -243,12 +243,17 @@ class Sampler:
     def from_pretrained(cls, path: str | PathLike[str], **overrides: Any) -> Sampler:
         """The sampler of a folder, or of a shipped model's name (`fashion-mnist`); overrides replace its settings.
 
+        The folder's options of a solver are left out when another solver that lacks them is asked for.
+
         Raises FileNotFoundError and ValueError, each with the file's name, for folders that can't be read.
         """
         from .pretrained import load
 
         model, schedule, settings = load(path)
-        return cls(model, schedule, **{**settings, **overrides})
+        solver = find(overrides.get("solver", settings.get("solver", "ddim")))
+        others = {option for other in SOLVERS.values() for option in other.options} - set(solver.options)
+        kept = {k: v for k, v in settings.items() if k not in others}
+        return cls(model, schedule, **{**kept, **overrides})
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self._settings.items() if v is not None)

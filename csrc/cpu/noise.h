@@ -15,43 +15,82 @@ struct Counters {
 };
 
 constexpr int GROUP = 4 * LONGS;  // normals in a vector of counters
+constexpr int CHUNK = 2 * GROUP;  // normals drawn at once, see Pack
 
-template <int N>
-static inline Floats horner(const float (&c)[N], Floats x) {
-    Floats p = x * c[N - 1] + c[N - 2];
+// V vectors in lockstep. The transform is one long chain of dependent operations, and a processor's window hardly reaches
+// beyond it; two chains side by side keep more units busy, and their registers still suffice.
+template <int V>
+struct Pack {
+    Floats v[V];
+};
+
+#define FD_PACK(op)                                            \
+    template <int V>                                           \
+    static inline Pack<V> operator op(Pack<V> a, Pack<V> b) {  \
+        for (int i = 0; i < V; ++i) a.v[i] = a.v[i] op b.v[i]; \
+        return a;                                              \
+    }                                                          \
+    template <int V>                                           \
+    static inline Pack<V> operator op(Pack<V> a, float b) {    \
+        for (int i = 0; i < V; ++i) a.v[i] = a.v[i] op b;      \
+        return a;                                              \
+    }
+FD_PACK(+)
+FD_PACK(-)
+FD_PACK(*)
+#undef FD_PACK
+
+template <int V, class F>
+static inline Pack<V> pack(F f) {
+    Pack<V> a;
+    for (int i = 0; i < V; ++i) a.v[i] = f(i);
+    return a;
+}
+
+template <int V, int N>
+static inline Pack<V> horner(const float (&c)[N], Pack<V> x) {
+    Pack<V> p = x * c[N - 1] + c[N - 2];
+#pragma GCC unroll 8
     for (int i = N - 3; i >= 0; --i) p = p * x + c[i];
     return p;
 }
 
-static inline void box_muller(Words a, Words b, Floats& cos_element, Floats& sin_element) {
+template <int V>
+static inline __attribute__((always_inline)) Pack<V> radius(const Words (&a)[V]) {
     static constexpr float LOG[] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a008p-3f, -0x1.547244p-3f,
                                     0x1.22da1cp-3f, -0x1.0d8542p-3f, 0x1.055b72p-3f, -0x1.38b58ap-4f};
-    static constexpr float SIN[] = {0x1.921fb6p+1f, -0x1.4abbbap+2f, 0x1.465ec6p+1f, -0x1.2d9bb6p-1f};
-    static constexpr float COS[] = {-0x1.3bd3ccp+2f, 0x1.03c1dep+2f, -0x1.55c664p+0f, 0x1.d9f7bcp-3f};
-    Words k = (a >> 8) | 1u, j = (b >> 8) | 1u;
-
-    Words h = (Words)to_floats(k) + 0x004AFB0Du;
-    Floats n = to_floats((h >> 23) - 151u);
-    Floats d = (Floats)((h & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
-    Floats dd = d * d;
-    Floats y = (dd * d) * horner(LOG, d);
+    auto h = [&](int i) { return (Words)to_floats((a[i] >> 8) | 1u) + 0x004AFB0Du; };
+    Pack<V> n = pack<V>([&](int i) { return to_floats((h(i) >> 23) - 151u); });
+    Pack<V> d = pack<V>([&](int i) { return (Floats)((h(i) & 0x007FFFFFu) + 0x3F3504F3u); }) - 1.0f;
+    Pack<V> dd = d * d;
+    Pack<V> y = (dd * d) * horner(LOG, d);
     y = y + n * 0x1.7f7d1cp-20f;
-    y = y - 0.5f * dd;
-    Floats r = square_root(-2.0f * ((d + y) + n * 0x1.62e4p-1f));
-
-    Floats v = to_floats((j & 0x007FFFFFu) - 0x00400000u) * 0x1p-24f;
-    Floats z = v * v;
-    Floats s = v * horner(SIN, z);
-    Floats c = horner(COS, z) * z + 1.0f;
-    Floats t = s + s;
-    // the top bit of j is that of b; it flips the radius
-    Words sign = b & 0x80000000u;
-    cos_element = (Floats)((Words)r ^ sign ^ 0x80000000u) * (t * c);
-    sin_element = (Floats)((Words)r ^ sign) * (1.0f - t * s);
+    y = y - dd * 0.5f;
+    Pack<V> g = ((d + y) + n * 0x1.62e4p-1f) * -2.0f;
+    return pack<V>([&](int i) { return square_root(g.v[i]); });
 }
 
-// GROUP normals for each of two vectors of counters; two, because a round's chain of latencies is long
-static inline __attribute__((always_inline)) void draw(Counters (&s)[2], float* out) {
+// The two normals of every pair of words (a, b).
+template <int V>
+static inline __attribute__((always_inline)) void box_muller(const Words (&a)[V], const Words (&b)[V], Pack<V>& cos_element,
+                                                             Pack<V>& sin_element) {
+    static constexpr float SIN[] = {0x1.921fb6p+1f, -0x1.4abbbap+2f, 0x1.465ec6p+1f, -0x1.2d9bb6p-1f};
+    static constexpr float COS[] = {-0x1.3bd3ccp+2f, 0x1.03c1dep+2f, -0x1.55c664p+0f, 0x1.d9f7bcp-3f};
+    Pack<V> r = radius(a);
+    Pack<V> v = pack<V>([&](int i) { return to_floats((((b[i] >> 8) | 1u) & 0x007FFFFFu) - 0x00400000u); }) * 0x1p-24f;
+    Pack<V> z = v * v;
+    Pack<V> s = v * horner(SIN, z);
+    Pack<V> c = horner(COS, z) * z + 1.0f;
+    Pack<V> t = s + s;
+    // the top bit of b is that of j; it flips the radius
+    Pack<V> flipped = pack<V>([&](int i) { return (Floats)((Words)r.v[i] ^ (b[i] & 0x80000000u)); });
+    Pack<V> negated = pack<V>([&](int i) { return (Floats)((Words)flipped.v[i] ^ 0x80000000u); });
+    cos_element = negated * (t * c);
+    sin_element = flipped * (pack<V>([](int) { return Floats{} + 1.0f; }) - t * s);
+}
+
+template <int V>
+static inline __attribute__((always_inline)) void philox(Counters (&s)[V]) {
 #pragma GCC unroll 10
     for (int round = 0; round < 10; ++round) {
         for (Counters& v : s) {
@@ -64,12 +103,23 @@ static inline __attribute__((always_inline)) void draw(Counters (&s)[2], float* 
             v.k1 += 0xBB67AE85u;
         }
     }
-    for (int i = 0; i < 2; ++i) {
+}
+
+// The V * GROUP normals of V vectors of counters.
+template <int V>
+static inline __attribute__((always_inline)) void draw(Counters (&s)[V], float* out) {
+    Words a[V], b[V];
+    philox(s);
+    for (int i = 0; i < V; ++i) {
         const uint64_t low = 0xFFFFFFFFu;
-        Words a = (Words)((s[i].c0 & low) | (s[i].c2 << 32)), b = (Words)((s[i].c1 & low) | (s[i].c3 << 32));
-        Floats cosine, sine, first, second;
-        box_muller(a, b, cosine, sine);
-        interleave(cosine, sine, first, second);
+        a[i] = (Words)((s[i].c0 & low) | (s[i].c2 << 32));
+        b[i] = (Words)((s[i].c1 & low) | (s[i].c3 << 32));
+    }
+    Pack<V> cosine, sine;
+    box_muller(a, b, cosine, sine);
+    for (int i = 0; i < V; ++i) {
+        Floats first, second;
+        interleave(cosine.v[i], sine.v[i], first, second);
         store(out + i * GROUP, first);
         store(out + i * GROUP + FLOATS, second);
     }
@@ -86,21 +136,28 @@ static void draw_run(const fd_noise& d, uint64_t step, int64_t b, int64_t first,
     const Longs k0 = zero + seed, k1 = zero + (seed >> 32);
     Longs c0 = zero;
     for (int i = 0; i < LONGS; ++i) c0[lane_of(i)] = (uint64_t)(first / 4) + i;
-    for (int64_t at = 0; at < count; at += 2 * GROUP) {
-        Counters s[2] = {{c0, c1, c2, c3, k0, k1}, {c0 + LONGS, c1, c2, c3, k0, k1}};
-        c0 += 2 * LONGS;
-        if (count - at >= 2 * GROUP) {
+    auto counters = [&](int vector) { return Counters{c0 + (uint64_t)(vector * LONGS), c1, c2, c3, k0, k1}; };
+    int64_t at = 0;
+    for (; count - at >= CHUNK; at += CHUNK, c0 += 2 * LONGS) {
+        Counters s[2] = {counters(0), counters(1)};
+        draw(s, out + at);
+    }
+    for (; at < count; at += GROUP, c0 += LONGS) {
+        Counters s[1] = {counters(0)};
+        if (count - at >= GROUP) {
             draw(s, out + at);
         } else {
-            float tail[2 * GROUP];
+            float tail[GROUP];
             draw(s, tail);
             memcpy(out + at, tail, (count - at) * sizeof(float));
         }
     }
 }
 
-// Normals of all n elements of samples [b0, b1): every lane has its own sample, so short samples fill the vectors.
-static void draw_short(const fd_noise& d, uint64_t step, int64_t b0, int64_t b1, int64_t n, float* out) {
+// Normals of all n elements of samples [b0, b1) at step_of(b): every lane has its own sample, so short samples fill the
+// vectors.
+template <class StepOf>
+static void draw_short(const fd_noise& d, StepOf step_of, int64_t b0, int64_t b1, int64_t n, float* out) {
     constexpr int LANES = 2 * LONGS;
     const int64_t groups = (n + 3) / 4;
     Counters s[2] = {};
@@ -108,7 +165,7 @@ static void draw_short(const fd_noise& d, uint64_t step, int64_t b0, int64_t b1,
     float* to[LANES];
     int size[LANES], filled = 0;
     for (int64_t b = b0; b < b1; ++b, out += n) {
-        const uint64_t seed = seed_of(d, b), id = id_of(d, b);
+        const uint64_t seed = seed_of(d, b), id = id_of(d, b), step = step_of(b);
         for (int64_t g = 0; g < groups; ++g) {
             Counters& v = s[filled / LONGS];
             const int lane = lane_of(filled % LONGS);

@@ -23,7 +23,7 @@ struct QSample {
         if (a.noise) {
             z = load(a.noise, a.noise_type, first, n, s.noise);
         } else {
-            draw_tile(a.draw, a.draw.step, t, elements, s.normals);
+            draw_tile(a.draw, [&](int64_t) { return a.draw.step; }, t, elements, s.normals);
             z = load(s.normals, FD_FLOAT32, 0, n, s.noise);
         }
         const C* x0 = load(a.x0, a.x0_type, first, n, s.x0);

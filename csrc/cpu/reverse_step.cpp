@@ -18,6 +18,7 @@ struct ReverseStep {
 
     struct State {
         Rows<C> rows;
+        int64_t drawn_to;  // the tile's samples before this one have their normals
         alignas(64) float normals[BLOCK];
         alignas(64) C loaded[OPERANDS][BLOCK], uncond[BLOCK], guided[BLOCK], gradient[BLOCK], variance[BLOCK];
         alignas(64) C fresh[OUTPUTS][BLOCK], scaled[BLOCK];
@@ -26,13 +27,14 @@ struct ReverseStep {
     static constexpr int64_t TYPE = sizeof(C) == 8 ? FD_FLOAT64 : FD_FLOAT32;
 
     void operator()(const Tile& t, State& s) const {
+        s.drawn_to = t.b0;
         for (int64_t b0 = t.b0, b1; b0 < t.b1; b0 = b1) {
             for (b1 = b0 + 1; b1 < t.b1 && a.row[b1] == a.row[b0];) ++b1;
-            run({b0, b1, t.e0, t.elements}, s.rows.get(a.table, a.row[b0]), s);
+            run(t, {b0, b1, t.e0, t.elements}, s.rows.get(a.table, a.row[b0]), s);
         }
     }
 
-    void run(const Tile& t, const Row<C>& r, State& s) const {
+    void run(const Tile& whole, const Tile& t, const Row<C>& r, State& s) const {
         const int64_t n = t.n(), first = t.flat(a.launch.elements);
         const C* v[OPERANDS] = {};
         v[X] = load(a.x_t, a.x_type, first, n, s.loaded[X]);
@@ -45,7 +47,7 @@ struct ReverseStep {
             if (r.clips) clip(s.loaded[X0], r.clip_bound, n);
             v[X0] = s.loaded[X0];
         }
-        if (r.reads[Z]) v[Z] = noise(t, r, s);
+        if (r.reads[Z]) v[Z] = noise(whole, t, r, s);
 
         C* made[OUTPUTS] = {};
         const int slots_out = a.slots_out ? (int)a.slots_out_count : 0;
@@ -117,13 +119,25 @@ struct ReverseStep {
         return out;
     }
 
-    const C* noise(const Tile& t, const Row<C>& r, State& s) const {
+    // The step of a sample's noise. Rows that draw none may hold anything there.
+    uint64_t step_of(int64_t b) const {
+        const double index = a.table[a.row[b] * COLUMNS + NOISE_INDEX];
+        return index >= 0 && index < 0x1p32 ? (uint64_t)index : 0;
+    }
+
+    const C* noise(const Tile& whole, const Tile& t, const Row<C>& r, State& s) const {
         const C* z;
         if (a.noise) {
             z = load(a.noise, a.noise_type, t.flat(a.launch.elements), t.n(), s.loaded[Z]);
         } else {
-            draw_tile(a.draw, r.noise_index, t, a.launch.elements, s.normals);
-            z = load(s.normals, FD_FLOAT32, 0, t.n(), s.loaded[Z]);
+            // once for the whole tile: short samples at different rows still share vectors
+            float* normals = s.normals + (t.b0 - whole.b0) * t.elements;
+            if (s.drawn_to <= t.b0) {
+                draw_tile(a.draw, [&](int64_t b) { return step_of(b); }, {t.b0, whole.b1, t.e0, t.elements}, a.launch.elements,
+                          normals);
+                s.drawn_to = whole.b1;
+            }
+            z = load(normals, FD_FLOAT32, 0, t.n(), s.loaded[Z]);
         }
         if (!r.scales_noise) return z;
         scale_noise(z, part(t, t.b0, 1, s.variance), r.logvar_lo, r.logvar_hi, t.n(), s.loaded[Z]);

@@ -20,7 +20,6 @@ struct Row {
     bool reads[OPERANDS], clips, scales_noise;
     Combination<C> x0, outputs[OUTPUTS];
     C guidance_weight, out_grad, clip_bound, logvar_lo, logvar_hi, next_scale;
-    uint64_t noise_index;
 };
 
 template <class C>
@@ -50,13 +49,12 @@ static void decode(const double* table, int64_t row, Row<C>& to) {
     to.clip_bound = (C)r[CLIP_BOUND];
     to.logvar_lo = (C)r[LOGVAR_LO];
     to.logvar_hi = (C)r[LOGVAR_HI];
-    to.noise_index = (uint64_t)(int64_t)r[NOISE_INDEX];
     to.next_scale = (C)table[(int64_t)r[NEXT] * COLUMNS + INPUT_SCALE];
 }
 
 template <class C>
 class Rows {
-    static constexpr int KEPT = 16;
+    static constexpr int KEPT = 64;
     int64_t index_[KEPT];
     Row<C> rows_[KEPT];
 

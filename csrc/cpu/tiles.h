@@ -9,11 +9,11 @@
 
 namespace fastdiff::FD_LEVEL {
 
-constexpr int64_t BLOCK = 1024;      // a multiple of the 2 * GROUP normals drawn at once
+constexpr int64_t BLOCK = 1024;      // a multiple of CHUNK
 constexpr int64_t SHORT = 256;       // below it, drawing several samples at once wastes fewer lanes
 constexpr int64_t GRAIN = 32 * 1024;  // elements that are worth a thread
 
-static_assert(BLOCK % (2 * GROUP) == 0 && BLOCK >= SHORT, "blocks start at whole vectors");
+static_assert(BLOCK % CHUNK == 0 && BLOCK >= SHORT, "blocks start at whole vectors");
 
 // Elements [e0, e0 + n / samples) of samples [b0, b1): n consecutive elements, all of each sample if there are several.
 struct Tile {
@@ -59,12 +59,14 @@ static void for_tiles(const fd_launch& l, Body body) {
     range(0, tiles, state);
 }
 
-// The tile's normals, float32.
-static inline void draw_tile(const fd_noise& d, uint64_t step, const Tile& t, int64_t per_sample, float* out) {
+// The tile's normals, float32; sample b is at step_of(b).
+template <class StepOf>
+static void draw_tile(const fd_noise& d, StepOf step_of, const Tile& t, int64_t per_sample, float* out) {
     if (per_sample < SHORT)
-        draw_short(d, step, t.b0, t.b1, per_sample, out);
+        draw_short(d, step_of, t.b0, t.b1, per_sample, out);
     else
-        for (int64_t b = t.b0; b < t.b1; ++b) draw_run(d, step, b, t.e0, t.elements, out + (b - t.b0) * t.elements);
+        for (int64_t b = t.b0; b < t.b1; ++b)
+            draw_run(d, step_of(b), b, t.e0, t.elements, out + (b - t.b0) * t.elements);
 }
 
 }  // namespace fastdiff::FD_LEVEL

@@ -7,17 +7,18 @@ import hashlib
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from .. import __version__, images
 from ..backend import backend_for
 from ..checkpoint import write_atomically, write_json
 from ..cpu import network_dtype
-from ..pretrained import load, locate, read_config, shipped
+from ..pretrained import locate, read_config, shipped
 from ..sampler import Sampler
 
 
@@ -52,12 +53,12 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"expected --threads >= 1, got {args.threads}.")
         torch.set_num_threads(args.threads)
     config = read_config(args.weights)
-    network, schedule, settings = load(args.weights)
-    settings |= {"solver": args.solver, "steps": args.steps, "eta": args.eta}
+    overrides: dict[str, Any] = {"solver": args.solver, "steps": args.steps, "eta": args.eta}
     if args.guidance is not None:
-        settings["guidance_scale"] = args.guidance
+        overrides["guidance_scale"] = args.guidance
+    sampler = Sampler.from_pretrained(args.weights, **overrides)
     dtype = network_dtype(args.dtype)
-    sampler = Sampler(network.to(dtype), schedule, **settings)
+    network = cast(nn.Module, sampler.model).to(dtype)
 
     shape = (config["model"]["config"]["channels"], *(config["model"]["config"]["size"],) * 2)
     names = config.get("data", {}).get("classes", [])
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         "first_id": args.first_id,
         "seed": args.seed,
         "classes": chosen,
-        **settings,
+        **sampler.plan.info,
+        "guidance_scale": sampler.guidance_scale,
         "plan": sampler.plan.hash,
         "network_dtype": str(dtype).removeprefix("torch."),
         "batch_size": args.batch_size,
