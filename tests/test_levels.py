@@ -1,4 +1,4 @@
-"""Every CPU level gives the same bits: a program of its own that prints one digest per (op, level).
+"""Every CPU level gives the same bits: a program of its own that prints a digest per (op, type, level).
 
 tests/native/digests.txt holds the digests of contract version 1; the baseline level is checked against the oracle by the
 op tests, so equal digests mean right bits at every level. tests/native/README.md tells how a level that this machine
@@ -20,9 +20,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 
 
-def digests() -> dict[str, str]:
-    lines = (HERE / "native" / "digests.txt").read_text(encoding="ascii").split("\n")
-    return dict(line.split() for line in lines if line)
+def digests() -> dict[tuple[str, str], str]:
+    rows = [line.split() for line in (HERE / "native" / "digests.txt").read_text(encoding="ascii").splitlines()]
+    return {(op, kind): digest for op, kind, digest in rows}
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +44,8 @@ def test_levels_agree_and_keep_the_contract(program: Path) -> None:
     *lines, last = done.stdout.strip().splitlines()
     assert last == "levels agree"
     got = [line.split() for line in lines]
-    assert {(op, level) for op, level, _ in got} == {(op, level) for op in native.OPS for level in native.levels()}
-    for op, level, digest in got:
-        assert digest == digests()[op], f"{op} at level {level}"
+    expected = {(op, kind, level) for op, kind in digests() for level in native.levels()}
+    assert {(op, kind, level) for op, kind, level, _ in got} == expected
+    assert {op for op, _ in digests()} == set(native.OPS)
+    for op, kind, level, digest in got:
+        assert digest == digests()[op, kind], f"{op} {kind} at level {level}"
