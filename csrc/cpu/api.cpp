@@ -1,5 +1,5 @@
 // The exported functions: check the arguments, pick the level, launch, count.
-#include "fastdiff/cpu.h"
+#include "fastdiff/ops.h"
 
 #include <atomic>
 
@@ -35,6 +35,15 @@ struct Kernels {
 constexpr Kernels<fd_randn_args> RANDN = {FD_RANDN, FD_EVERY_LEVEL(randn)};
 constexpr Kernels<fd_q_sample_args> Q_SAMPLE = {FD_Q_SAMPLE, FD_EVERY_LEVEL(q_sample)};
 constexpr Kernels<fd_reverse_step_args> REVERSE_STEP = {FD_REVERSE_STEP, FD_EVERY_LEVEL(reverse_step)};
+constexpr Kernels<fd_reverse_step_args> RESCALE = {FD_REVERSE_STEP_RESCALE, FD_EVERY_LEVEL(reverse_step_rescale)};
+constexpr Kernels<fd_reverse_step_args> THRESHOLD = {FD_REVERSE_STEP_THRESHOLD, FD_EVERY_LEVEL(reverse_step_threshold)};
+constexpr Kernels<fd_q_posterior_args> Q_POSTERIOR = {FD_Q_POSTERIOR, FD_EVERY_LEVEL(q_posterior)};
+constexpr Kernels<fd_reparameterize_args> REPARAMETERIZE = {FD_REPARAMETERIZE, FD_EVERY_LEVEL(reparameterize)};
+constexpr Kernels<fd_noise_mse_args> NOISE_MSE = {FD_NOISE_MSE, FD_EVERY_LEVEL(noise_mse)};
+constexpr Kernels<fd_gaussian_kl_args> GAUSSIAN_KL = {FD_GAUSSIAN_KL, FD_EVERY_LEVEL(gaussian_kl)};
+constexpr Kernels<fd_discretized_gaussian_nll_args> NLL = {FD_DISCRETIZED_GAUSSIAN_NLL,
+                                                           FD_EVERY_LEVEL(discretized_gaussian_nll)};
+constexpr Kernels<fd_vlb_terms_args> VLB_TERMS = {FD_VLB_TERMS, FD_EVERY_LEVEL(vlb_terms)};
 
 int64_t best_level() {
 #if defined(FD_HAVE_AVX2)
@@ -55,14 +64,17 @@ int64_t best_level() {
 
 const int64_t BEST_LEVEL = best_level();  // asked once: a virtual machine may take long to answer
 
+// A sum over empty samples is 0 and a posterior has a variance whatever its size; the rest has nothing to write then.
+enum Empty { SKIP, RUN };
+
 template <class Args>
-int launch(const Kernels<Args>& kernels, const Args& args) {
+int launch(const Kernels<Args>& kernels, const Args& args, Empty empty = SKIP) {
     const int64_t level = args.launch.level == FD_BEST ? BEST_LEVEL : args.launch.level;
     if (level < 0 || level > BEST_LEVEL)
         return fastdiff::fail(FD_VALUE_ERROR, "expected a CPU level in [0, %lld], got %lld.", (long long)BEST_LEVEL,
                               (long long)level);
     if (int status = fastdiff::check(args)) return status;
-    if (args.launch.batch == 0 || args.launch.elements == 0) return FD_OK;
+    if (args.launch.batch == 0 || (args.launch.elements == 0 && empty == SKIP)) return FD_OK;
     kernels.level[level](args);
     launches[kernels.op].fetch_add(1, std::memory_order_relaxed);
     return FD_OK;
@@ -72,9 +84,18 @@ int launch(const Kernels<Args>& kernels, const Args& args) {
 
 int fd_randn(const fd_randn_args* args) { return launch(RANDN, *args); }
 int fd_q_sample(const fd_q_sample_args* args) { return launch(Q_SAMPLE, *args); }
+int fd_q_posterior(const fd_q_posterior_args* args) { return launch(Q_POSTERIOR, *args, RUN); }
+int fd_reparameterize(const fd_reparameterize_args* args) { return launch(REPARAMETERIZE, *args); }
+int fd_noise_mse(const fd_noise_mse_args* args) { return launch(NOISE_MSE, *args, RUN); }
+int fd_gaussian_kl(const fd_gaussian_kl_args* args) { return launch(GAUSSIAN_KL, *args, RUN); }
+int fd_discretized_gaussian_nll(const fd_discretized_gaussian_nll_args* args) { return launch(NLL, *args, RUN); }
+int fd_vlb_terms(const fd_vlb_terms_args* args) { return launch(VLB_TERMS, *args, RUN); }
 
 int fd_reverse_step(const fd_reverse_step_args* args) {
-    const int status = launch(REVERSE_STEP, *args);
+    int status = FD_OK;
+    if (args->rescale && args->guidance) status = launch(RESCALE, *args);
+    if (status == FD_OK && args->threshold) status = launch(THRESHOLD, *args);
+    if (status == FD_OK) status = launch(REVERSE_STEP, *args);
     if (status != FD_OK || !args->row_out) return status;
     // after every sample is done, since row_out may be row's memory
     for (int64_t b = 0; b < args->launch.batch; ++b)
@@ -86,7 +107,7 @@ int64_t fd_abi_version(void) { return FD_ABI_VERSION; }
 
 const char* fd_schema(void) {
 #define FD_OUTPUT(o) "," o ".x," o ".x0," o ".out," o ".s1," o ".s2," o ".s3," o ".s4," o ".z"
-    return "network,t,input_scale,guidance_weight,out_grad,x0_x,x0_out,clip_mode,clip_bound,noise_index,noise_mode,"
+    return "network,t,input_scale,guidance_weight,guidance_rescale,out_grad,x0_x,x0_out,clip_mode,clip_bound,clip_ratio,noise_index,noise_mode,"
            "logvar_lo,logvar_hi,next" FD_OUTPUT("x") FD_OUTPUT("s1") FD_OUTPUT("s2") FD_OUTPUT("s3") FD_OUTPUT("s4");
 }
 

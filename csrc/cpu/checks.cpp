@@ -11,9 +11,14 @@ namespace {
 
 thread_local char text[512] = "";
 
-int check_launch(const fd_launch& l, const fd_noise& d) {
+int check_launch(const fd_launch& l) {
     if (l.batch < 0 || l.elements < 0 || l.elements > int64_t(1) << 34)
         return fail(FD_VALUE_ERROR, "expected at most 2^34 elements in a sample, got %lld.", (long long)l.elements);
+    return FD_OK;
+}
+
+int check_launch(const fd_launch& l, const fd_noise& d) {
+    if (int status = check_launch(l)) return status;
     if (d.stream > 255) return fail(FD_VALUE_ERROR, "expected stream in [0, 256), got %llu.", (unsigned long long)d.stream);
     if (d.step >> 32) return fail(FD_VALUE_ERROR, "expected step in [0, 2^32), got %llu.", (unsigned long long)d.step);
     return FD_OK;
@@ -22,6 +27,17 @@ int check_launch(const fd_launch& l, const fd_noise& d) {
 int out_of_range(const char* what, int64_t size, int64_t value, int64_t at, const char* hint) {
     return fail(FD_INDEX_ERROR, "expected %s in [0, %lld), got %lld at index %lld. %s", what, (long long)size,
                 (long long)value, (long long)at, hint);
+}
+
+int check_times(const int64_t* t, int64_t batch, int64_t times) {
+    for (int64_t b = 0; b < batch; ++b)
+        if (t[b] < 0 || t[b] >= times) return out_of_range("t", times, t[b], b, "Timesteps count from 0.");
+    return FD_OK;
+}
+
+int check_workspace(const fd_launch& l, bool given) {
+    if (given || l.elements <= FD_CHUNK) return FD_OK;
+    return fail(FD_VALUE_ERROR, "expected a workspace for samples of more than %d elements, got none.", (int)FD_CHUNK);
 }
 
 bool reads(const double* row, int operand) {
@@ -39,22 +55,30 @@ int check_row(const fd_reverse_step_args& a, int64_t b) {
     if (!inside(r[NEXT], (double)a.rows))
         return fail(FD_INDEX_ERROR, "expected next in [0, %lld) in row %lld of the table, got %g.", (long long)a.rows, row,
                     r[NEXT]);
-    const bool x0 = a.x0_out || reads(r, X0);
-    if (!a.model_output && (reads(r, OUT) || (x0 && r[X0_OUT] != 0)))
+    const bool x0 = a.x0_out.data || reads(r, X0);
+    if (!a.model_output.data && (reads(r, OUT) || (x0 && r[X0_OUT] != 0)))
         return fail(FD_VALUE_ERROR, "expected model_output, which row %lld reads at index %lld, got none.", row, at);
-    if (a.model_output && r[OUT_GRAD] != 0 && !a.gradient)
+    if (a.model_output.data && r[OUT_GRAD] != 0 && !a.gradient.data)
         return fail(FD_VALUE_ERROR, "expected gradient, which row %lld reads at index %lld, got none.", row, at);
     for (int i = 0; i < SLOTS; ++i)
         if (reads(r, S1 + i) && (!a.slots || i >= a.slot_count))
             return fail(FD_VALUE_ERROR, "expected at least %d slots, which row %lld reads at index %lld, got %lld.", i + 1,
                         row, at, (long long)(a.slots ? a.slot_count : 0));
+    if (r[CLIP_MODE] != 0 && r[CLIP_MODE] != 1 && r[CLIP_MODE] != 2)
+        return fail(FD_VALUE_ERROR, "expected clip_mode 0, 1 or 2 in row %lld of the table, got %g.", row, r[CLIP_MODE]);
+    if (x0 && r[CLIP_MODE] == 2 && (!a.threshold || !(r[CLIP_RATIO] > 0 && r[CLIP_RATIO] <= 1)))
+        return fail(FD_VALUE_ERROR, "expected clip_ratio in (0, 1] and a place for thresholds in row %lld, got %g.", row,
+                    r[CLIP_RATIO]);
+    if (a.guidance && r[GUIDANCE_RESCALE] != 0 && !a.rescale)
+        return fail(FD_VALUE_ERROR, "expected a place for rescale factors, which row %lld needs at index %lld, got none.", row,
+                    at);
     if (!reads(r, Z)) return FD_OK;
-    if (!a.noise && !a.seeded)
+    if (!a.noise.data && !a.seeded)
         return fail(FD_VALUE_ERROR, "expected seed or noise, which row %lld reads at index %lld, got neither.", row, at);
-    if (!a.noise && !inside(r[NOISE_INDEX], 4294967296.0))
+    if (!a.noise.data && !inside(r[NOISE_INDEX], 4294967296.0))
         return fail(FD_VALUE_ERROR, "expected noise_index in [0, 2^32) in row %lld of the table, got %g.", row,
                     r[NOISE_INDEX]);
-    if (r[NOISE_MODE] == 1 && (!a.model_output || a.output_elements != 2 * a.launch.elements))
+    if (r[NOISE_MODE] == 1 && (!a.model_output.data || a.output_elements != 2 * a.launch.elements))
         return fail(FD_VALUE_ERROR,
                     "expected model_output with a variance half, which row %lld reads at index %lld, got the elements of x_t.",
                     row, at);
@@ -77,10 +101,35 @@ int check(const fd_randn_args& a) { return check_launch(a.launch, a.draw); }
 
 int check(const fd_q_sample_args& a) {
     if (int status = check_launch(a.launch, a.draw)) return status;
-    if (a.t)
-        for (int64_t b = 0; b < a.launch.batch; ++b)
-            if (a.t[b] < 0 || a.t[b] >= a.times) return out_of_range("t", a.times, a.t[b], b, "Timesteps count from 0.");
-    return FD_OK;
+    return a.t ? check_times(a.t, a.launch.batch, a.times) : FD_OK;
+}
+
+int check(const fd_q_posterior_args& a) {
+    if (int status = check_launch(a.launch)) return status;
+    return check_times(a.t, a.launch.batch, a.times);
+}
+
+int check(const fd_vlb_terms_args& a) {
+    if (int status = check_launch(a.launch)) return status;
+    if (int status = check_workspace(a.launch, a.workspace || a.grad)) return status;
+    return check_times(a.t, a.launch.batch, a.rows);
+}
+
+int check(const fd_reparameterize_args& a) { return check_launch(a.launch, a.draw); }
+
+int check(const fd_noise_mse_args& a) {
+    if (int status = check_launch(a.launch, a.draw)) return status;
+    return check_workspace(a.launch, a.workspace || a.grad);
+}
+
+int check(const fd_gaussian_kl_args& a) {
+    if (int status = check_launch(a.launch)) return status;
+    return check_workspace(a.launch, a.workspace || a.grad);
+}
+
+int check(const fd_discretized_gaussian_nll_args& a) {
+    if (int status = check_launch(a.launch)) return status;
+    return check_workspace(a.launch, a.workspace || a.grad);
 }
 
 int check(const fd_reverse_step_args& a) {

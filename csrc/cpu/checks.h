@@ -1,8 +1,8 @@
 // Everything that can be wrong with a call, found before the first write; the text is one sentence per thread.
 #pragma once
 
-#include "fastdiff/cpu.h"
-#include "schema.h"
+#include "fastdiff/ops.h"
+#include "fastdiff/schema.h"
 
 namespace fastdiff {
 
@@ -13,5 +13,11 @@ const char* last_error();
 int check(const fd_randn_args& a);
 int check(const fd_q_sample_args& a);
 int check(const fd_reverse_step_args& a);
+int check(const fd_q_posterior_args& a);
+int check(const fd_reparameterize_args& a);
+int check(const fd_noise_mse_args& a);
+int check(const fd_gaussian_kl_args& a);
+int check(const fd_discretized_gaussian_nll_args& a);
+int check(const fd_vlb_terms_args& a);
 
 }  // namespace fastdiff

@@ -40,38 +40,50 @@ static void combine(const C* const* operands, const Combination<C>& c, int64_t n
     }
 }
 
-// by comparison and select, so that NaN passes
 template <class C>
 static void clip(C* x, C bound, int64_t n) {
     FD_SIMD
+    for (int64_t i = 0; i < n; ++i) x[i] = held(x[i], bound);
+}
+
+// the dynamic threshold s instead of a bound, then divided by it
+template <class C>
+static void threshold(C* x, C s, int64_t n) {
+    FD_SIMD
+    for (int64_t i = 0; i < n; ++i) x[i] = held(x[i], s) / s;
+}
+
+// A plain row in one pass: x0 never leaves its register. The same roundings as combine, clip, combine.
+template <bool CLIP, bool NOISE, class C>
+static void step_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
+    const C *x = v[X], *out = v[OUT], *z = v[Z];
+    const C from_x = r.x0.coefficient[0], from_out = r.x0.coefficient[1], bound = r.clip_bound;
+    const C* c = r.outputs[0].coefficient;
+    const C on_x = c[0], on_x0 = c[1], on_z = NOISE ? c[2] : 0;
+    FD_SIMD
     for (int64_t i = 0; i < n; ++i) {
-        C v = x[i] > bound ? bound : x[i];
-        x[i] = v < -bound ? -bound : v;
+        C x0 = ((C)0 + from_x * x[i]) + from_out * out[i];
+        if (CLIP) x0 = held(x0, bound);
+        C sum = ((C)0 + on_x * x[i]) + on_x0 * x0;
+        if (NOISE) sum = sum + on_z * z[i];
+        to[i] = sum;
     }
 }
 
-static inline float exponential(float x) {
-    const float magic = 12582912.0f;
-    x = x > 88.0f ? 88.0f : x;
-    x = x < -87.0f ? -87.0f : x;
-    float k = (x * 0x1.715476p+0f + magic) - magic;
-    float r = (x - k * 0x1.62e4p-1f) - k * 0x1.7f7d1cp-20f;
-    float p = 0x1.6db414p-10f;
-    p = p * r + 0x1.123b46p-7f;
-    p = p * r + 0x1.55545ep-5f;
-    p = p * r + 0x1.55549p-3f;
-    p = p * r + 0x1.0p-1f;
-    float y = 1.0f + (r + (r * r) * p);
-    return bit_cast<float>(bit_cast<uint32_t>(y) + ((uint32_t)(int32_t)k << 23));
+template <class C>
+static void step_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
+    const bool noise = r.outputs[0].count == 3;
+    if (r.clip_mode)
+        noise ? step_plain<true, true>(v, r, n, to) : step_plain<true, false>(v, r, n, to);
+    else
+        noise ? step_plain<false, true>(v, r, n, to) : step_plain<false, false>(v, r, n, to);
 }
-static inline double exponential(double x) { return exp(x); }
 
 // z * exp(0.5*logvar), logvar interpolated between lo and hi by v in [-1, 1]
 template <class C>
 static void scale_noise(const C* z, const C* v, C lo, C hi, int64_t n, C* to) {
-    const C span = hi - lo;
     FD_SIMD
-    for (int64_t i = 0; i < n; ++i) to[i] = z[i] * exponential((C)0.5 * (lo + span * ((v[i] + 1) * (C)0.5)));
+    for (int64_t i = 0; i < n; ++i) to[i] = z[i] * exponential((C)0.5 * interpolated(lo, hi, v[i]));
 }
 
 template <class C>

@@ -5,20 +5,16 @@
 // levels with and without them agree.
 #pragma once
 
-#include "fastdiff/cpu.h"
+#include "fastdiff/arithmetic.h"
+#include "fastdiff/ops.h"
 #include "lanes.h"
 
 #define FD_SIMD _Pragma("omp simd")
 
 namespace fastdiff::FD_LEVEL {
 
-template <class To, class From>
-static inline To bit_cast(From from) {
-    static_assert(sizeof(To) == sizeof(From), "same size");
-    To to;
-    memcpy(&to, &from, sizeof to);
-    return to;
-}
+template <class C>
+constexpr int64_t TYPE_OF = sizeof(C) == 8 ? FD_FLOAT64 : FD_FLOAT32;
 
 static inline int64_t size_of(int64_t type) { return type == FD_FLOAT64 ? 8 : type == FD_FLOAT32 ? 4 : 2; }
 static inline void* at(void* p, int64_t type, int64_t i) { return (char*)p + i * size_of(type); }
@@ -84,11 +80,12 @@ static void to_halves(const C* from, uint16_t* to, int64_t n) {
     for (; i < n; ++i) to[i] = to_half(to_odd(from[i]));
 }
 
-// n elements of `from` in the compute type: in place when they have it, else in scratch.
+// n elements of `input` in the compute type: in place when they have it, else in scratch.
 template <class C>
-static const C* load(const void* from, int64_t type, int64_t first, int64_t n, C* scratch) {
-    from = at(from, type, first);
-    if (type == (sizeof(C) == 8 ? FD_FLOAT64 : FD_FLOAT32)) return (const C*)from;
+static const C* load(const fd_input& input, int64_t first, int64_t n, C* scratch) {
+    const int64_t type = input.type;
+    const void* from = at(input.data, type, first);
+    if (type == TYPE_OF<C>) return (const C*)from;
     if (type == FD_FLOAT16) {
         halves_to((const uint16_t*)from, scratch, n);
     } else if (type == FD_BFLOAT16) {
@@ -104,11 +101,12 @@ static const C* load(const void* from, int64_t type, int64_t first, int64_t n, C
     return scratch;
 }
 
-// Rounds n values into `to`. Values already there (from == to) stay.
+// Rounds n values into `output`. Values already there (from == to) stay.
 template <class C>
-static void save(void* to, int64_t type, int64_t first, int64_t n, const C* from) {
-    to = at(to, type, first);
-    if (type == (sizeof(C) == 8 ? FD_FLOAT64 : FD_FLOAT32)) {
+static void save(const fd_output& output, int64_t first, int64_t n, const C* from) {
+    const int64_t type = output.type;
+    void* to = at(output.data, type, first);
+    if (type == TYPE_OF<C>) {
         if (to != from) memcpy(to, from, n * sizeof(C));
     } else if (type == FD_FLOAT16) {
         to_halves(from, (uint16_t*)to, n);
@@ -126,8 +124,8 @@ static void save(void* to, int64_t type, int64_t first, int64_t n, const C* from
 
 // Where to compute n values that are to be saved: straight in the output when it has the compute type.
 template <class C>
-static C* target(void* to, int64_t type, int64_t first, C* scratch) {
-    return type == (sizeof(C) == 8 ? FD_FLOAT64 : FD_FLOAT32) ? (C*)at(to, type, first) : scratch;
+static C* target(const fd_output& to, int64_t first, C* scratch) {
+    return to.type == TYPE_OF<C> ? (C*)at(to.data, to.type, first) : scratch;
 }
 
 }  // namespace fastdiff::FD_LEVEL

@@ -87,7 +87,6 @@ static inline void interleave(Floats a, Floats b, Floats& low, Floats& high) {
 // Which 64-bit lane carries the i-th counter, so that interleave() leaves the normals in order.
 constexpr int lane_of(int i) { return i < LONGS / 2 ? 2 * i : 2 * (i - LONGS / 2) + 1; }
 
-static inline Floats to_floats(Words a) { return __builtin_convertvector((Ints)a, Floats); }
 static inline void store(float* to, Floats a) { memcpy(to, &a, sizeof a); }
 
 }  // namespace fastdiff::FD_LEVEL

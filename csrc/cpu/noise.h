@@ -5,7 +5,11 @@
 // halves carry rubbish until the words are taken out.
 #pragma once
 
-#include "fastdiff/cpu.h"
+#include <type_traits>
+#include <utility>
+
+#include "fastdiff/arithmetic.h"
+#include "fastdiff/ops.h"
 #include "lanes.h"
 
 namespace fastdiff::FD_LEVEL {
@@ -18,76 +22,50 @@ constexpr int GROUP = 4 * LONGS;  // normals in a vector of counters
 constexpr int CHUNK = 2 * GROUP;  // normals drawn at once, see Pack
 
 // V vectors in lockstep. The transform is one long chain of dependent operations, and a processor's window hardly reaches
-// beyond it; two chains side by side keep more units busy, and their registers still suffice.
-template <int V>
+// beyond it; two chains side by side keep more units busy, and their registers still suffice. A pack has a scalar's
+// operators, so that arithmetic.h serves both.
+template <class T, int V>
 struct Pack {
-    Floats v[V];
+    T v[V];
 };
 
-#define FD_PACK(op)                                            \
-    template <int V>                                           \
-    static inline Pack<V> operator op(Pack<V> a, Pack<V> b) {  \
-        for (int i = 0; i < V; ++i) a.v[i] = a.v[i] op b.v[i]; \
-        return a;                                              \
-    }                                                          \
-    template <int V>                                           \
-    static inline Pack<V> operator op(Pack<V> a, float b) {    \
-        for (int i = 0; i < V; ++i) a.v[i] = a.v[i] op b;      \
-        return a;                                              \
+template <class T>
+using Lane = std::remove_reference_t<decltype(std::declval<T&>()[0])>;
+
+#define FD_PACK(op, Other)                                                   \
+    template <class T, int V>                                                \
+    FD_HD Pack<T, V> operator op(const Pack<T, V>& a, const Pack<T, V>& b) { \
+        Pack<T, V> r;                                                        \
+        for (int i = 0; i < V; ++i) r.v[i] = a.v[i] op b.v[i];               \
+        return r;                                                            \
+    }                                                                        \
+    template <class T, int V>                                                \
+    FD_HD Pack<T, V> operator op(const Pack<T, V>& a, Other b) {             \
+        Pack<T, V> r;                                                        \
+        for (int i = 0; i < V; ++i) r.v[i] = a.v[i] op b;                    \
+        return r;                                                            \
     }
-FD_PACK(+)
-FD_PACK(-)
-FD_PACK(*)
+FD_PACK(+, Lane<T>)
+FD_PACK(-, Lane<T>)
+FD_PACK(*, Lane<T>)
+FD_PACK(>>, int)
+FD_PACK(|, uint32_t)
+FD_PACK(&, uint32_t)
+FD_PACK(^, uint32_t)
 #undef FD_PACK
 
-template <int V, class F>
-static inline Pack<V> pack(F f) {
-    Pack<V> a;
-    for (int i = 0; i < V; ++i) a.v[i] = f(i);
-    return a;
-}
-
-template <int V, int N>
-static inline Pack<V> horner(const float (&c)[N], Pack<V> x) {
-    Pack<V> p = x * c[N - 1] + c[N - 2];
-#pragma GCC unroll 8
-    for (int i = N - 3; i >= 0; --i) p = p * x + c[i];
-    return p;
-}
-
-template <int V>
-static inline __attribute__((always_inline)) Pack<V> radius(const Words (&a)[V]) {
-    static constexpr float LOG[] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a008p-3f, -0x1.547244p-3f,
-                                    0x1.22da1cp-3f, -0x1.0d8542p-3f, 0x1.055b72p-3f, -0x1.38b58ap-4f};
-    auto h = [&](int i) { return (Words)to_floats((a[i] >> 8) | 1u) + 0x004AFB0Du; };
-    Pack<V> n = pack<V>([&](int i) { return to_floats((h(i) >> 23) - 151u); });
-    Pack<V> d = pack<V>([&](int i) { return (Floats)((h(i) & 0x007FFFFFu) + 0x3F3504F3u); }) - 1.0f;
-    Pack<V> dd = d * d;
-    Pack<V> y = (dd * d) * horner(LOG, d);
-    y = y + n * 0x1.7f7d1cp-20f;
-    y = y - dd * 0.5f;
-    Pack<V> g = ((d + y) + n * 0x1.62e4p-1f) * -2.0f;
-    return pack<V>([&](int i) { return square_root(g.v[i]); });
-}
-
-// The two normals of every pair of words (a, b).
-template <int V>
-static inline __attribute__((always_inline)) void box_muller(const Words (&a)[V], const Words (&b)[V], Pack<V>& cos_element,
-                                                             Pack<V>& sin_element) {
-    static constexpr float SIN[] = {0x1.921fb6p+1f, -0x1.4abbbap+2f, 0x1.465ec6p+1f, -0x1.2d9bb6p-1f};
-    static constexpr float COS[] = {-0x1.3bd3ccp+2f, 0x1.03c1dep+2f, -0x1.55c664p+0f, 0x1.d9f7bcp-3f};
-    Pack<V> r = radius(a);
-    Pack<V> v = pack<V>([&](int i) { return to_floats((((b[i] >> 8) | 1u) & 0x007FFFFFu) - 0x00400000u); }) * 0x1p-24f;
-    Pack<V> z = v * v;
-    Pack<V> s = v * horner(SIN, z);
-    Pack<V> c = horner(COS, z) * z + 1.0f;
-    Pack<V> t = s + s;
-    // the top bit of b is that of j; it flips the radius
-    Pack<V> flipped = pack<V>([&](int i) { return (Floats)((Words)r.v[i] ^ (b[i] & 0x80000000u)); });
-    Pack<V> negated = pack<V>([&](int i) { return (Floats)((Words)flipped.v[i] ^ 0x80000000u); });
-    cos_element = negated * (t * c);
-    sin_element = flipped * (pack<V>([](int) { return Floats{} + 1.0f; }) - t * s);
-}
+#define FD_EACH(name, From, To, expression)                   \
+    template <int V>                                          \
+    FD_HD Pack<To, V> name(const Pack<From, V>& a) {          \
+        Pack<To, V> r;                                        \
+        for (int i = 0; i < V; ++i) r.v[i] = expression;      \
+        return r;                                             \
+    }
+FD_EACH(float_of, Words, Floats, __builtin_convertvector((Ints)a.v[i], Floats))
+FD_EACH(float_bits, Words, Floats, (Floats)a.v[i])
+FD_EACH(bits_of, Floats, Words, (Words)a.v[i])
+FD_EACH(root, Floats, Floats, square_root(a.v[i]))
+#undef FD_EACH
 
 template <int V>
 static inline __attribute__((always_inline)) void philox(Counters (&s)[V]) {
@@ -108,14 +86,14 @@ static inline __attribute__((always_inline)) void philox(Counters (&s)[V]) {
 // The V * GROUP normals of V vectors of counters.
 template <int V>
 static inline __attribute__((always_inline)) void draw(Counters (&s)[V], float* out) {
-    Words a[V], b[V];
+    Pack<Words, V> a, b;
     philox(s);
     for (int i = 0; i < V; ++i) {
         const uint64_t low = 0xFFFFFFFFu;
-        a[i] = (Words)((s[i].c0 & low) | (s[i].c2 << 32));
-        b[i] = (Words)((s[i].c1 & low) | (s[i].c3 << 32));
+        a.v[i] = (Words)((s[i].c0 & low) | (s[i].c2 << 32));
+        b.v[i] = (Words)((s[i].c1 & low) | (s[i].c3 << 32));
     }
-    Pack<V> cosine, sine;
+    Pack<Floats, V> cosine, sine;
     box_muller(a, b, cosine, sine);
     for (int i = 0; i < V; ++i) {
         Floats first, second;

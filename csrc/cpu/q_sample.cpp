@@ -20,28 +20,28 @@ struct QSample {
     void operator()(const Tile& t, State& s) const {
         const int64_t elements = a.launch.elements, n = t.n(), first = t.flat(elements);
         const C* z;
-        if (a.noise) {
-            z = load(a.noise, a.noise_type, first, n, s.noise);
+        if (a.noise.data) {
+            z = load(a.noise, first, n, s.noise);
         } else {
             draw_tile(a.draw, [&](int64_t) { return a.draw.step; }, t, elements, s.normals);
-            z = load(s.normals, FD_FLOAT32, 0, n, s.noise);
+            z = load({s.normals, FD_FLOAT32}, 0, n, s.noise);
         }
-        const C* x0 = load(a.x0, a.x0_type, first, n, s.x0);
-        C* x_t = target(a.out, a.out_type, first, s.x_t);
+        const C* x0 = load(a.x0, first, n, s.x0);
+        C* x_t = target(a.x_t, first, s.x_t);
         for (int64_t b = t.b0; b < t.b1; ++b) {
             const int64_t time = a.t ? a.t[b] : b, end = (b - t.b0 + 1) * t.elements;
             const C alpha = (C)a.alpha[time], sigma = (C)a.sigma[time];
             FD_SIMD
             for (int64_t i = end - t.elements; i < end; ++i) x_t[i] = alpha * x0[i] + sigma * z[i];
         }
-        save(a.out, a.out_type, first, n, x_t);
+        save(a.x_t, first, n, x_t);
     }
 };
 
 }  // namespace
 
 void q_sample(const fd_q_sample_args& args) {
-    if (args.x0_type == FD_FLOAT64)
+    if (args.x0.type == FD_FLOAT64)
         for_tiles(args.launch, QSample<double>{args});
     else
         for_tiles(args.launch, QSample<float>{args});

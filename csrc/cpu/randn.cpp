@@ -17,9 +17,9 @@ struct Randn {
 
     void operator()(const Tile& t, State& s) const {
         const int64_t n = a.launch.elements;
-        float* z = target(a.out, a.out_type, t.flat(n), s.normals);
+        float* z = target(a.out, t.flat(n), s.normals);
         draw_tile(a.draw, [&](int64_t) { return a.draw.step; }, t, n, z);
-        save(a.out, a.out_type, t.flat(n), t.n(), z);
+        save(a.out, t.flat(n), t.n(), z);
     }
 };
 

@@ -4,7 +4,7 @@
 // the rows it decoded last.
 #pragma once
 
-#include "schema.h"
+#include "fastdiff/schema.h"
 
 namespace fastdiff::FD_LEVEL {
 
@@ -17,7 +17,10 @@ struct Combination {
 
 template <class C>
 struct Row {
-    bool reads[OPERANDS], clips, scales_noise;
+    bool reads[OPERANDS], scales_noise;
+    bool plain;  // x0 from x and out, at most clipped; next x from x, x0 and maybe z: DDPM, DDIM, Euler
+    int clip_mode;
+    double rescale, clip_ratio;
     Combination<C> x0, outputs[OUTPUTS];
     C guidance_weight, out_grad, clip_bound, logvar_lo, logvar_hi, next_scale;
 };
@@ -42,7 +45,12 @@ static void decode(const double* table, int64_t row, Row<C>& to) {
             append(c, operand, r[FIRST_COEFFICIENT + output * OPERANDS + operand]);
         for (int i = 0; i < c.count; ++i) to.reads[c.operand[i]] = true;
     }
-    to.clips = r[CLIP_MODE] == 1;
+    to.clip_mode = (int)r[CLIP_MODE];
+    to.clip_ratio = r[CLIP_RATIO];
+    to.rescale = r[GUIDANCE_RESCALE];
+    const Combination<C>& x = to.outputs[0];
+    to.plain = to.x0.count == 2 && to.clip_mode < 2 && (x.count == 2 || (x.count == 3 && x.operand[2] == Z)) &&
+               x.operand[0] == X && x.operand[1] == X0;
     to.scales_noise = r[NOISE_MODE] == 1;
     to.guidance_weight = (C)r[GUIDANCE_WEIGHT];
     to.out_grad = (C)r[OUT_GRAD];

@@ -4,7 +4,7 @@
 // value depends on the cut, so any number of threads gives the same bits.
 #pragma once
 
-#include "fastdiff/cpu.h"
+#include "fastdiff/ops.h"
 #include "noise.h"
 
 namespace fastdiff::FD_LEVEL {

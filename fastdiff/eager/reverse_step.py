@@ -10,20 +10,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..table import INDEX, OPERANDS, reads, uses
+from ..table import INDEX, OPERANDS, OUTPUTS, SLOTS, reads, uses
 from .common import checked_index, compute_dtype, per_sample
+from .elementary import exp
 from .q_sample import regenerate
 
 ROW_ERROR = "fastdiff.reverse_step: expected row in [0, {size}), got {value} at index {at}. Rows belong to the table."
 
 
 class Row(NamedTuple):
-    """Everything a step reads, evaluated: coefficients [B, 54] and the operands of the combinations."""
+    """Everything a step reads, evaluated: coefficients [B, 56] and the operands of the combinations."""
 
     c: Tensor
     mask: int
     operands: dict[str, Tensor | None]
     strength: Tensor | None  # [B, 1, …], guidance
+    factor: Tensor | None  # [B, 1, …], its rescale
+    divisor: Tensor | None  # [B, 1, …], the dynamic threshold
     z_scale: Tensor | None  # exp(half log-variance), per element
     unclipped: Tensor | None  # where x0 was not clipped
     valid: Tensor | None
@@ -62,7 +65,10 @@ def reverse_step(
     x0_out: Tensor | None,
     input_out: Tensor | None,
     row_out: Tensor | None,
+    rescale: Tensor | None,
+    threshold: Tensor | None,
 ) -> None:
+    """`rescale` and `threshold` are room for the other backends' prepasses."""
     r = evaluate(
         x_t,
         model_output,
@@ -122,11 +128,18 @@ def evaluate(
     batch, compute = x_t.shape[0], compute_dtype(x_t)
     row, valid = checked_index(row, table.shape[0], message)
     wide = table.index_select(0, row)
+    if message is not None and table.device.type == "cpu":
+        learned = model_output is not None and model_output.shape[1:] != x_t.shape[1:]
+        given = 0 if slots is None else len(slots)
+        _check_operands(
+            wide, row, given, output=model_output is not None, learned=learned, gradient=gradient is not None,
+            noise=not (noise is None and seed is None and seeds is None),
+        )  # fmt: skip
     operands: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
     operands["x"] = x_t.to(compute)
     for i in _slots(slots):
         operands[f"s{i + 1}"] = slots[i]  # type: ignore[index]
-    r = Row(wide.to(compute), used, operands, None, None, None, valid)
+    r = Row(wide.to(compute), used, operands, None, None, None, None, None, valid)
     half = None
     if model_output is not None:
         out, half = split(model_output[:batch].to(compute), x_t)
@@ -134,7 +147,12 @@ def evaluate(
             uncond, _ = split(model_output[batch:].to(compute), x_t)
             w, gamma = r.coefficient("guidance_weight"), per_sample(guidance.to(compute), x_t)
             g = torch.where(w == 1, gamma, w * (gamma - 1) + 1)
-            out = torch.where(g == 1, out, torch.where(g == 0, uncond, uncond + g * (out - uncond)))
+            guided = torch.where(g == 1, out, torch.where(g == 0, uncond, uncond + g * (out - uncond)))
+            if uses(used, "guidance_rescale"):
+                factor = rescale_factor(out, guided, per_sample(wide[:, INDEX["guidance_rescale"]], x_t), g)
+                guided = torch.where(factor == 1, guided, factor * guided)
+                r = r._replace(factor=factor)
+            out = guided
             r = r._replace(strength=g)
         if gradient is not None and uses(used, "out_grad"):
             k = r.coefficient("out_grad")
@@ -143,15 +161,21 @@ def evaluate(
     x0 = r.combine([("x0_x", operands["x"]), ("x0_out", operands["out"])])
     if uses(used, "clip_mode"):
         bound, clip = r.coefficient("clip_bound"), r.coefficient("clip_mode") == 1
+        dynamic = r.coefficient("clip_mode") == 2
+        if uses(used, "clip_ratio"):
+            s = dynamic_threshold(x0, per_sample(wide[:, INDEX["clip_ratio"]], x_t), bound)
+            bound, clip = torch.where(dynamic, s, bound), clip | dynamic
         above, below = clip & (x0 > bound), clip & (x0 < -bound)
         x0 = torch.where(above, bound, torch.where(below, -bound, x0))
+        if uses(used, "clip_ratio"):
+            x0 = torch.where(dynamic, x0 / bound, x0)
+            r = r._replace(divisor=torch.where(dynamic, bound, 1.0))
         r = r._replace(unclipped=~(above | below))
     operands["x0"] = x0
     if reads(used, "z") and (noise is not None or seed is not None or seeds is not None):
         z = _noise(x_t, wide, noise, seed or 0, seeds, sample_ids, stream, fast).to(compute)
         if half is not None and uses(used, "noise_mode"):
             lo, hi = r.coefficient("logvar_lo"), r.coefficient("logvar_hi")
-            exp = torch.exp if compute == torch.float64 else _exp32
             scale = exp((lo + (hi - lo) * ((half + 1) * 0.5)) * 0.5)
             scale = torch.where(r.coefficient("noise_mode") == 1, scale, 1.0)
             z = z * scale
@@ -163,7 +187,10 @@ def evaluate(
 def vjp(
     r: Row, x_t: Tensor, model_output: Tensor | None, slots: Tensor | None, g_x: Tensor, g_slots: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients to (x_t, model_output, slots) of a row, from those to its next x and its slots."""
+    """Gradients to (x_t, model_output, slots) of a row, from those to its next x and its slots.
+
+    A sample's rescale factor and dynamic threshold count as constants.
+    """
     upstream = {"x": g_x.to(r.c.dtype)}
     if slots is not None and g_slots is not None:
         upstream |= {f"s{i + 1}": g_slots[i] for i in _slots(slots)}
@@ -174,6 +201,8 @@ def vjp(
     to_x0 = to_operand("x0")
     if r.unclipped is not None:
         to_x0 = torch.where(r.unclipped, to_x0, 0.0)
+    if r.divisor is not None:
+        to_x0 = to_x0 / r.divisor
     to_x = to_operand("x") + r.combine([("x0_x", to_x0)])
     grad_output = grad_slots = None
     if model_output is not None:
@@ -186,7 +215,10 @@ def vjp(
             slope = torch.where(r.coefficient("noise_mode") == 1, slope, 0.0)
             to_half = to_operand("z") * z * slope  # type: ignore[operator]
         parts = [to_out]
+        if r.factor is not None:
+            parts = [to_out * r.factor]
         if r.strength is not None:
+            to_out = parts[0]
             parts = [to_out * r.strength, to_out * (1 - r.strength)]
         if model_output[:1].numel() != x_t[:1].numel():
             halves = [to_half, torch.zeros_like(to_half)][: len(parts)]
@@ -199,6 +231,55 @@ def vjp(
             grads.append(to_operand(f"s{i + 1}") + passed)
         grad_slots = torch.stack(grads)
     return to_x.to(x_t.dtype), grad_output, grad_slots
+
+
+def _check_operands(
+    wide: Tensor, row: Tensor, slots: int, *, output: bool, learned: bool, gradient: bool, noise: bool
+) -> None:
+    """Raises ValueError where a sample's row reads an operand that was not given, as the C++ backend does."""
+
+    def read(operand: str) -> Tensor:
+        return (wide[:, [INDEX[f"{to}.{operand}"] for to in OUTPUTS]] != 0).any(1)
+
+    def nonzero(name: str) -> Tensor:
+        return wide[:, INDEX[name]] != 0
+
+    needs = {
+        "model_output": (output, read("out") | (read("x0") & nonzero("x0_out"))),
+        "gradient": (gradient or not output, nonzero("out_grad")),
+        "seed or noise": (noise, read("z")),
+        "model_output with a variance half": (learned, read("z") & (wide[:, INDEX["noise_mode"]] == 1)),
+    } | {f"at least {i} slots": (i <= slots, read(f"s{i}")) for i in range(1, SLOTS + 1)}
+    for name, (given, needed) in needs.items():
+        if not given and bool(needed.any()):
+            at = int(needed.to(torch.int8).argmax())
+            raise ValueError(
+                f"fastdiff.reverse_step: expected {name}, which row {int(row[at])} reads at index {at}, got none."
+            )
+
+
+def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    """[B, 1, …]: phi std(cond)/std(guided) + 1 - phi, statistics in float64; 1 where the row does not rescale."""
+
+    def deviation(v: Tensor) -> Tensor:
+        return per_sample(v.double().reshape(len(v), -1).std(dim=1), v)
+
+    factor = phi * (deviation(cond) / deviation(guided)) + (1 - phi)
+    return torch.where((phi == 0) | (g == 1), 1.0, factor.to(cond.dtype))
+
+
+def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
+    """[B, 1, …]: the ratio-quantile of |x0|, interpolated, held in [1, bound]."""
+    n = x0[0].numel() if len(x0) else 0
+    if n == 0:
+        return bound
+    ordered = x0.abs().reshape(len(x0), -1).sort(dim=1).values  # NaN last
+    position = ratio.flatten() * (n - 1)
+    below = position.to(torch.int64).clamp(0, n - 1)
+    low, high = (ordered.gather(1, i[:, None])[:, 0] for i in (below, (below + 1).clamp(max=n - 1)))
+    s = per_sample(low + (position - below).to(x0.dtype) * (high - low), x0)
+    s = torch.where(s > bound, bound, s)
+    return torch.where(s < 1, 1.0, s)
 
 
 def split(out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -232,17 +313,3 @@ def _noise(
     if noise is not None:
         return noise
     return regenerate(x, seed, seeds, ids, wide[:, INDEX["noise_index"]].to(torch.int64), stream, fast)
-
-
-def _exp32(x: Tensor) -> Tensor:
-    """exp of float32 by the polynomial of kernels/README.md section 4, saturating outside [-87, 88]."""
-    h = float.fromhex
-    x = torch.where(x > 88.0, 88.0, x)
-    x = torch.where(x < -87.0, -87.0, x)
-    k = (x * h("0x1.715476p+0") + 12582912.0) - 12582912.0
-    r = (x - k * h("0x1.62e4p-1")) - k * h("0x1.7f7d1cp-20")
-    p = r * h("0x1.6db414p-10") + h("0x1.123b46p-7")
-    for e in ("0x1.55545ep-5", "0x1.55549p-3", "0x1.0p-1"):
-        p = p * r + h(e)
-    y = (r + (r * r) * p) + 1.0
-    return (y.view(torch.int32) + (k.to(torch.int32) << 23)).view(torch.float32)

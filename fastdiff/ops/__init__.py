@@ -1,7 +1,23 @@
 """The fused ops: validate, choose a backend, launch, differentiate; registered with torch.library as `fastdiff::…`."""
 
+from .discretized_gaussian_nll import discretized_gaussian_nll
+from .gaussian_kl import gaussian_kl
+from .noise_mse import noise_mse
+from .q_posterior import q_posterior
 from .q_sample import q_sample
 from .randn import randn
+from .reparameterize import reparameterize
 from .reverse_step import reverse_step
+from .vlb_terms import vlb_terms
 
-__all__ = ["q_sample", "randn", "reverse_step"]
+__all__ = [
+    "discretized_gaussian_nll",
+    "gaussian_kl",
+    "noise_mse",
+    "q_posterior",
+    "q_sample",
+    "randn",
+    "reparameterize",
+    "reverse_step",
+    "vlb_terms",
+]

@@ -104,3 +104,84 @@ def elements(shape: Sequence[int]) -> int:
     for size in shape[1:]:
         n *= size
     return n
+
+
+CHUNK = 1024
+"""Elements of a sample whose terms are summed together (kernels/README.md section 7)."""
+
+
+def compute_dtype(*values: Tensor | None) -> torch.dtype:
+    """float64 if any of the values is, else float32."""
+    return torch.float64 if any(v is not None and v.dtype == torch.float64 for v in values) else torch.float32
+
+
+def workspace_for(batch: int, per_sample: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    """Room for the partial sums of samples of several chunks; None where one chunk holds a sample."""
+    if isinstance(per_sample, int) and per_sample <= CHUNK:
+        return None
+    return torch.empty(batch * (-(-per_sample // CHUNK)), dtype=dtype, device=device)
+
+
+def check_sum(
+    where: str, out: Tensor | None, workspace: Tensor | None, like: Tensor, batch: int, n: int, dtype: torch.dtype
+) -> None:
+    """Checks the caller's `out` [B] and `workspace` of a sum."""
+    if out is None:
+        if workspace is not None:
+            raise ValueError(f"fastdiff.{where}: expected out together with workspace. Pass out=.")
+        return
+    shaped(where, "out", out, (batch,))
+    same_device(where, "out", out, like, "the inputs")
+    if out.dtype != dtype or not out.is_contiguous():
+        raise TypeError(f"fastdiff.{where}: expected a contiguous out of dtype {_name(dtype)}, got {_name(out.dtype)}.")
+    needed = 0 if n <= CHUNK else batch * (-(-n // CHUNK))
+    if needed:
+        if workspace is None or workspace.numel() < needed or workspace.dtype != dtype or not workspace.is_contiguous():
+            got = "none" if workspace is None else f"{workspace.numel()} of {_name(workspace.dtype)}"
+            raise ValueError(
+                f"fastdiff.{where}: expected a workspace of {needed} {_name(dtype)} values beside out, got {got}."
+            )
+        same_device(where, "workspace", workspace, like, "the inputs")
+
+
+def flat_view(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """The value broadcast to the shape, as a [B, n] view of element stride 1 or 0; copied only where no view serves."""
+    wide = value.expand(shape)
+    batch, n = shape[0], elements(shape)
+    strides = [stride for size, stride in zip(wide.shape[1:], wide.stride()[1:], strict=True) if size != 1]
+    sample_stride = wide.stride(0) if batch != 1 else n
+    if all(stride == 0 for stride in strides) and n > 1:
+        return wide.as_strided((batch, n), (sample_stride if batch != 1 else 0, 0))
+    dense, expected = True, 1
+    for size, stride in zip(reversed(wide.shape[1:]), reversed(wide.stride()[1:]), strict=True):
+        if size != 1:
+            dense, expected = dense and stride == expected, expected * size
+    if dense:
+        return wide.as_strided((batch, n), (sample_stride, 1))
+    return wide.contiguous().view(batch, n)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
+    """The value expanded to the shape (gradients sum back)."""
+    try:
+        return value.expand(tuple(shape))
+    except RuntimeError:
+        raise ValueError(
+            f"fastdiff.{where}: expected {name} of shape {list(shape)} or broadcastable to it, got {list(value.shape)}."
+        ) from None
+
+
+def common_shape(where: str, values: dict[str, Tensor]) -> tuple[int, ...]:
+    """The shape [B, …] that all values broadcast to."""
+    try:
+        shape = tuple(torch.broadcast_shapes(*(v.shape for v in values.values())))
+    except RuntimeError:
+        got = ", ".join(f"{name} {list(v.shape)}" for name, v in values.items())
+        raise ValueError(f"fastdiff.{where}: expected shapes that broadcast to one, got {got}.") from None
+    if not shape:
+        raise ValueError(f"fastdiff.{where}: expected shapes [B, …], got scalars. Add a batch dimension.")
+    return shape

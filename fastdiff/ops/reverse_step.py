@@ -14,25 +14,32 @@ from torch import Tensor
 from .. import backend as backends
 from ..eager.common import compute_dtype
 from ..eager.reverse_step import evaluate, vjp
-from ..table import ALL_COLUMNS, COLUMNS, SLOTS, reads, uses
+from ..table import ALL_COLUMNS, COLUMNS, OPERANDS, READS, SLOTS, columns
 from . import common
 
 _ARGUMENTS = (
     "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int seed, "
     "Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance, Tensor? gradient, int stream, bool fast, int used"
 )
-_OUTPUTS = "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)? row_out"
+_OUTPUTS = (
+    "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)? row_out, "
+    "Tensor(f!)? workspace"
+)
 
 
 def _launch_out(
     x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used,
-    out, slots_out, x0_out, input_out, row_out,
+    out, slots_out, x0_out, input_out, row_out, workspace,
 ):  # fmt: skip
     launch = backends.launcher("reverse_step", x_t.device)
+    rescales, thresholds = guidance is not None and used & _RESCALE, used & _RATIO
+    if workspace is None and (rescales or thresholds):
+        workspace = torch.empty(2, x_t.shape[0], dtype=compute_dtype(x_t), device=x_t.device)
     launch(
         out, _dense(x_t), _dense(model_output), table, row, _dense(slots), _dense(noise),
         common.unsigned(seed) if seeded else None, seeds, sample_ids, guidance, _dense(gradient), stream, fast, used,
         slots_out, x0_out, input_out, row_out,
+        workspace[0] if rescales else None, workspace[1] if thresholds else None,
     )  # fmt: skip
 
 
@@ -42,7 +49,7 @@ def _launch(
     out, slots_out = _outputs(x_t, slots)
     _launch_out(
         x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast,
-        used, out, slots_out if slots is not None else None, None, None, None,
+        used, out, slots_out if slots is not None else None, None, None, None, None,
     )  # fmt: skip
     return out, slots_out
 
@@ -124,6 +131,7 @@ def reverse_step(
     x0_out: Tensor | None = None,
     input_out: Tensor | None = None,
     row_out: Tensor | None = None,
+    workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """x_s = c_x x_t + c_x0 x0 + c_out out + Σ c_k slot_k + c_z z for the table's row[b] of each sample b.
@@ -135,7 +143,7 @@ def reverse_step(
         x_t: [B, …] state, any floating dtype; arithmetic is float32, float64 for float64.
         model_output: [B, …] like x_t in any floating dtype, with guidance [2B, …], conditional half first; twice the
             channels with learned variance; None for rows without a network call.
-        table: float64 [R, 54], see fastdiff.table. row: int64 [B] in [0, R).
+        table: float64 [R, 56], see fastdiff.table. row: int64 [B] in [0, R).
         slots: [S, B, …] in the compute type, S <= 4, the solver's memory.
         noise: like x_t, else regenerated from seed, sample_ids and the row's noise_index (see `randn`).
         guidance: [B] strength: out = u + gamma (c - u) (Ho & Salimans 2022, eq. 6); 1 and 0 select c and u.
@@ -144,6 +152,8 @@ def reverse_step(
         out, slots_out: where to write x_s and the slots (x_t and slots themselves are fine); nothing is allocated and
             no gradient recorded. Optional further outputs: x0_out like x_t, input_out (the network's next input,
             [B, …] or [2B, …]), row_out int64 [B] (not row's own memory).
+        workspace: [2, B] in the compute type, room for rescale factors and dynamic thresholds where rows have them;
+            allocated when missing.
 
     Returns:
         x_s; with slots and without `out`, (x_s, new slots). Gradients flow to x_t, model_output and slots.
@@ -199,8 +209,13 @@ def reverse_step(
     table = table.contiguous()
     if used is None:
         used = columns_used(table)
-        if table.device.type == "cpu":
-            _required(used, model_output, noise, seed, gradient, 0 if memory is None else memory.shape[0])
+        known = table.device.type == "cpu"
+    else:
+        # on the CPU the backends look at the rows in use, which may need less than the whole table
+        known = table.device.type != "cpu" and used != -1
+    if known:
+        learned = model_output is not None and tuple(model_output.shape) != shapes[0]
+        _required(used, model_output, learned, noise, seed, gradient, 0 if memory is None else memory.shape[0])
     fast = common.counter_arguments(where, 0, stream, mode)
     common.sized(where, common.elements(x_t.shape))
     number, seeds = common.seed_arguments(where, seed, batch, x_t, "x_t")
@@ -231,25 +246,41 @@ def reverse_step(
         for name, value in (("out", out), ("slots_out", slots_out), ("x0_out", x0_out), ("input_out", input_out)):
             if value is not None and not value.is_contiguous():
                 raise ValueError(f"fastdiff.{where}: expected a contiguous {name}. State is stored in C order.")
-        _into(*arguments, out, slots_out, x0_out, input_out, row_out)
+        if workspace is not None:
+            common.shaped(where, "workspace", workspace, (2, batch))
+            common.same_device(where, "workspace", workspace, x_t, "x_t")
+            if workspace.dtype != compute or not workspace.is_contiguous():
+                raise TypeError(
+                    f"fastdiff.{where}: expected a contiguous workspace of {compute}, got {workspace.dtype}."
+                )
+        _into(*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
         return out
 
 
+_RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
+    columns(name) for name in ("guidance_rescale", "clip_ratio", "network", "out_grad", "noise_mode")
+)
+_BEYOND = [
+    sum(READS[f"s{i + 1}"] | columns(*(f"s{i + 1}.{operand}" for operand in OPERANDS)) for i in range(kept, SLOTS))
+    for kept in range(SLOTS + 1)
+]  # columns of slots that `kept` slots do not hold
+
+
 def _required(
-    used: int, model_output: Tensor | None, noise: Tensor | None, seed: int | Tensor | None, gradient: Tensor | None,
-    slots: int,
+    used: int, model_output: Tensor | None, learned: bool, noise: Tensor | None, seed: int | Tensor | None,
+    gradient: Tensor | None, slots: int,
 ) -> None:  # fmt: skip
     """Raises where the table reads an operand that was not given."""
     missing = None
-    if model_output is None and uses(used, "network"):
+    if model_output is None and used & _NETWORK:
         missing = "model_output, which rows of this table read"
-    elif noise is None and seed is None and reads(used, "z"):
+    elif used & _LEARNED and used & READS["z"] and not learned:
+        missing = "model_output with a variance half (twice the channels), which rows of this table read"
+    elif noise is None and seed is None and used & READS["z"]:
         missing = "seed or noise, for rows that draw noise"
-    elif gradient is None and uses(used, "out_grad"):
+    elif gradient is None and used & _GRADIENT:
         missing = "gradient, which rows of this table read"
-    else:
-        for i in range(slots, SLOTS):
-            if reads(used, f"s{i + 1}") or uses(used, *(c for c in COLUMNS if c.startswith(f"s{i + 1}."))):
-                missing = f"slots with at least {i + 1} entries"
+    elif used & _BEYOND[slots]:
+        missing = f"slots with at least {next(i for i in range(slots, SLOTS + 1) if not used & _BEYOND[i])} entries"
     if missing:
         raise ValueError(f"fastdiff.reverse_step: expected {missing}.")

@@ -1,12 +1,31 @@
 """The oracle: every fused op in plain NumPy, written from kernels/README.md and the papers alone.
 
 Nothing here is used at run time; tests and benchmarks compare the other backends with it. Noise follows the contract in
-float32 to the bit; everything else is evaluated in the compute type (float64 for float64 inputs, else float32), so that
-`dtype=np.float64` states give the float64 truth.
+float32 to the bit; elementwise ops are evaluated in the compute type (float64 for float64 inputs, else float32), so that
+`dtype=np.float64` states give the float64 truth; sums over a sample are always float64.
 """
 
+from .discretized_gaussian_nll import discretized_gaussian_nll
+from .gaussian_kl import gaussian_kl
+from .noise_mse import noise_mse
+from .q_posterior import q_posterior
 from .q_sample import q_sample
 from .randn import philox4x32, randn
+from .reparameterize import reparameterize
 from .reverse_step import COLUMNS, reverse_step
+from .vlb_terms import VLB_COLUMNS, vlb_terms
 
-__all__ = ["COLUMNS", "philox4x32", "q_sample", "randn", "reverse_step"]
+__all__ = [
+    "COLUMNS",
+    "VLB_COLUMNS",
+    "discretized_gaussian_nll",
+    "gaussian_kl",
+    "noise_mse",
+    "philox4x32",
+    "q_posterior",
+    "q_sample",
+    "randn",
+    "reparameterize",
+    "reverse_step",
+    "vlb_terms",
+]

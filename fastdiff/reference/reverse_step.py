@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .elementary import exp
 from .randn import normals
 
 OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
 COLUMNS = (
-    "network t input_scale guidance_weight out_grad x0_x x0_out clip_mode clip_bound noise_index noise_mode "
-    "logvar_lo logvar_hi next"
+    "network t input_scale guidance_weight guidance_rescale out_grad x0_x x0_out clip_mode clip_bound clip_ratio "
+    "noise_index noise_mode logvar_lo logvar_hi next"
 ).split() + [f"{to}.{of}" for to in ("x", "s1", "s2", "s3", "s4") for of in OPERANDS]
 
 
@@ -45,7 +46,7 @@ def reverse_step(
     gradient: NDArray | None = None,
     stream: int = 1,
 ) -> Step:
-    """Carries out row[b] of table [R, 54] for every sample b; see kernels/README.md section 4."""
+    """Carries out row[b] of table [R, 56] for every sample b; see kernels/README.md section 4."""
     compute = np.float64 if x_t.dtype == np.float64 else np.float32
     batch = x_t.shape[0]
     rows = np.broadcast_to(np.asarray(row), (batch,))
@@ -69,7 +70,10 @@ def reverse_step(
                 uncond, _ = _split(model_output[batch + b].astype(compute), x_t[b].shape)
                 w = c["guidance_weight"]
                 g = gammas[b] if w == 1 else compute(1) + w * (gammas[b] - compute(1))
+                cond = out
                 out = out if g == 1 else uncond if g == 0 else uncond + g * (out - uncond)
+                if r["guidance_rescale"] != 0 and g != 1:
+                    out = _rescale(cond, out, r["guidance_rescale"]) * out
             if r["out_grad"] != 0:
                 assert gradient is not None
                 out = out + c["out_grad"] * gradient[b].astype(compute)
@@ -78,6 +82,10 @@ def reverse_step(
         if r["clip_mode"] == 1:
             x0 = np.where(x0 > c["clip_bound"], c["clip_bound"], x0)
             x0 = np.where(x0 < -c["clip_bound"], -c["clip_bound"], x0)
+        if r["clip_mode"] == 2 and x0.size:
+            s = _threshold(x0, r["clip_ratio"], c["clip_bound"])
+            x0 = np.where(x0 > s, s, x0)
+            x0 = np.where(x0 < -s, -s, x0) / s
         read["x0"] = x0_all[b] = x0
         if any(r[f"{to}.z"] != 0 for to in ("x", "s1", "s2", "s3", "s4")):
             if noise is not None:
@@ -90,7 +98,7 @@ def reverse_step(
                 assert half is not None
                 lo, hi = c["logvar_lo"], c["logvar_hi"]
                 logvar = lo + (hi - lo) * ((half + compute(1)) * compute(0.5))
-                z = z * _exp(compute(0.5) * logvar)
+                z = z * exp(compute(0.5) * logvar)
             read["z"] = z
         x_next = _combine(_coefficients(c, "x"), read, x_t[b].shape, compute)
         for i in range(0 if slots is None else len(slots)):
@@ -124,19 +132,19 @@ def _split(out: NDArray, shape: tuple[int, ...]) -> tuple[NDArray, NDArray | Non
     return out[:half], out[half:]
 
 
-def _exp(x: NDArray) -> NDArray:
-    """exp: NumPy's in float64, the polynomial of kernels/README.md section 4 in float32."""
-    if x.dtype == np.float64:
-        return np.exp(x)
-    f = np.float32
-    x = np.where(x > f(88), f(88), x)
-    x = np.where(x < f(-87), f(-87), x)
-    magic = f(12582912)
-    k = (x * f(float.fromhex("0x1.715476p+0")) + magic) - magic
-    r = (x - k * f(float.fromhex("0x1.62e4p-1"))) - k * f(float.fromhex("0x1.7f7d1cp-20"))
-    p = np.full_like(r, f(float.fromhex("0x1.6db414p-10")))
-    for h in ("0x1.123b46p-7", "0x1.55545ep-5", "0x1.55549p-3", "0x1.0p-1"):
-        p = p * r + f(float.fromhex(h))
-    y = f(1) + (r + (r * r) * p)
-    with np.errstate(invalid="ignore"):
-        return (y.view(np.int32) + (k.astype(np.int32) << 23)).view(f)
+def _rescale(cond: NDArray, guided: NDArray, phi: float) -> Any:
+    """phi std(cond)/std(guided) + 1 - phi in float64, cast to the compute type (Lin et al. 2024, eq. 15 and 16)."""
+    spread = [np.sqrt(v.astype(np.float64).var(ddof=1)) if v.size > 1 else np.nan for v in (cond, guided)]
+    with np.errstate(all="ignore"):
+        return cond.dtype.type(phi * (np.float64(spread[0]) / spread[1]) + (1 - phi))
+
+
+def _threshold(x0: NDArray, ratio: float, bound: Any) -> Any:
+    """The ratio-quantile of |x0|, interpolated, held in [1, bound] (Saharia et al. 2022, section 2.3)."""
+    ordered = np.sort(np.abs(x0), axis=None)  # NaN sorts to the end
+    position = ratio * (ordered.size - 1)
+    below = int(position)
+    low, high = ordered[below], ordered[min(below + 1, ordered.size - 1)]
+    s = low + x0.dtype.type(position - below) * (high - low)
+    s = bound if s > bound else s
+    return x0.dtype.type(1) if s < 1 else s

@@ -23,7 +23,7 @@ class Plan:
     """An immutable table of solver steps.
 
     Attributes:
-        table: float64 [rows, 54]; the last row is the identity.
+        table: float64 [rows, 56]; the last row is the identity.
         info: what it was made from (solver, steps, schedule, …), JSON-safe.
         columns: the table's column names (fastdiff.table).
     """

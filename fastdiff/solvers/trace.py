@@ -123,7 +123,7 @@ class Trace:
         self._header, self._kept = None, {}
 
     def table(self, x: Linear) -> NDArray[np.float64]:
-        """The finished table [rows + 1, 54]: x is the solver's result, the identity row is added."""
+        """The finished table [rows + 1, 56]: x is the solver's result, the identity row is added."""
         self._close(x)
         slots = self._allocate()
         table = np.zeros((len(self.rows) + 1, len(COLUMNS)))

@@ -16,15 +16,17 @@ def name(dtype: torch.dtype) -> str:
 
 
 def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarray:
-    """A table with about half its coefficients zero and all modes mixed among the rows."""
+    """A table with about half its coefficients zero and all modes mixed among the rows; no rescaled guidance."""
     random = np.random.default_rng(seed)
     table = np.where(random.random((rows, len(COLUMNS))) < 0.5, random.standard_normal((rows, len(COLUMNS))), 0.0)
     index = np.arange(rows)
     table[:, INDEX["network"]] = 1
     table[:, INDEX["t"]] = 10 * index[::-1]
     table[:, INDEX["guidance_weight"]] = np.array([1.0, 0.5, 0.0, 2.0])[index % 4]
-    table[:, INDEX["clip_mode"]] = index % 2
-    table[:, INDEX["clip_bound"]] = 0.7
+    table[:, INDEX["guidance_rescale"]] = 0
+    table[:, INDEX["clip_mode"]] = np.array([0, 1, 2])[index % 3]
+    table[:, INDEX["clip_bound"]] = np.array([0.0, 0.7, 1.5])[index % 3]
+    table[:, INDEX["clip_ratio"]] = np.array([0.0, 0.0, 0.8])[index % 3]
     table[:, INDEX["noise_index"]] = index
     table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
     table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0

@@ -55,7 +55,7 @@ def test_the_wrappers_read_no_tensor() -> None:
     """Under FakeTensorMode any `.item()`, `nonzero` or comparison of values in a wrapper raises."""
     with FakeTensorMode():
         x, out = torch.empty(4, 3, 8, 8), torch.empty(8, 6, 8, 8)
-        table, row = torch.empty(11, 54, dtype=torch.float64), torch.empty(4, dtype=torch.int64)
+        table, row = torch.empty(11, 56, dtype=torch.float64), torch.empty(4, dtype=torch.int64)
         slots, guidance, seeds = torch.empty(2, 4, 3, 8, 8), torch.empty(4), torch.empty(4, dtype=torch.int64)
         x_s, fresh = ops.reverse_step(
             x, out, table, row, slots=slots, seed=seeds, sample_ids=seeds, guidance=guidance, gradient=x, used=PLAN.used
@@ -97,7 +97,14 @@ def test_opcheck(backend: str) -> None:
     step = (table, torch.tensor([1, 2, 4]), slots, None, 5, None, True, None, gamma, gradient, 1, False, -1)
     _opcheck(f.reverse_step.default, x, out, *step)
     detached = (*step[:2], slots.detach(), *step[3:])
-    results = (torch.empty_like(x.detach()), torch.empty_like(slots), None, torch.empty(6, 4, 2), torch.empty_like(t))
+    results = (
+        torch.empty_like(x.detach()),
+        torch.empty_like(slots),
+        None,
+        torch.empty(6, 4, 2),
+        torch.empty_like(t),
+        None,
+    )
     _opcheck(f.reverse_step_out.default, x.detach(), out.detach(), *detached, *results)
 
 

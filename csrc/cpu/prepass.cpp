@@ -1,0 +1,143 @@
+// The prepasses of reverse_step, kernels/README.md section 4: what a row needs to know of a whole sample first. A sample is
+// one thread's, so its value depends on nothing else; the sample's x0 is computed again in every pass, never stored.
+#include <algorithm>
+
+#include "kernels.h"
+#include "step.h"
+
+namespace fastdiff::FD_LEVEL {
+
+namespace {
+
+template <class C>
+struct Prepass : StepInputs<C> {
+    using StepInputs<C>::a;
+    using Scratch = StepScratch<C>;
+
+    // f(values, n) for the blocks of one sample, in order; `make` gives a block's values
+    template <class Make, class F>
+    void blocks(int64_t b, Make make, F f) const {
+        for (int64_t e0 = 0; e0 < a.launch.elements; e0 += BLOCK) {
+            const int64_t n = std::min(BLOCK, a.launch.elements - e0);
+            f(make(Tile{b, b + 1, e0, n}), n);
+        }
+    }
+
+    template <class Work>
+    void samples(Work work) const {
+        int64_t threads = std::min(a.launch.threads, a.launch.batch * a.launch.elements / GRAIN);
+        threads = std::max<int64_t>(1, std::min(threads, a.launch.batch));
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
+#endif
+        for (int64_t k = 0; k < threads; ++k) {
+            Scratch s;
+            for (int64_t b = a.launch.batch * k / threads; b < a.launch.batch * (k + 1) / threads; ++b)
+                work(b, this->row(b, s), s);
+        }
+    }
+
+    template <class Make>
+    double deviation(int64_t b, Make make) const {
+        const double n = (double)a.launch.elements;
+        double sum = 0, squares = 0;
+        blocks(b, make, [&](const C* v, int64_t count) {
+            for (int64_t i = 0; i < count; ++i) sum += (double)v[i];
+        });
+        const double mean = sum / n;
+        blocks(b, make, [&](const C* v, int64_t count) {
+            for (int64_t i = 0; i < count; ++i) squares += ((double)v[i] - mean) * ((double)v[i] - mean);
+        });
+        return sqrt(squares / (n - 1));
+    }
+
+    void rescale() const {
+        samples([&](int64_t b, const Row<C>& r, Scratch& s) {
+            if (!this->rescales(b, r)) return;
+            Row<C> bare = r;
+            bare.out_grad = 0;  // the gradient comes after the rescale
+            const double cond = deviation(b, [&](const Tile& t) { return this->part(t, b, 0, s.loaded[OUT]); });
+            const double guided = deviation(b, [&](const Tile& t) { return this->output(t, bare, nullptr, s); });
+            ((C*)a.rescale)[b] = (C)(r.rescale * (cond / guided) + (1 - r.rescale));
+        });
+    }
+
+    using Bits = std::conditional_t<sizeof(C) == 8, uint64_t, uint32_t>;
+    static constexpr int WIDTH = sizeof(C) * 8, DIGIT = 11;
+
+    static Bits magnitude(C v) { return bit_cast<Bits>(v) & (~Bits(0) >> 1); }
+
+    void threshold() const {
+        samples([&](int64_t b, const Row<C>& r, Scratch& s) {
+            if (r.clip_mode != 2) return;
+            auto make = [&](const Tile& t) {
+                const C* v[OPERANDS] = {};
+                v[X] = load(a.x_t, t.flat(a.launch.elements), t.n(), s.loaded[X]);
+                if (a.model_output.data) v[OUT] = this->output(t, r, (const C*)a.rescale, s);
+                combine(v, r.x0, t.n(), s.loaded[X0]);
+                return (const C*)s.loaded[X0];
+            };
+            const double position = r.clip_ratio * (double)(a.launch.elements - 1);
+            const int64_t below = (int64_t)position;
+            const Bits low = select(b, make, below);
+            const C v0 = bit_cast<C>(low), v1 = bit_cast<C>(follower(b, make, low, below));
+            C bound = v0 + (C)(position - (double)below) * (v1 - v0);
+            bound = bound > r.clip_bound ? r.clip_bound : bound;
+            ((C*)a.threshold)[b] = bound < 1 ? (C)1 : bound;
+        });
+    }
+
+    // The rank-th smallest magnitude, digit by digit from the top.
+    template <class Make>
+    Bits select(int64_t b, Make make, int64_t rank) const {
+        Bits prefix = 0, known = 0;
+        for (int top = WIDTH; top > 0; top -= DIGIT) {
+            const int shift = std::max(0, top - DIGIT), width = top - shift;
+            int64_t count[1 << DIGIT] = {};
+            blocks(b, make, [&](const C* v, int64_t n) {
+                for (int64_t i = 0; i < n; ++i) {
+                    const Bits m = magnitude(v[i]);
+                    if ((m & known) == prefix) ++count[(m >> shift) & ((1 << width) - 1)];
+                }
+            });
+            Bits digit = 0;
+            while (rank >= count[digit]) rank -= count[digit++];
+            prefix |= digit << shift;
+            known |= (Bits)((Bits(1) << width) - 1) << shift;
+        }
+        return prefix;
+    }
+
+    // The magnitude that follows `low` (of that rank) in order, or `low` where it is the largest.
+    template <class Make>
+    Bits follower(int64_t b, Make make, Bits low, int64_t rank) const {
+        int64_t up_to = 0;
+        Bits above = ~Bits(0);
+        blocks(b, make, [&](const C* v, int64_t n) {
+            for (int64_t i = 0; i < n; ++i) {
+                const Bits m = magnitude(v[i]);
+                up_to += m <= low;
+                above = m > low && m < above ? m : above;
+            }
+        });
+        return rank + 1 < up_to || above == ~Bits(0) ? low : above;
+    }
+};
+
+}  // namespace
+
+void reverse_step_rescale(const fd_reverse_step_args& args) {
+    if (args.x_t.type == FD_FLOAT64)
+        Prepass<double>{{args}}.rescale();
+    else
+        Prepass<float>{{args}}.rescale();
+}
+
+void reverse_step_threshold(const fd_reverse_step_args& args) {
+    if (args.x_t.type == FD_FLOAT64)
+        Prepass<double>{{args}}.threshold();
+    else
+        Prepass<float>{{args}}.threshold();
+}
+
+}  // namespace fastdiff::FD_LEVEL

@@ -1,0 +1,392 @@
+// The arithmetic of kernels/README.md, written once for every CPU level and for CUDA: what is tested on the CPU is what
+// runs on the GPU. Compiled without contraction (-ffp-contract=off, -fmad=false).
+//
+// Everything is branch-free (values are selected), so a loop over it becomes vector code. All names are local to the
+// namespace of one level, since an inline function compiled for AVX-512 must never be the one the linker keeps for the
+// baseline. C is the compute type, float or double.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__CUDACC__)
+#define FD_HD static __host__ __device__ __forceinline__
+#define FD_UNROLL _Pragma("unroll")
+#else
+#define FD_HD static inline __attribute__((always_inline))
+#define FD_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+namespace fastdiff::FD_LEVEL {
+
+template <class To, class From>
+FD_HD To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "same size");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class C>
+struct BitsOf;
+template <>
+struct BitsOf<float> {
+    using Bits = uint32_t;
+};
+template <>
+struct BitsOf<double> {
+    using Bits = uint64_t;
+};
+template <class C>
+using Bits = typename BitsOf<C>::Bits;
+
+// condition ? a : b. Compilers like to branch around expensive operands, and a loop with branches stays scalar: on the CPU
+// the choice is made of bits.
+template <class C>
+FD_HD C select(bool condition, C a, C b) {
+#if defined(__CUDA_ARCH__)
+    return condition ? a : b;
+#else
+    const Bits<C> mask = -(Bits<C>)condition;
+    return bit_cast<C>((Bits<C>)((bit_cast<Bits<C>>(a) & mask) | (bit_cast<Bits<C>>(b) & ~mask)));
+#endif
+}
+
+// c[0] + x*(c[1] + x*(…)), for scalars and for packs of vectors
+template <class X, class C, int N>
+FD_HD X horner(const C (&c)[N], X x) {
+    X p = x * c[N - 1] + c[N - 2];
+    FD_UNROLL
+    for (int i = N - 3; i >= 0; --i) p = p * x + c[i];
+    return p;
+}
+
+// ---- section 1: noise. The operations that scalars and packs of vectors spell differently are overloaded.
+
+FD_HD float float_of(uint32_t integer) { return (float)(int32_t)integer; }
+FD_HD float float_bits(uint32_t bits) { return bit_cast<float>(bits); }
+FD_HD uint32_t bits_of(float value) { return bit_cast<uint32_t>(value); }
+FD_HD float root(float value) {
+#if defined(__CUDA_ARCH__)
+    return __fsqrt_rn(value);
+#else
+    return sqrtf(value);
+#endif
+}
+
+// ln of m * 2^n, with the bits of a positive normal number plus 004AFB0D and the integer taken off its exponent
+template <class W>
+FD_HD auto log_of_bits(W h, uint32_t bias) {
+    const float l[] = {0x1.555554p-2f, -0x1.000226p-2f, 0x1.99a008p-3f, -0x1.547244p-3f,
+                       0x1.22da1cp-3f, -0x1.0d8542p-3f, 0x1.055b72p-3f, -0x1.38b58ap-4f};
+    auto n = float_of((h >> 23) - bias);
+    auto d = float_bits((h & 0x007FFFFFu) + 0x3F3504F3u) - 1.0f;
+    auto dd = d * d;
+    auto y = (dd * d) * horner(l, d);
+    y = y + n * 0x1.7f7d1cp-20f;
+    y = y - dd * 0.5f;
+    return (d + y) + n * 0x1.62e4p-1f;
+}
+
+// The two normals of every pair of words (a, b).
+template <class W, class F>
+FD_HD void box_muller(W a, W b, F& cos_element, F& sin_element) {
+    const float sine[] = {0x1.921fb6p+1f, -0x1.4abbbap+2f, 0x1.465ec6p+1f, -0x1.2d9bb6p-1f};
+    const float cosine[] = {-0x1.3bd3ccp+2f, 0x1.03c1dep+2f, -0x1.55c664p+0f, 0x1.d9f7bcp-3f};
+    F r = root(log_of_bits(bits_of(float_of((a >> 8) | 1u)) + 0x004AFB0Du, 127 + 24) * -2.0f);
+    F v = float_of((((b >> 8) | 1u) & 0x007FFFFFu) - 0x00400000u) * 0x1p-24f;
+    F z = v * v;
+    F s = v * horner(sine, z);
+    F c = horner(cosine, z) * z + 1.0f;
+    F t = s + s;
+    // the top bit of b is that of j; it flips the radius
+    W flipped = bits_of(r) ^ (b & 0x80000000u);
+    cos_element = float_bits(flipped ^ 0x80000000u) * (t * c);
+    sin_element = float_bits(flipped) * ((t * s) * -1.0f + 1.0f);
+}
+
+struct Philox {
+    uint32_t w[4];
+};
+
+FD_HD Philox philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+    FD_UNROLL
+    for (int round = 0; round < 10; ++round) {
+        const uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
+        c1 = (uint32_t)p1;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
+        c3 = (uint32_t)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return {{c0, c1, c2, c3}};
+}
+
+// Elements 4 group … 4 group + 3 of a sample.
+FD_HD void normals4(uint64_t seed, uint64_t id, uint64_t stream, uint64_t step, uint64_t group, float (&out)[4]) {
+    const Philox p = philox((uint32_t)group, (uint32_t)step, (uint32_t)id, (uint32_t)(stream << 24 | id >> 32),
+                            (uint32_t)seed, (uint32_t)(seed >> 32));
+    box_muller(p.w[0], p.w[1], out[0], out[1]);
+    box_muller(p.w[2], p.w[3], out[2], out[3]);
+}
+
+// ---- section 1.1: elementary functions
+
+struct Exponent {
+    float k, r, q;  // x = k ln 2 + r, q = r*r*p = e^r - 1 - r
+};
+
+constexpr float EXP_HIGH = 0x1.617d78p+6f, EXP_LOW = -0x1.5d589ep+6f;
+
+FD_HD Exponent exponent(float x) {
+    const float e[] = {0x1.0p-1f, 0x1.55549p-3f, 0x1.55545ep-5f, 0x1.123b46p-7f, 0x1.6db414p-10f};
+    const float magic = 12582912.0f;
+    x = select(x > EXP_HIGH, EXP_HIGH, x);
+    x = select(x < EXP_LOW, EXP_LOW, x);
+    const float k = (x * 0x1.715476p+0f + magic) - magic;
+    const float r = (x - k * 0x1.62e4p-1f) - k * 0x1.7f7d1cp-20f;
+    return {k, r, (r * r) * horner(e, r)};
+}
+
+FD_HD float exponential(float x, Exponent s) {
+    const float y = 1.0f + (s.r + s.q);
+    const uint32_t power = bits_of(s.k + 12582912.0f) << 23;  // k's low bits stand in the mantissa
+    const float scaled = float_bits(bits_of(y) + power);
+    return select(x > EXP_HIGH, INFINITY, select(x < EXP_LOW, 0.0f, select(x != x, x, scaled)));
+}
+
+FD_HD float exponential(float x) { return exponential(x, exponent(x)); }
+FD_HD double exponential(double x) { return exp(x); }
+
+// e^x - 1
+FD_HD float exp_minus_1(float x) {
+    const Exponent s = exponent(x);
+    return select(s.k == 0, s.r + s.q, exponential(x, s) - 1.0f);
+}
+FD_HD double exp_minus_1(double x) { return expm1(x); }
+
+// e^x - 1 - x
+FD_HD float exp_minus_1_minus(float x) {
+    const Exponent s = exponent(x);
+    return select(s.k == 0, s.q, (exponential(x, s) - 1.0f) - x);
+}
+FD_HD double exp_minus_1_minus(double x) {
+    const double c[] = {1.0 / 2,       1.0 / 6,        1.0 / 24,        1.0 / 120,        1.0 / 720,         1.0 / 5040,        1.0 / 40320,
+                        1.0 / 362880,  1.0 / 3628800,  1.0 / 39916800,  1.0 / 479001600,  1.0 / 6227020800,  1.0 / 87178291200};
+    const double series = (x * x) * horner(c, x);
+    return select(fabs(x) < 0.25, series, expm1(x) - x);
+}
+
+FD_HD float logarithm(float x) { return log_of_bits(bits_of(x) + 0x004AFB0Du, 127); }
+FD_HD double logarithm(double x) { return log(x); }
+
+FD_HD float log_1_plus(float x) {
+    const float u = 1.0f + x;
+    return logarithm(u) + (x - (u - 1.0f)) / u;
+}
+FD_HD double log_1_plus(double x) { return log1p(x); }
+
+// Q(t)/phi(t) for t >= 0: the normal's upper tail over its density
+FD_HD float mills(float t) {
+    const float p[] = {0x1.7261bep+0f,  -0x1.628358p-3f, -0x1.079782p-3f,  0x1.5d1e96p-3f,  -0x1.336a9cp-4f, 0x1.e0cfb6p-10f,
+                       0x1.47a39p-7f,   -0x1.f02c52p-11f, -0x1.a0bc5cp-10f, 0x1.743e3ap-14f, 0x1.abb1e6p-13f};
+    const float s = select(t > 1e30f, 1.0f, (t - 3.0f) / (t + 3.0f));
+    return horner(p, s) / (1.0f + 1.25f * t);
+}
+FD_HD double mills(double t) {
+    const double p[] = {0x1.e4aa012912ddep-1,  -0x1.2781b2400ff5fp-2,  0x1.ab0eaedcc9331p-4,  0x1.21676855029b8p-7,
+                        -0x1.516c590cb6dabp-5, 0x1.d144a67134be9p-6,   -0x1.29bd13850eaa6p-7, -0x1.1e9125529eb9bp-13,
+                        0x1.37b638fc4e051p-10, -0x1.b02b929be4895p-13, -0x1.34b8064a4d0b7p-13, 0x1.6783b91f1b6f5p-15,
+                        0x1.808bc86681798p-16, -0x1.d4e3dcd3b691cp-18, -0x1.2dc178fd9686ep-18, 0x1.eb5bf293ed918p-21,
+                        0x1.06583411e019bp-20, -0x1.fdfa3dfca28a8p-25, -0x1.b17bb92240d37p-23, -0x1.46f1f2568d1a1p-27,
+                        0x1.1b9364d0746d2p-25, 0x1.448415700db85p-29,  -0x1.a02be90178f07p-29};
+    const double s = select(t > 1e150, 1.0, (t - 4.0) / (t + 4.0));
+    return horner(p, s) / (1.0 + 0.75 * t);
+}
+
+// ---- section 4: pieces of a row
+
+// by comparison and select, so that NaN passes
+template <class C>
+FD_HD C held(C x, C bound) {
+    const C v = select(x > bound, bound, x);
+    return select(v < -bound, -bound, v);
+}
+
+template <class C>
+FD_HD C guidance_strength(C gamma, C weight) {
+    return weight == 1 ? gamma : 1 + weight * (gamma - 1);
+}
+
+template <class C>
+FD_HD C interpolated(C lo, C hi, C v) {
+    return lo + (hi - lo) * ((v + 1) * (C)0.5);
+}
+
+// ---- section 5
+
+struct Posterior {
+    double x0, x, variance;
+};
+
+FD_HD Posterior posterior(const double* alphas_cumprod, int64_t t) {
+    const double a = alphas_cumprod[t], p = t > 0 ? alphas_cumprod[t - 1] : 1.0;
+    const double alpha = a / p, beta = 1.0 - alpha, left = (1.0 - p) / (1.0 - a);
+    return {sqrt(p) * (beta / (1.0 - a)), sqrt(alpha) * left, beta * left};
+}
+
+FD_HD double posterior_log_variance(const double* alphas_cumprod, int64_t t, int64_t times) {
+    return times > 1 ? log(posterior(alphas_cumprod, t > 1 ? t : 1).variance) : log(1.0 - alphas_cumprod[0]);
+}
+
+// ---- section 9
+
+template <class C>
+struct KlGradient {
+    C mean1, logvar1, logvar2;  // that of mean2 is -mean1
+};
+
+template <class C>
+FD_HD C kl_term(C d, C m, C inverse2) {
+    return (C)0.5 * (exp_minus_1_minus(d) + (m * m) * inverse2);
+}
+
+template <class C>
+FD_HD KlGradient<C> kl_gradient(C d, C m, C inverse2) {
+    const C e = exp_minus_1(d);
+    return {m * inverse2, (C)0.5 * e, (C)-0.5 * (e + (m * m) * inverse2)};
+}
+
+// ---- section 10
+
+template <class C>
+struct Narrow;
+template <>
+struct Narrow<float> {
+    static constexpr float WIDTH = 0.25f, Y = 0.5f;
+};
+template <>
+struct Narrow<double> {
+    static constexpr double WIDTH = 1.0 / 32, Y = 1.0 / 16;
+};
+
+template <class C>
+struct Bin {
+    C nll, mean, log_scale;  // the term and, with GRADIENT, its derivatives
+};
+
+// Σ_k (-hh/2)^k/k! J_k(yy) - 1, J_k = Σ_j yy^j/((2j)! (2k + 2j + 1))
+FD_HD float narrow_series(float hh, float yy) {
+    const float j0[] = {1.0f / 6, 1.0f / 120, 1.0f / 5040};
+    const float j1[] = {1.0f / 3, 1.0f / 10, 1.0f / 168, 1.0f / 6480};
+    const float j2[] = {1.0f / 5, 1.0f / 14, 1.0f / 216, 1.0f / 7920};
+    float s = horner(j2, yy);
+    s = horner(j1, yy) + (hh * (-0.5f / 2)) * s;
+    return horner(j0, yy) * yy + (hh * -0.5f) * s;
+}
+
+FD_HD double narrow_series(double hh, double yy) {
+    const double j0[] = {1.0 / 6, 1.0 / 120, 1.0 / 5040, 1.0 / 362880};
+    const double j1[] = {1.0 / 3, 1.0 / 10, 1.0 / 168, 1.0 / 6480, 1.0 / 443520};
+    const double j2[] = {1.0 / 5, 1.0 / 14, 1.0 / 216, 1.0 / 7920, 1.0 / 524160};
+    const double j3[] = {1.0 / 7, 1.0 / 18, 1.0 / 264, 1.0 / 9360, 1.0 / 604800};
+    const double j4[] = {1.0 / 9, 1.0 / 22, 1.0 / 312, 1.0 / 10800, 1.0 / 685440};
+    double s = horner(j4, yy);
+    s = horner(j3, yy) + (hh * (-0.5 / 4)) * s;
+    s = horner(j2, yy) + (hh * (-0.5 / 3)) * s;
+    s = horner(j1, yy) + (hh * (-0.5 / 2)) * s;
+    return horner(j0, yy) * yy + (hh * -0.5) * s;
+}
+
+// u/255 - mean to full relative precision: high*255 is exact, so the quotient is known to twice the digits
+template <class C>
+FD_HD C level_minus(C u, C mean) {
+    const C high = bit_cast<C>((Bits<C>)(bit_cast<Bits<C>>(u / 255) & ~(Bits<C>)0xFFF));
+    return (high - mean) + (u - high * 255) * (C)(1.0 / 255);
+}
+
+template <bool GRADIENT, class C>
+FD_HD Bin<C> discretized(C x0, C mean, C log_scale) {
+    constexpr C half_log_2pi = (C)0.91893853320467274178, density = (C)0.39894228040143267794;
+    C k = (C)127.5 * (x0 + 1);
+    k = select(k > 255, (C)255, k);
+    k = select(k < 0, (C)0, k);
+    constexpr C magic = sizeof(C) == 4 ? (C)12582912 : (C)6755399441055744;  // rounds to an integer, ties to even
+    k = (k + magic) - magic;
+    const C center = level_minus(2 * k - 255, mean), inverse = exponential(-log_scale);
+    const bool first = k == 0, last = k == 255, end = first | last, flip = first | (!last & (center < 0));
+    const C c = select(flip, -center, center), w = inverse * (C)(2.0 / 255), h = (C)0.5 * w, m = c * inverse;
+    const C a = (c - (C)(1.0 / 255)) * inverse, b = m + h;
+    const C y = m * h, e = select(end, (C)-1, exp_minus_1(-2 * y));
+    const bool narrow = !end & (w < Narrow<C>::WIDTH) & (select(y < 0, -y, y) < Narrow<C>::Y), tail = a >= 0;
+
+    const C series = narrow_series(h * h, y * y);
+    const C mills_a = mills(select(a < 0, -a, a)), mills_b = mills(select(b < 0, (C)0, b));
+    const C wide = select(end, mills_a, (mills_a - mills_b) - mills_b * e);
+    const C fa = exponential((C)-0.5 * a * a) * density, fb = select(end, (C)0, exponential((C)-0.5 * b * b) * density);
+    const C q = mills_a * fa + mills_b * fb;
+    const C log_narrow = (C)0.5 * m * m + half_log_2pi + (log_scale - (C)-4.848116364598481) - log_1_plus(series);
+    const C log_tail = (C)0.5 * a * a + half_log_2pi - logarithm(wide);
+    const C log_middle = -log_1_plus(-q);
+    Bin<C> r = {select(narrow, log_narrow, select(tail, log_tail, log_middle)), 0, 0};
+    r.nll = select(m != m, m, r.nll);
+    if (GRADIENT) {
+        const C d = select(narrow, w * (1 + series) * exponential((C)0.5 * h * h - y), wide);
+        const C inside = 1 - q;
+        const C u_outer = e / d, v_outer = select(end, -a, a * e + w * (1 + e)) / d;
+        const C u_inner = (fb - fa) / inside, v_inner = (select(fb == 0, (C)0, b * fb) - select(fa == 0, (C)0, a * fa)) / inside;
+        const C u = select(narrow | tail, u_outer, u_inner), v = select(narrow | tail, v_outer, v_inner);
+        r.mean = select(m != m, m, select(flip, -inverse, inverse) * u);
+        r.log_scale = select(m != m, m, v);
+    }
+    return r;
+}
+
+// ---- section 11
+
+enum VlbColumn { VLB_X0_X, VLB_X0_OUT, VLB_CLIP, VLB_MEAN_X0, VLB_MEAN_X, VLB_LOGVAR_Q, VLB_LO, VLB_HI, VLB_FIRST, VLB_COLUMNS };
+
+template <class C>
+struct VlbRow {
+    C x0_x, x0_out, clip, mean_x0, mean_x, logvar_q, lo, hi;
+    bool first;
+};
+
+template <class C>
+FD_HD VlbRow<C> vlb_row(const double* r) {
+    return {(C)r[VLB_X0_X],     (C)r[VLB_X0_OUT], (C)r[VLB_CLIP], (C)r[VLB_MEAN_X0], (C)r[VLB_MEAN_X],
+            (C)r[VLB_LOGVAR_Q], (C)r[VLB_LO],     (C)r[VLB_HI],   r[VLB_FIRST] != 0};
+}
+
+template <class C>
+struct VlbTerm {
+    C term, out, v;  // the term and, with GRADIENT, its derivatives by the network's two halves
+};
+
+template <bool GRADIENT, bool FIRST, class C>
+FD_HD VlbTerm<C> vlb_term(const VlbRow<C>& r, C x0, C x_t, C out, C logvar) {
+    const C free = r.x0_x * x_t + r.x0_out * out, predicted = held(free, r.clip);
+    const C span = (C)0.5 * (r.hi - r.lo);
+    VlbTerm<C> t = {};
+    C by_x0, by_logvar;
+    if (FIRST) {
+        const Bin<C> bin = discretized<GRADIENT>(x0, r.mean_x0 * predicted + r.mean_x * x_t, (C)0.5 * logvar);
+        t.term = bin.nll;
+        by_x0 = r.mean_x0 * bin.mean;
+        by_logvar = (C)0.5 * bin.log_scale;
+    } else {
+        const C d = r.logvar_q - logvar, m = r.mean_x0 * (x0 - predicted), inverse = exponential(-logvar);
+        t.term = kl_term(d, m, inverse);
+        if (!GRADIENT) return t;
+        const KlGradient<C> g = kl_gradient(d, m, inverse);
+        by_x0 = -(r.mean_x0 * g.mean1);
+        by_logvar = g.logvar2;
+    }
+    t.out = select((free > r.clip) | (free < -r.clip), (C)0, r.x0_out * by_x0);
+    t.v = span * by_logvar;
+    return t;
+}
+
+}  // namespace fastdiff::FD_LEVEL

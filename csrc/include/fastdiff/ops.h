@@ -1,0 +1,207 @@
+// The C ABI of libfastdiff_cpu and libfastdiff_cuda: the fused ops of kernels/README.md behind plain structs.
+//
+// Every op takes one struct of 64-bit fields, so that a caller packs it in one go (fastdiff/abi.py uses struct.pack) and
+// passes a single pointer. Arrays are dense in C order, views have strides; absent ones are null. On the CPU everything
+// is checked before the first write: a status other than FD_OK means that no output was touched. fd_last_error() says why
+// in one sentence. CUDA checks what the host can see; an index outside its table makes that sample NaN and sets the
+// device's error word. A library keeps no state besides that text (per thread) and the launch counters.
+#ifndef FASTDIFF_OPS_H
+#define FASTDIFF_OPS_H
+
+#include <stdint.h>
+
+#define FD_ABI_VERSION 2
+#define FD_EXPORT __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { FD_OK = 0, FD_VALUE_ERROR = 1, FD_INDEX_ERROR = 2, FD_RUNTIME_ERROR = 3 };
+enum { FD_FLOAT32 = 0, FD_FLOAT64 = 1, FD_FLOAT16 = 2, FD_BFLOAT16 = 3 };
+enum { FD_BEST = -1, FD_BASELINE = 0, FD_AVX2 = 1, FD_AVX512 = 2, FD_LEVEL_COUNT = 3 };
+
+// what fd_launches counts; reverse_step's prepasses are kernels of their own, and so is the second pass of a sum
+enum {
+    FD_RANDN, FD_Q_SAMPLE, FD_REVERSE_STEP, FD_REVERSE_STEP_RESCALE, FD_REVERSE_STEP_THRESHOLD, FD_Q_POSTERIOR,
+    FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS, FD_OPS
+};
+
+// elements of a sample whose terms are summed together (section 7)
+enum { FD_CHUNK = 1024 };
+
+typedef struct {
+    int64_t batch;
+    int64_t elements;  // in a sample, at most 2^34
+    int64_t level;     // CPU: FD_BASELINE … fd_cpu_level(), or FD_BEST: the latter
+    int64_t threads;   // CPU: at most this many
+    void* stream;      // CUDA
+    int32_t* errors;   // CUDA: the device's error word; ops write their number of `enum` above + 1
+} fd_launch;
+
+// Section 1: which numbers to draw. Fields shared by every op that draws noise.
+typedef struct {
+    uint64_t seed;
+    const int64_t* seeds;       // [batch] or null; overrides seed
+    const int64_t* sample_ids;  // [batch] or null: 0 … batch - 1
+    uint64_t step;              // reverse_step takes the row's noise_index instead
+    uint64_t stream;
+} fd_noise;
+
+typedef struct {
+    const void* data;
+    int64_t type;
+} fd_input;  // [batch, elements]
+
+typedef struct {
+    void* data;
+    int64_t type;
+} fd_output;  // [batch, elements]
+
+typedef struct {
+    const void* data;
+    int64_t type;
+    int64_t sample_stride;   // in elements
+    int64_t element_stride;  // 1, or 0: one value for the whole sample
+} fd_view;
+
+// The first array of a struct fixes the compute type: float64 for float64, else float32. [batch] outputs, weights and
+// incoming gradients of sums, and workspaces, have that type.
+
+typedef struct {
+    fd_launch launch;
+    fd_noise draw;
+    fd_output out;
+} fd_randn_args;
+
+typedef struct {
+    fd_launch launch;
+    fd_noise draw;
+    fd_input x0;
+    fd_output x_t;
+    const int64_t* t;     // [batch] into alpha and sigma, or null: they are [batch]
+    const double* alpha;  // [times] or [batch]
+    const double* sigma;
+    int64_t times;
+    fd_input noise;  // or null: drawn
+} fd_q_sample_args;
+
+typedef struct {
+    fd_launch launch;
+    fd_noise draw;
+    int64_t seeded;  // 0: draw is absent
+    fd_input x_t;
+    fd_output x_s;
+    fd_input model_output;    // [batch, output_elements], with guidance [2 * batch, output_elements]
+    int64_t output_elements;  // elements, or twice as many with learned variance
+    const double* table;      // [rows, 56]
+    int64_t rows;
+    const int64_t* row;  // [batch]
+    const void* slots;   // compute type [slot_count, batch, elements]
+    int64_t slot_count;
+    void* slots_out;
+    int64_t slots_out_count;
+    fd_input noise;
+    const void* guidance;  // compute type [batch]
+    fd_input gradient;
+    fd_output x0_out;
+    fd_output input_out;  // [input_copies * batch, elements]
+    int64_t input_copies;
+    int64_t* row_out;  // [batch], not row's own memory
+    void* rescale;     // compute type [batch], filled by the prepass; null: no row rescales
+    void* threshold;   // likewise, dynamic thresholds
+} fd_reverse_step_args;
+
+typedef struct {
+    fd_launch launch;
+    fd_input x0, x_t;
+    const int64_t* t;  // [batch]
+    const double* alphas_cumprod;
+    int64_t times;
+    fd_output mean;
+    void* variance;  // [batch]
+    void* log_variance;
+} fd_q_posterior_args;
+
+typedef struct {
+    fd_launch launch;
+    fd_noise draw;
+    fd_input mean, logvar;
+    fd_output z;      // forward
+    fd_input grad;    // or, where given, the backward pass
+    fd_output g_mean, g_logvar;
+} fd_reparameterize_args;
+
+typedef struct {
+    fd_launch launch;
+    fd_noise draw;
+    fd_input prediction;
+    const void* weight;  // [batch] or null
+    void* loss;          // [batch], forward
+    void* workspace;     // [batch, chunks], null with one chunk
+    const void* grad;    // [batch], or, where given, the backward pass
+    fd_output g_prediction;
+} fd_noise_mse_args;
+
+typedef struct {
+    fd_launch launch;
+    int64_t compute;  // FD_FLOAT32 or FD_FLOAT64
+    fd_view mean1, logvar1;
+    fd_view mean2, logvar2;  // null: N(0, 1)
+    void* kl;
+    void* workspace;
+    const void* grad;
+    fd_output g_mean1, g_logvar1, g_mean2, g_logvar2;  // those not null are written
+} fd_gaussian_kl_args;
+
+typedef struct {
+    fd_launch launch;
+    int64_t compute;
+    fd_view x0, mean, log_scale;
+    void* nll;
+    void* workspace;
+    const void* grad;
+    fd_output g_mean, g_log_scale;
+} fd_discretized_gaussian_nll_args;
+
+typedef struct {
+    fd_launch launch;
+    fd_input x0, x_t, model_output;
+    int64_t output_elements;  // elements, or twice as many with learned variance
+    const double* table;      // [rows, 9]
+    int64_t rows;
+    const int64_t* t;  // [batch]
+    void* terms;
+    void* workspace;
+    const void* grad;
+    fd_output g_output;  // like model_output
+} fd_vlb_terms_args;
+
+FD_EXPORT int fd_randn(const fd_randn_args* args);
+FD_EXPORT int fd_q_sample(const fd_q_sample_args* args);
+FD_EXPORT int fd_reverse_step(const fd_reverse_step_args* args);
+FD_EXPORT int fd_q_posterior(const fd_q_posterior_args* args);
+FD_EXPORT int fd_reparameterize(const fd_reparameterize_args* args);
+FD_EXPORT int fd_noise_mse(const fd_noise_mse_args* args);
+FD_EXPORT int fd_gaussian_kl(const fd_gaussian_kl_args* args);
+FD_EXPORT int fd_discretized_gaussian_nll(const fd_discretized_gaussian_nll_args* args);
+FD_EXPORT int fd_vlb_terms(const fd_vlb_terms_args* args);
+
+FD_EXPORT int64_t fd_abi_version(void);
+FD_EXPORT const char* fd_schema(void);       // the table's column names, separated by commas
+FD_EXPORT uint64_t fd_launches(int64_t op);  // kernels launched since the library was loaded
+FD_EXPORT const char* fd_last_error(void);   // of this thread
+
+// libfastdiff_cpu only
+FD_EXPORT const char* fd_levels(void);  // the levels compiled in, separated by commas
+FD_EXPORT int64_t fd_cpu_level(void);   // the best of them that this processor runs
+FD_EXPORT int64_t fd_openmp(void);      // 1: threaded
+
+// libfastdiff_cuda only
+FD_EXPORT const char* fd_cuda_archs(void);      // what it was compiled for, separated by commas
+FD_EXPORT const char* fd_cuda_unusable(void);   // why no kernel can run here, in one sentence; "" where they can
+
+#ifdef __cplusplus
+}
+#endif
+#endif

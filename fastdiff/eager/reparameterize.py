@@ -1,0 +1,50 @@
+"""`reparameterize` on torch: z = mean + exp(logvar / 2) eps."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .common import compute_dtype
+from .elementary import exp
+from .q_sample import regenerate
+
+
+def reparameterize(
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> None:
+    if z.numel() == 0:
+        return
+    compute = compute_dtype(mean)
+    eps = regenerate(mean, seed, seeds, sample_ids, step, stream, fast).to(compute)
+    z.copy_(mean.to(compute) + exp(logvar.to(compute) * 0.5) * eps)
+
+
+def reparameterize_backward(
+    g_mean: Tensor | None,
+    g_logvar: Tensor | None,
+    grad: Tensor,
+    logvar: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> None:
+    if grad.numel() == 0:
+        return
+    compute = compute_dtype(grad)
+    g = grad.to(compute)
+    if g_mean is not None:
+        g_mean.copy_(g)
+    if g_logvar is not None:
+        eps = regenerate(grad, seed, seeds, sample_ids, step, stream, fast).to(compute)
+        g_logvar.copy_((g * eps) * (exp(logvar.to(compute) * 0.5) * 0.5))

@@ -1,0 +1,115 @@
+"""`q_posterior`: mean, variance and log-variance of q(x_{t-1} | x_t, x0)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+from ..eager.common import per_sample
+from ..eager.q_posterior import coefficients
+from . import common
+
+_ARGUMENTS = "Tensor x0, Tensor x_t, Tensor t, Tensor alphas_cumprod"
+_OUTPUTS = "Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) log_variance"
+
+
+def _launch_out(x0, x_t, t, alphas_cumprod, mean, variance, log_variance):
+    launch = backends.launcher("q_posterior", x0.device)
+    launch(mean, variance, log_variance, x0.contiguous(), x_t.contiguous(), t, alphas_cumprod)
+
+
+def _outputs(x0, x_t, t, alphas_cumprod):
+    mean = torch.empty(x0.shape, dtype=x0.dtype, device=x0.device)
+    compute, batch = common.compute_dtype(x0), x0.shape[0]
+    return mean, *(torch.empty(batch, dtype=compute, device=x0.device) for _ in range(2))
+
+
+def _launch(x0, x_t, t, alphas_cumprod):
+    outputs = _outputs(x0, x_t, t, alphas_cumprod)
+    _launch_out(x0, x_t, t, alphas_cumprod, *outputs)
+    return outputs
+
+
+common.define("q_posterior", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _launch)
+common.define("q_posterior_out", f"({_ARGUMENTS}, {_OUTPUTS}) -> ()", _launch_out)
+torch.library.register_fake("fastdiff::q_posterior", _outputs)
+torch.library.register_fake("fastdiff::q_posterior_out", lambda *_: None)
+
+
+def _save(ctx, inputs, output):
+    x0, x_t, t, alphas_cumprod = inputs
+    ctx.save_for_backward(t, alphas_cumprod)
+    ctx.dtypes = x0.dtype, x_t.dtype
+
+
+def _backward(ctx, grad, *_):
+    """The mean is linear in x0 and x_t."""
+    t, alphas_cumprod = ctx.saved_tensors
+    wide = [per_sample(c, grad) for c in coefficients(t, alphas_cumprod)[:2]]
+    compute = common.compute_dtype(grad)
+    grads = [
+        (c.to(compute) * grad).to(dtype) if needed else None
+        for c, dtype, needed in zip(wide, ctx.dtypes, ctx.needs_input_grad[:2], strict=True)
+    ]
+    return *grads, None, None
+
+
+torch.library.register_autograd("fastdiff::q_posterior", _backward, setup_context=_save)
+_functional = torch.ops.fastdiff.q_posterior.default
+_into = torch.ops.fastdiff.q_posterior_out.default
+
+
+def q_posterior(
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    alphas_cumprod: Tensor,
+    *,
+    out: tuple[Tensor, Tensor, Tensor] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q(x_{t-1} | x_t, x0) = N(mean, variance I) of the forward process (Ho et al. 2020, eq. 6 and 7).
+
+        mean = sqrt(ᾱ_{t-1}) β_t/(1 - ᾱ_t) x0 + sqrt(α_t) (1 - ᾱ_{t-1})/(1 - ᾱ_t) x_t
+        variance = β_t (1 - ᾱ_{t-1})/(1 - ᾱ_t),   α_t = ᾱ_t/ᾱ_{t-1},   β_t = 1 - α_t,   ᾱ_{-1} = 1
+
+    Args:
+        x0: [B, …] floating; x_t: like it in any floating dtype.
+        t: int64 [B] in [0, T).
+        alphas_cumprod: float64 [T], ᾱ.
+        out: (mean, variance, log-variance) to fill; nothing is allocated and no gradient recorded.
+        backend: see `randn`.
+
+    Returns:
+        mean [B, …] in x0's dtype; variance and log-variance [B] in float32 (float64 for float64). At t = 0 the
+        variance is 0 and the log-variance that of t = 1. Gradients flow from the mean to x0 and x_t.
+
+    Raises:
+        IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
+        ValueError, TypeError: for arguments outside these.
+    """
+    where = "q_posterior"
+    common.batched(where, "x0", x0)
+    common.floating(where, "x_t", x_t)
+    common.shaped(where, "x_t", x_t, x0.shape)
+    common.same_device(where, "x_t", x_t, x0, "x0")
+    t = common.integers(where, "t", t, x0.shape[0], x0, "x0")
+    if not isinstance(alphas_cumprod, Tensor) or alphas_cumprod.dtype != torch.float64 or alphas_cumprod.ndim != 1:
+        raise TypeError(
+            "fastdiff.q_posterior: expected alphas_cumprod as a one-dimensional float64 tensor. Use Schedule's."
+        )
+    common.same_device(where, "alphas_cumprod", alphas_cumprod, x0, "x0")
+    arguments = (x0, x_t, t, alphas_cumprod.contiguous())
+    with backends.use(backend) if backend else nullcontext():
+        if out is None:
+            return _functional(*arguments)
+        expected = ((x0.shape, x0.dtype), *(((x0.shape[0],), common.compute_dtype(x0)),) * 2)
+        for name, value, (shape, dtype) in zip(("mean", "variance", "log_variance"), out, expected, strict=True):
+            common.shaped(where, name, value, shape)
+            if value.dtype != dtype or not value.is_contiguous():
+                raise ValueError(f"fastdiff.{where}: expected a contiguous {name} of dtype {dtype}, got {value.dtype}.")
+        _into(*arguments, *out)
+        return out

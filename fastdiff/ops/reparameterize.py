@@ -1,0 +1,118 @@
+"""`reparameterize`: a draw of N(mean, exp(logvar)) with gradients, its noise regenerated in the backward pass."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+from . import common
+
+_NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
+_ARGUMENTS = f"Tensor mean, Tensor logvar, {_NOISE}"
+
+
+def _launch_out(mean, logvar, seed, seeds, ids, step, stream, fast, out):
+    launch = backends.launcher("reparameterize", mean.device)
+    launch(out, mean.contiguous(), logvar.contiguous(), common.unsigned(seed), seeds, ids, step, stream, fast)
+
+
+def _output(mean, *_):
+    return torch.empty(mean.shape, dtype=mean.dtype, device=mean.device)
+
+
+def _launch(mean, logvar, seed, seeds, ids, step, stream, fast):
+    out = _output(mean)
+    _launch_out(mean, logvar, seed, seeds, ids, step, stream, fast, out)
+    return out
+
+
+def _launch_backward(grad, logvar, seed, seeds, ids, step, stream, fast):
+    g_mean, g_logvar = _grads(grad, logvar, seed, seeds, ids, step, stream, fast)
+    launch = backends.launcher("reparameterize_backward", grad.device)
+    launch(
+        g_mean, g_logvar, grad.contiguous(), logvar.contiguous(), common.unsigned(seed), seeds, ids, step, stream, fast
+    )
+    return g_mean, g_logvar
+
+
+def _grads(grad, logvar, *_):
+    return tuple(torch.empty(grad.shape, dtype=v.dtype, device=grad.device) for v in (grad, logvar))
+
+
+common.define("reparameterize", f"({_ARGUMENTS}) -> Tensor", _launch)
+common.define("reparameterize_out", f"({_ARGUMENTS}, Tensor(a!) out) -> ()", _launch_out)
+common.define(
+    "reparameterize_backward",
+    f"(Tensor grad, Tensor logvar, {_NOISE}) -> (Tensor, Tensor)",
+    _launch_backward,
+)
+torch.library.register_fake("fastdiff::reparameterize", _output)
+torch.library.register_fake("fastdiff::reparameterize_out", lambda *_: None)
+torch.library.register_fake("fastdiff::reparameterize_backward", _grads)
+
+
+def _save(ctx, inputs, output):
+    mean, logvar, seed, seeds, ids, step, stream, fast = inputs
+    ctx.save_for_backward(logvar, seeds, ids)
+    ctx.counter = (seed, step, stream, fast)
+
+
+def _backward(ctx, grad):
+    logvar, seeds, ids = ctx.saved_tensors
+    seed, step, stream, fast = ctx.counter
+    g_mean, g_logvar = torch.ops.fastdiff.reparameterize_backward(grad, logvar, seed, seeds, ids, step, stream, fast)
+    return g_mean, g_logvar, *(None,) * 6
+
+
+torch.library.register_autograd("fastdiff::reparameterize", _backward, setup_context=_save)
+_functional = torch.ops.fastdiff.reparameterize.default
+_into = torch.ops.fastdiff.reparameterize_out.default
+
+
+def reparameterize(
+    mean: Tensor,
+    logvar: Tensor,
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor | None = None,
+    step: int = 0,
+    stream: int = 3,
+    mode: str = "exact",
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """z = mean + exp(logvar/2) eps, eps ~ N(0, I) (Kingma & Welling 2014, section 2.4).
+
+    Args:
+        mean: [B, …] floating; z has its dtype and shape.
+        logvar: log sigma², broadcastable to mean, any floating dtype.
+        seed, sample_ids, step, stream, mode, backend: see `randn`.
+        out: a contiguous tensor like mean to fill; no gradient is recorded.
+
+    Gradients flow to mean and logvar; eps is regenerated in the backward pass, never stored.
+
+    Raises:
+        ValueError, TypeError: for arguments outside these.
+    """
+    where = "reparameterize"
+    common.batched(where, "mean", mean)
+    common.floating(where, "logvar", logvar)
+    common.same_device(where, "logvar", logvar, mean, "mean")
+    logvar = common.broadcast(where, "logvar", logvar, mean.shape)
+    common.sized(where, common.elements(mean.shape))
+    fast = common.counter_arguments(where, step, stream, mode)
+    number, seeds = common.seed_arguments(where, seed, mean.shape[0], mean, "mean")
+    if sample_ids is not None:
+        sample_ids = common.integers(where, "sample_ids", sample_ids, mean.shape[0], mean, "mean")
+    arguments = (mean, logvar, number, seeds, sample_ids, step, stream, fast)
+    with backends.use(backend) if backend else nullcontext():
+        if out is None:
+            return _functional(*arguments)
+        common.shaped(where, "out", out, mean.shape)
+        if out.dtype != mean.dtype or not out.is_contiguous():
+            raise ValueError(f"fastdiff.{where}: expected a contiguous out of dtype {mean.dtype}, got {out.dtype}.")
+        _into(*arguments, out)
+        return out
