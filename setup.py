@@ -29,7 +29,7 @@ SOURCES = Path("csrc/cpu")
 KERNELS = (
     "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl discretized_gaussian_nll vlb_terms"
 ).split()
-LIBRARY = "libfastdiff_cpu.so"
+LIBRARY, CUDA_LIBRARY = "libfastdiff_cpu.so", "libfastdiff_cuda.so"
 
 # Contraction stays off: the same bits on every processor. Never -ffast-math, never -march=native.
 FLAGS = (
@@ -38,6 +38,11 @@ FLAGS = (
 ).split()
 # Scheduling before registers are given out keeps the noise's chains in lockstep: 10 % with gcc; clang does so anyway.
 SCHEDULE = "-fschedule-insns -fsched-pressure".split()
+# Whatever the GPU, the oldest that runs bfloat16 up to today's, and PTX for those to come.
+CUDA_ARCHS = ("80", "90", "100")
+CUDA_FLAGS = (
+    "-std=c++17 -O3 -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off -DFD_LEVEL=cuda -Icsrc/include"
+).split()
 X86_LEVELS = {
     "avx2": "-mavx2 -mf16c".split(),
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mprefer-vector-width=512".split(),
@@ -122,7 +127,7 @@ def run(command: list[str]) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         print(done.stdout + done.stderr, file=sys.stderr)
-        raise NotBuilt("the C++ compiler failed; its messages were printed while building")
+        raise NotBuilt(f"{command[0]} failed; its messages were printed while building")
 
 
 def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
@@ -145,8 +150,38 @@ def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
     run([ninja, "-f", str(script)])
 
 
-def build_cuda() -> dict[str, Any]:
-    raise NotBuilt("the sources hold no CUDA library yet; GPUs run the triton backend")
+def find_nvcc() -> str:
+    """$NVCC, or nvcc of CUDA_HOME, on PATH, or where its installer puts it."""
+    named, home = os.environ.get("NVCC"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if named:
+        if found := shutil.which(named):
+            return found
+        raise NotBuilt(f"NVCC={named} is not a program")
+    for path in (*([f"{home}/bin"] if home else []), None, "/usr/local/cuda/bin"):
+        if found := shutil.which("nvcc", path=path):
+            return found
+    raise NotBuilt("no nvcc, so GPUs run the triton backend; install the CUDA toolkit or set CUDA_HOME")
+
+
+def build_cuda(objects: Path, library: Path) -> dict[str, Any]:
+    """Compiles the CUDA library; returns what doctor shows of it. Raises NotBuilt."""
+    nvcc = find_nvcc()
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    archs = [arch for arch in CUDA_ARCHS if f"compute_{arch}" in listed]
+    if not archs:
+        raise NotBuilt(f"{nvcc} compiles for none of the GPUs {', '.join(f'sm_{arch}' for arch in CUDA_ARCHS)}")
+    code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs[:-1]]
+    code.append(f"-gencode=arch=compute_{archs[-1]},code=[sm_{archs[-1]},compute_{archs[-1]}]")
+    objects.mkdir(parents=True, exist_ok=True)
+    jobs = {objects / f"{source.stem}.o": source for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))}
+    commands = {to: [nvcc, *CUDA_FLAGS, *code, "-c", str(source), "-o", str(to)] for to, source in jobs.items()}
+    run_all(commands, objects)
+    linked = objects / library.name
+    run([nvcc, "-shared", "-cudart", "static", *code, *map(str, jobs), "-o", str(linked)])
+    shutil.copyfile(linked, library)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout.strip().splitlines()
+    flags = shlex.join([*CUDA_FLAGS, *code])
+    return {"built": True, "reason": "", "compiler": version[-1] if version else nvcc, "flags": flags, "archs": archs}
 
 
 class BuildNative(Command):
@@ -170,9 +205,10 @@ class BuildNative(Command):
         # a library of an earlier build, copied along as package data, must not outlive a build that leaves it out
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        temporary = Path(str(self.build_temp), "native").resolve()
         info = {
-            "cpu": self._attempt("CPU", lambda: build_cpu(Path(str(self.build_temp), "native"), folder / LIBRARY)),
-            "cuda": self._attempt("CUDA", build_cuda),
+            "cpu": self._attempt("CPU", lambda: build_cpu(temporary / "cpu", folder / LIBRARY)),
+            "cuda": self._attempt("CUDA", lambda: build_cuda(temporary / "cuda", folder / CUDA_LIBRARY)),
         }
         (folder / "build_info.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
@@ -195,7 +231,7 @@ class BuildNative(Command):
 
     def get_outputs(self) -> list[str]:
         folder = Path(str(self.build_lib), "fastdiff", "lib")
-        return [str(folder / name) for name in (LIBRARY, "build_info.json") if (folder / name).exists()]
+        return [str(folder / name) for name in (LIBRARY, CUDA_LIBRARY, "build_info.json") if (folder / name).exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}

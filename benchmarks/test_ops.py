@@ -11,6 +11,7 @@ import torch
 import fastdiff
 from benchmarks import harness
 from fastdiff import Schedule, ops, reference
+from fastdiff.likelihood import vlb_table
 from fastdiff.solvers import make_plan
 
 SCHEDULE = Schedule.linear(1000)
@@ -90,3 +91,133 @@ def test_reverse_step(benchmark: Any, solver: str, shape: tuple[int, ...]) -> No
         arms["diffusers"] = lambda: scheduler.step(model_output, t, x)
     elements = x.numel()
     harness.report(benchmark, arms, elements=elements, bytes_floor=12 * elements, check=check)
+
+
+def test_q_posterior(benchmark: Any) -> None:
+    x0, x_t, t = torch.randn(BATCH), torch.randn(BATCH), torch.arange(256) * 3
+    kept = torch.tensor(SCHEDULE.alphas_cumprod)
+    out = (torch.empty(BATCH), torch.empty(256), torch.empty(256))
+
+    def check() -> None:
+        ops.q_posterior(x0, x_t, t, kept, out=out)
+        expected = reference.q_posterior(x0[:2].numpy(), x_t[:2].numpy(), t[:2].numpy(), SCHEDULE.alphas_cumprod)
+        assert np.array_equal(out[0][:2].numpy(), expected[0])
+
+    previous = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+    beta = 1 - kept / previous
+    on_x0 = (previous.sqrt() * beta / (1 - kept)).float()
+    on_x = ((1 - beta).sqrt() * (1 - previous) / (1 - kept)).float()
+    variance = (beta * (1 - previous) / (1 - kept)).float()
+
+    def eager() -> tuple[torch.Tensor, ...]:
+        shape = (-1, 1, 1, 1)
+        return on_x0[t].view(shape) * x0 + on_x[t].view(shape) * x_t, variance[t], variance[t].log()
+
+    arms = {"fastdiff": lambda: ops.q_posterior(x0, x_t, t, kept, out=out), "torch eager": eager}
+    harness.report(benchmark, arms, elements=ELEMENTS, bytes_floor=12 * ELEMENTS, check=check)
+
+
+def test_reparameterize(benchmark: Any) -> None:
+    mean, logvar, out = torch.randn(BATCH), torch.randn(BATCH), torch.empty(BATCH)
+
+    def check() -> None:
+        ops.reparameterize(mean, logvar, seed=1, out=out)
+        assert np.array_equal(out[:2].numpy(), reference.reparameterize(mean[:2].numpy(), logvar[:2].numpy(), seed=1))
+
+    arms = {
+        "fastdiff": lambda: ops.reparameterize(mean, logvar, seed=1, out=out),
+        "torch eager": lambda: mean + torch.exp(0.5 * logvar) * torch.randn_like(mean),
+    }
+    harness.report(benchmark, arms, elements=ELEMENTS, bytes_floor=12 * ELEMENTS, check=check)
+
+
+def test_noise_mse(benchmark: Any) -> None:
+    """Against training as it is: noise made once, kept, and subtracted."""
+    prediction, out, workspace = torch.randn(BATCH), torch.empty(256), torch.empty(3 * 256)
+
+    def check() -> None:
+        ops.noise_mse(prediction, seed=1, out=out, workspace=workspace)
+        np.testing.assert_allclose(out[:2].numpy(), reference.noise_mse(prediction[:2].numpy(), seed=1), rtol=3e-6)
+
+    arms = {
+        "fastdiff": lambda: ops.noise_mse(prediction, seed=1, out=out, workspace=workspace),
+        "torch eager": lambda: (prediction - torch.randn_like(prediction)).square().flatten(1).mean(1),
+    }
+    harness.report(benchmark, arms, elements=ELEMENTS, bytes_floor=4 * ELEMENTS, check=check)
+
+
+def test_gaussian_kl(benchmark: Any) -> None:
+    m1, v1, m2, v2 = (torch.randn(BATCH) for _ in range(4))
+    out, workspace = torch.empty(256), torch.empty(3 * 256)
+
+    def check() -> None:
+        ops.gaussian_kl(m1, v1, m2, v2, out=out, workspace=workspace)
+        expected = reference.gaussian_kl(*(v[:2].numpy() for v in (m1, v1, m2, v2)))
+        np.testing.assert_allclose(out[:2].numpy(), expected, rtol=3e-6)
+
+    def eager() -> torch.Tensor:
+        return (0.5 * (-1.0 + v2 - v1 + torch.exp(v1 - v2) + (m1 - m2) ** 2 * torch.exp(-v2))).flatten(1).sum(1)
+
+    arms = {"fastdiff": lambda: ops.gaussian_kl(m1, v1, m2, v2, out=out, workspace=workspace), "torch eager": eager}
+    harness.report(benchmark, arms, elements=ELEMENTS, bytes_floor=16 * ELEMENTS, check=check)
+
+
+def _eager_nll(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+    """What training codes run instead: the tanh approximation of the normal's distribution, with clamps."""
+
+    def cdf(v: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (1.0 + torch.tanh((2.0 / torch.pi) ** 0.5 * (v + 0.044715 * v**3)))
+
+    centred, inverse = x - mean, torch.exp(-log_scale)
+    high, low = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    middle = (high - low).clamp(min=1e-12).log()
+    ends = torch.where(x > 0.999, (1 - low).clamp(min=1e-12).log(), middle)
+    return -torch.where(x < -0.999, high.clamp(min=1e-12).log(), ends).flatten(1).sum(1)
+
+
+def test_discretized_gaussian_nll(benchmark: Any) -> None:
+    x0 = torch.randint(0, 256, BATCH) / 127.5 - 1
+    mean, log_scale = x0 + 0.05 * torch.randn(BATCH), torch.randn(BATCH) * 0.3 - 3
+    out, workspace = torch.empty(256), torch.empty(3 * 256)
+
+    def check() -> None:
+        ops.discretized_gaussian_nll(x0, mean, log_scale, out=out, workspace=workspace)
+        expected = reference.discretized_gaussian_nll(*(v[:2].numpy() for v in (x0, mean, log_scale)))
+        np.testing.assert_allclose(out[:2].numpy(), expected, rtol=3e-6)
+
+    arms = {
+        "fastdiff": lambda: ops.discretized_gaussian_nll(x0, mean, log_scale, out=out, workspace=workspace),
+        "torch eager (tanh approximation)": lambda: _eager_nll(x0, mean, log_scale),
+    }
+    harness.report(benchmark, arms, elements=ELEMENTS, bytes_floor=12 * ELEMENTS, check=check)
+
+
+def test_vlb_terms(benchmark: Any) -> None:
+    """Against the formulas one after the other, as training codes write them."""
+    shape = (64, 3, 32, 32)
+    x0, t = torch.randint(0, 256, shape) / 127.5 - 1, torch.arange(64) * 15
+    x_t, output = torch.randn(shape), torch.randn(64, 6, 32, 32)
+    rows = vlb_table(SCHEDULE, variance="learned_range", clip_range=1.0)
+    table, out, workspace = torch.tensor(rows), torch.empty(64), torch.empty(3 * 64)
+
+    def check() -> None:
+        ops.vlb_terms(x0, x_t, output, table, t, out=out, workspace=workspace)
+        expected = reference.vlb_terms(*(v[:2].numpy() for v in (x0, x_t, output)), rows, t[:2].numpy())
+        np.testing.assert_allclose(out[:2].numpy(), expected, rtol=2e-5)
+
+    def eager() -> torch.Tensor:
+        columns = table[t].float().view(64, -1, 1, 1).unbind(1)
+        x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, high, _ = (c.view(64, 1, 1, 1) for c in columns)
+        eps, half = output.chunk(2, dim=1)
+        predicted = (x0_x * x_t + x0_out * eps).clamp(-1, 1)
+        true, model = mean_x0 * x0 + mean_x * x_t, mean_x0 * predicted + mean_x * x_t
+        v = low + (high - low) * (half + 1) / 2
+        kl = 0.5 * (-1.0 + v - logvar_q + torch.exp(logvar_q - v) + (true - model) ** 2 * torch.exp(-v))
+        return torch.where(t == 0, _eager_nll(x0, model, 0.5 * v), kl.flatten(1).sum(1))
+
+    arms = {
+        "fastdiff": lambda: ops.vlb_terms(x0, x_t, output, table, t, out=out, workspace=workspace),
+        "torch eager": eager,
+    }
+    elements = x0.numel()
+    harness.report(benchmark, arms, elements=elements, bytes_floor=16 * elements, check=check)

@@ -127,10 +127,11 @@ def reverse_step(
     threshold: Tensor | None,
 ) -> bytes:
     """`uses` is a hint for backends that specialise; here every row is decoded as it is met."""
-    batch, elements = _size(x_t)
+    batch = x_t.size(0)
     return _REVERSE_STEP.pack(
-        batch, elements, *at, seed or 0, _pointer(seeds), _pointer(sample_ids), 0, stream,
-        seed is not None or seeds is not None, *_array(x_t), *_array(x_s),
+        batch, x_t.numel() // batch if batch else 0, *at, seed or 0, _pointer(seeds), _pointer(sample_ids), 0, stream,
+        seed is not None or seeds is not None,
+        x_t.data_ptr(), _DTYPES[x_t.dtype], x_s.data_ptr(), _DTYPES[x_s.dtype],
         *_array(model_output), 0 if model_output is None else _size(model_output)[1],
         table.data_ptr(), table.size(0), row.data_ptr(),
         _pointer(slots), 0 if slots is None else slots.size(0),

@@ -1,9 +1,10 @@
 """Which backend runs an op, and why.
 
-Backends are `triton` (GPU default), `cpu` (C++, CPU default) and `torch` (eager, everywhere). Each is one module with one
-launcher per op, all of the same signature. Automatic choice takes the first that can serve the device and falls back
-silently; an explicit choice (`backend=`, `fastdiff.use(...)`, FASTDIFF_BACKEND) that can't be met raises with the reason.
-A choice is made once per (op, device type, explicit name) and remembered; the environment is read once, at import.
+Backends are `triton` (GPU default), `cuda` (CUDA C++, GPU fallback), `cpu` (C++, CPU default) and `torch` (eager,
+everywhere). Each is one module whose LAUNCHERS hold one function per launcher, all of the same signatures. Automatic
+choice takes the first that can serve the device and falls back silently; an explicit choice (`backend=`,
+`fastdiff.use(...)`, FASTDIFF_BACKEND) that can't be met raises with the reason. A choice is made once per (op, device
+type, explicit name) and remembered; the environment is read once, at import.
 """
 
 from __future__ import annotations
@@ -27,11 +28,22 @@ class Backend(NamedTuple):
     reason: str
 
 
-ORDER = ("triton", "cpu", "torch")
-_MODULES = {"triton": "fastdiff_kernels.launch", "cpu": "fastdiff.native", "torch": "fastdiff.eager"}
-_DEVICES: dict[str, tuple[str, ...]] = {"triton": ("cuda",), "cpu": ("cpu",), "torch": ()}  # () means every device
+ORDER = ("triton", "cuda", "cpu", "torch")
+_MODULES = {
+    "triton": "fastdiff_kernels.launch",
+    "cuda": "fastdiff.cuda",
+    "cpu": "fastdiff.native",
+    "torch": "fastdiff.eager",
+}
+_DEVICES: dict[str, tuple[str, ...]] = {
+    "triton": ("cuda",),
+    "cuda": ("cuda",),
+    "cpu": ("cpu",),
+    "torch": (),  # every device
+}
 
 _environment = os.environ.get("FASTDIFF_BACKEND") or None
+_check = os.environ.get("FASTDIFF_CHECK") == "1"
 _explicit: contextvars.ContextVar[str | None] = contextvars.ContextVar("fastdiff_backend", default=_environment)
 
 
@@ -40,14 +52,25 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def _on_host(name: str) -> bool:
+    """Whether a GPU backend runs on CPU tensors: interpreted Triton, or CUDA kernels compiled for the host."""
+    if name == "triton":
+        return _interpreting()
+    if name == "cuda":
+        from . import native
+
+        return native.emulated()
+    return False
+
+
 @functools.cache
 def _state(name: str) -> Backend:
     if name == "torch":
         return Backend(True, f"torch {torch.__version__}")
-    if name == "cpu":
+    if name in ("cpu", "cuda"):
         from . import native
 
-        return Backend(native.available(), native.reason())
+        return Backend(native.available(name), native.reason(name))
     for package in ("fastdiff_kernels", "triton"):
         if importlib.util.find_spec(package) is None:
             return Backend(False, f"the package {package} is not installed")
@@ -88,7 +111,7 @@ def _require(name: str) -> None:
 
 def _serves(name: str, device: str) -> bool:
     kinds = _DEVICES[name]
-    return not kinds or device in kinds or (name == "triton" and device == "cpu" and _interpreting())
+    return not kinds or device in kinds or (device == "cpu" and _on_host(name))
 
 
 @functools.cache
@@ -100,8 +123,8 @@ def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[
                 f"fastdiff.{op}: backend {explicit!r} does not run on device {device!r}. Move the tensors or name another."
             )
         return explicit, _launcher(explicit, op)
-    # the interpreter is for tests: automatic choice on a CPU never lands there
-    candidates = [n for n in ORDER if _serves(n, device) and not (n == "triton" and device == "cpu")]
+    # GPU kernels on the host are for tests: automatic choice on a CPU never lands there
+    candidates = [n for n in ORDER if not _DEVICES[n] or device in _DEVICES[n]]
     chosen = next(n for n in candidates if _state(n).available)
     required = os.environ.get("FASTDIFF_REQUIRE")
     if required and required in _DEVICES and _serves(required, device) and chosen != required:
@@ -110,7 +133,27 @@ def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[
 
 
 def _launcher(name: str, op: str) -> Callable[..., None]:
-    return importlib.import_module(_MODULES[name]).LAUNCHERS[op]
+    module = importlib.import_module(_MODULES[name])
+    launch = module.LAUNCHERS[op]
+    if not _check or name not in ("triton", "cuda"):
+        return launch
+
+    def checked(*arguments: Any) -> None:
+        launch(*arguments)
+        module.check(next(a.device for a in arguments if isinstance(a, torch.Tensor)))
+
+    return checked
+
+
+def check(device: torch.device | str) -> None:
+    """Raises IndexError if a GPU kernel met a time or row outside its table on this device since the last check.
+
+    Kernels never read out of range: they make such samples NaN and set an error word. Reading it waits for the device,
+    so it is done after a run, or after every op with FASTDIFF_CHECK=1.
+    """
+    for name in ("triton", "cuda"):
+        if _state(name).available and _serves(name, torch.device(device).type):
+            importlib.import_module(_MODULES[name]).check(device)
 
 
 def backend_for(op: str, device: torch.device | str) -> str:

@@ -1,6 +1,6 @@
-"""The C++ library: found, checked and called through its plain C ABI (fastdiff/abi.py packs the structs).
+"""The C++ and the CUDA library: found, checked and called through one plain C ABI (fastdiff/abi.py packs the structs).
 
-It is loaded on first use, after torch, so that both share one OpenMP runtime; nothing in it links against torch.
+They are loaded on first use, after torch, so that all share one OpenMP runtime; nothing in them links against torch.
 """
 
 from __future__ import annotations
@@ -20,54 +20,83 @@ from .table import COLUMNS
 
 LEVELS = ("baseline", "avx2", "avx512")
 FOLDER = Path(__file__).parent / "lib"
-LIBRARY = "libfastdiff_cpu.so"
+LIBRARIES = {"cpu": "libfastdiff_cpu.so", "cuda": "libfastdiff_cuda.so"}
+_OVERRIDES = {"cpu": "FASTDIFF_LIB", "cuda": "FASTDIFF_CUDA_LIB"}
+_ERRORS = {1: ValueError, 2: IndexError, 3: RuntimeError}
 
 
-class _Library(NamedTuple):
-    handle: Any  # None when the library can't be used
+class Library(NamedTuple):
+    """A loaded library; `handle` is None when it can't be used, and `reason` says why, else what it is."""
+
+    handle: Any
     reason: str
     calls: dict[str, Callable[[bytes], int]]
 
 
-_level = -1  # the library's own choice: the best
+_level = -1  # the CPU library's own choice: the best
 
 
 @functools.cache
-def _load() -> _Library:
-    path = Path(os.environ.get("FASTDIFF_LIB") or FOLDER / LIBRARY)
+def load(kind: str) -> Library:
+    """The library `cpu` or `cuda`."""
+    path = Path(os.environ.get(_OVERRIDES[kind]) or FOLDER / LIBRARIES[kind])
     if not path.exists():
-        return _Library(None, f"no {path.name}: {build_info().get('cpu', {}).get('reason') or 'it was not built'}", {})
+        return Library(None, f"no {path.name}: {build_info().get(kind, {}).get('reason') or 'it was not built'}", {})
     try:
         handle = ctypes.CDLL(str(path))
-    except OSError as error:
-        return _Library(None, f"{path.name} does not load: {error}", {})
-    for name in ("fd_abi_version", "fd_cpu_level", "fd_openmp"):
-        getattr(handle, name).restype = ctypes.c_int64
-    for name in ("fd_schema", "fd_levels", "fd_last_error"):
+        handle.fd_abi_version.restype = ctypes.c_int64
+        version = handle.fd_abi_version()
+    except (OSError, AttributeError) as error:
+        return Library(None, f"{path.name} does not load: {error}", {})
+    if version != ABI_VERSION:
+        return Library(None, f"{path.name} has ABI version {version}, expected {ABI_VERSION}: build it again", {})
+    for name in ("fd_schema", "fd_last_error"):
         getattr(handle, name).restype = ctypes.c_char_p
     handle.fd_launches.argtypes, handle.fd_launches.restype = [ctypes.c_int64], ctypes.c_uint64
-    if (version := handle.fd_abi_version()) != ABI_VERSION:
-        return _Library(None, f"{path.name} has ABI version {version}, expected {ABI_VERSION}: build it again", {})
     if handle.fd_schema().decode() != ",".join(COLUMNS):
-        return _Library(None, f"{path.name} has another table schema: build it again", {})
+        return Library(None, f"{path.name} has another table schema: build it again", {})
     calls = {op: getattr(handle, f"fd_{op}") for op in OPS}
     for call in calls.values():
         call.argtypes = [ctypes.c_char_p]
+    return _cpu(handle, calls) if kind == "cpu" else _cuda(handle, calls)
+
+
+def _cpu(handle: Any, calls: dict[str, Callable[[bytes], int]]) -> Library:
+    handle.fd_levels.restype = ctypes.c_char_p
+    for name in ("fd_cpu_level", "fd_openmp"):
+        getattr(handle, name).restype = ctypes.c_int64
     best = LEVELS[handle.fd_cpu_level()]
     forced = os.environ.get("FASTDIFF_CPU_LEVEL") or None
     if forced:
         _force(forced, best, "FASTDIFF_CPU_LEVEL")
     threads = "OpenMP" if handle.fd_openmp() else "one thread, built without OpenMP"
-    return _Library(handle, f"level {forced or best}, {threads}", calls)
+    return Library(handle, f"level {forced or best}, {threads}", calls)
 
 
-def available() -> bool:
-    return _load().handle is not None
+def _cuda(handle: Any, calls: dict[str, Callable[[bytes], int]]) -> Library:
+    for name in ("fd_cuda_archs", "fd_cuda_unusable"):
+        getattr(handle, name).restype = ctypes.c_char_p
+    archs, unusable = handle.fd_cuda_archs().decode(), handle.fd_cuda_unusable().decode()
+    if unusable:
+        return Library(None, unusable.removesuffix("."), {})
+    if archs != "host" and not torch.cuda.is_available():
+        return Library(None, "torch sees no GPU", {})
+    return Library(handle, "emulated on the host, for tests" if archs == "host" else f"CUDA C++ for {archs}", calls)
 
 
-def reason() -> str:
-    """The library's level and threading, or why it is off."""
-    return _load().reason
+def available(kind: str = "cpu") -> bool:
+    return load(kind).handle is not None
+
+
+def reason(kind: str = "cpu") -> str:
+    """What the library is (level and threading, architectures), or why it is off."""
+    return load(kind).reason
+
+
+def emulated() -> bool:
+    """Whether the CUDA library in use is the one whose kernels run in loops on host memory."""
+    library = load("cuda")
+    return library.handle is not None and library.handle.fd_cuda_archs() == b"host"
 
 
 def build_info() -> dict[str, Any]:
@@ -80,12 +109,12 @@ def build_info() -> dict[str, Any]:
 
 def compiled_levels() -> list[str]:
     """The CPU levels in the library, lowest first."""
-    return _handle().fd_levels().decode().split(",")
+    return _handle("cpu").fd_levels().decode().split(",")
 
 
 def levels() -> list[str]:
     """Those of them that this processor runs."""
-    return list(LEVELS[: _handle().fd_cpu_level() + 1])
+    return list(LEVELS[: _handle("cpu").fd_cpu_level() + 1])
 
 
 def set_level(name: str | None) -> None:
@@ -104,25 +133,28 @@ def _force(name: str | None, best: str, where: str) -> None:
     _level = -1 if name is None else LEVELS.index(name)
 
 
-def launches(op: str) -> int:
-    """How many kernels of this op the library has launched in this process."""
-    return _handle().fd_launches(COUNTED.index(op))
+def launches(op: str, kind: str = "cpu") -> int:
+    """How many kernels of this op (or prepass) the library has launched in this process."""
+    return _handle(kind).fd_launches(COUNTED.index(op))
 
 
-def _handle() -> Any:
-    library = _load()
+def _handle(kind: str) -> Any:
+    library = load(kind)
     if library.handle is None:
-        raise RuntimeError(f"fastdiff.native: expected the C++ library, got none: {library.reason}.")
+        raise RuntimeError(f"fastdiff.native: expected the library {LIBRARIES[kind]}, got none: {library.reason}.")
     return library.handle
+
+
+def _raise(library: Library, op: str, status: int) -> None:
+    raise _ERRORS[status](f"fastdiff.{op}: {library.handle.fd_last_error().decode()}")
 
 
 def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., None]:
     def launch(*arguments: Any) -> None:
-        library = _load()
+        library = load("cpu")
         status = library.calls[op](pack((_level, torch.get_num_threads(), 0, 0), *arguments))
         if status:
-            error = IndexError if status == 2 else ValueError
-            raise error(f"fastdiff.{op}: {library.handle.fd_last_error().decode()}")
+            _raise(library, op, status)
 
     launch.__name__ = launch.__qualname__ = name
     return launch

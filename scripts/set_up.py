@@ -169,7 +169,7 @@ def announce(torch: str, level: str, why: str) -> None:
         say(
             "PyPI's torch for Linux is the CUDA build, about 2.5 GB to download and 6 GB on disk; without a GPU 0.2 GB "
             f'are enough: stop (Ctrl-C) and run make {target} TORCH="<pip arguments that name a CPU build of torch>", '
-            "which PyTorch's \"Get started\" page gives (what follows pip install)."
+            'which PyTorch\'s "Get started" page gives (what follows pip install).'
         )
 
 

@@ -1,16 +1,42 @@
-"""Fixtures: every backend that runs on this machine's CPU in this process (Triton's interpreter has its own)."""
+"""Fixtures: every backend that runs on this machine's CPU in this process (Triton's interpreter has its own).
+
+The CUDA kernels take part too: a C++ compiler makes of their sources a library that runs them in loops on host memory.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from emulation import emulated_library
 
 import fastdiff
+from fastdiff import native
 
 
-@pytest.fixture(params=["torch", "cpu"])
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    """The CUDA kernels for the host, loaded as this process's `cuda` library; None without a compiler."""
+    path = emulated_library(tmp_path_factory)
+    if path is not None:
+        before = os.environ.get("FASTDIFF_CUDA_LIB")
+        os.environ["FASTDIFF_CUDA_LIB"] = str(path)
+        native.load.cache_clear()
+        fastdiff.backend._state.cache_clear()
+        assert native.emulated(), native.reason("cuda")
+        # processes that tests start see the machine as it is
+        os.environ.pop("FASTDIFF_CUDA_LIB")
+        if before:
+            os.environ["FASTDIFF_CUDA_LIB"] = before
+    return path
+
+
+@pytest.fixture(params=["torch", "cpu", "cuda"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "cuda" and request.getfixturevalue("emulated") is None:
+        pytest.skip("no C++ compiler for the CUDA kernels' emulation")
     state = fastdiff.backends()[request.param]
     if not state.available:
         pytest.skip(f"backend {request.param} is off: {state.reason}")

@@ -90,7 +90,7 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ops.reverse_step(X, X, TABLE, T, seed=0, slots=X[None].double()), TypeError,
      "fastdiff.reverse_step: expected slots of dtype torch.float32, got torch.float64."),
     (lambda: ops.randn((2, 3), seed=0, backend="gpu"), ValueError,
-     "fastdiff.use: expected a backend in ['triton', 'cpu', 'torch'], got 'gpu'."),
+     "fastdiff.use: expected a backend in ['triton', 'cuda', 'cpu', 'torch'], got 'gpu'."),
 ]  # fmt: skip
 
 SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -164,6 +164,8 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize("call, kind, message", OPS, ids=[m[:60] for _, _, m in OPS])
 def test_ops(call: Callable[[], Any], kind: type[Exception], message: str, backend: str) -> None:
+    if backend == "cuda" and kind is IndexError:
+        pytest.skip("GPU kernels answer with NaN and an error word: see the ops' tests")
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         call()
 

@@ -30,7 +30,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not native.available() or compiler is None:
         pytest.skip("the C++ library or the compiler is missing")
-    library = native.FOLDER / native.LIBRARY
+    library = native.FOLDER / native.LIBRARIES["cpu"]
     to = tmp_path_factory.mktemp("levels") / "levels"
     source = HERE / "native" / "levels.cpp"
     command = [compiler, "-std=c++17", "-O1", f"-I{ROOT / 'csrc' / 'include'}", str(source), str(library)]

@@ -13,6 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SUITES = [
+    str(path.relative_to(ROOT / "tests").with_suffix(""))
+    for folder in ("triton_interpreter", "triton_compile")
+    for path in sorted((ROOT / "tests" / folder).glob("*.py"))
+]
 
 
 def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
@@ -29,9 +34,10 @@ def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[s
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("suite, interpret", [("triton_interpreter", "1"), ("triton_compile", "0")])
-def test_suite(suite: str, interpret: str, tmp_path: Path) -> None:
-    arguments = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tmp'}", f"tests/{suite}/cases.py"]
+@pytest.mark.parametrize("suite", SUITES)
+def test_suite(suite: str, tmp_path: Path) -> None:
+    interpret = str(int(suite.startswith("triton_interpreter")))
+    arguments = ["-q", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tmp'}", f"tests/{suite}.py"]
     result = run(
         ["-m", "pytest", *arguments],
         TRITON_INTERPRET=interpret,

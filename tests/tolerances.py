@@ -35,6 +35,7 @@ def moments(n: int) -> dict[str, float]:
         "correlation": 5 / math.sqrt(n),
     }
 
+
 # The Triton kernels' sums and gradients against the float64 oracle of the same inputs, relative (gradients: to the
 # largest of the sample). float32: elementary functions to 2e-7, and a distance x0 - mean that lost 6e-8 of x0 before it
 # is divided by a scale of e^-5 and squared. float64: the same with 2^-52, and differences of the oracle in gradients.

@@ -1,13 +1,13 @@
 // The prepasses of reverse_step, kernels/README.md section 4: what a row needs to know of a whole sample first. A sample is
 // one thread's, so its value depends on nothing else; the sample's x0 is computed again in every pass, never stored.
-#include <algorithm>
-
 #include "kernels.h"
 #include "step.h"
 
 namespace fastdiff::FD_LEVEL {
 
 namespace {
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class C>
 struct Prepass : StepInputs<C> {
@@ -18,15 +18,15 @@ struct Prepass : StepInputs<C> {
     template <class Make, class F>
     void blocks(int64_t b, Make make, F f) const {
         for (int64_t e0 = 0; e0 < a.launch.elements; e0 += BLOCK) {
-            const int64_t n = std::min(BLOCK, a.launch.elements - e0);
+            const int64_t n = smaller(BLOCK, a.launch.elements - e0);
             f(make(Tile{b, b + 1, e0, n}), n);
         }
     }
 
     template <class Work>
     void samples(Work work) const {
-        int64_t threads = std::min(a.launch.threads, a.launch.batch * a.launch.elements / GRAIN);
-        threads = std::max<int64_t>(1, std::min(threads, a.launch.batch));
+        int64_t threads = smaller(a.launch.threads, a.launch.batch * a.launch.elements / GRAIN);
+        threads = threads < 1 ? 1 : smaller(threads, a.launch.batch);
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads((int)threads) schedule(static) if (threads > 1)
 #endif
@@ -62,7 +62,7 @@ struct Prepass : StepInputs<C> {
         });
     }
 
-    using Bits = std::conditional_t<sizeof(C) == 8, uint64_t, uint32_t>;
+    using Bits = FD_LEVEL::Bits<C>;
     static constexpr int WIDTH = sizeof(C) * 8, DIGIT = 11;
 
     static Bits magnitude(C v) { return bit_cast<Bits>(v) & (~Bits(0) >> 1); }
@@ -92,7 +92,7 @@ struct Prepass : StepInputs<C> {
     Bits select(int64_t b, Make make, int64_t rank) const {
         Bits prefix = 0, known = 0;
         for (int top = WIDTH; top > 0; top -= DIGIT) {
-            const int shift = std::max(0, top - DIGIT), width = top - shift;
+            const int shift = top > DIGIT ? top - DIGIT : 0, width = top - shift;
             int64_t count[1 << DIGIT] = {};
             blocks(b, make, [&](const C* v, int64_t n) {
                 for (int64_t i = 0; i < n; ++i) {

@@ -84,7 +84,10 @@ def describe(findings: dict[str, Any]) -> str:
         ("interpreter", findings["interpreter"]),
         ("platform", findings["platform"]),
         ("threads", f"torch uses {threads['torch']}, {threads['cpus']} CPUs are usable"),
-        ("CPU levels", f"{', '.join(cpu['levels'])}; chosen: {cpu['chosen']}" if cpu["levels"] else "none: see backend cpu"),
+        (
+            "CPU levels",
+            f"{', '.join(cpu['levels'])}; chosen: {cpu['chosen']}" if cpu["levels"] else "none: see backend cpu",
+        ),
         ("CUDA devices", ", ".join(findings["cuda_devices"]) or "none"),
     ]
     lines = [f"{name:<13} {value}" for name, value in rows]
@@ -150,7 +153,9 @@ def triton_cache_problem(home: str | None = None, mounts: str | None = None) -> 
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return f"Triton's cache folder {folder} can't be written: {fix}"
     kind = filesystem(existing.resolve(), mounts)
-    return f"Triton's cache folder {folder} is on a network disk ({kind}): {fix}" if kind in NETWORK_FILESYSTEMS else None
+    return (
+        f"Triton's cache folder {folder} is on a network disk ({kind}): {fix}" if kind in NETWORK_FILESYSTEMS else None
+    )
 
 
 def filesystem(path: Path, mounts: str | None = None) -> str | None:

@@ -37,7 +37,7 @@ def batched(where: str, name: str, value: Tensor) -> None:
 
 
 def shaped(where: str, name: str, value: Tensor, shape: Sequence[int]) -> None:
-    if tuple(value.shape) != tuple(shape):
+    if value.shape != (shape if isinstance(shape, tuple) else tuple(shape)):
         raise ValueError(f"fastdiff.{where}: expected {name} of shape {list(shape)}, got {list(value.shape)}.")
 
 
@@ -55,7 +55,7 @@ def integers(where: str, name: str, value: Tensor, batch: int, like: Tensor, lik
         raise TypeError(f"fastdiff.{where}: expected {name} as an int64 tensor [{batch}], got {got}.")
     shaped(where, name, value, (batch,))
     same_device(where, name, value, like, like_name)
-    return value.contiguous()
+    return dense(value)
 
 
 def seed_arguments(
@@ -96,6 +96,27 @@ def sized(where: str, per_sample: int) -> None:
         raise ValueError(
             f"fastdiff.{where}: expected at most 2**34 elements in a sample (the noise counter's range), got {per_sample}."
         )
+
+
+def dense(value: Tensor) -> Tensor:
+    """value.contiguous(), which costs a dispatch even where there is nothing to do."""
+    return value if value.is_contiguous() else value.contiguous()
+
+
+_depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
+
+
+def unobserved(*values: Tensor) -> bool:
+    """Whether an op on plain tensors may be launched past torch's dispatcher: nobody traces, fakes or counts ops.
+
+    The dispatcher costs as much as the launch of a small step; the caller bumps the versions of what it writes.
+    """
+    if _depth is None or _depth() or torch.compiler.is_compiling():
+        return False
+    for value in values:
+        if type(value) is not Tensor:
+            return False
+    return True
 
 
 def elements(shape: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ fastdiff.table and kernels/README.md section 4.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def _outputs(x_t: Tensor, slots: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _dense(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.contiguous()
+    return None if value is None else common.dense(value)
 
 
 common.define("reverse_step", f"({_ARGUMENTS}) -> (Tensor, Tensor)", _launch)
@@ -164,7 +164,7 @@ def reverse_step(
     """
     where = "reverse_step"
     common.batched(where, "x_t", x_t)
-    batch, compute = x_t.shape[0], compute_dtype(x_t)
+    batch, compute, learned = x_t.size(0), compute_dtype(x_t), False
     if (
         not isinstance(table, Tensor)
         or table.dtype != torch.float64
@@ -181,32 +181,32 @@ def reverse_step(
         common.floating(where, "guidance", guidance)
         common.shaped(where, "guidance", guidance, (batch,))
         common.same_device(where, "guidance", guidance, x_t, "x_t")
-        guidance = guidance.to(compute).contiguous()
+        guidance = common.dense(guidance.to(compute))
     if model_output is not None:
         common.floating(where, "model_output", model_output)
         common.same_device(where, "model_output", model_output, x_t, "x_t")
-        shapes = [(halves * batch, *x_t.shape[1:])]
-        if x_t.ndim > 1:
-            shapes.append((halves * batch, 2 * x_t.shape[1], *x_t.shape[2:]))
-        if tuple(model_output.shape) not in shapes:
+        plain = x_t.shape if halves == 1 else (2 * batch, *x_t.shape[1:])
+        learned = model_output.shape != plain
+        if learned and (x_t.ndim < 2 or model_output.shape != (halves * batch, 2 * x_t.shape[1], *x_t.shape[2:])):
             half = " for guidance (conditional half first)" if guidance is not None else ""
             raise ValueError(
-                f"fastdiff.{where}: expected model_output of shape {list(shapes[0])}{half}, "
-                f"got {list(model_output.shape)}."
+                f"fastdiff.{where}: expected model_output of shape {list(plain)}{half}, got {list(model_output.shape)}."
             )
-    for name, value in (("noise", noise), ("gradient", gradient), ("x0_out", x0_out)):
-        if value is not None:
-            common.floating(where, name, value)
-            common.shaped(where, name, value, x_t.shape)
-            common.same_device(where, name, value, x_t, "x_t")
+    if not (noise is None and gradient is None and x0_out is None):
+        for name, value in (("noise", noise), ("gradient", gradient), ("x0_out", x0_out)):
+            if value is not None:
+                common.floating(where, name, value)
+                common.shaped(where, name, value, x_t.shape)
+                common.same_device(where, name, value, x_t, "x_t")
     memory = slots if slots is not None else slots_out
-    for name, value in (("slots", slots), ("slots_out", slots_out)):
-        if value is not None:
-            common.shaped(where, name, value, (min(value.shape[0], SLOTS), *x_t.shape))
-            common.same_device(where, name, value, x_t, "x_t")
-            if value.dtype != compute:
-                raise TypeError(f"fastdiff.{where}: expected {name} of dtype {compute}, got {value.dtype}.")
-    table = table.contiguous()
+    if memory is not None:
+        for name, value in (("slots", slots), ("slots_out", slots_out)):
+            if value is not None:
+                common.shaped(where, name, value, (min(value.shape[0], SLOTS), *x_t.shape))
+                common.same_device(where, name, value, x_t, "x_t")
+                if value.dtype != compute:
+                    raise TypeError(f"fastdiff.{where}: expected {name} of dtype {compute}, got {value.dtype}.")
+    table = common.dense(table)
     if used is None:
         used = columns_used(table)
         known = table.device.type == "cpu"
@@ -214,10 +214,10 @@ def reverse_step(
         # on the CPU the backends look at the rows in use, which may need less than the whole table
         known = table.device.type != "cpu" and used != -1
     if known:
-        learned = model_output is not None and tuple(model_output.shape) != shapes[0]
         _required(used, model_output, learned, noise, seed, gradient, 0 if memory is None else memory.shape[0])
     fast = common.counter_arguments(where, 0, stream, mode)
-    common.sized(where, common.elements(x_t.shape))
+    if x_t.numel() > 2**34:
+        common.sized(where, common.elements(x_t.shape))
     number, seeds = common.seed_arguments(where, seed, batch, x_t, "x_t")
     if sample_ids is not None:
         sample_ids = common.integers(where, "sample_ids", sample_ids, batch, x_t, "x_t")
@@ -225,36 +225,57 @@ def reverse_step(
         x_t, model_output, table, row, slots, noise, number, seeds, seed is not None, sample_ids, guidance, gradient,
         stream, fast, used,
     )  # fmt: skip
-    with backends.use(backend) if backend else nullcontext():
-        if out is None:
-            if not (slots_out is None and x0_out is None and input_out is None and row_out is None):
-                raise ValueError(f"fastdiff.{where}: expected out together with the other outputs. Pass out=.")
-            x_s, fresh = _functional(*arguments)
-            return x_s if slots is None else (x_s, fresh)
-        common.shaped(where, "out", out, x_t.shape)
-        if row_out is not None:
-            common.integers(where, "row_out", row_out, batch, x_t, "x_t")
-        if input_out is not None and tuple(input_out.shape) not in {(k * batch, *x_t.shape[1:]) for k in (1, 2)}:
-            raise ValueError(
-                f"fastdiff.{where}: expected input_out of shape {[batch, *x_t.shape[1:]]}, got {list(input_out.shape)}."
-            )
-        if out.dtype != x_t.dtype:
-            raise TypeError(f"fastdiff.{where}: expected out of dtype {x_t.dtype} like x_t, got {out.dtype}.")
+    if backend:
+        with backends.use(backend):
+            return _run(arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+    return _run(arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+
+
+def _run(
+    arguments: tuple[Any, ...], out: Tensor | None, slots_out: Tensor | None, x0_out: Tensor | None,
+    input_out: Tensor | None, row_out: Tensor | None, workspace: Tensor | None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """The op with checked inputs: functional, or into checked outputs."""
+    where, x_t = "reverse_step", arguments[0]
+    if out is None:
+        if not (slots_out is None and x0_out is None and input_out is None and row_out is None):
+            raise ValueError(f"fastdiff.{where}: expected out together with the other outputs. Pass out=.")
+        x_s, fresh = _functional(*arguments)
+        return x_s if arguments[4] is None else (x_s, fresh)
+    common.shaped(where, "out", out, x_t.shape)
+    batch = x_t.size(0)
+    if row_out is not None:
+        common.integers(where, "row_out", row_out, batch, x_t, "x_t")
+    if input_out is not None and tuple(input_out.shape) not in {(k * batch, *x_t.shape[1:]) for k in (1, 2)}:
+        raise ValueError(
+            f"fastdiff.{where}: expected input_out of shape {[batch, *x_t.shape[1:]]}, got {list(input_out.shape)}."
+        )
+    if out.dtype != x_t.dtype:
+        raise TypeError(f"fastdiff.{where}: expected out of dtype {x_t.dtype} like x_t, got {out.dtype}.")
+    written = [out]
+    if not (x0_out is None and input_out is None):
         for name, value in (("x0_out", x0_out), ("input_out", input_out)):
             if value is not None:
                 common.floating(where, name, value)
-        for name, value in (("out", out), ("slots_out", slots_out), ("x0_out", x0_out), ("input_out", input_out)):
-            if value is not None and not value.is_contiguous():
-                raise ValueError(f"fastdiff.{where}: expected a contiguous {name}. State is stored in C order.")
-        if workspace is not None:
-            common.shaped(where, "workspace", workspace, (2, batch))
-            common.same_device(where, "workspace", workspace, x_t, "x_t")
-            if workspace.dtype != compute or not workspace.is_contiguous():
-                raise TypeError(
-                    f"fastdiff.{where}: expected a contiguous workspace of {compute}, got {workspace.dtype}."
-                )
+    if not (x0_out is None and input_out is None and slots_out is None and row_out is None):
+        written += [value for value in (x0_out, input_out, slots_out, row_out) if value is not None]
+    for value in written:
+        if not value.is_contiguous():
+            raise ValueError(f"fastdiff.{where}: expected contiguous outputs. State is stored in C order.")
+    if workspace is not None:
+        common.shaped(where, "workspace", workspace, (2, batch))
+        common.same_device(where, "workspace", workspace, x_t, "x_t")
+        compute = compute_dtype(x_t)
+        if workspace.dtype != compute or not workspace.is_contiguous():
+            raise TypeError(f"fastdiff.{where}: expected a contiguous workspace of {compute}, got {workspace.dtype}.")
+        written.append(workspace)
+    if common.unobserved(x_t, out):
+        _launch_out(*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(written)
+    else:
         _into(*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
-        return out
+    return out
 
 
 _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (

@@ -9,11 +9,11 @@ away in the samples whose coefficient is zero, and its operand is loaded only wh
 import triton
 import triton.language as tl
 
-# the operands of a combination, in column order; the outputs' columns begin at 14 (next x), 22, 30, 38, 46 (slots)
+# the operands of a combination, in column order; the outputs' columns begin at 16 (next x), 24, 32, 40, 48 (slots)
 X, X0, OUT, S1, Z = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(7)
-FIRST = tl.constexpr(14)
+FIRST = tl.constexpr(16)
 OPERANDS = tl.constexpr(8)
-X0_X, X0_OUT = tl.constexpr(5), tl.constexpr(6)
+X0_X, X0_OUT = tl.constexpr(6), tl.constexpr(7)
 
 
 @triton.constexpr_function
@@ -25,13 +25,13 @@ def used(mask, column):
 @triton.constexpr_function
 def operand_used(mask, operand):
     """Whether some output of some row reads the operand."""
-    return any(mask >> 14 + 8 * output + operand & 1 for output in range(5))
+    return any(mask >> 16 + 8 * output + operand & 1 for output in range(5))
 
 
 @triton.constexpr_function
 def output_used(mask, output):
     """Whether some row defines the output."""
-    return mask >> 14 + 8 * output & 255 != 0
+    return mask >> 16 + 8 * output & 255 != 0
 
 
 @triton.jit

@@ -48,10 +48,8 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def log_uniform(k):
-    """ln(k * 2^-24) for an int32 k in [1, 2^24)."""
-    h = k.to(tl.float32).to(tl.int32, bitcast=True) + 0x004AFB0D
-    n = ((h >> 23) | BITS_OF_2_23).to(tl.float32, bitcast=True) - EXPONENT_BIAS  # exact: the README's integer n
+def logarithm_of_bits(h, n):
+    """ln(2^n m), m in [sqrt(1/2), sqrt(2)) given by its bits' distance h from sqrt(1/2), the exponent's bits ignored."""
     d = ((h & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
     p = L7 * d + L6
     p = p * d + L5
@@ -65,6 +63,14 @@ def log_uniform(k):
     y = y + n * LN2_LO
     y = y - 0.5 * dd
     return (d + y) + n * LN2_HI
+
+
+@triton.jit
+def log_uniform(k):
+    """ln(k * 2^-24) for an int32 k in [1, 2^24)."""
+    h = k.to(tl.float32).to(tl.int32, bitcast=True) + 0x004AFB0D
+    # exact: the README's integer n
+    return logarithm_of_bits(h, ((h >> 23) | BITS_OF_2_23).to(tl.float32, bitcast=True) - EXPONENT_BIAS)
 
 
 @triton.jit

@@ -30,57 +30,55 @@ from .combine import (
     used,
     writes,
 )  # fmt: skip
+from .elementary import divided, exponential
 from .noise import normals, stream_identity
 from .tiling import at, tile
 
-COLUMNS = tl.constexpr(54)
-INPUT_SCALE, GUIDANCE_WEIGHT, OUT_GRAD = tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
-CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = tl.constexpr(7), tl.constexpr(8), tl.constexpr(9), tl.constexpr(10)
-LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(11), tl.constexpr(12), tl.constexpr(13)
-
-LOG2E, LN2_HI, LN2_LO, E0, E1, E2, E3, E4 = (
-    tl.constexpr(float.fromhex(number))
-    for number in (
-        "0x1.715476p+0", "0x1.62e4p-1", "0x1.7f7d1cp-20",
-        "0x1.0p-1", "0x1.55549p-3", "0x1.55545ep-5", "0x1.123b46p-7", "0x1.6db414p-10",
-    )
-)  # fmt: skip
-MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
+COLUMNS = tl.constexpr(56)
+INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(2), tl.constexpr(3)
+GUIDANCE_RESCALE, OUT_GRAD = tl.constexpr(4), tl.constexpr(5)
+CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = tl.constexpr(8), tl.constexpr(9), tl.constexpr(11), tl.constexpr(12)
+LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
 
 
 @triton.jit
-def exponential(x):
-    """exp, saturating outside [-87, 88], by the README's polynomial; float64 takes the platform's."""
-    if x.dtype == tl.float64:
-        y = tl.exp(x)
-    else:
-        x = tl.where(x > 88.0, 88.0, x)
-        x = tl.where(x < -87.0, -87.0, x)
-        k = (x * LOG2E + MAGIC) - MAGIC
-        r = (x - k * LN2_HI) - k * LN2_LO
-        p = (((E4 * r + E3) * r + E2) * r + E1) * r + E0
-        y = 1.0 + (r + (r * r) * p)
-        y = (y.to(tl.int32, bitcast=True) + (k.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
-    return y
+def guidance_strength(guidance, rows, b, live, valid, COMPUTE: tl.constexpr):
+    """gamma, or with the row's weight w in 1 + w (gamma - 1)."""
+    gamma = tl.load(guidance + b, mask=live, other=1.0).to(COMPUTE)
+    weight = entry(rows, GUIDANCE_WEIGHT, valid, COMPUTE)
+    return tl.where(weight == 1.0, gamma, 1.0 + weight * (gamma - 1.0))
 
 
 @triton.jit
 def guided_output(
-    model_output, guidance, rows, b, batch, size, first, e, live, valid, wanted, inside,
-    WIDTH: tl.constexpr, COMPUTE: tl.constexpr,
+    model_output, guidance, rescale, gradient, rows, b, batch, size, first, e, live, valid, wanted, inside,
+    USES: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """c alone, or u + gamma (c - u) where gamma is neither 1 (c alone is read) nor 0 (u alone)."""
+    """c alone, or u + gamma (c - u) where gamma is neither 1 (c alone is read) nor 0 (u alone); rescaled and with the
+    gradient's share where the row asks for it."""
     width = size * WIDTH  # with learned variance a row holds the prediction, then as many elements for the variance
     if guidance is None:
-        return tl.load(at(model_output, b, width, first, e), mask=inside & wanted, other=0.0).to(COMPUTE)
+        out = tl.load(at(model_output, b, width, first, e), mask=inside & wanted, other=0.0).to(COMPUTE)
     else:
-        gamma = tl.load(guidance + b, mask=live, other=1.0).to(COMPUTE)
-        weight = entry(rows, GUIDANCE_WEIGHT, valid, COMPUTE)
-        g = tl.where(weight == 1.0, gamma, 1.0 + weight * (gamma - 1.0))
-        inside &= wanted
-        c = tl.load(at(model_output, b, width, first, e), mask=inside & (g != 0.0), other=0.0).to(COMPUTE)
-        u = tl.load(at(model_output, b + batch, width, first, e), mask=inside & (g != 1.0), other=0.0).to(COMPUTE)
-        return tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
+        g = guidance_strength(guidance, rows, b, live, valid, COMPUTE)
+        ours = inside & wanted
+        c = tl.load(at(model_output, b, width, first, e), mask=ours & (g != 0.0), other=0.0).to(COMPUTE)
+        u = tl.load(at(model_output, b + batch, width, first, e), mask=ours & (g != 1.0), other=0.0).to(COMPUTE)
+        out = tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
+        if rescale is not None:
+            rescaled = (entry(rows, GUIDANCE_RESCALE, valid, COMPUTE) != 0.0) & (g != 1.0)
+            out = tl.where(rescaled, tl.load(rescale + b, mask=live & rescaled, other=1.0) * out, out)
+    if used(USES, OUT_GRAD):
+        strength = entry(rows, OUT_GRAD, valid, COMPUTE)
+        by = tl.load(at(gradient, b, size, first, e), mask=inside & wanted & (strength != 0.0), other=0.0)
+        out = tl.where(strength != 0.0, out + strength * by.to(COMPUTE), out)
+    return out
+
+
+@triton.jit
+def predicted_x0(zero, rows, x, out, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """Before the clip."""
+    return term(term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE)
 
 
 @triton.jit
@@ -126,7 +124,8 @@ def store_slot(
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "table_rows"])
 def reverse_step_kernel(
     x_s, x_t, model_output, table, row, slots, noise, seeds, sample_ids, guidance, gradient,
-    slots_out, x0_out, input_out, row_out, errors, seed_lo, seed_hi, stream_index, batch, size, table_rows,
+    rescale, threshold, slots_out, x0_out, input_out, row_out, errors,
+    seed_lo, seed_hi, stream_index, batch, size, table_rows,
     S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr,
     USES: tl.constexpr, WIDTH: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip
@@ -150,12 +149,8 @@ def reverse_step_kernel(
     out = zero
     if operand_used(USES, OUT) or used(USES, X0_OUT):
         wants_out = nonzero(reads(OUT, rows, valid, USES, COMPUTE), rows, X0_OUT, valid, USES, COMPUTE)
-        out = guided_output(model_output, guidance, rows, b, batch, size, first, e, live, valid, wants_out, inside,
-                            WIDTH, COMPUTE)  # fmt: skip
-        if used(USES, OUT_GRAD):
-            strength = entry(rows, OUT_GRAD, valid, COMPUTE)
-            g = tl.load(at(gradient, b, size, first, e), mask=inside & wants_out & (strength != 0.0), other=0.0)
-            out = tl.where(strength != 0.0, out + strength * g.to(COMPUTE), out)
+        out = guided_output(model_output, guidance, rescale, gradient, rows, b, batch, size, first, e, live, valid,
+                            wants_out, inside, USES, WIDTH, COMPUTE)  # fmt: skip
     z = zero
     if operand_used(USES, Z):
         wants_z = reads(Z, rows, valid, USES, COMPUTE)
@@ -175,12 +170,17 @@ def reverse_step_kernel(
 
     x0 = zero
     if operand_used(USES, X0) or x0_out is not None:
-        x0 = term(term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE)
+        x0 = predicted_x0(zero, rows, x, out, valid, USES, COMPUTE)
         if used(USES, CLIP_MODE):
-            clips = entry(rows, CLIP_MODE, valid, COMPUTE) == 1.0
-            bound = tl.where(clips, entry(rows, CLIP_BOUND, valid, COMPUTE), float("inf"))
+            mode = entry(rows, CLIP_MODE, valid, COMPUTE)
+            bound = tl.where(mode == 1.0, entry(rows, CLIP_BOUND, valid, COMPUTE), float("inf"))
+            if threshold is not None:
+                s = tl.load(threshold + b, mask=live & (mode == 2.0), other=1.0)
+                bound = tl.where(mode == 2.0, s, bound)
             x0 = tl.where(x0 > bound, bound, x0)  # not min and max: NaN must pass
             x0 = tl.where(x0 < -bound, -bound, x0)
+            if threshold is not None:
+                x0 = tl.where(mode == 2.0, divided(x0, s), x0)
     operands = (x, x0, out, s1, s2, s3, s4, z)
     x_next = combination(zero, 0, rows, operands, valid, USES, COMPUTE)
     n1, stored1 = new_slot(zero, 0, rows, operands, valid, USES, COPY, COMPUTE)

@@ -22,3 +22,12 @@ def tile(batch, size, S: tl.constexpr, E: tl.constexpr):
 def at(pointer, sample, size, first, e):
     """Addresses [S, E] of the tile, in a tensor whose rows `sample` (int64) have `size` elements."""
     return pointer + (sample * size + first) + e
+
+
+@triton.jit
+def strided(pointer, stride, STEP: tl.constexpr, b, first, e, live, inside, COMPUTE: tl.constexpr):
+    """The tile of a view [batch, size] with any stride between samples; [S, 1] with STEP 0 (one value a sample)."""
+    if STEP == 0:
+        return tl.load(pointer + b * stride, mask=live, other=0.0).to(COMPUTE)
+    else:
+        return tl.load(pointer + (b * stride + first) + e, mask=inside, other=0.0).to(COMPUTE)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 
+import fastdiff
 from fastdiff.table import COLUMNS, INDEX
 
 SHAPES = [(1, 1), (3, 5), (2, 3, 7), (4, 3, 8, 8), (5, 2, 1, 33), (7,), (2, 1, 65, 67), (0, 3), (3, 0), (300, 2)]
@@ -34,6 +38,20 @@ def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarra
     table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that is kept
     table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
     return table
+
+
+def outside(backend: str, call: Callable[[], torch.Tensor], message: str, bad: int) -> None:
+    """A time outside its table: the CPU raises before it writes; a GPU makes the sample `bad` NaN, and tells later."""
+    if backend != "cuda":
+        with pytest.raises(IndexError) as error:
+            call()
+        assert message in str(error.value)
+        return
+    result = call()
+    assert result[bad].isnan().all() and not result[[i for i in range(len(result)) if i != bad]].isnan().any()
+    with pytest.raises(IndexError, match=message.split(":")[0] + ".*those samples are NaN"):
+        fastdiff.backend.check(result.device)
+    fastdiff.backend.check(result.device)  # told once
 
 
 def truth(x: torch.Tensor) -> np.ndarray:

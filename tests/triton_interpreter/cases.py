@@ -142,7 +142,7 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
     launch.check("cpu")  # reset
 
     rows, used = random_table(np.random.default_rng(0), learned=False)
-    rows[:, 13] = [3, 0, 6, 2, 1, 0]  # row 2 leads outside
+    rows[:, 15] = [3, 0, 6, 2, 1, 0]  # row 2 leads outside
     slots = torch.randn(4, 4, 6)
     kept, x_s, following = slots.clone(), poisoned((4, 6)), torch.full((4,), -7)
     network_input = poisoned((4, 6))
@@ -160,19 +160,21 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
 
 def random_table(generator: np.random.Generator, learned: bool, rows: int = 6) -> tuple[np.ndarray, int]:
     """A table that uses every column somewhere, with many zero coefficients, and its column mask."""
-    table = generator.normal(size=(rows, 54))
-    table[:, 14:] *= generator.random((rows, 40)) < 0.5
-    table[1, 14:] = 0  # the next x is all zero, slots keep their values
+    table = generator.normal(size=(rows, 56))
+    table[:, 16:] *= generator.random((rows, 40)) < 0.5
+    table[1, 16:] = 0  # the next x is all zero, slots keep their values
     table[:, 0] = 1
     table[:, 3] = generator.choice([0.0, 0.5, 1.0], rows)
-    table[:, 4] *= generator.random(rows) < 0.5
-    table[:, 5:7] *= generator.random((rows, 2)) < 0.8
-    table[:, 7] = generator.integers(0, 2, rows)
-    table[:, 8] = generator.random(rows)
-    table[:, 9] = generator.integers(0, 2**32, rows)
-    table[:, 10] = generator.integers(0, 2, rows) if learned else 0
-    table[:, 11:13] = -9, 3
-    table[:, 13] = generator.integers(0, rows, rows)
+    table[:, 4] = 0
+    table[:, 5] *= generator.random(rows) < 0.5
+    table[:, 6:8] *= generator.random((rows, 2)) < 0.8
+    table[:, 8] = generator.integers(0, 2, rows)
+    table[:, 9] = generator.random(rows)
+    table[:, 10] = 0
+    table[:, 11] = generator.integers(0, 2**32, rows)
+    table[:, 12] = generator.integers(0, 2, rows) if learned else 0
+    table[:, 13:15] = -9, 3
+    table[:, 15] = generator.integers(0, rows, rows)
     return table, sum(1 << int(i) for i in (table != 0).any(0).nonzero()[0])
 
 
@@ -246,8 +248,8 @@ def test_a_zero_coefficient_is_not_read() -> None:
     generator = np.random.default_rng(3)
     table, used = random_table(generator, learned=True)
     table[0, 3:13] = 0
-    table[0, 14:] = 0
-    table[0, [14, 14 + 3, 22 + 4]] = 0.5, 2.0, 3.0  # x = x/2 + 2 s1, s1 = 3 s2
+    table[0, 16:] = 0
+    table[0, [16, 16 + 3, 24 + 4]] = 0.5, 2.0, 3.0  # x = x/2 + 2 s1, s1 = 3 s2
     x_t, slots = torch.ones(2, 10), torch.full((4, 2, 10), torch.nan)
     slots[0], slots[1] = 1.0, 2.0
     nan, gamma = torch.full((4, 20), torch.nan), torch.tensor([0.0, 3.0])
@@ -257,8 +259,8 @@ def test_a_zero_coefficient_is_not_read() -> None:
     )  # fmt: skip
     assert x_t.eq(2.5).all() and slots[0].eq(6).all() and slots[1].eq(2).all() and slots[2:].isnan().all()
 
-    table[0, 22:] = 0
-    table[0, 30 + 5] = 1.0  # s2 = s3, a NaN that is read and must stay out of the next x
+    table[0, 24:] = 0
+    table[0, 32 + 5] = 1.0  # s2 = s3, a NaN that is read and must stay out of the next x
     x_t, slots[0] = torch.ones(2, 10), 1.0
     launch.reverse_step(
         x_t, x_t, nan, torch.from_numpy(table), torch.zeros(2, dtype=torch.int64), slots, nan[:2, :10].contiguous(),
@@ -268,10 +270,10 @@ def test_a_zero_coefficient_is_not_read() -> None:
 
 
 def test_nan_passes_the_clip_and_infinity_does_not() -> None:
-    table = np.zeros((1, 54))
-    table[0, [5, 7, 8, 15]] = 1.0, 1.0, 2.0, 1.0  # x0 = x, |x0| <= 2, x = x0
+    table = np.zeros((1, 56))
+    table[0, [6, 8, 9, 17]] = 1.0, 1.0, 2.0, 1.0  # x0 = x, |x0| <= 2, x = x0
     x_t = torch.tensor([[torch.nan, torch.inf, -torch.inf, 2.5, -2.5, 1.5]])
-    used = 1 << 5 | 1 << 7 | 1 << 8 | 1 << 15
+    used = 1 << 6 | 1 << 8 | 1 << 9 | 1 << 17
     launch.reverse_step(
         x_t, x_t, None, torch.from_numpy(table), torch.zeros(1, dtype=torch.int64), None, None, None, None, None, None,
         None, 1, False, used, None, None, None, None,
@@ -287,7 +289,7 @@ def test_tiles_cover_a_sample(size: int) -> None:
 
 
 def test_a_table_of_zeros_gives_zeros() -> None:
-    x_s, x0_out, table = poisoned((3, 5)), poisoned((3, 5)), torch.zeros(1, 54, dtype=torch.float64)
+    x_s, x0_out, table = poisoned((3, 5)), poisoned((3, 5)), torch.zeros(1, 56, dtype=torch.float64)
     launch.reverse_step(
         x_s, torch.full((3, 5), torch.nan), None, table, torch.zeros(3, dtype=torch.int64), None, None, None, None, None,
         None, None, 1, False, 0, None, x0_out, None, None,

@@ -1,0 +1,98 @@
+"""Launches the kernels: argument lists, tile sizes, launch counters and the error word. Imports triton at first use.
+
+Every function takes validated, contiguous tensors on one device (None where absent) and starts its kernels on the current
+stream without reading the device. `launches` counts launches by kernel; `check` reads a device's error word.
+"""
+
+from .common import TILE, WARPS, Call, check, launches, run, tile_shape
+from .noise import q_sample, q_sample_call, randn, randn_call
+from .posterior import (
+    q_posterior,
+    q_posterior_call,
+    reparameterize,
+    reparameterize_backward,
+    reparameterize_backward_call,
+    reparameterize_call,
+)
+from .step import reverse_step, reverse_step_call, reverse_step_rescale_call, reverse_step_threshold_call
+from .sums import (
+    discretized_gaussian_nll,
+    discretized_gaussian_nll_backward,
+    discretized_gaussian_nll_backward_call,
+    discretized_gaussian_nll_call,
+    gaussian_kl,
+    gaussian_kl_backward,
+    gaussian_kl_backward_call,
+    gaussian_kl_call,
+    noise_mse,
+    noise_mse_backward,
+    noise_mse_backward_call,
+    noise_mse_call,
+    sum_chunks_call,
+    vlb_terms,
+    vlb_terms_backward,
+    vlb_terms_backward_call,
+    vlb_terms_call,
+)
+
+LAUNCHERS = {
+    launch.__name__: launch
+    for launch in (
+        randn,
+        q_sample,
+        reverse_step,
+        q_posterior,
+        reparameterize,
+        reparameterize_backward,
+        noise_mse,
+        noise_mse_backward,
+        gaussian_kl,
+        gaussian_kl_backward,
+        discretized_gaussian_nll,
+        discretized_gaussian_nll_backward,
+        vlb_terms,
+        vlb_terms_backward,
+    )
+}
+
+__all__ = [
+    "LAUNCHERS",
+    "TILE",
+    "WARPS",
+    "Call",
+    "check",
+    "discretized_gaussian_nll",
+    "discretized_gaussian_nll_backward",
+    "discretized_gaussian_nll_backward_call",
+    "discretized_gaussian_nll_call",
+    "gaussian_kl",
+    "gaussian_kl_backward",
+    "gaussian_kl_backward_call",
+    "gaussian_kl_call",
+    "launches",
+    "noise_mse",
+    "noise_mse_backward",
+    "noise_mse_backward_call",
+    "noise_mse_call",
+    "q_posterior",
+    "q_posterior_call",
+    "q_sample",
+    "q_sample_call",
+    "randn",
+    "randn_call",
+    "reparameterize",
+    "reparameterize_backward",
+    "reparameterize_backward_call",
+    "reparameterize_call",
+    "reverse_step",
+    "reverse_step_call",
+    "reverse_step_rescale_call",
+    "reverse_step_threshold_call",
+    "run",
+    "sum_chunks_call",
+    "tile_shape",
+    "vlb_terms",
+    "vlb_terms_backward",
+    "vlb_terms_backward_call",
+    "vlb_terms_call",
+]

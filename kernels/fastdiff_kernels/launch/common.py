@@ -1,0 +1,127 @@
+"""What every launch shares: the call itself, tiles, noise arguments, counters and the error word."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+launches: Counter[str] = Counter()
+"""How many times each kernel has been launched in this process."""
+
+_errors: dict[torch.device, Tensor] = {}
+ERRORS = {"q_sample": 1, "reverse_step": 2, "q_posterior": 3, "vlb_terms": 4}
+_OUTSIDE = {
+    1: "q_sample: expected t inside the tables",
+    2: "reverse_step: expected row inside the table",
+    3: "q_posterior: expected t inside alphas_cumprod",
+    4: "vlb_terms: expected t inside the table",
+}
+
+TILE = 1024  # elements a program: 8 a thread, so that loads overlap and registers suffice for full occupancy
+WARPS = 4
+_CHUNKS_Y = 65535  # what CUDA allows on grid axes 1 and 2
+
+
+class Call(NamedTuple):
+    """One kernel launch: everything Triton is given."""
+
+    op: str
+    module: str
+    grid: tuple[int, int, int]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    def kernel(self) -> Any:
+        return getattr(importlib.import_module(f"fastdiff_kernels.{self.module}"), f"{self.op}_kernel")
+
+
+def tile_shape(size: int) -> tuple[int, int]:
+    """(samples, elements) of a tile: powers of two with product TILE (short samples share a program).
+
+    Among the longer rows the one that wastes fewest lanes on a sample of `size` elements, the longest of equals.
+    """
+    if size <= 128:
+        elements = max(4, 1 << max(size - 1, 0).bit_length())
+    else:
+        elements = min((TILE, TILE // 2, TILE // 4, TILE // 8), key=lambda e: -(-size // e) * e)
+    return TILE // elements, elements
+
+
+def extent(out: Tensor) -> tuple[int, int]:
+    """(samples, elements of a sample)."""
+    batch = len(out)
+    return batch, out.numel() // batch if batch else 0
+
+
+def tiled(
+    op: str, like: Tensor, arguments: dict[str, Any], fast: bool = False, whole_chunks: bool = False, warps: int = WARPS
+) -> Call:
+    """A call over the samples and elements of `like`; <op>_backward lives in the module of <op>."""
+    batch, size = extent(like)
+    samples, elements = tile_shape(size)
+    if whole_chunks:  # of TILE elements, so that a sum's tree depends on the size alone
+        elements = min(TILE, max(4, 1 << max(size - 1, 0).bit_length()))
+        samples = TILE // elements
+    chunks = max(1, -(-size // elements))
+    grid = (-(-batch // samples), min(chunks, _CHUNKS_Y), -(-chunks // _CHUNKS_Y))
+    arguments = arguments | {"batch": batch, "size": size, "S": samples, "E": elements, "FAST": fast}
+    return Call(op, op.removesuffix("_backward"), grid, arguments, options(fast, warps))
+
+
+def options(fast: bool = False, warps: int = WARPS) -> dict[str, Any]:
+    """Exact means no contraction of a product and a sum into one rounding."""
+    return {"num_warps": warps, "enable_fp_fusion": fast}
+
+
+def run(call: Call, out: Tensor) -> None:
+    if len(out) == 0:
+        return
+    with torch.cuda.device(out.device) if out.is_cuda else nullcontext():
+        call.kernel()[call.grid](**call.arguments, **call.options)
+    launches[call.op] += 1
+
+
+def check(device: torch.device | str) -> None:
+    """Raises IndexError if a kernel on the device met an index outside its table since the last check (this waits)."""
+    error = _errors.get(_canonical(torch.device(device)))
+    code = 0 if error is None else int(error.item())
+    if error is not None and code:
+        error.zero_()
+        raise IndexError(f"fastdiff.{_OUTSIDE[code]}, got one outside; those samples are NaN. Indices count from 0.")
+
+
+def noise_arguments(
+    generated: bool, seed: int | None, seeds: Tensor | None, sample_ids: Tensor | None, stream: int
+) -> dict[str, Any]:
+    """The noise counter's arguments; integers go as int32, so that no value brings another variant."""
+    seed = seed or 0
+    return {
+        "seeds": seeds if generated else None,
+        "sample_ids": sample_ids if generated else None,
+        "seed_lo": int32(seed & 0xFFFFFFFF),
+        "seed_hi": int32(seed >> 32),
+        "stream_index": stream,
+    }
+
+
+def int32(word: int) -> int:
+    """The signed number with the bits of a 32-bit word."""
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def error_word(device: torch.device) -> Tensor:
+    word = _errors.get(device)
+    if word is None:
+        word = _errors[device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return word
+
+
+def _canonical(device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
