@@ -232,7 +232,7 @@ def reverse_step(
 
 
 def _run(
-    arguments: tuple[Any, ...], out: Tensor | None, slots_out: Tensor | None, x0_out: Tensor | None,
+    arguments: Any, out: Tensor | None, slots_out: Tensor | None, x0_out: Tensor | None,
     input_out: Tensor | None, row_out: Tensor | None, workspace: Tensor | None,
 ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """The op with checked inputs: functional, or into checked outputs."""
