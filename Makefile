@@ -1,5 +1,5 @@
 # Everything starts here. Each target does the set-up it needs; a second run repeats none.
-#   make demo | test | bench | lint | doctor | setup | clean
+#   make demo | test | bench | gpu-test | lint | doctor | setup | clean
 #   VENV=1             an own environment (.venv) even where python3 has torch
 #   PYTHON=<path>      the interpreter to start from
 #   TORCH="<pip arguments>"   which torch an own environment gets (set-up says when that matters)
@@ -10,16 +10,23 @@ SHELL = /bin/sh
 # Style and type checkers may be missing from a borrowed interpreter (a GPU box): said, and skipped.
 check = sh scripts/run -c 'import $(1)' 2>/dev/null || { echo 'make lint: $(1) is not installed in the interpreter in use, skipped (make VENV=1 lint has it).'; exit 0; }; sh scripts/run -m $(1) $(2)
 
-.PHONY: demo test bench lint doctor setup setup-test clean
+# tests on up to four cores where pytest-xdist is there (a GPU box may lack it)
+cores = `sh scripts/run -c 'import xdist' 2>/dev/null && echo -n auto --maxprocesses 4 --dist loadgroup`
+
+.PHONY: demo test bench gpu-test lint doctor setup setup-test clean
 
 demo: setup
 	@sh scripts/run -m fastdiff sample --out out/demo --num 256 --steps 25 --seed 0
 
 test: lint
-	@sh scripts/run -m pytest tests
+	@sh scripts/run -m pytest --durations=10 $(call cores) tests
 
 bench: setup-test
 	@sh scripts/run -m pytest benchmarks --benchmark-only
+
+# builds the CUDA library and tests on the GPU; gpu-test.json says what ran and what was skipped
+gpu-test: setup-test
+	@sh scripts/run scripts/gpu_test.py --out gpu-test.json
 
 lint: setup-test
 	@$(call check,ruff,check .)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,29 +69,45 @@ def test_q_sample(benchmark: Any) -> None:
     harness.report(benchmark, arms, elements=ELEMENTS, bytes_floor=8 * ELEMENTS, check=check)
 
 
-@pytest.mark.parametrize("shape", [BATCH, (1, 3, 32, 32)], ids=["256x3x32x32", "1x3x32x32"])
-@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
-def test_reverse_step(benchmark: Any, solver: str, shape: tuple[int, ...]) -> None:
+def step_arms(solver: str, shape: tuple[int, ...]) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
+    """One step in place, by fastdiff, torch.compile and diffusers; and the check of ours."""
     plan = make_plan(SCHEDULE, solver=solver, steps=50, timestep_spacing="leading")
     k, table, batch = 25, torch.tensor(plan.table), shape[0]
-    x, model_output, out = torch.randn(shape), torch.randn(shape), torch.empty(shape)
+    x, model_output = torch.randn(shape), torch.randn(shape)
     row, ids = torch.full((batch,), k), torch.arange(batch)
+    state = x.clone()
 
     def step() -> None:
-        ops.reverse_step(x, model_output, table, row, seed=1, sample_ids=ids, used=plan.used, out=out)
+        ops.reverse_step(state, model_output, table, row, seed=1, sample_ids=ids, used=plan.used, out=state)
 
     def check() -> None:
+        state.copy_(x)
         step()
         expected = reference.reverse_step(x[:1].numpy(), model_output[:1].numpy(), plan.table, k, seed=1)
-        assert np.array_equal(out[:1].numpy(), expected.x_s)
+        assert np.array_equal(state[:1].numpy(), expected.x_s)
 
-    arms: dict[str, harness.Arm] = {"fastdiff": step}
+    def formula(x: torch.Tensor, out: torch.Tensor, c: tuple[float, ...]) -> torch.Tensor:
+        x0 = c[0] * x + c[1] * out
+        result = c[2] * x + c[3] * x0
+        return result + c[4] * torch.randn_like(x) if c[4] else result
+
+    names = ("x0_x", "x0_out", "x.x", "x.x0", "x.z")
+    numbers = tuple(float(plan.table[k, plan.columns.index(name)]) for name in names)
+    compiled = torch.compile(formula, dynamic=False)
+    arms: dict[str, harness.Arm] = {"fastdiff": step, "torch.compile": lambda: compiled(x, model_output, numbers)}
     scheduler = _diffusers("DDPMScheduler" if solver == "ddpm" else "DDIMScheduler")
     if scheduler is not None:
         scheduler.set_timesteps(50)
         t = scheduler.timesteps[k]
         arms["diffusers"] = lambda: scheduler.step(model_output, t, x)
-    elements = x.numel()
+    return arms, check
+
+
+@pytest.mark.parametrize("shape", [BATCH, (1, 3, 32, 32)], ids=["256x3x32x32", "1x3x32x32"])
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_reverse_step(benchmark: Any, solver: str, shape: tuple[int, ...]) -> None:
+    arms, check = step_arms(solver, shape)
+    elements = math.prod(shape)
     harness.report(benchmark, arms, elements=elements, bytes_floor=12 * elements, check=check)
 
 

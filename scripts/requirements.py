@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # packages whose import name is another
-IMPORT_NAMES = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark"}
+IMPORT_NAMES = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark", "pytest-xdist": "xdist"}
 # what every torch of the last years needs, on any index
 TORCH_NEEDS = ["filelock", "typing_extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools"]
 # a torch build pins its own triton, and TORCH may name any torch

@@ -33,7 +33,13 @@ STATE = ROOT / ".setup"
 STAMP = STATE / "stamp.json"
 VENV = ROOT / ".venv"
 MARK = VENV / "fastdiff.json"  # says that the environment is ours, and whether it is whole
-BORROWED_OPTIONAL = ("diffusers", "pytest-benchmark", "ruff", "mypy")  # a borrowed interpreter may lack these
+BORROWED_OPTIONAL = (
+    "diffusers",
+    "pytest-benchmark",
+    "pytest-xdist",
+    "ruff",
+    "mypy",
+)  # a borrowed interpreter may lack these
 
 
 def main(level: str) -> None:

@@ -9,11 +9,31 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from emulation import emulated_library
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # as many processes as cores: threads would wait for each other's
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import fastdiff
-from fastdiff import native
+import device  # noqa: E402
+import pytest  # noqa: E402
+from emulation import emulated_library  # noqa: E402
+
+import fastdiff  # noqa: E402
+from fastdiff import native  # noqa: E402
+
+if device.DEVICE != "cpu":
+    device.install()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "cpu_only: says something about CPU tensors alone")
+    config.addinivalue_line("markers", "xdist_group(name): run in one process, where tests run in several")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if device.DEVICE != "cpu":
+        for item in items:
+            if item.get_closest_marker("cpu_only"):
+                item.add_marker(pytest.mark.skip(reason="speaks of CPU tensors"))
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +53,9 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     return path
 
 
-@pytest.fixture(params=["torch", "cpu", "cuda"])
+@pytest.fixture(params=device.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "cuda" and request.getfixturevalue("emulated") is None:
+    if request.param == "cuda" and device.DEVICE == "cpu" and request.getfixturevalue("emulated") is None:
         pytest.skip("no C++ compiler for the CUDA kernels' emulation")
     state = fastdiff.backends()[request.param]
     if not state.available:

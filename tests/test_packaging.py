@@ -30,6 +30,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 NO_COMPILER = {"CXX": "/nonexistent/c++", "FASTDIFF_BUILD_CUDA": "0"}
+pytestmark = pytest.mark.xdist_group("packages")  # they share what they build
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +123,20 @@ def test_installed_wheel_runs_natively(wheel: Path, tmp_path: Path) -> None:
     findings = doctor(install(wheel, tmp_path / "site"), tmp_path)
     if COMPILER:
         assert findings["backends"]["cpu"]["available"], findings["backends"]["cpu"]["reason"]
+
+
+def test_the_tests_pass_on_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+    """sdist, wheel, a clean folder: the op tests meet the wheel's package, not this tree's."""
+    site = install(wheel, tmp_path / "site")
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    chosen = [f"tests/ops/{name}" for name in ("test_randn.py", "test_q_posterior.py", "test_gaussian_kl.py")]
+    answer = run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, "-k", "torch or cpu"],
+        tmp_path,
+        PYTHONPATH=os.pathsep.join(map(str, (site, tmp_path / "tests"))),
+        FASTDIFF_REQUIRE="cpu" if COMPILER else None,
+    )
+    assert answer.returncode == 0 and " passed" in answer.stdout, answer.stdout[-3000:]
 
 
 def test_editable_install(tree: Path, quick: list[str], tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 from trees import copy_tree, run
 
-pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("make") is None, reason="no make"),
+    pytest.mark.xdist_group("setup"),  # they share what they build
+]
 
 NO_BUILD = {"FASTDIFF_BUILD_CPU": "0", "FASTDIFF_BUILD_CUDA": "0"}  # the native build has its own tests
 NO_NETWORK = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": None, "PIP_CONFIG_FILE": "/dev/null"}

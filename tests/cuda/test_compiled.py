@@ -21,6 +21,7 @@ EXPORTED = [f"fd_{op}" for op in OPS if op not in ("reverse_step_rescale", "reve
 EXPORTED += ["fd_abi_version", "fd_schema", "fd_launches", "fd_last_error", "fd_cuda_archs", "fd_cuda_unusable"]
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+pytestmark = pytest.mark.xdist_group("nvcc")  # they share what they build
 
 
 @pytest.fixture(scope="session")

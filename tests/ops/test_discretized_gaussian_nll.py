@@ -38,6 +38,7 @@ def test_256_bins_sum_to_one(backend) -> None:
         assert abs(torch.exp(-nll).sum().item() - 1) < 1e-12
 
 
+@pytest.mark.cpu_only
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 255), st.floats(-3, 3), st.floats(-15, 8))
 def test_any_bin(level: int, mean: float, log_scale: float) -> None:

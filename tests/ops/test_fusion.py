@@ -23,6 +23,7 @@ def _step_arguments(batch: int = 4) -> tuple[Any, ...]:
     return x, torch.randn_like(x), torch.tensor(PLAN.table), torch.zeros(batch, dtype=torch.int64)
 
 
+@pytest.mark.cpu_only
 def test_a_step_is_one_launch_of_the_c_library() -> None:
     from fastdiff import native
 
@@ -40,6 +41,7 @@ def test_a_step_is_one_launch_of_the_c_library() -> None:
     assert after == before | {"reverse_step": before["reverse_step"] + 1}
 
 
+@pytest.mark.cpu_only
 def test_a_run_is_one_launch_per_step() -> None:
     from fastdiff import native
 

@@ -21,6 +21,7 @@ def test_bits(shape: tuple[int, ...], stream: int, backend: str) -> None:
     assert np.array_equal(got.numpy().view(np.uint32), expected.view(np.uint32))
 
 
+@pytest.mark.cpu_only
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**64 - 1),

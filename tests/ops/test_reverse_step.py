@@ -145,3 +145,87 @@ def test_many_short_samples(backend: str) -> None:
         sample_ids=pick.numpy(), gradient=gradient[pick].numpy(),
     )  # fmt: skip
     assert np.array_equal(x_s[pick].numpy(), expected.x_s) and np.array_equal(fresh[:, pick].numpy(), expected.slots)
+
+
+def _row(**columns: float) -> torch.Tensor:
+    table = torch.zeros(1, len(COLUMNS), dtype=torch.float64)
+    for name, value in ({"network": 1, "input_scale": 1, "guidance_weight": 1} | columns).items():
+        table[0, INDEX[name.replace("__", ".")]] = value
+    return table
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+@pytest.mark.parametrize("phi", [0.7, 1.0])
+def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None:
+    """Against the oracle; with phi = 1 the result has the conditional output's deviation (Lin et al. 2024, eq. 15)."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(4, 3, 900, generator=g).to(dtype)
+    output = torch.randn(8, 3, 900, generator=g).to(dtype) + 0.5
+    gamma = torch.tensor([7.5, 0.0, 1.0, -2.0], dtype=dtype)
+    table, row = _row(guidance_rescale=phi, x__out=1.0), torch.zeros(4, dtype=torch.int64)
+    got = ops.reverse_step(x, output, table, row, guidance=gamma)
+    expected = reference.reverse_step(x.numpy(), output.numpy(), table.numpy(), 0, guidance=gamma.numpy()).x_s
+    limit = 4 * ROUNDING[name(dtype)]  # the factor's statistics are summed in another order
+    np.testing.assert_allclose(got.numpy(), expected, rtol=limit, atol=limit)
+    assert torch.equal(got[2], output[2]), "strength 1 selects, and is not rescaled"
+    if phi == 1:
+        deviation = output[:4].flatten(1).std(1)
+        torch.testing.assert_close(got.flatten(1).std(1), deviation, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("ratio", [0.01, 0.5, 0.995, 1.0])
+def test_dynamic_threshold(ratio: float, dtype: torch.dtype, backend: str) -> None:
+    """The quantile is that of sorted values, whatever their ties, zeros, subnormals and infinities."""
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(6, 2, 1301, generator=g).to(dtype)
+    x[1] = x[1].round()  # ties
+    x[2] = 0
+    x[3] *= torch.finfo(torch.float32).tiny / 8
+    x[4, 0, :20], x[4, 1, :7] = torch.inf, -torch.inf
+    x[5] *= 50
+    table = _row(x0_x=1.0, clip_mode=2, clip_bound=40.0, clip_ratio=ratio, x__x0=1.0)
+    row = torch.zeros(6, dtype=torch.int64)
+    got = ops.reverse_step(x, x, table, row, used=-1)
+    wide = x.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    expected = reference.reverse_step(wide.numpy(), wide.numpy(), table.numpy(), 0).x_s
+    # a quantile between two infinities is NaN, here as in torch.quantile
+    torch.testing.assert_close(got, torch.from_numpy(expected).to(dtype), rtol=0, atol=0, equal_nan=True)
+    x[0, 1, 5] = torch.nan
+    spoiled = ops.reverse_step(x, x, table, row, used=-1)
+    assert spoiled[0, 1, 5].isnan()
+    torch.testing.assert_close(spoiled[1:], got[1:], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_single_element_has_its_threshold(backend: str) -> None:
+    table = _row(x0_x=1.0, clip_mode=2, clip_bound=9.0, clip_ratio=0.9, x__x0=1.0)
+    x = torch.tensor([[0.5], [3.0], [-20.0]])
+    got = ops.reverse_step(x, x, table, torch.zeros(3, dtype=torch.int64))
+    assert got.flatten().tolist() == [0.5, 1.0, -1.0]
+
+
+def test_prepasses_match_torch_s_quantile_and_diffusers_thresholding(backend: str) -> None:
+    """Imagen's thresholding as diffusers' schedulers do it."""
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.99, sample_max_value=2.5)
+    x = torch.randn(5, 3, 16, 16) * torch.tensor([0.3, 1.0, 2.0, 5.0, 1.5]).view(-1, 1, 1, 1)
+    table = _row(x0_x=1.0, clip_mode=2, clip_bound=2.5, clip_ratio=0.99, x__x0=1.0)
+    got = ops.reverse_step(x, x, table, torch.zeros(5, dtype=torch.int64))
+    torch.testing.assert_close(got, scheduler._threshold_sample(x), rtol=1e-6, atol=1e-7)
+
+
+def test_missing_operands_of_the_rows_in_use_raise(backend: str) -> None:
+    if backend not in ("cpu", "torch"):
+        pytest.skip("a GPU's rows are not read by the host")
+    x, row = torch.randn(2, 4), torch.tensor([0, 0])
+    learned = _row(noise_mode=1.0, logvar_lo=-1.0, x__z=1.0)
+    for table, given, message in [
+        (learned, {"seed": 1}, "model_output with a variance half, which row 0 reads at index 0"),
+        (_row(x__z=1.0), {}, "seed or noise, which row 0 reads at index 0"),
+        (_row(x__s2=1.0), {}, "at least 2 slots, which row 0 reads at index 0"),
+    ]:
+        with pytest.raises(ValueError) as error:
+            ops.reverse_step(x, x, table, row, used=-1, out=torch.empty_like(x), **given)
+        assert message in str(error.value)
+    with pytest.raises(ValueError, match="model_output, which row 0 reads at index 0"):
+        ops.reverse_step(x, None, _row(x__out=1.0), row, used=-1, out=torch.empty_like(x))

@@ -37,7 +37,7 @@ def test_bad_times_raise_before_anything_is_written(backend) -> None:
         times = {"t": torch.tensor([3, bad, 4])}
         message = f"fastdiff.vlb_terms: expected t in [0, 100), got {bad} at index 1"
         outside(backend, lambda times=times: ops.vlb_terms(**inputs | times, out=out), message, 1)
-    assert backend == "cuda" or out.eq(7).all()
+    assert backend in ("cuda", "triton") or out.eq(7).all()
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])

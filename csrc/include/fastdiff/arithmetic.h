@@ -143,8 +143,7 @@ constexpr float EXP_HIGH = 0x1.617d78p+6f, EXP_LOW = -0x1.5d589ep+6f;
 FD_HD Exponent exponent(float x) {
     const float e[] = {0x1.0p-1f, 0x1.55549p-3f, 0x1.55545ep-5f, 0x1.123b46p-7f, 0x1.6db414p-10f};
     const float magic = 12582912.0f;
-    x = select(x > EXP_HIGH, EXP_HIGH, x);
-    x = select(x < EXP_LOW, EXP_LOW, x);
+    // outside [EXP_LOW, EXP_HIGH], where the README holds x, nobody looks at the result
     const float k = (x * 0x1.715476p+0f + magic) - magic;
     const float r = (x - k * 0x1.62e4p-1f) - k * 0x1.7f7d1cp-20f;
     return {k, r, (r * r) * horner(e, r)};
@@ -152,9 +151,9 @@ FD_HD Exponent exponent(float x) {
 
 FD_HD float exponential(float x, Exponent s) {
     const float y = 1.0f + (s.r + s.q);
-    const uint32_t power = bits_of(s.k + 12582912.0f) << 23;  // k's low bits stand in the mantissa
+    const uint32_t power = bits_of(s.k + 12582912.0f) << 23;  // k's low bits stand in the mantissa; a NaN's shift out
     const float scaled = float_bits(bits_of(y) + power);
-    return select(x > EXP_HIGH, INFINITY, select(x < EXP_LOW, 0.0f, select(x != x, x, scaled)));
+    return select(x > EXP_HIGH, INFINITY, select(x < EXP_LOW, 0.0f, scaled));
 }
 
 FD_HD float exponential(float x) { return exponential(x, exponent(x)); }
