@@ -149,8 +149,8 @@ def test_many_short_samples(backend: str) -> None:
 
 def _row(**columns: float) -> torch.Tensor:
     table = torch.zeros(1, len(COLUMNS), dtype=torch.float64)
-    for name, value in ({"network": 1, "input_scale": 1, "guidance_weight": 1} | columns).items():
-        table[0, INDEX[name.replace("__", ".")]] = value
+    for column, value in ({"network": 1, "input_scale": 1, "guidance_weight": 1} | columns).items():
+        table[0, INDEX[column.replace("__", ".")]] = value
     return table
 
 

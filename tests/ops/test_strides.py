@@ -1,4 +1,4 @@
-"""Any layout: permuted, sliced, reversed in memory, expanded, offset by odd addresses; the result is that of a dense copy."""
+"""Any layout: permuted, sliced, expanded, at odd addresses; the result is that of a dense copy."""
 
 from __future__ import annotations
 
