@@ -269,12 +269,13 @@ def _run(
         if workspace.dtype != compute or not workspace.is_contiguous():
             raise TypeError(f"fastdiff.{where}: expected a contiguous workspace of {compute}, got {workspace.dtype}.")
         written.append(workspace)
+    everything: Any = (*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
     if common.unobserved(x_t, out):
-        _launch_out(*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+        _launch_out(*everything)
         if not out.is_inference():
             torch.autograd.graph.increment_version(written)
     else:
-        _into(*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+        _into(*everything)
     return out
 
 
