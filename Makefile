@@ -11,7 +11,7 @@ SHELL = /bin/sh
 check = sh scripts/run -c 'import $(1)' 2>/dev/null || { echo 'make lint: $(1) is not installed in the interpreter in use, skipped (make VENV=1 lint has it).'; exit 0; }; sh scripts/run -m $(1) $(2)
 
 # tests on up to four cores where pytest-xdist is there (a GPU box may lack it)
-cores = `sh scripts/run -c 'import xdist' 2>/dev/null && echo -n auto --maxprocesses 4 --dist loadgroup`
+cores = `sh scripts/run -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --maxprocesses 4 --dist loadgroup'`
 
 .PHONY: demo test bench gpu-test lint doctor setup setup-test clean
 
