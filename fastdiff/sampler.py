@@ -133,7 +133,7 @@ class Sampler:
 
         plan = self.plan
         table = torch.tensor(plan.table, device=device)
-        times = table[:, plan.columns.index("t")].to(torch.int64)
+        times = table[:, plan.columns.index("t")].round().to(torch.int64)
         times = times[:, None].expand(-1, batch * calls.halves).contiguous()
         network_dtype = _parameter(self.model, "dtype", dtype)
         x_in = torch.empty((batch * calls.halves, *shape[1:]), dtype=network_dtype, device=device)

@@ -98,3 +98,31 @@ def test_train_then_sample(tmp_path: Path) -> None:
     assert nothing.returncode == 1 and "expected a run to resume in" in nothing.stderr
     drawn = fastdiff("sample", "--weights", run, "--out", str(tmp_path / "s"), "--num", "4", "--steps", "2")
     assert drawn.returncode == 0, drawn.stderr
+
+
+def test_solvers_lists_every_solver(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastdiff.solvers import SOLVERS
+
+    assert main(["solvers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(SOLVERS)
+    assert main(["solvers", "--json"]) == 0
+    rows = {row["solver"]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["heun"]["calls"] == 2 and rows["ddpm"]["noise"] and not rows["unipc"]["noise"]
+
+
+def test_plan_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    from fastdiff import Schedule
+    from fastdiff.solvers import make_plan
+
+    arguments = ["plan", "--solver", "dpm++2m", "--steps", "4", "--spacing", "karras", "--option", "solver_type=heun"]
+    assert main(arguments) == 0
+    expected = make_plan(
+        Schedule.linear(1000), solver="dpm++2m", steps=4, timestep_spacing="karras", solver_type="heun"
+    )
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["table"] == expected.table.tolist()
+    assert main(["plan", "--solver", "dpm++2m", "--option", "heun"]) == 1
+    assert "fastdiff plan: expected --option NAME=VALUE, got 'heun'." in capsys.readouterr().err
+    assert main(["plan", "--solver", "ddim", "--steps", "2000"]) == 1

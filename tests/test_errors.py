@@ -16,7 +16,8 @@ import torch
 import fastdiff
 from fastdiff import Sampler, Schedule, ops, prediction
 from fastdiff.models import UNet
-from fastdiff.solvers import make_plan
+from fastdiff.solvers import SOLVERS, make_plan
+from fastdiff.solvers.grids import SPACINGS
 
 S = Schedule.linear(1000)
 A, B = torch.tensor(S.alpha), torch.tensor(S.sigma)
@@ -95,7 +96,7 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
 
 SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: Sampler(net, S, solver="dppm"), ValueError,
-     "fastdiff.Sampler: expected solver in ['ddim', 'ddpm'], got 'dppm'."),
+     f"fastdiff.Sampler: expected solver in {sorted(SOLVERS)}, got 'dppm'."),
     (lambda: Sampler(net, S, steps=1001), ValueError,
      "fastdiff.Sampler: expected steps in [1, 1000], got 1001. The schedule has 1000."),
     (lambda: Sampler(net, S, steps=0), ValueError,
@@ -110,7 +111,7 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: Sampler(net, S, prediction_type="noise"), ValueError,
      "fastdiff.prediction: expected prediction_type in ['epsilon', 'x0', 'v', 'score', 'flow'], got 'noise'."),
     (lambda: Sampler(net, S, timestep_spacing="karas"), ValueError,
-     "fastdiff.Sampler: expected timestep_spacing in ['leading', 'linspace', 'trailing'], got 'karas'."),
+     f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got 'karas'."),
     (lambda: Sampler(net, S, guidance_scale=float("nan")), ValueError,
      "fastdiff.Sampler: expected a finite guidance_scale, got nan."),
     (lambda: Sampler("net", S), TypeError,  # type: ignore[arg-type]

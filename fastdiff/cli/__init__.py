@@ -1,4 +1,4 @@
-"""The command line: `fastdiff train | sample | doctor`. One module per command, each with `register(subparsers)`."""
+"""The command line: `fastdiff train | sample | plan | solvers | doctor`. One module per command, each with `register(subparsers)`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("train", "sample", "doctor")
+COMMANDS = ("train", "sample", "plan", "solvers", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

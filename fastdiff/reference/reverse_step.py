@@ -145,6 +145,7 @@ def _threshold(x0: NDArray, ratio: float, bound: Any) -> Any:
     position = ratio * (ordered.size - 1)
     below = int(position)
     low, high = ordered[below], ordered[min(below + 1, ordered.size - 1)]
-    s = low + x0.dtype.type(position - below) * (high - low)
+    with np.errstate(invalid="ignore"):  # between two infinities
+        s = low + x0.dtype.type(position - below) * (high - low)
     s = bound if s > bound else s
     return x0.dtype.type(1) if s < 1 else s

@@ -1,8 +1,24 @@
-"""Solvers: one formula per file, traced into plans."""
+"""Solvers: one formula per family, traced into plans."""
 
-from . import ddim, ddpm
+from . import adams, consistency, ddim, ddpm, dpm_multistep, dpm_singlestep, karras, sde, unipc
 from .plan import Plan
 from .registry import SOLVERS, find, make_plan
 from .trace import Linear, Trace
 
-__all__ = ["SOLVERS", "Linear", "Plan", "Trace", "ddim", "ddpm", "find", "make_plan"]
+__all__ = [
+    "SOLVERS",
+    "Linear",
+    "Plan",
+    "Trace",
+    "adams",
+    "consistency",
+    "ddim",
+    "ddpm",
+    "dpm_multistep",
+    "dpm_singlestep",
+    "find",
+    "karras",
+    "make_plan",
+    "sde",
+    "unipc",
+]

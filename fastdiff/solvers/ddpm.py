@@ -10,7 +10,7 @@ from .registry import solver
 from .trace import Linear, Trace
 
 
-@solver("ddpm", paper="Ho et al. 2020, eq. 6-7; respaced as Nichol & Dhariwal 2021, eq. 19")
+@solver("ddpm", paper="Ho et al. 2020, eq. 6-7; respaced as Nichol & Dhariwal 2021, eq. 19", stochastic=True)
 def ddpm(p: Trace, times: Sequence[Time], *, variance_type: str = "fixed_small") -> Linear:
     """x_s = (alpha_s sigma_ts²/sigma_t²) x0 + (alpha_ts sigma_s²/sigma_t²) x_t + std z.
 

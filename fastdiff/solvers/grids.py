@@ -1,6 +1,9 @@
-"""Grids of times: the discrete timesteps a solver visits, from noise to data.
+"""Grids of times: the points a solver visits, from noise to data.
 
-leading, linspace and trailing are the three spacings of Lin et al. 2024 (table 2).
+leading, linspace and trailing space the timesteps themselves (Lin et al. 2024, table 2). The others space the noise level
+rho = sigma/alpha between the schedule's ends, and the network is given the nearest timestep: karras rho^(1/7) evenly
+(Karras et al. 2022, eq. 5), exponential ln rho evenly, which is uniform log-SNR (Lu et al. 2022), and beta the quantiles
+of Beta(0.6, 0.6) over the timesteps (Lee et al. 2024, section 4).
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import numpy as np
 
 from ..schedule import Schedule
 
-SPACINGS = ("leading", "linspace", "trailing")
+SPACINGS = ("leading", "linspace", "trailing", "karras", "exponential", "beta")
+_KARRAS_RHO = 7.0
+_BETA = 0.6
 
 
 class Time(NamedTuple):
@@ -22,6 +27,16 @@ class Time(NamedTuple):
     alpha: float
     sigma: float
     log_snr: float
+
+    @property
+    def rho(self) -> float:
+        """The noise level sigma/alpha, Karras' sigma."""
+        return self.sigma / self.alpha
+
+    @property
+    def half_log_snr(self) -> float:
+        """lambda = ln(alpha/sigma) (Lu et al. 2022)."""
+        return 0.5 * self.log_snr
 
     def transition(self, s: Time) -> tuple[float, float]:
         """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s less noisy (Kingma et al. 2021,
@@ -33,26 +48,70 @@ CLEAN = Time(t=-1.0, alpha=1.0, sigma=0.0, log_snr=math.inf)
 
 
 def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
-    """`steps` descending timesteps in [0, T).
+    """`steps` descending timesteps in [0, T), for the spacings of timesteps.
 
     Raises ValueError for steps outside [1, T] and an unknown spacing.
     """
-    total = num_train_timesteps
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= total:
-        raise ValueError(f"fastdiff.Sampler: expected steps in [1, {total}], got {steps!r}. The schedule has {total}.")
+    total = _checked(num_train_timesteps, steps)
     if spacing == "leading":
         return [i * (total // steps) for i in reversed(range(steps))]
     if spacing == "linspace":
         return [int(t) for t in np.linspace(total - 1, 0, steps).round()]
     if spacing == "trailing":
         return [round((steps - i) * total / steps) - 1 for i in range(steps)]
+    if spacing == "beta":
+        return _beta_quantiles(total, steps)
     raise ValueError(f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got {spacing!r}.")
 
 
 def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     """The visited times and, last, clean data (alpha = 1, sigma = 0)."""
-    visited = timesteps(schedule.num_train_timesteps, steps, spacing)
-    points = [
-        Time(float(t), float(schedule.alpha[t]), float(schedule.sigma[t]), float(schedule.log_snr[t])) for t in visited
-    ]
-    return [*points, CLEAN]
+    if spacing not in ("karras", "exponential"):
+        visited = timesteps(schedule.num_train_timesteps, steps, spacing)
+        return [*(at_index(schedule, t) for t in visited), CLEAN]
+    _checked(schedule.num_train_timesteps, steps)
+    high, low = (0.5 * -float(schedule.log_snr[i]) for i in (-1, 0))  # ln rho at both ends
+    ramp = np.linspace(0.0, 1.0, steps)
+    if spacing == "exponential":
+        log_rho = high + ramp * (low - high)
+    else:
+        ends = [math.exp(v / _KARRAS_RHO) for v in (high, low)]
+        log_rho = _KARRAS_RHO * np.log(ends[0] + ramp * (ends[1] - ends[0]))
+    return [*(at_log_snr(schedule, -2.0 * float(v)) for v in log_rho), CLEAN]
+
+
+def at_index(schedule: Schedule, t: int) -> Time:
+    """The schedule's own point t."""
+    return Time(float(t), float(schedule.alpha[t]), float(schedule.sigma[t]), float(schedule.log_snr[t]))
+
+
+def at_log_snr(schedule: Schedule, log_snr: float) -> Time:
+    """The variance-preserving point of this log-SNR; its t lies between the timesteps around it, linear in log-SNR."""
+    t = float(np.interp(-log_snr, -schedule.log_snr, np.arange(schedule.num_train_timesteps)))
+    if log_snr > 0:
+        sigma2 = math.exp(-log_snr) / (1.0 + math.exp(-log_snr))
+        return Time(t, math.exp(-0.5 * math.log1p(math.exp(-log_snr))), math.sqrt(sigma2), log_snr)
+    alpha2 = math.exp(log_snr) / (1.0 + math.exp(log_snr))
+    return Time(t, math.sqrt(alpha2), math.exp(-0.5 * math.log1p(math.exp(log_snr))), log_snr)
+
+
+def _checked(total: int, steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= total:
+        raise ValueError(f"fastdiff.Sampler: expected steps in [1, {total}], got {steps!r}. The schedule has {total}.")
+    return total
+
+
+def _beta_quantiles(total: int, steps: int) -> list[int]:
+    """Timesteps at the quantiles of Beta(a, a): its distribution function tabulated over the timesteps, inverted."""
+    # substituting u = sin²(phi) takes the poles at both ends out of the density
+    phi = np.linspace(0.0, np.pi / 2, 4097)
+    density = (np.sin(phi) * np.cos(phi)) ** (2 * _BETA - 1)
+    mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    quantiles = np.interp(1.0 - np.linspace(0.0, 1.0, steps), mass / mass[-1], np.sin(phi) ** 2)
+    chosen = np.rint(quantiles * (total - 1)).astype(int)
+    # a fine grid rounds neighbours together: each is moved to a timestep of its own
+    for i in range(1, steps):
+        chosen[i] = min(chosen[i], chosen[i - 1] - 1)
+    for i in range(steps - 1, -1, -1):
+        chosen[i] = max(chosen[i], steps - 1 - i)
+    return [int(t) for t in chosen]

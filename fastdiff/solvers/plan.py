@@ -26,11 +26,13 @@ class Plan:
         table: float64 [rows, 56]; the last row is the identity.
         info: what it was made from (solver, steps, schedule, …), JSON-safe.
         columns: the table's column names (fastdiff.table).
+        used: bit mask of the columns that some row fills; kernels are specialised on it.
     """
 
     table: NDArray[np.float64]
     info: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = COLUMNS
+    used: int = field(init=False)
 
     def __post_init__(self) -> None:
         if self.table.dtype != np.float64 or self.table.ndim != 2 or self.table.shape[1] != len(COLUMNS):
@@ -42,6 +44,8 @@ class Plan:
                 f"{COLUMNS[column]!r}. The schedule reaches a point where the prediction type is undefined."
             )
         self.table.flags.writeable = False
+        # computed here and not on demand: a traced program (torch.compile) finds a number
+        object.__setattr__(self, "used", sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0))))
 
     def __len__(self) -> int:
         """Rows that do something; the closing identity row is not counted."""
@@ -53,11 +57,6 @@ class Plan:
         digest = hashlib.sha256(f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode())
         digest.update(np.ascontiguousarray(self.table, dtype="<f8").tobytes())
         return digest.hexdigest()
-
-    @functools.cached_property
-    def used(self) -> int:
-        """Bit mask of the columns that some row fills; kernels are specialised on it."""
-        return sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0)))
 
     @functools.cached_property
     def slots(self) -> int:
@@ -93,7 +92,10 @@ class Plan:
         if not self.column("network")[row]:
             return "-"
         text = _terms([(self.column("x0_x")[row], "x"), (self.column("x0_out")[row], "out")])
-        return f"{text}, |x0| <= {self.column('clip_bound')[row]:g}" if self.column("clip_mode")[row] else text
+        mode, bound = self.column("clip_mode")[row], self.column("clip_bound")[row]
+        if mode == 2:
+            return f"{text}, over its {self.column('clip_ratio')[row]:g}-quantile in [1, {bound:g}]"
+        return f"{text}, |x0| <= {bound:g}" if mode else text
 
     def _sum(self, row: int, to: str) -> str:
         names = [o if o != "z" else f"z{int(self.column('noise_index')[row])}" for o in OPERANDS]

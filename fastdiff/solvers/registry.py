@@ -21,6 +21,9 @@ class Solver(NamedTuple):
     name: str
     formula: Formula
     paper: str
+    order: int  # of convergence for smooth problems; 1 where nothing more is claimed
+    calls: int  # network calls a step
+    stochastic: bool
 
     @property
     def options(self) -> dict[str, Any]:
@@ -32,11 +35,13 @@ class Solver(NamedTuple):
 SOLVERS: dict[str, Solver] = {}
 
 
-def solver(name: str, *, paper: str) -> Callable[[Formula], Formula]:
+def solver(
+    name: str, *, paper: str, order: int = 1, calls: int = 1, stochastic: bool = False
+) -> Callable[[Formula], Formula]:
     """Registers a formula under a public name."""
 
     def register(formula: Formula) -> Formula:
-        SOLVERS[name] = Solver(name, formula, paper)
+        SOLVERS[name] = Solver(name, formula, paper, order, calls, stochastic)
         return formula
 
     return register
@@ -57,9 +62,10 @@ def make_plan(
     prediction_type: str = "epsilon",
     clip_range: float | None = None,
     timestep_spacing: str = "trailing",
+    times: Sequence[Time] | None = None,
     **options: Any,
 ) -> Plan:
-    """Traces a solver over a grid of `steps` times of the schedule.
+    """Traces a solver over a grid of `steps` times of the schedule, or over `times` (from noise to data) instead.
 
     Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1, T] and a clip_range
     that is not positive.
@@ -73,8 +79,9 @@ def make_plan(
     if clip_range is not None and not 0 < clip_range < float("inf"):
         raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
     kind = normalize(prediction_type)
-    times: Sequence[Time] = grid(schedule, steps, timestep_spacing)
-    trace = Trace(kind, clip_range)
+    if times is None:
+        times = grid(schedule, steps, timestep_spacing)
+    trace = Trace(kind, clip_range, schedule)
     table = trace.table(chosen.formula(trace, times, **options))
     info = {"solver": solver, **chosen.options, **options, "steps": int(steps), "prediction_type": kind}
     info |= {"clip_range": clip_range, "timestep_spacing": timestep_spacing, "schedule": repr(schedule)}

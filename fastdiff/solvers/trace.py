@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..prediction import to_eps_coefficients, to_x0_coefficients
+from ..schedule import Schedule
 from ..table import COLUMNS, INDEX, OPERANDS, SLOTS
-from .grids import Time
+from .grids import Time, at_log_snr
 
 Symbol = tuple[str, int]  # (operand, row) or ("slot", number of the kept term)
 
@@ -75,9 +76,11 @@ class Trace:
     Args:
         prediction_type: how x0 and eps follow from x and the output (fastdiff.prediction).
         clip_range: bound of the static clip on x0, or None.
+        schedule: where solvers find points between those of their grid.
     """
 
-    def __init__(self, prediction_type: str, clip_range: float | None = None):
+    def __init__(self, prediction_type: str, clip_range: float | None = None, schedule: Schedule | None = None):
+        self.schedule = schedule
         self.prediction_type = prediction_type
         self.clip_range = clip_range
         self.rows: list[_Row] = []
@@ -102,9 +105,18 @@ class Trace:
         """The state the open row started from."""
         return Linear({("x", len(self.rows)): 1.0})
 
+    def between(self, t: Time, s: Time, fraction: float) -> Time:
+        """The point at this fraction of the way from t to s in log-SNR; s is not clean data."""
+        assert self.schedule is not None, "a solver that visits points of its own needs the schedule"
+        return at_log_snr(self.schedule, t.log_snr + fraction * (s.log_snr - t.log_snr))
+
     def noise(self) -> Linear:
-        """The open row's draw of standard normal noise; a row has one."""
-        assert self._header is not None, "noise before the first network call needs a row of its own"
+        """The open row's draw of standard normal noise; a row has one.
+
+        Before the first network call, or after a row was closed by one, it opens a row without a call.
+        """
+        if self._header is None:
+            self._header = {"input_scale": 1.0, "guidance_weight": 1.0}
         self._header["noise_index"] = float(len(self.rows))
         return Linear({("z", len(self.rows)): 1.0})
 

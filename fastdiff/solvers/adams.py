@@ -1,0 +1,154 @@
+"""Linear multistep methods: PNDM (Liu et al. 2022), iPNDM and LMS on the ODE in rho, and DEIS (Zhang & Chen 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf, log
+
+import numpy as np
+
+from .grids import Time, at_index
+from .karras import euler_step, slope
+from .registry import solver
+from .trace import Linear, Trace
+
+# Adams-Bashforth on an even grid, by the number of values at hand
+_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def _combine(values: Sequence[Linear], weights: Sequence[float]) -> Linear:
+    total = weights[0] * values[0]
+    for value, weight in zip(values[1:], weights[1:], strict=False):
+        total = total + weight * value
+    return total
+
+
+def transfer(t: Time, s: Time, x: Linear, eps: Linear) -> Linear:
+    """phi: x_s = (alpha_s/alpha_t) x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps, DDIM's step (Liu et al., eq. 11)."""
+    on_x, on_eps = _transfer(t, s)
+    return on_x * x + on_eps * eps
+
+
+def _transfer(t: Time, s: Time) -> tuple[float, float]:
+    return s.alpha / t.alpha, s.sigma - s.alpha * t.sigma / t.alpha
+
+
+@solver("pndm", paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2", order=2)
+def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False) -> Linear:
+    """Adams-Bashforth of order 4 on eps, moved along by DDIM's transfer.
+
+    runge_kutta: the first three steps by pseudo Runge-Kutta (four calls each, F-PNDM); else Adams-Bashforth of rising
+    order (S-PNDM's cheaper start).
+    """
+    x, past = p.start, []  # type: ignore[var-annotated]
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        _, eps, _ = p.predict(x, t)
+        if runge_kutta and i < 3 and s.log_snr < inf:
+            assert p.schedule is not None, "Runge-Kutta visits points of its own"
+            middle = at_index(p.schedule, round(0.5 * (t.t + s.t)))
+            # the start is never remembered: each stage's x gives it back, which leaves room for the history
+            to_middle, to_end = _transfer(t, middle), _transfer(t, s)
+            first = p.keep(eps)
+            _, e2, _ = p.predict(transfer(t, middle, p.x(), eps), middle)
+            start, second = (p.x() - to_middle[1] * first) / to_middle[0], p.keep(e2)
+            _, e3, _ = p.predict(transfer(t, middle, start, e2), middle)
+            start = (p.x() - to_middle[1] * second) / to_middle[0]
+            base = p.keep(transfer(t, s, start, (first + 2.0 * second + 2.0 * e3) / 6.0))
+            _, e4, _ = p.predict(transfer(t, s, start, e3), s)
+            x = base + (to_end[1] / 6.0) * e4
+            past = [first, *past][:3]
+            continue
+        x = transfer(t, s, p.x(), _combine([eps, *past], _ADAMS[len(past)]))
+        if i < len(times) - 2:
+            past = [p.keep(eps), *past][:3]
+    return x
+
+
+@solver("ipndm", paper="Zhang & Chen 2023 (iPNDM), section 4; Adams-Bashforth in rho", order=1)
+def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
+    """x_s = x_t + (rho_s - rho_t) Σ a_k d_k with the even grid's weights, of rising order."""
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3, 4], got {order!r}.")
+    x, past = p.start, []  # type: ignore[var-annotated]
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        x0, _, _ = p.predict(x, t)
+        d = slope(t, p.x(), x0)
+        x = s.alpha * (p.x() / t.alpha + (s.rho - t.rho) * _combine([d, *past], _ADAMS[len(past)]))
+        if i < len(times) - 2:
+            past = [p.keep(d), *past][: order - 1]
+    return x
+
+
+def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list[float]:
+    """∫ of each Lagrange basis polynomial over the nodes."""
+    weights = []
+    for j, node in enumerate(nodes):
+        basis = np.polynomial.Polynomial([1.0])
+        for k, other in enumerate(nodes):
+            if k != j:
+                basis = basis * np.polynomial.Polynomial([-other, 1.0]) / (node - other)
+        integral = basis.integ(lbnd=begin)
+        weights.append(float(integral(end)))
+    return weights
+
+
+@solver("lms", paper="Adams-Bashforth on the uneven grid of rho (Karras et al. 2022, eq. 3)", order=2)
+def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
+    """x_s = x_t + Σ d_k ∫ l_k(rho) drho, the slopes interpolated by a polynomial in rho."""
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3, 4], got {order!r}.")
+    x = p.start
+    past: list[tuple[Linear, float]] = []
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        x0, _, _ = p.predict(x, t)
+        if order == 1:
+            x = euler_step(t, s, p.x(), x0)
+            continue
+        known = [(slope(t, p.x(), x0), t.rho), *past][:order]
+        weights = lagrange_integrals([rho for _, rho in known], t.rho, s.rho)
+        x = s.alpha * (p.x() / t.alpha + _combine([d for d, _ in known], weights))
+        if i < len(times) - 2:
+            past = [(p.keep(known[0][0]), t.rho), *past][: order - 1]
+    return x
+
+
+def _deis_two(a: float, b: float) -> Callable[[float], float]:
+    """The antiderivative in rho of the basis polynomial in ln rho that is 1 at a and 0 at b."""
+    return lambda r: 0.0 if r == 0 else r * (log(r) - log(b) - 1) / (log(a) - log(b))
+
+
+def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
+    """Likewise, 1 at a and 0 at b and c."""
+
+    def antiderivative(r: float) -> float:
+        if r == 0:
+            return 0.0
+        value = log(b) * (log(c) - log(r) + 1) - log(c) * log(r) + log(c) + log(r) ** 2 - 2 * log(r) + 2
+        return r * value / ((log(a) - log(b)) * (log(a) - log(c)))
+
+    return antiderivative
+
+
+@solver("deis", paper="Zhang & Chen 2023 (DEIS), eq. 15, log-rho variant", order=3)
+def deis(p: Trace, times: Sequence[Time], *, order: int = 3) -> Linear:
+    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho, eps interpolated by a polynomial in ln rho."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
+    x = p.start
+    past: list[tuple[Linear, float]] = []
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        _, eps, _ = p.predict(x, t)
+        known = [(eps, t.rho), *past][: 1 if s.rho == 0 else order]
+        nodes = [rho for _, rho in known]
+        if len(known) == 1:
+            x = transfer(t, s, p.x(), eps)
+        else:
+            weights = []
+            for j, node in enumerate(nodes):
+                rest = [rho for k, rho in enumerate(nodes) if k != j]
+                whole = _deis_two(node, *rest) if len(rest) == 1 else _deis_three(node, *rest)
+                weights.append(whole(s.rho) - whole(t.rho))
+            x = s.alpha * (p.x() / t.alpha + _combine([e for e, _ in known], weights))
+        if i < len(times) - 2:
+            past = [(p.keep(eps), t.rho), *past][: order - 1]
+    return x

@@ -1,0 +1,48 @@
+"""Samplers of distilled networks: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+from .grids import Time
+from .registry import solver
+from .trace import Linear, Trace
+
+
+@solver("lcm", paper="Luo et al. 2023 (LCM), eq. 9; Song et al. 2023, algorithm 1", stochastic=True)
+def lcm(p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Linear:
+    """f = c_skip x + c_out x0, then noise again: x_s = alpha_s f + sigma_s z.
+
+    c_skip = sd²/(u² + sd²), c_out = u/sqrt(u² + sd²), u = timestep_scaling·t: the boundary condition f(x, 0) = x.
+    """
+    x = p.start
+    for t, s in zip(times, times[1:], strict=False):
+        x0, _, _ = p.predict(x, t)
+        u = timestep_scaling * t.t
+        total = u**2 + sigma_data**2
+        denoised = (sigma_data**2 / total) * p.x() + (u / sqrt(total)) * x0
+        x = s.alpha * denoised
+        if s.sigma > 0:
+            x = x + s.sigma * p.noise()
+    return x
+
+
+@solver("tcd", paper="Zheng et al. 2024 (TCD), algorithm 4, eq. 20", stochastic=True)
+def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
+    """DDIM down to the timestep (1 - eta) s, then noise up to s; eta = 0 is DDIM, 1 multistep consistency sampling."""
+    if not 0 <= eta <= 1:
+        raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
+    assert p.schedule is not None, "TCD visits points of its own"
+    x = p.start
+    for t, s in zip(times, times[1:], strict=False):
+        x0, eps, _ = p.predict(x, t)
+        if s.sigma == 0:
+            x = s.alpha * x0
+            continue
+        down = int((1 - eta) * s.t)
+        alpha, sigma = float(p.schedule.alpha[down]), float(p.schedule.sigma[down])
+        x = (s.alpha / alpha) * (alpha * x0 + sigma * eps)
+        if eta > 0:
+            x = x + sqrt(1.0 - (s.alpha / alpha) ** 2) * p.noise()
+    return x

@@ -1,0 +1,118 @@
+"""DPM-Solver and DPM-Solver++, multistep: exponential integrators with remembered predictions (Lu et al. 2022a, 2022b)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import expm1, sqrt
+
+from .exponential import differences, first_order, history
+from .grids import Time
+from .registry import solver
+from .trace import Linear, Trace
+
+SOLVER_TYPES = ("midpoint", "heun")
+
+
+def _check(solver_type: str) -> None:
+    if solver_type not in SOLVER_TYPES:
+        raise ValueError(f"fastdiff.Sampler: expected solver_type in {list(SOLVER_TYPES)}, got {solver_type!r}.")
+
+
+def data_prediction(
+    p: Trace, times: Sequence[Time], order: int, *, sde: bool = False, solver_type: str = "midpoint",
+    as_published: bool = False,
+) -> Linear:  # fmt: skip
+    """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2), psi and chi of the order and type.
+
+    sde: the reverse SDE instead (Lu et al. 2022b, section 5): e^-2h in h's place for the drift, and
+    sigma_s sqrt(1 - e^-2h) z.
+    """
+    _check(solver_type)
+    x, past = p.start, []  # type: ignore[var-annotated]  # predictions with their lambdas, latest first
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        x0, _, _ = p.predict(x, t)
+        h, k = history(times, i, len(past), order)
+        if k == 1 and not (sde and s.sigma > 0):
+            x = first_order(p, t, s, x0)
+        else:
+            e = 2 * h if sde else h
+            gain = -expm1(-e)  # 1 - e^-h
+            x = (s.sigma / t.sigma) * (1 + expm1(-h) if sde else 1.0) * p.x() + s.alpha * gain * x0
+            if k > 1:
+                d1, d2 = differences(x0, past, t.half_log_snr, h, k, as_published)
+                psi = 0.5 * gain if k == 2 and solver_type == "midpoint" else 1.0 - gain / e
+                x = x + s.alpha * psi * d1
+                if d2 is not None:
+                    x = x + s.alpha * ((gain - e) / e**2 + 0.5) * d2
+            if sde:
+                x = x + s.sigma * sqrt(gain) * p.noise()
+        if i < len(times) - 2:
+            past = [(p.keep(x0), t.half_log_snr), *past][: order - 1]
+    return x
+
+
+def noise_prediction(
+    p: Trace, times: Sequence[Time], order: int, *, solver_type: str = "midpoint", as_published: bool = False
+) -> Linear:
+    """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + psi D1 + chi D2)."""
+    _check(solver_type)
+    x, past = p.start, []  # type: ignore[var-annotated]
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        x0, eps, _ = p.predict(x, t)
+        h, k = history(times, i, len(past), order)
+        x = s.alpha * x0 + s.sigma * eps
+        if k > 1:
+            gain = expm1(h)  # e^h - 1
+            d1, d2 = differences(eps, past, t.half_log_snr, h, k, as_published)
+            psi = 0.5 * gain if k == 2 and solver_type == "midpoint" else gain / h - 1.0
+            x = (s.alpha / t.alpha) * p.x() - s.sigma * (gain * eps + psi * d1)
+            if d2 is not None:
+                x = x - s.sigma * ((gain - h) / h**2 - 0.5) * d2
+        if i < len(times) - 2:
+            past = [(p.keep(eps), t.half_log_snr), *past][: order - 1]
+    return x
+
+
+@solver("dpm++1", paper="Lu et al. 2022b (DPM-Solver++), eq. 9 with k = 1", order=1)
+def dpmpp_1(p: Trace, times: Sequence[Time]) -> Linear:
+    return data_prediction(p, times, 1)
+
+
+@solver("dpm++2m", paper="Lu et al. 2022b (DPM-Solver++), algorithm 2", order=2)
+def dpmpp_2m(p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint") -> Linear:
+    return data_prediction(p, times, 2, solver_type=solver_type)
+
+
+@solver("dpm++3m", paper="Lu et al. 2022b (DPM-Solver++), appendix B, multistep of order 3", order=3)
+def dpmpp_3m(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> Linear:
+    """as_published: the published code's second difference, of order 2 (exponential.differences)."""
+    return data_prediction(p, times, 3, as_published=as_published)
+
+
+@solver(
+    "dpm++2m_sde", paper="Lu et al. 2022b (DPM-Solver++), SDE-DPM-Solver++(2M), section 5", order=2, stochastic=True
+)
+def dpmpp_2m_sde(p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint") -> Linear:
+    return data_prediction(p, times, 2, sde=True, solver_type=solver_type)
+
+
+@solver("dpm++3m_sde", paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3", order=3, stochastic=True)
+def dpmpp_3m_sde(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> Linear:
+    """as_published: the published code's second difference, of order 2 (exponential.differences)."""
+    return data_prediction(p, times, 3, sde=True, as_published=as_published)
+
+
+@solver("dpm1", paper="Lu et al. 2022a (DPM-Solver), eq. 3.7", order=1)
+def dpm_1(p: Trace, times: Sequence[Time]) -> Linear:
+    return noise_prediction(p, times, 1)
+
+
+@solver("dpm2m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 2", order=2)
+def dpm_2m(p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint") -> Linear:
+    return noise_prediction(p, times, 2, solver_type=solver_type)
+
+
+@solver("dpm3m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 3", order=3)
+def dpm_3m(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> Linear:
+    """as_published: the published code's second difference, of order 2 (exponential.differences)."""
+    return noise_prediction(p, times, 3, as_published=as_published)

@@ -1,0 +1,123 @@
+"""Solvers of Karras et al. 2022: the probability-flow ODE in rho = sigma/alpha, dx/drho = (x - x0)/rho.
+
+x here is Karras' x, the state over alpha. Euler's step with this derivative is DDIM's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf, log, log1p, sqrt
+
+from .grids import Time, at_log_snr
+from .registry import solver
+from .trace import Linear, Trace
+
+
+def euler_step(t: Time, s: Time, x: Linear, x0: Linear) -> Linear:
+    """x_s = x0 alpha_s + (sigma_s/sigma_t) (x_t - alpha_t x0): Euler from rho_t to rho_s."""
+    return (s.sigma / t.sigma) * x + (s.alpha - s.sigma * t.alpha / t.sigma) * x0
+
+
+def slope(t: Time, x: Linear, x0: Linear) -> Linear:
+    """dx/drho of Karras' x."""
+    return (x / t.alpha - x0) / t.rho
+
+
+def _churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
+    """Noise added so that rho grows by 1 + gamma (algorithm 2, lines 5 and 6)."""
+    assert p.schedule is not None, "churn visits points of its own"
+    up = at_log_snr(p.schedule, t.log_snr - 2.0 * log1p(gamma))
+    added = sqrt(up.rho**2 - t.rho**2) * s_noise
+    return up, (up.alpha / t.alpha) * x + up.alpha * added * p.noise()
+
+
+def stochastic(
+    p: Trace, times: Sequence[Time], *, heun: bool, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
+) -> Linear:
+    """Karras et al. 2022, algorithm 2; without `heun` only its Euler part, without churn algorithm 1."""
+    if s_churn < 0 or s_noise < 0:
+        raise ValueError(f"fastdiff.Sampler: expected s_churn and s_noise >= 0, got {s_churn!r} and {s_noise!r}.")
+    x = p.start
+    gamma = min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
+    for t, s in zip(times, times[1:], strict=False):
+        if gamma > 0 and s_tmin <= t.rho <= s_tmax:
+            t, x = _churned(p, t, x, gamma, s_noise)
+        x0, _, _ = p.predict(x, t)
+        if not heun or s.log_snr == inf:
+            x = euler_step(t, s, p.x(), x0)
+            continue
+        start, first = p.keep(p.x()), p.keep(slope(t, p.x(), x0))
+        y0, _, _ = p.predict(euler_step(t, s, p.x(), x0), s)
+        x = s.alpha * (start / t.alpha + 0.5 * (s.rho - t.rho) * (first + slope(s, p.x(), y0)))
+    return x
+
+
+@solver("euler", paper="Karras et al. 2022, algorithm 2 without its second-order part", order=1)
+def euler(
+    p: Trace, times: Sequence[Time], *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Linear:  # fmt: skip
+    """s_churn > 0 adds noise before steps whose rho lies in [s_tmin, s_tmax]."""
+    return stochastic(p, times, heun=False, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+
+
+@solver("heun", paper="Karras et al. 2022, algorithm 1", order=2, calls=2)
+def heun(p: Trace, times: Sequence[Time]) -> Linear:
+    return stochastic(p, times, heun=True, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=1.0)
+
+
+@solver("edm", paper="Karras et al. 2022, algorithm 2", order=2, calls=2, stochastic=True)
+def edm(
+    p: Trace, times: Sequence[Time], *, s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0,
+    s_noise: float = 1.003,
+) -> Linear:  # fmt: skip
+    return stochastic(p, times, heun=True, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+
+
+def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
+    """(rho to step down to, rho of the noise put back): down² + up² = rho_s² (Song et al. 2021, eq. 16, in rho)."""
+    up = min(s.rho, eta * sqrt(max(s.rho**2 * (t.rho**2 - s.rho**2), 0.0)) / t.rho)
+    return sqrt(max(s.rho**2 - up**2, 0.0)), up
+
+
+@solver("euler_ancestral", paper="Song, Meng & Ermon 2021, eq. 12 and 16, in rho", order=1, stochastic=True)
+def euler_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+    """Euler down to `down`, then noise of `up`; eta = 0 is Euler."""
+    x = p.start
+    for t, s in zip(times, times[1:], strict=False):
+        x0, _, _ = p.predict(x, t)
+        down, up = ancestral_levels(t, s, eta)
+        x = s.alpha * ((down / t.rho) * (p.x() / t.alpha) + (1.0 - down / t.rho) * x0)
+        if up > 0:
+            x = x + s.alpha * up * s_noise * p.noise()
+    return x
+
+
+def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Linear:
+    """The midpoint rule in ln rho: a second slope halfway down (Karras et al. 2022, section 3 names it DPM-2)."""
+    x = p.start
+    for t, s in zip(times, times[1:], strict=False):
+        x0, _, _ = p.predict(x, t)
+        down, up = ancestral_levels(t, s, eta)
+        if down == 0:
+            x = s.alpha * x0
+        else:
+            start = p.keep(p.x())
+            below = at_log_snr(p.schedule, -2.0 * log(down)) if p.schedule is not None else s
+            middle = p.between(t, below, 0.5)
+            y0, _, _ = p.predict(euler_step(t, middle, p.x(), x0), middle)
+            d = slope(middle, p.x(), y0)
+            x = s.alpha * (start / t.alpha + (down - t.rho) * d)
+        if up > 0:
+            x = x + s.alpha * up * s_noise * p.noise()
+    return x
+
+
+@solver("kdpm2", paper="Karras et al. 2022, section 3; midpoint in ln rho", order=2, calls=2)
+def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
+    return _kdpm2(p, times, eta=0.0, s_noise=1.0)
+
+
+@solver("kdpm2_ancestral", paper="as kdpm2, with the noise of euler_ancestral", order=2, calls=2, stochastic=True)
+def kdpm2_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+    return _kdpm2(p, times, eta=eta, s_noise=s_noise)

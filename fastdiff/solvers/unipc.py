@@ -1,0 +1,82 @@
+"""UniPC: a unified predictor-corrector of any order; the corrector reuses the next prediction (Zhao et al. 2023).
+
+One network call a step: at t the corrector first improves x_t with the prediction made there, then the predictor steps on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import expm1, factorial, inf
+
+import numpy as np
+
+from .exponential import step_size
+from .grids import Time
+from .registry import solver
+from .trace import Linear, Trace
+
+
+def _weights(ratios: list[float], h: float, variant: str) -> tuple[list[float], float]:
+    """(rho, B(h)) with R(r) rho = b (Zhao et al. 2023, eq. 10 to 12), for the data prediction: h stands for -h."""
+    hh = -h
+    b_h = hh if variant == "bh1" else expm1(hh)
+    phi, b = expm1(hh) / hh - 1.0, []
+    for i in range(1, len(ratios) + 1):
+        b.append(phi * factorial(i) / b_h)
+        phi = phi / hh - 1.0 / factorial(i + 1)
+    r = np.array(ratios)
+    matrix = np.array([r**i for i in range(len(ratios))])
+    return list(np.linalg.solve(matrix, np.array(b))), b_h
+
+
+def _update(
+    t: Time, s: Time, x: Linear, m0: Linear, others: list[tuple[Linear, float]], variant: str, half: bool
+) -> Linear:
+    """x_s from x_t, the prediction there and others with their ratios r; `half`: one ratio takes rho = 1/2."""
+    h = step_size(t, s)
+    if h == inf:
+        return s.alpha * m0 + (s.sigma / t.sigma) * x
+    result = (s.sigma / t.sigma) * x - s.alpha * expm1(-h) * m0
+    if not others:
+        return result
+    ratios = [r for _, r in others]
+    rho, b_h = _weights(ratios, h, variant)
+    if half and len(others) == 1:
+        rho = [0.5]
+    for weight, (m, r) in zip(rho, others, strict=True):
+        result = result - s.alpha * b_h * (weight / r) * (m - m0)
+    return result
+
+
+@solver("unipc", paper="Zhao et al. 2023 (UniPC), algorithms 5 to 8, data prediction", order=3)
+def unipc(
+    p: Trace, times: Sequence[Time], *, order: int = 2, solver_type: str = "bh2", lower_order_final: bool = True
+) -> Linear:
+    """order: of the predictor, 1 to 3 (the corrector adds one); solver_type: B(h) = h (`bh1`) or e^h - 1 (`bh2`).
+
+    lower_order_final: the order falls to 1 over the last steps, steadier with few of them. Into clean data it is 1 anyway.
+    """
+    if order not in (1, 2, 3):
+        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
+    if solver_type not in ("bh1", "bh2"):
+        raise ValueError(f"fastdiff.Sampler: expected solver_type in ['bh1', 'bh2'], got {solver_type!r}.")
+    x, steps = p.start, len(times) - 1
+    past: list[tuple[Linear, Time]] = []  # predictions, latest first
+    last: Linear | None = None  # the corrected state of the step before
+    used = 1
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        m, _, _ = p.predict(x, t)
+        corrected = p.x()
+        if last is not None:
+            before = past[0][1]
+            h = step_size(before, t)
+            others = [(n, (q.half_log_snr - before.half_log_snr) / h) for n, q in past[1:used]]
+            corrected = _update(before, t, last, past[0][0], [*others, (m, 1.0)], solver_type, half=used == 1)
+        used = min(order, i + 1, steps - i if lower_order_final else order)
+        h = step_size(t, s)
+        others = [] if h == inf else [(n, (q.half_log_snr - t.half_log_snr) / h) for n, q in past[: used - 1]]
+        x = _update(t, s, corrected, m, others, solver_type, half=True)
+        if i < steps - 1:
+            past = [(p.keep(m), t), *past][:order]
+            last = p.keep(corrected)
+    return x
