@@ -1,4 +1,4 @@
-"""The command line: `fastdiff train | sample | plan | solvers | doctor`. One module per command, with `register(subparsers)`."""
+"""The command line: `fastdiff train | sample | plan | solvers | doctor`, a module each with `register(subparsers)`."""
 
 from __future__ import annotations
 
