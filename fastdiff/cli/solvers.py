@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 from ..solvers import SOLVERS
@@ -16,25 +17,25 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = [
-        {
-            "solver": s.name,
-            "order": s.order,
-            "noise": s.stochastic,
-            "calls": s.calls,
-            "options": s.options,
-            "paper": s.paper,
-        }
-        for s in SOLVERS.values()
-    ]
     if args.json:
-        print(json.dumps(rows, indent=2, default=str))
+        rows = [
+            {
+                "solver": s.name,
+                "order": s.order,
+                "noise": s.stochastic,
+                "calls": s.calls,
+                # JSON has no infinity
+                "options": {name: "inf" if value == math.inf else value for name, value in s.options.items()},
+                "paper": s.paper,
+            }
+            for s in SOLVERS.values()
+        ]
+        print(json.dumps(rows, indent=2, allow_nan=False))
         return 0
     cells = [("solver", "order", "noise", "calls", "options", "paper")]
-    for row in rows:
-        options = " ".join(f"{name}={value}" for name, value in row["options"].items())
-        noise = "yes" if row["noise"] else "no"
-        cells.append((row["solver"], str(row["order"]), noise, str(row["calls"]), options or "-", row["paper"]))
+    for s in SOLVERS.values():
+        options = " ".join(f"{name}={value}" for name, value in s.options.items())
+        cells.append((s.name, str(s.order), "yes" if s.stochastic else "no", str(s.calls), options or "-", s.paper))
     widths = [max(len(c[i]) for c in cells) for i in range(5)]
     for cell in cells:
         print("  ".join([*(text.ljust(w) for text, w in zip(cell, widths, strict=False)), cell[5]]))
