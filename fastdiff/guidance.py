@@ -20,6 +20,7 @@ class Conditions:
     Attributes:
         halves: 1, or 2 when both calls are made.
         arguments: what the model is called with; tensors [halves·B, …].
+        conditional: what it is called with where only the conditional half is needed; tensors [B, …].
         guidance: gamma [B] for the kernel, or None.
 
     Raises:
@@ -37,6 +38,8 @@ class Conditions:
         cond = _on_device("cond", cond, batch, device)
         self.guidance: Tensor | None = None
         self.halves = 1
+        self.conditional = cond
+        self.host = not isinstance(gamma, Tensor)  # whether the host may skip calls
         if not isinstance(gamma, Tensor) and gamma == 1:
             self.arguments = cond
             return
@@ -47,7 +50,7 @@ class Conditions:
             )
         uncond = _on_device("uncond", uncond, batch, device)
         if not isinstance(gamma, Tensor) and gamma == 0:
-            self.arguments = uncond
+            self.arguments = self.conditional = uncond
             return
         if cond.keys() != uncond.keys():
             raise ValueError(

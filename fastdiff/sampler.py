@@ -38,6 +38,13 @@ class Sampler:
         guidance_scale: gamma in u + gamma (c - u): 0 unconditional, 1 conditional and off (Ho & Salimans 2022, eq. 6,
             with gamma = 1 + w; Luo 2022, eq. 168).
         clip_range: x0 is held in [-clip_range, clip_range]; None for no clip.
+        dynamic_threshold: ratio of dynamic thresholding (Saharia et al. 2022, section 2.3): x0 is held in [-s, s] and
+            divided by s, the ratio-quantile of |x0| in the sample, held in [1, clip_range].
+        guidance_rescale: phi, the share of the guided output that gets the conditional one's deviation (Lin et al. 2024,
+            eq. 15 and 16).
+        guidance_interval: (low, high) noise levels sigma/alpha between which guidance acts (Kynkäänniemi et al. 2024);
+            outside, the unconditional call is not made, unless guidance_scale is a tensor.
+        timesteps: descending timesteps to visit, instead of `steps` and `timestep_spacing`.
 
     Attributes:
         plan: the table it steps through. last_seed: the seed of the latest call that was given none.
@@ -58,6 +65,10 @@ class Sampler:
         eta: float = 0.0,
         clip_range: float | None = None,
         timestep_spacing: str = "trailing",
+        timesteps: Sequence[int] | None = None,
+        dynamic_threshold: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
         **options: Any,
     ):
         if not callable(model):
@@ -78,6 +89,14 @@ class Sampler:
             "timestep_spacing": timestep_spacing,
             **options,
         }
+        # left out where they say nothing, so that folders written before them stay as they were
+        further = {
+            "timesteps": timesteps,
+            "dynamic_threshold": dynamic_threshold,
+            "guidance_rescale": guidance_rescale or None,
+            "guidance_interval": guidance_interval,
+        }
+        self._settings |= {name: value for name, value in further.items() if value is not None}
         self.plan: Plan = make_plan(schedule, **self._settings)
 
     @torch.no_grad()
@@ -142,10 +161,17 @@ class Sampler:
         row_out = torch.empty_like(row)
         slots = torch.empty((plan.slots, *shape), dtype=dtype, device=device) if plan.slots else None
         x0 = torch.empty_like(x) if callback else None
+        rooms = torch.empty((2, batch), dtype=dtype, device=device)
         for i in tqdm(range(start, len(plan)), disable=not progress, desc="sampling", unit="step"):
-            out = self._predict(x_in, times[i], calls) if plan.column("network")[i] else None
+            guided = calls.guidance is not None and not (calls.host and plan.column("guidance_weight")[i] == 0)
+            out = None
+            if plan.column("network")[i]:
+                out = self._predict(x_in, times[i], calls.arguments) if guided or calls.halves == 1 else self._predict(
+                    x_in[:batch], times[i][:batch], calls.conditional
+                )  # fmt: skip
             ops.reverse_step(
-                x, out, table, row, seed=seed, sample_ids=ids, guidance=calls.guidance, used=plan.used, slots=slots,
+                x, out, table, row, seed=seed, sample_ids=ids, guidance=calls.guidance if guided else None,
+                used=plan.used, slots=slots, workspace=rooms,
                 out=x, slots_out=slots, x0_out=x0, input_out=x_in, row_out=row_out,
             )  # fmt: skip
             row, row_out = row_out, row
@@ -195,8 +221,8 @@ class Sampler:
                 **arguments,
             )  # fmt: skip
 
-    def _predict(self, x: Tensor, t: Tensor, calls: Conditions) -> Tensor:
-        out = self.model(x, t, **calls.arguments)
+    def _predict(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+        out = self.model(x, t, **arguments)
         out = getattr(out, "sample", out)
         if not isinstance(out, Tensor):
             raise TypeError(

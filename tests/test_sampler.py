@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -182,3 +184,73 @@ def test_folder_round_trip(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert torch.equal(again.sample((2, 1, 8, 8), **arguments), sampler.sample((2, 1, 8, 8), **arguments))
     assert again.plan.hash == sampler.plan.hash
     assert len(Sampler.from_pretrained(tmp_path / "model", steps=7).plan) == 7
+
+
+class Conditional:
+    """A conditional elementwise network that counts the rows of its calls."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return torch.tanh(x + 0.1 * y.view(-1, *(1,) * (x.ndim - 1)))
+
+
+CONDITIONS = {"cond": {"y": torch.arange(3)}, "uncond": {"y": torch.full((3,), 9)}}
+
+
+def test_guidance_in_an_interval_skips_the_unconditional_call() -> None:
+    whole = Sampler(Conditional(), SCHEDULE, steps=10, guidance_scale=3.0)
+    rho = [math.exp(-0.5 * SCHEDULE.log_snr[int(t)]) for t in whole.plan.column("t")[:-1]]
+    low, high = rho[7] * 0.999, rho[3] * 1.001
+    network = Conditional()
+    sampler = Sampler(network, SCHEDULE, steps=10, guidance_scale=3.0, guidance_interval=(low, high))
+    x = sampler.sample((3, 4), seed=1, **CONDITIONS)
+    assert network.rows == [3, 3, 3, 6, 6, 6, 6, 6, 3, 3]
+    # a tensor's strength is not the host's to read: both halves are computed, and the result is the same
+    network.rows.clear()
+    gamma = torch.full((3,), 3.0)
+    assert torch.equal(sampler.sample((3, 4), seed=1, guidance_scale=gamma, **CONDITIONS), x)
+    assert network.rows == [6] * 10
+    assert not torch.equal(whole.sample((3, 4), seed=1, **CONDITIONS), x)
+    outside = Sampler(Conditional(), SCHEDULE, steps=10, guidance_scale=3.0, guidance_interval=(1e6, 1e7))
+    plain = Sampler(Conditional(), SCHEDULE, steps=10)
+    assert torch.equal(outside.sample((3, 4), seed=1, **CONDITIONS), plain.sample((3, 4), seed=1, cond=CONDITIONS["cond"]))
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm++2m", "unipc"])
+def test_rescale_and_dynamic_threshold_in_a_run(solver: str, backend: str) -> None:
+    """The loop on every backend against the NumPy interpreter of the same rows."""
+    sampler = Sampler(
+        Conditional(), SCHEDULE, solver=solver, steps=6, guidance_scale=4.0, guidance_rescale=0.7, dynamic_threshold=0.9,
+        clip_range=2.0,
+    )  # fmt: skip
+    start = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = sampler.sample(x_T=start, seed=7, **CONDITIONS)
+    x, slots = start.numpy(), np.zeros((4, 3, 4, 5))
+    labels = torch.cat([CONDITIONS["cond"]["y"], CONDITIONS["uncond"]["y"]])
+    for k in range(len(sampler.plan)):
+        both = torch.from_numpy(np.concatenate([x, x]))
+        out = Conditional()(both, torch.zeros(6), labels).numpy()
+        step = reference.reverse_step(x, out, sampler.plan.table, k, slots=slots, seed=7, guidance=4.0)
+        x, slots = step.x_s, step.slots
+    np.testing.assert_allclose(got.numpy(), x, rtol=1e-10, atol=1e-10)
+    assert got.abs().max() <= 1 + 1e-9, "thresholded x0 lies in [-1, 1]"
+
+
+def test_timesteps_of_one_s_own() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="dpm++2m", timesteps=[990, 500, 499, 3])
+    assert sampler.plan.column("t")[:-1].tolist() == [990, 500, 499, 3]
+    assert sampler.sample((2, 3), seed=0).isfinite().all()
+    for wrong in ([], [1, 2], [5, 5], [1000, 3], [4, -1]):
+        with pytest.raises(ValueError, match="expected descending timesteps in"):
+            Sampler(elementwise, SCHEDULE, timesteps=wrong)
+    for options, message in [
+        ({"dynamic_threshold": 1.5}, "expected dynamic_threshold in"),
+        ({"dynamic_threshold": 0.9, "clip_range": 0.5}, "expected dynamic_threshold in"),
+        ({"guidance_rescale": 2.0}, "expected guidance_rescale in"),
+        ({"guidance_interval": (3.0, 1.0)}, "expected guidance_interval"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Sampler(elementwise, SCHEDULE, **options)

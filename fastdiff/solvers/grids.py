@@ -9,6 +9,7 @@ of Beta(0.6, 0.6) over the timesteps (Lee et al. 2024, section 4).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -78,6 +79,15 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
         ends = [math.exp(v / _KARRAS_RHO) for v in (high, low)]
         log_rho = _KARRAS_RHO * np.log(ends[0] + ramp * (ends[1] - ends[0]))
     return [*(at_log_snr(schedule, -2.0 * float(v)) for v in log_rho), CLEAN]
+
+
+def given(schedule: Schedule, timesteps: Sequence[int]) -> list[Time]:
+    """The user's own timesteps and, last, clean data. Raises ValueError unless they descend within [0, T)."""
+    total, values = schedule.num_train_timesteps, [int(t) for t in timesteps]
+    falling = all(a > b for a, b in zip(values, values[1:], strict=False))
+    if not values or not falling or not all(0 <= t < total for t in values):
+        raise ValueError(f"fastdiff.Sampler: expected descending timesteps in [0, {total}), got {values}.")
+    return [*(at_index(schedule, t) for t in values), CLEAN]
 
 
 def at_index(schedule: Schedule, t: int) -> Time:

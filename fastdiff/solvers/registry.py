@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..prediction import normalize
 from ..schedule import Schedule
-from .grids import Time, grid
+from .grids import Time, given, grid
 from .plan import Plan
 from .trace import Linear, Trace
 
@@ -62,13 +62,20 @@ def make_plan(
     prediction_type: str = "epsilon",
     clip_range: float | None = None,
     timestep_spacing: str = "trailing",
+    timesteps: Sequence[int] | None = None,
+    dynamic_threshold: float | None = None,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
     times: Sequence[Time] | None = None,
     **options: Any,
 ) -> Plan:
-    """Traces a solver over a grid of `steps` times of the schedule, or over `times` (from noise to data) instead.
+    """Traces a solver over a grid of `steps` times of the schedule.
 
-    Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1, T] and a clip_range
-    that is not positive.
+    timesteps: descending timesteps to visit instead (`steps` is then their number); times: points from noise to data
+    instead of both, clean data included where the solver should go there. Further arguments: see `Sampler`.
+
+    Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1, T], timesteps that do
+    not descend within [0, T), and numbers outside their ranges.
     """
     chosen = find(solver)
     unknown = sorted(set(options) - set(chosen.options))
@@ -79,10 +86,31 @@ def make_plan(
     if clip_range is not None and not 0 < clip_range < float("inf"):
         raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
     kind = normalize(prediction_type)
-    if times is None:
+    if dynamic_threshold is not None and not (0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)):
+        raise ValueError(
+            f"fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it, got {dynamic_threshold!r} "
+            f"and {clip_range!r}."
+        )
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}.")
+    if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1]:
+        raise ValueError(f"fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got {guidance_interval!r}.")
+    if timesteps is not None:
+        times = given(schedule, timesteps)
+    elif times is None:
         times = grid(schedule, steps, timestep_spacing)
-    trace = Trace(kind, clip_range, schedule)
+    steps = len(times) - 1
+    trace = Trace(
+        kind,
+        clip_range,
+        schedule,
+        dynamic_threshold=dynamic_threshold,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+    )
     table = trace.table(chosen.formula(trace, times, **options))
     info = {"solver": solver, **chosen.options, **options, "steps": int(steps), "prediction_type": kind}
     info |= {"clip_range": clip_range, "timestep_spacing": timestep_spacing, "schedule": repr(schedule)}
+    info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
+    info |= {"guidance_interval": guidance_interval, "timesteps": None if timesteps is None else list(timesteps)}
     return Plan(table, info)

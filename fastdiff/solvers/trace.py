@@ -75,14 +75,33 @@ class Trace:
 
     Args:
         prediction_type: how x0 and eps follow from x and the output (fastdiff.prediction).
-        clip_range: bound of the static clip on x0, or None.
+        clip_range: bound of the static clip on x0, or None; with dynamic_threshold the largest threshold.
+        dynamic_threshold: the quantile of |x0| that dynamic thresholding takes, or None.
+        guidance_rescale: phi of the rescaled guidance.
+        guidance_interval: noise levels (low, high) between which guidance acts.
         schedule: where solvers find points between those of their grid.
     """
 
-    def __init__(self, prediction_type: str, clip_range: float | None = None, schedule: Schedule | None = None):
+    def __init__(
+        self,
+        prediction_type: str,
+        clip_range: float | None = None,
+        schedule: Schedule | None = None,
+        *,
+        dynamic_threshold: float | None = None,
+        guidance_rescale: float = 0.0,
+        guidance_interval: tuple[float, float] | None = None,
+    ):
         self.schedule = schedule
         self.prediction_type = prediction_type
-        self.clip_range = clip_range
+        self.guidance_rescale = guidance_rescale
+        self.guidance_interval = guidance_interval
+        self._clip: dict[str, float] = {}
+        if dynamic_threshold is not None:
+            bound = 1.0 if clip_range is None else clip_range
+            self._clip = {"clip_mode": 2.0, "clip_bound": bound, "clip_ratio": dynamic_threshold}
+        elif clip_range is not None:
+            self._clip = {"clip_mode": 1.0, "clip_bound": clip_range}
         self.rows: list[_Row] = []
         self.start = Linear({("x", 0): 1.0})
         self._header: dict[str, float] | None = None
@@ -95,8 +114,11 @@ class Trace:
         row = len(self.rows)
         self._header = {"network": 1.0, "t": t.t, "input_scale": 1.0, "guidance_weight": 1.0}
         self._header["x0_x"], self._header["x0_out"] = to_x0_coefficients(self.prediction_type, t.alpha, t.sigma)
-        if self.clip_range is not None:
-            self._header |= {"clip_mode": 1.0, "clip_bound": self.clip_range}
+        if self.guidance_interval is not None and not self.guidance_interval[0] <= t.rho <= self.guidance_interval[1]:
+            self._header["guidance_weight"] = 0.0  # the strength is 1 there: the conditional output alone
+        elif self.guidance_rescale:
+            self._header["guidance_rescale"] = self.guidance_rescale
+        self._header |= self._clip
         out = Linear({("out", row): 1.0})
         a, b = to_eps_coefficients(self.prediction_type, t.alpha, t.sigma)
         return Prediction(Linear({("x0", row): 1.0}), a * Linear({("x", row): 1.0}) + b * out, out)
