@@ -24,6 +24,12 @@ from fastdiff.solvers.grids import CLEAN, Time
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed here (make test installs it)")
 pytest.importorskip("scipy", reason="diffusers' LMS needs scipy")
 
+# the lifted `numpy` meets diffusers' own conversions
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`algorithm_types:FutureWarning"),
+]
+
 SHAPE = (2, 3, 5, 4)
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = Schedule.scaled_linear(1000)

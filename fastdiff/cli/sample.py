@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         for batch in sampler.stream(
             args.num, shape, batch_size=args.batch_size, first_id=args.first_id, seed=args.seed,
             cond=_condition(labels), uncond=_condition(labels, null=getattr(network, "null_label", None)),
-            callback=lambda i, t, x, x0: bar.update(len(x) / len(sampler.plan)) and None,
+            callback=lambda i, t, x, x0: bar.update(min(len(x) / len(sampler.plan), args.num - bar.n)) and None,
         ):  # fmt: skip
             batches.append(images.to_uint8(batch).cpu())
         bar.update(args.num - bar.n)
