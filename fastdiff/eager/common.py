@@ -34,3 +34,15 @@ def checked_index(index: Tensor, size: int, message: str | None) -> tuple[Tensor
             raise IndexError(message.format(size=size, value=int(index[at]), at=at))
         return index, None
     return index.clamp(0, size - 1), valid
+
+
+def store(out: Tensor, value: Tensor) -> None:
+    """out.copy_(value), rounded once: torch takes float64 to 16 bits by way of float32, which rounds ties a second time."""
+    if value.dtype == torch.float64 and out.element_size() == 2:
+        single = value.to(torch.float32)
+        back = single.to(torch.float64)
+        bits = single.view(torch.int32)
+        # "round to odd": the last bit remembers that digits were lost, and the second rounding sees it
+        odd = (torch.where(back.abs() > value.abs(), bits - 1, bits) | 1).view(torch.float32)
+        value = torch.where((back == value) | value.isnan(), single, odd)
+    out.copy_(value)

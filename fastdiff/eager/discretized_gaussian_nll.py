@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .common import store
 from .elementary import exp, mills
 from .sums import sum_samples
 
@@ -40,7 +41,7 @@ def discretized_gaussian_nll_backward(
     b = bins(*(v.to(grad.dtype) for v in (x0, mean, log_scale)))
     for to, value in ((g_mean, b.by_mean), (g_log_scale, b.by_log_scale)):
         if to is not None:
-            to.copy_(grad[:, None] * value)
+            store(to, grad[:, None] * value)
 
 
 def bins(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Bins:

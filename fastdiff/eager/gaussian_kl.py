@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .common import store
 from .elementary import exp, exp_minus_1_minus
 from .sums import sum_samples
 
@@ -36,9 +37,9 @@ def gaussian_kl_backward(
     by_mean, by_logvar1, by_logvar2 = kl_gradient(*_parts(grad.dtype, mean1, logvar1, mean2, logvar2))
     for to, value in ((g_mean1, by_mean), (g_logvar1, by_logvar1), (g_logvar2, by_logvar2)):
         if to is not None:
-            to.copy_(g * value)
+            store(to, g * value)
     if g_mean2 is not None:
-        g_mean2.copy_(-(g * by_mean))
+        store(g_mean2, -(g * by_mean))
 
 
 def kl_term(d: Tensor, m: Tensor, inverse: Tensor | float) -> Tensor:

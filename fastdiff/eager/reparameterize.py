@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .common import compute_dtype
+from .common import compute_dtype, store
 from .elementary import exp
 from .q_sample import regenerate
 
@@ -44,7 +44,7 @@ def reparameterize_backward(
     compute = compute_dtype(grad)
     g = grad.to(compute)
     if g_mean is not None:
-        g_mean.copy_(g)
+        store(g_mean, g)
     if g_logvar is not None:
         eps = regenerate(grad, seed, seeds, sample_ids, step, stream, fast).to(compute)
-        g_logvar.copy_((g * eps) * (exp(logvar.to(compute) * 0.5) * 0.5))
+        store(g_logvar, (g * eps) * (exp(logvar.to(compute) * 0.5) * 0.5))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..table import INDEX, OPERANDS, OUTPUTS, SLOTS, reads, uses
-from .common import checked_index, compute_dtype, per_sample
+from .common import checked_index, compute_dtype, per_sample, store
 from .elementary import exp
 from .q_sample import regenerate
 
@@ -98,11 +98,11 @@ def reverse_step(
         slots_out[i].copy_(torch.where(written, value, keep))  # type: ignore[index]
     x_s.copy_(x)
     if x0_out is not None:
-        x0_out.copy_(r.operands["x0"])  # type: ignore[arg-type]
+        store(x0_out, r.operands["x0"])  # type: ignore[arg-type]
     if input_out is not None:
         scale = table[:, INDEX["input_scale"]].index_select(0, follow.clamp(0, len(table) - 1)).to(x.dtype)
         scaled = per_sample(scale, x) * x
-        input_out.copy_(scaled if len(input_out) == len(x) else torch.cat([scaled, scaled]))
+        store(input_out, scaled if len(input_out) == len(x) else torch.cat([scaled, scaled]))
     if row_out is not None:
         row_out.copy_(follow)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .common import checked_index, per_sample
+from .common import checked_index, per_sample, store
 from .discretized_gaussian_nll import bins
 from .elementary import exp
 from .gaussian_kl import kl_gradient, kl_term
@@ -37,7 +37,7 @@ def vlb_terms_backward(
     _, by_out, by_v = _evaluate(grad.dtype, x0, x_t, model_output, table, t)
     g = per_sample(grad if valid is None else torch.where(valid, grad, torch.nan), x0)
     parts = [g * by_out] if model_output.shape == x0.shape else [g * by_out, g * by_v]
-    g_output.copy_(torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
+    store(g_output, torch.cat(parts, dim=1) if len(parts) > 1 else parts[0])
 
 
 def _evaluate(

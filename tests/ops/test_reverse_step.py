@@ -8,8 +8,9 @@ import torch
 from ops.cases import DTYPES, SHAPES, name, random_table, truth
 from tolerances import ROUNDING
 
-from fastdiff import ops, reference
+from fastdiff import Schedule, ops, reference
 from fastdiff.eager.common import compute_dtype
+from fastdiff.solvers import make_plan
 from fastdiff.table import COLUMNS, INDEX
 
 ROWS = 6
@@ -229,3 +230,44 @@ def test_missing_operands_of_the_rows_in_use_raise(backend: str) -> None:
         assert message in str(error.value)
     with pytest.raises(ValueError, match="model_output, which row 0 reads at index 0"):
         ops.reverse_step(x, None, _row(x__out=1.0), row, used=-1, out=torch.empty_like(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
+def test_float64_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
+    """A double just above a tie of the short type, which float32 makes a tie again."""
+    half = 2.0**-11 if dtype == torch.float16 else 2.0**-8
+    x = torch.tensor(
+        [[1 + half + 2.0**-40, 1 + half, -1 - half - 2.0**-40, 0.1, torch.inf, torch.nan]], dtype=torch.float64
+    )
+    table, row = _row(x0_x=1.0, x__x=1.0), torch.zeros(1, dtype=torch.int64)
+    short, x0 = torch.empty(1, 6, dtype=dtype), torch.empty(1, 6, dtype=dtype)
+    ops.reverse_step(x, x, table, row, used=-1, out=x.clone(), input_out=short, x0_out=x0)
+    up = 1 + 2 * half
+    expected = torch.tensor([[up, 1.0, -up, 0.1, torch.inf, torch.nan]], dtype=dtype)
+    torch.testing.assert_close(short, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(x0, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_short_states_are_no_further_from_float64_than_diffusers(solver: str, dtype: torch.dtype, backend: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    schedule = Schedule.linear(1000)
+    plan = make_plan(schedule, solver=solver, steps=50, timestep_spacing="leading")
+    scheduler = (diffusers.DDPMScheduler if solver == "ddpm" else diffusers.DDIMScheduler)(clip_sample=False)
+    scheduler.set_timesteps(50)
+    g = torch.Generator().manual_seed(5)
+    x, out = (torch.randn(16, 3, 16, 16, generator=g).to(dtype) for _ in range(2))
+    k, noise = 30, torch.zeros_like(x)
+    exact = reference.reverse_step(
+        x.double().numpy(), out.double().numpy(), plan.table, k, noise=noise.double().numpy()
+    )
+    ours = ops.reverse_step(x, out, torch.tensor(plan.table), torch.full((16,), k), noise=noise, used=plan.used)
+    with pytest.MonkeyPatch.context() as patch:
+        if solver == "ddpm":
+            import diffusers.schedulers.scheduling_ddpm as module
+
+            patch.setattr(module, "randn_tensor", lambda *_, **__: noise)
+        theirs = scheduler.step(out, scheduler.timesteps[k], x).prev_sample
+    errors = [np.abs(v.double().numpy() - exact.x_s) for v in (ours, theirs)]
+    assert errors[0].max() <= errors[1].max() and errors[0].mean() <= errors[1].mean()
