@@ -28,7 +28,7 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
             stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
             status = library.calls[op](pack((-1, 0, stream, error_word(device).data_ptr()), *arguments))
         if status:
-            native._raise(library, op, status)
+            native.raise_status(library, op, status)
 
     launch.__name__ = launch.__qualname__ = name
     return launch

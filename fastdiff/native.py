@@ -145,7 +145,8 @@ def _handle(kind: str) -> Any:
     return library.handle
 
 
-def _raise(library: Library, op: str, status: int) -> None:
+def raise_status(library: Library, op: str, status: int) -> None:
+    """Raises the error that a status other than 0 stands for, with the library's sentence."""
     raise _ERRORS[status](f"fastdiff.{op}: {library.handle.fd_last_error().decode()}")
 
 
@@ -154,7 +155,7 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
         library = load("cpu")
         status = library.calls[op](pack((_level, torch.get_num_threads(), 0, 0), *arguments))
         if status:
-            _raise(library, op, status)
+            raise_status(library, op, status)
 
     launch.__name__ = launch.__qualname__ = name
     return launch

@@ -28,6 +28,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "fastdiff" / "lib" / "libfastdiff_cuda.so"
 GPU = torch.cuda.is_available()
+EMULATED = ["tests/cuda/test_emulated.py", "tests/cuda/test_emulated_sums.py"]
 
 
 def run(command: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
@@ -79,16 +80,14 @@ def main() -> int:
     print("GPU: " + (torch.cuda.get_device_name() if GPU else "none here; tests that need one are counted as skipped"))
     suites: dict[str, Any] = {}
     if GPU:
-        suites["kernels on the device"] = suite(
-            "kernels on the device", ["tests/cuda/test_emulated.py"], FASTDIFF_TEST_CUDA=str(LIBRARY)
-        )
+        suites["kernels on the device"] = suite("kernels on the device", EMULATED, FASTDIFF_TEST_CUDA=str(LIBRARY))
         suites["ops on the device"] = suite("ops on the device", ["tests/ops"], FASTDIFF_TEST_DEVICE="cuda")
     else:
-        suites["kernels emulated"] = suite("kernels emulated", ["tests/cuda/test_emulated.py"])
+        suites["kernels emulated"] = suite("kernels emulated", EMULATED)
     suites["compiled library"] = suite("compiled library", ["tests/cuda/test_compiled.py"])
     suites["gpu"] = suite("gpu", ["tests/gpu"])
     if prefix := sanitizer():
-        small = ["tests/cuda/test_emulated.py", "-k", "shape0 or shape1 or shape2 or threshold or row or time"]
+        small = [*EMULATED, "-k", "shape0 or shape1 or shape2 or threshold or row or time"]
         suites["compute-sanitizer"] = suite("compute-sanitizer", small, prefix, FASTDIFF_TEST_CUDA=str(LIBRARY))
     report = {
         "gpu": torch.cuda.get_device_name() if GPU else None,

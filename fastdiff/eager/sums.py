@@ -10,8 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-CHUNK = 1024
+CHUNK = 1024  # elements of a sample whose terms are summed together
 PARTIALS = 64
+
+
+def chunks(per_sample: int) -> int:
+    """How many of them a sample has."""
+    return -(-per_sample // CHUNK)
 
 
 def sum_samples(terms: Tensor) -> Tensor:
@@ -21,9 +26,8 @@ def sum_samples(terms: Tensor) -> Tensor:
     n = flat.shape[1]
     if n == 0:
         return torch.zeros(batch, dtype=torch.float64, device=terms.device)
-    chunks = -(-n // CHUNK)
     parts = []
-    for i in range(chunks):
+    for i in range(chunks(n)):
         part = flat[:, i * CHUNK : (i + 1) * CHUNK]
         total = part[:, :PARTIALS].clone()
         for first in range(PARTIALS, part.shape[1], PARTIALS):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..eager.sums import CHUNK, chunks
 from ..rng import MODES
 
 library = torch.library.Library("fastdiff", "DEF")
@@ -127,10 +128,6 @@ def elements(shape: Sequence[int]) -> int:
     return n
 
 
-CHUNK = 1024
-"""Elements of a sample whose terms are summed together (kernels/README.md section 7)."""
-
-
 def compute_dtype(*values: Tensor | None) -> torch.dtype:
     """float64 if any of the values is, else float32."""
     return torch.float64 if any(v is not None and v.dtype == torch.float64 for v in values) else torch.float32
@@ -140,7 +137,7 @@ def workspace_for(batch: int, per_sample: int, dtype: torch.dtype, device: torch
     """Room for the partial sums of samples of several chunks; None where one chunk holds a sample."""
     if isinstance(per_sample, int) and per_sample <= CHUNK:
         return None
-    return torch.empty(batch * (-(-per_sample // CHUNK)), dtype=dtype, device=device)
+    return torch.empty(batch * chunks(per_sample), dtype=dtype, device=device)
 
 
 def check_sum(
@@ -155,7 +152,7 @@ def check_sum(
     same_device(where, "out", out, like, "the inputs")
     if out.dtype != dtype or not out.is_contiguous():
         raise TypeError(f"fastdiff.{where}: expected a contiguous out of dtype {_name(dtype)}, got {_name(out.dtype)}.")
-    needed = 0 if n <= CHUNK else batch * (-(-n // CHUNK))
+    needed = 0 if n <= CHUNK else batch * chunks(n)
     if needed:
         if workspace is None or workspace.numel() < needed or workspace.dtype != dtype or not workspace.is_contiguous():
             got = "none" if workspace is None else f"{workspace.numel()} of {_name(workspace.dtype)}"

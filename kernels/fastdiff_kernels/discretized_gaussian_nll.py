@@ -43,6 +43,17 @@ def narrow_series(hh, yy, K: tl.constexpr, J: tl.constexpr):
 
 
 @triton.jit
+def level_minus(u, mean):
+    """u/255 - mean to full relative precision: high*255 is exact, so the quotient is known to twice the digits."""
+    quotient = divided(u, tl.full([1, 1], 255.0, u.dtype))
+    if u.dtype == tl.float64:
+        high = ((quotient.to(tl.int64, bitcast=True) >> 12) << 12).to(tl.float64, bitcast=True)
+    else:
+        high = ((quotient.to(tl.int32, bitcast=True) >> 12) << 12).to(tl.float32, bitcast=True)
+    return (high - mean) + (u - high * 255.0) * (0.5 * BIN)
+
+
+@triton.jit
 def wide_bins(a, b, e, end):
     """D of the tail, what is missing of the whole mass in the middle, and the densities at a and b."""
     mills_a, mills_b = mills(tl.abs(a)), mills(tl.where(b < 0.0, 0.0, b))
@@ -63,15 +74,16 @@ def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
     level = tl.where(level > 255.0, 255.0, level)
     level = tl.where(level < 0.0, 0.0, level)
     level = (level + MAGIC) - MAGIC
-    center = (divided(level, tl.full([1, 1], 127.5, x0.dtype)) - 1.0) - mean
+    center = level_minus(2.0 * level - 255.0, mean)
     inverse = exponential(log_scale * -1.0)
     first, last = level == 0.0, level == 255.0
     end = first | last
     flip = first | ((last == 0) & (center < 0.0))
     w = inverse * BIN
     h = 0.5 * w
-    m = tl.where(flip, center * -1.0, center) * inverse
-    a, b, y = m - h, m + h, m * h
+    center = tl.where(flip, center * -1.0, center)
+    m = center * inverse
+    a, b, y = (center - 0.5 * BIN) * inverse, m + h, m * h
     narrow = (end == 0) & (w < WIDTH) & (tl.abs(y) < Y)
     tail = a >= 0.0
 
