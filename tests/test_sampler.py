@@ -226,6 +226,9 @@ def test_rescale_and_dynamic_threshold_in_a_run(solver: str, backend: str) -> No
         Conditional(), SCHEDULE, solver=solver, steps=6, guidance_scale=4.0, guidance_rescale=0.7, dynamic_threshold=0.9,
         clip_range=2.0,
     )  # fmt: skip
+    # the interpreter reads the same table, so that it holds what was asked for is said apart
+    asked = {"guidance_rescale": 0.7, "clip_mode": 2, "clip_ratio": 0.9, "clip_bound": 2}
+    assert all((sampler.plan.column(name)[:-1] == value).all() for name, value in asked.items())
     start = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     got = sampler.sample(x_T=start, seed=7, **CONDITIONS)
     x, slots = start.numpy(), np.zeros((4, 3, 4, 5))
