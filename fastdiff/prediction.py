@@ -1,4 +1,4 @@
-"""Prediction types: five linear views of one denoiser.
+"""Prediction types: six linear views of one denoiser.
 
 With x_t = alpha x0 + sigma eps every common network output is a linear combination of x_t and x0:
 
@@ -7,6 +7,7 @@ With x_t = alpha x0 + sigma eps every common network output is a linear combinat
     v        v     = alpha eps - sigma x0                  (Salimans & Ho 2022, section 4)
     score    s     = -eps / sigma                          (Song et al. 2021, eq. 7; Tweedie, Luo 2022, eq. 133)
     flow     u     = eps - x0                              (Lipman et al. 2023, for alpha = 1 - sigma)
+    edm      F     = -v                                    (Karras et al. 2022, eq. 7 and table 1, unit data)
 
 So a type is the pair (a, b) in output = a·x0 + b·eps, and conversions are 2×2 linear algebra, written here in forms
 without cancellation. alpha² + sigma² = 1 is not assumed.
@@ -14,9 +15,10 @@ without cancellation. alpha² + sigma² = 1 is not assumed.
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-PREDICTION_TYPES = ("epsilon", "x0", "v", "score", "flow")
+PREDICTION_TYPES = ("epsilon", "x0", "v", "score", "flow", "edm")
 _ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
@@ -41,6 +43,9 @@ def to_x0_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[An
     if kind == "v":
         norm = alpha * alpha + sigma * sigma
         return alpha / norm, -sigma / norm
+    if kind == "edm":
+        norm = alpha * alpha + sigma * sigma
+        return alpha / norm, sigma / norm
     if kind == "score":
         return 1.0 / alpha, sigma * sigma / alpha
     return 1.0 / (alpha + sigma), -sigma / (alpha + sigma)
@@ -57,6 +62,9 @@ def to_eps_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[A
     if kind == "v":
         norm = alpha * alpha + sigma * sigma
         return sigma / norm, alpha / norm
+    if kind == "edm":
+        norm = alpha * alpha + sigma * sigma
+        return sigma / norm, -alpha / norm
     if kind == "score":
         return zero, -sigma
     return 1.0 / (alpha + sigma), alpha / (alpha + sigma)
@@ -73,6 +81,8 @@ def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> A
         return alpha * eps - sigma * x0
     if kind == "score":
         return -eps / sigma
+    if kind == "edm":
+        return sigma * x0 - alpha * eps
     return eps - x0
 
 
@@ -86,3 +96,39 @@ def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, si
     a, b = to_x0_coefficients(source, alpha, sigma)
     c, d = to_eps_coefficients(source, alpha, sigma)
     return target(destination, a * x_t + b * output, c * x_t + d * output, alpha, sigma)
+
+
+class Coefficients(NamedTuple):
+    """input = scale·x_t is what the network is given; x0 = x0_x·x_t + x0_out·output; eps = eps_x·x_t + eps_out·output."""
+
+    scale: float
+    x0_x: float
+    x0_out: float
+    eps_x: float
+    eps_out: float
+
+
+class Parametrization(NamedTuple):
+    """What a network is given and what it returns, for a state x_t = alpha x0 + sigma eps.
+
+    unit_input: the input is x_t over sqrt(alpha² sigma_data² + sigma²), of unit variance, and prediction_type speaks of that
+    space, where the data are x0/sigma_data. With alpha = 1 that is the input of networks trained on variance-preserving
+    noise (sigma_data = 1) and, with the type `edm`, the preconditioning of Karras et al. 2022, table 1:
+    c_in = 1/sqrt(sigma² + sigma_data²), c_skip = sigma_data² c_in², c_out = sigma sigma_data c_in.
+    Otherwise the input is x_t itself.
+    """
+
+    prediction_type: str = "epsilon"
+    unit_input: bool = False
+    sigma_data: float = 1.0
+
+    def at(self, alpha: float, sigma: float) -> Coefficients:
+        """The coefficients at a point (alpha, sigma)."""
+        scale, data = 1.0, 1.0
+        if self.unit_input:
+            data = self.sigma_data
+            scale = 1.0 / math.hypot(alpha * data, sigma)
+            alpha, sigma = alpha * data * scale, sigma * scale
+        a, b = to_x0_coefficients(self.prediction_type, alpha, sigma)
+        c, d = to_eps_coefficients(self.prediction_type, alpha, sigma)
+        return Coefficients(scale, data * a * scale, data * b, c * scale, d)

@@ -3,18 +3,66 @@
 A discrete variance-preserving schedule is fixed by betas: alpha_t^2 = prod(1 - beta_i) and sigma_t^2 = 1 - alpha_t^2
 (Ho et al. 2020, eq. 4). Both halves are kept, because 1 - alpha_t^2 has lost its digits where alpha_t^2 is near one;
 log-SNR = ln(alpha_t^2 / sigma_t^2) (Kingma et al. 2021, eq. 2).
+
+Schedules differ in their space, the curve on which (alpha, sigma) lies: `vp` alpha² + sigma² = 1 (variance preserving),
+`ve` alpha = 1 (variance exploding), `flow` alpha + sigma = 1 (flow matching). A log-SNR names one point of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+SPACES = ("vp", "ve", "flow")
+
+
+class Time(NamedTuple):
+    """A point of a schedule: the time the network is given, and q(x_t | x0) = N(alpha x0, sigma² I) there."""
+
+    t: float
+    alpha: float
+    sigma: float
+    log_snr: float
+
+    @property
+    def rho(self) -> float:
+        """The noise level sigma/alpha, Karras' sigma."""
+        return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def half_log_snr(self) -> float:
+        """lambda = ln(alpha/sigma) (Lu et al. 2022)."""
+        return 0.5 * self.log_snr
+
+    def transition(self, s: Time) -> tuple[float, float]:
+        """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s less noisy (Kingma et al. 2021,
+        eq. 20–21): alpha_t/alpha_s and -expm1(log_snr_t - log_snr_s)·sigma_t², without cancellation."""
+        return self.alpha / s.alpha, -math.expm1(self.log_snr - s.log_snr) * self.sigma**2
+
+
+CLEAN = Time(t=-1.0, alpha=1.0, sigma=0.0, log_snr=math.inf)
+
+
+def on_curve(space: str, log_snr: float) -> tuple[float, float]:
+    """(alpha, sigma) of this log-SNR in a space, without cancellation."""
+    if space == "ve":
+        return 1.0, math.exp(-0.5 * log_snr)
+    if space == "vp":
+        if log_snr > 0:
+            low = math.exp(-log_snr)
+            return math.exp(-0.5 * math.log1p(low)), math.sqrt(low / (1.0 + low))
+        high = math.exp(log_snr)
+        return math.sqrt(high / (1.0 + high)), math.exp(-0.5 * math.log1p(high))
+    if log_snr > 0:
+        rho = math.exp(-0.5 * log_snr)
+        return 1.0 / (1.0 + rho), rho / (1.0 + rho)
+    rate = math.exp(0.5 * log_snr)
+    return rate / (1.0 + rate), 1.0 / (1.0 + rate)
 
 
 class Schedule:
@@ -35,6 +83,8 @@ class Schedule:
         self.alpha = np.sqrt(alphas_cumprod)
         self.sigma = np.sqrt(one_minus)
         self.log_snr = np.log(alphas_cumprod) - np.log(one_minus)
+        self.space = "vp"
+        self.continuous = False
         self._config = config
         for table in (self.alphas_cumprod, self.one_minus_alphas_cumprod, self.alpha, self.sigma, self.log_snr):
             table.flags.writeable = False
@@ -42,6 +92,20 @@ class Schedule:
     @property
     def num_train_timesteps(self) -> int:
         return len(self.alphas_cumprod)
+
+    def at(self, t: float) -> Time:
+        """The schedule's point t, an index in [0, T)."""
+        i = int(t)
+        return Time(float(t), float(self.alpha[i]), float(self.sigma[i]), float(self.log_snr[i]))
+
+    def at_log_snr(self, log_snr: float) -> Time:
+        """The point of this log-SNR; its t lies between the timesteps around it, linear in log-SNR."""
+        t = float(np.interp(-log_snr, -self.log_snr, np.arange(self.num_train_timesteps)))
+        return Time(t, *on_curve(self.space, log_snr), log_snr)
+
+    def network_time(self, point: Time) -> float:
+        """What the network is given as t at a point: the timestep, a whole number unless `continuous`."""
+        return point.t
 
     @property
     def betas(self) -> Array:

@@ -147,7 +147,7 @@ def _two_slot_solver(p: Trace, times: list[Time]) -> Linear:
 
 def test_remembered_terms_share_slots() -> None:
     times = grid(SCHEDULE, 6, "trailing")
-    trace = Trace("epsilon")
+    trace = Trace("epsilon", Schedule.linear(1000))
     plan = Plan(trace.table(_two_slot_solver(trace, times)))
     assert plan.slots == 1, "each term dies when the next is kept, so one slot serves them all"
     assert plan.column("s1.x0").tolist() == [1.0] * 5 + [0.0, 0.0], "the last term is never read, so never written"
@@ -170,7 +170,7 @@ def test_remembered_terms_share_slots() -> None:
 
 def test_a_forgotten_term_is_refused() -> None:
     times = grid(SCHEDULE, 2, "trailing")
-    trace = Trace("epsilon")
+    trace = Trace("epsilon", Schedule.linear(1000))
     first, _, _ = trace.predict(trace.start, times[0])
     trace.predict(trace.x(), times[1])
     with pytest.raises(ValueError, match=r"expected terms of row 1, got x0 of row 0\. Remember it with keep\(\)\."):

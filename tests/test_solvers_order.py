@@ -15,7 +15,7 @@ import torch
 
 from fastdiff import Sampler, Schedule, ops
 from fastdiff.solvers import SOLVERS, make_plan
-from fastdiff.solvers.grids import SPACINGS, Time, at_log_snr, grid
+from fastdiff.solvers.grids import SPACINGS, Time, grid
 
 SCHEDULE = Schedule.linear(1000)
 STD = 0.5
@@ -26,7 +26,7 @@ def levels(steps: int, *, short_start: bool = False) -> list[Time]:
     if short_start:
         e = (log_snr[1] - log_snr[0]) * 1e-3
         log_snr = [log_snr[0] - 2 * e, log_snr[0] - e, *log_snr]
-    return [at_log_snr(SCHEDULE, float(v)) for v in log_snr]
+    return [SCHEDULE.at_log_snr(float(v)) for v in log_snr]
 
 
 def run(solver: str, times: list[Time], noise: torch.Tensor | None = None, **options: Any) -> torch.Tensor:

@@ -7,7 +7,7 @@ from math import inf, log
 
 import numpy as np
 
-from .grids import Time, at_index
+from .grids import Time
 from .karras import euler_step, slope
 from .registry import solver
 from .trace import Linear, Trace
@@ -44,8 +44,7 @@ def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False) -> Linea
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         _, eps, _ = p.predict(x, t)
         if runge_kutta and i < 3 and s.log_snr < inf:
-            assert p.schedule is not None, "Runge-Kutta visits points of its own"
-            middle = at_index(p.schedule, round(0.5 * (t.t + s.t)))
+            middle = p.at(round(0.5 * (t.t + s.t)))
             # the start is never remembered: each stage's x gives it back, which leaves room for the history
             to_middle, to_end = _transfer(t, middle), _transfer(t, s)
             first = p.keep(eps)

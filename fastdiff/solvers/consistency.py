@@ -33,16 +33,14 @@ def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
     """DDIM down to the timestep (1 - eta) s, then noise up to s; eta = 0 is DDIM, 1 multistep consistency sampling."""
     if not 0 <= eta <= 1:
         raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
-    assert p.schedule is not None, "TCD visits points of its own"
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, eps, _ = p.predict(x, t)
         if s.sigma == 0:
             x = s.alpha * x0
             continue
-        down = int((1 - eta) * s.t)
-        alpha, sigma = float(p.schedule.alpha[down]), float(p.schedule.sigma[down])
-        x = (s.alpha / alpha) * (alpha * x0 + sigma * eps)
+        down = p.at(int((1 - eta) * s.t))
+        x = (s.alpha / down.alpha) * (down.alpha * x0 + down.sigma * eps)
         if eta > 0:
-            x = x + sqrt(1.0 - (s.alpha / alpha) ** 2) * p.noise()
+            x = x + sqrt(1.0 - (s.alpha / down.alpha) ** 2) * p.noise()
     return x

@@ -10,42 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from ..schedule import Schedule
+from ..schedule import CLEAN, Schedule, Time
 
 SPACINGS = ("leading", "linspace", "trailing", "karras", "exponential", "beta")
 _KARRAS_RHO = 7.0
 _BETA = 0.6
-
-
-class Time(NamedTuple):
-    """A point of the grid: the time the network is given, and q(x_t | x0) = N(alpha x0, sigma² I) there."""
-
-    t: float
-    alpha: float
-    sigma: float
-    log_snr: float
-
-    @property
-    def rho(self) -> float:
-        """The noise level sigma/alpha, Karras' sigma."""
-        return self.sigma / self.alpha
-
-    @property
-    def half_log_snr(self) -> float:
-        """lambda = ln(alpha/sigma) (Lu et al. 2022)."""
-        return 0.5 * self.log_snr
-
-    def transition(self, s: Time) -> tuple[float, float]:
-        """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s less noisy (Kingma et al. 2021,
-        eq. 20–21): alpha_t/alpha_s and -expm1(log_snr_t - log_snr_s)·sigma_t², without cancellation."""
-        return self.alpha / s.alpha, -math.expm1(self.log_snr - s.log_snr) * self.sigma**2
-
-
-CLEAN = Time(t=-1.0, alpha=1.0, sigma=0.0, log_snr=math.inf)
 
 
 def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
@@ -69,7 +41,7 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     """The visited times and, last, clean data (alpha = 1, sigma = 0)."""
     if spacing not in ("karras", "exponential"):
         visited = timesteps(schedule.num_train_timesteps, steps, spacing)
-        return [*(at_index(schedule, t) for t in visited), CLEAN]
+        return [*(schedule.at(t) for t in visited), CLEAN]
     _checked(schedule.num_train_timesteps, steps)
     high, low = (0.5 * -float(schedule.log_snr[i]) for i in (-1, 0))  # ln rho at both ends
     ramp = np.linspace(0.0, 1.0, steps)
@@ -78,7 +50,7 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     else:
         ends = [math.exp(v / _KARRAS_RHO) for v in (high, low)]
         log_rho = _KARRAS_RHO * np.log(ends[0] + ramp * (ends[1] - ends[0]))
-    return [*(at_log_snr(schedule, -2.0 * float(v)) for v in log_rho), CLEAN]
+    return [*(schedule.at_log_snr(-2.0 * float(v)) for v in log_rho), CLEAN]
 
 
 def given(schedule: Schedule, timesteps: Sequence[int]) -> list[Time]:
@@ -87,22 +59,7 @@ def given(schedule: Schedule, timesteps: Sequence[int]) -> list[Time]:
     falling = all(a > b for a, b in zip(values, values[1:], strict=False))
     if not values or not falling or not all(0 <= t < total for t in values):
         raise ValueError(f"fastdiff.Sampler: expected descending timesteps in [0, {total}), got {values}.")
-    return [*(at_index(schedule, t) for t in values), CLEAN]
-
-
-def at_index(schedule: Schedule, t: int) -> Time:
-    """The schedule's own point t."""
-    return Time(float(t), float(schedule.alpha[t]), float(schedule.sigma[t]), float(schedule.log_snr[t]))
-
-
-def at_log_snr(schedule: Schedule, log_snr: float) -> Time:
-    """The variance-preserving point of this log-SNR; its t lies between the timesteps around it, linear in log-SNR."""
-    t = float(np.interp(-log_snr, -schedule.log_snr, np.arange(schedule.num_train_timesteps)))
-    if log_snr > 0:
-        sigma2 = math.exp(-log_snr) / (1.0 + math.exp(-log_snr))
-        return Time(t, math.exp(-0.5 * math.log1p(math.exp(-log_snr))), math.sqrt(sigma2), log_snr)
-    alpha2 = math.exp(log_snr) / (1.0 + math.exp(log_snr))
-    return Time(t, math.sqrt(alpha2), math.exp(-0.5 * math.log1p(math.exp(log_snr))), log_snr)
+    return [*(schedule.at(t) for t in values), CLEAN]
 
 
 def _checked(total: int, steps: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, log, log1p, sqrt
 
-from .grids import Time, at_log_snr
+from .grids import Time
 from .registry import solver
 from .trace import Linear, Trace
 
@@ -25,8 +25,7 @@ def slope(t: Time, x: Linear, x0: Linear) -> Linear:
 
 def _churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
     """Noise added so that rho grows by 1 + gamma (algorithm 2, lines 5 and 6)."""
-    assert p.schedule is not None, "churn visits points of its own"
-    up = at_log_snr(p.schedule, t.log_snr - 2.0 * log1p(gamma))
+    up = p.at_log_snr(t.log_snr - 2.0 * log1p(gamma))
     added = sqrt(up.rho**2 - t.rho**2) * s_noise
     return up, (up.alpha / t.alpha) * x + up.alpha * added * p.noise()
 
@@ -103,7 +102,7 @@ def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Li
             x = s.alpha * x0
         else:
             start = p.keep(p.x())
-            below = at_log_snr(p.schedule, -2.0 * log(down)) if p.schedule is not None else s
+            below = p.at_log_snr(-2.0 * log(down))
             middle = p.between(t, below, 0.5)
             y0, _, _ = p.predict(euler_step(t, middle, p.x(), x0), middle)
             d = slope(middle, p.x(), y0)

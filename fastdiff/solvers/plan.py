@@ -27,11 +27,13 @@ class Plan:
         info: what it was made from (solver, steps, schedule, …), JSON-safe.
         columns: the table's column names (fastdiff.table).
         used: bit mask of the columns that some row fills; kernels are specialised on it.
+        initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
     """
 
     table: NDArray[np.float64]
     info: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = COLUMNS
+    initial_std: float = 1.0
     used: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -53,9 +55,11 @@ class Plan:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of schema and table, hexadecimal: equal plans step equally."""
+        """SHA-256 of schema, table and initial deviation, hexadecimal: equal plans step equally."""
         digest = hashlib.sha256(f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode())
         digest.update(np.ascontiguousarray(self.table, dtype="<f8").tobytes())
+        if self.initial_std != 1.0:
+            digest.update(np.float64(self.initial_std).astype("<f8").tobytes())
         return digest.hexdigest()
 
     @functools.cached_property

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ..prediction import normalize
-from ..schedule import Schedule
-from .grids import Time, given, grid
+from ..prediction import Parametrization, normalize
+from ..schedule import Schedule, Time
+from .grids import given, grid
 from .plan import Plan
 from .trace import Linear, Trace
 
@@ -59,7 +59,7 @@ def make_plan(
     *,
     solver: str,
     steps: int,
-    prediction_type: str = "epsilon",
+    prediction_type: str | Parametrization = "epsilon",
     clip_range: float | None = None,
     timestep_spacing: str = "trailing",
     timesteps: Sequence[int] | None = None,
@@ -85,7 +85,8 @@ def make_plan(
         )
     if clip_range is not None and not 0 < clip_range < float("inf"):
         raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
-    kind = normalize(prediction_type)
+    if isinstance(prediction_type, str):
+        prediction_type = Parametrization(normalize(prediction_type))
     if dynamic_threshold is not None and not (0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)):
         raise ValueError(
             f"fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it, got {dynamic_threshold!r} "
@@ -94,23 +95,28 @@ def make_plan(
     if not 0 <= guidance_rescale <= 1:
         raise ValueError(f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}.")
     if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1]:
-        raise ValueError(f"fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got {guidance_interval!r}.")
+        raise ValueError(
+            f"fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got {guidance_interval!r}."
+        )
     if timesteps is not None:
         times = given(schedule, timesteps)
     elif times is None:
         times = grid(schedule, steps, timestep_spacing)
     steps = len(times) - 1
     trace = Trace(
-        kind,
-        clip_range,
+        prediction_type,
         schedule,
+        clip_range=clip_range,
         dynamic_threshold=dynamic_threshold,
         guidance_rescale=guidance_rescale,
         guidance_interval=guidance_interval,
     )
     table = trace.table(chosen.formula(trace, times, **options))
-    info = {"solver": solver, **chosen.options, **options, "steps": int(steps), "prediction_type": kind}
+    info = {"solver": solver, **chosen.options, **options, "steps": int(steps)}
+    info["prediction_type"] = prediction_type.prediction_type
+    if prediction_type.unit_input:
+        info |= {"unit_input": True, "sigma_data": prediction_type.sigma_data}
     info |= {"clip_range": clip_range, "timestep_spacing": timestep_spacing, "schedule": repr(schedule)}
     info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
     info |= {"guidance_interval": guidance_interval, "timesteps": None if timesteps is None else list(timesteps)}
-    return Plan(table, info)
+    return Plan(table, info, initial_std=1.0 if schedule.space == "vp" else times[0].sigma)

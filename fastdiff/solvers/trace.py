@@ -9,15 +9,14 @@ open row's symbols, closing a row only writes coefficients down; no solver needs
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..prediction import to_eps_coefficients, to_x0_coefficients
-from ..schedule import Schedule
+from ..prediction import Parametrization
+from ..schedule import Time
 from ..table import COLUMNS, INDEX, OPERANDS, SLOTS
-from .grids import Time, at_log_snr
 
 Symbol = tuple[str, int]  # (operand, row) or ("slot", number of the kept term)
 
@@ -64,6 +63,19 @@ class Prediction(NamedTuple):
     out: Linear
 
 
+class Points(Protocol):
+    """Where solvers find points between those of their grid, and what the network is told there; a Schedule is one."""
+
+    def at(self, t: float) -> Time:
+        """The point of a timestep."""
+
+    def at_log_snr(self, log_snr: float) -> Time:
+        """The point of a log-SNR."""
+
+    def network_time(self, point: Time) -> float:
+        """The number the network gets as its time."""
+
+
 class _Row(NamedTuple):
     header: dict[str, float]
     next_x: Linear
@@ -73,27 +85,30 @@ class _Row(NamedTuple):
 class Trace:
     """Records a solver's rows; see the module's docstring for how a solver uses it.
 
+    `start` is the x that a formula begins with; set it to a formula's result to go on with another one.
+
     Args:
-        prediction_type: how x0 and eps follow from x and the output (fastdiff.prediction).
+        parametrization: how x0 and eps follow from x and the output (fastdiff.prediction), or a prediction type.
+        points: where solvers find points between those of their grid.
         clip_range: bound of the static clip on x0, or None; with dynamic_threshold the largest threshold.
         dynamic_threshold: the quantile of |x0| that dynamic thresholding takes, or None.
         guidance_rescale: phi of the rescaled guidance.
         guidance_interval: noise levels (low, high) between which guidance acts.
-        schedule: where solvers find points between those of their grid.
     """
 
     def __init__(
         self,
-        prediction_type: str,
-        clip_range: float | None = None,
-        schedule: Schedule | None = None,
+        parametrization: Parametrization | str,
+        points: Points,
         *,
+        clip_range: float | None = None,
         dynamic_threshold: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
     ):
-        self.schedule = schedule
-        self.prediction_type = prediction_type
+        self.points = points
+        self.at, self.at_log_snr = points.at, points.at_log_snr
+        self.parametrization = Parametrization(parametrization) if isinstance(parametrization, str) else parametrization
         self.guidance_rescale = guidance_rescale
         self.guidance_interval = guidance_interval
         self._clip: dict[str, float] = {}
@@ -112,16 +127,16 @@ class Trace:
         """A network call on x at time t."""
         self._close(x)
         row = len(self.rows)
-        self._header = {"network": 1.0, "t": t.t, "input_scale": 1.0, "guidance_weight": 1.0}
-        self._header["x0_x"], self._header["x0_out"] = to_x0_coefficients(self.prediction_type, t.alpha, t.sigma)
+        c = self.parametrization.at(t.alpha, t.sigma)
+        self._header = {"network": 1.0, "t": self.points.network_time(t), "input_scale": c.scale}
+        self._header |= {"guidance_weight": 1.0, "x0_x": c.x0_x, "x0_out": c.x0_out}
         if self.guidance_interval is not None and not self.guidance_interval[0] <= t.rho <= self.guidance_interval[1]:
             self._header["guidance_weight"] = 0.0  # the strength is 1 there: the conditional output alone
         elif self.guidance_rescale:
             self._header["guidance_rescale"] = self.guidance_rescale
         self._header |= self._clip
         out = Linear({("out", row): 1.0})
-        a, b = to_eps_coefficients(self.prediction_type, t.alpha, t.sigma)
-        return Prediction(Linear({("x0", row): 1.0}), a * Linear({("x", row): 1.0}) + b * out, out)
+        return Prediction(Linear({("x0", row): 1.0}), c.eps_x * Linear({("x", row): 1.0}) + c.eps_out * out, out)
 
     def x(self) -> Linear:
         """The state the open row started from."""
@@ -129,8 +144,7 @@ class Trace:
 
     def between(self, t: Time, s: Time, fraction: float) -> Time:
         """The point at this fraction of the way from t to s in log-SNR; s is not clean data."""
-        assert self.schedule is not None, "a solver that visits points of its own needs the schedule"
-        return at_log_snr(self.schedule, t.log_snr + fraction * (s.log_snr - t.log_snr))
+        return self.at_log_snr(t.log_snr + fraction * (s.log_snr - t.log_snr))
 
     def noise(self) -> Linear:
         """The open row's draw of standard normal noise; a row has one.
