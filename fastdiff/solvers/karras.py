@@ -25,6 +25,8 @@ def slope(t: Time, x: Linear, x0: Linear) -> Linear:
 
 def _churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
     """Noise added so that rho grows by 1 + gamma (algorithm 2, lines 5 and 6)."""
+    if x.terms == p.start.terms:
+        x = p.pause(x, t)  # no call came before that could take the noise along
     up = p.at_log_snr(t.log_snr - 2.0 * log1p(gamma))
     added = sqrt(up.rho**2 - t.rho**2) * s_noise
     return up, (up.alpha / t.alpha) * x + up.alpha * added * p.noise()

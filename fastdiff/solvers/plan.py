@@ -28,12 +28,15 @@ class Plan:
         columns: the table's column names (fastdiff.table).
         used: bit mask of the columns that some row fills; kernels are specialised on it.
         initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
+        levels: float64 [rows, 2], (alpha, sigma) of the state before each row, so levels[next] is the one after; None
+            where the maker of the table did not say.
     """
 
     table: NDArray[np.float64]
     info: Mapping[str, Any] = field(default_factory=dict)
     columns: tuple[str, ...] = COLUMNS
     initial_std: float = 1.0
+    levels: NDArray[np.float64] | None = None
     used: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -119,4 +119,5 @@ def make_plan(
     info |= {"clip_range": clip_range, "timestep_spacing": timestep_spacing, "schedule": repr(schedule)}
     info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
     info |= {"guidance_interval": guidance_interval, "timesteps": None if timesteps is None else list(timesteps)}
-    return Plan(table, info, initial_std=1.0 if schedule.space == "vp" else times[0].sigma)
+    deviation = 1.0 if schedule.space == "vp" else times[0].sigma
+    return Plan(table, info, initial_std=deviation, levels=trace.levels(times[-1]))

@@ -77,6 +77,7 @@ class Points(Protocol):
 
 
 class _Row(NamedTuple):
+    at: Time
     header: dict[str, float]
     next_x: Linear
     kept: dict[int, Linear]  # number of the kept term -> its value
@@ -119,14 +120,15 @@ class Trace:
             self._clip = {"clip_mode": 1.0, "clip_bound": clip_range}
         self.rows: list[_Row] = []
         self.start = Linear({("x", 0): 1.0})
-        self._header: dict[str, float] | None = None
+        self._at: Time | None = None  # where the open row's state lies, None while no row is open
+        self._header: dict[str, float] = {}
         self._kept: dict[int, Linear] = {}
         self._kept_total = 0
 
     def predict(self, x: Linear, t: Time) -> Prediction:
         """A network call on x at time t."""
         self._close(x)
-        row = len(self.rows)
+        self._at, row = t, len(self.rows)
         c = self.parametrization.at(t.alpha, t.sigma)
         self._header = {"network": 1.0, "t": self.points.network_time(t), "input_scale": c.scale}
         self._header |= {"guidance_weight": 1.0, "x0_x": c.x0_x, "x0_out": c.x0_out}
@@ -146,13 +148,16 @@ class Trace:
         """The point at this fraction of the way from t to s in log-SNR; s is not clean data."""
         return self.at_log_snr(t.log_snr + fraction * (s.log_snr - t.log_snr))
 
-    def noise(self) -> Linear:
-        """The open row's draw of standard normal noise; a row has one.
+    def pause(self, x: Linear, t: Time) -> Linear:
+        """A row without a network call, on x at time t: what it does is written down as after a call; gives its state."""
+        self._close(x)
+        self._at, self._header = t, {"input_scale": 1.0, "guidance_weight": 1.0}
+        return self.x()
 
-        Before the first network call, or after a row was closed by one, it opens a row without a call.
-        """
-        if self._header is None:
-            self._header = {"input_scale": 1.0, "guidance_weight": 1.0}
+    def noise(self) -> Linear:
+        """The open row's draw of standard normal noise; a row has one."""
+        if self._at is None:
+            raise ValueError("fastdiff.solvers: expected an open row to draw noise in, got none. Open it with pause().")
         self._header["noise_index"] = float(len(self.rows))
         return Linear({("z", len(self.rows)): 1.0})
 
@@ -163,12 +168,16 @@ class Trace:
         return Linear({("slot", self._kept_total - 1): 1.0})
 
     def _close(self, next_x: Linear) -> None:
-        if self._header is None:
+        if self._at is None:
             if next_x.terms != self.start.terms or self._kept:
                 raise ValueError("fastdiff.solvers: expected the first network call on the start, got a changed state.")
             return
-        self.rows.append(_Row(self._header, next_x, self._kept))
-        self._header, self._kept = None, {}
+        self.rows.append(_Row(self._at, self._header, next_x, self._kept))
+        self._at, self._header, self._kept = None, {}, {}
+
+    def levels(self, end: Time) -> NDArray[np.float64]:
+        """(alpha, sigma) of the state before each row of the finished table, `end` being where the result lies."""
+        return np.array([(t.alpha, t.sigma) for t in (*(row.at for row in self.rows), end)])
 
     def table(self, x: Linear) -> NDArray[np.float64]:
         """The finished table [rows + 1, 56]: x is the solver's result, the identity row is added."""
