@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import expm1, sqrt
+from math import exp, expm1, sqrt
 
 from .exponential import differences, first_order, history
 from .grids import Time
@@ -19,33 +19,34 @@ def _check(solver_type: str) -> None:
 
 
 def data_prediction(
-    p: Trace, times: Sequence[Time], order: int, *, sde: bool = False, solver_type: str = "midpoint",
-    as_published: bool = False,
+    p: Trace, times: Sequence[Time], order: int, *, sde: bool = False, eta: float = 1.0, s_noise: float = 1.0,
+    solver_type: str = "midpoint", as_published: bool = False,
 ) -> Linear:  # fmt: skip
     """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2), psi and chi of the order and type.
 
-    sde: the reverse SDE instead (Lu et al. 2022b, section 5): e^-2h in h's place for the drift, and
-    sigma_s sqrt(1 - e^-2h) z.
+    sde: the reverse SDE with eta times its noise instead (Lu et al. 2022b, section 5, where eta is 1): (1 + eta) h in
+    h's place for the predictions, e^-eta·h more decay of x, and sigma_s sqrt(1 - e^-2 eta h) z, times s_noise.
     """
     _check(solver_type)
+    eta = eta if sde else 0.0
     x, past = p.start, []  # type: ignore[var-annotated]  # predictions with their lambdas, latest first
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
         h, k = history(times, i, len(past), order)
-        if k == 1 and not (sde and s.sigma > 0):
+        if k == 1 and not (eta and s.sigma > 0):
             x = first_order(p, t, s, x0)
         else:
-            e = 2 * h if sde else h
+            e = (1 + eta) * h
             gain = -expm1(-e)  # 1 - e^-h
-            x = (s.sigma / t.sigma) * (1 + expm1(-h) if sde else 1.0) * p.x() + s.alpha * gain * x0
+            x = (s.sigma / t.sigma) * exp(-eta * h) * p.x() + s.alpha * gain * x0
             if k > 1:
                 d1, d2 = differences(x0, past, t.half_log_snr, h, k, as_published)
                 psi = 0.5 * gain if k == 2 and solver_type == "midpoint" else 1.0 - gain / e
                 x = x + s.alpha * psi * d1
                 if d2 is not None:
                     x = x + s.alpha * ((gain - e) / e**2 + 0.5) * d2
-            if sde:
-                x = x + s.sigma * sqrt(gain) * p.noise()
+            if eta and s_noise:
+                x = x + s.sigma * s_noise * sqrt(-expm1(-2 * eta * h)) * p.noise()
         if i < len(times) - 2:
             past = [(p.keep(x0), t.half_log_snr), *past][: order - 1]
     return x
@@ -92,14 +93,23 @@ def dpmpp_3m(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> 
 @solver(
     "dpm++2m_sde", paper="Lu et al. 2022b (DPM-Solver++), SDE-DPM-Solver++(2M), section 5", order=2, stochastic=True
 )
-def dpmpp_2m_sde(p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint") -> Linear:
-    return data_prediction(p, times, 2, sde=True, solver_type=solver_type)
+def dpmpp_2m_sde(
+    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", eta: float = 1.0, s_noise: float = 1.0
+) -> Linear:
+    """eta = 0 is dpm++2m."""
+    return data_prediction(p, times, 2, sde=True, eta=eta, s_noise=s_noise, solver_type=solver_type)
 
 
 @solver("dpm++3m_sde", paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3", order=3, stochastic=True)
-def dpmpp_3m_sde(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> Linear:
-    """as_published: the published code's second difference, of order 2 (exponential.differences)."""
-    return data_prediction(p, times, 3, sde=True, as_published=as_published)
+def dpmpp_3m_sde(
+    p: Trace, times: Sequence[Time], *, as_published: bool = False, eta: float = 1.0, s_noise: float = 1.0,
+    solver_type: str = "midpoint",
+) -> Linear:  # fmt: skip
+    """as_published: the published code's second difference, of order 2 (exponential.differences); eta = 0 is dpm++3m;
+    solver_type: of the second step, which is of order 2."""
+    return data_prediction(
+        p, times, 3, sde=True, eta=eta, s_noise=s_noise, solver_type=solver_type, as_published=as_published
+    )
 
 
 @solver("dpm1", paper="Lu et al. 2022a (DPM-Solver), eq. 3.7", order=1)

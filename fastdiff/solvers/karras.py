@@ -23,7 +23,7 @@ def slope(t: Time, x: Linear, x0: Linear) -> Linear:
     return (x / t.alpha - x0) / t.rho
 
 
-def _churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
+def churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
     """Noise added so that rho grows by 1 + gamma (algorithm 2, lines 5 and 6)."""
     if x.terms == p.start.terms:
         x = p.pause(x, t)  # no call came before that could take the noise along
@@ -42,7 +42,7 @@ def stochastic(
     gamma = min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
     for t, s in zip(times, times[1:], strict=False):
         if gamma > 0 and s_tmin <= t.rho <= s_tmax:
-            t, x = _churned(p, t, x, gamma, s_noise)
+            t, x = churned(p, t, x, gamma, s_noise)
         x0, _, _ = p.predict(x, t)
         if not heun or s.log_snr == inf:
             x = euler_step(t, s, p.x(), x0)
