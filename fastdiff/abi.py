@@ -6,6 +6,7 @@ first in every struct besides the sizes: the CPU's level and threads, CUDA's str
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from struct import Struct
 
@@ -34,6 +35,7 @@ Launch = tuple[int, int, int, int]  # level, threads, stream, errors
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _HEAD, _DRAW, _ARRAY, _VIEW = "qqqqQQ", "QQQQQ", "Qq", "Qqqq"
+_WORD = Struct("=Q")
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
 _REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQQQ")
@@ -140,6 +142,29 @@ def reverse_step(
         input_out.size(0) // batch if input_out is not None and batch else 0, _pointer(row_out),
         _pointer(rescale), _pointer(threshold),
     )  # fmt: skip
+
+
+class BoundStep:
+    """A packed `reverse_step` that is launched again and again: only the network's output and the rows move.
+
+    `argument` is what the library's function takes.
+    """
+
+    # places of the struct's 64-bit fields
+    _STREAM, _MODEL_OUTPUT, _ROW, _ROW_OUT = 8 * 4, 8 * 16, 8 * 21, 8 * 36
+    __slots__ = ("_memory", "argument")
+
+    def __init__(self, packed: bytes):
+        self._memory = bytearray(packed)
+        self.argument = (ctypes.c_char * len(packed)).from_buffer(self._memory)
+
+    def point(self, model_output: Tensor | None, row: Tensor, row_out: Tensor | None, stream: int = 0) -> None:
+        """Moves the pointers; the tensors are like those that were packed, in all but their memory."""
+        pack, memory = _WORD.pack_into, self._memory
+        pack(memory, self._STREAM, stream)
+        pack(memory, self._MODEL_OUTPUT, 0 if model_output is None else model_output.data_ptr())
+        pack(memory, self._ROW, row.data_ptr())
+        pack(memory, self._ROW_OUT, 0 if row_out is None else row_out.data_ptr())
 
 
 def q_posterior(

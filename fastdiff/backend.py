@@ -164,3 +164,11 @@ def backend_for(op: str, device: torch.device | str) -> str:
 def launcher(op: str, device: torch.device) -> Callable[..., Any]:
     """The function that launches this op on this device."""
     return _resolve(op, device.type, _explicit.get())[1]
+
+
+def binder(op: str, device: torch.device) -> Callable[..., Any] | None:
+    """What makes a cheap repeated launch of this op from its arguments, where the backend has such a thing."""
+    name, _ = _resolve(op, device.type, _explicit.get())
+    if _check and name in ("triton", "cuda"):
+        return None
+    return getattr(importlib.import_module(_MODULES[name]), "BINDERS", {}).get(op)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import native
-from .abi import COUNTED, PACKERS
+from .abi import COUNTED, PACKERS, BoundStep
 
 _errors: dict[torch.device, Tensor] = {}
 _INDEX = {"reverse_step": "row inside the table"}
@@ -35,6 +35,25 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
 
 
 LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
+
+
+def _bind_reverse_step(*arguments: Any) -> Callable[..., None]:
+    device = arguments[0].device
+    library, pack, on_gpu = native.load("cuda"), PACKERS["reverse_step"][1], device.type == "cuda"
+    bound = BoundStep(pack((-1, 0, 0, error_word(device).data_ptr()), *arguments))
+
+    def again(model_output: Tensor | None, row: Tensor, row_out: Tensor | None) -> None:
+        with torch.cuda.device(device) if on_gpu else nullcontext():
+            stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+            bound.point(model_output, row, row_out, stream)
+            status = library.calls["reverse_step"](bound.argument)
+        if status:
+            native.raise_status(library, "reverse_step", status)
+
+    return again
+
+
+BINDERS = {"reverse_step": _bind_reverse_step}
 
 
 def error_word(device: torch.device) -> Tensor:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from .abi import ABI_VERSION, COUNTED, OPS, PACKERS
+from .abi import ABI_VERSION, COUNTED, OPS, PACKERS, BoundStep
 from .table import COLUMNS
 
 LEVELS = ("baseline", "avx2", "avx512")
@@ -162,3 +163,19 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
 
 
 LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
+
+
+def _bind_reverse_step(*arguments: Any) -> Callable[..., None]:
+    library, pack = load("cpu"), PACKERS["reverse_step"][1]
+    bound, call = BoundStep(pack((_level, torch.get_num_threads(), 0, 0), *arguments)), library.calls["reverse_step"]
+
+    def again(model_output: Tensor | None, row: Tensor, row_out: Tensor | None) -> None:
+        bound.point(model_output, row, row_out)
+        status = call(bound.argument)
+        if status:
+            raise_status(library, "reverse_step", status)
+
+    return again
+
+
+BINDERS = {"reverse_step": _bind_reverse_step}

@@ -32,10 +32,21 @@ def _launch_out(
     out, slots_out, x0_out, input_out, row_out, workspace,
 ):  # fmt: skip
     launch = backends.launcher("reverse_step", x_t.device)
+    launch(*launch_arguments(
+        x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast,
+        used, out, slots_out, x0_out, input_out, row_out, workspace,
+    ))  # fmt: skip
+
+
+def launch_arguments(
+    x_t, model_output, table, row, slots, noise, seed, seeds, seeded, sample_ids, guidance, gradient, stream, fast, used,
+    out, slots_out, x0_out, input_out, row_out, workspace,
+):  # fmt: skip
+    """The op's checked arguments as a backend's launcher takes them."""
     rescales, thresholds = guidance is not None and used & _RESCALE, used & _RATIO
     if workspace is None and (rescales or thresholds):
         workspace = torch.empty(2, x_t.shape[0], dtype=compute_dtype(x_t), device=x_t.device)
-    launch(
+    return (
         out, _dense(x_t), _dense(model_output), table, row, _dense(slots), _dense(noise),
         common.unsigned(seed) if seeded else None, seeds, sample_ids, guidance, _dense(gradient), stream, fast, used,
         slots_out, x0_out, input_out, row_out,
@@ -162,6 +173,22 @@ def reverse_step(
         IndexError: row outside the table (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for arguments outside these, or rows that read what is not given.
     """
+    arguments = checked_arguments(
+        x_t, model_output, table, row, slots, noise, seed, sample_ids, guidance, gradient, stream, mode, used, slots_out,
+        x0_out,
+    )  # fmt: skip
+    if backend:
+        with backends.use(backend):
+            return _run(arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+    return _run(arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+
+
+def checked_arguments(
+    x_t: Tensor, model_output: Tensor | None, table: Tensor, row: Tensor, slots: Tensor | None, noise: Tensor | None,
+    seed: int | Tensor | None, sample_ids: Tensor | None, guidance: Tensor | None, gradient: Tensor | None, stream: int,
+    mode: str, used: int | None, slots_out: Tensor | None, x0_out: Tensor | None,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The registered op's arguments from the public ones. Raises as `reverse_step` says."""
     where = "reverse_step"
     common.batched(where, "x_t", x_t)
     batch, compute, learned = x_t.size(0), compute_dtype(x_t), False
@@ -221,14 +248,10 @@ def reverse_step(
     number, seeds = common.seed_arguments(where, seed, batch, x_t, "x_t")
     if sample_ids is not None:
         sample_ids = common.integers(where, "sample_ids", sample_ids, batch, x_t, "x_t")
-    arguments = (
+    return (
         x_t, model_output, table, row, slots, noise, number, seeds, seed is not None, sample_ids, guidance, gradient,
         stream, fast, used,
     )  # fmt: skip
-    if backend:
-        with backends.use(backend):
-            return _run(arguments, out, slots_out, x0_out, input_out, row_out, workspace)
-    return _run(arguments, out, slots_out, x0_out, input_out, row_out, workspace)
 
 
 def _run(

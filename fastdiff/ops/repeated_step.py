@@ -1,0 +1,88 @@
+"""`reverse_step` on buffers that stay: checked once, launched many times.
+
+A sampling loop calls the op with the same state, slots and outputs at every step; only the network's output and the rows
+move. Checking and packing all of it again costs more than a small step itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+from . import common
+from .reverse_step import checked_arguments, launch_arguments, reverse_step
+
+
+class RepeatedStep:
+    """reverse_step(x, model_output, table, row, …, out=x, slots_out=slots), all fixed but model_output and the rows.
+
+    Arguments as for `reverse_step`, which the first call of each kind goes through, errors included; later ones, with an
+    output of the same shape, dtype and device, launch the kernel alone. `guided` chooses per call whether guidance is
+    applied. Where ops are being watched (fake tensors, dispatch modes, tracing) every call goes through the op.
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        table: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        guidance: Tensor | None = None,
+        used: int | None = None,
+        slots: Tensor | None = None,
+        x0_out: Tensor | None = None,
+        input_out: Tensor | None = None,
+        workspace: Tensor | None = None,
+    ):
+        self._x, self._table, self._guidance = x, table, guidance
+        self._draw = {"seed": seed, "sample_ids": sample_ids, "used": used}
+        self._slots, self._others = slots, (x0_out, input_out)
+        self._workspace = workspace
+        self._known: dict[Any, tuple[Callable[..., None], Any]] = {}  # with the tensors whose memory is packed
+        self._written = [value for value in (x, slots, x0_out, input_out, workspace) if value is not None]
+
+    def __call__(
+        self, model_output: Tensor | None, row: Tensor, row_out: Tensor, *, guided: bool = False,
+        noise: Tensor | None = None, gradient: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Executes row[b] for every sample in place and writes the next rows to row_out."""
+        x, key = self._x, None
+        if noise is None and gradient is None and common.unobserved(x, row, row_out):
+            if model_output is None:
+                key = (guided,)
+            elif type(model_output) is Tensor and model_output.is_contiguous():
+                key = (guided, model_output.shape, model_output.dtype, model_output.device)
+            known = self._known.get(key) if key else None
+            if known is not None:
+                known[0](model_output, row, row_out)
+                if not x.is_inference():
+                    torch.autograd.graph.increment_version([*self._written, row_out])
+                return
+        x0_out, input_out = self._others
+        guidance = self._guidance if guided else None
+        reverse_step(
+            x, model_output, self._table, row, guidance=guidance, noise=noise, gradient=gradient, slots=self._slots,
+            workspace=self._workspace, out=x, slots_out=self._slots, x0_out=x0_out, input_out=input_out,
+            row_out=row_out, **self._draw,
+        )  # fmt: skip
+        if key:
+            bind = backends.binder("reverse_step", x.device)
+            if bind is not None:
+                arguments = self._launched(model_output, row, row_out, guidance)
+                self._known[key] = bind(*arguments), arguments
+
+    def _launched(
+        self, model_output: Tensor | None, row: Tensor, row_out: Tensor, guidance: Tensor | None
+    ) -> tuple[Any, ...]:
+        """What a backend's launcher would be given for this call."""
+        checked = checked_arguments(
+            self._x, model_output, self._table, row, self._slots, None, self._draw["seed"], self._draw["sample_ids"],
+            guidance, None, 1, "exact", self._draw["used"], self._slots, self._others[0],
+        )  # fmt: skip
+        outputs = (self._x, self._slots, *self._others, row_out, self._workspace)
+        return launch_arguments(*checked, *outputs)
