@@ -31,7 +31,7 @@ class Library(NamedTuple):
 
     handle: Any
     reason: str
-    calls: dict[str, Callable[[bytes], int]]
+    calls: dict[str, Callable[[Any], int]]
 
 
 _level = -1  # the CPU library's own choice: the best
@@ -62,7 +62,7 @@ def load(kind: str) -> Library:
     return _cpu(handle, calls) if kind == "cpu" else _cuda(handle, calls)
 
 
-def _cpu(handle: Any, calls: dict[str, Callable[[bytes], int]]) -> Library:
+def _cpu(handle: Any, calls: dict[str, Callable[[Any], int]]) -> Library:
     handle.fd_levels.restype = ctypes.c_char_p
     for name in ("fd_cpu_level", "fd_openmp"):
         getattr(handle, name).restype = ctypes.c_int64
@@ -74,7 +74,7 @@ def _cpu(handle: Any, calls: dict[str, Callable[[bytes], int]]) -> Library:
     return Library(handle, f"level {forced or best}, {threads}", calls)
 
 
-def _cuda(handle: Any, calls: dict[str, Callable[[bytes], int]]) -> Library:
+def _cuda(handle: Any, calls: dict[str, Callable[[Any], int]]) -> Library:
     for name in ("fd_cuda_archs", "fd_cuda_unusable"):
         getattr(handle, name).restype = ctypes.c_char_p
     archs, unusable = handle.fd_cuda_archs().decode(), handle.fd_cuda_unusable().decode()

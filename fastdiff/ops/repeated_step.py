@@ -40,7 +40,7 @@ class RepeatedStep:
         workspace: Tensor | None = None,
     ):
         self._x, self._table, self._guidance = x, table, guidance
-        self._draw = {"seed": seed, "sample_ids": sample_ids, "used": used}
+        self._seed, self._ids, self._used = seed, sample_ids, used
         self._slots, self._others = slots, (x0_out, input_out)
         self._workspace = workspace
         self._known: dict[Any, tuple[Callable[..., None], Any]] = {}  # with the tensors whose memory is packed
@@ -51,7 +51,8 @@ class RepeatedStep:
         noise: Tensor | None = None, gradient: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Executes row[b] for every sample in place and writes the next rows to row_out."""
-        x, key = self._x, None
+        x = self._x
+        key: tuple[Any, ...] | None = None
         if noise is None and gradient is None and common.unobserved(x, row, row_out):
             if model_output is None:
                 key = (guided,)
@@ -68,7 +69,7 @@ class RepeatedStep:
         reverse_step(
             x, model_output, self._table, row, guidance=guidance, noise=noise, gradient=gradient, slots=self._slots,
             workspace=self._workspace, out=x, slots_out=self._slots, x0_out=x0_out, input_out=input_out,
-            row_out=row_out, **self._draw,
+            row_out=row_out, seed=self._seed, sample_ids=self._ids, used=self._used,
         )  # fmt: skip
         if key:
             bind = backends.binder("reverse_step", x.device)
@@ -81,8 +82,9 @@ class RepeatedStep:
     ) -> tuple[Any, ...]:
         """What a backend's launcher would be given for this call."""
         checked = checked_arguments(
-            self._x, model_output, self._table, row, self._slots, None, self._draw["seed"], self._draw["sample_ids"],
-            guidance, None, 1, "exact", self._draw["used"], self._slots, self._others[0],
+            self._x, model_output, self._table, row, self._slots, None, self._seed, self._ids,
+            guidance, None, 1, "exact", self._used, self._slots, self._others[0],
         )  # fmt: skip
         outputs = (self._x, self._slots, *self._others, row_out, self._workspace)
-        return launch_arguments(*checked, *outputs)
+        everything: Any = (*checked, *outputs)
+        return launch_arguments(*everything)
