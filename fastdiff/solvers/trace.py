@@ -154,11 +154,17 @@ class Trace:
         self._at, self._header = t, {"input_scale": 1.0, "guidance_weight": 1.0}
         return self.x()
 
-    def noise(self) -> Linear:
-        """The open row's draw of standard normal noise; a row has one."""
+    def noise(self, *, log_variance: tuple[float, float] | None = None) -> Linear:
+        """The open row's draw of standard normal noise; a row has one.
+
+        log_variance: (low, high), between which the network's second half v in [-1, 1] interpolates the logarithm of the
+        noise's variance, low + (high - low)(v + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
+        """
         if self._at is None:
             raise ValueError("fastdiff.solvers: expected an open row to draw noise in, got none. Open it with pause().")
         self._header["noise_index"] = float(len(self.rows))
+        if log_variance is not None:
+            self._header |= {"noise_mode": 1.0, "logvar_lo": log_variance[0], "logvar_hi": log_variance[1]}
         return Linear({("z", len(self.rows)): 1.0})
 
     def keep(self, value: Linear) -> Linear:
