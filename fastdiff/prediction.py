@@ -123,7 +123,17 @@ class Parametrization(NamedTuple):
     sigma_data: float = 1.0
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
-        """The coefficients at a point (alpha, sigma)."""
+        """The coefficients at a point (alpha, sigma).
+
+        Raises ValueError where the type says nothing: epsilon and the score at alpha = 0, x0 and the score at sigma = 0.
+        """
+        kind = normalize(self.prediction_type)
+        if (alpha == 0 and kind in ("epsilon", "score")) or (sigma == 0 and kind in ("x0", "score")):
+            where = "pure noise (alpha = 0)" if alpha == 0 else "clean data (sigma = 0)"
+            raise ValueError(
+                f"fastdiff.prediction: expected a prediction type that is defined at {where}, got {kind!r}. "
+                "Train v or flow, or keep that point out of the grid."
+            )
         scale, data = 1.0, 1.0
         if self.unit_input:
             data = self.sigma_data

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 from mpmath import mp, mpf
 
 from fastdiff import Schedule
+from fastdiff.schedule import FORMULAS, flow_shift
 
 NAMED = [Schedule.linear(1000), Schedule.scaled_linear(1000), Schedule.cosine(1000), Schedule.linear(7)]
 
@@ -58,3 +62,96 @@ def test_config_round_trip_is_exact(schedule: Schedule) -> None:
 def test_tables_are_read_only() -> None:
     with pytest.raises(ValueError, match="read-only"):
         NAMED[0].alpha[0] = 2.0
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_every_formula_is_a_schedule(name: str) -> None:
+    """Noise grows, (alpha, sigma) lies on the curve of its space, a log-SNR names one point, config round trips."""
+    schedule = getattr(Schedule, name)(50)
+    assert (np.diff(schedule.log_snr) < 0).all()
+    alpha, sigma = schedule.alpha, schedule.sigma
+    on = {"vp": np.hypot(alpha, sigma), "ve": alpha, "flow": alpha + sigma}[schedule.space]
+    np.testing.assert_allclose(on, 1.0, rtol=0, atol=4e-16)
+    for t in (0, 17, 48):
+        point = schedule.at(t)
+        again = schedule.at_log_snr(point.log_snr)
+        assert again.t == pytest.approx(t, abs=1e-9)
+        assert again.alpha == pytest.approx(point.alpha, rel=1e-14)
+        assert again.sigma == pytest.approx(point.sigma, rel=1e-14)
+        assert (0 <= schedule.network_time(point) <= 1) if schedule.continuous else schedule.network_time(point) == t
+    other = Schedule.from_config(json.loads(json.dumps(schedule.to_config())))
+    assert (other.alpha == alpha).all() and (other.sigma == sigma).all() and repr(other) == repr(schedule)
+
+
+def test_ve_is_geometric_and_karras_even_in_a_power() -> None:
+    ve, karras = Schedule.ve(11, sigma_min=0.01, sigma_max=50), Schedule.karras(11)
+    np.testing.assert_allclose(ve.sigma[1:] / ve.sigma[:-1], 5000 ** (1 / 10), rtol=1e-13)
+    np.testing.assert_allclose(np.diff(karras.sigma ** (1 / 7)), (80 ** (1 / 7) - 0.002 ** (1 / 7)) / 10, rtol=1e-12)
+    assert ve.network_time(ve.at(5)) == pytest.approx(0.5) and karras.network_time(karras.at(10)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 0.5])
+def test_flow_levels_are_shifted(shift: float) -> None:
+    schedule = Schedule.flow(1000, shift=shift)
+    u = np.arange(1, 1001) / 1000
+    np.testing.assert_allclose(schedule.sigma, shift * u / (1 + (shift - 1) * u), rtol=1e-15)
+    assert schedule.alpha[-1] == 0 and schedule.log_snr[-1] == -np.inf
+    assert schedule.network_time(schedule.at(999)) == 1.0
+    assert schedule.network_time(schedule.at(499)) == pytest.approx(schedule.sigma[499], rel=1e-14)
+    between = schedule.at(499.5)
+    assert schedule.sigma[499] < between.sigma < schedule.sigma[500]
+    assert schedule.at_log_snr(between.log_snr).t == pytest.approx(499.5)
+
+
+def test_flow_shift_of_a_resolution() -> None:
+    """Both of diffusers' time shifts are one shift of sigma: e^mu/(e^mu + 1/t - 1) = k t/(1 + (k - 1) t), k = e^mu."""
+    assert flow_shift(256) == pytest.approx(math.exp(0.5)) and flow_shift(4096, kind="linear") == pytest.approx(1.15)
+    mu, t = 0.5 + (1024 - 256) * 0.65 / 3840, 0.3
+    k = flow_shift(1024)
+    assert k * t / (1 + (k - 1) * t) == pytest.approx(math.exp(mu) / (math.exp(mu) + 1 / t - 1), rel=1e-14)
+
+
+@pytest.mark.parametrize("schedule", NAMED, ids=repr)
+def test_zero_terminal_snr(schedule: Schedule) -> None:
+    """Lin et al. 2024, algorithm 1 in 50 digits: the first alpha stays, the last is 0, sigma keeps its digits."""
+    rescaled = schedule.rescale_zero_terminal_snr()
+    mp.dps = 50
+    first, last = (mp.sqrt(mpf(schedule.alphas_cumprod[i])) for i in (0, -1))
+    for t in (0, 1, schedule.num_train_timesteps // 2, schedule.num_train_timesteps - 1):
+        alpha = (mp.sqrt(mpf(schedule.alphas_cumprod[t])) - last) * first / (first - last)
+        assert abs(rescaled.alpha[t] - alpha) <= 1e-14
+        # the schedule's own 1 - alpha² has more digits than alpha² says
+        assert abs(rescaled.one_minus_alphas_cumprod[t] / (1 - alpha**2) - 1) < 1e-11
+    assert rescaled.alpha[-1] == 0 and rescaled.sigma[-1] == 1 and rescaled.log_snr[-1] == -np.inf
+    assert rescaled.betas[-1] == 1.0
+    again = Schedule.from_config(rescaled.to_config())
+    assert (again.alpha == rescaled.alpha).all()
+    with pytest.raises(ValueError, match="no rescaling"):
+        rescaled.rescale_zero_terminal_snr()
+
+
+def test_what_other_spaces_lack_is_said() -> None:
+    with pytest.raises(
+        ValueError, match=r"fastdiff.Schedule.betas: expected a variance-preserving schedule, got .*flow"
+    ):
+        _ = Schedule.flow(10).betas
+    with pytest.raises(ValueError, match="alphas_cumprod: expected a variance-preserving"):
+        _ = Schedule.ve(10).alphas_cumprod
+    for make in (
+        lambda: Schedule.flow(shift=0.0),
+        lambda: Schedule.karras(rho=-1.0),
+        lambda: Schedule.ve(sigma_min=60),
+    ):
+        with pytest.raises(ValueError, match=r"^fastdiff\.Schedule\.\w+: expected .*, got"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "schedule, name",
+    [(Schedule.sigmoid(), "sigmoid"), (Schedule.laplace(), "laplace"), (Schedule.cosine(), "squaredcos_cap_v2"),
+     (Schedule.linear(), "linear")],
+)  # fmt: skip
+def test_betas_against_diffusers(schedule: Schedule, name: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    betas = diffusers.DDPMScheduler(beta_schedule=name).betas.double().numpy()
+    np.testing.assert_allclose(schedule.betas, betas, rtol=3e-5, atol=1e-9)  # theirs are float32

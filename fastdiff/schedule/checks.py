@@ -1,0 +1,41 @@
+"""What schedules are made from, checked: each mistake is told in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def size(where: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"fastdiff.Schedule.{where}: expected num_train_timesteps >= 1, got {value!r}.")
+    return int(value)
+
+
+def levels(where: str, sigma_min: float, sigma_max: float) -> None:
+    if not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected 0 < sigma_min < sigma_max, got {sigma_min!r} and {sigma_max!r}."
+        )
+
+
+def positive(where: str, name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"fastdiff.Schedule.{where}: expected {name} > 0, got {value!r}.")
+
+
+def table(where: str, name: str, values: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
+    """`values` as a float64 copy [T]; every entry must lie inside (0, 1)."""
+    table = np.array(values, dtype=np.float64)
+    if table.ndim != 1 or table.size == 0:
+        raise ValueError(f"fastdiff.Schedule.{where}: expected {name} of shape [T], got shape {list(table.shape)}.")
+    inside = (table > 0) & (table < 1)  # False for NaN too
+    if not inside.all():
+        at = int(np.argmin(inside))
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected {name} inside (0, 1), got {float(table[at])} at index {at}."
+        )
+    return table
