@@ -47,3 +47,10 @@ TRITON_BIN_GRADIENTS = {"float32": 2e-5, "float64": 2e-8}
 SUM = {"float32": 3e-6, "float64": 2e-13}
 # vlb_terms: the error of x0 - x̂0 counts in units of the step's deviation, down to 0.01 (measured 5e-6).
 VLB_SUM = {"float32": 2e-5, "float64": 1e-12}
+
+# Drop-ins against diffusers. Both in float64 with the same tables: the formula alone, over loops of up to 1,000 steps whose
+# roundings grow with the steps' amplification. As they are, relative to the largest value: diffusers computes coefficients
+# in float32 (differences of products lose digits), fastdiff in float64; by whether the class works on timesteps (exact).
+DROP_IN_FLOAT64 = 1e-9
+DROP_IN_STEP = {True: 1e-6, False: 1e-5}
+DROP_IN_LOOP = {"low": 2e-5, "high": 2e-4}

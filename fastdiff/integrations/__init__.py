@@ -1,0 +1,1 @@
+"""fastdiff inside other libraries: their interfaces over fastdiff's formulas and kernels."""

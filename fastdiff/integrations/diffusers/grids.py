@@ -1,0 +1,90 @@
+"""Grids as diffusers rounds them: timesteps by spacing (Lin et al. 2024, table 2), and noise levels by formula.
+
+The spacings give timesteps, whole or not; Karras' (Karras et al. 2022, eq. 5), exponential and beta levels are spaced in
+sigma, and the network's timestep is read off the training table by interpolation in log sigma.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .tables import numpy_float
+
+_KARRAS_RHO = 7.0
+_BETA = 0.6
+
+
+def spaced(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.float64]:
+    """`steps` descending timesteps of [0, total), for linspace not rounded. Raises ValueError for other spacings."""
+    if spacing == "linspace":
+        return np.linspace(0, total - 1, steps)[::-1]
+    if spacing == "leading":
+        return (np.arange(0, steps) * (total // steps))[::-1].astype(np.float64) + offset
+    if spacing == "trailing":
+        return np.round(np.arange(total, 0, -total / steps)) - 1.0
+    raise ValueError(
+        f"fastdiff.{where}: expected timestep_spacing in ['linspace', 'leading', 'trailing'], got {spacing!r}."
+    )
+
+
+def whole(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.int64]:
+    """The same as integers."""
+    return spaced(where, total, steps, spacing, offset).round().astype(np.int64)
+
+
+def given(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
+    """The user's own timesteps. Raises ValueError unless they descend below `total`."""
+    values = [int(t) for t in timesteps]
+    if any(a <= b for a, b in zip(values, values[1:], strict=False)) or not values or values[0] >= total:
+        raise ValueError(f"fastdiff.{where}: expected timesteps in descending order below {total}, got {values}.")
+    return np.array(values, dtype=np.int64)
+
+
+def at_most(where: str, steps: int, total: int) -> None:
+    """Raises ValueError for more steps than training timesteps, or fewer than one."""
+    if not 1 <= steps <= total:
+        raise ValueError(f"fastdiff.{where}: expected num_inference_steps in [1, {total}], got {steps}.")
+
+
+def timestep_of(sigma: NDArray[Any], log_sigmas: NDArray[Any]) -> NDArray[Any]:
+    """The timestep of each sigma, linear in log sigma between training timesteps, held at the ends."""
+    log_sigma = np.log(np.maximum(sigma, 1e-10))
+    low = np.clip(np.searchsorted(log_sigmas, log_sigma, side="right") - 1, 0, len(log_sigmas) - 2)
+    weight = np.clip((log_sigmas[low] - log_sigma) / (log_sigmas[low] - log_sigmas[low + 1]), 0, 1)
+    return (1 - weight) * low + weight * (low + 1)
+
+
+def kinds(config: Mapping[str, Any], names: tuple[str, ...] = ("karras", "exponential", "beta")) -> list[str]:
+    """Which of the sigma spacings the configuration asks for."""
+    return [name for name in names if config.get(f"use_{name}_sigmas")]
+
+
+def one_kind(where: str, config: Mapping[str, Any], names: tuple[str, ...] = ("karras", "exponential", "beta")) -> None:
+    """Raises ValueError for two sigma spacings at once."""
+    if len(kinds(config, names)) > 1:
+        raise ValueError(f"fastdiff.{where}: expected one spacing of sigmas, got {kinds(config, names)}. Choose one.")
+
+
+def respaced(kind: str, config: Mapping[str, Any], levels: NDArray[Any], steps: int) -> NDArray[Any]:
+    """`steps` levels from the first to the last of `levels`, or between the configuration's sigma_max and sigma_min."""
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    low = float(levels[-1]) if low is None else low
+    high = float(levels[0]) if high is None else high
+    if kind == "karras":
+        ends = [v ** (1 / _KARRAS_RHO) for v in (high, low)]
+        return (ends[0] + np.linspace(0, 1, steps) * (ends[1] - ends[0])) ** _KARRAS_RHO
+    if kind == "exponential":
+        return np.exp(np.linspace(math.log(high), math.log(low), steps))
+    from scipy.stats import beta  # only this grid needs it
+
+    return low + beta.ppf(1 - np.linspace(0, 1, steps), _BETA, _BETA) * (high - low)
+
+
+def ended(levels: NDArray[Any], last: float) -> NDArray[Any]:
+    """The levels and the last one, as diffusers rounds them."""
+    return np.concatenate([levels, [last]]).astype(numpy_float())

@@ -1,0 +1,166 @@
+"""Drop-ins that keep x0 + sigma eps and give the network x / sqrt(sigma² + 1), as k-diffusion's samplers do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...prediction import Parametrization
+from ...schedule import Time
+from . import grids, tables
+from .state import State
+from .vp import TrainingTables
+
+
+class Exploding(TrainingTables):
+    """The training tables as noise levels sigma_t = sqrt(1/alpha_bar_t - 1), interpolated between timesteps.
+
+    Attributes:
+        sigmas: the grid's levels and where they end, on the CPU.
+        step_index, begin_index: where the next step stands, and where the run began when set_begin_index said so.
+    """
+
+    _space = "ve"
+
+    def _prepare(self) -> None:
+        grids.one_kind(type(self).__name__, self.config)
+        super()._prepare()
+        if self.config.get("rescale_betas_zero_snr"):
+            self.alphas_cumprod[-1] = 2**-24  # else the first level were infinite
+
+    def _parametrization(self) -> Parametrization:
+        kind = self.config.prediction_type
+        return Parametrization("sample" if kind == "original_sample" else kind, unit_input=True)
+
+    def _point(self, t: float) -> Time:
+        return tables.exploding(t, float(tables.sigmas(self.alphas_cumprod)[int(t)]))
+
+    # -- grids
+
+    def _levels(
+        self, steps: int, timesteps: Any = None, total: int | None = None, *, whole_karras: bool = False
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(timesteps, levels) of `steps` steps, not yet ended; Karras' timesteps are rounded where the class does so."""
+        c, name = self.config, type(self).__name__
+        if timesteps is not None:
+            if grids.kinds(c):
+                raise ValueError(
+                    f"fastdiff.{name}.set_timesteps: expected no timesteps with use_{grids.kinds(c)[0]}_sigmas."
+                )
+            visited = np.array(timesteps).astype(tables.numpy_float())
+        else:
+            offset = c.steps_offset if c.timestep_spacing == "leading" else 0
+            spaced = grids.spaced(name, total or c.num_train_timesteps, steps, c.timestep_spacing, offset)
+            visited = spaced.astype(tables.numpy_float())
+        trained = tables.sigmas(self.alphas_cumprod)
+        levels = np.interp(visited, np.arange(len(trained)), trained)
+        return self._respaced(visited, levels, np.log(trained), steps, whole_karras)
+
+    def _respaced(
+        self, visited: NDArray[Any], levels: NDArray[Any], log_sigmas: NDArray[Any], steps: int, whole_karras: bool
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        for kind in grids.kinds(self.config):
+            levels = grids.respaced(kind, self.config, levels, steps)
+            visited = grids.timestep_of(levels, log_sigmas)
+            if kind == "karras" and whole_karras:
+                visited = visited.round()
+        return visited, levels
+
+    def _state_of(
+        self, timesteps: NDArray[Any] | Tensor, levels: NDArray[Any], device: Any, *, steps: int | None,
+        shown: Tensor | None = None, scales: list[float] | None = None, **extra: Any,
+    ) -> State:  # fmt: skip
+        """A state on these levels, the last included; shown: `sigmas` where diffusers' differ."""
+        times = [tables.exploding(float(i), float(v)) for i, v in enumerate(levels)]
+        values = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(timesteps)
+        sigmas = torch.from_numpy(levels) if shown is None else shown
+        if scales is None:
+            scales = [math.hypot(float(v), 1.0) for v in levels[:-1]]
+        return State(values.to(device), times, steps=steps, sigmas=sigmas, scales=scales, **extra)
+
+    # -- diffusers' surface
+
+    @property
+    def sigmas(self) -> Tensor:
+        sigmas = self._state.sigmas
+        assert sigmas is not None
+        return sigmas
+
+    @property
+    def init_noise_sigma(self) -> Tensor:  # type: ignore[override]
+        """Deviation of the first state; for `leading`, whose first level is not the last of training, its hypotenuse."""
+        largest = self.sigmas.max()
+        return largest if self.config.timestep_spacing in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
+
+    @property
+    def step_index(self) -> int | None:
+        return self._state.step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._state.begin_index
+
+    @property
+    def _begin_index(self) -> int | None:
+        return self._state.begin_index
+
+    @_begin_index.setter
+    def _begin_index(self, value: int | None) -> None:
+        self._state.begin_index = value
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The index of the run's first step, from pipelines that start inside the grid."""
+        self._state.begin_index = begin_index
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """The index of a timestep's value; the second where two are equal, where a run inside the grid begins."""
+        host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
+        found = [i for i, t in enumerate(host) if t == float(timestep)]
+        if not found:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected one of scheduler.timesteps, got {float(timestep)}."
+            )
+        return found[1] if len(found) > 1 else found[0]
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
+        """x / sqrt(sigma² + 1), of unit variance; a step is not taken by it."""
+        state = self._state
+        index = self._index(state, timestep)
+        if index is None:
+            index = self.index_for_timestep(timestep)
+        if state.step_index is None:
+            state.step_index = index
+        assert state.scales is not None
+        return sample / state.scales[index]
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of its next step."""
+        state = self._state
+        if state.begin_index is None:
+            host, values = state.host, timesteps.tolist()
+            indices = [self._first(host, t) for t in values]
+        else:
+            index = state.begin_index if state.step_index is None else state.step_index
+            indices = [index] * timesteps.shape[0]
+        sigma = self.sigmas.to(device=original_samples.device, dtype=original_samples.dtype)[indices]
+        return original_samples + noise * sigma.reshape(-1, *(1,) * (original_samples.ndim - 1))
+
+    def _first(self, host: list[float], timestep: float) -> int:
+        found = [i for i, t in enumerate(host) if t == timestep]
+        return found[1] if len(found) > 1 else found[0] if found else self.index_for_timestep(timestep)
+
+    def _refuse_whole(self, where: str, timestep: Any) -> None:
+        """Raises ValueError for an index in a timestep's place."""
+        whole = isinstance(timestep, int) or (
+            isinstance(timestep, Tensor) and timestep.dtype in (torch.int32, torch.int64) and timestep.device.type == "cpu"
+        )
+        if whole:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.{where}: expected one of scheduler.timesteps, got an integer {timestep}. "
+                "Iterate over scheduler.timesteps."
+            )

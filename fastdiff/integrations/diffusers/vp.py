@@ -1,0 +1,63 @@
+"""Variance-preserving drop-ins: x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps at whole timesteps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...schedule import Time
+from . import tables
+from .base import Scheduler
+from .state import State
+
+
+class TrainingTables(Scheduler):
+    """A scheduler with diffusers' betas, alphas and alphas_cumprod, each [T] on the CPU."""
+
+    betas: Tensor
+    alphas: Tensor
+    alphas_cumprod: Tensor
+
+    def _prepare(self) -> None:
+        self.betas = tables.betas(self.config, type(self).__name__)
+        self.alphas = 1.0 - self.betas
+        self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
+
+    def _point(self, t: float) -> Time:
+        return tables.preserving(t, float(self.alphas_cumprod[int(t)]))
+
+
+class VariancePreserving(TrainingTables):
+    """Timesteps are indices of the training tables, so forward noising and velocities are read off there."""
+
+    def _initial(self) -> State:
+        return self._visiting(np.arange(0, self.config.num_train_timesteps)[::-1], None, steps=None)
+
+    def _visiting(self, timesteps: Any, device: Any, *, steps: int | None, **extra: Any) -> State:
+        """A state at these timesteps, ending in `_final`."""
+        values = torch.from_numpy(np.ascontiguousarray(timesteps, dtype=np.int64)).to(device)
+        return State(values, [*(self._point(int(t)) for t in timesteps), self._final()], steps=steps, **extra)
+
+    def _final(self) -> Time:
+        """Where the last step goes."""
+        return tables.CLEAN
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4); timesteps [B] or [1], int64."""
+        alpha, sigma = self._mixing(original_samples, timesteps)
+        return alpha * original_samples + sigma * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x0 (Salimans & Ho 2022, section 4)."""
+        alpha, sigma = self._mixing(sample, timesteps)
+        return alpha * noise - sigma * sample
+
+    def _mixing(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Both coefficients, broadcast to the sample and rounded to its dtype first, as diffusers does."""
+        table = self.alphas_cumprod.to(device=sample.device, dtype=sample.dtype)
+        chosen = table[timesteps.to(sample.device)].flatten()
+        chosen = chosen.reshape(-1, *(1,) * (sample.ndim - 1))
+        return chosen**0.5, (1 - chosen) ** 0.5

@@ -1,0 +1,123 @@
+"""Drop-ins against diffusers 0.42.1: tables and loops lifted to float64, and single steps and loops as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES, Case, arguments, both, finite, lift, network, set_timesteps, start
+from tolerances import DROP_IN_FLOAT64, DROP_IN_LOOP, DROP_IN_STEP
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`algorithm_types:FutureWarning"),
+]
+RUNS = [(case, kind) for case in CASES for kind in case.kinds]
+IDS = [f"{case.id}-{kind}" for case, kind in RUNS]
+
+
+@pytest.fixture(autouse=True)
+def _default_dtype() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def scaled(scheduler: Any, x: torch.Tensor, t: Any) -> torch.Tensor:
+    return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+
+
+def loop(case: Case, scheduler: Any, x: torch.Tensor) -> list[Any]:
+    """The states of a pipeline's loop, the first included."""
+    generator = torch.Generator().manual_seed(5)
+    states = [x]
+    for t in scheduler.timesteps:
+        out = network(scaled(scheduler, x, t), case.learned)
+        x = scheduler.step(out, t, x, **arguments(case, generator), return_dict=False)[0]
+        states.append(x)
+    return states
+
+
+def same_grid(theirs: Any, ours: Any) -> None:
+    assert ours.timesteps.dtype == theirs.timesteps.dtype
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    if hasattr(theirs, "sigmas"):
+        assert torch.equal(torch.as_tensor(ours.sigmas), torch.as_tensor(theirs.sigmas))
+    assert float(ours.init_noise_sigma) == float(theirs.init_noise_sigma)
+
+
+def check_loop(case: Case, theirs: Any, ours: Any, dtype: torch.dtype, tolerance: float) -> bool:
+    """Whether the peer was finite; then the loops agree."""
+    first = start(theirs, dtype)
+    expected = loop(case, theirs, first)
+    if not finite(*expected):
+        return False
+    got = loop(case, ours, first)
+    assert (got[-1] - expected[-1]).abs().max() <= tolerance * expected[-1].abs().max().clamp(min=1)
+    return True
+
+
+@pytest.mark.parametrize("case, kind", RUNS, ids=IDS)
+def test_formulas_in_float64(case: Case, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full loops of the peer lifted to float64: what remains is the formula."""
+    lift(monkeypatch, case.name)
+    theirs, ours = both(case, kind)
+    checked = []
+    for steps in case.steps:
+        set_timesteps(case, theirs, steps)
+        set_timesteps(case, ours, steps)
+        torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-9, atol=1e-9)
+        checked.append(check_loop(case, theirs, ours, torch.float64, DROP_IN_FLOAT64))
+    assert any(checked)
+
+
+@pytest.mark.parametrize("case, kind", RUNS, ids=IDS)
+def test_steps_and_loops_as_they_are(case: Case, kind: str) -> None:
+    """Untouched: the same grid to the bit, every step from the peer's own state, and the loop."""
+    theirs, ours = both(case, kind)
+    same_grid(theirs, ours)
+    limit = DROP_IN_STEP[case.exact]
+    for steps in case.steps:
+        set_timesteps(case, theirs, steps)
+        set_timesteps(case, ours, steps)
+        same_grid(theirs, ours)
+        x = start(theirs, torch.float32)
+        draws = [torch.Generator().manual_seed(5) for _ in range(2)]
+        for t, u in zip(theirs.timesteps, ours.timesteps, strict=True):
+            given = scaled(theirs, x, t)
+            torch.testing.assert_close(scaled(ours, x, u), given, rtol=1e-6, atol=1e-6)
+            out = network(given, case.learned)
+            expected = theirs.step(out, t, x, **arguments(case, draws[0]), return_dict=False)
+            if not finite(expected[0]):
+                break
+            got = ours.step(out, u, x, **arguments(case, draws[1]), return_dict=False)
+            assert len(got) == len(expected)
+            size = max(float(x.abs().max()), float(expected[0].abs().max()))
+            assert float((got[0] - expected[0]).abs().max()) <= limit * size, (steps, int(ours._step_index))
+            if len(got) > 1:
+                size = max(size, float(expected[1].abs().max()))
+                assert float((got[1] - expected[1]).abs().max()) <= limit * size, (steps, "x0")
+            x = expected[0]
+        if finite(x):
+            set_timesteps(case, theirs, steps)
+            set_timesteps(case, ours, steps)
+            check_loop(case, theirs, ours, torch.float32, DROP_IN_LOOP["high" if case.high else "low"])
+
+
+def plain(name: str) -> Case:
+    return next(case for case in CASES if case.name == name)
+
+
+@pytest.mark.parametrize("name", sorted({case.name for case in CASES}))
+def test_a_thousand_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = plain(name)
+    theirs, ours = both(case, case.kinds[0])
+    for scheduler in (theirs, ours):
+        set_timesteps(case, scheduler, 1000)
+    check_loop(case, theirs, ours, torch.float32, DROP_IN_LOOP["high"])
+    lift(monkeypatch, name)
+    theirs, ours = both(case, case.kinds[0])
+    for scheduler in (theirs, ours):
+        set_timesteps(case, scheduler, 1000)
+    check_loop(case, theirs, ours, torch.float64, DROP_IN_FLOAT64)
