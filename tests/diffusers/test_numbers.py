@@ -28,12 +28,12 @@ def scaled(scheduler: Any, x: torch.Tensor, t: Any) -> torch.Tensor:
     return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
 
 
-def loop(case: Case, scheduler: Any, x: torch.Tensor) -> list[Any]:
+def loop(case: Case, kind: str, scheduler: Any, x: torch.Tensor) -> list[Any]:
     """The states of a pipeline's loop, the first included."""
     generator = torch.Generator().manual_seed(5)
     states = [x]
     for t in scheduler.timesteps:
-        out = network(scaled(scheduler, x, t), case.learned)
+        out = network(scaled(scheduler, x, t), kind, case.learned)
         x = scheduler.step(out, t, x, **arguments(case, generator), return_dict=False)[0]
         states.append(x)
     return states
@@ -47,14 +47,18 @@ def same_grid(theirs: Any, ours: Any) -> None:
     assert float(ours.init_noise_sigma) == float(theirs.init_noise_sigma)
 
 
-def check_loop(case: Case, theirs: Any, ours: Any, dtype: torch.dtype, tolerance: float) -> bool:
+def check_loop(case: Case, kind: str, theirs: Any, ours: Any, dtype: torch.dtype, tolerance: float) -> bool:
     """Whether the peer was finite; then the loops agree."""
     first = start(theirs, dtype)
-    expected = loop(case, theirs, first)
+    expected = loop(case, kind, theirs, first)
     if not finite(*expected):
         return False
-    got = loop(case, ours, first)
-    assert (got[-1] - expected[-1]).abs().max() <= tolerance * expected[-1].abs().max().clamp(min=1)
+    got = loop(case, kind, ours, first)
+    # the peer's x + (x - x0)/sigma·(sigma_s - sigma) cancels over a long step, which leaves roundings of its largest state
+    rounding = 2.0**-22 if dtype == torch.float32 else 2.0**-51
+    largest = max(float(x.abs().max()) for x in expected)
+    allowed = tolerance * max(float(expected[-1].abs().max()), 1.0) + rounding * largest
+    assert float((got[-1] - expected[-1]).abs().max()) <= allowed
     return True
 
 
@@ -68,7 +72,7 @@ def test_formulas_in_float64(case: Case, kind: str, monkeypatch: pytest.MonkeyPa
         set_timesteps(case, theirs, steps)
         set_timesteps(case, ours, steps)
         torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-9, atol=1e-9)
-        checked.append(check_loop(case, theirs, ours, torch.float64, DROP_IN_FLOAT64))
+        checked.append(check_loop(case, kind, theirs, ours, torch.float64, DROP_IN_FLOAT64))
     assert any(checked)
 
 
@@ -87,7 +91,7 @@ def test_steps_and_loops_as_they_are(case: Case, kind: str) -> None:
         for t, u in zip(theirs.timesteps, ours.timesteps, strict=True):
             given = scaled(theirs, x, t)
             torch.testing.assert_close(scaled(ours, x, u), given, rtol=1e-6, atol=1e-6)
-            out = network(given, case.learned)
+            out = network(given, kind, case.learned)
             expected = theirs.step(out, t, x, **arguments(case, draws[0]), return_dict=False)
             if not finite(expected[0]):
                 break
@@ -96,13 +100,15 @@ def test_steps_and_loops_as_they_are(case: Case, kind: str) -> None:
             size = max(float(x.abs().max()), float(expected[0].abs().max()))
             assert float((got[0] - expected[0]).abs().max()) <= limit * size, (steps, int(ours._step_index))
             if len(got) > 1:
+                if not t.is_floating_point() and case.exact:
+                    size /= max(float(theirs.alphas_cumprod[int(t)]) ** 0.5, 1e-3)  # of (x - sigma eps)/alpha, unclipped
                 size = max(size, float(expected[1].abs().max()))
                 assert float((got[1] - expected[1]).abs().max()) <= limit * size, (steps, "x0")
             x = expected[0]
         if finite(x):
             set_timesteps(case, theirs, steps)
             set_timesteps(case, ours, steps)
-            check_loop(case, theirs, ours, torch.float32, DROP_IN_LOOP["high" if case.high else "low"])
+            check_loop(case, kind, theirs, ours, torch.float32, DROP_IN_LOOP["high" if case.high else "low"])
 
 
 def plain(name: str) -> Case:
@@ -112,12 +118,13 @@ def plain(name: str) -> Case:
 @pytest.mark.parametrize("name", sorted({case.name for case in CASES}))
 def test_a_thousand_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     case = plain(name)
-    theirs, ours = both(case, case.kinds[0])
+    kind = case.kinds[0]
+    theirs, ours = both(case, kind)
     for scheduler in (theirs, ours):
         set_timesteps(case, scheduler, 1000)
-    check_loop(case, theirs, ours, torch.float32, DROP_IN_LOOP["high"])
+    check_loop(case, kind, theirs, ours, torch.float32, DROP_IN_LOOP["high"])
     lift(monkeypatch, name)
-    theirs, ours = both(case, case.kinds[0])
+    theirs, ours = both(case, kind)
     for scheduler in (theirs, ours):
         set_timesteps(case, scheduler, 1000)
-    check_loop(case, theirs, ours, torch.float64, DROP_IN_FLOAT64)
+    check_loop(case, kind, theirs, ours, torch.float64, DROP_IN_FLOAT64)

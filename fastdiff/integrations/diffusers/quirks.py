@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import log, sqrt
 
+import numpy as np
+
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from ...solvers.karras import ancestral_levels, euler_step
+from ...solvers.karras import euler_step
+from .tables import numpy_float
 
 
 def inversion(p: Trace, t: Time, s: Time) -> Linear:
@@ -18,20 +21,33 @@ def inversion(p: Trace, t: Time, s: Time) -> Linear:
 
 def ddpm(p: Trace, t: Time, s: Time, *, variance_type: str, draws: bool) -> Linear:
     """Ho et al. 2020, eq. 6 and 7, with diffusers' variances: beta-tilde held above 1e-20, and noise wherever the timestep
-    is above 0, the step into clean data included."""
+    is above 0, the step into clean data included.
+
+    The coefficients are rounded as diffusers rounds them: its 1 - alpha_bar_t/alpha_bar_s keeps few digits near t = 0, and
+    exact coefficients would differ by more than a step's tolerance there.
+    """
     x0, _, _ = p.predict(p.start, t)
-    alpha_ts, variance_ts = t.transition(s)
-    x = (s.alpha * variance_ts / t.sigma**2) * x0 + (alpha_ts * s.sigma**2 / t.sigma**2) * p.x()
+    to_x0, to_x, beta, small = posterior(t.alpha**2, s.alpha**2)
+    x = to_x0 * x0 + to_x * p.x()
     if not draws:
         return x
-    small = max(variance_ts * (s.sigma / t.sigma) ** 2, 1e-20)
     if variance_type in ("fixed_small", "fixed_small_log"):
         return x + sqrt(small) * p.noise()
     if variance_type in ("fixed_large", "fixed_large_log"):
-        return x + sqrt(variance_ts) * p.noise()
+        return x + sqrt(beta) * p.noise()
     if variance_type == "learned":
         return x + p.noise()  # the caller's noise comes multiplied by the network's deviation
-    return x + p.noise(log_variance=(log(small), log(variance_ts)))
+    return x + p.noise(log_variance=(log(small), log(beta)))
+
+
+def posterior(alpha_bar_t: float, alpha_bar_s: float) -> tuple[float, float, float, float]:
+    """(coefficient of x0, of x_t, beta, beta-tilde) of q(x_s | x_t, x0), in the precision of diffusers' tables."""
+    rounded = numpy_float()
+    a_t, a_s, one = rounded(alpha_bar_t), rounded(alpha_bar_s), rounded(1)
+    kept = a_t / a_s
+    beta, sigma_t, sigma_s = one - kept, one - a_t, one - a_s
+    small = max(float(sigma_s / sigma_t * beta), 1e-20)
+    return float(np.sqrt(a_s) * beta / sigma_t), float(np.sqrt(kept) * sigma_s / sigma_t), float(beta), small
 
 
 def late_churn(
