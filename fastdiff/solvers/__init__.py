@@ -1,6 +1,20 @@
 """Solvers: one formula per family, traced into plans."""
 
-from . import adams, consistency, ddim, ddpm, dpm_multistep, dpm_singlestep, karras, sde, unipc
+from . import (
+    adams,
+    consistency,
+    ddim,
+    ddpm,
+    dpm_multistep,
+    dpm_sde,
+    dpm_singlestep,
+    flow,
+    karras,
+    repaint,
+    sa,
+    sde,
+    unipc,
+)
 from .plan import Plan
 from .registry import SOLVERS, find, make_plan
 from .trace import Linear, Trace
@@ -15,10 +29,14 @@ __all__ = [
     "ddim",
     "ddpm",
     "dpm_multistep",
+    "dpm_sde",
     "dpm_singlestep",
     "find",
+    "flow",
     "karras",
     "make_plan",
+    "repaint",
+    "sa",
     "sde",
     "unipc",
 ]

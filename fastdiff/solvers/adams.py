@@ -33,6 +33,21 @@ def _transfer(t: Time, s: Time) -> tuple[float, float]:
     return s.alpha / t.alpha, s.sigma - s.alpha * t.sigma / t.alpha
 
 
+def _step(t: Time, s: Time, x0: Linear, eps: Linear, change: Linear) -> Linear:
+    """alpha_s (x_t/alpha_t + (rho_s - rho_t) eps) = alpha_s x0 + sigma_s eps, DDIM's step, and the change of slope.
+
+    Out of pure noise, where rho_t is infinite, there is no change of slope: nothing is known before.
+    """
+    return s.alpha * x0 + s.sigma * eps + s.alpha * change
+
+
+def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
+    """(rho_s - rho_t)(Σ a_k d_k - d_0) with the even grid's weights a_k, of sum one; the latest slope first."""
+    if len(slopes) == 1:
+        return Linear({})
+    return (s.rho - t.rho) * (_combine(slopes, _ADAMS[len(slopes) - 1]) - slopes[0])
+
+
 @solver("pndm", paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2", order=2)
 def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False) -> Linear:
     """Adams-Bashforth of order 4 on eps, moved along by DDIM's transfer.
@@ -42,22 +57,22 @@ def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False) -> Linea
     """
     x, past = p.start, []  # type: ignore[var-annotated]
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-        _, eps, _ = p.predict(x, t)
-        if runge_kutta and i < 3 and s.log_snr < inf:
+        x0, eps = p.predict_eps(x, t)
+        if runge_kutta and i < 3 and s.log_snr < inf and t.log_snr > -inf:
             middle = p.at(round(0.5 * (t.t + s.t)))
             # the start is never remembered: each stage's x gives it back, which leaves room for the history
             to_middle, to_end = _transfer(t, middle), _transfer(t, s)
             first = p.keep(eps)
-            _, e2, _ = p.predict(transfer(t, middle, p.x(), eps), middle)
+            _, e2 = p.predict_eps(transfer(t, middle, p.x(), eps), middle)
             start, second = (p.x() - to_middle[1] * first) / to_middle[0], p.keep(e2)
-            _, e3, _ = p.predict(transfer(t, middle, start, e2), middle)
+            _, e3 = p.predict_eps(transfer(t, middle, start, e2), middle)
             start = (p.x() - to_middle[1] * second) / to_middle[0]
             base = p.keep(transfer(t, s, start, (first + 2.0 * second + 2.0 * e3) / 6.0))
-            _, e4, _ = p.predict(transfer(t, s, start, e3), s)
+            _, e4 = p.predict_eps(transfer(t, s, start, e3), s)
             x = base + (to_end[1] / 6.0) * e4
             past = [first, *past][:3]
             continue
-        x = transfer(t, s, p.x(), _combine([eps, *past], _ADAMS[len(past)]))
+        x = _step(t, s, x0, eps, _adams(t, s, [eps, *past]))
         if i < len(times) - 2:
             past = [p.keep(eps), *past][:3]
     return x
@@ -72,7 +87,7 @@ def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
         d = slope(t, p.x(), x0)
-        x = s.alpha * (p.x() / t.alpha + (s.rho - t.rho) * _combine([d, *past], _ADAMS[len(past)]))
+        x = _step(t, s, x0, d, _adams(t, s, [d, *past]))
         if i < len(times) - 2:
             past = [p.keep(d), *past][: order - 1]
     return x
@@ -103,11 +118,14 @@ def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
         if order == 1:
             x = euler_step(t, s, p.x(), x0)
             continue
-        known = [(slope(t, p.x(), x0), t.rho), *past][:order]
-        weights = lagrange_integrals([rho for _, rho in known], t.rho, s.rho)
-        x = s.alpha * (p.x() / t.alpha + _combine([d for d, _ in known], weights))
-        if i < len(times) - 2:
-            past = [(p.keep(known[0][0]), t.rho), *past][: order - 1]
+        d = slope(t, p.x(), x0)
+        known = [(d, t.rho), *past][:order]
+        x = euler_step(t, s, p.x(), x0)
+        if len(known) > 1:
+            weights = lagrange_integrals([rho for _, rho in known], t.rho, s.rho)
+            x = _step(t, s, x0, d, _combine([v for v, _ in known], weights) - (s.rho - t.rho) * d)
+        if i < len(times) - 2 and t.rho < inf:
+            past = [(p.keep(d), t.rho), *past][: order - 1]
     return x
 
 
@@ -136,18 +154,17 @@ def deis(p: Trace, times: Sequence[Time], *, order: int = 3) -> Linear:
     x = p.start
     past: list[tuple[Linear, float]] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-        _, eps, _ = p.predict(x, t)
+        x0, eps = p.predict_eps(x, t)
         known = [(eps, t.rho), *past][: 1 if s.rho == 0 else order]
         nodes = [rho for _, rho in known]
-        if len(known) == 1:
-            x = transfer(t, s, p.x(), eps)
-        else:
+        x = s.alpha * x0 + s.sigma * eps
+        if len(known) > 1:
             weights = []
             for j, node in enumerate(nodes):
                 rest = [rho for k, rho in enumerate(nodes) if k != j]
                 whole = _deis_two(node, *rest) if len(rest) == 1 else _deis_three(node, *rest)
                 weights.append(whole(s.rho) - whole(t.rho))
-            x = s.alpha * (p.x() / t.alpha + _combine([e for e, _ in known], weights))
-        if i < len(times) - 2:
+            x = _step(t, s, x0, eps, _combine([e for e, _ in known], weights) - (s.rho - t.rho) * eps)
+        if i < len(times) - 2 and t.rho < inf:
             past = [(p.keep(eps), t.rho), *past][: order - 1]
     return x

@@ -40,7 +40,8 @@ def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
             x = s.alpha * x0
             continue
         down = p.at(int((1 - eta) * s.t))
-        x = (s.alpha / down.alpha) * (down.alpha * x0 + down.sigma * eps)
+        alpha_sd, variance_sd = s.transition(down)
+        x = alpha_sd * (down.alpha * x0 + down.sigma * eps)
         if eta > 0:
-            x = x + sqrt(1.0 - (s.alpha / down.alpha) ** 2) * p.noise()
+            x = x + sqrt(variance_sd) * p.noise()
     return x

@@ -1,4 +1,4 @@
-"""DDIM: implicit sampling with noise eta, deterministic at eta = 0 (Song et al. 2021)."""
+"""DDIM: implicit sampling with noise eta, deterministic at eta = 0, and its inversion (Song et al. 2021)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,43 @@ from .registry import solver
 from .trace import Linear, Trace
 
 
+def ddim_step(p: Trace, t: Time, s: Time, x0: Linear, eps: Linear, eta: float) -> Linear:
+    """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts."""
+    _, variance_ts = t.transition(s)
+    std = eta * s.sigma / t.sigma * sqrt(variance_ts)
+    x = s.alpha * x0 + sqrt(s.sigma**2 - std**2) * eps
+    return x + std * p.noise() if std > 0 else x
+
+
+def check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
+
+
 @solver("ddim", paper="Song, Meng & Ermon 2021, eq. 12 and 16")
 def ddim(p: Trace, times: Sequence[Time], *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Linear:
     """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts.
 
     eta: 0 deterministic, 1 DDPM's posterior variance. use_clipped_model_output: eps derived anew from the clipped x0.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
+    check_eta(eta)
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, eps, _ = p.predict(x, t)
         if use_clipped_model_output:
             eps = (p.x() - t.alpha * x0) / t.sigma
-        _, variance_ts = t.transition(s)
-        std = eta * s.sigma / t.sigma * sqrt(variance_ts)
-        x = s.alpha * x0 + sqrt(s.sigma**2 - std**2) * eps
-        if std > 0:
-            x = x + std * p.noise()
+        x = ddim_step(p, t, s, x0, eps, eta)
+    return x
+
+
+@solver("ddim_inverse", paper="Song, Meng & Ermon 2021, section 4.3: eq. 13 from data to noise", reverse=True)
+def ddim_inverse(p: Trace, times: Sequence[Time]) -> Linear:
+    """x_s = alpha_s x0 + sigma_s eps with s noisier than t: the x_T from which DDIM comes back, to first order.
+
+    At clean data, where no network was trained, it is asked at the first noisy time.
+    """
+    x = p.start
+    for t, s in zip(times, times[1:], strict=False):
+        x0, eps, _ = p.predict(x, t, asked=s if t.sigma == 0 else t)
+        x = s.alpha * x0 + s.sigma * eps
     return x

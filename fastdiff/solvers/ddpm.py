@@ -3,31 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import log, sqrt
 
 from .grids import Time
 from .registry import solver
 from .trace import Linear, Trace
 
+VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range", "optimal")
+
 
 @solver("ddpm", paper="Ho et al. 2020, eq. 6-7; respaced as Nichol & Dhariwal 2021, eq. 19", stochastic=True)
-def ddpm(p: Trace, times: Sequence[Time], *, variance_type: str = "fixed_small") -> Linear:
-    """x_s = (alpha_s sigma_ts²/sigma_t²) x0 + (alpha_ts sigma_s²/sigma_t²) x_t + std z.
+def ddpm(
+    p: Trace, times: Sequence[Time], *, variance_type: str = "fixed_small", data_variance: float | None = None
+) -> Linear:
+    """x_s = c0 x0 + (alpha_ts sigma_s²/sigma_t²) x_t + std z, c0 = alpha_s sigma_ts²/sigma_t².
 
-    variance_type: `fixed_small`, std² = sigma_ts² sigma_s²/sigma_t² (beta-tilde, eq. 7); `fixed_large`, std² =
-    sigma_ts² (beta, section 3.2) and no noise on the last step.
+    variance_type, the std² of steps that do not end in clean data unless said:
+
+    - `fixed_small`: beta-tilde = sigma_ts² sigma_s²/sigma_t² (eq. 7);
+    - `fixed_large`: beta = sigma_ts² (section 3.2);
+    - `learned`: e^v, v the second half of the output's channels; `learned_range`: e^(f ln beta + (1 - f) ln beta-tilde),
+      f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15);
+    - `optimal`: beta-tilde + c0² mmse_t, mmse_t = s² sigma_t²/(alpha_t² s² + sigma_t²) for data of variance s² =
+      data_variance, on the last step too (Bao et al. 2022, theorem 1, for Gaussian data).
     """
-    if variance_type not in ("fixed_small", "fixed_large"):
+    if variance_type not in VARIANCES:
+        raise ValueError(f"fastdiff.Sampler: expected variance_type in {sorted(VARIANCES)}, got {variance_type!r}.")
+    if (variance_type == "optimal") != (data_variance is not None and data_variance >= 0):
         raise ValueError(
-            f"fastdiff.Sampler: expected variance_type in ['fixed_large', 'fixed_small'], got {variance_type!r}."
+            f"fastdiff.Sampler: expected data_variance >= 0 with variance_type 'optimal' and with no other, got "
+            f"{data_variance!r} with {variance_type!r}."
         )
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
-        alpha_ts, variance_ts = t.transition(s)
-        to_x0, to_x = s.alpha * variance_ts / t.sigma**2, alpha_ts * s.sigma**2 / t.sigma**2
+        alpha_ts, large = t.transition(s)
+        small = large * (s.sigma / t.sigma) ** 2
+        to_x0, to_x = s.alpha * large / t.sigma**2, alpha_ts * s.sigma**2 / t.sigma**2
         x = to_x0 * x0 + to_x * p.x()
-        if s.sigma > 0:
-            variance = variance_ts * (s.sigma / t.sigma) ** 2 if variance_type == "fixed_small" else variance_ts
-            x = x + sqrt(variance) * p.noise()
+        if data_variance is not None:
+            mmse = data_variance * t.sigma**2 / (t.alpha**2 * data_variance + t.sigma**2)
+            x = x + sqrt(small + to_x0**2 * mmse) * p.noise()
+        elif s.sigma == 0:
+            continue
+        elif variance_type in ("learned", "learned_range"):
+            # the row's log-variance is lo + (hi - lo)(v + 1)/2, which is v itself between -1 and 1
+            bounds = (-1.0, 1.0) if variance_type == "learned" else (log(small), log(large))
+            x = x + p.noise(log_variance=bounds)
+        else:
+            x = x + sqrt(small if variance_type == "fixed_small" else large) * p.noise()
     return x

@@ -59,7 +59,7 @@ def noise_prediction(
     _check(solver_type)
     x, past = p.start, []  # type: ignore[var-annotated]
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-        x0, eps, _ = p.predict(x, t)
+        x0, eps = p.predict_eps(x, t)
         h, k = history(times, i, len(past), order)
         x = s.alpha * x0 + s.sigma * eps
         if k > 1:

@@ -44,7 +44,7 @@ def noise_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
     """Lu et al. 2022a, algorithms 1 (order 2) and 2 (order 3)."""
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
-        x0, eps, _ = p.predict(x, t)
+        x0, eps = p.predict_eps(x, t)
         h = step_size(t, s)
         if h == inf:
             x = s.alpha * x0 + s.sigma * eps
@@ -53,7 +53,7 @@ def noise_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
         r = 1 / order
         middle = p.between(t, s, r)
         x = middle.alpha * x0 + middle.sigma * eps
-        _, e, _ = p.predict(x, middle)
+        _, e = p.predict_eps(x, middle)
 
         def base(to: Time, gain: float, t: Time = t, start: Linear = start, first: Linear = first) -> Linear:
             return (to.alpha / t.alpha) * start - to.sigma * gain * first
@@ -61,7 +61,7 @@ def noise_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
         if order == 3:
             late, g = p.between(t, s, 2 * r), 2 * r * h
             x = base(late, expm1(g)) - late.sigma * 2 * (expm1(g) / g - 1.0) * (e - first)
-            _, e, _ = p.predict(x, late)
+            _, e = p.predict_eps(x, late)
             slope = (expm1(h) / h - 1.0) / (2 * r)
         else:
             slope = expm1(h) / (2 * r)

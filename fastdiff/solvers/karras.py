@@ -5,7 +5,7 @@ x here is Karras' x, the state over alpha. Euler's step with this derivative is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf, log, log1p, sqrt
 
 from .grids import Time
@@ -19,8 +19,8 @@ def euler_step(t: Time, s: Time, x: Linear, x0: Linear) -> Linear:
 
 
 def slope(t: Time, x: Linear, x0: Linear) -> Linear:
-    """dx/drho of Karras' x."""
-    return (x / t.alpha - x0) / t.rho
+    """dx/drho of Karras' x, which is eps."""
+    return (x - t.alpha * x0) / t.sigma
 
 
 def churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
@@ -41,16 +41,22 @@ def stochastic(
     x = p.start
     gamma = min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
     for t, s in zip(times, times[1:], strict=False):
-        if gamma > 0 and s_tmin <= t.rho <= s_tmax:
+        if gamma > 0 and s_tmin <= t.rho <= s_tmax and t.rho < inf:
             t, x = churned(p, t, x, gamma, s_noise)
         x0, _, _ = p.predict(x, t)
-        if not heun or s.log_snr == inf:
-            x = euler_step(t, s, p.x(), x0)
-            continue
-        start, first = p.keep(p.x()), p.keep(slope(t, p.x(), x0))
-        y0, _, _ = p.predict(euler_step(t, s, p.x(), x0), s)
-        x = s.alpha * (start / t.alpha + 0.5 * (s.rho - t.rho) * (first + slope(s, p.x(), y0)))
+        x = euler_step(t, s, p.x(), x0)
+        if heun and 0 < s.rho and t.rho < inf:
+            x = trapezoid(p, s, x, slope(t, p.x(), x0), slope, s.alpha * (s.rho - t.rho))
     return x
+
+
+def trapezoid(
+    p: Trace, s: Time, x: Linear, first: Linear, derivative: Callable[[Time, Linear, Linear], Linear], width: float
+) -> Linear:
+    """Heun's second half: x, Euler's step by `width` along the first derivative, moved on along the mean of two."""
+    kept = p.keep(first)
+    y0, _, _ = p.predict(x, s)
+    return p.x() + 0.5 * width * (derivative(s, p.x(), y0) - kept)
 
 
 @solver("euler", paper="Karras et al. 2022, algorithm 2 without its second-order part", order=1)
@@ -77,18 +83,18 @@ def edm(
 
 def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
     """(rho to step down to, rho of the noise put back): down² + up² = rho_s² (Song et al. 2021, eq. 16, in rho)."""
-    up = min(s.rho, eta * sqrt(max(s.rho**2 * (t.rho**2 - s.rho**2), 0.0)) / t.rho)
+    up = min(s.rho, eta * s.rho * sqrt(max((1.0 - s.rho / t.rho) * (1.0 + s.rho / t.rho), 0.0))) if s.rho else 0.0
     return sqrt(max(s.rho**2 - up**2, 0.0)), up
 
 
 @solver("euler_ancestral", paper="Song, Meng & Ermon 2021, eq. 12 and 16, in rho", order=1, stochastic=True)
 def euler_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
-    """Euler down to `down`, then noise of `up`; eta = 0 is Euler."""
+    """Euler down to `down`, then noise of `up`; eta = 0 is Euler, infinity noise from x0 at every step."""
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
         down, up = ancestral_levels(t, s, eta)
-        x = s.alpha * ((down / t.rho) * (p.x() / t.alpha) + (1.0 - down / t.rho) * x0)
+        x = s.alpha * ((down / t.sigma) * p.x() + (1.0 - down / t.rho) * x0)
         if up > 0:
             x = x + s.alpha * up * s_noise * p.noise()
     return x
@@ -100,8 +106,8 @@ def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Li
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
         down, up = ancestral_levels(t, s, eta)
-        if down == 0:
-            x = s.alpha * x0
+        if down == 0 or t.rho == inf:
+            x = s.alpha * ((down / t.sigma) * p.x() + (1.0 - down / t.rho) * x0)
         else:
             start = p.keep(p.x())
             below = p.at_log_snr(-2.0 * log(down))

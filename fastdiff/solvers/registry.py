@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..prediction import Parametrization, normalize
 from ..schedule import Schedule, Time
-from .grids import given, grid
+from .grids import given, given_levels, grid
 from .plan import Plan
 from .trace import Linear, Trace
 
@@ -24,6 +24,7 @@ class Solver(NamedTuple):
     order: int  # of convergence for smooth problems; 1 where nothing more is claimed
     calls: int  # network calls a step
     stochastic: bool
+    reverse: bool = False  # runs from data to noise
 
     @property
     def options(self) -> dict[str, Any]:
@@ -36,12 +37,12 @@ SOLVERS: dict[str, Solver] = {}
 
 
 def solver(
-    name: str, *, paper: str, order: int = 1, calls: int = 1, stochastic: bool = False
+    name: str, *, paper: str, order: int = 1, calls: int = 1, stochastic: bool = False, reverse: bool = False
 ) -> Callable[[Formula], Formula]:
     """Registers a formula under a public name."""
 
     def register(formula: Formula) -> Formula:
-        SOLVERS[name] = Solver(name, formula, paper, order, calls, stochastic)
+        SOLVERS[name] = Solver(name, formula, paper, order, calls, stochastic, reverse)
         return formula
 
     return register
@@ -62,7 +63,8 @@ def make_plan(
     prediction_type: str | Parametrization = "epsilon",
     clip_range: float | None = None,
     timestep_spacing: str = "trailing",
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
     dynamic_threshold: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
@@ -71,11 +73,13 @@ def make_plan(
 ) -> Plan:
     """Traces a solver over a grid of `steps` times of the schedule.
 
-    timesteps: descending timesteps to visit instead (`steps` is then their number); times: points from noise to data
-    instead of both, clean data included where the solver should go there. Further arguments: see `Sampler`.
+    timesteps: descending timesteps to visit instead (`steps` is then their number); sigmas: descending noise levels
+    sigma/alpha (flow schedules: sigma) to visit instead; times: points from noise to data instead of all of them, clean
+    data included where the solver should go there. Further arguments: see `Sampler`.
 
     Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1, T], timesteps that do
-    not descend within [0, T), and numbers outside their ranges.
+    not descend within [0, T), sigmas that do not descend, numbers outside their ranges, and solvers and prediction types
+    that cannot start where the grid does.
     """
     chosen = find(solver)
     unknown = sorted(set(options) - set(chosen.options))
@@ -100,9 +104,13 @@ def make_plan(
         )
     if timesteps is not None:
         times = given(schedule, timesteps)
+    elif sigmas is not None:
+        times = given_levels(schedule, sigmas)
     elif times is None:
         times = grid(schedule, steps, timestep_spacing)
     steps = len(times) - 1
+    if chosen.reverse:
+        times = list(reversed(times))
     trace = Trace(
         prediction_type,
         schedule,
@@ -111,13 +119,22 @@ def make_plan(
         guidance_rescale=guidance_rescale,
         guidance_interval=guidance_interval,
     )
-    table = trace.table(chosen.formula(trace, times, **options))
-    info = {"solver": solver, **chosen.options, **options, "steps": int(steps)}
+    try:
+        table = trace.table(chosen.formula(trace, times, **options))
+    except ZeroDivisionError:
+        raise ValueError(
+            f"fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver {solver!r}, got pure "
+            "noise. Use another solver, or timesteps or sigmas that begin later."
+        ) from None
+    chosen_options = {name: repr(v) if callable(v) else v for name, v in (chosen.options | options).items()}
+    info = {"solver": solver, **chosen_options, "steps": int(steps)}
     info["prediction_type"] = prediction_type.prediction_type
     if prediction_type.unit_input:
         info |= {"unit_input": True, "sigma_data": prediction_type.sigma_data}
     info |= {"clip_range": clip_range, "timestep_spacing": timestep_spacing, "schedule": repr(schedule)}
     info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
     info |= {"guidance_interval": guidance_interval, "timesteps": None if timesteps is None else list(timesteps)}
-    deviation = 1.0 if schedule.space == "vp" else times[0].sigma
+    if sigmas is not None:
+        info["sigmas"] = [float(v) for v in sigmas]
+    deviation = 1.0 if schedule.space == "vp" or chosen.reverse else times[0].sigma
     return Plan(table, info, initial_std=deviation, levels=trace.levels(times[-1]))

@@ -12,9 +12,10 @@ from .trace import Linear, Trace
 
 @solver("euler_maruyama", paper="Song et al. 2021b (score SDE), eq. 6 and 11", order=1, stochastic=True)
 def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = x + (beta/2) x + beta score + sqrt(beta) z, beta = ∫ beta(u) du = -2 ln(alpha_t/alpha_s); denoised at the end.
+    """x_s = (1 - F) x + G score + sqrt(G) z for dx = f x du + g dw, F = ∫ f du = ln(alpha_t/alpha_s), G = ∫ g² du.
 
-    score = -eps/sigma_t. The last step returns x0, without which the noise of the last level stays (section 4.1).
+    score = -eps/sigma_t, g² du = 2 sigma² d ln rho: G = -2F (`vp`), sigma_t² - sigma_s² (`ve`), -2F - 2 (sigma_t - sigma_s)
+    (`flow`). The last step returns x0, without which the noise of the last level stays (section 4.1).
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
@@ -22,6 +23,11 @@ def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
         if s.sigma == 0:
             x = x0
             continue
-        beta = -2.0 * log(t.alpha / s.alpha)
-        x = (1.0 + 0.5 * beta) * p.x() - (beta / t.sigma) * eps + sqrt(beta) * p.noise()
+        if t.alpha == 0:
+            raise ZeroDivisionError("the drift of pure noise is infinite")
+        drift = log(t.alpha / s.alpha)
+        spread = t.sigma**2 - s.sigma**2 if p.space == "ve" else -2.0 * drift
+        if p.space == "flow":
+            spread -= 2.0 * (t.sigma - s.sigma)
+        x = (1.0 - drift) * p.x() - (spread / t.sigma) * eps + sqrt(spread) * p.noise()
     return x

@@ -109,6 +109,7 @@ class Trace:
     ):
         self.points = points
         self.at, self.at_log_snr = points.at, points.at_log_snr
+        self.space: str = getattr(points, "space", "vp")
         self.parametrization = Parametrization(parametrization) if isinstance(parametrization, str) else parametrization
         self.guidance_rescale = guidance_rescale
         self.guidance_interval = guidance_interval
@@ -125,12 +126,12 @@ class Trace:
         self._kept: dict[int, Linear] = {}
         self._kept_total = 0
 
-    def predict(self, x: Linear, t: Time) -> Prediction:
-        """A network call on x at time t."""
+    def predict(self, x: Linear, t: Time, *, asked: Time | None = None) -> Prediction:
+        """A network call on x at time t; `asked`: the network is told this point's time instead."""
         self._close(x)
         self._at, row = t, len(self.rows)
         c = self.parametrization.at(t.alpha, t.sigma)
-        self._header = {"network": 1.0, "t": self.points.network_time(t), "input_scale": c.scale}
+        self._header = {"network": 1.0, "t": self.points.network_time(asked or t), "input_scale": c.scale}
         self._header |= {"guidance_weight": 1.0, "x0_x": c.x0_x, "x0_out": c.x0_out}
         if self.guidance_interval is not None and not self.guidance_interval[0] <= t.rho <= self.guidance_interval[1]:
             self._header["guidance_weight"] = 0.0  # the strength is 1 there: the conditional output alone
@@ -139,6 +140,11 @@ class Trace:
         self._header |= self._clip
         out = Linear({("out", row): 1.0})
         return Prediction(Linear({("x0", row): 1.0}), c.eps_x * Linear({("x", row): 1.0}) + c.eps_out * out, out)
+
+    def predict_eps(self, x: Linear, t: Time) -> tuple[Linear, Linear]:
+        """(x0, eps) for solvers that integrate eps: where x0 is clipped, eps = (x - alpha x0)/sigma says so too."""
+        x0, eps, _ = self.predict(x, t)
+        return x0, (self.x() - t.alpha * x0) / t.sigma if self._clip else eps
 
     def x(self) -> Linear:
         """The state the open row started from."""

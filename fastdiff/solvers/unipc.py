@@ -29,10 +29,8 @@ def _weights(ratios: list[float], h: float, variant: str) -> tuple[list[float], 
     return list(np.linalg.solve(matrix, np.array(b))), b_h
 
 
-def _update(
-    t: Time, s: Time, x: Linear, m0: Linear, others: list[tuple[Linear, float]], variant: str, half: bool
-) -> Linear:
-    """x_s from x_t, the prediction there and others with their ratios r; `half`: one ratio takes rho = 1/2."""
+def _update(t: Time, s: Time, x: Linear, m0: Linear, others: list[tuple[Linear, float]], variant: str) -> Linear:
+    """x_s from x_t, the prediction there and others with their ratios r; a single one takes rho = 1/2."""
     h = step_size(t, s)
     if h == inf:
         return s.alpha * m0 + (s.sigma / t.sigma) * x
@@ -41,11 +39,16 @@ def _update(
         return result
     ratios = [r for _, r in others]
     rho, b_h = _weights(ratios, h, variant)
-    if half and len(others) == 1:
+    if len(others) == 1:
         rho = [0.5]
     for weight, (m, r) in zip(rho, others, strict=True):
         result = result - s.alpha * b_h * (weight / r) * (m - m0)
     return result
+
+
+def _ratios(t: Time, past: list[tuple[Linear, Time]], h: float) -> list[tuple[Linear, float]]:
+    """Predictions with r = (lambda - lambda_t)/h; at pure noise, lambda = -inf, one tells nothing about a slope."""
+    return [(m, (q.half_log_snr - t.half_log_snr) / h) for m, q in past if q.log_snr > -inf]
 
 
 @solver("unipc", paper="Zhao et al. 2023 (UniPC), algorithms 5 to 8, data prediction", order=3)
@@ -70,12 +73,12 @@ def unipc(
         if last is not None:
             before = past[0][1]
             h = step_size(before, t)
-            others = [(n, (q.half_log_snr - before.half_log_snr) / h) for n, q in past[1:used]]
-            corrected = _update(before, t, last, past[0][0], [*others, (m, 1.0)], solver_type, half=used == 1)
+            others = _ratios(before, past[1:used], h)
+            corrected = _update(before, t, last, past[0][0], [*others, (m, 1.0)], solver_type)
         used = min(order, i + 1, steps - i if lower_order_final else order)
         h = step_size(t, s)
-        others = [] if h == inf else [(n, (q.half_log_snr - t.half_log_snr) / h) for n, q in past[: used - 1]]
-        x = _update(t, s, corrected, m, others, solver_type, half=True)
+        others = [] if h == inf else _ratios(t, past[: used - 1], h)
+        x = _update(t, s, corrected, m, others, solver_type)
         if i < steps - 1:
             past = [(p.keep(m), t), *past][:order]
             last = p.keep(corrected)
