@@ -1,42 +1,50 @@
 """The sampler: plan + network + kernel.
 
 x_T ~ N(0, I) from stream 0 of the noise contract; then, per row of the plan, one network call and one fused
-`reverse_step`. Between calls nothing is read from the device and, after the first step, nothing is allocated here.
+`reverse_step` (fastdiff.loop). Between calls nothing is read from the device and, after the first step, nothing is
+allocated here.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import ops
 from .eager.common import compute_dtype
-from .guidance import Conditions
+from .guidance import strength
+from .loop.batch import Request, Requests, Source
+from .loop.engine import Engine, Run
+from .loop.network import Model, Network
+from .loop.plans import Plans
+from .loop.prepare import Given
+from .prediction import Parametrization
 from .schedule import Schedule
-from .solvers import SOLVERS, Plan, find, make_plan
+from .solvers import SOLVERS, Plan, find
 
-Model = Callable[..., Any]
-Callback = Callable[[int, float, Tensor, Tensor], None]
+Callback = Callable[[int, Any, Tensor, Tensor], None]
+DEFAULT_SOLVER = "ddim"
 
 
 class Sampler:
     """Draws samples of a diffusion model.
 
     Args:
-        model: any callable (x, t, **cond); x [B, …], t int64 [B] timesteps. Returns a tensor like x or an object with
-            `.sample`.
-        schedule: the noise schedule it was trained with.
+        model: any callable (x, t, **cond); x [B, …], t [B] on x's device: int64 timesteps, float32 times of a continuous
+            schedule, or what the model's own `network_time(point)` says of a `Time`, float32. Returns a tensor like x
+            or an object with `.sample`.
+        schedule: the noise schedule it was trained with; may be left out with a ready plan.
+        plan: a ready table of steps instead of solver, steps and the like.
         solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`; eta only for solvers that
             have it.
-        prediction_type: epsilon, x0, v, score or flow.
-        guidance_scale: gamma in u + gamma (c - u): 0 unconditional, 1 conditional and off (Ho & Salimans 2022, eq. 6,
-            with gamma = 1 + w; Luo 2022, eq. 168).
+        prediction_type: epsilon, x0, v, score or flow, or a `fastdiff.prediction.Parametrization`.
+        guidance_scale: gamma in u + gamma (c - u): 0 unconditional, 1 conditional and off, below 0 away from the condition
+            (Ho & Salimans 2022, eq. 6, with gamma = 1 + w; Luo 2022, eq. 168); a sequence has one per row of the plan.
         clip_range: x0 is held in [-clip_range, clip_range]; None for no clip.
         dynamic_threshold: ratio of dynamic thresholding (Saharia et al. 2022, section 2.3): x0 is held in [-s, s] and
             divided by s, the ratio-quantile of |x0| in the sample, held in [1, clip_range].
@@ -45,6 +53,13 @@ class Sampler:
         guidance_interval: (low, high) noise levels sigma/alpha between which guidance acts (Kynkäänniemi et al. 2024);
             outside, the unconditional call is not made, unless guidance_scale is a tensor.
         timesteps: descending timesteps to visit, instead of `steps` and `timestep_spacing`.
+        network_batch: every network call gets exactly so many rows, several calls or filled up: a sample's bits do then
+            not depend on its batch, whatever the network.
+        on_oom: `raise` stops where memory runs out and names the largest batch that fits; `split` cuts the network calls
+            and warns once.
+        graph: CUDA graphs of a step: `auto` where they can be had, True or an error, False.
+        compile: torch.compile for the network; a dict holds its arguments.
+        network_dtype, channels_last: the network's, in a copy of it; the state stays float32.
 
     Attributes:
         plan: the table it steps through. last_seed: the seed of the latest call that was given none.
@@ -56,12 +71,13 @@ class Sampler:
     def __init__(
         self,
         model: Model,
-        schedule: Schedule,
+        schedule: Schedule | None = None,
         *,
-        solver: str = "ddim",
+        plan: Plan | None = None,
+        solver: str = DEFAULT_SOLVER,
         steps: int = 25,
-        prediction_type: str = "epsilon",
-        guidance_scale: float = 1.0,
+        prediction_type: str | Parametrization = "epsilon",
+        guidance_scale: float | Sequence[float] = 1.0,
         eta: float = 0.0,
         clip_range: float | None = None,
         timestep_spacing: str = "trailing",
@@ -69,35 +85,50 @@ class Sampler:
         dynamic_threshold: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        network_batch: int | None = None,
+        on_oom: str = "raise",
+        graph: bool | str = "auto",
+        compile: bool | Mapping[str, Any] = False,
+        network_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
         **options: Any,
     ):
-        if not callable(model):
-            raise TypeError(f"fastdiff.Sampler: expected a callable model(x, t, **cond), got {type(model).__name__}.")
-        if not isinstance(schedule, Schedule):
+        self.model = model
+        network = Network(model, dtype=network_dtype, channels_last=channels_last, compile=compile)
+        if not isinstance(schedule, Schedule) and (schedule is not None or plan is None):
             raise TypeError(f"fastdiff.Sampler: expected a fastdiff.Schedule, got {type(schedule).__name__}.")
         if eta != 0.0:
             options["eta"] = eta
-        self.model = model
         self.schedule = schedule
-        self.guidance_scale = _strength(guidance_scale)
+        strength(guidance_scale)
+        self.guidance_scale = float(guidance_scale) if not isinstance(guidance_scale, Sequence) else guidance_scale
         self.last_seed: int | None = None
-        self._settings = {
-            "solver": solver,
-            "steps": steps,
-            "prediction_type": prediction_type,
-            "clip_range": clip_range,
-            "timestep_spacing": timestep_spacing,
-            **options,
-        }
-        # left out where they say nothing, so that folders written before them stay as they were
-        further = {
-            "timesteps": timesteps,
-            "dynamic_threshold": dynamic_threshold,
-            "guidance_rescale": guidance_rescale or None,
-            "guidance_interval": guidance_interval,
-        }
-        self._settings |= {name: value for name, value in further.items() if value is not None}
-        self.plan: Plan = make_plan(schedule, **self._settings)
+        self._settings: dict[str, Any] = {}
+        if plan is None:
+            self._settings = {
+                "solver": solver,
+                "steps": steps,
+                "prediction_type": prediction_type,
+                "clip_range": clip_range,
+                "timestep_spacing": timestep_spacing,
+                **options,
+            }
+            # left out where they say nothing, so that folders written before them stay as they were
+            further = {
+                "timesteps": timesteps,
+                "dynamic_threshold": dynamic_threshold,
+                "guidance_rescale": guidance_rescale or None,
+                "guidance_interval": guidance_interval,
+            }
+            self._settings |= {name: value for name, value in further.items() if value is not None}
+        elif options:
+            raise ValueError(f"fastdiff.Sampler: expected no solver's options with a ready plan, got {min(options)!r}.")
+        self._plans = Plans(schedule, self._settings, plan, model)
+        self._engine = Engine(network, self._plans, network_batch=network_batch, on_oom=on_oom, graph=graph)
+
+    @property
+    def plan(self) -> Plan:
+        return self._plans.own
 
     @torch.no_grad()
     def sample(
@@ -108,9 +139,17 @@ class Sampler:
         sample_ids: Tensor | Sequence[int] | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
-        guidance_scale: float | Tensor | None = None,
+        guidance_scale: float | Tensor | Sequence[float] | None = None,
+        steps: int | Sequence[int] | None = None,
         x_T: Tensor | None = None,
-        start: int = 0,
+        start: int | Sequence[int] = 0,
+        image: Tensor | None = None,
+        strength: float | Sequence[float] | None = None,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
+        classifier_scale: float = 1.0,
+        guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
         callback: Callback | None = None,
         progress: bool = False,
         dtype: torch.dtype | None = None,
@@ -118,65 +157,53 @@ class Sampler:
         """Samples [B, …] in the data's range; sample i of seed s is the same alone and in any batch.
 
         Args:
-            shape: [B, …]; may be left out when x_T is given.
+            shape: [B, …]; may be left out when x_T or image is given.
             seed: names the run: int in [0, 2**64) or int64 [B]; None draws one from torch's CPU generator and leaves
                 it in `last_seed`.
             sample_ids: int64 [B], which samples of the run, default 0 … B-1.
             cond, uncond: keyword arguments of the model; tensors in them are indexed by sample. uncond is needed
-                unless guidance_scale is 1.
-            guidance_scale: overrides the sampler's; a tensor [B] gives every sample its own (both halves computed).
+                unless guidance_scale is 1; it may hold what the samples should keep away from.
+            guidance_scale: overrides the sampler's; a tensor [B] gives every sample its own (both halves computed), a
+                list one per row of the plan (rows of strength 1 and 0 make one call).
+            steps: overrides the sampler's, for all or for each sample.
             x_T: the state to begin with, at row `start` of the plan, instead of noise.
-            callback: called after each step with (row, t, x, x0); the tensors are buffers, clone what you keep.
+            start: the row to begin at, for all or for each sample, with x_T or image.
+            image: clean data to begin from: it is noised to the level of row `start`, or of the row from which on the
+                share `strength` of the rows is left.
+            mask, known: inpainting by replacement (Lugmayr et al. 2022, eq. 8): where mask is 0, x is set to known, noised
+                to its level, after every step. They broadcast to the shape.
+            classifier: (x_t, t) -> log p(y|x_t) [B], or its gradient by x_t; classifier_scale its strength s, score +
+                s grad log p (Dhariwal & Nichol 2021, eq. 14; Luo 2022, eq. 166).
+            guidance: (x0, x_t, t) -> x0, called at every step with the prediction (after the clip), to use another one,
+                for posterior sampling for instance. eps follows from what it returns.
+            callback: called after each step with (row, t, x, x0); the tensors are buffers, clone what you keep. Where
+                samples are at different rows it gets (step, t [B], x, x0).
             progress: show a bar over the steps.
             dtype: float32 (default) or float64 state.
 
         Raises:
             ValueError, TypeError: for arguments outside these, and where the model returns another shape.
+            torch.OutOfMemoryError: with the largest batch that fits, see `on_oom`.
         """
-        shape, device, dtype = self._state(shape, x_T, dtype)
-        batch = shape[0]
-        if not 0 <= start <= len(self.plan):
-            raise ValueError(f"fastdiff.Sampler.sample: expected start in [0, {len(self.plan)}], got {start}.")
-        seed = self._seed(seed)
-        ids = _ids(sample_ids, batch, device)
-        if isinstance(seed, Tensor):
-            seed = seed.to(device)
-        gamma = self.guidance_scale if guidance_scale is None else _strength(guidance_scale, batch, device, dtype)
-        calls = Conditions(cond, uncond, gamma, batch, device)
-        if x_T is None:
-            x = ops.randn(shape, seed=seed, sample_ids=ids, stream=0, dtype=dtype, device=device)
-        else:
-            x = x_T.to(dtype, copy=True, memory_format=torch.contiguous_format)
-        if batch == 0:
-            return x
-
-        plan = self.plan
-        table = torch.tensor(plan.table, device=device)
-        times = table[:, plan.columns.index("t")].round().to(torch.int64)
-        times = times[:, None].expand(-1, batch * calls.halves).contiguous()
-        network_dtype = _parameter(self.model, "dtype", dtype)
-        x_in = torch.empty((batch * calls.halves, *shape[1:]), dtype=network_dtype, device=device)
-        x_in.view(calls.halves, *shape).copy_(x * float(plan.column("input_scale")[start]))
-        row = torch.full((batch,), start, dtype=torch.int64, device=device)
-        row_out = torch.empty_like(row)
-        slots = torch.empty((plan.slots, *shape), dtype=dtype, device=device) if plan.slots else None
-        x0 = torch.empty_like(x) if callback else None
-        rooms = torch.empty((2, batch), dtype=dtype, device=device)
-        for i in tqdm(range(start, len(plan)), disable=not progress, desc="sampling", unit="step"):
-            guided = calls.guidance is not None and not (calls.host and plan.column("guidance_weight")[i] == 0)
-            out = None
-            if plan.column("network")[i]:
-                out = self._predict(x_in, times[i], calls.arguments) if guided or calls.halves == 1 else self._predict(
-                    x_in[:batch], times[i][:batch], calls.conditional
-                )  # fmt: skip
-            ops.reverse_step(
-                x, out, table, row, seed=seed, sample_ids=ids, guidance=calls.guidance if guided else None,
-                used=plan.used, slots=slots, workspace=rooms,
-                out=x, slots_out=slots, x0_out=x0, input_out=x_in, row_out=row_out,
-            )  # fmt: skip
-            row, row_out = row_out, row
-            if callback:
-                callback(i, float(plan.column("t")[i]), x, x0)  # type: ignore[arg-type]
+        shape, device, dtype = self._state(shape, x_T if x_T is not None else image, dtype)
+        given = Given(
+            self._seed(seed), sample_ids, cond, uncond, self._scale(guidance_scale), steps, start, strength, x_T, image,
+            mask, known,
+        )  # fmt: skip
+        run = Run(device, dtype, shape[1:], callback, classifier, classifier_scale, guidance, mask is not None)
+        program = self._engine.program(run)
+        batch = self._engine.prepare(program, given, shape, np.arange(shape[0]))
+        if shape[0] == 0:
+            return torch.empty(shape, dtype=dtype, device=device)
+        longest = int((program.stop[batch.rows] - batch.rows).max())
+        x = None
+        with tqdm(total=longest, disable=not progress, desc="sampling", unit="step") as bar:
+            for tickets, done in self._engine.run(program, run, Source(batch), shape[0], progress=bar.update):
+                if len(tickets) == shape[0]:
+                    return done
+                x = torch.empty(shape, dtype=dtype, device=device) if x is None else x
+                x[torch.from_numpy(tickets).to(device)] = done
+        assert x is not None
         return x
 
     def stream(
@@ -186,50 +213,73 @@ class Sampler:
         *,
         batch_size: int = 64,
         first_id: int = 0,
-        seed: int | None = None,
-        cond: Mapping[str, Any] | None = None,
-        uncond: Mapping[str, Any] | None = None,
+        seed: int | Tensor | None = None,
         **arguments: Any,
     ) -> Iterator[Tensor]:
-        """Yields samples first_id … first_id + n - 1 of a run in batches [<= batch_size, *shape].
+        """Yields samples first_id … first_id + n - 1 of a run in batches [<= batch_size, *shape], in order.
 
-        shape is one sample's; tensors in cond and uncond have n rows; other arguments as for `sample`. The pictures
-        are those of one `sample` call over all ids.
+        shape is one sample's; arguments are `sample`'s, those that are per sample with n entries. At most batch_size
+        samples are in flight, and one that is done makes room for the next. The samples are those of one `sample` call.
         """
+        where = "fastdiff.Sampler.stream"
         if n < 0 or batch_size < 1:
-            raise ValueError(f"fastdiff.Sampler.stream: expected n >= 0 and batch_size >= 1, got {n}, {batch_size}.")
-        chosen = self._seed(seed)
-        for name, given in (("cond", cond), ("uncond", uncond)):
-            for key, value in (given or {}).items():
+            raise ValueError(f"{where}: expected n >= 0 and batch_size >= 1, got {n}, {batch_size}.")
+        for name in ("cond", "uncond"):
+            for key, value in (arguments.get(name) or {}).items():
                 if isinstance(value, Tensor) and value.ndim and value.shape[0] != n:
-                    raise ValueError(
-                        f"fastdiff.Sampler.stream: expected {name}[{key!r}] with {n} rows, got {value.shape[0]}."
-                    )
-        return self._stream(n, tuple(shape), batch_size, first_id, chosen, cond, uncond, arguments)
+                    raise ValueError(f"{where}: expected {name}[{key!r}] with {n} rows, got {value.shape[0]}.")
+        for name in ("sample_ids", "progress"):
+            if name in arguments:
+                raise TypeError(f"{where}: expected no {name}. Samples first_id … first_id + n - 1 are drawn.")
+        x_T, mask = arguments.get("x_T"), arguments.get("mask")
+        full, device, dtype = self._state((n, *shape), x_T if x_T is not None else arguments.get("image"),
+                                          arguments.pop("dtype", None))  # fmt: skip
+        own = {name: arguments.pop(name, None) for name in ("callback", "classifier")}
+        run = Run(device, dtype, full[1:], own["callback"], own["classifier"], arguments.pop("classifier_scale", 1.0),
+                  arguments.pop("guidance", None), mask is not None)  # fmt: skip
+        scale = self._scale(arguments.pop("guidance_scale", None))
+        ids = torch.arange(first_id, first_id + n)
+        given = Given(self._seed(seed), ids, guidance_scale=scale, **arguments)
+        program = self._engine.program(run)
+        batch = self._engine.prepare(program, given, full, np.arange(n))
+        return self._engine.in_order(program, run, Source(batch), n, batch_size)
 
-    def _stream(self, n, shape, batch_size, first_id, seed, cond, uncond, arguments):
-        def part(given: Mapping[str, Any] | None, rows: slice) -> dict[str, Any] | None:
-            if given is None:
-                return None
-            return {k: v[rows] if isinstance(v, Tensor) and v.ndim else v for k, v in given.items()}
+    def serve(
+        self,
+        requests: Iterable[Request],
+        shape: Sequence[int],
+        *,
+        batch_size: int = 64,
+        dtype: torch.dtype | None = None,
+        classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
+        classifier_scale: float = 1.0,
+        guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+    ) -> Iterator[tuple[Request, Tensor]]:
+        """Yields (request, its sample [*shape]) as they are done, not in order; each is what `sample` gives for it alone.
 
-        for begin in range(0, n, batch_size):
-            rows = slice(begin, min(begin + batch_size, n))
-            ids = torch.arange(first_id + rows.start, first_id + rows.stop)
-            yield self.sample(
-                (len(ids), *shape), seed=seed, sample_ids=ids, cond=part(cond, rows), uncond=part(uncond, rows),
-                **arguments,
+        requests: pulled one by one, when one of the batch_size lanes is free. shape: one sample's.
+
+        Raises ValueError and TypeError for a request that `sample` would refuse, or whose cond does not fit the others'.
+        """
+        if batch_size < 1:
+            raise ValueError(f"fastdiff.Sampler.serve: expected batch_size >= 1, got {batch_size}.")
+        full, device, dtype = self._state((1, *shape), None, dtype)
+        run = Run(device, dtype, full[1:], None, classifier, classifier_scale, guidance, False)
+        program = self._engine.program(run)
+
+        def prepare(number: int, r: Request) -> Any:
+            cond, uncond = _one(r.cond), _one(r.uncond)
+            lone = {"x_T": r.x_T, "image": r.image}
+            given = Given(
+                r.seed, [r.sample_id], cond, uncond, self._scale(r.guidance_scale), r.steps, r.start, r.strength,
+                **{name: None if value is None else value[None] for name, value in lone.items()},
             )  # fmt: skip
+            return self._engine.prepare(program, given, full, np.array([number]))
 
-    def _predict(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        out = self.model(x, t, **arguments)
-        out = getattr(out, "sample", out)
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"fastdiff.Sampler: expected the model to return a tensor or an object with .sample, "
-                f"got {type(out).__name__}."
-            )
-        return out
+        source = Requests(iter(requests), prepare)
+        for tickets, x in self._engine.run(program, run, source, batch_size):
+            for ticket, sample in zip(tickets.tolist(), x, strict=True):
+                yield source.waiting.pop(ticket), sample.clone()
 
     def _state(
         self, shape: Sequence[int] | None, x_T: Tensor | None, dtype: torch.dtype | None
@@ -243,7 +293,7 @@ class Sampler:
             shape, device = x_T.shape, x_T.device
             dtype = dtype or compute_dtype(x_T)
         else:
-            device = _parameter(self.model, "device", torch.device("cpu"))
+            device = self._engine.network.place(torch.float32)[0]
         if shape is None or len(tuple(shape)) < 1 or any(not isinstance(s, int) or s < 0 for s in shape):
             raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
         if (dtype or torch.float32) not in (torch.float32, torch.float64):
@@ -256,14 +306,23 @@ class Sampler:
             self.last_seed = seed
         return seed
 
+    def _scale(self, guidance_scale: Any) -> Any:
+        return self.guidance_scale if guidance_scale is None else guidance_scale
+
     def save_pretrained(self, path: str | PathLike[str]) -> None:
         """Writes a folder with config.json and model.safetensors, from which `from_pretrained` makes this sampler.
 
-        Raises TypeError unless the model is one of fastdiff.models.
+        Raises TypeError unless the model is one of fastdiff.models, and ValueError for a sampler of a ready plan.
         """
         from .pretrained import save
 
-        save(path, self.model, self.schedule, {**self._settings, "guidance_scale": self.guidance_scale})
+        if self.schedule is None or not self._settings:
+            raise ValueError("fastdiff.Sampler: expected a schedule and a solver to save, got a ready plan.")
+        settings = {**self._settings, "guidance_scale": self.guidance_scale}
+        kind = settings["prediction_type"]
+        if isinstance(kind, Parametrization):
+            settings |= kind._asdict()
+        save(path, self.model, self.schedule, settings)
 
     @classmethod
     def from_pretrained(cls, path: str | PathLike[str], **overrides: Any) -> Sampler:
@@ -276,45 +335,24 @@ class Sampler:
         from .pretrained import load
 
         model, schedule, settings = load(path)
-        solver = find(overrides.get("solver", settings.get("solver", "ddim")))
+        if "unit_input" in settings:
+            names = Parametrization._fields
+            kind = Parametrization(**{name: settings.pop(name) for name in names if name in settings})
+            settings["prediction_type"] = kind
+        solver = find(overrides.get("solver", settings.get("solver", DEFAULT_SOLVER)))
         others = {option for other in SOLVERS.values() for option in other.options} - set(solver.options)
         kept = {k: v for k, v in settings.items() if k not in others}
         return cls(model, schedule, **{**kept, **overrides})
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self._settings.items() if v is not None)
-        return f"Sampler({type(self.model).__name__}, {self.schedule!r}, {settings})"
-
-
-def _parameter(model: Model, attribute: str, default: Any) -> Any:
-    """The device or dtype of the model's first floating parameter."""
-    if isinstance(model, torch.nn.Module):
-        for p in model.parameters():
-            if p.is_floating_point():
-                return getattr(p, attribute)
-    return default
-
-
-def _ids(ids: Tensor | Sequence[int] | None, batch: int, device: torch.device) -> Tensor:
-    if ids is None:
-        return torch.arange(batch, device=device)
-    ids = torch.as_tensor(ids, device=device)
-    if ids.dtype != torch.int64 or ids.shape != (batch,):
-        raise ValueError(
-            f"fastdiff.Sampler.sample: expected {batch} integer sample_ids, got {ids.dtype} of shape {list(ids.shape)}."
+        return (
+            f"Sampler({type(self.model).__name__}, {self.schedule!r}, {settings or f'plan of {len(self.plan)} rows'})"
         )
-    if ids.device.type == "cpu" and batch and not (0 <= int(ids.min()) and int(ids.max()) < 2**56):
-        raise ValueError("fastdiff.Sampler.sample: expected sample_ids in [0, 2**56). They name samples of the run.")
-    return ids
 
 
-def _strength(
-    gamma: float | Tensor, batch: int = 0, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> Any:
-    if isinstance(gamma, Tensor) and device is not None:
-        if gamma.shape != (batch,):
-            raise ValueError(f"fastdiff.Sampler: expected guidance_scale as a number or a tensor [{batch}].")
-        return gamma.to(device, dtype)
-    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)) or not math.isfinite(gamma):
-        raise ValueError(f"fastdiff.Sampler: expected a finite guidance_scale, got {gamma!r}.")
-    return float(gamma)
+def _one(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A request's arguments as those of a batch of one."""
+    if given is None:
+        return None
+    return {k: v[None] if isinstance(v, Tensor) else v for k, v in given.items()}

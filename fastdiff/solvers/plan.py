@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..table import COLUMNS, INDEX, OPERANDS, SCHEMA_VERSION, SLOTS
+from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SCHEMA_VERSION, SLOTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +79,34 @@ class Plan:
     @property
     def network_calls(self) -> int:
         return int(self.column("network").sum())
+
+    def enterable(self, row: int) -> bool:
+        """Whether a run may begin at this row: no row from it on reads a slot that none of them has written."""
+        slots = range(1, SLOTS + 1)
+        written: set[int] = set()
+        for line in self.table[row:-1]:
+            read = {i for i in slots if any(line[INDEX[f"{to}.s{i}"]] for to in OUTPUTS)}
+            if read - written:
+                return False
+            written |= {i for i in slots if any(line[INDEX[f"s{i}.{of}"]] for of in OPERANDS)}
+        return True
+
+    @classmethod
+    def stack(cls, plans: Sequence[Plan]) -> tuple[Plan, list[int]]:
+        """(one plan that holds the rows of all, the first row of each in it).
+
+        Samples of one batch may then follow different plans: a sample's row says which. Levels are kept where every plan
+        has them; the initial deviation is that of the first plan and concerns samples that start there.
+        """
+        offsets = np.cumsum([0, *(len(plan.table) for plan in plans)])
+        tables = [plan.table.copy() for plan in plans]
+        for table, offset in zip(tables, offsets, strict=False):
+            table[:, INDEX["next"]] += offset
+        levels = [plan.levels for plan in plans if plan.levels is not None]
+        together = np.concatenate(levels) if len(levels) == len(plans) else None
+        info = {"stacked": [dict(plan.info) for plan in plans]}
+        stacked = cls(np.concatenate(tables), info, initial_std=plans[0].initial_std, levels=together)
+        return stacked, [int(offset) for offset in offsets[:-1]]
 
     def column(self, name: str) -> NDArray[np.float64]:
         """One column, [rows]."""

@@ -1,0 +1,77 @@
+"""The plans of a run as one table on the device, and what the host knows of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..guidance import split, with_classifier
+from ..solvers import Plan
+from ..table import INDEX, columns
+
+
+class Program:
+    """Plans stacked into one table; it grows by plans that later samples bring, and rows keep their numbers.
+
+    Attributes, device: table float64 [R, 56]; times [R], int64 or float32, what the network is given. With `convert`,
+    the two halves of every row around a guidance of x0 (fastdiff.guidance.split); with `forward`, the rows that noise clean
+    data to the level of a row and that write the network's input of a state as it is.
+    Attributes, host, [R] each: network, weight (of the guidance), scale (of the input), stop (the closing row of the row's
+    plan), local (the row's number in its plan), time.
+    """
+
+    def __init__(
+        self, device: torch.device, *, whole_times: bool, classifier_scale: float = 0.0, splits: bool = False,
+        inpaints: bool = False,
+    ):  # fmt: skip
+        self.device, self.whole_times = device, whole_times
+        self.classifier_scale, self.splits, self.inpaints = classifier_scale, splits, inpaints
+        self.version = 0
+        self._first: dict[Plan, int] = {}
+        self._plans: list[Plan] = []
+
+    def add(self, plan: Plan) -> int:
+        """The first row of a plan, which is stacked onto the others unless it is there already."""
+        if plan not in self._first:
+            self._first[plan] = sum(len(p.table) for p in self._plans)
+            self._plans.append(with_classifier(plan, self.classifier_scale) if self.classifier_scale else plan)
+            self._build()
+        return self._first[plan]
+
+    def _build(self) -> None:
+        self.version += 1
+        self.plan, firsts = Plan.stack(self._plans)
+        self.table = torch.tensor(self.plan.table, device=self.device)
+        self.time = self.plan.column("t")
+        times = self.time.round().astype(np.int64) if self.whole_times else self.time.astype(np.float32)
+        self.times = torch.tensor(times, device=self.device)
+        self.network = self.plan.column("network") != 0
+        self.weight, self.scale = self.plan.column("guidance_weight"), self.plan.column("input_scale")
+        ends = zip(firsts, self._plans, strict=True)
+        self.stop = np.concatenate([np.full(len(p.table), first + len(p)) for first, p in ends])
+        self.local = np.concatenate([np.arange(len(p.table)) for p in self._plans])
+        quiet = self.plan.table[~self.network]
+        self.used = self.plan.used
+        self.used_quiet = sum(1 << int(i) for i in np.flatnonzero((quiet != 0).any(axis=0)))
+        if self.splits:
+            halves = [split(p) for p in self._plans]
+            self.convert, self.finish = (self._table(Plan.stack([h[i] for h in halves])[0]) for i in (0, 1))
+        if self.inpaints:
+            self._forward()
+
+    def _table(self, plan: Plan) -> tuple[torch.Tensor, int]:
+        return torch.tensor(plan.table, device=self.device), plan.used
+
+    def _forward(self) -> None:
+        """Row r of `noised`: alpha x + sigma z at the level of row r; of `enter`: x as it is. Both write row r's input."""
+        assert self.plan.levels is not None
+        rows = len(self.plan.table)
+        enter = np.zeros_like(self.plan.table)
+        enter[:, INDEX["next"]], enter[:, INDEX["x.x"]] = np.arange(rows), 1.0
+        enter[:, INDEX["input_scale"]] = self.scale
+        noised = enter.copy()
+        noised[:, [INDEX["x.x"], INDEX["x.z"]]] = self.plan.levels
+        noised[:, INDEX["noise_index"]] = self.local
+        self.enter = torch.tensor(enter, device=self.device), columns("next", "x.x", "input_scale")
+        used = columns("next", "x.x", "x.z", "input_scale", "noise_index")
+        self.noised = torch.tensor(noised, device=self.device), used
