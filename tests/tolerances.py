@@ -54,3 +54,7 @@ VLB_SUM = {"float32": 2e-5, "float64": 1e-12}
 DROP_IN_FLOAT64 = 1e-9
 DROP_IN_STEP = {True: 1e-6, False: 1e-5}
 DROP_IN_LOOP = {"low": 2e-5, "high": 2e-4}
+
+# Loops against k-diffusion, relative to the largest value: in float64 up to 50 steps of some roundings each, the peer's
+# differences of logarithms among them; in float32 the peer's sigmas and coefficients are float32 too.
+K_DIFFUSION = {"float64": 1e-9, "float32": 2e-5}
