@@ -147,10 +147,14 @@ def make_own(base: str, level: str, why: str) -> str:
     if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
         # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no triton
         step([python, *PIP, "-q", "--no-deps", pin(ROOT, "triton")], "install triton")
+    if level == "test" and not runs(python, "import importlib.metadata as m; m.version('k-diffusion')"):
+        # a peer of which the samplers alone are used; it asks for all that training needs
+        step([python, *PIP, "-q", "--no-deps", *(pin(ROOT, name) for name in K_DIFFUSION)], "install k-diffusion")
     write(MARK, json.dumps({"whole": True, "root": str(ROOT), "base": base, "torch": torch, "level": level}))
     return python
 
 
+K_DIFFUSION = ("k-diffusion", "torchsde", "torchdiffeq", "trampoline")
 PIP = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-script-location"]
 
 
