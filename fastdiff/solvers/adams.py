@@ -49,16 +49,27 @@ def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
 
 
 @solver("pndm", paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2", order=2)
-def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False) -> Linear:
+def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved_start: bool = False) -> Linear:
     """Adams-Bashforth of order 4 on eps, moved along by DDIM's transfer.
 
     runge_kutta: the first three steps by pseudo Runge-Kutta (four calls each, F-PNDM); else Adams-Bashforth of rising
-    order (S-PNDM's cheaper start).
+    order. improved_start: the first step by pseudo improved Euler (two calls, S-PNDM), as PLMS samplers do.
     """
-    x, past = p.start, []  # type: ignore[var-annotated]
+    if runge_kutta and improved_start:
+        raise ValueError("fastdiff.Sampler: expected runge_kutta or improved_start, got both. Each is a way to start.")
+    x = p.start
+    past: list[Linear] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, eps = p.predict_eps(x, t)
-        if runge_kutta and i < 3 and s.log_snr < inf and t.log_snr > -inf:
+        inner = s.log_snr < inf and t.log_snr > -inf
+        if improved_start and i == 0 and inner:
+            to_end = _transfer(t, s)
+            first = p.keep(eps)
+            _, e2 = p.predict_eps(transfer(t, s, p.x(), eps), s)
+            start = (p.x() - to_end[1] * first) / to_end[0]
+            x, past = transfer(t, s, start, 0.5 * (first + e2)), [first]
+            continue
+        if runge_kutta and i < 3 and inner:
             middle = p.at(round(0.5 * (t.t + s.t)))
             # the start is never remembered: each stage's x gives it back, which leaves room for the history
             to_middle, to_end = _transfer(t, middle), _transfer(t, s)
@@ -147,15 +158,20 @@ def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
 
 
 @solver("deis", paper="Zhang & Chen 2023 (DEIS), eq. 15, log-rho variant", order=3)
-def deis(p: Trace, times: Sequence[Time], *, order: int = 3) -> Linear:
-    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho, eps interpolated by a polynomial in ln rho."""
+def deis(p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: bool = False) -> Linear:
+    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho, eps interpolated by a polynomial in ln rho.
+
+    lower_order_final: the order falls to 1 over the last steps, steadier with few of them.
+    """
     if order not in (1, 2, 3):
         raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
     x = p.start
     past: list[tuple[Linear, float]] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, eps = p.predict_eps(x, t)
-        known = [(eps, t.rho), *past][: 1 if s.rho == 0 else order]
+        known = [(eps, t.rho), *past][
+            : 1 if s.rho == 0 else min(order, len(times) - 1 - i) if lower_order_final else order
+        ]
         nodes = [rho for _, rho in known]
         x = s.alpha * x0 + s.sigma * eps
         if len(known) > 1:

@@ -20,19 +20,20 @@ def _check(solver_type: str) -> None:
 
 def data_prediction(
     p: Trace, times: Sequence[Time], order: int, *, sde: bool = False, eta: float = 1.0, s_noise: float = 1.0,
-    solver_type: str = "midpoint", as_published: bool = False,
+    solver_type: str = "midpoint", as_published: bool = False, lower_order_final: bool = False,
 ) -> Linear:  # fmt: skip
     """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2), psi and chi of the order and type.
 
     sde: the reverse SDE with eta times its noise instead (Lu et al. 2022b, section 5, where eta is 1): (1 + eta) h in
     h's place for the predictions, e^-eta·h more decay of x, and sigma_s sqrt(1 - e^-2 eta h) z, times s_noise.
+    lower_order_final, here and below: the order falls to 1 over the last steps, steadier with few of them.
     """
     _check(solver_type)
     eta = eta if sde else 0.0
     x, past = p.start, []  # type: ignore[var-annotated]  # predictions with their lambdas, latest first
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
-        h, k = history(times, i, len(past), order)
+        h, k = history(times, i, len(past), order, lower_order_final)
         if k == 1 and not (eta and s.sigma > 0):
             x = first_order(p, t, s, x0)
         else:
@@ -53,14 +54,15 @@ def data_prediction(
 
 
 def noise_prediction(
-    p: Trace, times: Sequence[Time], order: int, *, solver_type: str = "midpoint", as_published: bool = False
-) -> Linear:
+    p: Trace, times: Sequence[Time], order: int, *, solver_type: str = "midpoint", as_published: bool = False,
+    lower_order_final: bool = False,
+) -> Linear:  # fmt: skip
     """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + psi D1 + chi D2)."""
     _check(solver_type)
     x, past = p.start, []  # type: ignore[var-annotated]
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, eps = p.predict_eps(x, t)
-        h, k = history(times, i, len(past), order)
+        h, k = history(times, i, len(past), order, lower_order_final)
         x = s.alpha * x0 + s.sigma * eps
         if k > 1:
             gain = expm1(h)  # e^h - 1
@@ -80,35 +82,54 @@ def dpmpp_1(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 @solver("dpm++2m", paper="Lu et al. 2022b (DPM-Solver++), algorithm 2", order=2)
-def dpmpp_2m(p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint") -> Linear:
-    return data_prediction(p, times, 2, solver_type=solver_type)
+def dpmpp_2m(
+    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", lower_order_final: bool = False
+) -> Linear:
+    return data_prediction(p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final)
 
 
 @solver("dpm++3m", paper="Lu et al. 2022b (DPM-Solver++), appendix B, multistep of order 3", order=3)
-def dpmpp_3m(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> Linear:
-    """as_published: the published code's second difference, of order 2 (exponential.differences)."""
-    return data_prediction(p, times, 3, as_published=as_published)
+def dpmpp_3m(
+    p: Trace, times: Sequence[Time], *, as_published: bool = False, solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+) -> Linear:  # fmt: skip
+    """as_published: the published code's second difference, of order 2 (exponential.differences); solver_type: of the
+    second step, which is of order 2."""
+    return data_prediction(
+        p, times, 3, as_published=as_published, solver_type=solver_type, lower_order_final=lower_order_final
+    )
 
 
 @solver(
     "dpm++2m_sde", paper="Lu et al. 2022b (DPM-Solver++), SDE-DPM-Solver++(2M), section 5", order=2, stochastic=True
 )
 def dpmpp_2m_sde(
-    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", eta: float = 1.0, s_noise: float = 1.0
-) -> Linear:
+    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", eta: float = 1.0, s_noise: float = 1.0,
+    lower_order_final: bool = False,
+) -> Linear:  # fmt: skip
     """eta = 0 is dpm++2m."""
-    return data_prediction(p, times, 2, sde=True, eta=eta, s_noise=s_noise, solver_type=solver_type)
+    return data_prediction(
+        p, times, 2, sde=True, eta=eta, s_noise=s_noise, solver_type=solver_type, lower_order_final=lower_order_final
+    )
 
 
 @solver("dpm++3m_sde", paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3", order=3, stochastic=True)
 def dpmpp_3m_sde(
     p: Trace, times: Sequence[Time], *, as_published: bool = False, eta: float = 1.0, s_noise: float = 1.0,
-    solver_type: str = "midpoint",
+    solver_type: str = "midpoint", lower_order_final: bool = False,
 ) -> Linear:  # fmt: skip
     """as_published: the published code's second difference, of order 2 (exponential.differences); eta = 0 is dpm++3m;
     solver_type: of the second step, which is of order 2."""
     return data_prediction(
-        p, times, 3, sde=True, eta=eta, s_noise=s_noise, solver_type=solver_type, as_published=as_published
+        p,
+        times,
+        3,
+        sde=True,
+        eta=eta,
+        s_noise=s_noise,
+        solver_type=solver_type,
+        as_published=as_published,
+        lower_order_final=lower_order_final,
     )
 
 
@@ -118,11 +139,19 @@ def dpm_1(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 @solver("dpm2m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 2", order=2)
-def dpm_2m(p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint") -> Linear:
-    return noise_prediction(p, times, 2, solver_type=solver_type)
+def dpm_2m(
+    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", lower_order_final: bool = False
+) -> Linear:
+    return noise_prediction(p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final)
 
 
 @solver("dpm3m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 3", order=3)
-def dpm_3m(p: Trace, times: Sequence[Time], *, as_published: bool = False) -> Linear:
-    """as_published: the published code's second difference, of order 2 (exponential.differences)."""
-    return noise_prediction(p, times, 3, as_published=as_published)
+def dpm_3m(
+    p: Trace, times: Sequence[Time], *, as_published: bool = False, solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+) -> Linear:  # fmt: skip
+    """as_published: the published code's second difference, of order 2 (exponential.differences); solver_type: of the
+    second step, which is of order 2."""
+    return noise_prediction(
+        p, times, 3, as_published=as_published, solver_type=solver_type, lower_order_final=lower_order_final
+    )

@@ -30,10 +30,11 @@ def first_order(p: Trace, t: Time, s: Time, x0: Linear, x: Linear | None = None)
     return (s.sigma / t.sigma) * start + (s.alpha * (1.0 if h == inf else -expm1(-h))) * x0
 
 
-def history(times: Sequence[Time], i: int, available: int, order: int) -> tuple[float, int]:
-    """(h, the order that step i of the grid allows): what is remembered, and first order into clean data."""
+def history(times: Sequence[Time], i: int, available: int, order: int, falling: bool = False) -> tuple[float, int]:
+    """(h, the order that step i of the grid allows): what is remembered, and first order into clean data; `falling`:
+    no more than the steps that are left, which is steadier with few of them."""
     h = step_size(times[i], times[i + 1])
-    return h, 1 if h == inf else min(order, available + 1)
+    return h, 1 if h == inf else min(order, available + 1, len(times) - 1 - i if falling else order)
 
 
 def differences(

@@ -1,0 +1,113 @@
+"""diffusers' schedulers lifted to float64, their pipelines' loops, and the same loop through a plan.
+
+The peer's module is given a `torch` and a `numpy` whose float32 is float64 before its scheduler is made, since tables and
+several steps are cast; both sides have its table of noise levels, and what remains is the formula. The network ignores
+the time, so that its rounding of interpolated timesteps plays no part.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff import ops, randn
+from fastdiff.schedule import CLEAN, Time, on_curve
+from fastdiff.solvers import Plan
+
+SHAPE = (2, 3, 5, 4)
+KINDS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+TOLERANCE = 1e-9  # times the largest value: float64 roundings of a thousand steps and of differences of predictions
+
+
+class Lifted:
+    """A module whose float32 is its float64."""
+
+    def __init__(self, module: Any):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, "float64" if name == "float32" else name)
+
+
+def lifted(name: str, monkeypatch: pytest.MonkeyPatch, draws: Iterator[int] | None = None, **config: Any) -> Any:
+    """A diffusers scheduler that computes in float64; `draws`: the steps whose noise it is given, one by one."""
+    import diffusers
+
+    cls = getattr(diffusers, name)
+    module = importlib.import_module(cls.__module__)
+    monkeypatch.setattr(module, "torch", Lifted(torch))
+    monkeypatch.setattr(module, "np", Lifted(np))
+    if hasattr(module, "randn_tensor"):
+        steps = itertools.count() if draws is None else draws
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise(next(steps)))
+    return cls(**config)
+
+
+def noise(step: int) -> Tensor:
+    """What a plan's row draws whose noise index is `step`."""
+    return randn(SHAPE, seed=3, step=step, stream=1, dtype=torch.float64)
+
+
+def start() -> Tensor:
+    return randn(SHAPE, seed=1, dtype=torch.float64)
+
+
+def network(x: Tensor) -> Tensor:
+    return torch.tanh(0.7 * x + 0.1) - 0.2 * x
+
+
+def learned(x: Tensor) -> Tensor:
+    """A network that gives its noise's variance too, in [-1, 1]."""
+    return torch.cat([network(x), torch.sin(3 * x)], dim=1)
+
+
+def times_of(sigmas: Tensor, timesteps: Tensor, space: str = "vp") -> list[Time]:
+    """The points of diffusers' table of sigma/alpha, in the space `flow` of sigma."""
+    points = []
+    for i, level in enumerate(sigmas.double().tolist()):
+        t = float(timesteps[i]) if i < len(timesteps) else 0.0
+        if level == 0:
+            points.append(CLEAN)
+        elif space == "flow":
+            log_snr = 2 * (math.log1p(-level) - math.log(level)) if level < 1 else -math.inf
+            points.append(Time(t, 1 - level, level, log_snr))
+        else:
+            points.append(Time(t, *on_curve(space, -2 * math.log(level)), -2 * math.log(level)))
+    return points
+
+
+def run(plan: Plan, x: Tensor, model: Callable[[Tensor], Tensor] = network) -> Tensor:
+    """The plan's loop, one launch a row."""
+    x, table = x.clone(), torch.tensor(plan.table)
+    slots = torch.zeros(max(plan.slots, 1), *x.shape, dtype=x.dtype)
+    for k in range(len(plan)):
+        out = model(x * float(plan.column("input_scale")[k])) if plan.column("network")[k] else None
+        row = torch.full((x.shape[0],), k)
+        ops.reverse_step(x, out, table, row, seed=3, used=plan.used, slots=slots, out=x, slots_out=slots)
+    return x
+
+
+def loop(
+    scheduler: Any, x: Tensor, model: Callable[[Tensor], Tensor] = network, timesteps: Sequence[Any] | None = None,
+    **arguments: Any,
+) -> Tensor:  # fmt: skip
+    """The loop of a pipeline."""
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    for t in scheduler.timesteps if timesteps is None else timesteps:
+        x = scheduler.step(model(scaled(x, t)), t, x, **arguments).prev_sample
+    return x
+
+
+def close(got: Tensor, expected: Tensor) -> None:
+    if not expected.isfinite().all():
+        pytest.skip("the peer is not finite")
+    error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+    assert error <= TOLERANCE, error
