@@ -130,7 +130,6 @@ class Sampler:
     def plan(self) -> Plan:
         return self._plans.own
 
-    @torch.no_grad()
     def sample(
         self,
         shape: Sequence[int] | None = None,
@@ -195,14 +194,19 @@ class Sampler:
         batch = self._engine.prepare(program, given, shape, np.arange(shape[0]))
         if shape[0] == 0:
             return torch.empty(shape, dtype=dtype, device=device)
-        longest = int((program.stop[batch.rows] - batch.rows).max())
+        bar = None
+        if progress:
+            longest = int((program.stop[batch.rows] - batch.rows).max())
+            bar = tqdm(total=longest, desc="sampling", unit="step")
         x = None
-        with tqdm(total=longest, disable=not progress, desc="sampling", unit="step") as bar:
-            for tickets, done in self._engine.run(program, run, Source(batch), shape[0], progress=bar.update):
-                if len(tickets) == shape[0]:
-                    return done
-                x = torch.empty(shape, dtype=dtype, device=device) if x is None else x
-                x[torch.from_numpy(tickets).to(device)] = done
+        for tickets, done in self._engine.run(program, run, Source(batch), shape[0], bar.update if bar else None):
+            if len(tickets) == shape[0]:
+                x = done
+                continue
+            x = torch.empty(shape, dtype=dtype, device=device) if x is None else x
+            x[torch.from_numpy(tickets).to(device)] = done
+        if bar:
+            bar.close()
         assert x is not None
         return x
 

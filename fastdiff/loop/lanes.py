@@ -189,14 +189,13 @@ class Lanes:
         return np.where(calling.any(axis=1), chosen, "quiet").tolist()
 
     def step(self, kind: str) -> None:
-        """One row for every lane."""
+        """One row for every lane; gradients are off."""
         graphs = self.options.graphs
         if graphs is None:
             self._step(kind)
         else:
             graphs.run((id(self), self._version, kind, self.calls.chunk), lambda: self._step(kind))
 
-    @torch.no_grad()
     def _step(self, kind: str) -> None:
         out = None if kind == "quiet" else self.calls.output(kind, self.row)
         guided, push = kind == "both", None

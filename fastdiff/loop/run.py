@@ -34,14 +34,15 @@ def run(
         if not lanes.active.any():
             return
         count = lanes.stretch()
-        for number, kind in enumerate(lanes.kinds(count)):
-            lanes.step(kind)
-            if progress is not None:
-                progress()
-            if callback is not None:
-                row, t = lanes.place(number)
-                callback(steps if row is None else row, t, lanes.x, lanes.x0)  # type: ignore[arg-type]
-            steps += 1
+        with torch.no_grad():
+            for number, kind in enumerate(lanes.kinds(count)):
+                lanes.step(kind)
+                if progress is not None:
+                    progress()
+                if callback is not None:
+                    row, t = lanes.place(number)
+                    callback(steps + number if row is None else row, t, lanes.x, lanes.x0)  # type: ignore[arg-type]
+        steps += count
         done = lanes.advance(count)
         if len(done):
             last = source.empty and len(done) == lanes.batch

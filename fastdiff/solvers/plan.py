@@ -98,6 +98,8 @@ class Plan:
         Samples of one batch may then follow different plans: a sample's row says which. Levels are kept where every plan
         has them; the initial deviation is that of the first plan and concerns samples that start there.
         """
+        if len(plans) == 1:
+            return plans[0], [0]
         offsets = np.cumsum([0, *(len(plan.table) for plan in plans)])
         tables = [plan.table.copy() for plan in plans]
         for table, offset in zip(tables, offsets, strict=False):
