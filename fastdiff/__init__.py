@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Plan": "solvers",
+    "Request": "loop.batch",
     "Sampler": "sampler",
     "Schedule": "schedule",
     "Trainer": "trainer",
@@ -30,6 +31,7 @@ _WHERE = {
 }
 __all__ = [
     "Plan",
+    "Request",
     "Sampler",
     "Schedule",
     "Trainer",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
         reverse_step,
         vlb_terms,
     )
+    from .loop.batch import Request
     from .sampler import Sampler
     from .schedule import Schedule
     from .solvers import Plan
