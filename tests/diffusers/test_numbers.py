@@ -40,11 +40,25 @@ def loop(case: Case, kind: str, scheduler: Any, x: torch.Tensor) -> list[Any]:
 
 
 def same_grid(theirs: Any, ours: Any) -> None:
+    if theirs.timesteps is None:
+        return  # PNDM before set_timesteps
     assert ours.timesteps.dtype == theirs.timesteps.dtype
-    assert torch.equal(ours.timesteps, theirs.timesteps)
+    exactly = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
+    torch.testing.assert_close(ours.timesteps, theirs.timesteps, **exactly)
     if hasattr(theirs, "sigmas"):
-        assert torch.equal(torch.as_tensor(ours.sigmas), torch.as_tensor(theirs.sigmas))
-    assert float(ours.init_noise_sigma) == float(theirs.init_noise_sigma)
+        torch.testing.assert_close(torch.as_tensor(ours.sigmas), torch.as_tensor(theirs.sigmas), **exactly)
+    if hasattr(theirs, "init_noise_sigma"):
+        assert float(ours.init_noise_sigma) == float(theirs.init_noise_sigma)
+
+
+def amplified(theirs: Any, index: int | None = None) -> float:
+    """By how much the second stage of a second-order step raises roundings: it divides by its small level what it then
+    multiplies by the step. Without an index the largest of the grid."""
+    if theirs.order == 1:
+        return 1.0
+    sigmas = theirs.sigmas.double()[:-1]
+    ratios = (sigmas[:-1] / sigmas[1:]).tolist()
+    return max([1.0, *ratios]) if index is None else max(1.0, ratios[index - 1]) if 0 < index <= len(ratios) else 1.0
 
 
 def check_loop(case: Case, kind: str, theirs: Any, ours: Any, dtype: torch.dtype, tolerance: float) -> bool:
@@ -57,7 +71,7 @@ def check_loop(case: Case, kind: str, theirs: Any, ours: Any, dtype: torch.dtype
     # the peer's x + (x - x0)/sigma·(sigma_s - sigma) cancels over a long step, which leaves roundings of its largest state
     rounding = 2.0**-22 if dtype == torch.float32 else 2.0**-51
     largest = max(float(x.abs().max()) for x in expected)
-    allowed = tolerance * max(float(expected[-1].abs().max()), 1.0) + rounding * largest
+    allowed = tolerance * max(float(expected[-1].abs().max()), 1.0) + rounding * largest * amplified(theirs)
     assert float((got[-1] - expected[-1]).abs().max()) <= allowed
     return True
 
@@ -71,7 +85,7 @@ def test_formulas_in_float64(case: Case, kind: str, monkeypatch: pytest.MonkeyPa
     for steps in case.steps:
         set_timesteps(case, theirs, steps)
         set_timesteps(case, ours, steps)
-        torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(ours.timesteps, theirs.timesteps, rtol=1e-9, atol=1e-9, equal_nan=True)
         checked.append(check_loop(case, kind, theirs, ours, torch.float64, DROP_IN_FLOAT64))
     assert any(checked)
 
@@ -88,9 +102,9 @@ def test_steps_and_loops_as_they_are(case: Case, kind: str) -> None:
         same_grid(theirs, ours)
         x = start(theirs, torch.float32)
         draws = [torch.Generator().manual_seed(5) for _ in range(2)]
-        for t, u in zip(theirs.timesteps, ours.timesteps, strict=True):
+        for i, (t, u) in enumerate(zip(theirs.timesteps, ours.timesteps, strict=True)):
             given = scaled(theirs, x, t)
-            torch.testing.assert_close(scaled(ours, x, u), given, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(scaled(ours, x, u), given, rtol=1e-6, atol=1e-6, equal_nan=True)
             out = network(given, kind, case.learned)
             expected = theirs.step(out, t, x, **arguments(case, draws[0]), return_dict=False)
             if not finite(expected[0]):
@@ -98,12 +112,15 @@ def test_steps_and_loops_as_they_are(case: Case, kind: str) -> None:
             got = ours.step(out, u, x, **arguments(case, draws[1]), return_dict=False)
             assert len(got) == len(expected)
             size = max(float(x.abs().max()), float(expected[0].abs().max()))
-            assert float((got[0] - expected[0]).abs().max()) <= limit * size, (steps, int(ours._step_index))
+            allowed = max(limit, 2.0**-22 * amplified(theirs, i)) * size
+            assert float((got[0] - expected[0]).abs().max()) <= allowed, (steps, i)
             if len(got) > 1:
                 if not t.is_floating_point() and case.exact:
-                    size /= max(float(theirs.alphas_cumprod[int(t)]) ** 0.5, 1e-3)  # of (x - sigma eps)/alpha, unclipped
+                    size /= max(
+                        float(theirs.alphas_cumprod[int(t)]) ** 0.5, 1e-3
+                    )  # of (x - sigma eps)/alpha, unclipped
                 size = max(size, float(expected[1].abs().max()))
-                assert float((got[1] - expected[1]).abs().max()) <= limit * size, (steps, "x0")
+                assert float((got[1] - expected[1]).abs().max()) <= limit * size, (steps, i, "x0")
             x = expected[0]
         if finite(x):
             set_timesteps(case, theirs, steps)

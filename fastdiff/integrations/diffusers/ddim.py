@@ -8,7 +8,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ...schedule import Time
+from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace, ddim
 from . import grids, quirks, tables
 from .base import Generators
@@ -89,3 +89,95 @@ class DDIMScheduler(VariancePreserving):
             model_output, timestep, sample, options=options, generator=generator, noise=variance_noise,
             return_dict=return_dict,
         )  # fmt: skip
+
+
+class DDIMParallelScheduler(DDIMScheduler):
+    """DDIM for ParaDiGMS (Shih et al. 2023), which steps many timesteps at once; diffusers' `DDIMParallelScheduler`.
+
+    Quirks kept: those of `DDIMScheduler`; batch_step_no_noise ends at alpha_bar 1 whatever set_alpha_to_one says.
+    """
+
+    _is_ode_scheduler = True
+
+    def batch_step_no_noise(
+        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """One deterministic step of each sample from its own timestep: timesteps [B] int64, each in [0, T)."""
+        if eta != 0:
+            raise ValueError(f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}.")
+        state = self._state
+
+        def pair(t: int) -> tuple[Time, Time]:
+            first, second = self._pair(state, t)
+            return first, second if t >= self.config.num_train_timesteps // (state.num_inference_steps or 1) else CLEAN
+
+        def formula(trace: Trace, t: int) -> Linear:
+            return self._one(trace, *pair(t), clipped=use_clipped_model_output)
+
+        return self._everywhere(formula, model_output, timesteps, sample, {"clipped": use_clipped_model_output})
+
+
+class DDIMInverseScheduler(VariancePreserving):
+    """DDIM towards noise; diffusers' `DDIMInverseScheduler`.
+
+    Quirks kept: the output at t is read as if it came from t - T // n, the less noisy point that the step starts from; the
+    first step starts at alpha_bar 1, or at that of timestep 0 (set_alpha_to_one=False).
+    """
+
+    ignore_for_config = ["kwargs"]
+    _deprecated_kwargs = ["set_alpha_to_zero"]
+    initial_alpha_cumprod: Tensor
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", trained_betas: Any = None, clip_sample: bool = True,
+        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
+        clip_sample_range: float = 1.0, timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False,
+        **kwargs: Any,
+    ):  # fmt: skip
+        self._from_one = kwargs.get("set_alpha_to_zero", set_alpha_to_one)  # the argument's name of old
+        self._setup()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.initial_alpha_cumprod = torch.tensor(1.0) if self._from_one else self.alphas_cumprod[0]
+
+    def _initial(self) -> State:
+        return self._visiting(range(self.config.num_train_timesteps), None, steps=None)
+
+    def _final(self) -> Time:
+        return self._point(self.config.num_train_timesteps - 1)
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """num_inference_steps ascending timesteps, spaced as configured: leading or trailing."""
+        name, c = type(self).__name__, self.config
+        grids.at_most(name, num_inference_steps, c.num_train_timesteps)
+        if c.timestep_spacing == "linspace":
+            raise ValueError(
+                f"fastdiff.{name}: expected timestep_spacing in ['leading', 'trailing'], got {c.timestep_spacing!r}."
+            )
+        offset = c.steps_offset if c.timestep_spacing == "leading" else 0
+        grid = grids.whole(name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset)[::-1]
+        self._begin(self._visiting(grid, device, steps=num_inference_steps))
+
+    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
+        for t in state.host[start:]:
+            trace.start = self._one(trace, state, t)
+        return trace.start
+
+    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
+        return self._one(trace, state, timestep)
+
+    def _one(self, trace: Trace, state: State, timestep: float) -> Linear:
+        if state.num_inference_steps is None:
+            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+        total = self.config.num_train_timesteps
+        before = min(int(timestep) - total // state.num_inference_steps, total - 1)
+        origin = self._point(before) if before >= 0 else tables.preserving(0, float(self.initial_alpha_cumprod))
+        return quirks.inversion(trace, origin, self._point(timestep))
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+        """The noisier state at t from the one at t - T // n; see diffusers."""
+        return self._advance(model_output, timestep, sample, return_dict=return_dict)

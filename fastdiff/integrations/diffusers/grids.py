@@ -37,6 +37,21 @@ def whole(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> 
     return spaced(where, total, steps, spacing, offset).round().astype(np.int64)
 
 
+def without_last(where: str, total: int, last: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.int64]:
+    """`steps` descending timesteps of [0, last): those of steps + 1 without the last one, except for trailing."""
+    if spacing == "linspace":
+        values = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
+    elif spacing == "leading":
+        values = (np.arange(0, steps + 1) * (last // (steps + 1)))[::-1][:-1] + offset
+    elif spacing == "trailing":
+        values = np.arange(last, 0, -total / steps).round() - 1
+    else:
+        raise ValueError(
+            f"fastdiff.{where}: expected timestep_spacing in ['linspace', 'leading', 'trailing'], got {spacing!r}."
+        )
+    return values.astype(np.int64)
+
+
 def given(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
     """The user's own timesteps. Raises ValueError unless they descend below `total`."""
     values = [int(t) for t in timesteps]
@@ -51,11 +66,16 @@ def at_most(where: str, steps: int, total: int) -> None:
         raise ValueError(f"fastdiff.{where}: expected num_inference_steps in [1, {total}], got {steps}.")
 
 
-def timestep_of(sigma: NDArray[Any], log_sigmas: NDArray[Any]) -> NDArray[Any]:
-    """The timestep of each sigma, linear in log sigma between training timesteps, held at the ends."""
+def timestep_of(sigma: NDArray[Any], log_sigmas: NDArray[Any], *, narrow: bool = False) -> NDArray[Any]:
+    """The timestep of each sigma, linear in log sigma between training timesteps, held at the ends.
+
+    narrow: in the precision of the levels throughout, as diffusers does where it computes with tensors.
+    """
     log_sigma = np.log(np.maximum(sigma, 1e-10))
     low = np.clip(np.searchsorted(log_sigmas, log_sigma, side="right") - 1, 0, len(log_sigmas) - 2)
     weight = np.clip((log_sigmas[low] - log_sigma) / (log_sigmas[low] - log_sigmas[low + 1]), 0, 1)
+    if narrow:
+        low = low.astype(weight.dtype)
     return (1 - weight) * low + weight * (low + 1)
 
 

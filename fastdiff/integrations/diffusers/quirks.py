@@ -9,7 +9,8 @@ import numpy as np
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from ...solvers.karras import euler_step
+from ...solvers.adams import lagrange_integrals
+from ...solvers.karras import euler_step, slope
 from .tables import numpy_float
 
 
@@ -69,4 +70,135 @@ def late_churn(
             x = p.pause(x, t) + sqrt(sigma**2 - t.sigma**2) * s_noise * p.noise()
         x0, _, _ = p.predict(x, up if hat else t)
         x = euler_step(up, s, p.x(), x0)
+    return x
+
+
+def lms(p: Trace, times: Sequence[Time], start: int, *, order: int) -> Linear:
+    """LMS as `solvers.adams.lms`, from index `start` of a grid.
+
+    A run that begins inside the grid is given the weights of the full order, made for derivatives that it does not have;
+    those that it lacks are left out.
+    """
+    x = p.start
+    past: list[Linear] = []
+    for i in range(start, len(times) - 1):
+        t, s = times[i], times[i + 1]
+        x0, _, _ = p.predict(x, t)
+        d = slope(t, p.x(), x0)
+        nodes = [times[i - k].rho for k in range(min(i + 1, order))]
+        x = p.x()
+        for weight, value in zip(lagrange_integrals(nodes, t.rho, s.rho), [d, *past], strict=False):
+            x = x + weight * value
+        past = [p.keep(d), *past][: order - 1]
+    return x
+
+
+_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def adams(values: Sequence[Linear]) -> Linear:
+    """Adams-Bashforth's combination of the latest values on an even grid, latest first, at most four."""
+    total = Linear({})
+    for weight, value in zip(_ADAMS[min(len(values), 4) - 1], values, strict=False):
+        total = total + weight * value
+    return total
+
+
+class Transfer:
+    """DDIM's transfer x_s = on_x·x + on_out·m of a combination m of raw outputs, read at t in the prediction type.
+
+    Liu et al. 2022, eq. 11, in its own form and diffusers' precision.
+    """
+
+    def __init__(self, p: Trace, t: Time, s: Time):
+        c = p.parametrization.at(t.alpha, t.sigma)
+        rounded = numpy_float()
+        a_t, a_s, one = rounded(t.alpha**2), rounded(s.alpha**2), rounded(1)
+        on_x = float(np.sqrt(a_s / a_t))
+        on_eps = -float((a_s - a_t) / (a_t * np.sqrt(one - a_s) + np.sqrt(a_t * (one - a_t) * a_s)))
+        self.on_x, self.on_out = on_x + on_eps * c.eps_x, on_eps * c.eps_out
+
+    def __call__(self, x: Linear, out: Linear) -> Linear:
+        return self.on_x * x + self.on_out * out
+
+    def back(self, x_s: Linear, out: Linear) -> Linear:
+        """The x that was transferred to x_s with this output."""
+        return (x_s - self.on_out * out) / self.on_x
+
+
+def plms(p: Trace, visits: Sequence[Time], steps: Sequence[tuple[Time, Time]], outs: list[Linear]) -> Linear:
+    """Linear multistep on raw outputs, the first step taken twice where `outs` is empty: S-PNDM's start, as diffusers has it.
+
+    visits: where the network is called; steps: (from, to) of each call's transfer. The second call comes at the first's
+    end; its step starts where the first did, with the mean of both outputs, and it is not remembered.
+    """
+    x, fresh, start = p.start, not outs, Linear({})
+    for i, (visit, (t, s)) in enumerate(zip(visits, steps, strict=True)):
+        _, _, out = p.predict(x, visit)
+        if fresh and i == 1:
+            x = Transfer(p, t, s)(start, 0.5 * (out + outs[0]))
+            continue
+        x = Transfer(p, t, s)(p.x(), adams([out, *outs]))
+        if fresh and i == 0:
+            start = p.keep(p.x())
+        outs = [p.keep(out), *outs][:3]
+    return x
+
+
+def prk(p: Trace, visits: Sequence[Time], base: Sequence[Time], goals: Sequence[Time]) -> list[Linear]:
+    """Pseudo Runge-Kutta (Liu et al. 2022, eq. 9 and 13): four calls a step. Leaves the state in p.start; gives the outputs.
+
+    visits: where the network is called; base: where each call's step starts; goals: where it goes. The step's start is
+    not remembered: the transferred state gives it back, which leaves room for the outputs that the multistep needs.
+    """
+    outs: list[Linear] = []
+    x = p.start
+    first = second = whole = Linear({})
+    last = None
+    for i, (visit, t, s) in enumerate(zip(visits, base, goals, strict=True)):
+        _, _, out = p.predict(x, visit)
+        move, stage = Transfer(p, t, s), i % 4
+        if stage == 0:
+            x = move(p.x(), out)
+            first = p.keep(out)
+            outs = [first, *outs][:3]
+        elif stage == 1:
+            start = last.back(p.x(), first)  # type: ignore[union-attr]
+            x, second = move(start, out), p.keep(out)
+        elif stage == 2:
+            start = last.back(p.x(), second)  # type: ignore[union-attr]
+            x = move(start, out)
+            finish = Transfer(p, t, goals[i + 1]) if i + 1 < len(goals) else move
+            whole = p.keep(finish(start, (first + 2.0 * second + 2.0 * out) / 6.0))
+        else:
+            x = whole + (move.on_out / 6.0) * out
+        last = move
+    p.start = x
+    return outs
+
+
+def ipndm(p: Trace, times: Sequence[Time]) -> Linear:
+    """Adams-Bashforth on eps with DDIM's transfer, x0 divided by alpha held above 1e-8: alpha is 0 at the first point."""
+    x = p.start
+    past: list[Linear] = []
+    for t, s in zip(times, times[1:], strict=False):
+        _, eps, _ = p.predict(x, t)
+        mixed = adams([eps, *past])
+        x = (s.alpha / max(t.alpha, 1e-8)) * (p.x() - t.sigma * mixed) + s.sigma * mixed
+        past = [p.keep(eps), *past][:3]
+    return x
+
+
+def midpoints(
+    p: Trace, times: Sequence[Time], middle: Sequence[float], down: Sequence[float], up: Sequence[float]
+) -> Linear:  # fmt: skip
+    """`solvers.karras.kdpm2_ancestral` with the levels of a table: diffusers' sqrt(sigma_s² - up²) has lost its digits."""
+    x = p.start
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        x0, _, _ = p.predict(x, t)
+        if s.sigma == 0:
+            return x0
+        start, half = p.keep(p.x()), Time(t.t, 1.0, middle[i], -2.0 * log(middle[i]))
+        y0, _, _ = p.predict(euler_step(t, half, p.x(), x0), half)
+        x = start + (down[i] - t.sigma) * slope(half, p.x(), y0) + up[i] * p.noise()
     return x

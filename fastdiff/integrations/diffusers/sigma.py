@@ -13,17 +13,13 @@ from torch import Tensor
 from ...prediction import Parametrization
 from ...schedule import Time
 from . import grids, tables
+from .indexed import Indexed
 from .state import State
 from .vp import TrainingTables
 
 
-class Exploding(TrainingTables):
-    """The training tables as noise levels sigma_t = sqrt(1/alpha_bar_t - 1), interpolated between timesteps.
-
-    Attributes:
-        sigmas: the grid's levels and where they end, on the CPU.
-        step_index, begin_index: where the next step stands, and where the run began when set_begin_index said so.
-    """
+class Exploding(Indexed, TrainingTables):
+    """The training tables as noise levels sigma_t = sqrt(1/alpha_bar_t - 1), interpolated between timesteps."""
 
     _space = "ve"
 
@@ -86,46 +82,10 @@ class Exploding(TrainingTables):
     # -- diffusers' surface
 
     @property
-    def sigmas(self) -> Tensor:
-        sigmas = self._state.sigmas
-        assert sigmas is not None
-        return sigmas
-
-    @property
     def init_noise_sigma(self) -> Tensor:  # type: ignore[override]
         """Deviation of the first state; for `leading`, whose first level is not the last of training, its hypotenuse."""
         largest = self.sigmas.max()
         return largest if self.config.timestep_spacing in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
-
-    @property
-    def step_index(self) -> int | None:
-        return self._state.step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        return self._state.begin_index
-
-    @property
-    def _begin_index(self) -> int | None:
-        return self._state.begin_index
-
-    @_begin_index.setter
-    def _begin_index(self, value: int | None) -> None:
-        self._state.begin_index = value
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """The index of the run's first step, from pipelines that start inside the grid."""
-        self._state.begin_index = begin_index
-
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        """The index of a timestep's value; the second where two are equal, where a run inside the grid begins."""
-        host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
-        found = [i for i, t in enumerate(host) if t == float(timestep)]
-        if not found:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected one of scheduler.timesteps, got {float(timestep)}."
-            )
-        return found[1] if len(found) > 1 else found[0]
 
     def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
         """x / sqrt(sigma² + 1), of unit variance; a step is not taken by it."""
@@ -137,30 +97,3 @@ class Exploding(TrainingTables):
             state.step_index = index
         assert state.scales is not None
         return sample / state.scales[index]
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of its next step."""
-        state = self._state
-        if state.begin_index is None:
-            host, values = state.host, timesteps.tolist()
-            indices = [self._first(host, t) for t in values]
-        else:
-            index = state.begin_index if state.step_index is None else state.step_index
-            indices = [index] * timesteps.shape[0]
-        sigma = self.sigmas.to(device=original_samples.device, dtype=original_samples.dtype)[indices]
-        return original_samples + noise * sigma.reshape(-1, *(1,) * (original_samples.ndim - 1))
-
-    def _first(self, host: list[float], timestep: float) -> int:
-        found = [i for i, t in enumerate(host) if t == timestep]
-        return found[1] if len(found) > 1 else found[0] if found else self.index_for_timestep(timestep)
-
-    def _refuse_whole(self, where: str, timestep: Any) -> None:
-        """Raises ValueError for an index in a timestep's place."""
-        whole = isinstance(timestep, int) or (
-            isinstance(timestep, Tensor) and timestep.dtype in (torch.int32, torch.int64) and timestep.device.type == "cpu"
-        )
-        if whole:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}.{where}: expected one of scheduler.timesteps, got an integer {timestep}. "
-                "Iterate over scheduler.timesteps."
-            )

@@ -11,7 +11,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ...schedule import Time
@@ -143,8 +142,3 @@ class States:
 
     def __reduce__(self) -> Any:  # copies and pickles carry the current context's state
         return States, (self.get(),)
-
-
-def array_tensor(values: NDArray[Any], device: Any = None) -> Tensor:
-    """A tensor of these values, sharing nothing with them."""
-    return torch.tensor(values, device=device)

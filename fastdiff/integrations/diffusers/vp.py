@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...ops import reverse_step
 from ...schedule import Time
+from ...solvers import Linear, Trace
 from . import tables
 from .base import Scheduler
 from .state import State
@@ -38,7 +41,7 @@ class VariancePreserving(TrainingTables):
 
     def _visiting(self, timesteps: Any, device: Any, *, steps: int | None, **extra: Any) -> State:
         """A state at these timesteps, ending in `_final`."""
-        values = torch.from_numpy(np.ascontiguousarray(timesteps, dtype=np.int64)).to(device)
+        values = torch.tensor(np.array(timesteps, dtype=np.int64), device=device)
         return State(values, [*(self._point(int(t)) for t in timesteps), self._final()], steps=steps, **extra)
 
     def _final(self) -> Time:
@@ -61,3 +64,20 @@ class VariancePreserving(TrainingTables):
         chosen = table[timesteps.to(sample.device)].flatten()
         chosen = chosen.reshape(-1, *(1,) * (sample.ndim - 1))
         return chosen**0.5, (1 - chosen) ** 0.5
+
+    def _everywhere(
+        self, formula: Callable[[Trace, int], Linear], model_output: Tensor, timesteps: Tensor, sample: Tensor,
+        options: Mapping[str, Any],
+    ) -> Tensor:  # fmt: skip
+        """One step of each sample from a timestep of its own, by a plan with a row for every training timestep."""
+        state = self._state
+        key = ("everywhere", *options.values())
+        run = state.plans.get(key)
+        if run is None:
+            trace = self._trace()
+            for t in range(self.config.num_train_timesteps):
+                trace.start = formula(trace, t)
+            everything = list(range(self.config.num_train_timesteps))
+            run = state.plans[key] = self._finish(trace, state, trace.start, everything, options)
+        row = timesteps.to(device=sample.device, dtype=torch.int64)
+        return reverse_step(sample, model_output, run.table(sample.device), row, used=run.plan.used)

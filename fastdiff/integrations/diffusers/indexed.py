@@ -1,0 +1,89 @@
+"""Drop-ins that count their steps: diffusers' step_index and begin_index, and forward noising at the counted level."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Scheduler
+
+
+class Counted(Scheduler):
+    """A scheduler that says where it stands.
+
+    Attributes:
+        step_index, begin_index: where the next step stands, and where the run began when set_begin_index said so.
+    """
+
+    @property
+    def step_index(self) -> int | None:
+        return self._state.step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        return self._state.begin_index
+
+    @property
+    def _begin_index(self) -> int | None:
+        return self._state.begin_index
+
+    @_begin_index.setter
+    def _begin_index(self, value: int | None) -> None:
+        self._state.begin_index = value
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """The index of the run's first step, from pipelines that start inside the grid."""
+        self._state.begin_index = begin_index
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """The index of a timestep's value; the second where two are equal, where a run inside the grid begins."""
+        host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
+        found = [i for i, t in enumerate(host) if t == float(timestep)]
+        if not found:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected one of scheduler.timesteps, got {float(timestep)}."
+            )
+        return found[1] if len(found) > 1 else found[0]
+
+    def _refuse_whole(self, where: str, timestep: Any) -> None:
+        """Raises ValueError for an index in a timestep's place."""
+        whole = isinstance(timestep, int) or (
+            isinstance(timestep, Tensor) and timestep.dtype in (torch.int32, torch.int64) and timestep.device.type == "cpu"
+        )
+        if whole:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.{where}: expected one of scheduler.timesteps, got an integer {timestep}. "
+                "Iterate over scheduler.timesteps."
+            )
+
+
+class Indexed(Counted):
+    """A scheduler over a table of noise levels.
+
+    Attributes:
+        sigmas: the levels of the timesteps and the one the last step goes to, on the CPU.
+    """
+
+    @property
+    def sigmas(self) -> Tensor:
+        sigmas = self._state.sigmas
+        assert sigmas is not None
+        return sigmas
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """alpha x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of its next step."""
+        state = self._state
+        if state.begin_index is None:
+            indices = [self.index_for_timestep(t) for t in timesteps.tolist()]
+        else:
+            index = state.begin_index if state.step_index is None else state.step_index
+            indices = [index] * timesteps.shape[0]
+        chosen = self.sigmas.to(device=original_samples.device, dtype=original_samples.dtype)[indices]
+        alpha, sigma = self._mixture(chosen.reshape(-1, *(1,) * (original_samples.ndim - 1)))
+        return alpha * original_samples + sigma * noise
+
+    def _mixture(self, sigma: Tensor) -> tuple[Any, Tensor]:
+        """(alpha, sigma) of the noised state at a level of the table."""
+        return 1.0, sigma
