@@ -242,8 +242,7 @@ class Sampler:
         run = Run(device, dtype, full[1:], own["callback"], own["classifier"], arguments.pop("classifier_scale", 1.0),
                   arguments.pop("guidance", None), mask is not None)  # fmt: skip
         scale = self._scale(arguments.pop("guidance_scale", None))
-        ids = torch.arange(first_id, first_id + n)
-        given = Given(self._seed(seed), ids, guidance_scale=scale, **arguments)
+        given = Given(self._seed(seed), range(first_id, first_id + n), guidance_scale=scale, **arguments)
         program = self._engine.program(run)
         batch = self._engine.prepare(program, given, full, np.arange(n))
         return self._engine.in_order(program, run, Source(batch), n, batch_size)

@@ -102,7 +102,7 @@ def test_a_strength_per_row_makes_the_calls_it_needs() -> None:
     x = START
     for row, gamma in enumerate(strengths):  # one row after the other, each with a plain number
         rest: list[Tensor] = []
-        whole = sampler.sample(x_T=x, start=row, guidance_scale=gamma, callback=lambda i, t, x, x0: rest.append(x.clone()),
+        whole = sampler.sample(x_T=x, start=row, guidance_scale=gamma, callback=lambda i, t, x, x0, rest=rest: rest.append(x.clone()),
                                **PLUS)  # fmt: skip
         assert whole.isfinite().all()
         x = rest[0]

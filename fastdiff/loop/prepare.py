@@ -131,6 +131,8 @@ def _seed(seed: int | Tensor, n: int) -> int | Tensor:
 def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Tensor:
     if ids is None:
         return torch.arange(n, device=device)
+    if isinstance(ids, range) and 0 <= ids.start and ids.stop <= 2**56:
+        return torch.arange(ids.start, ids.stop, ids.step, device=device)
     ids = torch.as_tensor(ids)
     if ids.dtype != torch.int64 or ids.shape != (n,):
         raise ValueError(

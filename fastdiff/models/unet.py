@@ -156,7 +156,16 @@ class UNet(nn.Module):
         return F.silu(self.time(code) + self.label(y))
 
     def decode(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The output [B, C, H, W] for x [B, C, H, W] under a condition emb [B, emb] made by `condition`."""
+        """The output [B, C, H, W] for x [B, C, H, W] under a condition emb [B, emb] made by `condition`.
+
+        Raises ValueError for an x that is not of the configured shape.
+        """
+        expected = (self.config["channels"], self.config["size"], self.config["size"])
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"fastdiff.models.UNet: expected x of shape [B, {', '.join(map(str, expected))}], got "
+                f"{list(x.shape)}; give images of the size in the model's config."
+            )
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = []
         for level, block in enumerate(self.down):
@@ -185,10 +194,4 @@ class UNet(nn.Module):
         Raises:
             ValueError: an x that is not of the configured shape.
         """
-        expected = (self.config["channels"], self.config["size"], self.config["size"])
-        if tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"fastdiff.models.UNet: expected x of shape [B, {', '.join(map(str, expected))}], got "
-                f"{list(x.shape)}; give images of the size in the model's config."
-            )
         return self.decode(x, self.condition(t, y))
