@@ -2,6 +2,30 @@
 
 from __future__ import annotations
 
-from case import Case
+from typing import Any
 
-FEW: list[Case] = []
+import numpy as np
+from case import LEVELS, each
+
+_SHIFTS: list[dict[str, Any]] = [
+    {}, *LEVELS, {"shift": 3.0}, {"shift": 3.0, "use_karras_sigmas": True},
+    {"shift_terminal": 0.1, "shift": 2.0, "steps": (2, 3, 10, 50)},
+    {"invert_sigmas": True, "shift": 1.5}, {"num_train_timesteps": 300},
+    {"use_dynamic_shifting": True, "set": lambda n: {"num_inference_steps": n, "mu": 0.8}},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear", "set": lambda n: {"num_inference_steps": n, "mu": 2.2}},
+    {"shift": 2.0, "set": lambda n: {"sigmas": np.linspace(1.0, 1 / n, n).tolist()}},
+    {"shift": 2.0, "set": lambda n: {"timesteps": np.linspace(990, 10, n).tolist()}},
+    {"set": lambda n: {"timesteps": np.linspace(990, 10, n).tolist(), "sigmas": np.linspace(0.98, 0.02, n).tolist()}},
+]  # fmt: skip
+
+FEW = [
+    *each("FlowMatchEulerDiscreteScheduler", _SHIFTS, kinds=("",)),
+    *each("FlowMatchEulerDiscreteScheduler", [
+        {"stochastic_sampling": True}, {"stochastic_sampling": True, "invert_sigmas": True, "shift": 3.0},
+    ], kinds=("",), stochastic=True),
+    *each("FlowMatchHeunDiscreteScheduler", [{}, {"shift": 3.0}, {"num_train_timesteps": 300}], kinds=("",)),
+    *each("FlowMatchHeunDiscreteScheduler", [
+        {"step": {"s_churn": 3.0}}, {"step": {"s_churn": 9.0, "s_tmin": 0.3, "s_tmax": 0.8, "s_noise": 1.02}, "shift": 2.0},
+    ], kinds=("",), stochastic=True),
+    *each("FlowMatchLCMScheduler", _SHIFTS, kinds=("",), stochastic=True),
+]  # fmt: skip

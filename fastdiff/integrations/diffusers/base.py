@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...eager.common import compute_dtype
 from ...ops import reverse_step
+from ...ops.reverse_step import columns_used
 from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
@@ -58,7 +59,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     order = 1
     init_noise_sigma: Any = 1.0
     _space = "vp"
+    _output: type[BaseOutput] = StepOutput
     _returns_x0 = True  # whether diffusers' step gives pred_original_sample
+    _returns_slot = False  # whether it gives another term, which `_finish` writes down as what slot 1 becomes
     _remembers = False  # whether the formula depends on where the run began
 
     _states: States
@@ -234,7 +237,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                     slots, slots_out = slots_out, slots
                 state.slots = [slots_out, slots]
             state.done, state.step_index = index, index + 1
-        x, x0 = sample, None
+        if self._returns_slot:
+            slots_out = torch.empty((1, *sample.shape), dtype=compute_dtype(sample), device=sample.device)
+        x, second = sample, None
         drawn = noise
         for row in rows:
             seed = z = None
@@ -246,12 +251,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                         drawn = self._draw(model_output, sample, generator)
                 z = drawn
             output = model_output if run.network[row] else None
-            x, x0 = _execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
+            x, second = _execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
         if generator is not None and drawn is None and self._always_draws(index or 0, options):
             self._draw(model_output, sample, generator)
-        if not return_dict:
-            return (x, x0) if self._returns_x0 else (x,)
-        return StepOutput(x, x0) if self._returns_x0 else StepOutput(x)
+        if second is None and slots_out is not None and self._returns_slot:
+            second = slots_out[0].to(sample.dtype)
+        result = (x,) if second is None else (x, second)
+        return self._output(*result) if return_dict else result
 
     @staticmethod
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
@@ -295,14 +301,22 @@ def _differentiable(
     wants_x0: bool, given: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The same for callers that differentiate through a step; the memory carries no gradient."""
-    result = reverse_step(x, output, table, row, slots=slots, **given)
+    written = slots is None and slots_out is not None  # slot 1 is for the caller alone
+    plain = table.clone()
+    plain[:, INDEX["s1.x"] :] = 0.0
+    if written:
+        given["used"] = columns_used(plain)
+    result: Any = reverse_step(x, output, plain if written else table, row, slots=slots, **given)
     x_s, fresh = result if slots is not None else (result, None)
     if fresh is not None:
         slots_out.copy_(fresh.detach())  # type: ignore[union-attr]
-    if not wants_x0:
+    if not wants_x0 and not written:
         return x_s, None
-    shown = table.clone()  # a row whose next x is x0
-    shown[:, [INDEX[f"x.{operand}"] for operand in OPERANDS]] = 0.0
-    shown[:, INDEX["x.x0"]] = 1.0
-    shown[:, INDEX["s1.x"] :] = 0.0
-    return x_s, reverse_step(x, output, shown, row)
+    nexts = [INDEX[f"x.{operand}"] for operand in OPERANDS]
+    plain[:, nexts] = 0.0  # rows whose next x is what is shown
+    if written:
+        plain[:, nexts] = table[:, [INDEX[f"s1.{operand}"] for operand in OPERANDS]]
+    else:
+        plain[:, INDEX["x.x0"]] = 1.0
+    shown: Any = reverse_step(x, output, plain, row)
+    return x_s, shown

@@ -92,6 +92,13 @@ def exploding(t: float, sigma: float) -> Time:
     return Time(float(t), 1.0, sigma, -2.0 * math.log(sigma)) if sigma > 0 else CLEAN
 
 
+def flowing(sigma: float) -> Time:
+    """The point x = (1 - sigma) x0 + sigma eps, named by its level."""
+    if sigma == 0:
+        return CLEAN
+    return Time(sigma, 1.0 - sigma, sigma, 2.0 * (math.log1p(-sigma) - math.log(sigma)) if sigma < 1 else -math.inf)
+
+
 class Points:
     """Where formulas find points between those of their grid: training timesteps, and log-SNRs on a space's curve."""
 
