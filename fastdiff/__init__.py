@@ -29,6 +29,19 @@ _WHERE = {
     "use": "backend",
     "vlb_terms": "ops",
 }
+# diffusers' schedulers under their own names: pipelines store this package's name and find the class in it again
+_DIFFUSERS = (
+    "CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler",
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
+    "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "TCDScheduler", "UnCLIPScheduler",
+    "UniPCMultistepScheduler", "from_scheduler", "swap",
+)  # fmt: skip
+
 __all__ = [
     "Plan",
     "Request",
@@ -48,6 +61,7 @@ __all__ = [
     "to_uint8",
     "use",
     "vlb_terms",
+    *_DIFFUSERS,
 ]
 
 if TYPE_CHECKING:
@@ -76,8 +90,20 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
         globals()[name] = value
         return value
+    if name in _DIFFUSERS:
+        try:
+            twins = importlib.import_module(".integrations.diffusers", __name__)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] != "diffusers":
+                raise
+            raise ImportError(
+                f"fastdiff.{name}: expected diffusers (0.42) to be installed, got none. Install diffusers."
+            ) from None
+        value = getattr(twins, name)
+        globals()[name] = value
+        return value
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted({*globals(), *_WHERE, *_DIFFUSERS})

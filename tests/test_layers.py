@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "trainer": SAMPLING | MODELS | {"sampler"},
     "cli": SAMPLING | MODELS | {"sampler", "trainer", "cli", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"loop", "backend", "ops", "sampler", "schedule", "solvers", "trainer", "images"},
+    "__init__": {"loop", "integrations", "backend", "ops", "sampler", "schedule", "solvers", "trainer", "images"},
 }
 
 

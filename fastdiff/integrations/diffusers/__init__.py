@@ -8,7 +8,7 @@ from .dpm import (
     DPMSolverSinglestepScheduler,
 )
 from .euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
-from .flow import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
+from .flow_match import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 from .karras import (
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,
@@ -16,6 +16,7 @@ from .karras import (
     LMSDiscreteScheduler,
 )
 from .pndm import IPNDMScheduler, PNDMScheduler
+from .twins import check_version, from_scheduler, swap
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -37,4 +38,8 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "from_scheduler",
+    "swap",
 ]
+
+check_version()

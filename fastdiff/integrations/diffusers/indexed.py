@@ -50,7 +50,9 @@ class Counted(Scheduler):
     def _refuse_whole(self, where: str, timestep: Any) -> None:
         """Raises ValueError for an index in a timestep's place."""
         whole = isinstance(timestep, int) or (
-            isinstance(timestep, Tensor) and timestep.dtype in (torch.int32, torch.int64) and timestep.device.type == "cpu"
+            isinstance(timestep, Tensor)
+            and timestep.dtype in (torch.int32, torch.int64)
+            and timestep.device.type == "cpu"
         )
         if whole:
             raise ValueError(

@@ -85,7 +85,10 @@ class Run:
     def __init__(self, plan: Plan):
         self.plan = plan
         table = plan.table
-        network, draws = plan.column("network"), table[:, [plan.columns.index(f"{to}.z") for to in _WRITTEN]].any(axis=1)
+        network, draws = (
+            plan.column("network"),
+            table[:, [plan.columns.index(f"{to}.z") for to in _WRITTEN]].any(axis=1),
+        )
         self.draws = draws.tolist()
         self.network = [bool(n) for n in network]
         self.calls: list[list[int]] = []  # the rows of each network call: those without a call before it, and its own
