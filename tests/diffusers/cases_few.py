@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from case import LEVELS, each
+from case import BETAS, CURVES, LEVELS, ROOT, each
 
 _SHIFTS: list[dict[str, Any]] = [
     {}, *LEVELS, {"shift": 3.0}, {"shift": 3.0, "use_karras_sigmas": True},
@@ -17,6 +17,17 @@ _SHIFTS: list[dict[str, Any]] = [
     {"shift": 2.0, "set": lambda n: {"timesteps": np.linspace(990, 10, n).tolist()}},
     {"set": lambda n: {"timesteps": np.linspace(990, 10, n).tolist(), "sigmas": np.linspace(0.98, 0.02, n).tolist()}},
 ]  # fmt: skip
+_CUT = {
+    "set": lambda n: {"timesteps": np.linspace(999, 30, n).astype(int).tolist(), "strength": 0.6},
+    "steps": (2, 3, 10, 50),
+}
+_GIVEN = {"set": lambda n: {"timesteps": np.linspace(999, 30, n).astype(int).tolist()}}
+_DISTILLED: list[dict[str, Any]] = [
+    {"set": lambda n: {"num_inference_steps": n, "original_inference_steps": 1000}},
+    {}, *CURVES, BETAS, ROOT, _GIVEN, _CUT, {"clip_sample": True, "clip_sample_range": 0.8},
+    {"set": lambda n: {"num_inference_steps": n, "original_inference_steps": 60, "strength": 0.9}},
+    {"rescale_betas_zero_snr": True, "kinds": ("sample", "v_prediction")}, {"original_inference_steps": 100},
+]  # fmt: skip
 
 FEW = [
     *each("FlowMatchEulerDiscreteScheduler", _SHIFTS, kinds=("",)),
@@ -27,5 +38,7 @@ FEW = [
     *each("FlowMatchHeunDiscreteScheduler", [
         {"step": {"s_churn": 3.0}}, {"step": {"s_churn": 9.0, "s_tmin": 0.3, "s_tmax": 0.8, "s_noise": 1.02}, "shift": 2.0},
     ], kinds=("",), stochastic=True),
+    *each("LCMScheduler", [*_DISTILLED, {"timestep_scaling": 1.0}], stochastic=True),
+    *each("TCDScheduler", [*_DISTILLED, *({"step": {"eta": eta}} for eta in (0.0, 0.07, 1.0))], stochastic=True),
     *each("FlowMatchLCMScheduler", _SHIFTS, kinds=("",), stochastic=True),
 ]  # fmt: skip

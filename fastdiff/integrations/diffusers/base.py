@@ -16,6 +16,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...eager.common import compute_dtype
@@ -61,7 +62,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     _space = "vp"
     _output: type[BaseOutput] = StepOutput
     _returns_x0 = True  # whether diffusers' step gives pred_original_sample
-    _returns_slot = False  # whether it gives another term, which `_finish` writes down as what slot 1 becomes
+    _returns_slot = False  # whether it gives another term, which `_show` writes down as what slot 1 becomes
     _remembers = False  # whether the formula depends on where the run began
 
     _states: States
@@ -95,6 +96,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _point(self, t: float) -> Time:
         """The point of a training timestep."""
         raise NotImplementedError
+
+    def _show(self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]) -> None:
+        """Writes down what slot 1 becomes, for classes whose steps return it."""
 
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
         """Whether diffusers draws at this index even where the result is multiplied by zero."""
@@ -189,6 +193,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         table = trace.table(end)
         calls = np.flatnonzero(table[:, INDEX["network"]])
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
+        self._show(table, state, options)
         info = {"scheduler": type(self).__name__, "timesteps": len(timesteps), **options}
         std = float(self.init_noise_sigma)
         return Run(Plan(table, info, initial_std=std, levels=trace.levels(state.times[-1])))
