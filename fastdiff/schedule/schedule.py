@@ -51,9 +51,9 @@ class Schedule:
         return len(self.alpha)
 
     def at(self, t: float) -> Time:
-        """The schedule's point t in [0, T): a whole timestep, or of a continuous schedule any time between them."""
+        """The schedule's point t in [0, T): a whole timestep, or of a continuous schedule any time in (origin, T - 1]."""
         if self._curve is not None and t != int(t):
-            alpha, sigma = self._curve.point((t + self._curve.first) / self._span)
+            alpha, sigma = self._curve.point((t - self.origin) / self._span)
             return Time(float(t), alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)))
         i = int(t)
         return Time(float(t), float(self.alpha[i]), float(self.sigma[i]), float(self.log_snr[i]))
@@ -61,7 +61,7 @@ class Schedule:
     def at_log_snr(self, log_snr: float) -> Time:
         """The point of this log-SNR; its t lies between the timesteps around it, linear in log-SNR if discrete."""
         if self._curve is not None:
-            t = self._curve.time(_rho(log_snr)) * self._span - self._curve.first
+            t = self._curve.time(_rho(log_snr)) * self._span + self.origin
         else:
             t = float(np.interp(-log_snr, -self.log_snr, np.arange(self.num_train_timesteps)))
         return Time(t, *on_curve(self.space, log_snr), log_snr)
@@ -71,9 +71,14 @@ class Schedule:
         return point.t if self._curve is None else self._curve.network_time(point.rho)
 
     @property
+    def origin(self) -> float:
+        """The t just below which no point lies: -1, where clean data would be; 0 in the space `ve`, which has a least."""
+        return -1.0 if self._curve is None else -self._curve.first
+
+    @property
     def _span(self) -> float:
         """How many timesteps the curve's time from 0 to 1 takes."""
-        return max(self.num_train_timesteps - 1 + (self._curve.first if self._curve else 0.0), 1.0)
+        return max(self.num_train_timesteps - 1 - self.origin, 1.0)
 
     @property
     def alphas_cumprod(self) -> Array:

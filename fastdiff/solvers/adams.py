@@ -89,7 +89,7 @@ def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved
     return x
 
 
-@solver("ipndm", paper="Zhang & Chen 2023 (iPNDM), section 4; Adams-Bashforth in rho", order=1)
+@solver("ipndm", paper="Zhang & Chen 2023 (iPNDM), section 4; Adams-Bashforth in rho", order=2)
 def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
     """x_s = x_t + (rho_s - rho_t) Σ a_k d_k with the even grid's weights, of rising order."""
     if order not in (1, 2, 3, 4):

@@ -113,12 +113,12 @@ def dpmpp_2m_sde(
     )
 
 
-@solver("dpm++3m_sde", paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3", order=3, stochastic=True)
+@solver("dpm++3m_sde", paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3", order=2, stochastic=True)
 def dpmpp_3m_sde(
     p: Trace, times: Sequence[Time], *, as_published: bool = False, eta: float = 1.0, s_noise: float = 1.0,
     solver_type: str = "midpoint", lower_order_final: bool = False,
 ) -> Linear:  # fmt: skip
-    """as_published: the published code's second difference, of order 2 (exponential.differences); eta = 0 is dpm++3m;
+    """Of weak order 2: the remembered predictions carry noise. as_published: see dpm++3m; eta = 0 is dpm++3m;
     solver_type: of the second step, which is of order 2."""
     return data_prediction(
         p,

@@ -29,12 +29,15 @@ def dpmpp_sde(
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
-        if s.log_snr == inf:
-            x = s.alpha * x0
+        down, up = ancestral_levels(t, s, eta)
+        if s.log_snr == inf or t.log_snr == -inf:  # there is no fraction of an infinite way
+            x = s.alpha * ((down / t.sigma) * p.x() + (1.0 - down / t.rho) * x0)
+            if up > 0 and s_noise > 0:
+                x = x + s.alpha * up * s_noise * p.noise()
             continue
         start, first, middle = p.keep(p.x()), p.keep(x0), p.between(t, s, r)
         down, up = ancestral_levels(t, middle, eta)
-        x = middle.alpha * ((down / t.rho) * (p.x() / t.alpha) + (1.0 - down / t.rho) * x0)
+        x = middle.alpha * ((down / t.sigma) * p.x() + (1.0 - down / t.rho) * x0)
         noisy, share = up > 0 and s_noise > 0, 0.0
         if noisy:
             drawn = p.noise()
@@ -46,7 +49,7 @@ def dpmpp_sde(
         y0, _, _ = p.predict(x, middle)
         down, up = ancestral_levels(t, s, eta)
         change = (1.0 - down / t.rho) * ((1.0 - 0.5 / r) * first + (0.5 / r) * y0)
-        x = s.alpha * ((down / t.rho) * (start / t.alpha) + change)
+        x = s.alpha * ((down / t.sigma) * start + change)
         if noisy:
             whole = sqrt(1.0 - share) * p.noise()
             x = x + s.alpha * up * s_noise * (whole if nested else whole + sqrt(share) * before)
@@ -61,13 +64,13 @@ def dpmpp_2s_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_n
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
         down, up = ancestral_levels(t, s, eta)
-        if down == 0:
-            x = s.alpha * x0
+        if down == 0 or t.log_snr == -inf:
+            x = s.alpha * ((down / t.sigma) * p.x() + (1.0 - down / t.rho) * x0)
         else:
             start, below = p.keep(p.x()), p.at_log_snr(-2.0 * log(down))
             middle = p.between(t, below, 0.5)
             y0, _, _ = p.predict(first_order(p, t, middle, x0), middle)
-            x = s.alpha * ((down / t.rho) * (start / t.alpha) + (1.0 - down / t.rho) * y0)
+            x = s.alpha * ((down / t.sigma) * start + (1.0 - down / t.rho) * y0)
         if up > 0 and s_noise > 0:
             x = x + s.alpha * up * s_noise * p.noise()
     return x

@@ -38,7 +38,7 @@ def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
     total = _checked(num_train_timesteps, steps)
     if spacing == "leading":
         return [i * (total // steps) for i in reversed(range(steps))]
-    chosen = [round(t) for t in positions(total, steps, spacing)]
+    chosen = [round(t) for t in positions(total, steps, spacing, -1.0)]
     # a fine grid rounds neighbours together: each is moved to a timestep of its own
     for i in range(1, steps):
         chosen[i] = min(chosen[i], chosen[i - 1] - 1)
@@ -47,14 +47,14 @@ def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
     return chosen
 
 
-def positions(total: int, steps: int, spacing: str) -> list[float]:
-    """`steps` descending times in [0, T - 1], not rounded, for the spacings of timesteps."""
+def positions(total: int, steps: int, spacing: str, origin: float) -> list[float]:
+    """`steps` descending times in (origin, T - 1], not rounded, for the spacings of timesteps."""
     if spacing == "leading":
-        return [i * total / steps for i in reversed(range(steps))]
+        return [i * (total - 1) / steps for i in reversed(range(steps))]
     if spacing == "linspace":
         return [float(t) for t in np.linspace(total - 1, 0, steps)]
     if spacing == "trailing":
-        return [(steps - i) * total / steps - 1 for i in range(steps)]
+        return [(steps - i) * (total - 1 - origin) / steps + origin for i in range(steps)]
     if spacing == "beta":
         return [(total - 1) * q for q in _beta_quantiles(steps)]
     raise ValueError(f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got {spacing!r}.")
@@ -66,8 +66,10 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     _checked(None if schedule.continuous else total, steps)
     if spacing in SPACINGS and spacing not in OF_TIMES:
         return [*(schedule.at_log_snr(-2.0 * v) for v in _log_levels(schedule, steps, spacing)), CLEAN]
-    visited = positions(total, steps, spacing) if schedule.continuous else timesteps(total, steps, spacing)
-    return [*(schedule.at(max(t, 0)) for t in visited), CLEAN]
+    visited = (
+        positions(total, steps, spacing, schedule.origin) if schedule.continuous else timesteps(total, steps, spacing)
+    )
+    return [*(schedule.at(t) for t in visited), CLEAN]
 
 
 def given(schedule: Schedule, timesteps: Sequence[float]) -> list[Time]:

@@ -73,7 +73,7 @@ def heun(p: Trace, times: Sequence[Time]) -> Linear:
     return stochastic(p, times, heun=True, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=1.0)
 
 
-@solver("edm", paper="Karras et al. 2022, algorithm 2", order=2, calls=2, stochastic=True)
+@solver("edm", paper="Karras et al. 2022, algorithm 2", order=1, calls=2, stochastic=True)
 def edm(
     p: Trace, times: Sequence[Time], *, s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0,
     s_noise: float = 1.003,
@@ -125,6 +125,6 @@ def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
     return _kdpm2(p, times, eta=0.0, s_noise=1.0)
 
 
-@solver("kdpm2_ancestral", paper="as kdpm2, with the noise of euler_ancestral", order=2, calls=2, stochastic=True)
+@solver("kdpm2_ancestral", paper="as kdpm2, with the noise of euler_ancestral", order=1, calls=2, stochastic=True)
 def kdpm2_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
     return _kdpm2(p, times, eta=eta, s_noise=s_noise)

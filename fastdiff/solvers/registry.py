@@ -21,7 +21,7 @@ class Solver(NamedTuple):
     name: str
     formula: Formula
     paper: str
-    order: int  # of convergence for smooth problems; 1 where nothing more is claimed
+    order: int  # of convergence for smooth problems, the weak order of stochastic ones
     calls: int  # network calls a step
     stochastic: bool
     reverse: bool = False  # runs from data to noise
