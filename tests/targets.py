@@ -95,8 +95,9 @@ def moments(
 ) -> tuple[float, float]:
     """Errors (of the gain on the start, of the variance at the end, both relative) on N(0, std²).
 
-    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t) ((std² + rho_s²)/(std² + rho_t²))^(tau²/2) in the mean and
-    ends with variance V_s. A run is affine in state and draws: unit impulses propagate both without sampling error.
+    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t) ((std² + rho_s²)/(std² + rho_t²))^(tau²/2)
+    in the mean and ends with variance V_s. A run is affine in state and draws: unit impulses propagate both without
+    sampling error.
     """
     times = levels(space, steps)
     plan, (t, s) = plan_on(space, solver, times, **options), (times[0], times[-1])
