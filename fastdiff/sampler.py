@@ -28,7 +28,7 @@ from .schedule import Schedule
 from .solvers import SOLVERS, Plan, find
 
 Callback = Callable[[int, Any, Tensor, Tensor], None]
-DEFAULT_SOLVER = "ddim"
+DEFAULT_SOLVER = "dpm++2m"
 
 
 class Sampler:

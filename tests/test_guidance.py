@@ -95,15 +95,18 @@ def test_the_guided_mean_of_equal_gaussians_is_known(gamma: float) -> None:
 
 def test_a_strength_per_row_makes_the_calls_it_needs() -> None:
     network = Classes()
-    sampler = Sampler(network, SCHEDULE, steps=6)
+    sampler = Sampler(network, SCHEDULE, solver="ddim", steps=6)
     strengths = [0.0, 1.0, 2.5, 2.5, -1.0, 1.0]
     got = sampler.sample(x_T=START, seed=1, guidance_scale=strengths, **PLUS)
     assert network.rows == [6, 6, 12, 12, 12, 6]
     x = START
     for row, gamma in enumerate(strengths):  # one row after the other, each with a plain number
         rest: list[Tensor] = []
-        whole = sampler.sample(x_T=x, start=row, guidance_scale=gamma, callback=lambda i, t, x, x0, rest=rest: rest.append(x.clone()),
-                               **PLUS)  # fmt: skip
+
+        def keep(i: int, t: float, x: Tensor, x0: Tensor, rest: list[Tensor] = rest) -> None:
+            rest.append(x.clone())
+
+        whole = sampler.sample(x_T=x, start=row, guidance_scale=gamma, callback=keep, **PLUS)
         assert whole.isfinite().all()
         x = rest[0]
     assert torch.equal(got, x)

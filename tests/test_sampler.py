@@ -89,13 +89,13 @@ class Counting:
 
 def _guided(gamma: float | Tensor) -> tuple[Tensor, list[int]]:
     model = Counting()
-    sampler = Sampler(model, SCHEDULE, steps=3)
+    sampler = Sampler(model, SCHEDULE, solver="ddim", steps=3)
     cond, uncond = {"y": torch.tensor([1, 2])}, {"y": torch.tensor([0, 0])}
     return sampler.sample((2, 5), seed=1, cond=cond, uncond=uncond, guidance_scale=gamma), model.batches
 
 
 def test_guidance_of_zero_and_one_select_bitwise_with_one_call() -> None:
-    plain = Sampler(elementwise, SCHEDULE, steps=3)
+    plain = Sampler(elementwise, SCHEDULE, solver="ddim", steps=3)
     conditional = plain.sample((2, 5), seed=1, cond={"y": torch.tensor([1, 2])})
     unconditional = plain.sample((2, 5), seed=1, cond={"y": torch.tensor([0, 0])})
     one, calls = _guided(1.0)
@@ -111,7 +111,7 @@ def test_guidance_of_zero_and_one_select_bitwise_with_one_call() -> None:
 def test_guided_steps_equal_the_oracle(gamma: float) -> None:
     got, calls = _guided(gamma)
     assert calls == [4, 4, 4]
-    plan = Sampler(elementwise, SCHEDULE, steps=3).plan
+    plan = Sampler(elementwise, SCHEDULE, solver="ddim", steps=3).plan
     x = reference.randn((2, 5), seed=1)
     for k in range(3):
         t = torch.full((4,), int(plan.column("t")[k]))
@@ -122,7 +122,7 @@ def test_guided_steps_equal_the_oracle(gamma: float) -> None:
 
 def test_callback_sees_every_step() -> None:
     seen = []
-    sampler = Sampler(elementwise, SCHEDULE, steps=4, timestep_spacing="leading")
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddim", steps=4, timestep_spacing="leading")
     x = sampler.sample((2, 3), seed=0, callback=lambda i, t, x, x0: seen.append((i, t, x.clone(), x0.clone())))
     assert [(i, t) for i, t, _, _ in seen] == [(0, 750.0), (1, 500.0), (2, 250.0), (3, 0.0)]
     assert torch.equal(seen[-1][2], x) and torch.equal(seen[-1][3], x), "the last DDIM step lands on x0"
@@ -216,7 +216,9 @@ def test_guidance_in_an_interval_skips_the_unconditional_call() -> None:
     assert not torch.equal(whole.sample((3, 4), seed=1, **CONDITIONS), x)
     outside = Sampler(Conditional(), SCHEDULE, steps=10, guidance_scale=3.0, guidance_interval=(1e6, 1e7))
     plain = Sampler(Conditional(), SCHEDULE, steps=10)
-    assert torch.equal(outside.sample((3, 4), seed=1, **CONDITIONS), plain.sample((3, 4), seed=1, cond=CONDITIONS["cond"]))
+    assert torch.equal(
+        outside.sample((3, 4), seed=1, **CONDITIONS), plain.sample((3, 4), seed=1, cond=CONDITIONS["cond"])
+    )
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm++2m", "unipc"])

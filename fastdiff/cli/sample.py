@@ -34,7 +34,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--first-id", type=int, default=0, help="sample id of the first image (0)")
     parser.add_argument("--seed", type=int, default=0, help="names the run (0)")
     parser.add_argument("--classes", help="comma-separated class indices or names, repeated in turn (all)")
-    parser.add_argument("--solver", default="ddim")
+    parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 … 1")
     parser.add_argument("--guidance", type=float, help="gamma of u + gamma (c - u); the model's own by default")
@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"expected --threads >= 1, got {args.threads}.")
         torch.set_num_threads(args.threads)
     config = read_config(args.weights)
-    overrides: dict[str, Any] = {"solver": args.solver, "steps": args.steps, "eta": args.eta}
+    overrides: dict[str, Any] = {"steps": args.steps, "eta": args.eta}
+    if args.solver is not None:
+        overrides["solver"] = args.solver
     if args.guidance is not None:
         overrides["guidance_scale"] = args.guidance
     sampler = Sampler.from_pretrained(args.weights, **overrides)

@@ -135,14 +135,18 @@ class Calls:
             if program.network[row]
             for half in range(self._halves)
         ]
-        size = self._options.network_batch or total
+        if not pairs:
+            return
         pairs.sort()
+        size = self._options.network_batch or total
+        pairs += pairs[-1:] * (-len(pairs) % size)  # every call is a full one
+        index = torch.tensor(pairs, device=program.device).view(-1, 2).T.contiguous()
+        times = program.times.index_select(0, index[0])
+        places = torch.add(index[1], index[0], alpha=total)
         for begin in range(0, len(pairs), size):
-            part = pairs[begin : begin + size]
-            part += part[-1:] * (size - len(part))
-            row, position = torch.tensor(part, device=program.device).T
-            arguments = {k: v.index_select(0, position) for k, v in self._arguments.items()}
-            made = self._network.condition(program.times.index_select(0, row), self._shared | arguments)
+            cut = slice(begin, begin + size)
+            arguments = {k: v.index_select(0, index[1, cut]) for k, v in self._arguments.items()}
+            made = self._network.condition(times[cut], self._shared | arguments)
             if len(program.plan.table) * total * made[0].numel() * made.element_size() > _MOST_CONDITIONS:
                 self._ahead, self._conditions = False, None
                 self._made.clear()
@@ -156,7 +160,7 @@ class Calls:
             if self._condition is None:
                 self._condition = made.new_zeros((len(self._x), *made.shape[1:]))
                 self._made.clear()
-            held.flatten(0, 1).index_copy_(0, row * total + position, made)
+            held.flatten(0, 1).index_copy_(0, places[cut], made)
 
     def output(self, kind: str, row: Tensor) -> Tensor:
         """The network's output for one kind of step (`both`, `cond`, `uncond`), the lanes being at these rows."""
