@@ -78,6 +78,9 @@ def integrate(
 ) -> tuple[Tensor, Report]:
     """Solves from lambda = start to end; the error of a step is ‖low - high‖ over max(atol, rtol |x|), per element.
 
+    |x| is the larger of the states before and after the step, as published: a step that crosses many noise levels is
+    measured by the noisier one, and loose tolerances can be wide of the mark.
+
     Args:
         denoise: (x, lambda [B]) -> x0.
         x: [B, …], state over alpha.

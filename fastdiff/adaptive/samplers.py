@@ -221,7 +221,8 @@ def on_tree(
         Others: see `dpm_adaptive`.
 
     Raises:
-        ValueError, TypeError: for arguments outside these, and a solver that adds noise on the way (churn).
+        ValueError, TypeError: for arguments outside these, and churn before the first step, whose noise does not go
+            towards the data.
     """
     plan = make_plan(schedule, solver=solver, steps=steps, **settings)
     start = _Start(

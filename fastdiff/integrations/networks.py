@@ -1,0 +1,139 @@
+"""Networks of other libraries as `model(x, t, **cond)`, so that `Sampler` and the samplers outside plans call them.
+
+An adapter names its arguments, drops what is not the prediction, and says by `network_time(point)` which number the network
+is told at a point of the schedule (float32 then). `parametrization` says what it is given and returns; pass it on as
+`prediction_type=`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..prediction import Parametrization
+from ..schedule import SPACES, Time
+
+
+class Adapter(torch.nn.Module):
+    """A network under a `Sampler`'s calling convention; device and dtype of its parameters are seen through it.
+
+    Args:
+        network: a module or any callable.
+        names: of its first two arguments, None where it takes them by position.
+        channels: how many channels of the output are the prediction; None for all. Networks with learned variance return
+            twice the channels; keep them (None) for the solvers that read them.
+    """
+
+    parametrization = Parametrization()
+
+    def __init__(
+        self, network: Callable[..., Any], *, names: tuple[str, str] | None = None, channels: int | None = None
+    ):
+        super().__init__()
+        self.network, self.names, self.channels = network, names, channels
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        given = dict(zip(self.names, (x, t), strict=True)) if self.names else {}
+        out = self.network(*(() if self.names else (x, t)), **given, **cond)
+        out = getattr(out, "sample", out)
+        out = out[0] if isinstance(out, tuple) else out
+        return out if self.channels is None else out[:, : self.channels]
+
+
+class DenoiserAdapter(Adapter):
+    """A denoiser D(x, sigma) -> x0 of x0 + sigma eps: k-diffusion's, or EDM's with preconditioning (Karras et al. 2022).
+
+    Where the schedule's alpha is not 1 the network gets x_t/alpha.
+
+    Args:
+        network: (x, sigma [B], **cond) -> x0.
+        space: of the schedule it is sampled with: `ve`, `vp` or `flow`.
+
+    Raises:
+        ValueError: for another space.
+    """
+
+    parametrization = Parametrization("x0")
+
+    def __init__(self, network: Callable[..., Any], *, space: str = "ve"):
+        super().__init__(network)
+        if space not in SPACES:
+            raise ValueError(f"fastdiff.DenoiserAdapter: expected space in {list(SPACES)}, got {space!r}.")
+        self.space = space
+
+    def network_time(self, point: Time) -> float:
+        """sigma/alpha."""
+        return point.rho
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        if self.space != "ve":
+            over_alpha = 1.0 + t if self.space == "flow" else torch.sqrt(1.0 + t * t)
+            x = (over_alpha.view(-1, *(1,) * (x.ndim - 1)) * x).to(x.dtype)
+        return super().forward(x, t, **cond)
+
+
+class EDMAdapter(Adapter):
+    """The raw network F of Karras et al. 2022, table 1: given c_in x and c_noise = ln(sigma)/4.
+
+    Args:
+        network: (c_in x, c_noise [B], **cond) -> F, with D = c_skip x + c_out F.
+        sigma_data: the data's deviation it was trained with.
+    """
+
+    def __init__(self, network: Callable[..., Any], *, sigma_data: float = 0.5):
+        super().__init__(network)
+        self.parametrization = Parametrization("edm", unit_input=True, sigma_data=sigma_data)
+
+    def network_time(self, point: Time) -> float:
+        """c_noise = ln(sigma/alpha)/4."""
+        return 0.25 * math.log(point.rho)
+
+
+class FlowAdapter(Adapter):
+    """diffusers' flow transformers (SD3, Flux, …): hidden_states and timestep = time_scale·sigma, velocity out.
+
+    time_scale: 1000 for what diffusers' pipelines pass as they are (SD3), 1 where the pipeline divides by 1000 (Flux).
+    """
+
+    parametrization = Parametrization("flow")
+
+    def __init__(self, network: Callable[..., Any], *, time_scale: float = 1000.0):
+        super().__init__(network, names=("hidden_states", "timestep"))
+        self.time_scale = time_scale
+
+    def network_time(self, point: Time) -> float:
+        """time_scale·sigma of the straight path with this noise level."""
+        return self.time_scale * point.sigma / (point.alpha + point.sigma)
+
+
+FLOW_TIME_SCALES = {"SD3Transformer2DModel": 1000.0, "FluxTransformer2DModel": 1.0}
+"""Flow transformers of diffusers and what their sigma is multiplied with (Flux does so itself)."""
+
+
+def from_diffusers(network: Any, **options: Any) -> Adapter:
+    """The adapter of a diffusers network: UNet2DModel, UNet2DConditionModel, DiT, SD3 and Flux transformers.
+
+    Networks that return twice the channels they take (learned variance) are cut to the prediction, unless channels= is
+    given. Other flow transformers: name their time with `FlowAdapter`.
+
+    Raises:
+        TypeError: for an object without diffusers' config.
+    """
+    config = getattr(network, "config", None)
+    if config is None or not hasattr(network, "forward"):
+        raise TypeError(
+            f"fastdiff.from_diffusers: expected a diffusers network with a config, got {type(network).__name__}. Pass "
+            "callables model(x, t, **cond) to Sampler as they are."
+        )
+    kind = type(network).__name__
+    if kind in FLOW_TIME_SCALES:
+        return FlowAdapter(network, **{"time_scale": FLOW_TIME_SCALES[kind], **options})
+    first = "hidden_states" if "hidden_states" in type(network).forward.__code__.co_varnames else "sample"
+    takes, gives = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
+    if takes is not None and gives == 2 * takes:
+        options = {"channels": takes, **options}
+    return Adapter(network, names=(first, "timestep"), **options)
