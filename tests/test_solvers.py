@@ -52,7 +52,7 @@ def _affine(sampler: Sampler, dtype: torch.dtype) -> tuple[float, float, float]:
 @pytest.mark.parametrize("kind", ["epsilon", "x0", "v", "score", "flow"])
 @pytest.mark.parametrize("steps", STEPS)
 def test_ddim_multiplies_by_the_product_of_cosines(kind: str, steps: int) -> None:
-    sampler = Sampler(Gaussian(SCHEDULE, kind), SCHEDULE, steps=steps, prediction_type=kind)
+    sampler = Sampler(Gaussian(SCHEDULE, kind), SCHEDULE, solver="ddim", steps=steps, prediction_type=kind)
     x = sampler.sample(x_T=torch.ones(1, 1, dtype=torch.float64), seed=0)
     _close(float(x), ddim_gain_by_angles(SCHEDULE, _visited(sampler)), torch.float64, steps)
 
@@ -62,7 +62,7 @@ def test_ddim_multiplies_by_the_product_of_cosines(kind: str, steps: int) -> Non
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("steps", STEPS)
 def test_ddim_on_gaussian_data(steps: int, dtype: torch.dtype, std: float, spacing: str) -> None:
-    sampler = Sampler(Gaussian(SCHEDULE, std=std), SCHEDULE, steps=steps, timestep_spacing=spacing)
+    sampler = Sampler(Gaussian(SCHEDULE, std=std), SCHEDULE, solver="ddim", steps=steps, timestep_spacing=spacing)
     x = sampler.sample(x_T=torch.ones(1, 1, dtype=dtype), seed=0)
     assert x.dtype == dtype
     _close(float(x), ddim_gain(SCHEDULE, _visited(sampler), std), dtype, steps)
@@ -98,7 +98,7 @@ def test_delta_data_is_hit_exactly(solver: str, steps: int) -> None:
 
 def test_ddim_with_eta_one_is_ddpm() -> None:
     model = Gaussian(SCHEDULE, std=0.5)
-    a = Sampler(model, SCHEDULE, eta=1.0, steps=20).sample((8, 5), seed=3, dtype=torch.float64)
+    a = Sampler(model, SCHEDULE, solver="ddim", eta=1.0, steps=20).sample((8, 5), seed=3, dtype=torch.float64)
     b = Sampler(model, SCHEDULE, solver="ddpm", steps=20).sample((8, 5), seed=3, dtype=torch.float64)
     torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
