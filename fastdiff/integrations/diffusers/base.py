@@ -6,8 +6,9 @@ the plan of a run, the index of a step, the memory, the noise, and diffusers' co
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ from ...table import INDEX, OPERANDS
 from .state import Run, State, States
 from .tables import Points
 
+# arguments of diffusers' steps that change the plan
+_OPTIONS = ("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise", "order")
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -156,7 +159,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
         Its `t` column holds the scheduler's timesteps and `initial_std` its init_noise_sigma.
         """
-        return self._run(self._state, 0, options).plan
+        parameters = inspect.signature(self.step).parameters
+        defaults = {name: parameters[name].default for name in _OPTIONS if name in parameters}
+        return self._run(self._state, 0, {**defaults, **options}).plan
 
     def _run(self, state: State, start: int, options: Mapping[str, Any]) -> Run:
         """The traced plan from an index on, made once for each set of options."""
@@ -181,7 +186,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                     f"fastdiff.{type(self).__name__}.step: expected one of scheduler.timesteps, got {timestep}. "
                     f"Call set_timesteps first and pass its timesteps."
                 )
-            state.plans[key] = self._finish(trace, state, end, [timestep], options)
+            run = self._finish(trace, state, end, [timestep], options)
+            # such rows share a seed and all are first rows: their draws are told apart by the timestep
+            table = run.plan.table.copy()
+            table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = self.config.num_train_timesteps + int(timestep)
+            state.plans[key] = Run(replace(run.plan, table=table))
         return state.plans[key]
 
     def _trace(self) -> Trace:
@@ -257,6 +266,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 z = drawn
             output = model_output if run.network[row] else None
             x, second = _execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
+            slots = slots_out if slots is not None else None  # a call's second row goes on from its first
         if generator is not None and drawn is None and self._always_draws(index or 0, options):
             self._draw(model_output, sample, generator)
         if second is None and slots_out is not None and self._returns_slot:

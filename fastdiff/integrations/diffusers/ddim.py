@@ -68,8 +68,8 @@ class DDIMScheduler(VariancePreserving):
     def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
         return self._one(trace, *self._pair(state, timestep), **options)
 
-    def _one(self, trace: Trace, t: Time, s: Time, *, eta: float = 0.0, clipped: bool = False) -> Linear:
-        return ddim.ddim(trace, [t, s], eta=eta, use_clipped_model_output=clipped)
+    def _one(self, trace: Trace, t: Time, s: Time, *, **options: Any) -> Linear:
+        return ddim.ddim(trace, [t, s], **options)
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return options["eta"] > 0
@@ -84,7 +84,7 @@ class DDIMScheduler(VariancePreserving):
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.step: expected one of generator and variance_noise, got both."
             )
-        options = {"eta": eta, "clipped": use_clipped_model_output}
+        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
         return self._advance(
             model_output, timestep, sample, options=options, generator=generator, noise=variance_noise,
             return_dict=return_dict,
@@ -106,16 +106,16 @@ class DDIMParallelScheduler(DDIMScheduler):
         """One deterministic step of each sample from its own timestep: timesteps [B] int64, each in [0, T)."""
         if eta != 0:
             raise ValueError(f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}.")
-        state = self._state
+        state, options = self._state, {"use_clipped_model_output": use_clipped_model_output}
 
         def pair(t: int) -> tuple[Time, Time]:
             first, second = self._pair(state, t)
             return first, second if t >= self.config.num_train_timesteps // (state.num_inference_steps or 1) else CLEAN
 
         def formula(trace: Trace, t: int) -> Linear:
-            return self._one(trace, *pair(t), clipped=use_clipped_model_output)
+            return self._one(trace, *pair(t), **options)
 
-        return self._everywhere(formula, model_output, timesteps, sample, {"clipped": use_clipped_model_output})
+        return self._everywhere(formula, model_output, timesteps, sample, options)
 
 
 class DDIMInverseScheduler(VariancePreserving):

@@ -86,14 +86,3 @@ class Exploding(Indexed, TrainingTables):
         """Deviation of the first state; for `leading`, whose first level is not the last of training, its hypotenuse."""
         largest = self.sigmas.max()
         return largest if self.config.timestep_spacing in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
-
-    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
-        """x / sqrt(sigma² + 1), of unit variance; a step is not taken by it."""
-        state = self._state
-        index = self._index(state, timestep)
-        if index is None:
-            index = self.index_for_timestep(timestep)
-        if state.step_index is None:
-            state.step_index = index
-        assert state.scales is not None
-        return sample / state.scales[index]
