@@ -1,0 +1,224 @@
+"""Drop-ins of exponential integrators: grids of rho = sigma/alpha in variance-preserving or flow space, whole timesteps.
+
+diffusers keeps one table of `sigmas` for both spaces: rho with alpha = 1/sqrt(1 + rho²), or with use_flow_sigmas sigma
+itself with alpha = 1 - sigma. The network gets the state as it is, and timesteps cut to integers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...prediction import Coefficients, Parametrization, normalize
+from ...schedule import Time
+from ...solvers import Linear, Trace
+from . import grids, tables
+from .indexed import Indexed
+from .state import State
+from .vp import TrainingTables
+
+_PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
+
+
+class Misread(Parametrization):
+    """diffusers' reading of an output in the other space than it was trained in: v in flow space is not divided by
+    alpha² + sigma² (x0 = alpha x - sigma v), and a flow in variance-preserving space is x0 = x - rho u."""
+
+    def at(self, alpha: float, sigma: float) -> Coefficients:
+        if normalize(self.prediction_type) == "v":
+            return Coefficients(1.0, alpha, -sigma, sigma, alpha)
+        return Coefficients(1.0, 1.0, -sigma / alpha, (1.0 - alpha) / sigma, 1.0)
+
+
+class Integrator(Indexed, TrainingTables):
+    """What exponential integrators share: tables, spacings of noise levels, and the space they lie in.
+
+    Attributes:
+        alpha_t, sigma_t, lambda_t: [T] of the training timesteps, on the CPU.
+    """
+
+    _returns_x0 = False
+    _remembers = True
+    _rises = False  # whether respaced levels go towards noise
+    _repeats_last = False  # whether respaced levels end in their last one, else in what final_sigmas_type says
+
+    alpha_t: Tensor
+    sigma_t: Tensor
+    lambda_t: Tensor
+
+    def _prepare(self) -> None:
+        grids.one_kind(type(self).__name__, self.config)
+        super()._prepare()
+        if self.config.get("rescale_betas_zero_snr"):
+            self.alphas_cumprod[-1] = 2**-24  # else the first level were infinite
+        self.alpha_t, self.sigma_t = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
+        self.lambda_t = torch.log(self.alpha_t) - torch.log(self.sigma_t)
+
+    def _initial(self) -> State:
+        """Every training timestep; `sigmas` then is the training table in its own order, as diffusers leaves it."""
+        shown = np.arange(self.config.num_train_timesteps, dtype=tables.numpy_float())[::-1].copy()
+        return State(torch.from_numpy(shown), [], steps=None, sigmas=torch.from_numpy(self._trained()))
+
+    def _adopt(self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str) -> None:
+        """A value that a sibling class wrote into the configuration becomes ours; raises NotImplementedError for others."""
+        value = self.config[key]
+        if value in others:
+            self.register_to_config(**{key: replacement})
+        elif value not in known:
+            raise NotImplementedError(
+                f"fastdiff.{type(self).__name__}: expected {key} in {list(known)}, got {value!r}."
+            )
+
+    # -- points
+
+    @property
+    def _space(self) -> str:  # type: ignore[override]
+        return "flow" if self.config.use_flow_sigmas else "vp"
+
+    def _parametrization(self) -> Parametrization:
+        kind = self.config.prediction_type
+        if kind not in _PREDICTIONS:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected prediction_type in {list(_PREDICTIONS)}, got {kind!r}."
+            )
+        strange = {"flow": "v_prediction", "vp": "flow_prediction"}[self._space]
+        return Misread(kind) if kind == strange else Parametrization(kind)
+
+    def _time(self, t: float, level: float) -> Time:
+        """The point of a level of the table."""
+        if level == 0:
+            return tables.CLEAN
+        if self._space == "flow":
+            if not 0 < level < 1:
+                raise ValueError(
+                    f"fastdiff.{type(self).__name__}: expected sigmas in [0, 1) with use_flow_sigmas, got {level}. Choose "
+                    "one spacing of sigmas."
+                )
+            return Time(t, 1.0 - level, level, 2.0 * (math.log1p(-level) - math.log(level)))
+        alpha = 1.0 / math.hypot(1.0, level)
+        return Time(t, alpha, level * alpha, -2.0 * math.log(level))
+
+    def _point(self, t: float) -> Time:
+        return self._time(t, float(self._trained()[int(t)]))
+
+    def _mixture(self, sigma: Tensor) -> tuple[Any, Tensor]:
+        if self._space == "flow":
+            return 1 - sigma, sigma
+        alpha = 1 / (sigma**2 + 1) ** 0.5
+        return alpha, sigma * alpha
+
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
+        """The index of a timestep's value, the second of two equal ones; the last for a value that is not there."""
+        host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
+        return super().index_for_timestep(timestep, schedule_timesteps) if float(timestep) in host else len(host) - 1
+
+    def _index(self, state: State, timestep: Any) -> int | None:
+        index = super()._index(state, timestep)
+        if index is None:  # diffusers counts steps and never looks at the timestep again
+            index = state.step_index if state.step_index is not None else len(state.host) - 1
+        return index
+
+    # -- grids
+
+    def _trained(self) -> NDArray[Any]:
+        return tables.sigmas(self.alphas_cumprod)
+
+    def _clipped(self) -> int:
+        """How many of the noisiest timesteps lie below lambda_min_clipped."""
+        return int(torch.searchsorted(torch.flip(self.lambda_t, [0]), self.config.lambda_min_clipped))
+
+    def _spaced(self, steps: int, last: int) -> NDArray[np.int64]:
+        """`steps` timesteps below `last`, without the one that the last step goes to."""
+        c = self.config
+        return grids.without_last(
+            type(self).__name__, c.num_train_timesteps, last, steps, c.get("timestep_spacing", "linspace"),
+            c.get("steps_offset", 0),
+        )  # fmt: skip
+
+    def _levels(self, visited: NDArray[Any], steps: int, mu: float | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(timesteps, levels), not yet ended, of these timesteps or of the configured spacing of sigmas."""
+        c, trained = self.config, self._trained()
+        kind = self._kind()
+        if kind == "flow":
+            levels = self._flow(steps, c.flow_shift if mu is None else math.exp(mu))
+            return levels * c.num_train_timesteps, levels
+        if kind is None:
+            return visited, np.interp(visited, np.arange(len(trained)), trained)
+        if kind == "lu":  # even in lambda (Lu et al. 2022a, section 3.4)
+            least, most = (float(v) for v in np.log(trained[[0, -1]]))
+            levels = np.exp(most + np.linspace(0, 1, steps) * (least - most))
+        else:
+            levels = grids.respaced(kind, c, trained if self._rises else trained[::-1], steps)
+        visited = grids.timestep_of(levels, np.log(trained))
+        return (visited.round() if self._rounds(kind) else visited), levels
+
+    def _kind(self) -> str | None:
+        """The spacing of sigmas that the configuration asks for, by diffusers' precedence; None for timesteps'."""
+        flags = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
+        return next((flag.split("_")[1] for flag in flags if self.config.get(flag)), None)
+
+    def _flow(self, steps: int, shift: float) -> NDArray[Any]:
+        """sigma = shift u/(1 + (shift - 1) u) of `steps` even u, from just below 1."""
+        even = 1.0 - np.linspace(1, 1 / self.config.num_train_timesteps, steps + 1)
+        return np.flip(shift * even / (1 + (shift - 1) * even))[:-1].copy()
+
+    def _rounds(self, kind: str) -> bool:
+        """Whether the timesteps of a spacing are rounded before they are cut to integers."""
+        return kind == "karras"
+
+    def _shift(self, mu: float | None) -> None:
+        """Raises ValueError for a mu that the configuration does not foresee."""
+        c = self.config
+        if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.set_timesteps: expected no mu without use_dynamic_shifting and "
+                f"time_shift_type='exponential', got {mu!r}."
+            )
+
+    def _last_level(self, levels: NDArray[Any]) -> float:
+        """Where the last step goes."""
+        c = self.config
+        if self._repeats_last:
+            return float(levels[-1]) if self._kind() else self._least()
+        if c.final_sigmas_type not in ("zero", "sigma_min"):
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected final_sigmas_type in ['zero', 'sigma_min'], got "
+                f"{c.final_sigmas_type!r}."
+            )
+        return 0.0 if c.final_sigmas_type == "zero" else self._least()
+
+    def _least(self) -> float:
+        return float(self._trained()[0])
+
+    def _arrange(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
+        """The run on these timesteps and levels begins."""
+        self._start(visited, grids.ended(levels, self._last_level(levels)), device)
+
+    def _start(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
+        """The same with the last level included."""
+        values = torch.from_numpy(np.ascontiguousarray(visited)).to(device=device, dtype=torch.int64)
+        times = [self._time(float(i), float(level)) for i, level in enumerate(levels)]
+        self._begin(State(values, times, steps=len(visited), sigmas=torch.from_numpy(levels)))
+
+    # -- steps
+
+    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
+        if state.num_inference_steps is None:
+            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+        return self._integrate(trace, state.times[: len(state.host) + 1], start)
+
+    def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
+        """The class's formula from times[start] on; the orders of its steps count from times[0]."""
+        raise NotImplementedError
+
+    def _mean(self, model_output: Tensor) -> Tensor:
+        """The part of a network's output that predicts, for networks that predict a variance too: three channels."""
+        c = self.config
+        if c.get("variance_type") in ("learned", "learned_range") and c.prediction_type == "epsilon":
+            return model_output[:, :3]
+        return model_output
