@@ -68,7 +68,7 @@ class DDIMScheduler(VariancePreserving):
     def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
         return self._one(trace, *self._pair(state, timestep), **options)
 
-    def _one(self, trace: Trace, t: Time, s: Time, *, **options: Any) -> Linear:
+    def _one(self, trace: Trace, t: Time, s: Time, **options: Any) -> Linear:
         return ddim.ddim(trace, [t, s], **options)
 
     def _always_draws(self, index: int, options: Any) -> bool:
