@@ -58,3 +58,5 @@ DROP_IN_LOOP = {"low": 2e-5, "high": 2e-4}
 # Loops against k-diffusion, relative to the largest value: in float64 up to 50 steps of some roundings each, the peer's
 # differences of logarithms among them; in float32 the peer's sigmas and coefficients are float32 too.
 K_DIFFUSION = {"float64": 1e-9, "float32": 2e-5}
+# Pipelines of six steps with random networks, which raise a step's roundings (guidance of 7.5 on differences of outputs).
+DROP_IN_PIPELINE = 1e-4

@@ -48,7 +48,7 @@ class StepOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class Scheduler(SchedulerMixin, ConfigMixin):
+class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own pair
     """What every drop-in shares. A class defines:
 
     - `__init__` under `register_to_config` with diffusers' arguments and defaults, ending in `self._setup()`;
@@ -63,13 +63,20 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     order = 1
     init_noise_sigma: Any = 1.0
     _space = "vp"
-    _output: type[BaseOutput] = StepOutput
+    _output: Any = StepOutput
     _returns_x0 = True  # whether diffusers' step gives pred_original_sample
     _returns_slot = False  # whether it gives another term, which `_show` writes down as what slot 1 becomes
     _remembers = False  # whether the formula depends on where the run began
 
     _states: States
     config: Any
+    _internal_dict: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__name__.endswith("Scheduler"):
+            # pipelines save this name beside the class's, and look for the class in it
+            cls.__module__ = "fastdiff"
 
     # -- what classes define or change
 
@@ -328,10 +335,11 @@ def _differentiable(
     if not wants_x0 and not written:
         return x_s, None
     nexts = [INDEX[f"x.{operand}"] for operand in OPERANDS]
-    plain[:, nexts] = 0.0  # rows whose next x is what is shown
+    shown = plain.clone()  # rows whose next x is what is shown
+    shown[:, nexts] = 0.0
     if written:
-        plain[:, nexts] = table[:, [INDEX[f"s1.{operand}"] for operand in OPERANDS]]
+        shown[:, nexts] = table[:, [INDEX[f"s1.{operand}"] for operand in OPERANDS]]
     else:
-        plain[:, INDEX["x.x0"]] = 1.0
-    shown: Any = reverse_step(x, output, plain, row)
-    return x_s, shown
+        shown[:, INDEX["x.x0"]] = 1.0
+    second: Any = reverse_step(x, output, shown, row)
+    return x_s, second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import warnings
 from typing import Any
 
@@ -60,10 +61,13 @@ def from_scheduler(scheduler: Any) -> Any:
         raise TypeError(
             f"fastdiff.from_scheduler: expected a scheduler of diffusers with a twin, got {name}. {_near(name)}"
         )
-    # pipelines rewrite values that were defaults, so every value is given and the list of defaults put back after
-    config = dict(scheduler.config)
-    twin = getattr(classes, name).from_config({k: v for k, v in config.items() if k != "_use_default_values"})
-    twin.register_to_config(**config)
+    # pipelines rewrite values that were defaults: all are given, and those that still are one are noted as such again
+    config = {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
+    cls = getattr(classes, name)
+    defaults = {k: p.default for k, p in inspect.signature(cls.__init__).parameters.items()}
+    untouched = [k for k in scheduler.config.get("_use_default_values", []) if config[k] == defaults.get(k)]
+    twin = cls.from_config(config)
+    twin.register_to_config(**config, _use_default_values=untouched)
     return twin
 
 
