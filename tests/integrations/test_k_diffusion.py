@@ -10,17 +10,16 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-import peer
 import pytest
 import torch
+from peer import SHAPE, Noise, close, load, network
 from tolerances import K_DIFFUSION
 
 import fastdiff
 from fastdiff.integrations import k_diffusion as ours
 
-theirs = peer.load()
+theirs = load()
 
-SHAPE = (2, 3, 4, 4)
 CHURN = {"s_churn": 5.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
 STEPS = (1, 2, 3, 10, 50)
 CASES = [
@@ -35,25 +34,6 @@ CASES = [
     ("dpmpp_3m_sde", {"eta": 0.4, "s_noise": 0.9}), ("dpmpp_3m_sde", {"eta": 0.0}),
 ]  # fmt: skip
 IDS = [f"{name}{options or ''}" for name, options in CASES]
-
-
-def network(x: torch.Tensor, sigma: torch.Tensor, shift: float = 0.0) -> torch.Tensor:
-    """Not linear in x, and of sigma."""
-    s = sigma.view(-1, 1, 1, 1)
-    return torch.tanh(0.7 * x / (1 + s) + 0.1 + shift) + 0.2 * torch.log1p(s)
-
-
-class Noise:
-    """A noise_sampler whose draws are a function of the noise levels asked for."""
-
-    def __init__(self, like: torch.Tensor):
-        self.like, self.asked = like, []  # type: ignore[var-annotated]
-
-    def __call__(self, sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
-        a, b = float(sigma), float(sigma_next)
-        self.asked.append((round(a, 9), round(b, 9)))
-        wave = torch.arange(self.like.numel(), dtype=torch.float64).reshape(self.like.shape)
-        return torch.sin(wave * 1.7 + 3.0 * a + 5.0 * b).to(self.like.dtype)
 
 
 class Churned:
@@ -108,13 +88,6 @@ def both(
     got = mine(network, x, sigmas, **arguments[0])
     assert torch.equal(x, before), "the caller's x is not changed"
     return got, peers(network, x, sigmas, **arguments[1]), noises
-
-
-def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    assert got.dtype == expected.dtype and got.shape == expected.shape
-    assert expected.isfinite().all()
-    error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1.0))
-    assert error <= tolerance, error
 
 
 @pytest.mark.parametrize("clean", [True, False], ids=["to 0", "to sigma_min"])
@@ -175,98 +148,6 @@ def test_callbacks_see_the_same_at_the_same_moments(
         for key in ("sigma", "sigma_hat", "x", "denoised"):
             assert a[key].shape == b[key].shape and a[key].dtype == b[key].dtype
             close(a[key], b[key], K_DIFFUSION["float64"])
-
-
-@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5, 10, 50])
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"eta": 0.4, "s_noise": 0.9}])
-def test_dpm_fast(calls: int, options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(theirs, "torch", Doubled())
-    x = fastdiff.randn(SHAPE, seed=1, dtype=torch.float64) * 20
-    noise, records = Noise(x), ([], [])  # type: ignore[var-annotated]
-    got, expected = (
-        module.sample_dpm_fast(
-            network, x, 0.1, 20.0, calls, callback=lambda d, to=record: to.append(dict(d)), disable=True,
-            noise_sampler=noise, **options,
-        )
-        for module, record in zip((ours, theirs), records, strict=True)
-    )  # fmt: skip
-    close(got, expected, K_DIFFUSION["float64"])
-    for a, b in zip(*records, strict=True):
-        assert a.keys() == b.keys() and a["i"] == b["i"]
-        for key in ("sigma", "sigma_hat", "t", "t_up", "x", "denoised"):
-            close(a[key], b[key], K_DIFFUSION["float64"])
-
-
-class Doubled:
-    """k-diffusion's `torch` whose tensors of Python numbers are float64."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def tensor(self, value: Any) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64)
-
-    def linspace(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        return torch.linspace(*arguments, **options, dtype=torch.float64)
-
-
-ADAPTIVE = [
-    {}, {"order": 2}, {"rtol": 1e-3, "atol": 1e-4}, {"order": 2, "rtol": 1e-3, "atol": 1e-4},
-    {"pcoeff": 0.3, "icoeff": 0.7, "dcoeff": 0.1}, {"h_init": 2.0}, {"eta": 1.0}, {"eta": 0.4, "s_noise": 0.9},
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("options", ADAPTIVE, ids=str)
-def test_dpm_adaptive_of_one_sample(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(theirs, "torch", Doubled())
-    x = fastdiff.randn((1, *SHAPE[1:]), seed=1, dtype=torch.float64) * 20
-    noise, records = Noise(x), ([], [])  # type: ignore[var-annotated]
-    (got, info), (expected, peers_info) = (
-        module.sample_dpm_adaptive(
-            network, x, 0.1, 20.0, callback=lambda d, to=record: to.append(dict(d)), disable=True, return_info=True,
-            noise_sampler=noise, **options,
-        )
-        for module, record in zip((ours, theirs), records, strict=True)
-    )  # fmt: skip
-    close(got, expected, K_DIFFUSION["float64"])
-    assert info == peers_info
-    assert len(records[0]) == info["steps"]
-    for a, b in zip(*records, strict=True):
-        assert a.keys() == b.keys()
-        for key in ("sigma", "sigma_hat", "t", "t_up", "x", "denoised", "error", "h"):
-            close(torch.as_tensor(a[key], dtype=torch.float64), torch.as_tensor(b[key], dtype=torch.float64), 1e-9)
-        for key in ("i", "steps", "nfe", "n_accept", "n_reject"):
-            assert a[key] == b[key]
-
-
-def test_dpm_adaptive_from_data_to_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(theirs, "torch", Doubled())
-    x = fastdiff.randn((1, *SHAPE[1:]), seed=1, dtype=torch.float64)
-    got, expected = (m.sample_dpm_adaptive(network, x, 20.0, 0.1, disable=True) for m in (ours, theirs))
-    close(got, expected, K_DIFFUSION["float64"])
-
-
-def test_a_batch_never_changes_a_sample_of_dpm_adaptive() -> None:
-    """Bit for bit; k-diffusion's one norm changes it, which this inputs' different scales show."""
-    x = fastdiff.randn((5, 3, 4, 4), seed=3) * torch.tensor([20.0, 2.0, 50.0, 1.0, 20.0]).view(-1, 1, 1, 1)
-    for options in ({}, {"eta": 1.0, "noise_sampler": Noise(x)}):
-        whole, info = ours.sample_dpm_adaptive(network, x, 0.1, 20.0, disable=True, return_info=True, **options)
-        assert len(set(info["n_accept"].tolist())) > 1, "samples of different needs"
-        for i in range(5):
-            if "eta" in options:
-                wave = options["noise_sampler"]
-                options = {"eta": 1.0, "noise_sampler": lambda a, b, w=wave, i=i: w(a, b)[i : i + 1]}
-            alone, one = ours.sample_dpm_adaptive(
-                network, x[i : i + 1], 0.1, 20.0, disable=True, return_info=True, **options
-            )
-            assert torch.equal(alone[0], whole[i])
-            assert one["n_accept"] == info["n_accept"][i] and one["n_reject"] == info["n_reject"][i]
-            if "eta" in options:
-                options = {"eta": 1.0, "noise_sampler": wave}
-    peers = theirs.sample_dpm_adaptive(network, x, 0.1, 20.0, disable=True)
-    assert not torch.allclose(
-        peers[1:2], theirs.sample_dpm_adaptive(network, x[1:2], 0.1, 20.0, disable=True), atol=1e-4
-    )
 
 
 @pytest.mark.parametrize("function, options", [
