@@ -40,5 +40,14 @@ FEW = [
     ], kinds=("",), stochastic=True),
     *each("LCMScheduler", [*_DISTILLED, {"timestep_scaling": 1.0}], stochastic=True),
     *each("TCDScheduler", [*_DISTILLED, *({"step": {"eta": eta}} for eta in (0.0, 0.07, 1.0))], stochastic=True),
+    *each("CMStochasticIterativeScheduler", [
+        {"num_train_timesteps": 1000}, {"clip_denoised": False, "s_noise": 1.1},
+        {"sigma_data": 1.0, "num_train_timesteps": 300},
+        {"num_train_timesteps": 300, "set": lambda n: {"timesteps": np.linspace(290, 7, n).astype(int).tolist()}},
+    ], kinds=("",), stochastic=True, steps=(1, 2, 3, 10, 40)),
+    *each("UnCLIPScheduler", [
+        {}, {"clip_sample": False}, {"clip_sample_range": 2.0, "num_train_timesteps": 500},
+        {"variance_type": "learned_range", "learned": True},
+    ], kinds=("epsilon", "sample"), stochastic=True, steps=(2, 3, 10, 50)),
     *each("FlowMatchLCMScheduler", _SHIFTS, kinds=("",), stochastic=True),
 ]  # fmt: skip

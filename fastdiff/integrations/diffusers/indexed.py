@@ -74,6 +74,18 @@ class Indexed(Counted):
         assert sigmas is not None
         return sigmas
 
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample over the level's scale, where the class has scales; a step is not taken by it."""
+        state = self._state
+        if state.scales is None:
+            return sample
+        index = self._index(state, timestep)
+        if index is None:
+            index = self.index_for_timestep(timestep)
+        if state.step_index is None:
+            state.step_index = index
+        return sample / state.scales[index]
+
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of its next step."""
         state = self._state

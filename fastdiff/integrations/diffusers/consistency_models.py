@@ -1,0 +1,134 @@
+"""Multistep consistency sampling (Song et al. 2023) under diffusers' name."""
+
+from __future__ import annotations
+
+from math import hypot, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...prediction import Coefficients, Parametrization
+from ...solvers import Linear, Trace
+from . import grids, tables
+from .base import Generators
+from .indexed import Indexed
+from .state import State
+
+
+class Boundary(Parametrization):
+    """A network whose x0 is c_skip x + c_out output, so scaled that x0 = x at the lowest level (Song et al. 2023, eq. 5):
+    c_skip = sd²/((sigma - sigma_min)² + sd²), c_out = sd (sigma - sigma_min)/sqrt(sigma² + sd²)."""
+
+    lowest: float
+
+    def at(self, alpha: float, sigma: float) -> Coefficients:
+        above, data = sigma - self.lowest, self.sigma_data
+        skip = data**2 / (above**2 + data**2)
+        out = data * above / hypot(sigma, data)
+        return Coefficients(1.0 / hypot(sigma, data), skip, out, (1.0 - skip) / sigma, -out / sigma)
+
+
+class CMStochasticIterativeScheduler(Indexed):
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1); diffusers' `CMStochasticIterativeScheduler`.
+
+    Quirks kept: the levels run through all of Karras' num_train_timesteps, from whose grid steps are taken by index; a
+    generator is drawn from on the last of several steps too, where nothing is added; timesteps are 250 ln sigma.
+    """
+
+    _compatibles: list[str] = []
+    _space = "ve"
+    _returns_x0 = False
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
+        s_noise: float = 1.0, rho: float = 7.0, clip_denoised: bool = True,
+    ):  # fmt: skip
+        self._setup()
+
+    @property
+    def init_noise_sigma(self) -> float:
+        return self.config.sigma_max
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The grid's levels, after set_timesteps with the one the last step goes to, on the CPU."""
+        sigmas = self._state.sigmas
+        assert sigmas is not None
+        return sigmas
+
+    @property
+    def custom_timesteps(self) -> bool:
+        return bool(self._state.extra.get("custom"))
+
+    def _levels(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Karras' levels (Karras et al. 2022, eq. 5) at fractions of the way from sigma_max to sigma_min."""
+        c = self.config
+        high, low = c.sigma_max ** (1 / c.rho), c.sigma_min ** (1 / c.rho)
+        return (high + fractions * (low - high)) ** c.rho
+
+    def _initial(self) -> State:
+        levels = self._levels(np.linspace(0, 1, self.config.num_train_timesteps))
+        return self._state_of(levels, torch.from_numpy(levels), np.append(levels, levels[-1]), None, steps=None)
+
+    def _state_of(
+        self, levels: NDArray[np.float64], sigmas: Tensor, all_levels: NDArray[Any], device: Any, *, steps: int | None,
+        custom: bool = False,
+    ) -> State:  # fmt: skip
+        """levels: as the timesteps say them; all_levels: as diffusers rounds them, the last one included."""
+        timesteps = torch.from_numpy(1000 * 0.25 * np.log(levels + 1e-44))
+        times = [tables.exploding(float(i), float(v)) for i, v in enumerate(all_levels)]
+        scales = [hypot(t.sigma, self.config.sigma_data) for t in times[:-1]]
+        return State(timesteps.to(device), times, steps=steps, sigmas=sigmas, scales=scales, custom=custom)
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
+        """num_inference_steps of the num_train_timesteps levels, or those of the given indices, descending.
+
+        Raises ValueError for both or neither, and for numbers outside these.
+        """
+        name, total = type(self).__name__, self.config.num_train_timesteps
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError(f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps.")
+        steps = self.num_inference_steps
+        if timesteps is not None:
+            indices = grids.given(name, total, timesteps)
+        else:
+            assert num_inference_steps is not None
+            grids.at_most(name, num_inference_steps, total)
+            steps = num_inference_steps
+            indices = grids.whole(name, total, steps, "leading")
+        levels = self._levels(indices[::-1] / (total - 1))
+        everything = grids.ended(levels, self.config.sigma_min)
+        sigmas = torch.from_numpy(everything)
+        self._begin(self._state_of(levels, sigmas, everything, device, steps=steps, custom=timesteps is not None))
+
+    def _parametrization(self) -> Parametrization:
+        boundary = Boundary("sample", True, self.config.sigma_data)
+        boundary.lowest = self.config.sigma_min
+        return boundary
+
+    def _limits(self) -> dict[str, Any]:
+        return {"clip_range": 1.0} if self.config.clip_denoised else {}
+
+    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
+        c, x = self.config, trace.start
+        for t, s in zip(state.times[start:], state.times[start + 1 :], strict=False):
+            x = trace.predict(x, t).x0
+            level = min(max(s.sigma, c.sigma_min), c.sigma_max)
+            if level > c.sigma_min:
+                x = x + c.s_noise * sqrt(level**2 - c.sigma_min**2) * trace.noise()
+        return x
+
+    def _always_draws(self, index: int, options: Any) -> bool:
+        return len(self._state.host) > 1
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
+    ) -> Any:  # fmt: skip
+        """The next state from the network's output at one of the timesteps; see diffusers."""
+        self._refuse_whole("step", timestep)
+        return self._advance(model_output, timestep, sample, generator=generator, return_dict=return_dict)

@@ -1,0 +1,25 @@
+"""Drop-ins whose step is a function of its timesteps alone, wherever they stand on the grid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .state import State
+from .vp import VariancePreserving
+
+
+class Pairwise(VariancePreserving):
+    """A variance-preserving scheduler that keeps no count of its steps: every step is a plan of one row."""
+
+    _compatibles: list[str] = []
+
+    def _index(self, state: State, timestep: Any) -> int | None:
+        return None
+
+    @staticmethod
+    def _whole(state: State, timestep: Any) -> int:
+        """The timestep as a number, without reading the device where it is a view of the grid."""
+        index = state.view_index(timestep) if isinstance(timestep, Tensor) else None
+        return int(timestep) if index is None else state.host[index]

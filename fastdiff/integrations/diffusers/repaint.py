@@ -1,0 +1,136 @@
+"""RePaint (Lugmayr et al. 2022) under diffusers' name."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ...ops import randn
+from ...prediction import Parametrization
+from ...schedule import Time
+from ...solvers import Linear, Trace, ddim
+from ...solvers.repaint import resampling
+from .base import Generators
+from .pairwise import Pairwise
+from .state import Run, State
+
+
+class RePaintScheduler(Pairwise):
+    """Inpainting by going back and forth in time (Lugmayr et al. 2022, algorithm 1); diffusers' `RePaintScheduler`.
+
+    Quirks kept: steps go to t - T // n, as DDIM's; the known and the unknown part get the same noise, which is drawn at
+    eta = 0 too; undo_step(t) goes through the betas from t on, T // n draws with a generator (one without). `eta` may be
+    assigned between steps. The plan holds the way of an empty mask.
+
+    Attributes:
+        eta: 0 for DDIM, 1 for DDPM's variance.
+    """
+
+    eta: float
+
+    @register_to_config
+    def __init__(
+        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
+        beta_schedule: str = "linear", eta: float = 0.0, trained_betas: Any = None, clip_sample: bool = True,
+    ):  # fmt: skip
+        self._setup()
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.eta = self.config.eta
+        self.final_alpha_cumprod = torch.tensor(1.0)
+
+    def _parametrization(self) -> Parametrization:
+        return Parametrization("epsilon")
+
+    def set_timesteps(
+        self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Any = None
+    ) -> None:
+        """num_inference_steps timesteps, T at most, with jumps of jump_length back, jump_n_sample - 1 at each place."""
+        total = self.config.num_train_timesteps
+        steps = min(total, num_inference_steps)
+        path = resampling(steps, jump_length, jump_n_sample)
+        left: list[int] = []
+        for here, there in zip(path, path[1:], strict=False):  # a jump shows every timestep it passes
+            stride = 1 if there > here else -1
+            left += [steps - i for i in range(here + stride, there + stride, stride)]
+        self._begin(self._visiting(np.array(left) * (total // steps), device, steps=steps))
+
+    def _width(self, state: State) -> int:
+        if state.num_inference_steps is None:
+            raise ValueError("fastdiff.RePaintScheduler: expected set_timesteps before step. Call it first.")
+        return self.config.num_train_timesteps // state.num_inference_steps
+
+    def _there(self, state: State, t: int) -> Time:
+        before = t - self._width(state)
+        return self._point(before) if before >= 0 else self._final()
+
+    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
+        last = state.host[start] + 1
+        for t in state.host[start:]:
+            if t < last:
+                trace.start = self._foreign(trace, state, t, **options)
+            else:
+                scale = self._undone(state, int(last))
+                x = trace.pause(trace.start, self._there(state, int(last)))
+                trace.start = scale * x + sqrt(1.0 - scale**2) * trace.noise()
+            last = t
+        return trace.start
+
+    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear:
+        return ddim.ddim(trace, [self._point(timestep), self._there(state, int(timestep))], eta=self.eta)
+
+    def _finish(self, trace: Trace, state: State, end: Linear, timesteps: list[float], options: Any) -> Run:
+        called = [t for i, t in enumerate(timesteps) if i == 0 or t < timesteps[i - 1]]
+        return super()._finish(trace, state, end, called, options)
+
+    def _undone(self, state: State, t: int) -> float:
+        """What is left of the signal after T // n betas from t on."""
+        return float(self.alphas[t : t + self._width(state)].to(torch.float64).prod().sqrt())
+
+    def _noise(self, like: Tensor, generator: Generators) -> Tensor:
+        """A draw; without a generator the run's next one, since timesteps repeat."""
+        if generator is not None:
+            return self._draw(like, like, generator)
+        state = self._state
+        count = state.extra["draws"] = state.extra.get("draws", -1) + 1
+        return randn(
+            tuple(like.shape), seed=self._seed(state), step=count, stream=1, dtype=like.dtype, device=like.device
+        )
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, original_image: Tensor, mask: Tensor,
+        generator: Generators = None, return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        """The next state: original_image noised to its level where mask is 1, DDIM's or DDPM's step where it is 0."""
+        state = self._state
+        t = self._whole(state, timestep)
+        z = self._noise(model_output, generator)
+        unknown, x0 = self._advance(
+            model_output, t, sample, options={"eta": self.eta}, noise=z, return_dict=False
+        )  # fmt: skip
+        s = self._there(state, t)
+        known = s.alpha * original_image + s.sigma * z
+        x = mask * known + (1.0 - mask) * unknown
+        return self._output(x, x0) if return_dict else (x, x0)
+
+    def undo_step(self, sample: Tensor, timestep: Any, generator: Generators = None) -> Tensor:
+        """The state made noisier by one step's betas: x sqrt(1 - beta) + sqrt(beta) z, beta from the timestep on."""
+        state = self._state
+        t = self._whole(state, timestep)
+        if generator is None:
+            scale = self._undone(state, t)
+            return scale * sample + sqrt(1.0 - scale**2) * self._noise(sample, None)
+        for beta in self.betas[t : t + self._width(state)].tolist():
+            sample = sqrt(1.0 - beta) * sample + sqrt(beta) * self._noise(sample, generator)
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        raise NotImplementedError(
+            "fastdiff.RePaintScheduler.add_noise: expected another scheduler for training. Use DDPMScheduler.add_noise."
+        )
