@@ -50,7 +50,7 @@ class TCDOutput(BaseOutput):
     pred_noised_sample: Tensor | None = None
 
 
-class Distilled(VariancePreserving, Indexed):
+class Distilled(VariancePreserving, Indexed):  # type: ignore[misc]  # diffusers' mixins name their files apart
     """Schedulers that visit a few of the timesteps which the network was distilled at."""
 
     _compatibles: list[str] = []
