@@ -120,8 +120,9 @@ def _log_levels(schedule: Schedule, steps: int, spacing: str) -> list[float]:
         )
     if spacing == "karras":
         ends = [math.exp(v / _KARRAS_RHO) for v in (high, low)]
-        return [_KARRAS_RHO * math.log(ends[0] + r * (ends[1] - ends[0])) for r in ramp]
-    return [high + r * (low - high) for r in ramp]
+        inner = [_KARRAS_RHO * math.log(ends[0] + r * (ends[1] - ends[0])) for r in ramp[1:-1]]
+        return [high, *inner, low][:steps]  # the ends to the bit: they are timesteps
+    return [high, *(high + r * (low - high) for r in ramp[1:-1]), low][:steps]
 
 
 def _beta_quantiles(steps: int) -> list[float]:
