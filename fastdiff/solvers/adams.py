@@ -169,6 +169,7 @@ def deis(p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: 
     past: list[tuple[Linear, float]] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, eps = p.predict_eps(x, t)
+        past = [q for q in past if q[1] != t.rho]  # equal points tell nothing about a slope
         known = [(eps, t.rho), *past][
             : 1 if s.rho == 0 else min(order, len(times) - 1 - i) if lower_order_final else order
         ]

@@ -42,6 +42,8 @@ def _weights(nodes: Sequence[Time], t: Time, s: Time, tau: float, as_published: 
     h, rate = step_size(t, s), 1.0 + tau**2
     if h == inf:
         return [s.alpha, *(0.0 for _ in nodes[1:])]
+    if h == 0:  # equal points: nothing moves
+        return [0.0] * len(nodes)
     places = [(s.half_log_snr - q.half_log_snr) / h for q in nodes]
     moments = rate * h * s.alpha * np.array(_moments(rate * h, len(nodes)))
     weights = []
@@ -89,6 +91,7 @@ def sa(
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
         corrected = p.x()
+        past = [known for known in past if known[1].log_snr != t.log_snr]  # equal points tell nothing about a slope
         if correct:
             known = [(x0, t), *past][: min(correct, len(past) + 1)]
             corrected = base + _sum(known, times[i - 1], t, noise_of, as_published)

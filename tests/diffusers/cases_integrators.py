@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from case import ALL, BETAS, LEVELS, ROOT, SCALED, VELOCITY, ZERO, Case, each
 
 _SPACINGS: list[dict[str, Any]] = [{"timestep_spacing": s, "steps_offset": 1} for s in ("leading", "linspace")]
@@ -54,4 +55,32 @@ INTEGRATORS: list[Case] = [
         _EPS, {**_EPS, "solver_type": "heun"}, {**_EPS, **_THIRD}, {**_EPS, **_THIRD, "solver_type": "heun"},
         _NOISY, {**_NOISY, "solver_type": "heun"}, {**_NOISY, **_THIRD}, {**_NOISY, **_THIRD, "solver_type": "heun"},
     ]),
+    *each("UniPCMultistepScheduler", [
+        {"timestep_spacing": "trailing"}, *_SPACINGS, *(level | _DULL for level in LEVELS), SCALED, BETAS, _ZERO, ROOT, _MIN,
+        {"use_karras_sigmas": True, **_MIN, **_DULL}, {"solver_order": 1}, {"solver_order": 1, **_MIN}, _THIRD,
+        {**_THIRD, **_MIN}, {**_THIRD, **_MIN, "lower_order_final": False},
+        {**_MIN, "solver_type": "bh1"}, {**_MIN, "solver_type": "bh1", **_THIRD}, {"disable_corrector": [0, 2, 5]},
+        {**_THIRD, "disable_corrector": [1, 2]}, {**_MIN, "predict_x0": False, "kinds": ALL},
+        {**_MIN, "predict_x0": False, "solver_type": "bh1", **_THIRD}, {**_MIN, "predict_x0": False, **ROOT},
+        {"use_karras_sigmas": True, "sigma_min": 0.03, "sigma_max": 60.0},
+        _FLOW, {**_FLOWN, **_MIN}, {**_FLOWN, **_THIRD}, {**_FLOWN, "use_karras_sigmas": True},
+        {**_FLOWN, "shift_terminal": 0.1, "steps": (2, 3, 10, 50)},
+        {**_SHIFTED, "shift_terminal": 0.05, "steps": (2, 3, 10, 50)}, {**_SHIFTED, "time_shift_type": "linear"},
+        {**_FLOWN, "set": lambda n: {"sigmas": np.linspace(1.0, 1 / n, n)}}, {"kinds": ("flow_prediction",)},
+    ]),
+    *each("DEISMultistepScheduler", [
+        {"timestep_spacing": "trailing"}, *_SPACINGS, *(level | _DULL for level in LEVELS), SCALED, BETAS, ROOT, _FLOW,
+        _SHIFTED, {"solver_order": 1}, {"lower_order_final": False}, _THIRD, {**_THIRD, "lower_order_final": False},
+        {"kinds": ("flow_prediction",)}, {**_THIRD, "use_karras_sigmas": True, **_DULL},
+    ]),
+    *each("SASolverScheduler", [
+        {"timestep_spacing": "trailing"}, *_SPACINGS, *(level | _DULL for level in LEVELS), SCALED, BETAS, ROOT, _CLIPPED,
+        _FLOW, {"predictor_order": 1, "corrector_order": 1}, {"predictor_order": 3, "corrector_order": 4, "high": True},
+        {"predictor_order": 1, "corrector_order": 3, "high": True},
+        {"predictor_order": 3, "corrector_order": 1, "high": True},
+        {"lower_order_final": False}, {"tau_func": lambda t: 0.3 + 0.5 * (t > 500)}, {"tau_func": lambda t: 0},
+        {"algorithm_type": "noise_prediction"}, {"algorithm_type": "noise_prediction", "tau_func": lambda t: 1},
+        {"algorithm_type": "noise_prediction", "predictor_order": 3, "corrector_order": 3, "high": True},
+        {"algorithm_type": "noise_prediction", "lower_order_final": False},
+    ], stochastic=True),
 ]  # fmt: skip

@@ -58,23 +58,25 @@ def amplified(theirs: Any, index: int | None = None) -> float:
         ratio, table = theirs.config.num_train_timesteps // theirs.num_inference_steps, theirs.alphas_cumprod
         t = int(theirs.timesteps[index])
         return float(table[max(t - ratio, 0)] / table[min(t + ratio, len(table) - 1)]) ** 0.5
-    if type(theirs).__name__.startswith("DPMSolver") and theirs.order == 1:
-        return dpm_amplified(theirs, index)
-    if theirs.order == 1:
+    if hasattr(theirs, "lambda_t"):
+        return integrator_amplified(theirs, index)
+    if getattr(theirs, "order", 1) == 1:
         return 1.0
     sigmas = theirs.sigmas.double()[:-1]
     ratios = (sigmas[:-1] / sigmas[1:]).tolist()
     return max([1.0, *ratios]) if index is None else max(1.0, ratios[index - 1]) if 0 < index <= len(ratios) else 1.0
 
 
-def dpm_amplified(theirs: Any, index: int | None) -> float:
+def integrator_amplified(theirs: Any, index: int | None) -> float:
     """By how much steps of eps multiply x (alpha_s/alpha_t, from the start of a group of three), or steps towards noise
     (sigma_s/sigma_t); the terms in the network's outputs take nearly all of it away again."""
     rho = theirs.sigmas.double()
-    inward, eps = bool(rho[0] < rho[1]), theirs.config.algorithm_type in ("dpmsolver", "sde-dpmsolver")
+    inward, c = bool(rho[0] < rho[1]), theirs.config
+    algorithms = ("dpmsolver", "sde-dpmsolver", "deis", "noise_prediction")
+    eps = c.get("algorithm_type") in algorithms or not c.get("predict_x0", True)
     if not (inward or eps):
         return 1.0
-    alpha = 1.0 / (1.0 + rho**2).sqrt()
+    alpha = 1.0 - rho if c.use_flow_sigmas else 1.0 / (1.0 + rho**2).sqrt()
     size = alpha * rho if inward else alpha
     ratios = [4.0 * float(size[i + 1] / size[max(i - 2, 0) if not inward else i]) for i in range(len(theirs.timesteps))]
     whole = 4.0 * float(size[-1] / size[0]) if inward else max(ratios)

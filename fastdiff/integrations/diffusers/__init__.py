@@ -1,7 +1,11 @@
 """diffusers' schedulers over fastdiff's plans: the same names, configurations, numbers and draws."""
 
+from .consistency_models import CMStochasticIterativeScheduler
+from .base import SchedulerMixin as SchedulerMixin
 from .ddim import DDIMInverseScheduler, DDIMParallelScheduler, DDIMScheduler
 from .ddpm import DDPMParallelScheduler, DDPMScheduler
+from .deis import DEISMultistepScheduler
+from .distilled import LCMScheduler, TCDScheduler
 from .dpm import (
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
@@ -16,14 +20,20 @@ from .karras import (
     LMSDiscreteScheduler,
 )
 from .pndm import IPNDMScheduler, PNDMScheduler
+from .repaint import RePaintScheduler
+from .sa import SASolverScheduler
 from .twins import check_version, from_scheduler, swap
+from .unclip import UnCLIPScheduler
+from .unipc import UniPCMultistepScheduler
 
 __all__ = [
+    "CMStochasticIterativeScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
@@ -36,8 +46,14 @@ __all__ = [
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
+    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
+    "RePaintScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
     "from_scheduler",
     "swap",
 ]

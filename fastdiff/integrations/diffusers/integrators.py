@@ -35,6 +35,14 @@ class Misread(Parametrization):
         return Coefficients(1.0, 1.0, -sigma / alpha, (1.0 - alpha) / sigma, 1.0)
 
 
+class Rederived(Misread):
+    """The same for a class that keeps only x0 and takes eps = (x - alpha x0)/sigma from it."""
+
+    def at(self, alpha: float, sigma: float) -> Coefficients:
+        c = super().at(alpha, sigma)
+        return c._replace(eps_x=(1.0 - alpha * c.x0_x) / sigma, eps_out=-alpha * c.x0_out / sigma)
+
+
 class Integrator(Indexed, TrainingTables):
     """What exponential integrators share: tables, spacings of noise levels, and the space they lie in.
 
@@ -44,6 +52,7 @@ class Integrator(Indexed, TrainingTables):
 
     _returns_x0 = False
     _remembers = True
+    _strange: type[Misread] = Misread
     _rises = False  # whether respaced levels go towards noise
     _repeats_last = False  # whether respaced levels end in their last one, else in what final_sigmas_type says
 
@@ -87,7 +96,7 @@ class Integrator(Indexed, TrainingTables):
                 f"fastdiff.{type(self).__name__}: expected prediction_type in {list(_PREDICTIONS)}, got {kind!r}."
             )
         strange = {"flow": "v_prediction", "vp": "flow_prediction"}[self._space]
-        return Misread(kind) if kind == strange else Parametrization(kind)
+        return self._strange(kind) if kind == strange else Parametrization(kind)
 
     def _time(self, t: float, level: float) -> Time:
         """The point of a level of the table."""
@@ -202,7 +211,8 @@ class Integrator(Indexed, TrainingTables):
     def _start(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
         """The same with the last level included."""
         values = torch.from_numpy(np.ascontiguousarray(visited)).to(device=device, dtype=torch.int64)
-        times = [self._time(float(i), float(level)) for i, level in enumerate(levels)]
+        shown = [*(float(int(t)) for t in visited), -1.0]
+        times = [self._time(shown[min(i, len(visited))], float(level)) for i, level in enumerate(levels)]
         self._begin(State(values, times, steps=len(visited), sigmas=torch.from_numpy(levels)))
 
     # -- steps
