@@ -12,7 +12,7 @@ from ..table import OPERANDS, OUTPUTS
 
 # one colour an operand, the same in every panel
 COLOURS = dict(
-    zip(OPERANDS, ("#1b6ca8", "#d1495b", "#6b4c9a", "#edae49", "#2a9d8f", "#8d6e63", "#c77dff", "#8a8a8a"), strict=True)
+    zip(OPERANDS, ("#1b6ca8", "#d1495b", "#6b4c9a", "#edae49", "#2a9d8f", "#8d6e63", "#c77dff", "#7f8c3a"), strict=True)
 )
 
 
