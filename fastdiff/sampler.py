@@ -149,6 +149,7 @@ class Sampler:
         classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
         classifier_scale: float = 1.0,
         guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        through_network: bool = False,
         callback: Callback | None = None,
         progress: bool = False,
         dtype: torch.dtype | None = None,
@@ -175,6 +176,7 @@ class Sampler:
                 s grad log p (Dhariwal & Nichol 2021, eq. 14; Luo 2022, eq. 166).
             guidance: (x0, x_t, t) -> x0, called at every step with the prediction (after the clip), to use another one,
                 for posterior sampling for instance. eps follows from what it returns.
+            through_network: x0 comes to guidance with its gradient by x_t, through the network (Chung et al. 2023, DPS).
             callback: called after each step with (row, t, x, x0); the tensors are buffers, clone what you keep. Where
                 samples are at different rows it gets (step, t [B], x, x0).
             progress: show a bar over the steps.
@@ -189,7 +191,17 @@ class Sampler:
             self._seed(seed), sample_ids, cond, uncond, self._scale(guidance_scale), steps, start, strength, x_T, image,
             mask, known,
         )  # fmt: skip
-        run = Run(device, dtype, shape[1:], callback, classifier, classifier_scale, guidance, mask is not None)
+        run = Run(
+            device,
+            dtype,
+            shape[1:],
+            callback,
+            classifier,
+            classifier_scale,
+            guidance,
+            mask is not None,
+            through_network,
+        )
         program = self._engine.program(run)
         batch = self._engine.prepare(program, given, shape, np.arange(shape[0]))
         if shape[0] == 0:
@@ -240,7 +252,8 @@ class Sampler:
                                           arguments.pop("dtype", None))  # fmt: skip
         own = {name: arguments.pop(name, None) for name in ("callback", "classifier")}
         run = Run(device, dtype, full[1:], own["callback"], own["classifier"], arguments.pop("classifier_scale", 1.0),
-                  arguments.pop("guidance", None), mask is not None)  # fmt: skip
+                  arguments.pop("guidance", None), mask is not None,
+                  arguments.pop("through_network", False))  # fmt: skip
         scale = self._scale(arguments.pop("guidance_scale", None))
         given = Given(self._seed(seed), range(first_id, first_id + n), guidance_scale=scale, **arguments)
         program = self._engine.program(run)
@@ -257,6 +270,7 @@ class Sampler:
         classifier: Callable[[Tensor, Tensor], Tensor] | None = None,
         classifier_scale: float = 1.0,
         guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+        through_network: bool = False,
     ) -> Iterator[tuple[Request, Tensor]]:
         """Yields (request, its sample [*shape]) as they are done, not in order; each is what `sample` gives for it alone.
 
@@ -267,7 +281,7 @@ class Sampler:
         if batch_size < 1:
             raise ValueError(f"fastdiff.Sampler.serve: expected batch_size >= 1, got {batch_size}.")
         full, device, dtype = self._state((1, *shape), None, dtype)
-        run = Run(device, dtype, full[1:], None, classifier, classifier_scale, guidance, False)
+        run = Run(device, dtype, full[1:], None, classifier, classifier_scale, guidance, False, through_network)
         program = self._engine.program(run)
 
         def prepare(number: int, r: Request) -> Any:

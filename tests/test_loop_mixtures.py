@@ -136,6 +136,9 @@ def test_a_multistep_run_from_a_later_row_has_a_plan_of_its_own(solver: str) -> 
     times = [int(t) for t in sampler.plan.column("t")[4:-1]]
     rest = Sampler(network, SCHEDULE, solver=solver, timesteps=times)
     assert torch.equal(sampler.sample(x_T=x, start=4, cond=y, seed=0), rest.sample(x_T=x, cond=y, seed=0))
+    sde = Sampler(network, SCHEDULE, solver="dpm++2m_sde", steps=8)
+    rest, row = sde._plans.get(None, 4, None)
+    assert row == 0 and rest.column("noise_index")[:3].tolist() == [4, 5, 6], "noise that earlier rows did not use"
     heun = Sampler(network, SCHEDULE, solver="heun", steps=8)
     assert torch.equal(heun.sample(x_T=x, start=16 - 1, cond=y, seed=0), x), "15 rows: the closing one"
     with pytest.raises(ValueError, match=r"expected start at a row that remembers nothing, one of \[0, 2, 4"):

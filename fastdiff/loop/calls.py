@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import Conditions, same
+from ..table import INDEX
 from .batch import Batch
 from .network import Network, out_of_memory
 from .program import Program
@@ -171,9 +172,7 @@ class Calls:
             flat = self._conditions.flatten(0, 1)
             torch.index_select(flat, 0, self._index.view(-1), out=self._condition[:total])
         else:
-            torch.index_select(self._program.times, 0, row, out=self.t[: self._batch])
-            if self._halves == 2:
-                self.t[self._batch : total].copy_(self.t[: self._batch])
+            self._read_times(row)
         if self._given is not self._x:
             self._given.copy_(self._x)
         while True:
@@ -184,6 +183,29 @@ class Calls:
                     raise
             # outside of the handler: the error's traceback holds what filled the memory
             self._cut(kind)
+
+    def _read_times(self, row: Tensor) -> None:
+        torch.index_select(self._program.times, 0, row, out=self.t[: self._batch])
+        if self._halves == 2:
+            self.t[self._batch : 2 * self._batch].copy_(self.t[: self._batch])
+
+    def through(self, kind: str, row: Tensor, x: Tensor) -> Tensor:
+        """The output as a function of the states x [B, …], for gradients through the network."""
+        self._read_times(row)
+        scale = self._program.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
+        inputs = (x * scale.view(-1, *(1,) * (x.ndim - 1))).to(self._x.dtype)
+        if kind == "both":
+            inputs = torch.cat([inputs, inputs])
+        begin, rows = self._batch if kind == "uncond" else 0, len(inputs)
+        size = self._options.network_batch or self.chunk or rows
+        if self._options.network_batch:
+            inputs = torch.cat([inputs, inputs.new_zeros((-rows % size, *inputs.shape[1:]))])
+        parts = []
+        for first in range(0, rows, size):
+            at = slice(begin + first, begin + min(first + size, len(inputs)))
+            arguments = self._shared | {k: v[at] for k, v in self._arguments.items()}
+            parts.append(self._network.forward(inputs[first : first + size], self.t[at], arguments))
+        return torch.cat(parts)[:rows]
 
     def _run(self, kind: str) -> Tensor:
         if kind not in self._made:

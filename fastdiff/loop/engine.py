@@ -32,6 +32,7 @@ class Run(NamedTuple):
     classifier_scale: float
     guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None
     inpaints: bool
+    through_network: bool = False
 
 
 class Engine:
@@ -79,6 +80,7 @@ class Engine:
             on_oom=self._on_oom,
             classifier=run.classifier if program.classifier_scale else None,
             guidance=run.guidance,
+            through_network=run.through_network and run.guidance is not None,
             inpaints=run.inpaints,
             wants_x0=run.callback is not None,
             # functions of the user are not for a graph

@@ -30,6 +30,7 @@ class Options:
     on_oom: str = "raise"
     classifier: Classifier | None = None
     guidance: Guidance | None = None
+    through_network: bool = False
     inpaints: bool = False
     wants_x0: bool = False
     graphs: Graphs | None = None
@@ -197,12 +198,17 @@ class Lanes:
             graphs.run((id(self), self._version, kind, self.calls.chunk), lambda: self._step(kind))
 
     def _step(self, kind: str) -> None:
-        out = None if kind == "quiet" else self.calls.output(kind, self.row)
         guided, push = kind == "both", None
+        through = self.options.through_network and kind != "quiet"
+        x = self.x.detach().clone().requires_grad_() if through else self.x
+        with torch.set_grad_enabled(through):
+            out = self.calls.through(kind, self.row, x) if through else None
+        if kind != "quiet" and not through:
+            out = self.calls.output(kind, self.row)
         if self.options.classifier is not None and out is not None:
             push = gradient(self.options.classifier, self.x, self.calls.t[: self.batch]).to(self.dtype)
         if self.options.guidance is not None and out is not None:
-            self._split(out, guided, push)
+            self._split(x, out, guided, push)
         else:
             self._steps[out is None](out, self.row, self._row_out, guided=guided, gradient=push)
         if self._mask is not None:
@@ -212,16 +218,15 @@ class Lanes:
         else:
             self.row.copy_(self._row_out)
 
-    def _split(self, out: Tensor, guided: bool, push: Tensor | None) -> None:
-        """A row in two, with the guided x0 between (fastdiff.guidance.split)."""
+    def _split(self, x: Tensor, out: Tensor, guided: bool, push: Tensor | None) -> None:
+        """A row in two, with the guided x0 between (fastdiff.guidance.split). x0 has a gradient by x where x does."""
         assert self.options.guidance is not None
         (table, used), (rest, used_rest) = self.program.convert, self.program.finish
-        x0 = ops.reverse_step(
-            self.x, out, table, self.row, guidance=self._gamma if guided else None, gradient=push, used=used,
-            workspace=self._workspace, out=torch.empty_like(self.x),
-        )  # fmt: skip
-        assert isinstance(x0, Tensor)
-        x0 = self.options.guidance(x0, self.x, self.calls.t[: self.batch])
+        with torch.set_grad_enabled(x.requires_grad):
+            gamma = self._gamma if guided else None
+            x0 = ops.reverse_step(x, out, table, self.row, guidance=gamma, gradient=push, used=used)
+            assert isinstance(x0, Tensor)
+            x0 = self.options.guidance(x0, x, self.calls.t[: self.batch])
         if not isinstance(x0, Tensor) or x0.shape != self.x.shape:
             got = list(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(
