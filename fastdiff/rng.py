@@ -13,6 +13,7 @@ from torch import Tensor
 CONTRACT_VERSION = 1
 MODES = ("exact", "fast")
 STREAM_INITIAL, STREAM_SOLVER, STREAM_FORWARD, STREAM_REPARAMETERIZE, STREAM_TIMES, STREAM_PROBES = range(6)
+STREAM_TREE = 6  # nodes of a Brownian path (fastdiff.adaptive)
 
 _WORD = 0xFFFFFFFF
 _M0, _M1, _W0, _W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85

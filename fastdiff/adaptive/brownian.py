@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-
-STREAM_TREE = 6
+from ..rng import STREAM_TREE
 
 
 class BrownianTree:
