@@ -41,6 +41,7 @@ _DIFFUSERS = (
     "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "TCDScheduler", "UnCLIPScheduler",
     "UniPCMultistepScheduler", "from_scheduler", "swap",
 )  # fmt: skip
+_THEIRS = ("SchedulerMixin",)  # loading a pipeline, diffusers looks for the bases of its components in their package
 
 __all__ = [
     "Plan",
@@ -67,6 +68,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .backend import backends, use
     from .images import to_uint8
+    from .loop.batch import Request
     from .ops import (  # type: ignore[no-redef]  # files of ops have their op's name
         discretized_gaussian_nll,
         gaussian_kl,
@@ -78,7 +80,6 @@ if TYPE_CHECKING:
         reverse_step,
         vlb_terms,
     )
-    from .loop.batch import Request
     from .sampler import Sampler
     from .schedule import Schedule
     from .solvers import Plan
@@ -90,7 +91,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in _DIFFUSERS:
+    if name in (*_DIFFUSERS, *_THEIRS):
         try:
             twins = importlib.import_module(".integrations.diffusers", __name__)
         except ModuleNotFoundError as error:

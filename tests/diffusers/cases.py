@@ -54,7 +54,8 @@ CASES = [
         {"step": {"s_churn": 4.0}}, {"step": {"s_churn": 30.0, "s_tmin": 0.5, "s_tmax": 20.0, "s_noise": 1.01}},
     ], stochastic=True),
     *each("DDIMInverseScheduler", [
-        {}, {"timestep_spacing": "trailing"}, {"clip_sample": False, **SCALED}, {"steps_offset": 1, "set_alpha_to_one": False},
+        {}, {"timestep_spacing": "trailing"}, {"clip_sample": False, **SCALED},
+        {"steps_offset": 1, "set_alpha_to_one": False},
     ], exact=True, kinds=VELOCITY),
     *each("DDIMInverseScheduler", [{"set_alpha_to_one": False}], exact=True),
     Case("DDIMParallelScheduler", exact=True),

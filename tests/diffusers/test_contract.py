@@ -77,7 +77,8 @@ def test_arguments_and_defaults_are_diffusers(name: str) -> None:
         assert list(got) == list(expected), method
         for key, parameter in expected.items():
             assert got[key].default == parameter.default, (method, key)
-    for attribute in ("add_noise", "scale_noise", "get_velocity", "set_begin_index", "scale_model_input", "index_for_timestep"):
+    methods = ("add_noise", "scale_noise", "get_velocity", "set_begin_index", "scale_model_input", "index_for_timestep")
+    for attribute in methods:
         assert hasattr(ours, attribute) >= hasattr(theirs, attribute), attribute
     assert getattr(ours, "order", None) == getattr(theirs, "order", 1)
 
@@ -85,7 +86,8 @@ def test_arguments_and_defaults_are_diffusers(name: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_attributes_before_and_after_set_timesteps(name: str) -> None:
     theirs, ours = made(name)
-    assert len(ours) == len(theirs) == theirs.config.num_train_timesteps
+    assert len(ours) == theirs.config.num_train_timesteps
+    assert not hasattr(theirs, "__len__") or len(theirs) == len(ours)
     for _ in range(2):
         for attribute in ("num_inference_steps", "init_noise_sigma"):
             if hasattr(theirs, attribute):
@@ -135,7 +137,8 @@ def test_swapping_classes_keeps_diffusers_rules(name: str) -> None:
 
 def test_configurations_replaced_in_place_are_heard() -> None:
     """Stable Diffusion's constructors rewrite steps_offset, clip_sample and skip_prk_steps so."""
-    for name, change in (("DDIMScheduler", {"steps_offset": 1, "clip_sample": False}), ("PNDMScheduler", {"skip_prk_steps": True})):
+    changes = {"DDIMScheduler": {"steps_offset": 1, "clip_sample": False}, "PNDMScheduler": {"skip_prk_steps": True}}
+    for name, change in changes.items():
         pair = [getattr(module, name)() for module in (diffusers, fastdiff)]
         for scheduler in pair:
             scheduler._internal_dict = FrozenDict({**scheduler.config, **change})
@@ -222,7 +225,9 @@ def test_noised_samples(name: str) -> None:
                 set_timesteps(case, scheduler, steps_of(case))
                 scheduler.set_begin_index(2)
             t = theirs.timesteps[2:3].repeat(3)
-            torch.testing.assert_close(ours.add_noise(x0, noise, t), theirs.add_noise(x0, noise, t), rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                ours.add_noise(x0, noise, t), theirs.add_noise(x0, noise, t), rtol=1e-6, atol=1e-6
+            )
 
 
 def img2img(scheduler: Any, case: Case, index: int, *, as_views: bool) -> torch.Tensor:
@@ -276,7 +281,8 @@ def test_skipped_steps_do_not_move_the_index() -> None:
 
 
 def test_timesteps_of_every_form() -> None:
-    for name, forms in (("DDIMScheduler", (int, float, torch.Tensor.clone)), ("EulerDiscreteScheduler", (float, torch.Tensor.clone))):
+    copied = torch.Tensor.clone
+    for name, forms in (("DDIMScheduler", (int, float, copied)), ("EulerDiscreteScheduler", (float, copied))):
         case, (_, ours) = plain(name), ready(name)
         expected = first_step(ours, case)[0]
         x = start(ours, torch.float32)
@@ -364,7 +370,9 @@ def test_parallel_steps_equal_diffusers() -> None:
             scheduler.set_timesteps(20)
         t = theirs.timesteps[[0, 3, 3, 12, 19]]
         expected = theirs.batch_step_no_noise(network(x), t, x, **options)
-        torch.testing.assert_close(ours.batch_step_no_noise(network(x), t, x, **options), expected, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(
+            ours.batch_step_no_noise(network(x), t, x, **options), expected, rtol=1e-5, atol=2e-6
+        )
 
 
 def test_twins_and_what_has_none() -> None:

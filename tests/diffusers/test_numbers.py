@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case, arguments, both, finite, lift, network, set_timesteps, start
-from tolerances import DROP_IN_FLOAT64, DROP_IN_LOOP, DROP_IN_STEP
+from tolerances import DROP_IN_FLOAT64, DROP_IN_LOOP, DROP_IN_STEP, DROP_IN_STEP_CANCELLED
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
@@ -67,14 +67,17 @@ def amplified(theirs: Any, index: int | None = None) -> float:
     return max([1.0, *ratios]) if index is None else max(1.0, ratios[index - 1]) if 0 < index <= len(ratios) else 1.0
 
 
+def integrates_eps(theirs: Any) -> bool:
+    algorithms = ("dpmsolver", "sde-dpmsolver", "deis", "noise_prediction")
+    return theirs.config.get("algorithm_type") in algorithms or not theirs.config.get("predict_x0", True)
+
+
 def integrator_amplified(theirs: Any, index: int | None) -> float:
     """By how much steps of eps multiply x (alpha_s/alpha_t, from the start of a group of three), or steps towards noise
     (sigma_s/sigma_t); the terms in the network's outputs take nearly all of it away again."""
     rho = theirs.sigmas.double()
     inward, c = bool(rho[0] < rho[1]), theirs.config
-    algorithms = ("dpmsolver", "sde-dpmsolver", "deis", "noise_prediction")
-    eps = c.get("algorithm_type") in algorithms or not c.get("predict_x0", True)
-    if not (inward or eps):
+    if not (inward or integrates_eps(theirs)):
         return 1.0
     alpha = 1.0 - rho if c.use_flow_sigmas else 1.0 / (1.0 + rho**2).sqrt()
     size = alpha * rho if inward else alpha
@@ -118,6 +121,8 @@ def test_steps_and_loops_as_they_are(case: Case, kind: str) -> None:
     theirs, ours = both(case, kind)
     same_grid(theirs, ours)
     limit = DROP_IN_STEP[case.exact]
+    if hasattr(theirs, "lambda_t") and (case.high or integrates_eps(theirs)):
+        limit = DROP_IN_STEP_CANCELLED
     for steps in case.steps:
         set_timesteps(case, theirs, steps)
         set_timesteps(case, ours, steps)

@@ -25,7 +25,11 @@ def begin(steps: int) -> torch.Tensor:
 
 def one_step(scheduler: Any, x: torch.Tensor, t: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     out = network(scheduler.scale_model_input(x, t))
-    takes = {"generator": generator} if "DDPM" in type(scheduler).__name__ or "Ancestral" in type(scheduler).__name__ else {}
+    takes = (
+        {"generator": generator}
+        if "DDPM" in type(scheduler).__name__ or "Ancestral" in type(scheduler).__name__
+        else {}
+    )
     return scheduler.step(out, t, x, **takes).prev_sample
 
 

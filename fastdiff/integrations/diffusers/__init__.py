@@ -1,7 +1,7 @@
 """diffusers' schedulers over fastdiff's plans: the same names, configurations, numbers and draws."""
 
-from .consistency_models import CMStochasticIterativeScheduler
 from .base import SchedulerMixin as SchedulerMixin
+from .consistency_models import CMStochasticIterativeScheduler
 from .ddim import DDIMInverseScheduler, DDIMParallelScheduler, DDIMScheduler
 from .ddpm import DDPMParallelScheduler, DDPMScheduler
 from .deis import DEISMultistepScheduler

@@ -106,7 +106,8 @@ class DDIMParallelScheduler(DDIMScheduler):
         """One deterministic step of each sample from its own timestep: timesteps [B] int64, each in [0, T)."""
         if eta != 0:
             raise ValueError(f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}.")
-        state, options = self._state, {"use_clipped_model_output": use_clipped_model_output}
+        state = self._state
+        options: dict[str, Any] = {"use_clipped_model_output": use_clipped_model_output}
 
         def pair(t: int) -> tuple[Time, Time]:
             first, second = self._pair(state, t)

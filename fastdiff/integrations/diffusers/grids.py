@@ -40,7 +40,7 @@ def whole(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> 
 def without_last(where: str, total: int, last: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.int64]:
     """`steps` descending timesteps of [0, last): those of steps + 1 without the last one, except for trailing."""
     if spacing == "linspace":
-        values = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
+        values: NDArray[Any] = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
     elif spacing == "leading":
         values = (np.arange(0, steps + 1) * (last // (steps + 1)))[::-1][:-1] + offset
     elif spacing == "trailing":

@@ -127,7 +127,7 @@ class Transfer:
 
 
 def plms(p: Trace, visits: Sequence[Time], steps: Sequence[tuple[Time, Time]], outs: list[Linear]) -> Linear:
-    """Linear multistep on raw outputs, the first step taken twice where `outs` is empty: S-PNDM's start, as diffusers has it.
+    """Linear multistep on raw outputs, the first step taken twice where `outs` is empty (S-PNDM's start).
 
     visits: where the network is called; steps: (from, to) of each call's transfer. The second call comes at the first's
     end; its step starts where the first did, with the mean of both outputs, and it is not remembered.
@@ -154,7 +154,7 @@ def prk(p: Trace, visits: Sequence[Time], base: Sequence[Time], goals: Sequence[
     outs: list[Linear] = []
     x = p.start
     first = second = whole = Linear({})
-    last = None
+    last: Transfer | None = None
     for i, (visit, t, s) in enumerate(zip(visits, base, goals, strict=True)):
         _, _, out = p.predict(x, visit)
         move, stage = Transfer(p, t, s), i % 4
@@ -163,10 +163,12 @@ def prk(p: Trace, visits: Sequence[Time], base: Sequence[Time], goals: Sequence[
             first = p.keep(out)
             outs = [first, *outs][:3]
         elif stage == 1:
-            start = last.back(p.x(), first)  # type: ignore[union-attr]
+            assert last is not None
+            start = last.back(p.x(), first)
             x, second = move(start, out), p.keep(out)
         elif stage == 2:
-            start = last.back(p.x(), second)  # type: ignore[union-attr]
+            assert last is not None
+            start = last.back(p.x(), second)
             x = move(start, out)
             finish = Transfer(p, t, goals[i + 1]) if i + 1 < len(goals) else move
             whole = p.keep(finish(start, (first + 2.0 * second + 2.0 * out) / 6.0))

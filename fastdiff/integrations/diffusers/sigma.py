@@ -82,7 +82,7 @@ class Exploding(Indexed, TrainingTables):
     # -- diffusers' surface
 
     @property
-    def init_noise_sigma(self) -> Tensor:  # type: ignore[override]
+    def init_noise_sigma(self) -> Tensor:
         """Deviation of the first state; for `leading`, whose first level is not the last of training, its hypotenuse."""
         largest = self.sigmas.max()
         return largest if self.config.timestep_spacing in ("linspace", "trailing") else (largest**2 + 1) ** 0.5

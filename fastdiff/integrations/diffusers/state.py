@@ -63,6 +63,12 @@ class State:
             return offset // self.item
         return None
 
+    def fingerprint(self) -> Any:
+        """What the plans depend on, as a key; None where that is more than numbers."""
+        if not all(isinstance(v, (bool, int, float, str, type(None))) for v in self.extra.values()):
+            return None
+        return (self.num_inference_steps, *self.extra.values(), *self.host, *self.times)
+
     def buffers(self, count: int, sample: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Two sets of slots: what the last step read, and what it wrote."""
         shape = (count, *sample.shape)
@@ -89,7 +95,7 @@ class Run:
             plan.column("network"),
             table[:, [plan.columns.index(f"{to}.z") for to in _WRITTEN]].any(axis=1),
         )
-        self.draws = draws.tolist()
+        self.draws = [bool(d) for d in draws]
         self.network = [bool(n) for n in network]
         self.calls: list[list[int]] = []  # the rows of each network call: those without a call before it, and its own
         rows: list[int] = []
@@ -99,8 +105,10 @@ class Run:
                 self.calls.append(rows)
                 rows = []
         self.slots = plan.slots
+        self.thresholds = bool(plan.column("clip_ratio").any())
         self._tables: dict[torch.device, Tensor] = {}
         self._rows: tuple[Any, tuple[Tensor, ...]] = (None, ())
+        self.checked: Any = None  # shapes, dtypes and device of a step that the op has accepted
 
     def table(self, device: torch.device) -> Tensor:
         if device not in self._tables:
@@ -120,6 +128,9 @@ class Run:
 _WRITTEN = ("x", "s1", "s2", "s3", "s4")
 
 
+_KEPT = 16  # grids whose plans a scheduler keeps
+
+
 class _Context:
     """Names a context that set timesteps; its state goes when the context does."""
 
@@ -131,6 +142,7 @@ class States:
 
     def __init__(self, first: State):
         self.last = first
+        self._plans: tuple[Any, dict[Any, dict[Any, Run]]] = (None, {})
         self._context: ContextVar[_Context] = ContextVar("fastdiff.scheduler")
         self._states: WeakKeyDictionary[_Context, State] = WeakKeyDictionary()
 
@@ -142,6 +154,16 @@ class States:
         context = _Context()
         self._states[context] = self.last = state
         self._context.set(context)
+
+    def plans(self, state: State, config: Any) -> dict[Any, Run]:
+        """The traced plans of a state: those of an equal one under this configuration, so that runs alike trace once."""
+        key = state.fingerprint()
+        if key is None:
+            return {}
+        owner, known = self._plans
+        if owner is not config or len(known) > _KEPT:
+            self._plans = (config, known := {})
+        return known.setdefault(key, {})
 
     def __reduce__(self) -> Any:  # copies and pickles carry the current context's state
         return States, (self.get(),)

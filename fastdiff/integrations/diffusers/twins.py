@@ -57,7 +57,7 @@ def from_scheduler(scheduler: Any) -> Any:
     name, module = type(scheduler).__name__, type(scheduler).__module__
     if module.split(".")[0] == "fastdiff":
         return scheduler
-    if module.split(".")[0] != "diffusers" or name not in classes.__all__ or not isinstance(scheduler, SchedulerMixin):
+    if module.split(".")[0] != "diffusers" or name not in classes.__all__:
         raise TypeError(
             f"fastdiff.from_scheduler: expected a scheduler of diffusers with a twin, got {name}. {_near(name)}"
         )

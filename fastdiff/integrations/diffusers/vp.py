@@ -77,7 +77,9 @@ class VariancePreserving(TrainingTables):
             trace = self._trace()
             for t in range(self.config.num_train_timesteps):
                 trace.start = formula(trace, t)
-            everything = list(range(self.config.num_train_timesteps))
+            everything = [float(t) for t in range(self.config.num_train_timesteps)]
             run = state.plans[key] = self._finish(trace, state, trace.start, everything, options)
         row = timesteps.to(device=sample.device, dtype=torch.int64)
-        return reverse_step(sample, model_output, run.table(sample.device), row, used=run.plan.used)
+        result = reverse_step(sample, model_output, run.table(sample.device), row, used=run.plan.used)
+        assert isinstance(result, Tensor)
+        return result
