@@ -58,6 +58,7 @@ class Calls:
         if network.channels_last and len(shape) == 4:
             self._given = torch.zeros_like(self._x, memory_format=torch.channels_last)
         self.t = torch.zeros(capacity, dtype=program.times.dtype, device=device)
+        self._halves_of_t = self.t[:total].view(halves, -1).unbind()
         self._arguments = {k: _room(v, capacity) for k, v in like.cond.items()}
         self._shared = like.shared
         self._conditions: Tensor | None = None  # [R, total, …] computed ahead, by row and position
@@ -102,6 +103,12 @@ class Calls:
                 room[rows].index_copy_(0, index, value)
         if self._ahead:
             self._compute_conditions(where, batch.rows)
+
+    @property
+    def like(self) -> Conditions:
+        """Arguments from which other lanes' buffers can be made."""
+        first = {k: v[:1] for k, v in self._arguments.items()}
+        return Conditions(first, first, self._shared)
 
     def take_over(self, old: Calls, index: Tensor, x: Tensor, scale: np.ndarray) -> None:
         """Arguments and conditions of other lanes' samples, and the inputs of their states."""
@@ -165,9 +172,9 @@ class Calls:
 
     def output(self, kind: str, row: Tensor) -> Tensor:
         """The network's output for one kind of step (`both`, `cond`, `uncond`), the lanes being at these rows."""
-        total = self._halves * self._batch
         if self._ahead and self._conditions is not None:
             assert self._condition is not None
+            total = self._halves * self._batch
             torch.add(self._position, row, alpha=total, out=self._index)
             flat = self._conditions.flatten(0, 1)
             torch.index_select(flat, 0, self._index.view(-1), out=self._condition[:total])
@@ -185,9 +192,9 @@ class Calls:
             self._cut(kind)
 
     def _read_times(self, row: Tensor) -> None:
-        torch.index_select(self._program.times, 0, row, out=self.t[: self._batch])
+        torch.index_select(self._program.times, 0, row, out=self._halves_of_t[0])
         if self._halves == 2:
-            self.t[self._batch : 2 * self._batch].copy_(self.t[: self._batch])
+            self._halves_of_t[1].copy_(self._halves_of_t[0])
 
     def through(self, kind: str, row: Tensor, x: Tensor) -> Tensor:
         """The output as a function of the states x [B, …], for gradients through the network."""
@@ -208,9 +215,9 @@ class Calls:
         return torch.cat(parts)[:rows]
 
     def _run(self, kind: str) -> Tensor:
-        if kind not in self._made:
-            self._made[kind] = self._cut_into(kind)
-        calls = self._made[kind]
+        calls = self._made.get(kind)
+        if calls is None:
+            calls = self._made[kind] = self._cut_into(kind)
         if len(calls) == 1:
             out = self._call(calls[0])
             return out[: calls[0].rows] if self._options.network_batch else out

@@ -90,7 +90,17 @@ class Engine:
         def make(first: Batch, lanes: int) -> Lanes:
             shape = (lanes, *run.shape)
             halves = 2 if first.guided else 1
-            return Lanes(program, self.network, options, shape, first, halves=halves, dtype=run.dtype)
+            host = not isinstance(first.gamma, Tensor)
+            return Lanes(
+                program,
+                self.network,
+                options,
+                shape,
+                first.conditions,
+                halves=halves,
+                dtype=run.dtype,
+                host_strengths=host,
+            )
 
         return loop(make, source, most, callback=run.callback, progress=progress)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..guidance import gradient
+from ..guidance import Conditions, gradient
 from ..rng import STREAM_FORWARD, STREAM_INITIAL
 from .batch import Batch
 from .calls import Calls
@@ -45,17 +45,16 @@ class Lanes:
     """
 
     def __init__(
-        self, program: Program, network: Network, options: Options, shape: tuple[int, ...], like: Batch, *,
-        halves: int, dtype: torch.dtype,
+        self, program: Program, network: Network, options: Options, shape: tuple[int, ...], like: Conditions, *,
+        halves: int, dtype: torch.dtype, host_strengths: bool,
     ):  # fmt: skip
         device, batch = program.device, shape[0]
         self.program, self.network, self.options = program, network, options
         self.halves, self.batch, self.dtype = halves, batch, dtype
         self.rows = np.zeros(batch, np.int64)
         self.tickets = np.full(batch, -1, np.int64)
-        self._like = like.part(slice(0, 1))
         # strengths that the host knows let it leave out calls
-        self._host_gamma = None if isinstance(like.gamma, Tensor) else np.ones(batch)
+        self._host_gamma = np.ones(batch) if host_strengths else None
         self.x = torch.zeros(shape, dtype=dtype, device=device)
         self.x0 = torch.empty_like(self.x) if options.wants_x0 else None
         self.row = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -67,7 +66,7 @@ class Lanes:
         self._mask = torch.ones_like(self.x) if options.inpaints else None
         self._known = torch.zeros_like(self.x) if options.inpaints else None
         self._noised = torch.empty_like(self.x) if options.inpaints else None
-        self.calls = Calls(program, network, options, shape, like.conditions, halves=halves, dtype=dtype)
+        self.calls = Calls(program, network, options, shape, like, halves=halves, dtype=dtype)
         self._version = 0
 
     def _bind(self) -> None:
@@ -151,7 +150,10 @@ class Lanes:
     def rebuilt(self, keep: np.ndarray, batch: int, halves: int) -> Lanes:
         """Other lanes, `batch` of them and so many halves, with what the lanes `keep` hold in the first of them."""
         shape = (batch, *self.x.shape[1:])
-        new = Lanes(self.program, self.network, self.options, shape, self._like, halves=halves, dtype=self.dtype)
+        new = Lanes(
+            self.program, self.network, self.options, shape, self.calls.like, halves=halves, dtype=self.dtype,
+            host_strengths=self._host_gamma is not None,
+        )  # fmt: skip
         index, n = torch.from_numpy(keep).to(self.x.device), len(keep)
         new.rows[:n], new.tickets[:n] = self.rows[keep], self.tickets[keep]
         if new._host_gamma is not None and self._host_gamma is not None:
@@ -199,11 +201,12 @@ class Lanes:
 
     def _step(self, kind: str) -> None:
         guided, push = kind == "both", None
-        through = self.options.through_network and kind != "quiet"
-        x = self.x.detach().clone().requires_grad_() if through else self.x
-        with torch.set_grad_enabled(through):
-            out = self.calls.through(kind, self.row, x) if through else None
-        if kind != "quiet" and not through:
+        x, out = self.x, None
+        if kind != "quiet" and self.options.through_network:
+            with torch.enable_grad():
+                x = self.x.clone().requires_grad_()
+                out = self.calls.through(kind, self.row, x)
+        elif kind != "quiet":
             out = self.calls.output(kind, self.row)
         if self.options.classifier is not None and out is not None:
             push = gradient(self.options.classifier, self.x, self.calls.t[: self.batch]).to(self.dtype)

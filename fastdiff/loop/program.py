@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import torch
 
 from ..guidance import split, with_classifier
 from ..solvers import Plan
 from ..table import INDEX, columns
+
+_used_quiet: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
+
+
+def used_without_network(plan: Plan) -> int:
+    """The columns that the plan's rows without a network call fill."""
+    if plan not in _used_quiet:
+        quiet = plan.table[plan.column("network") == 0]
+        _used_quiet[plan] = sum(1 << int(i) for i in np.flatnonzero((quiet != 0).any(axis=0)))
+    return _used_quiet[plan]
 
 
 class Program:
@@ -47,12 +59,10 @@ class Program:
         self.times = torch.tensor(times, device=self.device)
         self.network = self.plan.column("network") != 0
         self.weight, self.scale = self.plan.column("guidance_weight"), self.plan.column("input_scale")
-        ends = zip(firsts, self._plans, strict=True)
-        self.stop = np.concatenate([np.full(len(p.table), first + len(p)) for first, p in ends])
-        self.local = np.concatenate([np.arange(len(p.table)) for p in self._plans])
-        quiet = self.plan.table[~self.network]
-        self.used = self.plan.used
-        self.used_quiet = sum(1 << int(i) for i in np.flatnonzero((quiet != 0).any(axis=0)))
+        sizes = [len(p.table) for p in self._plans]
+        self.stop = np.repeat(np.array(firsts) + sizes - 1, sizes)
+        self.local = np.arange(sum(sizes)) - np.repeat(firsts, sizes)
+        self.used, self.used_quiet = self.plan.used, used_without_network(self.plan)
         if self.splits:
             halves = [split(p) for p in self._plans]
             self.convert, self.finish = (self._table(Plan.stack([h[i] for h in halves])[0]) for i in (0, 1))
