@@ -7,6 +7,7 @@ allocated here.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -125,6 +126,28 @@ class Sampler:
             raise ValueError(f"fastdiff.Sampler: expected no solver's options with a ready plan, got {min(options)!r}.")
         self._plans = Plans(schedule, self._settings, plan, model)
         self._engine = Engine(network, self._plans, network_batch=network_batch, on_oom=on_oom, graph=graph)
+
+    @classmethod
+    def from_diffusers(cls, pipe: Any, *, steps: int | None = None, decode: Any = None, **settings: Any) -> Sampler:
+        """The sampler of a diffusers pipeline: its network and the plan of its scheduler, on latents.
+
+        Prompts are not encoded: pass `sample` what the network is called with, as cond={"encoder_hidden_states": …} and
+        uncond. x_T is the scheduled state: the pipeline's latents times init_noise_sigma.
+
+        Args:
+            pipe: a pipeline with `scheduler` and `unet` or `transformer`; neither is changed.
+            steps: num_inference_steps, default 25 where neither timesteps nor sigmas are given.
+            decode: the pipeline's VAE to get pictures, its latents' scaling undone; None for latents.
+            settings: further arguments of the scheduler's set_timesteps (timesteps, sigmas, mu, …) and of its step (eta,
+                s_churn, …), and of `Sampler` (guidance_scale, network_batch, graph, …).
+
+        Raises:
+            TypeError: for objects without those parts, schedulers without a twin (`fastdiff.from_scheduler`).
+            ValueError: for settings outside these, and where the scheduler makes no plan.
+        """
+        # by name, as at the package's top: integrations stand above the sampler and are imported only when asked for
+        module = importlib.import_module("fastdiff.integrations.diffusers.sampler")
+        return module.from_pipeline(pipe, steps=steps, decode=decode, **settings)
 
     @property
     def plan(self) -> Plan:

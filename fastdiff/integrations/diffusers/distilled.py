@@ -50,7 +50,7 @@ class TCDOutput(BaseOutput):
     pred_noised_sample: Tensor | None = None
 
 
-class Distilled(VariancePreserving, Indexed):  # type: ignore[misc]  # diffusers' mixins name their files apart
+class Distilled(VariancePreserving, Indexed):
     """Schedulers that visit a few of the timesteps which the network was distilled at."""
 
     _compatibles: list[str] = []
@@ -219,7 +219,7 @@ class TCDScheduler(Distilled):
         x, times = trace.start, state.times[start:]
         for t, s in zip(times, times[1:], strict=False):
             x0, eps, _ = trace.predict(x, t)
-            down = self._down(s, options["eta"])
+            down = self._down(s, options.get("eta", 0.3))
             scale, variance = s.transition(down)
             x = scale * (down.alpha * x0 + down.sigma * eps)
             if variance > 0:
@@ -227,7 +227,7 @@ class TCDScheduler(Distilled):
         return x
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
-        return [s.transition(self._down(s, options["eta"]))[0] for s in state.times[1:]]
+        return [s.transition(self._down(s, options.get("eta", 0.3)))[0] for s in state.times[1:]]
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return options["eta"] > 0 and index + 1 != self.num_inference_steps

@@ -100,8 +100,12 @@ class FlowMatchHeunDiscreteScheduler(Flow):
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
         self._setup()
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """num_inference_steps levels, all but the first visited twice."""
+        if num_inference_steps is None:
+            raise ValueError(
+                "fastdiff.FlowMatchHeunDiscreteScheduler.set_timesteps: expected num_inference_steps, got None."
+            )
         levels = self._shifted(self._even(num_inference_steps))
         grid = torch.from_numpy(levels).to(tables.FLOAT)
         timesteps = grid * self.config.num_train_timesteps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, sqrt
+from math import inf, log, sqrt
 
 import numpy as np
 
@@ -53,7 +53,7 @@ def posterior(alpha_bar_t: float, alpha_bar_s: float) -> tuple[float, float, flo
 
 def late_churn(
     p: Trace, times: Sequence[Time], steps: int, *, hat: bool, s_churn: float = 0.0, s_tmin: float = 0.0,
-    s_tmax: float = 0.0, s_noise: float = 1.0,
+    s_tmax: float = inf, s_noise: float = 1.0,
 ) -> Linear:  # fmt: skip
     """Karras et al. 2022, algorithm 2 without its second-order part, the churn after the network's call.
 

@@ -6,7 +6,7 @@ They read the output itself and not x0: an inverted grid begins at sigma = 0, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import inf, sqrt
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
@@ -42,7 +42,7 @@ def renoised(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 def heun(
-    p: Trace, times: Sequence[Time], spread: int, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = 0.0,
+    p: Trace, times: Sequence[Time], spread: int, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf,
     s_noise: float = 1.0,
 ) -> Linear:  # fmt: skip
     """x_s = x + (sigma_s - sigma_up)(u_t sigma_t/sigma_up + u_s)/2 in pairs of calls, churn after the first call.
