@@ -18,6 +18,7 @@ class Case(NamedTuple):
 
     kinds: prediction types that the peer knows ("" where it has none). learned: the network gives twice the channels.
     exact: steps agree to 1e-6 (else 1e-5). high: of third order or more, so loops agree to 2e-4 (else 2e-5).
+    narrow: of these those compared in float32, where with more of them the peer's own roundings grow beyond any tolerance.
     steps: numbers of steps that the peer survives. set: further arguments of set_timesteps, or a function of n.
     """
 
@@ -30,6 +31,7 @@ class Case(NamedTuple):
     exact: bool = False
     high: bool = False
     steps: tuple[int, ...] = (1, 2, 3, 10, 50)
+    narrow: tuple[int, ...] = (1, 2, 3, 10, 50)
     set: Callable[[int], dict[str, Any]] | None = None
 
     @property

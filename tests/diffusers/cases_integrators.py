@@ -26,6 +26,9 @@ _SHIFTED = {
 _GIVEN = {"set": lambda n: {"timesteps": list(range(997, 0, -(990 // n)))[:n]}}
 _THIRD = {"solver_order": 3, "high": True}
 _NOISY = {"algorithm_type": "sde-dpmsolver++", "stochastic": True}
+# the corrected state is remembered, and eps' steps multiply its roundings again and again
+_REMEMBERED: dict[str, Any] = {"narrow": (1, 2, 3, 10)}
+_NOISE: dict[str, Any] = {"algorithm_type": "noise_prediction", **_REMEMBERED}
 _EPS = {"algorithm_type": "dpmsolver", **_MIN}
 
 INTEGRATORS: list[Case] = [
@@ -60,8 +63,9 @@ INTEGRATORS: list[Case] = [
         {"use_karras_sigmas": True, **_MIN, **_DULL}, {"solver_order": 1}, {"solver_order": 1, **_MIN}, _THIRD,
         {**_THIRD, **_MIN}, {**_THIRD, **_MIN, "lower_order_final": False},
         {**_MIN, "solver_type": "bh1"}, {**_MIN, "solver_type": "bh1", **_THIRD}, {"disable_corrector": [0, 2, 5]},
-        {**_THIRD, "disable_corrector": [1, 2]}, {**_MIN, "predict_x0": False, "kinds": ALL},
-        {**_MIN, "predict_x0": False, "solver_type": "bh1", **_THIRD}, {**_MIN, "predict_x0": False, **ROOT},
+        {**_THIRD, "disable_corrector": [1, 2]}, {**_MIN, "predict_x0": False, "narrow": (1, 2, 3)},
+        {**_MIN, "predict_x0": False, "solver_type": "bh1", **_THIRD, **_REMEMBERED},
+        {**_MIN, "predict_x0": False, **ROOT, "narrow": (1, 2, 3)},
         {"use_karras_sigmas": True, "sigma_min": 0.03, "sigma_max": 60.0},
         _FLOW, {**_FLOWN, **_MIN}, {**_FLOWN, **_THIRD}, {**_FLOWN, "use_karras_sigmas": True},
         {**_FLOWN, "shift_terminal": 0.1, "steps": (2, 3, 10, 50)},
@@ -70,17 +74,18 @@ INTEGRATORS: list[Case] = [
     ]),
     *each("DEISMultistepScheduler", [
         {"timestep_spacing": "trailing"}, *_SPACINGS, *(level | _DULL for level in LEVELS), SCALED, BETAS, ROOT, _FLOW,
-        _SHIFTED, {"solver_order": 1}, {"lower_order_final": False}, _THIRD, {**_THIRD, "lower_order_final": False},
+        _SHIFTED, {"solver_order": 1}, {"lower_order_final": False}, {**_THIRD, **_REMEMBERED},
+        {**_THIRD, "lower_order_final": False, **_REMEMBERED},
         {"kinds": ("flow_prediction",)}, {**_THIRD, "use_karras_sigmas": True, **_DULL},
     ]),
     *each("SASolverScheduler", [
         {"timestep_spacing": "trailing"}, *_SPACINGS, *(level | _DULL for level in LEVELS), SCALED, BETAS, ROOT, _CLIPPED,
-        _FLOW, {"predictor_order": 1, "corrector_order": 1}, {"predictor_order": 3, "corrector_order": 4, "high": True},
+        _FLOW, {"predictor_order": 1, "corrector_order": 1},
+        {"predictor_order": 3, "corrector_order": 4, "high": True, **_REMEMBERED},
         {"predictor_order": 1, "corrector_order": 3, "high": True},
         {"predictor_order": 3, "corrector_order": 1, "high": True},
         {"lower_order_final": False}, {"tau_func": lambda t: 0.3 + 0.5 * (t > 500)}, {"tau_func": lambda t: 0},
-        {"algorithm_type": "noise_prediction"}, {"algorithm_type": "noise_prediction", "tau_func": lambda t: 1},
-        {"algorithm_type": "noise_prediction", "predictor_order": 3, "corrector_order": 3, "high": True},
-        {"algorithm_type": "noise_prediction", "lower_order_final": False},
+        _NOISE, {**_NOISE, "tau_func": lambda t: 1}, {**_NOISE, "lower_order_final": False},
+        {**_NOISE, "predictor_order": 3, "corrector_order": 3, "high": True, "narrow": (1, 2, 3)},
     ], stochastic=True),
 ]  # fmt: skip

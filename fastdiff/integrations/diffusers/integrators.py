@@ -36,11 +36,13 @@ class Misread(Parametrization):
 
 
 class Rederived(Misread):
-    """The same for a class that keeps only x0 and takes eps = (x - alpha x0)/sigma from it."""
+    """The same for a class that keeps eps = (x - alpha x0)/sigma alone, with rho in sigma's place where it read a flow."""
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
         c = super().at(alpha, sigma)
-        return c._replace(eps_x=(1.0 - alpha * c.x0_x) / sigma, eps_out=-alpha * c.x0_out / sigma)
+        level = sigma if normalize(self.prediction_type) == "v" else sigma / alpha
+        eps_x, eps_out = (1.0 - alpha * c.x0_x) / level, -alpha * c.x0_out / level
+        return Coefficients(1.0, (1.0 - sigma * eps_x) / alpha, -sigma * eps_out / alpha, eps_x, eps_out)
 
 
 class Integrator(Indexed, TrainingTables):
