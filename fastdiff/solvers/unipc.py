@@ -33,8 +33,10 @@ def _update(
 ) -> Linear:
     """x_s from x_t, the prediction there and others with their ratios r; a single one takes rho = 1/2."""
     h = step_size(t, s)
-    if h == inf:
-        return s.alpha * (m0 if predict_x0 else (x - t.sigma * m0) / t.alpha)
+    if h == inf:  # into clean data or out of pure noise: exact for a constant prediction
+        return s.alpha * (m0 if predict_x0 else (x - t.sigma * m0) / t.alpha) + (
+            (s.sigma / t.sigma) * x if predict_x0 else s.sigma * m0
+        )
     if h == 0:  # equal points: nothing moves
         return x
     hh, keeps, scale = (-h, s.sigma / t.sigma, s.alpha) if predict_x0 else (h, s.alpha / t.alpha, s.sigma)
