@@ -50,7 +50,7 @@ class StepOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers' own pair
+class Scheduler(SchedulerMixin, ConfigMixin):
     """What every drop-in shares. A class defines:
 
     - `__init__` under `register_to_config` with diffusers' arguments and defaults, ending in `self._setup()`;

@@ -91,11 +91,9 @@ class Run:
     def __init__(self, plan: Plan):
         self.plan = plan
         table = plan.table
-        network, draws = (
-            plan.column("network"),
-            table[:, [plan.columns.index(f"{to}.z") for to in _WRITTEN]].any(axis=1),
-        )
-        self.draws = [bool(d) for d in draws]
+        network = plan.column("network")
+        drawn = [plan.columns.index(f"{to}.z") for to in _WRITTEN]
+        self.draws = [bool(row[drawn].any()) for row in table]
         self.network = [bool(n) for n in network]
         self.calls: list[list[int]] = []  # the rows of each network call: those without a call before it, and its own
         rows: list[int] = []
