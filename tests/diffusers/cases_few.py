@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from case import BETAS, CURVES, LEVELS, ROOT, each
+from case import BETAS, CURVES, LEVELS, ROOT, Case, each
 
 _SHIFTS: list[dict[str, Any]] = [
     {}, *LEVELS, {"shift": 3.0}, {"shift": 3.0, "use_karras_sigmas": True},
@@ -40,6 +40,10 @@ FEW = [
     ], kinds=("",), stochastic=True),
     *each("LCMScheduler", [*_DISTILLED, {"timestep_scaling": 1.0}], stochastic=True),
     *each("TCDScheduler", [*_DISTILLED, *({"step": {"eta": eta}} for eta in (0.0, 0.07, 1.0))], stochastic=True),
+    Case(  # (1 - eta) 600 is below 504 in float32
+        "TCDScheduler", {}, {"eta": 0.16}, stochastic=True, steps=(2, 3, 5),
+        set=lambda n: {"timesteps": [999, 600, 300, 150, 75][:n]},
+    ),
     *each("CMStochasticIterativeScheduler", [
         {"num_train_timesteps": 1000}, {"clip_denoised": False, "s_noise": 1.1},
         {"sigma_data": 1.0, "num_train_timesteps": 300},

@@ -119,7 +119,7 @@ class CMStochasticIterativeScheduler(Indexed):
         for t, s in zip(state.times[start:], state.times[start + 1 :], strict=False):
             x = trace.predict(x, t).x0
             level = min(max(s.sigma, c.sigma_min), c.sigma_max)
-            if level > c.sigma_min:
+            if level > c.sigma_min * (1.0 + 1e-6):  # the last level is sigma_min itself, rounded to float32
                 x = x + c.s_noise * sqrt(level**2 - c.sigma_min**2) * trace.noise()
         return x
 
