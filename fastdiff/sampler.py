@@ -17,13 +17,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .eager.common import compute_dtype
 from .guidance import strength
 from .loop.batch import Request, Requests, Source
 from .loop.engine import Engine, Run
 from .loop.network import Model, Network
 from .loop.plans import Plans
-from .loop.prepare import Given
+from .loop.prepare import Given, state
 from .prediction import Parametrization
 from .schedule import Schedule
 from .solvers import SOLVERS, Plan, find
@@ -209,22 +208,14 @@ class Sampler:
             ValueError, TypeError: for arguments outside these, and where the model returns another shape.
             torch.OutOfMemoryError: with the largest batch that fits, see `on_oom`.
         """
-        shape, device, dtype = self._state(shape, x_T if x_T is not None else image, dtype)
+        shape, device, dtype = state(self._engine.network, shape, x_T if x_T is not None else image, dtype)
         given = Given(
             self._seed(seed), sample_ids, cond, uncond, self._scale(guidance_scale), steps, start, strength, x_T, image,
             mask, known,
         )  # fmt: skip
-        run = Run(
-            device,
-            dtype,
-            shape[1:],
-            callback,
-            classifier,
-            classifier_scale,
-            guidance,
-            mask is not None,
-            through_network,
-        )
+        hooks = {"callback": callback, "classifier": classifier, "classifier_scale": classifier_scale}
+        hooks |= {"guidance": guidance, "through_network": through_network}
+        run = Run(device, dtype, shape[1:], mask is not None, **hooks)  # type: ignore[arg-type]
         program = self._engine.program(run)
         batch = self._engine.prepare(program, given, shape, np.arange(shape[0]))
         if shape[0] == 0:
@@ -270,13 +261,13 @@ class Sampler:
         for name in ("sample_ids", "progress"):
             if name in arguments:
                 raise TypeError(f"{where}: expected no {name}. Samples first_id … first_id + n - 1 are drawn.")
-        x_T, mask = arguments.get("x_T"), arguments.get("mask")
-        full, device, dtype = self._state((n, *shape), x_T if x_T is not None else arguments.get("image"),
-                                          arguments.pop("dtype", None))  # fmt: skip
-        own = {name: arguments.pop(name, None) for name in ("callback", "classifier")}
-        run = Run(device, dtype, full[1:], own["callback"], own["classifier"], arguments.pop("classifier_scale", 1.0),
-                  arguments.pop("guidance", None), mask is not None,
-                  arguments.pop("through_network", False))  # fmt: skip
+        known = {*Given._fields, *Run._fields, "dtype"} - {"device", "shape", "inpaints"}
+        if not known >= arguments.keys():
+            raise TypeError(f"{where}: expected arguments of sample, got {min(arguments.keys() - known)!r}.")
+        x = arguments.get("image") if arguments.get("x_T") is None else arguments["x_T"]
+        full, device, dtype = state(self._engine.network, (n, *shape), x, arguments.pop("dtype", None))
+        hooks = {name: arguments.pop(name) for name in Run._fields if name in arguments}
+        run = Run(device, dtype, full[1:], arguments.get("mask") is not None, **hooks)
         scale = self._scale(arguments.pop("guidance_scale", None))
         given = Given(self._seed(seed), range(first_id, first_id + n), guidance_scale=scale, **arguments)
         program = self._engine.program(run)
@@ -303,8 +294,11 @@ class Sampler:
         """
         if batch_size < 1:
             raise ValueError(f"fastdiff.Sampler.serve: expected batch_size >= 1, got {batch_size}.")
-        full, device, dtype = self._state((1, *shape), None, dtype)
-        run = Run(device, dtype, full[1:], None, classifier, classifier_scale, guidance, False, through_network)
+        full, device, dtype = state(self._engine.network, (1, *shape), None, dtype)
+        run = Run(
+            device, dtype, full[1:], classifier=classifier, classifier_scale=classifier_scale, guidance=guidance,
+            through_network=through_network,
+        )  # fmt: skip
         program = self._engine.program(run)
 
         def prepare(number: int, r: Request) -> Any:
@@ -320,25 +314,6 @@ class Sampler:
         for tickets, x in self._engine.run(program, run, source, batch_size):
             for ticket, sample in zip(tickets.tolist(), x, strict=True):
                 yield source.waiting.pop(ticket), sample.clone()
-
-    def _state(
-        self, shape: Sequence[int] | None, x_T: Tensor | None, dtype: torch.dtype | None
-    ) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
-        where = "fastdiff.Sampler.sample"
-        if x_T is not None:
-            if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
-                raise TypeError(f"{where}: expected x_T as a floating tensor [B, …].")
-            if shape is not None and tuple(shape) != tuple(x_T.shape):
-                raise ValueError(f"{where}: expected x_T of shape {list(shape)}, got {list(x_T.shape)}.")
-            shape, device = x_T.shape, x_T.device
-            dtype = dtype or compute_dtype(x_T)
-        else:
-            device = self._engine.network.place(torch.float32)[0]
-        if shape is None or len(tuple(shape)) < 1 or any(not isinstance(s, int) or s < 0 for s in shape):
-            raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
-        if (dtype or torch.float32) not in (torch.float32, torch.float64):
-            raise TypeError(f"{where}: expected dtype float32 or float64 (the state's), got {dtype}.")
-        return tuple(shape), device, dtype or torch.float32
 
     def _seed(self, seed: int | Tensor | None) -> int | Tensor:
         if seed is None:

@@ -259,3 +259,17 @@ def test_timesteps_of_one_s_own() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             Sampler(elementwise, SCHEDULE, **options)
+
+
+def test_folders_keep_parametrizations_and_strengths_per_row(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from fastdiff.prediction import Parametrization
+
+    torch.manual_seed(0)
+    network = UNet(size=8, widths=(8, 16), emb=16, groups=8).eval()
+    kind = Parametrization("v", unit_input=True, sigma_data=0.5)
+    sampler = Sampler(network, Schedule.cosine(100), steps=3, prediction_type=kind, guidance_scale=[1.0, 2.0, 1.0])
+    sampler.save_pretrained(tmp_path / "model")
+    again = Sampler.from_pretrained(tmp_path / "model")
+    assert again.plan.hash == sampler.plan.hash and again.guidance_scale == [1.0, 2.0, 1.0]
+    plain = Sampler(network, Schedule.cosine(100), steps=3, prediction_type="v")
+    assert again.plan.hash != plain.plan.hash

@@ -27,11 +27,11 @@ class Run(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     shape: tuple[int, ...]  # one sample's
-    callback: Callable[[int, Any, Tensor, Tensor], None] | None
-    classifier: Callable[[Tensor, Tensor], Tensor] | None
-    classifier_scale: float
-    guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None
-    inpaints: bool
+    inpaints: bool = False
+    callback: Callable[[int, Any, Tensor, Tensor], None] | None = None
+    classifier: Callable[[Tensor, Tensor], Tensor] | None = None
+    classifier_scale: float = 1.0
+    guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     through_network: bool = False
 
 

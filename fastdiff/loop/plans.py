@@ -55,11 +55,13 @@ class Plans:
         Raises ValueError for a ready-made plan with other steps, and for rows at which a run can't begin.
         """
         key = (steps, start, strengths)
-        if key not in self._kept:
+        found = self._kept.get(key)
+        if found is None:
+            found = self._make(steps, start, strengths)
             if len(self._kept) >= _MOST:
-                self._kept.clear()
-            self._kept[key] = self._make(steps, start, strengths)
-        return self._kept[key]
+                self._kept.clear()  # another thread may be doing so too
+            self._kept[key] = found
+        return found
 
     def of(self, steps: int | None) -> Plan:
         """The whole plan of so many steps."""

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..eager.common import compute_dtype
 from ..guidance import conditions, need_levels, strength
 from .batch import Batch, signed
+from .network import Network
 from .plans import Plans
 from .program import Program
 
@@ -82,6 +84,30 @@ def prepare(plans: Plans, program: Program, g: Given, shape: tuple[int, ...], ti
         mask=_samples("mask", g.mask, shape, device),
         known=_samples("known", g.known, shape, device),
     )
+
+
+def state(
+    network: Network, shape: Sequence[int] | None, x_T: Tensor | None, dtype: torch.dtype | None
+) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
+    """(shape, device, dtype) of a run's state: x_T's, else the network's device and float32.
+
+    Raises ValueError and TypeError for shapes and dtypes that no state has.
+    """
+    where = "fastdiff.Sampler.sample"
+    if x_T is not None:
+        if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
+            raise TypeError(f"{where}: expected x_T as a floating tensor [B, …].")
+        if shape is not None and tuple(shape) != tuple(x_T.shape):
+            raise ValueError(f"{where}: expected x_T of shape {list(shape)}, got {list(x_T.shape)}.")
+        shape, device = x_T.shape, x_T.device
+        dtype = dtype or compute_dtype(x_T)
+    else:
+        device = network.place(torch.float32)[0]
+    if shape is None or len(tuple(shape)) < 1 or any(not isinstance(s, int) or s < 0 for s in shape):
+        raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
+    if (dtype or torch.float32) not in (torch.float32, torch.float64):
+        raise TypeError(f"{where}: expected dtype float32 or float64 (the state's), got {dtype}.")
+    return tuple(shape), device, dtype or torch.float32
 
 
 def _each(name: str, value: Any, n: int) -> list[Any]:
