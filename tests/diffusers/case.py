@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
     @property
     def id(self) -> str:
-        shown = {k: "…" if isinstance(v, list) else v for k, v in {**self.config, **self.step}.items()}
+        shown = {k: "…" if isinstance(v, list) or callable(v) else v for k, v in {**self.config, **self.step}.items()}
         words = [f"{k}={v}" for k, v in shown.items()]
         return ",".join([self.name.removesuffix("Scheduler"), *words, *(["set"] if self.set else [])])
 
