@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from case import ALL, BETAS, LEVELS, ROOT, SCALED, VELOCITY, ZERO, Case, each
 
 _SPACINGS: list[dict[str, Any]] = [{"timestep_spacing": s, "steps_offset": 1} for s in ("leading", "linspace")]
@@ -88,4 +89,16 @@ INTEGRATORS: list[Case] = [
         _NOISE, {**_NOISE, "tau_func": lambda t: 1}, {**_NOISE, "lower_order_final": False},
         {**_NOISE, "predictor_order": 3, "corrector_order": 3, "high": True, "narrow": (1, 2, 3)},
     ], stochastic=True),
+    *each("EDMEulerScheduler", [
+        {}, {"sigma_schedule": "exponential"}, {"sigma_min": 0.01, "sigma_max": 50.0, "sigma_data": 1.0, "rho": 5.0}, _MIN,
+        {"set": lambda n: {"sigmas": torch.linspace(0, 0.9, n)}},
+    ], kinds=VELOCITY),
+    *each("EDMEulerScheduler", [
+        {"step": {"s_churn": 4.0}}, {"step": {"s_churn": 30.0, "s_tmin": 0.5, "s_tmax": 20.0, "s_noise": 1.01}},
+    ], kinds=VELOCITY, stochastic=True),
+    *each("EDMDPMSolverMultistepScheduler", [
+        {}, {"sigma_schedule": "exponential"}, {"sigma_min": 0.01, "sigma_max": 50.0, "sigma_data": 1.0, "rho": 5.0}, _MIN,
+        ROOT, {"solver_order": 1}, {"solver_type": "heun"}, {**_MIN, "euler_at_final": True}, {"lower_order_final": False}, _THIRD,
+        {**_NOISY}, {**_NOISY, "solver_type": "heun"}, {**_NOISY, **_MIN},
+    ], kinds=VELOCITY),
 ]  # fmt: skip

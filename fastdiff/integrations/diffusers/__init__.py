@@ -11,6 +11,7 @@ from .dpm import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
 )
+from .edm import CosineDPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
 from .euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 from .flow_match import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 from .karras import (
@@ -28,6 +29,7 @@ from .unipc import UniPCMultistepScheduler
 
 __all__ = [
     "CMStochasticIterativeScheduler",
+    "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",
     "DDIMScheduler",
@@ -37,6 +39,8 @@ __all__ = [
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",

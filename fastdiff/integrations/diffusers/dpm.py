@@ -19,7 +19,6 @@ from .integrators import Integrator
 from .state import State
 
 _LOG = logging.getLogger("fastdiff")
-_SOLVER_TYPES = ("midpoint", "heun")
 
 
 class _DPM(Integrator):
@@ -29,7 +28,7 @@ class _DPM(Integrator):
 
     def _setup(self) -> None:
         self._adopt("algorithm_type", self._algorithms, ("deis",), "dpmsolver++")
-        self._adopt("solver_type", _SOLVER_TYPES, ("logrho", "bh1", "bh2"), "midpoint")
+        self._adopt("solver_type", quirks_dpm.SOLVER_TYPES, ("logrho", "bh1", "bh2"), "midpoint")
         c = self.config
         if not c.algorithm_type.endswith("++") and c.get("final_sigmas_type") == "zero":
             raise ValueError(
@@ -57,18 +56,8 @@ class _DPM(Integrator):
         self._check_prediction()
         return super()._formula(trace, state, start, **options)
 
-    def _orders(self, steps: int) -> list[int]:
-        """The order of every step of the grid: low where the configuration wants the end steady."""
-        c = self.config
-        orders = [c.solver_order] * steps
-        if c.lower_order_final and steps < 15:
-            orders[-2:] = [min(c.solver_order, 2), 1][-steps:]
-        if c.euler_at_final:
-            orders[-1] = 1
-        return orders
-
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
-        c, orders = self.config, self._orders(len(times) - 1)
+        c, orders = self.config, quirks_dpm.orders(self.config, len(times) - 1)
         if c.algorithm_type == "sde-dpmsolver" and max(orders[start:]) > 2:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected solver_order 1 or 2 with algorithm_type='sde-dpmsolver', got "
@@ -177,6 +166,14 @@ class DPMSolverMultistepInverseScheduler(_DPM):
         levels = np.append(levels, levels[-1] if self._kind() else self._trained()[last - 1])
         _, first = np.unique(visited, return_index=True)
         self._start(visited[np.sort(first)], levels.astype(tables.numpy_float()), device)
+
+    def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
+        if self._stochastic:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected an algorithm_type without noise for steps towards noise, got "
+                f"{self.config.algorithm_type!r}. Choose dpmsolver++."
+            )
+        return super()._integrate(trace, times, start)
 
     def _rising(self, steps: int, last: int) -> Any:
         """The timesteps of the multistep class upwards: the ones below the noisiest, except for trailing."""

@@ -17,6 +17,8 @@ class Counted(Scheduler):
         step_index, begin_index: where the next step stands, and where the run began when set_begin_index said so.
     """
 
+    _last_for_unknown = False  # whether diffusers takes a timestep off the grid for the last one
+
     @property
     def step_index(self) -> int | None:
         return self._state.step_index
@@ -42,6 +44,8 @@ class Counted(Scheduler):
         host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
         found = [i for i, t in enumerate(host) if t == float(timestep)]
         if not found:
+            if self._last_for_unknown:
+                return len(host) - 1
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected one of scheduler.timesteps, got {float(timestep)}."
             )
@@ -67,6 +71,16 @@ class Indexed(Counted):
     Attributes:
         sigmas: the levels of the timesteps and the one the last step goes to, on the CPU.
     """
+
+    def _adopt(self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str) -> None:
+        """A value that a sibling class wrote into the configuration becomes ours; raises NotImplementedError for others."""
+        value = self.config[key]
+        if value in others:
+            self.register_to_config(**{key: replacement})
+        elif value not in known:
+            raise NotImplementedError(
+                f"fastdiff.{type(self).__name__}: expected {key} in {list(known)}, got {value!r}."
+            )
 
     @property
     def sigmas(self) -> Tensor:

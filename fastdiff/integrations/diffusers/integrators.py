@@ -54,6 +54,7 @@ class Integrator(Indexed, TrainingTables):
 
     _returns_x0 = False
     _remembers = True
+    _last_for_unknown = True
     _strange: type[Misread] = Misread
     _rises = False  # whether respaced levels go towards noise
     _repeats_last = False  # whether respaced levels end in their last one, else in what final_sigmas_type says
@@ -74,16 +75,6 @@ class Integrator(Indexed, TrainingTables):
         """Every training timestep; `sigmas` then is the training table in its own order, as diffusers leaves it."""
         shown = np.arange(self.config.num_train_timesteps, dtype=tables.numpy_float())[::-1].copy()
         return State(torch.from_numpy(shown), [], steps=None, sigmas=torch.from_numpy(self._trained()))
-
-    def _adopt(self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str) -> None:
-        """A value that a sibling class wrote into the configuration becomes ours; raises NotImplementedError for others."""
-        value = self.config[key]
-        if value in others:
-            self.register_to_config(**{key: replacement})
-        elif value not in known:
-            raise NotImplementedError(
-                f"fastdiff.{type(self).__name__}: expected {key} in {list(known)}, got {value!r}."
-            )
 
     # -- points
 
@@ -122,11 +113,6 @@ class Integrator(Indexed, TrainingTables):
             return 1 - sigma, sigma
         alpha = 1 / (sigma**2 + 1) ** 0.5
         return alpha, sigma * alpha
-
-    def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        """The index of a timestep's value, the second of two equal ones; the last for a value that is not there."""
-        host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
-        return super().index_for_timestep(timestep, schedule_timesteps) if float(timestep) in host else len(host) - 1
 
     def _index(self, state: State, timestep: Any) -> int | None:
         index = super()._index(state, timestep)

@@ -12,15 +12,26 @@ g = e^h - 1, c = -sigma_s e/h, c_x = alpha_s/alpha_t, c_z = sigma_s sqrt(e^2h - 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, expm1, inf, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
 from ...solvers.exponential import differences, step_size
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
+SOLVER_TYPES = ("midpoint", "heun")
+
+
+def orders(config: Mapping[str, Any], steps: int) -> list[int]:
+    """The order of every step of a grid: lower where the configuration wants the end steady."""
+    highest = [config["solver_order"]] * steps
+    if config["lower_order_final"] and steps < 15:
+        highest[-2:] = [min(config["solver_order"], 2), 1][-steps:]
+    if config["euler_at_final"]:
+        highest[-1] = 1
+    return highest
 
 
 class Weights(NamedTuple):
@@ -39,11 +50,6 @@ def weights(algorithm: str, t: Time, s: Time, midpoint: bool) -> Weights:
     h = step_size(t, s)
     if h == 0:  # equal levels: nothing moves
         return Weights(1.0, 0.0, 0.0, 0.0, 0.0)
-    if sde and h < 0:
-        raise ValueError(
-            f"fastdiff: expected an algorithm_type without noise for steps towards noise, got {algorithm!r}. Choose "
-            "dpmsolver or dpmsolver++."
-        )
     e = 2.0 * h if sde else h
     if data:
         x = s.sigma / t.sigma * (exp(-h) if sde else 1.0)
@@ -51,11 +57,11 @@ def weights(algorithm: str, t: Time, s: Time, midpoint: bool) -> Weights:
             return Weights(x, s.alpha, 0.0, 0.0, 0.0)
         gain, scale = -expm1(-e), s.alpha
         psi, chi = 1.0 - gain / e, (gain - e) / e**2 + (-0.5 if sde else 0.5)
-        z = s.sigma * sqrt(-expm1(-2.0 * h)) if sde else 0.0
+        z = s.sigma * sqrt(max(-expm1(-2.0 * h), 0.0)) if sde else 0.0  # a last level may lie a rounding above
     else:
         x, gain, scale = s.alpha / t.alpha, expm1(h), -s.sigma * (2.0 if sde else 1.0)
         psi, chi = gain / h - 1.0, (gain - h) / h**2 - 0.5
-        z = s.sigma * sqrt(expm1(2.0 * h)) if sde else 0.0
+        z = s.sigma * sqrt(max(expm1(2.0 * h), 0.0)) if sde else 0.0
     return Weights(x, scale * gain, scale * (0.5 * gain if midpoint else psi), scale * chi, z)
 
 

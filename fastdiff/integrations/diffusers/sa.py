@@ -24,8 +24,8 @@ def _middle(t: float) -> float:
 class SASolverScheduler(Integrator):
     """Stochastic Adams methods, predictor and corrector (Xue et al. 2023, eq. 14 to 18); diffusers' `SASolverScheduler`.
 
-    Quirks kept: formulas of order 2 carry a further term of O(h³); a generator is drawn from in every step, also where tau is
-    0; the grid ends in the first training level, or, respaced, in its last level twice; tau_func=None is 1 between
+    Quirks kept: formulas of order 2 carry a further term of O(h³); a generator is drawn from in every step, also where tau
+    is 0; the grid ends in the first training level, or, respaced, in its last level twice; tau_func=None is 1 between
     timesteps 200 and 800 and 0 elsewhere. Equal timesteps make a step of nothing; thresholding works with
     algorithm_type="noise_prediction" too, where diffusers fails.
     """
