@@ -82,15 +82,6 @@ class Flow(Indexed):
     def _mixture(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return 1.0 - sigma, sigma
 
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor | None = None) -> Tensor:
-        """(1 - sigma) x0 + sigma noise; timestep [B]. In a run it is the level of its beginning, then of its next step."""
-        return self.add_noise(sample, self._given(noise), timestep)
-
-    def _given(self, noise: Tensor | None) -> Tensor:
-        if noise is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}.scale_noise: expected noise, got None. Pass noise=.")
-        return noise
-
     @staticmethod
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
         """diffusers' draw: of the precision the step is computed in."""
@@ -120,6 +111,12 @@ class Shifting(Flow):
                 f"{self.config.time_shift_type!r}."
             )
         super()._prepare()
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(1 - sigma) x0 + sigma noise; timestep [B]. In a run it is the level of its beginning, then of its next step."""
+        if noise is None:
+            raise ValueError(f"fastdiff.{type(self).__name__}.scale_noise: expected noise, got None. Pass noise=.")
+        return self.add_noise(sample, noise, timestep)
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
         """w / (w + (1/t - 1)^sigma), w = e^mu or mu as time_shift_type says (Esser et al. 2024, eq. 23, with w = shift)."""

@@ -100,12 +100,8 @@ class FlowMatchHeunDiscreteScheduler(Flow):
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
         self._setup()
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """num_inference_steps levels, all but the first visited twice."""
-        if num_inference_steps is None:
-            raise ValueError(
-                "fastdiff.FlowMatchHeunDiscreteScheduler.set_timesteps: expected num_inference_steps, got None."
-            )
         levels = self._shifted(self._even(num_inference_steps))
         grid = torch.from_numpy(levels).to(tables.FLOAT)
         timesteps = grid * self.config.num_train_timesteps
@@ -119,14 +115,14 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         state = self._state
         return state.start is None or state.done is None or (state.done - state.start) % 2 == 1
 
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor | None = None) -> Tensor:
+    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """(1 - sigma) x0 + sigma noise at the level of the next step, which is the timestep's before the first."""
         state = self._state
         if state.step_index is None:
             begun = state.begin_index
             state.step_index = self.index_for_timestep(timestep) if begun is None else begun
         sigma = self.sigmas[state.step_index].to(sample.device)
-        return sigma * self._given(noise) + (1.0 - sigma) * sample
+        return sigma * noise + (1.0 - sigma) * sample
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         return quirks_flow.heun(trace, state.times[start:], len(state.times) - 1, **options)
