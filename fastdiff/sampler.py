@@ -213,9 +213,9 @@ class Sampler:
             self._seed(seed), sample_ids, cond, uncond, self._scale(guidance_scale), steps, start, strength, x_T, image,
             mask, known,
         )  # fmt: skip
-        hooks = {"callback": callback, "classifier": classifier, "classifier_scale": classifier_scale}
+        hooks: dict[str, Any] = {"callback": callback, "classifier": classifier, "classifier_scale": classifier_scale}
         hooks |= {"guidance": guidance, "through_network": through_network}
-        run = Run(device, dtype, shape[1:], mask is not None, **hooks)  # type: ignore[arg-type]
+        run = Run(device, dtype, shape[1:], mask is not None, **hooks)
         program = self._engine.program(run)
         batch = self._engine.prepare(program, given, shape, np.arange(shape[0]))
         if shape[0] == 0:
@@ -276,7 +276,7 @@ class Sampler:
 
     def serve(
         self,
-        requests: Iterable[Request],
+        requests: Iterable[Request | None],
         shape: Sequence[int],
         *,
         batch_size: int = 64,
@@ -288,7 +288,8 @@ class Sampler:
     ) -> Iterator[tuple[Request, Tensor]]:
         """Yields (request, its sample [*shape]) as they are done, not in order; each is what `sample` gives for it alone.
 
-        requests: pulled one by one, when one of the batch_size lanes is free. shape: one sample's.
+        requests: pulled one by one, when one of the batch_size lanes is free; a None among them says that none waits now,
+            and those in flight go on, a step at a time. shape: one sample's.
 
         Raises ValueError and TypeError for a request that `sample` would refuse, or whose cond does not fit the others'.
         """

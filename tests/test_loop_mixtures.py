@@ -251,6 +251,33 @@ def test_networks_may_name_their_time() -> None:
     torch.testing.assert_close(torch.stack(model.seen)[:, 0], rho[[999, 666, 332]])
 
 
+def test_requests_that_come_later_join_those_in_flight() -> None:
+    sampler = sampler_of("unipc")
+    requests = [Request(i, 0, steps=n, cond={"y": torch.tensor(i)}) for i, n in enumerate((9, 3, 5))]
+    log: list[Any] = []
+
+    def arriving() -> Any:
+        yield None
+        for i, request in enumerate(requests):
+            log.append(("comes", i))
+            yield request
+            yield None  # a step goes by
+            yield None
+        log.append("closed")
+
+    got = {}
+    for request, x in sampler.serve(arriving(), SHAPE, batch_size=2):
+        log.append(("done", request.sample_id))
+        got[request.sample_id] = x
+    assert log.index(("comes", 1)) < log.index(("done", 0)), log
+    assert log.index(("done", 1)) < log.index(("comes", 2)) < log.index(("done", 0)), log
+    for request in requests:
+        assert request.cond is not None
+        y = {"y": request.cond["y"][None]}
+        alone = sampler.sample((1, *SHAPE), seed=0, sample_ids=[request.sample_id], steps=request.steps, cond=y)
+        assert torch.equal(got[request.sample_id], alone[0])
+
+
 def test_requests_that_do_not_fit_are_named() -> None:
     sampler = sampler_of("ddim")
     good = Request(0, 0, cond={"y": torch.tensor(1)})

@@ -80,6 +80,7 @@ class Requests:
     """Hands out samples one request at a time, pulled when a lane is free for it.
 
     prepare(number, request) makes a batch of one sample whose ticket is the number; `waiting` holds what was pulled.
+    None in place of a request: none now.
     """
 
     def __init__(self, requests: Iterator[Any], prepare: Callable[[int, Any], Batch]):
@@ -92,6 +93,8 @@ class Requests:
             request = next(self._requests)
         except StopIteration:
             self.empty = True
+            return None
+        if request is None:
             return None
         self._number += 1
         self.waiting[self._number] = request

@@ -25,15 +25,21 @@ def run(
     step with (row in the plan, t, x, x0), or (step of the run, t [B], x, x0) while lanes are at different rows.
     """
     arrived, steps = source.take(most), 0
-    if arrived is None:
-        return
+    while arrived is None:
+        if source.empty:
+            return
+        arrived = source.take(most)
     lanes = make(arrived, most)
     while True:
         lanes = _fill(lanes, source, arrived)
         arrived = None
         if not lanes.active.any():
-            return
+            if source.empty:
+                return
+            continue
         count = lanes.stretch()
+        if count and not source.empty and not lanes.active.all():
+            count = 1  # somebody may come for the free lanes
         with torch.no_grad():
             for number, kind in enumerate(lanes.kinds(count)):
                 lanes.step(kind)
