@@ -18,14 +18,18 @@ from .trace import Linear, Trace
 @solver("dpm++sde", paper="Lu et al. 2022b (DPM-Solver++), eq. 9 on the reverse SDE, in two stages", order=1, calls=2,
         stochastic=True)  # fmt: skip
 def dpmpp_sde(
-    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5, nested: bool = False
-) -> Linear:
+    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5, nested: bool = False,
+    clock: str = "snr",
+) -> Linear:  # fmt: skip
     """First the fraction r of the step in log-SNR, then the whole of it with (1 - 1/2r) x0 + 1/2r x0'.
 
     Both stages follow one Brownian path. With eta = 1 the state over sigma² has independent increments of variance
     1/rho_s² - 1/rho_t², so the noise of the whole step is sqrt(w) z + sqrt(1 - w) z', z the first stage's, z' fresh and w
     the first stage's share. nested: the draw of the second stage is the whole step's, given by who knows the path.
+    clock: the path's time, 1/rho² (`snr`), or rho itself as in the published code, which makes w smaller than it is.
     """
+    if clock not in ("snr", "rho"):
+        raise ValueError(f"fastdiff.Sampler: expected clock in ['snr', 'rho'], got {clock!r}.")
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -45,6 +49,8 @@ def dpmpp_sde(
             if not nested:
                 h = s.log_snr - t.log_snr
                 share = expm1(r * h) / expm1(h) if h < 700 else 0.0
+                if clock == "rho":
+                    share = (t.rho - middle.rho) / (t.rho - s.rho)
                 before = p.keep(drawn)
         y0, _, _ = p.predict(x, middle)
         down, up = ancestral_levels(t, s, eta)

@@ -101,4 +101,7 @@ INTEGRATORS: list[Case] = [
         ROOT, {"solver_order": 1}, {"solver_type": "heun"}, {**_MIN, "euler_at_final": True}, {"lower_order_final": False}, _THIRD,
         {**_NOISY}, {**_NOISY, "solver_type": "heun"}, {**_NOISY, **_MIN},
     ], kinds=VELOCITY),
+    *each("DPMSolverSDEScheduler", [
+        {}, {"timestep_spacing": "leading", "steps_offset": 1}, {"timestep_spacing": "trailing"}, *LEVELS, SCALED, BETAS,
+    ], kinds=VELOCITY, step={"s_noise": 0.0}),
 ]  # fmt: skip
