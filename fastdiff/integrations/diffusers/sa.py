@@ -46,10 +46,17 @@ class SASolverScheduler(Integrator):
         self._adopt("algorithm_type", ("data_prediction", "noise_prediction"), (), "")
         self._setup()
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """num_inference_steps timesteps, spaced as configured."""
+        if num_inference_steps is None:
+            raise ValueError(f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got None.")
         visited = self._spaced(num_inference_steps, self.config.num_train_timesteps - self._clipped())
         self._arrange(*self._levels(visited, num_inference_steps), device)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise at training timesteps [B], int64."""
+        alpha, sigma = self._mixing(original_samples, timesteps)
+        return alpha * original_samples + sigma * noise
 
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
         return True

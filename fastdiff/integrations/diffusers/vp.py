@@ -32,6 +32,13 @@ class TrainingTables(Scheduler):
     def _point(self, t: float) -> Time:
         return tables.preserving(t, float(self.alphas_cumprod[int(t)]))
 
+    def _mixing(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Both coefficients, broadcast to the sample and rounded to its dtype first, as diffusers does."""
+        table = self.alphas_cumprod.to(device=sample.device, dtype=sample.dtype)
+        chosen = table[timesteps.to(sample.device)].flatten()
+        chosen = chosen.reshape(-1, *(1,) * (sample.ndim - 1))
+        return chosen**0.5, (1 - chosen) ** 0.5
+
 
 class VariancePreserving(TrainingTables):
     """Timesteps are indices of the training tables, so forward noising and velocities are read off there."""
@@ -57,13 +64,6 @@ class VariancePreserving(TrainingTables):
         """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x0 (Salimans & Ho 2022, section 4)."""
         alpha, sigma = self._mixing(sample, timesteps)
         return alpha * noise - sigma * sample
-
-    def _mixing(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Both coefficients, broadcast to the sample and rounded to its dtype first, as diffusers does."""
-        table = self.alphas_cumprod.to(device=sample.device, dtype=sample.dtype)
-        chosen = table[timesteps.to(sample.device)].flatten()
-        chosen = chosen.reshape(-1, *(1,) * (sample.ndim - 1))
-        return chosen**0.5, (1 - chosen) ** 0.5
 
     def _everywhere(
         self, formula: Callable[[Trace, int], Linear], model_output: Tensor, timesteps: Tensor, sample: Tensor,
