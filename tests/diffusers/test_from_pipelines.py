@@ -11,6 +11,7 @@ from test_pipelines import CROSS, PIPELINES, POOLED, PROMPT, made, seeded, vae
 from tolerances import DROP_IN_PIPELINE
 
 import fastdiff
+import fastdiff.integrations.diffusers as classes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -136,3 +137,20 @@ def test_flux_is_told_a_thousandth_of_the_timesteps() -> None:
     close(sampler.sample(x_T=packed, cond=cond), expected)
     with pytest.raises(ValueError, match="mu"):
         fastdiff.Sampler.from_diffusers(pipe, steps=5)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [c for c in classes.__all__ if c.endswith("Scheduler")])
+def test_every_drop_in_makes_a_plan_with_a_call_for_each_timestep(name: str) -> None:
+    """Also entered inside the grid, from an image at the level that the plan notes there."""
+    pipe = made("text", "DDIMScheduler")
+    pipe.scheduler = getattr(classes, name)()
+    sampler = fastdiff.Sampler.from_diffusers(pipe, steps=6)
+    pipe.scheduler.set_timesteps(6)
+    assert sampler.plan.network_calls == len(pipe.scheduler.timesteps)
+    called = sampler.plan.column("t")[sampler.plan.column("network") == 1]
+    assert called.tolist() == pipe.scheduler.timesteps.tolist()
+    whole = sampler.sample((2, 4, 8, 8), seed=1, cond=COND)
+    half = sampler.sample(image=torch.zeros(2, 4, 8, 8), strength=0.5, seed=1, cond=COND)
+    assert torch.isfinite(whole).all() and torch.isfinite(half).all()
+    assert (whole - half).abs().max() > 0.01
