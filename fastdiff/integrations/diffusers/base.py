@@ -20,15 +20,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...backend import launcher
 from ...eager.common import compute_dtype
-from ...ops import reverse_step
-from ...ops.common import unobserved
-from ...ops.reverse_step import columns_used
 from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
-from ...table import INDEX, OPERANDS
+from ...table import INDEX
+from .execute import execute
 from .state import Run, State, States
 from .tables import Points
 
@@ -275,7 +272,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                         drawn = self._draw(model_output, sample, generator)
                 z = drawn
             output = model_output if run.network[row] else None
-            x, second = _execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
+            x, second = execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
             slots = slots_out if slots is not None else None  # a call's second row goes on from its first
         if generator is not None and drawn is None and self._always_draws(index or 0, options):
             self._draw(model_output, sample, generator)
@@ -304,74 +301,3 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             state.start = index
             state.done = None
         return state.start
-
-
-def _execute(
-    run: Run, row: int, x: Tensor, output: Tensor | None, noise: Tensor | None, seed: int | None,
-    slots: Tensor | None, slots_out: Tensor | None, wants_x0: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """(next x, x0) of a row, in x's dtype."""
-    table, row_index = run.table(x.device), run.rows(x.shape[0], x.device)[row]
-    if torch.is_grad_enabled() and (x.requires_grad or (output is not None and output.requires_grad)):
-        given: dict[str, Any] = {"noise": noise, "seed": seed, "used": run.plan.used}
-        return _differentiable(table, row_index, x, output, slots, slots_out, wants_x0, given)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x0 = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_x0 else None
-    key = _same(run, x, output, noise)
-    if key is not None and key == run.checked:
-        launcher("reverse_step", x.device)(
-            out, x, output, table, row_index, slots, noise, seed, None, None, None, None, 1, False, run.plan.used,
-            slots_out, x0, None, None, None, None,
-        )  # fmt: skip
-        return out, x0
-    reverse_step(
-        x, output, table, row_index, slots=slots, noise=noise, seed=seed, used=run.plan.used, out=out,
-        slots_out=slots_out, x0_out=x0,
-    )  # fmt: skip
-    run.checked = key
-    return out, x0
-
-
-def _same(run: Run, x: Tensor, output: Tensor | None, noise: Tensor | None) -> Any:
-    """What the op's checks depend on, for a step that may be launched past them once they have been made; else None."""
-    if (
-        output is None
-        or run.thresholds
-        or not unobserved(x, output)
-        or not (x.is_contiguous() and output.is_contiguous())
-    ):
-        return None
-    if noise is None:
-        return x.shape, x.dtype, x.device, output.shape, output.dtype, output.device
-    if type(noise) is not Tensor or not noise.is_contiguous():
-        return None
-    return (
-        x.shape, x.dtype, x.device, output.shape, output.dtype, output.device, noise.shape, noise.dtype, noise.device
-    )  # fmt: skip
-
-
-def _differentiable(
-    table: Tensor, row: Tensor, x: Tensor, output: Tensor | None, slots: Tensor | None, slots_out: Tensor | None,
-    wants_x0: bool, given: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """The same for callers that differentiate through a step; the memory carries no gradient."""
-    written = slots is None and slots_out is not None  # slot 1 is for the caller alone
-    plain = table.clone()
-    plain[:, INDEX["s1.x"] :] = 0.0
-    if written:
-        given["used"] = columns_used(plain)
-    result: Any = reverse_step(x, output, plain if written else table, row, slots=slots, **given)
-    x_s, fresh = result if slots is not None else (result, None)
-    if fresh is not None:
-        slots_out.copy_(fresh.detach())  # type: ignore[union-attr]
-    if not wants_x0 and not written:
-        return x_s, None
-    nexts = [INDEX[f"x.{operand}"] for operand in OPERANDS]
-    shown = plain.clone()  # rows whose next x is what is shown
-    shown[:, nexts] = 0.0
-    if written:
-        shown[:, nexts] = table[:, [INDEX[f"s1.{operand}"] for operand in OPERANDS]]
-    else:
-        shown[:, INDEX["x.x0"]] = 1.0
-    second: Any = reverse_step(x, output, shown, row)
-    return x_s, second
