@@ -102,8 +102,8 @@ def singlestep(
     group: list[tuple[Linear, Time]] = []  # predictions of the group, first first
     for (t, s), order in zip(zip(times, times[1:], strict=False), orders, strict=True):
         d0 = predicted(p, x, t, algorithm)
-        if min(order, len(group) + 1) == 1:
-            group, base = [], p.x()
+        if order == 1 or not group or any(q.log_snr == t.log_snr for _, q in group):
+            group, base = [], p.x()  # also where a point comes twice, between which there is no slope
         group = [*group, (d0, t)]
         first, begin = group[-min(order, len(group))]
         k = len(group)
