@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from ..guidance import split, with_classifier
 from ..solvers import Plan
 from ..table import INDEX, columns
 
+_BUILT = ("plan", "table", "time", "times", "network", "weight", "scale", "stop", "local", "used", "used_quiet")
+_made: weakref.WeakKeyDictionary[Plan, dict[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
 _used_quiet: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
 
@@ -52,6 +55,17 @@ class Program:
 
     def _build(self) -> None:
         self.version += 1
+        if len(self._plans) > 1 or self.splits or self.inpaints:
+            self._stack()
+            return
+        # most programs are one plan, run again and again
+        made, key = _made.setdefault(self._plans[0], {}), (self.device, self.whole_times)
+        if key not in made:
+            self._stack()
+            made[key] = {name: value for name, value in vars(self).items() if name in _BUILT}
+        vars(self).update(made[key])
+
+    def _stack(self) -> None:
         self.plan, firsts = Plan.stack(self._plans)
         self.table = torch.tensor(self.plan.table, device=self.device)
         self.time = self.plan.column("t")

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from .. import backend as backends
 from . import common
-from .reverse_step import checked_arguments, launch_arguments, reverse_step
+from .reverse_step import checked_arguments, checked_outputs, launch_arguments, reverse_step
 
 
 class RepeatedStep:
     """reverse_step(x, model_output, table, row, …, out=x, slots_out=slots), all fixed but model_output and the rows.
 
-    Arguments as for `reverse_step`, which the first call of each kind goes through, errors included; later ones, with an
-    output of the same shape, dtype and device, launch the kernel alone. `guided` chooses per call whether guidance is
+    Arguments as for `reverse_step`, errors included. The first call of each kind is checked as the op checks; later ones,
+    with an output of the same shape, dtype and device, launch the kernel alone. `guided` chooses per call whether guidance is
     applied. Where ops are being watched (fake tensors, dispatch modes, tracing) every call goes through the op.
     """
 
@@ -59,32 +59,34 @@ class RepeatedStep:
             elif type(model_output) is Tensor and model_output.is_contiguous():
                 key = (guided, model_output.shape, model_output.dtype, model_output.device)
             known = self._known.get(key) if key else None
+            if known is None and key:
+                known = self._bind(key, model_output, row, row_out, guided)
             if known is not None:
                 known[0](model_output, row, row_out)
                 if not x.is_inference():
                     torch.autograd.graph.increment_version([*self._written, row_out])
                 return
         x0_out, input_out = self._others
-        guidance = self._guidance if guided else None
         reverse_step(
-            x, model_output, self._table, row, guidance=guidance, noise=noise, gradient=gradient, slots=self._slots,
-            workspace=self._workspace, out=x, slots_out=self._slots, x0_out=x0_out, input_out=input_out,
-            row_out=row_out, seed=self._seed, sample_ids=self._ids, used=self._used,
+            x, model_output, self._table, row, guidance=self._guidance if guided else None, noise=noise,
+            gradient=gradient, slots=self._slots, workspace=self._workspace, out=x, slots_out=self._slots,
+            x0_out=x0_out, input_out=input_out, row_out=row_out, seed=self._seed, sample_ids=self._ids,
+            used=self._used,
         )  # fmt: skip
-        if key:
-            bind = backends.binder("reverse_step", x.device)
-            if bind is not None:
-                arguments = self._launched(model_output, row, row_out, guidance)
-                self._known[key] = bind(*arguments), arguments
 
-    def _launched(
-        self, model_output: Tensor | None, row: Tensor, row_out: Tensor, guidance: Tensor | None
-    ) -> tuple[Any, ...]:
-        """What a backend's launcher would be given for this call."""
+    def _bind(
+        self, key: tuple[Any, ...], model_output: Tensor | None, row: Tensor, row_out: Tensor, guided: bool
+    ) -> tuple[Callable[..., None], Any] | None:
+        """The first call of a kind: what the op would check is checked, and what it would launch is packed."""
+        bind = backends.binder("reverse_step", self._x.device)
+        if bind is None:
+            return None
         checked = checked_arguments(
             self._x, model_output, self._table, row, self._slots, None, self._seed, self._ids,
-            guidance, None, 1, "exact", self._used, self._slots, self._others[0],
+            self._guidance if guided else None, None, 1, "exact", self._used, self._slots, self._others[0],
         )  # fmt: skip
-        outputs = (self._x, self._slots, *self._others, row_out, self._workspace)
-        everything: Any = (*checked, *outputs)
-        return launch_arguments(*everything)
+        outputs: Any = (self._slots, *self._others, row_out, self._workspace)
+        checked_outputs(self._x, self._x, *outputs)
+        arguments = launch_arguments(*checked, self._x, *outputs)
+        self._known[key] = known = bind(*arguments), arguments
+        return known

@@ -265,6 +265,23 @@ def _run(
             raise ValueError(f"fastdiff.{where}: expected out together with the other outputs. Pass out=.")
         x_s, fresh = _functional(*arguments)
         return x_s if arguments[4] is None else (x_s, fresh)
+    written = checked_outputs(x_t, out, slots_out, x0_out, input_out, row_out, workspace)
+    everything: Any = (*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
+    if common.unobserved(x_t, out):
+        _launch_out(*everything)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(written)
+    else:
+        _into(*everything)
+    return out
+
+
+def checked_outputs(
+    x_t: Tensor, out: Tensor, slots_out: Tensor | None, x0_out: Tensor | None, input_out: Tensor | None,
+    row_out: Tensor | None, workspace: Tensor | None,
+) -> list[Tensor]:  # fmt: skip
+    """The tensors that the op writes. Raises as `reverse_step` says."""
+    where = "reverse_step"
     common.shaped(where, "out", out, x_t.shape)
     batch = x_t.size(0)
     if row_out is not None:
@@ -292,14 +309,7 @@ def _run(
         if workspace.dtype != compute or not workspace.is_contiguous():
             raise TypeError(f"fastdiff.{where}: expected a contiguous workspace of {compute}, got {workspace.dtype}.")
         written.append(workspace)
-    everything: Any = (*arguments, out, slots_out, x0_out, input_out, row_out, workspace)
-    if common.unobserved(x_t, out):
-        _launch_out(*everything)
-        if not out.is_inference():
-            torch.autograd.graph.increment_version(written)
-    else:
-        _into(*everything)
-    return out
+    return written
 
 
 _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
