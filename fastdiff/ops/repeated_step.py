@@ -21,8 +21,8 @@ class RepeatedStep:
     """reverse_step(x, model_output, table, row, …, out=x, slots_out=slots), all fixed but model_output and the rows.
 
     Arguments as for `reverse_step`, errors included. The first call of each kind is checked as the op checks; later ones,
-    with an output of the same shape, dtype and device, launch the kernel alone. `guided` chooses per call whether guidance is
-    applied. Where ops are being watched (fake tensors, dispatch modes, tracing) every call goes through the op.
+    with an output of the same shape, dtype and device, launch the kernel alone. `guided` chooses per call whether guidance
+    is applied. Where ops are being watched (fake tensors, dispatch modes, tracing) every call goes through the op.
     """
 
     def __init__(
@@ -85,8 +85,9 @@ class RepeatedStep:
             self._x, model_output, self._table, row, self._slots, None, self._seed, self._ids,
             self._guidance if guided else None, None, 1, "exact", self._used, self._slots, self._others[0],
         )  # fmt: skip
-        outputs: Any = (self._slots, *self._others, row_out, self._workspace)
-        checked_outputs(self._x, self._x, *outputs)
-        arguments = launch_arguments(*checked, self._x, *outputs)
+        outputs: Any = (self._x, self._slots, *self._others, row_out, self._workspace)
+        checked_outputs(self._x, *outputs)
+        everything: Any = (*checked, *outputs)
+        arguments = launch_arguments(*everything)
         self._known[key] = known = bind(*arguments), arguments
         return known
