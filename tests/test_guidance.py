@@ -271,6 +271,23 @@ def test_inpainting_replaces_the_known_part_at_every_level(dtype: torch.dtype) -
         sampler.sample((5, 8), mask=mask)
 
 
+def test_the_way_back_takes_the_known_part_along() -> None:
+    """RePaint noises the whole picture on its way back (algorithm 1, line 10): nothing is replaced there."""
+    network, known = Pixels(), torch.linspace(-1, 1, 8)
+    mask = (torch.arange(8) >= 5).float()
+    sampler = Sampler(network, SCHEDULE, solver="repaint", steps=8, jump_length=2, jump_n_sample=3)
+    back = np.flatnonzero(sampler.plan.column("network")[:-1] == 0)
+    assert len(back) >= 4
+    states: list[Tensor] = []
+    sampler.sample((3, 8), seed=4, mask=mask, known=known, callback=lambda i, t, x, x0: states.append(x.clone()))
+    table = torch.tensor(sampler.plan.table)
+    for row in back:
+        free = ops.reverse_step(states[row - 1], None, table, torch.full((3,), int(row)), seed=4, used=-1)
+        assert torch.equal(states[row], free), row
+    mixed = sampler.sample((3, 8), seed=4, mask=mask, known=known, steps=[8, 5, 8])
+    torch.testing.assert_close(mixed[[0, 2]], states[-1][[0, 2]], rtol=1e-5, atol=1e-5)
+
+
 def test_inpainted_gaussian_pixels_follow_the_conditional() -> None:
     """RePaint's resampling brings the free pixels to N(m_{1|2}, S_{1|2}): 4,096 samples (standard error 0.015), ten
     resamplings; what is left of the bias, 0.14 here, falls with their number. Replacement alone, which the paper's section

@@ -245,12 +245,12 @@ class Lanes:
         )  # fmt: skip
 
     def _replace(self) -> None:
-        """x = mask x + (1 - mask)(alpha known + sigma z), at the level of the next row."""
+        """x = mask x + (1 - mask)(alpha known + sigma z), at the level that the row led to."""
         assert self._mask is not None and self._known is not None and self._noised is not None
         (noised, used), (enter, used_enter) = self.program.noised, self.program.enter
         ops.reverse_step(
-            self._known, None, noised, self._row_out, seed=self._seeds, sample_ids=self._ids, stream=STREAM_FORWARD,
-            used=used, out=self._noised,
+            self._known, None, noised, self.row, slots=self.x[None], seed=self._seeds, sample_ids=self._ids,
+            stream=STREAM_FORWARD, used=used, out=self._noised,
         )  # fmt: skip
         torch.lerp(self._noised, self.x, self._mask, out=self.x)
         ops.reverse_step(

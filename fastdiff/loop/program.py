@@ -87,15 +87,19 @@ class Program:
         return torch.tensor(plan.table, device=self.device), plan.used
 
     def _forward(self) -> None:
-        """Row r of `noised`: alpha x + sigma z at the level of row r; of `enter`: x as it is. Both write row r's input."""
+        """Row r of `noised`: clean x at the level that row r leads to, alpha x + sigma z; of `enter`: x as it is, with row
+        r's input. Rows without a network call, RePaint's way back for one, take the known part along: there `noised` is the
+        slot.
+        """
         assert self.plan.levels is not None
-        rows = len(self.plan.table)
+        after = self.plan.column("next").astype(np.int64)
         enter = np.zeros_like(self.plan.table)
-        enter[:, INDEX["next"]], enter[:, INDEX["x.x"]] = np.arange(rows), 1.0
+        enter[:, INDEX["next"]], enter[:, INDEX["x.x"]] = np.arange(len(after)), 1.0
         enter[:, INDEX["input_scale"]] = self.scale
-        noised = enter.copy()
-        noised[:, [INDEX["x.x"], INDEX["x.z"]]] = self.plan.levels
-        noised[:, INDEX["noise_index"]] = self.local
+        noised = np.zeros_like(enter)
+        noised[:, INDEX["next"]], noised[:, INDEX["noise_index"]] = after, self.local[after]
+        noised[:, [INDEX["x.x"], INDEX["x.z"]]] = np.where(self.network[:, None], self.plan.levels[after], 0.0)
+        noised[:, INDEX["x.s1"]] = ~self.network
         self.enter = torch.tensor(enter, device=self.device), columns("next", "x.x", "input_scale")
-        used = columns("next", "x.x", "x.z", "input_scale", "noise_index")
+        used = columns("next", "x.x", "x.z", "x.s1", "noise_index")
         self.noised = torch.tensor(noised, device=self.device), used
