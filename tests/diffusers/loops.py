@@ -78,7 +78,7 @@ def integrator_amplified(theirs: Any, index: int | None) -> float:
     alpha = 1.0 - rho if c.use_flow_sigmas else 1.0 / (1.0 + rho**2).sqrt()
     size = alpha * rho if inward else alpha
     ratios = [4.0 * float(size[i + 1] / size[max(i - 2, 0) if not inward else i]) for i in range(len(theirs.timesteps))]
-    whole = 4.0 * float(size[-1] / size[0]) if inward else max(ratios)
+    whole = 4.0 * float(size[-1] / size[0])
     return max(1.0, whole if index is None else ratios[index])
 
 

@@ -1,4 +1,4 @@
-"""What the exponential integrators' drop-ins do beside diffusers' numbers: where diffusers fails, and what comes in and out."""
+"""The exponential integrators' drop-ins beside diffusers' numbers: where diffusers fails, and what comes in and out."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ def test_what_cannot_be_had_is_refused() -> None:
             ),
             "expected solver_order 1 or 2",
         ),
-        (fastdiff.EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3), "solver_order 1 or 2"),
+        (
+            fastdiff.EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3),
+            "solver_order 1 or 2",
+        ),
         (fastdiff.EDMEulerScheduler(prediction_type="sample"), "expected prediction_type in"),
         (fastdiff.DEISMultistepScheduler(use_karras_sigmas=True, use_flow_sigmas=True), None),
     ):
