@@ -6,6 +6,7 @@ Public names load on first use; importing this package touches no GPU, no networ
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -62,7 +63,6 @@ __all__ = [
     "to_uint8",
     "use",
     "vlb_terms",
-    *_DIFFUSERS,
 ]
 
 if TYPE_CHECKING:
@@ -107,4 +107,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE, *_DIFFUSERS})
+    # help() and its like look at every name: what can't be had here is not shown
+    return sorted({*globals(), *_WHERE, *(_DIFFUSERS if importlib.util.find_spec("diffusers") else ())})
