@@ -40,8 +40,8 @@ def test_ddim(steps: int, eta: float, clip: bool, prediction_type: str, monkeypa
     )  # fmt: skip
     theirs.set_timesteps(steps)
     sampler = Sampler(
-        _network, _schedule(theirs), steps=steps, eta=eta, clip_range=1.0 if clip else None, timestep_spacing="leading",
-        prediction_type=prediction_type,
+        _network, _schedule(theirs), solver="ddim", steps=steps, eta=eta, clip_range=1.0 if clip else None,
+        timestep_spacing="leading", prediction_type=prediction_type,
     )  # fmt: skip
     _walk(sampler, theirs, lambda out, t, x, z: theirs.step(out, t, x, eta=eta, variance_noise=z if eta else None))
 

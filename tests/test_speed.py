@@ -17,7 +17,7 @@ import fastdiff
 from fastdiff import Schedule, native, ops
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness, test_ops  # noqa: E402
+from benchmarks import harness, test_loops, test_ops  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif(not native.available(), reason="the C++ library is off"),
@@ -105,3 +105,21 @@ def test_a_step_of_one_sample_costs_microseconds() -> None:
             pytest.skip("diffusers is not installed")
         times = harness.interleave({k: arms[k] for k in ("fastdiff", "diffusers")}, seconds=1.0)
         assert min(times["diffusers"]) / min(times["fastdiff"]) >= floor
+
+
+@pytest.mark.parametrize("solver", test_loops.PEERS)
+def test_a_loop_beside_diffusers(solver: str) -> None:
+    """Goals: 4 times for a batch of 256, 5 times for one sample; half of that here."""
+    for shape, floor in (("256x3x32x32", 2.0), ("1x3x32x32", 2.5)):
+        arms, check = test_loops.loop_arms(solver, test_loops.SHAPES[shape])
+        check()
+        if "diffusers" not in arms:
+            pytest.skip("diffusers is not installed")
+        times = harness.interleave(arms, rounds=3)
+        got = min(times["diffusers"]) / min(times["fastdiff"])
+        assert got >= floor, f"{got:.2f}x at {shape}"
+
+
+def test_the_engine_costs_little_beside_a_network() -> None:
+    """Goal: 2 % of a run of the shipped U-Net; twice that here, the best of five."""
+    assert min(test_loops.overhead(8)) <= 0.04
