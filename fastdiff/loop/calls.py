@@ -65,8 +65,9 @@ class Calls:
         self._condition: Tensor | None = None  # [capacity, …] those of the next call
         # t is needed by name where someone else than the network reads it
         self._ahead = network.offers_conditions and options.classifier is None and options.guidance is None
-        self._position = torch.arange(total, device=device).view(halves, -1)
-        self._index = torch.zeros_like(self._position)
+        if self._ahead:
+            self._position = torch.arange(total, device=device).view(halves, -1)
+            self._index = torch.zeros_like(self._position)
         self.chunk: int | None = None
         self._made: dict[str, list[Call]] = {}
         self._joined: dict[str, Tensor] = {}

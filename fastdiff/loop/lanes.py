@@ -178,6 +178,8 @@ class Lanes:
 
     def kinds(self, steps: int) -> list[str]:
         """What each of the next steps calls: `both` halves, `cond`, `uncond`, or `quiet`: no network."""
+        if self.halves == 1 and self.program.always_calls:
+            return ["cond"] * steps
         active = self.active
         rows = self.rows[active] + np.arange(steps)[:, None]
         calling = self.program.network[rows]

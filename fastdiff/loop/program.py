@@ -12,7 +12,9 @@ from ..guidance import split, with_classifier
 from ..solvers import Plan
 from ..table import INDEX, columns
 
-_BUILT = ("plan", "table", "time", "times", "network", "weight", "scale", "stop", "local", "used", "used_quiet")
+_BUILT = (
+    "plan", "table", "time", "times", "network", "always_calls", "weight", "scale", "stop", "local", "used", "used_quiet",
+)  # fmt: skip
 _made: weakref.WeakKeyDictionary[Plan, dict[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
 _used_quiet: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
@@ -32,7 +34,7 @@ class Program:
     the two halves of every row around a guidance of x0 (fastdiff.guidance.split); with `forward`, the rows that noise clean
     data to the level of a row and that write the network's input of a state as it is.
     Attributes, host, [R] each: network, weight (of the guidance), scale (of the input), stop (the closing row of the row's
-    plan), local (the row's number in its plan), time.
+    plan), local (the row's number in its plan), time. always_calls: whether all rows but the closing ones call the network.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Program:
         times = self.time.round().astype(np.int64) if self.whole_times else self.time.astype(np.float32)
         self.times = torch.tensor(times, device=self.device)
         self.network = self.plan.column("network") != 0
+        self.always_calls = int(self.network.sum()) == len(self.network) - len(self._plans)
         self.weight, self.scale = self.plan.column("guidance_weight"), self.plan.column("input_scale")
         sizes = [len(p.table) for p in self._plans]
         self.stop = np.repeat(np.array(firsts) + sizes - 1, sizes)
