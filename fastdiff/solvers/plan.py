@@ -135,7 +135,10 @@ class Plan:
         return f"{text}, |x0| <= {bound:g}" if mode else text
 
     def _sum(self, row: int, to: str) -> str:
-        names = [o if o != "z" else f"z{int(self.column('noise_index')[row])}" for o in OPERANDS]
+        noise = f"z{int(self.column('noise_index')[row])}"
+        if self.column("noise_mode")[row] == 1:
+            noise = f"std(out) {noise}"  # the network's own deviation
+        names = [o if o != "z" else noise for o in OPERANDS]
         return _terms([(self.column(f"{to}.{o}")[row], n) for o, n in zip(OPERANDS, names, strict=True)])
 
     def _memory(self, row: int) -> str:
