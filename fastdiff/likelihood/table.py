@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from . import prediction
-from .schedule import Schedule
-from .table import VLB_COLUMNS
+from .. import prediction
+from ..schedule import Schedule
+from ..table import VLB_COLUMNS
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
