@@ -55,7 +55,7 @@ class Engine:
         """An empty program for a run."""
         return Program(
             run.device,
-            whole_times=self.plans.whole_times,
+            whole_times=self.plans.own.whole_times is True,
             classifier_scale=float(run.classifier_scale) if run.classifier is not None else 0.0,
             splits=run.guidance is not None,
             inpaints=run.inpaints,

@@ -20,6 +20,8 @@ _MOST = 256  # plans worth keeping
 class Retimed:
     """A schedule whose network times are the network's own: what `network_time(point)` of the network says."""
 
+    whole_times = False
+
     def __init__(self, schedule: Schedule, model: Any):
         self._schedule, self.network_time = schedule, model.network_time
 
@@ -33,7 +35,7 @@ class Retimed:
 class Plans:
     """The plans of a sampler; equal wishes get the same object.
 
-    Attributes: own, the sampler's; whole_times, whether the network is given whole timesteps or real numbers.
+    Attributes: own, the sampler's.
     """
 
     def __init__(self, schedule: Schedule | None, settings: Mapping[str, Any], plan: Plan | None, model: Any):
@@ -43,10 +45,6 @@ class Plans:
         self._settings, self._ready = settings, plan is not None
         self._kept: dict[Any, tuple[Plan, int]] = {}
         self.own = plan if plan is not None else make_plan(self._schedule, **settings)
-        if schedule is None or plan is not None:
-            self.whole_times = bool((self.own.column("t") % 1 == 0).all())
-        else:
-            self.whole_times = not schedule.continuous and self._schedule is schedule
 
     def get(self, steps: int | None, start: int, strengths: tuple[float, ...] | None) -> tuple[Plan, int]:
         """(plan, the row in it to begin at).

@@ -50,6 +50,11 @@ class Schedule:
     def num_train_timesteps(self) -> int:
         return len(self.alpha)
 
+    @property
+    def whole_times(self) -> bool:
+        """Whether networks are told the int64 timestep."""
+        return not self.continuous
+
     def at(self, t: float) -> Time:
         """The schedule's point t in [0, T): a whole timestep, or of a continuous schedule any time in (origin, T - 1]."""
         if self._curve is not None and t != int(t):

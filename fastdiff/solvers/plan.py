@@ -30,6 +30,8 @@ class Plan:
         initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
         levels: float64 [rows, 2], (alpha, sigma) of the state before each row, so levels[next] is the one after; None
             where the maker of the table did not say.
+        whole_times: whether the network is given t as whole timesteps (int64) or as real numbers (float32); left out, whole
+            where all of the table's are.
     """
 
     table: NDArray[np.float64]
@@ -37,6 +39,7 @@ class Plan:
     columns: tuple[str, ...] = COLUMNS
     initial_std: float = 1.0
     levels: NDArray[np.float64] | None = None
+    whole_times: bool | None = None
     used: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class Plan:
                 f"{COLUMNS[column]!r}. The schedule reaches a point where the prediction type is undefined."
             )
         self.table.flags.writeable = False
+        if self.whole_times is None:
+            object.__setattr__(self, "whole_times", bool((self.column("t") % 1 == 0).all()))
         # computed here and not on demand: a traced program (torch.compile) finds a number
         object.__setattr__(self, "used", sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0))))
 
@@ -107,7 +112,10 @@ class Plan:
         levels = [plan.levels for plan in plans if plan.levels is not None]
         together = np.concatenate(levels) if len(levels) == len(plans) else None
         info = {"stacked": [dict(plan.info) for plan in plans]}
-        stacked = cls(np.concatenate(tables), info, initial_std=plans[0].initial_std, levels=together)
+        first = plans[0]
+        stacked = cls(
+            np.concatenate(tables), info, initial_std=first.initial_std, levels=together, whole_times=first.whole_times
+        )
         return stacked, [int(offset) for offset in offsets[:-1]]
 
     def column(self, name: str) -> NDArray[np.float64]:

@@ -137,4 +137,6 @@ def make_plan(
     if sigmas is not None:
         info["sigmas"] = [float(v) for v in sigmas]
     deviation = 1.0 if schedule.space == "vp" or chosen.reverse else times[0].sigma
-    return Plan(table, info, initial_std=deviation, levels=trace.levels(times[-1]))
+    return Plan(
+        table, info, initial_std=deviation, levels=trace.levels(times[-1]), whole_times=schedule.whole_times
+    )
