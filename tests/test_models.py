@@ -1,4 +1,4 @@
-"""The U-Net: its config rebuilds it, its condition reaches the output, and a sample does not see its neighbours."""
+"""The networks: a config rebuilds each, conditions reach the output, and a sample does not see its neighbours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from fastdiff.models import UNet
+from fastdiff.models import MLP, MODELS, Classifier, ImageUNet, UNet, build, describe
 from fastdiff.models.unet import sinusoids
 
 SMALL = {"channels": 3, "size": 8, "num_classes": 4, "widths": [8, 16], "emb": 16}
@@ -100,3 +100,76 @@ def test_images_of_another_size_are_refused() -> None:
     x, t, y = inputs()
     with pytest.raises(ValueError, match=r"expected x of shape \[B, 3, 8, 8\], got \[5, 3, 4, 8\]"):
         awake()(x[:, :, :4], t, y)
+
+
+OTHERS = {
+    "Classifier": {"channels": 3, "size": 8, "num_classes": 4, "widths": [8, 16], "emb": 16},
+    "ImageUNet": SMALL | {"time_scale": 1000.0},
+    "MLP": {"dim": 3, "num_classes": 4, "width": 16, "depth": 2, "emb": 8},
+    "UNet": SMALL | {"out_channels": 6, "time_scale": 0.5},
+}
+
+
+def stirred(name: str) -> torch.nn.Module:
+    """The network with every parameter away from zero."""
+    torch.manual_seed(0)
+    network = build({"class": name, "config": OTHERS[name]}).eval()
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+def call(network: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    if isinstance(network, Classifier):
+        return network(x, t)
+    if isinstance(network, MLP):
+        return network(x[:, :, 0, 0], t, y)
+    return network(x, t, y, image=x.flip(0)) if isinstance(network, ImageUNet) else network(x, t, y)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_description_rebuilds_the_network(name: str) -> None:
+    network, (x, t, y) = stirred(name), inputs()
+    twin = build(json.loads(json.dumps(describe(network))))
+    twin.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        assert torch.equal(call(twin.eval(), x, t, y), call(network, x, t, y))
+        other = call(network, x, t + 100, y)
+    assert ((other - call(network, x, t, y)).abs().flatten(1).amax(1) > 1e-5).all(), "the time reaches every output"
+    call(network, x, t, y).square().sum().backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@torch.no_grad()
+def test_time_scale_and_out_channels() -> None:
+    x, t, y = inputs()
+    whole, part = stirred("UNet"), UNet(**SMALL | {"out_channels": 6})  # type: ignore[arg-type]
+    part.load_state_dict(whole.state_dict())
+    assert torch.equal(whole(x, 2 * t, y), part(x, t, y)) and part(x, t, y).shape == (5, 6, 8, 8)
+    assert "out_channels" not in UNet(**SMALL).config, "folders written before stay as they were"  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_the_image_reaches_its_own_sample() -> None:
+    network, (x, t, y) = stirred("ImageUNet"), inputs()
+    image = torch.zeros_like(x)
+    image[2] = 1.0
+    changed = (network(x, t, y, image=image) - network(x, t, y, image=torch.zeros_like(x))).abs().amax((1, 2, 3))
+    assert changed[2] > 1e-3 and not changed[[0, 1, 3, 4]].any()
+    with pytest.raises(ValueError, match=r"expected an image of x's shape \[5, 3, 8, 8\], got \[5, 3, 4, 4\]; enlarge"):
+        network(x, t, y, image=image[:, :, ::2, ::2])
+
+
+@pytest.mark.parametrize(
+    "name, config, message",
+    [
+        ("MLP", {"width": 0}, "expected dim, out, width, depth >= 1 and an even emb, got 2, None, 0"),
+        ("Classifier", {"widths": [12]}, "expected num_classes >= 1 and widths that are multiples of groups=8"),
+        ("MLP", {"hidden": 3}, "expected arguments of MLP in its config"),
+        ("Perceptron", {}, "expected a model class in"),
+    ],
+)
+def test_bad_descriptions(name: str, config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build({"class": name, "config": config})

@@ -21,20 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """[cos(t w_i), sin(t w_i)], w_i = max_period^(-i / (dim/2)): the transformer's position code of a time.
+def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1.0) -> Tensor:
+    """[cos(s t w_i), sin(s t w_i)], w_i = max_period^(-i / (dim/2)): the transformer's position code of a time.
 
     Args:
         t: [B] times, integer or floating point.
         dim: the even width of the code.
         max_period: the longest wave length over 2 pi.
+        scale: s; 1000 for times in [0, 1], so that their code is that of a thousand timesteps.
 
     Returns:
         [B, dim] float32.
     """
     half = dim // 2
     freqs = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
-    angle = t.to(torch.float32)[:, None] * freqs
+    angle = (t.to(torch.float32) * scale)[:, None] * freqs
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
@@ -91,6 +92,8 @@ class UNet(nn.Module):
         emb: width of the embedding of time and label.
         heads: of the attention at the coarsest level.
         groups: of every group norm.
+        out_channels: of the output, `channels` by default; twice as many for a learned variance.
+        time_scale: factor of t before its code; 1000 for times in [0, 1].
 
     Raises:
         ValueError: a size or width that does not divide.
@@ -106,6 +109,8 @@ class UNet(nn.Module):
         emb: int = 128,
         heads: int = 4,
         groups: int = 8,
+        out_channels: int | None = None,
+        time_scale: float = 1.0,
     ) -> None:
         super().__init__()
         widths = [int(w) for w in widths]
@@ -123,6 +128,10 @@ class UNet(nn.Module):
             "channels": channels, "size": size, "num_classes": num_classes, "widths": widths,
             "mid_blocks": mid_blocks, "emb": emb, "heads": heads, "groups": groups,
         }  # fmt: skip
+        # left out where they say nothing, so that folders written before them stay as they were
+        self.config |= {} if out_channels is None else {"out_channels": out_channels}
+        self.config |= {} if time_scale == 1.0 else {"time_scale": time_scale}
+        self.time_scale = time_scale
         self.null_label = num_classes
         self.label = nn.Embedding(num_classes + 1, emb)
         self.time = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb))
@@ -137,7 +146,7 @@ class UNet(nn.Module):
         # 1x1 before the doubling: the 3x3 of the next block smooths it, at a quarter of the cost of one after it
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.norm_out = nn.GroupNorm(groups, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], out_channels or channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]  # bias=True
         nn.init.normal_(self.label.weight, std=0.5)
@@ -150,7 +159,7 @@ class UNet(nn.Module):
             t: [B] times, int64 (float32 works too).
             y: [B] int64 in [0, num_classes]; None means the null label throughout.
         """
-        code = sinusoids(t, self.config["emb"]).to(self.label.weight.dtype)
+        code = sinusoids(t, self.config["emb"], scale=self.time_scale).to(self.label.weight.dtype)
         if y is None:
             y = torch.full(t.shape, self.null_label, dtype=torch.int64, device=t.device)
         return F.silu(self.time(code) + self.label(y))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import load_folder, save_folder
-from ..models import MODELS
+from ..models import build, describe
 from ..prediction import normalize
 from ..schedule import Schedule
 
@@ -72,28 +72,6 @@ def save(path: str | PathLike[str], network: Any, schedule: Schedule, settings: 
         **extra,
     }
     save_folder(path, config, network.state_dict())
-
-
-def build(description: dict[str, Any]) -> torch.nn.Module:
-    """The network of {"class": name, "config": arguments}, freshly initialised. Raises ValueError for other content."""
-    name = description.get("class")
-    if name not in MODELS:
-        raise ValueError(f"fastdiff.pretrained: expected a model class in {sorted(MODELS)}, got {name!r}.")
-    try:
-        return MODELS[name](**description.get("config", {}))
-    except TypeError as error:
-        raise ValueError(f"fastdiff.pretrained: expected arguments of {name} in its config: {error}.") from None
-
-
-def describe(network: Any) -> dict[str, Any]:
-    """The inverse of `build`. Raises TypeError for networks that are not of fastdiff.models."""
-    name = type(network).__name__
-    if MODELS.get(name) is not type(network):
-        raise TypeError(
-            f"fastdiff.pretrained: expected a network of fastdiff.models ({', '.join(sorted(MODELS))}) to save, got {name}. "
-            "Save your own network with your own code and pass it to Sampler."
-        )
-    return {"class": name, "config": dict(network.config)}
 
 
 def _checked(config: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
