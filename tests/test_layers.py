@@ -40,6 +40,8 @@ ALLOWED: dict[str, set[str]] = {
     "loop": SAMPLING,
     "likelihood": SAMPLING | {"sampler"},
     "adaptive": SAMPLING,
+    "information": ENGINE,
+    "variational": SAMPLING | {"information"},
     "pretrained": LEAVES | {"models", "checkpoint"},
     "sampler": SAMPLING | {"loop", "pretrained"},
     "integrations": SAMPLING | {"sampler", "adaptive"},

@@ -63,3 +63,6 @@ DROP_IN_LOOP = {"low": 2e-5, "high": 2e-4}
 K_DIFFUSION = {"float64": 1e-9, "float32": 2e-5}
 # Pipelines of six steps with random networks, which raise a step's roundings (guidance of 7.5 on differences of outputs).
 DROP_IN_PIPELINE = 1e-4
+
+# Information measures in float64: sums of a dozen terms of some roundings each, relative or, near zero, absolute.
+INFORMATION = 1e-14
