@@ -70,7 +70,8 @@ def test_every_formula_is_a_schedule(name: str) -> None:
     schedule = getattr(Schedule, name)(50)
     assert (np.diff(schedule.log_snr) < 0).all()
     alpha, sigma = schedule.alpha, schedule.sigma
-    on = {"vp": np.hypot(alpha, sigma), "ve": alpha, "flow": alpha + sigma}[schedule.space]
+    on = {"vp": np.hypot(alpha, sigma), "ve": alpha, "flow": alpha + sigma,
+          "sub_vp": alpha**2 + sigma}[schedule.space]  # fmt: skip
     np.testing.assert_allclose(on, 1.0, rtol=0, atol=4e-16)
     for t in (0, 17, 48):
         point = schedule.at(t)
@@ -128,6 +129,33 @@ def test_zero_terminal_snr(schedule: Schedule) -> None:
     assert (again.alpha == rescaled.alpha).all()
     with pytest.raises(ValueError, match="no rescaling"):
         rescaled.rescale_zero_terminal_snr()
+
+
+@pytest.mark.parametrize("name", ["vp", "sub_vp"])
+def test_linear_rates_integrate_to_the_curve(name: str) -> None:
+    """dalpha/du = -beta alpha/2 and dsigma²/du = -beta sigma² + g² with g² = beta, for sub_vp beta (1 - e^(-2B)), by 30
+    digits; the time is found again at both ends."""
+    mp.dps = 30
+    low, high = mpf("0.1"), mpf("20")
+    schedule = getattr(Schedule, name)(500)
+    for t in (0, 3, 250, 499):
+        u = mpf(t + 1) / 500
+        total = mp.quad(lambda v: low + (high - low) * v, [0, u])
+
+        def spread(v: mpf, total: mpf = total) -> mpf:
+            inside = low * v + (high - low) * v**2 / 2
+            g2 = (low + (high - low) * v) * (1 if name == "vp" else 1 - mp.exp(-2 * inside))
+            return g2 * mp.exp(inside - total)
+
+        assert abs(schedule.alpha[t] / mp.exp(-total / 2) - 1) < 1e-14
+        assert abs(schedule.sigma[t] ** 2 / mp.quad(spread, [0, u]) - 1) < 1e-12
+        assert abs(schedule.at_log_snr(schedule.at(t).log_snr).t - t) < 1e-10
+        assert schedule.network_time(schedule.at(t)) == pytest.approx((t + 1) / 500, abs=1e-12)
+    assert schedule.at(3.5).alpha == pytest.approx(float(np.sqrt(schedule.alpha[3] * schedule.alpha[4])), rel=1e-4)
+    with pytest.raises(ValueError, match=rf"fastdiff.Schedule.{name}: expected 0 < beta_min <= beta_max, got 3.0 and 2.0"):
+        getattr(Schedule, name)(10, beta_min=3.0, beta_max=2.0)
+    with pytest.raises(ValueError, match="expected a variance-preserving schedule, got the continuous"):
+        _ = schedule.betas
 
 
 def test_what_other_spaces_lack_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ class Network:
         model: returns a tensor like x or an object with `.sample`; it may have `network_time(point)`.
         schedule, prediction_type, clip_range: as for `Sampler`.
         cond, uncond, gamma: classifier-free guidance u + gamma (c - u), gamma a number or [B]; 1 and 0 make one call.
+        where: who speaks in errors. fractional_times: a discrete schedule's network is told times between its timesteps,
+            float32, instead of the nearest one.
 
     Raises:
         ValueError: uncond missing where it is needed.
@@ -29,8 +32,9 @@ class Network:
     def __init__(
         self, model: Callable[..., Any], schedule: Schedule, prediction_type: str | Parametrization,
         clip_range: float | None, cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None,
-        gamma: float | Tensor,
+        gamma: float | Tensor, *, where: str = "fastdiff.adaptive", fractional_times: bool = False,
     ):  # fmt: skip
+        self.where = where
         self.model, self.schedule, self.clip_range, self.gamma = model, schedule, clip_range, gamma
         self.parametrization = (
             Parametrization(normalize(prediction_type)) if isinstance(prediction_type, str) else prediction_type
@@ -38,20 +42,33 @@ class Network:
         own = getattr(model, "network_time", None)
         self.own = own is not None
         self.time: Callable[[Time], float] = own or schedule.network_time
-        self.whole = not self.own and not schedule.continuous
+        self.whole = not self.own and not schedule.continuous and not fractional_times
         self.both = isinstance(gamma, Tensor) or gamma not in (0, 1)
         if uncond is None and (self.both or gamma != 1):
             raise ValueError(
-                "fastdiff.adaptive: expected uncond with a guidance_scale other than 1. Pass its arguments."
+                f"{self.where}: expected uncond with a guidance_scale other than 1. Pass its arguments."
             )
         first, second = dict(cond or {}), dict(uncond or {})
         self.arguments = second if not self.both and gamma == 0 else first
         if self.both:
             if first.keys() != second.keys():
                 raise ValueError(
-                    f"fastdiff.adaptive: expected cond and uncond of the same keys, got {sorted(first)}, {sorted(second)}."
+                    f"{self.where}: expected cond and uncond of the same keys, got {sorted(first)}, {sorted(second)}."
                 )
             self.arguments = {key: _both(first[key], second[key]) for key in first}
+
+    def part(self, rows: Tensor, batch: int) -> Network:
+        """The network for some samples of a batch: arguments and strengths indexed by sample are theirs."""
+        result = copy.copy(self)
+        if isinstance(self.gamma, Tensor) and self.gamma.ndim:
+            result.gamma = self.gamma[rows.to(self.gamma.device)]
+        given = torch.cat([rows, rows + batch]) if self.both else rows
+        n = 2 * batch if self.both else batch
+        result.arguments = {
+            key: value[given.to(value.device)] if isinstance(value, Tensor) and value.ndim and len(value) == n else value
+            for key, value in self.arguments.items()
+        }
+        return result
 
     def output(self, x: Tensor, times: Sequence[float]) -> Tensor:
         """u + gamma (c - u) of the network on its input x [B, …] at its times [B]."""
@@ -62,7 +79,7 @@ class Network:
         out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or out.shape != given[0].shape:
             got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"fastdiff.adaptive: expected a model output of {list(given[0].shape)}, got {got}.")
+            raise ValueError(f"{self.where}: expected a model output of {list(given[0].shape)}, got {got}.")
         if not self.both:
             return out
         conditional, unconditional = out.to(x.dtype).chunk(2)

@@ -8,7 +8,7 @@ is told at a point of the schedule (float32 then). `parametrization` says what i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,22 +26,40 @@ class Adapter(torch.nn.Module):
         names: of its first two arguments, None where it takes them by position.
         channels: how many channels of the output are the prediction; None for all. Networks with learned variance return
             twice the channels; keep them (None) for the solvers that read them.
+        groups: conditions that the network wants together, in a dict of this name; each may be given by itself.
+
+    Floating conditions are given in x's dtype.
     """
 
     parametrization = Parametrization()
 
     def __init__(
-        self, network: Callable[..., Any], *, names: tuple[str, str] | None = None, channels: int | None = None
-    ):
+        self, network: Callable[..., Any], *, names: tuple[str, str] | None = None, channels: int | None = None,
+        groups: Mapping[str, Sequence[str]] | None = None,
+    ):  # fmt: skip
         super().__init__()
-        self.network, self.names, self.channels = network, names, channels
+        self.network, self.names, self.channels, self.groups = network, names, channels, dict(groups or {})
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        for key, value in cond.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                cond[key] = value.to(x.dtype)
+        for name, members in self.groups.items():
+            if together := {key: cond.pop(key) for key in members if key in cond}:
+                cond[name] = together
         given = dict(zip(self.names, (x, t), strict=True)) if self.names else {}
         out = self.network(*(() if self.names else (x, t)), **given, **cond)
         out = getattr(out, "sample", out)
         out = out[0] if isinstance(out, tuple) else out
         return out if self.channels is None else out[:, : self.channels]
+
+
+_OVER_ALPHA: dict[str, Callable[[Tensor], Tensor]] = {
+    "vp": lambda rho: torch.sqrt(1.0 + rho * rho),
+    "flow": lambda rho: 1.0 + rho,
+    "sub_vp": lambda rho: 0.5 * (rho + torch.sqrt(rho * rho + 4.0)),
+}
+"""1/alpha at the noise level rho of a space."""
 
 
 class DenoiserAdapter(Adapter):
@@ -51,7 +69,7 @@ class DenoiserAdapter(Adapter):
 
     Args:
         network: (x, sigma [B], **cond) -> x0.
-        space: of the schedule it is sampled with: `ve`, `vp` or `flow`.
+        space: of the schedule it is sampled with: `ve`, `vp`, `flow` or `sub_vp`.
 
     Raises:
         ValueError: for another space.
@@ -71,7 +89,7 @@ class DenoiserAdapter(Adapter):
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         if self.space != "ve":
-            over_alpha = 1.0 + t if self.space == "flow" else torch.sqrt(1.0 + t * t)
+            over_alpha = _OVER_ALPHA[self.space](t)
             x = (over_alpha.view(-1, *(1,) * (x.ndim - 1)) * x).to(x.dtype)
         return super().forward(x, t, **cond)
 
@@ -136,4 +154,6 @@ def from_diffusers(network: Any, **options: Any) -> Adapter:
     takes, gives = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
     if takes is not None and gives == 2 * takes:
         options = {"channels": takes, **options}
+    if getattr(config, "addition_embed_type", None) == "text_time":  # SDXL
+        options = {"groups": {"added_cond_kwargs": ("text_embeds", "time_ids")}, **options}
     return Adapter(network, names=(first, "timestep"), **options)

@@ -27,6 +27,13 @@ def positive(where: str, name: str, value: float) -> None:
         raise ValueError(f"fastdiff.Schedule.{where}: expected {name} > 0, got {value!r}.")
 
 
+def rates(where: str, beta_min: float, beta_max: float) -> None:
+    if not 0 < beta_min <= beta_max < math.inf:
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected 0 < beta_min <= beta_max, got {beta_min!r} and {beta_max!r}."
+        )
+
+
 def table(where: str, name: str, values: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
     """`values` as a float64 copy [T]; every entry must lie inside (0, 1)."""
     table = np.array(values, dtype=np.float64)

@@ -3,6 +3,8 @@
 ve      rho = sigma_min (sigma_max/sigma_min)^u                              (Song et al. 2021, eq. 30)
 karras  rho = (sigma_min^(1/p) + u (sigma_max^(1/p) - sigma_min^(1/p)))^p    (Karras et al. 2022, eq. 5)
 flow    sigma = k u/(1 + (k - 1) u), alpha = 1 - sigma, which is rho = k u/(1 - u)  (Esser et al. 2024, eq. 23)
+vp      alpha = e^(-B/2), sigma² = 1 - e^(-B), B = b0 u + (b1 - b0) u²/2           (Song et al. 2021, eq. 29)
+sub_vp  the same alpha, sigma = 1 - e^(-B)                                        (ibid., eq. 12 and 29)
 """
 
 from __future__ import annotations
@@ -78,7 +80,53 @@ class Flow:
         return 1.0 if math.isinf(rho) else rho / (1.0 + rho)
 
 
-Curve = Ve | Karras | Flow
+@dataclass(frozen=True)
+class Vp:
+    """The integral B of a rate beta that grows linearly from beta_min to beta_max. Networks are told u."""
+
+    beta_min: float
+    beta_max: float
+
+    space: ClassVar[str] = "vp"
+    first: ClassVar[float] = 1.0
+
+    def point(self, u: float) -> tuple[float, float]:
+        total = self.integral(u)
+        return math.exp(-0.5 * total), math.sqrt(-math.expm1(-total))
+
+    def time(self, rho: float) -> float:
+        return self.inverse(math.log1p(rho * rho))
+
+    def network_time(self, rho: float) -> float:
+        return self.time(rho)
+
+    def integral(self, u: float) -> float:
+        """B, the integral of beta from 0 to u."""
+        return u * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * u)
+
+    def inverse(self, total: float) -> float:
+        """u at which the integral is `total`, by the root that does not cancel."""
+        if math.isinf(total):
+            return math.inf
+        slope = self.beta_max - self.beta_min
+        return 2.0 * total / (self.beta_min + math.sqrt(self.beta_min**2 + 2.0 * slope * total))
+
+
+@dataclass(frozen=True)
+class SubVp(Vp):
+    """The signal of `Vp` and sigma = 1 - alpha²: less noise at every time."""
+
+    space: ClassVar[str] = "sub_vp"
+
+    def point(self, u: float) -> tuple[float, float]:
+        total = self.integral(u)
+        return math.exp(-0.5 * total), -math.expm1(-total)
+
+    def time(self, rho: float) -> float:
+        return self.inverse(2.0 * math.asinh(0.5 * rho))
+
+
+Curve = Ve | Karras | Flow | Vp
 
 
 def flow_shift(

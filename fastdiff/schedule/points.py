@@ -1,8 +1,9 @@
 """Points of a schedule: q(x_t | x0) = N(alpha x0, sigma² I) at a time t.
 
 Schedules differ in their space, the curve on which (alpha, sigma) lies: `vp` alpha² + sigma² = 1 (variance preserving),
-`ve` alpha = 1 (variance exploding), `flow` alpha + sigma = 1 (flow matching). A log-SNR ln(alpha²/sigma²) (Kingma et al.
-2021, eq. 2) names one point of it. Pure noise, alpha = 0, lies at log-SNR -inf; clean data, sigma = 0, at +inf.
+`ve` alpha = 1 (variance exploding), `flow` alpha + sigma = 1 (flow matching), `sub_vp` alpha² + sigma = 1. A log-SNR
+ln(alpha²/sigma²) (Kingma et al. 2021, eq. 2) names one point of it. Pure noise, alpha = 0, lies at log-SNR -inf; clean
+data, sigma = 0, at +inf.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-SPACES = ("vp", "ve", "flow")
+SPACES = ("vp", "ve", "flow", "sub_vp")
 
 
 class Time(NamedTuple):
@@ -50,6 +51,12 @@ def on_curve(space: str, log_snr: float) -> tuple[float, float]:
             return math.exp(-0.5 * math.log1p(low)), math.sqrt(low / (1.0 + low))
         high = math.exp(log_snr)
         return math.sqrt(high / (1.0 + high)), math.exp(-0.5 * math.log1p(high))
+    if space == "sub_vp":
+        # alpha = e^(-B/2), sigma = 1 - alpha², so rho = 2 sinh(B/2)
+        if log_snr == -math.inf:
+            return 0.0, 1.0
+        total = 2.0 * math.asinh(0.5 * math.exp(-0.5 * log_snr))
+        return math.exp(-0.5 * total), -math.expm1(-total)
     if log_snr > 0:
         rho = math.exp(-0.5 * log_snr)
         return 1.0 / (1.0 + rho), rho / (1.0 + rho)

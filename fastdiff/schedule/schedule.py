@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import checks
-from .curves import Curve, Flow, Karras, Ve
+from .curves import Curve, Flow, Karras, SubVp, Ve, Vp
 from .points import Time, on_curve
 
 Array = NDArray[np.float64]
@@ -26,7 +26,7 @@ class Schedule:
 
     Attributes (float64 arrays [T] unless stated):
         num_train_timesteps: T.
-        space: `vp`, `ve` or `flow`, see fastdiff.schedule.points.
+        space: `vp`, `ve`, `flow` or `sub_vp`, see fastdiff.schedule.points.
         continuous: whether networks are told a float32 time in [0, 1], instead of the int64 timestep.
         alpha, sigma: the two coefficients of q(x_t | x0) = N(alpha_t x0, sigma_t^2 I).
         log_snr: ln(alpha_t^2 / sigma_t^2), strictly decreasing.
@@ -103,8 +103,9 @@ class Schedule:
     def _vp(self, name: str) -> tuple[Array, Array]:
         if self._squares is None:
             raise ValueError(
-                f"fastdiff.Schedule.{name}: expected a variance-preserving schedule, got {self!r} in the space "
-                f"{self.space!r}. Use alpha, sigma and log_snr, which every schedule has."
+                f"fastdiff.Schedule.{name}: expected a variance-preserving schedule, got "
+                f"{'the continuous ' if self.continuous else ''}{self!r} in the space {self.space!r}. "
+                "Use alpha, sigma and log_snr, which every schedule has."
             )
         return self._squares
 
@@ -185,6 +186,19 @@ class Schedule:
         eq. 23). It ends in pure noise. Continuous; the network's time is sigma. See `flow_shift`."""
         checks.positive("flow", "shift", shift)
         return cls._on("flow", num_train_timesteps, Flow(shift))
+
+    @classmethod
+    def vp(cls, num_train_timesteps: int = 1000, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+        """alpha = e^(-B/2), sigma² = 1 - e^(-B), B = beta_min u + (beta_max - beta_min) u²/2, u = (t + 1)/T (Song et al.
+        2021, eq. 11 and 29): the limit of `linear` with beta_max/T for its last beta. Continuous."""
+        checks.rates("vp", beta_min, beta_max)
+        return cls._on("vp", num_train_timesteps, Vp(beta_min, beta_max))
+
+    @classmethod
+    def sub_vp(cls, num_train_timesteps: int = 1000, *, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
+        """The alpha of `vp` and sigma = 1 - alpha² (Song et al. 2021, eq. 12 and 29). Continuous."""
+        checks.rates("sub_vp", beta_min, beta_max)
+        return cls._on("sub_vp", num_train_timesteps, SubVp(beta_min, beta_max))
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
@@ -269,7 +283,9 @@ class Schedule:
         return f"Schedule.{self._config['name']}({shown or f'T={self.num_train_timesteps}'})"
 
 
-FORMULAS = ("linear", "scaled_linear", "sigmoid", "cosine", "exponential", "laplace", "ve", "karras", "flow")
+FORMULAS = (
+    "linear", "scaled_linear", "sigmoid", "cosine", "exponential", "laplace", "ve", "karras", "flow", "vp", "sub_vp",
+)  # fmt: skip
 """Schedules that take no more than their length."""
 MAKERS = (*FORMULAS, "from_betas", "from_alphas_cumprod")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import log, sqrt
+from math import expm1, log, sqrt
 
 from .grids import Time
 from .registry import solver
@@ -15,7 +15,8 @@ def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
     """x_s = (1 - F) x + G score + sqrt(G) z for dx = f x du + g dw, F = ∫ f du = ln(alpha_t/alpha_s), G = ∫ g² du.
 
     score = -eps/sigma_t, g² du = 2 sigma² d ln rho: G = -2F (`vp`), sigma_t² - sigma_s² (`ve`), -2F - 2 (sigma_t - sigma_s)
-    (`flow`). The last step returns x0, without which the noise of the last level stays (section 4.1).
+    (`flow`), -2F - (alpha_s⁴ - alpha_t⁴)/2 (`sub_vp`). The last step returns x0, without which the noise of the last level
+    stays (section 4.1).
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
@@ -29,5 +30,7 @@ def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
         spread = t.sigma**2 - s.sigma**2 if p.space == "ve" else -2.0 * drift
         if p.space == "flow":
             spread -= 2.0 * (t.sigma - s.sigma)
+        if p.space == "sub_vp":
+            spread -= 0.5 * s.alpha**4 * -expm1(4.0 * drift)
         x = (1.0 - drift) * p.x() - (spread / t.sigma) * eps + sqrt(spread) * p.noise()
     return x

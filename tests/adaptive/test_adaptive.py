@@ -12,6 +12,7 @@ import torch
 
 from fastdiff import Schedule, randn
 from fastdiff.adaptive import BrownianTree, StepSize, dpm_adaptive, dpm_fast, integrate, on_tree
+from fastdiff.adaptive.network import Network
 from fastdiff.solvers import make_plan
 
 SCHEDULE = Schedule.linear(1000)
@@ -139,6 +140,35 @@ def test_the_controllers_formula() -> None:
         if taken[0]:
             before = [inverse, before[0]]
         np.testing.assert_allclose(controller.h, [h, 0.1], rtol=1e-13)
+
+
+def test_a_controller_with_limits_is_the_textbooks() -> None:
+    """h changes by min(10, max(0.2, 0.9 e^(-1/5))), by no more than 1 after a refusal; below an error of 1 it is taken."""
+    controller = StepSize(np.array([0.1, 0.7]), 2, order=5, limits=(0.2, 10.0))
+    h, refused = 0.1, False
+    for error in [0.3, 2.5, 0.9, 1e-9, 1e9, 1e9, 0.0, 1.0]:
+        taken = controller.propose(np.array([error, 0.5]), np.array([True, False]))
+        factor = 10.0 if error == 0 else min(10.0, max(0.2, 0.9 * error**-0.2))
+        h *= min(factor, 1.0) if refused and error < 1 else factor
+        refused = error >= 1
+        assert taken.tolist() == [error < 1, False]
+        np.testing.assert_allclose(controller.h, [h, 0.7], rtol=1e-13)
+    controller.keep(np.array([False, True]))
+    assert controller.h.tolist() == [0.7]
+
+
+def test_a_network_for_some_samples_has_their_arguments() -> None:
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, scale: float) -> torch.Tensor:
+        return x * scale + y.view(-1, 1)
+
+    x, y, none = torch.randn(5, 3), torch.arange(5.0), torch.full((5,), -1.0)
+    rows = torch.tensor([3, 0])
+    for gamma in (1.0, torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0])):
+        network = Network(
+            model, SCHEDULE, "v", None, {"y": y, "scale": 2.0}, {"y": none, "scale": 2.0}, gamma
+        )  # fmt: skip
+        whole = network.output(x, [1.0] * 5)
+        assert torch.equal(network.part(rows, 5).output(x[rows], [1.0] * 2), whole[rows])
 
 
 def test_dpm_fast_counts_its_calls_and_converges() -> None:

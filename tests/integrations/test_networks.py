@@ -104,10 +104,12 @@ def test_k_diffusion_denoisers_in_a_sampler_equal_k_diffusion() -> None:
         assert float((got - expected).abs().max() / expected.abs().max()) < K_DIFFUSION["float32"]
 
 
-@pytest.mark.parametrize("space", ["ve", "vp", "flow"])
+@pytest.mark.parametrize("space", ["ve", "vp", "flow", "sub_vp"])
 def test_a_denoiser_serves_schedules_of_every_space(space: str) -> None:
     """The probability flow of x/alpha is one in every space: from equal x/alpha at equal levels to equal data."""
-    schedule = {"ve": Schedule.karras(), "vp": Schedule.linear(1000), "flow": Schedule.flow()}[space]
+    schedule = {
+        "ve": Schedule.karras(), "vp": Schedule.linear(1000), "flow": Schedule.flow(), "sub_vp": Schedule.sub_vp(),
+    }[space]  # fmt: skip
     model = DenoiserAdapter(denoiser, space=space)
     levels = [10.0, 3.0, 1.0, 0.3, 0.1]
     alpha = schedule.at_log_snr(-2 * math.log(10.0)).alpha
