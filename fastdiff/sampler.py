@@ -351,20 +351,31 @@ class Sampler:
         from .pretrained import load
 
         model, schedule, settings = load(path)
-        if "unit_input" in settings:
-            names = Parametrization._fields
-            kind = Parametrization(**{name: settings.pop(name) for name in names if name in settings})
-            settings["prediction_type"] = kind
-        solver = find(overrides.get("solver", settings.get("solver", DEFAULT_SOLVER)))
-        others = {option for other in SOLVERS.values() for option in other.options} - set(solver.options)
-        kept = {k: v for k, v in settings.items() if k not in others}
-        return cls(model, schedule, **{**kept, **overrides})
+        return cls(model, schedule, **merged(settings, overrides))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self._settings.items() if v is not None)
         return (
             f"Sampler({type(self.model).__name__}, {self.schedule!r}, {settings or f'plan of {len(self.plan)} rows'})"
         )
+
+
+def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's settings, as a folder keeps them, with others in their place.
+
+    Options of a solver are left out when another one that lacks them is asked for, and so is a grid when a number of steps
+    is. Raises ValueError for an unknown solver.
+    """
+    settings = dict(settings)
+    if "unit_input" in settings:
+        names = Parametrization._fields
+        kind = Parametrization(**{name: settings.pop(name) for name in names if name in settings})
+        settings["prediction_type"] = kind
+    solver = find(overrides.get("solver", settings.get("solver", DEFAULT_SOLVER)))
+    others = {option for other in SOLVERS.values() for option in other.options} - set(solver.options)
+    if "steps" in overrides:
+        others |= {"timesteps", "sigmas"}
+    return {**{k: v for k, v in settings.items() if k not in others}, **overrides}
 
 
 def _one(given: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -56,21 +56,27 @@ class PipelineSampler(Sampler):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The pictures of latents [B, C, …], or the latents themselves without a decoder."""
-        if self._vae is None:
-            return latents
-        config = self._vae.config
-        if latents.ndim < 4:
-            raise ValueError(
-                f"fastdiff.Sampler: expected latents [B, C, H, W] to decode, got {list(latents.shape)}. Leave decode= out "
-                "and unpack them as the pipeline does."
-            )
-        scale, shift = getattr(config, "scaling_factor", None) or 1.0, getattr(config, "shift_factor", None) or 0.0
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        latents = latents / scale
-        if mean is not None and std is not None:
-            across = (1, -1, *(1,) * (latents.ndim - 2))
-            latents = latents * latents.new_tensor(std).view(across) + latents.new_tensor(mean).view(across)
-        return self._vae.decode((latents + shift).to(self._vae.dtype)).sample
+        return latents if self._vae is None else pictures(self._vae, latents)
+
+
+def pictures(vae: Any, latents: Tensor) -> Tensor:
+    """What an autoencoder of diffusers decodes from latents [B, C, …], their scaling, shift or statistics undone.
+
+    Raises ValueError for packed latents.
+    """
+    config = vae.config
+    if latents.ndim < 4:
+        raise ValueError(
+            f"fastdiff.Sampler: expected latents [B, C, H, W] to decode, got {list(latents.shape)}. Leave decode= out "
+            "and unpack them as the pipeline does."
+        )
+    scale, shift = getattr(config, "scaling_factor", None) or 1.0, getattr(config, "shift_factor", None) or 0.0
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    latents = latents / scale
+    if mean is not None and std is not None:
+        across = (1, -1, *(1,) * (latents.ndim - 2))
+        latents = latents * latents.new_tensor(std).view(across) + latents.new_tensor(mean).view(across)
+    return vae.decode((latents + shift).to(vae.dtype)).sample
 
 
 def from_pipeline(pipe: Any, *, steps: int | None = None, decode: Any = None, **settings: Any) -> PipelineSampler:
