@@ -66,3 +66,7 @@ DROP_IN_PIPELINE = 1e-4
 
 # Information measures in float64: sums of a dozen terms of some roundings each, relative or, near zero, absolute.
 INFORMATION = 1e-14
+
+# Bounds on log p(x) of linear-Gaussian models in float64: sums of tens of terms, a few solves of small systems of
+# condition numbers up to 1e2.
+EVIDENCE = 1e-12
