@@ -1,0 +1,241 @@
+"""Where each sample's entry comes from: a pure function of its id.
+
+Classes are given to ids in turn: sample i is of class i mod n of the list, whatever the run. A conditions file has a line
+per sample: line k, from 0, belongs to the id first + k. A line that begins with `{`, or stands in double quotes, is JSON;
+any other is text: a class's name or number, or a prompt.
+
+The file is never held in memory. One pass finds where every 64th line begins and hashes all; a unit's lines are then read by
+seeking.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .models import Model, Unfit
+from .models.conditioning import Arguments
+
+_WHERE = "fastdiff.jobs"
+_EVERY = 64  # lines of which the first is known
+_CHUNK = 1 << 22
+_KNOWN = 1 << 16  # different lines worth remembering while all are checked
+_MARK = b"\xef\xbb\xbf"  # some editors' first bytes of UTF-8
+
+
+class Conditions:
+    """Entries by sample id.
+
+    Attributes:
+        identity: JSON-safe, {"classes": [entries in turn]}, {"file": SHA-256, "lines": number} or {}.
+        file: the conditions file; None without one.
+    """
+
+    identity: dict[str, Any]
+    file: Path | None = None
+
+    def entries(self, first: int, stop: int) -> list[Any]:
+        """Those of the ids first … stop - 1, as the model's `conditions` takes them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def of(
+        model: Model, *, ids: tuple[int, int], classes: str | Sequence[Any] | None = None,
+        file: str | os.PathLike[str] | None = None, check: bool = True,
+    ) -> Conditions:  # fmt: skip
+        """What the samples of a run are of; all of the model's classes in turn where nothing is named.
+
+        Args:
+            ids: the run's first and last sample id, both included.
+            classes: indices or names, separated by commas; a name with a comma in double quotes.
+            file: a conditions file; check: whether every line is parsed now.
+
+        Raises:
+            ValueError, FileNotFoundError: in one sentence, for what the model can't use, a line by its number, and where
+                lines and ids are not as many.
+        """
+        if classes is not None and file is not None:
+            raise ValueError(f"{_WHERE}: expected classes or a conditions file, got both.")
+        if file is not None:
+            return _Lines(model, Path(file), ids, check)
+        if classes is not None:
+            return _Turns(_classes(model, classes), named=True)
+        entries = model.default_entries
+        if entries is None:
+            raise ValueError(
+                f"{_WHERE}: expected a conditions file for {model!r}, got none. Give it a line for each id."
+            )
+        return _Turns(entries, named=bool(model.conditioning.labels(entries)))
+
+    @staticmethod
+    def restore(
+        identity: Mapping[str, Any], model: Model, *, ids: tuple[int, int], file: str | os.PathLike[str] | None = None
+    ) -> Conditions:
+        """The conditions of a run's spec, whose lines were checked when it was written.
+
+        Raises ValueError for a file of another content, FileNotFoundError for a missing one.
+        """
+        if "file" not in identity:
+            return Conditions.of(model, ids=ids, classes=identity.get("classes"))
+        if file is None:
+            raise FileNotFoundError(f"{_WHERE}: expected the conditions file of {identity['file'][:12]}…, got none.")
+        found = Conditions.of(model, ids=ids, file=file, check=False)
+        if found.identity != dict(identity):
+            raise ValueError(
+                f"{_WHERE}: expected the conditions file {file} as the run was begun with ({identity['file'][:12]}…), got "
+                f"another content ({found.identity['file'][:12]}…). Put the former file back."
+            )
+        return found
+
+
+class _Turns(Conditions):
+    """A list of entries, over and over."""
+
+    def __init__(self, entries: list[Any], *, named: bool):
+        self._entries = entries
+        self.identity = {"classes": entries} if named else {}
+
+    def entries(self, first: int, stop: int) -> list[Any]:
+        return [self._entries[i % len(self._entries)] for i in range(first, stop)]
+
+
+def _classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
+    if model.labels([]) is None:
+        raise ValueError(
+            f"{_WHERE}: expected a model with classes for --classes, got {model!r}. Use a conditions file."
+        )
+    if isinstance(classes, str):
+        classes = next(csv.reader([classes], skipinitialspace=True), [])
+    entries = []
+    for value in classes:
+        try:
+            entries.append(model.conditioning.parse(value.strip() if isinstance(value, str) else value))
+        except Unfit as error:
+            raise ValueError(f"{_WHERE}: expected {error.expected} in --classes, got {error.got}.") from None
+    if not entries:
+        raise ValueError(f"{_WHERE}: expected --classes to name at least one, got none. Leave it out for all in turn.")
+    return entries
+
+
+class _Index(NamedTuple):
+    """What one pass over a file finds; offsets are those of every `_EVERY`th line."""
+
+    sha256: str
+    lines: int
+    offsets: np.ndarray
+    stamp: tuple[int, int]
+
+
+class _Lines(Conditions):
+    """A conditions file."""
+
+    def __init__(self, model: Model, path: Path, ids: tuple[int, int], check: bool):
+        if not path.is_file():
+            raise FileNotFoundError(f"{_WHERE}: expected the conditions file {path}, got none.")
+        if isinstance(model.conditioning, Arguments) and model.conditioning.unconditional:
+            raise ValueError(f"{_WHERE}: expected no conditions file for a model that takes no conditions, got {path}.")
+        self.file, self._conditioning, self._first = path.absolute(), model.conditioning, ids[0]
+        self._index = _index(path)
+        count = ids[1] - ids[0] + 1
+        if self._index.lines != count:
+            raise ValueError(
+                f"{_WHERE}: expected a line for each of the {count} ids {ids[0]}-{ids[1]} in {path}, got "
+                f"{self._index.lines} lines."
+            )
+        self.identity = {"file": self._index.sha256, "lines": self._index.lines}
+        if check:
+            self._check()
+
+    def entries(self, first: int, stop: int) -> list[Any]:
+        """Ids outside the run, with which a unit is filled up, get the entry of the nearest one."""
+        numbers = np.clip(np.arange(first, stop) - self._first, 0, self._index.lines - 1).tolist()
+        if not numbers:
+            return []
+        start = numbers[0]
+        assert self.file is not None
+        with open(self.file, "rb") as file:
+            if _stamp(file.fileno()) != self._index.stamp:
+                raise ValueError(
+                    f"{_WHERE}: expected the conditions file {self.file} unchanged, got another while in use."
+                )
+            file.seek(self._index.offsets[start // _EVERY])
+            skip = start % _EVERY
+            lines = list(itertools.islice(file, skip, skip + numbers[-1] - start + 1))
+        entries = [self._parse(line, start + i) for i, line in enumerate(lines)]
+        return [entries[number - start] for number in numbers]
+
+    def _check(self) -> None:
+        """Parses every line, those that were seen before at the cost of a look-up."""
+        assert self.file is not None
+        seen: set[bytes] = set()
+        first: Any = None
+        with open(self.file, "rb") as file:
+            file.seek(self._index.offsets[0])
+            for number, line in enumerate(file):
+                if line in seen:
+                    continue
+                signature = self._conditioning.signature(self._parse(line, number))
+                if number == 0:
+                    first = signature
+                elif signature != first:
+                    raise ValueError(
+                        f"{_WHERE}: expected the arguments of line 1, {first}, in line {number + 1} of {self.file}, got "
+                        f"{signature}."
+                    )
+                if len(seen) < _KNOWN:
+                    seen.add(line)
+
+    def _parse(self, line: bytes, number: int) -> Any:
+        where = f"in line {number + 1} of {self.file}"
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"{_WHERE}: expected UTF-8 {where}, got other bytes.") from None
+        if not text:
+            raise ValueError(f'{_WHERE}: expected an entry {where}, got an empty line. An empty prompt is written "".')
+        value: Any = text
+        if text[0] == "{" or (text[0] == text[-1] == '"' and len(text) > 1):
+            try:
+                value = json.loads(text, parse_constant=_no_constant)
+            except ValueError as error:
+                raise ValueError(f"{_WHERE}: expected JSON {where}, got {error}.") from None
+        try:
+            return self._conditioning.parse(value)
+        except Unfit as error:
+            raise ValueError(f"{_WHERE}: expected {error.expected} {where}, got {error.got}.") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"the number {name}")
+
+
+def _stamp(file: int) -> tuple[int, int]:
+    status = os.fstat(file)
+    return status.st_size, status.st_mtime_ns
+
+
+def _index(path: Path) -> _Index:
+    """Hash, number of lines and every `_EVERY`th line's offset, in one pass of fixed memory."""
+    digest = hashlib.sha256()
+    position = ended = 0
+    with open(path, "rb", buffering=0) as file:
+        stamp = _stamp(file.fileno())
+        start = len(_MARK) if file.read(len(_MARK)) == _MARK else 0
+        file.seek(0)
+        offsets, last = [np.array([start])], b""
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
+            # line j + 1 begins after the end of line j
+            offsets.append(ends[(-ended - 1) % _EVERY :: _EVERY] + position + 1)
+            ended, position, last = ended + len(ends), position + len(chunk), chunk[-1:]
+    lines = ended + (last != b"\n" and position > start)
+    return _Index(digest.hexdigest(), int(lines), np.concatenate(offsets), stamp)

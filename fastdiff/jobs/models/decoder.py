@@ -1,0 +1,80 @@
+"""From latents to pictures: an autoencoder of diffusers, and what it is known by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...checkpoint import read_json
+from . import digest
+from .weights import weights
+
+_WHERE = "fastdiff.jobs"
+
+
+class Decoder:
+    """latents [B, C, H, W] -> pictures [B, 3, …] in [-1, 1], float32.
+
+    Args:
+        vae: an autoencoder of diffusers; the scaling, shift and statistics of its latents are undone.
+        identity: JSON-safe, what it is known by.
+    """
+
+    def __init__(self, vae: Any, identity: dict[str, Any]):
+        self.vae, self.identity = vae, identity
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        from ...integrations.diffusers.sampler import pictures  # diffusers is imported where it is needed
+
+        return pictures(self.vae, latents).float()
+
+
+def decoder_of(folder: str, dtype: torch.dtype) -> Decoder:
+    """The decoder of a folder with a diffusers autoencoder.
+
+    Raises FileNotFoundError, ValueError and ImportError in one sentence.
+    """
+    path = Path(folder)
+    name = read_json(path / "config.json").get("_class_name")
+    if not isinstance(name, str) or not name.startswith(("Autoencoder", "VQModel")):
+        raise ValueError(
+            f"{_WHERE}: expected an autoencoder of diffusers in {folder}, got {name!r} in its config.json. A pipeline's own "
+            "is in its folder `vae`."
+        )
+    files = weights(path)
+    try:
+        import diffusers
+
+        vae = getattr(diffusers, name).from_pretrained(
+            path, local_files_only=True, use_safetensors=True, torch_dtype=dtype
+        )
+    except Exception as error:
+        raise unreadable(f"an autoencoder of diffusers in {folder}", error) from error
+    identity = {"name": name, "weights_sha256": digest.of_files(path, files), "config_sha256": _config(path)}
+    return Decoder(vae.eval().requires_grad_(False), identity)
+
+
+def fits(decoder: Decoder, shape: Sequence[int]) -> None:
+    """Raises ValueError for samples that are no latents of this decoder."""
+    channels = getattr(decoder.vae.config, "latent_channels", None)
+    if len(shape) != 3 or (channels is not None and channels != shape[0]):
+        raise ValueError(
+            f"{_WHERE}: expected latents [{channels or 'C'}, H, W] for the decoder, got samples of shape {list(shape)}. "
+            "Name the VAE the model was trained with."
+        )
+
+
+def unreadable(what: str, error: Exception) -> Exception:
+    """The error of a library that could not read what it was given, as one sentence."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given").rstrip(".")
+    kind = ImportError if isinstance(error, ImportError) else ValueError
+    return kind(f"{_WHERE}: expected {what}, got {type(error).__name__}: {text}.")
+
+
+def _config(path: Path) -> str:
+    return digest.of_file(path / "config.json")

@@ -1,0 +1,140 @@
+"""A model as batch jobs see it: a network, how samplers are made of it, what it is told, and what it is known by.
+
+Two samplers are made of a model. The first has a solver and computes the plan, once, for the run's spec. Every worker's is
+given that plan and computes none: NumPy's float64 functions differ between processors, a stored table does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...sampler import Sampler, merged
+from ...schedule import Schedule
+from . import digest
+from .conditioning import Arguments, Classes, Conditioning, Custom, Halves
+
+# what a Sampler of a ready plan takes
+BESIDE_A_PLAN = (
+    "guidance_scale", "network_batch", "on_oom", "graph", "compile", "network_dtype", "channels_last",
+)  # fmt: skip
+Samplers = Callable[..., Sampler]
+
+
+class Model:
+    """A model to make datasets of.
+
+    Args:
+        network: any callable (x, t, **cond); see `Sampler`.
+        shape: one sample's state, such as (3, 32, 32).
+        schedule, settings: the noise schedule it was trained with, and arguments of `Sampler` to begin from, such as
+            prediction_type, solver and guidance_scale; those asked for in a run replace them.
+        classes: names of its classes, or num_classes where they have none; the network is called with `argument`, and
+            with null_label for "no class" (the network's attribute of this name by default).
+        conditions: instead of classes, a function of B entries (texts, or JSON values) -> (cond, uncond), the two
+            arguments of `Sampler.sample`.
+        decode: latents [B, …] -> pictures [B, C, H, W] in [-1, 1].
+        facts: what else samples depend on, JSON-safe; part of `identity`.
+        sampler: instead of schedule and settings, a function (plan=None, **settings) -> Sampler.
+
+    Without classes and conditions, an entry is an object of the network's own keyword arguments, and none is needed unless
+    the network does.
+
+    Attributes:
+        sampler: sampler(**settings) for a spec's writer, sampler(plan=plan, **settings) for a worker.
+        conditioning: how entries are parsed. conditions, labels, default_entries: its.
+        identity: JSON-safe; equal on every worker of a run.
+
+    Raises:
+        TypeError, ValueError: for arguments outside these.
+    """
+
+    def __init__(
+        self, network: Callable[..., Any], shape: Sequence[int], *, schedule: Schedule | None = None,
+        settings: Mapping[str, Any] | None = None, classes: Sequence[str] = (), num_classes: int | None = None,
+        null_label: int | None = None, argument: str = "y",
+        conditions: Callable[[list[Any]], Halves] | Conditioning | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None, facts: Mapping[str, Any] | None = None,
+        sampler: Samplers | None = None,
+    ):  # fmt: skip
+        where = "fastdiff.jobs.Model"
+        if not callable(network):
+            raise TypeError(f"{where}: expected a callable network(x, t, **cond), got {type(network).__name__}.")
+        if sampler is None and not isinstance(schedule, Schedule):
+            raise TypeError(f"{where}: expected a fastdiff.Schedule, got {type(schedule).__name__}.")
+        if decode is not None and not callable(decode):
+            raise TypeError(f"{where}: expected decode as a function of latents, got {type(decode).__name__}.")
+        self.network, self.shape = network, sizes(shape)
+        self.schedule, self.settings = schedule, dict(settings or {})
+        self.decode = decode
+        self.sampler: Samplers = sampler or self._sampler
+        self.facts = dict(facts or {})
+        count = len(classes) if num_classes is None else num_classes
+        if conditions is not None and count:
+            raise ValueError(f"{where}: expected classes or conditions, got both.")
+        if isinstance(conditions, Conditioning):
+            self.conditioning = conditions
+        elif conditions is not None:
+            self.conditioning = Custom(conditions)
+        elif count:
+            null = getattr(network, "null_label", None) if null_label is None else null_label
+            self.conditioning = Classes(count, classes, null_label=null, argument=argument)
+        else:
+            self.conditioning = Arguments(network)
+        if isinstance(network, nn.Module):
+            network.eval().requires_grad_(False)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, () if none."""
+        return self.conditioning.names
+
+    @property
+    def default_entries(self) -> list[Any] | None:
+        """What ids get in turn when nothing is named; None where something must be."""
+        return self.conditioning.default_entries
+
+    def conditions(self, entries: Sequence[Any]) -> Halves:
+        """(cond, uncond) of `Sampler.sample` for B parsed entries."""
+        return self.conditioning.conditions(entries)
+
+    def labels(self, entries: Sequence[Any]) -> list[int] | None:
+        """The class of each entry, None where they are no classes."""
+        return self.conditioning.labels(entries)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the samples depend on: kind, name, weights, shape, what it is told, decoder."""
+        facts = {"kind": "object", **self.facts}
+        if "weights_sha256" not in facts:
+            facts["weights_sha256"] = digest.of_module(self.network)
+        if self.decode is None:
+            decode = None
+        else:
+            decode = getattr(self.decode, "identity", None) or {"weights_sha256": digest.of_module(self.decode)}
+        return {**facts, "shape": list(self.shape), "takes": dict(self.conditioning.identity), "decode": decode}
+
+    def _sampler(self, plan: Any = None, **settings: Any) -> Sampler:
+        settings = merged(self.settings, settings)
+        if plan is None:
+            return Sampler(self.network, self.schedule, **settings)
+        return Sampler(self.network, self.schedule, plan=plan, **beside_a_plan(settings))
+
+    def __repr__(self) -> str:
+        return f"Model({type(self.network).__name__}, {list(self.shape)}, {self.facts.get('kind', 'object')})"
+
+
+def beside_a_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are not the plan's."""
+    return {name: value for name, value in settings.items() if name in BESIDE_A_PLAN}
+
+
+def sizes(shape: Any) -> tuple[int, ...]:
+    """A sample's shape. Raises ValueError for anything but sizes >= 1."""
+    whole = isinstance(shape, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in shape)
+    if not whole or not shape or min(shape) < 1:
+        raise ValueError(f"fastdiff.jobs.Model: expected one sample's shape, sizes >= 1, got {shape!r}.")
+    return tuple(shape)

@@ -1,0 +1,78 @@
+"""Prompts: texts that a pipeline's own encoders turn into the arguments of its network, B at a time.
+
+A unit's prompts are always encoded as one batch of its size, padded to the encoder's full length, so that their embeddings
+are repeatable as the network's arithmetic is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .conditioning import Conditioning, Halves, Unfit
+
+KEYS = ("prompt", "negative_prompt")
+Encoder = Callable[[Any, list[str], list[str]], tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+
+class Prompts(Conditioning):
+    """Entries {"prompt": text, "negative_prompt": text or None}; a text alone is the prompt.
+
+    Args:
+        pipe: the pipeline whose encode_prompt is used.
+        encoder: (pipe, prompts, negative prompts) -> (cond, uncond).
+        zeros: whether entries without a negative prompt are kept away from zeros instead of from the empty text.
+        shared: arguments [1, …] of both halves, the same for all.
+    """
+
+    identity = {"prompts": list(KEYS)}
+
+    def __init__(self, pipe: Any, encoder: Encoder, *, zeros: bool = False, shared: Mapping[str, Tensor] | None = None):
+        self._pipe, self._encoder, self._zeros, self._shared = pipe, encoder, zeros, dict(shared or {})
+
+    def parse(self, value: Any) -> dict[str, Any]:
+        entry = {"prompt": value} if isinstance(value, str) else value
+        fits = isinstance(entry, Mapping) and "prompt" in entry and entry.keys() <= set(KEYS)
+        if not fits or not isinstance(entry["prompt"], str):
+            raise Unfit('a prompt, as text or {"prompt": text, "negative_prompt": text}', value)
+        negative = entry.get("negative_prompt")
+        if negative is not None and not isinstance(negative, str):
+            raise Unfit("the negative_prompt as text", negative)
+        return {"prompt": entry["prompt"], "negative_prompt": negative}
+
+    @torch.no_grad()
+    def conditions(self, entries: Sequence[Any]) -> Halves:
+        negative = [entry["negative_prompt"] for entry in entries]
+        cond, uncond = self._encoder(self._pipe, [entry["prompt"] for entry in entries], [n or "" for n in negative])
+        if self._zeros:
+            for value in uncond.values():
+                value[[i for i, n in enumerate(negative) if n is None]] = 0.0
+        shared = {
+            k: v.expand(len(entries), *v.shape[1:]).to(next(iter(cond.values()))) for k, v in self._shared.items()
+        }
+        return cond | shared, uncond | shared
+
+
+def stable_diffusion(pipe: Any, prompts: list[str], negative: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """encoder_hidden_states (Rombach et al. 2022)."""
+    cond, uncond = pipe.encode_prompt(prompts, pipe.device, 1, True, negative)
+    return {"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond}
+
+
+def pooled(name: str, *others: str) -> Encoder:
+    """encoder_hidden_states, and the pooled texts under a name; others: texts of further encoders, the pipeline's own."""
+
+    def encode(pipe: Any, prompts: list[str], negative: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        cond, uncond, cond_pooled, uncond_pooled = pipe.encode_prompt(
+            prompt=prompts, negative_prompt=negative, device=pipe.device, num_images_per_prompt=1,
+            do_classifier_free_guidance=True, **dict.fromkeys(others),
+        )  # fmt: skip
+        return (
+            {"encoder_hidden_states": cond, name: cond_pooled},
+            {"encoder_hidden_states": uncond, name: uncond_pooled},
+        )
+
+    return encode
