@@ -1,0 +1,91 @@
+"""WebDataset: tar archives in which the members of one sample follow each other and share a name up to the first dot.
+
+000000001234.png (or .npy for data that is no picture), .cls with the class as decimal text, .json with where the sample
+comes from. Headers are POSIX ustar with owner 0, mode 0644 and date 0, so that the bytes depend on nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import npy, png
+from .block import Block, Source, checked, compact, content, decoded, facts, is_picture, shard_name
+
+END = bytes(2 * tarfile.BLOCKSIZE)
+
+
+def member(name: str, data: bytes) -> bytes:
+    """A file of a tar archive: header, content, zeros up to the next 512 bytes."""
+    info = tarfile.TarInfo(name)  # date, owner and names are 0 and empty
+    info.size, info.mode = len(data), 0o644
+    head = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    return head + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def members(block: Block, array: np.ndarray, provenance: Mapping[str, str]) -> Iterator[bytes]:
+    """All members of each sample of a block, joined: one piece a sample."""
+    picture = is_picture(array.shape[1:], array.dtype.name)
+    for index, sample_id in enumerate(block.ids):
+        key = f"{sample_id:012d}"
+        data = png.encode(array[index]) if picture else npy.encode(array[index])
+        pieces = [member(f"{key}.{'png' if picture else 'npy'}", data)]
+        if block.labels is not None:
+            pieces.append(member(f"{key}.cls", str(int(block.labels[index])).encode("ascii")))
+        pieces.append(member(f"{key}.json", compact(facts(block, index, provenance))))
+        yield b"".join(pieces)
+
+
+class WebDataset:
+    name = "webdataset"
+    folder = True
+
+    def encoder(self, shape: Sequence[int], dtype: str) -> str | None:
+        return png.encoder() if is_picture(shape, dtype) else None
+
+    def check(self, shape: Sequence[int], dtype: str) -> None:
+        pass
+
+    def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+        array = checked(self, block)
+        yield shard_name(block.unit, "tar"), b"".join([*members(block, array, provenance), END])
+
+    def read(self, folder: Path, record: Mapping[str, Any]) -> np.ndarray:
+        path, data = content(folder, record)
+        shape, dtype = record["shape"], record["dtype"]
+
+        def samples() -> np.ndarray:
+            suffix = ".png" if is_picture(shape[1:], dtype) else ".npy"
+            array = np.empty(shape, dtype=dtype)
+            found = 0
+            with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+                for info in tar:
+                    if not info.name.endswith(suffix):
+                        continue
+                    file = tar.extractfile(info)
+                    if file is None or found == len(array):
+                        raise ValueError(f"the member {info.name!r} too many")
+                    sample = file.read()
+                    array[found] = (
+                        png.decode(sample, shape[1:]) if suffix == ".png" else npy.decode(sample, shape[1:], dtype)
+                    )
+                    found += 1
+            if found != len(array):
+                raise ValueError(f"{found} samples")
+            return array
+
+        return decoded(path, "a tar archive", samples, shape, dtype)
+
+    def export(self, out: Path, source: Source, per_shard: int) -> None:
+        """Archives 000000.tar, 000001.tar, … of `per_shard` samples each, the last one of the rest."""
+        samples = (s for block in source.blocks() for s in members(block, block.array, source.provenance))
+        for shard in range(-(-source.count // per_shard)):
+            with open(out / f"{shard:06d}.tar", "wb") as file:
+                file.writelines(itertools.islice(samples, per_shard))
+                file.write(END)

@@ -1,0 +1,111 @@
+"""The records of a dataset: one JSON sidecar a unit, units/00012/000012345.json, whose presence commits the unit.
+
+There may be millions: they are listed folder by folder and read one by one, never all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+UNITS = "units"
+FOLDER = re.compile(r"[0-9]{5,}")
+FILE = re.compile(r"([0-9]{9,})\.json")
+HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def record_name(unit: int) -> str:
+    """units/00012/000012345.json: at most 1,000 files a folder."""
+    return f"{UNITS}/{unit // 1000:05d}/{unit:09d}.json"
+
+
+def unit_files(folder: Path) -> Iterator[tuple[int, Path]]:
+    """(unit, path of its record) of all units that have one, in order. Other files and folders are passed over.
+
+    Only names are read: 10⁵ units take a fraction of a second.
+    """
+    top = Path(folder) / UNITS
+    try:
+        with os.scandir(top) as entries:
+            parents = sorted(int(e.name) for e in entries if FOLDER.fullmatch(e.name) and e.is_dir())
+    except FileNotFoundError:
+        return
+    for parent in parents:
+        below = top / f"{parent:05d}"
+        with os.scandir(below) as entries:
+            found = sorted(int(match[1]) for e in entries if (match := FILE.fullmatch(e.name)))
+        for unit in found:
+            if unit // 1000 == parent:
+                yield unit, below / f"{unit:09d}.json"
+
+
+def read_record(path: Path, unit: int) -> dict[str, Any]:
+    """The record of a unit. Raises FileNotFoundError, or ValueError in one sentence when it is damaged."""
+    text = path.read_bytes()
+    try:
+        record = json.loads(text)
+    except ValueError:
+        record = None
+    wrong = _wrong(record, unit)
+    if wrong:
+        raise ValueError(
+            f"fastdiff.jobs: expected the record of unit {unit} in {path}, got {wrong}. "
+            f"Run `fastdiff resume {path.parents[2]}`."
+        )
+    assert isinstance(record, dict)
+    return record
+
+
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of all finished units, in order, one at a time.
+
+    A record that goes while the folder is read is passed over. Raises ValueError at a damaged one; to go on after it,
+    use `unit_files` and `read_record`.
+    """
+    for unit, path in unit_files(folder):
+        try:
+            record = read_record(path, unit)
+        except FileNotFoundError:
+            continue
+        yield record
+
+
+def _wrong(record: Any, unit: int) -> str:
+    """What is wrong with a record, in words; empty when nothing is."""
+    if not isinstance(record, dict):
+        return "no JSON object"
+    whole = ("unit", "first", "stop", "seed")
+    if any(type(record.get(key)) is not int for key in whole):
+        return "no whole numbers as " + ", ".join(key for key in whole if type(record.get(key)) is not int)
+    count = record["stop"] - record["first"]
+    shape, labels, files = record.get("shape"), record.get("labels"), record.get("files")
+    if record["unit"] != unit:
+        return f"the one of unit {record['unit']}"
+    if not (_whole(shape) and shape and shape[0] == count > 0 and min(shape) > 0 and record["first"] >= 0):
+        return f"shape {shape} for the ids {record['first']} to {record['stop'] - 1}"
+    if record.get("dtype") not in ("uint8", "float32"):
+        return f"dtype {record.get('dtype')!r}"
+    if labels is not None and not (_whole(labels) and len(labels) == count):
+        return f"labels other than {count} whole numbers"
+    if not (isinstance(record.get("pixels"), str) and HASH.fullmatch(record["pixels"])):
+        return "no hash of its pixels"
+    if not (isinstance(files, list) and files and all(_is_file(f) for f in files)):
+        return "no list of its files"
+    return ""
+
+
+def _whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(v) is int for v in values)
+
+
+def _is_file(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and type(entry.get("bytes")) is int
+        and isinstance(entry.get("sha256"), str)
+    )
