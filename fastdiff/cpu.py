@@ -1,4 +1,4 @@
-"""What this processor is good for: the network's dtype on a CPU.
+"""What this processor is good for: how many threads, and the network's dtype.
 
 bf16 pays where the processor multiplies bf16 tiles (AMX); without it bf16 convolutions are several times slower than
 fp32, so fp32 is chosen.
@@ -29,3 +29,8 @@ def network_dtype(name: str = "auto") -> torch.dtype:
     if name == "auto":
         name = "bf16" if has_amx() else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on (a container or taskset may leave fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""The command line: `fastdiff train | sample | plan | solvers | doctor`, a module each with `register(subparsers)`."""
+"""The command line: `fastdiff train | sample | resume | …`, a module each with `register(subparsers)`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("train", "sample", "plan", "solvers", "doctor")
+from ..jobs.spec import SpecMismatch
+from .exits import FAILED, INTERRUPTED, MISMATCH, USAGE, UsageError
+
+COMMANDS = ("train", "sample", "resume", "info", "verify", "export", "plan", "solvers", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status: 0 done, 1 failed with one sentence, 2 bad arguments."""
+    """Runs a command and returns its exit status, see fastdiff.cli.exits."""
     parser = argparse.ArgumentParser(prog="fastdiff", description="Draw samples from diffusion models.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name in COMMANDS:
@@ -23,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.__dict__.get("traceback"):
             raise
         print(f"fastdiff {args.command}: {error}", file=sys.stderr)
-        return 1
+        return USAGE if isinstance(error, UsageError) else MISMATCH if isinstance(error, SpecMismatch) else FAILED
     except KeyboardInterrupt:
-        print(f"fastdiff {args.command}: interrupted.", file=sys.stderr)
-        return 130
+        print(f"fastdiff {args.command}: interrupted. What was finished is on disk.", file=sys.stderr)
+        return INTERRUPTED

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import __version__, backends, native
+from ..cpu import usable_cpus
 
 TORCH_FLOOR = (2, 11)
 # file systems whose files are on another machine: slow, and Triton's cache has races there
@@ -105,11 +106,6 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on (a container or taskset may leave fewer than the machine has)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def foreign_fastdiff() -> str | None:

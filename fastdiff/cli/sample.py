@@ -1,170 +1,235 @@
-"""`fastdiff sample`: draws images from a model folder into samples.npz, grid.png and sample.json."""
+"""`fastdiff sample`: makes a dataset, or goes on with one, alone or as one of many workers."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import time
+import re
+import signal
+import threading
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
-from tqdm.auto import tqdm
 
-from .. import __version__, images
-from ..backend import backend_for
-from ..checkpoint import write_atomically, write_json
-from ..cpu import network_dtype
-from ..pretrained import locate, read_config, shipped
-from ..sampler import Sampler
+from ..cpu import usable_cpus
+from ..jobs.conditions import Conditions
+from ..jobs.folder import SPEC, Folder
+from ..jobs.formats import FORMATS
+from ..jobs.job import DTYPES, Job, mismatch
+from ..jobs.place import Place, find
+from ..jobs.preview import write_grid
+from ..jobs.runner import Report, finished
+from ..jobs.single import recompute
+from ..jobs.spec import RunSpec, SpecMismatch
+from ..pretrained import shipped
+from .exits import AGAIN, UNFINITE, UsageError, arguments
+
+ENGINES = ("auto", "ray")
 
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample",
-        help="draw images from a model folder",
-        description="Draw images from a model folder. Sample i of a seed is the same picture in any run that holds it.",
+        help="make a dataset, or go on with one",
+        description="Make a dataset, or go on with one: --out names its folder, what is finished in it stays, and flags "
+        "left out are those it was begun with. Sample i of a seed is the same picture in any run that holds it. Any number "
+        "of workers may be started with the same command: under torchrun, srun or an array of SLURM, or with --shard i/n.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong arguments, 3 another run's folder or another machine, 5 units "
+        "without finite samples, 75 stopped by SIGTERM or SIGUSR1 after a unit (start again), 130 interrupted.",
     )
-    parser.add_argument("--weights", default="fashion-mnist", help=f"folder or shipped model: {', '.join(shipped())}")
-    parser.add_argument("--out", required=True, help="folder to write to")
-    parser.add_argument("--num", type=int, default=256, help="how many images (256)")
-    parser.add_argument("--first-id", type=int, default=0, help="sample id of the first image (0)")
-    parser.add_argument("--seed", type=int, default=0, help="names the run (0)")
-    parser.add_argument("--classes", help="comma-separated class indices or names, repeated in turn (all)")
+    parser.add_argument("--out", metavar="DIR", help="the dataset's folder")
+    parser.add_argument("--model", help="model folder, package.module:factory, a diffusers pipeline's folder, or shipped: "
+                        f"{', '.join(shipped())} (the default)")  # fmt: skip
+    parser.add_argument("--ids", metavar="A-B", help="sample ids, both included (0-255)")
+    parser.add_argument("--num", type=int, metavar="N", help="the same as --ids 0-(N-1)")
+    parser.add_argument("--seed", type=int, help="names the run (0)")
+    parser.add_argument("--classes", help="comma-separated class indices or names, for the ids in turn (all)")
+    parser.add_argument("--conditions", metavar="FILE", help="a line for each id: a class, a prompt, or JSON")
     parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--eta", type=float, default=0.0, help="DDIM's noise, 0 … 1")
+    parser.add_argument("--steps", type=int, help="(25)")
+    parser.add_argument("--eta", type=float, help="DDIM's noise, 0 … 1")
     parser.add_argument("--guidance", type=float, help="gamma of u + gamma (c - u); the model's own by default")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
-    parser.add_argument("--dtype", choices=("auto", "fp32", "bf16"), default="auto", help="the network's (auto)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the result of another specification")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
+                        help="a further setting of the sampler or the solver; may be repeated")  # fmt: skip
+    parser.add_argument("--unit", type=int, metavar="B", help="samples computed together, always so many (64)")
+    parser.add_argument("--network-batch", type=int, metavar="B", help="rows of every network call (the unit)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="of the files (npy)")
+    parser.add_argument("--decode", metavar="VAE", help="folder of a diffusers VAE, or `pipe` for the pipeline's own")
+    parser.add_argument("--shape", help="one sample's, as 3,32,32, for factories that do not say")
+    parser.add_argument("--threads", type=int, help="CPU threads of a worker (the CPUs it may use)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "auto"), help="the network's (auto)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU where there is one)")
+    add_worker_flags(parser)
+    parser.add_argument("--spec", metavar="DIR", help="make the samples --ids of this dataset again, alone, as pictures in "
+                        "--out (the working folder)")  # fmt: skip
     parser.set_defaults(run=run)
 
 
+def add_worker_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shard", metavar="i/n", help="this is worker i of n, the first being 0")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="ray: a pool of actors on a Ray cluster; auto: "
+                        "torchrun's or SLURM's environment, else alone")  # fmt: skip
+    parser.add_argument("--workers", type=int, metavar="N", help="actors of --engine ray")
+    parser.add_argument("--retry-failed", action="store_true", help="try units again that gave no finite samples")
+
+
 def run(args: argparse.Namespace) -> int:
-    if args.num < 1 or args.batch_size < 1:
-        raise ValueError(f"expected --num and --batch-size >= 1, got {args.num} and {args.batch_size}.")
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"expected --threads >= 1, got {args.threads}.")
-        torch.set_num_threads(args.threads)
-    config = read_config(args.weights)
-    overrides: dict[str, Any] = {"steps": args.steps, "eta": args.eta}
-    if args.solver is not None:
-        overrides["solver"] = args.solver
-    if args.guidance is not None:
-        overrides["guidance_scale"] = args.guidance
-    sampler = Sampler.from_pretrained(args.weights, **overrides)
-    dtype = network_dtype(args.dtype)
-    network = cast(nn.Module, sampler.model).to(dtype)
-
-    shape = (config["model"]["config"]["channels"], *(config["model"]["config"]["size"],) * 2)
-    names = config.get("data", {}).get("classes", [])
-    chosen = _classes(args.classes, names)
-    ids = np.arange(args.first_id, args.first_id + args.num)
-    labels = np.array([chosen[i % len(chosen)] for i in ids], dtype=np.int64) if chosen else None
-    spec = {
-        "weights": args.weights,
-        "weights_sha256": _sha256(locate(args.weights) / "model.safetensors"),
-        "num": args.num,
-        "first_id": args.first_id,
-        "seed": args.seed,
-        "classes": chosen,
-        **sampler.plan.info,
-        "guidance_scale": sampler.guidance_scale,
-        "plan": sampler.plan.hash,
-        "network_dtype": str(dtype).removeprefix("torch."),
-        "batch_size": args.batch_size,
-    }
-    out = Path(args.out)
-    _refuse_other(out, spec, args.overwrite)
-
-    begin = time.perf_counter()
-    batches = []
-    device = next(network.parameters()).device
-    with tqdm(total=args.num, unit="img", bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<"
-              "{remaining}, {rate_fmt}]", desc="sampling ") as bar:  # fmt: skip
-        for batch in sampler.stream(
-            args.num, shape, batch_size=args.batch_size, first_id=args.first_id, seed=args.seed,
-            cond=_condition(labels), uncond=_condition(labels, null=getattr(network, "null_label", None)),
-            callback=lambda i, t, x, x0: bar.update(min(len(x) / len(sampler.plan), args.num - bar.n)) and None,
-        ):  # fmt: skip
-            batches.append(images.to_uint8(batch).cpu())
-        bar.update(args.num - bar.n)
-    seconds = time.perf_counter() - begin
-    pictures = torch.cat(batches).permute(0, 2, 3, 1).contiguous().numpy()
-
-    report = {
-        "spec": spec,
-        "fastdiff": __version__,
-        "torch": torch.__version__,
-        "backend": backend_for("reverse_step", device),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(args.num / seconds, 2),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    extra = {} if labels is None else {"labels": labels}
-    write_atomically(out / "samples.npz", lambda p: _savez(p, images=pictures, ids=ids, **extra))
-    grid = images.grid(pictures, labels, names)
-    write_atomically(out / "grid.png", lambda p: grid.save(p, format="PNG"))
-    write_json(out / "sample.json", report)
-    print(f"{args.num} images in {seconds:.1f} s ({args.num / seconds:.1f} images/s, backend {report['backend']})")
-    for name, what in (("samples.npz", "uint8 images, labels and ids"), ("grid.png", "labelled grid"),
-                       ("sample.json", "specification, plan hash, backend and speed")):  # fmt: skip
-        print(f"  {out / name}: {what}")
-    return 0
+    if args.spec is not None:
+        return _again(args)
+    with arguments():
+        if args.out is None:
+            raise ValueError("expected --out, the dataset's folder, got none.")
+        place = find(args.shard)
+        wishes = _wishes(args)
+        device = _device(args.device, place)
+        out = Path(args.out)
+        if (out / SPEC).exists():
+            folder = Folder(out)
+            job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
+        else:
+            plan = dict(wishes)
+            plan.setdefault("threads", max(1, usable_cpus() // place.locals))
+            plan.setdefault("steps", 25)
+            job = Job.plan(**plan, device=device)
+            folder = Folder.create(out, job.spec, job.conditions.file)
+    if folder.spec.hash != job.spec.hash or (out / SPEC).exists():
+        lines = differing(folder.spec, wishes, job)
+        if lines:
+            advice = f"Name another --out, or go on as it was begun: `fastdiff resume {out}`."
+            raise SpecMismatch(f"{mismatch(str(out), lines)}\n{advice}")
+    if folder.spec.hash != job.spec.hash:  # another worker was faster to write down what all were asked for
+        job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
+    return work(folder, job, args, place)
 
 
-def _classes(text: str | None, names: list[str]) -> list[int]:
-    """Class indices from `3,7` or `Coat,Bag`; all classes without a text."""
-    if text is None:
-        return list(range(len(names)))
-    chosen = []
-    for part in text.split(","):
-        part = part.strip()
-        index = names.index(part) if part in names else int(part) if part.isdecimal() else -1
-        if not 0 <= index < len(names):
-            raise ValueError(f"expected --classes among 0-{len(names) - 1} or {', '.join(names)}, got {part!r}.")
-        chosen.append(index)
-    return chosen
+def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> int:
+    """Works on a run as this worker, or as a pool of them, until it is done; returns the exit status."""
+    if args.engine == "ray":
+        from ..jobs.ray import run_pool
+
+        report = run_pool(folder, workers=args.workers, retry_failed=args.retry_failed)
+    else:
+        if args.workers is not None:
+            raise UsageError("expected --workers with --engine ray, got it without. Start as many processes instead.")
+        report = _alone(folder, job, args, place)
+    for unit, what in sorted(report.failed.items()):
+        print(f"unit {unit} failed: {what}")
+    told = (
+        f"{report.images} images in {report.seconds:.1f} s ({report.images / max(report.seconds, 1e-9):.1f} images/s)"
+    )
+    print(f"{told}; {report.done} of {report.units} units are in {folder.path}")
+    if report.complete and place.worker == 0 and write_grid(folder, job.model.classes):
+        print(f"  {folder.path / 'grid.png'}: the first pictures; see `fastdiff info`, `verify` and `export`")
+    if report.failed:
+        return UNFINITE
+    return 0 if report.complete else AGAIN
 
 
-def _condition(labels: np.ndarray | None, null: int | None = None) -> dict[str, torch.Tensor] | None:
-    """The network's label argument: the labels, or the null label of classifier-free guidance."""
-    if labels is None:
-        return None
-    y = torch.from_numpy(labels)
-    return {"y": y if null is None else torch.full_like(y, null)}
-
-
-def _refuse_other(out: Path, spec: dict[str, Any], overwrite: bool) -> None:
-    """A folder that holds the result of another specification is left alone."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"expected --out to name a folder, got the file {out}.")
-    report = out / "sample.json"
-    if overwrite or not report.exists():
-        return
+def _alone(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> Report:
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        old = json.loads(report.read_text(encoding="utf-8"))["spec"]
-    except (ValueError, KeyError, OSError):
-        raise ValueError(f"expected a readable {report}; pass another --out, or --overwrite.") from None
-    changed = [f"{k}: {old.get(k)!r} there, {spec.get(k)!r} now" for k in spec if old.get(k) != spec.get(k)]
-    if changed:
-        raise ValueError(
-            f"{out} holds the result of another specification ({'; '.join(changed)}); pass another --out, or --overwrite."
+        units = finished(
+            job, folder.path, worker=place.worker, world=place.world, retry_failed=args.retry_failed,
+            progress=place.worker == 0, stop=stop,
+        )  # fmt: skip
+        while True:
+            try:
+                next(units)
+            except StopIteration as end:
+                return end.value
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def differing(spec: RunSpec, wishes: dict[str, Any], job: Job) -> list[str]:
+    """A line for everything asked for that is not as in the spec."""
+    there: dict[str, Any] = {
+        "model": spec.model["name"], "decode": spec.model["decode"], "shape": tuple(spec.model["shape"]), "ids": spec.ids,
+        "seed": spec.seed, "unit": spec.unit, "network_batch": spec.network_batch, "format": spec.format,
+        "threads": spec.threads, "guidance_scale": spec.guidance_scale, "dtype": spec.dtype,
+    }  # fmt: skip
+    asked = dict(wishes)
+    lines = []
+    if {"classes", "conditions"} & asked.keys():
+        given = Conditions.of(
+            job.model, ids=spec.ids, classes=asked.pop("classes", None), file=asked.pop("conditions", None)
         )
+        if given.identity != dict(spec.conditions):
+            lines.append(f"conditions: {dict(spec.conditions)} there, {given.identity} here")
+    if asked.get("dtype") == "auto":
+        del asked["dtype"]
+    for name, value in asked.items():
+        known = there[name] if name in there else spec.sampling.get(name, spec.plan.info.get(name))
+        if isinstance(value, (list, tuple)) and isinstance(known, (list, tuple)):
+            value, known = tuple(value), tuple(known)
+        if value != known:
+            lines.append(f"{name}: {known!r} there, {value!r} here")
+    return lines
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+    """What was asked for, as arguments of `Job.plan`; nothing for flags left out."""
+    named = {
+        "model": args.model, "seed": args.seed, "classes": args.classes, "conditions": args.conditions,
+        "solver": args.solver, "steps": args.steps, "eta": args.eta, "guidance_scale": args.guidance, "unit": args.unit,
+        "network_batch": args.network_batch, "format": args.format, "decode": args.decode, "threads": args.threads,
+        "dtype": args.dtype,
+    }  # fmt: skip
+    wishes = {name: value for name, value in named.items() if value is not None}
+    if args.num is not None:
+        if args.ids is not None:
+            raise ValueError("expected --ids or --num, got both.")
+        if args.num < 1:
+            raise ValueError(f"expected --num >= 1, got {args.num}.")
+        wishes["ids"] = (0, args.num - 1)
+    if args.ids is not None:
+        wishes["ids"] = id_range(args.ids)
+    if args.shape is not None:
+        if not re.fullmatch(r"\d+(,\d+)*", args.shape):
+            raise ValueError(f"expected --shape as numbers like 3,32,32, got {args.shape!r}.")
+        wishes["shape"] = tuple(int(n) for n in args.shape.split(","))
+    for option in args.option:
+        name, found, value = option.partition("=")
+        if not found:
+            raise ValueError(f"expected --option NAME=VALUE, got {option!r}.")
+        try:
+            wishes[name] = json.loads(value)
+        except ValueError:
+            wishes[name] = value
+    return wishes
 
 
-def _savez(path: Path, **arrays: Any) -> None:
-    with open(path, "wb") as file:
-        np.savez(file, **arrays)
+def id_range(text: str) -> tuple[int, int]:
+    """A-B, or A alone."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise ValueError(f"expected --ids A-B with A <= B, both included, got {text!r}.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _device(name: str | None, place: Place) -> torch.device | None:
+    """The device named, or of several GPUs this worker's own."""
+    if name is None and torch.cuda.is_available() and place.locals > 1:
+        return torch.device("cuda", place.local % torch.cuda.device_count())
+    return None if name is None else torch.device(name)
+
+
+def _again(args: argparse.Namespace) -> int:
+    with arguments():
+        if args.ids is None:
+            raise ValueError("expected --ids with --spec, got none. They say which samples to make again.")
+        first, last = id_range(args.ids)
+        folder = Folder(args.spec)
+        out = Path(args.out or ".")
+        job = Job.open(folder.spec, conditions=folder.conditions, device=args.device, where=args.spec)
+        for sample in {first, last}:
+            folder.spec.units.of(sample)
+    for path, sample, same in recompute(folder, job, first, last, out):
+        told = {True: "as in the dataset", False: "NOT as in the dataset", None: "its unit is not in the dataset yet"}[
+            same
+        ]
+        print(f"sample {sample}: {path}, {told}")
+    return 0

@@ -1,0 +1,39 @@
+"""`fastdiff resume`: goes on with a dataset exactly as it was begun."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..jobs.folder import Folder
+from ..jobs.job import Job
+from ..jobs.place import find
+from ..jobs.verify import verify
+from .exits import arguments
+from .sample import _device, add_worker_flags, work
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "resume",
+        help="go on with a dataset as it was begun",
+        description="Go on with a dataset as it was begun, and mend it: units that are missing, whose files are missing or "
+        "cut short, or that `fastdiff verify` found wrong are made again. What is whole is not touched.",
+        epilog="Exit status as of `fastdiff sample`.",
+    )
+    parser.add_argument("folder", metavar="DIR")
+    parser.add_argument("--verify", action="store_true", help="read and check every file first")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (the run's)")
+    add_worker_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    with arguments():
+        place = find(args.shard)
+        folder = Folder(args.folder)
+        job = Job.open(folder.spec, conditions=folder.conditions, device=_device(args.device, place), where=args.folder)
+    if args.verify:
+        for unit, what in verify(folder).bad.items():
+            print(f"unit {unit}: {what}; it is made again")
+    return work(folder, job, args, place)

@@ -1,0 +1,108 @@
+"""How far a run is, from any machine that sees its folder: names, sizes and the workers' logs, no pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .folder import Folder
+from .records import read_record, unit_files
+
+FRESH = 300.0  # seconds without an event after which a worker is taken for gone
+
+
+@dataclass
+class Info:
+    """Attributes:
+    units, done, missing, failed, corrupt: of the run's units; corrupt have files that are missing or of another size.
+    images: samples that are there, of `samples`; bytes: of their files.
+    workers: those with an event in the last five minutes, with their latest speed, queue and memory.
+    images_per_second: of all of them; eta_s: seconds to go at that speed, None where nobody works.
+    """
+
+    units: int
+    samples: int
+    done: int = 0
+    images: int = 0
+    bytes: int = 0
+    missing: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+    corrupt: dict[int, str] = field(default_factory=dict)
+    workers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    images_per_second: float = 0.0
+    eta_s: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.units
+
+
+def info(folder: Folder, now: float | None = None) -> Info:
+    """What a run's folder tells. now: seconds since the epoch, default the clock's."""
+    units = folder.spec.units
+    found = Info(len(units), units.samples)
+    for unit, path in unit_files(folder.path):
+        if unit not in units.numbers:
+            found.corrupt[unit] = "it is no unit of the run"
+            continue
+        try:
+            record = read_record(path, unit)
+            for file in record["files"]:
+                size = os.stat(folder.path / file["name"]).st_size
+                if size != file["bytes"]:
+                    raise ValueError(f"{file['name']} has {size} bytes, not {file['bytes']}")
+                found.bytes += size
+        except FileNotFoundError as error:
+            found.corrupt[unit] = f"{error.filename} is missing"
+        except (OSError, ValueError) as error:
+            found.corrupt[unit] = str(error)
+        else:
+            found.done += 1
+            found.images += record["stop"] - record["first"]
+    found.failed = {unit: str(what.get("what")) for unit, what in folder.failed().items()}
+    found.missing = found.units - found.done - len(found.failed)
+    _workers(folder.path / "log", found, time.time() if now is None else now)
+    return found
+
+
+def _workers(logs: Path, found: Info, now: float) -> None:
+    try:
+        entries = [e for e in os.scandir(logs) if e.name.endswith(".jsonl")]
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        last = _last(Path(entry.path))
+        latest = last[-1] if last else None
+        if latest is None or latest.get("event") == "stop" or now - latest["unix"] > FRESH:
+            continue
+        unit = next((e for e in reversed(last) if e.get("event") == "unit"), {})
+        found.workers[entry.name.removesuffix(".jsonl")] = {
+            "images_per_second": unit.get("images_per_second", 0.0),
+            "queue": unit.get("queue"),
+            "resident_mib": unit.get("resident_mib"),
+            "silent_s": round(now - latest["unix"], 1),
+        }
+    found.images_per_second = round(sum(w["images_per_second"] for w in found.workers.values()), 2)
+    if found.images_per_second and not found.complete:
+        found.eta_s = round((found.samples - found.images) / found.images_per_second)
+
+
+def _last(path: Path, size: int = 4096) -> list[dict[str, Any]]:
+    """The last events of a log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return []
+    events = []
+    for line in lines:
+        try:
+            events.append(json.loads(line))
+        except ValueError:  # cut by the seek, or being written
+            continue
+    return [e for e in events if isinstance(e, dict) and "unix" in e]

@@ -1,0 +1,80 @@
+"""What a worker tells while it works: a progress line for people and a file of events, a JSON object a line, for programs.
+
+Events are `start`, `begin` (of a unit), `unit` (it is on disk), `unfinite` (about to be tried again), `failed`, `stop`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .folder import Folder
+
+WINDOW = 60.0  # seconds over which speed is measured
+
+
+class Log:
+    """The events and the progress line of one worker.
+
+    Args: folder; images: how many the run has; done: how many are there already; progress: whether to show a line.
+    """
+
+    def __init__(self, folder: Folder, images: int, done: int, progress: bool):
+        self.images, self._begun = done, time.monotonic()
+        self._total, self._recent = images, [(self._begun, done)]
+        path = folder.path / "log" / f"{folder.worker}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        self._file = open(path, "a", encoding="utf-8")
+        self._bar = tqdm(
+            total=images, initial=done, unit="img", desc="sampling", disable=not progress, smoothing=0.1,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )  # fmt: skip
+
+    def event(self, name: str, **facts: Any) -> None:
+        line = {"event": name, "unix": round(time.time(), 3), **facts}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def unit(self, unit: int, images: int, queue: int) -> None:
+        """A unit of so many images is on disk."""
+        self.images += images
+        now = time.monotonic()
+        self._recent.append((now, self.images))
+        while len(self._recent) > 2 and now - self._recent[1][0] > WINDOW:
+            self._recent.pop(0)
+        speed, memory = self.speed, resident()
+        eta = None if not speed else round((self._total - self.images) / speed)
+        self.event("unit", unit=unit, images=images, images_per_second=round(speed, 2), eta_s=eta, queue=queue,
+                   resident_mib=memory)  # fmt: skip
+        self._bar.set_postfix_str(f"queue {queue}, {memory} MiB", refresh=False)
+        self._bar.update(images)
+
+    @property
+    def speed(self) -> float:
+        """Images a second of this worker, over the last minute."""
+        (then, before), (now, after) = self._recent[0], self._recent[-1]
+        return (after - before) / (now - then) if now > then else 0.0
+
+    def say(self, text: str) -> None:
+        """A line above the progress line."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+
+
+def resident() -> int:
+    """Memory of this process in MiB: what is resident now, or where the system does not say, at most."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    except (OSError, IndexError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10

@@ -1,0 +1,74 @@
+"""The part of a machine that decides a network's bits: recorded when a run is planned, compared wherever it goes on.
+
+fastdiff's own kernels give the same bits everywhere. A network's matrix products do not: their order of summation depends
+on the instruction set that torch, oneDNN and MKL choose, on the processor's or GPU's model, on the number of threads and
+on the versions of the libraries.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..backend import backend_for
+
+# settings by which people choose the instructions that networks run on
+SETTINGS = (
+    "ATEN_CPU_CAPABILITY", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE",
+    "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
+)  # fmt: skip
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """What must be equal on every machine that works on a run: JSON-safe."""
+    found: dict[str, Any] = {
+        "fastdiff": __version__,
+        "torch": str(torch.__version__),
+        "backend": backend_for("reverse_step", device),
+        "device": device.type,
+        "name": _name(device),
+    }
+    if device.type == "cpu":
+        found["capability"] = torch.backends.cpu.get_cpu_capability()
+        found["settings"] = {name: os.environ[name] for name in SETTINGS if os.environ.get(name)}
+    if device.type == "cuda":
+        found["cuda"], found["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    return found
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    # virtual machines often leave the model out of the name
+    parts = [fields.get("model name") or platform.machine()]
+    if "cpu family" in fields:
+        parts.append(f"family {fields['cpu family']} model {fields.get('model', '?')}")
+    return ", ".join(parts)
+
+
+@contextmanager
+def settled(threads: int) -> Iterator[None]:
+    """Within the block, torch computes with so many threads and, on a GPU, with repeatable algorithms."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
+    torch.set_num_threads(threads)
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.benchmark, cudnn.deterministic = before[1:]

@@ -1,0 +1,206 @@
+"""The loop of a worker: units are drawn one after another while writers put earlier ones on disk."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from .folder import Folder
+from .job import Failure, Job
+from .log import Log
+from .machine import settled
+from .spec import RunSpec, SpecMismatch, differences
+from .units import turns
+from .verify import finish, heal
+from .writer import Finished, Staged, Unfinite, Writers
+
+
+@dataclass
+class Report:
+    """How a worker left a run.
+
+    Attributes:
+        units: of the run. done: units on disk. made: units that this worker made; images: the samples in them.
+        failed: the units without finite samples, and why. seconds: how long it worked. stopped: whether it was told to.
+    """
+
+    units: int
+    done: int = 0
+    made: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    failed: dict[int, str] = field(default_factory=dict)
+    stopped: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.done == self.units
+
+
+def run(spec: RunSpec | Job | str | PathLike[str], out: str | PathLike[str] | None = None, **options: object) -> Report:
+    """Works on a run until every unit is done, by this worker or another, and says how it ended.
+
+    Args:
+        spec: a run spec, the job that planned it, or the folder of a run that is to go on.
+        out: the folder, where `spec` is not one.
+        options: see `finished`.
+
+    Raises SpecMismatch for a folder of another run, a machine or weights other than the spec's; OSError where nothing can
+    be written.
+    """
+    work = finished(spec, out, **options)  # type: ignore[arg-type]
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+def finished(
+    spec: RunSpec | Job | str | PathLike[str],
+    out: str | PathLike[str] | None = None,
+    *,
+    worker: int = 0,
+    world: int = 1,
+    device: str | torch.device | None = None,
+    retry_failed: bool = False,
+    progress: bool = False,
+    stop: threading.Event | None = None,
+) -> Iterator[Finished]:
+    """Yields the units that this worker makes, as they are on disk; see `run`. The generator returns the Report.
+
+    Args:
+        worker, world: which of how many workers this is: workers begin with different units.
+        device: where to compute, if not where the spec was written for.
+        retry_failed: units that were given up are tried again.
+        progress: show a line with images/s, time left, queue and memory.
+        stop: when set, the unit in hand is finished and the run left.
+    """
+    folder, job = enter(spec, out, device=device)
+    return _work(folder, job, worker, world, retry_failed, progress, stop or threading.Event())
+
+
+def enter(
+    spec: RunSpec | Job | str | PathLike[str], out: str | PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[Folder, Job]:  # fmt: skip
+    """The folder of a run, made if need be, and what computes it. Raises as `run` does."""
+    if isinstance(spec, (str, PathLike)):
+        if out is not None:
+            raise ValueError("fastdiff.jobs: expected a run spec with out, got a folder. Its own spec is what goes on.")
+        folder = Folder(spec)
+        job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(folder.path))
+        return folder, job
+    if out is None:
+        raise ValueError("fastdiff.jobs: expected out, the folder to write to, got none.")
+    planned = spec.spec if isinstance(spec, Job) else spec
+    file = spec.conditions.file if isinstance(spec, Job) else None
+    folder = Folder.create(out, planned, file)
+    if folder.spec.hash != planned.hash:
+        lines = differences(folder.spec.to_json(), planned.to_json())
+        raise SpecMismatch(different(folder.path, [line for line in lines if not line.startswith("hash:")]))
+    if isinstance(spec, Job):
+        return folder, spec
+    return folder, Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(folder.path))
+
+
+def different(path: Path, lines: list[str]) -> str:
+    from .job import mismatch
+
+    return mismatch(str(path), lines) + "\nName another folder, or `fastdiff resume` this one as it was begun."
+
+
+def _work(
+    folder: Folder, job: Job, worker: int, world: int, retry_failed: bool, progress: bool, stop: threading.Event
+) -> Iterator[Finished]:
+    units, begun = folder.spec.units, time.monotonic()
+    folder.sweep()
+    heal(folder)
+    if retry_failed:
+        for unit in folder.failed():
+            folder.forget(unit)
+    known = folder.done()
+    there = sum(len(units.ids(unit)) for unit in known)
+    report = Report(len(units))
+    log = Log(folder, units.samples, there, progress)
+    log.event("start", worker=worker, world=world, device=str(job.device), threads=folder.spec.threads, done=len(known))
+    taken: set[int] = set(folder.failed())  # in this worker's hands, or given up
+
+    def is_finished(unit: int) -> bool:
+        if unit in known or unit in taken:
+            return True
+        if folder.finished(unit):
+            known.add(unit)
+            return True
+        return False
+
+    def settle(results: list[Finished | Unfinite]) -> Iterator[Finished]:
+        for result in results:
+            if isinstance(result, Unfinite):
+                again.append(result.unit)
+                continue
+            report.made += 1
+            report.images += len(result.ids)
+            known.add(result.unit)
+            log.unit(result.unit, len(result.ids), writers.depth)
+            yield result
+
+    def retry() -> None:
+        """Units with numbers that are not finite, once more and closely watched."""
+        while again:
+            unit = again.pop()
+            log.event("unfinite", unit=unit)
+            start = time.monotonic()
+            drawn, failure = job.diagnose(unit)
+            if failure is None:
+                writers.submit(unit, units.ids(unit), Staged(drawn), time.monotonic() - start)
+                continue
+            _give_up(folder, log, unit, failure)
+
+    again: list[int] = []
+    writers = Writers(folder)
+    try:
+        with settled(folder.spec.threads):
+            for unit in turns(units, worker, world, is_finished):
+                if stop.is_set():
+                    report.stopped = True
+                    break
+                log.event("begin", unit=unit)
+                taken.add(unit)
+                start = time.monotonic()
+                drawn = job.draw(unit)
+                writers.submit(unit, units.ids(unit), Staged(drawn), time.monotonic() - start)
+                yield from settle(writers.results())
+                retry()
+            yield from settle(writers.close())
+            if again:
+                writers = Writers(folder)
+                retry()
+                yield from settle(writers.close())
+    finally:
+        closing, writers = writers, writers
+        try:
+            closing.close()
+        except BaseException as error:
+            # what stopped the run is told, not what followed from it
+            log.event("error", what=str(error))
+        folder.leave()
+        report.done, report.failed = len(folder.done()), {u: str(f.get("what")) for u, f in folder.failed().items()}
+        report.seconds = time.monotonic() - begun
+        log.event("stop", made=report.made, done=report.done, failed=len(report.failed), seconds=round(report.seconds, 3))
+        log.close()
+    if report.complete:
+        finish(folder)
+    return report
+
+
+def _give_up(folder: Folder, log: Log, unit: int, failure: Failure) -> None:
+    folder.fail(unit, {"unit": unit, "what": str(failure), **failure._asdict()})
+    log.event("failed", unit=unit, what=str(failure))
+    log.say(f"unit {unit} failed: {failure}")
