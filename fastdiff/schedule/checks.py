@@ -46,3 +46,20 @@ def table(where: str, name: str, values: ArrayLike | Sequence[float]) -> NDArray
             f"fastdiff.Schedule.{where}: expected {name} inside (0, 1), got {float(table[at])} at index {at}."
         )
     return table
+
+
+def falling(where: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """`values` as a float64 copy [T], strictly decreasing and finite."""
+    table = np.array(values, dtype=np.float64)
+    if table.ndim != 1 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected {name} as finite numbers [T], got an array of shape {list(table.shape)}"
+            + (" with infinities or NaN." if table.ndim == 1 and table.size else ".")
+        )
+    if (np.diff(table) >= 0).any():
+        at = int(np.argmax(np.diff(table) >= 0)) + 1
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected strictly decreasing {name}, got {table[at]} at index {at} after "
+            f"{table[at - 1]}. Noise grows with t."
+        )
+    return table

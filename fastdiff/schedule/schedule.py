@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from . import checks
 from .curves import Curve, Flow, Karras, SubVp, Ve, Vp
 from .points import Time, on_curve
+from .transition import between
 
 Array = NDArray[np.float64]
 
@@ -70,6 +71,21 @@ class Schedule:
         else:
             t = float(np.interp(-log_snr, -self.log_snr, np.arange(self.num_train_timesteps)))
         return Time(t, *on_curve(self.space, log_snr), log_snr)
+
+    def transition(self, t: ArrayLike, s: ArrayLike) -> tuple[Array, Array]:
+        """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s < t (Kingma et al. 2021, eq. 20–22).
+
+        alpha_t/alpha_s and -expm1(log_snr_t - log_snr_s)·sigma_t², float64 of the shape of t and s. Steps compose: along
+        s < r < t the scales multiply and sigma_ts² = alpha_tr² sigma_rs² + sigma_tr² (Luo 2022, eq. 61–70).
+
+        Args:
+            t, s: timesteps in [0, T), numbers or arrays that broadcast; s = -1 is clean data, so that (t, -1) gives
+                q(x_t | x0). s = t gives (1, 0).
+
+        Raises:
+            ValueError: timesteps outside these, or s > t.
+        """
+        return between(self, t, s)
 
     def network_time(self, point: Time) -> float:
         """What the network is given as t at a point: the timestep, if continuous a time in [0, 1] (`flow`: sigma)."""
@@ -210,14 +226,27 @@ class Schedule:
     def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike) -> Schedule:
         """From alpha_t^2 [T], strictly decreasing inside (0, 1)."""
         table = checks.table("from_alphas_cumprod", "alphas_cumprod", alphas_cumprod)
-        if (np.diff(table) >= 0).any():
-            at = int(np.argmax(np.diff(table) >= 0)) + 1
-            raise ValueError(
-                f"fastdiff.Schedule.from_alphas_cumprod: expected strictly decreasing values, got {table[at]} at index "
-                f"{at} after {table[at - 1]}. Noise grows with t."
-            )
+        checks.falling("from_alphas_cumprod", "values", table)
         config = {"name": "from_alphas_cumprod", "alphas_cumprod": table.tolist()}
         return cls._from_squares(table, 1.0 - table, config)
+
+    @classmethod
+    def learned(cls, log_snr: ArrayLike | Callable[[Array], ArrayLike], num_train_timesteps: int = 1000) -> Schedule:
+        """From ln SNR = -gamma: alpha_t^2 = sigmoid(log_snr_t), sigma_t^2 = sigmoid(-log_snr_t) (Kingma et al. 2021,
+        eq. 3–5; Luo 2022, eq. 111–114), the table of a trained `variational.LearnedGamma`.
+
+        Args:
+            log_snr: strictly decreasing finite values [T]; or a function of u in [0, 1], evaluated at u = t/(T - 1).
+            num_train_timesteps: T, read for a function alone.
+        """
+        if callable(log_snr):
+            size = checks.size("learned", num_train_timesteps)
+            log_snr = log_snr(np.linspace(0.0, 1.0, size))
+        table = checks.falling("learned", "log_snr", log_snr)
+        rising = np.exp(-np.abs(table))  # neither exponential overflows
+        larger, smaller = 1.0 / (1.0 + rising), rising / (1.0 + rising)
+        kept, lost = np.where(table > 0, larger, smaller), np.where(table > 0, smaller, larger)
+        return cls._from_squares(kept, lost, {"name": "learned", "log_snr": table.tolist()})
 
     def rescale_zero_terminal_snr(self) -> Schedule:
         """This schedule with alpha_t shifted and scaled so that it ends at 0 and begins where it did (Lin et al. 2024,
@@ -287,7 +316,7 @@ FORMULAS = (
     "linear", "scaled_linear", "sigmoid", "cosine", "exponential", "laplace", "ve", "karras", "flow", "vp", "sub_vp",
 )  # fmt: skip
 """Schedules that take no more than their length."""
-MAKERS = (*FORMULAS, "from_betas", "from_alphas_cumprod")
+MAKERS = (*FORMULAS, "from_betas", "from_alphas_cumprod", "learned")
 
 
 def _rho(log_snr: float) -> float:
