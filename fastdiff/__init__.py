@@ -16,7 +16,7 @@ _WHERE = {
     "Request": "loop.batch",
     "Sampler": "sampler",
     "Schedule": "schedule",
-    "Trainer": "trainer",
+    "Trainer": "training",
     "backends": "backend",
     "discretized_gaussian_nll": "ops",
     "gaussian_kl": "ops",
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from .sampler import Sampler
     from .schedule import Schedule
     from .solvers import Plan
-    from .trainer import Trainer
+    from .training import Trainer
 
 
 def __getattr__(name: str) -> Any:

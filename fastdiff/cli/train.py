@@ -1,80 +1,193 @@
-"""`fastdiff train`: trains a class-conditional U-Net and writes a model folder."""
+"""`fastdiff train`: trains a system and writes a model folder; a run that was stopped goes on with --resume."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data import load_fashion_mnist
-from ..models import UNet
-from ..prediction import PREDICTION_TYPES
-from ..schedule import Schedule
-from ..trainer import CHECKPOINT, Settings, Trainer, is_run
+from .. import data as datasets
+from ..registry import SYSTEMS
+from ..systems.presets import make, options_of
+from ..training import CHECKPOINT, Settings, Trainer, is_run
+from ..training.folder import read
+from .options import parse, value_of
 
-SCHEDULES: dict[str, Callable[[int], Schedule]] = {
-    "cosine": Schedule.cosine,
-    "linear": Schedule.linear,
-    "scaled_linear": Schedule.scaled_linear,
+# what a run is: kept in its folder, so that --resume needs no more than --out
+RUN: dict[str, Any] = {
+    "model": "unet", "data": "fashion-mnist", "steps": 1000, "batch_size": 64, "lr": 1e-3, "warmup": 100, "ema": 0.999,
+    "weight_decay": 0.0, "clip_norm": 1.0, "seed": 0,
+}  # fmt: skip
+# flags that are options of the systems that have them, by these names
+SHORTHANDS = {
+    "objective": ("prediction_type", "objective"),
+    "schedule": ("schedule",),
+    "timesteps": ("timesteps",),
+    "widths": ("widths",),
+    "label_dropout": ("label_dropout",),
+    "latent": ("latent",),
+    "levels": ("levels",),
 }
-DATA = {"fashion-mnist": "bundled-train", "fashion-mnist-full": "train"}
+EPILOG = """examples:
+  fastdiff train --model unet --out runs/unet --steps 3000 --data fashion-mnist-full
+  fastdiff train --model vae --out runs/vae --minutes 8 --option latent=32
+  fastdiff train --model vdm --out runs/moons --data moons --plot moons.png
+  fastdiff train --model vae --options                the options of a system, with their values
+  fastdiff train --out runs/unet --resume             goes on where the run was stopped or killed
+"""
 
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a class-conditional U-Net",
-        description="Train a class-conditional U-Net. `fashion-mnist` is the 9,000 bundled images, "
-        "`fashion-mnist-full` the 60,000 of Debian's dataset-fashion-mnist (or --data-root).",
+        help="train a system: U-Net, VAE, HVAE, VDM, score model, classifier, super-resolution",
+        description="Train a system. Data: `fashion-mnist` is the 9,000 bundled images, `fashion-mnist-full` the 60,000 of "
+        "Debian's dataset-fashion-mnist (or --data-root); `mixture`, `moons` and `swiss-roll` are points of the plane.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", required=True, help="folder for checkpoints, loss curve and the finished model")
-    parser.add_argument("--data", choices=sorted(DATA), default="fashion-mnist")
+    parser.add_argument("--model", choices=sorted(SYSTEMS), help="the system (unet)")
+    parser.add_argument("--out", help="folder for checkpoints, loss curve and the finished model")
+    parser.add_argument("--data", choices=datasets.NAMES, help="(fashion-mnist)")
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--label-dropout", type=float, default=0.1)
-    parser.add_argument("--objective", choices=PREDICTION_TYPES, default="v", help="what the network predicts (v)")
-    parser.add_argument("--schedule", choices=sorted(SCHEDULES), default="cosine")
-    parser.add_argument("--timesteps", type=int, default=1000, help="T of the schedule (1000)")
-    parser.add_argument("--widths", default="32,64,96", help="channels per level, finest first")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (500)")
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    run_ = parser.add_argument_group("the run")
+    run_.add_argument("--steps", type=int, help="optimiser steps; the learning rate falls to 0 over them (1000)")
+    run_.add_argument("--batch-size", type=int, help="examples a step (64)")
+    run_.add_argument("--lr", type=float, help="highest learning rate (0.001)")
+    run_.add_argument("--warmup", type=int, help="steps over which it rises (100)")
+    run_.add_argument("--ema", type=float, help="decay of the averaged weights, which are kept (0.999)")
+    run_.add_argument("--weight-decay", type=float, help="AdamW's (0)")
+    run_.add_argument("--clip-norm", type=float, help="largest gradient norm (1)")
+    run_.add_argument("--seed", type=int, help="of weights, order, times and noise (0)")
+    system = parser.add_argument_group(
+        "the system", "Any option of a system is set by --option; the usual ones have flags."
+    )
+    system.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="see --options")
+    system.add_argument("--options", action="store_true", help="list the system's options for --data and stop")
+    system.add_argument("--objective", help="what the network predicts: epsilon, x0, v, …; of a VAE, what it maximises")
+    system.add_argument("--schedule", help="of the noise: cosine, linear, …")
+    system.add_argument("--timesteps", help="T of the schedule")
+    system.add_argument("--widths", help="channels or features per level, finest first: 32,64,96")
+    system.add_argument("--label-dropout", help="share of the examples trained without their label")
+    system.add_argument("--latent", help="size of the latent code")
+    system.add_argument("--levels", help="of a hierarchy of latents")
+    machine = parser.add_argument_group("this process")
+    machine.add_argument("--resume", action="store_true", help="continue the run in --out")
+    machine.add_argument("--minutes", type=float, help="stop with a checkpoint and a usable model after so long")
+    machine.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (500)")
+    machine.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    machine.add_argument(
+        "--plot", metavar="FILE.png", help="at the end, draw samples; of points also density and field"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"expected --threads >= 1, got {args.threads}.")
         torch.set_num_threads(args.threads)
+    if args.minutes is not None and not args.minutes > 0:
+        raise ValueError(f"expected --minutes > 0, got {args.minutes}.")
+    if args.save_every < 1:
+        raise ValueError(f"expected --save-every >= 1, got {args.save_every}.")
+    if args.options:
+        return _list_options(args.model or RUN["model"], args.data or RUN["data"], args.data_root)
+    if not args.out:
+        raise ValueError("expected --out FOLDER, got none.")
     out = Path(args.out)
-    if args.resume and not (out / CHECKPOINT).exists():
-        raise ValueError(f"expected a run to resume in {out}, got no {CHECKPOINT}. Leave out --resume to begin one.")
-    if not args.resume and is_run(out):
-        raise ValueError(f"{out} holds a training run already; pass --resume to continue it, or another --out.")
-    try:
-        widths = [int(w) for w in args.widths.split(",")]
-    except ValueError:
-        raise ValueError(f"expected --widths as numbers like 32,64,96, got {args.widths!r}.") from None
-    settings = Settings(
-        steps=args.steps, batch_size=args.batch_size, lr=args.lr, ema=args.ema, label_dropout=args.label_dropout,
-        prediction_type=args.objective, seed=args.seed,
-    )  # fmt: skip
-    data = load_fashion_mnist(DATA[args.data], args.data_root)
-    torch.manual_seed(args.seed)  # the network's first weights
-    network = UNet(
-        channels=data.images.shape[1], size=data.images.shape[2], num_classes=len(data.classes), widths=widths
-    )
-    trainer = Trainer(network, SCHEDULES[args.schedule](args.timesteps), data, settings)
+    arguments = _arguments(args, out)
+    data = datasets.load(arguments["data"], "train", args.data_root)
+    torch.manual_seed(arguments["seed"])  # the network's first weights
+    system = make(arguments["model"], data, **arguments["options"]).to(args.device)
+    settings = Settings(**{k: arguments[k] for k in RUN if k not in ("model", "data")})
+    trainer = Trainer(system, data, settings, notes={"arguments": arguments})
     if args.resume:
         trainer.resume(out)
-    parameters = sum(p.numel() for p in network.parameters())
-    print(f"{parameters:,} parameters, {len(data.images):,} images ({data.name}), {args.steps} steps", flush=True)
-    loss = trainer.run(out, save_every=args.save_every)
-    print(f"loss {loss:.4f} after {trainer.step} steps; sample it with: fastdiff sample --weights {out} --out samples")
+    parameters = sum(p.numel() for p in system.parameters())
+    print(f"{arguments['model']}: {parameters:,} parameters, {data.examples:,} examples ({data.name}), "
+          f"{settings.steps} steps", flush=True)  # fmt: skip
+    with _stopping(trainer) as signals:
+        loss = trainer.run(out, save_every=args.save_every, minutes=args.minutes)
+    if trainer.step < settings.steps:
+        print(f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; go on with: "
+              f"fastdiff train --out {out} --resume")  # fmt: skip
+        if signals:
+            return 128 + signals[0]
+    else:
+        sampled = hasattr(system, "for_sampler") and arguments["data"] in datasets.IMAGES
+        then = f"fastdiff {'sample --weights' if sampled else 'eval'} {out}{' --out samples' if sampled else ''}"
+        print(f"loss {loss:.4f} after {trainer.step} steps; {'sample' if sampled else 'evaluate'} it with: {then}")
+    if args.plot:
+        from .pictures import draw
+
+        draw(trainer.ema, data, args.plot)
+        print(f"  {args.plot}")
     return 0
+
+
+def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """What the run is: as the flags say, or on --resume as its folder says, which no flag may contradict."""
+    given = {k: getattr(args, k) for k in RUN if getattr(args, k) is not None}
+    options = parse(args.option)
+    shorthands = {k: value_of(getattr(args, k)) for k in SHORTHANDS if getattr(args, k) is not None}
+    kept: dict[str, Any] | None = None
+    if args.resume:
+        if not (out / CHECKPOINT).exists():
+            raise ValueError(
+                f"expected a run to resume in {out}, got no {CHECKPOINT}. Leave out --resume to begin one."
+            )
+        kept = read(out)[1]["notes"].get("arguments")
+        if kept is None:
+            raise ValueError(
+                f"expected a run of `fastdiff train` in {out}, got one of fastdiff.Trainer. Resume it there."
+            )
+    elif is_run(out):
+        raise ValueError(f"{out} holds a training run already; pass --resume to continue it, or another --out.")
+    arguments = {**(kept or RUN), **given}
+    known = options_of(arguments["model"], datasets.load(arguments["data"], "train", args.data_root))
+    for flag, value in shorthands.items():
+        name = next((n for n in SHORTHANDS[flag] if n in known), None)
+        if name is None:
+            raise ValueError(
+                f"expected no --{flag.replace('_', '-')} for {arguments['model']}, which has no such option."
+            )
+        options = {name: value} | options
+    arguments["options"] = {**(kept or {"options": {}})["options"], **options}
+    for key, value in (kept or {}).items():
+        if arguments[key] != value:
+            raise ValueError(
+                f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Begin another in another folder."
+            )
+    return arguments
+
+
+def _list_options(model: str, data: str, root: str | None) -> int:
+    for name, value in options_of(model, datasets.load(data, "train", root)).items():
+        print(f"{name}={value}")
+    return 0
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one at once."""
+    seen: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        trainer.stopping = True
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

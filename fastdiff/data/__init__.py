@@ -1,5 +1,35 @@
-"""Data sets as uint8 images with labels, small enough to hold in memory."""
+"""Data sets small enough to hold in memory: uint8 images with labels, and points of the plane with their density.
+
+Both have `batch(index) -> (x0, labels)`, `shape` (one example's), `examples` (how many), `levels` (of a pixel; None for
+continuous data), `classes` and `name`. `load` finds one by the name that the command line uses.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
 
 from .fashion_mnist import DataSet, load_fashion_mnist
+from .toys import TOYS, Toy, load_toy
 
-__all__ = ["DataSet", "load_fashion_mnist"]
+IMAGES = {"fashion-mnist": ("bundled-train", "bundled-test"), "fashion-mnist-full": ("train", "test")}
+NAMES = (*IMAGES, *TOYS)
+
+
+def load(name: str, split: str = "train", root: str | PathLike[str] | None = None) -> DataSet | Toy:
+    """A data set by name, its `train` or `test` split.
+
+    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000), `fashion-mnist-full` the whole set (60,000 and
+    10,000, read from root or the Debian package's folder), the others points of the plane.
+
+    Raises ValueError for other names or splits, FileNotFoundError where files are missing.
+    """
+    if name not in NAMES or split not in ("train", "test"):
+        raise ValueError(
+            f"fastdiff.data: expected a data set in {list(NAMES)} and split train or test, got {name!r} and {split!r}."
+        )
+    if name in TOYS:
+        return load_toy(name, split)
+    return load_fashion_mnist(IMAGES[name][split == "test"], root)
+
+
+__all__ = ["IMAGES", "NAMES", "TOYS", "DataSet", "Toy", "load", "load_fashion_mnist", "load_toy"]

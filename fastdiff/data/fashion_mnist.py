@@ -29,12 +29,25 @@ class DataSet(NamedTuple):
 
     Attributes:
         images: uint8 [N, C, H, W]. labels: int64 [N]. classes: the labels' names. name: for provenance.
+        shape: of one example. levels: of a pixel, 256. examples: N.
     """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    @property
+    def levels(self) -> int:
+        return 256
+
+    @property
+    def examples(self) -> int:
+        return len(self.images)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """(x0 float32 [B, C, H, W] in [-1, 1], labels [B]): level k becomes k/127.5 - 1."""

@@ -1,0 +1,101 @@
+"""What a system has learned, to look at: a sheet of samples, or the density, the samples and the field of points."""
+
+from __future__ import annotations
+
+import math
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import images
+from ..checkpoint import write_atomically
+from ..data import DataSet, Toy
+from ..prediction import convert
+from ..sampler import Sampler
+
+GRID = 96  # points of a density's picture along an axis
+SHOWN = 2_000  # points of a scatter
+NOTHING = math.exp(-12.0)  # a density below it is drawn as none
+
+
+def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: int = 0) -> None:
+    """Writes a PNG. Raises RuntimeError without matplotlib where it is needed, for points."""
+    if isinstance(data, DataSet):
+        pictures = images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()
+        sheet = images.grid(pictures, None, [], columns=8)
+        write_atomically(Path(path), lambda p: sheet.save(p, format="PNG"))
+    else:
+        _points(system, data, Path(path), seed)
+
+
+@torch.no_grad()
+def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: int = 100) -> Tensor:
+    """n samples [n, *shape]: the system's own, or those that the DDPM solver draws of its network.
+
+    Raises ValueError for systems that draw nothing.
+    """
+    if hasattr(system, "sample"):
+        return system.sample(n, seed=seed).cpu()
+    if not hasattr(system, "for_sampler"):
+        raise ValueError(f"expected a system that draws samples, got a {type(system).__name__}. Leave out --plot.")
+    network, schedule, settings = system.for_sampler()
+    sampler = Sampler(network, schedule, **{"solver": "ddpm", "steps": steps, **settings})
+    return sampler.sample((n, *shape), seed=seed).cpu()
+
+
+def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
+    from .figures import new, save
+
+    figure = new(13.2, 4.6)
+    low, high = data.points.amin(0) - 0.4, data.points.amax(0) + 0.4
+    side = [torch.linspace(float(low[i]), float(high[i]), GRID) for i in range(2)]
+    grid = torch.cartesian_prod(*side)
+    densities = {"the data's density": data.log_density(grid).exp()}
+    if hasattr(system, "bound"):
+        densities["the model's, exp(bound)"] = _bound(system, grid, seed)
+    axes = figure.subplots(1, len(densities) + 1, sharex=True, sharey=True)
+    peak = float(densities["the data's density"].max())
+    for axis, (title, density) in zip(axes, densities.items(), strict=False):
+        shown = density.reshape(GRID, GRID).T.numpy()
+        axis.pcolormesh(*(s.numpy() for s in side), np.where(shown < NOTHING, np.nan, shown), cmap="Blues", vmin=0,
+                        vmax=peak, shading="nearest", rasterized=True)  # fmt: skip
+        axis.set_title(title, fontsize=10, loc="left")
+    x = samples(system, SHOWN, data.shape, seed=seed).numpy()
+    axes[-1].scatter(x[:, 0], x[:, 1], s=3, color="#1b6ca8", linewidths=0, alpha=0.6)
+    title = f"{SHOWN:,} samples"
+    if hasattr(system, "for_sampler"):
+        axes[-1].quiver(*_field(system, side), color="#d1495b", width=0.003, alpha=0.8)
+        title += " and the score at σ/α = ½"
+    axes[-1].set_title(title, fontsize=10, loc="left")
+    for axis in axes:
+        axis.set_aspect("equal")
+        axis.set_xlim(float(low[0]), float(high[0]))
+        axis.set_ylim(float(low[1]), float(high[1]))
+        axis.tick_params(labelsize=8)
+    save(figure, path)
+
+
+@torch.no_grad()
+def _bound(system: Any, grid: Tensor, seed: int) -> Tensor:
+    """exp(-bound) at points [N, 2], in their order."""
+    parts = []
+    for part, ids in zip(grid.split(2048), torch.arange(len(grid)).split(2048), strict=True):
+        parts.append(-sum(system.bound(part, seed=seed, sample_ids=ids).values()))
+    return torch.cat(parts).double().exp()
+
+
+@torch.no_grad()
+def _field(system: Any, side: list[Tensor], every: int = 6) -> tuple[np.ndarray, ...]:
+    """(x, y, u, v) of the score σ·∇ ln p_t(x_t) where σ/α = ½, at points in the data's coordinates."""
+    network, schedule, settings = system.for_sampler()
+    point = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
+    places = torch.cartesian_prod(*(s[::every] for s in side))
+    dtype = torch.float32 if schedule.continuous else torch.int64
+    t = torch.full((len(places),), schedule.network_time(point), dtype=dtype)
+    x_t = places * point.alpha
+    eps = convert(settings["prediction_type"], "epsilon", network(x_t, t), x_t, point.alpha, point.sigma)
+    return (*places.T.numpy(), *(-eps).T.numpy())
