@@ -20,7 +20,7 @@ from .. import ops
 from ..information import Gaussian
 from ..rng import STREAM_INITIAL, STREAM_SOLVER
 from . import networks, objectives
-from .bounds import draw, effective_sample_size, elbo, iwae, log_likelihoods, log_proposal
+from .bounds import draw, iwae, log_likelihoods, log_proposal
 from .observation import Correlated, Normal, Observation
 from .priors import PRIORS
 
@@ -147,33 +147,40 @@ class VAE(nn.Module):
         return self.kl_weight * self.prior.kl(q, z) - log_likelihoods(self, x0, z).mean(1)
 
     def bound(
-        self, x0: Tensor, *, seed: int, sample_ids: Tensor | None = None, samples: int = 1, step: int = 0
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor | None = None,
+        step: int = 0,
+        samples: int = 1,
+        importance: bool = False,
     ) -> dict[str, Tensor]:
-        """The terms of the bound, each [B] in nats; those that bound log p(x) from below are negated, as costs.
+        """The terms of a bound, [B] each in nats; their sum is in expectation at least -log p(x).
 
         Args:
-            x0: [B, *shape].
+            x0: [B, *shape]. labels: not read.
             seed, sample_ids, step: of the noise contract.
-            samples: draws of z, L for the means and K for the importance-weighted bound.
+            samples: draws of z, L for the reconstruction, K for the importance-weighted bound.
+            importance: add the third term.
 
         Returns:
-            reconstruction: -E_q log p(x|z). kl: KL(q(z|x)‖p(z)). nll: their sum, -ELBO. iwae: -IWAE_K, with the same draws.
-            effective_sample_size: of the K weights.
+            reconstruction: -E_q log p(x|z). kl: KL(q(z|x)‖p(z)). Their sum is -ELBO (Luo 2022, eq. 19).
+            importance: what K weights of the same draws take off it; the three sum to -IWAE_K (Burda et al. 2016, eq. 8).
+
+        Raises ValueError for fewer than one sample and images of another shape.
         """
         if samples < 1:
             raise ValueError(f"fastdiff.variational.VAE.bound: expected samples >= 1, got {samples}.")
         q = self.posterior(x0)
         z = draw(q, samples, seed=seed, sample_ids=sample_ids, step=step)
         log_likelihood = log_likelihoods(self, x0, z)
-        log_w = log_likelihood + self.log_prior(z) - log_proposal(q, z)
-        reconstruction, kl = -elbo(log_likelihood), self.prior.kl(q, z)
-        return {
-            "reconstruction": reconstruction,
-            "kl": kl,
-            "nll": reconstruction + kl,
-            "iwae": -iwae(log_w),
-            "effective_sample_size": effective_sample_size(log_w),
-        }
+        terms = {"reconstruction": -log_likelihood.mean(1), "kl": self.prior.kl(q, z)}
+        if importance:
+            log_w = log_likelihood + self.log_prior(z) - log_proposal(q, z)
+            terms["importance"] = -iwae(log_w) - terms["reconstruction"] - terms["kl"]
+        return terms
 
     # drawing
 
