@@ -121,11 +121,12 @@ class Folder:
     def commit(self, unit: int, files: Iterable[tuple[str, bytes]], record: Mapping[str, Any]) -> dict[str, Any]:
         """Writes a unit's files, then its record, and returns that. Raises OSError in one sentence."""
         try:
-            listed = []
+            listed, names = [], []
             for name, content in files:
                 self._put(self.path / name, content)
+                names.append(name)
                 listed.append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-            for parent in {self.path / Path(file["name"]).parent for file in listed}:
+            for parent in {(self.path / name).parent for name in names}:
                 sync_folder(parent)
             complete = sealed({**record, "files": listed})
             path = self.record_path(unit)

@@ -79,7 +79,7 @@ def _workers(logs: Path, found: Info, now: float) -> None:
         latest = last[-1] if last else None
         if latest is None or latest.get("event") == "stop" or now - latest["unix"] > FRESH:
             continue
-        unit = next((e for e in reversed(last) if e.get("event") == "unit"), {})
+        unit: dict[str, Any] = next((e for e in reversed(last) if e.get("event") == "unit"), {})
         found.workers[entry.name.removesuffix(".jsonl")] = {
             "images_per_second": unit.get("images_per_second", 0.0),
             "queue": unit.get("queue"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -72,7 +72,7 @@ def finished(
     retry_failed: bool = False,
     progress: bool = False,
     stop: threading.Event | None = None,
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, Report]:
     """Yields the units that this worker makes, as they are on disk; see `run`. The generator returns the Report.
 
     Args:
@@ -118,7 +118,7 @@ def different(path: Path, lines: list[str]) -> str:
 
 def _work(
     folder: Folder, job: Job, worker: int, world: int, retry_failed: bool, progress: bool, stop: threading.Event
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, Report]:
     units, begun = folder.spec.units, time.monotonic()
     folder.sweep()
     heal(folder)

@@ -96,10 +96,9 @@ class RunSpec:
     def from_json(cls, value: Mapping[str, Any], where: str) -> RunSpec:
         """Raises ValueError for another format version, a missing key or content that does not match its hash."""
         if value.get("format_version") != FORMAT_VERSION or value.get("noise_version") != CONTRACT_VERSION:
-            got = value.get("format_version"), value.get("noise_version")
             raise ValueError(
                 f"fastdiff.jobs: expected format_version {FORMAT_VERSION} and noise_version {CONTRACT_VERSION} in {where}, "
-                f"got {got[0]!r} and {got[1]!r}. Use the fastdiff that wrote it."
+                f"got {value.get('format_version')!r} and {value.get('noise_version')!r}. Use the fastdiff that wrote it."
             )
         scale = value.get("guidance_scale")
         try:
