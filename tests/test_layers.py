@@ -47,9 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     "pretrained": LEAVES | {"models", "checkpoint", "registry"},
     "sampler": SAMPLING | {"loop", "pretrained"},
     "integrations": SAMPLING | {"sampler", "adaptive"},
-    "systems": ENGINE | {"models", "likelihood", "registry"},
+    "systems": ENGINE | {"models", "likelihood", "registry", "score"},
     "training": MODELS | {"registry"},
-    "cli": SAMPLING | MODELS | {"sampler", "training", "registry", "systems", "cli", "__init__"},
+    "jobs": SAMPLING | {"sampler", "checkpoint", "pretrained", "integrations", "__init__"},
+    "cli": SAMPLING | MODELS | {"sampler", "training", "registry", "systems", "jobs", "cli", "__init__"},
     "__main__": {"cli"},
     "__init__": {"loop", "integrations", "backend", "ops", "sampler", "schedule", "solvers", "training", "images"},
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,7 +76,7 @@ class RunSpec:
             "format_version": FORMAT_VERSION,
             "noise_version": CONTRACT_VERSION,
             "model": dict(self.model),
-            "sampling": dict(self.sampling),
+            "sampling": _plain(self.sampling),
             "ids": list(self.ids),
             "seed": self.seed,
             "unit": self.unit,
@@ -129,7 +130,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     return {
         "hash": plan.hash,
         "schema": SCHEMA_VERSION,
-        "info": dict(plan.info),
+        "info": _plain(plan.info),
         "initial_std": float(plan.initial_std).hex(),
         "whole_times": plan.whole_times,
         "levels": levels,
@@ -171,6 +172,17 @@ def differences(there: Any, here: Any, path: str = "") -> list[str]:
 
 
 _NONE = object()
+
+
+def _plain(value: Any) -> Any:
+    """What JSON holds, for reading: numbers that are not finite in words, other objects by their names."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
 
 
 def _short(value: Any) -> str:
