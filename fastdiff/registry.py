@@ -7,16 +7,29 @@ of (seed, step, sample id), so a run that was killed and resumed is the run that
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 SYSTEMS = {
     "classifier": "fastdiff.systems.classifier:NoisyClassifier",
+    "score": "fastdiff.score.model:ScoreModel",
     "superres": "fastdiff.systems.superres:SuperResolution",
     "unet": "fastdiff.systems.denoiser:Denoiser",
     "vae": "fastdiff.variational.vae:VAE",
 }
+
+
+class Timed(NamedTuple):
+    """A bound whose denoising term is a sum over times.
+
+    bound: as `System.bound` gives it. denoising: [B, K], what each of the sample's K times adds; its sum over K is
+    bound["denoising"]. log_snr: [B, K], ln(alpha²/sigma²) there, falling along K.
+    """
+
+    bound: dict[str, Tensor]
+    denoising: Tensor
+    log_snr: Tensor
 
 
 class System(Protocol):
@@ -24,8 +37,11 @@ class System(Protocol):
 
     config: keyword arguments, as JSON can hold them, that rebuild it: type(self)(**config).
 
-    It may also have `sample(n, *, seed, sample_ids) -> [n, …]`, and `for_sampler() -> (network, schedule, settings)` for
-    systems that `fastdiff.Sampler` draws from.
+    It may also have
+        sample(n, *, seed, sample_ids) -> [n, …], draws;
+        for_sampler() -> (network, schedule, settings), for systems that `fastdiff.Sampler` draws from;
+        for_likelihood(labels) -> arguments of `likelihood.nll` beside x and the probes;
+        terms(x0, labels, *, seed, sample_ids, times) -> Timed, for `fastdiff eval --plot`.
     """
 
     config: dict[str, Any]

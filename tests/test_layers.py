@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "guidance": LEAVES | {"ops", "solvers"},
     "loop": SAMPLING,
     "likelihood": SAMPLING | {"sampler", "adaptive", "score"},
-    "score": SAMPLING | {"sampler", "adaptive", "models"},
+    "score": SAMPLING | {"sampler", "adaptive", "models", "registry"},
     "adaptive": SAMPLING,
     "information": ENGINE,
     "variational": SAMPLING | {"information"},

@@ -15,7 +15,7 @@ import torch
 
 from .. import registry
 from ..checkpoint import load_folder, save_folder
-from ..models import build, describe
+from ..models import MODELS, build, describe
 from ..prediction import normalize
 from ..schedule import Schedule
 
@@ -81,9 +81,10 @@ def save_system(path: str | PathLike[str], system: Any, **extra: Any) -> None:
     tensors = system.state_dict()
     if hasattr(system, "for_sampler"):
         network, schedule, settings = system.for_sampler()
-        config |= _sampling(network, schedule, settings)
-        if all(k.startswith(_NETWORK) for k in tensors):
-            tensors = {k.removeprefix(_NETWORK): v for k, v in tensors.items()}
+        if MODELS.get(type(network).__name__) is type(network):
+            config |= _sampling(network, schedule, settings)
+            if all(k.startswith(_NETWORK) for k in tensors):
+                tensors = {k.removeprefix(_NETWORK): v for k, v in tensors.items()}
     config["system"] = {"name": registry.name_of(system), "config": system.config}
     save_folder(path, {**config, **extra}, tensors)
 

@@ -6,35 +6,17 @@ labels is dropped, so that one network knows p(x|y) and p(x) (Ho & Salimans 2022
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops, rng
-from ..likelihood.bound import ELBO, elbo
+from ..likelihood.bound import elbo
 from ..prediction import normalize, target
+from ..registry import Timed
 from ..schedule import Schedule
 from .noising import Noised
-
-
-class Terms(NamedTuple):
-    """Terms of a bound in nats: of the ELBO, whose denoising[:, j] belongs to the timesteps times[:, j].
-
-    scale·Σ_j denoising[:, j] estimates the sum over all timesteps.
-    """
-
-    elbo: ELBO
-    times: Tensor
-    scale: float
-
-    def bound(self) -> dict[str, Tensor]:
-        """The terms summed over the times, [B] each."""
-        return {
-            "reconstruction": self.elbo.reconstruction,
-            "denoising": self.scale * self.elbo.denoising.sum(1),
-            "prior": self.elbo.prior,
-        }
 
 
 class Denoiser(Noised):
@@ -106,21 +88,32 @@ class Denoiser(Noised):
         terms are computed for each sample, its own and spread evenly; their sum is scaled up, without bias. variance: of
         p(x_{t-1}|x_t), see `likelihood.vlb_table`.
         """
-        return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times, variance=variance).bound()
+        return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times, variance=variance).bound
 
     @torch.no_grad()
     def terms(
         self, x0: Tensor, labels: Tensor | None = None, *, seed: int, sample_ids: Tensor, times: int = 64,
         variance: str = "fixed_small",
-    ) -> Terms:  # fmt: skip
-        """The terms of `bound` before they are summed over the times."""
+    ) -> Timed:  # fmt: skip
+        """The terms of `bound`, and what each time adds to them."""
         t, scale = self.spread_times(times, seed, sample_ids)
         value = elbo(
             self.network, x0, self.schedule, prediction_type=self.prediction_type, variance=variance, times=t, seed=seed,
             sample_ids=sample_ids, likelihood=self.likelihood, clip_range=self.clip_range, cond=self.given(x0, labels),
         )  # fmt: skip
-        return Terms(value, t, scale)
+        denoising = scale * value.denoising
+        bound = {"reconstruction": value.reconstruction, "denoising": denoising.sum(1), "prior": value.prior}
+        log_snr = torch.from_numpy(self.schedule.log_snr.copy())[t.cpu()].to(t.device)
+        return Timed(bound, denoising, log_snr)
 
     def for_sampler(self) -> tuple[nn.Module, Schedule, dict[str, Any]]:
         """(network, schedule, settings) for `fastdiff.Sampler`."""
         return self.network, self.schedule, {"prediction_type": self.prediction_type, "clip_range": self.clip_range}
+
+    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+        """Arguments of `likelihood.nll` beside x0 and the probes."""
+        return {
+            "model": self.network, "schedule": self.schedule, "prediction_type": self.prediction_type,
+            "dequantization": "gaussian" if self.likelihood == "discretized" else None,
+            "cond": {} if labels is None else {"y": labels}, "fractional_times": not self.schedule.continuous,
+        }  # fmt: skip

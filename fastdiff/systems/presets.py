@@ -14,28 +14,25 @@ from torch import nn
 from ..models import MLP, Classifier, ImageUNet, UNet
 from ..registry import find
 from ..schedule import FORMULAS, Schedule
-from .classifier import NoisyClassifier
+from ..score.model import network_for
 from .denoiser import Denoiser
 from .superres import SuperResolution
 
-# the networks of the systems built here: of images, and of points
+# systems around a network, which gets the options that are not their own: the network of images, and of points
 NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
-    "unet": (UNet, MLP),
-    "superres": (ImageUNet, None),
     "classifier": (Classifier, MLP),
+    "score": (UNet, MLP),
+    "superres": (ImageUNet, None),
+    "unet": (UNet, MLP),
 }
-# options of every system with a schedule, and of each
-_NOISE = {"schedule": "cosine", "timesteps": 1000}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "unet": {"prediction_type": "v", "label_dropout": 0.1, **_NOISE},
-    "superres": {"prediction_type": "v", "label_dropout": 0.1, "factor": 2, **_NOISE},
-    "classifier": _NOISE,
-}
-# what the other systems' constructors are given when nothing else is said: for images, and for points
+# their own options beyond those of the constructor
+SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
+# what constructors are given when nothing else is said: for images, and for points
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "vae": ({}, {"latent": 2, "network": "mlp", "likelihood": "gaussian"}),
 }
-_FROM_DATA = {"channels", "size", "dim", "out", "out_channels", "num_classes", "time_scale", "shape"}
+# arguments that follow from the data or from other arguments
+_FROM_DATA = {"channels", "size", "dim", "out", "out_channels", "num_classes", "time_scale", "shape", "clip_range"}
 
 
 def make(name: str, data: Any, **options: Any) -> Any:
@@ -48,33 +45,45 @@ def make(name: str, data: Any, **options: Any) -> Any:
         if option not in known:
             listed = ", ".join(f"{k}={v}" for k, v in known.items())
             raise ValueError(f"fastdiff.systems: expected an option of {name} ({listed}), got {option!r}.")
+    given, kind = known | options, find(name)
     if name not in NETWORKS:
-        return find(name)(**{"shape": data.shape, **known, **options})
-    given = known | options
-    own = {k: given.pop(k) for k in OPTIONS[name]}
+        return kind(**{"shape": data.shape, **given})
+    own = {k: given.pop(k) for k in _own(name)}
+    if name == "score":
+        sizes = _sizes(name, data)
+        network = network_for(data.shape, fourier=own["fourier"], classes=sizes["num_classes"], **given)
+        return kind(network, likelihood=_likelihood(data), **own)
     schedule = _schedule(own.pop("schedule"), own.pop("timesteps"))
     network = _network(name, data)(**_sizes(name, data), **given, time_scale=1000.0 if schedule.continuous else 1.0)
     if name == "classifier":
-        return NoisyClassifier(network, schedule)
-    kind: Any = SuperResolution if name == "superres" else Denoiser
-    images = data.levels is not None
-    data_options = {"clip_range": 1.0 if images else None, "likelihood": "discretized" if images else "gaussian"}
-    return kind(network, schedule, **own, **data_options)
+        return kind(network, schedule)
+    return kind(network, schedule, **own, clip_range=1.0 if data.levels else None, likelihood=_likelihood(data))
 
 
 def options_of(name: str, data: Any) -> dict[str, Any]:
     """The options of a system, and their values for this data set when nothing else is said."""
     if name in NETWORKS:
-        return OPTIONS[name] | _keywords(_network(name, data))
+        return _own(name) | _keywords(_network(name, data))
     return _keywords(find(name)) | DEFAULTS.get(name, ({}, {}))[data.levels is None]
+
+
+def _own(name: str) -> dict[str, Any]:
+    """Of a system around a network: the options that are not its network's."""
+    own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
+    return own if name == "score" else own | SCHEDULED
+
+
+def _likelihood(data: Any) -> str:
+    return "gaussian" if data.levels is None else "discretized"
 
 
 def _keywords(kind: Any) -> dict[str, Any]:
     """The constructor's arguments with their defaults; those that follow from the data are left out."""
     found = inspect.signature(kind).parameters.values()
     own = {p.name: p.default for p in found if p.default is not inspect.Parameter.empty and p.name not in _FROM_DATA}
-    # an ImageUNet passes its arguments on
-    return own | (_keywords(UNet) if kind is ImageUNet else {})
+    # these pass their further arguments on
+    further = {ImageUNet: UNet, SuperResolution: Denoiser}.get(kind)
+    return own | (_keywords(further) if further else {})
 
 
 def _network(name: str, data: Any) -> Any:

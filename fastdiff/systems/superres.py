@@ -43,6 +43,12 @@ class SuperResolution(Denoiser):
         """The small image at the size of x_t, bicubic, held in [-1, 1]: the network's condition, and the plain answer."""
         return F.interpolate(small, scale_factor=self.factor, mode="bicubic", align_corners=False).clamp(-1, 1)
 
+    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+        raise ValueError(
+            "fastdiff.systems: expected a model of x alone for the probability flow's likelihood, got super-resolution. "
+            "Pass its small images as cond to likelihood.nll."
+        )
+
     def given(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
             return {"image": self.enlarge(self.reduce(x0)), **super().given(x0, labels)}
