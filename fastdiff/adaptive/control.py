@@ -37,7 +37,7 @@ class StepSize:
         self.powers = (pcoeff + icoeff + dcoeff) / order, -(pcoeff + 2 * dcoeff) / order, dcoeff / order
         self.accept_safety, self.limits, self.safety = accept_safety, limits, safety
         self._before: tuple[Array, Array] | None = None  # 1/error of the two steps taken before
-        self._refused = np.zeros(batch, dtype=bool)  # in the try before
+        self.refused = np.zeros(batch, dtype=bool)  # in the try before
 
     def propose(self, error: Array, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which of the active samples' steps are taken; their h is changed for the next try, others stay."""
@@ -51,14 +51,14 @@ class StepSize:
         else:
             factor = np.clip(self.safety * asked, *self.limits)
             taken = active & (error < 1.0)
-            factor = np.where(taken & self._refused, np.minimum(factor, 1.0), factor)
-            self._refused = np.where(active, ~taken, self._refused)
+            factor = np.where(taken & self.refused, np.minimum(factor, 1.0), factor)
+            self.refused = np.where(active, ~taken, self.refused)
         self._before = np.where(taken, inverse, one), np.where(taken, one, two)
         self.h = np.where(active, self.h * factor, self.h)
         return taken
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
         """Forgets the other samples."""
-        self.h, self._refused = self.h[rows], self._refused[rows]
+        self.h, self.refused = self.h[rows], self.refused[rows]
         if self._before is not None:
             self._before = self._before[0][rows], self._before[1][rows]

@@ -20,6 +20,7 @@ def run(
     sample_ids: Tensor | None = None,
     noise: Callable[[int], Tensor] | None = None,
     watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    correct: Callable[[int, Tensor], Tensor] | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Tensor:
     """x after all rows, one kernel each; nothing is read from the device.
@@ -30,6 +31,7 @@ def run(
         seed, sample_ids: of the noise contract, or noise(row) for each row that draws.
         watch: (row, network input, output) after each call, before the row. With it every row's state has memory of its
             own, so that what was seen may be kept.
+        correct: (row, state) -> the state to go on with, after each row.
         done: called with each row after it.
     """
     batch, wide = x.shape[0], torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -61,6 +63,10 @@ def run(
             out=fresh, slots_out=slots, input_out=narrow,
         )  # fmt: skip
         state = fresh
+        if correct is not None:
+            state = correct(k, state).contiguous()
+            if narrow is not None:
+                narrow.copy_(state * float(plan.column("input_scale")[k + 1]))
         if done is not None:
             done(k)
     return state.to(x.dtype)

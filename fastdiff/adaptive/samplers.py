@@ -73,8 +73,8 @@ def dpm_adaptive(
     """
     high, low = ends(schedule, sigma_max, sigma_min)
     start = Start(
-        "dpm_adaptive", model, schedule, shape, high, x_T, seed, sample_ids, dtype, cond, uncond, guidance_scale,
-        prediction_type, clip_range,
+        "fastdiff.adaptive.dpm_adaptive", model, schedule, shape, high, x_T, seed, sample_ids, dtype, cond, uncond,
+        guidance_scale, prediction_type, clip_range,
     )  # fmt: skip
 
     def noise(index: int, before: Array, after: Array) -> Tensor:
@@ -123,8 +123,8 @@ def dpm_fast(
     """
     high, low = ends(schedule, sigma_max, sigma_min)
     start = Start(
-        "dpm_fast", model, schedule, shape, high, x_T, seed, sample_ids, dtype, cond, uncond, guidance_scale,
-        prediction_type, None,
+        "fastdiff.adaptive.dpm_fast", model, schedule, shape, high, x_T, seed, sample_ids, dtype, cond, uncond,
+        guidance_scale, prediction_type, None,
     )  # fmt: skip
     times, orders = fast_times(schedule, high, low, calls)
     trace = Trace(start.network.parametrization, schedule, clip_range=clip_range)
@@ -165,8 +165,8 @@ def on_tree(
     """
     plan = make_plan(schedule, solver=solver, steps=steps, **settings)
     start = Start(
-        "on_tree", model, schedule, shape, point(plan, 0), x_T, seed, sample_ids, dtype, cond, uncond, guidance_scale,
-        settings.get("prediction_type", "epsilon"), None,
+        "fastdiff.adaptive.on_tree", model, schedule, shape, point(plan, 0), x_T, seed, sample_ids, dtype, cond, uncond,
+        guidance_scale, settings.get("prediction_type", "epsilon"), None,
     )  # fmt: skip
     return start.along(plan, path(plan, start.shape, start.seed, start.ids, dtype, start.device))
 

@@ -27,14 +27,14 @@ class Start:
         self, where: str, model: Model, schedule: Schedule, shape: Sequence[int] | None, point: Time, x_T: Tensor | None,
         seed: int | None, sample_ids: Tensor | Sequence[int] | None, dtype: torch.dtype, cond: Mapping[str, Any] | None,
         uncond: Mapping[str, Any] | None, guidance_scale: float | Tensor, prediction_type: str | Parametrization,
-        clip_range: float | None,
+        clip_range: float | None, **network: Any,
     ):  # fmt: skip
         if not isinstance(schedule, Schedule):
-            raise TypeError(f"fastdiff.adaptive.{where}: expected a fastdiff.Schedule, got {type(schedule).__name__}.")
+            raise TypeError(f"{where}: expected a fastdiff.Schedule, got {type(schedule).__name__}.")
         if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"fastdiff.adaptive.{where}: expected dtype float32 or float64, got {dtype}.")
+            raise TypeError(f"{where}: expected dtype float32 or float64, got {dtype}.")
         if (shape is None) == (x_T is None):
-            raise ValueError(f"fastdiff.adaptive.{where}: expected either shape [B, …] or x_T. Give one of them.")
+            raise ValueError(f"{where}: expected either shape [B, …] or x_T. Give one of them.")
         if x_T is None:
             parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
             device = next((p.device for p in parameters), torch.device("cpu"))
@@ -50,10 +50,15 @@ class Start:
         else:
             x = x_T.to(dtype)
         self.x = x
-        self.network = Network(model, schedule, prediction_type, clip_range, cond, uncond, guidance_scale)
+        self.network = Network(
+            model, schedule, prediction_type, clip_range, cond, uncond, guidance_scale, where=where, **network
+        )
 
-    def along(self, plan: Plan, noise: Callable[[int], Tensor] | None = None) -> Tensor:
-        """The result of a plan's rows from this start."""
+    def along(
+        self, plan: Plan, noise: Callable[[int], Tensor] | None = None,
+        correct: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The result of a plan's rows from this start; noise and correct: see `rows.run`."""
         times = plan.column("t").tolist()
         if self.network.own:
             assert plan.levels is not None
@@ -62,7 +67,7 @@ class Start:
         def predict(row: int, x: Tensor) -> Tensor:
             return self.network.output(x, [times[row]] * len(x))
 
-        return run(plan, predict, self.x, seed=self.seed, sample_ids=self.ids, noise=noise)
+        return run(plan, predict, self.x, seed=self.seed, sample_ids=self.ids, noise=noise, correct=correct)
 
 
 def ends(schedule: Schedule, sigma_max: float | None, sigma_min: float | None) -> tuple[Time, Time]:
