@@ -7,10 +7,9 @@ from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.job import Job
-from ..jobs.place import find
 from ..jobs.verify import verify
 from .exits import arguments
-from .sample import _device, add_worker_flags, work
+from .sample import add_worker_flags, device_of, work, worker_of
 
 
 def register(subparsers: Any) -> None:
@@ -30,9 +29,9 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     with arguments():
-        place = find(args.shard)
+        place = worker_of(args)
         folder = Folder(args.folder)
-        job = Job.open(folder.spec, conditions=folder.conditions, device=_device(args.device, place), where=args.folder)
+        job = Job.open(folder.spec, conditions=folder.conditions, device=device_of(args.device, place), where=args.folder)
     if args.verify:
         for unit, what in verify(folder).bad.items():
             print(f"unit {unit}: {what}; it is made again")

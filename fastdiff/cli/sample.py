@@ -23,7 +23,7 @@ from ..jobs.runner import Report, finished
 from ..jobs.single import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
 from ..pretrained import shipped
-from .exits import AGAIN, UNFINITE, UsageError, arguments
+from .exits import AGAIN, UNFINITE, arguments
 
 ENGINES = ("auto", "ray")
 
@@ -74,15 +74,29 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="try units again that gave no finite samples")
 
 
+def worker_of(args: argparse.Namespace) -> Place:
+    """Which worker this process is. Raises ValueError for flags that do not fit together."""
+    if args.workers is not None and args.engine != "ray":
+        raise ValueError("expected --workers with --engine ray, got it without. Start as many processes instead.")
+    return find(args.shard)
+
+
+def device_of(name: str | None, place: Place) -> torch.device | None:
+    """The device named, or of several GPUs this worker's own."""
+    if name is None and torch.cuda.is_available() and place.locals > 1:
+        return torch.device("cuda", place.local % torch.cuda.device_count())
+    return None if name is None else torch.device(name)
+
+
 def run(args: argparse.Namespace) -> int:
     if args.spec is not None:
         return _again(args)
     with arguments():
         if args.out is None:
             raise ValueError("expected --out, the dataset's folder, got none.")
-        place = find(args.shard)
+        place = worker_of(args)
         wishes = _wishes(args)
-        device = _device(args.device, place)
+        device = device_of(args.device, place)
         out = Path(args.out)
         if (out / SPEC).exists():
             folder = Folder(out)
@@ -110,8 +124,6 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> in
 
         report = run_pool(folder, workers=args.workers, retry_failed=args.retry_failed)
     else:
-        if args.workers is not None:
-            raise UsageError("expected --workers with --engine ray, got it without. Start as many processes instead.")
         report = _alone(folder, job, args, place)
     for unit, what in sorted(report.failed.items()):
         print(f"unit {unit} failed: {what}")
@@ -208,13 +220,6 @@ def id_range(text: str) -> tuple[int, int]:
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise ValueError(f"expected --ids A-B with A <= B, both included, got {text!r}.")
     return int(match[1]), int(match[2] or match[1])
-
-
-def _device(name: str | None, place: Place) -> torch.device | None:
-    """The device named, or of several GPUs this worker's own."""
-    if name is None and torch.cuda.is_available() and place.locals > 1:
-        return torch.device("cuda", place.local % torch.cuda.device_count())
-    return None if name is None else torch.device(name)
 
 
 def _again(args: argparse.Namespace) -> int:

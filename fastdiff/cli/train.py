@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
             return 128 + signals[0]
     else:
         sampled = hasattr(system, "for_sampler") and arguments["data"] in datasets.IMAGES
-        then = f"fastdiff {'sample --weights' if sampled else 'eval'} {out}{' --out samples' if sampled else ''}"
+        then = f"fastdiff {'sample --model' if sampled else 'eval'} {out}{' --out samples' if sampled else ''}"
         print(f"loss {loss:.4f} after {trainer.step} steps; {'sample' if sampled else 'evaluate'} it with: {then}")
     if args.plot:
         from .pictures import draw

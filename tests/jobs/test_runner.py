@@ -43,7 +43,8 @@ def test_samples_are_those_of_a_plain_call(run_once: Folder) -> None:
         for block in range(0, 16, UNIT):
             ids = range(block, block + UNIT)
             y = torch.tensor([i % 10 for i in ids])
-            x = sampler.sample((UNIT, 1, 28, 28), seed=7, sample_ids=ids, cond={"y": y}, uncond={"y": torch.full_like(y, 10)})
+            null = {"y": torch.full_like(y, 10)}
+            x = sampler.sample((UNIT, 1, 28, 28), seed=7, sample_ids=ids, cond={"y": y}, uncond=null)
             found.append(to_uint8(x).permute(0, 2, 3, 1).numpy())
     assert np.array_equal(np.concatenate(found)[2:13], images(run_once))
     record = read_record(run_once.record_path(0), 0)
