@@ -25,7 +25,7 @@ class Decoder:
     """
 
     def __init__(self, vae: Any, identity: dict[str, Any]):
-        self.vae, self.identity = vae, identity
+        self.vae, self.identity = vae.eval().requires_grad_(False), identity
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def decoder_of(folder: str, dtype: torch.dtype) -> Decoder:
     except Exception as error:
         raise unreadable(f"an autoencoder of diffusers in {folder}", error) from error
     identity = {"name": name, "weights_sha256": digest.of_files(path, files), "config_sha256": _config(path)}
-    return Decoder(vae.eval().requires_grad_(False), identity)
+    return Decoder(vae, identity)
 
 
 def fits(decoder: Decoder, shape: Sequence[int]) -> None:

@@ -41,7 +41,7 @@ def from_pipeline(
     path = Path(folder)
     index = read_json(path / INDEX)
     kind = index.get("_class_name")
-    if kind not in PIPELINES:
+    if not isinstance(kind, str) or kind not in PIPELINES:
         raise ValueError(
             f"{_WHERE}: expected a pipeline among {', '.join(sorted(PIPELINES))} in {folder}, got {kind!r}. Write a factory "
             "that returns a fastdiff.jobs.Model for others."
@@ -82,7 +82,11 @@ def from_pipeline(
 
     adapter = from_diffusers(network)
     model = Model(
-        adapter, size, conditions=PIPELINES[kind](pipe, index, size), facts=facts, sampler=_samplers(pipe, network)
+        adapter,
+        size,
+        conditions=PIPELINES[kind](pipe, index, size),
+        facts=facts,
+        sampler=_samplers(pipe, network, dtype),
     )
     vae = getattr(pipe, "vae", None)
     return model, None if vae is None else Decoder(vae, {"name": "pipe"})
@@ -129,12 +133,14 @@ def _size(folder: str, network: Any, shape: Sequence[int] | None) -> tuple[int, 
     return size
 
 
-def _samplers(pipe: Any, network: Any) -> Samplers:
+def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
     """Samplers on the scheduler's plan, on that of a solver of fastdiff's where one is named, or on a ready one."""
 
     def make(plan: Any = None, **settings: Any) -> Sampler:
         from ...integrations.networks import from_diffusers
 
+        if dtype != torch.float32:
+            settings.setdefault("network_dtype", dtype)  # some networks keep parts of theirs in float32
         if plan is not None:
             # the variance half of an output is read by the plans that take noise from it
             reads = bool((plan.column("noise_mode") != 0).any())
