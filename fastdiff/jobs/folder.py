@@ -21,9 +21,9 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..checkpoint import sync_folder
 from .records import record_name, unit_files
@@ -53,7 +53,7 @@ class Folder:
         if not isinstance(value, dict):
             raise ValueError(f"fastdiff.jobs: expected a run spec in {where}, got {type(value).__name__}.")
         self.spec = RunSpec.from_json(value, str(where))
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.worker = _worker()
         self._temporary = self.path / "tmp" / self.worker
         self._made: set[Path] = set()
 
@@ -82,7 +82,7 @@ class Folder:
                 text = json.dumps(spec.to_json(), indent=1) + "\n"
                 _publish(folder, SPEC, text.encode())
         except OSError as error:
-            raise OSError(_cannot_write(folder, error)) from None
+            raise OSError(cannot_write(folder, error)) from None
         return cls(folder)
 
     @property
@@ -100,18 +100,25 @@ class Folder:
         return self.path / "failed" / f"{unit:09d}.json"
 
     def done(self) -> set[int]:
-        """The units whose records are there."""
-        return {unit for unit, _ in unit_files(self.path)}
+        """The units of the run whose records are there."""
+        numbers = self.spec.units.numbers
+        return {unit for unit, _ in unit_files(self.path) if unit in numbers}
 
     def failed(self) -> dict[int, dict[str, Any]]:
-        """The units that gave no finite samples, with where and when."""
+        """The units that were given up and that nobody has made since, with where they were not finite."""
         found = {}
         for entry in _scan(self.path / "failed"):
-            if entry.name.endswith(".json") and entry.name[:-5].isdecimal():
-                try:
-                    found[int(entry.name[:-5])] = json.loads(Path(entry.path).read_text(encoding="utf-8"))
-                except (OSError, ValueError):
-                    continue  # being retried elsewhere
+            if not entry.name.endswith(".json") or not entry.name[:-5].isdecimal():
+                continue
+            unit = int(entry.name[:-5])
+            try:
+                what = json.loads(Path(entry.path).read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                continue  # being retried elsewhere
+            except (OSError, ValueError):
+                what = None
+            if not self.record_path(unit).exists():
+                found[unit] = what if isinstance(what, dict) else {"what": f"{entry.path} is not as it was written"}
         return found
 
     def finished(self, unit: int) -> bool:
@@ -133,7 +140,7 @@ class Folder:
             self._put(path, (json.dumps(complete) + "\n").encode())
             sync_folder(path.parent)
         except OSError as error:
-            raise OSError(_cannot_write(self.path, error, f"unit {unit} is not written")) from None
+            raise OSError(cannot_write(self.path, error, f"unit {unit} is not written")) from None
         return complete
 
     def fail(self, unit: int, what: Mapping[str, Any]) -> None:
@@ -143,27 +150,38 @@ class Folder:
             self._put(path, (json.dumps(dict(what)) + "\n").encode())
             sync_folder(path.parent)
         except OSError as error:
-            raise OSError(_cannot_write(self.path, error)) from None
+            raise OSError(cannot_write(self.path, error)) from None
 
     def forget(self, unit: int) -> None:
         """Takes a unit's record away, so that it is made again; its files are written over then."""
-        for path in (self.record_path(unit), self.failed_path(unit)):
-            path.unlink(missing_ok=True)
+        try:
+            for path in (self.record_path(unit), self.failed_path(unit)):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(cannot_write(self.path, error)) from None
 
-    def write(self, name: str, content: bytes) -> None:
-        """A file of the dataset itself, whole or not at all."""
-        self._put(self.path / name, content)
-        sync_folder((self.path / name).parent)
+    def write(self, name: str, content: bytes | Callable[[BinaryIO], Any]) -> None:
+        """A file of the dataset itself, whole or not at all. Raises OSError in one sentence."""
+        try:
+            self._put(self.path / name, content)
+            sync_folder((self.path / name).parent)
+        except OSError as error:
+            raise OSError(cannot_write(self.path, error, f"{name} is not written")) from None
+        finally:
+            self.leave()
 
-    def _put(self, path: Path, content: bytes) -> None:
-        """Writes `path` under another name, flushes it and renames it."""
+    def _put(self, path: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
+        """Writes `path` under another name, flushes it and renames it. content: bytes, or what writes them to a file."""
         self._folder(path.parent)
         temporary = self._temporary / f"{uuid.uuid4().hex}.tmp"
         for attempt in range(3):
             self._folder(self._temporary)
             try:
                 with open(temporary, "wb") as file:
-                    file.write(content)
+                    if isinstance(content, bytes):
+                        file.write(content)
+                    else:
+                        content(file)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
@@ -208,6 +226,7 @@ class Folder:
 
     def leave(self) -> None:
         """Removes this worker's own folder of half-written files."""
+        self._made.discard(self._temporary)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
@@ -235,15 +254,22 @@ def _scan(path: Path) -> Iterator[os.DirEntry[str]]:
         return
 
 
+def _worker() -> str:
+    """A name for this process among all that work on a run."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 def _before_spec(name: str) -> bool:
     """Names that may be in a folder before its spec: of another worker that is about to write it, or the system's."""
-    return name == "tmp" or name.startswith(("conditions-", ".nfs", ".spec-")) or name == "lost+found"
+    return name in ("tmp", "lost+found") or name.startswith(("conditions-", ".nfs"))
 
 
 def _publish(folder: Path, name: str, content: bytes) -> None:
     """Writes a file unless it is there: the first of several workers wins, and nobody sees half of it."""
-    temporary = folder / f".spec-{uuid.uuid4().hex}.tmp"
+    own = folder / "tmp" / _worker()
+    temporary = own / f"{name}.tmp"
     try:
+        own.mkdir(parents=True)
         with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
@@ -257,7 +283,7 @@ def _publish(folder: Path, name: str, content: bytes) -> None:
                 os.replace(temporary, folder / name)
         sync_folder(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def _alive(pid: int) -> bool:
@@ -274,7 +300,7 @@ def _alive(pid: int) -> bool:
     return state not in "ZX"
 
 
-def _cannot_write(folder: Path, error: OSError, what: str = "") -> str:
+def cannot_write(folder: Path, error: OSError, what: str = "") -> str:
     """One sentence about a disk that is full, a folder that is read-only and their like."""
     reason = error.strerror or _first_line(error)
     return (

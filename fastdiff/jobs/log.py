@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .folder import Folder
+from .folder import Folder, cannot_write
 
 WINDOW = 60.0  # seconds over which speed is measured
 
@@ -30,8 +30,11 @@ class Log:
         self.images, self._begun = done, time.monotonic()
         self._total, self._recent = images, [(self._begun, done)]
         path = folder.path / "log" / f"{folder.worker}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise OSError(cannot_write(folder.path, error)) from None
         self._bar = tqdm(
             total=images, initial=done, unit="img", desc="sampling", disable=not progress, smoothing=0.1,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
@@ -39,8 +42,10 @@ class Log:
 
     def event(self, name: str, **facts: Any) -> None:
         line = {"event": name, "unix": round(time.time(), 3), **facts}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            os.write(self._file, (json.dumps(line) + "\n").encode())
+        except OSError:  # a full disk stops a run where samples are written; the log follows
+            pass
 
     def unit(self, unit: int, images: int, queue: int) -> None:
         """A unit of so many images is on disk."""
@@ -68,7 +73,7 @@ class Log:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        os.close(self._file)
 
 
 def resident() -> int:

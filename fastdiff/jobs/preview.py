@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import images
-from ..checkpoint import write_atomically
 from .folder import Folder
 from .formats import FORMATS
 from .records import records
@@ -30,5 +29,5 @@ def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
         return False
     pictures = np.concatenate(arrays)[:MOST]
     sheet = images.grid(pictures, None if labels is None else np.array(labels[:MOST]), classes)
-    write_atomically(folder.path / "grid.png", lambda path: sheet.save(path, format="PNG"))
+    folder.write("grid.png", lambda file: sheet.save(file, format="PNG"))
     return True

@@ -15,10 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import cpu
-from ..checkpoint import write_atomically
 from .folder import Folder, intact
 from .formats import FORMATS, pixels_sha256
 from .job import Job
@@ -27,6 +26,7 @@ from .records import read_record, records, unit_files
 
 FOUND = "verify.json"  # what the latest look found wrong, for whoever resumes
 MANIFEST = "manifest.jsonl"
+OTHER = "made again, it has other pixels"
 OWN = {"spec.json", "units", "shards", "failed", "log", "tmp", FOUND, MANIFEST, "grid.png", "lost+found"}
 
 
@@ -104,7 +104,7 @@ def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Ch
             for unit in check.recomputed:
                 pixels = pixels_sha256(job.draw(unit).array.cpu().numpy())
                 if pixels != read_record(folder.record_path(unit), unit)["pixels"]:
-                    check.bad[unit] = "made again, it has other pixels"
+                    check.bad[unit] = OTHER
     _note(folder, check.bad)
     return check
 
@@ -154,19 +154,14 @@ def heal(folder: Folder) -> list[int]:
         try:
             record = read_record(path, unit)
             whole = all(os.stat(folder.path / f["name"]).st_size == f["bytes"] for f in record["files"])
-        except FileNotFoundError:
-            whole = False
-        except ValueError:
+        except (OSError, ValueError):
             whole = False
         if not whole:
             gone.append(unit)
-    try:
-        named = json.loads((folder.path / FOUND).read_text(encoding="utf-8"))["bad"]
-    except (OSError, ValueError, KeyError):
-        named = {}
-    for unit in (int(u) for u in named):
+    named = _named(folder.path / FOUND)
+    for unit, what in named.items():
         path = folder.record_path(unit)
-        if path.exists() and (unit not in folder.spec.units.numbers or examine(folder, unit, path)[0]):
+        if path.exists() and (what == OTHER or unit not in folder.spec.units.numbers or examine(folder, unit, path)[0]):
             gone.append(unit)
     for unit in gone:
         folder.forget(unit)
@@ -175,22 +170,29 @@ def heal(folder: Folder) -> list[int]:
     return gone
 
 
+def _named(path: Path) -> dict[int, str]:
+    """The units that verify found wrong, and why."""
+    try:
+        return {int(unit): what for unit, what in json.loads(path.read_text(encoding="utf-8"))["bad"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # none, or a file that somebody damaged
+
+
 def finish(folder: Folder) -> str:
-    """Writes the manifest of a complete dataset, and a grid of its first pictures; returns the digest."""
+    """Writes the manifest of a complete dataset and returns the digest."""
     digest, count, images = Digest(), 0, 0
 
-    def write(path: Path) -> None:
+    def write(file: BinaryIO) -> None:
         nonlocal count, images
-        with open(path, "w", encoding="utf-8") as file:
-            for record in records(folder.path):
-                digest.add(record)
-                count, images = count + 1, images + record["stop"] - record["first"]
-                kept = {key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")}
-                file.write(json.dumps(kept) + "\n")
-            total = {"spec": folder.spec.hash, "units": count, "images": images, "digest": digest.hex}
-            file.write(json.dumps(total) + "\n")
+        for record in records(folder.path):
+            digest.add(record)
+            count, images = count + 1, images + record["stop"] - record["first"]
+            kept = {key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")}
+            file.write(json.dumps(kept).encode() + b"\n")
+        total = {"spec": folder.spec.hash, "units": count, "images": images, "digest": digest.hex}
+        file.write(json.dumps(total).encode() + b"\n")
 
-    write_atomically(folder.path / MANIFEST, write)
+    folder.write(MANIFEST, write)
     return digest.hex
 
 
@@ -209,6 +211,5 @@ def _note(folder: Folder, bad: dict[int, str]) -> None:
             folder.write(FOUND, (json.dumps({"bad": {str(u): w for u, w in bad.items()}}, indent=1) + "\n").encode())
         else:
             path.unlink(missing_ok=True)
-        folder.leave()
     except OSError:
         pass  # a look at a read-only folder says what it says

@@ -104,16 +104,20 @@ class Writers:
         return found
 
     def close(self) -> list[Finished | Unfinite]:
-        """Waits for all that was handed over."""
-        for _ in self._threads:
-            while self._error is None:
-                try:
-                    self._waiting.put(None, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-        for thread in self._threads:
-            thread.join()
+        """Waits for all that was handed over. Interrupted, it lets the threads end after the units in their hands."""
+        try:
+            for _ in self._threads:
+                while self._error is None:
+                    try:
+                        self._waiting.put(None, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+            for thread in self._threads:
+                thread.join()
+        except BaseException as error:
+            self._error = self._error or error
+            raise
         return self.results()
 
     def _work(self) -> None:
