@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     with arguments():
         place = worker_of(args)
         folder = Folder(args.folder)
-        job = Job.open(folder.spec, conditions=folder.conditions, device=device_of(args.device, place), where=args.folder)
+        device = device_of(args.device or folder.spec.machine["device"], place)
+        job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=args.folder)
     if args.verify:
         for unit, what in verify(folder).bad.items():
             print(f"unit {unit}: {what}; it is made again")

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from ..cpu import usable_cpus
 from ..jobs.conditions import Conditions
 from ..jobs.folder import SPEC, Folder
 from ..jobs.formats import FORMATS
@@ -76,16 +75,28 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
 
 def worker_of(args: argparse.Namespace) -> Place:
     """Which worker this process is. Raises ValueError for flags that do not fit together."""
-    if args.workers is not None and args.engine != "ray":
-        raise ValueError("expected --workers with --engine ray, got it without. Start as many processes instead.")
-    return find(args.shard)
+    if args.engine != "ray":
+        if args.workers is not None:
+            raise ValueError("expected --workers with --engine ray, got it without. Start as many processes instead.")
+        return find(args.shard)
+    if args.shard is not None:
+        raise ValueError("expected --shard or --engine ray, got both. A pool takes all units; --workers is its size.")
+    if args.workers is not None and args.workers < 1:
+        raise ValueError(f"expected --workers >= 1, got {args.workers}.")
+    return Place("ray", locals=args.workers or 1)
 
 
-def device_of(name: str | None, place: Place) -> torch.device | None:
-    """The device named, or of several GPUs this worker's own."""
-    if name is None and torch.cuda.is_available() and place.locals > 1:
-        return torch.device("cuda", place.local % torch.cuda.device_count())
-    return None if name is None else torch.device(name)
+def device_of(name: str | None, place: Place, gpus: int | None = None) -> torch.device | None:
+    """The device named; a GPU without a number, or none named, is this worker's own of several.
+
+    gpus: those that the process sees, default torch's count. A launcher that shows each worker one only (SLURM's
+    --gpus-per-task, Ray) leaves nothing to choose.
+    """
+    device = None if name is None else torch.device(name)
+    gpus = torch.cuda.device_count() if gpus is None else gpus
+    if gpus > 1 and (device is None or (device.type == "cuda" and device.index is None)):
+        return torch.device("cuda", place.local % gpus)
+    return device
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,15 +107,16 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError("expected --out, the dataset's folder, got none.")
         place = worker_of(args)
         wishes = _wishes(args)
-        device = device_of(args.device, place)
         out = Path(args.out)
         if (out / SPEC).exists():
             folder = Folder(out)
+            device = device_of(args.device or folder.spec.machine["device"], place)
             job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
         else:
             plan = dict(wishes)
-            plan.setdefault("threads", max(1, usable_cpus() // place.locals))
+            plan.setdefault("threads", place.threads)
             plan.setdefault("steps", 25)
+            device = device_of(args.device, place)
             job = Job.plan(**plan, device=device)
             folder = Folder.create(out, job.spec, job.conditions.file)
     if folder.spec.hash != job.spec.hash or (out / SPEC).exists():
