@@ -169,48 +169,57 @@ class _Lines(Conditions):
             file.seek(self._index.offsets[start // _EVERY])
             skip = start % _EVERY
             lines = list(itertools.islice(file, skip, skip + numbers[-1] - start + 1))
-        entries = [self._parse(line, start + i) for i, line in enumerate(lines)]
+        entries = [self._fit(self._read(line, start + i), start + i) for i, line in enumerate(lines)]
         return [entries[number - start] for number in numbers]
 
     def _check(self) -> None:
-        """Parses every line, those that were seen before at the cost of a look-up."""
+        """Reads every line; one that was seen before costs a look-up, and a text for a model that takes any no more."""
         assert self.file is not None
-        seen: set[bytes] = set()
-        first: Any = None
+        takes, seen, first = self._conditioning, set[bytes](), None
         with open(self.file, "rb") as file:
             file.seek(self._index.offsets[0])
             for number, line in enumerate(file):
                 if line in seen:
                     continue
-                signature = self._conditioning.signature(self._parse(line, number))
+                value = self._read(line, number)
+                if takes.any_text and type(value) is str:
+                    continue
+                signature = takes.signature(self._fit(value, number))
                 if number == 0:
                     first = signature
                 elif signature != first:
                     raise ValueError(
-                        f"{_WHERE}: expected the arguments of line 1, {first}, in line {number + 1} of {self.file}, got "
-                        f"{signature}."
+                        f"{_WHERE}: expected the arguments of line 1, {first}, {self._where(number)}, got {signature}."
                     )
                 if len(seen) < _KNOWN:
                     seen.add(line)
 
-    def _parse(self, line: bytes, number: int) -> Any:
-        where = f"in line {number + 1} of {self.file}"
+    def _where(self, number: int) -> str:
+        return f"in line {number + 1} of {self.file}"
+
+    def _read(self, line: bytes, number: int) -> Any:
+        """A line's text or JSON value."""
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError:
-            raise ValueError(f"{_WHERE}: expected UTF-8 {where}, got other bytes.") from None
+            raise ValueError(f"{_WHERE}: expected UTF-8 {self._where(number)}, got other bytes.") from None
         if not text:
-            raise ValueError(f'{_WHERE}: expected an entry {where}, got an empty line. An empty prompt is written "".')
-        value: Any = text
+            raise ValueError(
+                f'{_WHERE}: expected an entry {self._where(number)}, got an empty line. An empty prompt is written "".'
+            )
         if text[0] == "{" or (text[0] == text[-1] == '"' and len(text) > 1):
             try:
-                value = json.loads(text, parse_constant=_no_constant)
+                return json.loads(text, parse_constant=_no_constant)
             except ValueError as error:
-                raise ValueError(f"{_WHERE}: expected JSON {where}, got {error}.") from None
+                raise ValueError(f"{_WHERE}: expected JSON {self._where(number)}, got {error}.") from None
+        return text
+
+    def _fit(self, value: Any, number: int) -> Any:
+        """The model's entry of it."""
         try:
             return self._conditioning.parse(value)
         except Unfit as error:
-            raise ValueError(f"{_WHERE}: expected {error.expected} {where}, got {error.got}.") from None
+            raise ValueError(f"{_WHERE}: expected {error.expected} {self._where(number)}, got {error.got}.") from None
 
 
 def _no_constant(name: str) -> Any:

@@ -33,11 +33,13 @@ class Conditioning:
 
     Attributes:
         default_entries: what ids get in turn when nothing is named; None where something must be.
-        names: of the classes, () if none. identity: JSON-safe, what else the arguments depend on.
+        names: of the classes, () if none. any_text: whether every text is an entry.
+        identity: JSON-safe, what else the arguments depend on.
     """
 
     default_entries: list[Any] | None = None
     names: tuple[str, ...] = ()
+    any_text = False
     identity: Mapping[str, Any] = {}
 
     def parse(self, value: Any) -> Any:
@@ -155,6 +157,7 @@ class Arguments(Conditioning):
 class Custom(Conditioning):
     """Entries as they are read, texts or JSON values, for a function of B of them -> (cond, uncond)."""
 
+    any_text = True
     identity = {"conditions": "own"}
 
     def __init__(self, function: Callable[[list[Any]], Halves]):

@@ -28,6 +28,7 @@ class Prompts(Conditioning):
         shared: arguments [1, …] of both halves, the same for all.
     """
 
+    any_text = True
     identity = {"prompts": list(KEYS)}
 
     def __init__(self, pipe: Any, encoder: Encoder, *, zeros: bool = False, shared: Mapping[str, Tensor] | None = None):
