@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from .folder import Folder
-from .job import Failure, Job
+from .job import Job
 from .log import Log
-from .machine import settled
 from .spec import RunSpec, SpecMismatch, differences
 from .units import turns
 from .verify import finish, heal
-from .writer import Finished, Staged, Unfinite, Writers
+from .worker import Worker
+from .writer import Finished
 
 
 @dataclass
@@ -120,79 +120,25 @@ def _work(
     folder: Folder, job: Job, worker: int, world: int, retry_failed: bool, progress: bool, stop: threading.Event
 ) -> Generator[Finished, None, Report]:
     units, begun = folder.spec.units, time.monotonic()
-    folder.sweep()
-    heal(folder)
-    if retry_failed:
-        for unit in folder.failed():
-            folder.forget(unit)
-    known = folder.done()
-    there = sum(len(units.ids(unit)) for unit in known)
     report = Report(len(units))
-    log = Log(folder, units.samples, there, progress)
+    known = prepare(folder, retry_failed)
+    log = Log(folder, units.samples, sum(len(units.ids(unit)) for unit in known), progress)
     log.event("start", worker=worker, world=world, device=str(job.device), threads=folder.spec.threads, done=len(known))
-    taken: set[int] = set(folder.failed())  # in this worker's hands, or given up
+    maker = Worker(folder, job, log, known)
 
-    def is_finished(unit: int) -> bool:
-        if unit in known or unit in taken:
-            return True
-        if folder.finished(unit):
-            known.add(unit)
-            return True
-        return False
+    def until_stopped(units: Iterator[int]) -> Iterator[int]:
+        for unit in units:
+            if stop.is_set():
+                report.stopped = True
+                return
+            yield unit
 
-    def settle(results: list[Finished | Unfinite]) -> Iterator[Finished]:
-        for result in results:
-            if isinstance(result, Unfinite):
-                again.append(result.unit)
-                continue
-            report.made += 1
-            report.images += len(result.ids)
-            known.add(result.unit)
-            log.unit(result.unit, len(result.ids), writers.depth)
-            yield result
-
-    def retry() -> None:
-        """Units with numbers that are not finite, once more and closely watched."""
-        while again:
-            unit = again.pop()
-            log.event("unfinite", unit=unit)
-            start = time.monotonic()
-            drawn, failure = job.diagnose(unit)
-            if failure is None:
-                writers.submit(unit, units.ids(unit), Staged(drawn), time.monotonic() - start)
-                continue
-            _give_up(folder, log, unit, failure)
-
-    again: list[int] = []
-    writers = Writers(folder)
     try:
-        with settled(folder.spec.threads):
-            for unit in turns(units, worker, world, is_finished):
-                if stop.is_set():
-                    report.stopped = True
-                    break
-                log.event("begin", unit=unit)
-                taken.add(unit)
-                start = time.monotonic()
-                drawn = job.draw(unit)
-                writers.submit(unit, units.ids(unit), Staged(drawn), time.monotonic() - start)
-                yield from settle(writers.results())
-                retry()
-            yield from settle(writers.close())
-            if again:
-                writers = Writers(folder)
-                retry()
-                yield from settle(writers.close())
+        yield from maker.make(until_stopped(turns(units, worker, world, maker.finished)))
     finally:
-        closing, writers = writers, writers
-        try:
-            closing.close()
-        except BaseException as error:
-            # what stopped the run is told, not what followed from it
-            log.event("error", what=str(error))
         folder.leave()
-        report.done, report.failed = len(folder.done()), {u: str(f.get("what")) for u, f in folder.failed().items()}
-        report.seconds = time.monotonic() - begun
+        report.made, report.images = maker.made, maker.images
+        look(folder, report, begun)
         log.event("stop", made=report.made, done=report.done, failed=len(report.failed), seconds=round(report.seconds, 3))
         log.close()
     if report.complete:
@@ -200,7 +146,17 @@ def _work(
     return report
 
 
-def _give_up(folder: Folder, log: Log, unit: int, failure: Failure) -> None:
-    folder.fail(unit, {"unit": unit, "what": str(failure), **failure._asdict()})
-    log.event("failed", unit=unit, what=str(failure))
-    log.say(f"unit {unit} failed: {failure}")
+def prepare(folder: Folder, retry_failed: bool) -> set[int]:
+    """Removes what dead workers left and records of damaged units, of failed ones if wished; returns the units done."""
+    folder.sweep()
+    heal(folder)
+    if retry_failed:
+        for unit in folder.failed():
+            folder.forget(unit)
+    return folder.done()
+
+
+def look(folder: Folder, report: Report, begun: float) -> None:
+    """Fills in how the run stands. begun: when the work on it began, in seconds of time.monotonic."""
+    report.done, report.failed = len(folder.done()), {u: str(f.get("what")) for u, f in folder.failed().items()}
+    report.seconds = time.monotonic() - begun
