@@ -168,12 +168,12 @@ def network_call(
     model: Callable[..., Any], schedule: Schedule, device: torch.device, cond: Mapping[str, Any]
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """(x_t, t int64 [B]) -> output: the network told its own time, its input in its own dtype, unpacked from `.sample`."""
-    points = [schedule.at(t) for t in range(schedule.num_train_timesteps)]
     own = getattr(model, "network_time", None)
     given: Tensor | None = None
     if own is not None or not schedule.whole_times:
         tell = own or schedule.network_time
-        given = torch.tensor([tell(p) for p in points], dtype=torch.float32, device=device)
+        times = [tell(schedule.at(t)) for t in range(schedule.num_train_timesteps)]
+        given = torch.tensor(times, dtype=torch.float32, device=device)
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
     dtype = next((p.dtype for p in parameters if p.is_floating_point()), None)
 

@@ -10,8 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 # public name -> the module of this package that defines it
 _WHERE = {
+    "CosineGamma": "gamma",
+    "DenoisingLoss": "denoising",
+    "LearnedGamma": "gamma",
+    "LinearGamma": "gamma",
+    "LossAware": "times",
     "ProbabilisticPCA": "ppca",
     "VAE": "vae",
+    "VDM": "vdm",
+    "diffusion_terms": "diffusion",
     "effective_sample_size": "bounds",
     "elbo": "bounds",
     "gradient_moments": "objectives",
@@ -19,11 +26,19 @@ _WHERE = {
     "iwae_stderr": "bounds",
     "log_weights": "bounds",
     "objective": "objectives",
+    "weight": "weights",
 }
 
 __all__ = [
+    "CosineGamma",
+    "DenoisingLoss",
+    "LearnedGamma",
+    "LinearGamma",
+    "LossAware",
     "ProbabilisticPCA",
     "VAE",
+    "VDM",
+    "diffusion_terms",
     "effective_sample_size",
     "elbo",
     "gradient_moments",
@@ -31,13 +46,20 @@ __all__ = [
     "iwae_stderr",
     "log_weights",
     "objective",
+    "weight",
 ]
 
 if TYPE_CHECKING:
     from .bounds import effective_sample_size, elbo, iwae, iwae_stderr, log_weights
+    from .denoising import DenoisingLoss
+    from .diffusion import diffusion_terms
+    from .gamma import CosineGamma, LearnedGamma, LinearGamma
     from .objectives import gradient_moments, objective
     from .ppca import ProbabilisticPCA
+    from .times import LossAware
     from .vae import VAE
+    from .vdm import VDM
+    from .weights import weight
 
 
 def __getattr__(name: str) -> Any:
