@@ -1,0 +1,244 @@
+"""Kills workers of batch jobs with SIGKILL until nobody doubts it, and compares what is left with an undisturbed run.
+
+    python tests/jobs/chaos.py --kills 100 --seed 0 --engines shard,torchrun --minutes 30
+
+Runs of a tiny network are made in all formats by 1 to 4 workers of changing engines. They die at random instants, also right
+before and after any fsync, rename, link and unlink (tests/jobs/tiny.py). After each round no unit may be damaged and none
+that was there may be gone; in the end the digest and every byte of the shards are those of a run that nobody disturbed, and
+no worker has left a file behind. Ends with the figures as one line of JSON; a difference raises AssertionError.
+
+Most workers are forked from this process, which has imported torch already; of the engine `fresh` and of torchrun they are
+processes of their own. A kill counts as one during an unfinished unit when the worker's own log began a unit whose end it
+did not tell, and whose record is not its work either.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from workers import Worker, kill, wait
+
+from fastdiff.jobs.folder import Folder
+from fastdiff.jobs.records import read_record, unit_files
+from fastdiff.jobs.verify import verify
+
+HERE = Path(__file__).resolve().parent
+FORMATS = ("npy", "png", "webdataset", "npz")
+PATIENCE = 240.0  # seconds after which a worker that neither works nor ends is a failure
+
+
+def unfinished(folder: Folder) -> dict[int, bool]:
+    """Of the workers that were killed after their log began: process id -> whether it had a unit in hand."""
+    killed = {}
+    for path in (folder.path / "log").glob("*.jsonl"):
+        events = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        if any(event["event"] == "stop" for event in events):
+            continue
+        told = {name: {e["unit"] for e in events if e["event"] == name} for name in ("begin", "unit")}
+        open = [folder.record_path(unit) for unit in told["begin"] - told["unit"]]
+        mine = [p.exists() and read_record(p, int(p.stem))["made"]["worker"] == path.stem for p in open]
+        killed[int(path.stem.split("-")[-2])] = not all(mine)
+    return killed
+
+
+class Campaign:
+    """One dataset under fire, beside the same one made in peace."""
+
+    def __init__(
+        self, place: Path, format: str, units: int, draw: random.Random, engines: Sequence[str], name: str | None = None
+    ):
+        self.path, self.draw, self.engines = place / (name or f"{format}-{len(os.listdir(place))}"), draw, engines
+        self.output = self.path.with_suffix(".txt")
+        self.asked = ["--model", "tiny:factory", "--ids", f"3-{units * 8 - 2}", "--unit", "8", "--steps", "3", "--seed", "5",
+                      "--threads", "1", "--format", format]  # fmt: skip
+        self.peace = place / f"{format}-{units}-in-peace"
+        self.kills: Counter[str] = Counter()
+        self.rounds: Counter[str] = Counter()
+        self.done: set[int] = set()
+        self.dead: set[int] = set()
+        if not self.peace.exists():
+            worker = Worker("forked", ["sample", "--out", str(self.peace), *self.asked], {}, self.output)
+            wait([worker])
+            assert worker.status == 0, self.told()
+
+    def command(self) -> list[str]:
+        """What starts a worker, or restarts it: as people and schedulers do, in one of two ways."""
+        if self.begun and self.draw.random() < 0.5:
+            return ["resume", str(self.path)]
+        return ["sample", "--out", str(self.path), *self.asked]
+
+    @property
+    def begun(self) -> bool:
+        return (self.path / "spec.json").exists()
+
+    def complete(self) -> bool:
+        return self.begun and len(self.done) == len(Folder(self.path).spec.units)
+
+    def round(self) -> None:
+        """Workers start, die one after another, and what they leave is looked at."""
+        draw = self.draw
+        engine, world = draw.choice(self.engines), draw.randint(1, 4)
+        if engine == "torchrun":
+            world = draw.randint(1, 2)  # each imports torch anew
+        self.rounds[f"{engine} x{world}"] += 1
+        workers = []
+        for number in range(1 if engine in ("torchrun", "ray") else world):
+            arguments = self.command()
+            if engine == "ray":
+                arguments += ["--engine", "ray", "--workers", str(world)]
+            elif engine != "torchrun":
+                arguments += ["--shard", f"{number}/{world}"]
+            environment = {"TINY_SLEEP": "0.005"}
+            if draw.random() < 0.5:
+                environment["TINY_KILL"] = f"{draw.choice([0.003, 0.01, 0.1])}:{draw.getrandbits(32)}"
+            workers.append(Worker(engine, arguments, environment, self.output, world))
+        self._fire(engine, workers)
+        self.look()
+
+    def look(self) -> None:
+        """Nothing may be damaged, and nothing that was there may be gone."""
+        if self.begun:
+            folder = Folder(self.path)
+            check = verify(folder)
+            assert not check.bad, f"damaged by a kill: {check.bad}"
+            done = folder.done()
+            assert self.done <= done, f"units gone: {sorted(self.done - done)}"
+            self.done = done
+
+    def _fire(self, engine: str, workers: list[Worker]) -> None:
+        draw, logs, end = self.draw, self.path / "log", time.monotonic() + PATIENCE
+        agent = engine in ("torchrun", "ray")
+        early = not agent and draw.random() < 0.15  # some die before they have begun
+        fired: set[int] = set()
+        while not all(worker.ended() for worker in workers):
+            assert time.monotonic() < end, f"{engine} hangs:\n{self.told()}"
+            if agent and fired:
+                time.sleep(0.05)  # the others below it are told to finish their units
+                continue
+            targets = [pid for w in workers if not w.ended() for pid in ([w.pid] if early else w.at_work(logs))]
+            if not targets:
+                time.sleep(0.02)
+                continue
+            time.sleep(draw.expovariate(3.0))
+            victims = targets if draw.random() < 0.2 else [draw.choice(targets)]
+            for pid in victims:
+                if kill(pid):
+                    fired.add(pid)
+        for worker in workers:
+            if agent:
+                worker.end()
+                assert worker.status != 2, self.told()
+            else:
+                assert worker.status in (0, 75, -signal.SIGKILL), f"status {worker.status}:\n{self.told()}"
+        dead = {w.pid for w in workers if w.status == -signal.SIGKILL} if not agent else fired
+        if agent and self.begun:
+            dead |= unfinished(Folder(self.path)).keys() - self.dead
+        for pid in dead:
+            self.kills[f"{engine}, {'from outside' if pid in fired else 'in a commit'}"] += 1
+        self.dead |= dead
+
+    def finish(self) -> Counter[str]:
+        """Lets one worker make the rest, and compares. Returns how many were killed after they had begun, and how."""
+        worker = Worker("forked", self.command(), {}, self.output)
+        wait([worker])
+        assert worker.status == 0, f"status {worker.status}:\n{self.told()}"
+        said = self.path.with_suffix(".json")
+        worker = Worker("forked", ["verify", str(self.path), "--json"], {}, said)
+        wait([worker])
+        assert worker.status == 0, said.read_text()
+        check, folder = json.loads(said.read_text()), Folder(self.path)
+        assert check["fine"] and not check["foreign"], check
+        assert check["digest"] == verify(Folder(self.peace)).digest, "another digest than of the run in peace"
+        assert _tree(self.path) == _tree(self.peace), "other shards than those of the run in peace"
+        assert [unit for unit, _ in unit_files(self.path)] == list(folder.spec.units.numbers)
+        left = [p.name for p in self.path.iterdir() if p.name.startswith(".")] + os.listdir(self.path / "tmp")
+        assert not left, f"left behind: {left}"
+        killed = unfinished(folder)
+        return Counter(killed_after_start=len(killed), killed_within_a_unit=sum(killed.values()))
+
+    def told(self) -> str:
+        return self.output.read_text()[-3000:] if self.output.exists() else "nothing was said"
+
+
+def every_instant(place: Path, draw: random.Random, stride: int) -> Counter[str]:
+    """Runs of three units whose worker dies right before call 0, 1, 2 … of those that put a file on disk."""
+    kills: Counter[str] = Counter()
+    for call in range(draw.randrange(stride), 10_000, stride):
+        campaign = Campaign(place, "npy", 3, draw, [], name=f"instant-{call}")
+        worker = Worker("forked", campaign.command(), {"TINY_KILL": f"@{call}"}, campaign.output)
+        wait([worker])
+        if worker.status == 0:
+            break
+        assert worker.status == -signal.SIGKILL, campaign.told()
+        kills["forked, at every instant of a commit"] += 1
+        campaign.look()
+        kills += campaign.finish()
+    return kills
+
+
+def _tree(path: Path) -> dict[str, str]:
+    files = (p for p in path.rglob("*") if p.is_file() and p.relative_to(path).parts[0] not in ("log", "units", "tmp"))
+    return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--units", type=int, default=400, help="of each run")
+    parser.add_argument("--engines", default="shard,torchrun,ray", help="(all that are installed)")
+    parser.add_argument(
+        "--stride", type=int, default=1, help="of the calls that are died at one after another (0: none)"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which no more is begun")
+    args = parser.parse_args()
+    engines = [e for e in args.engines.split(",") if e != "ray" or importlib.util.find_spec("ray")]
+    # most rounds are of forked workers, which start fast
+    choice = [c for e in engines for c in (["forked"] * 8 + ["fresh"] if e == "shard" else [e])]
+    draw, begun = random.Random(args.seed), time.monotonic()
+    kills: Counter[str] = Counter()
+    rounds: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    runs = 0
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+    with tempfile.TemporaryDirectory(prefix="chaos-") as place:
+
+        def late() -> bool:
+            return time.monotonic() - begun > 60 * args.minutes
+
+        if args.stride:
+            found = every_instant(Path(place), draw, args.stride)
+            kills["forked, at every instant of a commit"] = found.pop("forked, at every instant of a commit")
+            print(f"{sum(kills.values())} instants of a commit: digest as in peace", flush=True)
+        wanted = args.kills + sum(kills.values())
+        while sum(kills.values()) < wanted and not late():
+            campaign = Campaign(Path(place), FORMATS[runs % len(FORMATS)], args.units, draw, choice)
+            before = sum(kills.values())
+            while not campaign.complete() and before + sum(campaign.kills.values()) < wanted and not late():
+                campaign.round()
+            found += campaign.finish()
+            kills, rounds, runs = kills + campaign.kills, rounds + campaign.rounds, runs + 1
+            told = f"run {runs} ({campaign.path.name}): {sum(campaign.kills.values())} kills, digest as in peace"
+            print(told, flush=True)
+    figures = {
+        "runs": runs, "kills": sum(kills.values()), **found, "by": dict(kills), "rounds": dict(rounds), "seed": args.seed,
+        "seconds": round(time.monotonic() - begun, 1),
+    }  # fmt: skip
+    print(json.dumps(figures))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
