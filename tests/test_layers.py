@@ -43,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "score": SAMPLING | {"sampler", "adaptive", "models", "registry"},
     "adaptive": SAMPLING,
     "information": ENGINE,
-    "variational": SAMPLING | {"information", "likelihood", "models"},
+    "variational": SAMPLING | {"information", "likelihood", "models", "registry"},
     "pretrained": LEAVES | {"models", "checkpoint", "registry"},
     "sampler": SAMPLING | {"loop", "pretrained"},
     "integrations": SAMPLING | {"sampler", "adaptive"},

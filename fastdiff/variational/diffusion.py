@@ -12,34 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
-from ..likelihood.bound import ELBO
 from ..prediction import to_eps_coefficients
 from .gamma import Gamma, point
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-
-
-class Terms(NamedTuple):
-    """Terms of a bound in nats: denoising[:, j] of `elbo` belongs to the time times[:, j] in [0, 1], and
-    scale·Σ_j denoising[:, j] estimates the diffusion loss."""
-
-    elbo: ELBO
-    times: Tensor
-    scale: float
-
-    def bound(self) -> dict[str, Tensor]:
-        """The terms, [B] each; their sum is not below -ln p(x0) in expectation."""
-        return {
-            "reconstruction": self.elbo.reconstruction,
-            "denoising": self.scale * self.elbo.denoising.sum(1),
-            "prior": self.elbo.prior,
-        }
 
 
 def diffusion_terms(

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, rng
-from ..likelihood.bound import ELBO
 from ..models import MLP, UNet, build, describe
 from ..prediction import normalize
+from ..registry import Timed
 from ..schedule import Schedule, Time
 from . import gamma as gammas
-from .diffusion import Terms, diffusion_terms
+from .diffusion import diffusion_terms
 from .times import SAMPLINGS, draw, spread
 
 LIKELIHOODS = ("discretized", "gaussian")
@@ -193,13 +193,13 @@ class VDM(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the bound, [B] each in nats, without gradients; `times` of the diffusion loss, evenly spread, for
         each sample. labels: None for the bound on -ln p(x0) without them."""
-        return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound()
+        return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound
 
     @torch.no_grad()
     def terms(
         self, x0: Tensor, labels: Tensor | None = None, *, seed: int, sample_ids: Tensor | None = None, times: int = 64
-    ) -> Terms:
-        """The terms of `bound` before they are summed over the times. With num_steps <= times every step is taken once."""
+    ) -> Timed:
+        """The terms of `bound` with what each time adds. With num_steps <= times every step is taken once."""
         ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
         y = self._labels(labels)
         count = times if self.num_steps is None else min(times, self.num_steps)
@@ -211,9 +211,14 @@ class VDM(nn.Module):
             )
             for j in range(count)
         ]  # fmt: skip
-        reconstruction = self.reconstruction(x0, seed=seed, sample_ids=ids)
-        elbo = ELBO(reconstruction.double(), self.prior(x0).double(), torch.stack(columns, 1))
-        return Terms(elbo, u, 1.0 / count)
+        denoising = torch.stack(columns, 1) / count
+        bound = {
+            "reconstruction": self.reconstruction(x0, seed=seed, sample_ids=ids).double(),
+            "denoising": denoising.sum(1),
+            "prior": self.prior(x0).double(),
+        }
+        at = u if self.num_steps is None else ((u * self.num_steps).floor() + 1) / self.num_steps
+        return Timed(bound, denoising, -self.gamma(at.reshape(-1))[0].view(at.shape))
 
     # sampling
 
@@ -228,6 +233,14 @@ class VDM(nn.Module):
         clip = 1.0 if self.likelihood == "discretized" else None
         settings = {"prediction_type": self.prediction_type, "clip_range": clip}
         return self.denoiser(), self.gamma.schedule(size), settings
+
+    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+        """Arguments of `likelihood.nll` beside x and the probes."""
+        y, levels = self._labels(labels), "gaussian" if self.likelihood == "discretized" else None
+        return {
+            "model": self.denoiser(), "schedule": self.gamma.schedule(1000), "prediction_type": self.prediction_type,
+            "dequantization": levels, "cond": {} if y is None else {"y": y}, "fractional_times": True,
+        }  # fmt: skip
 
 
 class Denoiser(nn.Module):
