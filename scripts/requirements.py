@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 # packages whose import name is another
-IMPORT_NAMES = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark", "pytest-xdist": "xdist"}
+IMPORT_NAMES = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark", "pytest-xdist": "xdist", "ray[data]": "ray"}
 # what every torch of the last years needs, on any index
 TORCH_NEEDS = ["filelock", "typing_extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools"]
 # a torch build pins its own triton, and TORCH may name any torch
@@ -22,7 +22,8 @@ def runtime(root: Path) -> list[str]:
 
 
 def extra(root: Path, name: str) -> list[str]:
-    return [_name(text) for text in _project(root)["optional-dependencies"][name]]
+    """Names of what an extra needs, with their own extras: ray[data]."""
+    return [re.split(r"[^][\w.,-]", text)[0] for text in _project(root)["optional-dependencies"][name]]
 
 
 def floor(root: Path, name: str) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ BORROWED_OPTIONAL = (
     "diffusers",
     "pytest-benchmark",
     "pytest-xdist",
+    "ray[data]",
     "ruff",
     "mypy",
 )  # a borrowed interpreter may lack these
@@ -173,7 +174,7 @@ def pip_source(base: str) -> str:
 
 def announce(torch: str, level: str, why: str) -> None:
     """What is about to be downloaded, how much, and the smaller way."""
-    target, others = ("test", "0.4 GB of others") if level == "test" else ("demo", "0.05 GB of others")
+    target, others = ("test", "0.5 GB of others") if level == "test" else ("demo", "0.05 GB of others")
     say(f"{why}: an own environment is made in .venv; to download: {torch} and about {others}.")
     if platform.system() == "Linux" and not os.environ.get("TORCH"):
         say(

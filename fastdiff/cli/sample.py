@@ -7,18 +7,20 @@ import json
 import re
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..jobs import ray, runner
 from ..jobs.conditions import Conditions
 from ..jobs.folder import SPEC, Folder
 from ..jobs.formats import FORMATS
 from ..jobs.job import DTYPES, Job, mismatch
 from ..jobs.place import Place, find
 from ..jobs.preview import write_grid
-from ..jobs.runner import Report, finished
 from ..jobs.single import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
 from ..pretrained import shipped
@@ -83,6 +85,7 @@ def worker_of(args: argparse.Namespace) -> Place:
         raise ValueError("expected --shard or --engine ray, got both. A pool takes all units; --workers is its size.")
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"expected --workers >= 1, got {args.workers}.")
+    ray.require()
     return Place("ray", locals=args.workers or 1)
 
 
@@ -131,12 +134,16 @@ def run(args: argparse.Namespace) -> int:
 
 def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> int:
     """Works on a run as this worker, or as a pool of them, until it is done; returns the exit status."""
-    if args.engine == "ray":
-        from ..jobs.ray import run_pool
-
-        report = run_pool(folder, workers=args.workers, retry_failed=args.retry_failed)
-    else:
-        report = _alone(folder, job, args, place)
+    with stopping() as stop:
+        if args.engine == "ray":
+            report = ray.run_pool(
+                folder, workers=args.workers, retry_failed=args.retry_failed, progress=True, stop=stop
+            )
+        else:
+            report = runner.run(
+                job, folder.path, worker=place.worker, world=place.world, retry_failed=args.retry_failed,
+                progress=place.worker == 0, stop=stop,
+            )  # fmt: skip
     for unit, what in sorted(report.failed.items()):
         print(f"unit {unit} failed: {what}")
     told = (
@@ -150,19 +157,13 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> in
     return 0 if report.complete else AGAIN
 
 
-def _alone(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> Report:
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """Within the block, SIGTERM and SIGUSR1 set the event that ends a run after the unit in hand."""
     stop = threading.Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        units = finished(
-            job, folder.path, worker=place.worker, world=place.world, retry_failed=args.retry_failed,
-            progress=place.worker == 0, stop=stop,
-        )  # fmt: skip
-        while True:
-            try:
-                next(units)
-            except StopIteration as end:
-                return end.value
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

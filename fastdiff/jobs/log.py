@@ -61,6 +61,11 @@ class Log:
         self._bar.set_postfix_str(f"queue {queue}, {memory} MiB", refresh=False)
         self._bar.update(images)
 
+    def elsewhere(self, images: int) -> None:
+        """So many samples are on disk that other processes made, and told of in logs of their own."""
+        self.images += images
+        self._bar.update(images)
+
     @property
     def speed(self) -> float:
         """Images a second of this worker, over the last minute."""
