@@ -44,8 +44,10 @@ SOURCE = """
 
     def sampler():
         torch.manual_seed(0)
-        return Sampler(MLP(2, num_classes=5, width=8, depth=1, emb=8), Schedule.cosine(100), solver="unipc", steps=3,
-                       prediction_type="v", network_dtype=torch.float64)
+        network = MLP(2, num_classes=5, width=8, depth=1, emb=8)
+        torch.nn.init.normal_(network.linear_out.weight)  # it begins as zero
+        return Sampler(network, Schedule.cosine(100), solver="unipc", steps=3, prediction_type="v",
+                       network_dtype=torch.float64)
 
     def shaped():
         made = sampler()
@@ -233,6 +235,18 @@ def test_conditions_and_decoder_of_ones_own(module: str) -> None:
     assert model.decode is not None and model.decode(torch.zeros(2, 2)).shape == (2, 2, 1, 1)
     assert model.identity["texts"] == 1 and model.identity["weights_sha256"] is None
     assert open_model(f"{module}:own", decode="pipe").decode is not None
+
+
+def test_guidance_needs_a_call_without_conditions(module: str) -> None:
+    model = open_model(f"{module}:arguments")
+    entries = [{"level": 0.5}]
+    model.check(model.sampler(steps=2), entries)
+    for scale in (2.0, 0.0, [1.0, 3.0]):
+        with pytest.raises(ValueError, match="guidance_scale 1") as caught:
+            model.check(model.sampler(steps=2, guidance_scale=scale), entries)
+        one_sentence(caught.value)
+    shipped = open_model(SHIPPED)
+    shipped.check(shipped.sampler(steps=2), [3])
 
 
 def test_identities_name_what_samples_depend_on(module: str) -> None:

@@ -105,6 +105,16 @@ class Model:
         """The class of each entry, None where they are no classes."""
         return self.conditioning.labels(entries)
 
+    def check(self, sampler: Sampler, entries: Sequence[Any]) -> None:
+        """Raises ValueError for guidance of a model that has no unconditional half for such entries."""
+        scale = sampler.guidance_scale
+        guided = any(gamma != 1 for gamma in scale) if isinstance(scale, Sequence) else scale != 1
+        if guided and self.conditions(entries)[1] is None:
+            raise ValueError(
+                f"fastdiff.jobs: expected guidance_scale 1 for {self!r}, which has no call without conditions, got {scale}. "
+                "A null_label, or conditions that give uncond, make one."
+            )
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What the samples depend on: kind, name, weights, shape, what it is told, decoder."""
