@@ -88,14 +88,17 @@ class Network:
 
     def __call__(self, x: Tensor, half_log_snr: NDArray[np.float64]) -> Tensor:
         """x0 for x = x_t/alpha at lambda [B]."""
-        points = [self.schedule.at_log_snr(2.0 * v) for v in half_log_snr.tolist()]
-        c = [self.parametrization.at(point.alpha, point.sigma) for point in points]
+        # samples at one point share its numbers
+        known = {v: self.schedule.at_log_snr(2.0 * v) for v in set(half_log_snr.tolist())}
+        numbers = {v: (p, self.parametrization.at(p.alpha, p.sigma), self.time(p)) for v, p in known.items()}
+        chosen = [numbers[v] for v in half_log_snr.tolist()]
+        points, c, times = [v[0] for v in chosen], [v[1] for v in chosen], [v[2] for v in chosen]
 
         def column(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=x.dtype, device=x.device).view(-1, *(1,) * (x.ndim - 1))
 
         state = column([point.alpha for point in points]) * x
-        out = self.output(column([v.scale for v in c]) * state, [self.time(point) for point in points]).to(x.dtype)
+        out = self.output(column([v.scale for v in c]) * state, times).to(x.dtype)
         x0 = column([v.x0_x for v in c]) * state + column([v.x0_out for v in c]) * out
         return x0 if self.clip_range is None else x0.clamp_(-self.clip_range, self.clip_range)
 

@@ -91,6 +91,13 @@ class Schedule:
         """What the network is given as t at a point: the timestep, if continuous a time in [0, 1] (`flow`: sigma)."""
         return point.t if self._curve is None else self._curve.network_time(point.rho)
 
+    def network_times(self, log_snr: Array) -> Array:
+        """`network_time` of the points of these log-SNRs, [n], without the points; between timesteps if discrete."""
+        if self._curve is None:
+            return np.interp(-log_snr, -self.log_snr, np.arange(float(self.num_train_timesteps)))
+        with np.errstate(over="ignore"):
+            return np.array([self._curve.network_time(rho) for rho in np.exp(-0.5 * log_snr).tolist()], dtype=np.float64)
+
     @property
     def origin(self) -> float:
         """The t just below which no point lies: -1, where clean data would be; 0 in the space `ve`, which has a least."""

@@ -5,13 +5,16 @@ Where modes are apart it does not mix, and far from data a learnt score says lit
 walks through p blurred by falling noise levels, with steps that fall along (Song & Ermon 2019, algorithm 1; Luo 2022,
 section "Score-based Generative Models").
 
-The size of a step, c = 2 (snr r)², follows `ratio`:
+The size of a step is c = 2 (snr r)², and r by `ratio`:
 
-    level   r = sigma, the level's own: c is that of Song & Ermon 2019 up to a constant. No sample differs, so the whole run
-            is a plan of fused steps.
-    norm    r = ||z||/||score||, measured on each sample by itself (Song et al. 2021, algorithms 4 and 5, average both norms
-            over the batch, so that a sample depends on its company); no more than LIMIT sigma, for near a mode of few
-            dimensions the score vanishes.
+    level   r = sigma, the level's own: c is that of Song & Ermon 2019 up to a constant. It is the same for all samples, so
+            the whole run is a plan of fused steps.
+    norm    r = sqrt(D)/||score||, each sample's own, measured where it enters a level and held in [sigma, LIMIT sigma].
+            It grows with the blurred data's deviation, which is above sigma where the data's own is.
+
+Song et al. 2021, algorithms 4 and 5, take r = ||z||/||score|| with both norms averaged over the batch, so that a sample
+depends on its company. Each sample's own norms without bounds will not do: far out the score is large and the steps stay
+small, near a mode it vanishes; on a mixture of 9 : 1 in the plane a third of the samples ended on the wrong side.
 """
 
 from __future__ import annotations
@@ -25,7 +28,6 @@ import torch
 from torch import Tensor
 
 from .. import ops, rng
-from ..adaptive.control import Array
 from ..adaptive.start import Model, Start
 from ..eager.sums import sum_samples
 from ..prediction import Parametrization
@@ -35,7 +37,7 @@ from ..solvers.grids import grid
 from .velocity import local
 
 RATIOS = ("norm", "level")
-LIMIT = 4.0
+LIMIT = 2.0
 
 
 def move(x: Tensor, score: Tensor, z: Tensor, c: Tensor | float) -> Tensor:
@@ -44,10 +46,10 @@ def move(x: Tensor, score: Tensor, z: Tensor, c: Tensor | float) -> Tensor:
     return x + step.to(x.dtype) * score + torch.sqrt(2.0 * step).to(x.dtype) * z
 
 
-def step_size(score: Tensor, z: Tensor, *, snr: float, sigma: float) -> Tensor:
-    """c = 2 (snr min(||z||/||score||, LIMIT sigma))² [B] float64, each sample's norms its own."""
-    ratio = torch.sqrt(sum_samples(z.double().square()) / sum_samples(score.double().square()))
-    return 2.0 * (snr * ratio.clamp_(max=LIMIT * sigma)) ** 2
+def step_sizes(score: Tensor, *, snr: float, sigma: float) -> Tensor:
+    """c = 2 (snr r)², r = sqrt(D)/||score|| of each sample within [sigma, LIMIT sigma]; [B] float64."""
+    r = torch.sqrt(score[0].numel() / sum_samples(score.double().square()))
+    return 2.0 * (snr * r.clamp_(sigma, LIMIT * sigma)) ** 2
 
 
 @torch.no_grad()
@@ -148,29 +150,31 @@ def annealed_langevin(
         return start.along(annealed_plan(start, times, steps, snr, denoise, clip_range))
     x, number = start.x, 0
     for t in times:
-        for _ in range(steps):
-            x = corrected(start, x, t, snr, number)
-            number += 1
-    return start.network(x / times[-1].alpha, _half(times[-1], len(x))) if denoise else x
+        x, number = at_level(start, x, t, steps, snr, number, ratio), number + steps
+    return start.network(x / times[-1].alpha, np.full(len(x), times[-1].half_log_snr)) if denoise else x
 
 
 def check(where: str, snr: float, ratio: str, steps: int) -> None:
     """Raises ValueError for a step that is no step."""
     if ratio not in RATIOS:
         raise ValueError(f"{where}: expected ratio in {list(RATIOS)}, got {ratio!r}.")
-    if not 0 < snr < 1:
-        raise ValueError(f"{where}: expected snr in (0, 1), got {snr!r}. Above 1 the steps leave the data.")
+    most = 1.0 / LIMIT if ratio == "norm" else 1.0
+    if not 0 < snr < most:
+        raise ValueError(f"{where}: expected snr in (0, {most:g}), got {snr!r}. Larger steps leave the data.")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"{where}: expected steps >= 0, got {steps!r}.")
 
 
-def corrected(start: Start, x: Tensor, t: Time, snr: float, number: int, *, ratio: str = "norm") -> Tensor:
-    """x after one Langevin step at the level t, its noise drawn at step `number`."""
-    x0 = start.network(x / t.alpha, _half(t, len(x)))
-    score = (t.alpha * x0 - x) / t.sigma**2
-    z = _draw(x, start.seed, start.ids, number)
-    c = step_size(score, z, snr=snr, sigma=t.sigma) if ratio == "norm" else 2.0 * (snr * t.sigma) ** 2
-    return move(x, score, z, c)
+def at_level(start: Start, x: Tensor, t: Time, steps: int, snr: float, number: int, ratio: str) -> Tensor:
+    """x after Langevin steps at the level t, their noise drawn at steps `number` and on."""
+    c: Tensor | float = 2.0 * (snr * t.sigma) ** 2
+    for k in range(steps):
+        x0 = start.network(x / t.alpha, np.full(len(x), t.half_log_snr))
+        score = (t.alpha * x0 - x) / t.sigma**2
+        if ratio == "norm" and k == 0 and len(x):
+            c = step_sizes(score, snr=snr, sigma=t.sigma)
+        x = move(x, score, _draw(x, start.seed, start.ids, number + k), c)
+    return x
 
 
 def annealed_plan(
@@ -188,6 +192,3 @@ def annealed_plan(
         x, _, _ = p.predict(x, times[-1])
     return Plan(p.table(x), levels=p.levels(CLEAN if denoise else times[-1]))
 
-
-def _half(t: Time, batch: int) -> Array:
-    return np.full(batch, t.half_log_snr)

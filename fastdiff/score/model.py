@@ -20,7 +20,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .. import ops, rng
@@ -116,6 +118,10 @@ class ScoreModel(nn.Module):
     def network_time(self, point: Time) -> float:
         """u = (log_snr_max - log_snr)/(log_snr_max - log_snr_min)."""
         return (self.log_snr_max - point.log_snr) / (self.log_snr_max - self.log_snr_min)
+
+    def network_times(self, log_snr: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same for many log-SNRs."""
+        return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's output for x [B, …] of unit size, u = t [B] and labels y [B]; None: without labels."""

@@ -17,7 +17,7 @@ from ..adaptive.start import Model, Start, point
 from ..prediction import Parametrization
 from ..schedule import Schedule
 from ..solvers import make_plan
-from .langevin import check, corrected
+from .langevin import at_level, check
 from .velocity import local
 
 
@@ -78,8 +78,6 @@ def predictor_corrector(
         level = point(plan, row + 1)
         if level.sigma == 0:
             return x
-        for j in range(corrector_steps):
-            x = corrected(start, x, level, snr, len(plan) + row * corrector_steps + j, ratio=ratio)
-        return x
+        return at_level(start, x, level, corrector_steps, snr, len(plan) + row * corrector_steps, ratio)
 
     return start.along(plan, correct=correct if corrector_steps else None)

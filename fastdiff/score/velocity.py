@@ -23,6 +23,7 @@ from torch import Tensor
 from ..adaptive.control import Array
 from ..adaptive.dpm import column
 from ..adaptive.network import Network
+from ..prediction import to_eps_coefficients, to_x0_coefficients
 from ..schedule import Schedule, Time
 
 
@@ -54,6 +55,18 @@ def radius(point: Time) -> float:
     return math.hypot(point.alpha, point.sigma)
 
 
+def radii(space: str, cos: Array, sin: Array) -> Array:
+    """sqrt(alpha² + sigma²) of a space's points at these angles, [n]."""
+    if space == "vp":
+        return np.ones_like(cos)
+    if space == "ve":
+        return 1.0 / cos
+    if space == "flow":
+        return 1.0 / (cos + sin)
+    # alpha² + sigma = 1: the root of n² cos² + n sin = 1 that does not cancel
+    return 2.0 / (sin + np.sqrt(sin**2 + 4.0 * cos**2))
+
+
 class Velocity:
     """v(y, phi) of a network.
 
@@ -74,27 +87,41 @@ class Velocity:
 
         Raises ValueError where a derivative is wanted and the network's output does not depend on its input.
         """
-        points = [self._point(value) for value in phi.tolist()]
-        alpha, sigma = (np.array([getattr(p, name) for p in points]) for name in ("alpha", "sigma"))
-        size = np.hypot(alpha, sigma)
-        cos, sin = alpha / size, sigma / size
-        c = [self.network.parametrization.at(p.alpha, p.sigma) for p in points]
-        scale, x0_x, x0_out, eps_x, eps_out = np.array(c, dtype=np.float64).reshape(-1, 5).T
-        out = self._output(column(scale * size, y) * y, [self.network.time(p) for p in points], rows).to(y.dtype)
+        cos, sin = np.cos(phi), np.sin(phi)
+        size = radii(self.schedule.space, cos, sin)
+        alpha, sigma, times, kind = size * cos, size * sin, self._times(phi), self.network.parametrization
+        scale, data = size, kind.sigma_data
+        if kind.unit_input:  # the network's space is that of x0/data on the circle (fastdiff.prediction)
+            unit = np.hypot(alpha * data, sigma)
+            scale, alpha, sigma = size / unit, alpha * data / unit, sigma / unit
+        else:
+            data = 1.0
+        x0_x, x0_out = to_x0_coefficients(kind.prediction_type, alpha, sigma)
+        eps_x, eps_out = to_eps_coefficients(kind.prediction_type, alpha, sigma)
+        on_given, on_out = cos * eps_x - sin * data * x0_x, cos * eps_out - sin * data * x0_out
+        given = y if (scale == 1.0).all() else column(scale, y) * y
+        out = self._output(given, times, rows).to(y.dtype)
         if differentiable and not out.requires_grad:
             raise ValueError(
                 f"{self.network.where}: expected a network that can be differentiated in x, got an output without a "
                 "gradient. Take no_grad and detach out of it."
             )
-        return column((cos * eps_x - sin * x0_x) * size, y) * y + column(cos * eps_out - sin * x0_out, y) * out
+        return column(on_given, y) * given + column(on_out, y) * out
 
     def x0(self, y: Tensor, phi: Array, rows: Tensor) -> Tensor:
         """x0 = cos(phi) y - sin(phi) v."""
         return column(np.cos(phi), y) * y - column(np.sin(phi), y) * self(y, phi, rows)
 
-    def _point(self, phi: float) -> Time:
-        quarter = 0.5 * math.pi
-        return self.schedule.at_log_snr(-2.0 * math.log(math.tan(phi)) if phi < quarter else -math.inf)
+    def _times(self, phi: Array) -> list[float]:
+        """What the network is told, [n]."""
+        with np.errstate(divide="ignore"):
+            log_snr = np.where(phi < 0.5 * math.pi, -2.0 * np.log(np.tan(phi)), -math.inf)
+        many = getattr(self.network.model, "network_times", None)
+        if many is not None:
+            return many(log_snr).tolist()
+        if self.network.own:
+            return [self.network.time(self.schedule.at_log_snr(value)) for value in log_snr.tolist()]
+        return self.schedule.network_times(log_snr).tolist()
 
     def _output(self, x: Tensor, times: list[float], rows: Tensor) -> Tensor:
         size = self.network_batch

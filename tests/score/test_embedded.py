@@ -51,7 +51,7 @@ def test_the_tableau_is_dormand_princes() -> None:
 @pytest.mark.parametrize("rtol", [1e-3, 1e-6, 1e-8])
 @pytest.mark.parametrize("span", [(0.0, 5.0), (4.0, -1.0)])
 def test_every_sample_takes_scipys_steps(rtol: float, span: tuple[float, float]) -> None:
-    """Steps and evaluations equal SciPy's run of that sample alone, states agree to rounding; against DOP853 to tolerance."""
+    """Steps and evaluations equal SciPy's run of that sample alone, states to rounding; DOP853 agrees to the tolerance."""
     done = integrate(oscillators, (START,), *span, rtol=rtol, atol=rtol)
     assert len(set(done.evaluations.tolist())) > 1
     for i in range(5):
@@ -90,7 +90,7 @@ def test_finished_samples_cost_nothing() -> None:
 
 
 def test_parts_move_together_and_the_worst_decides() -> None:
-    """A part that integrates cos(20 t) forces the steps; both arrive at their closed forms, at times of each sample's own."""
+    """A part that integrates cos(20 t) forces the steps; both arrive at their closed forms, each sample at its own time."""
     end = np.array([1.0, 2.0, 0.0])
 
     def field(state: Any, t: np.ndarray, rows: Tensor) -> Any:
