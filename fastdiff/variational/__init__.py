@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "CosineGamma": "gamma",
     "DenoisingLoss": "denoising",
+    "DiffusionHVAE": "diffusion_hvae",
+    "HVAE": "hvae",
     "LearnedGamma": "gamma",
     "LinearGamma": "gamma",
     "LossAware": "times",
+    "MarkovianHVAE": "markovian",
     "ProbabilisticPCA": "ppca",
     "VAE": "vae",
     "VDM": "vdm",
@@ -32,9 +35,12 @@ _WHERE = {
 __all__ = [
     "CosineGamma",
     "DenoisingLoss",
+    "DiffusionHVAE",
+    "HVAE",
     "LearnedGamma",
     "LinearGamma",
     "LossAware",
+    "MarkovianHVAE",
     "ProbabilisticPCA",
     "VAE",
     "VDM",
@@ -53,7 +59,10 @@ if TYPE_CHECKING:
     from .bounds import effective_sample_size, elbo, iwae, iwae_stderr, log_weights
     from .denoising import DenoisingLoss
     from .diffusion import diffusion_terms
+    from .diffusion_hvae import DiffusionHVAE
     from .gamma import CosineGamma, LearnedGamma, LinearGamma
+    from .hvae import HVAE
+    from .markovian import MarkovianHVAE
     from .objectives import gradient_moments, objective
     from .ppca import ProbabilisticPCA
     from .times import LossAware
