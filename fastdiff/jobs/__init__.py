@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "Block": "formats",
     "Check": "verify",
+    "Classes": "models",
     "FORMATS": "formats",
     "Failure": "job",
     "Finished": "writer",
@@ -32,6 +33,7 @@ _WHERE = {
 __all__ = [
     "Block",
     "Check",
+    "Classes",
     "FORMATS",
     "Failure",
     "Finished",
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
     from .formats import FORMATS, Block
     from .info import Info
     from .job import Failure, Job
-    from .models import Model, open_model
+    from .models import Classes, Model, open_model
     from .runner import Report, finished, run
     from .spec import RunSpec, SpecMismatch
     from .units import Units

@@ -78,7 +78,7 @@ class Folder:
                 if conditions is not None:
                     name = conditions_name(spec.conditions)
                     assert name is not None
-                    _publish(folder, name, conditions.read_bytes())
+                    _publish(folder, name, conditions)
                 text = json.dumps(spec.to_json(), indent=1) + "\n"
                 _publish(folder, SPEC, text.encode())
         except OSError as error:
@@ -264,14 +264,18 @@ def _before_spec(name: str) -> bool:
     return name in ("tmp", "lost+found") or name.startswith(("conditions-", ".nfs"))
 
 
-def _publish(folder: Path, name: str, content: bytes) -> None:
-    """Writes a file unless it is there: the first of several workers wins, and nobody sees half of it."""
+def _publish(folder: Path, name: str, content: bytes | Path) -> None:
+    """Writes a file, or copies one, unless it is there: the first of several workers wins, and nobody sees half of it."""
     own = folder / "tmp" / _worker()
     temporary = own / f"{name}.tmp"
     try:
         own.mkdir(parents=True)
         with open(temporary, "xb") as file:
-            file.write(content)
+            if isinstance(content, Path):
+                with open(content, "rb") as source:
+                    shutil.copyfileobj(source, file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         try:

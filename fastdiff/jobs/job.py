@@ -113,6 +113,7 @@ class Job:
         if guidance_scale is not None:
             settings["guidance_scale"] = guidance_scale
         sampler = opened.sampler(**settings)
+        opened.check(sampler, given.entries(ids[0], ids[0] + 1))
         gamma = sampler.guidance_scale
         found = machine.describe(place)
         encoder = FORMATS[format].encoder(*_stored(opened, format))
