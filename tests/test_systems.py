@@ -160,8 +160,8 @@ def test_a_classifier_s_loss_and_guesses() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(-system.log_prob(x_t, t, labels), expected, rtol=1e-12, atol=0)
     guesses = system.guesses(x0, labels, seed=3, sample_ids=IDS, times=5)
-    assert guesses.times.shape == guesses.cross_entropy.shape == guesses.right.shape == (3, 5)
-    assert bool(((guesses.times[:, 1:] - guesses.times[:, :-1]) > 0).all())
+    assert guesses.log_snr.shape == guesses.cross_entropy.shape == guesses.right.shape == (3, 5)
+    assert bool(((guesses.log_snr[:, 1:] - guesses.log_snr[:, :-1]) < 0).all())
 
 
 def test_a_classifier_guides_as_the_exact_one() -> None:

@@ -43,6 +43,7 @@ def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: in
     if not hasattr(system, "for_sampler"):
         raise ValueError(f"expected a system that draws samples, got a {type(system).__name__}. Leave out --plot.")
     network, schedule, settings = system.for_sampler()
+    steps = min(steps, schedule.num_train_timesteps)
     sampler = Sampler(network, schedule, **{"solver": "ddpm", "steps": steps, **settings})
     return sampler.sample((n, *shape), seed=seed).cpu()
 

@@ -7,16 +7,17 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import data as datasets
 from ..registry import SYSTEMS
-from ..systems.presets import make, options_of
-from ..training import CHECKPOINT, Settings, Trainer, is_run
-from ..training.folder import read
+from .exits import AGAIN, INTERRUPTED
 from .options import parse, value_of
+
+if TYPE_CHECKING:
+    from ..training import Trainer
 
 # what a run is: kept in its folder, so that --resume needs no more than --out
 RUN: dict[str, Any] = {
@@ -89,6 +90,9 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..systems.presets import make
+    from ..training import Settings, Trainer
+
     if args.threads is not None:
         if args.threads < 1:
             raise ValueError(f"expected --threads >= 1, got {args.threads}.")
@@ -119,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; go on with: "
               f"fastdiff train --out {out} --resume")  # fmt: skip
         if signals:
-            return 128 + signals[0]
+            return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN
     else:
         sampled = hasattr(system, "for_sampler") and arguments["data"] in datasets.IMAGES
         then = f"fastdiff {'sample --model' if sampled else 'eval'} {out}{' --out samples' if sampled else ''}"
@@ -134,6 +138,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     """What the run is: as the flags say, or on --resume as its folder says, which no flag may contradict."""
+    from ..systems.presets import options_of
+    from ..training import CHECKPOINT, is_run
+    from ..training.folder import read
+
     given = {k: getattr(args, k) for k in RUN if getattr(args, k) is not None}
     options = parse(args.option)
     shorthands = {k: value_of(getattr(args, k)) for k in SHORTHANDS if getattr(args, k) is not None}
@@ -158,7 +166,7 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
             raise ValueError(
                 f"expected no --{flag.replace('_', '-')} for {arguments['model']}, which has no such option."
             )
-        options = {name: value} | options
+        options = {name: [value] if flag == "widths" and not isinstance(value, list) else value} | options
     arguments["options"] = {**(kept or {"options": {}})["options"], **options}
     for key, value in (kept or {}).items():
         if arguments[key] != value:
@@ -169,6 +177,8 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def _list_options(model: str, data: str, root: str | None) -> int:
+    from ..systems.presets import options_of
+
     for name, value in options_of(model, datasets.load(data, "train", root)).items():
         print(f"{name}={value}")
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-from .fashion_mnist import DataSet, load_fashion_mnist
+from .fashion_mnist import BUNDLED, DataSet, load_fashion_mnist
 from .toys import TOYS, Toy, load_toy
 
 IMAGES = {"fashion-mnist": ("bundled-train", "bundled-test"), "fashion-mnist-full": ("train", "test")}
@@ -18,8 +18,8 @@ NAMES = (*IMAGES, *TOYS)
 def load(name: str, split: str = "train", root: str | PathLike[str] | None = None) -> DataSet | Toy:
     """A data set by name, its `train` or `test` split.
 
-    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000), `fashion-mnist-full` the whole set (60,000 and
-    10,000, read from root or the Debian package's folder), the others points of the plane.
+    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000), `fashion-mnist-full` the whole set (60,000 of root or the
+    Debian package, and the 10,000 bundled ones, which are its test images), the others points of the plane.
 
     Raises ValueError for other names or splits, FileNotFoundError where files are missing.
     """
@@ -29,7 +29,20 @@ def load(name: str, split: str = "train", root: str | PathLike[str] | None = Non
         )
     if name in TOYS:
         return load_toy(name, split)
+    if name == "fashion-mnist-full" and split == "test" and root is None:
+        root = BUNDLED
     return load_fashion_mnist(IMAGES[name][split == "test"], root)
 
 
-__all__ = ["IMAGES", "NAMES", "TOYS", "DataSet", "Toy", "load", "load_fashion_mnist", "load_toy"]
+def family(name: str) -> str:
+    """The data set's name for `load`, of a split's own name as model folders keep it. Raises ValueError for others."""
+    first, _, split = name.partition(" ")
+    for known, splits in IMAGES.items():
+        if first == "fashion-mnist" and split in splits:
+            return known
+    if first in TOYS:
+        return first
+    raise ValueError(f"fastdiff.data: expected the name of a data set in {list(NAMES)}, got {name!r}.")
+
+
+__all__ = ["IMAGES", "NAMES", "TOYS", "DataSet", "Toy", "family", "load", "load_fashion_mnist", "load_toy"]

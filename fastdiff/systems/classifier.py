@@ -19,11 +19,11 @@ from .noising import Noised
 
 
 class Guesses(NamedTuple):
-    """-ln p(y|x_t) in nats, and whether y was the likeliest label, [B, K] each at the timesteps times [B, K]."""
+    """-ln p(y|x_t) in nats, and whether y was the likeliest label, [B, K] each at the log-SNRs [B, K], falling."""
 
     cross_entropy: Tensor
     right: Tensor
-    times: Tensor
+    log_snr: Tensor
 
 
 class NoisyClassifier(Noised):
@@ -63,4 +63,4 @@ class NoisyClassifier(Noised):
             logits = self.network(x_t, self.times[t])
             entropies.append(F.cross_entropy(logits, labels, reduction="none"))
             right.append(logits.argmax(1) == labels)
-        return Guesses(torch.stack(entropies, 1), torch.stack(right, 1), chosen)
+        return Guesses(torch.stack(entropies, 1), torch.stack(right, 1), self.log_snr_at(chosen))

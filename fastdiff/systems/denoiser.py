@@ -103,8 +103,7 @@ class Denoiser(Noised):
         )  # fmt: skip
         denoising = scale * value.denoising
         bound = {"reconstruction": value.reconstruction, "denoising": denoising.sum(1), "prior": value.prior}
-        log_snr = torch.from_numpy(self.schedule.log_snr.copy())[t.cpu()].to(t.device)
-        return Timed(bound, denoising, log_snr)
+        return Timed(bound, denoising, self.log_snr_at(t))
 
     def for_sampler(self) -> tuple[nn.Module, Schedule, dict[str, Any]]:
         """(network, schedule, settings) for `fastdiff.Sampler`."""

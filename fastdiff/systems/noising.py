@@ -69,3 +69,7 @@ class Noised(nn.Module):
         u = [rng.uniform(seed=seed, sample_ids=sample_ids, step=j).double() for j in range(k)]
         t = [1 + ((j + v) * (terms / k)).floor().clamp(max=terms - 1).to(torch.int64) for j, v in enumerate(u)]
         return (torch.stack(t, 1) if t else sample_ids.new_zeros(len(sample_ids), 0)), terms / max(k, 1)
+
+    def log_snr_at(self, t: Tensor) -> Tensor:
+        """ln(alpha²/sigma²) at timesteps of any shape, float64."""
+        return torch.from_numpy(self.schedule.log_snr.copy())[t.cpu()].to(t.device)

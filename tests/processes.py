@@ -1,0 +1,63 @@
+"""Commands in processes of their own, which can be killed; forked from a server that has imported torch once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from fastdiff.cli import COMMANDS
+from fastdiff.registry import SYSTEMS
+
+os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # the server begins anew
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", *(f"fastdiff.cli.{command}" for command in COMMANDS), *(w.split(":")[0] for w in SYSTEMS.values()),
+     "fastdiff.training", "fastdiff.systems.presets", "fastdiff.evaluation.report", "fastdiff.native"]
+)  # fmt: skip
+
+
+def start(log: Path, *arguments: str, env: dict[str, str] | None = None) -> BaseProcess:
+    """`fastdiff *arguments`, its output into a file."""
+    process = CONTEXT.Process(target=_run, args=(str(log), arguments, env or {}), daemon=True)
+    process.start()
+    return process
+
+
+def run(log: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """(exit status, output) of a command that ends by itself."""
+    process = start(log, *arguments, env=env)
+    process.join(120)
+    status = process.exitcode
+    if status is None:
+        process.kill()
+        raise AssertionError(f"fastdiff {' '.join(arguments)} does not end:\n{log.read_text()}")
+    return status, log.read_text()
+
+
+def wait(reached: Callable[[], bool], process: BaseProcess, seconds: float = 60.0) -> bool:
+    """Waits until something is so, or the process has ended; whether it is so."""
+    end = time.monotonic() + seconds
+    while not reached() and process.is_alive() and time.monotonic() < end:
+        time.sleep(0.002)
+    return reached()
+
+
+def _run(log: str, arguments: tuple[str, ...], env: dict[str, str]) -> None:
+    out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.environ.update(env)
+    import torch
+
+    from fastdiff.cli import main
+
+    torch.set_num_threads(1)
+    status = main(list(arguments))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
