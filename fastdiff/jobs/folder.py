@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..checkpoint import sync_folder
-from .records import record_name, unit_files
+from .records import record_name, sealed, unit_numbers
 from .spec import RunSpec
 
 SPEC = "spec.json"
@@ -102,7 +102,7 @@ class Folder:
     def done(self) -> set[int]:
         """The units of the run whose records are there."""
         numbers = self.spec.units.numbers
-        return {unit for unit, _ in unit_files(self.path) if unit in numbers}
+        return {unit for unit in unit_numbers(self.path) if unit in numbers}
 
     def failed(self) -> dict[int, dict[str, Any]]:
         """The units that were given up and that nobody has made since, with where they were not finite."""
@@ -233,17 +233,6 @@ class Folder:
 def conditions_name(conditions: Mapping[str, Any]) -> str | None:
     """The name of a conditions file in a dataset's folder, by its content."""
     return f"conditions-{conditions['file'][:16]}.txt" if "file" in conditions else None
-
-
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the checksum of the rest of it."""
-    rest = {key: value for key, value in record.items() if key != "checksum"}
-    return {**rest, "checksum": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
-
-
-def intact(record: Mapping[str, Any]) -> bool:
-    """Whether a record is as it was written."""
-    return sealed(record)["checksum"] == record.get("checksum")
 
 
 def _scan(path: Path) -> Iterator[os.DirEntry[str]]:

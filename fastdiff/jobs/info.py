@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder import Folder
-from .records import read_record, unit_files
+from .glance import glance
 
 FRESH = 300.0  # seconds without an event after which a worker is taken for gone
 
@@ -45,26 +45,15 @@ def info(folder: Folder, now: float | None = None) -> Info:
     """What a run's folder tells. now: seconds since the epoch, default the clock's."""
     units = folder.spec.units
     found = Info(len(units), units.samples)
-    for unit, path in unit_files(folder.path):
-        if unit not in units.numbers:
-            found.corrupt[unit] = "it is no unit of the run"
+    for seen in glance(folder):
+        if seen.wrong:
+            found.corrupt[seen.unit] = seen.wrong
             continue
-        try:
-            record = read_record(path, unit)
-            for file in record["files"]:
-                size = os.stat(folder.path / file["name"]).st_size
-                if size != file["bytes"]:
-                    raise ValueError(f"{file['name']} has {size} bytes, not {file['bytes']}")
-                found.bytes += size
-        except FileNotFoundError as error:
-            found.corrupt[unit] = f"{error.filename} is missing"
-        except (OSError, ValueError) as error:
-            found.corrupt[unit] = str(error)
-        else:
-            found.done += 1
-            found.images += record["stop"] - record["first"]
+        found.done += 1
+        found.images += len(units.ids(seen.unit))
+        found.bytes += seen.bytes
     found.failed = {unit: str(what.get("what")) for unit, what in folder.failed().items()}
-    found.missing = found.units - found.done - len(found.failed)
+    found.missing = found.units - found.done - len(found.failed) - sum(unit in units.numbers for unit in found.corrupt)
     _workers(folder.path / "log", found, time.time() if now is None else now)
     return found
 

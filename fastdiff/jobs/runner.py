@@ -16,7 +16,7 @@ from .job import Job
 from .log import Log
 from .spec import RunSpec, SpecMismatch, differences
 from .units import turns
-from .verify import finish, heal
+from .verify import finish, heal, listed
 from .worker import Worker
 from .writer import Finished
 
@@ -141,7 +141,7 @@ def _work(
         look(folder, report, begun)
         log.event("stop", made=report.made, done=report.done, failed=len(report.failed), seconds=round(report.seconds, 3))
         log.close()
-    if report.complete:
+    if report.complete and (report.made or not listed(folder)):
         finish(folder)
     return report
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checkpoint import read_json
-from .folder import SPEC, intact
+from .folder import SPEC
 from .formats import FORMATS, Block, pixels_sha256
-from .records import read_record, record_name
+from .records import intact, read_record, record_name
 from .units import Units
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import cpu
-from .folder import Folder, intact
+from .folder import Folder
 from .formats import FORMATS, pixels_sha256
+from .glance import glance
 from .job import Job
 from .machine import settled
-from .records import read_record, records, unit_files
+from .records import intact, read_record, records, unit_files
 
 FOUND = "verify.json"  # what the latest look found wrong, for whoever resumes
 MANIFEST = "manifest.jsonl"
@@ -145,23 +146,17 @@ def examine(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, Any] 
 
 
 def heal(folder: Folder) -> list[int]:
-    """Takes away the records of units whose files are missing or of another size, or that verify found wrong and still are.
+    """Takes away records that are damaged, those of units whose files are missing or of another size, and of those that
+    verify found wrong and that still are.
 
     Their samples are then made again: nothing that is whole is touched. Files are not read, so that 10⁵ units take seconds.
     """
-    gone = []
-    for unit, path in unit_files(folder.path):
-        try:
-            record = read_record(path, unit)
-            whole = all(os.stat(folder.path / f["name"]).st_size == f["bytes"] for f in record["files"])
-        except (OSError, ValueError):
-            whole = False
-        if not whole:
-            gone.append(unit)
+    numbers = folder.spec.units.numbers
+    gone = [seen.unit for seen in glance(folder) if seen.wrong and seen.unit in numbers]
     named = _named(folder.path / FOUND)
     for unit, what in named.items():
         path = folder.record_path(unit)
-        if path.exists() and (what == OTHER or unit not in folder.spec.units.numbers or examine(folder, unit, path)[0]):
+        if path.exists() and (what == OTHER or unit not in numbers or examine(folder, unit, path)[0]):
             gone.append(unit)
     for unit in gone:
         folder.forget(unit)
@@ -185,6 +180,8 @@ def finish(folder: Folder) -> str:
     def write(file: BinaryIO) -> None:
         nonlocal count, images
         for record in records(folder.path):
+            if record["unit"] not in folder.spec.units.numbers:
+                continue
             digest.add(record)
             count, images = count + 1, images + record["stop"] - record["first"]
             kept = {key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")}
@@ -194,6 +191,17 @@ def finish(folder: Folder) -> str:
 
     folder.write(MANIFEST, write)
     return digest.hex
+
+
+def listed(folder: Folder) -> bool:
+    """Whether there is a manifest of all units."""
+    try:
+        with open(folder.path / MANIFEST, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            last = json.loads(file.read().splitlines()[-1])
+        return (last["spec"], last["units"]) == (folder.spec.hash, len(folder.spec.units))
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return False
 
 
 def foreign(folder: Folder) -> list[str]:
