@@ -109,6 +109,8 @@ def _refuse(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
 def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
     """write(temporary) beside `out`, everything to disk, then the name."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
+    for leftover in (temporary, old):  # of a process of this number that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir()
         write(temporary)

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dataset_maker import SHAPES, SPEC_HASH, block, classes, commit, samples
 from PIL import Image
 
 from fastdiff.jobs.formats import FORMATS, Block, pixels_sha256
+from fastdiff.jobs.formats.webdataset import member
 from fastdiff.jobs.records import read_record, record_name, records, unit_files
 
 PROVENANCE = {"spec": SPEC_HASH, "plan": "91a7" * 16, "fastdiff": "0.1.0"}
@@ -210,6 +212,16 @@ def test_tarfile_reads_the_archive_as_webdataset_groups_it() -> None:
     assert np.array_equal(first, samples("latents", range(1))[0])
 
 
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 100_000])
+@pytest.mark.parametrize("name", ["a", "000000000001.png", "9" * 17 + ".json", "n" * 100])
+def test_headers_are_those_of_tarfile(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    expected = info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict") + b"x" * size
+    made = member(name, b"x" * size)
+    assert made.rstrip(b"\0") == expected.rstrip(b"\0") and len(made) == 512 + -(-size // 512) * 512
+
+
 @pytest.mark.parametrize("kind, extension", [("rgb", "png"), ("latents", "npy")])
 def test_webdataset_itself_reads_the_archive(kind: str, extension: str, tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
@@ -313,15 +325,15 @@ def test_a_missing_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path: Path) -> None:
-    """Every length a file may be cut to, and every byte with one bit flipped: the samples are right, their hash differs,
-    or a ValueError names the file. Nothing else is raised and nothing huge allocated."""
+    """Lengths a file may be cut to, and bytes with one bit flipped, every one of small files: the samples are right, or
+    their hash differs, or a ValueError names the file. Nothing else is raised."""
     made = block(kind, range(2), labelled=False, shape=(2, 3, 1) if kind == "grey" else None)
     record = commit(tmp_path, name, made)
     path = tmp_path / record["files"][-1]["name"]
     whole = path.read_bytes()
     rng = np.random.default_rng(5)
-    cut = [whole[:n] for n in {*range(0, len(whole), max(1, len(whole) // 150)), len(whole) - 1}]
-    positions = range(len(whole)) if len(whole) < 700 else sorted(rng.choice(len(whole), 700, replace=False))
+    cut = [whole[:n] for n in {*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1}]
+    positions = range(len(whole)) if len(whole) < 400 else sorted(rng.choice(len(whole), 400, replace=False))
     flipped = [whole[:i] + bytes([whole[i] ^ (1 << int(rng.integers(8)))]) + whole[i + 1 :] for i in positions]
     refused = 0
     for damaged in [*cut, *flipped, whole + b"\0", b"", bytes(len(whole))]:
@@ -335,6 +347,66 @@ def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path:
             assert got.shape == made.array.shape and got.dtype == made.array.dtype
             assert np.array_equal(got, made.array) or pixels_sha256(got) != record["pixels"]
     assert refused >= len(cut) // 2
+
+
+@pytest.mark.parametrize("name", ["npy", "npz"])
+def test_another_header_is_refused(name: str, tmp_path: Path) -> None:
+    """The same bytes under another shape or type are what other tools would read: not the samples of the record."""
+    made = block("grey", range(3), labelled=False)
+    record = commit(tmp_path, name, made)
+    for array in (made.array.reshape(3, 4, 5, 1), made.array.view(np.int8), np.asfortranarray(made.array)):
+        with open(tmp_path / record["files"][0]["name"], "wb") as file:
+            np.save(file, array) if name == "npy" else np.savez(file, array)
+        with pytest.raises(ValueError, match=f"to hold {name} of uint8 .*, got another header"):
+            FORMATS[name].read(tmp_path, record)
+
+
+def test_latents_of_another_type_are_refused(tmp_path: Path) -> None:
+    made = block("latents", range(3))
+    record = commit(tmp_path, "safetensors", made)
+    path = tmp_path / record["files"][0]["name"]
+    for wrong in (torch.tensor(made.array.view(np.int32)), torch.tensor(made.array).double()):
+        safetensors.torch.save_file({"latents": wrong}, path)
+        with pytest.raises(ValueError, match=r"to hold safetensors of float32 \[3, 4, 2, 3\], got (int32|float64) of shape"):
+            FORMATS["safetensors"].read(tmp_path, record)
+    safetensors.torch.save_file({"samples": torch.tensor(made.array)}, path)
+    with pytest.raises(ValueError, match="to hold safetensors of float32 .*, got 'latents'"):
+        FORMATS["safetensors"].read(tmp_path, record)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+@pytest.mark.parametrize("name", ["npy", "npz", "png", "webdataset"])
+def test_another_number_of_samples_is_refused(name: str, count: int, tmp_path: Path) -> None:
+    record = commit(tmp_path, name, block("grey", range(3)))
+    other = commit(tmp_path, name, block("grey", range(count)))
+    with pytest.raises(ValueError, match="^fastdiff.jobs: expected "):
+        FORMATS[name].read(tmp_path, {**record, "files": other["files"]})
+
+
+@pytest.mark.parametrize("name", ["png", "webdataset"])
+def test_pictures_of_another_size_are_refused(name: str, tmp_path: Path) -> None:
+    """Portrait for landscape has as many bytes; a small file may hold a huge picture."""
+    record = commit(tmp_path, name, block("rgb", range(2)))
+    for shape, said in (((6, 4, 3), "RGB of 4 x 6 pixels"), ((3000, 3000, 1), "L of 3000 x 3000 pixels")):
+        other = Block(0, 0, 11, np.zeros((2, *shape), dtype=np.uint8), None)
+        files = commit(tmp_path, name, other)["files"]
+        tracemalloc.start()
+        with pytest.raises(ValueError, match=f"got {said}"):
+            FORMATS[name].read(tmp_path, {**record, "files": files})
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        tracemalloc.stop()
+
+
+def test_a_small_archive_does_not_become_a_huge_array(tmp_path: Path) -> None:
+    record = commit(tmp_path, "npz", block("grey", range(2)))
+    head = list(FORMATS["npy"].files(block("grey", range(2)), {}))[0][1]
+    with zipfile.ZipFile(tmp_path / record["files"][0]["name"], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("arr_0.npy", head + bytes(30_000_000))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="to hold npz of uint8"):
+        FORMATS["npz"].read(tmp_path, record)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
 
 
 def test_records_name_files_inside_the_dataset_only(tmp_path: Path) -> None:

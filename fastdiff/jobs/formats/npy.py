@@ -1,7 +1,7 @@
-"""NumPy's npy: a header of fixed length, then the samples as they lie in memory.
+"""NumPy's npy: a header, then the samples as they lie in memory.
 
 The header is written here rather than by NumPy, whose padding has changed between versions: a file is the same bytes
-under any of them. Its length does not depend on the number of samples.
+under any of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def header(shape: Sequence[int], dtype: str) -> bytes:
     """Format 1.0 of NumPy's enhancement proposal 1: magic, version, length, a Python literal, padded to 64 bytes."""
     dims = tuple(int(n) for n in shape)
     text = f"{{'descr': '{DESCRIPTIONS[dtype]}', 'fortran_order': False, 'shape': {dims}, }}"
-    total = max(128, -(-(10 + len(text) + 1) // 64) * 64)
+    total = -(-(10 + len(text) + 1) // 64) * 64
     return b"\x93NUMPY\x01\x00" + (total - 10).to_bytes(2, "little") + (text.ljust(total - 11) + "\n").encode("ascii")
 
 
