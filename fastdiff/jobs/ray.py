@@ -22,7 +22,7 @@ from .job import Job
 from .log import Log
 from .runner import Report, look, prepare
 from .spec import RunSpec, SpecMismatch
-from .verify import finish
+from .verify import finish, listed
 from .worker import Worker
 
 MOST = 16  # units that an actor gets at a time: it waits for the disk only after the last of them
@@ -76,7 +76,7 @@ def run_pool(
         look(folder, report, begun)
         log.event("stop", made=report.made, done=report.done, failed=len(report.failed), seconds=round(report.seconds, 3))
         log.close()
-    if report.complete:
+    if report.complete and (report.made or not listed(folder)):
         finish(folder)
     return report
 

@@ -134,7 +134,7 @@ def _work(
             yield unit
 
     try:
-        yield from maker.make(until_stopped(turns(units, worker, world, maker.finished)))
+        yield from maker.make(until_stopped(turns(units, worker, world, maker.finished, maker.look)))
     finally:
         folder.leave()
         report.made, report.images = maker.made, maker.images

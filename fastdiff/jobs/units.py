@@ -59,10 +59,13 @@ class Units:
         return sample // self.size
 
 
-def turns(units: Units, worker: int, world: int, finished: Callable[[int], bool]) -> Iterator[int]:
+def turns(
+    units: Units, worker: int, world: int, finished: Callable[[int], bool], look: Callable[[], object] = lambda: None
+) -> Iterator[int]:
     """The units that a worker should compute, one after another.
 
     finished(unit): whether it is done by now, by anybody; asked right before a unit is handed out.
+    look(): takes note of all that is done, for `finished` to know; called before the sweep, which asks for every unit.
 
     The sweep shuffles the missing units, so that idle workers seldom pick the same one. It must not divide them: the lists
     of two workers differ, as units finish between their looks, and a stride over one's own list skips units that nobody
@@ -73,6 +76,7 @@ def turns(units: Units, worker: int, world: int, finished: Callable[[int], bool]
     for unit in units.numbers:
         if unit % world == worker and not finished(unit):
             yield unit
+    look()
     missing = [unit for unit in units.numbers if not finished(unit)]
     random.Random(f"{worker} of {world}").shuffle(missing)
     for unit in missing:

@@ -35,6 +35,11 @@ class Worker:
             return True
         return False
 
+    def look(self) -> None:
+        """Takes note of all that is done by now: one listing for millions of questions."""
+        self._known |= self._folder.done()
+        self._taken |= self._folder.failed().keys()
+
     def make(self, units: Iterable[int]) -> Iterator[Finished]:
         """Makes units and yields each when it is on disk; at the end all of them are, or were given up.
 

@@ -70,6 +70,24 @@ def test_one_slow_worker_of_eight_makes_few_units_twice(count: int) -> None:
     assert len(computed) - count <= 0.10 * count, f"{len(computed) - count} of {count} twice"
 
 
+def test_a_look_before_the_sweep_spares_a_million_questions() -> None:
+    """What others did meanwhile is listed once; only units that are missing then are asked for one by one."""
+    units, done, asked, looks = Units(0, 999, 1), set[int](), [], []
+
+    def finished(unit: int) -> bool:
+        if unit not in done:
+            asked.append(unit)
+        return unit in done
+
+    def look() -> None:
+        looks.append(len(asked))
+        done.update(range(0, 990))
+
+    order = list(turns(units, 1, 4, finished, look))
+    assert order[:250] == list(range(1, 1000, 4)) and looks == [250], "not before its own units are through"
+    assert sorted(order[250:]) == list(range(990, 1000)) and len(asked) == 250 + 2 * 10
+
+
 def test_workers_that_die_leave_nothing_undone() -> None:
     draw = random.Random(0)
     for _ in range(20):
