@@ -20,6 +20,7 @@ FILE = re.compile(r"([0-9]{9,})\.json")
 HASH = re.compile(r"[0-9a-f]{64}")
 SEAL, FILES = b', "checksum": "', b', "files": '
 READ = 1 << 16
+DECODER = json.JSONDecoder()
 
 
 def record_name(unit: int) -> str:
@@ -72,12 +73,14 @@ def read_files(path: str, unit: int) -> list[dict[str, Any]]:
 
     Raises as `read_record` does.
     """
-    text = _content(path)
-    body, _, seal = text.rstrip().rpartition(SEAL)
+    body, _, seal = _content(path).rstrip().rpartition(SEAL)
     whole = seal == b'%s"}' % hashlib.sha256(body + b"}").hexdigest().encode()
     if whole and body.startswith(b'{"unit": %d, ' % unit):
+        text = body[body.rfind(FILES) + len(FILES) :].decode("ascii", "replace")
         try:
-            return json.loads(body[body.rindex(FILES) + len(FILES) :])
+            files, end = DECODER.raw_decode(text)
+            if end == len(text):
+                return files
         except ValueError:
             pass  # the list is not at the end
     record = read_record(Path(path), unit)
