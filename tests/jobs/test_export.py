@@ -24,6 +24,7 @@ from PIL import Image
 
 from fastdiff.cli import main
 from fastdiff.cli.exits import FAILED, UNSOUND, USAGE
+from fastdiff.jobs import export as module
 from fastdiff.jobs.export import export
 from fastdiff.jobs.folder import sealed
 from fastdiff.jobs.formats import FORMATS
@@ -338,7 +339,7 @@ DAMAGE: list[tuple[Any, str]] = [
     (lambda run: (run / "shards/00000/000000002.npy").unlink(),
      "expected the file {run}/shards/00000/000000002.npy, got none. It belongs to unit 2: run `fastdiff resume {run}`"),
     (lambda run: cut(run / "shards/00000/000000002.npy"),
-     "expected {run}/shards/00000/000000002.npy to hold npy of uint8 [8, 5, 4, 1], got "),
+     "expected {run}/shards/00000/000000002.npy to hold npy of uint8 [8, 5, 4, 1], got too few bytes."),
     (lambda run: cut(run / record_name(2)), "expected the record of unit 2 in {run}/units/00000/000000002.json, got no"),
     (lambda run: changed(run, first=17, stop=25), "expected unit 2 to have the ids 16-23 of seed 11, got 17-24 of seed 11."),
     (lambda run: changed(run, seed=12), "expected unit 2 to have the ids 16-23 of seed 11, got 16-23 of seed 12."),
@@ -464,6 +465,37 @@ def test_a_full_disk_leaves_nothing(target: str, tmp_path: Path, monkeypatch: py
         f"fastdiff.export: expected to write {tmp_path / place}, got {os.strerror(errno.ENOSPC)!r}"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out, seen = dataset(tmp_path / "run"), tmp_path / "set", []
+    sync = module._sync_tree
+
+    def watched(folder: Path) -> None:
+        seen.append((folder.parent == tmp_path, len(list(folder.rglob("*.png"))), out.exists()))
+        sync(folder)
+
+    monkeypatch.setattr(module, "_sync_tree", watched)
+    export(run, "png", out)
+    assert seen == [(True, 26, False)] and len(list(out.rglob("*.png"))) == 26
+
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    monkeypatch.setattr(module, "_sync_tree", broken)
+    before = tree(tmp_path)
+    with pytest.raises(OSError, match=f"expected to write {out}, got {os.strerror(errno.EIO)!r}"):
+        export(run, "png", out, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_leftovers_of_a_killed_process_do_not_count(tmp_path: Path) -> None:
+    """Process numbers return, in containers at once."""
+    write(tmp_path, f".set.{os.getpid()}.tmp/000000/000001.png", b"half")
+    write(tmp_path, f".set.{os.getpid()}.old/000000/000001.png", b"earlier")
+    export(dataset(tmp_path / "run"), "png", tmp_path / "set")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "set"]
+    assert [int(Path(n).stem) for n in edm_dataset(tmp_path / "set")[0]] == list(range(5, 31))
 
 
 @pytest.mark.parametrize("target", ["npz", "png", "webdataset"])

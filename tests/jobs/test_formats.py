@@ -343,6 +343,7 @@ def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path:
         except ValueError as error:
             refused += 1
             assert str(error).startswith(f"fastdiff.jobs: expected {path} to hold ") and "\n" not in str(error)
+            assert " 0x" not in str(error) and len(str(error)) < len(str(path)) + 150
         else:
             assert got.shape == made.array.shape and got.dtype == made.array.dtype
             assert np.array_equal(got, made.array) or pixels_sha256(got) != record["pixels"]
@@ -367,10 +368,10 @@ def test_latents_of_another_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / record["files"][0]["name"]
     for wrong in (torch.tensor(made.array.view(np.int32)), torch.tensor(made.array).double()):
         safetensors.torch.save_file({"latents": wrong}, path)
-        with pytest.raises(ValueError, match=r"to hold safetensors of float32 \[3, 4, 2, 3\], got (int32|float64) of shape"):
+        with pytest.raises(ValueError, match=r"to hold safetensors of float32 \[3, 4, 2, 3\], got (int32|float64) "):
             FORMATS["safetensors"].read(tmp_path, record)
     safetensors.torch.save_file({"samples": torch.tensor(made.array)}, path)
-    with pytest.raises(ValueError, match="to hold safetensors of float32 .*, got 'latents'"):
+    with pytest.raises(ValueError, match=r"to hold safetensors of float32 .*, got the tensors \['samples'\]"):
         FORMATS["safetensors"].read(tmp_path, record)
 
 

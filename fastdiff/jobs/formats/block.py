@@ -157,18 +157,22 @@ def content(folder: Path, record: Mapping[str, Any]) -> tuple[Path, bytes]:
     return files[0]
 
 
+class Other(ValueError):
+    """What a file holds, in words, where it is not what was expected."""
+
+
 def decoded(path: Path, kind: str, decode: Callable[[], np.ndarray], shape: Sequence[int], dtype: str) -> np.ndarray:
     """decode(), held to the shape and type of the record."""
     try:
         array = decode()
         if array.shape != tuple(shape) or array.dtype.name != dtype:
-            raise ValueError(f"{array.dtype.name} of shape {list(array.shape)}")
+            raise Other(f"{array.dtype.name} {list(array.shape)}")
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        found = str(error) if isinstance(error, Other) else f"damaged content ({type(error).__name__})"
         raise ValueError(
-            f"fastdiff.jobs: expected {path} to hold {kind} of {dtype} {list(shape)}, got {reason}."
+            f"fastdiff.jobs: expected {path} to hold {kind} of {dtype} {list(shape)}, got {found}."
         ) from None
     return array
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from .block import Block, Source, checked, compact, content, decoded, int64, raw, shard_name, size_of
+from .block import Block, Other, Source, checked, compact, content, decoded, int64, raw, shard_name, size_of
 
 NAMES = {"float32": "F32", "int64": "I64"}
 
@@ -59,9 +59,14 @@ class Latents:
 
     def read(self, folder: Path, record: Mapping[str, Any]) -> np.ndarray:
         path, data = content(folder, record)
-        return decoded(
-            path, "safetensors", lambda: safetensors.numpy.load(data)["latents"], record["shape"], record["dtype"]
-        )
+
+        def latents() -> np.ndarray:
+            tensors = safetensors.numpy.load(data)
+            if "latents" not in tensors:
+                raise Other(f"the tensors {sorted(tensors)}")
+            return tensors["latents"]
+
+        return decoded(path, "safetensors", latents, record["shape"], record["dtype"])
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
         """One file; with ids missing, the tensor `ids` [N] int64 says which are there."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .block import STORED, Block, Source, checked, content, decoded, raw, shard_name
+from .block import STORED, Block, Other, Source, checked, content, decoded, raw, shard_name, size_of
 
 DESCRIPTIONS = {"uint8": "|u1", "float32": "<f4", "int64": "<i8"}
 
@@ -33,9 +33,10 @@ def decode(data: bytes, shape: Sequence[int], dtype: str) -> np.ndarray:
     """The array of a file that `encode` wrote. Nothing is believed of the header: it must be the one expected."""
     start = header(shape, dtype)
     if not data.startswith(start):
-        raise ValueError("another header")
-    array = np.frombuffer(data, dtype=STORED[dtype], offset=len(start)) if len(data) > len(start) else np.empty(0)
-    return array.reshape(tuple(shape))
+        raise Other("another header")
+    if len(data) != len(start) + size_of(shape, dtype):
+        raise Other("too few bytes" if len(data) < len(start) + size_of(shape, dtype) else "too many bytes")
+    return np.frombuffer(data, dtype=STORED[dtype], offset=len(start)).reshape(tuple(shape))
 
 
 class Npy:

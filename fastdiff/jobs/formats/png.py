@@ -22,7 +22,7 @@ import PIL
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
-from .block import Block, Source, checked, contents, decoded, facts, is_picture
+from .block import Block, Other, Source, checked, contents, decoded, facts, is_picture
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 LEVEL = 1  # of 512 x 512 pictures, level 6 saves 15 % of the bytes and takes four times as long
@@ -54,7 +54,7 @@ def decode(data: bytes, shape: Sequence[int]) -> np.ndarray:
     height, width, channels = shape
     with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         if image.size != (width, height) or image.mode != MODES[channels]:
-            raise ValueError(f"{image.mode} of {image.width} x {image.height} pixels")
+            raise Other(f"{image.mode} of {image.width} x {image.height} pixels")
         return np.asarray(image).reshape(height, width, channels)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import npy, png
-from .block import Block, Source, checked, compact, content, decoded, facts, is_picture, shard_name
+from .block import Block, Other, Source, checked, compact, content, decoded, facts, is_picture, shard_name
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -86,14 +86,14 @@ class WebDataset:
                         continue
                     file = tar.extractfile(info)
                     if file is None:
-                        raise ValueError(f"no file as {info.name!r}")
+                        raise Other(f"no file as {info.name!r}")
                     sample = file.read()
                     array[found] = (
                         png.decode(sample, shape[1:]) if suffix == ".png" else npy.decode(sample, shape[1:], dtype)
                     )
                     found += 1
             if found != len(array):
-                raise ValueError(f"{found} samples")
+                raise Other(f"{found} samples")
             return array
 
         return decoded(path, "a tar archive", samples, shape, dtype)
