@@ -26,6 +26,7 @@ from .verify import finish, listed
 from .worker import Worker
 
 MOST = 16  # units that an actor gets at a time: it waits for the disk only after the last of them
+KINDS = (SpecMismatch, ValueError, TypeError, ImportError, OSError, RuntimeError, IndexError)  # told in one sentence
 SHARES = 32  # handings-out for each actor, at least, so that fast and slow ones end together
 
 
@@ -97,17 +98,18 @@ def _hand_out(folder: Folder, missing: list[int], workers: int) -> Iterator[tupl
         num_cpus=spec.threads,
         num_gpus=1 if spec.machine["device"] == "cuda" else None,
     )
-    try:
-        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-            yield int(batch["made"].sum()), int(batch["images"].sum())
-    except Exception as error:
-        raise _cause(error) from None
+    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+        for kind, told in zip(batch["kind"].tolist(), batch["error"].tolist(), strict=True):
+            if told:
+                raise KINDS[kind](told)
+        yield int(batch["made"].sum()), int(batch["images"].sum())
 
 
 class _Actor:
-    """A worker that Ray Data calls with units. What keeps it from working is told by its first call, as its own error."""
+    """A worker that Ray Data calls with units. Errors that are told in a sentence go back as results, not through Ray."""
 
     def __init__(self, path: str, where: str):
+        self._worker: Worker | None = None
         self._error: Exception | None = None
         try:
             if os.path.isdir(where):  # names of models may be relative to it
@@ -117,19 +119,25 @@ class _Actor:
             self._folder, self._log = folder, Log(folder, folder.spec.units.samples, 0, progress=False)
             self._log.event("start", engine="ray", device=str(job.device), threads=folder.spec.threads)
             self._worker = Worker(folder, job, self._log)
-        except Exception as error:
+        except KINDS as error:
             self._error = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        if self._error is not None:
-            raise self._error
-        made, images = self._worker.made, self._worker.images
-        for _ in self._worker.make(u for u in batch["unit"].tolist() if not self._worker.finished(u)):
-            pass
-        return {"made": np.array([self._worker.made - made]), "images": np.array([self._worker.images - images])}
+        made, images, kind, told = 0, 0, 0, ""
+        try:
+            if self._worker is None:
+                assert self._error is not None
+                raise self._error
+            for unit in self._worker.make(u for u in batch["unit"].tolist() if not self._worker.finished(u)):
+                made, images = made + 1, images + len(unit.ids)
+        except KINDS as error:
+            kind = next(i for i, known in enumerate(KINDS) if isinstance(error, known))
+            told = str(error) or type(error).__name__
+        return {name: np.array([value]) for name, value in
+                (("made", made), ("images", images), ("kind", kind), ("error", told))}  # fmt: skip
 
     def __del__(self) -> None:
-        if self._error is None:
+        if self._worker is not None:
             self._folder.leave()
             self._log.event("stop", made=self._worker.made)
             self._log.close()
@@ -174,16 +182,6 @@ def _size(spec: RunSpec, resources: dict[str, float]) -> int:
             "--workers for a cluster that grows by itself."
         )
     return count
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What an actor raised, out of what Ray wraps it in; the error itself where it was Ray's own."""
-    seen, found = error, error
-    while seen is not None:
-        if isinstance(seen, (SpecMismatch, ValueError, TypeError, ImportError, OSError)):
-            found = seen
-        seen = getattr(seen, "cause", None) or seen.__cause__  # type: ignore[assignment]
-    return found
 
 
 def require() -> None:
