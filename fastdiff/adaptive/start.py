@@ -72,6 +72,8 @@ class Start:
 
 def ends(schedule: Schedule, sigma_max: float | None, sigma_min: float | None) -> tuple[Time, Time]:
     """The schedule's noisiest point with some signal and its cleanest, or those of these noise levels sigma/alpha."""
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"fastdiff.adaptive: expected a fastdiff.Schedule, got {type(schedule).__name__}.")
     for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"fastdiff.adaptive: expected {name} > 0, got {value!r}.")

@@ -144,7 +144,8 @@ def nll(
 def _stderr(each: Tensor, probes: int) -> Tensor:
     """Of the mean over probes; one probe says nothing of its error, and without any there is none."""
     if probes > 1:
-        return each.std(1) / math.sqrt(probes)
+        squares = (each - each.mean(1, keepdim=True)).square().sum(1)
+        return torch.sqrt(squares / (probes * (probes - 1)))
     return torch.full_like(each[:, 0], math.nan if probes else 0.0)
 
 

@@ -52,7 +52,8 @@ class ScoreModel(nn.Module):
         prediction_type: of the output. weighting: `likelihood` (g²) or `simple` (sigma²).
         importance: t with the density of the weight g²/sigma²; otherwise uniform in t. For `likelihood` alone.
         times: `independent` for every sample, or `stratified` over the batch's positions, with less variance.
-        log_snr_max: the data's end; 13.3 leaves a tenth of the distance between 8-bit levels.
+        log_snr_max: the data's end, held to the SDE's own at t = 0; at 13.3 the noise is a sixth of the distance between
+            8-bit levels.
         likelihood: of the data at that end, `discretized` (8-bit levels in [-1, 1]) or `gaussian` (continuous data).
         fourier: exponents n of the features. label_dropout: share of the examples trained without their label.
         dequantization: of the training data, for `likelihood.nll` with the same; None trains on the levels themselves,
@@ -92,7 +93,8 @@ class ScoreModel(nn.Module):
         self.parametrization = Parametrization(self.prediction_type, unit_input=self.sde.name != "vp")
         self.importance, self.likelihood, self.dequantization = importance, likelihood, dequantization
         self.fourier, self.label_dropout = tuple(int(n) for n in fourier), label_dropout
-        self.log_snr_max, self.log_snr_min = float(log_snr_max), float(self.sde.log_snr(1.0))
+        self.log_snr_max = min(float(log_snr_max), float(self.sde.log_snr(0.0)))
+        self.log_snr_min = float(self.sde.log_snr(1.0))
         if not self.log_snr_min < self.log_snr_max < math.inf:
             raise ValueError(
                 f"fastdiff.score.ScoreModel: expected log_snr_max above {self.log_snr_min:.4g}, where the SDE ends, got "
