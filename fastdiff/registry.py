@@ -13,10 +13,13 @@ from torch import Tensor
 
 SYSTEMS = {
     "classifier": "fastdiff.systems.classifier:NoisyClassifier",
+    "hvae": "fastdiff.variational.hvae:HVAE",
+    "markovian": "fastdiff.variational.markovian:MarkovianHVAE",
     "score": "fastdiff.score.model:ScoreModel",
     "superres": "fastdiff.systems.superres:SuperResolution",
     "unet": "fastdiff.systems.denoiser:Denoiser",
     "vae": "fastdiff.variational.vae:VAE",
+    "vdm": "fastdiff.variational.vdm:VDM",
 }
 
 

@@ -26,6 +26,14 @@ def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) >= 10, "every request was served"
 
 
+@pytest.mark.parametrize("page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text()))
+def test_theory(page: str) -> None:
+    """The theory's chapters: their blocks assert what they claim, their pictures exist."""
+    run(f"theory/{page}")
+    for picture in re.findall(r"!\[.*?\]\((\S+?)\)", (DOCS / "theory" / page).read_text(encoding="utf-8"), flags=re.S):
+        assert (DOCS / "theory" / picture).exists(), picture
+
+
 def test_diffusers(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers", reason="diffusers is not installed here (make test installs it)")
     import fastdiff

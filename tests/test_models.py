@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from fastdiff.models import MLP, MODELS, Classifier, ImageUNet, UNet, build, describe
+from fastdiff.models import LEVELS, MLP, MODELS, Classifier, ImageUNet, UNet, build, describe, features
 from fastdiff.models.unet import sinusoids
 
 SMALL = {"channels": 3, "size": 8, "num_classes": 4, "widths": [8, 16], "emb": 16}
@@ -173,3 +173,15 @@ def test_the_image_reaches_its_own_sample() -> None:
 def test_bad_descriptions(name: str, config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build({"class": name, "config": config})
+
+
+def test_features_of_levels() -> None:
+    """n = 8: the sine is 0 on every level, and next to it the distance from it; n = 7: the sine alternates."""
+    levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(1, 1, 16, 16)
+    seven, eight = (features(levels, (n,)) for n in (7, 8))
+    torch.testing.assert_close(eight[:, 1], torch.zeros(1, 16, 16).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(eight[:, 2], torch.full((1, 16, 16), -1.0).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(seven[0, 1].flatten(), 1 - 2.0 * (torch.arange(256) % 2).double(), rtol=0, atol=1e-9)
+    offset = 1e-6 * torch.randn(1, 1, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(features(levels + offset, LEVELS)[:, -2:-1], -255 * math.pi * offset, rtol=1e-5, atol=1e-9)
+    assert features(levels, ()) is levels

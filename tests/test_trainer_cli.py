@@ -25,10 +25,13 @@ POINTS = ("--data", "moons")
 # every system of the registry on a configuration that trains in about a second
 TINY: dict[str, tuple[str, ...]] = {
     "classifier": (*IMAGES, "--timesteps", "50"),
+    "hvae": (*POINTS, "--widths", "8,8", "--option", "kl_warmup=9"),
+    "markovian": (*POINTS, "--widths", "8"),
     "score": (*POINTS, "--option", "width=8", "--option", "depth=1"),
     "superres": (*IMAGES, "--timesteps", "50"),
     "unet": (*POINTS, "--option", "width=8", "--option", "depth=1", "--objective", "epsilon"),
     "vae": (*POINTS, "--widths", "8"),
+    "vdm": (*POINTS, "--widths", "8"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from os import PathLike
 from pathlib import Path
@@ -14,11 +15,13 @@ from torch import Tensor
 from .. import images
 from ..checkpoint import write_atomically
 from ..data import DataSet, Toy
-from ..prediction import convert
+from ..likelihood import nll
+from ..prediction import Parametrization
 from ..sampler import Sampler
 
-GRID = 96  # points of a density's picture along an axis
+GRID = 72  # points of a density's picture along an axis
 SHOWN = 2_000  # points of a scatter
+DRAWS = 256  # latents a point
 NOTHING = math.exp(-12.0)  # a density below it is drawn as none
 
 
@@ -51,14 +54,14 @@ def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: in
 def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
     from .figures import new, save
 
-    figure = new(13.2, 4.6)
     low, high = data.points.amin(0) - 0.4, data.points.amax(0) + 0.4
     side = [torch.linspace(float(low[i]), float(high[i]), GRID) for i in range(2)]
     grid = torch.cartesian_prod(*side)
-    densities = {"the data's density": data.log_density(grid).exp()}
-    if hasattr(system, "bound"):
-        densities["the model's, exp(bound)"] = _bound(system, grid, seed)
-    axes = figure.subplots(1, len(densities) + 1, sharex=True, sharey=True)
+    densities = {"the data's density": data.log_density(grid).exp(), **_density(system, grid, seed)}
+    panels = len(densities) + 1
+    aspect = float((high[1] - low[1]) / (high[0] - low[0]))
+    figure = new(4.4 * panels, 4.4 * aspect + 0.5)
+    axes = figure.subplots(1, panels, sharex=True, sharey=True)
     peak = float(densities["the data's density"].max())
     for axis, (title, density) in zip(axes, densities.items(), strict=False):
         shown = density.reshape(GRID, GRID).T.numpy()
@@ -80,23 +83,36 @@ def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
     save(figure, path)
 
 
-@torch.no_grad()
-def _bound(system: Any, grid: Tensor, seed: int) -> Tensor:
-    """exp(-bound) at points [N, 2], in their order."""
+def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
+    """{title: the model's density at points [N, 2]}, the sharpest that the system knows."""
+    ids = torch.arange(len(grid))
+    if hasattr(system, "for_likelihood"):
+        tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
+        found = nll(x=grid, **system.for_likelihood(), divergence="exact", seed=seed, sample_ids=ids, **tolerance)
+        return {"the model's, by its probability flow": (-found.nats).exp()}
+    if not hasattr(system, "bound"):
+        return {}
+    several = "importance" in inspect.signature(system.bound).parameters
+    options = {"samples": DRAWS, "importance": True} if several else {}
+    title = f"the model's, by {DRAWS} importance weights" if several else "the model's, exp(bound)"
     parts = []
-    for part, ids in zip(grid.split(2048), torch.arange(len(grid)).split(2048), strict=True):
-        parts.append(-sum(system.bound(part, seed=seed, sample_ids=ids).values()))
-    return torch.cat(parts).double().exp()
+    with torch.no_grad():
+        for part, some in zip(grid.split(512), ids.split(512), strict=True):
+            parts.append(-sum(system.bound(part, seed=seed, sample_ids=some, **options).values()))
+    return {title: torch.cat(parts).double().exp()}
 
 
 @torch.no_grad()
-def _field(system: Any, side: list[Tensor], every: int = 6) -> tuple[np.ndarray, ...]:
+def _field(system: Any, side: list[Tensor], every: int = 5) -> tuple[np.ndarray, ...]:
     """(x, y, u, v) of the score σ·∇ ln p_t(x_t) where σ/α = ½, at points in the data's coordinates."""
     network, schedule, settings = system.for_sampler()
     point = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
+    kind = settings["prediction_type"]
+    c = (kind if isinstance(kind, Parametrization) else Parametrization(kind)).at(point.alpha, point.sigma)
+    own = getattr(network, "network_time", None)
     places = torch.cartesian_prod(*(s[::every] for s in side))
-    dtype = torch.float32 if schedule.continuous else torch.int64
-    t = torch.full((len(places),), schedule.network_time(point), dtype=dtype)
+    dtype = torch.float32 if own or schedule.continuous else torch.int64
+    t = torch.full((len(places),), (own or schedule.network_time)(point), dtype=dtype)
     x_t = places * point.alpha
-    eps = convert(settings["prediction_type"], "epsilon", network(x_t, t), x_t, point.alpha, point.sigma)
-    return (*places.T.numpy(), *(-eps).T.numpy())
+    score = -(c.eps_x * x_t + c.eps_out * network(c.scale * x_t, t))
+    return (*places.T.numpy(), *score.T.numpy())

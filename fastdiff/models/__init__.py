@@ -6,8 +6,9 @@ dict JSON can hold, so that a folder of weights names the network it belongs to.
 
 from .build import MODELS, build, describe
 from .classifier import Classifier
+from .fourier import LEVELS, features
 from .image_unet import ImageUNet
 from .mlp import MLP
 from .unet import UNet
 
-__all__ = ["MODELS", "MLP", "Classifier", "ImageUNet", "UNet", "build", "describe"]
+__all__ = ["LEVELS", "MODELS", "MLP", "Classifier", "ImageUNet", "UNet", "build", "describe", "features"]

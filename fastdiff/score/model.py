@@ -11,8 +11,8 @@ with a linear log-SNR (Kingma et al. 2021, eq. 17). The weight sigma² (`simple`
 Parametrisation. The input is x_t over sqrt(alpha² + sigma²), of unit size on every path. The output is v by default, finite
 at both ends; its error in eps is alpha (v - v_hat), so the weight fades out where there is only noise. The network is told
 the log-SNR, on [0, 1]: half of an SDE's log-SNR lies in the first hundredth of its time. Where data are images, the
-likelihood is decided at noise as fine as their levels, which a network sees through Fourier features sin(2^n pi x),
-cos(2^n pi x) beside its input (Kingma et al. 2021, appendix C).
+likelihood is decided at noise as fine as their levels, which a network sees through `fastdiff.models.features` beside its
+input.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .. import ops, rng
 from ..eager.sums import sum_samples
-from ..models import build, describe
+from ..models import build, describe, features
 from ..prediction import Parametrization, normalize
 from ..registry import Timed
 from ..schedule import Schedule, Time
@@ -55,7 +55,7 @@ class ScoreModel(nn.Module):
         log_snr_max: the data's end, held to the SDE's own at t = 0; at 13.3 the noise is a sixth of the distance between
             8-bit levels.
         likelihood: of the data at that end, `discretized` (8-bit levels in [-1, 1]) or `gaussian` (continuous data).
-        fourier: exponents n of the features. label_dropout: share of the examples trained without their label.
+        fourier: exponents of `fastdiff.models.features`. label_dropout: share of the examples trained without their label.
         dequantization: of the training data, for `likelihood.nll` with the same; None trains on the levels themselves,
             for `gaussian`.
 
@@ -127,9 +127,7 @@ class ScoreModel(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's output for x [B, …] of unit size, u = t [B] and labels y [B]; None: without labels."""
-        if self.fourier:
-            waves = [2.0**n * math.pi * x for n in self.fourier]
-            x = torch.cat([x, *(w.sin() for w in waves), *(w.cos() for w in waves)], dim=1)
+        x = features(x, self.fourier)
         return self.network(x, t) if y is None else self.network(x, t, y)
 
     def _at(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,7 +31,7 @@ def predictor_corrector(
     steps: int = 100,
     corrector_steps: int = 1,
     snr: float = 0.16,
-    ratio: str = "norm",
+    ratio: str = "level",
     seed: int | None = None,
     sample_ids: Tensor | Sequence[int] | None = None,
     x_T: Tensor | None = None,
@@ -51,7 +51,8 @@ def predictor_corrector(
         predictor: a solver of one step without memory: `euler_maruyama`, `ddpm`, `ddim`, `euler_ancestral` …
         steps: of the predictor, on a grid of `timestep_spacing`; options are the solver's and `Sampler`'s.
         corrector_steps: Langevin steps at each new level; none at clean data, whose score is not known.
-        snr, ratio: their size, see fastdiff.score.langevin; with `norm` each sample's own.
+        snr, ratio: their size, see fastdiff.score.langevin: `level`, or `norm` for each sample's own. Few steps a level do
+            not forget that their size came from the state: in few dimensions `norm` bends the law, in many they agree.
 
     The predictor draws at the steps of its rows and the corrector after them, both from stream 1 of the noise contract: a
     sample is the same alone and in any batch.

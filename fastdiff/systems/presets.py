@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from ..models import MLP, Classifier, ImageUNet, UNet
+from ..models import LEVELS, MLP, Classifier, ImageUNet, UNet
 from ..registry import find
 from ..schedule import FORMULAS, Schedule
 from ..score.model import network_for
@@ -29,7 +29,10 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
 SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
 # what constructors are given when nothing else is said: for images, and for points
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "vae": ({}, {"latent": 2, "network": "mlp", "likelihood": "gaussian"}),
+    "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), "likelihood": "gaussian", "min_log_std": -3.0}),
+    "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, {"min_log_std": -3.0}),
+    "vae": ({}, {"latent": 2, "network": "mlp", "likelihood": "gaussian", "covariance": "isotropic"}),
+    "vdm": ({}, {"likelihood": "gaussian"}),
 }
 # arguments that follow from the data or from other arguments
 _FROM_DATA = {"channels", "size", "dim", "out", "out_channels", "num_classes", "time_scale", "shape", "clip_range"}
@@ -48,7 +51,7 @@ def make(name: str, data: Any, **options: Any) -> Any:
     given, kind = known | options, find(name)
     if name not in NETWORKS:
         return kind(**{"shape": data.shape, **given})
-    own = {k: given.pop(k) for k in _own(name)}
+    own = {k: given.pop(k) for k in _own(name, data)}
     if name == "score":
         sizes = _sizes(name, data)
         network = network_for(data.shape, fourier=own["fourier"], classes=sizes["num_classes"], **given)
@@ -63,13 +66,17 @@ def make(name: str, data: Any, **options: Any) -> Any:
 def options_of(name: str, data: Any) -> dict[str, Any]:
     """The options of a system, and their values for this data set when nothing else is said."""
     if name in NETWORKS:
-        return _own(name) | _keywords(_network(name, data))
+        return _own(name, data) | _keywords(_network(name, data))
     return _keywords(find(name)) | DEFAULTS.get(name, ({}, {}))[data.levels is None]
 
 
-def _own(name: str) -> dict[str, Any]:
+def _own(name: str, data: Any) -> dict[str, Any]:
     """Of a system around a network: the options that are not its network's."""
     own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
+    if data.levels is None and "label_dropout" in own:
+        own["label_dropout"] = 0.5  # their pictures and densities are without labels
+    elif "fourier" in own:
+        own["fourier"] = LEVELS
     return own if name == "score" else own | SCHEDULED
 
 

@@ -61,7 +61,7 @@ class HVAE(nn.Module):
         widths: Sequence[int] = (32, 64, 128),
         likelihood: str = "discretized",
         min_log_std: float = -7.0,
-        kl_warmup: int = 0,
+        kl_warmup: int = 500,
     ):
         super().__init__()
         self.shape = tuple(int(n) for n in shape)
@@ -73,7 +73,7 @@ class HVAE(nn.Module):
             "likelihood": likelihood, "min_log_std": min_log_std, "kl_warmup": kl_warmup,
         }  # fmt: skip
         self.kl_warmup = kl_warmup
-        self.observation = Observation(self.shape, likelihood, "diagonal", None, min_log_std)
+        self.observation = Observation(self.shape, likelihood, "diagonal", None, 1.0, min_log_std)
         sizes, channels = [self.grid[1], *(s for _, s in levels)], [self.grid[0], *map(int, widths)]
         self.down = nn.ModuleList(
             nn.Sequential(

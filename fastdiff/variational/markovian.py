@@ -106,7 +106,7 @@ class MarkovianHVAE(Chain):
             "min_log_std": min_log_std,
         }  # fmt: skip
         self.depth = len(sizes)
-        self.observation = Observation(self.shape, likelihood, "diagonal", None, min_log_std)
+        self.observation = Observation(self.shape, likelihood, "diagonal", None, 1.0, min_log_std)
         chain, hidden = [math.prod(self.shape), *sizes], [int(w) for w in widths]
         self.encoders = nn.ModuleList(Encoder("mlp", (a,), hidden, 2 * b) for a, b in zip(chain, sizes, strict=False))
         self.decoders = nn.ModuleList(Encoder("mlp", (b,), hidden, 2 * a) for a, b in zip(chain, sizes, strict=False))

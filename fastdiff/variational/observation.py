@@ -47,6 +47,7 @@ class Observation(nn.Module):
         likelihood: `gaussian` (density) or `discretized` (mass on 256 levels of [-1, 1]).
         covariance: one of COVARIANCES; `full` is a density's.
         std: of the isotropic covariance; None learns it.
+        initial_std: about what a learned standard deviation starts from.
         min_log_std: floor of learned log standard deviations, approached smoothly: a density without one grows without
             bound where the data lie on a manifold.
 
@@ -57,8 +58,14 @@ class Observation(nn.Module):
     """
 
     def __init__(
-        self, shape: tuple[int, ...], likelihood: str, covariance: str, std: float | None, min_log_std: float
-    ):  # fmt: skip
+        self,
+        shape: tuple[int, ...],
+        likelihood: str,
+        covariance: str,
+        std: float | None,
+        initial_std: float,
+        min_log_std: float,
+    ):
         super().__init__()
         where = "fastdiff.variational.VAE"
         if likelihood not in LIKELIHOODS:
@@ -72,7 +79,10 @@ class Observation(nn.Module):
             )
         if std is not None and (covariance != "isotropic" or not std > 0):
             raise ValueError(f"{where}: expected std > 0 with covariance 'isotropic', got {std} with {covariance!r}.")
+        if not initial_std > math.exp(min_log_std):
+            raise ValueError(f"{where}: expected initial_std above its floor e^{min_log_std:g}, got {initial_std}.")
         self.shape, self.likelihood, self.covariance, self.min_log_std = shape, likelihood, covariance, min_log_std
+        self._start = math.log(initial_std)
         self.fixed = None if std is None else math.log(std)
         size = math.prod(shape)
         self.per_element = 2 if covariance == "diagonal" else 1
@@ -92,7 +102,7 @@ class Observation(nn.Module):
         return Normal(mean, mean.new_tensor(self.fixed))
 
     def _floor(self, raw: Tensor) -> Tensor:
-        return self.min_log_std + F.softplus(raw - self.min_log_std)
+        return self.min_log_std + F.softplus(raw + self._start - self.min_log_std)
 
     def _factor(self, extra: Tensor) -> Tensor:
         size = math.prod(self.shape)

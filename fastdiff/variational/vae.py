@@ -34,7 +34,7 @@ class VAE(nn.Module):
         network: `conv` (images), `mlp` or `linear` (see `networks`); widths: its hidden sizes, None for the defaults.
         likelihood: `gaussian` (a density) or `discretized` (8-bit images in [-1, 1], bounds comparable in bits/dim).
         covariance: of p(x|z), `isotropic` (std fixed, or learned with std=None), `diagonal` or `full`.
-        std: of the isotropic covariance. min_log_std: floor of learned ones.
+        std: of the isotropic covariance. initial_std: about what a learned one starts from; min_log_std: its floor.
         prior: `normal` is N(0, I); `mixture` a learned one of `components` Gaussians.
         objective: what `loss` minimises: `elbo`, `importance` (-IWAE_L) or `prior` (-log mean p(x|z_l), z_l ~ p(z)).
         samples: L, draws of z a training step averages over.
@@ -58,6 +58,7 @@ class VAE(nn.Module):
         likelihood: str = "discretized",
         covariance: str = "diagonal",
         std: float | None = None,
+        initial_std: float = 1.0,
         min_log_std: float = -7.0,
         prior: str = "normal",
         components: int = 16,
@@ -71,12 +72,12 @@ class VAE(nn.Module):
         hidden = networks.check(network, shape, widths, covariance)
         self.config: dict[str, Any] = {
             "shape": list(shape), "latent": latent, "network": network, "widths": list(hidden), "likelihood": likelihood,
-            "covariance": covariance, "std": std, "min_log_std": min_log_std, "prior": prior, "components": components,
-            "objective": objective, "samples": samples, "kl_weight": kl_weight,
+            "covariance": covariance, "std": std, "initial_std": initial_std, "min_log_std": min_log_std,
+            "prior": prior, "components": components, "objective": objective, "samples": samples, "kl_weight": kl_weight,
         }  # fmt: skip
         self.shape, self.latent, self.objective = shape, latent, objective
         self.samples, self.kl_weight = samples, kl_weight
-        self.observation = Observation(shape, likelihood, covariance, std, min_log_std)
+        self.observation = Observation(shape, likelihood, covariance, std, initial_std, min_log_std)
         self.encoder = networks.Encoder(network, shape, hidden, 2 * latent)
         self.decoder = networks.Decoder(
             network, shape, hidden, latent, self.observation.per_element, self.observation.extra
@@ -154,30 +155,36 @@ class VAE(nn.Module):
         seed: int,
         sample_ids: Tensor | None = None,
         step: int = 0,
-        samples: int = 1,
-        importance: bool = False,
+        samples: int | None = None,
+        importance: bool | None = None,
     ) -> dict[str, Tensor]:
         """The terms of a bound, [B] each in nats; their sum is in expectation at least -log p(x).
 
         Args:
             x0: [B, *shape]. labels: not read.
             seed, sample_ids, step: of the noise contract.
-            samples: draws of z, L for the reconstruction, K for the importance-weighted bound.
-            importance: add the third term.
+            samples: draws of z, L for the reconstruction, K for the importance-weighted bound; None for as many as in
+                training.
+            importance: add the third term; None where the objective is `importance`.
 
         Returns:
             reconstruction: -E_q log p(x|z). kl: KL(q(z|x)‖p(z)). Their sum is -ELBO (Luo 2022, eq. 19).
             importance: what K weights of the same draws take off it; the three sum to -IWAE_K (Burda et al. 2016, eq. 8).
+            A model trained by the objective `prior` has no use of its encoder, and one term, marginal: -log mean p(x|z_k).
 
         Raises ValueError for fewer than one sample and images of another shape.
         """
+        samples = self.samples if samples is None else samples
         if samples < 1:
             raise ValueError(f"fastdiff.variational.VAE.bound: expected samples >= 1, got {samples}.")
+        counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
+        if self.objective == "prior":
+            return {"marginal": objectives.objective(self, x0, "prior", samples=samples, **counter)}
         q = self.posterior(x0)
-        z = draw(q, samples, seed=seed, sample_ids=sample_ids, step=step)
+        z = draw(q, samples, **counter)
         log_likelihood = log_likelihoods(self, x0, z)
         terms = {"reconstruction": -log_likelihood.mean(1), "kl": self.prior.kl(q, z)}
-        if importance:
+        if self.objective == "importance" if importance is None else importance:
             log_w = log_likelihood + self.log_prior(z) - log_proposal(q, z)
             terms["importance"] = -iwae(log_w) - terms["reconstruction"] - terms["kl"]
         return terms

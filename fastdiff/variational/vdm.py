@@ -7,8 +7,8 @@ with L_T of `diffusion`, for T steps or T → ∞. p(x|z_0) is a Gaussian around
 mass on 8-bit levels or as a density. gamma is fixed or learned: its ends by the bound, its path, in continuous time, by
 the variance of the bound's estimator; with finite T the path is part of the bound and learned by it.
 
-The network is told gamma on a fixed scale and, for levels, sees Fourier features of z_t besides z_t (eq. 34): at low noise
-they show where z_t lies between two levels.
+The network is told gamma on a fixed scale and, for levels, sees Fourier features of z_t besides z_t: at low noise they show
+where z_t lies between two levels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops, rng
-from ..models import MLP, UNet, build, describe
+from ..models import LEVELS, MLP, UNet, build, describe, features
 from ..prediction import normalize
 from ..registry import Timed
 from ..schedule import Schedule, Time
@@ -45,8 +45,8 @@ class VDM(nn.Module):
         num_steps: T; None for continuous time.
         prediction_type: what the network predicts, epsilon, v, x0, score or edm.
         likelihood: p(x|z_0), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density).
-        fourier: exponents n of the features sin(2^n π z), cos(2^n π z); None for 6, 7 with the discretised likelihood and
-            none with a density.
+        fourier: exponents of the network's `fastdiff.models.features`; None for 2 … 8 with the discretised likelihood
+            and none with a density.
         time_sampling: of the training times, `stratified`, `antithetic` or `uniform` (fastdiff.variational.times).
         num_classes: 0, or the number of labels the default network is conditioned on.
         label_dropout: share of the examples trained without their label.
@@ -80,7 +80,7 @@ class VDM(nn.Module):
         self.prediction_type, self.likelihood = normalize(prediction_type), likelihood
         self._check(likelihood, num_steps, time_sampling, label_dropout)
         if fourier is None:
-            fourier = (6, 7) if likelihood == "discretized" else ()
+            fourier = LEVELS if likelihood == "discretized" else ()
         self.fourier = tuple(int(n) for n in fourier)
         self.num_steps, self.time_sampling, self.label_dropout = num_steps, time_sampling, label_dropout
         if network is None:
@@ -127,15 +127,10 @@ class VDM(nn.Module):
     def predict(self, z_t: Tensor, gamma_t: Tensor, y: Tensor | None = None) -> Tensor:
         """The network's output for z_t [B, *shape] at gamma_t [B]: features in, told the time, in its own dtype."""
         like = next(self.network.parameters())
-        z = z_t.to(like.dtype)
-        features = [z]
-        for n in self.fourier:
-            angle = (2.0**n * math.pi) * z
-            features += [angle.sin(), angle.cos()]
         low, scale = self._told
         told = ((gamma_t - low) * scale).to(torch.float32)
         given = {} if y is None else {"y": y}
-        output: Tensor = self.network(torch.cat(features, 1) if self.fourier else z, told, **given)
+        output: Tensor = self.network(features(z_t.to(like.dtype), self.fourier), told, **given)
         return output
 
     def _labels(self, labels: Tensor | None) -> Tensor | None:

@@ -159,9 +159,9 @@ def images() -> Tensor:
     return torch.randint(0, 256, (5, 1, 8, 8), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
 
 
-def small(**options) -> HVAE:
+def small(kl_warmup: int = 0, **options) -> HVAE:
     torch.manual_seed(3)
-    model = HVAE((1, 8, 8), ((2, 4), (3, 2), (4, 1)), widths=(4, 6, 8), **options)
+    model = HVAE((1, 8, 8), ((2, 4), (3, 2), (4, 1)), widths=(4, 6, 8), kl_warmup=kl_warmup, **options)
     with torch.no_grad():
         for p in model.parameters():
             if not p.any():
@@ -171,7 +171,7 @@ def small(**options) -> HVAE:
 
 MODELS = {
     "images": (small, (1, 8, 8)),
-    "vectors": (lambda: HVAE((3,), ((2, 1), (2, 1)), widths=(8, 8), likelihood="gaussian"), (3,)),
+    "vectors": (lambda: HVAE((3,), ((2, 1), (2, 1)), widths=(8, 8), likelihood="gaussian", kl_warmup=0), (3,)),
     "markovian": (lambda: MarkovianHVAE((3,), (2, 2, 1), widths=(8,)), (3,)),
     "markovian levels": (lambda: MarkovianHVAE((1, 4, 4), (3, 2), widths=(8,), likelihood="discretized"), (1, 4, 4)),
 }
@@ -261,7 +261,7 @@ def test_training_comes_near_the_entropy(kind: str) -> None:
     entropy = math.log(2 * math.pi * math.e) + math.log(0.3)
     model: HVAE | MarkovianHVAE
     if kind == "hvae":
-        model = HVAE((2,), ((2, 1), (2, 1)), widths=(16, 16), likelihood="gaussian")
+        model = HVAE((2,), ((2, 1), (2, 1)), widths=(16, 16), likelihood="gaussian", kl_warmup=0)
     else:
         model = MarkovianHVAE((2,), (2, 2), widths=(16,))
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)

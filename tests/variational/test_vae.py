@@ -53,6 +53,15 @@ def test_the_loss_is_the_negative_bound_on_a_known_model(samples: int, backend: 
     torch.testing.assert_close(total(one, x, seed=0), one.loss(x, seed=0)), "a bound of one draw is the loss"
 
 
+def test_the_bound_is_that_of_the_objective(backend: str) -> None:
+    x = normal((3, 5), 1)
+    for name, terms in (("elbo", 2), ("importance", 3), ("prior", 1)):
+        vae = linear_vae(ppca(), objective=name, samples=4)
+        assert len(vae.bound(x, seed=2)) == terms
+        torch.testing.assert_close(total(vae, x, seed=2, step=5), vae.loss(x, seed=2, step=5))
+    assert len(vae.bound(x, seed=2, samples=9)) == 1 and vae.objective == "prior"
+
+
 def total(vae: VAE, x: torch.Tensor, **options: Any) -> torch.Tensor:
     return sum(vae.bound(x, **options).values())  # type: ignore[return-value]
 
@@ -108,6 +117,17 @@ def test_a_diagonal_decoder_against_scipy(backend: str) -> None:
     assert p.log_std.std() > 0.01, "a scale for each element of each sample"
     expected = scipy.stats.norm(p.mean.detach(), p.log_std.exp().detach()).logpdf(x).sum(1)
     np.testing.assert_allclose(vae.log_likelihood(x, z).detach().numpy(), expected, rtol=1e-12)
+
+
+def test_what_a_learned_deviation_starts_from(backend: str) -> None:
+    """An untrained decoder's deviations lie about initial_std, and those driven far down about the floor."""
+    for std in (1.0, 0.1):
+        vae = build(shape=(4,), latent=2, network="linear", likelihood="gaussian", covariance="isotropic",
+                    initial_std=std).double()  # fmt: skip
+        assert vae.decode(normal((3, 2), 2)).log_std.exp().item() == pytest.approx(std, rel=0.01)
+        with torch.no_grad():
+            vae.observation.log_std.fill_(-50.0)
+        assert vae.decode(normal((3, 2), 2)).log_std.item() == pytest.approx(-7.0, abs=1e-12)
 
 
 def test_a_full_decoder_against_scipy(backend: str) -> None:
@@ -312,6 +332,7 @@ def test_gradients_of_a_mixtures_weights_through_its_draws(backend: str) -> None
         ({"network": "mlp", "covariance": "full"}, "expected likelihood 'gaussian' with a full covariance, got "
          "'discretized'. The mass of a correlated Gaussian on a bin has no closed form."),
         ({"std": 0.5}, "expected std > 0 with covariance 'isotropic', got 0.5 with 'diagonal'."),
+        ({"initial_std": 1e-4}, "expected initial_std above its floor e^-7, got 0.0001."),
         ({"prior": "flow"}, "expected prior in ['normal', 'mixture'], got 'flow'."),
         ({"objective": "vi"}, "expected objective in ['elbo', 'importance', 'prior'], got 'vi'."),
         ({"kl_weight": -1.0}, "expected kl_weight >= 0, got -1.0."),
