@@ -73,7 +73,7 @@ def read_files(path: str, unit: int) -> list[dict[str, Any]]:
 
     Raises as `read_record` does.
     """
-    body, _, seal = _content(path).rstrip().rpartition(SEAL)
+    body, _, seal = _content(path).removesuffix(b"\n").rpartition(SEAL)
     whole = seal == b'%s"}' % hashlib.sha256(body + b"}").hexdigest().encode()
     if whole and body.startswith(b'{"unit": %d, ' % unit):
         text = body[body.rfind(FILES) + len(FILES) :].decode("ascii", "replace")

@@ -23,7 +23,7 @@ from .formats import FORMATS, pixels_sha256
 from .glance import glance
 from .job import Job
 from .machine import settled
-from .records import intact, read_record, records, unit_files
+from .records import intact, read_record, records, sealed, unit_files
 
 FOUND = "verify.json"  # what the latest look found wrong, for whoever resumes
 MANIFEST = "manifest.jsonl"
@@ -179,28 +179,35 @@ def finish(folder: Folder) -> str:
 
     def write(file: BinaryIO) -> None:
         nonlocal count, images
+        lines = hashlib.sha256()
         for record in records(folder.path):
             if record["unit"] not in folder.spec.units.numbers:
                 continue
             digest.add(record)
             count, images = count + 1, images + record["stop"] - record["first"]
             kept = {key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")}
-            file.write(json.dumps(kept).encode() + b"\n")
+            line = json.dumps(kept).encode() + b"\n"
+            lines.update(line)
+            file.write(line)
         total = {"spec": folder.spec.hash, "units": count, "images": images, "digest": digest.hex}
-        file.write(json.dumps(total).encode() + b"\n")
+        file.write(json.dumps(sealed({**total, "lines": lines.hexdigest()})).encode() + b"\n")
 
     folder.write(MANIFEST, write)
     return digest.hex
 
 
 def listed(folder: Folder) -> bool:
-    """Whether there is a manifest of all units."""
+    """Whether there is a manifest of all units, as it was written."""
+    lines, line = hashlib.sha256(), b""
     try:
         with open(folder.path / MANIFEST, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-            last = json.loads(file.read().splitlines()[-1])
-        return (last["spec"], last["units"]) == (folder.spec.hash, len(folder.spec.units))
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
+            for following in file:
+                lines.update(line)
+                line = following
+        last = json.loads(line)
+        said = last["spec"], last["units"], last["lines"]
+        return intact(last) and said == (folder.spec.hash, len(folder.spec.units), lines.hexdigest())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

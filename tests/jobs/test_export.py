@@ -489,6 +489,24 @@ def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch:
     assert tree(tmp_path) == before
 
 
+def test_the_earlier_export_comes_back_where_the_new_one_cannot_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, out = dataset(tmp_path / "run"), tmp_path / "set"
+    export(run, "png", out)
+    before, rename = tree(tmp_path), os.rename
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.suffix == ".tmp":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(module.os, "rename", refuse)
+    with pytest.raises(OSError, match=f"expected to write {out}, got {os.strerror(errno.EACCES)!r}"):
+        export(run, "png", out, ids=(6, 7), overwrite=True)
+    assert tree(tmp_path) == before
+
+
 def test_leftovers_of_a_killed_process_do_not_count(tmp_path: Path) -> None:
     """Process numbers return, in containers at once."""
     write(tmp_path, f".set.{os.getpid()}.tmp/000000/000001.png", b"half")
