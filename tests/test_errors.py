@@ -156,7 +156,8 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
      "fastdiff.Schedule.from_betas: expected betas of shape [T], got shape [1, 1]."),
     (lambda: Schedule.from_config({"name": "linera"}), ValueError,
      "fastdiff.Schedule.from_config: expected name in ['cosine', 'exponential', 'flow', 'from_alphas_cumprod', "
-     "'from_betas', 'karras', 'laplace', 'linear', 'scaled_linear', 'sigmoid', 've'], got 'linera'."),
+     "'from_betas', 'karras', 'laplace', 'learned', 'linear', 'scaled_linear', 'sigmoid', 'sub_vp', 've', 'vp'], got "
+     "'linera'."),
     (lambda: Schedule.from_config({"name": "linear", "beta": 1}), ValueError,
      "fastdiff.Schedule.from_config: unknown key among ['beta'] for schedule 'linear'."),
     (lambda: prediction.convert("eps", "x0", 0, 0, 1, 1), ValueError,
