@@ -11,7 +11,7 @@ import torch
 from gaussian import Gaussian
 from torch import Tensor
 
-from fastdiff import Sampler, Schedule, ops
+from fastdiff import Sampler, Schedule, guidance, ops
 
 SCHEDULE = Schedule.linear(1000)
 ALPHA, SIGMA = torch.tensor(SCHEDULE.alpha), torch.tensor(SCHEDULE.sigma)
@@ -60,6 +60,39 @@ START = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manua
 PLUS = {"cond": {"y": torch.ones(6)}, "uncond": {"y": torch.zeros(6)}}
 
 
+def test_the_gradient_of_an_exact_classifier_is_the_difference_of_scores() -> None:
+    """grad ln p(+|x_t) = s_+ - s = (2 alpha m/V)(1 - sigmoid(2 alpha m x/V)) (Luo 2022, eq. 167), three ways."""
+    network, x = Classes(), torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
+    for t in (0, 250, 999):
+        times = torch.full((9,), t)
+        sigma = levels(times, x)[1]
+        score_of = lambda y, sigma=sigma, times=times: -network(x, times, torch.full((9,), y)) / sigma  # noqa: E731
+        closed = network.slope(x, times)
+        torch.testing.assert_close(guidance.gradient(network.log_class, x, times), closed, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(score_of(1.0) - score_of(0.0), closed, rtol=1e-10, atol=1e-11)
+
+
+def test_strengths_of_zero_and_one_are_the_networks_bitwise(backend: str) -> None:
+    """With one call each, in float64, whatever the rescale; and a rescale of 1 gives x̂0 the conditional one's deviation."""
+    for solver in ("ddim", "dpm++2m", "ddpm"):
+        network = Classes("x0")
+        sampler = Sampler(network, SCHEDULE, solver=solver, steps=5, prediction_type="x0", guidance_rescale=1.0)
+        for gamma, y in ((1.0, 1.0), (0.0, 0.0)):
+            network.rows.clear()
+            got = sampler.sample(x_T=START, seed=1, guidance_scale=gamma, **PLUS)
+            assert network.rows == [6] * 5
+            assert torch.equal(got, sampler.sample(x_T=START, seed=1, cond={"y": torch.full((6,), y)}))
+    wide = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    both = {"cond": {"y": torch.ones(4)}, "uncond": {"y": torch.zeros(4)}}
+    sampler = Sampler(Classes("x0"), SCHEDULE, solver="ddim", steps=1, prediction_type="x0", guidance_rescale=1.0)
+    # one step of DDIM is x̂0 itself; with this network's the conditional one's is wanted
+    guided = sampler.sample(x_T=wide, guidance_scale=4.0, **both)  # type: ignore[arg-type]
+    conditional = sampler.sample(x_T=wide, cond=both["cond"])
+    deviation = [v.flatten(1).std(1) for v in (guided, conditional)]
+    torch.testing.assert_close(deviation[0], deviation[1], rtol=1e-12, atol=0)
+    assert (guided - conditional).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "x0", "v"])
 @pytest.mark.parametrize("solver", ["ddim", "dpm++2m", "heun", "ddpm"])
 @pytest.mark.parametrize("gamma", [2.5, 0.5, -1.0])
@@ -76,8 +109,13 @@ def test_classifier_guidance_is_classifier_free_guidance(kind: str, solver: str,
     assert (free - sampler.sample(x_T=START, seed=1)).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("kind, solver, gamma", [("epsilon", "ddim", 2.5), ("v", "ddpm", -1.0), ("x0", "dpm++2m", 0.5)])
+def test_both_guidances_are_one_on_every_backend(kind: str, solver: str, gamma: float, backend: str) -> None:
+    test_classifier_guidance_is_classifier_free_guidance(kind, solver, gamma)
+
+
 @pytest.mark.parametrize("gamma", [3.0, 0.5, -1.0])
-def test_the_guided_mean_of_equal_gaussians_is_known(gamma: float) -> None:
+def test_the_guided_mean_of_equal_gaussians_is_known(gamma: float, backend: str) -> None:
     """Guiding N(m_c, s²) against N(m_u, s²) is the exact score of N(m_u + gamma (m_c - m_u), s²)."""
 
     def network(x: Tensor, t: Tensor, mean: Tensor) -> Tensor:

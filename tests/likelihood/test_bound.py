@@ -81,7 +81,7 @@ def test_with_the_posterior_s_variance_a_term_is_the_loss_of_snr(schedule: Sched
     np.testing.assert_allclose(step.mean_x0[1:] ** 2 / step.posterior[1:], lost, rtol=1e-13)
 
 
-def test_more_steps_lower_the_loss() -> None:
+def test_more_steps_lower_the_loss(backend: str) -> None:
     """L_2T <= L_T between equal ends (Kingma et al. 2021, section 4.1), towards ½ ln((1 + s² SNR_0)/(1 + s² SNR_T))."""
     std, ends = 0.5, (6.0, -6.0)
     losses = []

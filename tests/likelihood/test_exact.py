@@ -16,6 +16,7 @@ from exact import SCHEDULES, Exact, Gaussian, Mixture
 from scipy.special import ndtr
 
 from fastdiff import Schedule, reference
+from fastdiff.evaluation.uniform import Uniform as Uniform256
 from fastdiff.likelihood import bits_per_dim, nll
 from fastdiff.models import MLP
 from fastdiff.score import probability_flow
@@ -81,6 +82,26 @@ def test_probes_have_the_variance_of_theory() -> None:
         assert (np.abs(got.nats.numpy() - truth) < 5 * got.stderr.numpy()).all()
     one = nll(full, X, schedule, prediction_type="v", seed=7)
     assert bool(one.stderr.isnan().all())
+
+
+def test_closed_form_and_sure_probes_on_every_backend(backend: str) -> None:
+    """The flow's likelihood of Gaussian data in float64, its divergence known to one Rademacher probe as to many."""
+    data, schedule = Gaussian([0.2, -0.1], np.diag([0.4, 0.4])), SCHEDULES["vp"]
+    x, settings = X[:2, :2], {"prediction_type": "v", "rtol": 1e-6, "atol": 1e-6}
+    got = nll(data, x, schedule, probes=2, seed=3, **settings)  # type: ignore[arg-type]
+    np.testing.assert_allclose(got.nats, data.flow_nll(x, schedule), atol=3e-5)
+    assert float(got.stderr.max()) < 1e-12
+    assert float(nll(data, x, schedule, probes=2, seed=3, divergence="gaussian", **settings).stderr.min()) > 1e-3  # type: ignore[arg-type]
+
+
+def test_the_control_has_eight_bits_exactly() -> None:
+    """256 equal odds a pixel: 8.000; so has an even density, with the offset -log2 of a level's width."""
+    x = torch.arange(4.0).view(2, 1, 2, 1)
+    nats = Uniform256().bound(x)["uniform"]
+    assert bits_per_dim(nats, 2).tolist() == [8.0, 8.0]
+    for width, offset in ((2.0, 7), (1.0, 8)):  # [-1, 1] and [0, 1], 256 levels
+        assert -math.log2(width / 256) == offset
+        assert bits_per_dim(torch.tensor(2 * math.log(width)), 2).item() + offset == 8.0
 
 
 def test_a_sample_does_not_know_its_batch() -> None:

@@ -50,7 +50,7 @@ CASES = {"vlb": ("fixed_small", 0.6), "large": ("fixed_large", 1.5), "learned": 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_forms_agree_in_expectation(case: str) -> None:
+def test_both_forms_agree_in_expectation(case: str, backend: str) -> None:
     """A model that is not optimal; the whole trajectory, and triples of times drawn uniformly, by 5 standard errors."""
     variance, std = CASES[case]
     schedule, n = Schedule.linear(8, beta_end=0.5), 40_000
@@ -73,7 +73,7 @@ def test_both_forms_agree_in_expectation(case: str) -> None:
     assert every.mean().abs() < 5 * every.std() / math.sqrt(n)
 
 
-def test_drawing_one_time_the_form_with_two_variables_varies_more() -> None:
+def test_drawing_one_time_the_form_with_two_variables_varies_more(backend: str) -> None:
     schedule, n = Schedule.linear(100), 5_000
     model, x0 = Gaussian(schedule, "epsilon", 0.0, 0.5), 0.5 * ops.randn((n, 4), seed=3, dtype=torch.float64)
     arguments = {"prediction_type": "epsilon", "variance": "fixed_small", "likelihood": "gaussian"}

@@ -1,0 +1,94 @@
+"""Writes docs/theory/equations.md from equations.toml: every numbered equation of Luo 2022, its functions and its tests.
+
+python docs/theory/equations.py
+"""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE / "equations.md"
+HEAD = """# Equations
+
+<!-- Written by docs/theory/equations.py from equations.toml: edit that and run it. -->
+
+Every numbered equation of Calvin Luo's "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970), what it
+says, the functions that compute it, the tests that hold them to it, and where it is explained or drawn. `t` is the paper's
+here: its x_1 is the timestep 0 of `Schedule`, its ω is `gamma`, minus the log-SNR, in `fastdiff.variational`.
+
+The numbers are those of the paper's first version, which numbers each line of a derivation; the lines of one share a row.
+Numbers that other works cite, or that the paper's own text refers to, are fixed:
+{anchors}.
+The lines between them were counted. At a ~ the count may be one off: between 158 and 163 stand four numbered lines, and it is
+not certain which of the equations there is without a number.
+
+Functions are named without their `fastdiff.`, tests are below `tests/`. {skipped}
+"""
+ANCHORS = (1, 2, 8, 15, 19, 23, 24, 28, 31, 32, 58, 69, 70, 85, 115, 125, 133, 157, 166)
+
+
+def load() -> dict[str, Any]:
+    with open(HERE / "equations.toml", "rb") as f:
+        return tomllib.load(f)
+
+
+def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for section in table["section"] for row in section["row"]]
+
+
+def numbers(row: dict[str, Any]) -> range:
+    """The equation numbers of a row."""
+    first, _, last = row["numbers"].partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def resolve(name: str) -> Any:
+    """The object behind a dotted name below fastdiff; ImportError or AttributeError where there is none."""
+    found: Any = importlib.import_module("fastdiff")
+    path = "fastdiff"
+    for part in name.split("."):
+        path += f".{part}"
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            try:
+                found = importlib.import_module(path)
+            except ModuleNotFoundError:
+                raise AttributeError(f"{path} does not exist") from None
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    shown = row["numbers"].replace("-", "–") + (" ~" if row.get("counted") else "")
+    functions = "<br>".join(f"`{name}`" for name in row.get("functions", ())) or f"not computed: {row['skip']}"
+    tests = []
+    for test in row.get("tests", ()):
+        file, _, function = test.partition("::")
+        tests.append(f"[{Path(file).stem} · {function.removeprefix('test_').replace('_', ' ')}](../../tests/{file})")
+    see = []
+    for path in row.get("see", ()):
+        kind = "figure: " if path.startswith("figures/") else ""
+        see.append(f"[{kind}{Path(path).stem.replace('_', ' ')}]({path})")
+    says = row["says"].replace("|", "\\|").replace("_", "\\_")
+    return f"| {' | '.join([shown, says, functions, '<br>'.join(tests), '<br>'.join(see)])} |"
+
+
+def render(table: dict[str, Any]) -> str:
+    left_out = [row for row in rows(table) if "skip" in row]
+    shown = ", ".join(row["numbers"].replace("-", "–") for row in left_out)
+    parts = [
+        HEAD.format(anchors=", ".join(map(str, ANCHORS)), skipped=f"Not computed, with the reason in the row: {shown}.")
+    ]
+    for section in table["section"]:
+        lines = [f"## {section['title']}", "", "| Eq. | says | functions | tests | see |", "|---|---|---|---|---|"]
+        parts.append("\n".join([*lines, *map(_line, section["row"])]) + "\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(load()), encoding="utf-8")
+    print(f"{PAGE}: {sum(len(numbers(row)) for row in rows(load()))} equations in {len(rows(load()))} rows")
