@@ -23,8 +23,8 @@ here: its x_1 is the timestep 0 of `Schedule`, its ω is `gamma`, minus the log-
 The numbers are those of the paper's first version, which numbers each line of a derivation; the lines of one share a row.
 Numbers that other works cite, or that the paper's own text refers to, are fixed:
 {anchors}.
-The lines between them were counted. At a ~ the count may be one off: between 158 and 163 stand four numbered lines, and it is
-not certain which of the equations there is without a number.
+The lines between them were counted. At a ~ the count may be one off: between 158 and 163 stand four numbered lines, and
+which of the equations there is without a number is not certain.
 
 Functions are named without their `fastdiff.`, tests are below `tests/`. {skipped}
 """
