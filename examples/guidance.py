@@ -1,0 +1,146 @@
+"""The pictures of docs/theory/guidance.md: strength against fidelity and diversity, and super-resolution.
+
+    python examples/guidance.py --cache runs/judge --classifier runs/classifier --superres runs/superres
+
+The sampled model is the shipped one. Fidelity is the share of samples that the judge of benchmarks/quality.py, another
+network, takes for the class asked for; diversity the distance between two samples of a class over that between two images of
+it; the Fréchet distance is of the judge's features, over that between held-out and training images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.quality import cached_classifier, features, frechet, spread
+from fastdiff import Sampler, to_uint8
+from fastdiff.data import load_fashion_mnist
+from fastdiff.pretrained import load_system
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+BLUE, RED, GREY = "#1b6ca8", "#d1495b", "#888888"
+STEPS, BATCH, SHOWN = 20, 100, (-1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
+
+
+class Judged:
+    """What the judge says of samples."""
+
+    def __init__(self, cache: Path) -> None:
+        self.train, self.test = load_fashion_mnist("train"), load_fashion_mnist("test")
+        self.network = cached_classifier(cache, self.train)
+        self.known = features(self.network, self.train.images)
+        self.own = frechet(features(self.network, self.test.images), self.known)
+        self.distance = spread(self.test.images, self.test.labels)
+
+    def of(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        seen = features(self.network, x)
+        return {
+            "fidelity": float((self.network[-1](seen).argmax(1) == y).float().mean()),
+            "diversity": spread(x, y) / self.distance,
+            "frechet": frechet(seen, self.known) / self.own,
+        }
+
+
+def drawn(sampler: Sampler, n: int, **options: Any) -> tuple[Tensor, Tensor]:
+    """(samples uint8 [n, 1, 28, 28], labels): sample i is of class i mod 10, and of the same noise at every strength."""
+    parts, y = [], torch.arange(n) % 10
+    for ids in torch.arange(n).split(BATCH):
+        given = {k: v(y[ids]) if callable(v) else v for k, v in options.items()}
+        parts.append(to_uint8(sampler.sample((len(ids), 1, 28, 28), seed=1, sample_ids=ids, **given)))
+    return torch.cat(parts), y
+
+
+def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str, Any]:
+    free, known = Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS), load_system(classifier)
+    null = free.network.null_label  # type: ignore[attr-defined]
+    nothing = lambda y: {"y": torch.full_like(y, null)}  # noqa: E731
+    found: dict[str, dict[float, dict[str, float]]] = {"classifier-free": {}, "classifier": {}}
+    pictures: dict[str, list[Tensor]] = {"classifier-free": [], "classifier": []}
+    for strength in SHOWN:
+        for way in found:
+            if way == "classifier-free":
+                options = {"cond": lambda y: {"y": y}, "uncond": nothing, "guidance_scale": strength}
+            else:
+                options = {"cond": nothing, "guidance_scale": 1.0, "classifier_scale": strength,
+                           "classifier": lambda y: known.given(y)}  # type: ignore[operator]  # fmt: skip
+            x, y = drawn(free, n, **options)
+            found[way][strength] = judged.of(x, y)
+            pictures[way].append(x[:10])
+            print(way, strength, {k: round(v, 3) for k, v in found[way][strength].items()}, flush=True)
+    figure = plt.figure(figsize=(12, 6.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    for axis, (way, rows) in zip(top.subplots(1, 2), pictures.items(), strict=True):
+        axis.imshow(torch.cat([torch.cat(list(row[:, 0]), dim=1) for row in rows]), cmap="gray", vmin=0, vmax=255)
+        axis.set(yticks=[14 + 28 * i for i in range(len(SHOWN))], yticklabels=[f"γ = {s:g}" for s in SHOWN], xticks=[],
+                 title=f"{way} guidance, the same noise")  # fmt: skip
+        axis.tick_params(length=0)
+    axes = bottom.subplots(1, 3)
+    for axis, name in zip(axes, ("fidelity", "diversity", "frechet"), strict=True):
+        for (way, values), color in zip(found.items(), (BLUE, RED), strict=True):
+            axis.plot(SHOWN, [v[name] for v in values.values()], "o-", ms=3, color=color, label=way)
+        axis.set(xlabel="γ", title={"frechet": "Fréchet distance, times that of held-out images"}.get(name, name))
+        axis.axhline(0.1 if name == "fidelity" else 1.0, color=GREY, lw=0.8, ls=":")
+    axes[2].set_yscale("log")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=80)
+    return found
+
+
+@torch.no_grad()
+def resolution(path: Path, folder: Path, n: int, judged: Judged) -> dict[str, float]:
+    system = load_system(folder)
+    network, schedule, settings = system.for_sampler()  # type: ignore[operator]
+    sampler = Sampler(network, schedule, solver="ddim", steps=STEPS, **settings)
+    x0, y = judged.test.batch(torch.arange(n))
+    small = system.reduce(x0)  # type: ignore[operator]
+    bicubic, ours = system.enlarge(small), []  # type: ignore[operator]
+    for ids in torch.arange(n).split(BATCH):
+        cond = {"image": bicubic[ids], "y": y[ids]}
+        ours.append(sampler.sample((len(ids), 1, 28, 28), seed=2, sample_ids=ids, cond=cond))
+    sharp = torch.cat(ours)
+    part = judged.test.images[:n]
+    goal = features(judged.network, part)
+    enlarged = {"bicubic": bicubic, "diffusion": sharp}
+    distances = {name: frechet(features(judged.network, to_uint8(x)), goal) for name, x in enlarged.items()}
+    off = float((system.reduce(sharp) - small).abs().mean() * 127.5)  # type: ignore[operator]
+    print(f"{n} enlarged: Fréchet distance to the true ones {distances}; reduced again {off:.2f} levels off")
+    rows = {"given, 14 × 14": F.interpolate(small[:12], scale_factor=2), "bicubic": bicubic[:12], "diffusion": sharp[:12],
+            "the image": x0[:12]}  # fmt: skip
+    figure, axes = plt.subplots(len(rows), 1, figsize=(9, 3.6), layout="constrained")
+    for axis, (title, row) in zip(axes, rows.items(), strict=True):
+        axis.imshow(torch.cat(list(row[:, 0].clamp(-1, 1)), dim=1), cmap="gray", vmin=-1, vmax=1)
+        axis.set_title(title, fontsize=8, loc="left", pad=2)
+        axis.axis("off")
+    figure.savefig(path, dpi=90)
+    return distances
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classifier", type=Path, help="folder of `fastdiff train --model classifier`")
+    parser.add_argument("--superres", type=Path, help="folder of `fastdiff train --model superres`")
+    parser.add_argument("--cache", type=Path, required=True, help="folder to keep the judge in")
+    parser.add_argument("--samples", type=int, default=1000, help="for each strength (1000)")
+    parser.add_argument("--out", type=Path, default=Path("docs/theory/figures"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    judged = Judged(arguments.cache)
+    found: dict[str, Any] = {}
+    if arguments.classifier:
+        found["strength"] = strengths(arguments.out / "guidance.png", arguments.classifier, arguments.samples, judged)
+    if arguments.superres:
+        found["superres"] = resolution(arguments.out / "superres.png", arguments.superres, arguments.samples, judged)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
