@@ -91,7 +91,8 @@ def cut(path: Path, keep: int) -> None:
 
 # -- files of units ---------------------------------------------------------------------------------------------------
 
-NONE = "fastdiff.jobs: expected the record of unit 3 in {run}/" + RECORD + ", got no JSON object. Run `fastdiff resume {run}`."
+NONE = f"fastdiff.jobs: expected the record of unit 3 in {{run}}/{RECORD}, got no JSON object. "
+NONE += "Run `fastdiff resume {run}`."
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     # what is done; what verify says of unit 3; whether a look at names, sizes and records sees it, too
     "a byte of a shard": (lambda r: flip(r / SHARD), "{run}/" + SHARD + " is not as it was written", False),
@@ -337,8 +338,9 @@ def test_a_read_only_folder(locked: tuple[Path, Callable[[], None]], peace: Path
     assert cli("info", run) == 0 and "1 missing" in cli.out
     assert cli("verify", run) == 4 and "1 of 6 units have no record: 3" in cli.out
     sentence = re.compile(
-        r"fastdiff (sample|resume): fastdiff\.jobs: expected to write into \S+, got '(Read-only file system|Permission denied)'"
-        r"\. What is there is whole; make room or give leave, then `fastdiff resume`\.\n"
+        r"fastdiff (sample|resume): fastdiff\.jobs: expected to write into \S+, "
+        r"got '(Read-only file system|Permission denied)'\. "
+        r"What is there is whole; make room or give leave, then `fastdiff resume`\.\n"
     )
     for command in (("resume", run), ("sample", "--out", run), ("resume", run, "--verify", "--retry-failed")):
         assert cli(*command) == 1 and sentence.fullmatch(cli.err), cli.err
@@ -356,8 +358,8 @@ def test_folders_of_other_things(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     assert cli("sample", "--out", tmp_path, *RUN) == 2
     assert cli.err == (
-        f"fastdiff sample: fastdiff.jobs: expected {tmp_path} to be new, empty or a run's, got 'thesis.tex' and no spec.json "
-        "in it. Name another folder.\n"
+        f"fastdiff sample: fastdiff.jobs: expected {tmp_path} to be new, empty or a run's, got 'thesis.tex' and no "
+        "spec.json in it. Name another folder.\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     assert cli("sample", "--out", tmp_path / "thesis.tex", *RUN) == 2 and "to be a folder, got a file" in cli.err
