@@ -2,7 +2,8 @@
 
     python tests/jobs/scale.py --units 100000 --out /dev/shm/many
 
-The folder is written directly, as its layout says: tiny shards with their records, all but the last one.
+The folder is written directly, as its layout says: tiny shards with their records, all but the last one. Beside the time
+stands that of the CPU, which other work on the machine does not lengthen.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -60,6 +62,12 @@ def fastdiff(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def cpu() -> float:
+    """Seconds of CPU that commands took so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def first_unit(folder: Path) -> float | None:
     """When the worker of the latest log began its first unit, seconds since the epoch."""
     log = max((folder / "log").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
@@ -76,13 +84,13 @@ def main() -> int:
         if not path.exists():
             make(path, args.units)
         for command in (("info", str(path)), ("resume", str(path)), ("resume", str(path)), ("info", str(path))):
-            begun, clock = time.time(), time.monotonic()
+            begun, clock, before = time.time(), time.monotonic(), cpu()
             told = fastdiff(*command)
             taken = time.monotonic() - clock
             assert told.returncode == 0, told.stderr
             drawn = first_unit(path) if command[0] == "resume" else None
             said = "" if drawn is None else f", first unit begun after {drawn - begun:.2f} s"
-            print(f"{command[0]}: {taken:.2f} s{said}", flush=True)
+            print(f"{command[0]}: {taken:.2f} s, {cpu() - before:.2f} s of CPU{said}", flush=True)
     return 0
 
 

@@ -17,7 +17,7 @@ import torch
 from workers import Worker, wait
 
 from fastdiff.cli import main
-from fastdiff.cli.exits import AGAIN
+from fastdiff.cli.exits import AGAIN, INTERRUPTED
 from fastdiff.jobs.folder import Folder
 from fastdiff.jobs.verify import verify
 
@@ -116,3 +116,27 @@ def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -
         assert len(Folder(out).done()) == units and not list((out / "tmp").iterdir())
     assert main(["resume", str(out)]) == 0
     assert digest(out) == tiny_digest and twice(out) == 0
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, tiny_digest: str) -> None:
+    """In the midst of a unit, of a new run and of a resumed one: what is finished is on disk, the rest is not begun."""
+    out = tmp_path / "run"
+    for count, command in enumerate((["sample", "--out", str(out), *TINY], ["resume", str(out)]), 1):
+        said, before = tmp_path / str(count), len(events(out, "unit"))
+        worker = Worker("fresh", command, PATH | {"TINY_SLEEP": "0.3"}, said)
+        until = time.monotonic() + 120
+        while len(events(out, "unit")) == before:
+            assert time.monotonic() < until and not worker.ended(), said.read_text()
+            time.sleep(0.02)
+        os.kill(worker.pid, signal.SIGINT)
+        wait([worker])
+        assert worker.status == INTERRUPTED == 130, said.read_text()
+        told = said.read_text()
+        assert told.endswith(f"fastdiff {command[0]}: interrupted. What was finished is on disk.\n") and "Trace" not in told
+        check, folder = verify(Folder(out)), Folder(out)
+        assert not check.bad and not check.foreign and before < check.done < 32
+        assert len(events(out, "stop")) == count, "it took its leave"
+        assert not list((out / "tmp").iterdir()) and not (out / "manifest.jsonl").exists()
+        assert {int(p.stem) for p in (out / "shards").rglob("*.npy")} == folder.done()
+    assert main(["resume", str(out)]) == 0
+    assert digest(out) == tiny_digest
