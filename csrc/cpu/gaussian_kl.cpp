@@ -43,13 +43,22 @@ struct GaussianKl {
         for (int64_t b = t.b0; b < t.b1; ++b) {
             const C g = ((const C*)a.grad)[b];
             const int64_t begin = (b - t.b0) * t.elements, end = begin + t.elements;
-            FD_SIMD
-            for (int64_t i = begin; i < end; ++i) {
-                const C d = m2 ? v1[i] - v2[i] : v1[i], m = m2 ? m1[i] - m2[i] : m1[i];
-                const KlGradient<C> k = kl_gradient(d, m, m2 ? exponential(-v2[i]) : (C)1);
-                s.by_mean[i] = g * k.mean1;
-                s.by_logvar1[i] = g * k.logvar1;
-                s.by_logvar2[i] = g * k.logvar2;
+            // two loops: a choice inside one between N(0, I) and a second Gaussian would leave it scalar
+            if (m2) {
+                FD_SIMD
+                for (int64_t i = begin; i < end; ++i) {
+                    const KlGradient<C> k = kl_gradient(v1[i] - v2[i], m1[i] - m2[i], exponential(-v2[i]));
+                    s.by_mean[i] = g * k.mean1;
+                    s.by_logvar1[i] = g * k.logvar1;
+                    s.by_logvar2[i] = g * k.logvar2;
+                }
+            } else {
+                FD_SIMD
+                for (int64_t i = begin; i < end; ++i) {
+                    const KlGradient<C> k = kl_gradient(v1[i], m1[i], (C)1);
+                    s.by_mean[i] = g * k.mean1;
+                    s.by_logvar1[i] = g * k.logvar1;
+                }
             }
         }
         if (a.g_mean1.data) save(a.g_mean1, first, n, s.by_mean);

@@ -71,7 +71,8 @@ def _backward(ctx, grad):
 
 
 def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
-    sums = products.to(table.dtype).flatten(1).sum(1)
+    # summed as they are, each sample's in one row: widening them first would cost another pass of twice the bytes
+    sums = products.flatten(1).sum(1).to(table.dtype)
     return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
 
 
