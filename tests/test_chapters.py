@@ -34,6 +34,21 @@ def test_theory(page: str) -> None:
         assert (DOCS / "theory" / picture).exists(), picture
 
 
+def test_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("jobs.md")
+    assert names["report"].complete and names["report"].made == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3, "two units and the report"
+
+
+def test_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of costs on the page is the one that its block prints."""
+    run("clusters.md")
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 7
+    page = (DOCS / "clusters.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if row not in page] == []
+
+
 def test_diffusers(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("diffusers", reason="diffusers is not installed here (make test installs it)")
     import fastdiff

@@ -158,7 +158,13 @@ def _cluster(spec: RunSpec, workers: int | None) -> Iterator[int]:
                 raise
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
             cpus = max(usable_cpus(), (workers or 1) * spec.threads)
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+            try:
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.WARNING)
+            except Exception as error:  # Ray raises this very type where a node takes too long to start
+                raise RuntimeError(
+                    f"fastdiff.jobs: expected Ray to start on this machine, got {str(error)!r}. Start one with `ray start "
+                    "--head`, set RAY_ADDRESS=auto, and go on with `fastdiff resume`."
+                ) from error
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, logger.level
     context.enable_progress_bars = False  # the line is ours

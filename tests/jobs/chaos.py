@@ -56,6 +56,8 @@ def unfinished(folder: Folder) -> dict[int, bool]:
 class Campaign:
     """One dataset under fire, beside the same one made in peace."""
 
+    patience = PATIENCE
+
     def __init__(
         self, place: Path, format: str, units: int, draw: random.Random, engines: Sequence[str], name: str | None = None
     ):
@@ -120,7 +122,7 @@ class Campaign:
             self.done = done
 
     def _fire(self, engine: str, workers: list[Worker]) -> None:
-        draw, logs, end = self.draw, self.path / "log", time.monotonic() + PATIENCE
+        draw, logs, end = self.draw, self.path / "log", time.monotonic() + self.patience
         agent = engine in ("torchrun", "ray")
         early = not agent and draw.random() < 0.15  # some die before they have begun
         fired: set[int] = set()
@@ -205,7 +207,9 @@ def main() -> int:
         "--stride", type=int, default=1, help="of the calls that are died at one after another (0: none)"
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no more is begun")
+    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a round may take on a busy machine")
     args = parser.parse_args()
+    Campaign.patience = args.patience
     engines = [e for e in args.engines.split(",") if e != "ray" or importlib.util.find_spec("ray")]
     # most rounds are of forked workers, which start fast
     choice = [c for e in engines for c in (["forked"] * 8 + ["fresh"] if e == "shard" else [e])]

@@ -105,6 +105,29 @@ def test_how_many_actors() -> None:
         _size(Spec("cuda"), {"CPU": 18.0})  # type: ignore[arg-type]
 
 
+def test_ray_that_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a machine that is too busy Ray gives up with a bare Exception: told in a sentence, and the run is as it was."""
+    ray = pytest.importorskip("ray", reason="ray[data] is not installed here (make test installs it)")
+    pytest.importorskip("ray.data")
+    told = "The current node timed out during startup."
+
+    def init(address: str, **_: Any) -> None:
+        raise Exception(told) if address == "local" else ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.syspath_prepend(HERE)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    assert main(["sample", "--out", str(tmp_path / "run"), *TINY, "--engine", "ray", "--workers", "1"]) == 1
+    assert capsys.readouterr().err.endswith(
+        f"fastdiff sample: fastdiff.jobs: expected Ray to start on this machine, got '{told}'. Start one with `ray start "
+        "--head`, set RAY_ADDRESS=auto, and go on with `fastdiff resume`.\n"
+    )
+    folder = Folder(tmp_path / "run")
+    assert not folder.done() and not list((folder.path / "tmp").iterdir())
+
+
 def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
