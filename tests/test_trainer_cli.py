@@ -129,12 +129,13 @@ def test_resume_needs_no_more_than_the_folder(tmp_path: Path, capsys: pytest.Cap
 def test_flags_are_the_options_of_those_that_have_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--model", "vae", "--data", "moons", "--options"]) == 0
     listed = dict(line.split("=", 1) for line in capsys.readouterr().out.splitlines())
-    assert listed["latent"] == "2" and listed["likelihood"] == "gaussian"
+    assert listed["latent"] == "2" and listed["likelihood"] == "gaussian" and listed["objective"] == "importance"
     out = tmp_path / "run"
     few = ["--steps", "1", "--batch-size", "2", *POINTS, "--out", str(out)]
     assert main(["train", *few, "--objective", "x0", "--timesteps", "30", "--option", "width=8"]) == 0
     config = read_config(out)
     assert config["prediction_type"] == "x0" and config["schedule"]["num_train_timesteps"] == 30
+    assert config["training"]["lr"] == 0.002, "a run on points has their defaults"
     assert "prediction_type" in config["training"]["arguments"]["options"]
 
 

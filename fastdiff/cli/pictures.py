@@ -21,7 +21,7 @@ from ..sampler import Sampler
 
 GRID = 72  # points of a density's picture along an axis
 SHOWN = 2_000  # points of a scatter
-DRAWS = 256  # latents a point
+DRAWS = 64  # latents a point
 NOTHING = math.exp(-12.0)  # a density below it is drawn as none
 
 
@@ -97,7 +97,7 @@ def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
     title = f"the model's, by {DRAWS} importance weights" if several else "the model's, exp(bound)"
     parts = []
     with torch.no_grad():
-        for part, some in zip(grid.split(512), ids.split(512), strict=True):
+        for part, some in zip(grid.split(2048), ids.split(2048), strict=True):
             parts.append(-sum(system.bound(part, seed=seed, sample_ids=some, **options).values()))
     return {title: torch.cat(parts).double().exp()}
 

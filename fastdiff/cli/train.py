@@ -24,6 +24,7 @@ RUN: dict[str, Any] = {
     "model": "unet", "data": "fashion-mnist", "steps": 1000, "batch_size": 64, "lr": 1e-3, "warmup": 100, "ema": 0.999,
     "weight_decay": 0.0, "clip_norm": 1.0, "seed": 0,
 }  # fmt: skip
+POINTS = {"steps": 1500, "batch_size": 256, "lr": 2e-3}  # where the data are points of the plane
 # flags that are options of the systems that have them, by these names
 SHORTHANDS = {
     "objective": ("prediction_type", "objective"),
@@ -57,9 +58,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--data", choices=datasets.NAMES, help="(fashion-mnist)")
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     run_ = parser.add_argument_group("the run")
-    run_.add_argument("--steps", type=int, help="optimiser steps; the learning rate falls to 0 over them (1000)")
-    run_.add_argument("--batch-size", type=int, help="examples a step (64)")
-    run_.add_argument("--lr", type=float, help="highest learning rate (0.001)")
+    run_.add_argument("--steps", type=int, help="optimiser steps; the learning rate falls to 0 (1000; of points 1500)")
+    run_.add_argument("--batch-size", type=int, help="examples a step (64; of points 256)")
+    run_.add_argument("--lr", type=float, help="highest learning rate (0.001; of points 0.002)")
     run_.add_argument("--warmup", type=int, help="steps over which it rises (100)")
     run_.add_argument("--ema", type=float, help="decay of the averaged weights, which are kept (0.999)")
     run_.add_argument("--weight-decay", type=float, help="AdamW's (0)")
@@ -158,7 +159,8 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
             )
     elif is_run(out):
         raise ValueError(f"{out} holds a training run already; pass --resume to continue it, or another --out.")
-    arguments = {**(kept or RUN), **given}
+    points = given.get("data", RUN["data"]) not in datasets.IMAGES
+    arguments = {**(kept or RUN | (POINTS if points else {})), **given}
     known = options_of(arguments["model"], datasets.load(arguments["data"], "train", args.data_root))
     for flag, value in shorthands.items():
         name = next((n for n in SHORTHANDS[flag] if n in known), None)

@@ -28,10 +28,14 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
 # their own options beyond those of the constructor
 SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
 # what constructors are given when nothing else is said: for images, and for points
+SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}  # points lie on curves
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), "likelihood": "gaussian", "min_log_std": -3.0}),
-    "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, {"min_log_std": -3.0}),
-    "vae": ({}, {"latent": 2, "network": "mlp", "likelihood": "gaussian", "covariance": "isotropic"}),
+    "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
+    "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),
+    "vae": (
+        {},
+        {"latent": 2, "network": "mlp", "covariance": "isotropic", "objective": "importance", "samples": 8, **SHARP},
+    ),
     "vdm": ({}, {"likelihood": "gaussian"}),
 }
 # arguments that follow from the data or from other arguments

@@ -43,7 +43,8 @@ class HVAE(nn.Module):
         widths: features at each level.
         likelihood: p(x|z), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density), each element with its own
             deviation.
-        min_log_std: floor of its log standard deviation.
+        initial_std: about what its deviation starts from: a small one sends the first gradients through the latents.
+        min_log_std: floor of its logarithm.
         kl_warmup: training steps over which the weight of the KLs rises from 0 to 1, so that no level is given up early.
 
     Attributes:
@@ -60,6 +61,7 @@ class HVAE(nn.Module):
         *,
         widths: Sequence[int] = (32, 64, 128),
         likelihood: str = "discretized",
+        initial_std: float = 1.0,
         min_log_std: float = -7.0,
         kl_warmup: int = 500,
     ):
@@ -70,10 +72,10 @@ class HVAE(nn.Module):
         self._check(levels, widths, kl_warmup)
         self.config: dict[str, Any] = {
             "shape": list(self.shape), "latents": [list(v) for v in levels], "widths": [int(w) for w in widths],
-            "likelihood": likelihood, "min_log_std": min_log_std, "kl_warmup": kl_warmup,
+            "likelihood": likelihood, "initial_std": initial_std, "min_log_std": min_log_std, "kl_warmup": kl_warmup,
         }  # fmt: skip
         self.kl_warmup = kl_warmup
-        self.observation = Observation(self.shape, likelihood, "diagonal", None, 1.0, min_log_std)
+        self.observation = Observation(self.shape, likelihood, "diagonal", None, initial_std, min_log_std)
         sizes, channels = [self.grid[1], *(s for _, s in levels)], [self.grid[0], *map(int, widths)]
         self.down = nn.ModuleList(
             nn.Sequential(

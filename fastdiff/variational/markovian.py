@@ -20,6 +20,7 @@ from .. import ops
 from ..information import Gaussian
 from ..information.distributions import LOG_2PI
 from ..rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
+from .bounds import iwae
 from .networks import Encoder
 from .observation import Observation
 
@@ -76,7 +77,9 @@ class MarkovianHVAE(Chain):
     Args:
         shape: of a sample x. latents: dimensions of z_1 … z_L.
         widths: hidden sizes of the perceptrons that give mean and log-variance of every conditional.
-        likelihood: p(x|z_1), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density). min_log_std: its floor.
+        likelihood: p(x|z_1), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density).
+        initial_std: about what its deviation starts from; min_log_std: floor of its logarithm.
+        kl_warmup: training steps over which the weight of all terms but the reconstruction rises from 0 to 1.
 
     Attributes:
         config: the arguments, as JSON can hold them.
@@ -92,7 +95,9 @@ class MarkovianHVAE(Chain):
         *,
         widths: Sequence[int] = (64, 64),
         likelihood: str = "gaussian",
+        initial_std: float = 1.0,
         min_log_std: float = -7.0,
+        kl_warmup: int = 500,
     ):
         super().__init__()
         self.shape, sizes = tuple(int(n) for n in shape), [int(n) for n in latents]
@@ -103,10 +108,12 @@ class MarkovianHVAE(Chain):
             )
         self.config: dict[str, Any] = {
             "shape": list(self.shape), "latents": sizes, "widths": [int(w) for w in widths], "likelihood": likelihood,
-            "min_log_std": min_log_std,
+            "initial_std": initial_std, "min_log_std": min_log_std, "kl_warmup": kl_warmup,
         }  # fmt: skip
-        self.depth = len(sizes)
-        self.observation = Observation(self.shape, likelihood, "diagonal", None, 1.0, min_log_std)
+        if kl_warmup < 0:
+            raise ValueError(f"fastdiff.variational.MarkovianHVAE: expected kl_warmup >= 0, got {kl_warmup}.")
+        self.depth, self.kl_warmup = len(sizes), kl_warmup
+        self.observation = Observation(self.shape, likelihood, "diagonal", None, initial_std, min_log_std)
         chain, hidden = [math.prod(self.shape), *sizes], [int(w) for w in widths]
         self.encoders = nn.ModuleList(Encoder("mlp", (a,), hidden, 2 * b) for a, b in zip(chain, sizes, strict=False))
         self.decoders = nn.ModuleList(Encoder("mlp", (b,), hidden, 2 * a) for a, b in zip(chain, sizes, strict=False))
@@ -124,23 +131,43 @@ class MarkovianHVAE(Chain):
     def loss(
         self, x0: Tensor, labels: Tensor | None = None, *, seed: int, sample_ids: Tensor | None = None, step: int = 0
     ) -> Tensor:
-        """-ELBO [B] in nats by one draw. x0: [B, *shape]; labels: not read; the rest of the noise contract."""
-        return torch.stack(
-            list(self.terms(self._checked(x0), seed=seed, sample_ids=sample_ids, step=step).values())
-        ).sum(0)
+        """-ELBO [B] in nats by one draw, all but the reconstruction weighted by min(1, (step + 1)/kl_warmup).
+
+        Args:
+            x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
+        """
+        weight = 1.0 if not self.kl_warmup else min(1.0, (step + 1) / self.kl_warmup)
+        terms = self.terms(self._checked(x0), seed=seed, sample_ids=sample_ids, step=step)
+        reconstruction = terms.pop("reconstruction")
+        return reconstruction + weight * torch.stack(list(terms.values())).sum(0)
 
     def bound(
         self, x0: Tensor, labels: Tensor | None = None, *, seed: int, sample_ids: Tensor | None = None, step: int = 0,
-        samples: int = 1,
+        samples: int = 1, importance: bool = False,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """reconstruction, consistency_1 … L-1, prior (Luo 2022, eq. 44): [B] each in nats, averaged over draws."""
+        """The terms of the bound, [B] each in nats; their sum is in expectation at least -ln p(x).
+
+        Args:
+            x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
+            samples: chains over which the terms are averaged. importance: add the last term.
+
+        Returns:
+            reconstruction, consistency_1 … L-1, prior: their sum is -ELBO (Luo 2022, eq. 44).
+            importance: what the weights of the same K chains take off it; all sum to -IWAE_K (Burda et al. 2016, eq. 8).
+
+        Raises ValueError for fewer than one sample and data of another shape.
+        """
         if samples < 1:
             raise ValueError(f"fastdiff.variational.MarkovianHVAE.bound: expected samples >= 1, got {samples}.")
         draws = [
             self.terms(self._checked(x0), seed=seed, sample_ids=sample_ids, step=step * samples + k)
             for k in range(samples)
         ]
-        return {name: torch.stack([d[name] for d in draws]).mean(0) for name in draws[0]}
+        means = {name: torch.stack([d[name] for d in draws]).mean(0) for name in draws[0]}
+        if importance:
+            log_w = torch.stack([-torch.stack(list(d.values())).sum(0) for d in draws], 1)
+            means["importance"] = -iwae(log_w) - torch.stack(list(means.values())).sum(0)
+        return means
 
     @torch.no_grad()
     def sample(self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False) -> Tensor:

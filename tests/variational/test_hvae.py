@@ -172,8 +172,10 @@ def small(kl_warmup: int = 0, **options) -> HVAE:
 MODELS = {
     "images": (small, (1, 8, 8)),
     "vectors": (lambda: HVAE((3,), ((2, 1), (2, 1)), widths=(8, 8), likelihood="gaussian", kl_warmup=0), (3,)),
-    "markovian": (lambda: MarkovianHVAE((3,), (2, 2, 1), widths=(8,)), (3,)),
-    "markovian levels": (lambda: MarkovianHVAE((1, 4, 4), (3, 2), widths=(8,), likelihood="discretized"), (1, 4, 4)),
+    "markovian": (lambda: MarkovianHVAE((3,), (2, 2, 1), widths=(8,), kl_warmup=0), (3,)),
+    "markovian levels": (
+        lambda: MarkovianHVAE((1, 4, 4), (3, 2), widths=(8,), likelihood="discretized", kl_warmup=0), (1, 4, 4),
+    ),
 }
 
 
@@ -252,6 +254,24 @@ def test_the_kl_s_weight_rises(images: Tensor) -> None:
     torch.testing.assert_close(model.loss(images, seed=1, step=40).detach(), sum(late.values()), rtol=1e-5, atol=1e-4)
 
 
+def test_a_markovian_chain_s_weights_and_warmup() -> None:
+    """The importance-weighted bound of K chains is that of their log-ratios; the warm-up leaves the reconstruction alone."""
+    torch.manual_seed(0)
+    model = MarkovianHVAE((3,), (2, 2), widths=(8,), kl_warmup=10).double()
+    x0 = torch.randn(6, 3, dtype=torch.float64)
+    with torch.no_grad():
+        chains = [sum(model.terms(x0, seed=4, step=2 * 8 + k).values()) for k in range(8)]
+        bound = model.bound(x0, seed=4, step=2, samples=8, importance=True)
+        iwae = torch.logsumexp(-torch.stack(chains, 1), 1) - math.log(8)
+        torch.testing.assert_close(sum(bound.values()), -iwae, rtol=1e-12, atol=1e-12)
+        assert (bound["importance"] < 0).all() and list(bound)[-1] == "importance"
+        terms = model.terms(x0, seed=1, step=4)
+        rest = sum(v for k, v in terms.items() if k != "reconstruction")
+        torch.testing.assert_close(model.loss(x0, seed=1, step=4), terms["reconstruction"] + 0.5 * rest)
+        late = sum(model.terms(x0, seed=1, step=10).values())
+        torch.testing.assert_close(model.loss(x0, seed=1, step=10), late)
+
+
 @pytest.mark.parametrize("kind", ["hvae", "markovian"])
 def test_training_comes_near_the_entropy(kind: str) -> None:
     """Correlated Gaussian data of known entropy; the untrained bound is far above it."""
@@ -263,7 +283,7 @@ def test_training_comes_near_the_entropy(kind: str) -> None:
     if kind == "hvae":
         model = HVAE((2,), ((2, 1), (2, 1)), widths=(16, 16), likelihood="gaussian", kl_warmup=0)
     else:
-        model = MarkovianHVAE((2,), (2, 2), widths=(16,))
+        model = MarkovianHVAE((2,), (2, 2), widths=(16,), kl_warmup=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     values = []
     for step in range(100):
