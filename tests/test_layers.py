@@ -51,7 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": MODELS | {"registry"},
     "evaluation": ENGINE | {"likelihood", "score"},
     "jobs": SAMPLING | {"sampler", "checkpoint", "pretrained", "integrations", "__init__"},
-    "cli": SAMPLING | MODELS | {"sampler", "training", "registry", "systems", "evaluation", "likelihood", "jobs", "cli", "__init__"},
+    "cli": SAMPLING | MODELS
+    | {"sampler", "training", "registry", "systems", "evaluation", "likelihood", "jobs", "cli", "__init__"},
     "__main__": {"cli"},
     "__init__": {"loop", "integrations", "backend", "ops", "sampler", "schedule", "solvers", "training", "images"},
 }

@@ -71,8 +71,9 @@ def _backward(ctx, grad):
 
 
 def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
-    # summed as they are, each sample's in one row: widening them first would cost another pass of twice the bytes
-    sums = products.flatten(1).sum(1).to(table.dtype)
+    # float32 is summed as it is: widening it first would cost another pass of twice the bytes
+    rows = products.flatten(1)
+    sums = (rows if rows.dtype.itemsize > 2 else rows.float()).sum(1).to(table.dtype)
     return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
 
 
