@@ -91,6 +91,13 @@ def doctor(site: Path, cwd: Path) -> dict[str, dict[str, dict[str, object]]]:
     return dict(findings)
 
 
+def test_groups_of_tests_stay_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Or each process builds the packages anew: pytest-xdist marks the group in the name."""
+    if not getattr(request.config.option, "loadgroup", False):
+        pytest.skip("one process, or without --dist loadgroup")
+    assert request.node.nodeid.endswith("@packages")
+
+
 def test_sdist_is_the_source_tree(sdist: Path, tree: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
