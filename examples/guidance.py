@@ -41,6 +41,7 @@ class Judged:
         self.own = frechet(features(self.network, self.test.images), self.known)
         self.distance = spread(self.test.images, self.test.labels)
 
+    @torch.no_grad()
     def of(self, x: Tensor, y: Tensor) -> dict[str, float]:
         seen = features(self.network, x)
         return {
@@ -61,7 +62,7 @@ def drawn(sampler: Sampler, n: int, **options: Any) -> tuple[Tensor, Tensor]:
 
 def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str, Any]:
     free, known = Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS), load_system(classifier)
-    null = free.network.null_label  # type: ignore[attr-defined]
+    null = len(judged.train.classes)
     nothing = lambda y: {"y": torch.full_like(y, null)}  # noqa: E731
     found: dict[str, dict[float, dict[str, float]]] = {"classifier-free": {}, "classifier": {}}
     pictures: dict[str, list[Tensor]] = {"classifier-free": [], "classifier": []}
@@ -87,7 +88,7 @@ def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str,
     for axis, name in zip(axes, ("fidelity", "diversity", "frechet"), strict=True):
         for (way, values), color in zip(found.items(), (BLUE, RED), strict=True):
             axis.plot(SHOWN, [v[name] for v in values.values()], "o-", ms=3, color=color, label=way)
-        axis.set(xlabel="γ", title={"frechet": "Fréchet distance, times that of held-out images"}.get(name, name))
+        axis.set(xlabel="γ", title={"frechet": "Fréchet distance (held-out = 1)"}.get(name, name))
         axis.axhline(0.1 if name == "fidelity" else 1.0, color=GREY, lw=0.8, ls=":")
     axes[2].set_yscale("log")
     axes[0].legend(frameon=False, fontsize=8)
