@@ -35,7 +35,7 @@ class Worker:
         with open(output, "ab") as file:
             self.pid = subprocess.Popen(
                 [sys.executable, "-m", "fastdiff", *arguments], env=os.environ | environment, stdout=file, stderr=file,
-                start_new_session=True,
+                start_new_session=True, preexec_fn=_interruptible,
             ).pid  # fmt: skip
 
     def ended(self) -> bool:
@@ -56,6 +56,11 @@ class Worker:
             kill(pid)
         while not self.ended():
             time.sleep(0.01)
+
+
+def _interruptible() -> None:
+    """Shells start what runs in the background deaf to Ctrl-C, and children inherit it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(workers: Sequence[Worker], seconds: float = 240.0) -> None:
