@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -11,8 +12,9 @@ from typing import NamedTuple
 from .folder import Folder
 from .records import read_files, record_name, unit_numbers
 
+PART = 500  # units a thread looks at before it asks for more
 THREADS = 16  # on a network's file system each file costs a journey, and journeys can be made at once
-PART = 500
+NEAR = 1e-4  # seconds a unit where files are near: then threads would only wait for each other's interpreter
 
 
 class Seen(NamedTuple):
@@ -30,6 +32,14 @@ def glance(folder: Folder) -> Iterator[Seen]:
     def look(part: list[int]) -> list[Seen]:
         return [_look(path, unit) if unit in numbers else Seen(unit, 0, "it is no unit of the run") for unit in part]
 
+    begin = time.perf_counter()
+    first = look(list(islice(units, PART)))
+    near = time.perf_counter() - begin < NEAR * len(first)
+    yield from first
+    if near:
+        while part := list(islice(units, PART)):
+            yield from look(part)
+        return
     with ThreadPoolExecutor(THREADS) as pool:
         while parts := [part for _ in range(4 * THREADS) if (part := list(islice(units, PART)))]:
             for seen in pool.map(look, parts):
