@@ -11,11 +11,13 @@ import os
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
+import safetensors
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:  # who only reads a folder's JSON does not wait for it
+    import torch
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
@@ -51,8 +53,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    from safetensors.torch import save_file
+
     dense = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomically(path, lambda p: safetensors.torch.save_file(dense, p, metadata=metadata))
+    write_atomically(path, lambda p: save_file(dense, p, metadata=metadata))
 
 
 def save_folder(path: str | PathLike[str], config: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CONTRACT_VERSION = 1
 MODES = ("exact", "fast")
 STREAM_INITIAL, STREAM_SOLVER, STREAM_FORWARD, STREAM_REPARAMETERIZE, STREAM_TIMES, STREAM_PROBES = range(6)
 STREAM_TREE = 6  # nodes of a Brownian path (fastdiff.adaptive)

@@ -14,7 +14,7 @@ from fastdiff.ops import __all__ as OPS
 ROOT = Path(__file__).resolve().parent.parent
 
 # package or module of fastdiff -> what of fastdiff it may import (DESIGN section 2); "kernels" is fastdiff_kernels
-LEAVES = {"schedule", "prediction", "rng", "table"}
+LEAVES = {"contract", "schedule", "prediction", "rng", "table"}
 ENGINE = LEAVES | {"eager", "native", "backend", "ops"}
 SAMPLING = ENGINE | {"solvers", "guidance", "images", "cpu"}
 MODELS = {"models", "checkpoint", "pretrained", "data"}
@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "reference": set(),
     "schedule": set(),
     "prediction": set(),
+    "contract": set(),
     "rng": set(),
     "table": set(),
     "cpu": set(),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rng import CONTRACT_VERSION
+from ..contract import CONTRACT_VERSION
 from ..solvers import Plan
 from ..table import COLUMNS, INDEX, SCHEMA_VERSION
 from .units import Units
