@@ -73,7 +73,7 @@ def probes(axis: plt.Axes) -> None:
     axis.plot(counts, shape * 0.5 * float(got[0]) / (dims * math.log(2)), color=GREY, lw=0.8, label="1/√probes")
     axis.set(xscale="log", yscale="log", xlabel="probes", title="standard error, bits/dim")
     axis.set_xticks(counts, [str(n) for n in counts])
-    axis.minorticks_off()
+    axis.xaxis.minorticks_off()
     axis.legend(frameon=False, fontsize=7)
 
 

@@ -172,7 +172,7 @@ def corrected(axis: plt.Axes) -> None:
     axis.axhline(1 / math.sqrt(2 * n * dims), color=GREY, lw=1, label="one standard error")
     axis.set(xscale="log", yscale="log", xlabel="steps of the predictor", title="missing deviation, |std/s − 1|")
     axis.set_xticks(levels, [str(k) for k in levels])
-    axis.minorticks_off()
+    axis.xaxis.minorticks_off()
     axis.legend(frameon=False, fontsize=7)
 
 

@@ -51,7 +51,7 @@ def register(subparsers: Any) -> None:
     bound = parser.add_argument_group("the bound")
     bound.add_argument("--times", type=int, default=64, help="of a bound that is a sum over times, for each image (64)")
     bound.add_argument(
-        "--samples", type=int, default=1, help="latents an image; above 1 also the importance-weighted bound"
+        "--samples", type=int, help="latents an image, above 1 with the importance-weighted bound (1, or as in training)"
     )
     bound.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the model's bound")
     flow = parser.add_argument_group("the probability flow's likelihood, of diffusion and score models")
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples, options=parse(args.option), probes=args.probes, divergence=args.divergence,
         tolerance=args.tolerance, with_labels=args.labels, permute=args.permute_pixels, unit=args.unit,
     )  # fmt: skip
-    plain = dataclasses.replace(request, samples=1, options={}, probes=0, divergence="rademacher")
+    plain = dataclasses.replace(request, samples=None, options={}, probes=0, divergence="rademacher")
     asked = [(name, request) for name in args.models]
     if args.controls:
         asked += [(args.models[0], dataclasses.replace(request, permute=True))] + [(UNIFORM, plain)]

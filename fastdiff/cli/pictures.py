@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from os import PathLike
 from pathlib import Path
@@ -92,14 +91,11 @@ def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
         return {"the model's, by its probability flow": (-found.nats).exp()}
     if not hasattr(system, "bound"):
         return {}
-    several = "importance" in inspect.signature(system.bound).parameters
-    options = {"samples": DRAWS, "importance": True} if several else {}
-    title = f"the model's, by {DRAWS} importance weights" if several else "the model's, exp(bound)"
-    parts = []
+    parts, weights = [], {"samples": DRAWS, "importance": True}
     with torch.no_grad():
         for part, some in zip(grid.split(2048), ids.split(2048), strict=True):
-            parts.append(-sum(system.bound(part, seed=seed, sample_ids=some, **options).values()))
-    return {title: torch.cat(parts).double().exp()}
+            parts.append(-sum(system.bound(part, seed=seed, sample_ids=some, **weights).values()))
+    return {f"the model's, by {DRAWS} importance weights": torch.cat(parts).double().exp()}
 
 
 @torch.no_grad()

@@ -30,8 +30,9 @@ class Request:
 
     Attributes:
         first, images: ids first … first + images - 1 of the data. seed: of times, noise, probes and the permutation.
-        times: of a bound that is a sum over times, for each image. samples: of a bound by draws of latents; more than one
-            gives the importance-weighted bound too. options: further arguments of the system's `bound`.
+        times: of a bound that is a sum over times, for each image. samples: of a bound by draws of latents, None for as
+            the system has them; more than one gives the importance-weighted bound too. options: further arguments of the
+            system's `bound`.
         probes: of the probability flow's likelihood, 0 leaves it out. divergence, tolerance: see `likelihood.nll`.
         with_labels: of p(x|y) instead of p(x). permute: the pixels, all images alike. unit: images measured together.
     """
@@ -40,7 +41,7 @@ class Request:
     first: int = 0
     seed: int = 0
     times: int = 64
-    samples: int = 1
+    samples: int | None = None
     options: dict[str, Any] = field(default_factory=dict)
     probes: int = 0
     divergence: str = "rademacher"
@@ -51,7 +52,7 @@ class Request:
 
     def __post_init__(self) -> None:
         for name in ("images", "times", "samples", "unit"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"fastdiff.evaluation: expected {name} >= 1, got {getattr(self, name)}.")
         for name in ("first", "probes", "seed"):
             if getattr(self, name) < 0:
@@ -140,7 +141,7 @@ def _check(system: Any, request: Request) -> None:
             f"fastdiff.evaluation: expected a diffusion or score model for the probability flow's likelihood, got a {name}. "
             "Leave out probes and the exact divergence."
         )
-    wanted = dict(request.options) | ({"samples": request.samples} if request.samples > 1 else {})
+    wanted = dict(request.options) | ({"samples": request.samples} if (request.samples or 1) > 1 else {})
     known = _arguments(system)
     for option in wanted:
         if option not in known:
@@ -162,9 +163,9 @@ def _bound(
     system: Any, x: Tensor, labels: Tensor | None, request: Request, counter: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, list[float]]]:
     known, options = _arguments(system), dict(request.options)
-    if "samples" in known:
+    if "samples" in known and request.samples is not None:
         options |= {"samples": request.samples}
-    if "importance" in known:
+    if "importance" in known and request.samples is not None:
         options |= {"importance": request.samples > 1}
     if "times" not in known:
         return system.bound(x, labels, **counter, **options), {}

@@ -31,7 +31,7 @@ def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]
         result["terms"] = {name: _mean(v, dims) for name, v in terms.items()}
         result["bound"] = _mean(sum(v for name, v in terms.items() if name != "importance"), dims)
     if "importance" in terms:
-        result["importance_weighted"] = _mean(sum(terms.values()), dims) | {"samples": request.samples}
+        result["importance_weighted"] = _mean(sum(terms.values()), dims) | {"samples": request.samples or system.samples}
     if "nll" in rows:
         exact = request.divergence == "exact"
         result["nll"] = _mean(rows["nll"], dims) | {

@@ -160,6 +160,11 @@ def effective_sample_size(log_w: Tensor) -> Tensor:
     return torch.exp(2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1))
 
 
+def warmup(step: int, steps: int) -> float:
+    """min(1, (step + 1)/steps): the weight of the KLs at a training step, 1 for steps = 0 (Sønderby et al. 2016)."""
+    return min(1.0, (step + 1) / steps) if steps else 1.0
+
+
 def _weights(where: str, log_w: Tensor) -> Tensor:
     if not isinstance(log_w, Tensor) or log_w.ndim < 1 or log_w.shape[-1] < 1:
         got = list(log_w.shape) if isinstance(log_w, Tensor) else type(log_w).__name__

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..information import Gaussian
 from ..rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
-from .bounds import iwae
+from .bounds import iwae, warmup
 from .levels import Block, Level, grow, shrink
 from .observation import Normal, Observation
 
@@ -161,7 +161,7 @@ class HVAE(nn.Module):
         Args:
             x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
         """
-        weight = 1.0 if not self.kl_warmup else min(1.0, (step + 1) / self.kl_warmup)
+        weight = warmup(step, self.kl_warmup)
         drawn = self.descend(self.features(x0), seed=seed, sample_ids=sample_ids, step=step)
         kls = torch.stack([ops.gaussian_kl(*q, *p) for q, p in zip(drawn.q, drawn.p, strict=True)])
         return weight * kls.sum(0) - self.observation.log_prob(x0, drawn.x)

@@ -20,7 +20,7 @@ from .. import ops
 from ..information import Gaussian
 from ..information.distributions import LOG_2PI
 from ..rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
-from .bounds import iwae
+from .bounds import iwae, warmup
 from .networks import Encoder
 from .observation import Observation
 
@@ -136,7 +136,7 @@ class MarkovianHVAE(Chain):
         Args:
             x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
         """
-        weight = 1.0 if not self.kl_warmup else min(1.0, (step + 1) / self.kl_warmup)
+        weight = warmup(step, self.kl_warmup)
         terms = self.terms(self._checked(x0), seed=seed, sample_ids=sample_ids, step=step)
         reconstruction = terms.pop("reconstruction")
         return reconstruction + weight * torch.stack(list(terms.values())).sum(0)

@@ -1,10 +1,14 @@
 """Damage to a dataset, its disk, its model and its numbers: each is named in a sentence, nothing good is lost, and `resume`
-restores the digest where it can."""
+restores the digest where it can.
+
+One file over 400 lines: every kind of damage is done to the same finished run, by the same helpers.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -19,6 +23,7 @@ import pytest
 from fastdiff import Schedule
 from fastdiff.cli import main
 from fastdiff.jobs import Folder
+from fastdiff.jobs import glance as module
 from fastdiff.jobs.glance import glance
 from fastdiff.jobs.records import read_record, sealed
 from fastdiff.jobs.spec import RunSpec
@@ -151,6 +156,17 @@ def test_any_bit_of_a_record_counts(run: Path) -> None:
         assert [seen.unit for seen in glance(folder) if seen.wrong] == [3], (position, path.read_bytes())
         flip(path, position, position % 8)
     assert not any(seen.wrong for seen in glance(folder))
+
+
+def test_a_look_is_the_same_near_and_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one thread where files are near, by many where they are not."""
+    (run / read_record(run / RECORD, 3)["files"][0]["name"]).unlink()
+    looks = []
+    for seconds in (0.0, math.inf):
+        monkeypatch.setattr(module, "NEAR", seconds)
+        monkeypatch.setattr(module, "PART", 1)
+        looks.append(list(glance(Folder(run))))
+    assert looks[0] == looks[1] and [seen.unit for seen in looks[0] if seen.wrong] == [3]
 
 
 def test_any_bit_of_the_spec_counts(run: Path, cli: Cli) -> None:
