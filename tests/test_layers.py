@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "rng": set(),
     "table": set(),
     "cpu": set(),
+    "timing": set(),
     "images": set(),
     "models": set(),
     "checkpoint": set(),
@@ -53,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": ENGINE | {"likelihood", "score"},
     "jobs": SAMPLING | {"sampler", "checkpoint", "pretrained", "integrations", "__init__"},
     "cli": SAMPLING | MODELS
-    | {"sampler", "training", "registry", "systems", "evaluation", "likelihood", "jobs", "cli", "__init__"},
+    | {"sampler", "training", "registry", "systems", "evaluation", "likelihood", "jobs", "cli", "timing", "__init__"},
     "__main__": {"cli"},
     "__init__": {"loop", "integrations", "backend", "ops", "sampler", "schedule", "solvers", "training", "images"},
 }
