@@ -1,0 +1,177 @@
+"""A machine's rows as a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.rows import KINDS, Result, Row, best, case, figure, lost, ratios, seconds, size, threads
+
+SHARED = ("device", "backend", "threads", "cache", "per")  # said once above a table where all its rows agree
+READING = (
+    "Times are medians; in brackets the 20th and 80th percentile. A ratio is the peer's time over fastdiff's, pair by pair "
+    "of interleaved measurements: above 1 fastdiff is faster; the fastest peer is in bold. GB/s are the fewest bytes the "
+    "work must move over the time; `% of copy` is that over a plain copy measured in the same run (above 100: in cache). "
+    "`% of issue` is how near a noise kernel is to the rate at which its instructions can be issued. A row whose result was "
+    "wrong has no time: the run fails there."
+)
+
+
+def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Markdown; columns that are empty in every row are left out."""
+    kept = [i for i in range(len(head)) if any(line[i] for line in body)]
+    lines = [
+        [head[i] for i in kept],
+        ["---"] * len(kept),
+        *([line[i].replace("|", "\\|") for i in kept] for line in body),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(result: Result, pictures: Mapping[str, str]) -> str:
+    """The whole page. pictures: file names by kind of picture (see benchmarks.plots)."""
+    parts = [f"# Performance: {result.name}", machine(result), READING, "## Where we lose", losses(result)]
+    for name, title in (("roofline", "Achieved rates under their ceilings"), ("growth", "How time and memory grow")):
+        if name in pictures:
+            parts.append(f"![{title}]({pictures[name]})")
+    if result.predictions:
+        parts += ["## Predicted and measured", predicted(result.predictions)]
+    kinds = [*KINDS, *sorted({r["kind"] for r in result.rows} - KINDS.keys())]
+    for kind in kinds:
+        rows = [r for r in result.rows if r["kind"] == kind]
+        if not rows:
+            continue
+        parts.append(f"## {KINDS.get(kind, kind.capitalize())}")
+        if f"ratios-{kind}" in pictures:
+            parts.append(f"![ratios: {kind}]({pictures[f'ratios-{kind}']})")
+        parts += growth(rows) if kind == "growth" else [group(rows)]
+    if found := compiled(result.rows):
+        parts += ["## Compile times, in no time above", found]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def machine(result: Result) -> str:
+    """What was measured on, with what, and what was missing."""
+    about = result.about.get("fastdiff", {})
+    facts = []
+    cpu, gpu = about.get("cpu") or {}, about.get("gpu") or {}
+    brand = cpu.get("name") or (result.about.get("cpu") or {}).get("brand_raw")
+    if gpu:
+        facts.append(str(gpu.get("name", gpu)))
+    if brand:
+        facts.append(" ".join(filter(None, [str(brand), str(cpu.get("level") or cpu.get("capability") or "")])))
+    if about.get("copy_GB_per_s"):
+        facts.append(f"copy {figure(about['copy_GB_per_s'])} GB/s read and written")
+    versions = about.get("versions") or {}
+    facts += [f"{name} {v}" for name, v in versions.items() if v]
+    if about.get("tier"):
+        facts.append(f"tier {about['tier']}")
+    if about.get("commit"):
+        facts.append(f"commit {str(about['commit'])[:12]}")
+    text = "; ".join(facts) + "." if facts else ""
+    missing = about.get("missing") or []
+    names = [m if isinstance(m, str) else ": ".join(map(str, m)) for m in missing] if isinstance(missing, list) else [
+        f"{name} ({why})" for name, why in missing.items()
+    ]  # fmt: skip
+    return f"{text} Not there to compare with: {', '.join(names)}." if names else text
+
+
+def group(rows: Sequence[Row]) -> str:
+    """One table, what all rows share above it."""
+    shared, varying = common(rows)
+    head = ["", "case", "time", "times faster than", "GB/s", "% of copy", "% of issue", "extra memory", "checked"]
+    body = []
+    for row in rows:
+        low, middle, high = map(seconds, row["us"])
+        issue = (row.get("instructions") or {}).get("percent")
+        body.append([
+            row["what"], case(row, also=varying), f"{middle} [{low}, {high}]", against(row), figure(row.get("GB_per_s")),
+            percent(row.get("percent_of_copy")), percent(issue), size(row.get("extra_bytes")), row.get("checked") or "",
+        ])  # fmt: skip
+    return "\n\n".join(filter(None, [shared, table(head, body)]))
+
+
+def common(rows: Sequence[Row]) -> tuple[str, list[str]]:
+    """A sentence of what is the same in all rows, and the fields that are not."""
+    words, varying = [], []
+    for name in SHARED:
+        values = {row.get(name) for row in rows}
+        if len(values) > 1:
+            varying.append(name)
+        elif (value := values.pop()) is not None:
+            said = {
+                "threads": threads(value),
+                "cache": f"{value} cache",
+                "per": f"times per {value}",
+                "backend": f"backend {value}",
+            }
+            words.append(said.get(name, str(value)))
+    text = ", ".join(dict.fromkeys(words))
+    return f"{text[0].upper()}{text[1:]}." if text else "", varying
+
+
+def against(row: Row) -> str:
+    """The ratio to each peer, the fastest first and bold; then the peers that are missing."""
+    found = ratios(row)
+    shown = [f"**{r.peer} {r}**" if i == 0 else f"{r.peer} {r}" for i, r in enumerate(found)]
+    shown += [f"{name}: {p['missing']}" for name, p in row["peers"].items() if "missing" in p]
+    return "<br>".join(shown)
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def losses(result: Result) -> str:
+    """The rows in which the fastest peer is faster, made from the data."""
+    rows, compared = lost(result.rows), sum(best(row) is not None for row in result.rows)
+    if not rows:
+        return f"In none of {compared} rows with a peer." if compared else "No peer ran."
+    return f"In {len(rows)} of {compared} rows with a peer:\n\n" + "\n".join(loss_lines(rows))
+
+
+def loss_lines(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for row in rows:
+        r = best(row)
+        assert r is not None
+        also = [name for name in ("cache", "backend", "threads") if row.get(name) is not None]
+        lines.append(f"- {row['what']}, {case(row, also=also)}: {r} of {r.peer}'s speed".replace(", ,", ","))
+    return lines
+
+
+def compiled(rows: Sequence[Row]) -> str:
+    """Ours and the peers'; nothing where nothing was compiled."""
+    body = []
+    for row in rows:
+        arms = {"fastdiff": row, **row["peers"]}
+        for name, arm in arms.items():
+            if arm.get("compile_s") is not None:
+                mode = str(arm.get("mode") or "")
+                body.append([row["what"], case(row), name, mode, f"{figure(arm['compile_s'])} s"])
+    return table(["", "case", "arm", "mode", "compile time"], body) if body else ""
+
+
+def growth(rows: Sequence[Row]) -> list[str]:
+    """Exponents of time and memory; the points are in the picture."""
+    body = []
+    for row in rows:
+        g = row.get("growth") or {}
+        x = g.get("x") or [None, None]
+        powers = [power(g, "exponent"), power(g, "bytes_exponent")]
+        body.append([row["what"], case(row), f"{g.get('over', '')}, {x[0]} … {x[-1]}", *powers, against(row)])
+    return [table(["", "case", "over", "time grows as", "memory grows as", "times faster than"], body)]
+
+
+def power(g: Mapping[str, Any], name: str) -> str:
+    """x^e, with its standard error where the row has one."""
+    if g.get(name) is None:
+        return ""
+    error = g.get(f"{name}_error")
+    return f"{g.get('over', 'x')}^{g[name]:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+
+
+def predicted(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """Predictions beside their measurements, with `missed` where missed."""
+    names = ["kernel", "what", "predicted", "measured", "verdict"]
+    return table(names, [[str(p.get(name) or "") for name in names] for p in predictions])
