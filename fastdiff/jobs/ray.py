@@ -22,7 +22,7 @@ from .job import Job
 from .log import Log
 from .runner import Report, look, prepare
 from .spec import RunSpec, SpecMismatch
-from .verify import finish, listed
+from .verify import finish, heal, listed
 from .worker import Worker
 
 MOST = 16  # units that an actor gets at a time: it waits for the disk only after the last of them
@@ -50,7 +50,10 @@ def run_pool(
     """
     require()
     begun, units, stop = time.monotonic(), folder.spec.units, stop or threading.Event()
-    report, known = Report(len(units)), prepare(folder, retry_failed)
+    report = Report(len(units))
+    prepare(folder, retry_failed)
+    heal(folder)
+    known = folder.done()
     log = Log(folder, units.samples, sum(len(units.ids(unit)) for unit in known), progress)
     try:
         with _cluster(folder.spec, workers) as count:

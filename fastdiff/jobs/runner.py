@@ -16,7 +16,7 @@ from .job import Job
 from .log import Log
 from .spec import RunSpec, SpecMismatch, differences
 from .units import turns
-from .verify import finish, heal, listed
+from .verify import finish, listed
 from .worker import Worker
 from .writer import Finished
 
@@ -121,7 +121,8 @@ def _work(
 ) -> Generator[Finished, None, Report]:
     units, begun = folder.spec.units, time.monotonic()
     report = Report(len(units))
-    known = prepare(folder, retry_failed)
+    prepare(folder, retry_failed)
+    known = folder.done()  # by their names: a unit that is damaged is found when the others are done
     log = Log(folder, units.samples, sum(len(units.ids(unit)) for unit in known), progress)
     log.event("start", worker=worker, world=world, device=str(job.device), threads=folder.spec.threads, done=len(known))
     maker = Worker(folder, job, log, known)
@@ -146,14 +147,12 @@ def _work(
     return report
 
 
-def prepare(folder: Folder, retry_failed: bool) -> set[int]:
-    """Removes what dead workers left and records of damaged units, of failed ones if wished; returns the units done."""
+def prepare(folder: Folder, retry_failed: bool) -> None:
+    """Removes what dead workers left, and that units failed, if wished."""
     folder.sweep()
-    heal(folder)
     if retry_failed:
         for unit in folder.failed():
             folder.forget(unit)
-    return folder.done()
 
 
 def look(folder: Folder, report: Report, begun: float) -> None:

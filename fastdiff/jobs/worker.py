@@ -9,6 +9,7 @@ from .folder import Folder
 from .job import Failure, Job
 from .log import Log
 from .machine import settled
+from .verify import heal
 from .writer import Finished, Staged, Unfinite, Writers
 
 
@@ -36,8 +37,9 @@ class Worker:
         return False
 
     def look(self) -> None:
-        """Takes note of all that is done by now: one listing for millions of questions."""
-        self._known |= self._folder.done()
+        """Takes note of all that is done by now, and takes away what is damaged: one look for millions of questions."""
+        self._taken.difference_update(heal(self._folder))
+        self._known = self._folder.done()
         self._taken |= self._folder.failed().keys()
 
     def make(self, units: Iterable[int]) -> Iterator[Finished]:

@@ -106,7 +106,9 @@ class Campaign:
                 arguments += ["--shard", f"{number}/{world}"]
             environment = {"TINY_SLEEP": "0.005"}
             if draw.random() < 0.5:
-                environment["TINY_KILL"] = f"{draw.choice([0.003, 0.01, 0.1])}:{draw.getrandbits(32)}"
+                # Ray starts the dead anew, at the cost of importing torch, and its round ends with the run
+                often = draw.choice([0.003, 0.01, 0.1]) if engine != "ray" else 0.003
+                environment["TINY_KILL"] = f"{often}:{draw.getrandbits(32)}"
             workers.append(Worker(engine, arguments, environment, self.output, world))
         self._fire(engine, workers)
         self.look()
