@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..jobs.spec import SpecMismatch
 from .exits import FAILED, INTERRUPTED, MISMATCH, USAGE, UsageError
 
-COMMANDS = ("train", "sample", "resume", "info", "verify", "export", "eval", "plan", "solvers", "doctor")
+COMMANDS = ("train", "sample", "resume", "info", "verify", "export", "eval", "bench", "plan", "solvers", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
