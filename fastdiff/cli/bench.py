@@ -110,7 +110,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
 def as_json(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """As pytest-benchmark writes them, so that one report reads both."""
     versions: dict[str, str | None] = {"fastdiff": __version__, **{name: _version(name) for name in VERSIONS}}
-    about = {"versions": versions, "missing": [], "gpu": None}
+    about: dict[str, Any] = {"versions": versions, "missing": [], "gpu": None}
     return {
         "machine_info": {"python_version": platform.python_version(), "machine": platform.machine(), "fastdiff": about},
         "benchmarks": [{"name": row["what"], "extra_info": row} for row in rows],
