@@ -105,6 +105,10 @@ def dense(value: Tensor) -> Tensor:
 
 
 _depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
+
+
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def unobserved(*values: Tensor) -> bool:
@@ -112,10 +116,12 @@ def unobserved(*values: Tensor) -> bool:
 
     The dispatcher costs as much as the launch of a small step; the caller bumps the versions of what it writes.
     """
-    if _depth is None or _depth() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():  # first: what follows can't be traced
+        return False
+    if _depth is None or _transform is None or _depth() or _transform():
         return False
     for value in values:
-        if type(value) is not Tensor:
+        if type(value) not in PLAIN or value.is_meta:
             return False
     return True
 

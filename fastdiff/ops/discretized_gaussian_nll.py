@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backend as backends
-from . import common
+from . import autograd, common
 
 _ARGUMENTS = "Tensor x0, Tensor mean, Tensor log_scale"
 
@@ -56,11 +56,11 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return None, *torch.ops.fastdiff.discretized_gaussian_nll_backward(grad, *ctx.saved_tensors)
+    return None, *_inner(grad, *ctx.saved_tensors)
 
 
-torch.library.register_autograd("fastdiff::discretized_gaussian_nll", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.discretized_gaussian_nll.default
+_inner = autograd.inner("discretized_gaussian_nll_backward", _launch_backward)
+_functional = autograd.differentiable("discretized_gaussian_nll", _launch, _save, _backward)
 _into = torch.ops.fastdiff.discretized_gaussian_nll_out.default
 
 

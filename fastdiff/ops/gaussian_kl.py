@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backend as backends
-from . import common
+from . import autograd, common
 
 _ARGUMENTS = "Tensor mean1, Tensor logvar1, Tensor? mean2, Tensor? logvar2"
 
@@ -70,12 +70,12 @@ def _save(ctx, inputs, output):
 
 def _backward(ctx, grad):
     need = [n and v is not None for n, v in zip(ctx.needs_input_grad, ctx.saved_tensors, strict=True)]
-    grads = torch.ops.fastdiff.gaussian_kl_backward(grad, *ctx.saved_tensors, need)
+    grads = _inner(grad, *ctx.saved_tensors, need)
     return tuple(g if n else None for g, n in zip(grads, need, strict=True))
 
 
-torch.library.register_autograd("fastdiff::gaussian_kl", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.gaussian_kl.default
+_inner = autograd.inner("gaussian_kl_backward", _launch_backward)
+_functional = autograd.differentiable("gaussian_kl", _launch, _save, _backward)
 _into = torch.ops.fastdiff.gaussian_kl_out.default
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backend as backends
-from . import common
+from . import autograd, common
 
 _NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
 _ARGUMENTS = f"Tensor prediction, Tensor? weight, {_NOISE}"
@@ -61,12 +61,12 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad):
     prediction, weight, seeds, ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter
-    result = torch.ops.fastdiff.noise_mse_backward(grad, prediction, weight, seed, seeds, ids, step, stream, fast)
+    result = _inner(grad, prediction, weight, seed, seeds, ids, step, stream, fast)
     return result, *(None,) * 7
 
 
-torch.library.register_autograd("fastdiff::noise_mse", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.noise_mse.default
+_inner = autograd.inner("noise_mse_backward", _launch_backward)
+_functional = autograd.differentiable("noise_mse", _launch, _save, _backward)
 _into = torch.ops.fastdiff.noise_mse_out.default
 
 

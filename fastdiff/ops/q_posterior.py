@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import backend as backends
 from ..eager.common import per_sample
 from ..eager.q_posterior import coefficients
-from . import common
+from . import autograd, common
 
 _ARGUMENTS = "Tensor x0, Tensor x_t, Tensor t, Tensor alphas_cumprod"
 _OUTPUTS = "Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) log_variance"
@@ -57,8 +57,7 @@ def _backward(ctx, grad, *_):
     return *grads, None, None
 
 
-torch.library.register_autograd("fastdiff::q_posterior", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.q_posterior.default
+_functional = autograd.differentiable("q_posterior", _launch, _save, _backward)
 _into = torch.ops.fastdiff.q_posterior_out.default
 
 

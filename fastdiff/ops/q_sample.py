@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import backend as backends
 from ..eager.q_sample import coefficients
-from . import common
+from . import autograd, common
 
 _ARGUMENTS = (
     "Tensor x0, Tensor? t, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? seeds, Tensor? sample_ids, "
@@ -77,8 +77,7 @@ def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
     return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
 
 
-torch.library.register_autograd("fastdiff::q_sample", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.q_sample.default
+_functional = autograd.differentiable("q_sample", _launch, _save, _backward)
 _into = torch.ops.fastdiff.q_sample_out.default
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backend as backends
-from . import common
+from . import autograd, common
 
 _NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
 _ARGUMENTS = f"Tensor mean, Tensor logvar, {_NOISE}"
@@ -63,12 +63,12 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad):
     logvar, seeds, ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter
-    g_mean, g_logvar = torch.ops.fastdiff.reparameterize_backward(grad, logvar, seed, seeds, ids, step, stream, fast)
+    g_mean, g_logvar = _inner(grad, logvar, seed, seeds, ids, step, stream, fast)
     return g_mean, g_logvar, *(None,) * 6
 
 
-torch.library.register_autograd("fastdiff::reparameterize", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.reparameterize.default
+_inner = autograd.inner("reparameterize_backward", _launch_backward)
+_functional = autograd.differentiable("reparameterize", _launch, _save, _backward)
 _into = torch.ops.fastdiff.reparameterize_out.default
 
 

@@ -15,7 +15,7 @@ from .. import backend as backends
 from ..eager.common import compute_dtype
 from ..eager.reverse_step import evaluate, vjp
 from ..table import ALL_COLUMNS, COLUMNS, OPERANDS, READS, SLOTS, columns
-from . import common
+from . import autograd, common
 
 _ARGUMENTS = (
     "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int seed, "
@@ -110,8 +110,7 @@ def _backward(ctx, g_x, g_slots):
     return g_state, g_output, None, None, g_memory, *(None,) * 10
 
 
-torch.library.register_autograd("fastdiff::reverse_step", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.reverse_step.default
+_functional = autograd.differentiable("reverse_step", _launch, _save, _backward)
 _into = torch.ops.fastdiff.reverse_step_out.default
 
 

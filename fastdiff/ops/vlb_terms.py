@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import backend as backends
 from ..table import VLB_COLUMNS
-from . import common
+from . import autograd, common
 
 _ARGUMENTS = "Tensor x0, Tensor x_t, Tensor model_output, Tensor table, Tensor t"
 
@@ -55,12 +55,12 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    result = torch.ops.fastdiff.vlb_terms_backward(grad, *ctx.saved_tensors)
+    result = _inner(grad, *ctx.saved_tensors)
     return None, None, result, None, None
 
 
-torch.library.register_autograd("fastdiff::vlb_terms", _backward, setup_context=_save)
-_functional = torch.ops.fastdiff.vlb_terms.default
+_inner = autograd.inner("vlb_terms_backward", _launch_backward)
+_functional = autograd.differentiable("vlb_terms", _launch, _save, _backward)
 _into = torch.ops.fastdiff.vlb_terms_out.default
 
 
