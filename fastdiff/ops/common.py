@@ -170,8 +170,10 @@ def check_sum(
 
 def flat_view(value: Tensor, shape: Sequence[int]) -> Tensor:
     """The value broadcast to the shape, as a [B, n] view of element stride 1 or 0; copied only where no view serves."""
-    wide = value.expand(shape)
     batch, n = shape[0], elements(shape)
+    if value.shape == shape and value.is_contiguous():
+        return value.view(batch, n)
+    wide = value.expand(shape)
     strides = [stride for size, stride in zip(wide.shape[1:], wide.stride()[1:], strict=True) if size != 1]
     sample_stride = wide.stride(0) if batch != 1 else n
     if all(stride == 0 for stride in strides) and n > 1:
@@ -191,6 +193,8 @@ def _name(dtype: torch.dtype) -> str:
 
 def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
     """The value expanded to the shape (gradients sum back)."""
+    if value.shape == tuple(shape):
+        return value
     try:
         return value.expand(tuple(shape))
     except RuntimeError:
@@ -201,8 +205,9 @@ def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Ten
 
 def common_shape(where: str, values: dict[str, Tensor]) -> tuple[int, ...]:
     """The shape [B, …] that all values broadcast to."""
+    shapes = [v.shape for v in values.values()]
     try:
-        shape = tuple(torch.broadcast_shapes(*(v.shape for v in values.values())))
+        shape = tuple(shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
     except RuntimeError:
         got = ", ".join(f"{name} {list(v.shape)}" for name, v in values.items())
         raise ValueError(f"fastdiff.{where}: expected shapes that broadcast to one, got {got}.") from None

@@ -99,7 +99,7 @@ def discretized_gaussian_nll(
         common.floating(where, name, value)
         common.same_device(where, name, value, x0, "x0")
     shape = common.common_shape(where, given)
-    wide = [v.expand(shape) for v in (x0, mean, log_scale)]
+    wide = [v if v.shape == shape else v.expand(shape) for v in (x0, mean, log_scale)]
     common.check_sum(where, out, workspace, x0, shape[0], common.elements(shape), common.compute_dtype(*wide))
     with backends.use(backend) if backend else nullcontext():
         if out is None:

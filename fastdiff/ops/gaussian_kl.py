@@ -121,7 +121,7 @@ def gaussian_kl(
         common.floating(where, name, value)
         common.same_device(where, name, value, mean1, "mean1")
     shape = common.common_shape(where, given)
-    wide = [None if v is None else v.expand(shape) for v in (mean1, logvar1, mean2, logvar2)]
+    wide = [v if v is None or v.shape == shape else v.expand(shape) for v in (mean1, logvar1, mean2, logvar2)]
     common.check_sum(where, out, workspace, mean1, shape[0], common.elements(shape), common.compute_dtype(*wide))
     with backends.use(backend) if backend else nullcontext():
         if out is None:
