@@ -27,7 +27,8 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("csrc/cpu")
 KERNELS = (
-    "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl discretized_gaussian_nll vlb_terms"
+    "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl discretized_gaussian_nll vlb_terms "
+    "group_norm_silu"
 ).split()
 LIBRARY, CUDA_LIBRARY = "libfastdiff_cpu.so", "libfastdiff_cuda.so"
 

@@ -20,6 +20,7 @@ _WHERE = {
     "backends": "backend",
     "discretized_gaussian_nll": "ops",
     "gaussian_kl": "ops",
+    "group_norm_silu": "ops",
     "noise_mse": "ops",
     "q_posterior": "ops",
     "q_sample": "ops",
@@ -54,6 +55,7 @@ __all__ = [
     "backends",
     "discretized_gaussian_nll",
     "gaussian_kl",
+    "group_norm_silu",
     "noise_mse",
     "q_posterior",
     "q_sample",
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from .ops import (  # type: ignore[no-redef]  # files of ops have their op's name
         discretized_gaussian_nll,
         gaussian_kl,
+        group_norm_silu,
         noise_mse,
         q_posterior,
         q_sample,

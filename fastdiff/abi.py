@@ -13,7 +13,7 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 COUNTED = (
     "randn",
     "q_sample",
@@ -27,14 +27,19 @@ COUNTED = (
     "discretized_gaussian_nll",
     "vlb_terms",
     "sum_chunks",
+    "group_norm_silu",
+    "group_norm_moments",
+    "group_norm_statistics",
 )
 """What a library counts launches of, in the order of the C enum."""
-OPS = tuple(name for name in COUNTED if name not in ("reverse_step_rescale", "reverse_step_threshold", "sum_chunks"))
+PASSES = ("reverse_step_rescale", "reverse_step_threshold", "sum_chunks", "group_norm_moments", "group_norm_statistics")
+"""Kernels that are part of an op: prepasses, and the second pass of a sum."""
+OPS = tuple(name for name in COUNTED if name not in PASSES)
 
 Launch = tuple[int, int, int, int]  # level, threads, stream, errors
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_HEAD, _DRAW, _ARRAY, _VIEW = "qqqqQQ", "QQQQQ", "Qq", "Qqqq"
+_HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
 _WORD = Struct("=Q")
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
@@ -45,6 +50,7 @@ _NOISE_MSE = Struct(f"={_HEAD}{_DRAW}{_ARRAY}QQQQ{_ARRAY}")
 _GAUSSIAN_KL = Struct(f"={_HEAD}q{_VIEW * 4}QQQ{_ARRAY * 4}")
 _NLL = Struct(f"={_HEAD}q{_VIEW * 3}QQQ{_ARRAY * 2}")
 _VLB_TERMS = Struct(f"={_HEAD}{_ARRAY * 3}qQqQQQQ{_ARRAY}")
+_GROUP_NORM_SILU = Struct(f"={_HEAD}qq{_MAP * 2}{_ARRAY * 2}{_VIEW * 3}dqQQ")
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:
@@ -344,6 +350,31 @@ def vlb_terms_backward(
     return _VLB_TERMS.pack(
         *_size(x0), *at, *_array(x0), *_array(x_t), *_array(model_output), _size(model_output)[1],
         table.data_ptr(), table.size(0), t.data_ptr(), 0, 0, grad.data_ptr(), *_array(g_output),
+    )  # fmt: skip
+
+
+def group_norm_silu(
+    at: Launch,
+    out: Tensor,
+    workspace: Tensor | None,
+    statistics: Tensor | None,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    eps: float,
+    silu: bool,
+) -> bytes:
+    """`out` and `x` are [B, C, n] views; room for statistics is for GPUs."""
+    batch, channels, positions = x.shape
+    return _GROUP_NORM_SILU.pack(
+        batch, channels * positions, *at, channels, groups,
+        x.data_ptr(), _DTYPES[x.dtype], *x.stride(), out.data_ptr(), _DTYPES[out.dtype], *out.stride(),
+        *_array(weight), *_array(bias), *_view(scale), *_view(shift), *_view(add),
+        eps, silu, _pointer(workspace), _pointer(statistics),
     )  # fmt: skip
 
 

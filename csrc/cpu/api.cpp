@@ -44,6 +44,7 @@ constexpr Kernels<fd_gaussian_kl_args> GAUSSIAN_KL = {FD_GAUSSIAN_KL, FD_EVERY_L
 constexpr Kernels<fd_discretized_gaussian_nll_args> NLL = {FD_DISCRETIZED_GAUSSIAN_NLL,
                                                            FD_EVERY_LEVEL(discretized_gaussian_nll)};
 constexpr Kernels<fd_vlb_terms_args> VLB_TERMS = {FD_VLB_TERMS, FD_EVERY_LEVEL(vlb_terms)};
+constexpr Kernels<fd_group_norm_silu_args> GROUP_NORM_SILU = {FD_GROUP_NORM_SILU, FD_EVERY_LEVEL(group_norm_silu)};
 
 int64_t best_level() {
 #if defined(FD_HAVE_AVX2)
@@ -90,6 +91,7 @@ int fd_noise_mse(const fd_noise_mse_args* args) { return launch(NOISE_MSE, *args
 int fd_gaussian_kl(const fd_gaussian_kl_args* args) { return launch(GAUSSIAN_KL, *args, RUN); }
 int fd_discretized_gaussian_nll(const fd_discretized_gaussian_nll_args* args) { return launch(NLL, *args, RUN); }
 int fd_vlb_terms(const fd_vlb_terms_args* args) { return launch(VLB_TERMS, *args, RUN); }
+int fd_group_norm_silu(const fd_group_norm_silu_args* args) { return launch(GROUP_NORM_SILU, *args); }
 
 int fd_reverse_step(const fd_reverse_step_args* args) {
     int status = FD_OK;

@@ -132,6 +132,13 @@ int check(const fd_discretized_gaussian_nll_args& a) {
     return check_workspace(a.launch, a.workspace || a.grad);
 }
 
+int check(const fd_group_norm_silu_args& a) {
+    if (int status = check_launch(a.launch)) return status;
+    if (a.channels > 0 && a.groups > 0 && a.channels % a.groups == 0 && a.launch.elements % a.channels == 0) return FD_OK;
+    return fail(FD_VALUE_ERROR, "expected channels in equal groups, got %lld channels in %lld groups.", (long long)a.channels,
+                (long long)a.groups);
+}
+
 int check(const fd_reverse_step_args& a) {
     if (int status = check_launch(a.launch, a.draw)) return status;
     // neighbours mostly share rows: a row is looked at again only after another one took its place

@@ -19,5 +19,6 @@ int check(const fd_noise_mse_args& a);
 int check(const fd_gaussian_kl_args& a);
 int check(const fd_discretized_gaussian_nll_args& a);
 int check(const fd_vlb_terms_args& a);
+int check(const fd_group_norm_silu_args& a);
 
 }  // namespace fastdiff

@@ -16,6 +16,7 @@
     void gaussian_kl(const fd_gaussian_kl_args& args);                                    \
     void discretized_gaussian_nll(const fd_discretized_gaussian_nll_args& args);          \
     void vlb_terms(const fd_vlb_terms_args& args);                                        \
+    void group_norm_silu(const fd_group_norm_silu_args& args);                            \
     }
 
 FD_DECLARE(baseline)

@@ -6,6 +6,7 @@ kernels/README.md, so its elementwise results equal the kernels' bit for bit in 
 
 from .discretized_gaussian_nll import discretized_gaussian_nll, discretized_gaussian_nll_backward
 from .gaussian_kl import gaussian_kl, gaussian_kl_backward
+from .group_norm_silu import group_norm_silu
 from .noise_mse import noise_mse, noise_mse_backward
 from .q_posterior import q_posterior
 from .q_sample import q_sample
@@ -31,5 +32,6 @@ LAUNCHERS = {
         discretized_gaussian_nll_backward,
         vlb_terms,
         vlb_terms_backward,
+        group_norm_silu,
     )
 }

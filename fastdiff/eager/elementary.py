@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-_HIGH, _LOW = float.fromhex("0x1.617d78p+6"), float.fromhex("-0x1.5d589ep+6")
+EXP_HIGH, _LOW = float.fromhex("0x1.617d78p+6"), float.fromhex("-0x1.5d589ep+6")
 _E = [float.fromhex(h) for h in "0x1.0p-1 0x1.55549p-3 0x1.55545ep-5 0x1.123b46p-7 0x1.6db414p-10".split()]
 _MILLS = {
     torch.float32: (
@@ -38,7 +38,7 @@ def horner(coefficients: list[float], x: Tensor) -> Tensor:
 
 def _exponent(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(k, r, q): x = k ln 2 + r and q = e^r - 1 - r."""
-    x = torch.where(x > _HIGH, _HIGH, x)
+    x = torch.where(x > EXP_HIGH, EXP_HIGH, x)
     x = torch.where(x < _LOW, _LOW, x)
     k = (x * float.fromhex("0x1.715476p+0") + 12582912.0) - 12582912.0
     r = (x - k * float.fromhex("0x1.62e4p-1")) - k * float.fromhex("0x1.7f7d1cp-20")
@@ -52,7 +52,7 @@ def exp(x: Tensor) -> Tensor:
     k, r, q = _exponent(x)
     y = 1.0 + (r + q)
     y = (y.view(torch.int32) + (k.to(torch.int32) << 23)).view(torch.float32)
-    y = torch.where(x > _HIGH, math.inf, torch.where(x < _LOW, 0.0, y))
+    y = torch.where(x > EXP_HIGH, math.inf, torch.where(x < _LOW, 0.0, y))
     return torch.where(x.isnan(), x, y)
 
 

@@ -2,6 +2,7 @@
 
 from .discretized_gaussian_nll import discretized_gaussian_nll
 from .gaussian_kl import gaussian_kl
+from .group_norm_silu import group_norm_silu
 from .noise_mse import noise_mse
 from .q_posterior import q_posterior
 from .q_sample import q_sample
@@ -14,6 +15,7 @@ from .vlb_terms import vlb_terms
 __all__ = [
     "discretized_gaussian_nll",
     "gaussian_kl",
+    "group_norm_silu",
     "noise_mse",
     "q_posterior",
     "q_sample",

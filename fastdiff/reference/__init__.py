@@ -7,6 +7,7 @@ float32 to the bit; elementwise ops are evaluated in the compute type (float64 f
 
 from .discretized_gaussian_nll import discretized_gaussian_nll
 from .gaussian_kl import gaussian_kl
+from .group_norm_silu import group_norm_silu
 from .noise_mse import noise_mse
 from .q_posterior import q_posterior
 from .q_sample import q_sample
@@ -20,6 +21,7 @@ __all__ = [
     "VLB_COLUMNS",
     "discretized_gaussian_nll",
     "gaussian_kl",
+    "group_norm_silu",
     "noise_mse",
     "philox4x32",
     "q_posterior",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+EXP_HIGH = np.float32(float.fromhex("0x1.617d78p+6"))
+
 
 def exp(x: NDArray) -> NDArray:
     """NumPy's in float64; in float32 the polynomial, infinite above 88.37 and zero below -87.33."""
     if x.dtype == np.float64:
         return np.exp(x)
     f = np.float32
-    high, low = f(float.fromhex("0x1.617d78p+6")), f(float.fromhex("-0x1.5d589ep+6"))
+    high, low = EXP_HIGH, f(float.fromhex("-0x1.5d589ep+6"))
     c = np.where(x > high, high, x)
     c = np.where(c < low, low, c)
     magic = f(12582912)

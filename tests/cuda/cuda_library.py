@@ -18,7 +18,9 @@ SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
 OPS = (
     "randn", "q_sample", "reverse_step", "reverse_step_rescale", "reverse_step_threshold", "q_posterior",
     "reparameterize", "noise_mse", "gaussian_kl", "discretized_gaussian_nll", "vlb_terms", "sum_chunks",
+    "group_norm_silu", "group_norm_moments", "group_norm_statistics",
 )  # fmt: skip
+PASSES = {"reverse_step_rescale", "reverse_step_threshold", "sum_chunks", "group_norm_moments", "group_norm_statistics"}
 CHUNK = 1024
 Field = Tensor | int | None
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cuda_library import OPS, ROOT, SOURCES, load
+from cuda_library import OPS, PASSES, ROOT, SOURCES, load
 
 from fastdiff.table import COLUMNS
 
 INSTALLED = ROOT / "fastdiff/lib/libfastdiff_cuda.so"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-DFD_LEVEL=cuda", f"-I{ROOT / 'csrc/include'}"]
-EXPORTED = [f"fd_{op}" for op in OPS if op not in ("reverse_step_rescale", "reverse_step_threshold", "sum_chunks")]
+EXPORTED = [f"fd_{op}" for op in OPS if op not in PASSES]
 EXPORTED += ["fd_abi_version", "fd_schema", "fd_launches", "fd_last_error", "fd_cuda_archs", "fd_cuda_unusable"]
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")

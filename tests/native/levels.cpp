@@ -255,6 +255,30 @@ uint64_t run_reparameterize(int64_t level, int64_t type) {
     return h;
 }
 
+// Groups of 1, 3, 10 and 24 channels, channels last and first, with all that can be given.
+uint64_t run_group_norm_silu(int64_t level, int64_t type) {
+    uint64_t h = SEED;
+    const int64_t sizes[][3] = {{32, 32, 70}, {24, 8, 130}, {40, 4, 1030}, {24, 1, 3}};
+    for (const auto& [channels, groups, positions] : sizes)
+        for (bool last : {false, true}) {
+            const int64_t n = channels * positions;
+            Arrays v(n, type);
+            const auto vectors = values(3, 5 * channels, type, 5);
+            auto view = [&](int64_t i) {
+                return fd_view{vectors.data() + size_t(i * channels) * size_of(type), type, 5 * channels, 1};
+            };
+            const int64_t across = last ? 1 : positions, along = last ? channels : 1;
+            fd_group_norm_silu_args a = {};
+            a.launch = {3, n, level, 1}, a.channels = channels, a.groups = groups, a.eps = 1e-5, a.silu = 1;
+            a.x = {v.a.data(), type, n, across, along}, a.out = {v.out.data(), type, n, across, along};
+            a.weight = {view(0).data, type}, a.bias = {view(1).data, type};
+            a.scale = view(2), a.shift = view(3), a.add = view(4);
+            if (fd_group_norm_silu(&a)) return 0;
+            h = digest(h, v.out.data(), v.out.size());
+        }
+    return h;
+}
+
 uint64_t run_q_posterior(int64_t level, int64_t type) {
     const double kept[4] = {0.99, 0.9, 0.5, 0.01};
     const int64_t t[3] = {0, 3, 1};
@@ -281,7 +305,7 @@ int main() {
         {"randn", run_randn}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step}, {"plain_step", run_plain_step},
         {"prepass_step", run_prepass_step}, {"q_posterior", run_q_posterior}, {"reparameterize", run_reparameterize},
         {"noise_mse", run_noise_mse}, {"gaussian_kl", run_gaussian_kl}, {"discretized_gaussian_nll", run_nll},
-        {"vlb_terms", run_vlb_terms}};
+        {"vlb_terms", run_vlb_terms}, {"group_norm_silu", run_group_norm_silu}};
     int different = 0;
     for (const auto& op : ops)
         for (int64_t type = 0; type < 4; ++type) {

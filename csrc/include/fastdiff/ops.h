@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define FD_ABI_VERSION 2
+#define FD_ABI_VERSION 3
 #define FD_EXPORT __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -21,14 +21,18 @@ enum { FD_OK = 0, FD_VALUE_ERROR = 1, FD_INDEX_ERROR = 2, FD_RUNTIME_ERROR = 3 }
 enum { FD_FLOAT32 = 0, FD_FLOAT64 = 1, FD_FLOAT16 = 2, FD_BFLOAT16 = 3 };
 enum { FD_BEST = -1, FD_BASELINE = 0, FD_AVX2 = 1, FD_AVX512 = 2, FD_LEVEL_COUNT = 3 };
 
-// what fd_launches counts; reverse_step's prepasses are kernels of their own, and so is the second pass of a sum
+// what fd_launches counts; prepasses (of reverse_step, and on GPUs of group_norm_silu) are kernels of their own, and so is
+// the second pass of a sum
 enum {
     FD_RANDN, FD_Q_SAMPLE, FD_REVERSE_STEP, FD_REVERSE_STEP_RESCALE, FD_REVERSE_STEP_THRESHOLD, FD_Q_POSTERIOR,
-    FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS, FD_OPS
+    FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS,
+    FD_GROUP_NORM_SILU, FD_GROUP_NORM_MOMENTS, FD_GROUP_NORM_STATISTICS, FD_OPS
 };
 
 // elements of a sample whose terms are summed together (section 7)
 enum { FD_CHUNK = 1024 };
+// positions of a channel whose moments are taken together (section 12)
+enum { FD_POSITIONS = 64 };
 
 typedef struct {
     int64_t batch;
@@ -64,6 +68,12 @@ typedef struct {
     int64_t sample_stride;   // in elements
     int64_t element_stride;  // 1, or 0: one value for the whole sample
 } fd_view;
+
+typedef struct {
+    void* data;
+    int64_t type;
+    int64_t sample_stride, channel_stride, position_stride;  // in elements; one of the latter two is 1
+} fd_map;  // [batch, channels, positions]
 
 // The first array of a struct fixes the compute type: float64 for float64, else float32. [batch] outputs, weights and
 // incoming gradients of sums, and workspaces, have that type.
@@ -177,6 +187,19 @@ typedef struct {
     fd_output g_output;  // like model_output
 } fd_vlb_terms_args;
 
+typedef struct {
+    fd_launch launch;  // elements: channels * positions
+    int64_t channels, groups;
+    fd_map x;    // read alone
+    fd_map out;  // stride 1 where x has it
+    fd_input weight, bias;      // [channels], or null: 1 and 0
+    fd_view scale, shift, add;  // [batch, channels], or null: 0
+    double eps;
+    int64_t silu;
+    void* workspace;    // CUDA: [2, batch, chunks of FD_POSITIONS, channels] of the compute type, filled by the prepass
+    void* statistics;   // CUDA: [2, batch, groups] of the compute type, likewise: mean and 1/deviation
+} fd_group_norm_silu_args;
+
 FD_EXPORT int fd_randn(const fd_randn_args* args);
 FD_EXPORT int fd_q_sample(const fd_q_sample_args* args);
 FD_EXPORT int fd_reverse_step(const fd_reverse_step_args* args);
@@ -186,6 +209,7 @@ FD_EXPORT int fd_noise_mse(const fd_noise_mse_args* args);
 FD_EXPORT int fd_gaussian_kl(const fd_gaussian_kl_args* args);
 FD_EXPORT int fd_discretized_gaussian_nll(const fd_discretized_gaussian_nll_args* args);
 FD_EXPORT int fd_vlb_terms(const fd_vlb_terms_args* args);
+FD_EXPORT int fd_group_norm_silu(const fd_group_norm_silu_args* args);
 
 FD_EXPORT int64_t fd_abi_version(void);
 FD_EXPORT const char* fd_schema(void);       // the table's column names, separated by commas

@@ -1,0 +1,196 @@
+"""`group_norm_silu`: group normalisation, conditioning and SiLU of activations in one pass."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from .. import backend as backends
+from ..eager.group_norm_silu import chunks, group_norm_silu_backward
+from . import autograd, common
+
+_ARGUMENTS = (
+    "Tensor x, int groups, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? add, float eps, bool silu"
+)
+_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def _strides(x: Tensor) -> tuple[int, int, int] | None:
+    """Strides of x as [B, C, n], or None where its positions are no one dimension or neither it nor channels are dense."""
+    position, size = 1, 1
+    for length, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
+        if length == 1:
+            continue
+        if size == 1:
+            position = stride
+        elif stride != position * size:
+            return None
+        size *= length
+    channel = x.stride(1) if x.shape[1] != 1 else position * size
+    if size == 1:
+        # channels alone: dense ones stand side by side
+        position = 1 if channel != 1 else max(x.shape[1], 1)
+    if position < 1 or channel < 1 or (channel != 1 and position != 1):
+        return None
+    return x.stride(0), channel, position
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    """x, or its copy in its own memory format where its strides serve no kernel."""
+    if _strides(x) is not None:
+        return x
+    last = x.ndim in _FORMATS and x.stride(1) == 1 and x.shape[1] > 1
+    return x.contiguous(memory_format=_FORMATS[x.ndim] if last else torch.contiguous_format)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[B, C, n] view."""
+    strides = _strides(x)
+    assert strides is not None
+    batch, channels = x.shape[:2]
+    return x.as_strided((batch, channels, x.numel() // (batch * channels)), strides)
+
+
+def _launch_out(x, groups, weight, bias, scale, shift, add, eps, silu, out):
+    if out.numel() == 0:
+        return
+    x = _as_stored(x)
+    compute = common.compute_dtype(x)
+    workspace = statistics = None
+    if backends.backend_for("group_norm_silu", x.device) in ("cuda", "triton"):
+        batch, channels = x.shape[:2]
+        count = chunks(x.numel() // (batch * channels))
+        workspace = torch.empty(2 * batch * count * channels, dtype=compute, device=x.device)
+        statistics = torch.empty(2 * batch * groups, dtype=compute, device=x.device)
+    vectors = [None if v is None else common.dense(v) for v in (weight, bias)]
+    launch = backends.launcher("group_norm_silu", x.device)
+    launch(_flat(out), workspace, statistics, _flat(x), groups, *vectors, scale, shift, add, eps, silu)
+
+
+def _output(x, *_):
+    return torch.empty_like(_as_stored(x))
+
+
+def _launch(x, groups, weight, bias, scale, shift, add, eps, silu):
+    out = _output(x)
+    _launch_out(x, groups, weight, bias, scale, shift, add, eps, silu, out)
+    return out
+
+
+common.define("group_norm_silu", f"({_ARGUMENTS}) -> Tensor", _launch)
+common.define("group_norm_silu_out", f"({_ARGUMENTS}, Tensor(a!) out) -> ()", _launch_out)
+torch.library.register_fake("fastdiff::group_norm_silu", _output)
+torch.library.register_fake("fastdiff::group_norm_silu_out", lambda *_: None)
+
+
+def _save(ctx, inputs, output):
+    x, groups, weight, bias, scale, shift, add, eps, silu = inputs
+    ctx.save_for_backward(x, weight, bias, scale, shift, add)
+    ctx.constants = (groups, eps, silu)
+
+
+def _backward(ctx, grad):
+    x, weight, bias, scale, shift, add = ctx.saved_tensors
+    groups, eps, silu = ctx.constants
+    by = group_norm_silu_backward(grad, x, groups, weight, bias, scale, shift, add, eps, silu)
+    given = (x, weight, bias, scale, shift, add)
+    need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]
+    g = [v.to(like.dtype) if n and like is not None else None for v, like, n in zip(by, given, need, strict=True)]
+    return g[0], None, *g[1:], None, None
+
+
+_functional = autograd.differentiable("group_norm_silu", _launch, _save, _backward)
+_into = torch.ops.fastdiff.group_norm_silu_out.default
+
+
+def group_norm_silu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    add: Tensor | None = None,
+    silu: bool = True,
+    out: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """silu(((u - mean)/sqrt(var + eps)·weight + bias)(1 + scale) + shift), u = x + add.
+
+    Group normalisation (Wu & He 2018, eq. 1–4), conditioned as in Dhariwal & Nichol 2021, section 3. Mean and (biased)
+    variance are those of a group of channels of one sample. It is what a residual block does between two convolutions,
+    in one pass over memory instead of three or four.
+
+    Args:
+        x: [B, C, …] floating, channels last in memory or contiguous; other layouts are copied first. The result has its
+            dtype and memory format.
+        groups: divides C.
+        weight, bias: [C], or None: 1 and 0. These and the following may be of any floating dtype.
+        eps: at least 0.
+        scale, shift: [B, C] conditioning, or None: 0. A half of a wider tensor (`chunk`) is read in place.
+        add: [B, C], or None: 0; added to x first, as DDPM's residual blocks do with the time embedding.
+        silu: False leaves the activation out.
+        out: a tensor like x in shape, dtype and memory format to fill, x itself or none of its memory; no gradient is
+            recorded.
+        backend: see `randn`.
+
+    Statistics are taken in pieces of 64 positions in the compute type (float64 for float64, else float32), each around
+    its own mean, and put together in float64: a large mean does no harm, and a sample's result has the same bits at any
+    batch size, position, memory format and thread count. Gradients flow to x, weight, bias, scale, shift and add.
+
+    Raises:
+        ValueError, TypeError: for arguments outside these.
+    """
+    where = "group_norm_silu"
+    common.floating(where, "x", x)
+    if x.ndim < 2:
+        raise ValueError(f"fastdiff.{where}: expected x of shape [B, C, …], got {list(x.shape)}. Add the missing dimension.")
+    batch, channels = x.shape[0], x.shape[1]
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"fastdiff.{where}: expected groups as an int, got {type(groups).__name__}.")
+    if groups < 1 or channels % groups:
+        raise ValueError(f"fastdiff.{where}: expected groups that divide the {channels} channels, got {groups}.")
+    if not eps >= 0:
+        raise ValueError(f"fastdiff.{where}: expected eps of at least 0, got {eps}.")
+    for name, value, shape in (
+        ("weight", weight, (channels,)),
+        ("bias", bias, (channels,)),
+        ("scale", scale, (batch, channels)),
+        ("shift", shift, (batch, channels)),
+        ("add", add, (batch, channels)),
+    ):
+        if value is not None:
+            common.floating(where, name, value)
+            common.shaped(where, name, value, shape)
+            common.same_device(where, name, value, x, "x")
+    common.sized(where, common.elements(x.shape))
+    arguments = (x, groups, weight, bias, scale, shift, add, float(eps), bool(silu))
+    with backends.use(backend) if backend else nullcontext():
+        if out is None:
+            return _functional(*arguments)
+        common.shaped(where, "out", out, x.shape)
+        common.same_device(where, "out", out, x, "x")
+        if out.dtype != x.dtype or not _alike(out, x):
+            raise ValueError(
+                f"fastdiff.{where}: expected out with the dtype and memory format of x ({x.dtype}, strides {x.stride()}), "
+                f"got {out.dtype}, strides {out.stride()}."
+            )
+        given = [v for v in (x, weight, bias, scale, shift, add, out) if v is not None]
+        if common.unobserved(*given):
+            torch.autograd.graph.increment_version(out)
+            _launch_out(*arguments, out)
+        else:
+            _into(*arguments, out)
+        return out
+
+
+def _alike(out: Tensor, x: Tensor) -> bool:
+    """Whether channels (or positions) stand side by side in both."""
+    if out.numel() == 0:
+        return True
+    to, given = _strides(out), _strides(_as_stored(x))
+    return to is not None and given is not None and (to[1] == 1) == (given[1] == 1) and out.stride(0) > 0
