@@ -1,55 +1,238 @@
-"""Honest timing: arms interleaved in one process, medians with their spread, results checked before they are timed.
+"""Honest timing: arms interleaved in one process, medians with their spread, results checked before and after.
 
-A row is fastdiff's time next to its peers' on the same inputs, as ratios; next to it stand the bytes an ideal kernel
-would move and the copy bandwidth measured in the same run. Peers that are not installed are reported as missing.
+A row is fastdiff's time next to its peers' on the same inputs, as ratios of neighbouring measurements in the order
+A B … B A; next to it stand the bytes an ideal kernel would move and the copy bandwidth measured in the same run. Outputs are
+poisoned first and compared with their oracle before anything is timed and once more afterwards: a row whose result is wrong
+raises and has no time. Peers that are not installed are reported as missing. `SCHEMA` names the row's form.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks import memory
+from benchmarks.peers import Compiled, Missing
+from fastdiff.backend import backend_for
+from fastdiff.jobs import machine
 from fastdiff.timing import Arm, interleave, ratio, spread
 
-__all__ = ["Arm", "copy_bandwidth", "interleave", "ratio", "report", "spread"]
+__all__ = ["SCHEMA", "Setting", "Work", "fitted", "interleave", "measure", "ratio", "spread", "take_turns"]
+
+SCHEMA = 1
+OURS = "fastdiff"
+KINDS = (
+    "op", "step", "loop", "network", "sampling", "seeds", "batching", "training", "elbo", "job", "growth",
+)  # fmt: skip
+MOST_ROUNDS = 500
+SLOW = 0.3
+PATIENCE = 20.0  # seconds: rows whose arms take longer get as few turns as the tier allows
 
 
-def copy_bandwidth(megabytes: int = 256) -> float:
-    """Bytes read and written per second by a plain copy of float32 tensors."""
-    source = torch.randn(megabytes * 2**18)
-    target = torch.empty_like(source)
-    times = interleave({"copy": lambda: target.copy_(source)}, rounds=7)["copy"]
-    return 2 * source.numel() * 4 / statistics.median(times)
+class Setting(NamedTuple):
+    """How a run measures: the device, seconds and fewest turns of a row, and its tier."""
+
+    device: str = "cpu"
+    seconds: float = 0.6
+    rounds: int = 3
+    tier: str = "default"
 
 
-def report(
-    benchmark: Any, arms: Mapping[str, Arm], *, elements: int, bytes_floor: int, check: Callable[[], None]
-) -> dict[str, Any]:
-    """Checks, times all arms interleaved, and leaves the row in pytest-benchmark's extra_info.
+class Work(NamedTuple):
+    """What a row times, and how its result is known to be right.
 
-    The first arm is ours and is also what pytest-benchmark times. `check` raises when a result is wrong: a wrong result
-    is an error, not a time.
+    Attributes:
+        call: ours. check: given what `call` returned, raises where that or the outputs are wrong.
+        outputs: tensors that `call` writes, poisoned before it. restore: puts back what `call` changes in place.
+        checked: the oracle and the tolerance, in words.
     """
-    check()
-    ours, *peers = arms
-    times = interleave(arms)
-    low, middle, high = spread(times[ours])
-    copy = copy_bandwidth()
-    row: dict[str, Any] = {
-        "elements": elements,
-        "threads": torch.get_num_threads(),
-        "Melem_per_s": round(elements / middle / 1e6, 1),
-        "us_p20_p50_p80": [round(1e6 * v, 2) for v in (low, middle, high)],
-        "bytes_floor": bytes_floor,
-        "GB_per_s": round(bytes_floor / middle / 1e9, 2),
-        "copy_GB_per_s": round(copy / 1e9, 2),
-        "faster_than": {peer: ratio(times[ours], times[peer]) for peer in peers},
-    }
-    benchmark.extra_info.update(row)
-    benchmark.pedantic(arms[ours], rounds=10, warmup_rounds=1)
-    shown = ", ".join(f"{v['median']:.2f}x [{v['p20']:.2f}, {v['p80']:.2f}] {k}" for k, v in row["faster_than"].items())
-    print(f"\n{benchmark.name}: {row['Melem_per_s']} Melem/s, {row['GB_per_s']} GB/s; {shown or 'no peer installed'}")
-    return row
+
+    call: Arm
+    check: Callable[[Any], None]
+    checked: str
+    outputs: tuple[torch.Tensor, ...] = ()
+    restore: Callable[[], None] | None = None
+
+    def verify(self) -> None:
+        """Poisons, calls, checks."""
+        for out in self.outputs:
+            out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).min)
+        if self.restore is not None:
+            self.restore()
+        self.check(self.call())
+
+
+def take_turns(
+    arms: Mapping[str, Arm], setting: Setting, *, before: Arm | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each arm's calls in the order A B … B A; `before` runs ahead of every call and is not counted.
+
+    On a GPU short calls are measured several at a time.
+    """
+    clock = memory.stopwatch(setting.device)
+    names, once = list(arms), 0.0
+    for arm in arms.values():
+        for _ in range(2):  # the first warms up; where it takes long it serves as the estimate too
+            begin = time.perf_counter()
+            if before is not None:
+                before()
+            seconds = max(clock(arm), time.perf_counter() - begin)
+            if seconds > SLOW:
+                break
+        once += seconds
+    repeat = 1 if before is not None or setting.device == "cpu" else max(1, min(100, int(1e-3 * len(arms) / once)))
+    rounds = max(setting.rounds, min(MOST_ROUNDS, int(setting.seconds / (2 * once * repeat))))
+    if once * 2 * rounds > PATIENCE:
+        rounds = max(2, min(rounds, int(PATIENCE / (2 * once))))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in (*names, *reversed(names)):
+            arm = arms[name]
+            if before is not None:
+                before()
+            times[name].append(clock(arm if repeat == 1 else _several(arm, repeat)) / repeat)
+    return times
+
+
+def _several(arm: Arm, repeat: int) -> Arm:
+    def call() -> None:
+        for _ in range(repeat):
+            arm()
+
+    return call
+
+
+def _arms(peers: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Arm], dict[str, str]]:
+    """({(peer, mode): arm}, {peer: why it is missing}); a peer is an arm, a mapping of modes to arms, or `Missing`."""
+    arms: dict[tuple[str, str], Arm] = {}
+    missing: dict[str, str] = {}
+    for name, peer in peers.items():
+        if isinstance(peer, Missing):
+            missing[name] = peer.reason
+        elif isinstance(peer, Mapping):
+            found = {(name, mode): arm for mode, arm in peer.items() if not isinstance(arm, Missing)}
+            arms |= found
+            if not found:
+                missing[name] = "; ".join(sorted({arm.reason for arm in peer.values()}))
+        else:
+            arms[name, ""] = peer
+    return arms, missing
+
+
+def _likely(arms: dict[tuple[str, str], Arm], setting: Setting) -> dict[tuple[str, str], Arm]:
+    """Of slow arms the quickest mode of each peer, by the better of two calls: the others get no turns."""
+    clock = memory.stopwatch(setting.device)
+    first = {key: clock(arm) for key, arm in arms.items()}
+    if 2 * setting.rounds * sum(first.values()) <= 4 * setting.seconds:
+        return arms
+    several = {name for name, _ in arms if sum(peer == name for peer, _ in arms) > 1}
+    second = {key: min(first[key], clock(arm)) if key[0] in several else first[key] for key, arm in arms.items()}
+    best = {name: min((key for key in arms if key[0] == name), key=second.__getitem__) for name, _ in arms}
+    return {key: arms[key] for key in best.values()}
+
+
+def _microseconds(times: Iterable[float], divide: float) -> list[float]:
+    return [round(1e6 * v / divide, 3) for v in spread(list(times))]
+
+
+def measure(
+    setting: Setting, work: Work, *, kind: str, what: str, case: Mapping[str, Any], peers: Mapping[str, Any],
+    per: str = "call", divide: float = 1, elements: int | None = None, bytes_floor: int | None = None,
+    cold: bool = False, instructions: Callable[[], Any] | None = None, compile_s: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Checks, times all arms interleaved, checks again, and returns the row.
+
+    divide: how many `per` one call is (steps times samples for "sample-step"). elements, bytes_floor: of one call.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"benchmarks.harness: expected kind in {KINDS}, got {kind!r}.")
+    device = setting.device
+    work.verify()
+    extra = memory.extra_bytes(work.call, device)
+    theirs, missing = _arms(peers)
+    theirs = _likely(theirs, setting)
+    before = (lambda: memory.evict(device)) if cold else None
+    names: dict[Any, Arm] = {OURS: work.call, **theirs}
+    times = take_turns(names, setting, before=before)
+    work.verify()
+    ours = times[OURS]
+    us = _microseconds(ours, divide)
+    copy = memory.copy_bandwidth(device, bytes_floor or memory.LARGE, cold=cold)
+    rate = None if bytes_floor is None else bytes_floor / statistics.median(ours)
+    return {
+        "schema": SCHEMA, "kind": kind, "what": what, "case": dict(case),
+        "device": "cpu" if device == "cpu" else machine.describe(torch.device(device))["name"],
+        "backend": backend_for("reverse_step", device), "threads": torch.get_num_threads(),
+        "cache": "cold" if cold else "warm", "per": per, "us": us, "rounds": len(ours),
+        "elements": elements, "bytes_floor": bytes_floor,
+        "GB_per_s": None if rate is None else round(rate / 1e9, 3), "copy_GB_per_s": round(copy / 1e9, 3),
+        "percent_of_copy": None if rate is None else round(100 * rate / copy, 1),
+        "instructions": _instructions(instructions, elements, ours),
+        **_compared(times, theirs, missing, divide),
+        "compile_s": compile_s, "extra_bytes": extra, "checked": work.checked,
+    }  # fmt: skip
+
+
+def _instructions(limit: Callable[[], Any] | None, elements: int | None, ours: list[float]) -> dict[str, Any] | None:
+    """The ceiling that arithmetic sets, and how much of it the row reaches."""
+    found = limit() if limit is not None else None
+    if found is None or elements is None:
+        return None
+    rate = elements / statistics.median(ours) / 1e6
+    return {**found, "percent": round(100 * rate / found["ceiling_Melem_per_s"], 1)}
+
+
+def _compared(times: Mapping[Any, list[float]], arms: Mapping[Any, Arm], missing: Mapping[str, str], divide: float) -> Any:
+    """peers and best_peer of a row; of a peer with several modes its quickest counts."""
+    rows: dict[str, Any] = {}
+    for (name, mode), arm in arms.items():
+        found: dict[str, Any] = {
+            "us": _microseconds(times[name, mode], divide), "faster": ratio(times[OURS], times[name, mode]),
+        }  # fmt: skip
+        if mode:
+            found |= {"mode": mode, "modes": {mode: found["us"][1]}}
+        if isinstance(arm, Compiled):
+            found["compile_s"] = round(arm.seconds, 2)
+        if name not in rows:
+            rows[name] = found
+        else:
+            modes = rows[name]["modes"] | found["modes"]
+            rows[name] = {**min(rows[name], found, key=lambda row: row["us"][1]), "modes": modes}
+    best = min(rows, key=lambda name: rows[name]["faster"]["median"], default=None)
+    rows |= {name: {"missing": reason} for name, reason in missing.items()}
+    return {"peers": rows, "best_peer": None if best is None else {"name": best, **rows[best]["faster"]}}
+
+
+def fitted(x: list[float], y: list[float]) -> tuple[float, float]:
+    """(exponent, its standard error) of y = c x^e, by least squares between the logarithms."""
+    line = torch.tensor([x, y], dtype=torch.float64).log()
+    off = line - line.mean(1, keepdim=True)
+    square = float(off[0] @ off[0])
+    exponent = float(off[0] @ off[1]) / square
+    rest = off[1] - exponent * off[0]
+    free = len(x) - 2
+    return exponent, (float(rest @ rest) / free / square) ** 0.5 if free > 0 else 0.0
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row in one line."""
+    values = [str(v) if not isinstance(v, (list, tuple)) else "x".join(map(str, v)) for v in row["case"].values()]
+    case = " ".join(v for v in values if v not in row["what"].split())
+    shown = [f"{row['what']} {case} {row['cache']}: {row['us'][1]:.1f} us/{row['per']}"]
+    if row["percent_of_copy"] is not None:
+        shown.append(f"{row['GB_per_s']} GB/s ({row['percent_of_copy']:.0f} % of copy)")
+    for name, peer in row["peers"].items():
+        mode = f" {peer['mode']}" if peer.get("mode") else ""
+        faster = peer.get("faster")
+        shown.append(
+            f"{faster['median']:.2f}x [{faster['p20']:.2f}, {faster['p80']:.2f}] {name}{mode}" if faster
+            else f"{name} missing: {peer['missing']}"
+        )  # fmt: skip
+    if "growth" in row:
+        growth = row["growth"]
+        shown.append(f"time ~ {growth['over']}^{growth['exponent']:.2f}")
+    return ", ".join(shown)

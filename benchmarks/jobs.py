@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks import harness
@@ -28,14 +29,15 @@ from fastdiff.jobs import machine
 from fastdiff.jobs.log import resident
 
 
-def bare(job: jobs.Job, units: list[int]) -> None:
-    """What a user's own loop would do for these units."""
-    sampler, model = job.sampler, job.model
+def bare(job: jobs.Job, units: list[int]) -> list[np.ndarray]:
+    """What a user's own loop would do for these units: their pictures."""
+    sampler, model, made = job.sampler, job.model, []
     for unit in units:
         block = job.spec.units.block(unit)
         cond, uncond = model.conditions(job.conditions.entries(block.start, block.stop))
         x = sampler.sample((len(block), *model.shape), seed=job.spec.seed, sample_ids=block, cond=cond, uncond=uncond)
-        to_uint8(x).permute(0, 2, 3, 1).contiguous().numpy()
+        made.append(to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    return made
 
 
 def beside(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[str, Any]:
@@ -79,10 +81,10 @@ def beside(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[s
     }  # fmt: skip
 
 
-def workers(samples: int, steps: int, unit: int, rounds: int) -> dict[str, Any]:
-    """Speed of two single-threaded workers together, relative to one."""
-    speeds: dict[int, list[float]] = {1: [], 2: []}
-    for world in [1, 2, 2, 1] * rounds:
+def speeds(worlds: list[int], samples: int, steps: int, unit: int, rounds: int) -> dict[int, list[float]]:
+    """{workers: images a second of so many single-threaded processes together}, each world as often and in turns."""
+    found: dict[int, list[float]] = {world: [] for world in worlds}
+    for world in [*worlds, *reversed(worlds)] * rounds:
         with tempfile.TemporaryDirectory() as out:
             command = [
                 sys.executable, "-m", "fastdiff", "sample", "--out", out, "--ids", f"0-{samples * world - 1}", "--unit",
@@ -96,9 +98,15 @@ def workers(samples: int, steps: int, unit: int, rounds: int) -> dict[str, Any]:
             # from when all are at work to when the first has no more to do
             begin, end = max(log[0]["unix"] for log in ends), min(log[-1]["unix"] for log in ends)
             within = [e for log in ends for e in log if begin < e["unix"] <= end]
-            speeds[world].append(sum(e["images"] for e in within) / (end - begin))
-    each = {str(k): [round(v, 1) for v in s] for k, s in speeds.items()}
-    return {"samples_each": samples, "images_per_second": each, "ratio": harness.ratio(speeds[1], speeds[2])}
+            found[world].append(sum(e["images"] for e in within) / (end - begin))
+    return found
+
+
+def workers(samples: int, steps: int, unit: int, rounds: int) -> dict[str, Any]:
+    """Speed of two single-threaded workers together, relative to one."""
+    found = speeds([1, 2], samples, steps, unit, rounds)
+    each = {str(k): [round(v, 1) for v in s] for k, s in found.items()}
+    return {"samples_each": samples, "images_per_second": each, "ratio": harness.ratio(found[1], found[2])}
 
 
 def main() -> None:

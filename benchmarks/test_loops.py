@@ -1,8 +1,7 @@
-"""Whole sampling loops next to diffusers', with a network that costs nothing: what a user's own loop adds to it."""
+"""Whole sampling loops next to diffusers' and k-diffusion's, with a network that costs nothing: what a loop adds to it."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,65 +9,55 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import harness
-from fastdiff import Sampler, Schedule
+from benchmarks import harness, solvers, traffic
+from benchmarks.peers import Missing
+from benchmarks.tiers import row
+from fastdiff import Sampler
 from fastdiff.pretrained import load
 
-STEPS = 50
-SCHEDULE = Schedule.scaled_linear(1000)
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-# our solver, diffusers' class and what makes it take the same steps
-PEERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {"clip_sample": False}),
-    "dpm++2m": ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
-    "unipc": ("UniPCMultistepScheduler", {"timestep_spacing": "leading"}),
-    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}),
-}
-SHAPES = {"256x3x32x32": (256, 3, 32, 32), "1x3x32x32": (1, 3, 32, 32)}
+SHAPES = {"256x3x32x32": (256, 3, 32, 32), "16x3x32x32": (16, 3, 32, 32), "1x3x32x32": (1, 3, 32, 32)}
+COMMON = ("ddim", "dpm++2m", "unipc", "euler_ancestral")
+CASES = [
+    row("quick" if (solver, shape) == ("ddim", "1x3x32x32")
+        else "default" if solver in COMMON or shape == "16x3x32x32" else "full", solver, shape, id=f"{solver}-{shape}")
+    for solver in solvers.PEERS for shape in SHAPES
+]  # fmt: skip
+SEED = 1
+
+
+def loop(solver: str, shape: tuple[int, ...], device: str = "cpu") -> tuple[harness.Work, Any, dict[str, Any]]:
+    """(a loop by `Sampler`, its plan, the same by others)."""
+    g = torch.Generator(device).manual_seed(0)
+    out, start = (torch.randn(shape, generator=g, device=device) for _ in range(2))
+    sampler = solvers.sampler(solver, out)
+    check = solvers.check_loop(sampler.plan, start, out, SEED)
+    work = harness.Work(lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy")
+    theirs = {"diffusers": solvers.diffusers_loop(solver, start, out)}
+    k_diffusion = solvers.k_diffusion_loop(solver, start, out)
+    if k_diffusion is not None:
+        theirs["k-diffusion"] = k_diffusion
+    return work, sampler.plan, theirs
 
 
 def loop_arms(solver: str, shape: tuple[int, ...]) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
-    """A loop of 50 steps by `Sampler` and by diffusers; and the check of ours."""
-    out, start = torch.randn(shape), torch.randn(shape)
-    sampler = Sampler(lambda x, t: out, SCHEDULE, solver=solver, steps=STEPS, timestep_spacing="leading")
-
-    def ours() -> torch.Tensor:
-        return sampler.sample(x_T=start, seed=1)
-
-    def check() -> None:
-        whole = ours()
-        assert whole.isfinite().all()
-        alone = Sampler(lambda x, t: out[-1:], SCHEDULE, solver=solver, steps=STEPS, timestep_spacing="leading").sample(
-            x_T=start[-1:], seed=1, sample_ids=[len(start) - 1]
-        )
-        assert torch.equal(alone[0], whole[-1])
-
-    arms: dict[str, harness.Arm] = {"fastdiff": ours}
-    try:
-        import diffusers
-    except ImportError:
-        return arms, check
-    name, config = PEERS[solver]
-    scheduler = getattr(diffusers, name)(**BETAS, **config)
-    scheduler.set_timesteps(STEPS)
-
-    def theirs() -> torch.Tensor:
-        scheduler.set_timesteps(STEPS)
-        x = start * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            scheduler.scale_model_input(x, t)
-            x = scheduler.step(out, t, x, return_dict=False)[0]
-        return x
-
-    return {**arms, "diffusers": theirs}, check
+    """The arms of a loop on the CPU that are installed, ours first; and the check of ours."""
+    work, _, theirs = loop(solver, shape)
+    found = {name: arm for name, arm in theirs.items() if not isinstance(arm, Missing)}
+    return {"fastdiff": work.call, **found}, work.verify
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("solver", PEERS)
-def test_loop(benchmark: Any, solver: str, shape: str) -> None:
-    arms, check = loop_arms(solver, SHAPES[shape])
-    elements = STEPS * math.prod(SHAPES[shape])
-    harness.report(benchmark, arms, elements=elements, bytes_floor=12 * elements, check=check)
+@pytest.mark.parametrize("solver, shape", CASES)
+def test_loop(measured: Callable[..., Any], setting: harness.Setting, solver: str, shape: str) -> None:
+    size = SHAPES[shape]
+    work, plan, theirs = loop(solver, size, setting.device)
+    peer = solvers.scheduler(solver, "cpu")
+    assert isinstance(peer, Missing) or len(peer.timesteps) == plan.network_calls, "as many network calls on both sides"
+    state = 3 * 32 * 32 * size[0]
+    measured(
+        work, kind="loop", what=f"loop {solver}", peers=theirs, per="step", divide=plan.network_calls,
+        case={"solver": solver, "shape": list(size), "batch": size[0], "steps": plan.network_calls},
+        elements=plan.network_calls * state, bytes_floor=4 * state * traffic.of_run(plan),
+    )  # fmt: skip
 
 
 class Timed(torch.nn.Module):
@@ -81,6 +70,8 @@ class Timed(torch.nn.Module):
     def _time(self, call: Callable[..., torch.Tensor], *arguments: Any, **named: Any) -> torch.Tensor:
         begin = time.perf_counter()
         out = call(*arguments, **named)
+        if out.is_cuda:
+            torch.cuda.synchronize()
         self.seconds += time.perf_counter() - begin
         return out
 
@@ -94,11 +85,11 @@ class Timed(torch.nn.Module):
         return self._time(self.network.decode, x, condition)
 
 
-def overhead(batch: int, runs: int = 5) -> list[float]:
+def overhead(batch: int, runs: int = 5, steps: int = 10) -> list[float]:
     """The share of a guided run of the shipped U-Net that is spent outside the network, run by run."""
     model, schedule, settings = load("fashion-mnist")
     network = Timed(model)
-    timed = Sampler(network, schedule, **{**settings, "steps": 10})
+    timed = Sampler(network, schedule, **{**settings, "steps": steps})
     y = torch.arange(batch) % 10
     shares = []
     for _ in range(runs + 1):
@@ -107,12 +98,3 @@ def overhead(batch: int, runs: int = 5) -> list[float]:
         total = time.perf_counter() - begin
         shares.append(1.0 - network.seconds / total)
     return shares[1:]
-
-
-@pytest.mark.parametrize("batch", [1, 8, 64])
-def test_overhead(benchmark: Any, batch: int) -> None:
-    """What the engine adds to the shipped U-Net: the loop, its set-up and the steps, without the network's calls."""
-    low, middle, high = harness.spread(overhead(batch))
-    benchmark.extra_info["overhead_percent_p20_p50_p80"] = [round(100 * v, 2) for v in (low, middle, high)]
-    benchmark.pedantic(lambda: overhead(batch, runs=1), rounds=1)
-    print(f"\n{benchmark.name}: {100 * middle:.2f} % [{100 * low:.2f}, {100 * high:.2f}] outside the network")

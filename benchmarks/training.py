@@ -44,7 +44,7 @@ def fresh(like: Tensor, stream: int) -> Tensor:
 
 def contract(like: Tensor, stream: int) -> Tensor:
     """The op's own noise: for the comparison of values alone."""
-    return ops.randn(like.shape, dtype=like.dtype, stream=stream, **SEED)
+    return ops.randn(like.shape, dtype=like.dtype, device=like.device, stream=stream, **SEED)
 
 
 def wide(values: Tensor) -> Tensor:
@@ -64,23 +64,23 @@ def kl(mean: Tensor, logvar: Tensor) -> Tensor:
     return 0.5 * (mean**2 + torch.exp(logvar) - 1 - logvar).flatten(1).sum(1)
 
 
-def pieces(batch: int) -> dict[str, Piece]:
+def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
     """The ops of a step, one by one, then together."""
     g = torch.Generator().manual_seed(0)
 
     def leaf(*shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
-        return (scale * torch.randn(*shape, generator=g) + shift).to(dtype).requires_grad_()
+        return (scale * torch.randn(*shape, generator=g) + shift).to(device, dtype).requires_grad_()
 
-    x0 = torch.randint(0, 256, (batch, *IMAGE), generator=g) / 127.5 - 1
+    x0 = (torch.randint(0, 256, (batch, *IMAGE), generator=g) / 127.5 - 1).to(device)
     mean, logvar = leaf(batch, LATENT), leaf(batch, LATENT, scale=0.3, shift=-2.0)
-    decoded = (x0 + 0.1 * torch.randn(x0.shape, generator=g)).requires_grad_()
-    one_scale, scales = torch.tensor(-2.0, requires_grad=True), leaf(batch, *IMAGE, scale=0.2, shift=-2.0)
-    gamma = torch.linspace(-9, 4, batch, dtype=torch.float64).requires_grad_()
-    low = torch.tensor(-9.0, dtype=torch.float64, requires_grad=True)
-    predicted, t = leaf(batch, *IMAGE), torch.arange(batch) * 7 % 1000
+    decoded = (x0 + 0.1 * torch.randn(x0.shape, generator=g).to(device)).requires_grad_()
+    one_scale, scales = torch.tensor(-2.0, device=device, requires_grad=True), leaf(batch, *IMAGE, scale=0.2, shift=-2.0)
+    gamma = torch.linspace(-9, 4, batch, dtype=torch.float64, device=device).requires_grad_()
+    low = torch.tensor(-9.0, dtype=torch.float64, device=device, requires_grad=True)
+    predicted, t = leaf(batch, *IMAGE), torch.arange(batch, device=device) * 7 % 1000
     schedule = Schedule.linear(1000)
-    alphas, sigmas = torch.tensor(schedule.alpha), torch.tensor(schedule.sigma)
-    ones = torch.ones(batch, dtype=torch.float64)
+    alphas, sigmas = (torch.tensor(v, device=device) for v in (schedule.alpha, schedule.sigma))
+    ones = torch.ones(batch, dtype=torch.float64, device=device)
 
     def reparameterized(m: Tensor, v: Tensor, noise: Noise) -> Tensor:
         return m + torch.exp(0.5 * v) * noise(m, rng.STREAM_REPARAMETERIZE)
@@ -156,12 +156,13 @@ def run(piece: Piece, results: Callable[..., tuple[Tensor, ...]], **more: Any) -
     return values, list(torch.autograd.grad(wanted, piece.leaves, [torch.ones_like(v) for v in wanted]))
 
 
-def check(piece: Piece) -> None:
+def check(piece: Piece, ours: Any = None) -> None:
     """The eager formulas with the ops' noise have the ops' values and gradients, by the norm of the difference.
 
     To float32's digits, but for gradients through the eager difference of two Φ, which cancels.
     """
-    ours, theirs = run(piece, piece.fused), run(piece, piece.eager, noise=contract)
+    ours = run(piece, piece.fused) if ours is None else ours
+    theirs = run(piece, piece.eager, noise=contract)
     for part, limit in ((0, 1e-5), (1, 1e-3)):
         for mine, other in zip(ours[part], theirs[part], strict=True):
             off = float((mine.detach().double() - other.detach().double()).norm() / other.detach().double().norm())

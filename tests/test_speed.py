@@ -107,7 +107,7 @@ def test_a_step_of_one_sample_costs_microseconds() -> None:
         assert min(times["diffusers"]) / min(times["fastdiff"]) >= floor
 
 
-@pytest.mark.parametrize("solver", test_loops.PEERS)
+@pytest.mark.parametrize("solver", test_loops.COMMON)
 def test_a_loop_beside_diffusers(solver: str) -> None:
     """Goals: 4 times for a batch of 256, 5 times for one sample; half of that here."""
     for shape, floor in (("256x3x32x32", 2.0), ("1x3x32x32", 2.5)):

@@ -1,0 +1,114 @@
+"""What users write in place of the fused ops: one formula for each, for torch eager and torch.compile alike.
+
+formula(normal, *inputs), where normal(like) draws. Sums are taken in float32, as training codes do for half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Normal = Callable[[Tensor], Tensor]
+
+
+def wide(values: Tensor, like: Tensor) -> Tensor:
+    """[B] -> [B, 1, …] in the dtype of `like`."""
+    return values.to(like.dtype).view(-1, *(1,) * (like.ndim - 1))
+
+
+def randn(normal: Normal, like: Tensor) -> Tensor:
+    return normal(like)
+
+
+def q_sample(normal: Normal, x0: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    return wide(alpha[t], x0) * x0 + wide(sigma[t], x0) * normal(x0)
+
+
+def q_posterior(normal: Normal, x0: Tensor, x_t: Tensor, t: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+    previous = torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
+    beta = 1 - kept / previous
+    on_x0, on_x = previous.sqrt() * beta / (1 - kept), (1 - beta).sqrt() * (1 - previous) / (1 - kept)
+    variance = beta * (1 - previous) / (1 - kept)
+    # the log-variance at t = 0 is that of t = 1
+    log_variance = torch.cat([variance[1:2], variance[1:]]).log()
+    mean = wide(on_x0[t], x0) * x0 + wide(on_x[t], x0) * x_t
+    return mean, variance[t].float(), log_variance[t].float()
+
+
+def reverse_step(normal: Normal, x: Tensor, out: Tensor, numbers: tuple[float, ...]) -> Tensor:
+    """A row without memory (DDPM, DDIM): x0, then the next x of x, x0, the output and noise; what is 0 is left out."""
+    on_x, on_out, *others = numbers
+    x0 = on_x * x + on_out * out
+    terms = [c * v for c, v in zip(others, (x, x0, out), strict=False) if c]
+    if others[-1]:
+        terms.append(others[-1] * normal(x))
+    return sum(terms[1:], terms[0])
+
+
+def reparameterize(normal: Normal, mean: Tensor, logvar: Tensor) -> Tensor:
+    return mean + torch.exp(0.5 * logvar) * normal(mean)
+
+
+def noise_mse(normal: Normal, prediction: Tensor) -> Tensor:
+    return (prediction.float() - normal(prediction).float()).square().flatten(1).mean(1)
+
+
+def _kl(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor) -> Tensor:
+    return (0.5 * (-1.0 + v2 - v1 + torch.exp(v1 - v2) + (m1 - m2) ** 2 * torch.exp(-v2))).flatten(1).sum(1)
+
+
+def gaussian_kl(normal: Normal, *moments: Tensor) -> Tensor:
+    return _kl(*(v.to(_sum(v)) for v in moments))
+
+
+def discretized_gaussian_nll(normal: Normal, x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """The tanh approximation of the normal's distribution, with clamps (guided-diffusion's)."""
+    x0, mean, log_scale = (v.to(_sum(v)) for v in (x0, mean, log_scale))
+
+    def cdf(v: Tensor) -> Tensor:
+        return 0.5 * (1.0 + torch.tanh((2.0 / torch.pi) ** 0.5 * (v + 0.044715 * v**3)))
+
+    centred, inverse = x0 - mean, torch.exp(-log_scale)
+    high, low = cdf(inverse * (centred + 1 / 255)), cdf(inverse * (centred - 1 / 255))
+    middle = (high - low).clamp(min=1e-12).log()
+    ends = torch.where(x0 > 0.999, (1 - low).clamp(min=1e-12).log(), middle)
+    return -torch.where(x0 < -0.999, high.clamp(min=1e-12).log(), ends).flatten(1).sum(1)
+
+
+def vlb_terms(normal: Normal, x0: Tensor, x_t: Tensor, output: Tensor, table: Tensor, t: Tensor) -> Tensor:
+    """One after the other, with a learned range of variances, as training codes write them."""
+    x0, x_t, output = (v.to(_sum(v)) for v in (x0, x_t, output))
+    x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, high, _ = (wide(c, x0) for c in table[t].unbind(1))
+    eps, half = output.chunk(2, dim=1)
+    predicted = (x0_x * x_t + x0_out * eps).clamp(-1, 1)
+    true, model = mean_x0 * x0 + mean_x * x_t, mean_x0 * predicted + mean_x * x_t
+    v = low + (high - low) * (half + 1) / 2
+    kl = _kl(true, logvar_q.expand_as(x0), model, v)
+    return torch.where(t == 0, discretized_gaussian_nll(normal, x0, model, 0.5 * v), kl)
+
+
+def group_norm_silu(
+    normal: Normal, x: Tensor, groups: int, weight: Tensor, bias: Tensor, add: Tensor | None
+) -> Tensor:
+    """A residual block's: h + temb, GroupNorm, SiLU."""
+    if add is not None:
+        x = x + add[:, :, None, None]
+    return F.silu(F.group_norm(x, groups, weight, bias, 1e-5))
+
+
+def _sum(v: Tensor) -> torch.dtype:
+    """The dtype in which sums over a sample are taken."""
+    return torch.float64 if v.dtype == torch.float64 else torch.float32
+
+
+def arms(formula: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+    """(the formula over its inputs alone, to compile; the eager arm), with torch's own normals."""
+
+    def bare(*inputs: Any) -> Any:
+        return formula(torch.randn_like, *inputs)
+
+    return bare, lambda: bare(*inputs)

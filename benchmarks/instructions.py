@@ -1,0 +1,188 @@
+"""The ceiling that arithmetic sets on noise kernels: instructions per element, and elements a second without memory.
+
+Instructions are counted in the machine code that is run. On a CPU objdump shows the C++ library, in it the loop of
+`draw_run` at the level in use: the innermost loop with Philox's multiplications, over the normals it stores per turn. On a
+GPU Triton's own cuobjdump shows the kernel, every instruction once over the elements of a thread.
+
+The ceiling on a CPU is measured: the slope of the op's time from 1,024 to 4,096 elements of one sample, which stay in the
+first-level cache, so neither the call nor memory is in it. On a GPU it is the issue rate, four instructions of a warp per
+multiprocessor and clock, over the count.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import memory
+from fastdiff import native
+
+Code = list[tuple[int, str, str]]  # address, operation, operands
+BYTES = {"%xmm": 16, "%ymm": 32, "%zmm": 64}
+SMALL, LARGER = 1024, 4096
+
+
+def functions(library: Path, containing: str, most: int = 1) -> dict[str, Code]:
+    """Up to so many disassembled functions of a library whose demangled names contain a text; empty without binutils."""
+    nm, objdump = shutil.which("nm"), shutil.which("objdump")
+    if nm is None or objdump is None:
+        return {}
+    symbols = re.findall(r"^([0-9a-f]+) ([0-9a-f]+) [tT] (.*)$", _output(nm, "-C", "-S", library), re.MULTILINE)
+    found: dict[str, Code] = {}
+    for start, size, name in [s for s in symbols if containing in s[2]][:most]:
+        begin, end = int(start, 16), int(start, 16) + int(size, 16)
+        span = f"--start-address={begin:#x}", f"--stop-address={end:#x}"
+        text = _output(objdump, "-d", "--no-show-raw-insn", *span, library)
+        lines = re.findall(r"^\s+([0-9a-f]+):\s+(\S+)[ \t]*(.*)$", text, re.MULTILINE)
+        found[f"{name} at {start}"] = [(int(a, 16), operation, operands) for a, operation, operands in lines]
+    return found
+
+
+def _output(*command: Any) -> str:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+
+
+def loops(code: Code) -> list[Code]:
+    """The innermost loops: from the target of a jump back to the jump, with no other such span inside."""
+    place = {address: i for i, (address, _, _) in enumerate(code)}
+    spans = []
+    for i, (address, operation, operands) in enumerate(code):
+        target = re.match(r"([0-9a-f]+)\b", operands) if operation.startswith("j") else None
+        if target and (to := int(target[1], 16)) <= address and to in place:
+            spans.append((place[to], i))
+    inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
+    return [code[first : last + 1] for first, last in inner]
+
+
+def stored(code: Code) -> int:
+    """float32 values that a loop stores by vectors, spills to the stack not counted."""
+    total = 0
+    for _, operation, operands in code:
+        found = re.match(r"(%[xyz]mm)\d+,.*\((%\w+)", operands) if "mov" in operation else None
+        if found and found[2] != "%rsp":
+            total += BYTES[found[1]] // 4
+    return total
+
+
+@functools.cache
+def of_normals(level: str) -> float | None:
+    """Instructions per normal of the C++ library's main loop at a level; None where they can't be counted."""
+    library = native.FOLDER / native.LIBRARIES["cpu"]
+    if not library.exists():
+        return None
+    counts = []
+    for code in functions(library, f"fastdiff::{level}::draw_run(").values():
+        for loop in loops(code):
+            multiplies = sum("pmuludq" in operation for _, operation, _ in loop)
+            if multiplies >= 18 and stored(loop):  # Philox's ten rounds, the first ones partly constant
+                counts.append((stored(loop), len(loop)))
+    if not counts:
+        return None
+    values, instructions = max(counts)  # the loop that draws most a turn is the main one
+    return instructions / values
+
+
+@functools.cache
+def of_kernel(cubin: bytes, elements_of_a_thread: float) -> float | None:
+    """Instructions per element of a compiled Triton kernel."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not tool.exists():
+        return None
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = _output(tool, "-sass", file.name)
+    sass = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\S+ )?([A-Z][\w.]*)", text)
+    return sum(name != "NOP" for name in sass) / elements_of_a_thread
+
+
+def compiled_call(call: Any) -> float | None:
+    """Instructions per element of what Triton compiles for a launch (`fastdiff_kernels.launch`) on this GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import create_function_from_signature
+
+    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    target = GPUTarget("cuda", 10 * major + minor, 32)
+    kernel, backend = call.kernel(), make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, given = bind(**call.arguments, **call.options)
+    options, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialization, given)
+    made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__)
+    threads = 32 * call.options["num_warps"]
+    return of_kernel(made.asm["cubin"], call.arguments.get("S", 1) * call.arguments["E"] / threads)
+
+
+def ceiling(
+    make: Callable[[int], Callable[[], Any]], device: str, call: Callable[[], Any] | None = None
+) -> dict[str, Any] | None:
+    """{per_element, ceiling_Melem_per_s, how} of a noise kernel.
+
+    make: the op's call on one sample of so many elements. call: on a GPU its launch, to count the instructions of.
+    """
+    if device == "cuda":
+        per = compiled_call(call()) if call is not None else None
+        if per is None:
+            return None
+        properties = torch.cuda.get_device_properties(0)
+        clock = getattr(properties, "clock_rate", 0) * 1e3  # Hz; absent in some versions of torch
+        if not clock:
+            return None
+        rate = 4 * 32 * properties.multi_processor_count * clock / per
+        return {"per_element": round(per, 1), "ceiling_Melem_per_s": round(rate / 1e6, 1), "how": "issue rate"}
+    if not native.available():
+        return None
+    clock_of, small, larger = memory.stopwatch(device), make(SMALL), make(LARGER)
+    pairs = []
+    for _ in range(5):
+        small(), larger()
+    for _ in range(200):
+        pairs.append((clock_of(small), clock_of(larger)))
+    slope = statistics.median(b for _, b in pairs) - statistics.median(a for a, _ in pairs)
+    if slope <= 0:
+        return None
+    counted = of_normals(native.levels()[-1])
+    return {
+        "per_element": None if counted is None else round(counted, 2),
+        "ceiling_Melem_per_s": round((LARGER - SMALL) / slope / 1e6, 1), "how": "slope within the first-level cache",
+    }  # fmt: skip
+
+
+def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
+    """The Triton launch of a noise kernel on tensors like this one; `uses` is a step's mask of columns."""
+
+    def call() -> Any:
+        from fastdiff_kernels import launch
+
+        batch, device = like.shape[0], like.device
+        draw = (1, None, None, 0)
+        whole = torch.zeros(batch, dtype=torch.int64, device=device)
+        value = torch.zeros(batch, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32, device=device)
+        table = torch.zeros(1000, dtype=torch.float64, device=device)
+        if op == "randn":
+            return launch.randn_call(like, *draw, 0, False)
+        if op == "q_sample":
+            return launch.q_sample_call(like, like, whole, table, table, None, *draw, 2, False)
+        if op == "reparameterize":
+            return launch.reparameterize_call(like, like, like, *draw, 3, False)
+        if op == "noise_mse":
+            return launch.noise_mse_call(value, value.repeat(3), like, value, *draw, 2, False)
+        assert op == "reverse_step"
+        rows = torch.zeros(51, 56, dtype=torch.float64, device=device)
+        return launch.reverse_step_call(
+            like, like, like, rows, whole, None, None, 1, None, None, None, None, 1, False, uses, None, None, None, whole
+        )
+
+    return call

@@ -1,0 +1,110 @@
+"""Memory beside which times stand: copy and fill bandwidth, a cache to empty, and what a call takes on top.
+
+All of it is measured on the row's device and with the row's number of threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LARGE = 64 * 2**20  # bytes of a copy that no cache of common machines holds twice
+
+
+@functools.cache
+def last_level_cache(device: str) -> int:
+    """Bytes of the largest cache."""
+    if device == "cuda":
+        return int(torch.cuda.get_device_properties(0).L2_cache_size)
+    sizes = [32 * 2**20]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        sizes.append(int(text[:-1]) * {"K": 2**10, "M": 2**20}.get(text[-1], 1))
+    return min(max(sizes), 512 * 2**20)
+
+
+@functools.cache
+def _room(nbytes: int, device: str, name: str) -> torch.Tensor:
+    return torch.ones(nbytes // 4, device=device)
+
+
+def evict(device: str) -> None:
+    """Puts other data in every cache: a write of twice the last one's size."""
+    _room(2 * last_level_cache(device), device, "evict").add_(1.0)
+
+
+def stopwatch(device: str) -> Callable[[Callable[[], Any]], float]:
+    """Seconds of one call: by the wall's clock on a CPU, between events on a GPU, which the call has to reach."""
+    if device != "cuda":
+
+        def wall(call: Callable[[], Any]) -> float:
+            begin = time.perf_counter()
+            call()
+            return time.perf_counter() - begin
+
+        return wall
+
+    def events(call: Callable[[], Any]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    return events
+
+
+def _rate(call: Callable[[], Any], nbytes: int, device: str, cold: bool, rounds: int) -> float:
+    clock, times = stopwatch(device), []
+    call()
+    for _ in range(rounds):
+        if cold:
+            evict(device)
+        times.append(clock(call))
+    return nbytes / statistics.median(times)
+
+
+def copy_bandwidth(device: str = "cpu", nbytes: int = LARGE, *, cold: bool = False, rounds: int = 7) -> float:
+    """Bytes read and written per second by a plain copy that moves so many bytes, from 1 MiB to 64 MiB each way."""
+    half = min(max(nbytes // 2, 2**20), LARGE)
+    source, target = _room(half, device, "source"), _room(half, device, "target")
+    return _rate(lambda: target.copy_(source), 2 * half, device, cold, rounds)
+
+
+def fill_bandwidth(device: str = "cpu", nbytes: int = LARGE, rounds: int = 7) -> float:
+    """Bytes written per second by a plain fill."""
+    target = _room(nbytes, device, "target")
+    return _rate(lambda: target.fill_(1.0), nbytes, device, False, rounds)
+
+
+def extra_bytes(call: Callable[[], Any], device: str) -> int:
+    """The most bytes that one call holds at a time beyond what is there before it, by torch's allocator.
+
+    `call` ran before. On a CPU the profiler's record of every allocation is summed in order; what libraries take from the
+    system is not in it.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return int(torch.cuda.max_memory_allocated() - before)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+        held = call()
+    del held
+    result = record.profiler.kineto_results  # type: ignore[union-attr]
+    events = [(e.start_ns(), e.nbytes()) for e in result.events() if e.name() == "[memory]"]
+    now = most = 0
+    for _, nbytes in sorted(events, key=lambda event: event[0]):
+        now += nbytes
+        most = max(most, now)
+    return most
