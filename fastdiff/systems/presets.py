@@ -29,6 +29,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
 SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
 # what constructors are given when nothing else is said: for images, and for points
 SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}  # points lie on curves
+WAVES = (-1, 0, 1)  # features of 4, 2 and 1 in length: without them a network sees a ring where eight points lie
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
     "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),
@@ -36,7 +37,7 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"latent": 2, "network": "mlp", "covariance": "isotropic", "objective": "importance", "samples": 8, **SHARP},
     ),
-    "vdm": ({}, {"likelihood": "gaussian"}),
+    "vdm": ({}, {"likelihood": "gaussian", "fourier": WAVES}),
 }
 # arguments that follow from the data or from other arguments
 _FROM_DATA = {"channels", "size", "dim", "out", "out_channels", "num_classes", "time_scale", "shape", "clip_range"}
@@ -79,8 +80,8 @@ def _own(name: str, data: Any) -> dict[str, Any]:
     own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
     if data.levels is None and "label_dropout" in own:
         own["label_dropout"] = 0.5  # their pictures and densities are without labels
-    elif "fourier" in own:
-        own["fourier"] = LEVELS
+    if "fourier" in own:
+        own["fourier"] = WAVES if data.levels is None else LEVELS
     return own if name == "score" else own | SCHEDULED
 
 
