@@ -1,5 +1,5 @@
 # Everything starts here. Each target does the set-up it needs; a second run repeats none.
-#   make demo | test | bench | gpu-test | lint | doctor | setup | clean
+#   make demo | test | bench | report | gpu-test | gpu-report | lint | doctor | setup | clean
 #   VENV=1             an own environment (.venv) even where python3 has torch
 #   PYTHON=<path>      the interpreter to start from
 #   TORCH="<pip arguments>"   which torch an own environment gets (set-up says when that matters)
@@ -13,7 +13,7 @@ check = sh scripts/run -c 'import $(1)' 2>/dev/null || { echo 'make lint: $(1) i
 # tests on up to four cores where pytest-xdist is there (a GPU box may lack it)
 cores = `sh scripts/run -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --maxprocesses 4 --dist loadgroup'`
 
-.PHONY: demo test bench gpu-test lint doctor setup setup-test clean
+.PHONY: demo test bench report gpu-test gpu-report lint doctor setup setup-test clean
 
 demo: setup
 	@sh scripts/run -m fastdiff sample --out out/demo --num 256 --steps 25 --seed 0
@@ -24,9 +24,17 @@ test: lint
 bench: setup-test
 	@sh scripts/run -m pytest benchmarks --benchmark-only
 
+# pages of docs/performance/ from the results in benchmarks/results/
+report: setup-test
+	@sh scripts/run -m benchmarks.report
+
 # builds the CUDA library and tests on the GPU; gpu-test.json says what ran and what was skipped
 gpu-test: setup-test
 	@sh scripts/run scripts/gpu_test.py --out gpu-test.json
+
+# measures on the GPU, in pieces under 9 minutes; again goes on where it stopped. WHEELS=<folder> holds peers not installed
+gpu-report: setup-test
+	@sh scripts/run scripts/gpu_report.py $(if $(WHEELS),--wheels '$(WHEELS)')
 
 lint: setup-test
 	@$(call check,ruff,check .)

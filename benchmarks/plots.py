@@ -97,7 +97,9 @@ def bars(rows: Sequence[Row]) -> Any:
     peers = list(dict.fromkeys(r.peer for row in rows for r in ratios(row)))
     marks = {peer: MARKS[i % len(MARKS)] for i, peer in enumerate(peers)}
     for y, row in enumerate(shown):
-        first, *others = ratios(row)
+        first = best(row)
+        assert first is not None
+        others = [r for r in ratios(row) if r != first]
         axes.barh(y, first.median - 1, left=1, height=0.62, color=FASTER if first.median >= 1 else SLOWER, alpha=0.75)
         error = [[max(0.0, first.median - first.p20)], [max(0.0, first.p80 - first.median)]]
         axes.errorbar(first.median, y, xerr=error, fmt=marks[first.peer], color="black", ms=4, lw=1.1, capsize=2.5)

@@ -79,14 +79,26 @@ def machine(result: Result) -> str:
 def group(rows: Sequence[Row]) -> str:
     """One table, what all rows share above it."""
     shared, varying = common(rows)
-    head = ["", "case", "time", "times faster than", "GB/s", "% of copy", "% of issue", "extra memory", "checked"]
+    head = [
+        "",
+        "case",
+        "time",
+        "times faster than",
+        "GB/s",
+        "TFLOP/s",
+        "% of copy",
+        "% of issue",
+        "extra memory",
+        "checked",
+    ]
     body = []
     for row in rows:
         low, middle, high = map(seconds, row["us"])
         issue = (row.get("instructions") or {}).get("percent")
         body.append([
             row["what"], case(row, also=varying), f"{middle} [{low}, {high}]", against(row), figure(row.get("GB_per_s")),
-            percent(row.get("percent_of_copy")), percent(issue), size(row.get("extra_bytes")), row.get("checked") or "",
+            figure(row.get("TFLOP_per_s")), percent(row.get("percent_of_copy")), percent(issue),
+            size(row.get("extra_bytes")), row.get("checked") or "",
         ])  # fmt: skip
     return "\n\n".join(filter(None, [shared, table(head, body)]))
 
@@ -112,8 +124,11 @@ def common(rows: Sequence[Row]) -> tuple[str, list[str]]:
 
 def against(row: Row) -> str:
     """The ratio to each peer, the fastest first and bold; then the peers that are missing."""
-    found = ratios(row)
-    shown = [f"**{r.peer} {r}**" if i == 0 else f"{r.peer} {r}" for i, r in enumerate(found)]
+    fastest, shown = best(row), []
+    for r in ratios(row):
+        mode = row["peers"][r.peer].get("mode")
+        text = f"{r.peer} ({mode}) {r}" if mode else f"{r.peer} {r}"
+        shown.append(f"**{text}**" if r == fastest else text)
     shown += [f"{name}: {p['missing']}" for name, p in row["peers"].items() if "missing" in p]
     return "<br>".join(shown)
 

@@ -1,0 +1,103 @@
+"""What the pieces share: where they run, how large, and rows without a peer."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+import fastdiff
+from benchmarks import harness
+from benchmarks.gpu.predictions import LARGE
+from benchmarks.peers import MODES, Missing, compiled
+from fastdiff.jobs import machine
+from fastdiff.timing import spread
+
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Callable[[], Row]]]  # a name that no other row of the piece has, and what measures it
+
+
+class Place(NamedTuple):
+    """device: cuda, or cpu for a dry run, whose sizes are tiny and which compiles one network alone."""
+
+    device: str
+
+    @property
+    def dry(self) -> bool:
+        return self.device == "cpu"
+
+    @property
+    def setting(self) -> harness.Setting:
+        return (
+            harness.Setting(self.device, 0.02, 2, "quick") if self.dry else harness.Setting(self.device, 1.0, 5, "full")
+        )
+
+    def size(self, real: Any, tiny: Any) -> Any:
+        return tiny if self.dry else real
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The large one is many times a cache of 60 MB."""
+        if self.dry:
+            return {"real": (4, 3, 8, 8), LARGE: (8, 3, 16, 16)}
+        return {"real": (256, 3, 32, 32), LARGE: (1024, 3, 128, 128)}
+
+    @property
+    def backends(self) -> tuple[str, ...]:
+        return ("cpu",) if self.dry else ("triton", "cuda")
+
+    def compiled(self, fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODES) -> Any:
+        if self.dry:
+            return Missing("not compiled in a dry run")
+        return compiled(fn, *inputs, modes=modes)
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within the block, ops run on this backend; raises RuntimeError with the reason where it is off."""
+    state = fastdiff.backends()[name]
+    if not state.available:
+        raise RuntimeError(f"the backend {name} is off: {state.reason}")
+    with fastdiff.use(name):
+        yield
+
+
+def alone(
+    place: Place, call: Callable[[], Any], *, kind: str, what: str, case: Row, checked: str, nbytes: int | None = None,
+    flops: float | None = None, elements: int | None = None, per: str = "call", divide: float = 1.0,
+) -> Row:  # fmt: skip
+    """A row without peers, of what has been checked already. flops: of one call."""
+    times = harness.take_turns({"fastdiff": call}, place.setting)["fastdiff"]
+    middle = statistics.median(times)
+    rate = None if nbytes is None else round(nbytes / middle / 1e9, 3)
+    return {
+        "schema": harness.SCHEMA, "kind": kind, "what": what, "case": case, "device": named(place.device), "backend": None,
+        "threads": torch.get_num_threads(), "cache": "warm", "per": per,
+        "us": [round(1e6 * v / divide, 3) for v in spread(times)], "elements": elements, "bytes_floor": nbytes,
+        "GB_per_s": rate, "copy_GB_per_s": None, "percent_of_copy": None, "instructions": None, "peers": {},
+        "best_peer": None, "compile_s": None, "extra_bytes": None, "checked": checked,
+        "TFLOP_per_s": None if flops is None else round(flops / middle / 1e12, 3),
+    }  # fmt: skip
+
+
+def named(device: str) -> str:
+    return "cpu" if device == "cpu" else str(machine.describe(torch.device(device))["name"])
+
+
+def off(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """|got - expected| / |expected|, in float64; NaN where any is."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+def within(got: torch.Tensor, expected: torch.Tensor, limit: float, what: str) -> str:
+    """Says how near a result is. Raises AssertionError for one that is not near, NaN included."""
+    error = off(got, expected)
+    if not error <= limit:
+        raise AssertionError(f"{what}: expected within {limit:g} of the reference, got {error:.2g}")
+    return f"{error:.1e} of {limit:g} allowed"
+
+
+__all__ = ["MODES", "Missing", "Place", "Row", "Rows", "alone", "backend", "named", "off", "within"]

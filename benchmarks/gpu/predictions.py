@@ -1,0 +1,110 @@
+"""What was predicted for the kernels before a GPU had run them, beside what is measured.
+
+Predictions are of an H200: the share of a device copy's bandwidth at sizes past its caches, in float32 and bfloat16, and how
+many times faster than diffusers' eager steps (or torch's eager formula) and torch.compile's best mode. A prediction is
+missed where the measurement is below 0.97 of it (above 1.03, for times): the rest is the spread of a quiet machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+Row = Mapping[str, Any]
+LARGE = "large"
+SLACK = 0.03
+EAGER, COMPILE = ("diffusers", "torch eager"), ("torch.compile",)
+
+
+class Kernel(NamedTuple):
+    """A kernel's prediction.
+
+    Attributes:
+        name: as in a table. what, mode: of the rows it is about; mode None for kernels without noise.
+        percent: of copy, by dtype. eager, compile: times faster, in float32 and bfloat16.
+    """
+
+    name: str
+    what: str
+    mode: str | None
+    percent: tuple[float, float]
+    eager: tuple[float, float] | None
+    compile: tuple[float, float] | None
+
+
+DTYPES = ("float32", "bfloat16")
+KERNELS = (
+    Kernel("DDIM step", "step ddim", None, (94, 92), (5, 5), (1.0, 1.0)),
+    Kernel("DDPM step, fast", "step ddpm", "fast", (91, 82), (7, 7), (1.5, 2.5)),
+    Kernel("DDPM step, exact", "step ddpm", "exact", (88, 50), (7, 4.5), (1.4, 2)),
+    Kernel("guidance + step, writes next input", "step ddim guided", None, (90, 80), (6, 6), (1.1, 2)),
+    Kernel("DPM++ 2M step", "step dpm++2m", None, (92, 88), (5, 5), (1.0, 1.0)),
+    Kernel("UniPC-2 step", "step unipc", None, (90, 88), (7, 7), (1.0, 1.0)),
+    Kernel("normal fill, fast", "randn", "fast", (85, 47), (2, 2), (2, 2)),
+    Kernel("q_sample, noise not stored", "q_sample", "fast", (90, 70), (4, 4), (2.2, 3)),
+    Kernel("Gaussian KL per sample", "gaussian_kl", None, (88, 85), (18, 18), (1.0, 1.0)),
+    Kernel("discretised NLL", "discretized_gaussian_nll", None, (80, 70), (25, 25), (1.0, 1.0)),
+)
+GRAPH_STEP_US, GRAPH_EAGER, GRAPH_COMPILE = 4.0, 50.0, 5.0  # at 256×3×32×32
+SEEDS_COST, SEEDS_WALL = 0.98, 300.0  # of one seed's speed; times a list of generators
+
+
+def check(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """A line for each prediction: kernel, what, predicted, measured (`-` where nothing was), verdict: `missed`, or empty."""
+    return [*_kernels(rows), *_loops(rows)]
+
+
+def _kernels(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    copy = max((r["GB_per_s"] for r in rows if r["kind"] == "ceiling" and r["what"] == "copy"), default=None)
+    for kernel in KERNELS:
+        for i, dtype in enumerate(DTYPES):
+            row = _fastest(rows, kernel.what, dtype=dtype, mode=kernel.mode, size=LARGE)
+            percent = 100 * row["GB_per_s"] / copy if row and copy and row.get("GB_per_s") else None
+            yield _line(f"{kernel.name}, {dtype}", "% of copy", kernel.percent[i], percent, row)
+            for what, wanted, peers in (("eager", kernel.eager, EAGER), ("torch.compile", kernel.compile, COMPILE)):
+                if wanted is not None:
+                    yield _line(f"{kernel.name}, {dtype}", f"times {what}", wanted[i], _faster(row, peers), row)
+
+
+def _loops(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
+    for solver in ("ddim", "ddpm"):
+        name = f"{solver.upper()} step in a graph, 256×3×32×32"
+        row = _fastest(rows, f"graph step {solver}")
+        yield _line(name, "µs", GRAPH_STEP_US, row["us"][1] if row else None, row, least=False)
+        loop = _fastest(rows, f"loop {solver}")
+        yield _line(name, "times diffusers, wall", GRAPH_EAGER, _faster(loop, ("diffusers",)), loop)
+        yield _line(name, "times torch.compile", GRAPH_COMPILE, _faster(row, COMPILE), row)
+    seeds = _fastest(rows, "step ddpm, a seed per sample")
+    one = _faster(seeds, ("fastdiff, one seed",))
+    yield _line("a seed per sample, batch 256", "of one seed's speed", SEEDS_COST, one, seeds, slack=0.0)
+    drawn = _fastest(rows, "randn, a seed per sample")
+    yield _line(
+        "a seed per sample, batch 256", "times generators", SEEDS_WALL, _faster(drawn, ("a generator a sample",)), drawn
+    )
+
+
+def _fastest(rows: Sequence[Row], what: str, **case: Any) -> Row | None:
+    """Of the backends' rows; None where there is none. A mode of None does not matter."""
+    case = {k: v for k, v in case.items() if v is not None}
+    found = [r for r in rows if r["what"] == what and case.items() <= r["case"].items()]
+    return min(found, key=lambda r: r["us"][1], default=None)
+
+
+def _faster(row: Row | None, peers: Sequence[str]) -> float | None:
+    """Against the first of these peers that ran."""
+    for peer in peers if row else ():
+        found = row["peers"].get(peer, {}) if row else {}
+        if "faster" in found:
+            return float(found["faster"]["median"])
+    return None
+
+
+def _line(kernel: str, what: str, wanted: float, got: float | None, row: Row | None, *, least: bool = True,
+          slack: float = SLACK) -> dict[str, str]:  # fmt: skip
+    missed = got is not None and (got < (1 - slack) * wanted if least else got > (1 + slack) * wanted)
+    by = f" ({row['backend']})" if row is not None and got is not None and row.get("backend") else ""
+    dry = row is not None and got is not None and row["device"] == "cpu"  # says nothing of a GPU
+    return {
+        "kernel": kernel, "what": what, "predicted": f"{'≥' if least else '≤'} {wanted:g}",
+        "measured": "-" if got is None else f"{got:.3g}{by}", "verdict": "dry run" if dry else "missed" if missed else "",
+    }  # fmt: skip
