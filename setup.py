@@ -27,8 +27,8 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("csrc/cpu")
 KERNELS = (
-    "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl discretized_gaussian_nll vlb_terms "
-    "group_norm_silu"
+    "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl discretized_gaussian_nll "
+    "vlb_terms group_norm_silu winograd"
 ).split()
 LIBRARY, CUDA_LIBRARY = "libfastdiff_cpu.so", "libfastdiff_cuda.so"
 
@@ -48,6 +48,8 @@ X86_LEVELS = {
     "avx2": "-mavx2 -mf16c".split(),
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mprefer-vector-width=512".split(),
 }
+# Private to fastdiff.acceleration, which promises a tolerance and not bits: there multiply-adds are fused where they can be.
+FUSED = {"winograd": {"avx2": ["-mfma"]}}
 
 
 class NotBuilt(Exception):
@@ -100,9 +102,11 @@ def build_cpu(objects: Path, library: Path) -> dict[str, Any]:
         k: v for k, v in X86_LEVELS.items() if x86 and compiles(compiler, v)
     }
     have = [f"-DFD_HAVE_{level.upper()}" for level in levels if level != "baseline"]
-    jobs = {objects / f"{name}.o": (SOURCES / f"{name}.cpp", have) for name in ("api", "checks")}
+    jobs = {objects / f"{name}.o": (SOURCES / f"{name}.cpp", have) for name in ("api", "checks", "winograd_api")}
     for level, own in levels.items():
-        jobs |= {objects / f"{op}.{level}.o": (SOURCES / f"{op}.cpp", [*own, f"-DFD_LEVEL={level}"]) for op in KERNELS}
+        for op in KERNELS:
+            special = [*own, *FUSED.get(op, {}).get(level, []), f"-DFD_LEVEL={level}"]
+            jobs[objects / f"{op}.{level}.o"] = SOURCES / f"{op}.cpp", special
 
     flags = [*FLAGS, *schedule, *openmp, *extra]
     objects.mkdir(parents=True, exist_ok=True)

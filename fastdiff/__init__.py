@@ -17,6 +17,7 @@ _WHERE = {
     "Sampler": "sampler",
     "Schedule": "schedule",
     "Trainer": "training",
+    "accelerate": "acceleration",
     "backends": "backend",
     "discretized_gaussian_nll": "ops",
     "gaussian_kl": "ops",
@@ -52,6 +53,7 @@ __all__ = [
     "Schedule",
     "Trainer",
     "__version__",
+    "accelerate",
     "backends",
     "discretized_gaussian_nll",
     "gaussian_kl",
@@ -68,6 +70,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .acceleration import accelerate  # type: ignore[no-redef]
     from .backend import backends, use
     from .images import to_uint8
     from .loop.batch import Request

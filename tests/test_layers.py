@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "cuda": {"native", "abi"},
     "backend": {"native", "cuda", "eager", "kernels"},
     "ops": LEAVES | {"eager", "backend"},
+    "acceleration": ENGINE | {"models"},
     "solvers": LEAVES,
     "guidance": LEAVES | {"ops", "solvers"},
     "loop": SAMPLING,
@@ -56,7 +57,9 @@ ALLOWED: dict[str, set[str]] = {
     "cli": SAMPLING | MODELS
     | {"sampler", "training", "registry", "systems", "evaluation", "likelihood", "jobs", "cli", "timing", "__init__"},
     "__main__": {"cli"},
-    "__init__": {"loop", "integrations", "backend", "ops", "sampler", "schedule", "solvers", "training", "images"},
+    "__init__": {
+        "acceleration", "loop", "integrations", "backend", "ops", "sampler", "schedule", "solvers", "training", "images",
+    },
 }
 
 

@@ -1,0 +1,65 @@
+"""Convolutions of a network that is only evaluated: activations lie channels last in memory.
+
+A convolution is taken the fastest way its sizes, dtype and device allow: 3x3 of stride 1 by Winograd's algorithm
+(`winograd`), 1x1 as a matrix product over pixels, others as torch does them. Where autograd records, all are torch's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import winograd
+from .tree import Prepared, differentiates, turn
+
+
+class Convolution:
+    """A Conv2d with zero padding: out = (conv(x) + add + residual) * scale."""
+
+    weight: Tensor
+    bias: Tensor | None
+    out_channels: int
+    _winograd: Prepared | None  # None: not by Winograd's algorithm
+    _pixelwise: bool
+
+    def forward(
+        self, x: Tensor, *, add: Tensor | None = None, residual: Tensor | None = None, scale: float = 1.0
+    ) -> Tensor:
+        """Args: x [B, C, H, W]; add: [B, K]; residual: like the result."""
+        weight, bias = self.weight, self.bias
+        if x.ndim == 4 and x.dtype == weight.dtype and not differentiates(x, weight, bias, add, residual):
+            prepared = None if torch.compiler.is_compiling() else self._winograd
+            if prepared is not None and winograd.serves(self.out_channels, x.shape[1], x):
+                packed = prepared.get((weight,), winograd.pack)
+                return winograd.conv3x3(x, packed, self.out_channels, bias, add=add, residual=residual, scale=scale)
+            if self._pixelwise and x.device.type == "cpu":
+                return finish(self._product(x), add, residual, scale)
+        return finish(super().forward(x), add, residual, scale)  # type: ignore[misc]  # nn.Conv2d's
+
+    def _product(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        out = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return out.permute(0, 3, 1, 2)
+
+
+def finish(out: Tensor, add: Tensor | None, residual: Tensor | None, scale: float) -> Tensor:
+    """(out + add + residual) * scale for a convolution that has left this to others."""
+    if add is not None:
+        out = out + add[:, :, None, None]
+    if residual is not None:
+        out = out + residual
+    return out if scale == 1.0 else out * scale
+
+
+def faster_convolution(conv: nn.Conv2d, room: int) -> int:
+    """Turns a convolution of a shared tree into ours where there is something to gain; returns the bytes it will hold."""
+    if conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return 0
+    pixelwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
+    square = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
+    size = winograd.packed_bytes(conv.out_channels, conv.in_channels)
+    # few channels: torch's convolution is as fast, and the packed weight would be mostly zeros
+    by_winograd = square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= room
+    turn(conv, Convolution, _winograd=Prepared() if by_winograd else None, _pixelwise=pixelwise)
+    return size if by_winograd else 0

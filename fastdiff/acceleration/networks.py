@@ -1,0 +1,194 @@
+"""Whole networks whose time and label code can be computed apart: forward(x, t, …) = decode(x, condition(t, …)).
+
+`condition` computes the code's share of every block in one matrix product; the sampler does that once, before its loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .norms import faster_norm
+from .residual import Hoisted, OwnBlock, Residual, hoist
+from .tree import plain, turn
+
+
+class DiffusersUNet:
+    """diffusers' UNet2DModel."""
+
+    config: Any
+    dtype: torch.dtype
+    device: torch.device
+    time_proj: nn.Module
+    time_embedding: nn.Module
+    class_embedding: nn.Module | None
+    conv_in: nn.Module
+    conv_out: nn.Module
+    conv_norm_out: nn.Module
+    conv_act: nn.Module
+    down_blocks: Any
+    up_blocks: Any
+    mid_block: nn.Module | None
+    _hoisted: Hoisted
+    _first: Residual
+
+    def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """All blocks' conditioning [B, n] by times [B] and labels."""
+        emb = self.time_embedding(self.time_proj(t).to(self.dtype))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("fastdiff.accelerate: expected class_labels for a network with classes, got none.")
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels)
+            emb = emb + self.class_embedding(class_labels).to(self.dtype)
+        elif class_labels is not None:
+            raise ValueError("fastdiff.accelerate: expected no class_labels for a network without classes, got some.")
+        return self._hoisted(self._first.code(emb))
+
+    def decode(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The output for x [B, C, H, W] under what `condition` returned."""
+        if self.config.center_input_sample:
+            x = 2 * x - 1.0
+        h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
+        skips = [h]
+        for block in self.down_blocks:
+            h, states = block(hidden_states=h, temb=condition)
+            skips.extend(states)
+        if self.mid_block is not None:
+            h = self.mid_block(h, condition)
+        for block in self.up_blocks:
+            n = len(block.resnets)
+            h = block(h, tuple(skips[-n:]), condition)
+            del skips[-n:]
+        return self.conv_out(self.conv_act(self.conv_norm_out(h)))
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> Any:
+        """As the original's."""
+        t = timestep if isinstance(timestep, Tensor) else torch.tensor([timestep], dtype=torch.int64)
+        t = t.to(sample.device).reshape(-1).expand(sample.shape[0])
+        out = self.decode(sample, self.condition(t, class_labels))
+        return _output(type(self), "UNet2DOutput", out) if return_dict else (out,)
+
+
+def _output(cls: type, name: str, sample: Tensor) -> Any:
+    """The original's class of outputs, found in the module of the original: nothing is imported."""
+    made = getattr(sys.modules.get(cls.__module__), name, SimpleNamespace)
+    return made(sample=sample)
+
+
+def faster_diffusers_unet(network: Any) -> None:
+    """Gives a UNet2DModel `condition` and `decode` if every block takes its code in the known way."""
+    blocks = [m for m in network.modules() if isinstance(m, Residual)]
+    others = [m for m in network.modules() if type(m).__name__.startswith("ResnetBlock") and not isinstance(m, Residual)]
+    skips = any(hasattr(b, "skip_conv") for b in (*network.down_blocks, *network.up_blocks))
+    alike = {block.skip_time_act for block in blocks}
+    if others or skips or len(alike) != 1 or any(block.time_emb_proj is None for block in blocks):
+        return
+    if network.config.time_embedding_type == "fourier":  # the output is divided by the time, which decode doesn't know
+        return
+    turn(network, DiffusersUNet, _hoisted=hoist(blocks), _first=blocks[0])
+
+
+class OwnUNet:
+    """fastdiff.models.UNet."""
+
+    _hoisted: Hoisted
+
+    def condition(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """All blocks' conditioning [B, n] by times [B] and labels [B]."""
+        return self._hoisted(super().condition(t, y))  # type: ignore[misc]
+
+
+def faster_own_unet(network: Any) -> None:
+    blocks = [m for m in network.modules() if isinstance(m, OwnBlock)]
+    if blocks and len(blocks) == len([*network.down, *network.mid, *network.up]):
+        turn(network, OwnUNet, _hoisted=hoist(blocks))
+
+
+class ModulatedNorm:
+    """The adaLN-Zero norm of a DiT block, with (shift, scale, gate) of both halves out of the network's code."""
+
+    norm: nn.LayerNorm
+    _columns: slice
+
+    def forward(self, x: Tensor, timestep: Tensor, *_: Any, **__: Any) -> tuple[Tensor, ...]:
+        shift, scale, gate, *mlp = timestep[:, self._columns].chunk(6, dim=1)
+        return torch.addcmul(shift[:, None], self.norm(x), 1 + scale[:, None]), gate, *mlp
+
+
+class DiT:
+    """diffusers' DiTTransformer2DModel."""
+
+    transformer_blocks: Any
+    pos_embed: nn.Module
+    norm_out: nn.LayerNorm
+    proj_out_1: nn.Linear
+    proj_out_2: nn.Linear
+    patch_size: int
+    out_channels: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """All blocks' (shift, scale, gate) and the output's (shift, scale), [B, n]; every block has a code of its own."""
+        columns = []
+        for block in self.transformer_blocks:
+            emb = block.norm1.emb(t, class_labels, hidden_dtype=self.dtype)
+            columns.append(block.norm1.linear(F.silu(emb)))
+            if len(columns) == 1:
+                last = self.proj_out_1(F.silu(emb))
+        return torch.cat([*columns, last], dim=1)
+
+    def decode(self, x: Tensor, condition: Tensor) -> Tensor:
+        """The output for x [B, C, H, W] under what `condition` returned."""
+        h = self.pos_embed(x)
+        for block in self.transformer_blocks:
+            h = block(h, timestep=condition)
+        shift, scale = condition[:, -self.proj_out_1.out_features :].chunk(2, dim=1)
+        h = self.proj_out_2(torch.addcmul(shift[:, None], self.norm_out(h), 1 + scale[:, None]))
+        p, side = self.patch_size, int(h.shape[1] ** 0.5)
+        h = h.unflatten(2, (p, p, self.out_channels)).unflatten(1, (side, side))
+        return h.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], self.out_channels, side * p, side * p)
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Any = None, class_labels: Any = None, cross_attention_kwargs: Any = None,
+        return_dict: bool = True,
+    ) -> Any:  # fmt: skip
+        """As the original's."""
+        if cross_attention_kwargs:
+            raise ValueError("fastdiff.accelerate: expected no cross_attention_kwargs. Use the original network for them.")
+        out = self.decode(hidden_states, self.condition(timestep, class_labels))
+        return _output(type(self), "Transformer2DModelOutput", out) if return_dict else (out,)
+
+
+def faster_dit(network: Any) -> bool:
+    """Gives a DiTTransformer2DModel `condition` and `decode` if its blocks are those it is known by."""
+    norms: list[Any] = [getattr(block, "norm1", None) for block in getattr(network, "transformer_blocks", ())]
+    known = all(
+        type(n).__name__ == "AdaLayerNormZero" and getattr(n, "emb", None) is not None
+        and plain(n.silu, nn.SiLU) and plain(n.linear, nn.Linear)
+        for n in norms
+    )  # fmt: skip
+    if not norms or not known:
+        return False
+    begin = 0
+    for norm in norms:
+        width = norm.linear.out_features
+        turn(norm, ModulatedNorm, _columns=slice(begin, begin + width))
+        begin += width
+    turn(network, DiT)
+    return True
+
+
+def fuse_output(network: Any) -> None:
+    """conv_norm_out and conv_act, as diffusers' U-Nets call them, in one pass."""
+    if plain(getattr(network, "conv_norm_out", None), nn.GroupNorm) and plain(getattr(network, "conv_act", None), nn.SiLU):
+        faster_norm(network.conv_norm_out, silu=True)
+        network.conv_act = nn.Identity()

@@ -1,0 +1,169 @@
+"""Residual blocks, each norm, conditioning and SiLU in one pass and each addition in the convolution before it:
+
+    h = conv1(silu(norm1(x))) + W e;  y = (skip(x) + conv2(silu(norm2(h)))) / s              (DDPM; Ho et al. 2020)
+    h = conv1(silu(norm1(x)));        y = (skip(x) + conv2(silu(norm2(h)(1 + a) + b))) / s   (ADM; (a, b) = W e)
+
+W e is computed here from the embedding e, or sliced out of what the network computed for all blocks at once (`hoist`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import Convolution, finish
+from .norms import normalize
+from .tree import Prepared, differentiates, plain, turn
+
+
+class Projected:
+    """A block whose conditioning may come ready, as columns of one matrix."""
+
+    _columns: slice | None = None
+
+    def projection(self) -> nn.Linear:
+        raise NotImplementedError
+
+    def code(self, emb: Tensor) -> Tensor:
+        """What the projection takes of the embedding."""
+        raise NotImplementedError
+
+    def conditioning(self, emb: Tensor) -> Tensor:
+        return emb[:, self._columns] if self._columns is not None else self.projection()(self.code(emb))
+
+
+def hoist(blocks: Iterable[Projected]) -> Hoisted:
+    """Lets the blocks take their conditioning from columns of one matrix, and returns what computes it."""
+    begin, projections = 0, []
+    for block in blocks:
+        projections.append(block.projection())
+        block._columns = slice(begin, begin + projections[-1].out_features)
+        begin += projections[-1].out_features
+    return Hoisted(projections)
+
+
+class Hoisted:
+    """All projections of one code in one matrix product."""
+
+    def __init__(self, projections: list[nn.Linear]) -> None:
+        self._projections, self._stacked = projections, Prepared()
+
+    def __call__(self, code: Tensor) -> Tensor:
+        weights = [p.weight for p in self._projections]
+        biases = [p.bias for p in self._projections]
+        if differentiates(code, *weights, *biases):
+            return torch.cat([p(code) for p in self._projections], dim=1)
+        weight, bias = self._stacked.get((*weights, *biases), _stack)
+        return F.linear(code, weight, bias)
+
+
+def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    n = len(values) // 2
+    weights, biases = values[:n], values[n:]
+    weight = torch.cat([w for w in weights if w is not None])
+    if all(b is None for b in biases):
+        return weight, None
+    filled = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True) if w is not None]
+    return weight, torch.cat(filled)
+
+
+def convolve(conv: nn.Module, x: Tensor, **after: Any) -> Tensor:
+    """conv(x) and what is added to it, by the convolution itself where it can."""
+    if isinstance(conv, Convolution):
+        return conv(x, **after)
+    return finish(conv(x), after.get("add"), after.get("residual"), after.get("scale", 1.0))
+
+
+class Residual(Projected):
+    """diffusers' ResnetBlock2D."""
+
+    norm1: nn.GroupNorm
+    norm2: nn.GroupNorm
+    conv1: nn.Module
+    conv2: nn.Module
+    dropout: nn.Module
+    conv_shortcut: nn.Module | None
+    time_emb_proj: nn.Linear | None
+    upsample: Any
+    downsample: Any
+    nonlinearity: nn.Module
+    skip_time_act: bool
+    time_embedding_norm: str
+    output_scale_factor: float
+
+    def projection(self) -> nn.Linear:
+        assert self.time_emb_proj is not None
+        return self.time_emb_proj
+
+    def code(self, emb: Tensor) -> Tensor:
+        return emb if self.skip_time_act else self.nonlinearity(emb)
+
+    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+        x, h = input_tensor, normalize(self.norm1, input_tensor)
+        resample = self.upsample if self.upsample is not None else self.downsample
+        if resample is not None:
+            x, h = resample(x), resample(h)
+        given = None
+        if self.time_emb_proj is not None and temb is not None:
+            given = self.conditioning(temb)
+        elif temb is not None:
+            given = temb[:, :, 0, 0] if temb.ndim == 4 else temb
+        if self.time_embedding_norm == "scale_shift":
+            assert given is not None
+            scale, shift = given.chunk(2, dim=1)
+            h = normalize(self.norm2, convolve(self.conv1, h), scale=scale, shift=shift)
+        else:
+            h = normalize(self.norm2, convolve(self.conv1, h, add=given))
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return convolve(self.conv2, self.dropout(h), residual=x, scale=1.0 / self.output_scale_factor)
+
+
+def faster_residual(block: Any) -> bool:
+    """Turns a ResnetBlock2D of a shared tree into ours if its parts are those it is known by."""
+    norms = all(plain(getattr(block, name, None), nn.GroupNorm) for name in ("norm1", "norm2"))
+    known = getattr(block, "time_embedding_norm", None) in ("default", "scale_shift") and getattr(block, "pre_norm", True)
+    if not (norms and known and _silu(getattr(block, "nonlinearity", None))):
+        return False
+    projection = getattr(block, "time_emb_proj", None)
+    if projection is None and block.time_embedding_norm != "default":
+        return False
+    turn(block, Residual)
+    return True
+
+
+def _silu(activation: Any) -> bool:
+    return plain(activation, nn.SiLU)
+
+
+class OwnBlock(Projected):
+    """fastdiff.models.UNet's block."""
+
+    norm1: nn.GroupNorm
+    norm2: nn.GroupNorm
+    conv1: nn.Module
+    conv2: nn.Module
+    emb: nn.Linear
+    skip: nn.Module
+
+    def projection(self) -> nn.Linear:
+        return self.emb
+
+    def code(self, emb: Tensor) -> Tensor:
+        return emb
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = convolve(self.conv1, normalize(self.norm1, x))
+        scale, shift = self.conditioning(emb).chunk(2, dim=1)
+        return convolve(self.conv2, normalize(self.norm2, h, scale=scale, shift=shift), residual=self.skip(x))
+
+
+def faster_own_block(block: Any) -> bool:
+    if not all(plain(getattr(block, name, None), nn.GroupNorm) for name in ("norm1", "norm2")):
+        return False
+    turn(block, OwnBlock)
+    return True

@@ -1,0 +1,118 @@
+"""A second module tree over the same weights: what it computes may differ, what it holds does not.
+
+Every module is copied without its weights: the copy's parameters are new `Parameter` objects over the same memory, so a
+weight changed in place is changed in both, while `to`, `requires_grad_` or a gradient of one does not reach the other. A
+copy that computes in another way has a class derived from the original's with the same name, so that what looks at class,
+`config` or `state_dict` sees the network it knows, and pickle finds it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
+    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+
+
+def share(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
+    """The tree of `module` again, over the same memory; `change` sees every new module after its children."""
+    return _share(module, change, {}, {})
+
+
+def _share(
+    module: nn.Module, change: Callable[[nn.Module], None], modules: dict[int, nn.Module], tensors: dict[int, Any]
+) -> nn.Module:
+    if id(module) in modules:
+        return modules[id(module)]
+    new = modules[id(module)] = module.__class__.__new__(module.__class__)
+    state = dict(module.__dict__)
+    for name in _HOOKS:
+        if name in state:
+            state[name] = state[name].copy()
+    state["_parameters"] = {k: _parameter(p, tensors) for k, p in module._parameters.items()}
+    state["_buffers"] = dict(module._buffers)
+    state["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
+    state["_modules"] = {}
+    new.__dict__.update(state)
+    for name, child in module._modules.items():
+        new._modules[name] = None if child is None else _share(child, change, modules, tensors)
+    change(new)
+    return new
+
+
+def _parameter(parameter: nn.Parameter | None, tensors: dict[int, Any]) -> nn.Parameter | None:
+    if parameter is None:
+        return None
+    if id(parameter) not in tensors:  # tied weights stay tied
+        new = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+        tensors[id(parameter)] = new if type(parameter) is nn.Parameter else parameter
+    return tensors[id(parameter)]
+
+
+def turn(module: nn.Module, mixin: type, **attributes: Any) -> None:
+    """Lets a module of a shared tree compute as `mixin` says."""
+    module.__dict__.update(attributes)
+    base: Any = type(module)
+    module.__class__ = derived(mixin, base)
+
+
+@functools.cache
+def derived(mixin: type, base: type) -> type:
+    """`base` with the mixin's methods, under the name of `base`."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _rebuild, (mixin, base), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+
+    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": reduce}
+    return type(base.__name__, (mixin, base), members | {"__doc__": base.__doc__})
+
+
+def _rebuild(mixin: type, base: type) -> Any:
+    cls: Any = derived(mixin, base)
+    return cls.__new__(cls)
+
+
+def plain(module: Any, kind: type[nn.Module]) -> bool:
+    """Whether a module is exactly of this class and nobody listens to it: its formula may be computed elsewhere."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+    return type(module) is kind and not any(getattr(module, name) for name in hooks)
+
+
+def differentiates(*values: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these."""
+    return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
+
+
+class Prepared:
+    """Something made from weights once, and again when they have moved or changed. It is not pickled."""
+
+    def __init__(self) -> None:
+        self._held: tuple[Any, Any] = (None, None)
+
+    def get(self, weights: tuple[Tensor | None, ...], make: Callable[..., Any]) -> Any:
+        if torch.compiler.is_compiling():  # the compiler decides what to keep
+            return make(*weights)
+        key = tuple(None if w is None else (w.data_ptr(), _version(w), w.dtype, w.device) for w in weights)
+        held = self._held  # read once: threads share the network
+        if held[0] != key:
+            with torch.no_grad():
+                held = key, make(*weights)
+            self._held = held
+        return held[1]
+
+    def __reduce__(self) -> Any:
+        return Prepared, ()
+
+    def __deepcopy__(self, memo: Any) -> Prepared:
+        return Prepared()
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
