@@ -18,16 +18,8 @@ SHAPE = (256, 3, 32, 32)
 ELEMENTS = 256 * 3 * 32 * 32
 
 
-def beside_one_seed(setting: harness.Setting, many: Any, one: Any) -> dict[str, float]:
-    """How many times the seeds of all samples cost what one seed costs."""
-    times = harness.take_turns({"one": one, "many": many}, setting)
-    return harness.ratio(times["one"], times["many"])
-
-
 @pytest.mark.parametrize("what", [row("default", "randn"), row("quick", "step ddpm")])
-def test_seeds(
-    benchmark: Any, setting: harness.Setting, tell: Callable[..., None], what: str
-) -> None:
+def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str) -> None:
     device = setting.device
     seeds = torch.arange(256, device=device) * 2**33 + 5
     generators = [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
@@ -75,9 +67,8 @@ def test_seeds(
             t = scheduler.timesteps[k]
             theirs = lambda: scheduler.step(out, t, x, generator=generators)  # noqa: E731
         floor = 12 * ELEMENTS
-    found = harness.measure(
-        setting, work, kind="seeds", what=f"a seed a sample, {what}", peers={"diffusers": theirs}, elements=ELEMENTS,
-        case={"dtype": "float32", "shape": list(SHAPE), "batch": 256}, bytes_floor=floor,
+    measured(
+        work, kind="seeds", what=f"a seed a sample, {what}", elements=ELEMENTS, bytes_floor=floor,
+        case={"dtype": "float32", "shape": list(SHAPE), "batch": 256},
+        peers={"diffusers": theirs, "fastdiff, one seed": lambda: call(1)},
     )  # fmt: skip
-    found["beside_one_seed"] = beside_one_seed(setting, work.call, lambda: call(1))
-    tell(benchmark, found, work.call)

@@ -23,8 +23,8 @@ CASES = [
 SEED = 1
 
 
-def step(solver: str, shape: tuple[int, ...], device: str) -> tuple[harness.Work, Any]:
-    """(a row in the middle of the plan that calls the network, its peer)."""
+def step(solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True) -> tuple[harness.Work, Any]:
+    """(a row in the middle of the plan that calls the network, (plan, row, diffusers' step where asked for))."""
     g = torch.Generator(device).manual_seed(0)
     x, out = (torch.randn(shape, generator=g, device=device) for _ in range(2))
     plan = solvers.sampler(solver, out).plan
@@ -54,7 +54,7 @@ def step(solver: str, shape: tuple[int, ...], device: str) -> tuple[harness.Work
 
     work = harness.Work(lambda: repeated(out, rows, following), check, "bits equal to NumPy", (following,), restore)
     called = int(plan.column("network")[:k].sum())
-    return work, (plan, k, solvers.diffusers_step(solver, x, out, called))
+    return work, (plan, k, solvers.diffusers_step(solver, x, out, called) if peer else None)
 
 
 def middle(plan: Any) -> int:
@@ -70,7 +70,7 @@ def test_step(measured: Callable[..., Any], setting: harness.Setting, solver: st
     elements = batch * 3 * 32 * 32
 
     def small(n: int) -> Callable[[], Any]:
-        return step(solver, (1, n), setting.device)[0].call
+        return step(solver, (1, n), setting.device, peer=False)[0].call
 
     launch = instructions.launch_of("reverse_step", torch.empty(shape, device=setting.device), plan.used)
     noisy = any(plan.table[k, plan.columns.index(f"{to}.z")] for to in ("x", "s1", "s2", "s3", "s4"))

@@ -26,6 +26,7 @@ if device.DEVICE != "cpu":
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: says something about CPU tensors alone")
+    config.addinivalue_line("markers", "tier(name, gpu_only): of benchmarks, which some tests import")
     config.addinivalue_line("markers", "xdist_group(name): run in one process, where tests run in several")
 
 
