@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: 
 
 from benchmarks.rows import Result, Row, best, case, figure, ratios  # noqa: E402
 
-WIDTH, DPI, MOST = 8.4, 100, 32  # inches and dots: the width of a README; bars a picture
+WIDTH, DPI = 8.4, 100  # inches and dots: the width of a README
+FEWEST, MOST = 4, 32  # bars a picture
 FASTER, SLOWER, GREY = "#1f77b4", "#d9541e", "#777777"
 MARKS = "osD^vP*Xhp<>"
 
@@ -26,10 +27,13 @@ def draw(result: Result, out: Path) -> dict[str, str]:
     for name, picture in {"roofline": roofline(result.rows), "growth": growth(result.rows)}.items():
         if picture is not None:
             drawn[name] = picture
-    for kind in dict.fromkeys(row["kind"] for row in result.rows):
-        rows = [r for r in result.rows if r["kind"] == kind and best(r) is not None]
-        if rows and kind != "growth":  # their ratios stand in the table, next to the powers
-            drawn[f"ratios-{kind}"] = bars(rows)
+    compared = [row for row in result.rows if best(row) is not None]
+    if compared:
+        drawn["overview"] = bars(compared, "all kinds")
+    for kind in dict.fromkeys(row["kind"] for row in compared):
+        rows = [row for row in compared if row["kind"] == kind]
+        if FEWEST <= len(rows) < len(compared):  # fewer are seen in the table
+            drawn[f"ratios-{kind}"] = bars(rows, kind)
     names = {}
     for name, picture in drawn.items():
         names[name] = f"{result.name}-{name}.png"
@@ -46,7 +50,14 @@ def roofline(rows: Sequence[Row]) -> Any:
             row.get(k) for k in ("elements", "bytes_floor", "copy_GB_per_s")
         ):
             continue
-        name = (row["what"], row["case"].get("dtype"), row.get("cache"), row.get("threads"), row.get("backend"))
+        name = (
+            row["what"],
+            row["case"].get("dtype"),
+            row.get("cache"),
+            row.get("threads"),
+            row.get("backend"),
+            row["case"].get("mode"),
+        )
         if name not in points or row["elements"] > points[name]["elements"]:
             points[name] = row  # the largest shape of each
     if not points:
@@ -55,7 +66,9 @@ def roofline(rows: Sequence[Row]) -> Any:
     copy = sorted(row["copy_GB_per_s"] for row in points.values())[len(points) // 2]
     widths = [row["bytes_floor"] / row["elements"] for row in points.values()]
     ends = [min(widths) / 1.5, max(widths) * 1.5]
-    axes.plot(ends, [copy / b for b in ends], color="black", lw=1, label=f"copy, {figure(copy)} GB/s")
+    axes.plot(
+        ends, [copy / b for b in ends], color="black", lw=1, label=f"copy, {figure(copy)} GB/s\n(median of the rows')"
+    )
     colours = {what: f"C{i % 10}" for i, what in enumerate(dict.fromkeys(name[0] for name in points))}
     marks = {what: MARKS[i % len(MARKS)] for i, what in enumerate(colours)}
     beside: dict[float, list[str]] = {}
@@ -88,7 +101,7 @@ def roofline(rows: Sequence[Row]) -> Any:
     return picture
 
 
-def bars(rows: Sequence[Row]) -> Any:
+def bars(rows: Sequence[Row], title: str) -> Any:
     """Times faster than the fastest peer, a bar a row from the line at 1; other peers as dots."""
     ordered = sorted(rows, key=lambda row: best(row).median)  # type: ignore[union-attr]
     shown, cut = ordered[:MOST], len(ordered) > MOST
@@ -118,8 +131,7 @@ def bars(rows: Sequence[Row]) -> Any:
     axes.set_xlabel(
         "times faster than the fastest peer (bar), the others (grey); whiskers: 20th to 80th percentile", fontsize=8
     )
-    kind = rows[0]["kind"]
-    axes.set_title(f"{kind}: the {MOST} lowest of {len(ordered)} rows" if cut else kind, fontsize=11)
+    axes.set_title(f"{title}: the {MOST} lowest of {len(ordered)} rows" if cut else title, fontsize=11)
     axes.grid(axis="x", which="major", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return picture

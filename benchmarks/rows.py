@@ -33,6 +33,10 @@ NEEDED = ("kind", "what", "case", "device", "us", "peers")
 Row = Mapping[str, Any]
 
 
+class NoRows(ValueError):
+    """A file of another kind."""
+
+
 class Ratio(NamedTuple):
     """How many times faster fastdiff is than a peer."""
 
@@ -62,7 +66,7 @@ def load(path: Path) -> Result:
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         if not files:
-            raise ValueError(f"{WHERE}: expected JSON files in the folder {path}, got none. Name a result file.")
+            raise NoRows(f"{WHERE}: expected JSON files in the folder {path}, got none. Name a result file.")
     else:
         files = [path]
     rows: list[Row] = []
@@ -74,7 +78,7 @@ def load(path: Path) -> Result:
         predictions += content.get("predictions", [])
         _merge(about, content.get("machine_info", {}))
     if not rows:
-        raise ValueError(
+        raise NoRows(
             f"{WHERE}: expected rows of schema {SCHEMA} under benchmarks[*].extra_info of {path}, got none. Write it with "
             "`pytest benchmarks --benchmark-only --benchmark-json FILE`."
         )
@@ -91,7 +95,7 @@ def _read(file: Path) -> dict[str, Any]:
             f"{WHERE}: expected JSON in {file}, got something else or half of it. Measure it again."
         ) from None
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
-        raise ValueError(f"{WHERE}: expected a list `benchmarks` in {file}, got none. Name pytest-benchmark's JSON.")
+        raise NoRows(f"{WHERE}: expected a list `benchmarks` in {file}, got none. Name pytest-benchmark's JSON.")
     return content
 
 
@@ -168,8 +172,8 @@ def case(row: Row, *, also: Sequence[str] = ()) -> str:
     for key, value in about.items():
         if key == "steps":
             rest.append(f"{value} steps")
-        elif key == "solver" and str(value) in row["what"]:
-            continue
+        elif isinstance(value, str) and value in row["what"]:
+            continue  # said already
         elif value is True:
             rest.append(key)
         elif value is not None and value is not False:

@@ -8,6 +8,11 @@ from typing import Any
 from benchmarks.rows import KINDS, Result, Row, best, case, figure, lost, ratios, seconds, size, threads
 
 SHARED = ("device", "backend", "threads", "cache", "per")  # said once above a table where all its rows agree
+PICTURES = {
+    "overview": "The rows nearest to losing",
+    "roofline": "Achieved rates under their ceilings",
+    "growth": "How time and memory grow",
+}
 READING = (
     "Times are medians; in brackets the 20th and 80th percentile. A ratio is the peer's time over fastdiff's, pair by pair "
     "of interleaved measurements: above 1 fastdiff is faster; the fastest peer is in bold. GB/s are the fewest bytes the "
@@ -31,7 +36,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 def page(result: Result, pictures: Mapping[str, str]) -> str:
     """The whole page. pictures: file names by kind of picture (see benchmarks.plots)."""
     parts = [f"# Performance: {result.name}", machine(result), READING, "## Where we lose", losses(result)]
-    for name, title in (("roofline", "Achieved rates under their ceilings"), ("growth", "How time and memory grow")):
+    for name, title in PICTURES.items():
         if name in pictures:
             parts.append(f"![{title}]({pictures[name]})")
     if result.predictions:
@@ -151,7 +156,9 @@ def loss_lines(rows: Sequence[Row]) -> list[str]:
         r = best(row)
         assert r is not None
         also = [name for name in ("cache", "backend", "threads") if row.get(name) is not None]
-        lines.append(f"- {row['what']}, {case(row, also=also)}: {r} of {r.peer}'s speed".replace(", ,", ","))
+        mode = row["peers"][r.peer].get("mode")
+        peer = f"{r.peer} ({mode})" if mode else r.peer
+        lines.append(f"- {row['what']}, {case(row, also=also)}: {r} times as fast as {peer}")
     return lines
 
 

@@ -59,6 +59,7 @@ ROWS = [
     row("q_sample", peers={"torch.compile": ratio(0.5)}),
     row("loop", "growth", case={"solver": "ddim"}, growth=GROWTH),
 ]  # fmt: skip
+ROWS += [row("noise_mse", peers={"torch eager": ratio(3.0)})]
 ROWS[2]["peers"]["torch.compile"]["mode"] = "max-autotune"
 
 
@@ -88,9 +89,9 @@ def test_lost_rows_are_all_listed_the_worst_first(tmp_path: Path) -> None:
         "1.0 is not slower, and no graph is no peer"
     )
     lines = tables.losses(result).splitlines()
-    assert lines[0] == "In 2 of 6 rows with a peer:"
+    assert lines[0] == "In 2 of 7 rows with a peer:"
     assert lines[2].startswith(
-        "- q_sample, float32 256×3×32×32, warm, cpu, 1 thread: 0.50 [0.45, 0.55] of torch.compile"
+        "- q_sample, float32 256×3×32×32, warm, cpu, 1 thread: 0.50 [0.45, 0.55] times as fast as torch.compile"
     )
     assert tables.losses(rows.load(file(tmp_path / "b.json", [ROWS[0]]))) == "In none of 1 rows with a peer."
 
@@ -109,15 +110,15 @@ def test_pages_pictures_index_and_the_readmes_list(tmp_path: Path, capsys: pytes
     command = [str(first), str(pieces), "--out", str(out), "--readme", str(readme)]
     assert report.main(command) == 0
     index = (out / "README.md").read_text()
-    assert "| [cpu](cpu.md) | 7 | 6 | 4 | AMD Zen 3 avx2;" in index and "| [gpu](gpu.md) | 2 | 2 | 1 |" in index
+    assert "| [cpu](cpu.md) | 8 | 7 | 5 | AMD Zen 3 avx2;" in index and "| [gpu](gpu.md) | 2 | 2 | 1 |" in index
     page = (out / "gpu.md").read_text()
     assert "| DDIM | % of copy | 94 | 81 | missed |" in page, "a folder is one machine, its files together"
     shown = {
         line.split("](")[1].rstrip(")") for line in (out / "cpu.md").read_text().splitlines() if line.startswith("![")
     }
-    assert shown == {
-        f"cpu-{n}.png" for n in ("roofline", "growth", *(f"ratios-{k}" for k in ("network", "step", "op")))
-    }
+    assert shown == {f"cpu-{name}.png" for name in ("overview", "roofline", "growth", "ratios-op")}, (
+        "too few for others"
+    )
     for name in shown:
         with Image.open(out / name) as picture:
             assert 700 < picture.width < 1000 and picture.height > 150
@@ -125,7 +126,7 @@ def test_pages_pictures_index_and_the_readmes_list(tmp_path: Path, capsys: pytes
         assert (out / name).stat().st_size < 150_000
     text = readme.read_text()
     listed = text.split(report.BEGIN)[1].split(report.END)[0]
-    assert "old" not in text and listed.startswith("\ncpu: in 2 of 6 rows") and "gpu: in 1 of 2 rows" in listed
+    assert "old" not in text and listed.startswith("\ncpu: in 2 of 7 rows") and "gpu: in 1 of 2 rows" in listed
     assert text.startswith("# fastdiff\n") and text.endswith("\nrest\n")
     assert report.main(command) == 0 and readme.read_text() == text, "again: the same"
 
@@ -198,3 +199,18 @@ def test_nothing_is_written_where_the_marks_or_names_are_wrong(
     assert "where-we-lose:begin" in capsys.readouterr().err
     assert report.main([str(first), str(first), "--out", str(out)]) == 2 and not out.exists()
     assert "different names" in capsys.readouterr().err
+
+
+def test_records_of_other_kinds_are_passed_by_and_broken_files_are_not(tmp_path: Path) -> None:
+    for name, text in (
+        ("quality.json", '{"agreement": 1}'),
+        ("old.json", '{"benchmarks": [{"extra_info": {"elements": 3}}]}'),
+    ):
+        (tmp_path / name).write_text(text)
+    assert report.everything(tmp_path) == []
+    assert "No result of the suite" in report.losses([])
+    new = file(tmp_path / "new.json", ROWS[:1])
+    assert report.everything(tmp_path) == [new]
+    (tmp_path / "half.json").write_text('{"benchmarks": [')
+    with pytest.raises(ValueError, match="expected JSON in"):
+        report.everything(tmp_path)
