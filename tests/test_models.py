@@ -185,3 +185,19 @@ def test_features_of_levels() -> None:
     offset = 1e-6 * torch.randn(1, 1, 16, 16, dtype=torch.float64)
     torch.testing.assert_close(features(levels + offset, LEVELS)[:, -2:-1], -255 * math.pi * offset, rtol=1e-5, atol=1e-9)
     assert features(levels, ()) is levels
+
+
+def test_waves_of_points() -> None:
+    """An MLP with waves of lengths 4, 2 and 1 is one without, of the points beside their sines and cosines."""
+    torch.manual_seed(0)
+    waved, x, t = MLP(2, width=16, emb=8, waves=(-1, 0, 1)), torch.randn(5, 2), torch.arange(5)
+    torch.nn.init.normal_(waved.linear_out.weight)
+    again = build(describe(waved))
+    again.load_state_dict(waved.state_dict())
+    plain = MLP(14, 2, width=16, emb=8)
+    plain.load_state_dict(waved.state_dict())
+    angle = torch.pi * (255 / 256) * x
+    seen = [wave(2.0**n * angle) for n in (-1, 0, 1) for wave in (torch.sin, torch.cos)]
+    expected = plain(torch.cat([x, *seen], dim=1), t)
+    torch.testing.assert_close(waved(x, t), expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(again(x, t), waved(x, t))

@@ -1,16 +1,19 @@
 """A residual multilayer perceptron for vectors: points of the plane, latent codes.
 
-    h_0 = W x + b;  h_{l+1} = h_l + W2 silu((1 + a) norm(W1 silu(norm(h_l))) + c);  output = W silu(norm(h_L))
+    h_0 = W features(x) + b;  h_{l+1} = h_l + W2 silu((1 + a) norm(W1 silu(norm(h_l))) + c);  output = W silu(norm(h_L))
 
-with (a, c) a linear map of e = MLP(sinusoids(t)) + embedding(y), as in the U-Net.
+with (a, c) a linear map of e = MLP(sinusoids(t)) + embedding(y), as in the U-Net. The features are x and, if asked for,
+sines and cosines of it: few layers learn slowly what varies fast in their input (Tancik et al. 2020).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .fourier import features
 from .unet import sinusoids
 
 
@@ -40,6 +43,7 @@ class MLP(nn.Module):
         width, depth: features, and residual layers.
         emb: width of the embedding of time and label, even.
         time_scale: factor of t before its code; 1000 for times in [0, 1].
+        waves: exponents n of sin(2^n pi x) and cos(2^n pi x) beside x.
 
     Raises:
         ValueError: numbers below 1, or an odd emb.
@@ -54,6 +58,7 @@ class MLP(nn.Module):
         depth: int = 3,
         emb: int = 64,
         time_scale: float = 1.0,
+        waves: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if min(dim, width, depth, emb) < 1 or emb % 2 or (out is not None and out < 1):
@@ -65,10 +70,13 @@ class MLP(nn.Module):
             "dim": dim, "out": out, "num_classes": num_classes, "width": width, "depth": depth, "emb": emb,
             "time_scale": time_scale,
         }  # fmt: skip
+        self.waves = tuple(int(n) for n in waves)
+        # left out where they say nothing, so that folders written before them stay as they were
+        self.config |= {"waves": list(self.waves)} if waves else {}
         self.null_label, self.emb, self.time_scale = num_classes, emb, time_scale
         self.label = nn.Embedding(num_classes + 1, emb)
         self.time = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.linear_in = nn.Linear(dim, width)
+        self.linear_in = nn.Linear(dim * (1 + 2 * len(self.waves)), width)
         self.layers = nn.ModuleList(Layer(width, emb) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width)
         self.linear_out = nn.Linear(width, out or dim)
@@ -90,7 +98,7 @@ class MLP(nn.Module):
                 f"fastdiff.models.MLP: expected x of shape [B, {self.config['dim']}], got {list(x.shape)}; give vectors "
                 "of the dim in the model's config."
             )
-        h = self.linear_in(x)
+        h = self.linear_in(features(x, self.waves))
         for layer in self.layers:
             h = layer(h, emb)
         return self.linear_out(F.silu(self.norm_out(h)))

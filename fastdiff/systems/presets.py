@@ -37,6 +37,8 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {},
         {"latent": 2, "network": "mlp", "covariance": "isotropic", "objective": "importance", "samples": 8, **SHARP},
     ),
+    "score": ({"fourier": LEVELS}, {"fourier": WAVES}),
+    "unet": ({}, {"waves": WAVES}),
     "vdm": ({}, {"likelihood": "gaussian", "fourier": WAVES}),
 }
 # arguments that follow from the data or from other arguments
@@ -70,9 +72,8 @@ def make(name: str, data: Any, **options: Any) -> Any:
 
 def options_of(name: str, data: Any) -> dict[str, Any]:
     """The options of a system, and their values for this data set when nothing else is said."""
-    if name in NETWORKS:
-        return _own(name, data) | _keywords(_network(name, data))
-    return _keywords(find(name)) | DEFAULTS.get(name, ({}, {}))[data.levels is None]
+    found = _own(name, data) | _keywords(_network(name, data)) if name in NETWORKS else _keywords(find(name))
+    return found | DEFAULTS.get(name, ({}, {}))[data.levels is None]
 
 
 def _own(name: str, data: Any) -> dict[str, Any]:
@@ -80,8 +81,6 @@ def _own(name: str, data: Any) -> dict[str, Any]:
     own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
     if data.levels is None and "label_dropout" in own:
         own["label_dropout"] = 0.5  # their pictures and densities are without labels
-    if "fourier" in own:
-        own["fourier"] = WAVES if data.levels is None else LEVELS
     return own if name == "score" else own | SCHEDULED
 
 
