@@ -28,12 +28,14 @@ class Peer(NamedTuple):
 
     Attributes:
         scheduler, config: diffusers' class, less "Scheduler", and its configuration. sampler: k-diffusion's, less "sample_".
-        steps, theirs: how many make the same number of network calls on both sides. none: why diffusers has none.
+        churn: arguments of the sampler. steps, theirs: how many make the same number of network calls on both sides.
+        none: why diffusers has no scheduler.
     """
 
     scheduler: str = ""
     config: dict[str, Any] = {}
     sampler: str = ""
+    churn: dict[str, float] = {}
     steps: int = STEPS
     theirs: int = STEPS
     none: str = "has no scheduler for it"
@@ -58,10 +60,10 @@ PEERS: dict[str, Peer] = {
     "dpm2s": Peer(SINGLE, {"solver_order": 2, **NOISE}, steps=25, theirs=49),
     "dpm3m": Peer(DPM, {"solver_order": 3, **NOISE, **LEADING}),
     "dpm3s": Peer(SINGLE, {"solver_order": 3, **NOISE}, steps=17, theirs=49),
-    "edm": Peer(none="has Heun's method with churn only in place of the first stage"),
+    "edm": Peer(sampler="heun", churn=dict(SOLVERS["edm"].options), none="has Heun's method without churn"),
     "euler": Peer("EulerDiscrete", LEADING, "euler"),
     "euler_ancestral": Peer("EulerAncestralDiscrete", LEADING, "euler_ancestral"),
-    "euler_maruyama": Peer(),
+    "euler_maruyama": Peer(none="has it only among its deprecated schedulers"),
     "flow_euler": Peer("FlowMatchEulerDiscrete"),
     "flow_heun": Peer("FlowMatchHeunDiscrete"),
     "heun": Peer("HeunDiscrete", LEADING, "heun"),
@@ -71,7 +73,7 @@ PEERS: dict[str, Peer] = {
     "lcm": Peer("LCM"),
     "lms": Peer("LMSDiscrete", LEADING, "lms"),
     "pndm": Peer("PNDM", {"skip_prk_steps": True}, theirs=49),
-    "repaint": Peer(steps=20, none="repaints a known picture with its own loop of calls"),
+    "repaint": Peer(steps=20, none="has it only for a known picture"),
     "sa": Peer("SASolver", LEADING),
     "tcd": Peer("TCD"),
     "unipc": Peer("UniPCMultistep", LEADING),
@@ -132,8 +134,9 @@ def k_diffusion_loop(solver: str, start: Tensor, out: Tensor) -> Any:
     assert levels is not None
     ratios = levels[: PEERS[solver].steps, 1] / levels[: PEERS[solver].steps, 0]
     sigmas = torch.tensor([*ratios, 0.0], dtype=torch.float32, device=start.device)
+    churn = PEERS[solver].churn
     run, begin = getattr(module, f"sample_{name}"), start * sigmas[0]
-    return lambda: run(lambda x, sigma, **_: out, begin, sigmas, disable=True)
+    return lambda: run(lambda x, sigma, **_: out, begin, sigmas, disable=True, **churn)
 
 
 def diffusers_step(solver: str, x: Tensor, out: Tensor, k: int) -> Any:
