@@ -143,6 +143,21 @@ def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> 
     )  # fmt: skip
 
 
+def group_norm(which: str, dtype: torch.dtype = F32, last: bool = True, silu: bool = True) -> launch.Call:
+    """One of the op's three kernels, with all that can be given, on 128 channels of 32 x 32 positions."""
+    x = tensor(dtype, shape=(1024, 128)).transpose(1, 2) if last else tensor(dtype, shape=(128, 1024))
+    compute = F64 if dtype == F64 else F32
+    space, statistics = torch.empty(2 * BATCH * 16 * 128, dtype=compute), torch.empty(2 * BATCH * 32, dtype=compute)
+    vector, rows = torch.empty(128), torch.empty(BATCH, 128)
+    if which == "moments":
+        return launch.group_norm_moments_call(space, x, rows)
+    if which == "statistics":
+        return launch.group_norm_statistics_call(statistics, space, x, 32, 1e-5)
+    return launch.group_norm_silu_call(
+        torch.empty_like(x), statistics, x, 32, vector, vector, rows, rows, rows, silu
+    )
+
+
 def compiled(call: launch.Call, target: GPUTarget = HOPPER) -> Any:
     """What Triton would compile for this launch: the specialisation is its own."""
     kernel, backend = call.kernel(), make_backend(target)
@@ -182,9 +197,14 @@ VARIANTS = {
     "discretized_gaussian_nll": (lambda: discretized_gaussian_nll(), 64, 482),
     "vlb_terms": (lambda: vlb_terms(), 80, 602),
     "vlb_terms, backward": (lambda: backward("vlb_terms"), 120, 603),
+    "group_norm_silu": (lambda: group_norm("silu"), 56, 106),
+    "group_norm_silu, bfloat16": (lambda: group_norm("silu", BF16), 64, 120),
+    "group_norm_silu, positions side by side": (lambda: group_norm("silu", last=False), 48, 98),
+    "group_norm_silu: moments": (lambda: group_norm("moments"), 240, 92),
 }
 A_VALUE_A_SAMPLE = (
     "noise_mse", "gaussian_kl", "discretized_gaussian_nll", "vlb_terms", "reverse_step_rescale", "reverse_step_threshold",
+    "group_norm_moments",
 )  # fmt: skip
 
 
@@ -236,11 +256,14 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         discretized_gaussian_nll,
         vlb_terms,
         lambda: backward("vlb_terms"),
+        *(lambda which=which: group_norm(which) for which in ("moments", "statistics", "silu")),
+        lambda: group_norm("silu", BF16, last=False),
     ],
     ids=[
         "q_sample", "guided bfloat16", "learned float64", "whole sample", "rescale", "threshold", "q_posterior",
         "reparameterize", "reparameterize backward", "noise_mse", "sum_chunks", "gaussian_kl", "standard normal",
         "gaussian_kl backward", "discretized_gaussian_nll", "vlb_terms", "vlb_terms backward",
+        "group_norm moments", "group_norm statistics", "group_norm_silu", "group_norm_silu bfloat16",
     ],
 )  # fmt: skip
 def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
@@ -260,6 +283,8 @@ def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
         lambda: launch.reverse_step_threshold_call(whole_sample(F64)),
         *(lambda op=op: backward(op) for op in ("gaussian_kl", "discretized_gaussian_nll", "noise_mse")),
         *(lambda op=op: backward(op, F64) for op in ("discretized_gaussian_nll", "vlb_terms")),
+        lambda: group_norm("statistics"),
+        *(lambda which=which: group_norm(which, F64) for which in ("moments", "statistics", "silu")),
     ],
 )
 def test_float64_and_gradients_stay_in_registers(make: Any, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ stream without reading the device. `launches` counts launches by kernel; `check`
 
 from .common import TILE, WARPS, Call, check, launches, run, tile_shape
 from .noise import q_sample, q_sample_call, randn, randn_call
+from .norm import group_norm_moments_call, group_norm_silu, group_norm_silu_call, group_norm_statistics_call
 from .posterior import (
     q_posterior,
     q_posterior_call,
@@ -52,6 +53,7 @@ LAUNCHERS = {
         discretized_gaussian_nll_backward,
         vlb_terms,
         vlb_terms_backward,
+        group_norm_silu,
     )
 }
 
@@ -70,6 +72,10 @@ __all__ = [
     "gaussian_kl_backward_call",
     "gaussian_kl_call",
     "launches",
+    "group_norm_moments_call",
+    "group_norm_silu",
+    "group_norm_silu_call",
+    "group_norm_statistics_call",
     "noise_mse",
     "noise_mse_backward",
     "noise_mse_backward_call",
