@@ -19,6 +19,7 @@ class Convolution:
 
     weight: Tensor
     bias: Tensor | None
+    in_channels: int
     out_channels: int
     _winograd: Prepared | None  # None: not by Winograd's algorithm
     _pixelwise: bool
@@ -26,9 +27,11 @@ class Convolution:
     def forward(
         self, x: Tensor, *, add: Tensor | None = None, residual: Tensor | None = None, scale: float = 1.0
     ) -> Tensor:
-        """Args: x [B, C, H, W]; add: [B, K]; residual: like the result."""
+        """Args: x [B, C, H, W]; add: [B, K]; residual: like the result. Both in x's dtype."""
         weight, bias = self.weight, self.bias
-        if x.ndim == 4 and x.dtype == weight.dtype and not differentiates(x, weight, bias, add, residual):
+        ours = x.ndim == 4 and x.shape[1] == self.in_channels and x.device == weight.device
+        ours = ours and all(v is None or v.dtype == x.dtype for v in (weight, bias, add, residual))
+        if ours and not torch.is_autocast_enabled(x.device.type) and not differentiates(x, weight, bias, add, residual):
             prepared = None if torch.compiler.is_compiling() else self._winograd
             if prepared is not None and winograd.serves(self.out_channels, x.shape[1], x):
                 packed = prepared.get((weight,), winograd.pack)

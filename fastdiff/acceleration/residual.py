@@ -112,6 +112,8 @@ class Residual(Projected):
             given = self.conditioning(temb)
         elif temb is not None:
             given = temb[:, :, 0, 0] if temb.ndim == 4 else temb
+        if given is not None:
+            given = given.expand(h.shape[0], -1)  # one embedding may serve the whole batch
         if self.time_embedding_norm == "scale_shift":
             assert given is not None
             scale, shift = given.chunk(2, dim=1)

@@ -3,7 +3,7 @@
 A 4x4 square of outputs needs the 6x6 square of inputs d around it: Y = A' [(G g G') * (B' d B)] A, summed over the input
 channels between the brackets, so 36 multiplications a channel instead of 144, as 36 matrix products over all squares. The
 matrices belong to the points 0, ±a, ±b, infinity at which polynomials are evaluated. With a = 1/sqrt 2 and b = sqrt 2 the
-error is about twice that of a direct convolution; with the usual 1 and 2 it is several times larger.
+error is about twice that of a direct convolution; with the usual 1 and 2 it is two to four times ours.
 
 G g G' is computed once per weight, in float64, and packed as csrc/cpu/winograd.cpp reads it. That library does the rest. It
 is no public op: the packed weights are its caller's, and nothing on a GPU needs it.

@@ -125,6 +125,30 @@ def test_any_network_of_known_layers() -> None:
         assert near(fastdiff.accelerate(network)(x[:, :, :7, :5]), network(x[:, :, :7, :5]))
 
 
+@pytest.mark.parametrize("norm", ["default", "scale_shift"])
+def test_one_embedding_for_the_whole_batch(norm: str) -> None:
+    from diffusers.models.resnet import ResnetBlock2D
+
+    block = ResnetBlock2D(in_channels=16, out_channels=32, temb_channels=8, groups=4, time_embedding_norm=norm).eval()
+    x, temb = torch.randn(3, 16, 8, 8), torch.randn(1, 8)
+    with torch.no_grad():
+        assert near(fastdiff.accelerate(block)(x, temb), block(x, temb))
+
+
+def test_channels_that_do_not_fit_are_torchs_error() -> None:
+    faster = fastdiff.accelerate(nn.Conv2d(16, 16, 3, padding=1))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="to have 16 channels, but got 15 channels"):
+        faster(torch.randn(1, 15, 8, 8))
+
+
+def test_autocast() -> None:
+    network = unet2d()
+    expected = run(network, noise(3), times())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = run(fastdiff.accelerate(network), noise(3), times()), run(network, noise(3), times())
+    assert ours.dtype == theirs.dtype and near(ours.float(), expected, 0.1)
+
+
 def test_tied_weights_stay_tied() -> None:
     conv = nn.Conv2d(16, 16, 3, padding=1)
     network = nn.Sequential(conv, nn.SiLU(), conv)
