@@ -19,6 +19,12 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def _strides(x: Tensor) -> tuple[int, int, int] | None:
     """Strides of x as [B, C, n], or None where its positions are no one dimension or neither it nor channels are dense."""
+    if x.ndim == 4:  # the common case costs two questions
+        _, channels, height, width = x.shape
+        if x.is_contiguous():
+            return channels * height * width, height * width, 1
+        if x.is_contiguous(memory_format=torch.channels_last):
+            return channels * height * width, 1, channels
     position, size = 1, 1
     for length, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if length == 1:
@@ -37,45 +43,48 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
     return x.stride(0), channel, position
 
 
-def _as_stored(x: Tensor) -> Tensor:
-    """x, or its copy in its own memory format where its strides serve no kernel."""
-    if _strides(x) is not None:
-        return x
-    last = x.ndim in _FORMATS and x.stride(1) == 1 and x.shape[1] > 1
-    return x.contiguous(memory_format=_FORMATS[x.ndim] if last else torch.contiguous_format)
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[B, C, n] view."""
+def _as_stored(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+    """x, or its copy in its own memory format where its strides serve no kernel, and the strides."""
     strides = _strides(x)
-    assert strides is not None
-    batch, channels = x.shape[:2]
-    return x.as_strided((batch, channels, x.numel() // (batch * channels)), strides)
+    if strides is None:
+        last = x.ndim in _FORMATS and x.stride(1) == 1 and x.shape[1] > 1
+        x = x.contiguous(memory_format=_FORMATS[x.ndim] if last else torch.contiguous_format)
+        strides = _strides(x)
+        assert strides is not None
+    return x, strides
 
 
-def _launch_out(x, groups, weight, bias, scale, shift, add, eps, silu, out):
+def _launch_to(out, to, x, strides, groups, weight, bias, scale, shift, add, eps, silu):
+    """`to` and `strides`: how out and x stand as [B, C, n]."""
     if out.numel() == 0:
         return
-    x = _as_stored(x)
-    compute = common.compute_dtype(x)
+    batch, channels = x.shape[:2]
+    flat = batch, channels, x.numel() // (batch * channels)
     workspace = statistics = None
     if backends.backend_for("group_norm_silu", x.device) in ("cuda", "triton"):
-        batch, channels = x.shape[:2]
-        count = chunks(x.numel() // (batch * channels))
-        workspace = torch.empty(2 * batch * count * channels, dtype=compute, device=x.device)
+        compute = common.compute_dtype(x)
+        workspace = torch.empty(2 * batch * chunks(flat[2]) * channels, dtype=compute, device=x.device)
         statistics = torch.empty(2 * batch * groups, dtype=compute, device=x.device)
-    vectors = [None if v is None else common.dense(v) for v in (weight, bias)]
+    weight, bias = (None if v is None else common.dense(v) for v in (weight, bias))
+    views = out.as_strided(flat, to), x.as_strided(flat, strides)
     launch = backends.launcher("group_norm_silu", x.device)
-    launch(_flat(out), workspace, statistics, _flat(x), groups, *vectors, scale, shift, add, eps, silu)
+    launch(views[0], workspace, statistics, views[1], groups, weight, bias, scale, shift, add, eps, silu)
+
+
+def _launch_out(x, *arguments):
+    *options, out = arguments
+    x, strides = _as_stored(x)
+    _launch_to(out, _strides(out), x, strides, *options)
 
 
 def _output(x, *_):
-    return torch.empty_like(_as_stored(x))
+    return torch.empty_like(_as_stored(x)[0])
 
 
-def _launch(x, groups, weight, bias, scale, shift, add, eps, silu):
-    out = _output(x)
-    _launch_out(x, groups, weight, bias, scale, shift, add, eps, silu, out)
+def _launch(x, *options):
+    x, strides = _as_stored(x)
+    out = torch.empty_like(x)
+    _launch_to(out, strides if out.stride() == x.stride() else _strides(out), x, strides, *options)
     return out
 
 
@@ -190,7 +199,7 @@ def group_norm_silu(
 
 def _alike(out: Tensor, x: Tensor) -> bool:
     """Whether channels (or positions) stand side by side in both."""
-    if out.numel() == 0:
+    if out.numel() == 0 or (out.stride() == x.stride() and _strides(x) is not None):
         return True
-    to, given = _strides(out), _strides(_as_stored(x))
-    return to is not None and given is not None and (to[1] == 1) == (given[1] == 1) and out.stride(0) > 0
+    to, given = _strides(out), _as_stored(x)[1]
+    return to is not None and (to[1] == 1) == (given[1] == 1) and out.stride(0) > 0
