@@ -60,7 +60,9 @@ def make(name: str, device: str, dtype: torch.dtype = torch.float32) -> Network:
         else:
             module = library.DiTTransformer2DModel(**DITS[name])
             found = Network(module, (4, 32, 32), linear, "epsilon", labels("class_labels", 1000))
-    return found._replace(module=found.module.to(device, dtype).eval().requires_grad_(False))
+    placed = found.module.to(device)
+    placed = placed if dtype == torch.float32 else placed.to(dtype)  # diffusers' warns of every cast
+    return found._replace(module=placed.eval().requires_grad_(False))
 
 
 def settings(network: Any) -> dict[str, Any]:
