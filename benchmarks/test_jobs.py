@@ -41,6 +41,6 @@ def test_job(measured: Callable[..., Any], setting: harness.Setting, samples: in
 
     measured(
         harness.Work(whole, check, "pictures equal to the bare loop's"), kind="job", what="job beside the bare loop",
-        peers={"bare loop": bare}, per="image", divide=samples,
+        peers={"fastdiff, bare loop": bare}, per="image", divide=samples,
         case={"network": "fashion-mnist", "samples": samples, "steps": steps, "batch": unit},
     )  # fmt: skip
