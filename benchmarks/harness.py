@@ -161,7 +161,7 @@ def measure(
     work.verify()
     ours = times[OURS]
     us = _microseconds(ours, divide)
-    copy = memory.copy_bandwidth(device, bytes_floor or memory.LARGE, cold=cold)
+    copy = memory.copy_bandwidth(device, bytes_floor or memory.MOST, cold=cold)
     rate = None if bytes_floor is None else bytes_floor / statistics.median(ours)
     return {
         "schema": SCHEMA, "kind": kind, "what": what, "case": dict(case),

@@ -1,4 +1,4 @@
-"""The C++ library under AddressSanitizer and UndefinedBehaviorSanitizer, run by the op tests.
+"""The C++ library under AddressSanitizer and UndefinedBehaviorSanitizer, run by the op tests and Winograd's.
 
 A build of its own, loaded by a Python whose runtime is preloaded; any report ends that process and fails the test.
 """
@@ -16,7 +16,8 @@ import pytest
 from trees import ROOT, copy_tree, run
 
 FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-TESTS = ["tests/ops", "-k", "cpu and not compil and not opcheck and not fullgraph and not gradcheck"]
+CHOICE = "cpu and not compil and not opcheck and not fullgraph and not gradcheck"
+TESTS = ["tests/ops", "tests/acceleration/test_winograd.py", "-k", CHOICE]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the runtimes are preloaded the Linux way")
