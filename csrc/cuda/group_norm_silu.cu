@@ -8,18 +8,13 @@ namespace fastdiff::FD_LEVEL {
 
 enum { SIDE = 16, MAP = SIDE * SIDE, PITCH = SIDE + 1 };  // PITCH: columns and rows fall on different banks
 
-// The sum of 16 values `step` apart, folded by halves.
-template <class T>
+// The sum of 16 values `step` apart, folded by halves, depth first.
+template <int J = 0, int STEP = 1, class T>
 FD_HD T folded(const T* part, int step) {
-    T v[SIDE];
-    FD_UNROLL
-    for (int j = 0; j < SIDE; ++j) v[j] = part[j * step];
-    FD_UNROLL
-    for (int half = SIDE / 2; half; half /= 2) {
-        FD_UNROLL
-        for (int j = 0; j < half; ++j) v[j] = v[j] + v[j + half];
-    }
-    return v[0];
+    if constexpr (STEP == SIDE)
+        return part[J * step];
+    else
+        return folded<J, 2 * STEP>(part, step) + folded<J + STEP, 2 * STEP>(part, step);
 }
 
 template <class C>

@@ -390,19 +390,19 @@ FD_HD VlbTerm<C> vlb_term(const VlbRow<C>& r, C x0, C x_t, C out, C logvar) {
 
 // ---- section 12
 
-// z/(1 + e^-z). In float32 e^-z is that of section 1.1 with the signs turned round: no negation, and one choice less,
-// since 1 + e^-z is 1 long before e^-z is 0.
+// z/(1 + e^-z). In float32 e^-z is that of section 1.1 with the signs turned round, which saves a
+// negation; where it is 0, 1 + e^-z is 1 and the result z.
 FD_HD float silu(float z) {
     const float e[] = {0x1.0p-1f, 0x1.55549p-3f, 0x1.55545ep-5f, 0x1.123b46p-7f, 0x1.6db414p-10f};
-    const float c = z < -EXP_LOW ? z : -EXP_LOW;  // not select(): this is one instruction
-    const float t = 12582912.0f - c * 0x1.715476p+0f, k = t - 12582912.0f;
-    const float r = (c + k * 0x1.62e4p-1f) + k * 0x1.7f7d1cp-20f;
+    // above, nobody looks at the quotient
+    const float t = 12582912.0f - z * 0x1.715476p+0f, k = t - 12582912.0f;
+    const float r = (z + k * 0x1.62e4p-1f) + k * 0x1.7f7d1cp-20f;
     float p = e[3] - r * e[4];
     FD_UNROLL
     for (int i = 2; i >= 0; --i) p = e[i] - p * r;
     const float y = 1.0f + ((r * r) * p - r);
     const float power = float_bits(bits_of(y) + (bits_of(t) << 23));
-    return select(z < -EXP_HIGH, 0.0f, z / (1.0f + power));
+    return select(z < -EXP_HIGH, 0.0f, select(z < -EXP_LOW, z / (1.0f + power), z));
 }
 FD_HD double silu(double z) { return z / (1.0 + exp(-z)); }
 
