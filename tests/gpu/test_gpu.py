@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tolerances import ACCELERATED
 
 import fastdiff
 from fastdiff import Sampler, Schedule, ops
+from fastdiff.models import UNet
 from fastdiff.solvers import make_plan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "noise_v1.json"
@@ -177,3 +179,16 @@ def test_fast_mode_is_near_exact_mode(gpu: str) -> None:
     exact = ops.randn((16, 10_000), seed=9, device="cuda")
     fast = ops.randn((16, 10_000), seed=9, device="cuda", mode="fast")
     assert (exact - fast).abs().max() < 4e-6
+
+
+def test_an_accelerated_network_is_the_network(gpu: str) -> None:
+    """Norms by the kernel, weights channels last; float32 products, so that only the order of sums differs."""
+    torch.manual_seed(0)
+    network = UNet(channels=3, size=16, widths=(32, 64)).cuda().eval().requires_grad_(False)
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    x, t, y = torch.randn(4, 3, 16, 16, device="cuda"), torch.arange(4, device="cuda"), torch.arange(4, device="cuda")
+    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
+        expected, got = network(x, t, y), fastdiff.accelerate(network)(x, t, y)
+    assert float((got - expected).abs().max() / expected.abs().max()) < ACCELERATED
