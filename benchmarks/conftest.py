@@ -147,4 +147,5 @@ def _commit() -> str | None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _spent:
-        terminalreporter.write_line(f"{len(_spent)} rows, {sum(_spent.values()):.0f} s of processor time")
+        worst = ", ".join(f"{name.split('::')[-1]} {_spent[name]:.0f}" for name in sorted(_spent, key=_spent.get)[:-6:-1])
+        terminalreporter.write_line(f"{len(_spent)} rows, {sum(_spent.values()):.0f} s of processor time; most: {worst}")

@@ -123,16 +123,18 @@ def _arms(peers: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Arm], dict[st
     return arms, missing
 
 
-def _likely(arms: dict[tuple[str, str], Arm], setting: Setting) -> dict[tuple[str, str], Arm]:
-    """Of slow arms the quickest mode of each peer, by the better of two calls: the others get no turns."""
+def _likely(
+    arms: dict[tuple[str, str], Arm], setting: Setting
+) -> tuple[dict[tuple[str, str], Arm], dict[tuple[str, str], float]]:
+    """(of slow arms the quickest mode of each peer, the seconds of all): by the better of two calls. Others get no turns."""
     clock = memory.stopwatch(setting.device)
     first = {key: clock(arm) for key, arm in arms.items()}
     if 2 * setting.rounds * sum(first.values()) <= 4 * setting.seconds:
-        return arms
+        return arms, {}
     several = {name for name, _ in arms if sum(peer == name for peer, _ in arms) > 1}
     second = {key: min(first[key], clock(arm)) if key[0] in several else first[key] for key, arm in arms.items()}
     best = {name: min((key for key in arms if key[0] == name), key=second.__getitem__) for name, _ in arms}
-    return {key: arms[key] for key in best.values()}
+    return {key: arms[key] for key in best.values()}, {key: second[key] for key in arms if key[0] in several}
 
 
 def _microseconds(times: Iterable[float], divide: float) -> list[float]:
@@ -154,7 +156,8 @@ def measure(
     work.verify()
     extra = memory.extra_bytes(work.call, device)
     theirs, missing = _arms(peers)
-    theirs = _likely(theirs, setting)
+    every = theirs
+    theirs, tried = _likely(theirs, setting)
     before = (lambda: memory.evict(device)) if cold else None
     names: dict[Any, Arm] = {OURS: work.call, **theirs}
     times = take_turns(names, setting, before=before)
@@ -163,6 +166,12 @@ def measure(
     us = _microseconds(ours, divide)
     copy = memory.copy_bandwidth(device, bytes_floor or memory.MOST, cold=cold)
     rate = None if bytes_floor is None else bytes_floor / statistics.median(ours)
+    compared = _compared(times, theirs, missing, divide)
+    for (name, mode), seconds in tried.items():
+        compared["peers"][name]["modes"].setdefault(mode, round(1e6 * seconds / divide, 3))
+    for (name, mode), arm in every.items():
+        if isinstance(arm, Compiled) and mode:
+            compared["peers"][name].setdefault("compile_s_of_modes", {})[mode] = round(arm.seconds, 2)
     return {
         "schema": SCHEMA, "kind": kind, "what": what, "case": dict(case),
         "device": "cpu" if device == "cpu" else machine.describe(torch.device(device))["name"],
@@ -172,7 +181,7 @@ def measure(
         "GB_per_s": None if rate is None else round(rate / 1e9, 3), "copy_GB_per_s": round(copy / 1e9, 3),
         "percent_of_copy": None if rate is None else round(100 * rate / copy, 1),
         "instructions": _instructions(instructions, elements, ours),
-        **_compared(times, theirs, missing, divide),
+        **compared,
         "compile_s": compile_s, "extra_bytes": extra, "checked": work.checked,
     }  # fmt: skip
 

@@ -106,7 +106,8 @@ def pipeline(
         scheduler.set_timesteps(steps, device=first.device)
         x = torch.randn(batch, *network.shape, device=first.device, dtype=first.dtype)
         for t in scheduler.timesteps:
-            out = run(scheduler.scale_model_input(x, t), t.expand(batch))
+            # contiguous, as what is compiled was made for
+            out = run(scheduler.scale_model_input(x, t), t.repeat(batch))
             x = scheduler.step(out, t, x, return_dict=False)[0]
         return x
 

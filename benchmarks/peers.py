@@ -5,12 +5,16 @@ A peer that is not here is a `Missing` with the reason, and is reported as such.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import importlib
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import os
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -116,7 +120,9 @@ def compiler() -> str:
 def compiled(fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODES) -> dict[str, Any] | Missing:
     """An arm for each mode of torch.compile, made for these inputs afresh: no graph and no file of an earlier one is used.
 
-    Under no_grad where no input requires a gradient, as one samples. A mode that fails is a `Missing` among the others.
+    Files lie in a folder of this process, where no other's compiler writes; modes that come later find loaded what they
+    share with the first. Under no_grad where no input requires a gradient, as one samples. A mode that fails is a `Missing`
+    among the others.
     """
     if compiler():
         return Missing(compiler())
@@ -124,6 +130,7 @@ def compiled(fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODE
 
     torch._dynamo.reset()
     arms: dict[str, Any] = {}
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = _folder()
     with config.patch(force_disable_caches=True):
         for mode in modes:
             try:
@@ -135,6 +142,14 @@ def compiled(fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODE
             except Exception as error:
                 arms[mode] = Missing(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
     return arms
+
+
+@functools.cache
+def _folder() -> str:
+    """Where torch.compile writes; it goes when the process ends."""
+    path = tempfile.mkdtemp(prefix="fastdiff-compiled-")
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
 
 
 def _synchronize(inputs: tuple[Any, ...]) -> None:

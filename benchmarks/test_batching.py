@@ -20,7 +20,7 @@ from fastdiff import Request, Sampler
 
 @pytest.mark.parametrize(
     "requests, lanes, longest",
-    [row("quick", 6, 2, 6, id="6-2"), row("default", 24, 4, 12, id="24-4"), row("full", 256, 16, 50, id="256-16")],
+    [row("quick", 6, 2, 6, id="6-2"), row("default", 16, 4, 10, id="16-4"), row("full", 256, 16, 50, id="256-16")],
 )
 def test_batching(
     measured: Callable[..., Any], setting: harness.Setting, requests: int, lanes: int, longest: int

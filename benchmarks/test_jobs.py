@@ -16,7 +16,7 @@ from fastdiff.jobs import machine
 
 
 @pytest.mark.parametrize(
-    "samples, steps", [row("quick", 64, 1, id="64-1"), row("default", 512, 1, id="512-1"), row("full", 8192, 5, id="8192-5")]
+    "samples, steps", [row("quick", 64, 1, id="64-1"), row("default", 128, 1, id="128-1"), row("full", 8192, 5, id="8192-5")]
 )
 def test_job(measured: Callable[..., Any], setting: harness.Setting, samples: int, steps: int) -> None:
     unit = min(64, samples // 2)

@@ -26,8 +26,8 @@ BATCHES = (1, 8, 16, 256)
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 QUICK = {("fashion-mnist", "ddim", 1)}
 DEFAULT = {
-    ("fashion-mnist", "ddim", 16), ("fashion-mnist", "dpm++2m", 16), ("unet-cifar", "ddim", 1), ("unet-cifar", "dpm++2m", 1),
-    ("unet-cifar", "ddim", 8), ("dit-b/4", "ddim", 1), ("dit-b/4", "dpm++2m", 1),
+    ("fashion-mnist", "ddim", 16), ("fashion-mnist", "dpm++2m", 16), ("unet-cifar", "dpm++2m", 1), ("unet-cifar", "ddim", 8),
+    ("dit-b/4", "dpm++2m", 1),
 }  # fmt: skip
 CASES = [
     row("quick" if case in QUICK else "default" if case in DEFAULT else "full", *case, dtype,
@@ -74,8 +74,12 @@ def checked_against(expected: Callable[[], Tensor], dtype: str) -> tuple[Callabl
 
 
 def compiled(network: networks.Network, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Any:
-    """The network by torch.compile: {mode: arm of one call}; or `Missing`."""
-    return peers.compiled(lambda x, t: networks.call(network.module, x, t, condition), x, t)
+    """The network by torch.compile: {mode: arm of one call}; or `Missing`.
+
+    On a CPU without `reduce-overhead`, which there makes the code of `default`: each mode costs minutes.
+    """
+    modes = tuple(mode for mode in peers.MODES if x.is_cuda or mode != "reduce-overhead")
+    return peers.compiled(lambda x, t: networks.call(network.module, x, t, condition), x, t, modes=modes)
 
 
 @pytest.mark.parametrize("name, solver, batch, dtype", CASES)

@@ -102,6 +102,14 @@ def test_a_missing_peer_is_reported_as_missing(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(solvers.scheduler("ddim", "cpu"), Missing)
 
 
+def test_of_slow_modes_the_quickest_gets_turns_and_all_are_told() -> None:
+    slow = {mode: peers.Compiled(lambda s=s: time.sleep(s), s) for mode, s in (("default", 0.05), ("max-autotune", 0.02))}
+    row = harness.measure(SETTING, Double().work(), peers={"torch.compile": slow}, **OF)
+    found = row["peers"]["torch.compile"]
+    assert found["mode"] == "max-autotune" and found["compile_s_of_modes"] == {"default": 0.05, "max-autotune": 0.02}
+    assert found["modes"]["default"] >= 50_000 > found["modes"]["max-autotune"] >= 20_000
+
+
 def test_the_form_of_a_row() -> None:
     compiled = {"default": peers.Compiled(eager, 1.5), "max-autotune": peers.Compiled(lambda: time.sleep(0.002), 9.0)}
     limit = {"per_element": 2.0, "ceiling_Melem_per_s": 50.0}
