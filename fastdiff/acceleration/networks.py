@@ -22,8 +22,6 @@ class DiffusersUNet:
     """diffusers' UNet2DModel."""
 
     config: Any
-    dtype: torch.dtype
-    device: torch.device
     time_proj: nn.Module
     time_embedding: nn.Module
     class_embedding: nn.Module | None
@@ -39,13 +37,14 @@ class DiffusersUNet:
 
     def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """All blocks' conditioning [B, n] by times [B] and labels."""
-        emb = self.time_embedding(self.time_proj(t).to(self.dtype))
+        dtype = _dtype(self)
+        emb = self.time_embedding(self.time_proj(t).to(dtype))
         if self.class_embedding is not None:
             if class_labels is None:
                 raise ValueError("fastdiff.accelerate: expected class_labels for a network with classes, got none.")
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels)
-            emb = emb + self.class_embedding(class_labels).to(self.dtype)
+            emb = emb + self.class_embedding(class_labels).to(dtype)
         elif class_labels is not None:
             raise ValueError("fastdiff.accelerate: expected no class_labels for a network without classes, got some.")
         return self._hoisted(self._first.code(emb))
@@ -75,6 +74,11 @@ class DiffusersUNet:
         t = t.to(sample.device).reshape(-1).expand(sample.shape[0])
         out = self.decode(sample, self.condition(t, class_labels))
         return _output(type(self), "UNet2DOutput", out) if return_dict else (out,)
+
+
+def _dtype(network: Any) -> torch.dtype:
+    """Of the weights, by the first: diffusers' `dtype` asks every parameter at each call."""
+    return next(network.parameters()).dtype
 
 
 def _output(cls: type, name: str, sample: Tensor) -> Any:
@@ -133,14 +137,12 @@ class DiT:
     proj_out_2: nn.Linear
     patch_size: int
     out_channels: int
-    dtype: torch.dtype
-    device: torch.device
 
     def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """All blocks' (shift, scale, gate) and the output's (shift, scale), [B, n]; every block has a code of its own."""
-        columns = []
+        columns, dtype = [], _dtype(self)
         for block in self.transformer_blocks:
-            emb = block.norm1.emb(t, class_labels, hidden_dtype=self.dtype)
+            emb = block.norm1.emb(t, class_labels, hidden_dtype=dtype)
             columns.append(block.norm1.linear(F.silu(emb)))
             if len(columns) == 1:
                 last = self.proj_out_1(F.silu(emb))

@@ -59,8 +59,11 @@ def randn(
         ValueError, TypeError: for arguments outside these.
     """
     shape = tuple(shape)
-    if len(shape) < 1 or any(not isinstance(n, (int, torch.SymInt)) or n < 0 for n in shape):
-        raise ValueError(f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}.")
+    if out is None or out.shape != shape:
+        if len(shape) < 1 or any(not isinstance(n, (int, torch.SymInt)) or n < 0 for n in shape):
+            raise ValueError(f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}.")
+    elif not shape:
+        raise ValueError("fastdiff.randn: expected shape [B, …] of sizes >= 0, got [].")
     if out is None:
         if device is None:
             device = next((v.device for v in (seed, sample_ids) if isinstance(v, Tensor)), torch.device("cpu"))
@@ -74,6 +77,11 @@ def randn(
     number, seeds = common.seed_arguments("randn", seed, shape[0], out, "out")
     if sample_ids is not None:
         sample_ids = common.integers("randn", "sample_ids", sample_ids, shape[0], out, "out")
+    given = [v for v in (out, seeds, sample_ids) if v is not None]
     with backends.use(backend) if backend else nullcontext():
-        _fill(out, number, seeds, sample_ids, step, stream, fast)
+        if common.unobserved(*given):
+            torch.autograd.graph.increment_version(out)
+            _launch(out, number, seeds, sample_ids, step, stream, fast)
+        else:
+            _fill(out, number, seeds, sample_ids, step, stream, fast)
     return out
