@@ -71,7 +71,7 @@ int fd_winograd(const fd_winograd_args* args) {
     const int64_t all = a.batch * w.down() * w.across();
     for (; w.first < all; w.first += a.block) {
         w.tiles = all - w.first < a.block ? all - w.first : a.block;
-        int64_t threads = w.tiles * FD_WINOGRAD_POSITIONS * a.channels / GRAIN * w.width();
+        int64_t threads = w.tiles * FD_WINOGRAD_POSITIONS * a.channels * w.width() / GRAIN;
         threads = threads < 1 ? 1 : threads < a.threads ? threads : a.threads;
         over(INPUT[level], w, w.tiles, threads);
         over(PRODUCT[level], w, FD_WINOGRAD_POSITIONS * Winograd::panels(a.out_channels), threads);
