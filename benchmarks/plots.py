@@ -69,8 +69,12 @@ def roofline(rows: Sequence[Row]) -> Any:
     axes.plot(
         ends, [copy / b for b in ends], color="black", lw=1, label=f"copy, {figure(copy)} GB/s\n(median of the rows')"
     )
-    colours = {what: f"C{i % 10}" for i, what in enumerate(dict.fromkeys(name[0] for name in points))}
-    marks = {what: MARKS[i % len(MARKS)] for i, what in enumerate(colours)}
+    named = dict.fromkeys(name[0] for name, row in points.items() if row["kind"] != "step")
+    colours = {what: f"C{i % 10}" for i, what in enumerate(named)}
+    marks = {what: MARKS[i % len(MARKS)] for i, what in enumerate(named)}
+    steps = [name[0] for name, row in points.items() if row["kind"] == "step"]  # of many solvers: alike, without their names
+    colours |= dict.fromkeys(steps, GREY)
+    marks |= dict.fromkeys(steps, ".")
     beside: dict[float, list[str]] = {}
     for (what, _, cache, *_), row in points.items():
         width = row["bytes_floor"] / row["elements"]
@@ -86,8 +90,10 @@ def roofline(rows: Sequence[Row]) -> Any:
         if ceiling:
             axes.plot([x, x], [y, ceiling / 1e3], color=colours[what], lw=0.6, alpha=0.6)
             axes.plot(x, ceiling / 1e3, "_", color=colours[what], ms=11, mew=2)
-    for what, colour in colours.items():
-        axes.plot([], [], marks[what], color=colour, ms=6, label=what)
+    for what in named:
+        axes.plot([], [], marks[what], color=colours[what], ms=6, label=what)
+    if steps:
+        axes.plot([], [], ".", color=GREY, ms=6, label="steps of the solvers")
     if any((row.get("instructions") or {}).get("ceiling_Melem_per_s") for row in points.values()):
         axes.plot([], [], "_", color=GREY, ms=11, mew=2, label="what instructions allow")
     if len({name[2] for name in points}) > 1:
@@ -138,8 +144,10 @@ def bars(rows: Sequence[Row], title: str) -> Any:
 
 
 def growth(rows: Sequence[Row]) -> Any:
-    """Time, and memory where a row has it, over batch, steps or workers, with the fitted power."""
-    found = [row for row in rows if row.get("growth") and len(row["growth"].get("x", ())) > 1]
+    """Time, and memory where a row has it, over batch, steps or workers, with the power fitted to the last decade."""
+    every = [row for row in rows if row.get("growth") and len(row["growth"].get("x", ())) > 1]
+    longest = {row["what"]: row for row in sorted(every, key=lambda row: len(row["growth"]["x"]))}
+    found = [row for row in every if longest[row["what"]] is row]
     overs = list(dict.fromkeys(row["growth"]["over"] for row in found))
     if not overs:
         return None
@@ -161,12 +169,16 @@ def growth(rows: Sequence[Row]) -> Any:
                 drawn = axes.plot(x, y, "o", ms=4)[0]
                 name = row["what"]
                 if g.get(power) is not None:
-                    middle = [sum(map(math.log, v)) / len(v) for v in (x, y)]
-                    fitted = [math.exp(middle[1] + g[power] * (math.log(v) - middle[0])) for v in x]
-                    axes.plot(x, fitted, color=drawn.get_color(), lw=1)
+                    last = [(u, v) for u, v in pairs if 10 * u >= x[-1]]
+                    middle = [sum(map(math.log, v)) / len(v) for v in zip(*last, strict=True)]
+                    fitted = [math.exp(middle[1] + g[power] * (math.log(u) - middle[0])) for u, _ in last]
+                    axes.plot([u for u, _ in last], fitted, color=drawn.get_color(), lw=1)
                     name += f": {over}$^{{{g[power]:.2f}}}$"
                 drawn.set_label(name)
             axes.set(xscale="log", yscale="log", xlabel=over, ylabel=unit)
+            low, high = axes.get_ylim()
+            if high < 1.5 * low:
+                axes.set_ylim(low / 2, high * 2)
             plainly(axes.xaxis)
             plainly(axes.yaxis)
             axes.grid(which="major", alpha=0.3)

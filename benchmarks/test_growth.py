@@ -1,8 +1,8 @@
 """How time and memory grow with batch, steps and workers, over three decades: the exponent of a fitted power.
 
-An exponent is that of least squares between logarithms, with its standard error; below 1 because small runs pay for what
-does not grow. Workers are processes that share a job, 1, 2, 4 … up to as many as the machine has processors; the time
-of an image falls with them, by an exponent of -1 where they do not get in each other's way.
+An exponent is that of least squares between logarithms over the last decade, with its standard error: what does not grow
+(the set-up of a run) fills the first one. Workers are processes that share a job, 1, 2, 4 … up to as many as the machine has
+processors; the time of an image falls with them, by an exponent of -1 where they do not get in each other's way.
 """
 
 from __future__ import annotations
@@ -59,13 +59,18 @@ def test_growth(
 
 def growth(over: str, x: list[int], us: list[float], held: list[int] | None = None) -> dict[str, Any]:
     """The growth of a row. Bytes that are 0 somewhere have no exponent."""
-    exponent, error = harness.fitted([float(v) for v in x], us)
+    last = [i for i, v in enumerate(x) if 10 * v >= x[-1]]
+
+    def fitted(y: list[float]) -> tuple[float, float]:
+        return harness.fitted([float(x[i]) for i in last], [float(y[i]) for i in last])
+
+    exponent, error = fitted(us)
     found: dict[str, Any] = {
         "over": over, "x": x, "us": [round(v, 2) for v in us], "exponent": round(exponent, 3), "error": round(error, 3),
         "bytes": held, "bytes_exponent": None, "bytes_error": None,
     }  # fmt: skip
     if held is not None and all(v > 0 for v in held):
-        exponent, error = harness.fitted([float(v) for v in x], [float(v) for v in held])
+        exponent, error = fitted([float(v) for v in held])
         found |= {"bytes_exponent": round(exponent, 3), "bytes_error": round(error, 3)}
     return found
 
