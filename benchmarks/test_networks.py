@@ -40,12 +40,6 @@ CASES = [
 COMPILED = {("unet-cifar", "ddim", 8)}
 
 
-def accelerated(network: Any) -> Any:
-    """The network as fastdiff's users run it: made faster, where this fastdiff can."""
-    accelerate = getattr(fastdiff, "accelerate", None)
-    return network if accelerate is None else accelerate(network)
-
-
 def network_or_skip(name: str, device: str, dtype: str) -> networks.Network:
     if dtype == "bfloat16" and device == "cpu" and not has_amx():
         pytest.skip("this processor multiplies no bf16 tiles (AMX)")
@@ -109,7 +103,7 @@ def test_sampling(
         if isinstance(made, dict):
             made = {mode: _loop(arm, network, solver, steps, batch) for mode, arm in made.items()}
         theirs["torch.compile"] = made
-    work = harness.Work(sampler(accelerated(network.module)), check, words)
+    work = harness.Work(sampler(fastdiff.accelerate(network.module)), check, words)
     case = {"network": name, "solver": solver, "batch": batch, "dtype": dtype, "steps": steps, "shape": list(shape)}
     measured(work, kind="sampling", what=f"sampling {name} {solver}", case=case, peers=theirs, per="sample-step",
              divide=batch * steps)  # fmt: skip
@@ -145,7 +139,7 @@ def test_network(measured: Callable[..., Any], setting: harness.Setting, name: s
     if setting.tier == "full":
         theirs["torch.compile"] = compiled(network, x, t, condition)
     case = {"network": name, "batch": batch, "dtype": "float32", "shape": list(x.shape)}
-    work = harness.Work(arm(accelerated(network.module)), check, words)
+    work = harness.Work(arm(fastdiff.accelerate(network.module)), check, words)
     measured(work, kind="network", what=f"network {name}", case=case, peers=theirs, per="sample-step", divide=batch)
 
 

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks import formulas, harness, operations, peers
 from benchmarks.tiers import row, tier
-from fastdiff import ops
 
 SHAPES, DTYPES = operations.SHAPES, operations.DTYPES
 # (dtype, shape, cache); the default tier leaves out what says the same twice
@@ -155,7 +154,6 @@ NORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(not hasattr(ops, "group_norm_silu"), reason="fastdiff.ops has no group_norm_silu")
 @pytest.mark.parametrize("dtype, shape", NORMS)
 def test_group_norm_silu(measured: Any, setting: harness.Setting, dtype: str, shape: str) -> None:
     """On channels-last activations; eager also on contiguous ones, where torch is quicker."""

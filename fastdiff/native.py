@@ -126,6 +126,12 @@ def set_level(name: str | None) -> None:
     _force(name, levels()[-1], "fastdiff.native.set_level")
 
 
+def forced_level() -> int:
+    """The number of the CPU level that is forced, or -1: the best that runs here."""
+    load("cpu")
+    return _level
+
+
 def _force(name: str | None, best: str, where: str) -> None:
     global _level
     runs = LEVELS[: LEVELS.index(best) + 1]

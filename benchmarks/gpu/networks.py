@@ -10,7 +10,7 @@ from torch import Tensor
 import fastdiff
 from benchmarks import harness, networks
 from benchmarks.gpu.common import MODES, Place, Row, Rows, off
-from benchmarks.peers import Missing, compiled
+from benchmarks.peers import compiled
 
 LIMITS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of the network's output in float32, by the norm
 
@@ -24,7 +24,7 @@ def rows(place: Place) -> Rows:
 
 
 def row(place: Place, name: str, dtype: torch.dtype, batch: int) -> Row:
-    """Ours is the accelerated network, or the network as it is where there is no acceleration."""
+    """Ours is the accelerated network."""
     made = networks.make(name, place.device)
     g = torch.Generator(place.device).manual_seed(0)
     x = torch.randn(batch, *made.shape, generator=g, device=place.device)
@@ -32,14 +32,7 @@ def row(place: Place, name: str, dtype: torch.dtype, batch: int) -> Row:
     exact = networks.call(made.module, x, t, condition)
     network = made.module if dtype == torch.float32 else networks.make(name, place.device, dtype).module
     arms = {setting: _call(module, x, t, condition) for setting, module in networks.settings(network).items()}
-    accelerate, told = getattr(fastdiff, "accelerate", None), ""
-    ours: Any = None
-    if accelerate is not None:
-        try:
-            ours = accelerate(network)
-        except (TypeError, ValueError) as error:
-            told = str(error)
-    call = arms["contiguous"] if ours is None else _call(ours, x, t, condition)
+    call = _call(fastdiff.accelerate(network), x, t, condition)
 
     def check(out: Tensor) -> None:
         for arm, got in {"fastdiff": out, **{setting: run() for setting, run in arms.items()}}.items():
@@ -56,12 +49,8 @@ def row(place: Place, name: str, dtype: torch.dtype, batch: int) -> Row:
         return networks.call(best, x, t, condition)
 
     others["torch.compile"] = compiled(forward, x, t, modes=modes)
-    if ours is None:
-        others["fastdiff.accelerate"] = Missing(told or "this fastdiff has none")
-        del others["eager, contiguous"]  # it is ours
     work = harness.Work(call, check, f"within {LIMITS[dtype]:g} of float32")
-    case = {"dtype": str(dtype).removeprefix("torch."), "shape": [batch, *made.shape], "batch": batch,
-            "accelerated": ours is not None}  # fmt: skip
+    case = {"dtype": str(dtype).removeprefix("torch."), "shape": [batch, *made.shape], "batch": batch}
     return harness.measure(place.setting, work, kind="network", what=name, case=case, peers=others, per="sample",
                            divide=batch)  # fmt: skip
 

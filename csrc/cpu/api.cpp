@@ -5,6 +5,7 @@
 
 #include "checks.h"
 #include "kernels.h"
+#include "levels.h"
 
 #if defined(FD_HAVE_AVX2)
 #include <cpuid.h>
@@ -19,18 +20,6 @@ struct Kernels {
     int op;
     void (*level[FD_LEVEL_COUNT])(const Args&);
 };
-
-#if defined(FD_HAVE_AVX2)
-#define FD_AT_AVX2(kernel) fastdiff::avx2::kernel
-#else
-#define FD_AT_AVX2(kernel) nullptr
-#endif
-#if defined(FD_HAVE_AVX512)
-#define FD_AT_AVX512(kernel) fastdiff::avx512::kernel
-#else
-#define FD_AT_AVX512(kernel) nullptr
-#endif
-#define FD_EVERY_LEVEL(kernel) {fastdiff::baseline::kernel, FD_AT_AVX2(kernel), FD_AT_AVX512(kernel)}
 
 constexpr Kernels<fd_randn_args> RANDN = {FD_RANDN, FD_EVERY_LEVEL(randn)};
 constexpr Kernels<fd_q_sample_args> Q_SAMPLE = {FD_Q_SAMPLE, FD_EVERY_LEVEL(q_sample)};

@@ -5,7 +5,7 @@
 // levels with and without them agree.
 #pragma once
 
-#include "fastdiff/arithmetic.h"
+#include "fastdiff/formulas.h"
 #include "fastdiff/ops.h"
 #include "lanes.h"
 

@@ -2,18 +2,7 @@
 #include "winograd.h"
 
 #include "checks.h"
-
-#if defined(FD_HAVE_AVX2)
-#define FD_AT_AVX2(kernel) fastdiff::avx2::kernel
-#else
-#define FD_AT_AVX2(kernel) nullptr
-#endif
-#if defined(FD_HAVE_AVX512)
-#define FD_AT_AVX512(kernel) fastdiff::avx512::kernel
-#else
-#define FD_AT_AVX512(kernel) nullptr
-#endif
-#define FD_EVERY_LEVEL(kernel) {fastdiff::baseline::kernel, FD_AT_AVX2(kernel), FD_AT_AVX512(kernel)}
+#include "levels.h"
 
 namespace {
 

@@ -14,7 +14,7 @@
 
 #include <atomic>
 
-#include "fastdiff/arithmetic.h"
+#include "fastdiff/formulas.h"
 #include "fastdiff/ops.h"
 
 #if defined(__CUDACC__)

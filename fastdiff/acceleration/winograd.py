@@ -56,7 +56,7 @@ def pack(weight: Tensor) -> Tensor:
 
 @functools.cache
 def _library() -> tuple[native.Library, Any, Any] | None:
-    """The library and its functions, or None where they would not be faster than oneDNN."""
+    """The library and its functions, or None where no level has the vectors to be faster than oneDNN."""
     library = native.load("cpu")
     if library.handle is None or not hasattr(library.handle, "fd_winograd") or native.levels()[-1] == "baseline":
         return None
@@ -70,7 +70,7 @@ def _library() -> tuple[native.Library, Any, Any] | None:
 
 def available() -> bool:
     """Whether 3x3 convolutions can be taken so here."""
-    return _library() is not None
+    return _library() is not None and native.forced_level() != 0
 
 
 def serves(out_channels: int, channels: int, image: Tensor) -> bool:
@@ -79,7 +79,7 @@ def serves(out_channels: int, channels: int, image: Tensor) -> bool:
     Products per square and channel: 36 here, 9 per output otherwise; a quarter more pays for the transforms. Measured at
     128 to 512 channels from 4x4 up, batch 1 and 8, the gain is 1.4 to 3.
     """
-    if image.dtype != torch.float32 or image.device.type != "cpu" or channels < PANEL or _library() is None:
+    if image.dtype != torch.float32 or image.device.type != "cpu" or channels < PANEL or not available():
         return False
     height, width = image.shape[2:]
     squares = -(-height // 4) * -(-width // 4)
@@ -88,7 +88,7 @@ def serves(out_channels: int, channels: int, image: Tensor) -> bool:
 
 def _launch(
     image: Tensor, weight: Tensor, out_channels: int, bias: Tensor | None, add: Tensor | None, residual: Tensor | None,
-    scale: float, level: int = -1,
+    scale: float, level: int | None = None,
 ) -> Tensor:  # fmt: skip
     found = _library()
     assert found is not None
@@ -98,6 +98,7 @@ def _launch(
     tiles = batch * -(-height // 4) * -(-width // 4)
     block = -(-tiles // -(-tiles // _BLOCK)) if tiles else 1  # even shares
     room = torch.empty(workspace(channels, out_channels, block))
+    level = native.forced_level() if level is None else level
     status = run(_STRUCT.pack(
         level, torch.get_num_threads(), batch, height, width, channels, out_channels, *_view(image), *_view(out),
         weight.data_ptr(), _pointer(bias), _pointer(add), 0 if add is None else add.stride(0), *_view(residual),

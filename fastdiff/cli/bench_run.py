@@ -116,16 +116,12 @@ class Bench:
         assert seen.last is not None
         x, t, cond = seen.last
         plain: Arm = lambda: self.network(x, t, **cond)  # noqa: E731
-        make = getattr(fastdiff, "accelerate", None)
         missing, arms, checked = None, {"as it is": plain}, "the network itself"
         fast = self.network
-        if not callable(make):
-            missing = "this fastdiff has no accelerate"
-        else:
-            try:
-                fast = make(self.network)
-            except (TypeError, ValueError) as error:
-                missing = str(error)
+        try:
+            fast = fastdiff.accelerate(self.network)
+        except (TypeError, ValueError) as error:
+            missing = str(error)
         if missing is None:
             off = _off(_tensor(fast(x, t, **cond)), _tensor(plain()))
             limit = SAME.get(x.dtype, 1e-3)

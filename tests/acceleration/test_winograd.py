@@ -95,6 +95,20 @@ def test_where_it_serves() -> None:
     assert not winograd.serves(64, 8, image) and not winograd.serves(64, 64, image.double())
 
 
+def test_a_forced_level_is_heeded() -> None:
+    """At the baseline torch's convolution is the faster one; any other level is the one that computes."""
+    x = drawn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    packed = winograd.pack(drawn(16, 16, 3, 3))
+    try:
+        native.set_level("baseline")
+        assert not winograd.available() and not winograd.serves(64, 64, torch.empty(1, 64, 8, 8))
+        slow = winograd.conv3x3(x, packed, 16)
+    finally:
+        native.set_level(None)
+    assert winograd.available()
+    assert torch.equal(slow, winograd._launch(x, packed, 16, None, None, None, 1.0, level=0))
+
+
 def test_a_bad_level_is_refused() -> None:
     x, packed = drawn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last), winograd.pack(drawn(16, 16, 3, 3))
     with pytest.raises(ValueError, match=r"^fastdiff.accelerate: expected a CPU level in \[0, \d\], got 7\.$"):

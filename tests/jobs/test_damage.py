@@ -135,6 +135,17 @@ def test_damage_of_a_unit_is_named_and_mended(what: str, run: Path, peace: Path,
     assert state(run, without=3) == before and not (run / "verify.json").exists()
 
 
+def test_what_is_missing_is_made_before_anything_is_looked_for(run: Path, peace: Path, cli: Cli) -> None:
+    """A worker of a large run does not read all records first: it finds unit 3 damaged when unit 4 is made."""
+    (run / RECORD.replace("3.json", "4.json")).unlink()
+    cut(run / SHARD, 300)
+    before = set((run / "log").glob("*.jsonl"))
+    assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(peace)
+    (log,) = set((run / "log").glob("*.jsonl")) - before
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["unit"] for event in told if event["event"] == "begin"] == [4, 3]
+
+
 def test_missing_units_are_named_and_made(run: Path, peace: Path, cli: Cli) -> None:
     expected = cli.digest(peace)
     (run / RECORD).unlink()
