@@ -1,10 +1,14 @@
-"""The native build: csrc/ compiled into fastdiff/lib with the C++ compiler alone; no torch, no Python headers.
+"""The native build: csrc/ compiled into fastdiff/lib with the C++ compiler alone; no torch, no
+Python headers.
 
-Metadata stands in pyproject.toml. Here are a build command and the wheel's tag: py3-none-<platform>, since the library
-is loaded with ctypes and serves every Python and torch. `python setup.py build_native` builds in place.
+Metadata stands in pyproject.toml. Here are a build command and the wheel's tag:
+py3-none-<platform>, since the library is loaded with ctypes and serves every Python and torch.
+`python setup.py build_native` builds in place.
 
-FASTDIFF_BUILD_CPU and FASTDIFF_BUILD_CUDA are auto, 0 or 1: auto goes on without the library when it can't be built and
-writes the reason to fastdiff/lib/build_info.json, which `fastdiff doctor` reads; 1 makes that fatal.
+FASTDIFF_BUILD_CPU and FASTDIFF_BUILD_CUDA are auto, 0 or 1: auto goes on without the library when
+    it can't be built and
+writes the reason to fastdiff/lib/build_info.json, which `fastdiff doctor` reads; 1 makes that
+fatal.
 """
 
 from __future__ import annotations
@@ -27,28 +31,31 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("csrc/cpu")
 KERNELS = (
-    "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl discretized_gaussian_nll "
-    "vlb_terms group_norm_silu winograd"
+    "randn q_sample reverse_step prepass q_posterior reparameterize noise_mse gaussian_kl"
+    " discretized_gaussian_nll vlb_terms group_norm_silu winograd"
 ).split()
 LIBRARY, CUDA_LIBRARY = "libfastdiff_cpu.so", "libfastdiff_cuda.so"
 
 # Contraction stays off: the same bits on every processor. Never -ffast-math, never -march=native.
 FLAGS = (
-    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno -fno-trapping-math "
-    "-ffp-contract=off -fopenmp-simd -Icsrc/include -Icsrc/cpu"
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno"
+    " -fno-trapping-math -ffp-contract=off -fopenmp-simd -Icsrc/include -Icsrc/cpu"
 ).split()
-# Scheduling before registers are given out keeps the noise's chains in lockstep: 10 % with gcc; clang does so anyway.
+# Scheduling before registers are given out keeps the noise's chains in lockstep: 10 % with gcc;
+# clang does so anyway.
 SCHEDULE = "-fschedule-insns -fsched-pressure".split()
 # Whatever the GPU, the oldest that runs bfloat16 up to today's, and PTX for those to come.
 CUDA_ARCHS = ("80", "90", "100")
 CUDA_FLAGS = (
-    "-std=c++17 -O3 -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off -DFD_LEVEL=cuda -Icsrc/include"
+    "-std=c++17 -O3 -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
+    " -DFD_LEVEL=cuda -Icsrc/include"
 ).split()
 X86_LEVELS = {
     "avx2": "-mavx2 -mf16c".split(),
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mprefer-vector-width=512".split(),
 }
-# Private to fastdiff.acceleration, which promises a tolerance and not bits: there multiply-adds are fused where they can be.
+# Private to fastdiff.acceleration, which promises a tolerance and not bits: there multiply-adds are
+# fused where they can be.
 FUSED = {"winograd": {"avx2": ["-mfma"]}}
 
 
@@ -67,11 +74,15 @@ def find_compiler() -> list[str]:
     """$CXX (which may carry arguments) or c++."""
     command = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(command[0]) is None:
-        raise NotBuilt(f"no C++ compiler: {command[0]} is not on PATH; install g++ or clang, or set CXX")
+        raise NotBuilt(
+            f"no C++ compiler: {command[0]} is not on PATH; install g++ or clang, or set CXX"
+        )
     return command
 
 
-def compiles(compiler: list[str], flags: list[str], code: str = "int main() { return 0; }\n") -> bool:
+def compiles(
+    compiler: list[str], flags: list[str], code: str = "int main() { return 0; }\n"
+) -> bool:
     """Whether a small program compiles and links with these flags."""
     with TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
@@ -96,13 +107,20 @@ def build_cpu(objects: Path, library: Path) -> dict[str, Any]:
         raise NotBuilt(f"{shlex.join(compiler)} does not compile and link a C++17 program")
     extra = shlex.split(os.environ.get("CXXFLAGS", ""))
     schedule = SCHEDULE if compiles(compiler, ["-Werror", *SCHEDULE]) else []
-    openmp = ["-fopenmp"] if compiles(compiler, ["-fopenmp"], "#include <omp.h>\nint main() { return 0; }\n") else []
+    openmp = (
+        ["-fopenmp"]
+        if compiles(compiler, ["-fopenmp"], "#include <omp.h>\nint main() { return 0; }\n")
+        else []
+    )
     x86 = compiles(compiler, [], "#ifndef __x86_64__\n#error\n#endif\nint main() { return 0; }\n")
     levels: dict[str, list[str]] = {"baseline": []} | {
         k: v for k, v in X86_LEVELS.items() if x86 and compiles(compiler, v)
     }
     have = [f"-DFD_HAVE_{level.upper()}" for level in levels if level != "baseline"]
-    jobs = {objects / f"{name}.o": (SOURCES / f"{name}.cpp", have) for name in ("api", "checks", "winograd_api")}
+    jobs = {
+        objects / f"{name}.o": (SOURCES / f"{name}.cpp", have)
+        for name in ("api", "checks", "winograd_api")
+    }
     for level, own in levels.items():
         for op in KERNELS:
             special = [*own, *FUSED.get(op, {}).get(level, []), f"-DFD_LEVEL={level}"]
@@ -111,13 +129,19 @@ def build_cpu(objects: Path, library: Path) -> dict[str, Any]:
     flags = [*FLAGS, *schedule, *openmp, *extra]
     objects.mkdir(parents=True, exist_ok=True)
     run_all(
-        {to: [*compiler, *flags, *own, "-c", str(source), "-o", str(to)] for to, (source, own) in jobs.items()}, objects
+        {
+            to: [*compiler, *flags, *own, "-c", str(source), "-o", str(to)]
+            for to, (source, own) in jobs.items()
+        },
+        objects,
     )
     linked = objects / LIBRARY
     as_needed = ["-Wl,--as-needed"] if sys.platform.startswith("linux") else []
     run([*compiler, *as_needed, "-shared", *openmp, *extra, *map(str, jobs), "-o", str(linked)])
     shutil.copyfile(linked, library)
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()
+    version = subprocess.run(
+        [*compiler, "--version"], capture_output=True, text=True
+    ).stdout.splitlines()
     return {
         "built": True,
         "reason": "",
@@ -136,7 +160,9 @@ def run(command: list[str]) -> None:
 
 
 def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
-    """Runs the compile commands (output: command) on all cores, by ninja where it is found: it skips what is current."""
+    """Runs the compile commands (output: command) on all cores, by ninja where it is found: it
+    skips what is current.
+    """
     ninja = shutil.which("ninja")
     if ninja is None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -146,7 +172,10 @@ def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
     def path(value: object) -> str:
         return str(value).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
-    rules = [f"builddir = {path(folder)}\nrule cxx\n command = $line -MMD -MF $out.d\n depfile = $out.d\n deps = gcc\n"]
+    rules = [
+        f"builddir = {path(folder)}\nrule cxx\n command = $line -MMD -MF $out.d\n depfile ="
+        " $out.d\n deps = gcc\n"
+    ]
     for to, command in commands.items():
         line = shlex.join(command).replace("$", "$$")
         rules.append(f"build {path(to)}: cxx {path(command[-3])}\n line = {line}\n")
@@ -165,32 +194,56 @@ def find_nvcc() -> str:
     for path in (*([f"{home}/bin"] if home else []), None, "/usr/local/cuda/bin"):
         if found := shutil.which("nvcc", path=path):
             return found
-    raise NotBuilt("no nvcc, so GPUs run the triton backend; install the CUDA toolkit or set CUDA_HOME")
+    raise NotBuilt(
+        "no nvcc, so GPUs run the triton backend; install the CUDA toolkit or set CUDA_HOME"
+    )
 
 
 def build_cuda(objects: Path, library: Path) -> dict[str, Any]:
     """Compiles the CUDA library; returns what doctor shows of it. Raises NotBuilt."""
     nvcc = find_nvcc()
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        [nvcc, "--list-gpu-arch"], capture_output=True, text=True
+    ).stdout.split()
     archs = [arch for arch in CUDA_ARCHS if f"compute_{arch}" in listed]
     if not archs:
-        raise NotBuilt(f"{nvcc} compiles for none of the GPUs {', '.join(f'sm_{arch}' for arch in CUDA_ARCHS)}")
+        raise NotBuilt(
+            f"{nvcc} compiles for none of the GPUs {', '.join(f'sm_{arch}' for arch in CUDA_ARCHS)}"
+        )
     code = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs[:-1]]
     code.append(f"-gencode=arch=compute_{archs[-1]},code=[sm_{archs[-1]},compute_{archs[-1]}]")
     objects.mkdir(parents=True, exist_ok=True)
-    jobs = {objects / f"{source.stem}.o": source for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))}
-    commands = {to: [nvcc, *CUDA_FLAGS, *code, "-c", str(source), "-o", str(to)] for to, source in jobs.items()}
+    jobs = {
+        objects / f"{source.stem}.o": source
+        for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    }
+    commands = {
+        to: [nvcc, *CUDA_FLAGS, *code, "-c", str(source), "-o", str(to)]
+        for to, source in jobs.items()
+    }
     run_all(commands, objects)
     linked = objects / library.name
     run([nvcc, "-shared", "-cudart", "static", *code, *map(str, jobs), "-o", str(linked)])
     shutil.copyfile(linked, library)
-    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout.strip().splitlines()
+    version = (
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+        .stdout.strip()
+        .splitlines()
+    )
     flags = shlex.join([*CUDA_FLAGS, *code])
-    return {"built": True, "reason": "", "compiler": version[-1] if version else nvcc, "flags": flags, "archs": archs}
+    return {
+        "built": True,
+        "reason": "",
+        "compiler": version[-1] if version else nvcc,
+        "flags": flags,
+        "archs": archs,
+    }
 
 
 class BuildNative(Command):
-    """A step of `build`: into the wheel's tree, or into the source tree for editable installs and direct calls."""
+    """A step of `build`: into the wheel's tree, or into the source tree for editable installs and
+    direct calls.
+    """
 
     description = "compile csrc/ into fastdiff/lib"
     user_options: list[tuple[str, str | None, str]] = []
@@ -201,19 +254,24 @@ class BuildNative(Command):
         self.build_temp: str | None = None
 
     def finalize_options(self) -> None:
-        self.set_undefined_options("build", ("build_lib", "build_lib"), ("build_temp", "build_temp"))
+        self.set_undefined_options(
+            "build", ("build_lib", "build_lib"), ("build_temp", "build_temp")
+        )
         if self.editable_mode or "build_native" in self.distribution.commands:
             self.build_lib = str(ROOT)
 
     def run(self) -> None:
         folder = Path(str(self.build_lib), "fastdiff", "lib")
-        # a library of an earlier build, copied along as package data, must not outlive a build that leaves it out
+        # a library of an earlier build, copied along as package data, must not outlive a build that
+        # leaves it out
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         temporary = Path(str(self.build_temp), "native").resolve()
         info = {
             "cpu": self._attempt("CPU", lambda: build_cpu(temporary / "cpu", folder / LIBRARY)),
-            "cuda": self._attempt("CUDA", lambda: build_cuda(temporary / "cuda", folder / CUDA_LIBRARY)),
+            "cuda": self._attempt(
+                "CUDA", lambda: build_cuda(temporary / "cuda", folder / CUDA_LIBRARY)
+            ),
         }
         (folder / "build_info.json").write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
 
@@ -226,9 +284,14 @@ class BuildNative(Command):
             return make()
         except NotBuilt as reason:
             if wanted == "1":
-                raise SystemExit(f"fastdiff set-up: FASTDIFF_BUILD_{name}=1, but {reason}.") from None
+                raise SystemExit(
+                    f"fastdiff set-up: FASTDIFF_BUILD_{name}=1, but {reason}."
+                ) from None
             if name == "CPU":
-                print(f"fastdiff set-up: going on without the C++ library, so the slower torch backend runs: {reason}.")
+                print(
+                    "fastdiff set-up: going on without the C++ library, so the slower torch"
+                    f" backend runs: {reason}."
+                )
             return {"built": False, "reason": str(reason)}
 
     def get_source_files(self) -> list[str]:
@@ -236,7 +299,11 @@ class BuildNative(Command):
 
     def get_outputs(self) -> list[str]:
         folder = Path(str(self.build_lib), "fastdiff", "lib")
-        return [str(folder / name) for name in (LIBRARY, CUDA_LIBRARY, "build_info.json") if (folder / name).exists()]
+        return [
+            str(folder / name)
+            for name in (LIBRARY, CUDA_LIBRARY, "build_info.json")
+            if (folder / name).exists()
+        ]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
@@ -257,4 +324,7 @@ class WithLibrary(Distribution):
         return wants_library()
 
 
-setup(distclass=WithLibrary, cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel})
+setup(
+    distclass=WithLibrary,
+    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": Wheel},
+)

@@ -1,4 +1,5 @@
-"""Do two runs of the suite on one machine agree? Each ratio's median of the second within the first's spread, widened.
+"""Do two runs of the suite on one machine agree? Each ratio's median of the second within the
+first's spread, widened.
 
 The first run's [p20, p80] of a ratio, widened by 15 %: [0.85 p20, 1.15 p80].
 """
@@ -51,5 +52,7 @@ def compare(first: Result, second: Result) -> tuple[list[Verdict], list[Row]]:
         medians = {r.peer: r.median for r in ratios(theirs[name])} if name in theirs else {}
         verdicts += [Verdict(row, r, medians.get(r.peer)) for r in ratios(row)]
         if name not in theirs and not ratios(row):
-            verdicts.append(Verdict(row, Ratio("no peer", 1.0, 1.0, 1.0), None))  # the row itself is what is missing
+            verdicts.append(
+                Verdict(row, Ratio("no peer", 1.0, 1.0, 1.0), None)
+            )  # the row itself is what is missing
     return verdicts, [row for name, row in theirs.items() if name not in ours]

@@ -1,4 +1,5 @@
-"""The suite's options, its tiers, its fixtures, and what pytest-benchmark's JSON says of the machine.
+"""The suite's options, its tiers, its fixtures, and what pytest-benchmark's JSON says of the
+machine.
 
 One thread unless FASTDIFF_BENCH_THREADS says otherwise: ratios on shared machines are steadier so.
 """
@@ -22,17 +23,23 @@ _spent: dict[str, float] = {}
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("fastdiff benchmarks")
-    group.addoption("--quick", action="store_true", help="one row of each kind, under 3 minutes on two cores")
+    group.addoption(
+        "--quick", action="store_true", help="one row of each kind, under 3 minutes on two cores"
+    )
     group.addoption("--full", action="store_true", help="the whole matrix: hours on a CPU")
     group.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where torch sees it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "tier(name, gpu_only): the smallest tier that a row belongs to")
+    config.addinivalue_line(
+        "markers", "tier(name, gpu_only): the smallest tier that a row belongs to"
+    )
     if config.getoption("--quick") and config.getoption("--full"):
         raise pytest.UsageError("benchmarks: expected --quick or --full, got both. Leave one out.")
     if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
-        raise pytest.UsageError("benchmarks: expected a GPU for --device cuda, torch sees none. Use --device cpu.")
+        raise pytest.UsageError(
+            "benchmarks: expected a GPU for --device cuda, torch sees none. Use --device cpu."
+        )
     config.option.benchmark_quiet = True  # each row is told in a line of its own
 
 
@@ -41,7 +48,13 @@ def device_of(config: pytest.Config) -> str:
 
 
 def tier_of(config: pytest.Config) -> str:
-    return "quick" if config.getoption("--quick") else "full" if config.getoption("--full") else "default"
+    return (
+        "quick"
+        if config.getoption("--quick")
+        else "full"
+        if config.getoption("--full")
+        else "default"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -75,8 +88,12 @@ def setting(request: pytest.FixtureRequest) -> harness.Setting:
 
 
 @pytest.fixture
-def tell(request: pytest.FixtureRequest) -> Callable[[Any, dict[str, Any], Callable[[], Any]], None]:
-    """tell(benchmark, row, call): leaves the row in the JSON, has pytest-benchmark time `call`, and prints a line."""
+def tell(
+    request: pytest.FixtureRequest,
+) -> Callable[[Any, dict[str, Any], Callable[[], Any]], None]:
+    """tell(benchmark, row, call): leaves the row in the JSON, has pytest-benchmark time `call`, and
+    prints a line.
+    """
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def done(benchmark: Any, row: dict[str, Any], call: Callable[[], Any]) -> None:
@@ -90,7 +107,9 @@ def tell(request: pytest.FixtureRequest) -> Callable[[Any, dict[str, Any], Calla
 
 
 @pytest.fixture
-def measured(benchmark: Any, setting: harness.Setting, tell: Callable[..., None]) -> Callable[..., dict[str, Any]]:
+def measured(
+    benchmark: Any, setting: harness.Setting, tell: Callable[..., None]
+) -> Callable[..., dict[str, Any]]:
     """measured(work, …): `harness.measure` under this run's setting, told."""
 
     def run(work: harness.Work, **of: Any) -> dict[str, Any]:
@@ -101,7 +120,9 @@ def measured(benchmark: Any, setting: harness.Setting, tell: Callable[..., None]
     return run
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     device = device_of(config)
     machine_info["fastdiff"] = facts(device, tier_of(config))
 
@@ -109,8 +130,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def facts(device: str, tier: str) -> dict[str, Any]:
     """What holds for all rows of a run."""
     import fastdiff
-    from fastdiff import native
-    from fastdiff.cpu import has_amx, usable_cpus
+    from fastdiff.backend import library
+    from fastdiff.backend.hardware import has_amx, usable_cpus
     from fastdiff.jobs import machine
 
     found, missing = peers.versions()
@@ -123,22 +144,41 @@ def facts(device: str, tier: str) -> dict[str, Any]:
     gpu = None
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        gpu = {"name": properties.name, "multiprocessors": properties.multi_processor_count,
-               "bytes": properties.total_memory, "capability": [properties.major, properties.minor]}  # fmt: skip
-    level = native.levels()[-1] if native.available() else None
+        gpu = {
+            "name": properties.name,
+            "multiprocessors": properties.multi_processor_count,
+            "bytes": properties.total_memory,
+            "capability": [properties.major, properties.minor],
+        }
+    level = library.levels()[-1] if library.available() else None
     return {
-        "versions": {"fastdiff": fastdiff.__version__, **found}, "missing": missing,
-        "cpu": {"name": machine.describe(torch.device("cpu"))["name"], "level": level, "amx": has_amx(),
-                "cpus": usable_cpus(), "last_level_cache": memory.last_level_cache("cpu")},
-        "gpu": gpu, "device": device, "threads": THREADS, "copy_GB_per_s": round(copy / 1e9, 3),
-        "fill_GB_per_s": round(fill / 1e9, 3), "tier": tier, "commit": _commit(),
-    }  # fmt: skip
+        "versions": {"fastdiff": fastdiff.__version__, **found},
+        "missing": missing,
+        "cpu": {
+            "name": machine.describe(torch.device("cpu"))["name"],
+            "level": level,
+            "amx": has_amx(),
+            "cpus": usable_cpus(),
+            "last_level_cache": memory.last_level_cache("cpu"),
+        },
+        "gpu": gpu,
+        "device": device,
+        "threads": THREADS,
+        "copy_GB_per_s": round(copy / 1e9, 3),
+        "fill_GB_per_s": round(fill / 1e9, 3),
+        "tier": tier,
+        "commit": _commit(),
+    }
 
 
 def _commit() -> str | None:
     try:
         out = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -147,5 +187,10 @@ def _commit() -> str | None:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     if _spent:
-        worst = ", ".join(f"{name.split('::')[-1]} {_spent[name]:.0f}" for name in sorted(_spent, key=_spent.get)[:-6:-1])
-        terminalreporter.write_line(f"{len(_spent)} rows, {sum(_spent.values()):.0f} s of processor time; most: {worst}")
+        worst = ", ".join(
+            f"{name.split('::')[-1]} {_spent[name]:.0f}"
+            for name in sorted(_spent, key=_spent.get)[:-6:-1]
+        )
+        terminalreporter.write_line(
+            f"{len(_spent)} rows, {sum(_spent.values()):.0f} s of processor time; most: {worst}"
+        )

@@ -1,6 +1,8 @@
-"""What users write in place of the fused ops: one formula for each, for torch eager and torch.compile alike.
+"""What users write in place of the fused ops: one formula for each, for torch eager and
+torch.compile alike.
 
-formula(normal, *inputs), where normal(like) draws. Sums are taken in float32, as training codes do for half precision.
+formula(normal, *inputs), where normal(like) draws. Sums are taken in float32, as training codes do
+for half precision.
 """
 
 from __future__ import annotations
@@ -28,10 +30,15 @@ def q_sample(normal: Normal, x0: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor
     return wide(alpha[t], x0) * x0 + wide(sigma[t], x0) * normal(x0)
 
 
-def q_posterior(normal: Normal, x0: Tensor, x_t: Tensor, t: Tensor, kept: Tensor) -> tuple[Tensor, ...]:
+def q_posterior(
+    normal: Normal, x0: Tensor, x_t: Tensor, t: Tensor, kept: Tensor
+) -> tuple[Tensor, ...]:
     previous = torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
     beta = 1 - kept / previous
-    on_x0, on_x = previous.sqrt() * beta / (1 - kept), (1 - beta).sqrt() * (1 - previous) / (1 - kept)
+    on_x0, on_x = (
+        previous.sqrt() * beta / (1 - kept),
+        (1 - beta).sqrt() * (1 - previous) / (1 - kept),
+    )
     variance = beta * (1 - previous) / (1 - kept)
     # the log-variance at t = 0 is that of t = 1
     log_variance = torch.cat([variance[1:2], variance[1:]]).log()
@@ -40,7 +47,9 @@ def q_posterior(normal: Normal, x0: Tensor, x_t: Tensor, t: Tensor, kept: Tensor
 
 
 def reverse_step(normal: Normal, x: Tensor, out: Tensor, numbers: tuple[float, ...]) -> Tensor:
-    """A row without memory (DDPM, DDIM): x0, then the next x of x, x0, the output and noise; what is 0 is left out."""
+    """A row without memory (DDPM, DDIM): x0, then the next x of x, x0, the output and noise; what
+    is 0 is left out.
+    """
     on_x, on_out, *others = numbers
     x0 = on_x * x + on_out * out
     terms = [c * v for c, v in zip(others, (x, x0, out), strict=False) if c]
@@ -58,7 +67,11 @@ def noise_mse(normal: Normal, prediction: Tensor) -> Tensor:
 
 
 def _kl(m1: Tensor, v1: Tensor, m2: Tensor, v2: Tensor) -> Tensor:
-    return (0.5 * (-1.0 + v2 - v1 + torch.exp(v1 - v2) + (m1 - m2) ** 2 * torch.exp(-v2))).flatten(1).sum(1)
+    return (
+        (0.5 * (-1.0 + v2 - v1 + torch.exp(v1 - v2) + (m1 - m2) ** 2 * torch.exp(-v2)))
+        .flatten(1)
+        .sum(1)
+    )
 
 
 def gaussian_kl(normal: Normal, *moments: Tensor) -> Tensor:
@@ -79,10 +92,14 @@ def discretized_gaussian_nll(normal: Normal, x0: Tensor, mean: Tensor, log_scale
     return -torch.where(x0 < -0.999, high.clamp(min=1e-12).log(), ends).flatten(1).sum(1)
 
 
-def vlb_terms(normal: Normal, x0: Tensor, x_t: Tensor, output: Tensor, table: Tensor, t: Tensor) -> Tensor:
+def vlb_terms(
+    normal: Normal, x0: Tensor, x_t: Tensor, output: Tensor, table: Tensor, t: Tensor
+) -> Tensor:
     """One after the other, with a learned range of variances, as training codes write them."""
     x0, x_t, output = (v.to(_sum(v)) for v in (x0, x_t, output))
-    x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, high, _ = (wide(c, x0) for c in table[t].unbind(1))
+    x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, high, _ = (
+        wide(c, x0) for c in table[t].unbind(1)
+    )
     eps, half = output.chunk(2, dim=1)
     predicted = (x0_x * x_t + x0_out * eps).clamp(-1, 1)
     true, model = mean_x0 * x0 + mean_x * x_t, mean_x0 * predicted + mean_x * x_t
@@ -105,7 +122,9 @@ def _sum(v: Tensor) -> torch.dtype:
     return torch.float64 if v.dtype == torch.float64 else torch.float32
 
 
-def arms(formula: Callable[..., Any], inputs: tuple[Any, ...]) -> tuple[Callable[..., Any], Callable[[], Any]]:
+def arms(
+    formula: Callable[..., Any], inputs: tuple[Any, ...]
+) -> tuple[Callable[..., Any], Callable[[], Any]]:
     """(the formula over its inputs alone, to compile; the eager arm), with torch's own normals."""
 
     def bare(*inputs: Any) -> Any:

@@ -1,9 +1,13 @@
-"""Honest timing: arms interleaved in one process, medians with their spread, results checked before and after.
+"""Honest timing: arms interleaved in one process, medians with their spread, results checked before
+and after.
 
-A row is fastdiff's time next to its peers' on the same inputs, as ratios of neighbouring measurements in the order
-A B … B A; next to it stand the bytes an ideal kernel would move and the copy bandwidth measured in the same run. Outputs are
-poisoned first and compared with their oracle before anything is timed and once more afterwards: a row whose result is wrong
-raises and has no time. Peers that are not installed are reported as missing. `SCHEMA` names the row's form.
+A row is fastdiff's time next to its peers' on the same inputs, as ratios of neighbouring
+measurements in the order A B … B A; next to it stand the bytes an ideal kernel would move and the
+copy bandwidth measured in the same run. Outputs are
+poisoned first and compared with their oracle before anything is timed and once more afterwards: a
+    row whose result is wrong
+raises and has no time. Peers that are not installed are reported as missing. `SCHEMA` names the
+row's form.
 """
 
 from __future__ import annotations
@@ -17,17 +21,37 @@ import torch
 
 from benchmarks import memory
 from benchmarks.peers import Compiled, Missing
-from fastdiff.backend import backend_for
+from fastdiff.backend.choice import backend_for
+from fastdiff.cli.timing import Arm, interleave, ratio, spread
 from fastdiff.jobs import machine
-from fastdiff.timing import Arm, interleave, ratio, spread
 
-__all__ = ["SCHEMA", "Setting", "Work", "fitted", "interleave", "measure", "ratio", "spread", "take_turns"]
+__all__ = [
+    "SCHEMA",
+    "Setting",
+    "Work",
+    "fitted",
+    "interleave",
+    "measure",
+    "ratio",
+    "spread",
+    "take_turns",
+]
 
 SCHEMA = 1
 OURS = "fastdiff"
 KINDS = (
-    "op", "step", "loop", "network", "sampling", "seeds", "batching", "training", "elbo", "job", "growth",
-)  # fmt: skip
+    "op",
+    "step",
+    "loop",
+    "network",
+    "sampling",
+    "seeds",
+    "batching",
+    "training",
+    "elbo",
+    "job",
+    "growth",
+)
 MOST_ROUNDS = 500
 SLOW = 0.3
 PATIENCE = 20.0  # seconds: rows whose arms take longer get as few turns as the tier allows
@@ -47,7 +71,8 @@ class Work(NamedTuple):
 
     Attributes:
         call: ours. check: given what `call` returned, raises where that or the outputs are wrong.
-        outputs: tensors that `call` writes, poisoned before it. restore: puts back what `call` changes in place.
+        outputs: tensors that `call` writes, poisoned before it. restore: puts back what `call`
+            changes in place.
         checked: the oracle and the tolerance, in words.
     """
 
@@ -69,7 +94,8 @@ class Work(NamedTuple):
 def take_turns(
     arms: Mapping[str, Arm], setting: Setting, *, before: Arm | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each arm's calls in the order A B … B A; `before` runs ahead of every call and is not counted.
+    """Seconds of each arm's calls in the order A B … B A; `before` runs ahead of every call and is
+    not counted.
 
     On a GPU short calls are measured several at a time.
     """
@@ -84,7 +110,11 @@ def take_turns(
             if seconds > SLOW:
                 break
         once += seconds
-    repeat = 1 if before is not None or setting.device == "cpu" else max(1, min(100, int(1e-3 * len(arms) / once)))
+    repeat = (
+        1
+        if before is not None or setting.device == "cpu"
+        else max(1, min(100, int(1e-3 * len(arms) / once)))
+    )
     rounds = max(setting.rounds, min(MOST_ROUNDS, int(setting.seconds / (2 * once * repeat))))
     if once * 2 * rounds > PATIENCE:
         rounds = max(2, min(rounds, int(PATIENCE / (2 * once))))
@@ -107,14 +137,18 @@ def _several(arm: Arm, repeat: int) -> Arm:
 
 
 def _arms(peers: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Arm], dict[str, str]]:
-    """({(peer, mode): arm}, {peer: why it is missing}); a peer is an arm, a mapping of modes to arms, or `Missing`."""
+    """({(peer, mode): arm}, {peer: why it is missing}); a peer is an arm, a mapping of modes to
+    arms, or `Missing`.
+    """
     arms: dict[tuple[str, str], Arm] = {}
     missing: dict[str, str] = {}
     for name, peer in peers.items():
         if isinstance(peer, Missing):
             missing[name] = peer.reason
         elif isinstance(peer, Mapping):
-            found = {(name, mode): arm for mode, arm in peer.items() if not isinstance(arm, Missing)}
+            found = {
+                (name, mode): arm for mode, arm in peer.items() if not isinstance(arm, Missing)
+            }
             arms |= found
             if not found:
                 missing[name] = "; ".join(sorted({arm.reason for arm in peer.values()}))
@@ -126,15 +160,25 @@ def _arms(peers: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Arm], dict[st
 def _likely(
     arms: dict[tuple[str, str], Arm], setting: Setting
 ) -> tuple[dict[tuple[str, str], Arm], dict[tuple[str, str], float]]:
-    """(of slow arms the quickest mode of each peer, the seconds of all): by the better of two calls. Others get no turns."""
+    """(of slow arms the quickest mode of each peer, the seconds of all): by the better of two
+    calls. Others get no turns.
+    """
     clock = memory.stopwatch(setting.device)
     first = {key: clock(arm) for key, arm in arms.items()}
     if 2 * setting.rounds * sum(first.values()) <= 4 * setting.seconds:
         return arms, {}
     several = {name for name, _ in arms if sum(peer == name for peer, _ in arms) > 1}
-    second = {key: min(first[key], clock(arm)) if key[0] in several else first[key] for key, arm in arms.items()}
-    best = {name: min((key for key in arms if key[0] == name), key=second.__getitem__) for name, _ in arms}
-    return {key: arms[key] for key in best.values()}, {key: second[key] for key in arms if key[0] in several}
+    second = {
+        key: min(first[key], clock(arm)) if key[0] in several else first[key]
+        for key, arm in arms.items()
+    }
+    best = {
+        name: min((key for key in arms if key[0] == name), key=second.__getitem__)
+        for name, _ in arms
+    }
+    return {key: arms[key] for key in best.values()}, {
+        key: second[key] for key in arms if key[0] in several
+    }
 
 
 def _microseconds(times: Iterable[float], divide: float) -> list[float]:
@@ -142,13 +186,25 @@ def _microseconds(times: Iterable[float], divide: float) -> list[float]:
 
 
 def measure(
-    setting: Setting, work: Work, *, kind: str, what: str, case: Mapping[str, Any], peers: Mapping[str, Any],
-    per: str = "call", divide: float = 1, elements: int | None = None, bytes_floor: int | None = None,
-    cold: bool = False, instructions: Callable[[], Any] | None = None, compile_s: float | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    setting: Setting,
+    work: Work,
+    *,
+    kind: str,
+    what: str,
+    case: Mapping[str, Any],
+    peers: Mapping[str, Any],
+    per: str = "call",
+    divide: float = 1,
+    elements: int | None = None,
+    bytes_floor: int | None = None,
+    cold: bool = False,
+    instructions: Callable[[], Any] | None = None,
+    compile_s: float | None = None,
+) -> dict[str, Any]:
     """Checks, times all arms interleaved, checks again, and returns the row.
 
-    divide: how many `per` one call is (steps times samples for "sample-step"). elements, bytes_floor: of one call.
+    divide: how many `per` one call is (steps times samples for "sample-step"). elements,
+        bytes_floor: of one call.
     """
     if kind not in KINDS:
         raise ValueError(f"benchmarks.harness: expected kind in {KINDS}, got {kind!r}.")
@@ -171,22 +227,37 @@ def measure(
         compared["peers"][name]["modes"].setdefault(mode, round(1e6 * seconds / divide, 3))
     for (name, mode), arm in every.items():
         if isinstance(arm, Compiled) and mode:
-            compared["peers"][name].setdefault("compile_s_of_modes", {})[mode] = round(arm.seconds, 2)
+            compared["peers"][name].setdefault("compile_s_of_modes", {})[mode] = round(
+                arm.seconds, 2
+            )
     return {
-        "schema": SCHEMA, "kind": kind, "what": what, "case": dict(case),
+        "schema": SCHEMA,
+        "kind": kind,
+        "what": what,
+        "case": dict(case),
         "device": "cpu" if device == "cpu" else machine.describe(torch.device(device))["name"],
-        "backend": backend_for("reverse_step", device), "threads": torch.get_num_threads(),
-        "cache": "cold" if cold else "warm", "per": per, "us": us, "rounds": len(ours),
-        "elements": elements, "bytes_floor": bytes_floor,
-        "GB_per_s": None if rate is None else round(rate / 1e9, 3), "copy_GB_per_s": round(copy / 1e9, 3),
+        "backend": backend_for("reverse_step", device),
+        "threads": torch.get_num_threads(),
+        "cache": "cold" if cold else "warm",
+        "per": per,
+        "us": us,
+        "rounds": len(ours),
+        "elements": elements,
+        "bytes_floor": bytes_floor,
+        "GB_per_s": None if rate is None else round(rate / 1e9, 3),
+        "copy_GB_per_s": round(copy / 1e9, 3),
         "percent_of_copy": None if rate is None else round(100 * rate / copy, 1),
         "instructions": _instructions(instructions, elements, ours),
         **compared,
-        "compile_s": compile_s, "extra_bytes": extra, "checked": work.checked,
-    }  # fmt: skip
+        "compile_s": compile_s,
+        "extra_bytes": extra,
+        "checked": work.checked,
+    }
 
 
-def _instructions(limit: Callable[[], Any] | None, elements: int | None, ours: list[float]) -> dict[str, Any] | None:
+def _instructions(
+    limit: Callable[[], Any] | None, elements: int | None, ours: list[float]
+) -> dict[str, Any] | None:
     """The ceiling that arithmetic sets, and how much of it the row reaches."""
     found = limit() if limit is not None else None
     if found is None or elements is None:
@@ -195,13 +266,19 @@ def _instructions(limit: Callable[[], Any] | None, elements: int | None, ours: l
     return {**found, "percent": round(100 * rate / found["ceiling_Melem_per_s"], 1)}
 
 
-def _compared(times: Mapping[Any, list[float]], arms: Mapping[Any, Arm], missing: Mapping[str, str], divide: float) -> Any:
+def _compared(
+    times: Mapping[Any, list[float]],
+    arms: Mapping[Any, Arm],
+    missing: Mapping[str, str],
+    divide: float,
+) -> Any:
     """peers and best_peer of a row; of a peer with several modes its quickest counts."""
     rows: dict[str, Any] = {}
     for (name, mode), arm in arms.items():
         found: dict[str, Any] = {
-            "us": _microseconds(times[name, mode], divide), "faster": ratio(times[OURS], times[name, mode]),
-        }  # fmt: skip
+            "us": _microseconds(times[name, mode], divide),
+            "faster": ratio(times[OURS], times[name, mode]),
+        }
         if mode:
             found |= {"mode": mode, "modes": {mode: found["us"][1]}}
         if isinstance(arm, Compiled):
@@ -211,10 +288,15 @@ def _compared(times: Mapping[Any, list[float]], arms: Mapping[Any, Arm], missing
         else:
             modes = rows[name]["modes"] | found["modes"]
             rows[name] = {**min(rows[name], found, key=lambda row: row["us"][1]), "modes": modes}
-    others = [name for name in rows if not name.startswith(OURS)]  # another way of fastdiff's own is no peer
+    others = [
+        name for name in rows if not name.startswith(OURS)
+    ]  # another way of fastdiff's own is no peer
     best = min(others, key=lambda name: rows[name]["faster"]["median"], default=None)
     rows |= {name: {"missing": reason} for name, reason in missing.items()}
-    return {"peers": rows, "best_peer": None if best is None else {"name": best, **rows[best]["faster"]}}
+    return {
+        "peers": rows,
+        "best_peer": None if best is None else {"name": best, **rows[best]["faster"]},
+    }
 
 
 def fitted(x: list[float], y: list[float]) -> tuple[float, float]:
@@ -230,7 +312,10 @@ def fitted(x: list[float], y: list[float]) -> tuple[float, float]:
 
 def line(row: Mapping[str, Any]) -> str:
     """A row in one line."""
-    values = [str(v) if not isinstance(v, (list, tuple)) else "x".join(map(str, v)) for v in row["case"].values()]
+    values = [
+        str(v) if not isinstance(v, (list, tuple)) else "x".join(map(str, v))
+        for v in row["case"].values()
+    ]
     case = " ".join(v for v in values if v not in row["what"].split())
     shown = [f"{row['what']} {case} {row['cache']}: {row['us'][1]:.1f} us/{row['per']}"]
     if row["percent_of_copy"] is not None:
@@ -239,9 +324,10 @@ def line(row: Mapping[str, Any]) -> str:
         mode = f" {peer['mode']}" if peer.get("mode") else ""
         faster = peer.get("faster")
         shown.append(
-            f"{faster['median']:.2f}x [{faster['p20']:.2f}, {faster['p80']:.2f}] {name}{mode}" if faster
+            f"{faster['median']:.2f}x [{faster['p20']:.2f}, {faster['p80']:.2f}] {name}{mode}"
+            if faster
             else f"{name} missing: {peer['missing']}"
-        )  # fmt: skip
+        )
     if "growth" in row:
         growth = row["growth"]
         shown.append(f"time ~ {growth['over']}^{growth['exponent']:.2f}")

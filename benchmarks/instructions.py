@@ -1,12 +1,15 @@
-"""The ceiling that arithmetic sets on noise kernels: instructions per element, and elements a second without memory.
+"""The ceiling that arithmetic sets on noise kernels: instructions per element, and elements a
+second without memory.
 
-Instructions are counted in the machine code that is run. On a CPU objdump shows the C++ library, in it the loop of
-`draw_run` at the level in use: the innermost loop with Philox's multiplications, over the normals it stores per turn. On a
-GPU Triton's own cuobjdump shows the kernel, every instruction once over the elements of a thread.
+Instructions are counted in the machine code that is run. On a CPU objdump shows the C++ library, in
+it the loop of `draw_run` at the level in use: the innermost loop with Philox's multiplications,
+over the normals it stores per turn. On a GPU Triton's own cuobjdump shows the kernel, every
+instruction once over the elements of a thread.
 
-The ceiling on a CPU is measured: the slope of the op's time from 1,024 to 4,096 elements of one sample, which stay in the
-first-level cache, so neither the call nor memory is in it. On a GPU it is the issue rate, four instructions of a warp per
-multiprocessor and clock, over the count.
+The ceiling on a CPU is measured: the slope of the op's time from 1,024 to 4,096 elements of one
+    sample, which stay in the
+first-level cache, so neither the call nor memory is in it. On a GPU it is the issue rate, four
+instructions of a warp per multiprocessor and clock, over the count.
 """
 
 from __future__ import annotations
@@ -24,35 +27,45 @@ from typing import Any
 import torch
 
 from benchmarks import memory
-from fastdiff import native
+from fastdiff.backend import library
 
 Code = list[tuple[int, str, str]]  # address, operation, operands
 BYTES = {"%xmm": 16, "%ymm": 32, "%zmm": 64}
 SMALL, LARGER = 1024, 4096
 
 
-def functions(library: Path, containing: str, most: int = 1) -> dict[str, Code]:
-    """Up to so many disassembled functions of a library whose demangled names contain a text; empty without binutils."""
+def functions(binary: Path, containing: str, most: int = 1) -> dict[str, Code]:
+    """Up to so many disassembled functions of a library whose demangled names contain a text; empty
+    without binutils.
+    """
     nm, objdump = shutil.which("nm"), shutil.which("objdump")
     if nm is None or objdump is None:
         return {}
-    symbols = re.findall(r"^([0-9a-f]+) ([0-9a-f]+) [tT] (.*)$", _output(nm, "-C", "-S", library), re.MULTILINE)
+    symbols = re.findall(
+        r"^([0-9a-f]+) ([0-9a-f]+) [tT] (.*)$", _output(nm, "-C", "-S", binary), re.MULTILINE
+    )
     found: dict[str, Code] = {}
     for start, size, name in [s for s in symbols if containing in s[2]][:most]:
         begin, end = int(start, 16), int(start, 16) + int(size, 16)
         span = f"--start-address={begin:#x}", f"--stop-address={end:#x}"
-        text = _output(objdump, "-d", "--no-show-raw-insn", *span, library)
+        text = _output(objdump, "-d", "--no-show-raw-insn", *span, binary)
         lines = re.findall(r"^\s+([0-9a-f]+):\s+(\S+)[ \t]*(.*)$", text, re.MULTILINE)
-        found[f"{name} at {start}"] = [(int(a, 16), operation, operands) for a, operation, operands in lines]
+        found[f"{name} at {start}"] = [
+            (int(a, 16), operation, operands) for a, operation, operands in lines
+        ]
     return found
 
 
 def _output(*command: Any) -> str:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def loops(code: Code) -> list[Code]:
-    """The innermost loops: from the target of a jump back to the jump, with no other such span inside."""
+    """The innermost loops: from the target of a jump back to the jump, with no other such span
+    inside.
+    """
     place = {address: i for i, (address, _, _) in enumerate(code)}
     spans = []
     for i, (address, operation, operands) in enumerate(code):
@@ -75,15 +88,19 @@ def stored(code: Code) -> int:
 
 @functools.cache
 def of_normals(level: str) -> float | None:
-    """Instructions per normal of the C++ library's main loop at a level; None where they can't be counted."""
-    library = native.FOLDER / native.LIBRARIES["cpu"]
-    if not library.exists():
+    """Instructions per normal of the C++ library's main loop at a level; None where they can't be
+    counted.
+    """
+    path = library.FOLDER / library.LIBRARIES["cpu"]
+    if not path.exists():
         return None
     counts = []
-    for code in functions(library, f"fastdiff::{level}::draw_run(").values():
+    for code in functions(path, f"fastdiff::{level}::draw_run(").values():
         for loop in loops(code):
             multiplies = sum("pmuludq" in operation for _, operation, _ in loop)
-            if multiplies >= 18 and stored(loop):  # Philox's ten rounds, the first ones partly constant
+            if multiplies >= 18 and stored(
+                loop
+            ):  # Philox's ten rounds, the first ones partly constant
                 counts.append((stored(loop), len(loop)))
     if not counts:
         return None
@@ -108,7 +125,9 @@ def of_kernel(cubin: bytes, elements_of_a_thread: float) -> float | None:
 
 
 def compiled_call(call: Any) -> float | None:
-    """Instructions per element of what Triton compiles for a launch (`fastdiff_kernels.launch`) on this GPU."""
+    """Instructions per element of what Triton compiles for a launch (`fastdiff_kernels.launch`) on
+    this GPU.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
@@ -119,8 +138,12 @@ def compiled_call(call: Any) -> float | None:
     kernel, backend = call.kernel(), make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, given = bind(**call.arguments, **call.options)
-    options, signature, constants, attributes = kernel._pack_args(backend, given, bound, specialization, given)
-    made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, given, bound, specialization, given
+    )
+    made = triton.compile(
+        ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__
+    )
     threads = 32 * call.options["num_warps"]
     return of_kernel(made.asm["cubin"], call.arguments.get("S", 1) * call.arguments["E"] / threads)
 
@@ -130,7 +153,8 @@ def ceiling(
 ) -> dict[str, Any] | None:
     """{per_element, ceiling_Melem_per_s, how} of a noise kernel.
 
-    make: the op's call on one sample of so many elements. call: on a GPU its launch, to count the instructions of.
+    make: the op's call on one sample of so many elements. call: on a GPU its launch, to count the
+        instructions of.
     """
     if device == "cuda":
         per = compiled_call(call()) if call is not None else None
@@ -141,8 +165,12 @@ def ceiling(
         if not clock:
             return None
         rate = 4 * 32 * properties.multi_processor_count * clock / per
-        return {"per_element": round(per, 1), "ceiling_Melem_per_s": round(rate / 1e6, 1), "how": "issue rate"}
-    if not native.available():
+        return {
+            "per_element": round(per, 1),
+            "ceiling_Melem_per_s": round(rate / 1e6, 1),
+            "how": "issue rate",
+        }
+    if not library.available():
         return None
     clock_of, small, larger = memory.stopwatch(device), make(SMALL), make(LARGER)
     pairs = []
@@ -153,15 +181,18 @@ def ceiling(
     slope = statistics.median(b for _, b in pairs) - statistics.median(a for a, _ in pairs)
     if slope <= 0:
         return None
-    counted = of_normals(native.levels()[-1])
+    counted = of_normals(library.levels()[-1])
     return {
         "per_element": None if counted is None else round(counted, 2),
-        "ceiling_Melem_per_s": round((LARGER - SMALL) / slope / 1e6, 1), "how": "slope within the first-level cache",
-    }  # fmt: skip
+        "ceiling_Melem_per_s": round((LARGER - SMALL) / slope / 1e6, 1),
+        "how": "slope within the first-level cache",
+    }
 
 
 def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
-    """The Triton launch of a noise kernel on tensors like this one; `uses` is a step's mask of columns."""
+    """The Triton launch of a noise kernel on tensors like this one; `uses` is a step's mask of
+    columns.
+    """
 
     def call() -> Any:
         from fastdiff_kernels import launch
@@ -169,7 +200,11 @@ def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
         batch, device = like.shape[0], like.device
         draw = (1, None, None, 0)
         whole = torch.zeros(batch, dtype=torch.int64, device=device)
-        value = torch.zeros(batch, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32, device=device)
+        value = torch.zeros(
+            batch,
+            dtype=torch.float64 if like.dtype == torch.float64 else torch.float32,
+            device=device,
+        )
         table = torch.zeros(1000, dtype=torch.float64, device=device)
         if op == "randn":
             return launch.randn_call(like, *draw, 0, False)
@@ -182,7 +217,25 @@ def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
         assert op == "reverse_step"
         rows = torch.zeros(51, 56, dtype=torch.float64, device=device)
         return launch.reverse_step_call(
-            like, like, like, rows, whole, None, None, 1, None, None, None, None, 1, False, uses, None, None, None, whole
+            like,
+            like,
+            like,
+            rows,
+            whole,
+            None,
+            None,
+            1,
+            None,
+            None,
+            None,
+            None,
+            1,
+            False,
+            uses,
+            None,
+            None,
+            None,
+            whole,
         )
 
     return call

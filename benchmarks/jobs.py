@@ -2,9 +2,9 @@
 
     python -m benchmarks.jobs --samples 100000 --out benchmarks/results/jobs-….json
 
-The job and a bare loop of `Sampler.sample` take turns, a few units each, in one process: the ratio of their speeds is a
-median over the turns. Then one and two single-threaded workers, each a process, make a dataset by turns; speeds are those of
-the events in their logs, without start-up.
+The job and a bare loop of `Sampler.sample` take turns, a few units each, in one process: the ratio
+of their speeds is a median over the turns. Then one and two single-threaded workers, each a
+process, make a dataset by turns; speeds are those of the events in their logs, without start-up.
 """
 
 from __future__ import annotations
@@ -35,15 +35,28 @@ def bare(job: jobs.Job, units: list[int]) -> list[np.ndarray]:
     for unit in units:
         block = job.spec.units.block(unit)
         cond, uncond = model.conditions(job.conditions.entries(block.start, block.stop))
-        x = sampler.sample((len(block), *model.shape), seed=job.spec.seed, sample_ids=block, cond=cond, uncond=uncond)
+        x = sampler.sample(
+            (len(block), *model.shape),
+            seed=job.spec.seed,
+            sample_ids=block,
+            cond=cond,
+            uncond=uncond,
+        )
         made.append(to_uint8(x).permute(0, 2, 3, 1).contiguous().cpu().numpy())
     return made
 
 
 def beside(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[str, Any]:
-    """Speed relative to the bare loop (in every `every`th turn), and resident memory, over a whole job."""
+    """Speed relative to the bare loop (in every `every`th turn), and resident memory, over a whole
+    job.
+    """
     job = jobs.Job.plan(
-        "fashion-mnist", ids=(0, samples - 1), unit=unit, steps=steps, guidance_scale=1.0, solver="ddim"
+        "fashion-mnist",
+        ids=(0, samples - 1),
+        unit=unit,
+        steps=steps,
+        guidance_scale=1.0,
+        solver="ddim",
     )
     with tempfile.TemporaryDirectory() as out, machine.settled(job.spec.threads):
         bare(job, [0])
@@ -74,26 +87,65 @@ def beside(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[s
     warm = memory[len(memory) // 10 :]
     low, median, high = harness.spread(ratios)
     return {
-        "samples": samples, "steps": steps, "unit": unit, "threads": job.spec.threads,
+        "samples": samples,
+        "steps": steps,
+        "unit": unit,
+        "threads": job.spec.threads,
         "images_per_second": round(samples / seconds, 1),
-        "of_bare_loop": {"median": round(median, 4), "p20": round(low, 4), "p80": round(high, 4), "turns": len(ratios)},
-        "resident_mib": {"after_10_percent": warm[0], "least": min(warm), "most": max(warm), "last": warm[-1]},
-    }  # fmt: skip
+        "of_bare_loop": {
+            "median": round(median, 4),
+            "p20": round(low, 4),
+            "p80": round(high, 4),
+            "turns": len(ratios),
+        },
+        "resident_mib": {
+            "after_10_percent": warm[0],
+            "least": min(warm),
+            "most": max(warm),
+            "last": warm[-1],
+        },
+    }
 
 
-def speeds(worlds: list[int], samples: int, steps: int, unit: int, rounds: int) -> dict[int, list[float]]:
-    """{workers: images a second of so many single-threaded processes together}, each world as often and in turns."""
+def speeds(
+    worlds: list[int], samples: int, steps: int, unit: int, rounds: int
+) -> dict[int, list[float]]:
+    """{workers: images a second of so many single-threaded processes together}, each world as often
+    and in turns.
+    """
     found: dict[int, list[float]] = {world: [] for world in worlds}
     for world in [*worlds, *reversed(worlds)] * rounds:
         with tempfile.TemporaryDirectory() as out:
             command = [
-                sys.executable, "-m", "fastdiff", "sample", "--out", out, "--ids", f"0-{samples * world - 1}", "--unit",
-                str(unit), "--steps", str(steps), "--guidance", "1", "--solver", "ddim", "--threads", "1",
-            ]  # fmt: skip
+                sys.executable,
+                "-m",
+                "fastdiff",
+                "sample",
+                "--out",
+                out,
+                "--ids",
+                f"0-{samples * world - 1}",
+                "--unit",
+                str(unit),
+                "--steps",
+                str(steps),
+                "--guidance",
+                "1",
+                "--solver",
+                "ddim",
+                "--threads",
+                "1",
+            ]
             quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            running = [subprocess.Popen([*command, "--shard", f"{i}/{world}"], **quiet) for i in range(world)]
+            running = [
+                subprocess.Popen([*command, "--shard", f"{i}/{world}"], **quiet)
+                for i in range(world)
+            ]
             assert [p.wait() for p in running] == [0] * world
-            lines = [[json.loads(x) for x in log.read_text().splitlines()] for log in Path(out, "log").glob("*.jsonl")]
+            lines = [
+                [json.loads(x) for x in log.read_text().splitlines()]
+                for log in Path(out, "log").glob("*.jsonl")
+            ]
             ends = [[e for e in log if e["event"] == "unit"] for log in lines]
             # from when all are at work to when the first has no more to do
             begin, end = max(log[0]["unix"] for log in ends), min(log[-1]["unix"] for log in ends)
@@ -106,21 +158,34 @@ def workers(samples: int, steps: int, unit: int, rounds: int) -> dict[str, Any]:
     """Speed of two single-threaded workers together, relative to one."""
     found = speeds([1, 2], samples, steps, unit, rounds)
     each = {str(k): [round(v, 1) for v in s] for k, s in found.items()}
-    return {"samples_each": samples, "images_per_second": each, "ratio": harness.ratio(found[1], found[2])}
+    return {
+        "samples_each": samples,
+        "images_per_second": each,
+        "ratio": harness.ratio(found[1], found[2]),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--unit", type=int, default=64)
     parser.add_argument("--turn", type=int, default=8, help="units a turn")
-    parser.add_argument("--every", type=int, default=4, help="turns of the job to one of the bare loop")
-    parser.add_argument("--rounds", type=int, default=2, help="of one, two, two, one workers; 0 for none")
+    parser.add_argument(
+        "--every", type=int, default=4, help="turns of the job to one of the bare loop"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="of one, two, two, one workers; 0 for none"
+    )
     parser.add_argument("--worker-samples", type=int, default=4096)
     parser.add_argument("--out", help="JSON file")
     args = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine.describe(torch.device("cpu")), "python": platform.python_version()}
+    found: dict[str, Any] = {
+        "machine": machine.describe(torch.device("cpu")),
+        "python": platform.python_version(),
+    }
     found["job"] = beside(args.samples, args.steps, args.unit, args.turn, args.every)
     print(json.dumps(found["job"], indent=1), flush=True)
     if args.rounds:

@@ -1,4 +1,5 @@
-"""Memory beside which times stand: copy and fill bandwidth, a cache to empty, and what a call takes on top.
+"""Memory beside which times stand: copy and fill bandwidth, a cache to empty, and what a call takes
+on top.
 
 All of it is measured on the row's device and with the row's number of threads.
 """
@@ -41,7 +42,9 @@ def evict(device: str) -> None:
 
 
 def stopwatch(device: str) -> Callable[[Callable[[], Any]], float]:
-    """Seconds of one call: by the wall's clock on a CPU, between events on a GPU, which the call has to reach."""
+    """Seconds of one call: by the wall's clock on a CPU, between events on a GPU, which the call
+    has to reach.
+    """
     if device != "cuda":
 
         def wall(call: Callable[[], Any]) -> float:
@@ -73,9 +76,12 @@ def _rate(call: Callable[[], Any], nbytes: int, device: str, cold: bool, rounds:
     return nbytes / statistics.median(times)
 
 
-def copy_bandwidth(device: str = "cpu", nbytes: int = MOST, *, cold: bool = False, rounds: int = 7) -> float:
-    """Bytes read and written per second by a plain copy that moves so many bytes: from 1 MiB to 64 MiB each way, 1 GiB on
-    a GPU, whose last cache may hold 64."""
+def copy_bandwidth(
+    device: str = "cpu", nbytes: int = MOST, *, cold: bool = False, rounds: int = 7
+) -> float:
+    """Bytes read and written per second by a plain copy that moves so many bytes: from 1 MiB to 64
+    MiB each way, 1 GiB on a GPU, whose last cache may hold 64.
+    """
     half = min(max(nbytes // 2, 2**20), LARGE if device == "cpu" else 16 * LARGE)
     source, target = _room(half, device, "source"), _room(half, device, "target")
     return _rate(lambda: target.copy_(source), 2 * half, device, cold, rounds)
@@ -88,10 +94,11 @@ def fill_bandwidth(device: str = "cpu", nbytes: int = LARGE, rounds: int = 7) ->
 
 
 def extra_bytes(call: Callable[[], Any], device: str) -> int:
-    """The most bytes that one call holds at a time beyond what is there before it, by torch's allocator.
+    """The most bytes that one call holds at a time beyond what is there before it, by torch's
+    allocator.
 
-    `call` ran before. On a CPU the profiler's record of every allocation is summed in order; what libraries take from the
-    system is not in it.
+    `call` ran before. On a CPU the profiler's record of every allocation is summed in order; what
+    libraries take from the system is not in it.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -100,7 +107,9 @@ def extra_bytes(call: Callable[[], Any], device: str) -> int:
         call()
         torch.cuda.synchronize()
         return int(torch.cuda.max_memory_allocated() - before)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as record:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as record:
         held = call()
     del held
     result = record.profiler.kineto_results  # type: ignore[union-attr]

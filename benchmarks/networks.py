@@ -1,4 +1,6 @@
-"""Networks that people sample from, with random weights by seed but for the shipped one, and a pipeline's loop over them."""
+"""Networks that people sample from, with random weights by seed but for the shipped one, and a
+pipeline's loop over them.
+"""
 
 from __future__ import annotations
 
@@ -11,27 +13,48 @@ from torch import Tensor
 
 from benchmarks import peers
 from fastdiff import Schedule
-from fastdiff.cpu import has_amx
+from fastdiff.backend.hardware import has_amx
 from fastdiff.pretrained import load
 
 # google/ddpm-cifar10-32's, 35.7 M parameters
 CIFAR: dict[str, Any] = {
-    "sample_size": 32, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
-    "block_out_channels": (128, 256, 256, 256), "act_fn": "silu", "norm_num_groups": 32, "norm_eps": 1e-6,
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "layers_per_block": 2,
+    "block_out_channels": (128, 256, 256, 256),
+    "act_fn": "silu",
+    "norm_num_groups": 32,
+    "norm_eps": 1e-6,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
-}  # fmt: skip
-DIT: dict[str, Any] = {"sample_size": 32, "in_channels": 4, "out_channels": 4, "attention_head_dim": 64}
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+}
+DIT: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "attention_head_dim": 64,
+}
 DITS = {
     "dit-b/4": {**DIT, "num_layers": 12, "num_attention_heads": 12, "patch_size": 4},
-    "dit-xl/2": {**DIT, "num_layers": 28, "num_attention_heads": 16, "attention_head_dim": 72, "patch_size": 2},
+    "dit-xl/2": {
+        **DIT,
+        "num_layers": 28,
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "patch_size": 2,
+    },
 }
 NAMES = ("fashion-mnist", "unet-cifar", *DITS)
 
 
 class Network(NamedTuple):
-    """A network in eval mode, one sample's shape, what it is called with besides, its schedule and prediction type."""
+    """A network in eval mode, one sample's shape, what it is called with besides, its schedule and
+    prediction type.
+    """
 
     module: Any
     shape: tuple[int, ...]
@@ -53,26 +76,36 @@ def make(name: str, device: str, dtype: torch.dtype = torch.float32) -> Network:
     else:
         library = peers.diffusers()
         if isinstance(library, peers.Missing):
-            raise ModuleNotFoundError(f"benchmarks.networks: {name} needs diffusers: {library.reason}.")
+            raise ModuleNotFoundError(
+                f"benchmarks.networks: {name} needs diffusers: {library.reason}."
+            )
         torch.manual_seed(0)
         if name == "unet-cifar":
-            found = Network(library.UNet2DModel(**CIFAR), (3, 32, 32), linear, "epsilon", lambda batch: {})
+            found = Network(
+                library.UNet2DModel(**CIFAR), (3, 32, 32), linear, "epsilon", lambda batch: {}
+            )
         else:
             module = library.DiTTransformer2DModel(**DITS[name])
             found = Network(module, (4, 32, 32), linear, "epsilon", labels("class_labels", 1000))
     placed = found.module.to(device)
-    placed = placed if dtype == torch.float32 else placed.to(dtype)  # diffusers' warns of every cast
+    placed = (
+        placed if dtype == torch.float32 else placed.to(dtype)
+    )  # diffusers' warns of every cast
     return found._replace(module=placed.eval().requires_grad_(False))
 
 
 def settings(network: Any) -> dict[str, Any]:
-    """The network as it is and in channels_last; where the processor multiplies bf16 tiles, in bf16 too."""
+    """The network as it is and in channels_last; where the processor multiplies bf16 tiles, in bf16
+    too.
+    """
     found = {"contiguous": network}
     if any(v.ndim == 4 for v in network.parameters()):
         found["channels_last"] = copy.deepcopy(network).to(memory_format=torch.channels_last)
     first = next(network.parameters())
     if first.device.type == "cpu" and first.dtype == torch.float32 and has_amx():
-        found |= {f"{name}, bf16": copy.deepcopy(v).to(torch.bfloat16) for name, v in list(found.items())}
+        found |= {
+            f"{name}, bf16": copy.deepcopy(v).to(torch.bfloat16) for name, v in list(found.items())
+        }
     return found
 
 
@@ -83,22 +116,29 @@ def call(network: Any, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Te
     return out.to(x.dtype)
 
 
-SCHEDULERS = {"ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
-              "dpm++2m": ("DPMSolverMultistepScheduler", {})}  # fmt: skip
+SCHEDULERS = {
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
+}
 KINDS = {"epsilon": "epsilon", "v": "v_prediction"}
 
 
 def pipeline(
     network: Network, solver: str, steps: int, run: Callable[[Tensor, Tensor], Tensor], batch: int
 ) -> Callable[[], Tensor] | peers.Missing:
-    """A pipeline's loop (draw, then network and scheduler in turns), without its checks and its bar."""
+    """A pipeline's loop (draw, then network and scheduler in turns), without its checks and its
+    bar.
+    """
     library = peers.diffusers()
     if isinstance(library, peers.Missing):
         return library
     name, config = SCHEDULERS[solver]
     betas = torch.tensor(network.schedule.betas, dtype=torch.float32).numpy()
     scheduler = getattr(library, name)(
-        trained_betas=betas, timestep_spacing="trailing", prediction_type=KINDS[network.prediction_type], **config
+        trained_betas=betas,
+        timestep_spacing="trailing",
+        prediction_type=KINDS[network.prediction_type],
+        **config,
     )
     first = next(network.module.parameters())
 

@@ -1,4 +1,5 @@
-"""What fastdiff is compared with: torch eager, torch.compile in its modes, diffusers, k-diffusion and NumPy.
+"""What fastdiff is compared with: torch eager, torch.compile in its modes, diffusers, k-diffusion
+and NumPy.
 
 A peer that is not here is a `Missing` with the reason, and is reported as such.
 """
@@ -52,7 +53,9 @@ def diffusers() -> Any:
 
 @functools.cache
 def k_diffusion() -> Any:
-    """The module k_diffusion.sampling, or `Missing`. The package's own start imports training code, so it is passed by."""
+    """The module k_diffusion.sampling, or `Missing`. The package's own start imports training code,
+    so it is passed by.
+    """
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
         return Missing("not installed")
@@ -69,7 +72,9 @@ def k_diffusion() -> Any:
     if "k_diffusion" not in sys.modules:
         package = stand_in("k_diffusion")
         package.__path__ = list(spec.submodule_search_locations or [])
-    if importlib.util.find_spec("torchvision") is None:  # its samplers do not use what they import of it
+    if (
+        importlib.util.find_spec("torchvision") is None
+    ):  # its samplers do not use what they import of it
         vision, transforms = stand_in("torchvision"), stand_in("torchvision.transforms")
         vision.transforms = transforms  # type: ignore[attr-defined]
         transforms.functional = stand_in("torchvision.transforms.functional")  # type: ignore[attr-defined]
@@ -105,7 +110,9 @@ def versions() -> tuple[dict[str, str], list[str]]:
 
 @functools.cache
 def compiler() -> str:
-    """Why torch.compile has nothing to compile with; empty where it has. What fails later is said by the mode that fails."""
+    """Why torch.compile has nothing to compile with; empty where it has. What fails later is said
+    by the mode that fails.
+    """
     if torch.cuda.is_available():
         return "" if importlib.util.find_spec("triton") else "needs triton, which is not installed"
     from torch._inductor.cpp_builder import get_cpp_compiler
@@ -117,12 +124,15 @@ def compiler() -> str:
     return ""
 
 
-def compiled(fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODES) -> dict[str, Any] | Missing:
-    """An arm for each mode of torch.compile, made for these inputs afresh: no graph and no file of an earlier one is used.
+def compiled(
+    fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODES
+) -> dict[str, Any] | Missing:
+    """An arm for each mode of torch.compile, made for these inputs afresh: no graph and no file of
+    an earlier one is used.
 
-    Files lie in a folder of this process, where no other's compiler writes; modes that come later find loaded what they
-    share with the first. Under no_grad where no input requires a gradient, as one samples. A mode that fails is a `Missing`
-    among the others.
+    Files lie in a folder of this process, where no other's compiler writes; modes that come later
+    find loaded what they share with the first. Under no_grad where no input requires a gradient, as
+    one samples. A mode that fails is a `Missing` among the others.
     """
     if compiler():
         return Missing(compiler())
@@ -140,7 +150,10 @@ def compiled(fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODE
                 _synchronize(inputs)
                 arms[mode] = Compiled(functools.partial(call, *inputs), time.perf_counter() - begin)
             except Exception as error:
-                arms[mode] = Missing(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
+                arms[mode] = Missing(
+                    f"{type(error).__name__}:"
+                    f" {(str(error).strip() or 'no message').splitlines()[0]}"
+                )
     return arms
 
 

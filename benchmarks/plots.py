@@ -43,7 +43,9 @@ def draw(result: Result, out: Path) -> dict[str, str]:
 
 
 def roofline(rows: Sequence[Row]) -> Any:
-    """Elements a second against the bytes each must move: under the copy's line, and under a noise kernel's own ceiling."""
+    """Elements a second against the bytes each must move: under the copy's line, and under a noise
+    kernel's own ceiling.
+    """
     points: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         if row["kind"] not in ("op", "step") or not all(
@@ -67,12 +69,18 @@ def roofline(rows: Sequence[Row]) -> Any:
     widths = [row["bytes_floor"] / row["elements"] for row in points.values()]
     ends = [min(widths) / 1.5, max(widths) * 1.5]
     axes.plot(
-        ends, [copy / b for b in ends], color="black", lw=1, label=f"copy, {figure(copy)} GB/s\n(median of the rows')"
+        ends,
+        [copy / b for b in ends],
+        color="black",
+        lw=1,
+        label=f"copy, {figure(copy)} GB/s\n(median of the rows')",
     )
     named = dict.fromkeys(name[0] for name, row in points.items() if row["kind"] != "step")
     colours = {what: f"C{i % 10}" for i, what in enumerate(named)}
     marks = {what: MARKS[i % len(MARKS)] for i, what in enumerate(named)}
-    steps = [name[0] for name, row in points.items() if row["kind"] == "step"]  # of many solvers: alike, without their names
+    steps = [
+        name[0] for name, row in points.items() if row["kind"] == "step"
+    ]  # of many solvers: alike, without their names
     colours |= dict.fromkeys(steps, GREY)
     marks |= dict.fromkeys(steps, ".")
     beside: dict[float, list[str]] = {}
@@ -85,7 +93,9 @@ def roofline(rows: Sequence[Row]) -> Any:
         x = width * 1.035 ** ((place + 1) // 2 * (1 if place % 2 else -1))
         y = row["elements"] / row["us"][1] / 1e3
         full = cache != "cold"
-        axes.plot(x, y, marks[what], color=colours[what], mfc=colours[what] if full else "white", ms=6)
+        axes.plot(
+            x, y, marks[what], color=colours[what], mfc=colours[what] if full else "white", ms=6
+        )
         ceiling = (row.get("instructions") or {}).get("ceiling_Melem_per_s")
         if ceiling:
             axes.plot([x, x], [y, ceiling / 1e3], color=colours[what], lw=0.6, alpha=0.6)
@@ -111,7 +121,9 @@ def bars(rows: Sequence[Row], title: str) -> Any:
     """Times faster than the fastest peer, a bar a row from the line at 1; other peers as dots."""
     ordered = sorted(rows, key=lambda row: best(row).median)  # type: ignore[union-attr]
     shown, cut = ordered[:MOST], len(ordered) > MOST
-    also = [name for name in ("cache", "backend", "threads") if len({row.get(name) for row in rows}) > 1]
+    also = [
+        name for name in ("cache", "backend", "threads") if len({row.get(name) for row in rows}) > 1
+    ]
     picture, axes = plt.subplots(figsize=(WIDTH, 1.4 + 0.27 * len(shown)), layout="constrained")
     peers = list(dict.fromkeys(r.peer for row in rows for r in ratios(row)))
     marks = {peer: MARKS[i % len(MARKS)] for i, peer in enumerate(peers)}
@@ -119,9 +131,25 @@ def bars(rows: Sequence[Row], title: str) -> Any:
         first = best(row)
         assert first is not None
         others = [r for r in ratios(row) if r != first]
-        axes.barh(y, first.median - 1, left=1, height=0.62, color=FASTER if first.median >= 1 else SLOWER, alpha=0.75)
+        axes.barh(
+            y,
+            first.median - 1,
+            left=1,
+            height=0.62,
+            color=FASTER if first.median >= 1 else SLOWER,
+            alpha=0.75,
+        )
         error = [[max(0.0, first.median - first.p20)], [max(0.0, first.p80 - first.median)]]
-        axes.errorbar(first.median, y, xerr=error, fmt=marks[first.peer], color="black", ms=4, lw=1.1, capsize=2.5)
+        axes.errorbar(
+            first.median,
+            y,
+            xerr=error,
+            fmt=marks[first.peer],
+            color="black",
+            ms=4,
+            lw=1.1,
+            capsize=2.5,
+        )
         for other in others:
             axes.plot(other.median, y, marks[other.peer], color=GREY, ms=4, alpha=0.8)
     for peer in peers:
@@ -135,16 +163,22 @@ def bars(rows: Sequence[Row], title: str) -> Any:
     axes.set_yticks(range(len(shown)), [label(row, also) for row in shown], fontsize=8)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(
-        "times faster than the fastest peer (bar), the others (grey); whiskers: 20th to 80th percentile", fontsize=8
+        "times faster than the fastest peer (bar), the others (grey); whiskers: 20th to 80th"
+        " percentile",
+        fontsize=8,
     )
-    axes.set_title(f"{title}: the {MOST} lowest of {len(ordered)} rows" if cut else title, fontsize=11)
+    axes.set_title(
+        f"{title}: the {MOST} lowest of {len(ordered)} rows" if cut else title, fontsize=11
+    )
     axes.grid(axis="x", which="major", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     return picture
 
 
 def growth(rows: Sequence[Row]) -> Any:
-    """Time, and memory where a row has it, over batch, steps or workers, with the power fitted to the last decade."""
+    """Time, and memory where a row has it, over batch, steps or workers, with the power fitted to
+    the last decade.
+    """
     every = [row for row in rows if row.get("growth") and len(row["growth"].get("x", ())) > 1]
     longest = {row["what"]: row for row in sorted(every, key=lambda row: len(row["growth"]["x"]))}
     found = [row for row in every if longest[row["what"]] is row]
@@ -155,14 +189,22 @@ def growth(rows: Sequence[Row]) -> Any:
     if any(row["growth"].get("bytes") for row in found):
         lines.append(("bytes", "bytes_exponent", "MiB", 2**20))
     picture, grid = plt.subplots(
-        len(lines), len(overs), figsize=(WIDTH, 3.1 * len(lines)), layout="constrained", squeeze=False
+        len(lines),
+        len(overs),
+        figsize=(WIDTH, 3.1 * len(lines)),
+        layout="constrained",
+        squeeze=False,
     )
     for column, over in enumerate(overs):
         for line, (values, power, unit, scale) in enumerate(lines):
             axes = grid[line][column]
             for row in (r for r in found if r["growth"]["over"] == over):
                 g = row["growth"]
-                pairs = [(x, v / scale) for x, v in zip(g["x"], g.get(values) or [], strict=False) if v and v > 0]
+                pairs = [
+                    (x, v / scale)
+                    for x, v in zip(g["x"], g.get(values) or [], strict=False)
+                    if v and v > 0
+                ]
                 if not pairs:
                     continue
                 x, y = zip(*pairs, strict=True)
@@ -171,7 +213,9 @@ def growth(rows: Sequence[Row]) -> Any:
                 if g.get(power) is not None:
                     last = [(u, v) for u, v in pairs if 10 * u >= x[-1]]
                     middle = [sum(map(math.log, v)) / len(v) for v in zip(*last, strict=True)]
-                    fitted = [math.exp(middle[1] + g[power] * (math.log(u) - middle[0])) for u, _ in last]
+                    fitted = [
+                        math.exp(middle[1] + g[power] * (math.log(u) - middle[0])) for u, _ in last
+                    ]
                     axes.plot([u for u, _ in last], fitted, color=drawn.get_color(), lw=1)
                     name += f": {over}$^{{{g[power]:.2f}}}$"
                 drawn.set_label(name)
@@ -195,10 +239,18 @@ def label(row: Row, also: Sequence[str]) -> str:
 
 
 def plainly(axis: Any) -> None:
-    """Numbers instead of powers of ten: 0.8, 1, 1.2, or 1, 2, 5, or 1, 10, 100, as the range wants."""
+    """Numbers instead of powers of ten: 0.8, 1, 1.2, or 1, 2, 5, or 1, 10, 100, as the range
+    wants.
+    """
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    subs = (1.0, 1.2, 1.5, 2, 3, 4, 6, 8) if decades < 0.7 else (1.0, 2, 5) if decades < 2.2 else (1.0,)
+    subs = (
+        (1.0, 1.2, 1.5, 2, 3, 4, 6, 8)
+        if decades < 0.7
+        else (1.0, 2, 5)
+        if decades < 2.2
+        else (1.0,)
+    )
     axis.set_major_locator(LogLocator(subs=subs, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality --cache DIR            (writes benchmarks/results/quality.json)
 
-A small classifier is trained on the 60,000 training images (kept in --cache). Of guided samples, the same number for
-each class, it is then asked:
+A small classifier is trained on the 60,000 training images (kept in --cache). Of guided samples,
+the same number for each class, it is then asked:
 
     agreement   the share it puts in the class that was asked for. Alone it proves nothing: ten repeated pictures get 1.
     diversity   mean pixel distance between two samples of a class, over that of two real test images of a class.
@@ -32,7 +32,12 @@ from fastdiff.data import DataSet, load_fashion_mnist
 from fastdiff.images import to_uint8
 from fastdiff.pretrained import locate, read_config
 
-GOALS = {"agreement": (">=", 0.96), "diversity": (">=", 0.8), "frechet": ("<=", 100.0), "copies": ("<", 0.02)}
+GOALS = {
+    "agreement": (">=", 0.96),
+    "diversity": (">=", 0.8),
+    "frechet": ("<=", 100.0),
+    "copies": ("<", 0.02),
+}
 COPY_RADIUS = 0.3
 ENOUGH_ACCURACY = 0.92
 RESULT = Path(__file__).parent / "results" / "quality.json"
@@ -42,14 +47,30 @@ def classifier() -> nn.Sequential:
     """[N, 1, 28, 28] in [-1, 1] -> [N, 10] logits; all but the last layer give 128 features."""
 
     def block(c_in: int, c_out: int) -> list[nn.Module]:
-        return [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(), nn.MaxPool2d(2)]
+        return [
+            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
 
-    layers = [*block(1, 32), *block(32, 64), *block(64, 96), nn.Flatten(), nn.Dropout(0.3), nn.Linear(96 * 9, 128)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(128, 10)).to(memory_format=torch.channels_last)
+    layers = [
+        *block(1, 32),
+        *block(32, 64),
+        *block(64, 96),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(96 * 9, 128),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(128, 10)).to(
+        memory_format=torch.channels_last
+    )
 
 
 def train_classifier(data: DataSet, epochs: int = 6, batch: int = 128) -> nn.Sequential:
-    """Cross-entropy on the images and their mirror images with Adam and a one-cycle learning rate; seeded."""
+    """Cross-entropy on the images and their mirror images with Adam and a one-cycle learning rate;
+    seeded.
+    """
     torch.manual_seed(0)
     network = classifier().train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
@@ -99,7 +120,9 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def spread(x: Tensor, labels: Tensor) -> float:
-    """Mean over the classes of the mean pixel distance between two different images of the class."""
+    """Mean over the classes of the mean pixel distance between two different images of the
+    class.
+    """
     means = []
     for k in labels.unique():
         flat = x[labels == k].flatten(1).float()
@@ -113,12 +136,18 @@ def nearest(x: Tensor, known: Tensor) -> Tensor:
     squares = flat.square().sum(1)
     parts = []
     for part in x.flatten(1).float().split(500):
-        parts.append((part.square().sum(1) + (squares - 2 * part @ flat.T).amin(1)).clamp_min(0).sqrt())
+        parts.append(
+            (part.square().sum(1) + (squares - 2 * part @ flat.T).amin(1)).clamp_min(0).sqrt()
+        )
     return torch.cat(parts)
 
 
-def draw(args: argparse.Namespace, classes: int, null_label: int) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(samples uint8 [N, 1, 28, 28], labels [N], how they were drawn): sample i is of class i mod classes."""
+def draw(
+    args: argparse.Namespace, classes: int, null_label: int
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(samples uint8 [N, 1, 28, 28], labels [N], how they were drawn): sample i is of class i mod
+    classes.
+    """
     settings: dict[str, Any] = {"solver": "ddim", "steps": args.steps}
     if args.guidance is not None:
         settings["guidance_scale"] = args.guidance
@@ -127,16 +156,26 @@ def draw(args: argparse.Namespace, classes: int, null_label: int) -> tuple[Tenso
     conditions = {"cond": {"y": y}, "uncond": {"y": torch.full_like(y, null_label)}}
     begin, parts = time.perf_counter(), []
     with tqdm(total=args.samples, unit="img", desc="sampling") as bar:
-        for batch in sampler.stream(args.samples, (1, 28, 28), batch_size=100, seed=args.seed, **conditions):
+        for batch in sampler.stream(
+            args.samples, (1, 28, 28), batch_size=100, seed=args.seed, **conditions
+        ):
             parts.append(to_uint8(batch))
             bar.update(len(batch))
     rate = args.samples / (time.perf_counter() - begin)
-    how = {"solver": "ddim", "steps": args.steps, "guidance_scale": sampler.guidance_scale, "seed": args.seed,
-           "plan": sampler.plan.hash, "images_per_second": round(rate, 2)}  # fmt: skip
+    how = {
+        "solver": "ddim",
+        "steps": args.steps,
+        "guidance_scale": sampler.guidance_scale,
+        "seed": args.seed,
+        "plan": sampler.plan.hash,
+        "images_per_second": round(rate, 2),
+    }
     return torch.cat(parts), y, how
 
 
-def measure(x: Tensor, y: Tensor, network: nn.Sequential, train: DataSet, test: DataSet) -> dict[str, float]:
+def measure(
+    x: Tensor, y: Tensor, network: nn.Sequential, train: DataSet, test: DataSet
+) -> dict[str, float]:
     """The four numbers for samples x of requested classes y."""
     known = features(network, train.images)
     ours, real = features(network, x), features(network, test.images)
@@ -157,9 +196,13 @@ def missed(numbers: dict[str, float]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the table, writes the JSON and returns 1 when a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description="Quality of the shipped weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality", description="Quality of the shipped weights."
+    )
     parser.add_argument("--weights", default="fashion-mnist", help="model folder or shipped name")
-    parser.add_argument("--cache", type=Path, required=True, help="folder to keep the classifier in")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder to keep the classifier in"
+    )
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--steps", type=int, default=25)
@@ -178,7 +221,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"classifier: {accuracy:.2%} of the test images right")
         if accuracy < ENOUGH_ACCURACY:
             print(
-                f"expected a classifier with {ENOUGH_ACCURACY:.0%}; remove {args.cache} and run again", file=sys.stderr
+                f"expected a classifier with {ENOUGH_ACCURACY:.0%}; remove {args.cache} and run"
+                " again",
+                file=sys.stderr,
             )
             return 1
         data = read_config(args.weights)["data"]
@@ -186,15 +231,24 @@ def main(argv: list[str] | None = None) -> int:
         numbers = measure(x, y, network, train, test)
     wrong = missed(numbers)
     for name, (sign, goal) in GOALS.items():
-        print(f"{name:10s} {numbers[name]:9.4f}   goal {sign} {goal:g}   {'MISSED' if name in wrong else 'reached'}")
+        print(
+            f"{name:10s} {numbers[name]:9.4f}   goal {sign} {goal:g}  "
+            f" {'MISSED' if name in wrong else 'reached'}"
+        )
     weights = locate(args.weights) / "model.safetensors"
     report = {
-        "samples": args.samples, **how, **{k: round(v, 5) for k, v in numbers.items()},
-        "goals": {name: f"{sign} {goal:g}" for name, (sign, goal) in GOALS.items()}, "missed": wrong,
-        "classifier_accuracy": round(accuracy, 4), "weights": str(args.weights),
+        "samples": args.samples,
+        **how,
+        **{k: round(v, 5) for k, v in numbers.items()},
+        "goals": {name: f"{sign} {goal:g}" for name, (sign, goal) in GOALS.items()},
+        "missed": wrong,
+        "classifier_accuracy": round(accuracy, 4),
+        "weights": str(args.weights),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "fastdiff": __version__, "torch": torch.__version__, "threads": torch.get_num_threads(),
-    }  # fmt: skip
+        "fastdiff": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 1 if wrong else 0

@@ -3,9 +3,10 @@
     python -m benchmarks.report RESULT.json [OTHER.json …] [--out docs/performance]
     python -m benchmarks.report --compare A.json B.json
 
-A result is a file that `pytest benchmarks --benchmark-only --benchmark-json FILE` wrote, or a folder of such files of one
-machine, as `make gpu-report` leaves. Without names, all in benchmarks/results are taken. Each becomes a page in --out, with
-an index in its README.md; the list "where we lose" is made from the rows and written between two marks in README.md too.
+A result is a file that `pytest benchmarks --benchmark-only --benchmark-json FILE` wrote, or a
+folder of such files of one machine, as `make gpu-report` leaves. Without names, all in
+benchmarks/results are taken. Each becomes a page in --out, with an index in its README.md; the list
+"where we lose" is made from the rows and written between two marks in README.md too.
 """
 
 from __future__ import annotations
@@ -24,18 +25,33 @@ BEGIN, END = "<!-- where-we-lose:begin -->", "<!-- where-we-lose:end -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the pages, or compares; returns the exit status: 1 where two runs disagree, 2 for what can't be read."""
+    """Writes the pages, or compares; returns the exit status: 1 where two runs disagree, 2 for what
+    can't be read.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "results", nargs="*", type=Path, metavar="RESULT", help="a JSON file, or a folder of one machine's"
+        "results",
+        nargs="*",
+        type=Path,
+        metavar="RESULT",
+        help="a JSON file, or a folder of one machine's",
     )
-    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="where to write (docs/performance)")
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="whose list to rewrite (README.md with the default --out)"
+        "--out", type=Path, default=OUT, metavar="DIR", help="where to write (docs/performance)"
     )
-    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two runs on one machine")
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="whose list to rewrite (README.md with the default --out)",
+    )
+    parser.add_argument(
+        "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two runs on one machine"
+    )
     args = parser.parse_args(argv)
     try:
         if args.compare:
@@ -50,7 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def everything(folder: Path = ROOT / "benchmarks" / "results") -> list[Path]:
-    """The files and folders of benchmarks/results that hold rows; records of other kinds lie there too."""
+    """The files and folders of benchmarks/results that hold rows; records of other kinds lie there
+    too.
+    """
     found = []
     for path in sorted(folder.iterdir()):
         try:
@@ -62,7 +80,8 @@ def everything(folder: Path = ROOT / "benchmarks" / "results") -> list[Path]:
 
 
 def write(results: Sequence[Result], out: Path, readme: Path | None = None) -> list[Path]:
-    """A page and its pictures for each result, the index, and the readme's list; returns what was written.
+    """A page and its pictures for each result, the index, and the readme's list; returns what was
+    written.
 
     Raises ValueError for two results of one name, and for a readme without the two marks.
     """
@@ -71,7 +90,8 @@ def write(results: Sequence[Result], out: Path, readme: Path | None = None) -> l
     names = [r.name for r in results]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"{WHERE}: expected results of different names, got {', '.join(names)}. A page is named by its file."
+            f"{WHERE}: expected results of different names, got {', '.join(names)}. A page is named"
+            " by its file."
         )
     text = None if readme is None else with_list(readme, losses(results))
     out.mkdir(parents=True, exist_ok=True)
@@ -96,22 +116,33 @@ def summary(results: Sequence[Result]) -> str:
     for result in results:
         compared = [r for row in result.rows if (r := best(row)) is not None]
         counts = [len(result.rows), len(compared), sum(r.median >= 1 for r in compared)]
-        body.append([f"[{result.name}]({result.name}.md)", *map(str, counts), tables.machine(result)])
+        body.append(
+            [f"[{result.name}]({result.name}.md)", *map(str, counts), tables.machine(result)]
+        )
     head = ["page", "rows", "with a peer", "not slower than the fastest", "machine"]
     commands = (
-        "```\npytest benchmarks --benchmark-only --benchmark-json benchmarks/results/NAME.json    # --quick, --full\n"
-        "python -m benchmarks.report                                # these pages, from the files there\n"
-        "python -m benchmarks.report --compare A.json B.json        # do two runs agree?\n```"
+        "```\npytest benchmarks --benchmark-only --benchmark-json benchmarks/results/NAME.json    #"
+        " --quick, --full\npython -m benchmarks.report                                # these"
+        " pages, from the files there\npython -m benchmarks.report --compare A.json B.json        #"
+        " do two runs agree?\n```"
     )
     about = "Measured by fastdiff's benchmark suite; pages and pictures are made from its files:"
     machines = [tables.table(head, body)] if body else []
-    return "\n\n".join(["# Performance", about, commands, *machines, "## Where we lose", losses(results)]) + "\n"
+    return (
+        "\n\n".join(
+            ["# Performance", about, commands, *machines, "## Where we lose", losses(results)]
+        )
+        + "\n"
+    )
 
 
 def losses(results: Sequence[Result]) -> str:
     """Where a peer is faster, machine by machine."""
     if not results:
-        return "No result of the suite is in benchmarks/results yet; `make report` writes this list from what is there."
+        return (
+            "No result of the suite is in benchmarks/results yet; `make report` writes this list"
+            " from what is there."
+        )
     parts = [f"{r.name}: {tables.losses(r)[0].lower()}{tables.losses(r)[1:]}" for r in results]
     return "\n\n".join(parts)
 
@@ -119,11 +150,18 @@ def losses(results: Sequence[Result]) -> str:
 def with_list(readme: Path, text: str) -> str:
     """The readme with the text between its two marks."""
     content = readme.read_text(encoding="utf-8")
-    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
+    if (
+        content.count(BEGIN) != 1
+        or content.count(END) != 1
+        or content.index(BEGIN) > content.index(END)
+    ):
         raise ValueError(
-            f"{WHERE}: expected {BEGIN} and then {END}, once each, in {readme}, got other marks. Restore them."
+            f"{WHERE}: expected {BEGIN} and then {END}, once each, in {readme}, got other marks."
+            " Restore them."
         )
-    return content[: content.index(BEGIN) + len(BEGIN)] + f"\n{text}\n" + content[content.index(END) :]
+    return (
+        content[: content.index(BEGIN) + len(BEGIN)] + f"\n{text}\n" + content[content.index(END) :]
+    )
 
 
 def told(first: Result, second: Result) -> int:
@@ -134,8 +172,11 @@ def told(first: Result, second: Result) -> int:
         print(verdict)
     for row in more:
         print(f"only in {second.name}: {row['kind']} {row['what']} ({case(row)})")
-    print(f"{len(verdicts) - len(outside)} of {len(verdicts)} ratios lie within [p20, p80] of {first.name}, widened by "
-          f"{100 * compare.WIDER:.0f} %; lost rows: {len(lost(first.rows))} then {len(lost(second.rows))}")  # fmt: skip
+    print(
+        f"{len(verdicts) - len(outside)} of {len(verdicts)} ratios lie within [p20, p80] of"
+        f" {first.name}, widened by {100 * compare.WIDER:.0f} %; lost rows: {len(lost(first.rows))}"
+        f" then {len(lost(second.rows))}"
+    )
     return 1 if outside else 0
 
 

@@ -1,6 +1,8 @@
-"""Rows of benchmarks as they lie in result files: pytest-benchmark's JSON with a row in each `extra_info`.
+"""Rows of benchmarks as they lie in result files: pytest-benchmark's JSON with a row in each
+`extra_info`.
 
-A row is one measured case: fastdiff's time, its peers' times and the ratios peer / fastdiff (above 1: fastdiff is faster),
+A row is one measured case: fastdiff's time, its peers' times and the ratios peer / fastdiff (above
+    1: fastdiff is faster),
 each as median with 20th and 80th percentile.
 """
 
@@ -50,7 +52,9 @@ class Ratio(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A machine's rows. name: of its page; about: what pytest-benchmark and fastdiff say of the machine."""
+    """A machine's rows. name: of its page; about: what pytest-benchmark and fastdiff say of the
+    machine.
+    """
 
     name: str
     rows: list[Row]
@@ -66,7 +70,9 @@ def load(path: Path) -> Result:
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         if not files:
-            raise NoRows(f"{WHERE}: expected JSON files in the folder {path}, got none. Name a result file.")
+            raise NoRows(
+                f"{WHERE}: expected JSON files in the folder {path}, got none. Name a result file."
+            )
     else:
         files = [path]
     rows: list[Row] = []
@@ -79,8 +85,8 @@ def load(path: Path) -> Result:
         _merge(about, content.get("machine_info", {}))
     if not rows:
         raise NoRows(
-            f"{WHERE}: expected rows of schema {SCHEMA} under benchmarks[*].extra_info of {path}, got none. Write it with "
-            "`pytest benchmarks --benchmark-only --benchmark-json FILE`."
+            f"{WHERE}: expected rows of schema {SCHEMA} under benchmarks[*].extra_info of {path},"
+            " got none. Write it with `pytest benchmarks --benchmark-only --benchmark-json FILE`."
         )
     return Result(path.name.removesuffix(".json"), rows, about, predictions)
 
@@ -89,13 +95,18 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"{WHERE}: expected a result file, got {file}: {error.strerror}.") from None
+        raise ValueError(
+            f"{WHERE}: expected a result file, got {file}: {error.strerror}."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise ValueError(
             f"{WHERE}: expected JSON in {file}, got something else or half of it. Measure it again."
         ) from None
     if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
-        raise NoRows(f"{WHERE}: expected a list `benchmarks` in {file}, got none. Name pytest-benchmark's JSON.")
+        raise NoRows(
+            f"{WHERE}: expected a list `benchmarks` in {file}, got none. Name pytest-benchmark's"
+            " JSON."
+        )
     return content
 
 
@@ -106,28 +117,41 @@ def _rows(file: Path, content: Mapping[str, Any]) -> Iterator[Row]:
             continue  # a benchmark that leaves no row
         name = benchmark.get("name", "a row")
         if row["schema"] != SCHEMA:
-            raise ValueError(f"{WHERE}: expected rows of schema {SCHEMA} in {file}, got {row['schema']!r} in {name}.")
+            raise ValueError(
+                f"{WHERE}: expected rows of schema {SCHEMA} in {file}, got {row['schema']!r} in"
+                f" {name}."
+            )
         missing = [key for key in NEEDED if key not in row]
         if missing:
             raise ValueError(
-                f"{WHERE}: expected {', '.join(NEEDED)} in every row of {file}, got no {missing[0]} in {name}."
+                f"{WHERE}: expected {', '.join(NEEDED)} in every row of {file}, got no {missing[0]}"
+                f" in {name}."
             )
         if not _three(row["us"]):
-            raise ValueError(f"{WHERE}: expected us as [p20, p50, p80] in {file}, got {row['us']!r} in {name}.")
+            raise ValueError(
+                f"{WHERE}: expected us as [p20, p50, p80] in {file}, got {row['us']!r} in {name}."
+            )
         for peer, found in row["peers"].items():
             if not found.keys() & {"faster", "missing"}:
                 raise ValueError(
-                    f"{WHERE}: expected `faster` or `missing` of every peer in {file}, got neither for {peer} in {name}."
+                    f"{WHERE}: expected `faster` or `missing` of every peer in {file}, got neither"
+                    f" for {peer} in {name}."
                 )
         yield row
 
 
 def _three(values: Any) -> bool:
-    return isinstance(values, Sequence) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)
+    return (
+        isinstance(values, Sequence)
+        and len(values) == 3
+        and all(isinstance(v, (int, float)) for v in values)
+    )
 
 
 def _merge(about: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """What files of one machine say of it, `fastdiff`'s part too; the first word counts, lists are joined."""
+    """What files of one machine say of it, `fastdiff`'s part too; the first word counts, lists are
+    joined.
+    """
     for key, value in more.items():
         if key not in about:
             about[key] = dict(value) if isinstance(value, dict) else value
@@ -148,18 +172,24 @@ def ratios(row: Row) -> list[Ratio]:
 
 
 def best(row: Row) -> Ratio | None:
-    """Against the fastest peer; None where no peer ran. Other ways of fastdiff, named so, are no peers."""
+    """Against the fastest peer; None where no peer ran. Other ways of fastdiff, named so, are no
+    peers.
+    """
     return next((r for r in ratios(row) if not r.peer.startswith(OWN)), None)
 
 
 def lost(rows: Sequence[Row]) -> list[Row]:
     """The rows whose fastest peer has a median ratio below 1, the worst first."""
-    found = [(r.median, i) for i, row in enumerate(rows) if (r := best(row)) is not None and r.median < 1]
+    found = [
+        (r.median, i) for i, row in enumerate(rows) if (r := best(row)) is not None and r.median < 1
+    ]
     return [rows[i] for _, i in sorted(found)]
 
 
 def case(row: Row, *, also: Sequence[str] = ()) -> str:
-    """What varies, in short: float32 256×3×32×32, 50 steps. also: further fields of the row to name."""
+    """What varies, in short: float32 256×3×32×32, 50 steps. also: further fields of the row to
+    name.
+    """
     about = dict(row["case"])
     shape, words = about.pop("shape", None), []
     if "dtype" in about:
@@ -178,7 +208,11 @@ def case(row: Row, *, also: Sequence[str] = ()) -> str:
             rest.append(key)
         elif value is not None and value is not False:
             rest.append(f"{key} {value}")
-    rest += [threads(row[key]) if key == "threads" else str(row[key]) for key in also if row.get(key) is not None]
+    rest += [
+        threads(row[key]) if key == "threads" else str(row[key])
+        for key in also
+        if row.get(key) is not None
+    ]
     return ", ".join(filter(None, [head, *rest]))
 
 

@@ -1,4 +1,6 @@
-"""Every solver beside diffusers' scheduler and k-diffusion's sampler that take the same number of network calls."""
+"""Every solver beside diffusers' scheduler and k-diffusion's sampler that take the same number of
+network calls.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from fastdiff import Sampler, Schedule, reference
 from fastdiff.solvers import SOLVERS, Plan
 
 STEPS = 50
-BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+}
 VP, FLOW = Schedule.scaled_linear(1000), Schedule.flow(1000)
 LEADING = {"timestep_spacing": "leading"}
 DPM, SINGLE = "DPMSolverMultistep", "DPMSolverSinglestep"
@@ -27,8 +34,10 @@ class Peer(NamedTuple):
     """What takes a solver's steps elsewhere.
 
     Attributes:
-        scheduler, config: diffusers' class, less "Scheduler", and its configuration. sampler: k-diffusion's, less "sample_".
-        churn: arguments of the sampler. steps, theirs: how many make the same number of network calls on both sides.
+        scheduler, config: diffusers' class, less "Scheduler", and its configuration. sampler:
+            k-diffusion's, less "sample_".
+        churn: arguments of the sampler. steps, theirs: how many make the same number of network
+            calls on both sides.
         none: why diffusers has no scheduler.
     """
 
@@ -60,7 +69,9 @@ PEERS: dict[str, Peer] = {
     "dpm2s": Peer(SINGLE, {"solver_order": 2, **NOISE}, steps=25, theirs=49),
     "dpm3m": Peer(DPM, {"solver_order": 3, **NOISE, **LEADING}),
     "dpm3s": Peer(SINGLE, {"solver_order": 3, **NOISE}, steps=17, theirs=49),
-    "edm": Peer(sampler="heun", churn=dict(SOLVERS["edm"].options), none="has Heun's method without churn"),
+    "edm": Peer(
+        sampler="heun", churn=dict(SOLVERS["edm"].options), none="has Heun's method without churn"
+    ),
     "euler": Peer("EulerDiscrete", LEADING, "euler"),
     "euler_ancestral": Peer("EulerAncestralDiscrete", LEADING, "euler_ancestral"),
     "euler_maruyama": Peer(none="has it only among its deprecated schedulers"),
@@ -88,7 +99,14 @@ def sampler(solver: str, out: Tensor, steps: int | None = None) -> Sampler:
     """Ours, over a network that costs nothing: it always gives the same tensor."""
     kind = "flow" if solver.startswith("flow") else "v" if solver in ("ipndm", "edm") else "epsilon"
     steps = steps or PEERS[solver].steps
-    return Sampler(lambda x, t: out, schedule(solver), solver=solver, steps=steps, prediction_type=kind, **LEADING)
+    return Sampler(
+        lambda x, t: out,
+        schedule(solver),
+        solver=solver,
+        steps=steps,
+        prediction_type=kind,
+        **LEADING,
+    )
 
 
 def scheduler(solver: str, device: str) -> Any:
@@ -96,7 +114,13 @@ def scheduler(solver: str, device: str) -> Any:
     peer, module = PEERS[solver], peers.diffusers()
     if isinstance(module, peers.Missing) or not peer.scheduler:
         return module if isinstance(module, peers.Missing) else peers.Missing(peer.none)
-    betas = {} if solver.startswith("flow") else {"num_train_timesteps": 1000} if solver == "ipndm" else BETAS
+    betas = (
+        {}
+        if solver.startswith("flow")
+        else {"num_train_timesteps": 1000}
+        if solver == "ipndm"
+        else BETAS
+    )
     try:
         made = getattr(module, f"{peer.scheduler}Scheduler")(**betas, **peer.config)
         made.set_timesteps(peer.theirs, device=device)
@@ -126,7 +150,9 @@ def diffusers_loop(solver: str, start: Tensor, out: Tensor) -> Any:
 
 
 def k_diffusion_loop(solver: str, start: Tensor, out: Tensor) -> Any:
-    """k-diffusion's sampler with a denoiser that costs nothing, over the same noise levels; None where it has none."""
+    """k-diffusion's sampler with a denoiser that costs nothing, over the same noise levels; None
+    where it has none.
+    """
     module, name = peers.k_diffusion(), PEERS[solver].sampler
     if not name or isinstance(module, peers.Missing):
         return module if name else None
@@ -142,7 +168,8 @@ def k_diffusion_loop(solver: str, start: Tensor, out: Tensor) -> Any:
 def diffusers_step(solver: str, x: Tensor, out: Tensor, k: int) -> Any:
     """The scheduler's step of the loop's k-th call, with the memory of those before; or `Missing`.
 
-    What a step changes in the scheduler is put back before each, which costs a fraction of a microsecond.
+    What a step changes in the scheduler is put back before each, which costs a fraction of a
+    microsecond.
     """
     made = scheduler(solver, x.device.type)
     if isinstance(made, peers.Missing):
@@ -167,7 +194,9 @@ def oracle(plan: Plan, x: np.ndarray, out: np.ndarray, *, seed: int, ids: list[i
     slots, k = np.zeros((max(plan.slots, 1), *x.shape), x.dtype), 0
     while k < len(plan):
         given = out if plan.column("network")[k] else None
-        step = reference.reverse_step(x, given, plan.table, k, slots=slots, seed=seed, sample_ids=ids)
+        step = reference.reverse_step(
+            x, given, plan.table, k, slots=slots, seed=seed, sample_ids=ids
+        )
         x, slots, k = step.x_s, step.slots, int(plan.column("next")[k])
     return x
 
@@ -179,7 +208,9 @@ def check_loop(plan: Plan, start: Tensor, out: Tensor, seed: int) -> Callable[[A
 
     def check(x: Tensor) -> None:
         if not expected:
-            expected.append(oracle(plan, truth(start[which]), truth(out[which]), seed=seed, ids=which))
+            expected.append(
+                oracle(plan, truth(start[which]), truth(out[which]), seed=seed, ids=which)
+            )
         same_bits(x[which], expected[0], "loop")
 
     return check

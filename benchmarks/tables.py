@@ -5,20 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.rows import KINDS, Result, Row, best, case, figure, lost, ratios, seconds, size, threads
+from benchmarks.rows import (
+    KINDS,
+    Result,
+    Row,
+    best,
+    case,
+    figure,
+    lost,
+    ratios,
+    seconds,
+    size,
+    threads,
+)
 
-SHARED = ("device", "backend", "threads", "cache", "per")  # said once above a table where all its rows agree
+SHARED = (
+    "device",
+    "backend",
+    "threads",
+    "cache",
+    "per",
+)  # said once above a table where all its rows agree
 PICTURES = {
     "overview": "The rows nearest to losing",
     "roofline": "Achieved rates under their ceilings",
     "growth": "How time and memory grow",
 }
 READING = (
-    "Times are medians; in brackets the 20th and 80th percentile. A ratio is the peer's time over fastdiff's, pair by pair "
-    "of interleaved measurements: above 1 fastdiff is faster; the fastest peer is in bold. GB/s are the fewest bytes the "
-    "work must move over the time; `% of copy` is that over a plain copy measured in the same run (above 100: in cache). "
-    "`% of issue` is how near a noise kernel is to the rate at which its instructions can be issued. A row whose result was "
-    "wrong has no time: the run fails there."
+    "Times are medians; in brackets the 20th and 80th percentile. A ratio is the peer's time over"
+    " fastdiff's, pair by pair of interleaved measurements: above 1 fastdiff is faster; the fastest"
+    " peer is in bold. GB/s are the fewest bytes the work must move over the time; `% of copy` is"
+    " that over a plain copy measured in the same run (above 100: in cache). `% of issue` is how"
+    " near a noise kernel is to the rate at which its instructions can be issued. A row whose"
+    " result was wrong has no time: the run fails there."
 )
 
 
@@ -35,7 +54,13 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 def page(result: Result, pictures: Mapping[str, str]) -> str:
     """The whole page. pictures: file names by kind of picture (see benchmarks.plots)."""
-    parts = [f"# Performance: {result.name}", machine(result), READING, "## Where we lose", losses(result)]
+    parts = [
+        f"# Performance: {result.name}",
+        machine(result),
+        READING,
+        "## Where we lose",
+        losses(result),
+    ]
     for name, title in PICTURES.items():
         if name in pictures:
             parts.append(f"![{title}]({pictures[name]})")
@@ -64,7 +89,11 @@ def machine(result: Result) -> str:
     if gpu:
         facts.append(str(gpu.get("name", gpu)))
     if brand:
-        facts.append(" ".join(filter(None, [str(brand), str(cpu.get("level") or cpu.get("capability") or "")])))
+        facts.append(
+            " ".join(
+                filter(None, [str(brand), str(cpu.get("level") or cpu.get("capability") or "")])
+            )
+        )
     if about.get("copy_GB_per_s"):
         facts.append(f"copy {figure(about['copy_GB_per_s'])} GB/s read and written")
     versions = about.get("versions") or {}
@@ -75,9 +104,11 @@ def machine(result: Result) -> str:
         facts.append(f"commit {str(about['commit'])[:12]}")
     text = "; ".join(facts) + "." if facts else ""
     missing = about.get("missing") or []
-    names = [m if isinstance(m, str) else ": ".join(map(str, m)) for m in missing] if isinstance(missing, list) else [
-        f"{name} ({why})" for name, why in missing.items()
-    ]  # fmt: skip
+    names = (
+        [m if isinstance(m, str) else ": ".join(map(str, m)) for m in missing]
+        if isinstance(missing, list)
+        else [f"{name} ({why})" for name, why in missing.items()]
+    )
     return f"{text} Not there to compare with: {', '.join(names)}." if names else text
 
 
@@ -100,11 +131,20 @@ def group(rows: Sequence[Row]) -> str:
     for row in rows:
         low, middle, high = map(seconds, row["us"])
         issue = (row.get("instructions") or {}).get("percent")
-        body.append([
-            row["what"], case(row, also=varying), f"{middle} [{low}, {high}]", against(row), figure(row.get("GB_per_s")),
-            figure(row.get("TFLOP_per_s")), percent(row.get("percent_of_copy")), percent(issue),
-            size(row.get("extra_bytes")), row.get("checked") or "",
-        ])  # fmt: skip
+        body.append(
+            [
+                row["what"],
+                case(row, also=varying),
+                f"{middle} [{low}, {high}]",
+                against(row),
+                figure(row.get("GB_per_s")),
+                figure(row.get("TFLOP_per_s")),
+                percent(row.get("percent_of_copy")),
+                percent(issue),
+                size(row.get("extra_bytes")),
+                row.get("checked") or "",
+            ]
+        )
     return "\n\n".join(filter(None, [shared, table(head, body)]))
 
 
@@ -181,8 +221,18 @@ def growth(rows: Sequence[Row]) -> list[str]:
         g = row.get("growth") or {}
         x = g.get("x") or [None, None]
         powers = [power(g, "exponent"), power(g, "bytes_exponent")]
-        body.append([row["what"], case(row), f"{g.get('over', '')}, {x[0]} … {x[-1]}", *powers, against(row)])
-    return [table(["", "case", "over", "time grows as", "memory grows as", "times faster than"], body)]
+        body.append(
+            [
+                row["what"],
+                case(row),
+                f"{g.get('over', '')}, {x[0]} … {x[-1]}",
+                *powers,
+                against(row),
+            ]
+        )
+    return [
+        table(["", "case", "over", "time grows as", "memory grows as", "times faster than"], body)
+    ]
 
 
 def power(g: Mapping[str, Any], name: str) -> str:

@@ -1,7 +1,8 @@
-"""Requests with step counts of their own: lanes that are filled again at once, against padding to the slowest.
+"""Requests with step counts of their own: lanes that are filled again at once, against padding to
+the slowest.
 
-The network is the shipped U-Net, whose cost grows with the batch. diffusers has one step count for a batch: every sample of
-it takes the steps of the one that wants most.
+The network is the shipped U-Net, whose cost grows with the batch. diffusers has one step count for
+a batch: every sample of it takes the steps of the one that wants most.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from fastdiff import Request, Sampler
 
 @pytest.mark.parametrize(
     "requests, lanes, longest",
-    [row("quick", 6, 2, 6, id="6-2"), row("default", 16, 4, 10, id="16-4"), row("full", 256, 16, 50, id="256-16")],
+    [
+        row("quick", 6, 2, 6, id="6-2"),
+        row("default", 16, 4, 10, id="16-4"),
+        row("full", 256, 16, 50, id="256-16"),
+    ],
 )
 def test_batching(
     measured: Callable[..., Any], setting: harness.Setting, requests: int, lanes: int, longest: int
@@ -28,12 +33,18 @@ def test_batching(
     network = networks.make("fashion-mnist", setting.device)
     steps = [2 + i * 7919 % (longest - 1) for i in range(requests)]
     sampler = Sampler(
-        network.module, network.schedule, solver="ddim", prediction_type=network.prediction_type, network_batch=lanes
+        network.module,
+        network.schedule,
+        solver="ddim",
+        prediction_type=network.prediction_type,
+        network_batch=lanes,
     )
     labels = network.condition(requests)["y"]
 
     def ours() -> dict[int, Tensor]:
-        wanted = (Request(i, seed=3, steps=steps[i], cond={"y": labels[i]}) for i in range(requests))
+        wanted = (
+            Request(i, seed=3, steps=steps[i], cond={"y": labels[i]}) for i in range(requests)
+        )
         return {r.sample_id: x for r, x in sampler.serve(wanted, network.shape, batch_size=lanes)}
 
     alone: dict[int, Tensor] = {}
@@ -43,7 +54,11 @@ def test_batching(
         for i in (0, requests - 1):
             if i not in alone:
                 alone[i] = sampler.sample(
-                    (1, *network.shape), seed=3, sample_ids=[i], steps=steps[i], cond={"y": labels[i : i + 1]}
+                    (1, *network.shape),
+                    seed=3,
+                    sample_ids=[i],
+                    steps=steps[i],
+                    cond={"y": labels[i : i + 1]},
                 )[0]
             if not torch.equal(served[i], alone[i]):
                 raise AssertionError(f"request {i} is not what `sample` gives for it alone")
@@ -62,9 +77,19 @@ def test_batching(
             loops[max(group), len(group)] = _loop(network, max(group), len(group))
     work = harness.Work(ours, check, "bits of each sample alone")
     measured(
-        work, kind="batching", what="continuous batching", peers={"diffusers": theirs}, per="sample", divide=requests,
-        case={"network": "fashion-mnist", "requests": requests, "batch": lanes, "steps": [min(steps), max(steps)]},
-    )  # fmt: skip
+        work,
+        kind="batching",
+        what="continuous batching",
+        peers={"diffusers": theirs},
+        per="sample",
+        divide=requests,
+        case={
+            "network": "fashion-mnist",
+            "requests": requests,
+            "batch": lanes,
+            "steps": [min(steps), max(steps)],
+        },
+    )
 
 
 def _loop(network: networks.Network, steps: int, batch: int) -> Callable[[Tensor], Tensor]:

@@ -1,8 +1,11 @@
-"""How time and memory grow with batch, steps and workers, over three decades: the exponent of a fitted power.
+"""How time and memory grow with batch, steps and workers, over three decades: the exponent of a
+fitted power.
 
-An exponent is that of least squares between logarithms over the last decade, with its standard error: what does not grow
-(the set-up of a run) fills the first one. Workers are processes that share a job, 1, 2, 4 … up to as many as the machine has
-processors; the time of an image falls with them, by an exponent of -1 where they do not get in each other's way.
+An exponent is that of least squares between logarithms over the last decade, with its standard
+    error: what does not grow
+(the set-up of a run) fills the first one. Workers are processes that share a job, 1, 2, 4 … up to
+as many as the machine has processors; the time of an image falls with them, by an exponent of -1
+where they do not get in each other's way.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 
 from benchmarks import harness, jobs, memory, solvers, traffic
 from benchmarks.tiers import row
-from fastdiff.cpu import usable_cpus
+from fastdiff.backend.hardware import usable_cpus
 
 FEW, MANY = [1, 10, 100, 1000], [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
 SHAPE, STEPS = (3, 32, 32), 10
@@ -29,15 +32,26 @@ def loop(batch: int, steps: int, device: str) -> tuple[harness.Work, Any]:
     out, start = (torch.randn(batch, *SHAPE, generator=g, device=device) for _ in range(2))
     sampler = solvers.sampler("ddim", out, steps)
     check = solvers.check_loop(sampler.plan, start, out, SEED)
-    return harness.Work(lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy"), sampler.plan
+    return (
+        harness.Work(lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy"),
+        sampler.plan,
+    )
 
 
 @pytest.mark.parametrize(
-    "over, points", [row("quick", "batch", FEW, id="batch-few"), row("default", "batch", MANY, id="batch"),
-                     row("default", "steps", MANY, id="steps")]
-)  # fmt: skip
+    "over, points",
+    [
+        row("quick", "batch", FEW, id="batch-few"),
+        row("default", "batch", MANY, id="batch"),
+        row("default", "steps", MANY, id="steps"),
+    ],
+)
 def test_growth(
-    benchmark: Any, setting: harness.Setting, tell: Callable[..., None], over: str, points: list[int]
+    benchmark: Any,
+    setting: harness.Setting,
+    tell: Callable[..., None],
+    over: str,
+    points: list[int],
 ) -> None:
     made = {x: loop(*((x, STEPS) if over == "batch" else (1, x)), setting.device) for x in points}
     for x, (work, _) in made.items():
@@ -49,15 +63,30 @@ def test_growth(
     batch, steps = (points[-1], STEPS) if over == "batch" else (1, points[-1])
     elements = batch * 3 * 32 * 32
     found = harness.measure(
-        setting, work, kind="growth", what=f"growth over {over}", peers={}, elements=elements * steps,
-        case={"solver": "ddim", "batch": batch, "steps": steps, "shape": [batch, *SHAPE], "over": over},
+        setting,
+        work,
+        kind="growth",
+        what=f"growth over {over}",
+        peers={},
+        elements=elements * steps,
+        case={
+            "solver": "ddim",
+            "batch": batch,
+            "steps": steps,
+            "shape": [batch, *SHAPE],
+            "over": over,
+        },
         bytes_floor=4 * elements * traffic.of_run(plan),
-    )  # fmt: skip
-    found["growth"] = growth(over, points, [1e6 * harness.spread(times[str(x)])[1] for x in points], held)
+    )
+    found["growth"] = growth(
+        over, points, [1e6 * harness.spread(times[str(x)])[1] for x in points], held
+    )
     tell(benchmark, found, work.call)
 
 
-def growth(over: str, x: list[int], us: list[float], held: list[int] | None = None) -> dict[str, Any]:
+def growth(
+    over: str, x: list[int], us: list[float], held: list[int] | None = None
+) -> dict[str, Any]:
     """The growth of a row. Bytes that are 0 somewhere have no exponent."""
     last = [i for i, v in enumerate(x) if 10 * v >= x[-1]]
 
@@ -66,9 +95,15 @@ def growth(over: str, x: list[int], us: list[float], held: list[int] | None = No
 
     exponent, error = fitted(us)
     found: dict[str, Any] = {
-        "over": over, "x": x, "us": [round(v, 2) for v in us], "exponent": round(exponent, 3), "error": round(error, 3),
-        "bytes": held, "bytes_exponent": None, "bytes_error": None,
-    }  # fmt: skip
+        "over": over,
+        "x": x,
+        "us": [round(v, 2) for v in us],
+        "exponent": round(exponent, 3),
+        "error": round(error, 3),
+        "bytes": held,
+        "bytes_exponent": None,
+        "bytes_error": None,
+    }
     if held is not None and all(v > 0 for v in held):
         exponent, error = fitted([float(v) for v in held])
         found |= {"bytes_exponent": round(exponent, 3), "bytes_error": round(error, 3)}
@@ -76,22 +111,48 @@ def growth(over: str, x: list[int], us: list[float], held: list[int] | None = No
 
 
 @pytest.mark.parametrize("samples", [row("default", 512), row("full", 4096)])
-def test_workers(benchmark: Any, setting: harness.Setting, tell: Callable[..., None], samples: int) -> None:
+def test_workers(
+    benchmark: Any, setting: harness.Setting, tell: Callable[..., None], samples: int
+) -> None:
     """Microseconds an image while all workers of a job are at work, without their start."""
     counts = [2**k for k in range(11) if 2**k <= usable_cpus()] or [1]
     begin = time.perf_counter()
-    speeds = jobs.speeds(counts, samples, steps=1, unit=32, rounds=1 if setting.tier != "full" else 2)
+    speeds = jobs.speeds(
+        counts, samples, steps=1, unit=32, rounds=1 if setting.tier != "full" else 2
+    )
     took = time.perf_counter() - begin
     us = {n: [1e6 / v for v in speeds[n]] for n in counts}
     low, middle, high = harness.spread(us[counts[-1]])
     found = {
-        "schema": harness.SCHEMA, "kind": "growth", "what": "growth over workers",
-        "case": {"network": "fashion-mnist", "workers": counts[-1], "samples": samples, "steps": 1, "batch": 32},
-        "device": "cpu", "backend": "cpu", "threads": 1, "cache": "warm", "per": "image",
-        "us": [round(v, 2) for v in (low, middle, high)], "rounds": len(us[counts[-1]]), "elements": None,
-        "bytes_floor": None, "GB_per_s": None, "copy_GB_per_s": round(memory.copy_bandwidth() / 1e9, 3),
-        "percent_of_copy": None, "instructions": None, "peers": {}, "best_peer": None, "compile_s": None,
-        "extra_bytes": None, "checked": "every worker's exit and every unit's event",
-        "growth": growth("workers", counts, [harness.spread(us[n])[1] for n in counts]), "seconds": round(took, 1),
-    }  # fmt: skip
+        "schema": harness.SCHEMA,
+        "kind": "growth",
+        "what": "growth over workers",
+        "case": {
+            "network": "fashion-mnist",
+            "workers": counts[-1],
+            "samples": samples,
+            "steps": 1,
+            "batch": 32,
+        },
+        "device": "cpu",
+        "backend": "cpu",
+        "threads": 1,
+        "cache": "warm",
+        "per": "image",
+        "us": [round(v, 2) for v in (low, middle, high)],
+        "rounds": len(us[counts[-1]]),
+        "elements": None,
+        "bytes_floor": None,
+        "GB_per_s": None,
+        "copy_GB_per_s": round(memory.copy_bandwidth() / 1e9, 3),
+        "percent_of_copy": None,
+        "instructions": None,
+        "peers": {},
+        "best_peer": None,
+        "compile_s": None,
+        "extra_bytes": None,
+        "checked": "every worker's exit and every unit's event",
+        "growth": growth("workers", counts, [harness.spread(us[n])[1] for n in counts]),
+        "seconds": round(took, 1),
+    }
     tell(benchmark, found, lambda: None)

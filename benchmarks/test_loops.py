@@ -1,4 +1,6 @@
-"""Whole sampling loops next to diffusers' and k-diffusion's, with a network that costs nothing: what a loop adds to it."""
+"""Whole sampling loops next to diffusers' and k-diffusion's, with a network that costs nothing:
+what a loop adds to it.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,37 @@ from benchmarks.tiers import row
 from fastdiff import Sampler
 from fastdiff.pretrained import load
 
-SHAPES = {"256x3x32x32": (256, 3, 32, 32), "16x3x32x32": (16, 3, 32, 32), "1x3x32x32": (1, 3, 32, 32)}
+SHAPES = {
+    "256x3x32x32": (256, 3, 32, 32),
+    "16x3x32x32": (16, 3, 32, 32),
+    "1x3x32x32": (1, 3, 32, 32),
+}
 COMMON = ("ddim", "dpm++2m", "unipc", "euler_ancestral")
 SLOW = ("dpm++sde", "repaint")  # peers whose noise costs seconds a loop; hundreds of calls
 CASES = [
-    row("quick" if (solver, shape) == ("ddim", "1x3x32x32")
-        else "default" if solver in COMMON or (shape == "16x3x32x32" and solver not in SLOW) else "full", solver, shape,
-        id=f"{solver}-{shape}")
-    for solver in solvers.PEERS for shape in SHAPES
-]  # fmt: skip
+    row(
+        (
+            "quick"
+            if (solver, shape) == ("ddim", "1x3x32x32")
+            else (
+                "default"
+                if solver in COMMON or (shape == "16x3x32x32" and solver not in SLOW)
+                else "full"
+            )
+        ),
+        solver,
+        shape,
+        id=f"{solver}-{shape}",
+    )
+    for solver in solvers.PEERS
+    for shape in SHAPES
+]
 SEED = 1
 
 
-def loop(solver: str, shape: tuple[int, ...], device: str = "cpu") -> tuple[harness.Work, Any, dict[str, Any]]:
+def loop(
+    solver: str, shape: tuple[int, ...], device: str = "cpu"
+) -> tuple[harness.Work, Any, dict[str, Any]]:
     """(a loop by `Sampler`, its plan, the same by others)."""
     g = torch.Generator(device).manual_seed(0)
     out, start = (torch.randn(shape, generator=g, device=device) for _ in range(2))
@@ -41,7 +61,9 @@ def loop(solver: str, shape: tuple[int, ...], device: str = "cpu") -> tuple[harn
     return work, sampler.plan, theirs
 
 
-def loop_arms(solver: str, shape: tuple[int, ...]) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
+def loop_arms(
+    solver: str, shape: tuple[int, ...]
+) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
     """The arms of a loop on the CPU that are installed, ours first; and the check of ours."""
     work, _, theirs = loop(solver, shape)
     found = {name: arm for name, arm in theirs.items() if not isinstance(arm, Missing)}
@@ -49,17 +71,27 @@ def loop_arms(solver: str, shape: tuple[int, ...]) -> tuple[dict[str, harness.Ar
 
 
 @pytest.mark.parametrize("solver, shape", CASES)
-def test_loop(measured: Callable[..., Any], setting: harness.Setting, solver: str, shape: str) -> None:
+def test_loop(
+    measured: Callable[..., Any], setting: harness.Setting, solver: str, shape: str
+) -> None:
     size = SHAPES[shape]
     work, plan, theirs = loop(solver, size, setting.device)
     peer = solvers.scheduler(solver, "cpu")
-    assert isinstance(peer, Missing) or len(peer.timesteps) == plan.network_calls, "as many network calls on both sides"
+    assert isinstance(peer, Missing) or len(peer.timesteps) == plan.network_calls, (
+        "as many network calls on both sides"
+    )
     state = 3 * 32 * 32 * size[0]
     measured(
-        work, kind="loop", what=f"loop {solver}", peers=theirs, per="step", divide=plan.network_calls,
+        work,
+        kind="loop",
+        what=f"loop {solver}",
+        peers=theirs,
+        per="step",
+        divide=plan.network_calls,
         case={"solver": solver, "shape": list(size), "batch": size[0], "steps": plan.network_calls},
-        elements=plan.network_calls * state, bytes_floor=4 * state * traffic.of_run(plan),
-    )  # fmt: skip
+        elements=plan.network_calls * state,
+        bytes_floor=4 * state * traffic.of_run(plan),
+    )
 
 
 class Timed(torch.nn.Module):
@@ -69,7 +101,9 @@ class Timed(torch.nn.Module):
         super().__init__()
         self.network, self.seconds = network, 0.0
 
-    def _time(self, call: Callable[..., torch.Tensor], *arguments: Any, **named: Any) -> torch.Tensor:
+    def _time(
+        self, call: Callable[..., torch.Tensor], *arguments: Any, **named: Any
+    ) -> torch.Tensor:
         begin = time.perf_counter()
         out = call(*arguments, **named)
         if out.is_cuda:
@@ -88,7 +122,9 @@ class Timed(torch.nn.Module):
 
 
 def overhead(batch: int, runs: int = 5, steps: int = 10) -> list[float]:
-    """The share of a guided run of the shipped U-Net that is spent outside the network, run by run."""
+    """The share of a guided run of the shipped U-Net that is spent outside the network, run by
+    run.
+    """
     model, schedule, settings = load("fashion-mnist")
     network = Timed(model)
     timed = Sampler(network, schedule, **{**settings, "steps": steps})
@@ -96,7 +132,9 @@ def overhead(batch: int, runs: int = 5, steps: int = 10) -> list[float]:
     shares = []
     for _ in range(runs + 1):
         network.seconds, begin = 0.0, time.perf_counter()
-        timed.sample((batch, 1, 28, 28), seed=0, cond={"y": y}, uncond={"y": torch.full_like(y, 10)})
+        timed.sample(
+            (batch, 1, 28, 28), seed=0, cond={"y": y}, uncond={"y": torch.full_like(y, 10)}
+        )
         total = time.perf_counter() - begin
         shares.append(1.0 - network.seconds / total)
     return shares[1:]

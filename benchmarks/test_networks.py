@@ -1,6 +1,8 @@
-"""Networks and whole runs of them: fastdiff's sampler against diffusers' loop in its best setting and torch.compile.
+"""Networks and whole runs of them: fastdiff's sampler against diffusers' loop in its best setting
+and torch.compile.
 
-On a CPU the default tier runs 3 steps of a batch of at most 16, and a time is that of a sample and a step.
+On a CPU the default tier runs 3 steps of a batch of at most 16, and a time is that of a sample and
+a step.
 """
 
 from __future__ import annotations
@@ -17,26 +19,39 @@ from benchmarks import harness, networks, peers
 from benchmarks.test_loops import overhead
 from benchmarks.tiers import row
 from fastdiff import Sampler
-from fastdiff.cpu import has_amx
+from fastdiff.backend.hardware import has_amx
 
 STEPS = {"ddim": 50, "dpm++2m": 20}
 FEW = 3
 BATCHES = (1, 8, 16, 256)
-# of a network beside the same in eager mode, by the norm of the difference, over a run of few or many steps
+# of a network beside the same in eager mode, by the norm of the difference, over a run of few or
+# many steps
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 QUICK = {("fashion-mnist", "ddim", 1)}
 DEFAULT = {
-    ("fashion-mnist", "ddim", 16), ("fashion-mnist", "dpm++2m", 16), ("unet-cifar", "dpm++2m", 1), ("unet-cifar", "ddim", 8),
+    ("fashion-mnist", "ddim", 16),
+    ("fashion-mnist", "dpm++2m", 16),
+    ("unet-cifar", "dpm++2m", 1),
+    ("unet-cifar", "ddim", 8),
     ("dit-b/4", "dpm++2m", 1),
-}  # fmt: skip
+}
 CASES = [
-    row("quick" if case in QUICK else "default" if case in DEFAULT else "full", *case, dtype,
-        gpu_only=name == "dit-xl/2" or batch == 256, id="-".join(map(str, (*case, dtype))))
-    for name in networks.NAMES for solver in STEPS for batch in BATCHES for dtype in ("float32",)
+    row(
+        "quick" if case in QUICK else "default" if case in DEFAULT else "full",
+        *case,
+        dtype,
+        gpu_only=name == "dit-xl/2" or batch == 256,
+        id="-".join(map(str, (*case, dtype))),
+    )
+    for name in networks.NAMES
+    for solver in STEPS
+    for batch in BATCHES
+    for dtype in ("float32",)
     for case in [(name, solver, batch)]
 ] + [
-    row("full", name, "ddim", 16, "bfloat16", id=f"{name}-ddim-16-bfloat16") for name in networks.NAMES
-]  # fmt: skip
+    row("full", name, "ddim", 16, "bfloat16", id=f"{name}-ddim-16-bfloat16")
+    for name in networks.NAMES
+]
 COMPILED = {("unet-cifar", "ddim", 8)}
 
 
@@ -53,7 +68,9 @@ def off(got: Tensor, expected: Tensor) -> float:
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
-def checked_against(expected: Callable[[], Tensor], dtype: str) -> tuple[Callable[[Any], None], str]:
+def checked_against(
+    expected: Callable[[], Tensor], dtype: str
+) -> tuple[Callable[[Any], None], str]:
     """(a check against the eager network's result, in words)."""
     kept: list[Tensor] = []
 
@@ -70,21 +87,33 @@ def checked_against(expected: Callable[[], Tensor], dtype: str) -> tuple[Callabl
 def compiled(network: networks.Network, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Any:
     """The network by torch.compile: {mode: arm of one call}; or `Missing`.
 
-    On a CPU without `reduce-overhead`, which there makes the code of `default`: each mode costs minutes.
+    On a CPU without `reduce-overhead`, which there makes the code of `default`: each mode costs
+    minutes.
     """
     modes = tuple(mode for mode in peers.MODES if x.is_cuda or mode != "reduce-overhead")
-    return peers.compiled(lambda x, t: networks.call(network.module, x, t, condition), x, t, modes=modes)
+    return peers.compiled(
+        lambda x, t: networks.call(network.module, x, t, condition), x, t, modes=modes
+    )
 
 
 @pytest.mark.parametrize("name, solver, batch, dtype", CASES)
 def test_sampling(
-    measured: Callable[..., Any], setting: harness.Setting, name: str, solver: str, batch: int, dtype: str
+    measured: Callable[..., Any],
+    setting: harness.Setting,
+    name: str,
+    solver: str,
+    batch: int,
+    dtype: str,
 ) -> None:
     network = network_or_skip(name, setting.device, dtype)
     many = setting.device == "cuda" or setting.tier == "full"
     steps = STEPS[solver] if many else FEW
     condition, shape = network.condition(batch), (batch, *network.shape)
-    options: dict[str, Any] = {"solver": solver, "steps": steps, "prediction_type": network.prediction_type}
+    options: dict[str, Any] = {
+        "solver": solver,
+        "steps": steps,
+        "prediction_type": network.prediction_type,
+    }
 
     def sampler(module: Any) -> Callable[[], Tensor]:
         made = Sampler(module, network.schedule, **options)
@@ -104,9 +133,23 @@ def test_sampling(
             made = {mode: _loop(arm, network, solver, steps, batch) for mode, arm in made.items()}
         theirs["torch.compile"] = made
     work = harness.Work(sampler(fastdiff.accelerate(network.module)), check, words)
-    case = {"network": name, "solver": solver, "batch": batch, "dtype": dtype, "steps": steps, "shape": list(shape)}
-    measured(work, kind="sampling", what=f"sampling {name} {solver}", case=case, peers=theirs, per="sample-step",
-             divide=batch * steps)  # fmt: skip
+    case = {
+        "network": name,
+        "solver": solver,
+        "batch": batch,
+        "dtype": dtype,
+        "steps": steps,
+        "shape": list(shape),
+    }
+    measured(
+        work,
+        kind="sampling",
+        what=f"sampling {name} {solver}",
+        case=case,
+        peers=theirs,
+        per="sample-step",
+        divide=batch * steps,
+    )
 
 
 def _loop(arm: Any, network: networks.Network, solver: str, steps: int, batch: int) -> Any:
@@ -118,14 +161,22 @@ def _loop(arm: Any, network: networks.Network, solver: str, steps: int, batch: i
 
 
 CALLS = [
-    row("quick" if (name, batch) == ("fashion-mnist", 1) else "default" if batch == 1 else "full", name, batch,
-        gpu_only=name == "dit-xl/2" or batch == 256, id=f"{name}-{batch}")
-    for name in networks.NAMES for batch in BATCHES
-]  # fmt: skip
+    row(
+        "quick" if (name, batch) == ("fashion-mnist", 1) else "default" if batch == 1 else "full",
+        name,
+        batch,
+        gpu_only=name == "dit-xl/2" or batch == 256,
+        id=f"{name}-{batch}",
+    )
+    for name in networks.NAMES
+    for batch in BATCHES
+]
 
 
 @pytest.mark.parametrize("name, batch", CALLS)
-def test_network(measured: Callable[..., Any], setting: harness.Setting, name: str, batch: int) -> None:
+def test_network(
+    measured: Callable[..., Any], setting: harness.Setting, name: str, batch: int
+) -> None:
     """One call: made faster, as it is in each setting, and compiled."""
     network = network_or_skip(name, setting.device, "float32")
     x = torch.randn(batch, *network.shape, device=setting.device)
@@ -135,21 +186,37 @@ def test_network(measured: Callable[..., Any], setting: harness.Setting, name: s
         return lambda: networks.call(module, x, t, condition)
 
     check, words = checked_against(arm(network.module), "float32")
-    theirs: dict[str, Any] = {"torch eager": {k: arm(m) for k, m in networks.settings(network.module).items()}}
+    theirs: dict[str, Any] = {
+        "torch eager": {k: arm(m) for k, m in networks.settings(network.module).items()}
+    }
     if setting.tier == "full":
         theirs["torch.compile"] = compiled(network, x, t, condition)
     case = {"network": name, "batch": batch, "dtype": "float32", "shape": list(x.shape)}
     work = harness.Work(arm(fastdiff.accelerate(network.module)), check, words)
-    measured(work, kind="network", what=f"network {name}", case=case, peers=theirs, per="sample-step", divide=batch)
+    measured(
+        work,
+        kind="network",
+        what=f"network {name}",
+        case=case,
+        peers=theirs,
+        per="sample-step",
+        divide=batch,
+    )
 
 
 @pytest.mark.parametrize("batch", [row("full", 1), row("default", 8), row("full", 64)])
-def test_overhead(benchmark: Any, setting: harness.Setting, tell: Callable[..., None], batch: int) -> None:
-    """What the engine adds to the shipped U-Net: the loop, its set-up and the steps, without the network's calls."""
+def test_overhead(
+    benchmark: Any, setting: harness.Setting, tell: Callable[..., None], batch: int
+) -> None:
+    """What the engine adds to the shipped U-Net: the loop, its set-up and the steps, without the
+    network's calls.
+    """
     steps = 3 if setting.tier != "full" else 10
     shares = overhead(batch, runs=setting.rounds + 1, steps=steps)
     run = networks.make("fashion-mnist", "cpu")
-    sampler = Sampler(run.module, run.schedule, solver="ddim", steps=steps, prediction_type=run.prediction_type)
+    sampler = Sampler(
+        run.module, run.schedule, solver="ddim", steps=steps, prediction_type=run.prediction_type
+    )
     condition = run.condition(batch)
 
     def call() -> Tensor:
@@ -157,8 +224,14 @@ def test_overhead(benchmark: Any, setting: harness.Setting, tell: Callable[..., 
 
     check, words = checked_against(call, "float32")
     row = harness.measure(
-        setting._replace(device="cpu"), harness.Work(call, check, words), kind="sampling", peers={}, per="sample-step",
-        what="engine's share", case={"network": "fashion-mnist", "batch": batch, "steps": steps}, divide=batch * steps,
-    )  # fmt: skip
+        setting._replace(device="cpu"),
+        harness.Work(call, check, words),
+        kind="sampling",
+        peers={},
+        per="sample-step",
+        what="engine's share",
+        case={"network": "fashion-mnist", "batch": batch, "steps": steps},
+        divide=batch * steps,
+    )
     row["overhead_percent"] = [round(100 * share, 2) for share in harness.spread(shares)]
     tell(benchmark, row, call)

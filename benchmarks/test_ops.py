@@ -1,4 +1,6 @@
-"""Every fused op next to what its users run instead: torch eager, torch.compile and diffusers' schedulers."""
+"""Every fused op next to what its users run instead: torch eager, torch.compile and diffusers'
+schedulers.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,25 @@ from benchmarks.tiers import row, tier
 SHAPES, DTYPES = operations.SHAPES, operations.DTYPES
 # (dtype, shape, cache); the default tier leaves out what says the same twice
 CASES = [
-    row("default" if dtype in ("float32", "bfloat16") and (shape != "large" or dtype == "float32") else "full",
-        dtype, shape, cache, id=f"{dtype}-{shape}-{cache}")
-    for dtype in DTYPES for shape in SHAPES for cache in ("warm", "cold")
+    row(
+        (
+            "default"
+            if dtype in ("float32", "bfloat16") and (shape != "large" or dtype == "float32")
+            else "full"
+        ),
+        dtype,
+        shape,
+        cache,
+        id=f"{dtype}-{shape}-{cache}",
+    )
+    for dtype in DTYPES
+    for shape in SHAPES
+    for cache in ("warm", "cold")
     if (shape, cache) not in (("small", "cold"), ("large", "warm"), ("real", "cold"))
 ] + [
-    row("default" if dtype == "float32" else "full", dtype, "real", "cold", id=f"{dtype}-real-cold") for dtype in DTYPES
-]  # fmt: skip
+    row("default" if dtype == "float32" else "full", dtype, "real", "cold", id=f"{dtype}-real-cold")
+    for dtype in DTYPES
+]
 # where a tier waits for torch.compile; `full` does everywhere
 COMPILED = {"quick": {"ddim"}, "default": {"q_sample", "gaussian_kl", "ddpm", "ddim"}}
 
@@ -28,19 +42,30 @@ COMPILED = {"quick": {"ddim"}, "default": {"q_sample", "gaussian_kl", "ddpm", "d
 def light(cases: list[Any]) -> list[Any]:
     """The same with large shapes in the full tier: their peers take seconds a call."""
     return [
-        pytest.param(*case.values, marks=tier("full"), id=case.id) if case.values[1] == "large" else case for case in cases
+        (
+            pytest.param(*case.values, marks=tier("full"), id=case.id)
+            if case.values[1] == "large"
+            else case
+        )
+        for case in cases
     ]
 
 
 def quick(cases: list[Any]) -> list[Any]:
     """The same with the row at real size in float32, cache warm, in the quick tier."""
     return [
-        pytest.param(*case.values, marks=tier("quick"), id=case.id) if case.values == ("float32", "real", "warm") else case
+        (
+            pytest.param(*case.values, marks=tier("quick"), id=case.id)
+            if case.values == ("float32", "real", "warm")
+            else case
+        )
         for case in cases
     ]
 
 
-def arms(op: operations.Op, *, compile: bool, numpy: bool, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def arms(
+    op: operations.Op, *, compile: bool, numpy: bool, extra: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The op's peers: eager always, torch.compile and NumPy where asked for, and others."""
     bare, eager = formulas.arms(op.formula, op.inputs)
     found: dict[str, Any] = {"torch eager": eager}
@@ -61,7 +86,15 @@ def scheduler_arm(make: Callable[[Any], Callable[[], Any]]) -> Any:
 def compare(measured: Callable[..., Any], setting: harness.Setting) -> Callable[..., Any]:
     """Checks that the peers do the op's work, then measures."""
 
-    def run(name: str, op: operations.Op, dtype: str, shape: str, cache: str, what: str = "", **extra: Any) -> Any:
+    def run(
+        name: str,
+        op: operations.Op,
+        dtype: str,
+        shape: str,
+        cache: str,
+        what: str = "",
+        **extra: Any,
+    ) -> Any:
         operations.same_work(op)
         real = (dtype, shape, cache) == ("float32", "real", "warm")
         compile = setting.tier == "full" or (real and (what or name) in COMPILED[setting.tier])
@@ -69,9 +102,16 @@ def compare(measured: Callable[..., Any], setting: harness.Setting) -> Callable[
         size = list(op.inputs[0].shape)
         case = {"dtype": dtype, "shape": size, "size": shape, "batch": size[0]}
         return measured(
-            op.work, kind="op", what=f"{name} {what}".strip(), case=case, peers=theirs, elements=op.elements,
-            bytes_floor=op.bytes_floor, cold=cache == "cold", instructions=op.limit,
-        )  # fmt: skip
+            op.work,
+            kind="op",
+            what=f"{name} {what}".strip(),
+            case=case,
+            peers=theirs,
+            elements=op.elements,
+            bytes_floor=op.bytes_floor,
+            cold=cache == "cold",
+            instructions=op.limit,
+        )
 
     return run
 
@@ -86,7 +126,9 @@ def test_randn(compare: Any, setting: harness.Setting, dtype: str, shape: str, c
 
 
 @pytest.mark.parametrize("dtype, shape, cache", quick(CASES))
-def test_q_sample(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
+def test_q_sample(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
     op = maker(dtype, shape, setting).q_sample()
     x0, t = op.inputs[:2]
 
@@ -98,7 +140,9 @@ def test_q_sample(compare: Any, setting: harness.Setting, dtype: str, shape: str
 
 
 @pytest.mark.parametrize("dtype, shape, cache", CASES)
-def test_q_posterior(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
+def test_q_posterior(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
     compare("q_posterior", maker(dtype, shape, setting).q_posterior(), dtype, shape, cache)
 
 
@@ -122,36 +166,63 @@ def test_reverse_step(
 
 
 @pytest.mark.parametrize("dtype, shape, cache", CASES)
-def test_reparameterize(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
+def test_reparameterize(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
     compare("reparameterize", maker(dtype, shape, setting).reparameterize(), dtype, shape, cache)
 
 
 @pytest.mark.parametrize("dtype, shape, cache", CASES)
-def test_noise_mse(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
+def test_noise_mse(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
     compare("noise_mse", maker(dtype, shape, setting).noise_mse(), dtype, shape, cache)
 
 
 @pytest.mark.parametrize("dtype, shape, cache", quick(CASES))
-def test_gaussian_kl(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
+def test_gaussian_kl(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
     compare("gaussian_kl", maker(dtype, shape, setting).gaussian_kl(), dtype, shape, cache)
 
 
 @pytest.mark.parametrize("dtype, shape, cache", light(CASES))
-def test_discretized_gaussian_nll(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
-    compare("discretized_gaussian_nll", maker(dtype, shape, setting).discretized_gaussian_nll(), dtype, shape, cache)
+def test_discretized_gaussian_nll(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
+    compare(
+        "discretized_gaussian_nll",
+        maker(dtype, shape, setting).discretized_gaussian_nll(),
+        dtype,
+        shape,
+        cache,
+    )
 
 
 @pytest.mark.parametrize("dtype, shape, cache", light(CASES))
-def test_vlb_terms(compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str) -> None:
+def test_vlb_terms(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
     compare("vlb_terms", maker(dtype, shape, setting).vlb_terms(), dtype, shape, cache)
 
 
 # of a U-Net's residual blocks, by its resolution
-ACTIVATIONS = {"small": (1, 256, 8, 8), "real": (8, 128, 32, 32), "deep": (8, 256, 16, 16), "large": (16, 128, 128, 128)}
+ACTIVATIONS = {
+    "small": (1, 256, 8, 8),
+    "real": (8, 128, 32, 32),
+    "deep": (8, 256, 16, 16),
+    "large": (16, 128, 128, 128),
+}
 NORMS = [
-    row("default" if dtype == "float32" and shape != "large" else "full", dtype, shape, id=f"{dtype}-{shape}")
-    for dtype in DTYPES for shape in ACTIVATIONS
-]  # fmt: skip
+    row(
+        "default" if dtype == "float32" and shape != "large" else "full",
+        dtype,
+        shape,
+        id=f"{dtype}-{shape}",
+    )
+    for dtype in DTYPES
+    for shape in ACTIVATIONS
+]
 
 
 @pytest.mark.parametrize("dtype, shape", NORMS)
@@ -163,14 +234,28 @@ def test_group_norm_silu(measured: Any, setting: harness.Setting, dtype: str, sh
     x, *rest = op.inputs
     nchw, _ = formulas.arms(op.formula, op.inputs)
     flat = x.contiguous()
-    theirs["torch eager"] = {"channels_last": theirs["torch eager"], "contiguous": lambda: nchw(flat, *rest)}
+    theirs["torch eager"] = {
+        "channels_last": theirs["torch eager"],
+        "contiguous": lambda: nchw(flat, *rest),
+    }
     case = {"dtype": dtype, "shape": list(x.shape), "size": shape, "batch": x.shape[0]}
-    measured(op.work, kind="op", what="group_norm_silu", case=case, peers=theirs, elements=op.elements,
-             bytes_floor=op.bytes_floor)  # fmt: skip
+    measured(
+        op.work,
+        kind="op",
+        what="group_norm_silu",
+        case=case,
+        peers=theirs,
+        elements=op.elements,
+        bytes_floor=op.bytes_floor,
+    )
 
 
-def step_arms(solver: str, shape: tuple[int, ...]) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
-    """One step in place on the CPU, by fastdiff, torch.compile's default mode and diffusers; and the check of ours."""
+def step_arms(
+    solver: str, shape: tuple[int, ...]
+) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
+    """One step in place on the CPU, by fastdiff, torch.compile's default mode and diffusers; and
+    the check of ours.
+    """
     op = operations.Maker(shape).reverse_step(solver)
     bare, _ = formulas.arms(op.formula, op.inputs)
     compiled = peers.compiled(bare, *op.inputs, modes=peers.MODES[:1])
@@ -179,7 +264,9 @@ def step_arms(solver: str, shape: tuple[int, ...]) -> tuple[dict[str, harness.Ar
         found["torch.compile"] = compiled[peers.MODES[0]]
     module = peers.diffusers()
     if not isinstance(module, peers.Missing):
-        scheduler = getattr(module, f"{solver.upper()}Scheduler")(num_train_timesteps=1000, clip_sample=False)
+        scheduler = getattr(module, f"{solver.upper()}Scheduler")(
+            num_train_timesteps=1000, clip_sample=False
+        )
         scheduler.set_timesteps(50)
         t, (x, out) = scheduler.timesteps[25], op.inputs
         found["diffusers"] = lambda: scheduler.step(out, t, x)

@@ -51,16 +51,25 @@ def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str
         def check(_: Any) -> None:
             b = picked
             expected = reference.reverse_step(
-                operations.truth(x[b]), operations.truth(out[b]), plan.table, k, seed=numpy_seeds, sample_ids=np.array(b)
+                operations.truth(x[b]),
+                operations.truth(out[b]),
+                plan.table,
+                k,
+                seed=numpy_seeds,
+                sample_ids=np.array(b),
             )
             operations.same_bits(state[b], expected.x_s, what)
 
         ids = torch.arange(256, device=device)
 
         def call(seed: Any) -> Any:
-            return ops.reverse_step(state, out, table, rows, seed=seed, sample_ids=ids, used=plan.used, out=state)
+            return ops.reverse_step(
+                state, out, table, rows, seed=seed, sample_ids=ids, used=plan.used, out=state
+            )
 
-        work = harness.Work(lambda: call(seeds), check, "bits equal to NumPy", restore=lambda: state.copy_(x))
+        work = harness.Work(
+            lambda: call(seeds), check, "bits equal to NumPy", restore=lambda: state.copy_(x)
+        )
         scheduler = solvers.scheduler("ddpm", device)
         theirs = scheduler
         if not isinstance(scheduler, peers.Missing):
@@ -68,7 +77,11 @@ def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str
             theirs = lambda: scheduler.step(out, t, x, generator=generators)  # noqa: E731
         floor = 12 * ELEMENTS
     measured(
-        work, kind="seeds", what=f"a seed a sample, {what}", elements=ELEMENTS, bytes_floor=floor,
+        work,
+        kind="seeds",
+        what=f"a seed a sample, {what}",
+        elements=ELEMENTS,
+        bytes_floor=floor,
         case={"dtype": "float32", "shape": list(SHAPE), "batch": 256},
         peers={"diffusers": theirs, "fastdiff, one seed": lambda: call(1)},
-    )  # fmt: skip
+    )

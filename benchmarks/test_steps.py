@@ -1,4 +1,6 @@
-"""A step of every solver as a loop takes it: in place, checked and packed once; and what it costs for a single sample."""
+"""A step of every solver as a loop takes it: in place, checked and packed once; and what it costs
+for a single sample.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,30 @@ from fastdiff import ops, reference
 BATCHES = (1, 256)
 COMMON = ("ddim", "ddpm", "dpm++2m", "unipc")
 CASES = [
-    row("quick" if (solver, batch) == ("dpm++2m", 1) else "default" if batch == 256 or solver in COMMON else "full",
-        solver, batch, id=f"{solver}-{batch}")
-    for solver in solvers.PEERS for batch in BATCHES
-]  # fmt: skip
+    row(
+        (
+            "quick"
+            if (solver, batch) == ("dpm++2m", 1)
+            else "default"
+            if batch == 256 or solver in COMMON
+            else "full"
+        ),
+        solver,
+        batch,
+        id=f"{solver}-{batch}",
+    )
+    for solver in solvers.PEERS
+    for batch in BATCHES
+]
 SEED = 1
 
 
-def step(solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True) -> tuple[harness.Work, Any]:
-    """(a row in the middle of the plan that calls the network, (plan, row, diffusers' step where asked for))."""
+def step(
+    solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True
+) -> tuple[harness.Work, Any]:
+    """(a row in the middle of the plan that calls the network, (plan, row, diffusers' step where
+    asked for)).
+    """
     g = torch.Generator(device).manual_seed(0)
     x, out = (torch.randn(shape, generator=g, device=device) for _ in range(2))
     plan = solvers.sampler(solver, out).plan
@@ -34,7 +51,12 @@ def step(solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True)
     rows = torch.full((shape[0],), k, device=device)
     following, ids = torch.empty_like(rows), torch.arange(shape[0], device=device)
     repeated = ops.RepeatedStep(
-        state, torch.tensor(plan.table, device=device), seed=SEED, sample_ids=ids, used=plan.used, slots=kept
+        state,
+        torch.tensor(plan.table, device=device),
+        seed=SEED,
+        sample_ids=ids,
+        used=plan.used,
+        slots=kept,
     )
 
     def restore() -> None:
@@ -44,15 +66,22 @@ def step(solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True)
     def check(_: Any) -> None:
         b = operations.ends(shape[0])
         expected = reference.reverse_step(
-            operations.truth(x[b]), operations.truth(out[b]), plan.table, k, slots=operations.truth(slots[:, b]), seed=SEED,
+            operations.truth(x[b]),
+            operations.truth(out[b]),
+            plan.table,
+            k,
+            slots=operations.truth(slots[:, b]),
+            seed=SEED,
             sample_ids=np.array(b),
-        )  # fmt: skip
+        )
         operations.same_bits(state[b], expected.x_s, "step")
         assert expected.slots is not None
         operations.same_bits(kept[:, b], expected.slots, "step's slots")
         assert (following == int(plan.column("next")[k])).all(), "the next row is the plan's"
 
-    work = harness.Work(lambda: repeated(out, rows, following), check, "bits equal to NumPy", (following,), restore)
+    work = harness.Work(
+        lambda: repeated(out, rows, following), check, "bits equal to NumPy", (following,), restore
+    )
     called = int(plan.column("network")[:k].sum())
     return work, (plan, k, solvers.diffusers_step(solver, x, out, called) if peer else None)
 
@@ -64,7 +93,9 @@ def middle(plan: Any) -> int:
 
 
 @pytest.mark.parametrize("solver, batch", CASES)
-def test_step(measured: Callable[..., Any], setting: harness.Setting, solver: str, batch: int) -> None:
+def test_step(
+    measured: Callable[..., Any], setting: harness.Setting, solver: str, batch: int
+) -> None:
     shape = (batch, 3, 32, 32)
     work, (plan, k, theirs) = step(solver, shape, setting.device)
     elements = batch * 3 * 32 * 32
@@ -72,11 +103,23 @@ def test_step(measured: Callable[..., Any], setting: harness.Setting, solver: st
     def small(n: int) -> Callable[[], Any]:
         return step(solver, (1, n), setting.device, peer=False)[0].call
 
-    launch = instructions.launch_of("reverse_step", torch.empty(shape, device=setting.device), plan.used)
-    noisy = any(plan.table[k, plan.columns.index(f"{to}.z")] for to in ("x", "s1", "s2", "s3", "s4"))
+    launch = instructions.launch_of(
+        "reverse_step", torch.empty(shape, device=setting.device), plan.used
+    )
+    noisy = any(
+        plan.table[k, plan.columns.index(f"{to}.z")] for to in ("x", "s1", "s2", "s3", "s4")
+    )
     measured(
-        work, kind="step", what=f"step {solver}", peers={"diffusers": theirs}, elements=elements,
+        work,
+        kind="step",
+        what=f"step {solver}",
+        peers={"diffusers": theirs},
+        elements=elements,
         case={"solver": solver, "dtype": "float32", "shape": list(shape), "batch": batch},
         bytes_floor=4 * elements * traffic.arrays(plan, k),
-        instructions=(lambda: instructions.ceiling(small, setting.device, launch)) if noisy and batch > 1 else None,
-    )  # fmt: skip
+        instructions=(
+            (lambda: instructions.ceiling(small, setting.device, launch))
+            if noisy and batch > 1
+            else None
+        ),
+    )

@@ -1,4 +1,6 @@
-"""A training step's fused ops against eager formulas, forward and backward; and the terms of the bound of a data set."""
+"""A training step's fused ops against eager formulas, forward and backward; and the terms of the
+bound of a data set.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,25 @@ from torch import Tensor
 from benchmarks import formulas, harness, operations, peers, training
 from benchmarks.tiers import row
 from fastdiff import Schedule, reference
-from fastdiff.likelihood import elbo, vlb_table
+from fastdiff.theory.likelihood import elbo, vlb_table
 
 PIECES = tuple(training.pieces(2))
 CASES = [
-    row("quick" if (name, batch) == ("VDM step", 64) else "default" if batch == 128 else "full", name, batch,
-        id=f"{name}-{batch}")
-    for name in PIECES for batch in (64, 128, 512)
-]  # fmt: skip
+    row(
+        "quick" if (name, batch) == ("VDM step", 64) else "default" if batch == 128 else "full",
+        name,
+        batch,
+        id=f"{name}-{batch}",
+    )
+    for name in PIECES
+    for batch in (64, 128, 512)
+]
 
 
 @pytest.mark.parametrize("name, batch", CASES)
-def test_training(measured: Callable[..., Any], setting: harness.Setting, name: str, batch: int) -> None:
+def test_training(
+    measured: Callable[..., Any], setting: harness.Setting, name: str, batch: int
+) -> None:
     with torch.enable_grad():
         piece = training.pieces(batch, setting.device)[name]
 
@@ -39,7 +48,9 @@ def test_training(measured: Callable[..., Any], setting: harness.Setting, name: 
     theirs: dict[str, Any] = {"torch eager": lambda: run(piece.eager, noise=training.fresh)}
     if setting.tier == "full":
         theirs["torch.compile"] = compiled(piece, run)
-    work = harness.Work(lambda: run(piece.fused), check, "values and gradients to 1e-5 and 1e-3 of eager's norm")
+    work = harness.Work(
+        lambda: run(piece.fused), check, "values and gradients to 1e-5 and 1e-3 of eager's norm"
+    )
     case = {"batch": batch, "dtype": "float32", "shape": [batch, *training.IMAGE]}
     measured(work, kind="training", what=f"training {name}", case=case, peers=theirs)
 
@@ -47,7 +58,9 @@ def test_training(measured: Callable[..., Any], setting: harness.Setting, name: 
 def compiled(piece: training.Piece, run: Callable[..., Any]) -> Any:
     """The eager formula by torch.compile, its backward pass with it: {mode: arm}, or `Missing`."""
     with torch.enable_grad():
-        made = peers.compiled(lambda *leaves: piece.eager(*leaves, noise=training.fresh), *piece.leaves)
+        made = peers.compiled(
+            lambda *leaves: piece.eager(*leaves, noise=training.fresh), *piece.leaves
+        )
     if isinstance(made, peers.Missing):
         return made
     found: dict[str, Any] = {}
@@ -75,11 +88,19 @@ class Analytic:
 
 
 @pytest.mark.parametrize(
-    "images, steps", [row("quick", 64, 10, id="64-10"), row("default", 1000, 100, id="1000-100"),
-                      row("full", 10_000, 100, id="10000-100")]
-)  # fmt: skip
-def test_elbo(measured: Callable[..., Any], setting: harness.Setting, images: int, steps: int) -> None:
-    """All terms of the bound; the network is a formula. Eager: noise, network and term, one after the other."""
+    "images, steps",
+    [
+        row("quick", 64, 10, id="64-10"),
+        row("default", 1000, 100, id="1000-100"),
+        row("full", 10_000, 100, id="10000-100"),
+    ],
+)
+def test_elbo(
+    measured: Callable[..., Any], setting: harness.Setting, images: int, steps: int
+) -> None:
+    """All terms of the bound; the network is a formula. Eager: noise, network and term, one after
+    the other.
+    """
     schedule, device = Schedule.cosine(steps), setting.device
     model, asked = Analytic(schedule), iter(())
     levels = torch.arange(images * 4, device=device).view(images, 1, 2, 2) * 37 % 256
@@ -99,13 +120,18 @@ def test_elbo(measured: Callable[..., Any], setting: harness.Setting, images: in
     def check(got: Any) -> None:
         clean, every = operations.truth(x0[:8]), range(0, steps, 7)
         for t in every:
-            noised = reference.q_sample(clean, np.full(8, t), schedule.alpha, schedule.sigma, seed=5, step=t)
+            noised = reference.q_sample(
+                clean, np.full(8, t), schedule.alpha, schedule.sigma, seed=5, step=t
+            )
             out = model.at(noised, t).astype(np.float32)
             expected = reference.vlb_terms(clean, noised, out, rows, np.full(8, t))
             term = got.reconstruction[:8] if t == 0 else got.denoising[:8, t]
             np.testing.assert_allclose(operations.truth(term), expected, rtol=2e-4, atol=1e-5)
 
-    alpha, sigma = (torch.tensor(v, device=device, dtype=torch.float32) for v in (schedule.alpha, schedule.sigma))
+    alpha, sigma = (
+        torch.tensor(v, device=device, dtype=torch.float32)
+        for v in (schedule.alpha, schedule.sigma)
+    )
     times = torch.arange(steps, device=device)[:, None].expand(steps, images)
 
     def eager() -> Tensor:
@@ -118,17 +144,28 @@ def test_elbo(measured: Callable[..., Any], setting: harness.Setting, images: in
 
     elements = x0.numel() * steps
     measured(
-        harness.Work(ours, check, "rtol 2e-4 to NumPy"), kind="elbo", what="elbo", peers={"torch eager": eager},
-        per="image", divide=images, elements=elements,
+        harness.Work(ours, check, "rtol 2e-4 to NumPy"),
+        kind="elbo",
+        what="elbo",
+        peers={"torch eager": eager},
+        per="image",
+        divide=images,
+        elements=elements,
         case={"batch": images, "steps": steps, "shape": list(x0.shape), "dtype": "float32"},
-    )  # fmt: skip
+    )
 
 
 def _term(x0: Tensor, x_t: Tensor, out: Tensor, table: Tensor, t: Tensor) -> Tensor:
     """formulas.vlb_terms with a fixed variance."""
-    x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, _, _ = (formulas.wide(c, x0) for c in table[t].unbind(1))
+    x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, _, _ = (
+        formulas.wide(c, x0) for c in table[t].unbind(1)
+    )
     predicted = x0_x * x_t + x0_out * out
     true, model = mean_x0 * x0 + mean_x * x_t, mean_x0 * predicted + mean_x * x_t
-    kl = formulas.gaussian_kl(torch.randn_like, true, logvar_q.expand_as(x0), model, low.expand_as(x0))
-    first = formulas.discretized_gaussian_nll(torch.randn_like, x0, model, (0.5 * low).expand_as(x0))
+    kl = formulas.gaussian_kl(
+        torch.randn_like, true, logvar_q.expand_as(x0), model, low.expand_as(x0)
+    )
+    first = formulas.discretized_gaussian_nll(
+        torch.randn_like, x0, model, (0.5 * low).expand_as(x0)
+    )
     return torch.where(t == 0, first, kl)

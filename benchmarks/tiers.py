@@ -1,6 +1,8 @@
-"""Three sizes of the suite: `--quick` (one row of each kind), the default, and `--full` (the whole matrix).
+"""Three sizes of the suite: `--quick` (one row of each kind), the default, and `--full` (the whole
+matrix).
 
-A row says the smallest tier that it belongs to: `pytest.param(…, marks=tier("quick"))`, and `gpu_only` if a CPU would take
+A row says the smallest tier that it belongs to: `pytest.param(…, marks=tier("quick"))`, and
+    `gpu_only` if a CPU would take
 hours. A row without a mark belongs to `full`.
 """
 

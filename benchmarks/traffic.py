@@ -20,7 +20,9 @@ def reads(plan: Plan, k: int) -> set[str]:
 def writes(plan: Plan, k: int) -> set[str]:
     """x, and the slots that row k fills."""
     line = plan.table[k]
-    return {"x"} | {to for to in OUTPUTS if to != "x" and any(line[INDEX[f"{to}.{of}"]] for of in OPERANDS)}
+    return {"x"} | {
+        to for to in OUTPUTS if to != "x" and any(line[INDEX[f"{to}.{of}"]] for of in OPERANDS)
+    }
 
 
 def arrays(plan: Plan, k: int) -> int:

@@ -1,10 +1,13 @@
-"""What the fused ops of a training step cost next to the eager formulas, forward and backward, without the networks.
+"""What the fused ops of a training step cost next to the eager formulas, forward and backward,
+without the networks.
 
     python -m benchmarks.training --out benchmarks/results/training-….json
 
-The arms are the ops as a VAE and a VDM call them on a batch, and what one writes in their place: torch formulas with
-`torch.randn`. Both get the same gradients from above. A ratio is eager time over fused time: 1 and more is no slower.
-Before anything is timed the eager formula, given the op's noise, must have the op's values and gradients.
+The arms are the ops as a VAE and a VDM call them on a batch, and what one writes in their place:
+    torch formulas with
+`torch.randn`. Both get the same gradients from above. A ratio is eager time over fused time: 1 and
+more is no slower. Before anything is timed the eager formula, given the op's noise, must have the
+op's values and gradients.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from torch import Tensor
 from benchmarks import harness
 from fastdiff import Schedule, ops, rng
 from fastdiff.jobs import machine
-from fastdiff.variational.gamma import point
+from fastdiff.theory.variational.gamma import point
 
 LATENT, IMAGE = 32, (1, 28, 28)
 SEED: dict[str, Any] = {"seed": 7}
@@ -31,7 +34,9 @@ Noise = Callable[[Tensor, int], Tensor]
 
 
 class Piece(NamedTuple):
-    """Leaves; the fused results of them; the eager ones, `noise(like, stream)` being where they draw."""
+    """Leaves; the fused results of them; the eager ones, `noise(like, stream)` being where they
+    draw.
+    """
 
     leaves: tuple[Tensor, ...]
     fused: Callable[..., tuple[Tensor, ...]]
@@ -68,13 +73,18 @@ def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
     """The ops of a step, one by one, then together."""
     g = torch.Generator().manual_seed(0)
 
-    def leaf(*shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def leaf(
+        *shape: int, scale: float = 1.0, shift: float = 0.0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         return (scale * torch.randn(*shape, generator=g) + shift).to(device, dtype).requires_grad_()
 
     x0 = (torch.randint(0, 256, (batch, *IMAGE), generator=g) / 127.5 - 1).to(device)
     mean, logvar = leaf(batch, LATENT), leaf(batch, LATENT, scale=0.3, shift=-2.0)
     decoded = (x0 + 0.1 * torch.randn(x0.shape, generator=g).to(device)).requires_grad_()
-    one_scale, scales = torch.tensor(-2.0, device=device, requires_grad=True), leaf(batch, *IMAGE, scale=0.2, shift=-2.0)
+    one_scale, scales = (
+        torch.tensor(-2.0, device=device, requires_grad=True),
+        leaf(batch, *IMAGE, scale=0.2, shift=-2.0),
+    )
     gamma = torch.linspace(-9, 4, batch, dtype=torch.float64, device=device).requires_grad_()
     low = torch.tensor(-9.0, dtype=torch.float64, device=device, requires_grad=True)
     predicted, t = leaf(batch, *IMAGE), torch.arange(batch, device=device) * 7 % 1000
@@ -89,7 +99,9 @@ def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
         alpha, sigma = point(gamma)
         z = ops.q_sample(x0, None, alpha, sigma, **SEED)
         eps = wide(sigma) * z + wide(alpha) * out  # v -> eps, in either arm
-        first = ops.q_sample(x0, None, ones, torch.exp(0.5 * low) * ones, stream=rng.STREAM_REPARAMETERIZE, **SEED)
+        first = ops.q_sample(
+            x0, None, ones, torch.exp(0.5 * low) * ones, stream=rng.STREAM_REPARAMETERIZE, **SEED
+        )
         end, spread = point(gamma[-1])
         return (
             ops.noise_mse(eps, **SEED),
@@ -117,7 +129,11 @@ def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
         return z, ((out - drawn) ** 2).flatten(1).mean(1)
 
     def vae_fused(m: Tensor, v: Tensor, x: Tensor, s: Tensor) -> tuple[Tensor, ...]:
-        return ops.reparameterize(m, v, **SEED), ops.gaussian_kl(m, v), ops.discretized_gaussian_nll(x0, x, s)
+        return (
+            ops.reparameterize(m, v, **SEED),
+            ops.gaussian_kl(m, v),
+            ops.discretized_gaussian_nll(x0, x, s),
+        )
 
     def vae_eager(m: Tensor, v: Tensor, x: Tensor, s: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         return reparameterized(m, v, noise), kl(m, v), discretised(x0, x, s)
@@ -128,7 +144,9 @@ def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
             lambda m, v: (ops.reparameterize(m, v, **SEED),),
             lambda m, v, noise: (reparameterized(m, v, noise),),
         ),
-        "gaussian_kl": Piece((mean, logvar), lambda m, v: (ops.gaussian_kl(m, v),), lambda m, v, noise: (kl(m, v),)),
+        "gaussian_kl": Piece(
+            (mean, logvar), lambda m, v: (ops.gaussian_kl(m, v),), lambda m, v, noise: (kl(m, v),)
+        ),
         "discretized_gaussian_nll, one scale": Piece(
             (decoded, one_scale),
             lambda x, s: (ops.discretized_gaussian_nll(x0, x, s),),
@@ -149,15 +167,22 @@ def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
     }
 
 
-def run(piece: Piece, results: Callable[..., tuple[Tensor, ...]], **more: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """(results, gradients of all leaves), each result given a gradient of ones over its batch from above."""
+def run(
+    piece: Piece, results: Callable[..., tuple[Tensor, ...]], **more: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """(results, gradients of all leaves), each result given a gradient of ones over its batch from
+    above.
+    """
     values = [v for v in results(*piece.leaves, **more)]
     wanted = [v for v in values if v.requires_grad]
-    return values, list(torch.autograd.grad(wanted, piece.leaves, [torch.ones_like(v) for v in wanted]))
+    return values, list(
+        torch.autograd.grad(wanted, piece.leaves, [torch.ones_like(v) for v in wanted])
+    )
 
 
 def check(piece: Piece, ours: Any = None) -> None:
-    """The eager formulas with the ops' noise have the ops' values and gradients, by the norm of the difference.
+    """The eager formulas with the ops' noise have the ops' values and gradients, by the norm of the
+    difference.
 
     To float32's digits, but for gradients through the eager difference of two Φ, which cancels.
     """
@@ -165,7 +190,10 @@ def check(piece: Piece, ours: Any = None) -> None:
     theirs = run(piece, piece.eager, noise=contract)
     for part, limit in ((0, 1e-5), (1, 1e-3)):
         for mine, other in zip(ours[part], theirs[part], strict=True):
-            off = float((mine.detach().double() - other.detach().double()).norm() / other.detach().double().norm())
+            off = float(
+                (mine.detach().double() - other.detach().double()).norm()
+                / other.detach().double().norm()
+            )
             assert off < limit, f"{off:.1e}"
 
 
@@ -185,27 +213,37 @@ def measure(batch: int, threads: int, seconds: float) -> dict[str, Any]:
         best = {arm: min(values) for arm, values in times.items()}
         found[name] = {
             "eager_over_fused": harness.ratio(times["fused"], times["eager"]),
-            "of_the_best": round(best["eager"] / best["fused"], 3), "us": middle, "rounds": len(times["fused"]) // 2,
-        }  # fmt: skip
+            "of_the_best": round(best["eager"] / best["fused"], 3),
+            "us": middle,
+            "rounds": len(times["fused"]) // 2,
+        }
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each pair of arms")
     parser.add_argument("--out", help="JSON file")
     args = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine.describe(torch.device("cpu")), "python": platform.python_version()}
+    found: dict[str, Any] = {
+        "machine": machine.describe(torch.device("cpu")),
+        "python": platform.python_version(),
+    }
     found["image"], found["latent"] = list(IMAGE), LATENT
     for threads in args.threads:
         for batch in args.batches:
             row = found[f"batch {batch}, threads {threads}"] = measure(batch, threads, args.seconds)
             for name, value in row.items():
                 r = value["eager_over_fused"]
-                print(f"{batch:4} {threads} {name:38} {r['median']:6.2f} [{r['p20']:.2f}, {r['p80']:.2f}]"
-                      f"  best {value['of_the_best']:.2f}  {value['us']}", flush=True)  # fmt: skip
+                print(
+                    f"{batch:4} {threads} {name:38} {r['median']:6.2f} [{r['p20']:.2f},"
+                    f" {r['p80']:.2f}]  best {value['of_the_best']:.2f}  {value['us']}",
+                    flush=True,
+                )
     if args.out:
         Path(args.out).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -1,10 +1,13 @@
-"""The pictures of docs/theory/guidance.md: strength against fidelity and diversity, and super-resolution.
+"""The pictures of docs/theory/guidance.md: strength against fidelity and diversity, and
+super-resolution.
 
-    python examples/guidance.py --cache runs/judge --classifier runs/classifier --superres runs/superres
+    python examples/guidance.py --cache runs/judge --classifier runs/classifier --superres
+    runs/superres
 
-The sampled model is the shipped one. Fidelity is the share of samples that the judge of benchmarks/quality.py, another
-network, takes for the class asked for; diversity the distance between two samples of a class over that between two images of
-it; the Fréchet distance is of the judge's features, over that between held-out and training images.
+The sampled model is the shipped one. Fidelity is the share of samples that the judge of
+benchmarks/quality.py, another network, takes for the class asked for; diversity the distance
+between two samples of a class over that between two images of it; the Fréchet distance is of the
+judge's features, over that between held-out and training images.
 """
 
 from __future__ import annotations
@@ -52,16 +55,23 @@ class Judged:
 
 
 def drawn(sampler: Sampler, n: int, **options: Any) -> tuple[Tensor, Tensor]:
-    """(samples uint8 [n, 1, 28, 28], labels): sample i is of class i mod 10, and of the same noise at every strength."""
+    """(samples uint8 [n, 1, 28, 28], labels): sample i is of class i mod 10, and of the same noise
+    at every strength.
+    """
     parts, y = [], torch.arange(n) % 10
     for ids in torch.arange(n).split(BATCH):
         given = {k: v(y[ids]) if callable(v) else v for k, v in options.items()}
-        parts.append(to_uint8(sampler.sample((len(ids), 1, 28, 28), seed=1, sample_ids=ids, **given)))
+        parts.append(
+            to_uint8(sampler.sample((len(ids), 1, 28, 28), seed=1, sample_ids=ids, **given))
+        )
     return torch.cat(parts), y
 
 
 def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str, Any]:
-    free, known = Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS), load_system(classifier)
+    free, known = (
+        Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS),
+        load_system(classifier),
+    )
     null = len(judged.train.classes)
     nothing = lambda y: {"y": torch.full_like(y, null)}  # noqa: E731
     found: dict[str, dict[float, dict[str, float]]] = {"classifier-free": {}, "classifier": {}}
@@ -69,20 +79,39 @@ def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str,
     for strength in SHOWN:
         for way in found:
             if way == "classifier-free":
-                options = {"cond": lambda y: {"y": y}, "uncond": nothing, "guidance_scale": strength}
+                options = {
+                    "cond": lambda y: {"y": y},
+                    "uncond": nothing,
+                    "guidance_scale": strength,
+                }
             else:
-                options = {"cond": nothing, "guidance_scale": 1.0, "classifier_scale": strength,
-                           "classifier": lambda y: known.given(y)}  # type: ignore[operator]  # fmt: skip
+                options = {
+                    "cond": nothing,
+                    "guidance_scale": 1.0,
+                    "classifier_scale": strength,
+                    "classifier": lambda y: known.given(y),
+                }  # type: ignore[operator]
             x, y = drawn(free, n, **options)
             found[way][strength] = judged.of(x, y)
             pictures[way].append(x[:10])
-            print(way, strength, {k: round(v, 3) for k, v in found[way][strength].items()}, flush=True)
+            print(
+                way, strength, {k: round(v, 3) for k, v in found[way][strength].items()}, flush=True
+            )
     figure = plt.figure(figsize=(12, 6.2), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
     for axis, (way, rows) in zip(top.subplots(1, 2), pictures.items(), strict=True):
-        axis.imshow(torch.cat([torch.cat(list(row[:, 0]), dim=1) for row in rows]), cmap="gray", vmin=0, vmax=255)
-        axis.set(yticks=[14 + 28 * i for i in range(len(SHOWN))], yticklabels=[f"γ = {s:g}" for s in SHOWN], xticks=[],
-                 title=f"{way} guidance, the same noise")  # fmt: skip
+        axis.imshow(
+            torch.cat([torch.cat(list(row[:, 0]), dim=1) for row in rows]),
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+        )
+        axis.set(
+            yticks=[14 + 28 * i for i in range(len(SHOWN))],
+            yticklabels=[f"γ = {s:g}" for s in SHOWN],
+            xticks=[],
+            title=f"{way} guidance, the same noise",
+        )
         axis.tick_params(length=0)
     axes = bottom.subplots(1, 3)
     for axis, name in zip(axes, ("fidelity", "diversity", "frechet"), strict=True):
@@ -111,11 +140,20 @@ def resolution(path: Path, folder: Path, n: int, judged: Judged) -> dict[str, fl
     part = judged.test.images[:n]
     goal = features(judged.network, part)
     enlarged = {"bicubic": bicubic, "diffusion": sharp}
-    distances = {name: frechet(features(judged.network, to_uint8(x)), goal) for name, x in enlarged.items()}
+    distances = {
+        name: frechet(features(judged.network, to_uint8(x)), goal) for name, x in enlarged.items()
+    }
     off = float((system.reduce(sharp) - small).abs().mean() * 127.5)  # type: ignore[operator]
-    print(f"{n} enlarged: Fréchet distance to the true ones {distances}; reduced again {off:.2f} levels off")
-    rows = {"given, 14 × 14": F.interpolate(small[:12], scale_factor=2), "bicubic": bicubic[:12], "diffusion": sharp[:12],
-            "the image": x0[:12]}  # fmt: skip
+    print(
+        f"{n} enlarged: Fréchet distance to the true ones {distances}; reduced again {off:.2f}"
+        " levels off"
+    )
+    rows = {
+        "given, 14 × 14": F.interpolate(small[:12], scale_factor=2),
+        "bicubic": bicubic[:12],
+        "diffusion": sharp[:12],
+        "the image": x0[:12],
+    }
     figure, axes = plt.subplots(len(rows), 1, figsize=(9, 3.6), layout="constrained")
     for axis, (title, row) in zip(axes, rows.items(), strict=True):
         axis.imshow(torch.cat(list(row[:, 0].clamp(-1, 1)), dim=1), cmap="gray", vmin=-1, vmax=1)
@@ -126,8 +164,12 @@ def resolution(path: Path, folder: Path, n: int, judged: Judged) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classifier", type=Path, help="folder of `fastdiff train --model classifier`")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--classifier", type=Path, help="folder of `fastdiff train --model classifier`"
+    )
     parser.add_argument("--superres", type=Path, help="folder of `fastdiff train --model superres`")
     parser.add_argument("--cache", type=Path, required=True, help="folder to keep the judge in")
     parser.add_argument("--samples", type=int, default=1000, help="for each strength (1000)")
@@ -137,9 +179,13 @@ def main() -> None:
     judged = Judged(arguments.cache)
     found: dict[str, Any] = {}
     if arguments.classifier:
-        found["strength"] = strengths(arguments.out / "guidance.png", arguments.classifier, arguments.samples, judged)
+        found["strength"] = strengths(
+            arguments.out / "guidance.png", arguments.classifier, arguments.samples, judged
+        )
     if arguments.superres:
-        found["superres"] = resolution(arguments.out / "superres.png", arguments.superres, arguments.samples, judged)
+        found["superres"] = resolution(
+            arguments.out / "superres.png", arguments.superres, arguments.samples, judged
+        )
     print(json.dumps(found))
 
 

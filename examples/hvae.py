@@ -1,4 +1,5 @@
-"""The picture of docs/theory/hvae.md: what each level of a hierarchy decides and costs, and a diffusion as a hierarchy.
+"""The picture of docs/theory/hvae.md: what each level of a hierarchy decides and costs, and a
+diffusion as a hierarchy.
 
     python examples/hvae.py --model runs/hvae [--out docs/theory/figures]
 
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from fastdiff import Schedule, ops
 from fastdiff.data import load_fashion_mnist
-from fastdiff.likelihood import elbo, optimal_variance
 from fastdiff.pretrained import load_system
-from fastdiff.variational import HVAE, DiffusionHVAE
+from fastdiff.theory.likelihood import elbo, optimal_variance
+from fastdiff.theory.variational import HVAE, DiffusionHVAE
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -29,10 +30,16 @@ BLUE, RED, GREY = "#1b6ca8", "#d1495b", "#888888"
 
 @torch.no_grad()
 def held(model: HVAE, held_levels: int, n: int, seed: int) -> Tensor:
-    """Means of p(x|z) [n, 1, S, S] whose `held_levels` uppermost levels are one draw, the others each picture's own."""
+    """Means of p(x|z) [n, 1, S, S] whose `held_levels` uppermost levels are one draw, the others
+    each picture's own.
+    """
     state, depth = model.start.expand(n, -1, -1, -1), len(model.levels)
     for i in reversed(range(depth)):
-        ids = torch.zeros(n, dtype=torch.int64) if i >= depth - held_levels else torch.arange(1, n + 1)
+        ids = (
+            torch.zeros(n, dtype=torch.int64)
+            if i >= depth - held_levels
+            else torch.arange(1, n + 1)
+        )
         mean, logvar = model.levels[i].p(state)
         z = ops.reparameterize(mean, logvar, seed=seed, sample_ids=ids, step=i, stream=0)
         state = model.levels[i](state, z)
@@ -62,12 +69,17 @@ def costs(axis: plt.Axes, model: HVAE) -> None:
     names = [name for name in terms if name != "reconstruction"]
     values = [float(terms[name].mean()) / unit for name in names]
     axis.bar([n.replace("kl_", "z") for n in names], values, color=BLUE)
-    axis.set(ylabel="bits/dim", title=f"KL of each level; x given all: {float(terms['reconstruction'].mean()) / unit:.2f}")
+    axis.set(
+        ylabel="bits/dim",
+        title=f"KL of each level; x given all: {float(terms['reconstruction'].mean()) / unit:.2f}",
+    )
     print({n: round(float(t.mean()) / unit, 4) for n, t in terms.items()}, "bits/dim")
 
 
 def diffusion(axis: plt.Axes) -> None:
-    """-ELBO of N(0, ¼) draw by draw: the hierarchy's log-ratio, and the diffusion's KLs, with the true reverse process."""
+    """-ELBO of N(0, ¼) draw by draw: the hierarchy's log-ratio, and the diffusion's KLs, with the
+    true reverse process.
+    """
     schedule, std, n = Schedule.learned(lambda u: 9 - 18 * u, 40), 0.5, 4_000
     x0 = std * ops.randn((n, 1), seed=0, dtype=torch.float64)
     total = schedule.alpha**2 * std**2 + schedule.sigma**2
@@ -79,25 +91,39 @@ def diffusion(axis: plt.Axes) -> None:
         return gain[t][:, None] * x
 
     truth = 0.5 * (x0[:, 0] / std) ** 2 + 0.5 * math.log(2 * math.pi * std**2)
-    chain = sum(DiffusionHVAE(network, schedule, variance=best, **settings).bound(x0, seed=1).values())
+    chain = sum(
+        DiffusionHVAE(network, schedule, variance=best, **settings).bound(x0, seed=1).values()
+    )
     kls = elbo(network, x0, schedule, variance=best, seed=1, **settings).total()
     axis.plot(truth, kls, ".", ms=2, color=GREY, label="diffusion, KLs")
     axis.plot(truth, chain, ".", ms=2, color=RED, label="hierarchy, log-ratios")
-    axis.set(xlabel="−ln p(x)", ylabel="bound by one draw, nats", title="a diffusion as a hierarchy of 40 levels")
+    axis.set(
+        xlabel="−ln p(x)",
+        ylabel="bound by one draw, nats",
+        title="a diffusion as a hierarchy of 40 levels",
+    )
     axis.legend(frameon=False, fontsize=7, markerscale=4)
-    print(f"mean -ln p {truth.mean():.4f}, hierarchy {chain.mean():.4f} (off by at most {(chain - truth).abs().max():.4f}), "
-          f"KLs {kls.mean():.4f}")  # fmt: skip
+    print(
+        f"mean -ln p {truth.mean():.4f}, hierarchy {chain.mean():.4f} (off by at most"
+        f" {(chain - truth).abs().max():.4f}), KLs {kls.mean():.4f}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of a hierarchy trained on Fashion-MNIST")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder of a hierarchy trained on Fashion-MNIST"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/theory/figures"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     model = load_system(arguments.model)
     assert isinstance(model, HVAE)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained", width_ratios=(1.3, 0.8, 1))
+    figure, axes = plt.subplots(
+        1, 3, figsize=(12, 4.2), layout="constrained", width_ratios=(1.3, 0.8, 1)
+    )
     levels(axes[0], model)
     costs(axes[1], model)
     diffusion(axes[2])

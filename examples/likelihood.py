@@ -1,6 +1,7 @@
-"""The pictures of docs/theory/likelihood.md: a learnt density, the steps that each point takes, what probes cost.
+"""The pictures of docs/theory/likelihood.md: a learnt density, the steps that each point takes,
+what probes cost.
 
-    python examples/likelihood.py [--out docs/theory/figures]
+python examples/likelihood.py [--out docs/theory/figures]
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from score import BLUE, GREY, RED, train  # beside this file
 
 from fastdiff import Schedule
 from fastdiff.data import Toy, load_toy
-from fastdiff.likelihood import nll
-from fastdiff.score import ScoreModel
+from fastdiff.theory.likelihood import nll
+from fastdiff.theory.score import ScoreModel
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -26,7 +27,9 @@ EDGE, SIDE = 2.4, 64
 
 
 def maps(axes: list[plt.Axes], model: ScoreModel, data: Toy) -> None:
-    """p(x) of the flow on a grid beside the truth, and the evaluations that each point of it took."""
+    """p(x) of the flow on a grid beside the truth, and the evaluations that each point of it
+    took.
+    """
     side = torch.linspace(-EDGE, EDGE, SIDE)
     grid = torch.cartesian_prod(side, side)
     got = nll(x=grid, **model.for_likelihood(), divergence="exact")
@@ -39,15 +42,27 @@ def maps(axes: list[plt.Axes], model: ScoreModel, data: Toy) -> None:
     top = float(truth.exp().max())
     for axis, (title, values, colors) in zip(axes, pictures, strict=True):
         limits = {"vmin": 0, "vmax": top} if colors == "Blues" else {}
-        axis.imshow(values.reshape(SIDE, SIDE).T.flip(0), cmap=colors, extent=(-EDGE, EDGE, -EDGE, EDGE), **limits)
+        axis.imshow(
+            values.reshape(SIDE, SIDE).T.flip(0),
+            cmap=colors,
+            extent=(-EDGE, EDGE, -EDGE, EDGE),
+            **limits,
+        )
         axis.set(title=title, xticks=[], yticks=[])
     held = load_toy("moons", "test", n=1_000)
     found = nll(x=held.points, **model.for_likelihood(), divergence="exact")
     off = found.nats + held.log_density(held.points)
     stderr = float(off.std()) / math.sqrt(len(off))
-    print(f"KL of the flow to the data: {float(off.mean()):.3f} ± {stderr:.3f} nats on 1,000 held-out points")
-    bound = sum(model.bound(held.points, seed=0, sample_ids=torch.arange(1_000), times=256).values())
-    print(f"its bound lies {float((bound - found.nats).mean()):.3f} nats above its probability flow")
+    print(
+        f"KL of the flow to the data: {float(off.mean()):.3f} ± {stderr:.3f} nats on 1,000 held-out"
+        " points"
+    )
+    bound = sum(
+        model.bound(held.points, seed=0, sample_ids=torch.arange(1_000), times=256).values()
+    )
+    print(
+        f"its bound lies {float((bound - found.nats).mean()):.3f} nats above its probability flow"
+    )
 
 
 def probes(axis: plt.Axes) -> None:
@@ -61,16 +76,28 @@ def probes(axis: plt.Axes) -> None:
             return point.log_snr  # type: ignore[attr-defined, no-any-return]
 
         def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            alpha, sigma = torch.sigmoid(t.double()).sqrt()[:, None], torch.sigmoid(-t.double()).sqrt()[:, None]
+            alpha, sigma = (
+                torch.sigmoid(t.double()).sqrt()[:, None],
+                torch.sigmoid(-t.double()).sqrt()[:, None],
+            )
             return sigma * ((x @ vectors) / (alpha**2 * values + sigma**2)) @ vectors.T
 
     x = torch.randn(8, dims, generator=generator, dtype=torch.float64) * values.sqrt() @ vectors.T
     counts = [2, 4, 8, 16, 32, 64]
     for kind, color in (("rademacher", BLUE), ("gaussian", RED)):
-        got = [nll(Gaussian(), x, Schedule.vp(1000), divergence=kind, probes=n, seed=0).stderr.mean() for n in counts]
+        got = [
+            nll(Gaussian(), x, Schedule.vp(1000), divergence=kind, probes=n, seed=0).stderr.mean()
+            for n in counts
+        ]
         axis.plot(counts, np.array(got) / (dims * math.log(2)), "o-", ms=3, color=color, label=kind)
     shape = np.array(counts) ** -0.5
-    axis.plot(counts, shape * 0.5 * float(got[0]) / (dims * math.log(2)), color=GREY, lw=0.8, label="1/√probes")
+    axis.plot(
+        counts,
+        shape * 0.5 * float(got[0]) / (dims * math.log(2)),
+        color=GREY,
+        lw=0.8,
+        label="1/√probes",
+    )
     axis.set(xscale="log", yscale="log", xlabel="probes", title="standard error, bits/dim")
     axis.set_xticks(counts, [str(n) for n in counts])
     axis.xaxis.minorticks_off()

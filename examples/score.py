@@ -1,6 +1,7 @@
-"""The pictures of docs/theory/score.md: Langevin paths, a learnt score, SDE and ODE side by side, what a corrector does.
+"""The pictures of docs/theory/score.md: Langevin paths, a learnt score, SDE and ODE side by side,
+what a corrector does.
 
-    python examples/score.py [--out docs/theory/figures]
+python examples/score.py [--out docs/theory/figures]
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from torch import Tensor
 
 from fastdiff import Schedule
 from fastdiff.data import Toy, load_toy
-from fastdiff.score import VPSDE, ScoreModel, annealed_langevin, langevin, network_for, predictor_corrector
+from fastdiff.theory.score import (
+    VPSDE,
+    ScoreModel,
+    annealed_langevin,
+    langevin,
+    network_for,
+    predictor_corrector,
+)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -27,7 +35,9 @@ STEPS, BATCH = 1_000, 512
 
 
 class Mixture:
-    """Σ w_k N(m_k, s² I) blurred by noise: the exact eps, for networks that are told log-SNRs, and the score."""
+    """Σ w_k N(m_k, s² I) blurred by noise: the exact eps, for networks that are told log-SNRs, and
+    the score.
+    """
 
     def __init__(self, weights: list[float], means: list[list[float]], std: float):
         self.weights, self.means, self.std = torch.tensor(weights), torch.tensor(means), std
@@ -35,7 +45,9 @@ class Mixture:
     def network_time(self, point: object) -> float:
         return point.log_snr  # type: ignore[attr-defined, no-any-return]
 
-    def score(self, x: Tensor, alpha: Tensor | float = 1.0, variance: Tensor | float = 0.0) -> Tensor:
+    def score(
+        self, x: Tensor, alpha: Tensor | float = 1.0, variance: Tensor | float = 0.0
+    ) -> Tensor:
         """grad ln p of alpha x0 + sqrt(variance) eps."""
         total = torch.as_tensor(alpha) ** 2 * self.std**2 + variance
         off = torch.as_tensor(alpha)[..., None] * self.means - x[:, None]
@@ -52,7 +64,10 @@ def train(name: str = "moons") -> tuple[ScoreModel, Toy]:
     torch.manual_seed(0)
     data = load_toy(name, n=20_000)
     model = ScoreModel(
-        network_for((2,), width=128, depth=3), likelihood="gaussian", log_snr_max=7.0, times="stratified"
+        network_for((2,), width=128, depth=3),
+        likelihood="gaussian",
+        log_snr_max=7.0,
+        times="stratified",
     )
     optimizer = torch.optim.Adam(model.parameters(), 4e-3)
     for step in range(STEPS):
@@ -65,7 +80,9 @@ def train(name: str = "moons") -> tuple[ScoreModel, Toy]:
     return model.eval(), data
 
 
-def arrows(axis: plt.Axes, score: Callable[[Tensor], Tensor], edge: float, color: str = GREY) -> None:
+def arrows(
+    axis: plt.Axes, score: Callable[[Tensor], Tensor], edge: float, color: str = GREY
+) -> None:
     """A field on a grid, its lengths by their square root."""
     side = torch.linspace(-edge, edge, 22)
     grid = torch.cartesian_prod(side, side)
@@ -77,22 +94,31 @@ def arrows(axis: plt.Axes, score: Callable[[Tensor], Tensor], edge: float, color
 
 
 def paths(axis: plt.Axes) -> None:
-    """Langevin from one point: the noise decides which mode a path finds, and the modes' weights do not."""
+    """Langevin from one point: the noise decides which mode a path finds, and the modes' weights do
+    not.
+    """
     mixture = Mixture([0.2, 0.2, 0.6], [[-1.5, 1.0], [1.5, 1.0], [0.0, -1.5]], 0.55)
     arrows(axis, mixture.score, 3.0)
     for i, color in enumerate((BLUE, RED, GREEN)):
         seen = [torch.tensor([[0.0, 0.4]])]
         langevin(
-            mixture.score, seen[0], steps=250, step_size=0.012, seed=11, sample_ids=torch.tensor([i]),
+            mixture.score,
+            seen[0],
+            steps=250,
+            step_size=0.012,
+            seed=11,
+            sample_ids=torch.tensor([i]),
             watch=lambda _, x, seen=seen: seen.append(x),
-        )  # fmt: skip
+        )
         axis.plot(*torch.cat(seen).T, color=color, lw=0.9)
     axis.plot(0.0, 0.4, "ko", ms=4)
     axis.set_title("x ← x + c·score + √2c·z from one point")
 
 
 def shares(axis: plt.Axes) -> None:
-    """Nine to one: Langevin from noise divides the samples by where they start, annealing by the weights."""
+    """Nine to one: Langevin from noise divides the samples by where they start, annealing by the
+    weights.
+    """
     mixture = Mixture([0.9, 0.1], [[-4.0, 0.0], [4.0, 0.0]], 0.5)
     n, schedule = 1_500, Schedule.ve(100, sigma_min=0.1, sigma_max=30.0)
     start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)) * 4
@@ -110,7 +136,12 @@ def shares(axis: plt.Axes) -> None:
         axis.barh(y, 1 - value, color=color, alpha=0.9)
         axis.barh(y, value, left=1 - value, color=color, alpha=0.4)
         axis.text(0.02, y, f"{1 - value:.2f} : {value:.2f}", va="center", color="white")
-    axis.set(yticks=range(3), yticklabels=["weights", "Langevin", "annealed"], xlim=(0, 1), xticks=[0, 0.5, 1])
+    axis.set(
+        yticks=range(3),
+        yticklabels=["weights", "Langevin", "annealed"],
+        xlim=(0, 1),
+        xticks=[0, 0.5, 1],
+    )
     axis.invert_yaxis()
     axis.set_title("samples at the left and the right mode")
 
@@ -130,7 +161,9 @@ def learnt(axis: plt.Axes, model: ScoreModel, data: Toy) -> None:
 
 
 def reverse(sde_axis: plt.Axes, ode_axis: plt.Axes) -> None:
-    """p_t of a mixture on the line, and the same noise carried back by the reverse SDE and by the probability flow."""
+    """p_t of a mixture on the line, and the same noise carried back by the reverse SDE and by the
+    probability flow.
+    """
     sde, mixture = VPSDE(), Mixture([0.35, 0.65], [[-1.2], [1.0]], 0.25)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
@@ -144,33 +177,74 @@ def reverse(sde_axis: plt.Axes, ode_axis: plt.Axes) -> None:
     for t in times.tolist():
         alpha, sigma = (float(v) for v in sde.marginal(t))
         total = alpha**2 * mixture.std**2 + sigma**2
-        parts = [w * np.exp(-0.5 * (x_axis - alpha * m) ** 2 / total) / math.sqrt(total)
-                 for w, (m,) in zip(mixture.weights.tolist(), mixture.means.tolist(), strict=True)]  # fmt: skip
+        parts = [
+            w * np.exp(-0.5 * (x_axis - alpha * m) ** 2 / total) / math.sqrt(total)
+            for w, (m,) in zip(mixture.weights.tolist(), mixture.means.tolist(), strict=True)
+        ]
         density.append(sum(parts))
     generator = torch.Generator().manual_seed(3)
     for axis, eta, title in ((sde_axis, 1.0, "reverse SDE"), (ode_axis, 0.0, "probability flow")):
         back, x, seen = sde.reverse(score, eta), start, [start]
         for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-            noise = torch.randn(x.shape, generator=generator) * float(back.diffusion(t)) * math.sqrt(t - s)
+            noise = (
+                torch.randn(x.shape, generator=generator)
+                * float(back.diffusion(t))
+                * math.sqrt(t - s)
+            )
             x = x - (t - s) * back.drift(x, t) + noise
             seen.append(x)
-        axis.pcolormesh(times, x_axis, np.sqrt(np.array(density)).T, cmap="Greys", shading="nearest", rasterized=True)
+        axis.pcolormesh(
+            times,
+            x_axis,
+            np.sqrt(np.array(density)).T,
+            cmap="Greys",
+            shading="nearest",
+            rasterized=True,
+        )
         axis.plot(times, torch.cat(seen, 1).T, color=BLUE if eta else RED, lw=0.8)
         axis.set(xlim=(1, 0), ylim=(-3, 3), xlabel="t, from noise to data", title=title)
 
 
 def corrected(axis: plt.Axes) -> None:
-    """The deviation that samples of N(0, s² I) miss, over noise levels, with and without a corrector on the exact score."""
+    """The deviation that samples of N(0, s² I) miss, over noise levels, with and without a
+    corrector on the exact score.
+    """
     dims, n, std, schedule = 32, 1_000, 0.25, Schedule.vp(1000)
     gaussian = Mixture([1.0], [[0.0] * dims], std)
     levels = [5, 10, 20, 40, 80]
-    for corrector, color, label in ((0, RED, "predictor alone"), (1, BLUE, "1 corrector step"), (4, GREEN, "4 of them")):
-        found = [predictor_corrector(gaussian, schedule, (n, dims), steps=k, corrector_steps=corrector, snr=0.25, seed=0,
-                                     timestep_spacing="exponential")
-                 for k in levels]  # fmt: skip
-        axis.plot(levels, [abs(float(x.std()) / std - 1) for x in found], "o-", ms=3, color=color, label=label)
+    for corrector, color, label in (
+        (0, RED, "predictor alone"),
+        (1, BLUE, "1 corrector step"),
+        (4, GREEN, "4 of them"),
+    ):
+        found = [
+            predictor_corrector(
+                gaussian,
+                schedule,
+                (n, dims),
+                steps=k,
+                corrector_steps=corrector,
+                snr=0.25,
+                seed=0,
+                timestep_spacing="exponential",
+            )
+            for k in levels
+        ]
+        axis.plot(
+            levels,
+            [abs(float(x.std()) / std - 1) for x in found],
+            "o-",
+            ms=3,
+            color=color,
+            label=label,
+        )
     axis.axhline(1 / math.sqrt(2 * n * dims), color=GREY, lw=1, label="one standard error")
-    axis.set(xscale="log", yscale="log", xlabel="steps of the predictor", title="missing deviation, |std/s − 1|")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="steps of the predictor",
+        title="missing deviation, |std/s − 1|",
+    )
     axis.set_xticks(levels, [str(k) for k in levels])
     axis.xaxis.minorticks_off()
     axis.legend(frameon=False, fontsize=7)

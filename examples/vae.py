@@ -1,8 +1,10 @@
-"""The pictures of docs/theory/vae.md: small VAEs of the plane, and what a trained one makes of Fashion-MNIST.
+"""The pictures of docs/theory/vae.md: small VAEs of the plane, and what a trained one makes of
+Fashion-MNIST.
 
     python examples/vae.py [--model out/vae] [--out docs/theory/figures]
 
-The first takes two minutes of one core. The second needs a model folder, as `fastdiff train --model vae` writes it.
+The first takes two minutes of one core. The second needs a model folder, as `fastdiff train --model
+vae` writes it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 
 from fastdiff.data import load_fashion_mnist, load_toy
 from fastdiff.pretrained import load_system
-from fastdiff.variational import VAE, iwae, log_weights
+from fastdiff.theory.variational import VAE, iwae, log_weights
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -27,8 +29,16 @@ STEPS, BATCH, SIDE = 2_000, 128, 80
 def train(name: str, **options: Any) -> VAE:
     data = load_toy(name, n=8_000)
     torch.manual_seed(0)
-    vae = VAE((2,), 2, network="mlp", widths=(64, 64), likelihood="gaussian", initial_std=0.15,
-              min_log_std=-3.0, **options)  # fmt: skip
+    vae = VAE(
+        (2,),
+        2,
+        network="mlp",
+        widths=(64, 64),
+        likelihood="gaussian",
+        initial_std=0.15,
+        min_log_std=-3.0,
+        **options,
+    )
     optimizer = torch.optim.Adam(vae.parameters(), 3e-3)
     for step in range(STEPS):
         for group in optimizer.param_groups:
@@ -45,8 +55,11 @@ def toys(path: Path) -> None:
     """Density by 256 importance weights a point, samples, and the latent of held-out points."""
     many = {"objective": "importance", "samples": 16}
     rows: list[tuple[str, dict[str, Any]]] = [
-        ("moons", {}), ("moons", {"prior": "mixture", "components": 8}), ("moons", many), ("swiss-roll", many),
-    ]  # fmt: skip
+        ("moons", {}),
+        ("moons", {"prior": "mixture", "components": 8}),
+        ("moons", many),
+        ("swiss-roll", many),
+    ]
     figure, axes = plt.subplots(4, 4, figsize=(7.6, 7.6), layout="constrained")
     for axis, (name, options) in zip(axes, rows, strict=True):
         held = load_toy(name, "test", n=1_000)
@@ -57,7 +70,9 @@ def toys(path: Path) -> None:
         truth = held.log_density(grid).exp().view(SIDE, SIDE).T
         model = iwae(log_weights(vae, grid, samples=256, seed=0)).exp().view(SIDE, SIDE).T
         for part, density in zip(axis[:2], (truth, model), strict=True):
-            part.pcolormesh(side, side, density, cmap="Blues", vmax=float(truth.max()), rasterized=True)
+            part.pcolormesh(
+                side, side, density, cmap="Blues", vmax=float(truth.max()), rasterized=True
+            )
         points = vae.sample(1_000, seed=1)
         axis[2].scatter(*points.T, s=2, color="#1b6ca8", linewidths=0)
         z = vae.posterior(held.points).mean
@@ -67,7 +82,10 @@ def toys(path: Path) -> None:
         log_p = float(iwae(log_weights(vae, held.points, samples=512, seed=3)).mean())
         best = float(held.log_density(held.points).mean())
         trained = "IWAE₁₆" if options is many else f"ELBO, {options.get('prior', 'normal')} prior"
-        print(f"{name}, trained by the {trained}: ELBO {elbo:.3f}, IWAE_512 {log_p:.3f}, data {best:.3f} nats")
+        print(
+            f"{name}, trained by the {trained}: ELBO {elbo:.3f}, IWAE_512 {log_p:.3f}, data"
+            f" {best:.3f} nats"
+        )
         axis[0].set_ylabel(name, fontsize=8)
         axis[1].set_ylabel(f"trained by {trained}", fontsize=7)
         for part in axis[:3]:
@@ -75,14 +93,18 @@ def toys(path: Path) -> None:
         for part in axis:
             part.set(xticks=[], yticks=[], aspect="equal")
         axis[3].set(xlim=(-5, 5), ylim=(-5, 5))
-    for part, title in zip(axes[0], ("data's density", "model's density", "samples", "μ(x), held out"), strict=True):
+    for part, title in zip(
+        axes[0], ("data's density", "model's density", "samples", "μ(x), held out"), strict=True
+    ):
         part.set_title(title, fontsize=9)
     figure.savefig(path, dpi=90)
 
 
 @torch.no_grad()
 def images(folder: Path, path: Path) -> None:
-    """Held-out images, their reconstructions, samples of the prior, and a walk between two latents."""
+    """Held-out images, their reconstructions, samples of the prior, and a walk between two
+    latents.
+    """
     vae, data = load_system(folder), load_fashion_mnist("bundled-test")
     x, _ = data.batch(torch.arange(12))
     z = vae.posterior(x).mean  # type: ignore[operator]
@@ -104,8 +126,14 @@ def images(folder: Path, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a VAE trained on Fashion-MNIST; without it, the plane alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="folder of a VAE trained on Fashion-MNIST; without it, the plane alone",
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/theory/figures"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

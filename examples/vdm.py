@@ -1,4 +1,5 @@
-"""The pictures of docs/theory/vdm.md: three paths of gamma, both forms of the bound, and a model of the plane.
+"""The pictures of docs/theory/vdm.md: three paths of gamma, both forms of the bound, and a model of
+the plane.
 
 python examples/vdm.py [--out docs/theory/figures] [--steps 2000]
 """
@@ -16,9 +17,16 @@ from torch import Tensor
 
 from fastdiff import Sampler, Schedule, ops, prediction
 from fastdiff.data import load_toy
-from fastdiff.likelihood import elbo, elbo_two_variable, optimal_variance, steps
-from fastdiff.variational import VDM, CosineGamma, LearnedGamma, LinearGamma, diffusion_terms, times
-from fastdiff.variational.gamma import Gamma, point
+from fastdiff.theory.likelihood import elbo, elbo_two_variable, optimal_variance, steps
+from fastdiff.theory.variational import (
+    VDM,
+    CosineGamma,
+    LearnedGamma,
+    LinearGamma,
+    diffusion_terms,
+    times,
+)
+from fastdiff.theory.variational.gamma import Gamma, point
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -36,7 +44,9 @@ def optimal(z: Tensor, gamma_t: Tensor) -> Tensor:
 def learned_path() -> LearnedGamma:
     """gamma whose path was trained by the variance alone, its ends held."""
     gamma = LearnedGamma(LOW, HIGH)
-    optimizer = torch.optim.Adam([p for name, p in gamma.named_parameters() if not name.startswith("gamma")], lr=0.05)
+    optimizer = torch.optim.Adam(
+        [p for name, p in gamma.named_parameters() if not name.startswith("gamma")], lr=0.05
+    )
     for step in range(400):
         x0 = STD * ops.randn((256, 16), seed=step, stream=0)
         u = times.draw("stratified", torch.arange(256), seed=0, step=step)
@@ -60,14 +70,28 @@ def paths(out: Path) -> None:
         with torch.no_grad():
             at, slope = gamma(u)
             power = STD**2 * torch.exp(-at)
-            value = diffusion_terms(optimal, x0, gamma, times.draw("uniform", torch.arange(n), seed=3, step=0), seed=2)
+            value = diffusion_terms(
+                optimal, x0, gamma, times.draw("uniform", torch.arange(n), seed=3, step=0), seed=2
+            )
         axes[0].plot(u, at, color=color, label=name)
         axes[1].plot(u, 8 * slope * power / (1 + power), color=color)
-        axes[2].hist(value.numpy(), bins=60, range=(0, 260), color=color, histtype="step", density=True,
-                     label=f"{name}: {value.mean():.1f}, std {value.std():.0f}")  # fmt: skip
-        print(f"{name:8s} mean {value.mean():.2f} (closed form {closed:.2f}), std {value.std():.2f} nats")
+        axes[2].hist(
+            value.numpy(),
+            bins=60,
+            range=(0, 260),
+            color=color,
+            histtype="step",
+            density=True,
+            label=f"{name}: {value.mean():.1f}, std {value.std():.0f}",
+        )
+        print(
+            f"{name:8s} mean {value.mean():.2f} (closed form {closed:.2f}), std {value.std():.2f}"
+            " nats"
+        )
     axes[0].set(xlabel="t", title="γ(t) = −ln SNR between equal ends")
-    axes[1].set(xlabel="t", title="mean loss at t, 16 dimensions, nats", yscale="log", ylim=(1, 5e3))
+    axes[1].set(
+        xlabel="t", title="mean loss at t, 16 dimensions, nats", yscale="log", ylim=(1, 5e3)
+    )
     axes[1].axhline(closed, color=GREY, lw=0.8, ls=":")
     axes[2].axvline(closed, color=GREY, lw=0.8, ls=":")
     axes[2].set(xlabel="nats", yticks=[], title="loss at one random t")
@@ -80,14 +104,18 @@ class Optimal:
     """The optimal x0-prediction of N(0, STD²) under a schedule."""
 
     def __init__(self, schedule: Schedule):
-        self.gain = torch.tensor(schedule.alpha * STD**2 / (schedule.alpha**2 * STD**2 + schedule.sigma**2))
+        self.gain = torch.tensor(
+            schedule.alpha * STD**2 / (schedule.alpha**2 * STD**2 + schedule.sigma**2)
+        )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return (self.gain[t].view(-1, 1) * x.double()).to(x.dtype)
 
 
 def two_forms(out: Path) -> None:
-    """The bound by KLs and by log-ratios: spread with one random t, and what an expected KL would give."""
+    """The bound by KLs and by log-ratios: spread with one random t, and what an expected KL would
+    give.
+    """
     sizes, n = [5, 10, 20, 50, 100, 200, 500, 1000], 4_000
     x0 = STD * ops.randn((n, 1), seed=0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -95,7 +123,12 @@ def two_forms(out: Path) -> None:
     right, wrong = [], []
     for size in sizes:
         schedule = Schedule.learned(lambda u: 9 - 15 * u, size)
-        arguments = {"prediction_type": "x0", "variance": "fixed_small", "likelihood": "gaussian", "seed": 1}
+        arguments = {
+            "prediction_type": "x0",
+            "variance": "fixed_small",
+            "likelihood": "gaussian",
+            "seed": 1,
+        }
         t = torch.randint(0, size - 1, (n, 1), generator=generator)
         one = elbo(Optimal(schedule), x0, schedule, times=t + 1, **arguments).total(scale=size - 1)
         two = elbo_two_variable(Optimal(schedule), x0, schedule, times=t, **arguments)
@@ -103,10 +136,19 @@ def two_forms(out: Path) -> None:
         spread["log-ratio form"].append(two.std().item())
         mmse = STD**2 * schedule.sigma**2 / (schedule.alpha**2 * STD**2 + schedule.sigma**2)
         best = optimal_variance(schedule, mmse)
-        tight = elbo(Optimal(schedule), x0, schedule, **arguments | {"variance": best}).total().mean().item()
+        tight = (
+            elbo(Optimal(schedule), x0, schedule, **arguments | {"variance": best})
+            .total()
+            .mean()
+            .item()
+        )
         step = steps(schedule)
         gain = (
-            step.mean_x0 * schedule.alpha * STD**2 / (schedule.alpha**2 * STD**2 + schedule.sigma**2) + step.mean_x
+            step.mean_x0
+            * schedule.alpha
+            * STD**2
+            / (schedule.alpha**2 * STD**2 + schedule.sigma**2)
+            + step.mean_x
         )[1:]
         right.append(tight)
         wrong.append(tight + float((gain * step.alpha[1:] * step.variance[:-1] / best[1:]).sum()))
@@ -122,13 +164,22 @@ def two_forms(out: Path) -> None:
     axes[1].set(xlabel="T", yscale="symlog", title="nats, one dimension")
     for axis in axes:
         axis.legend(frameon=False, fontsize=7)
-    print("T", sizes, "KL form", np.round(spread["KL form"], 1), "log-ratio", np.round(spread["log-ratio form"], 1))
+    print(
+        "T",
+        sizes,
+        "KL form",
+        np.round(spread["KL form"], 1),
+        "log-ratio",
+        np.round(spread["log-ratio form"], 1),
+    )
     print("tight", np.round(right, 3), "expected KL", np.round(wrong, 1), f"entropy {entropy:.3f}")
     save(figure, out / "vdm_two_forms.png")
 
 
 def plane(out: Path, steps_: int) -> None:
-    """A VDM with a learned gamma trained on the two moons: terms over log-SNR, score field, samples."""
+    """A VDM with a learned gamma trained on the two moons: terms over log-SNR, score field,
+    samples.
+    """
     torch.manual_seed(0)
     data, held_out = load_toy("moons"), load_toy("moons", "test")
     vdm = VDM(data.shape, likelihood="gaussian", widths=[32])
@@ -149,10 +200,15 @@ def plane(out: Path, steps_: int) -> None:
     )
     figure, axes = plt.subplots(1, 4, figsize=(11, 2.9))
     axes[0].plot(timed.log_snr.mean(0), timed.denoising.mean(0), "o-", ms=3, color=BLUE)
-    axes[0].set(xlabel="ln SNR", ylim=(0, None), title=f"denoising terms; bound {total:.2f}, entropy {entropy:.2f}")
+    axes[0].set(
+        xlabel="ln SNR",
+        ylim=(0, None),
+        title=f"denoising terms; bound {total:.2f}, entropy {entropy:.2f}",
+    )
     axes[0].title.set_fontsize(8)
     grid = torch.stack(
-        torch.meshgrid(torch.linspace(-2.2, 2.2, 17), torch.linspace(-2.2, 2.2, 17), indexing="xy"), -1
+        torch.meshgrid(torch.linspace(-2.2, 2.2, 17), torch.linspace(-2.2, 2.2, 17), indexing="xy"),
+        -1,
     ).view(-1, 2)
     for axis, gamma_t in zip(axes[1:3], (0.0, -3.0), strict=True):
         at = torch.full((len(grid),), gamma_t, dtype=torch.float64)
@@ -164,9 +220,17 @@ def plane(out: Path, steps_: int) -> None:
         noised = ops.q_sample(x[:600], None, alpha[:1].expand(600), sigma[:1].expand(600), seed=3)
         axis.scatter(*noised.T, s=1, color=GREY, alpha=0.4)
         axis.quiver(*grid.T, *score.T, color=BLUE, width=0.004)
-        axis.set(title=f"score at γ = {gamma_t:g}", xticks=[], yticks=[], xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
+        axis.set(
+            title=f"score at γ = {gamma_t:g}",
+            xticks=[],
+            yticks=[],
+            xlim=(-2.5, 2.5),
+            ylim=(-2.5, 2.5),
+        )
     network, schedule, settings = vdm.for_sampler(200)
-    drawn = Sampler(network, schedule, solver="ddpm", steps=200, **settings).sample((2_000, 2), seed=0)
+    drawn = Sampler(network, schedule, solver="ddpm", steps=200, **settings).sample(
+        (2_000, 2), seed=0
+    )
     axes[3].scatter(*drawn.T, s=1, color=RED, alpha=0.5)
     axes[3].set(title="samples", xticks=[], yticks=[], xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
     save(figure, out / "vdm_moons.png")

@@ -9,11 +9,11 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .versions import __version__
 
 _WHERE = {
     "Plan": "solvers",
-    "Request": "loop.batch",
+    "Request": "sampling.requests",
     "Sampler": "sampler",
     "Schedule": "schedule",
     "Trainer": "training",
@@ -32,19 +32,46 @@ _WHERE = {
     "use": "backend",
     "vlb_terms": "ops",
 }
-# diffusers' schedulers under their own names: pipelines store this package's name and find the class in it again
+# diffusers' schedulers under their own names: pipelines store this package's name and find the
+# class in it again
 _DIFFUSERS = (
-    "CMStochasticIterativeScheduler", "CosineDPMSolverMultistepScheduler", "DDIMInverseScheduler",
-    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler", "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler", "EDMDPMSolverMultistepScheduler", "EDMEulerScheduler",
-    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "HeunDiscreteScheduler", "IPNDMScheduler",
-    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler",
-    "PNDMScheduler", "RePaintScheduler", "SASolverScheduler", "TCDScheduler", "UnCLIPScheduler",
-    "UniPCMultistepScheduler", "from_scheduler", "swap",
-)  # fmt: skip
-_THEIRS = ("SchedulerMixin",)  # loading a pipeline, diffusers looks for the bases of its components in their package
+    "CMStochasticIterativeScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DDIMInverseScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "RePaintScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
+    "from_scheduler",
+    "swap",
+)
+_THEIRS = (
+    "SchedulerMixin",
+)  # loading a pipeline, diffusers looks for the bases of its components in their package
 
 __all__ = [
     "Plan",
@@ -70,11 +97,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from .acceleration import accelerate  # type: ignore[no-redef]
-    from .backend import backends, use
+    from .acceleration import accelerate
+    from .backend.choice import backends, use
     from .images import to_uint8
-    from .loop.batch import Request
-    from .ops import (  # type: ignore[no-redef]  # files of ops have their op's name
+    from .ops import (  # type: ignore[no-redef]  # the files of ops have their op's name
         discretized_gaussian_nll,
         gaussian_kl,
         group_norm_silu,
@@ -87,6 +113,7 @@ if TYPE_CHECKING:
         vlb_terms,
     )
     from .sampler import Sampler
+    from .sampling.requests import Request
     from .schedule import Schedule
     from .solvers import Plan
     from .training import Trainer
@@ -104,7 +131,8 @@ def __getattr__(name: str) -> Any:
             if (error.name or "").split(".")[0] != "diffusers":
                 raise
             raise ImportError(
-                f"fastdiff.{name}: expected diffusers (0.42) to be installed, got none. Install diffusers."
+                f"fastdiff.{name}: expected diffusers (0.42) to be installed, got none. Install"
+                " diffusers."
             ) from None
         value = getattr(twins, name)
         globals()[name] = value
@@ -114,4 +142,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     # help() and its like look at every name: what can't be had here is not shown
-    return sorted({*globals(), *_WHERE, *(_DIFFUSERS if importlib.util.find_spec("diffusers") else ())})
+    return sorted(
+        {*globals(), *_WHERE, *(_DIFFUSERS if importlib.util.find_spec("diffusers") else ())}
+    )

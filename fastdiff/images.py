@@ -16,29 +16,44 @@ def to_uint8(x: Tensor) -> Tensor:
     Raises ValueError when x holds NaN.
     """
     if bool(torch.isnan(x).any()):
-        raise ValueError("fastdiff.to_uint8: expected numbers, got NaN. The network or the schedule diverged.")
+        raise ValueError(
+            "fastdiff.to_uint8: expected numbers, got NaN. The network or the schedule diverged."
+        )
     return levels(x)
 
 
 def levels(x: Tensor) -> Tensor:
-    """The same without a look at the numbers, which on a GPU would wait for them; NaN becomes any level."""
+    """The same without a look at the numbers, which on a GPU would wait for them; NaN becomes any
+    level.
+    """
     return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def grid(pictures: np.ndarray, labels: np.ndarray | None, names: Sequence[str], *, columns: int = 16) -> Image.Image:
-    """Pictures [N, H, W, C] uint8 on one sheet; with labels, a row or more per class, its name at the left."""
+def grid(
+    pictures: np.ndarray, labels: np.ndarray | None, names: Sequence[str], *, columns: int = 16
+) -> Image.Image:
+    """Pictures [N, H, W, C] uint8 on one sheet; with labels, a row or more per class, its name at
+    the left.
+    """
     height, width = pictures.shape[1:3]
     scale = max(1, 56 // height)
     cell_h, cell_w = (height + 2) * scale, (width + 2) * scale
     groups = [("", np.arange(len(pictures)))]
     if labels is not None:
         present = sorted(set(labels.tolist()))
-        groups = [(names[k] if k < len(names) else str(k), np.flatnonzero(labels == k)) for k in present]
+        groups = [
+            (names[k] if k < len(names) else str(k), np.flatnonzero(labels == k)) for k in present
+        ]
     columns = min(columns, max(len(members) for _, members in groups))
-    rows = [(name if start == 0 else "", members[start : start + columns])
-            for name, members in groups for start in range(0, len(members), columns)]  # fmt: skip
+    rows = [
+        (name if start == 0 else "", members[start : start + columns])
+        for name, members in groups
+        for start in range(0, len(members), columns)
+    ]
     font = ImageFont.load_default(size=12 * scale / 2 + 6)
-    margin = int(max(font.getlength(name) for name, _ in rows)) + (4 * scale if labels is not None else 0)
+    margin = int(max(font.getlength(name) for name, _ in rows)) + (
+        4 * scale if labels is not None else 0
+    )
     sheet = Image.new("RGB", (margin + columns * cell_w, len(rows) * cell_h), "white")
     draw = ImageDraw.Draw(sheet)
     for y, (name, members) in enumerate(rows):
@@ -46,6 +61,8 @@ def grid(pictures: np.ndarray, labels: np.ndarray | None, names: Sequence[str], 
         for x, index in enumerate(members):
             picture = pictures[index]
             image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-            image = image.convert("RGB").resize((width * scale, height * scale), Image.Resampling.NEAREST)
+            image = image.convert("RGB").resize(
+                (width * scale, height * scale), Image.Resampling.NEAREST
+            )
             sheet.paste(image, (margin + x * cell_w + scale, y * cell_h + scale))
     return sheet

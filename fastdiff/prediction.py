@@ -9,8 +9,8 @@ With x_t = alpha x0 + sigma eps every common network output is a linear combinat
     flow     u     = eps - x0                              (Lipman et al. 2023, for alpha = 1 - sigma)
     edm      F     = -v                                    (Karras et al. 2022, eq. 7 and table 1, unit data)
 
-So a type is the pair (a, b) in output = a·x0 + b·eps, and conversions are 2×2 linear algebra, written here in forms
-without cancellation. alpha² + sigma² = 1 is not assumed.
+So a type is the pair (a, b) in output = a·x0 + b·eps, and conversions are 2×2 linear algebra,
+written here in forms without cancellation. alpha² + sigma² = 1 is not assumed.
 """
 
 from __future__ import annotations
@@ -23,17 +23,22 @@ _ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 def normalize(prediction_type: str) -> str:
-    """The canonical name of a prediction type; `sample`, `v_prediction` and `flow_prediction` are understood."""
+    """The canonical name of a prediction type; `sample`, `v_prediction` and `flow_prediction` are
+    understood.
+    """
     name = _ALIASES.get(prediction_type, prediction_type)
     if name not in PREDICTION_TYPES:
         raise ValueError(
-            f"fastdiff.prediction: expected prediction_type in {list(PREDICTION_TYPES)}, got {prediction_type!r}."
+            f"fastdiff.prediction: expected prediction_type in {list(PREDICTION_TYPES)}, got"
+            f" {prediction_type!r}."
         )
     return name
 
 
 def to_x0_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """(a, b) with x0 = a·x_t + b·output; alpha, sigma are floats or arrays. epsilon, score: alpha > 0."""
+    """(a, b) with x0 = a·x_t + b·output; alpha, sigma are floats or arrays. epsilon, score: alpha >
+    0.
+    """
     kind = normalize(prediction_type)
     zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
     if kind == "epsilon":
@@ -71,7 +76,9 @@ def to_eps_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[A
 
 
 def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
-    """What a network of this type should output for x_t = alpha x0 + sigma eps (arrays broadcast; score: sigma > 0)."""
+    """What a network of this type should output for x_t = alpha x0 + sigma eps (arrays broadcast;
+    score: sigma > 0).
+    """
     kind = normalize(prediction_type)
     if kind == "epsilon":
         return eps
@@ -87,7 +94,8 @@ def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> A
 
 
 def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, sigma: Any) -> Any:
-    """The output a network of type `destination` would have given instead of `output` of type `source`.
+    """The output a network of type `destination` would have given instead of `output` of type
+    `source`.
 
     Shapes broadcast: output and x_t [B, …], alpha and sigma floats or [B, 1, …].
     """
@@ -99,7 +107,9 @@ def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, si
 
 
 class Coefficients(NamedTuple):
-    """input = scale·x_t is what the network is given; x0 = x0_x·x_t + x0_out·output; eps = eps_x·x_t + eps_out·output."""
+    """input = scale·x_t is what the network is given; x0 = x0_x·x_t + x0_out·output; eps =
+    eps_x·x_t + eps_out·output.
+    """
 
     scale: float
     x0_x: float
@@ -111,11 +121,12 @@ class Coefficients(NamedTuple):
 class Parametrization(NamedTuple):
     """What a network is given and what it returns, for a state x_t = alpha x0 + sigma eps.
 
-    unit_input: the input is x_t over sqrt(alpha² sigma_data² + sigma²), of unit variance, and prediction_type speaks of that
-    space, where the data are x0/sigma_data. With alpha = 1 that is the input of networks trained on variance-preserving
-    noise (sigma_data = 1) and, with the type `edm`, the preconditioning of Karras et al. 2022, table 1:
-    c_in = 1/sqrt(sigma² + sigma_data²), c_skip = sigma_data² c_in², c_out = sigma sigma_data c_in.
-    Otherwise the input is x_t itself.
+    unit_input: the input is x_t over sqrt(alpha² sigma_data² + sigma²), of unit variance, and
+        prediction_type speaks of that
+    space, where the data are x0/sigma_data. With alpha = 1 that is the input of networks trained on
+    variance-preserving noise (sigma_data = 1) and, with the type `edm`, the preconditioning of
+    Karras et al. 2022, table 1: c_in = 1/sqrt(sigma² + sigma_data²), c_skip = sigma_data² c_in²,
+    c_out = sigma sigma_data c_in. Otherwise the input is x_t itself.
     """
 
     prediction_type: str = "epsilon"
@@ -125,14 +136,17 @@ class Parametrization(NamedTuple):
     def at(self, alpha: float, sigma: float) -> Coefficients:
         """The coefficients at a point (alpha, sigma).
 
-        Raises ValueError where the type says nothing: epsilon and the score at alpha = 0, x0 and the score at sigma = 0.
+        Raises ValueError where the type says nothing: epsilon and the score at alpha = 0, x0 and
+            the score at sigma = 0.
         """
         kind = normalize(self.prediction_type)
-        if (alpha == 0 and kind in ("epsilon", "score")) or (sigma == 0 and kind in ("x0", "score")):
+        if (alpha == 0 and kind in ("epsilon", "score")) or (
+            sigma == 0 and kind in ("x0", "score")
+        ):
             where = "pure noise (alpha = 0)" if alpha == 0 else "clean data (sigma = 0)"
             raise ValueError(
-                f"fastdiff.prediction: expected a prediction type that is defined at {where}, got {kind!r}. "
-                "Train v or flow, or keep that point out of the grid."
+                f"fastdiff.prediction: expected a prediction type that is defined at {where}, got"
+                f" {kind!r}. Train v or flow, or keep that point out of the grid."
             )
         scale, data = 1.0, 1.0
         if self.unit_input:

@@ -1,8 +1,10 @@
-"""The noise contract on torch: noise is a pure function of (seed, sample id, stream, step, element).
+"""The noise contract on torch: noise is a pure function of (seed, sample id, stream, step,
+element).
 
-Philox4x32-10 (Salmon et al. 2011) turns key = seed and counter = (element // 4, step, id, stream | id) into four words;
-Box-Muller turns two words into two normals. Every float operation is a float32 add, multiply or correctly rounded square
-root in the order of kernels/README.md section 1, so these bits equal those of every other backend.
+Philox4x32-10 (Salmon et al. 2011) turns key = seed and counter = (element // 4, step, id, stream |
+id) into four words; Box-Muller turns two words into two normals. Every float operation is a float32
+add, multiply or correctly rounded square root in the order of kernels/README.md section 1, so these
+bits equal those of every other backend.
 """
 
 from __future__ import annotations
@@ -11,8 +13,15 @@ import torch
 from torch import Tensor
 
 MODES = ("exact", "fast")
-STREAM_INITIAL, STREAM_SOLVER, STREAM_FORWARD, STREAM_REPARAMETERIZE, STREAM_TIMES, STREAM_PROBES = range(6)
-STREAM_TREE = 6  # nodes of a Brownian path (fastdiff.adaptive)
+(
+    STREAM_INITIAL,
+    STREAM_SOLVER,
+    STREAM_FORWARD,
+    STREAM_REPARAMETERIZE,
+    STREAM_TIMES,
+    STREAM_PROBES,
+) = range(6)
+STREAM_TREE = 6  # nodes of a Brownian path (fastdiff.sampling.adaptive)
 
 _WORD = 0xFFFFFFFF
 _M0, _M1, _W0, _W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
@@ -31,14 +40,21 @@ _SIN = tuple(map(_h, "0x1.921fb6p+1 -0x1.4abbbap+2 0x1.465ec6p+1 -0x1.2d9bb6p-1"
 _COS = tuple(map(_h, "-0x1.3bd3ccp+2 0x1.03c1dep+2 -0x1.55c664p+0 0x1.d9f7bcp-3".split()))
 
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+def philox4x32(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
+) -> tuple[Tensor, ...]:
     """Philox4x32-10 on words held in int64 tensors [0, 2^32); counters and keys broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
         # int64 products wrap modulo 2^64, so both halves of the unsigned product are intact
         p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = ((p1 >> 32) & _WORD) ^ c1 ^ k0, p1 & _WORD, ((p0 >> 32) & _WORD) ^ c3 ^ k1, p0 & _WORD
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _WORD) ^ c1 ^ k0,
+            p1 & _WORD,
+            ((p0 >> 32) & _WORD) ^ c3 ^ k1,
+            p0 & _WORD,
+        )
         k0, k1 = (k0 + _W0) & _WORD, (k1 + _W1) & _WORD
     return c0, c1, c2, c3
 
@@ -64,9 +80,17 @@ def words(
 
 
 def normals(
-    n: int, *, seed: int | Tensor, sample_ids: Tensor, step: int | Tensor, stream: int, fast: bool = False
+    n: int,
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor,
+    step: int | Tensor,
+    stream: int,
+    fast: bool = False,
 ) -> Tensor:
-    """Standard normals float32 [B, n]: element e of sample b is f(seed[b], id[b], stream, step[b], e)."""
+    """Standard normals float32 [B, n]: element e of sample b is f(seed[b], id[b], stream, step[b],
+    e).
+    """
     groups = torch.arange((n + 3) // 4, device=sample_ids.device)
     w0, w1, w2, w3 = words(groups, seed=seed, sample_ids=sample_ids, step=step, stream=stream)
     pair = _pair_fast if fast else _pair_exact
@@ -85,7 +109,8 @@ def _pair_exact(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     y = y + n * _LN2_LO
     y = y - dd * 0.5
     g = (d + y) + n * _LN2_HI
-    # torch's float32 sqrt may be off by one unit in the last place; float64 then float32 is correctly rounded
+    # torch's float32 sqrt may be off by one unit in the last place; float64 then float32 is
+    # correctly rounded
     r = torch.sqrt((g * -2.0).to(torch.float64)).to(torch.float32)
 
     v = ((j & 0x007FFFFF) - 0x00400000).to(torch.float32) * 2.0**-24
@@ -120,16 +145,25 @@ def randint(
     stream: int = STREAM_TIMES,
     word: int = 0,
 ) -> Tensor:
-    """Integers in [0, high), int64 [B]: (word · high) >> 32 of the sample's first group, high <= 2^31."""
+    """Integers in [0, high), int64 [B]: (word · high) >> 32 of the sample's first group, high <=
+    2^31.
+    """
     group = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
     w = words(group, seed=seed, sample_ids=sample_ids, step=step, stream=stream)[word][:, 0]
     return (w * high) >> 32
 
 
 def uniform(
-    *, seed: int | Tensor, sample_ids: Tensor, step: int | Tensor = 0, stream: int = STREAM_TIMES, word: int = 0
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor,
+    step: int | Tensor = 0,
+    stream: int = STREAM_TIMES,
+    word: int = 0,
 ) -> Tensor:
-    """Uniform numbers inside (0, 1), float32 [B]: ((word >> 8) | 1)·2^-24 of the sample's first group."""
+    """Uniform numbers inside (0, 1), float32 [B]: ((word >> 8) | 1)·2^-24 of the sample's first
+    group.
+    """
     group = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
     w = words(group, seed=seed, sample_ids=sample_ids, step=step, stream=stream)[word][:, 0]
     return ((w >> 8) | 1).to(torch.float32) * 2.0**-24

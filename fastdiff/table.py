@@ -1,4 +1,5 @@
-"""The schema of a plan's table: one row of numbers is one solver step (kernels/README.md section 4).
+"""The schema of a plan's table: one row of numbers is one solver step (kernels/README.md section
+4).
 
 x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear combinations of
 (x, x0, out, s1, s2, s3, s4, z). A zero coefficient means that the operand is not read.
@@ -43,7 +44,9 @@ READS = {operand: columns(*(f"{to}.{operand}" for to in OUTPUTS)) for operand in
 
 
 def uses(mask: int, *names: str) -> bool:
-    """Whether any of the named columns is non-zero in some row, by the bit mask of a table (-1: unknown, so yes)."""
+    """Whether any of the named columns is non-zero in some row, by the bit mask of a table (-1:
+    unknown, so yes).
+    """
     return mask & columns(*names) != 0
 
 
@@ -52,5 +55,15 @@ def reads(mask: int, operand: str) -> bool:
     return mask & READS[operand] != 0
 
 
-VLB_COLUMNS = ("x0_x", "x0_out", "clip_bound", "mean_x0", "mean_x", "logvar_q", "logvar_lo", "logvar_hi", "first")
+VLB_COLUMNS = (
+    "x0_x",
+    "x0_out",
+    "clip_bound",
+    "mean_x0",
+    "mean_x",
+    "logvar_q",
+    "logvar_lo",
+    "logvar_hi",
+    "first",
+)
 """The columns of the table of `vlb_terms`, one row a timestep (kernels/README.md section 11)."""

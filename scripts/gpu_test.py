@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""`make gpu-test`: builds the CUDA library, runs the op tests on a GPU's memory and what only a GPU shows, reports as JSON.
+"""`make gpu-test`: builds the CUDA library, runs the op tests on a GPU's memory and what only a GPU
+shows, reports as JSON.
 
     python scripts/gpu_test.py [--out gpu-test.json]
 
-Needs torch, Triton, NumPy, pytest, hypothesis and nvcc, no network. Without a GPU the suites run as far as they can and
-the report says what was skipped. Suites: the kernels' own (tests/cuda on device memory), the op tests on the backends
-`triton` and `cuda` (FASTDIFF_TEST_DEVICE=cuda), tests/gpu, and compute-sanitizer over small shapes.
+Needs torch, Triton, NumPy, pytest, hypothesis and nvcc, no network. Without a GPU the suites run as
+far as they can and
+the report says what was skipped. Suites: the kernels' own (tests/backend/cuda on device memory),
+    the op tests on the backends
+`triton` and `cuda` (FASTDIFF_TEST_DEVICE=cuda), tests/backend/gpu, and compute-sanitizer over small
+shapes.
 """
 
 from __future__ import annotations
@@ -28,22 +32,39 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "fastdiff" / "lib" / "libfastdiff_cuda.so"
 GPU = torch.cuda.is_available()
-EMULATED = ["tests/cuda/test_emulated.py", "tests/cuda/test_emulated_sums.py"]
+EMULATED = ["tests/backend/cuda/test_emulated.py", "tests/backend/cuda/test_emulated_sums.py"]
 
 
 def run(command: list[str], **settings: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", ROOT / "tests")))
     return subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path} | settings, text=True, capture_output=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path} | settings,
+        text=True,
+        capture_output=True,
     )
 
 
-def suite(name: str, arguments: list[str], prefix: list[str] | None = None, **settings: str) -> dict[str, Any]:
-    """Runs pytest and returns its counts, the failed tests and the end of its output where some failed."""
+def suite(
+    name: str, arguments: list[str], prefix: list[str] | None = None, **settings: str
+) -> dict[str, Any]:
+    """Runs pytest and returns its counts, the failed tests and the end of its output where some
+    failed.
+    """
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "report.xml")
-        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *arguments]
+        pytest = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={xml}",
+            *arguments,
+        ]
         done = run([*(prefix or []), *pytest], **settings)
         cases = list(ElementTree.parse(xml).iter("testcase")) if xml.exists() else []
     broken = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
@@ -59,36 +80,57 @@ def suite(name: str, arguments: list[str], prefix: list[str] | None = None, **se
     if done.returncode:
         row["output"] = (done.stdout + done.stderr)[-8000:]
         print(row["output"])
-    print(f"{name}: {row['passed']} passed, {skipped} skipped, {len(failed)} failed in {row['seconds']} s", flush=True)
+    print(
+        f"{name}: {row['passed']} passed, {skipped} skipped, {len(failed)} failed in"
+        f" {row['seconds']} s",
+        flush=True,
+    )
     return row
 
 
 def sanitizer() -> list[str] | None:
     """The command of compute-sanitizer, or None where it is missing or there is no GPU."""
-    found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    found = shutil.which("compute-sanitizer") or shutil.which(
+        "compute-sanitizer", path="/usr/local/cuda/bin"
+    )
     return [found, "--error-exitcode=99", "--target-processes=all"] if found and GPU else None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("gpu-test.json"))
     arguments = parser.parse_args()
     built = run([sys.executable, "setup.py", "-q", "build_native"], FASTDIFF_BUILD_CUDA="1")
     if built.returncode:
         print(built.stdout + built.stderr)
         return 1
-    print("GPU: " + (torch.cuda.get_device_name() if GPU else "none here; tests that need one are counted as skipped"))
+    print(
+        "GPU: "
+        + (
+            torch.cuda.get_device_name()
+            if GPU
+            else "none here; tests that need one are counted as skipped"
+        )
+    )
     suites: dict[str, Any] = {}
     if GPU:
-        suites["kernels on the device"] = suite("kernels on the device", EMULATED, FASTDIFF_TEST_CUDA=str(LIBRARY))
-        suites["ops on the device"] = suite("ops on the device", ["tests/ops"], FASTDIFF_TEST_DEVICE="cuda")
+        suites["kernels on the device"] = suite(
+            "kernels on the device", EMULATED, FASTDIFF_TEST_CUDA=str(LIBRARY)
+        )
+        suites["ops on the device"] = suite(
+            "ops on the device", ["tests/ops"], FASTDIFF_TEST_DEVICE="cuda"
+        )
     else:
         suites["kernels emulated"] = suite("kernels emulated", EMULATED)
-    suites["compiled library"] = suite("compiled library", ["tests/cuda/test_compiled.py"])
-    suites["gpu"] = suite("gpu", ["tests/gpu"])
+    suites["compiled library"] = suite("compiled library", ["tests/backend/cuda/test_compiled.py"])
+    suites["gpu"] = suite("gpu", ["tests/backend/gpu"])
     if prefix := sanitizer():
         small = [*EMULATED, "-k", "shape0 or shape1 or shape2 or threshold or row or time"]
-        suites["compute-sanitizer"] = suite("compute-sanitizer", small, prefix, FASTDIFF_TEST_CUDA=str(LIBRARY))
+        suites["compute-sanitizer"] = suite(
+            "compute-sanitizer", small, prefix, FASTDIFF_TEST_CUDA=str(LIBRARY)
+        )
     report = {
         "gpu": torch.cuda.get_device_name() if GPU else None,
         "torch": torch.__version__,

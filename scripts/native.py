@@ -1,4 +1,6 @@
-"""The native build of set-up: in place, by `setup.py build_native`, repeated when its sources or tools change."""
+"""The native build of set-up: in place, by `setup.py build_native`, repeated when its sources or
+tools change.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ _TOOLS = ("c++", "g++", "clang++", "nvcc")
 
 
 def native_key(root: Path) -> str:
-    """Changes with the sources, the settings, the compilers on PATH, and when the built library is gone."""
+    """Changes with the sources, the settings, the compilers on PATH, and when the built library is
+    gone.
+    """
     digest = hashlib.sha256()
     for path in [root / "setup.py", *sorted((root / "csrc").rglob("*"))]:
         if path.is_file():
@@ -29,11 +33,14 @@ def built(root: Path) -> bool:
 
 
 def build_native(root: Path, python: str) -> None:
-    """Builds into fastdiff/lib. Without a compiler that writes down why, and fastdiff runs its slower torch backend."""
+    """Builds into fastdiff/lib. Without a compiler that writes down why, and fastdiff runs its
+    slower torch backend.
+    """
     if subprocess.run([python, "-c", "import setuptools"], capture_output=True).returncode:
         print(
-            f"fastdiff set-up: {python} lacks setuptools, so the native library is not built and the slower torch "
-            f"backend runs; install it ({python} -m pip install setuptools) and run make again.",
+            f"fastdiff set-up: {python} lacks setuptools, so the native library is not built and"
+            f" the slower torch backend runs; install it ({python} -m pip install setuptools) and"
+            " run make again.",
             flush=True,
         )
         return
@@ -43,6 +50,6 @@ def build_native(root: Path, python: str) -> None:
     command = [python, "setup.py", "-q", "build_native"]
     if subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode:
         sys.exit(
-            "fastdiff set-up: the native build failed (the reason stands above); mend it, or go without the library: "
-            "FASTDIFF_BUILD_CPU=0 FASTDIFF_BUILD_CUDA=0 make."
+            "fastdiff set-up: the native build failed (the reason stands above); mend it, or go"
+            " without the library: FASTDIFF_BUILD_CPU=0 FASTDIFF_BUILD_CUDA=0 make."
         )

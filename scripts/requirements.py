@@ -1,4 +1,6 @@
-"""What set-up installs, read from pyproject.toml (which packages) and constraints.txt (which versions)."""
+"""What set-up installs, read from pyproject.toml (which packages) and constraints.txt (which
+versions).
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,22 @@ from pathlib import Path
 from typing import Any
 
 # packages whose import name is another
-IMPORT_NAMES = {"pillow": "PIL", "pytest-benchmark": "pytest_benchmark", "pytest-xdist": "xdist", "ray[data]": "ray"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "pytest-benchmark": "pytest_benchmark",
+    "pytest-xdist": "xdist",
+    "ray[data]": "ray",
+}
 # what every torch of the last years needs, on any index
-TORCH_NEEDS = ["filelock", "typing_extensions", "sympy", "networkx", "jinja2", "fsspec", "setuptools"]
+TORCH_NEEDS = [
+    "filelock",
+    "typing_extensions",
+    "sympy",
+    "networkx",
+    "jinja2",
+    "fsspec",
+    "setuptools",
+]
 # a torch build pins its own triton, and TORCH may name any torch
 _UNPINNED = ("torch", "triton")
 
@@ -23,7 +38,9 @@ def runtime(root: Path) -> list[str]:
 
 def extra(root: Path, name: str) -> list[str]:
     """Names of what an extra needs, with their own extras: ray[data]."""
-    return [re.split(r"[^][\w.,-]", text)[0] for text in _project(root)["optional-dependencies"][name]]
+    return [
+        re.split(r"[^][\w.,-]", text)[0] for text in _project(root)["optional-dependencies"][name]
+    ]
 
 
 def floor(root: Path, name: str) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """Set-up behind the make targets: one environment, one native build, nothing twice.
 
 The environment is, in this order,
-- the interpreter this file runs in, untouched, if it imports torch >= 2.11 (a GPU box; no network needed), or
+- the interpreter this file runs in, untouched, if it imports torch >= 2.11 (a GPU box; no network
+needed), or
 - .venv, an own environment with the pins of constraints.txt; VENV=1 forces it.
-Either way the package runs from the source tree (scripts/run sets PYTHONPATH) and the native library is built in
-place, so there is one way to run. What is done is written down after it is done (.venv/fastdiff.json,
-.setup/stamp.json), so an interrupted set-up starts over and a second one returns at once.
+Either way the package runs from the source tree (scripts/run sets PYTHONPATH) and the native
+library is built in place, so there is one way to run. What is done is written down after it is done
+(.venv/fastdiff.json, .setup/stamp.json), so an interrupted set-up starts over and a second one
+returns at once.
 
 Standard library only; scripts/setup.sh has made sure that this is Python >= 3.11.
 """
@@ -56,9 +58,17 @@ def main(level: str) -> None:
                 check_borrowed(base, torch, level)
                 python = base
             else:
-                level = read(MARK).get("level", level) if level == "run" else level  # never take test tools away
+                level = (
+                    read(MARK).get("level", level) if level == "run" else level
+                )  # never take test tools away
                 python = make_own(base, level, why_not)
-            stamp |= {"root": str(ROOT), "base": base, "python": python, "own": torch is None, "level": level}
+            stamp |= {
+                "root": str(ROOT),
+                "base": base,
+                "python": python,
+                "own": torch is None,
+                "level": level,
+            }
             stamp["pins"] = digest(ROOT)
         key = native_key(ROOT)
         if stamp.get("native") != key or not built(ROOT):
@@ -85,11 +95,15 @@ def settled(stamp: dict[str, Any], level: str, base: str, force: bool) -> bool:
 
 def find_torch(python: str) -> tuple[str | None, str]:
     """(version of an importable torch that is new enough or None, why not)."""
-    found = subprocess.run([python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True)
+    found = subprocess.run(
+        [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
+    )
     if found.returncode:
         last = (found.stderr.strip().splitlines() or ["no message"])[-1]
         missing = "No module named 'torch'" in last
-        return None, f"{python} has no torch" if missing else f"torch in {python} does not import ({last})"
+        return None, (
+            f"{python} has no torch" if missing else f"torch in {python} does not import ({last})"
+        )
     version = found.stdout.strip().splitlines()[-1]
     least = floor(ROOT, "torch")
     if tuple(int("".join(filter(str.isdigit, p)) or 0) for p in version.split(".")[:2]) < least:
@@ -100,9 +114,14 @@ def find_torch(python: str) -> tuple[str | None, str]:
 def check_borrowed(python: str, torch: str, level: str) -> None:
     """Names what a borrowed interpreter lacks; nothing is installed into it."""
     wanted = runtime(ROOT) + (extra(ROOT, "test") if level == "test" else [])
-    probe = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n) is None])"
+    probe = (
+        "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n)"
+        " is None])"
+    )
     modules = {IMPORT_NAMES.get(name, name): name for name in wanted}
-    answer = subprocess.run([python, "-c", probe, *modules], capture_output=True, text=True, check=True).stdout.split()
+    answer = subprocess.run(
+        [python, "-c", probe, *modules], capture_output=True, text=True, check=True
+    ).stdout.split()
     missing = [modules[m] for m in answer]
     needed = [m for m in missing if m not in BORROWED_OPTIONAL]
     target = "test" if level == "test" else "demo"
@@ -112,7 +131,10 @@ def check_borrowed(python: str, torch: str, level: str) -> None:
             f"({shlex.quote(python)} -m pip install {' '.join(needed)}) "
             f"or let make build an own environment (make VENV=1 {target})."
         )
-    say(f"using {python} with its torch {torch} as it is (make VENV=1 {target} builds an own environment instead).")
+    say(
+        f"using {python} with its torch {torch} as it is (make VENV=1 {target} builds an own"
+        " environment instead)."
+    )
     if missing:
         say(f"it lacks {', '.join(missing)}: what needs them is skipped.")
 
@@ -121,7 +143,10 @@ def make_own(base: str, level: str, why: str) -> str:
     """Makes or completes .venv and returns its Python."""
     mark = read(MARK)
     if VENV.exists() and not MARK.exists():
-        fail(".venv was not made by this set-up; move it away, or use it as it is with make PYTHON=.venv/bin/python.")
+        fail(
+            ".venv was not made by this set-up; move it away, or use it as it is with make"
+            " PYTHON=.venv/bin/python."
+        )
     python = str(VENV / "bin" / "python")
     keep = whole(mark) and runs(python) and (mark["base"] == base or not os.environ.get("PYTHON"))
     torch = os.environ.get("TORCH") or (mark["torch"] if keep else pin(ROOT, "torch"))
@@ -133,53 +158,92 @@ def make_own(base: str, level: str, why: str) -> str:
     # from here until the end the environment is not whole: an interruption starts it over
     write(MARK, json.dumps({"whole": False}))
     if not keep:
-        step([base, "-m", "venv", *(["--without-pip"] if installer == "pip" else []), str(VENV)], "make .venv")
+        step(
+            [base, "-m", "venv", *(["--without-pip"] if installer == "pip" else []), str(VENV)],
+            "make .venv",
+        )
         if installer == "pip":
-            step([base, "-m", "pip", "--python", python, *PIP[2:], "-q", "pip"], "put pip into .venv")
+            step(
+                [base, "-m", "pip", "--python", python, *PIP[2:], "-q", "pip"], "put pip into .venv"
+            )
     pins = STATE / "constraints.txt"
     write(pins, constraints(ROOT))
     names = [*runtime(ROOT), *TORCH_NEEDS, *(extra(ROOT, "test") if level == "test" else [])]
-    # torch's own needs come first and pinned, so that TORCH may name an index that holds torch alone
-    step([python, *PIP, "-q", "-c", str(pins), *names, "wheel", "ninja"], f"install {', '.join(names)}")
+    # torch's own needs come first and pinned, so that TORCH may name an index that holds torch
+    # alone
+    step(
+        [python, *PIP, "-q", "-c", str(pins), *names, "wheel", "ninja"],
+        f"install {', '.join(names)}",
+    )
     step([python, *PIP, *shlex.split(torch)], f"install {torch}")
     found, why_not = find_torch(python)
     if found is None:
-        fail(f"TORCH='{torch}' gave no torch that works: {why_not}; name another with TORCH=<pip arguments>.")
+        fail(
+            f"TORCH='{torch}' gave no torch that works: {why_not}; name another with TORCH=<pip"
+            " arguments>."
+        )
     if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
-        # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no triton
+        # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no
+        # triton
         step([python, *PIP, "-q", "--no-deps", pin(ROOT, "triton")], "install triton")
-    if level == "test" and not runs(python, "import importlib.metadata as m; m.version('k-diffusion')"):
+    if level == "test" and not runs(
+        python, "import importlib.metadata as m; m.version('k-diffusion')"
+    ):
         # a peer of which the samplers alone are used; it asks for all that training needs
-        step([python, *PIP, "-q", "--no-deps", *(pin(ROOT, name) for name in K_DIFFUSION)], "install k-diffusion")
-    write(MARK, json.dumps({"whole": True, "root": str(ROOT), "base": base, "torch": torch, "level": level}))
+        step(
+            [python, *PIP, "-q", "--no-deps", *(pin(ROOT, name) for name in K_DIFFUSION)],
+            "install k-diffusion",
+        )
+    write(
+        MARK,
+        json.dumps(
+            {"whole": True, "root": str(ROOT), "base": base, "torch": torch, "level": level}
+        ),
+    )
     return python
 
 
 K_DIFFUSION = ("k-diffusion", "torchsde", "torchdiffeq", "trampoline")
-PIP = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-warn-script-location"]
+PIP = [
+    "-m",
+    "pip",
+    "install",
+    "--disable-pip-version-check",
+    "--no-input",
+    "--no-warn-script-location",
+]
 
 
 def pip_source(base: str) -> str:
-    """How .venv gets pip: from ensurepip, or from the base's own pip where Debian has split ensurepip off."""
+    """How .venv gets pip: from ensurepip, or from the base's own pip where Debian has split
+    ensurepip off.
+    """
     if runs(base, "import venv, ensurepip"):
         return "ensurepip"
-    if runs(base, "import venv, pip; sys.exit(tuple(map(int, pip.__version__.split('.')[:2])) < (22, 3))"):
+    if runs(
+        base,
+        "import venv, pip; sys.exit(tuple(map(int, pip.__version__.split('.')[:2])) < (22, 3))",
+    ):
         return "pip"
     version = platform.python_version().rpartition(".")[0]
     fail(
-        f"{base} can't make virtual environments; install python3-venv (Debian, Ubuntu: apt install "
-        f"python{version}-venv), or name another interpreter with make PYTHON=<path>."
+        f"{base} can't make virtual environments; install python3-venv (Debian, Ubuntu: apt install"
+        f" python{version}-venv), or name another interpreter with make PYTHON=<path>."
     )
 
 
 def announce(torch: str, level: str, why: str) -> None:
     """What is about to be downloaded, how much, and the smaller way."""
-    target, others = ("test", "0.5 GB of others") if level == "test" else ("demo", "0.05 GB of others")
+    target, others = (
+        ("test", "0.5 GB of others") if level == "test" else ("demo", "0.05 GB of others")
+    )
     say(f"{why}: an own environment is made in .venv; to download: {torch} and about {others}.")
     if platform.system() == "Linux" and not os.environ.get("TORCH"):
         say(
-            "PyPI's torch for Linux is the CUDA build, about 2.5 GB to download and 6 GB on disk; without a GPU 0.2 GB "
-            f'are enough: stop (Ctrl-C) and run make {target} TORCH="<pip arguments that name a CPU build of torch>", '
+            "PyPI's torch for Linux is the CUDA build, about 2.5 GB to download and 6 GB on disk;"
+            " without a GPU 0.2 GB "
+            f'are enough: stop (Ctrl-C) and run make {target} TORCH="<pip arguments that name a CPU'
+            ' build of torch>", '
             'which PyTorch\'s "Get started" page gives (what follows pip install).'
         )
 
@@ -189,13 +253,22 @@ def whole(mark: dict[str, Any]) -> bool:
 
 
 def own_base() -> str | None:
-    """The interpreter under .venv if this file runs in .venv (a newcomer has activated it), else None."""
-    return getattr(sys, "_base_executable", None) if Path(sys.prefix) == VENV and MARK.exists() else None
+    """The interpreter under .venv if this file runs in .venv (a newcomer has activated it), else
+    None.
+    """
+    return (
+        getattr(sys, "_base_executable", None)
+        if Path(sys.prefix) == VENV and MARK.exists()
+        else None
+    )
 
 
 def runs(python: str, code: str = "") -> bool:
     try:
-        return subprocess.run([python, "-c", f"import sys; {code}"], capture_output=True).returncode == 0
+        return (
+            subprocess.run([python, "-c", f"import sys; {code}"], capture_output=True).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -206,7 +279,10 @@ def step(command: list[str], what: str) -> None:
     if not os.access(os.environ.get("HOME", "/nonexistent"), os.W_OK):
         env["PIP_NO_CACHE_DIR"] = "1"  # the cache lies in HOME
     if subprocess.run(command, cwd=ROOT, env=env).returncode:
-        fail(f"could not {what} (the reason stands above); mend the network, proxy or disk, then run make again.")
+        fail(
+            f"could not {what} (the reason stands above); mend the network, proxy or disk, then run"
+            " make again."
+        )
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Fixtures: every backend that runs on this machine's CPU in this process (Triton's interpreter has its own).
+"""Fixtures: every backend that runs on this machine's CPU in this process (Triton's interpreter has
+its own).
 
-The CUDA kernels take part too: a C++ compiler makes of their sources a library that runs them in loops on host memory.
+The CUDA kernels take part too: a C++ compiler makes of their sources a library that runs them in
+    loops on host memory.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import pytest  # noqa: E402
 from emulation import emulated_library  # noqa: E402
 
 import fastdiff  # noqa: E402
-from fastdiff import native  # noqa: E402
+from fastdiff.backend import library  # noqa: E402
 
 if device.DEVICE != "cpu":
     device.install()
@@ -26,8 +28,12 @@ if device.DEVICE != "cpu":
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: says something about CPU tensors alone")
-    config.addinivalue_line("markers", "tier(name, gpu_only): of benchmarks, which some tests import")
-    config.addinivalue_line("markers", "xdist_group(name): run in one process, where tests run in several")
+    config.addinivalue_line(
+        "markers", "tier(name, gpu_only): of benchmarks, which some tests import"
+    )
+    config.addinivalue_line(
+        "markers", "xdist_group(name): run in one process, where tests run in several"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,14 +45,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """The CUDA kernels for the host, loaded as this process's `cuda` library; None without a compiler."""
+    """The CUDA kernels for the host, loaded as this process's `cuda` library; None without a
+    compiler.
+    """
     path = emulated_library(tmp_path_factory)
     if path is not None:
         before = os.environ.get("FASTDIFF_CUDA_LIB")
         os.environ["FASTDIFF_CUDA_LIB"] = str(path)
-        native.load.cache_clear()
+        library.load.cache_clear()
         fastdiff.backend._state.cache_clear()
-        assert native.emulated(), native.reason("cuda")
+        assert library.emulated(), library.reason("cuda")
         # processes that tests start see the machine as it is
         os.environ.pop("FASTDIFF_CUDA_LIB")
         if before:
@@ -56,7 +64,11 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @pytest.fixture(params=device.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "cuda" and device.DEVICE == "cpu" and request.getfixturevalue("emulated") is None:
+    if (
+        request.param == "cuda"
+        and device.DEVICE == "cpu"
+        and request.getfixturevalue("emulated") is None
+    ):
         pytest.skip("no C++ compiler for the CUDA kernels' emulation")
     state = fastdiff.backends()[request.param]
     if not state.available:

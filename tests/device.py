@@ -1,7 +1,9 @@
 """The op tests on a GPU: FASTDIFF_TEST_DEVICE=cuda makes the tensors they create live there.
 
-The tests are written for CPU tensors and NumPy. With another default device, torch's factories do the rest; here are the
-crossings that torch refuses: a device tensor as an array, an array as a device tensor, and draws of a CPU generator.
+The tests are written for CPU tensors and NumPy. With another default device, torch's factories do
+the rest; here are the
+crossings that torch refuses: a device tensor as an array, an array as a device tensor, and draws of
+    a CPU generator.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ def install() -> None:
         return to_tensor(array).to(DEVICE)
 
     def on_host(make: Any) -> Any:
-        def draw(*arguments: Any, generator: torch.Generator | None = None, **options: Any) -> torch.Tensor:
+        def draw(
+            *arguments: Any, generator: torch.Generator | None = None, **options: Any
+        ) -> torch.Tensor:
             if generator is None:
                 return make(*arguments, **options)
             return make(*arguments, generator=generator, **options | {"device": "cpu"}).to(DEVICE)

@@ -1,4 +1,6 @@
-"""The CUDA sources compiled by the C++ compiler: kernels that run in loops on host memory (csrc/cuda/launch.h)."""
+"""The CUDA sources compiled by the C++ compiler: kernels that run in loops on host memory
+(csrc/cuda/launch.h).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 FLAGS = (
-    "-std=c++17 -O1 -Wall -Wextra -Werror -fPIC -ffp-contract=off -fvisibility=hidden -DFD_LEVEL=cuda -Icsrc/include"
+    "-std=c++17 -O1 -Wall -Wextra -Werror -fPIC -ffp-contract=off -fvisibility=hidden"
+    " -DFD_LEVEL=cuda -Icsrc/include"
 )
 _made: dict[str, Path | None] = {}
 
@@ -23,7 +26,11 @@ def emulated_library(folders: pytest.TempPathFactory) -> Path | None:
     """Built once a session; None without a compiler."""
     if "path" not in _made:
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-        _made["path"] = compile_for_the_host(shlex.split(compiler), folders.mktemp("emulated")) if compiler else None
+        _made["path"] = (
+            compile_for_the_host(shlex.split(compiler), folders.mktemp("emulated"))
+            if compiler
+            else None
+        )
     return _made["path"]
 
 
@@ -32,7 +39,9 @@ def compile_for_the_host(compiler: list[str], folder: Path, *extra: str) -> Path
 
     def compile_one(source: Path) -> Path:
         to = folder / f"{source.stem}.o"
-        subprocess.run([*compiler, "-x", "c++", *flags, "-c", source, "-o", to], cwd=ROOT, check=True)
+        subprocess.run(
+            [*compiler, "-x", "c++", *flags, "-c", source, "-o", to], cwd=ROOT, check=True
+        )
         return to
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

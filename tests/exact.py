@@ -1,10 +1,11 @@
 """Networks that know the score of their data exactly, differentiable, for schedules of every space.
 
-Networks are told float32 times; these are told the number of a point that they were asked about, and so know it to all
-digits.
+Networks are told float32 times; these are told the number of a point that they were asked about,
+and so know it to all digits.
 
-A mixture Σ w_k N(m_k, diag s_k²) over vectors, or a Gaussian of full covariance: both stay what they are under noise, so
-scores, densities and the probability flow of one Gaussian are closed forms.
+A mixture Σ w_k N(m_k, diag s_k²) over vectors, or a Gaussian of full covariance: both stay what
+they are under noise, so scores, densities and the probability flow of one Gaussian are closed
+forms.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from fastdiff.schedule import Time
 
 
 class Exact:
-    """The optimal network of this prediction type; the data are given by `x0(x, alpha, sigma)` of a subclass."""
+    """The optimal network of this prediction type; the data are given by `x0(x, alpha, sigma)` of a
+    subclass.
+    """
 
     def __init__(self, kind: str = "v"):
         self.kind = kind
@@ -37,7 +40,9 @@ class Exact:
         self.rows.append(len(x))
         numbers = [int(v) for v in (t[:1] if len(t) and bool((t == t[0]).all()) else t)]
         points = [self.points[i] for i in numbers]
-        columns = torch.tensor([(p.alpha, p.sigma) for p in points], dtype=x.dtype).reshape(-1, 2, *(1,) * (x.ndim - 1))
+        columns = torch.tensor([(p.alpha, p.sigma) for p in points], dtype=x.dtype).reshape(
+            -1, 2, *(1,) * (x.ndim - 1)
+        )
         return self.output(x, columns[:, 0], columns[:, 1])
 
     def output(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
@@ -53,7 +58,9 @@ class Mixture(Exact):
 
     def __init__(self, weights: Any, means: Any, stds: Any, kind: str = "v"):
         super().__init__(kind)
-        self.weights, self.means, self.stds = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, stds))
+        self.weights, self.means, self.stds = (
+            torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, stds)
+        )
 
     def _parts(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(off [K, B, …], variances [K, B or 1, …], log-weights of the parts at x [K, B])."""
@@ -69,7 +76,9 @@ class Mixture(Exact):
         share = torch.softmax(log, dim=0).view(*log.shape, *(1,) * (x.ndim - 1))
         k = (-1, 1) + (1,) * (x.ndim - 1)
         means = self.means.to(x.dtype).reshape(len(self.means), 1, *x.shape[1:])
-        return (share * (means + alpha * self.stds.to(x.dtype).view(k) ** 2 / variance * off)).sum(0)
+        return (share * (means + alpha * self.stds.to(x.dtype).view(k) ** 2 / variance * off)).sum(
+            0
+        )
 
     def log_density(self, x: Tensor, alpha: float = 1.0, sigma: float = 0.0) -> Tensor:
         """ln p(alpha x0 + sigma eps = x), [B]."""
@@ -86,7 +95,9 @@ class Gaussian(Exact):
 
     def __init__(self, mean: Any, covariance: Any, kind: str = "v"):
         super().__init__(kind)
-        self.mean, self.covariance = (torch.as_tensor(v, dtype=torch.float64) for v in (mean, covariance))
+        self.mean, self.covariance = (
+            torch.as_tensor(v, dtype=torch.float64) for v in (mean, covariance)
+        )
         self.values, self.vectors = torch.linalg.eigh(self.covariance)
 
     def x0(self, x: Tensor, alpha: Any, sigma: Any) -> Tensor:
@@ -95,14 +106,18 @@ class Gaussian(Exact):
         return mean + (alpha * values / (alpha**2 * values + sigma**2) * off) @ vectors.T
 
     def flow_nll(self, x: Tensor, schedule: Schedule, low: Time | None = None) -> np.ndarray:
-        """-ln p(x) of the probability flow from the schedule's cleanest point with the samplers' prior, [B].
+        """-ln p(x) of the probability flow from the schedule's cleanest point with the samplers'
+        prior, [B].
 
-        Along it each eigendirection of y - cos(phi) m grows with the root of its variance cos² value + sin².
+        Along it each eigendirection of y - cos(phi) m grows with the root of its variance cos²
+        value + sin².
         """
         low = low or schedule.at(0)
         high = schedule.at(int(np.flatnonzero(np.isfinite(schedule.log_snr))[-1]))
         sizes = [math.hypot(p.alpha, p.sigma) for p in (low, high)]
-        (c0, s0), (c1, s1) = ((p.alpha / n, p.sigma / n) for p, n in zip((low, high), sizes, strict=True))
+        (c0, s0), (c1, s1) = (
+            (p.alpha / n, p.sigma / n) for p, n in zip((low, high), sizes, strict=True)
+        )
         values, vectors, mean = self.values.numpy(), self.vectors.numpy(), self.mean.numpy()
         before, after = c0**2 * values + s0**2, c1**2 * values + s1**2
         off = c0 * (x.numpy() - mean) @ vectors * np.sqrt(after / before)

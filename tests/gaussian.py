@@ -1,7 +1,8 @@
 """Gaussian data N(m, s²): the optimal denoiser and what samplers must do to it, in closed form.
 
-With a = alpha², V = a s² + 1 - a the denoiser is affine in x, so a sampler maps (x_T, noise) to x affinely; running it on
-0, on 1 and on unit noise gives its mean and variance without sampling error.
+With a = alpha², V = a s² + 1 - a the denoiser is affine in x, so a sampler maps (x_T, noise) to x
+affinely; running it on 0, on 1 and on unit noise gives its mean and variance without sampling
+error.
 """
 
 from __future__ import annotations
@@ -18,9 +19,17 @@ from fastdiff import Schedule, prediction
 class Gaussian:
     """The optimal network for data N(mean, std²), for any prediction type."""
 
-    def __init__(self, schedule: Schedule, prediction_type: str = "epsilon", mean: float = 0.0, std: float = 1.0):
+    def __init__(
+        self,
+        schedule: Schedule,
+        prediction_type: str = "epsilon",
+        mean: float = 0.0,
+        std: float = 1.0,
+    ):
         self.kind, self.mean, self.variance = prediction_type, mean, std**2
-        self.alpha, self.sigma = (torch.from_numpy(v.copy()) for v in (schedule.alpha, schedule.sigma))
+        self.alpha, self.sigma = (
+            torch.from_numpy(v.copy()) for v in (schedule.alpha, schedule.sigma)
+        )
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = (v[t].view(-1, *(1,) * (x.ndim - 1)) for v in (self.alpha, self.sigma))
@@ -32,7 +41,9 @@ class Gaussian:
 
 
 def ddim_gain(schedule: Schedule, timesteps: list[int], std: float = 1.0) -> float:
-    """prod (sqrt(a_p a_t) s² + sqrt((1 - a_p)(1 - a_t)))/V_t: what DDIM multiplies x_T by on N(0, s²) data."""
+    """prod (sqrt(a_p a_t) s² + sqrt((1 - a_p)(1 - a_t)))/V_t: what DDIM multiplies x_T by on N(0,
+    s²) data.
+    """
     gain = 1.0
     for t, p in zip(timesteps, [*timesteps[1:], None], strict=True):
         alpha, sigma = schedule.alpha[t], schedule.sigma[t]
@@ -47,14 +58,27 @@ def ddim_gain_by_angles(schedule: Schedule, timesteps: list[int]) -> float:
     return float(np.prod([math.cos(a - b) for a, b in zip(theta, theta[1:], strict=False)]))
 
 
-def ddpm_moments(schedule: Schedule, timesteps: list[int], variance_type: str) -> tuple[float, float]:
-    """(gain on x_T, variance added by noise) of DDPM on N(0, 1) data: the posterior mean is sqrt(a_t/a_p)·x."""
+def ddpm_moments(
+    schedule: Schedule, timesteps: list[int], variance_type: str
+) -> tuple[float, float]:
+    """(gain on x_T, variance added by noise) of DDPM on N(0, 1) data: the posterior mean is
+    sqrt(a_t/a_p)·x.
+    """
     gain, variance = 1.0, 0.0
     for t, p in zip(timesteps, [*timesteps[1:], None], strict=True):
         a, one_minus = schedule.alphas_cumprod[t], schedule.one_minus_alphas_cumprod[t]
-        a_p, one_minus_p = (1.0, 0.0) if p is None else (
-            schedule.alphas_cumprod[p], schedule.one_minus_alphas_cumprod[p])  # fmt: skip
+        a_p, one_minus_p = (
+            (1.0, 0.0)
+            if p is None
+            else (schedule.alphas_cumprod[p], schedule.one_minus_alphas_cumprod[p])
+        )
         beta = (one_minus - one_minus_p) / a_p
-        noise = 0.0 if p is None else beta * one_minus_p / one_minus if variance_type == "fixed_small" else beta
+        noise = (
+            0.0
+            if p is None
+            else beta * one_minus_p / one_minus
+            if variance_type == "fixed_small"
+            else beta
+        )
         gain, variance = gain * math.sqrt(a / a_p), variance * (a / a_p) + noise
     return gain, variance

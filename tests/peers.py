@@ -1,8 +1,10 @@
-"""diffusers' schedulers lifted to float64, their pipelines' loops, and the same loop through a plan.
+"""diffusers' schedulers lifted to float64, their pipelines' loops, and the same loop through a
+plan.
 
-The peer's module is given a `torch` and a `numpy` whose float32 is float64 before its scheduler is made, since tables and
-several steps are cast; both sides have its table of noise levels, and what remains is the formula. The network ignores
-the time, so that its rounding of interpolated timesteps plays no part.
+The peer's module is given a `torch` and a `numpy` whose float32 is float64 before its scheduler is
+made, since tables and several steps are cast; both sides have its table of noise levels, and what
+remains is the formula. The network ignores the time, so that its rounding of interpolated timesteps
+plays no part.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from fastdiff.solvers import Plan
 
 SHAPE = (2, 3, 5, 4)
 KINDS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
-TOLERANCE = 1e-9  # times the largest value: float64 roundings of a thousand steps and of differences of predictions
+# times the largest value: float64 roundings of a thousand steps and of differences of predictions
+TOLERANCE = 1e-9
 
 
 class Lifted:
@@ -37,8 +40,12 @@ class Lifted:
         return getattr(self._module, "float64" if name == "float32" else name)
 
 
-def lifted(name: str, monkeypatch: pytest.MonkeyPatch, draws: Iterator[int] | None = None, **config: Any) -> Any:
-    """A diffusers scheduler that computes in float64; `draws`: the steps whose noise it is given, one by one."""
+def lifted(
+    name: str, monkeypatch: pytest.MonkeyPatch, draws: Iterator[int] | None = None, **config: Any
+) -> Any:
+    """A diffusers scheduler that computes in float64; `draws`: the steps whose noise it is given,
+    one by one.
+    """
     import diffusers
 
     cls = getattr(diffusers, name)
@@ -91,14 +98,19 @@ def run(plan: Plan, x: Tensor, model: Callable[[Tensor], Tensor] = network) -> T
     for k in range(len(plan)):
         out = model(x * float(plan.column("input_scale")[k])) if plan.column("network")[k] else None
         row = torch.full((x.shape[0],), k)
-        ops.reverse_step(x, out, table, row, seed=3, used=plan.used, slots=slots, out=x, slots_out=slots)
+        ops.reverse_step(
+            x, out, table, row, seed=3, used=plan.used, slots=slots, out=x, slots_out=slots
+        )
     return x
 
 
 def loop(
-    scheduler: Any, x: Tensor, model: Callable[[Tensor], Tensor] = network, timesteps: Sequence[Any] | None = None,
+    scheduler: Any,
+    x: Tensor,
+    model: Callable[[Tensor], Tensor] = network,
+    timesteps: Sequence[Any] | None = None,
     **arguments: Any,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The loop of a pipeline."""
     scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for t in scheduler.timesteps if timesteps is None else timesteps:

@@ -1,4 +1,6 @@
-"""Commands in processes of their own, which can be killed; forked from a server that has imported torch once."""
+"""Commands in processes of their own, which can be killed; forked from a server that has imported
+torch once.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,21 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from fastdiff.cli import COMMANDS
-from fastdiff.registry import SYSTEMS
+from fastdiff.theory.registry import SYSTEMS
 
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # the server begins anew
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", *(f"fastdiff.cli.{command}" for command in COMMANDS), *(w.split(":")[0] for w in SYSTEMS.values()),
-     "fastdiff.training", "fastdiff.systems.presets", "fastdiff.evaluation.report", "fastdiff.native"]
-)  # fmt: skip
+    [
+        "torch._dynamo",
+        *(f"fastdiff.cli.{command}" for command in COMMANDS),
+        *(w.split(":")[0] for w in SYSTEMS.values()),
+        "fastdiff.training",
+        "fastdiff.theory.systems.presets",
+        "fastdiff.theory.evaluation.report",
+        "fastdiff.backend.library",
+    ]
+)
 
 
 def start(log: Path, *arguments: str, env: dict[str, str] | None = None) -> BaseProcess:

@@ -1,8 +1,8 @@
 """Data whose denoiser is known in closed form, and what solvers must do to a state of it.
 
-N(m, s²): x0 = m + alpha s²/V (x - alpha m), V = alpha² s² + sigma². A mixture of them: the same, weighed by the
-responsibilities of its parts, which makes a non-linear target. Along the probability flow d(x/alpha)/d ln rho =
-x/alpha - x0; on one Gaussian x - alpha m grows with sqrt(V).
+N(m, s²): x0 = m + alpha s²/V (x - alpha m), V = alpha² s² + sigma². A mixture of them: the same,
+weighed by the responsibilities of its parts, which makes a non-linear target. Along the probability
+flow d(x/alpha)/d ln rho = x/alpha - x0; on one Gaussian x - alpha m grows with sqrt(V).
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from fastdiff import Schedule, ops, prediction
 from fastdiff.schedule import Time
 from fastdiff.solvers import Plan, make_plan
 
-SCHEDULES = {"vp": Schedule.linear(1000), "ve": Schedule.ve(1000, sigma_min=0.002, sigma_max=80.0),
-             "flow": Schedule.flow(1000)}  # fmt: skip
+SCHEDULES = {
+    "vp": Schedule.linear(1000),
+    "ve": Schedule.ve(1000, sigma_min=0.002, sigma_max=80.0),
+    "flow": Schedule.flow(1000),
+}
 
 
 class Mixture(NamedTuple):
@@ -47,7 +50,9 @@ class Mixture(NamedTuple):
         return prediction.target(kind, x0, (x - alpha * x0) / sigma if sigma else x0, alpha, sigma)
 
     def flow(self, x: np.ndarray, t: Time, s: Time) -> np.ndarray:
-        """The end of the probability flow from x at t to s, by a Runge-Kutta method of order 8 to 1e-13."""
+        """The end of the probability flow from x at t to s, by a Runge-Kutta method of order 8 to
+        1e-13.
+        """
 
         def slope(u: float, scaled: np.ndarray) -> np.ndarray:
             point = SCHEDULES["ve"].at_log_snr(-2 * u)
@@ -63,8 +68,10 @@ TWO = Mixture((0.4, 0.6), (-1.0, 0.8), (0.4, 0.6))
 
 
 def levels(space: str, steps: int, *, short_start: bool = False) -> list[Time]:
-    """Even in log-SNR from rho = 20 to 0.05. Multistep solvers start at first order, which leaves an error of h² however
-    small the rest; two first steps that are a thousandth of the others take it away."""
+    """Even in log-SNR from rho = 20 to 0.05. Multistep solvers start at first order, which leaves
+    an error of h² however small the rest; two first steps that are a thousandth of the others take
+    it away.
+    """
     log_snr = list(np.linspace(-2 * math.log(20), -2 * math.log(0.05), steps + 1))
     if short_start:
         e = (log_snr[1] - log_snr[0]) * 1e-3
@@ -73,21 +80,38 @@ def levels(space: str, steps: int, *, short_start: bool = False) -> list[Time]:
 
 
 def follow(
-    plan: Plan, x: Tensor, data: Mixture, *, kind: str = "v", noise: Tensor | None = None, backend: str | None = None
+    plan: Plan,
+    x: Tensor,
+    data: Mixture,
+    *,
+    kind: str = "v",
+    noise: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """The plan's loop over the optimal network of `data`; noise [rows, B, 1] of each row, else none."""
+    """The plan's loop over the optimal network of `data`; noise [rows, B, 1] of each row, else
+    none.
+    """
     assert plan.levels is not None
     table, slots = torch.tensor(plan.table), torch.zeros(4, *x.shape, dtype=torch.float64)
     for k in range(len(plan)):
         out = data.output(x, *plan.levels[k], kind) if plan.column("network")[k] else None
         z = torch.zeros_like(x) if noise is None else noise[k]
         row = torch.full((x.shape[0],), k)
-        x, slots = ops.reverse_step(x, out, table, row, slots=slots, noise=z, used=plan.used, backend=backend)
+        x, slots = ops.reverse_step(
+            x, out, table, row, slots=slots, noise=z, used=plan.used, backend=backend
+        )
     return x
 
 
 def plan_on(space: str, solver: str, times: list[Time], **options) -> Plan:
-    return make_plan(SCHEDULES[space], solver=solver, steps=len(times) - 1, times=times, prediction_type="v", **options)
+    return make_plan(
+        SCHEDULES[space],
+        solver=solver,
+        steps=len(times) - 1,
+        times=times,
+        prediction_type="v",
+        **options,
+    )
 
 
 def moments(
@@ -95,17 +119,23 @@ def moments(
 ) -> tuple[float, float]:
     """Errors (of the gain on the start, of the variance at the end, both relative) on N(0, std²).
 
-    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t) ((std² + rho_s²)/(std² + rho_t²))^(tau²/2)
-    in the mean and ends with variance V_s. A run is affine in state and draws: unit impulses propagate both without
+    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t) ((std² +
+    rho_s²)/(std² + rho_t²))^(tau²/2)
+    in the mean and ends with variance V_s. A run is affine in state and draws: unit impulses
+        propagate both without
     sampling error.
     """
     times = levels(space, steps)
     plan, (t, s) = plan_on(space, solver, times, **options), (times[0], times[-1])
-    impulses = torch.cat([torch.zeros(len(plan), 1), torch.eye(len(plan))], dim=1)[..., None].double()
+    impulses = torch.cat([torch.zeros(len(plan), 1), torch.eye(len(plan))], dim=1)[
+        ..., None
+    ].double()
     x = torch.zeros(len(plan) + 1, 1, dtype=torch.float64)
     x[0] = 1.0
     end = follow(plan, x, Mixture((1.0,), (0.0,), (std,)), noise=impulses)[:, 0]
     before, after = (v.alpha**2 * std**2 + v.sigma**2 for v in (t, s))
-    gain = math.sqrt(after / before) * ((std**2 + s.rho**2) / (std**2 + t.rho**2)) ** (0.5 * noise_level**2)
+    gain = math.sqrt(after / before) * ((std**2 + s.rho**2) / (std**2 + t.rho**2)) ** (
+        0.5 * noise_level**2
+    )
     variance = float(end[0] ** 2 * before + (end[1:] ** 2).sum())
     return abs(float(end[0]) / gain - 1), abs(variance / after - 1)

@@ -19,9 +19,21 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "noise_v1.json").read_te
 
 # Random123's kat_vectors for philox4x32-10: counter, key, output
 PUBLISHED = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -42,9 +54,12 @@ def test_philox_equals_the_published_vectors(counter: str, key: str, output: str
 @pytest.mark.parametrize("case", GOLDEN, ids=lambda c: f"seed{c['seed']:x}-stream{c['stream']}")
 def test_golden_bits(case: dict, backend: str) -> None:
     values = fastdiff.randn(
-        (1, case["elements"]), seed=case["seed"], sample_ids=torch.tensor([case["sample_id"]]), step=case["step"],
+        (1, case["elements"]),
+        seed=case["seed"],
+        sample_ids=torch.tensor([case["sample_id"]]),
+        step=case["step"],
         stream=case["stream"],
-    )  # fmt: skip
+    )
     assert values.numpy().view(np.uint32)[0].tolist() == _hex(case["bits"])
     expected = reference.randn(
         (1, case["elements"]),
@@ -66,7 +81,8 @@ def test_exact_normals_are_true_to_float64() -> None:
     """Box-Muller of the same 24-bit uniforms in float64."""
     n = 200_000
     w = reference.philox4x32(
-        np.stack([np.arange(n), np.zeros(n), np.zeros(n), np.zeros(n)], -1).astype(np.uint64), [11, 0]
+        np.stack([np.arange(n), np.zeros(n), np.zeros(n), np.zeros(n)], -1).astype(np.uint64),
+        [11, 0],
     )
     u = ((w >> 8) | 1).astype(np.float64) * 2.0**-24
     radius, angle = np.sqrt(-2 * np.log(u[:, 0::2])), 2 * np.pi * u[:, 1::2]
@@ -87,16 +103,25 @@ def test_other_dtypes_are_the_float32_values(dtype: torch.dtype, backend: str) -
 
 
 def test_statistics_of_a_hundred_million_draws() -> None:
-    """Four moments at five standard errors and a chi-square over 256 equal-probability bins, float64 sums."""
+    """Four moments at five standard errors and a chi-square over 256 equal-probability bins,
+    float64 sums.
+    """
     batches, per_batch = 25, 4_000_000
     n = batches * per_batch
     edges = torch.from_numpy(stats.norm.ppf(np.arange(1, 256) / 256)).to(torch.float32)
     sums, counts = np.zeros(4), np.zeros(256)
     for b in range(batches):
-        z = fastdiff.randn((1000, per_batch // 1000), seed=20260, sample_ids=torch.arange(1000) + 1000 * b)
+        z = fastdiff.randn(
+            (1000, per_batch // 1000), seed=20260, sample_ids=torch.arange(1000) + 1000 * b
+        )
         wide = z.to(torch.float64).flatten()
         square = wide * wide
-        sums += [float(wide.sum()), float(square.sum()), float((square * wide).sum()), float((square * square).sum())]
+        sums += [
+            float(wide.sum()),
+            float(square.sum()),
+            float((square * wide).sum()),
+            float((square * square).sum()),
+        ]
         counts += torch.bincount(torch.bucketize(z.flatten(), edges), minlength=256).numpy()
     m1, m2, m3, m4 = sums / n
     variance = m2 - m1**2
@@ -133,5 +158,7 @@ def test_integers_and_uniforms_are_uniform() -> None:
     ids = torch.arange(200_000)
     t = rng.randint(10, seed=3, sample_ids=ids)
     assert stats.chisquare(torch.bincount(t, minlength=10).numpy()).pvalue > 1e-6
-    assert stats.kstest(rng.uniform(seed=3, sample_ids=ids, word=1).numpy(), "uniform").pvalue > 1e-6
+    assert (
+        stats.kstest(rng.uniform(seed=3, sample_ids=ids, word=1).numpy(), "uniform").pvalue > 1e-6
+    )
     assert math.isclose(float(t.double().mean()), 4.5, abs_tol=0.05)

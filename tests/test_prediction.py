@@ -1,4 +1,6 @@
-"""Prediction types: all conversions are inverse to one another and agree with the definitions of their papers."""
+"""Prediction types: all conversions are inverse to one another and agree with the definitions of
+their papers.
+"""
 
 from __future__ import annotations
 
@@ -53,32 +55,45 @@ def test_v_is_finite_at_both_ends(alpha: float, sigma: float) -> None:
     assert (a * x_t + b * v, c * x_t + d * v) == (x0, eps)
 
 
-@pytest.mark.parametrize("kind, end", [("epsilon", 0.0), ("score", 0.0), ("x0", 1.0), ("score", 1.0)])
+@pytest.mark.parametrize(
+    "kind, end", [("epsilon", 0.0), ("score", 0.0), ("x0", 1.0), ("score", 1.0)]
+)
 def test_epsilon_x0_and_the_score_say_nothing_at_an_end(kind: str, end: float) -> None:
     """Of the four classical types v alone is defined at clean data and at pure noise."""
-    with pytest.raises(ValueError, match="expected a prediction type that is defined at (pure noise|clean data)"):
+    with pytest.raises(
+        ValueError, match="expected a prediction type that is defined at (pure noise|clean data)"
+    ):
         prediction.Parametrization(kind).at(end, 1.0 - end)
     prediction.Parametrization("v").at(end, 1.0 - end)
 
 
 @pytest.mark.parametrize("kind", DEFINED)
 def test_a_step_is_the_same_for_every_type(kind: str, backend: str) -> None:
-    """The kernel's conversion, in float64: DDIM's x_s = alpha_s x0 + sigma_s eps of the definitions, for every timestep."""
+    """The kernel's conversion, in float64: DDIM's x_s = alpha_s x0 + sigma_s eps of the
+    definitions, for every timestep.
+    """
     schedule = Schedule.linear(200)
-    plan = make_plan(schedule, solver="ddim", steps=200, prediction_type=kind, timestep_spacing="trailing")
+    plan = make_plan(
+        schedule, solver="ddim", steps=200, prediction_type=kind, timestep_spacing="trailing"
+    )
     t = torch.tensor(plan.column("t")[:-1]).long()
     x0, eps = ops.randn((2, 200, 3), seed=4, dtype=torch.float64)
     alpha, sigma = (torch.tensor(v)[t, None] for v in (schedule.alpha, schedule.sigma))
     output = prediction.target(kind, x0, eps, alpha, sigma)
-    got = ops.reverse_step(alpha * x0 + sigma * eps, output, torch.tensor(plan.table), torch.arange(200))
+    got = ops.reverse_step(
+        alpha * x0 + sigma * eps, output, torch.tensor(plan.table), torch.arange(200)
+    )
     before = [
-        torch.cat([v[1:], torch.full((1, 1), end, dtype=torch.float64)]) for v, end in ((alpha, 1.0), (sigma, 0.0))
+        torch.cat([v[1:], torch.full((1, 1), end, dtype=torch.float64)])
+        for v, end in ((alpha, 1.0), (sigma, 0.0))
     ]
     assert isinstance(got, torch.Tensor)
     # eps of x0 is divided by sigma (0.01), x0 of the others by alpha (0.36)
     torch.testing.assert_close(got, before[0] * x0 + before[1] * eps, rtol=BOUND, atol=BOUND)
 
 
-@pytest.mark.parametrize("alias, name", [("sample", "x0"), ("v_prediction", "v"), ("epsilon", "epsilon")])
+@pytest.mark.parametrize(
+    "alias, name", [("sample", "x0"), ("v_prediction", "v"), ("epsilon", "epsilon")]
+)
 def test_aliases(alias: str, name: str) -> None:
     assert prediction.normalize(alias) == name

@@ -10,7 +10,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # what .gitignore leaves out, and the repository itself: a copy is a tarball without .git
-LEFT_OUT = (".git", ".venv", ".setup", "build", "dist", "lib", "out", ".benchmarks", ".hypothesis", "__pycache__")
+LEFT_OUT = (
+    ".git",
+    ".venv",
+    ".setup",
+    "build",
+    "dist",
+    "lib",
+    "out",
+    ".benchmarks",
+    ".hypothesis",
+    "__pycache__",
+)
 
 
 def copy_tree(to: Path) -> Path:
@@ -22,16 +33,33 @@ def files(root: Path = ROOT) -> list[Path]:
     """The files of the tree, without what builds and tools leave in it."""
     found = []
     for folder, folders, names in os.walk(root):
-        folders[:] = [d for d in folders if d not in LEFT_OUT and not d.endswith((".egg-info", "_cache"))]
+        folders[:] = [
+            d for d in folders if d not in LEFT_OUT and not d.endswith((".egg-info", "_cache"))
+        ]
         found += [Path(folder) / name for name in names]
     return found
 
 
-def run(command: Sequence[str | Path], cwd: Path, **settings: str | None) -> subprocess.CompletedProcess[str]:
-    """Runs with settings of the environment changed (None removes one) and those of an outer make removed."""
-    outer = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "VENV", "PYTHON", "TORCH", "PYTHONPATH")
+def run(
+    command: Sequence[str | Path], cwd: Path, **settings: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Runs with settings of the environment changed (None removes one) and those of an outer make
+    removed.
+    """
+    outer = (
+        "MAKEFLAGS",
+        "MAKELEVEL",
+        "MFLAGS",
+        "MAKEOVERRIDES",
+        "VENV",
+        "PYTHON",
+        "TORCH",
+        "PYTHONPATH",
+    )
     changed = {**dict.fromkeys(outer), **settings}
-    env = {k: v for k, v in os.environ.items() if k not in changed and not k.startswith("FASTDIFF_")}
+    env = {
+        k: v for k, v in os.environ.items() if k not in changed and not k.startswith("FASTDIFF_")
+    }
     env |= {k: v for k, v in changed.items() if v is not None}
     return subprocess.run(
         [str(part) for part in command],

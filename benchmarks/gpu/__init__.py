@@ -1,1 +1,3 @@
-"""What `make gpu-report` measures before the suite, piece by piece: ceilings, kernels, loops, networks."""
+"""What `make gpu-report` measures before the suite, piece by piece: ceilings, kernels, loops,
+networks.
+"""

@@ -1,8 +1,8 @@
 """One piece of `make gpu-report`; scripts/gpu_report.py runs them, each in a process of its own.
 
     python -m benchmarks.gpu --list
-    python -m benchmarks.gpu --piece NAME --file FILE [--device cpu] [--tier default] [--within SECONDS]
-    python -m benchmarks.gpu --predictions FOLDER
+    python -m benchmarks.gpu --piece NAME --file FILE [--device cpu] [--tier default] [--within
+    SECONDS] python -m benchmarks.gpu --predictions FOLDER
 
 Exit status: 0 finished, 1 rows failed, 75 time was up before all rows were begun: again.
 """
@@ -23,8 +23,8 @@ import torch
 from benchmarks import tables
 from benchmarks.conftest import THREADS, facts
 from benchmarks.gpu import ceilings, kernels, loops, networks, predictions
+from benchmarks.gpu.checkpointed_rows import Kept, measure, suite
 from benchmarks.gpu.common import Place, Rows, named
-from benchmarks.gpu.kept import Kept, measure, suite
 from benchmarks.rows import load
 
 FOLDER = Path(__file__).resolve().parents[1]
@@ -42,9 +42,13 @@ def pieces() -> dict[str, str]:
     """Names in order, and what each is."""
     about = {
         "ceilings": "copy, fill, matrix products, torch.randn",
-        "kernels-float32": "steps, noise exact and fast, sums, on each backend; the predictions' rows",
+        "kernels-float32": (
+            "steps, noise exact and fast, sums, on each backend; the predictions' rows"
+        ),
         "kernels-bfloat16": "the same in bfloat16",
-        "loops": "whole loops and a step's graph beside diffusers and torch.compile; seeds per sample",
+        "loops": (
+            "whole loops and a step's graph beside diffusers and torch.compile; seeds per sample"
+        ),
         "networks": "U-Nets and DiTs in each mode",
     }
     files = sorted(path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py"))
@@ -53,13 +57,17 @@ def pieces() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--list", action="store_true", help="machine, device and pieces as JSON")
     parser.add_argument("--piece", choices=pieces())
     parser.add_argument("--file", type=Path)
     parser.add_argument("--predictions", type=Path, metavar="FOLDER")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--tier", choices=("quick", "default", "full"), default="default")
     parser.add_argument("--within", type=float, default=300.0)
     args = parser.parse_args(argv)
@@ -77,8 +85,10 @@ def run(piece: str, file: Path, device: str, tier: str, within: float) -> int:
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     about: dict[str, Any] = {
-        "python_version": platform.python_version(), "machine": platform.machine(), "fastdiff": facts(device, tier)
-    }  # fmt: skip
+        "python_version": platform.python_version(),
+        "machine": platform.machine(),
+        "fastdiff": facts(device, tier),
+    }
     kept = Kept(file, piece, about)
     if piece in OWN:
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""What the machine can do: bytes by a copy and a fill, operations by a matrix product, normals by torch.randn.
+"""What the machine can do: bytes by a copy and a fill, operations by a matrix product, normals by
+torch.randn.
 
 A copy counts bytes read and written. Matrices hold random numbers: zeros run faster than data does.
 """
@@ -32,8 +33,15 @@ def copy(place: Place, megabytes: int) -> Row:
     target.copy_(source)
     if not torch.equal(source, target):
         raise AssertionError("copy: expected equal bytes")
-    return alone(place, lambda: target.copy_(source), kind="ceiling", what="copy", case={"MiB": megabytes},
-                 checked="equal", nbytes=2 * 4 * source.numel())  # fmt: skip
+    return alone(
+        place,
+        lambda: target.copy_(source),
+        kind="ceiling",
+        what="copy",
+        case={"MiB": megabytes},
+        checked="equal",
+        nbytes=2 * 4 * source.numel(),
+    )
 
 
 def fill(place: Place, megabytes: int) -> Row:
@@ -41,8 +49,15 @@ def fill(place: Place, megabytes: int) -> Row:
     target.fill_(1.0)
     if not (target == 1.0).all():
         raise AssertionError("fill: expected ones")
-    return alone(place, lambda: target.fill_(1.0), kind="ceiling", what="fill", case={"MiB": megabytes}, checked="equal",
-                 nbytes=4 * target.numel())  # fmt: skip
+    return alone(
+        place,
+        lambda: target.fill_(1.0),
+        kind="ceiling",
+        what="fill",
+        case={"MiB": megabytes},
+        checked="equal",
+        nbytes=4 * target.numel(),
+    )
 
 
 @contextmanager
@@ -64,8 +79,15 @@ def gemm(place: Place, kind: str) -> Row:
     with tf32(kind == "tf32"):
         torch.mm(a, b, out=out)
         checked = within(out[:8], a[:8].double() @ b.double(), LIMITS[kind], f"gemm {kind}")
-        return alone(place, lambda: torch.mm(a, b, out=out), kind="ceiling", what=f"gemm {kind}", case={"n": n},
-                     checked=checked, flops=2.0 * n**3)  # fmt: skip
+        return alone(
+            place,
+            lambda: torch.mm(a, b, out=out),
+            kind="ceiling",
+            what=f"gemm {kind}",
+            case={"n": n},
+            checked=checked,
+            flops=2.0 * n**3,
+        )
 
 
 def normals(place: Place, dtype: torch.dtype, count: int) -> Row:
@@ -74,8 +96,16 @@ def normals(place: Place, dtype: torch.dtype, count: int) -> Row:
     error = 6.0 / count**0.5
     if abs(float(sample.mean())) > error or abs(float(sample.var()) - 1) > 2 * error:
         raise AssertionError(
-            f"torch.randn: expected mean 0 and variance 1, got {sample.mean():.3g}, {sample.var():.3g}"
+            f"torch.randn: expected mean 0 and variance 1, got {sample.mean():.3g},"
+            f" {sample.var():.3g}"
         )
-    return alone(place, lambda: out.normal_(), kind="ceiling", what="torch.randn",
-                 case={"dtype": str(dtype).removeprefix("torch."), "shape": [count]}, checked="mean and variance",
-                 nbytes=count * out.element_size(), elements=count)  # fmt: skip
+    return alone(
+        place,
+        lambda: out.normal_(),
+        kind="ceiling",
+        what="torch.randn",
+        case={"dtype": str(dtype).removeprefix("torch."), "shape": [count]},
+        checked="mean and variance",
+        nbytes=count * out.element_size(),
+        elements=count,
+    )

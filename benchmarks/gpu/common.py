@@ -13,15 +13,19 @@ import fastdiff
 from benchmarks import harness
 from benchmarks.gpu.predictions import LARGE
 from benchmarks.peers import MODES, Missing, compiled
+from fastdiff.cli.timing import spread
 from fastdiff.jobs import machine
-from fastdiff.timing import spread
 
 Row = dict[str, Any]
-Rows = Iterator[tuple[str, Callable[[], Row]]]  # a name that no other row of the piece has, and what measures it
+Rows = Iterator[
+    tuple[str, Callable[[], Row]]
+]  # a name that no other row of the piece has, and what measures it
 
 
 class Place(NamedTuple):
-    """device: cuda, or cpu for a dry run, whose sizes are tiny and which compiles one network alone."""
+    """device: cuda, or cpu for a dry run, whose sizes are tiny and which compiles one network
+    alone.
+    """
 
     device: str
 
@@ -32,7 +36,9 @@ class Place(NamedTuple):
     @property
     def setting(self) -> harness.Setting:
         return (
-            harness.Setting(self.device, 0.02, 2, "quick") if self.dry else harness.Setting(self.device, 1.0, 5, "full")
+            harness.Setting(self.device, 0.02, 2, "quick")
+            if self.dry
+            else harness.Setting(self.device, 1.0, 5, "full")
         )
 
     def size(self, real: Any, tiny: Any) -> Any:
@@ -57,7 +63,9 @@ class Place(NamedTuple):
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within the block, ops run on this backend; raises RuntimeError with the reason where it is off."""
+    """Within the block, ops run on this backend; raises RuntimeError with the reason where it is
+    off.
+    """
     state = fastdiff.backends()[name]
     if not state.available:
         raise RuntimeError(f"the backend {name} is off: {state.reason}")
@@ -66,21 +74,47 @@ def backend(name: str) -> Iterator[None]:
 
 
 def alone(
-    place: Place, call: Callable[[], Any], *, kind: str, what: str, case: Row, checked: str, nbytes: int | None = None,
-    flops: float | None = None, elements: int | None = None, per: str = "call", divide: float = 1.0,
-) -> Row:  # fmt: skip
+    place: Place,
+    call: Callable[[], Any],
+    *,
+    kind: str,
+    what: str,
+    case: Row,
+    checked: str,
+    nbytes: int | None = None,
+    flops: float | None = None,
+    elements: int | None = None,
+    per: str = "call",
+    divide: float = 1.0,
+) -> Row:
     """A row without peers, of what has been checked already. flops: of one call."""
     times = harness.take_turns({"fastdiff": call}, place.setting)["fastdiff"]
     middle = statistics.median(times)
     rate = None if nbytes is None else round(nbytes / middle / 1e9, 3)
     return {
-        "schema": harness.SCHEMA, "kind": kind, "what": what, "case": case, "device": named(place.device), "backend": None,
-        "threads": torch.get_num_threads(), "cache": "warm", "per": per,
-        "us": [round(1e6 * v / divide, 3) for v in spread(times)], "elements": elements, "bytes_floor": nbytes,
-        "GB_per_s": rate, "copy_GB_per_s": None, "percent_of_copy": None, "instructions": None, "peers": {},
-        "best_peer": None, "compile_s": None, "extra_bytes": None, "checked": checked,
+        "schema": harness.SCHEMA,
+        "kind": kind,
+        "what": what,
+        "case": case,
+        "device": named(place.device),
+        "backend": None,
+        "threads": torch.get_num_threads(),
+        "cache": "warm",
+        "per": per,
+        "us": [round(1e6 * v / divide, 3) for v in spread(times)],
+        "elements": elements,
+        "bytes_floor": nbytes,
+        "GB_per_s": rate,
+        "copy_GB_per_s": None,
+        "percent_of_copy": None,
+        "instructions": None,
+        "peers": {},
+        "best_peer": None,
+        "compile_s": None,
+        "extra_bytes": None,
+        "checked": checked,
         "TFLOP_per_s": None if flops is None else round(flops / middle / 1e12, 3),
-    }  # fmt: skip
+    }
 
 
 def named(device: str) -> str:

@@ -1,7 +1,9 @@
-"""The kernels that the predictions are about, on every backend of the device, next to what users run instead.
+"""The kernels that the predictions are about, on every backend of the device, next to what users
+run instead.
 
-A step in place, the middle one of 50; noise exact and fast; float32 and bfloat16; at the size of real use, which lies in
-a GPU's cache, and at one that does not. Peers are the eager formula, torch.compile of it and diffusers' step.
+A step in place, the middle one of 50; noise exact and fast; float32 and bfloat16; at the size of
+real use, which lies in a GPU's cache, and at one that does not. Peers are the eager formula,
+torch.compile of it and diffusers' step.
 """
 
 from __future__ import annotations
@@ -41,11 +43,15 @@ def rows(place: Place, dtype: torch.dtype) -> Rows:
 
 
 def row(place: Place, dtype: torch.dtype, name: str, mode: str, which: str, shape: str) -> Row:
-    """Peers run beside the first backend alone; torch.compile at the large size, where the predictions are."""
+    """Peers run beside the first backend alone; torch.compile at the large size, where the
+    predictions are.
+    """
     sizes, first = place.shapes[shape], which == place.backends[0]
     with backend(which):
         if name.startswith("step "):
-            work, formula, inputs, nbytes, theirs = step(sizes, dtype, place.device, name.removeprefix("step "), mode)
+            work, formula, inputs, nbytes, theirs = step(
+                sizes, dtype, place.device, name.removeprefix("step "), mode
+            )
         else:
             work, formula, inputs, nbytes = op(sizes, dtype, place.device, name, mode)
             theirs = None
@@ -56,15 +62,28 @@ def row(place: Place, dtype: torch.dtype, name: str, mode: str, which: str, shap
                 peers["torch.compile"] = place.compiled(formula, *inputs)
             if theirs is not None:
                 peers["diffusers"] = theirs
-        case = {"dtype": str(dtype).removeprefix("torch."), "shape": list(sizes), "size": shape, "batch": sizes[0]}
+        case = {
+            "dtype": str(dtype).removeprefix("torch."),
+            "shape": list(sizes),
+            "size": shape,
+            "batch": sizes[0],
+        }
         kind = "step" if name.startswith("step ") else "op"
         return harness.measure(
-            place.setting, work, kind=kind, what=name, case=case | ({"mode": mode} if name in NOISY else {}), peers=peers,
-            elements=math.prod(sizes), bytes_floor=nbytes,
-        ) | {"backend": which}  # fmt: skip
+            place.setting,
+            work,
+            kind=kind,
+            what=name,
+            case=case | ({"mode": mode} if name in NOISY else {}),
+            peers=peers,
+            elements=math.prod(sizes),
+            bytes_floor=nbytes,
+        ) | {"backend": which}
 
 
-def op(shape: tuple[int, ...], dtype: torch.dtype, device: str, name: str, mode: str) -> tuple[Any, ...]:
+def op(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, name: str, mode: str
+) -> tuple[Any, ...]:
     """(work, formula, inputs, bytes) of an op; exact as in the suite, fast held to exact."""
     maker = operations.Maker(shape, dtype, device)
     found: operations.Op = getattr(maker, name)()
@@ -80,7 +99,9 @@ def op(shape: tuple[int, ...], dtype: torch.dtype, device: str, name: str, mode:
 
         found.work.verify()  # exact, by NumPy
         exact.copy_(out)
-        work = harness.Work(call, lambda _: _near(out, exact, name), f"fast within {FAST[dtype]:g} of exact", (out,))
+        work = harness.Work(
+            call, lambda _: _near(out, exact, name), f"fast within {FAST[dtype]:g} of exact", (out,)
+        )
     bare, _ = formulas.arms(found.formula, inputs)
     return work, bare, inputs, found.bytes_floor
 
@@ -89,7 +110,9 @@ def _near(out: Tensor, exact: Tensor, name: str) -> None:
     within(out, exact, FAST[out.dtype], f"{name}, fast")
 
 
-def step(shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, mode: str) -> tuple[Any, ...]:
+def step(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, mode: str
+) -> tuple[Any, ...]:
     """(work, formula, inputs, bytes, diffusers' step or why there is none)."""
     guided, solver = solver.endswith(" guided"), solver.removesuffix(" guided")
     g = torch.Generator(device).manual_seed(0)
@@ -104,7 +127,11 @@ def step(shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, m
     x, out = normal(*shape).to(dtype), normal((2 if guided else 1) * batch, *shape[1:]).to(dtype)
     slots = normal(plan.slots, *shape) if plan.slots else None
     state, kept = x.clone(), None if slots is None else slots.clone()
-    row, ids, table = torch.full((batch,), k, device=device), torch.arange(batch, device=device), plan.table
+    row, ids, table = (
+        torch.full((batch,), k, device=device),
+        torch.arange(batch, device=device),
+        plan.table,
+    )
     on_device, gamma = torch.tensor(table, device=device), torch.full((batch,), 3.0, device=device)
     following = torch.empty_like(x) if guided else None
     more: dict[str, Any] = {"guidance": gamma, "input_out": following} if guided else {}
@@ -113,7 +140,16 @@ def step(shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, m
 
     def call() -> Any:
         return ops.reverse_step(
-            state, out, on_device, row, seed=SEED, sample_ids=ids, used=plan.used, mode=mode, out=state, **more
+            state,
+            out,
+            on_device,
+            row,
+            seed=SEED,
+            sample_ids=ids,
+            used=plan.used,
+            mode=mode,
+            out=state,
+            **more,
         )
 
     def restore() -> None:
@@ -124,25 +160,50 @@ def step(shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, m
     ends = operations.ends(batch)
     given = torch.cat([out[ends], out[[batch + b for b in ends]]]) if guided else out[ends]
     expected = reference.reverse_step(
-        truth(x[ends]), truth(given), table, k, slots=None if slots is None else truth(slots[:, ends]), seed=SEED,
-        sample_ids=np.array(ends), guidance=[3.0] * len(ends) if guided else None,
-    )  # fmt: skip
+        truth(x[ends]),
+        truth(given),
+        table,
+        k,
+        slots=None if slots is None else truth(slots[:, ends]),
+        seed=SEED,
+        sample_ids=np.array(ends),
+        guidance=[3.0] * len(ends) if guided else None,
+    )
 
     def check(_: Any) -> None:
         if mode == "exact":
             same_bits(state[ends], expected.x_s, f"step {solver}")
         else:
-            within(state[ends].cpu(), torch.from_numpy(expected.x_s), FAST[dtype], f"step {solver}, fast")
+            within(
+                state[ends].cpu(),
+                torch.from_numpy(expected.x_s),
+                FAST[dtype],
+                f"step {solver}, fast",
+            )
         if kept is not None and expected.slots is not None:
             same_bits(kept[:, ends], expected.slots, "its slots")
         if following is not None:
             same_bits(following[ends], expected.network_input[: len(ends)], "the next input")
 
-    told = "bits equal to NumPy" if mode == "exact" else f"fast within {FAST[dtype]:g} of NumPy's exact"
+    told = (
+        "bits equal to NumPy"
+        if mode == "exact"
+        else f"fast within {FAST[dtype]:g} of NumPy's exact"
+    )
     work = harness.Work(call, check, told, () if following is None else (following,), restore)
     memory = [] if slots is None else list(slots.unbind(0))
-    theirs = None if guided else solvers.diffusers_step(solver, x, out, int(plan.column("network")[:k].sum()))
-    return work, _formula(plan, k, 3.0 if guided else None), (x, out, *memory), _bytes(plan, k, x, guided), theirs
+    theirs = (
+        None
+        if guided
+        else solvers.diffusers_step(solver, x, out, int(plan.column("network")[:k].sum()))
+    )
+    return (
+        work,
+        _formula(plan, k, 3.0 if guided else None),
+        (x, out, *memory),
+        _bytes(plan, k, x, guided),
+        theirs,
+    )
 
 
 def _bytes(plan: Any, k: int, x: Tensor, guided: bool) -> int:
@@ -158,7 +219,8 @@ def _formula(plan: Any, k: int, gamma: float | None) -> Callable[..., Any]:
     of_x0 = float(line[INDEX["x0_x"]]), float(line[INDEX["x0_out"]])
     targets = ["x", *sorted(traffic.writes(plan, k) - {"x"})]
     weights = {
-        to: {of: float(line[INDEX[f"{to}.{of}"]]) for of in OPERANDS if line[INDEX[f"{to}.{of}"]]} for to in targets
+        to: {of: float(line[INDEX[f"{to}.{of}"]]) for of in OPERANDS if line[INDEX[f"{to}.{of}"]]}
+        for to in targets
     }
 
     def formula(x: Tensor, out: Tensor, *slots: Tensor) -> Any:
@@ -173,7 +235,9 @@ def _formula(plan: Any, k: int, gamma: float | None) -> Callable[..., Any]:
         }
         made = []
         for terms in weights.values():
-            parts = [c * (torch.randn_like(x) if of == "z" else values[of]) for of, c in terms.items()]
+            parts = [
+                c * (torch.randn_like(x) if of == "z" else values[of]) for of, c in terms.items()
+            ]
             made.append(sum(parts[1:], parts[0]))
         made[0] = made[0].to(x.dtype)
         return (*made, made[0].clone()) if gamma is not None else tuple(made)

@@ -1,4 +1,6 @@
-"""Loops at 256×3×32×32 around a network that costs nothing, with the step's graph and without; seeds per sample."""
+"""Loops at 256×3×32×32 around a network that costs nothing, with the step's graph and without;
+seeds per sample.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,20 @@ def rows(place: Place) -> Rows:
 
 def tensors(place: Place) -> tuple[Tensor, Tensor]:
     g = torch.Generator(place.device).manual_seed(0)
-    start, out = (torch.randn(place.shapes["real"], generator=g, device=place.device) for _ in range(2))
+    start, out = (
+        torch.randn(place.shapes["real"], generator=g, device=place.device) for _ in range(2)
+    )
     return start, out
 
 
 def sampler(solver: str, out: Tensor, steps: int, graph: bool | str) -> Sampler:
     return Sampler(
-        lambda x, t: out, solvers.schedule(solver), solver=solver, steps=steps, graph=graph, timestep_spacing="leading"
+        lambda x, t: out,
+        solvers.schedule(solver),
+        solver=solver,
+        steps=steps,
+        graph=graph,
+        timestep_spacing="leading",
     )
 
 
@@ -49,7 +58,10 @@ def _case(place: Place, solver: str, steps: int) -> Row:
 def loop(place: Place, solver: str, which: str) -> Row:
     """50 steps, Python's part included: what a user waits for."""
     start, out = tensors(place)
-    steps, (ours, bare) = solvers.STEPS, (sampler(solver, out, solvers.STEPS, graph) for graph in ("auto", False))
+    steps, (ours, bare) = (
+        solvers.STEPS,
+        (sampler(solver, out, solvers.STEPS, graph) for graph in ("auto", False)),
+    )
     with backend(which):
         check = solvers.check_loop(ours.plan, start, out, SEED)
         work = harness.Work(lambda: ours.sample(x_T=start, seed=SEED), check, "bits equal to NumPy")
@@ -57,13 +69,23 @@ def loop(place: Place, solver: str, which: str) -> Row:
         if not place.dry:
             peers["fastdiff, no graph"] = lambda: bare.sample(x_T=start, seed=SEED)
         return harness.measure(
-            place.setting, work, kind="loop", what=f"loop {solver}", case=_case(place, solver, steps), peers=peers,
-            per="step", divide=steps, elements=steps * start.numel(), bytes_floor=12 * steps * start.numel(),
-        ) | {"backend": which}  # fmt: skip
+            place.setting,
+            work,
+            kind="loop",
+            what=f"loop {solver}",
+            case=_case(place, solver, steps),
+            peers=peers,
+            per="step",
+            divide=steps,
+            elements=steps * start.numel(),
+            bytes_floor=12 * steps * start.numel(),
+        ) | {"backend": which}
 
 
 def graph_step(place: Place, solver: str, which: str) -> Row:
-    """A step of a long loop, in which the call's set-up is lost; next to torch.compile's kernel of the same formula."""
+    """A step of a long loop, in which the call's set-up is lost; next to torch.compile's kernel of
+    the same formula.
+    """
     start, out = tensors(place)
     steps = place.size(500, 20)
     ours = sampler(solver, out, steps, "auto")
@@ -76,11 +98,21 @@ def graph_step(place: Place, solver: str, which: str) -> Row:
         modes = place.compiled(formula, *inputs)
         peers: dict[str, Any] = {"torch.compile": modes}
         if isinstance(modes, dict):
-            peers["torch.compile"] = {mode: _repeated(arm, steps) for mode, arm in modes.items() if callable(arm)}
+            peers["torch.compile"] = {
+                mode: _repeated(arm, steps) for mode, arm in modes.items() if callable(arm)
+            }
         return harness.measure(
-            place.setting, work, kind="loop", what=f"graph step {solver}", case=_case(place, solver, steps), peers=peers,
-            per="step", divide=steps, elements=steps * start.numel(), bytes_floor=12 * steps * start.numel(),
-        ) | {"backend": which}  # fmt: skip
+            place.setting,
+            work,
+            kind="loop",
+            what=f"graph step {solver}",
+            case=_case(place, solver, steps),
+            peers=peers,
+            per="step",
+            divide=steps,
+            elements=steps * start.numel(),
+            bytes_floor=12 * steps * start.numel(),
+        ) | {"backend": which}
 
 
 def _finite(x: Tensor) -> None:
@@ -107,24 +139,38 @@ def seeds_step(place: Place, which: str) -> Row:
     plan = sampler("ddpm", torch.empty(0), 50, False).plan
     x, out = tensors(place)
     k, state, other = 25, x.clone(), x.clone()
-    table, row = torch.tensor(plan.table, device=place.device), torch.full((shape[0],), 25, device=place.device)
+    table, row = (
+        torch.tensor(plan.table, device=place.device),
+        torch.full((shape[0],), 25, device=place.device),
+    )
     last = shape[0] - 1
     expected = reference.reverse_step(
-        truth(x[-1:]), truth(out[-1:]), plan.table, k, seed=int(seeds[-1]), sample_ids=np.array([last])
+        truth(x[-1:]),
+        truth(out[-1:]),
+        plan.table,
+        k,
+        seed=int(seeds[-1]),
+        sample_ids=np.array([last]),
     )
 
     def call(seed: Any = seeds, into: Tensor = state) -> Any:
         return ops.reverse_step(into, out, table, row, seed=seed, used=plan.used, out=into)
 
     with backend(which):
-        work = harness.Work(call, lambda _: same_bits(state[-1:], expected.x_s, "seeds"), "bits equal to NumPy",
-                            restore=lambda: state.copy_(x))  # fmt: skip
+        work = harness.Work(
+            call,
+            lambda _: same_bits(state[-1:], expected.x_s, "seeds"),
+            "bits equal to NumPy",
+            restore=lambda: state.copy_(x),
+        )
         peers = {"fastdiff, one seed": lambda: call(SEED, other)}
         return _measured(place, work, "step ddpm, a seed per sample", shape, peers, 12, which)
 
 
 def seeds_randn(place: Place, which: str) -> Row:
-    """The noise of a batch with a seed for each sample beside a list of torch's generators, as pipelines take it."""
+    """The noise of a batch with a seed for each sample beside a list of torch's generators, as
+    pipelines take it.
+    """
     seeds, shape = _seeds(place)
     generators = [torch.Generator(place.device).manual_seed(int(s)) for s in seeds]
     out, numbers = torch.empty(shape, device=place.device), np.array(seeds.cpu())
@@ -135,17 +181,43 @@ def seeds_randn(place: Place, which: str) -> Row:
             same_bits(out[b : b + 1], expected.astype(np.float32), "randn")
 
     def theirs() -> Tensor:
-        return torch.cat([torch.randn((1, *shape[1:]), generator=g, device=place.device) for g in generators])
+        return torch.cat(
+            [torch.randn((1, *shape[1:]), generator=g, device=place.device) for g in generators]
+        )
 
     with backend(which):
-        work = harness.Work(lambda: ops.randn(shape, seed=seeds, out=out), check, "bits equal to NumPy", (out,))
-        return _measured(place, work, "randn, a seed per sample", shape, {"a generator a sample": theirs}, 4, which)
+        work = harness.Work(
+            lambda: ops.randn(shape, seed=seeds, out=out), check, "bits equal to NumPy", (out,)
+        )
+        return _measured(
+            place,
+            work,
+            "randn, a seed per sample",
+            shape,
+            {"a generator a sample": theirs},
+            4,
+            which,
+        )
 
 
 def _measured(
-    place: Place, work: harness.Work, what: str, shape: tuple[int, ...], peers: Any, width: int, which: str
+    place: Place,
+    work: harness.Work,
+    what: str,
+    shape: tuple[int, ...],
+    peers: Any,
+    width: int,
+    which: str,
 ) -> Row:
     elements = math.prod(shape)
     case = {"dtype": "float32", "shape": list(shape), "batch": shape[0]}
-    return harness.measure(place.setting, work, kind="seeds", what=what, case=case, peers=peers, elements=elements,
-                           bytes_floor=width * elements) | {"backend": which}  # fmt: skip
+    return harness.measure(
+        place.setting,
+        work,
+        kind="seeds",
+        what=what,
+        case=case,
+        peers=peers,
+        elements=elements,
+        bytes_floor=width * elements,
+    ) | {"backend": which}

@@ -1,4 +1,6 @@
-"""One forward call of U-Nets and DiTs in each mode: eager, channels_last, torch.compile's modes, fastdiff.accelerate."""
+"""One forward call of U-Nets and DiTs in each mode: eager, channels_last, torch.compile's modes,
+fastdiff.accelerate.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from benchmarks import harness, networks
 from benchmarks.gpu.common import MODES, Place, Row, Rows, off
 from benchmarks.peers import compiled
 
-LIMITS = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of the network's output in float32, by the norm
+LIMITS = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 5e-2,
+}  # of the network's output in float32, by the norm
 
 
 def rows(place: Place) -> Rows:
@@ -30,15 +35,24 @@ def row(place: Place, name: str, dtype: torch.dtype, batch: int) -> Row:
     x = torch.randn(batch, *made.shape, generator=g, device=place.device)
     t, condition = torch.full((batch,), 500, device=place.device), made.condition(batch)
     exact = networks.call(made.module, x, t, condition)
-    network = made.module if dtype == torch.float32 else networks.make(name, place.device, dtype).module
-    arms = {setting: _call(module, x, t, condition) for setting, module in networks.settings(network).items()}
+    network = (
+        made.module if dtype == torch.float32 else networks.make(name, place.device, dtype).module
+    )
+    arms = {
+        setting: _call(module, x, t, condition)
+        for setting, module in networks.settings(network).items()
+    }
     call = _call(fastdiff.accelerate(network), x, t, condition)
 
     def check(out: Tensor) -> None:
-        for arm, got in {"fastdiff": out, **{setting: run() for setting, run in arms.items()}}.items():
+        for arm, got in {
+            "fastdiff": out,
+            **{setting: run() for setting, run in arms.items()},
+        }.items():
             if not off(got, exact) <= LIMITS[dtype]:
                 raise AssertionError(
-                    f"{name}, {arm}: expected within {LIMITS[dtype]:g} of float32, got {off(got, exact):.2g}"
+                    f"{name}, {arm}: expected within {LIMITS[dtype]:g} of float32, got"
+                    f" {off(got, exact):.2g}"
                 )
 
     others: dict[str, Any] = {f"eager, {setting}": arm for setting, arm in arms.items()}
@@ -50,9 +64,21 @@ def row(place: Place, name: str, dtype: torch.dtype, batch: int) -> Row:
 
     others["torch.compile"] = compiled(forward, x, t, modes=modes)
     work = harness.Work(call, check, f"within {LIMITS[dtype]:g} of float32")
-    case = {"dtype": str(dtype).removeprefix("torch."), "shape": [batch, *made.shape], "batch": batch}
-    return harness.measure(place.setting, work, kind="network", what=name, case=case, peers=others, per="sample",
-                           divide=batch)  # fmt: skip
+    case = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": [batch, *made.shape],
+        "batch": batch,
+    }
+    return harness.measure(
+        place.setting,
+        work,
+        kind="network",
+        what=name,
+        case=case,
+        peers=others,
+        per="sample",
+        divide=batch,
+    )
 
 
 def _call(module: Any, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Any:

@@ -1,8 +1,10 @@
 """What was predicted for the kernels before a GPU had run them, beside what is measured.
 
-Predictions are of an H200: the share of a device copy's bandwidth at sizes past its caches, in float32 and bfloat16, and how
-many times faster than diffusers' eager steps (or torch's eager formula) and torch.compile's best mode. A prediction is
-missed where the measurement is below 0.97 of it (above 1.03, for times): the rest is the spread of a quiet machine.
+Predictions are of an H200: the share of a device copy's bandwidth at sizes past its caches, in
+    float32 and bfloat16, and how
+many times faster than diffusers' eager steps (or torch's eager formula) and torch.compile's best
+mode. A prediction is missed where the measurement is below 0.97 of it (above 1.03, for times): the
+rest is the spread of a quiet machine.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ class Kernel(NamedTuple):
     """A kernel's prediction.
 
     Attributes:
-        name: as in a table. what, mode: of the rows it is about; mode None for kernels without noise.
+        name: as in a table. what, mode: of the rows it is about; mode None for kernels without
+            noise.
         percent: of copy, by dtype. eager, compile: times faster, in float32 and bfloat16.
     """
 
@@ -37,7 +40,9 @@ KERNELS = (
     Kernel("DDIM step", "step ddim", None, (94, 92), (5, 5), (1.0, 1.0)),
     Kernel("DDPM step, fast", "step ddpm", "fast", (91, 82), (7, 7), (1.5, 2.5)),
     Kernel("DDPM step, exact", "step ddpm", "exact", (88, 50), (7, 4.5), (1.4, 2)),
-    Kernel("guidance + step, writes next input", "step ddim guided", None, (90, 80), (6, 6), (1.1, 2)),
+    Kernel(
+        "guidance + step, writes next input", "step ddim guided", None, (90, 80), (6, 6), (1.1, 2)
+    ),
     Kernel("DPM++ 2M step", "step dpm++2m", None, (92, 88), (5, 5), (1.0, 1.0)),
     Kernel("UniPC-2 step", "step unipc", None, (90, 88), (7, 7), (1.0, 1.0)),
     Kernel("normal fill, fast", "randn", "fast", (85, 47), (2, 2), (2, 2)),
@@ -50,7 +55,9 @@ SEEDS_COST, SEEDS_WALL = 0.98, 300.0  # of one seed's speed; times a list of gen
 
 
 def check(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """A line for each prediction: kernel, what, predicted, measured (`-` where nothing was), verdict: `missed`, or empty."""
+    """A line for each prediction: kernel, what, predicted, measured (`-` where nothing was),
+    verdict: `missed`, or empty.
+    """
     return [*_kernels(rows), *_loops(rows)]
 
 
@@ -63,9 +70,18 @@ def _kernels(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
             row = _fastest(rows, kernel.what, dtype=dtype, mode=kernel.mode, size=LARGE)
             percent = 100 * row["GB_per_s"] / copy if row and copy and row.get("GB_per_s") else None
             yield _line(f"{kernel.name}, {dtype}", "% of copy", kernel.percent[i], percent, row)
-            for what, wanted, peers in (("eager", kernel.eager, EAGER), ("torch.compile", kernel.compile, COMPILE)):
+            for what, wanted, peers in (
+                ("eager", kernel.eager, EAGER),
+                ("torch.compile", kernel.compile, COMPILE),
+            ):
                 if wanted is not None:
-                    yield _line(f"{kernel.name}, {dtype}", f"times {what}", wanted[i], _faster(row, peers), row)
+                    yield _line(
+                        f"{kernel.name}, {dtype}",
+                        f"times {what}",
+                        wanted[i],
+                        _faster(row, peers),
+                        row,
+                    )
 
 
 def _loops(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
@@ -78,10 +94,16 @@ def _loops(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
         yield _line(name, "times torch.compile", GRAPH_COMPILE, _faster(row, COMPILE), row)
     seeds = _fastest(rows, "step ddpm, a seed per sample")
     one = _faster(seeds, ("fastdiff, one seed",))
-    yield _line("a seed per sample, batch 256", "of one seed's speed", SEEDS_COST, one, seeds, slack=0.0)
+    yield _line(
+        "a seed per sample, batch 256", "of one seed's speed", SEEDS_COST, one, seeds, slack=0.0
+    )
     drawn = _fastest(rows, "randn, a seed per sample")
     yield _line(
-        "a seed per sample, batch 256", "times generators", SEEDS_WALL, _faster(drawn, ("a generator a sample",)), drawn
+        "a seed per sample, batch 256",
+        "times generators",
+        SEEDS_WALL,
+        _faster(drawn, ("a generator a sample",)),
+        drawn,
     )
 
 
@@ -101,12 +123,27 @@ def _faster(row: Row | None, peers: Sequence[str]) -> float | None:
     return None
 
 
-def _line(kernel: str, what: str, wanted: float, got: float | None, row: Row | None, *, least: bool = True,
-          slack: float = SLACK) -> dict[str, str]:  # fmt: skip
-    missed = got is not None and (got < (1 - slack) * wanted if least else got > (1 + slack) * wanted)
-    by = f" ({row['backend']})" if row is not None and got is not None and row.get("backend") else ""
+def _line(
+    kernel: str,
+    what: str,
+    wanted: float,
+    got: float | None,
+    row: Row | None,
+    *,
+    least: bool = True,
+    slack: float = SLACK,
+) -> dict[str, str]:
+    missed = got is not None and (
+        got < (1 - slack) * wanted if least else got > (1 + slack) * wanted
+    )
+    by = (
+        f" ({row['backend']})" if row is not None and got is not None and row.get("backend") else ""
+    )
     dry = row is not None and got is not None and row["device"] == "cpu"  # says nothing of a GPU
     return {
-        "kernel": kernel, "what": what, "predicted": f"{'≥' if least else '≤'} {wanted:g}",
-        "measured": "-" if got is None else f"{got:.3g}{by}", "verdict": "dry run" if dry else "missed" if missed else "",
-    }  # fmt: skip
+        "kernel": kernel,
+        "what": what,
+        "predicted": f"{'≥' if least else '≤'} {wanted:g}",
+        "measured": "-" if got is None else f"{got:.3g}{by}",
+        "verdict": "dry run" if dry else "missed" if missed else "",
+    }

@@ -1,4 +1,5 @@
-"""Writes docs/theory/equations.md from equations.toml: every numbered equation of Luo 2022, its functions and its tests.
+"""Writes docs/theory/equations.md from equations.toml: every numbered equation of Luo 2022, its
+functions and its tests.
 
 python docs/theory/equations.py
 """
@@ -18,7 +19,7 @@ HEAD = """# Equations
 
 Every numbered equation of Calvin Luo's "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970), what it
 says, the functions that compute it, the tests that hold them to it, and where it is explained or drawn. `t` is the paper's
-here: its x_1 is the timestep 0 of `Schedule`, its ω is `gamma`, minus the log-SNR, in `fastdiff.variational`.
+here: its x_1 is the timestep 0 of `Schedule`, its ω is `gamma`, minus the log-SNR, in `fastdiff.theory.variational`.
 
 The numbers are those of the paper's first version, which numbers each line of a derivation; the lines of one share a row.
 Numbers that other works cite, or that the paper's own text refers to, are fixed:
@@ -47,7 +48,9 @@ def numbers(row: dict[str, Any]) -> range:
 
 
 def resolve(name: str) -> Any:
-    """The object behind a dotted name below fastdiff; ImportError or AttributeError where there is none."""
+    """The object behind a dotted name below fastdiff; ImportError or AttributeError where there is
+    none.
+    """
     found: Any = importlib.import_module("fastdiff")
     path = "fastdiff"
     for part in name.split("."):
@@ -64,11 +67,17 @@ def resolve(name: str) -> Any:
 
 def _line(row: dict[str, Any]) -> str:
     shown = row["numbers"].replace("-", "–") + (" ~" if row.get("counted") else "")
-    functions = "<br>".join(f"`{name}`" for name in row.get("functions", ())) or f"not computed: {row['skip']}"
+    functions = (
+        "<br>".join(f"`{name}`" for name in row.get("functions", ()))
+        or f"not computed: {row['skip']}"
+    )
     tests = []
     for test in row.get("tests", ()):
         file, _, function = test.partition("::")
-        tests.append(f"[{Path(file).stem} · {function.removeprefix('test_').replace('_', ' ')}](../../tests/{file})")
+        tests.append(
+            f"[{Path(file).stem} ·"
+            f" {function.removeprefix('test_').replace('_', ' ')}](../../tests/{file})"
+        )
     see = []
     for path in row.get("see", ()):
         kind = "figure: " if path.startswith("figures/") else ""
@@ -81,14 +90,25 @@ def render(table: dict[str, Any]) -> str:
     left_out = [row for row in rows(table) if "skip" in row]
     shown = ", ".join(row["numbers"].replace("-", "–") for row in left_out)
     parts = [
-        HEAD.format(anchors=", ".join(map(str, ANCHORS)), skipped=f"Not computed, with the reason in the row: {shown}.")
+        HEAD.format(
+            anchors=", ".join(map(str, ANCHORS)),
+            skipped=f"Not computed, with the reason in the row: {shown}.",
+        )
     ]
     for section in table["section"]:
-        lines = [f"## {section['title']}", "", "| Eq. | says | functions | tests | see |", "|---|---|---|---|---|"]
+        lines = [
+            f"## {section['title']}",
+            "",
+            "| Eq. | says | functions | tests | see |",
+            "|---|---|---|---|---|",
+        ]
         parts.append("\n".join([*lines, *map(_line, section["row"])]) + "\n")
     return "\n".join(parts)
 
 
 if __name__ == "__main__":
     PAGE.write_text(render(load()), encoding="utf-8")
-    print(f"{PAGE}: {sum(len(numbers(row)) for row in rows(load()))} equations in {len(rows(load()))} rows")
+    print(
+        f"{PAGE}: {sum(len(numbers(row)) for row in rows(load()))} equations in {len(rows(load()))}"
+        " rows"
+    )

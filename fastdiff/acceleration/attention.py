@@ -1,4 +1,5 @@
-"""Self-attention over pixels or tokens: y = x + W softmax(q k' / sqrt d) v, with q, k, v one matrix product.
+"""Self-attention over pixels or tokens: y = x + W softmax(q k' / sqrt d) v, with q, k, v one matrix
+product.
 
 Activations that lie channels last in memory are tokens already; nothing is transposed or copied.
 """
@@ -16,7 +17,9 @@ from .tree import Prepared, differentiates, plain, turn
 
 
 class SelfAttention:
-    """diffusers' Attention under its own processor, on itself: over pixels with a group norm, or over tokens."""
+    """diffusers' Attention under its own processor, on itself: over pixels with a group norm, or
+    over tokens.
+    """
 
     to_q: nn.Linear
     to_k: nn.Linear
@@ -30,17 +33,27 @@ class SelfAttention:
     _stacked: Prepared
 
     def forward(
-        self, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None,
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         **arguments: Any,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         linears = (self.to_q, self.to_k, self.to_v)
         weights = [p for linear in linears for p in (linear.weight, linear.bias)]
-        ours = type(self.processor).__name__ == "AttnProcessor2_0" and not (arguments.keys() - {"temb"})
+        ours = type(self.processor).__name__ == "AttnProcessor2_0" and not (
+            arguments.keys() - {"temb"}
+        )
         if (
-            not ours or encoder_hidden_states is not None or attention_mask is not None
-            or hidden_states.dtype != self.to_q.weight.dtype or differentiates(hidden_states, *weights)
-        ):  # fmt: skip
-            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **arguments)  # type: ignore[misc]
+            not ours
+            or encoder_hidden_states is not None
+            or attention_mask is not None
+            or hidden_states.dtype != self.to_q.weight.dtype
+            or differentiates(hidden_states, *weights)
+        ):
+            return super().forward(  # type: ignore[misc]
+                hidden_states, encoder_hidden_states, attention_mask, **arguments
+            )
         x, norm = hidden_states, self.group_norm
         images = x.ndim == 4
         if norm is not None:
@@ -62,7 +75,10 @@ class SelfAttention:
 
 
 def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    weights, biases = [v for v in values[0::2] if v is not None], [v for v in values[1::2] if v is not None]
+    weights, biases = (
+        [v for v in values[0::2] if v is not None],
+        [v for v in values[1::2] if v is not None],
+    )
     return torch.cat(weights), torch.cat(biases) if biases else None
 
 
@@ -71,12 +87,20 @@ def faster_attention(attention: Any) -> bool:
     linears = [getattr(attention, name, None) for name in ("to_q", "to_k", "to_v")]
     if not all(plain(linear, nn.Linear) for linear in linears):
         return False
-    shapes = {(linear.in_features, linear.out_features, linear.bias is None) for linear in linears if linear is not None}
+    shapes = {
+        (linear.in_features, linear.out_features, linear.bias is None)
+        for linear in linears
+        if linear is not None
+    }
     absent = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
     norm, out = getattr(attention, "group_norm", None), getattr(attention, "to_out", None)
     if len(shapes) != 1 or any(getattr(attention, name, None) is not None for name in absent):
         return False
-    if not (norm is None or plain(norm, nn.GroupNorm)) or not isinstance(out, nn.ModuleList) or len(out) != 2:
+    if (
+        not (norm is None or plain(norm, nn.GroupNorm))
+        or not isinstance(out, nn.ModuleList)
+        or len(out) != 2
+    ):
         return False
     if not hasattr(attention, "processor"):
         return False
@@ -96,7 +120,11 @@ class OwnAttention:
         batch, channels, height, width = x.shape
         h = normalize(self.norm, x, silu=False)
         tokens = h.flatten(2).transpose(1, 2)
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, channels // self.heads)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(tokens)
+            .unflatten(2, (3, self.heads, channels // self.heads))
+            .permute(2, 0, 3, 1, 4)
+        )
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(y).transpose(1, 2).unflatten(2, (height, width))
 

@@ -1,7 +1,9 @@
 """Convolutions of a network that is only evaluated: activations lie channels last in memory.
 
-A convolution is taken the fastest way its sizes, dtype and device allow: 3x3 of stride 1 by Winograd's algorithm
-(`winograd`), 1x1 as a matrix product over pixels, others as torch does them. Where autograd records, all are torch's own.
+A convolution is taken the fastest way its sizes, dtype and device allow: 3x3 of stride 1 by
+    Winograd's algorithm
+(`winograd`), 1x1 as a matrix product over pixels, others as torch does them. Where autograd
+records, all are torch's own.
 """
 
 from __future__ import annotations
@@ -25,17 +27,28 @@ class Convolution:
     _pixelwise: bool
 
     def forward(
-        self, x: Tensor, *, add: Tensor | None = None, residual: Tensor | None = None, scale: float = 1.0
+        self,
+        x: Tensor,
+        *,
+        add: Tensor | None = None,
+        residual: Tensor | None = None,
+        scale: float = 1.0,
     ) -> Tensor:
         """Args: x [B, C, H, W]; add: [B, K]; residual: like the result. Both in x's dtype."""
         weight, bias = self.weight, self.bias
         ours = x.ndim == 4 and x.shape[1] == self.in_channels and x.device == weight.device
         ours = ours and all(v is None or v.dtype == x.dtype for v in (weight, bias, add, residual))
-        if ours and not torch.is_autocast_enabled(x.device.type) and not differentiates(x, weight, bias, add, residual):
+        if (
+            ours
+            and not torch.is_autocast_enabled(x.device.type)
+            and not differentiates(x, weight, bias, add, residual)
+        ):
             prepared = None if torch.compiler.is_compiling() else self._winograd
             if prepared is not None and winograd.serves(self.out_channels, x.shape[1], x):
                 packed = prepared.get((weight,), winograd.pack)
-                return winograd.conv3x3(x, packed, self.out_channels, bias, add=add, residual=residual, scale=scale)
+                return winograd.conv3x3(
+                    x, packed, self.out_channels, bias, add=add, residual=residual, scale=scale
+                )
             if self._pixelwise and x.device.type == "cpu":
                 return finish(self._product(x), add, residual, scale)
         return finish(super().forward(x), add, residual, scale)  # type: ignore[misc]  # nn.Conv2d's
@@ -56,13 +69,22 @@ def finish(out: Tensor, add: Tensor | None, residual: Tensor | None, scale: floa
 
 
 def faster_convolution(conv: nn.Conv2d, room: int) -> int:
-    """Turns a convolution of a shared tree into ours where there is something to gain; returns the bytes it will hold."""
-    if conv.groups != 1 or conv.dilation != (1, 1) or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    """Turns a convolution of a shared tree into ours where there is something to gain; returns the
+    bytes it will hold.
+    """
+    if (
+        conv.groups != 1
+        or conv.dilation != (1, 1)
+        or conv.padding_mode != "zeros"
+        or isinstance(conv.padding, str)
+    ):
         return 0
     pixelwise = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0)
     square = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.padding == (1, 1)
     size = winograd.packed_bytes(conv.out_channels, conv.in_channels)
     # few channels: torch's convolution is as fast, and the packed weight would be mostly zeros
-    by_winograd = square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= room
+    by_winograd = (
+        square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= room
+    )
     turn(conv, Convolution, _winograd=Prepared() if by_winograd else None, _pixelwise=pixelwise)
     return size if by_winograd else 0

@@ -1,6 +1,8 @@
-"""Whole networks whose time and label code can be computed apart: forward(x, t, …) = decode(x, condition(t, …)).
+"""Whole networks whose time and label code can be computed apart: forward(x, t, …) = decode(x,
+condition(t, …)).
 
-`condition` computes the code's share of every block in one matrix product; the sampler does that once, before its loop.
+`condition` computes the code's share of every block in one matrix product; the sampler does that
+once, before its loop.
 """
 
 from __future__ import annotations
@@ -41,12 +43,18 @@ class DiffusersUNet:
         emb = self.time_embedding(self.time_proj(t).to(dtype))
         if self.class_embedding is not None:
             if class_labels is None:
-                raise ValueError("fastdiff.accelerate: expected class_labels for a network with classes, got none.")
+                raise ValueError(
+                    "fastdiff.accelerate: expected class_labels for a network with classes, got"
+                    " none."
+                )
             if self.config.class_embed_type == "timestep":
                 class_labels = self.time_proj(class_labels)
             emb = emb + self.class_embedding(class_labels).to(dtype)
         elif class_labels is not None:
-            raise ValueError("fastdiff.accelerate: expected no class_labels for a network without classes, got some.")
+            raise ValueError(
+                "fastdiff.accelerate: expected no class_labels for a network without classes, got"
+                " some."
+            )
         return self._hoisted(self._first.code(emb))
 
     def decode(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -67,10 +75,18 @@ class DiffusersUNet:
         return self.conv_out(self.conv_act(self.conv_norm_out(h)))
 
     def forward(
-        self, sample: Tensor, timestep: Tensor | float, class_labels: Tensor | None = None, return_dict: bool = True
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
     ) -> Any:
         """As the original's."""
-        t = timestep if isinstance(timestep, Tensor) else torch.tensor([timestep], dtype=torch.int64)
+        t = (
+            timestep
+            if isinstance(timestep, Tensor)
+            else torch.tensor([timestep], dtype=torch.int64)
+        )
         t = t.to(sample.device).reshape(-1).expand(sample.shape[0])
         out = self.decode(sample, self.condition(t, class_labels))
         return _output(type(self), "UNet2DOutput", out) if return_dict else (out,)
@@ -88,14 +104,22 @@ def _output(cls: type, name: str, sample: Tensor) -> Any:
 
 
 def faster_diffusers_unet(network: Any) -> None:
-    """Gives a UNet2DModel `condition` and `decode` if every block takes its code in the known way."""
+    """Gives a UNet2DModel `condition` and `decode` if every block takes its code in the known
+    way.
+    """
     blocks = [m for m in network.modules() if isinstance(m, Residual)]
-    others = [m for m in network.modules() if type(m).__name__.startswith("ResnetBlock") and not isinstance(m, Residual)]
+    others = [
+        m
+        for m in network.modules()
+        if type(m).__name__.startswith("ResnetBlock") and not isinstance(m, Residual)
+    ]
     skips = any(hasattr(b, "skip_conv") for b in (*network.down_blocks, *network.up_blocks))
     alike = {block.skip_time_act for block in blocks}
     if others or skips or len(alike) != 1 or any(block.time_emb_proj is None for block in blocks):
         return
-    if network.config.time_embedding_type == "fourier":  # the output is divided by the time, which decode doesn't know
+    if (
+        network.config.time_embedding_type == "fourier"
+    ):  # the output is divided by the time, which decode doesn't know
         return
     turn(network, DiffusersUNet, _hoisted=hoist(blocks), _first=blocks[0])
 
@@ -117,7 +141,9 @@ def faster_own_unet(network: Any) -> None:
 
 
 class ModulatedNorm:
-    """The adaLN-Zero norm of a DiT block, with (shift, scale, gate) of both halves out of the network's code."""
+    """The adaLN-Zero norm of a DiT block, with (shift, scale, gate) of both halves out of the
+    network's code.
+    """
 
     norm: nn.LayerNorm
     _columns: slice
@@ -139,7 +165,9 @@ class DiT:
     out_channels: int
 
     def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """All blocks' (shift, scale, gate) and the output's (shift, scale), [B, n]; every block has a code of its own."""
+        """All blocks' (shift, scale, gate) and the output's (shift, scale), [B, n]; every block has
+        a code of its own.
+        """
         columns, dtype = [], _dtype(self)
         for block in self.transformer_blocks:
             emb = block.norm1.emb(t, class_labels, hidden_dtype=dtype)
@@ -157,27 +185,42 @@ class DiT:
         h = self.proj_out_2(torch.addcmul(shift[:, None], self.norm_out(h), 1 + scale[:, None]))
         p, side = self.patch_size, int(h.shape[1] ** 0.5)
         h = h.unflatten(2, (p, p, self.out_channels)).unflatten(1, (side, side))
-        return h.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], self.out_channels, side * p, side * p)
+        return h.permute(0, 5, 1, 3, 2, 4).reshape(
+            x.shape[0], self.out_channels, side * p, side * p
+        )
 
     def forward(
-        self, hidden_states: Tensor, timestep: Any = None, class_labels: Any = None, cross_attention_kwargs: Any = None,
+        self,
+        hidden_states: Tensor,
+        timestep: Any = None,
+        class_labels: Any = None,
+        cross_attention_kwargs: Any = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+    ) -> Any:
         """As the original's."""
         if cross_attention_kwargs:
-            raise ValueError("fastdiff.accelerate: expected no cross_attention_kwargs. Use the original network for them.")
+            raise ValueError(
+                "fastdiff.accelerate: expected no cross_attention_kwargs. Use the original network"
+                " for them."
+            )
         out = self.decode(hidden_states, self.condition(timestep, class_labels))
         return _output(type(self), "Transformer2DModelOutput", out) if return_dict else (out,)
 
 
 def faster_dit(network: Any) -> bool:
-    """Gives a DiTTransformer2DModel `condition` and `decode` if its blocks are those it is known by."""
-    norms: list[Any] = [getattr(block, "norm1", None) for block in getattr(network, "transformer_blocks", ())]
+    """Gives a DiTTransformer2DModel `condition` and `decode` if its blocks are those it is known
+    by.
+    """
+    norms: list[Any] = [
+        getattr(block, "norm1", None) for block in getattr(network, "transformer_blocks", ())
+    ]
     known = all(
-        type(n).__name__ == "AdaLayerNormZero" and getattr(n, "emb", None) is not None
-        and plain(n.silu, nn.SiLU) and plain(n.linear, nn.Linear)
+        type(n).__name__ == "AdaLayerNormZero"
+        and getattr(n, "emb", None) is not None
+        and plain(n.silu, nn.SiLU)
+        and plain(n.linear, nn.Linear)
         for n in norms
-    )  # fmt: skip
+    )
     if not norms or not known:
         return False
     begin = 0
@@ -191,6 +234,8 @@ def faster_dit(network: Any) -> bool:
 
 def fuse_output(network: Any) -> None:
     """conv_norm_out and conv_act, as diffusers' U-Nets call them, in one pass."""
-    if plain(getattr(network, "conv_norm_out", None), nn.GroupNorm) and plain(getattr(network, "conv_act", None), nn.SiLU):
+    if plain(getattr(network, "conv_norm_out", None), nn.GroupNorm) and plain(
+        getattr(network, "conv_act", None), nn.SiLU
+    ):
         faster_norm(network.conv_norm_out, silu=True)
         network.conv_act = nn.Identity()

@@ -1,4 +1,6 @@
-"""Group norm, conditioning and SiLU: by `fastdiff.ops.group_norm_silu` where a kernel runs, else torch's formula."""
+"""Group norm, conditioning and SiLU: by `fastdiff.ops.group_norm_silu` where a kernel runs, else
+torch's formula.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +8,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backend import backend_for
+from ..backend.choice import backend_for
 from ..ops.group_norm_silu import group_norm_silu
 from .tree import differentiates, turn
 
 
 def normalize(
-    norm: nn.GroupNorm | Norm, x: Tensor, *, add: Tensor | None = None, scale: Tensor | None = None,
-    shift: Tensor | None = None, silu: bool = True,
-) -> Tensor:  # fmt: skip
+    norm: nn.GroupNorm | Norm,
+    x: Tensor,
+    *,
+    add: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> Tensor:
     """silu(norm(x + add) (1 + scale) + shift) for x [B, C, …] and conditioning [B, C]."""
     weight, bias = norm.weight, norm.bias
     fused = torch.compiler.is_compiling() or backend_for("group_norm_silu", x.device) != "torch"
     if fused and not differentiates(x, weight, bias, add, scale, shift):
         return group_norm_silu(
-            x, norm.num_groups, weight, bias, eps=norm.eps, add=add, scale=scale, shift=shift, silu=silu
+            x,
+            norm.num_groups,
+            weight,
+            bias,
+            eps=norm.eps,
+            add=add,
+            scale=scale,
+            shift=shift,
+            silu=silu,
         )
-    y = F.group_norm(x if add is None else x + _wide(add, x), norm.num_groups, weight, bias, norm.eps)
+    y = F.group_norm(
+        x if add is None else x + _wide(add, x), norm.num_groups, weight, bias, norm.eps
+    )
     if scale is not None:
         y = y * (1 + _wide(scale, x))
     if shift is not None:

@@ -1,9 +1,11 @@
-"""Residual blocks, each norm, conditioning and SiLU in one pass and each addition in the convolution before it:
+"""Residual blocks, each norm, conditioning and SiLU in one pass and each addition in the
+convolution before it:
 
     h = conv1(silu(norm1(x))) + W e;  y = (skip(x) + conv2(silu(norm2(h)))) / s              (DDPM; Ho et al. 2020)
     h = conv1(silu(norm1(x)));        y = (skip(x) + conv2(silu(norm2(h)(1 + a) + b))) / s   (ADM; (a, b) = W e)
 
-W e is computed here from the embedding e, or sliced out of what the network computed for all blocks at once (`hoist`).
+W e is computed here from the embedding e, or sliced out of what the network computed for all blocks
+at once (`hoist`).
 """
 
 from __future__ import annotations
@@ -33,11 +35,17 @@ class Projected:
         raise NotImplementedError
 
     def conditioning(self, emb: Tensor) -> Tensor:
-        return emb[:, self._columns] if self._columns is not None else self.projection()(self.code(emb))
+        return (
+            emb[:, self._columns]
+            if self._columns is not None
+            else self.projection()(self.code(emb))
+        )
 
 
 def hoist(blocks: Iterable[Projected]) -> Hoisted:
-    """Lets the blocks take their conditioning from columns of one matrix, and returns what computes it."""
+    """Lets the blocks take their conditioning from columns of one matrix, and returns what computes
+    it.
+    """
     begin, projections = 0, []
     for block in blocks:
         projections.append(block.projection())
@@ -67,7 +75,11 @@ def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
     weight = torch.cat([w for w in weights if w is not None])
     if all(b is None for b in biases):
         return weight, None
-    filled = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True) if w is not None]
+    filled = [
+        w.new_zeros(w.shape[0]) if b is None else b
+        for w, b in zip(weights, biases, strict=True)
+        if w is not None
+    ]
     return weight, torch.cat(filled)
 
 
@@ -102,7 +114,9 @@ class Residual(Projected):
     def code(self, emb: Tensor) -> Tensor:
         return emb if self.skip_time_act else self.nonlinearity(emb)
 
-    def forward(self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
+    def forward(
+        self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any
+    ) -> Tensor:
         x, h = input_tensor, normalize(self.norm1, input_tensor)
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
@@ -122,13 +136,17 @@ class Residual(Projected):
             h = normalize(self.norm2, convolve(self.conv1, h, add=given))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        return convolve(self.conv2, self.dropout(h), residual=x, scale=1.0 / self.output_scale_factor)
+        return convolve(
+            self.conv2, self.dropout(h), residual=x, scale=1.0 / self.output_scale_factor
+        )
 
 
 def faster_residual(block: Any) -> bool:
     """Turns a ResnetBlock2D of a shared tree into ours if its parts are those it is known by."""
     norms = all(plain(getattr(block, name, None), nn.GroupNorm) for name in ("norm1", "norm2"))
-    known = getattr(block, "time_embedding_norm", None) in ("default", "scale_shift") and getattr(block, "pre_norm", True)
+    known = getattr(block, "time_embedding_norm", None) in ("default", "scale_shift") and getattr(
+        block, "pre_norm", True
+    )
     if not (norms and known and _silu(getattr(block, "nonlinearity", None))):
         return False
     projection = getattr(block, "time_emb_proj", None)
@@ -161,7 +179,9 @@ class OwnBlock(Projected):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = convolve(self.conv1, normalize(self.norm1, x))
         scale, shift = self.conditioning(emb).chunk(2, dim=1)
-        return convolve(self.conv2, normalize(self.norm2, h, scale=scale, shift=shift), residual=self.skip(x))
+        return convolve(
+            self.conv2, normalize(self.norm2, h, scale=scale, shift=shift), residual=self.skip(x)
+        )
 
 
 def faster_own_block(block: Any) -> bool:

@@ -1,9 +1,11 @@
 """A second module tree over the same weights: what it computes may differ, what it holds does not.
 
-Every module is copied without its weights: the copy's parameters are new `Parameter` objects over the same memory, so a
-weight changed in place is changed in both, while `to`, `requires_grad_` or a gradient of one does not reach the other. A
-copy that computes in another way has a class derived from the original's with the same name, so that what looks at class,
-`config` or `state_dict` sees the network it knows, and pickle finds it.
+Every module is copied without its weights: the copy's parameters are new `Parameter` objects over
+    the same memory, so a
+weight changed in place is changed in both, while `to`, `requires_grad_` or a gradient of one does
+not reach the other. A copy that computes in another way has a class derived from the original's
+with the same name, so that what looks at class, `config` or `state_dict` sees the network it knows,
+and pickle finds it.
 """
 
 from __future__ import annotations
@@ -16,18 +18,29 @@ import torch
 from torch import Tensor, nn
 
 _HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks",
-    "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 def share(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
-    """The tree of `module` again, over the same memory; `change` sees every new module after its children."""
+    """The tree of `module` again, over the same memory; `change` sees every new module after its
+    children.
+    """
     return _share(module, change, {}, {})
 
 
 def _share(
-    module: nn.Module, change: Callable[[nn.Module], None], modules: dict[int, nn.Module], tensors: dict[int, Any]
+    module: nn.Module,
+    change: Callable[[nn.Module], None],
+    modules: dict[int, nn.Module],
+    tensors: dict[int, Any],
 ) -> nn.Module:
     if id(module) in modules:
         return modules[id(module)]
@@ -68,9 +81,17 @@ def derived(mixin: type, base: type) -> type:
     """`base` with the mixin's methods, under the name of `base`."""
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _rebuild, (mixin, base), self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
+        return (
+            _rebuild,
+            (mixin, base),
+            self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__,
+        )
 
-    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__reduce_ex__": reduce}
+    members = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__reduce_ex__": reduce,
+    }
     return type(base.__name__, (mixin, base), members | {"__doc__": base.__doc__})
 
 
@@ -80,7 +101,9 @@ def _rebuild(mixin: type, base: type) -> Any:
 
 
 def plain(module: Any, kind: type[nn.Module]) -> bool:
-    """Whether a module is exactly of this class and nobody listens to it: its formula may be computed elsewhere."""
+    """Whether a module is exactly of this class and nobody listens to it: its formula may be
+    computed elsewhere.
+    """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     return type(module) is kind and not any(getattr(module, name) for name in hooks)
 
@@ -91,7 +114,9 @@ def differentiates(*values: Tensor | None) -> bool:
 
 
 class Prepared:
-    """Something made from weights once, and again when they have moved or changed. It is not pickled."""
+    """Something made from weights once, and again when they have moved or changed. It is not
+    pickled.
+    """
 
     def __init__(self) -> None:
         self._held: tuple[Any, Any] = (None, None)
@@ -99,7 +124,9 @@ class Prepared:
     def get(self, weights: tuple[Tensor | None, ...], make: Callable[..., Any]) -> Any:
         if torch.compiler.is_compiling():  # the compiler decides what to keep
             return make(*weights)
-        key = tuple(None if w is None else (w.data_ptr(), _version(w), w.dtype, w.device) for w in weights)
+        key = tuple(
+            None if w is None else (w.data_ptr(), _version(w), w.dtype, w.device) for w in weights
+        )
         held = self._held  # read once: threads share the network
         if held[0] != key:
             with torch.no_grad():

@@ -1,11 +1,14 @@
 """3x3 convolutions by Winograd's F(4x4, 3x3) on the CPU, in float32 (Lavin & Gray 2016, section 4).
 
-A 4x4 square of outputs needs the 6x6 square of inputs d around it: Y = A' [(G g G') * (B' d B)] A, summed over the input
-channels between the brackets, so 36 multiplications a channel instead of 144, as 36 matrix products over all squares. The
-matrices belong to the points 0, ±a, ±b, infinity at which polynomials are evaluated. With a = 1/sqrt 2 and b = sqrt 2 the
-error is about twice that of a direct convolution; with the usual 1 and 2 it is two to four times ours.
+A 4x4 square of outputs needs the 6x6 square of inputs d around it: Y = A' [(G g G') * (B' d B)] A,
+    summed over the input
+channels between the brackets, so 36 multiplications a channel instead of 144, as 36 matrix products
+over all squares. The matrices belong to the points 0, ±a, ±b, infinity at which polynomials are
+evaluated. With a = 1/sqrt 2 and b = sqrt 2 the error is about twice that of a direct convolution;
+with the usual 1 and 2 it is two to four times ours.
 
-G g G' is computed once per weight, in float64, and packed as csrc/cpu/winograd.cpp reads it. That library does the rest. It
+G g G' is computed once per weight, in float64, and packed as csrc/cpu/winograd.cpp reads it. That
+library does the rest. It
 is no public op: the packed weights are its caller's, and nothing on a GPU needs it.
 """
 
@@ -20,19 +23,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import native
+from ..backend import library
 from ..ops.common import unobserved
 
 A, B = math.sqrt(0.5), math.sqrt(2.0)
 PANEL = 16
 _VERSION = 1
-_BLOCK = 128  # tiles whose 36 positions stay in the last-level cache, and each of which in the second
+_BLOCK = (
+    128  # tiles whose 36 positions stay in the last-level cache, and each of which in the second
+)
 _STRUCT = Struct("=qqqqqqqQqqqQqqqQQQqQqqqdQq")
-_IMAGE = "Tensor image, Tensor weight, int out_channels, Tensor? bias, Tensor? add, Tensor? residual, float scale"
+_IMAGE = (
+    "Tensor image, Tensor weight, int out_channels, Tensor? bias, Tensor? add, Tensor? residual,"
+    " float scale"
+)
 
 
 def weight_matrix() -> Tensor:
-    """G, float64 [6, 3]: row p is [1, p, p^2] / prod over the other points q of (p - q); infinity's is [0, 0, 1]."""
+    """G, float64 [6, 3]: row p is [1, p, p^2] / prod over the other points q of (p - q); infinity's
+    is [0, 0, 1].
+    """
     points = (0.0, A, -A, B, -B)
     rows = [[p**k / math.prod(p - q for q in points if q != p) for k in range(3)] for p in points]
     return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -50,67 +60,111 @@ def pack(weight: Tensor) -> Tensor:
     result = torch.zeros(36, -(-out_channels // PANEL) * PANEL, channels)
     for begin in range(0, out_channels, 256):  # float64 of a few channels at a time
         part = g @ weight[begin : begin + 256].detach().double() @ g.T
-        result[:, begin : begin + len(part)] = part.permute(2, 3, 0, 1).reshape(36, -1, channels).float()
+        result[:, begin : begin + len(part)] = (
+            part.permute(2, 3, 0, 1).reshape(36, -1, channels).float()
+        )
     return result.view(36, -1, PANEL, channels).transpose(2, 3).contiguous()
 
 
 @functools.cache
-def _library() -> tuple[native.Library, Any, Any] | None:
-    """The library and its functions, or None where no level has the vectors to be faster than oneDNN."""
-    library = native.load("cpu")
-    if library.handle is None or not hasattr(library.handle, "fd_winograd") or native.levels()[-1] == "baseline":
+def _library() -> tuple[library.Library, Any, Any] | None:
+    """The library and its functions, or None where no level has the vectors to be faster than
+    oneDNN.
+    """
+    loaded = library.load("cpu")
+    if (
+        loaded.handle is None
+        or not hasattr(loaded.handle, "fd_winograd")
+        or library.levels()[-1] == "baseline"
+    ):
         return None
-    library.handle.fd_winograd_version.restype = c_int64
-    if library.handle.fd_winograd_version() != _VERSION:
+    loaded.handle.fd_winograd_version.restype = c_int64
+    if loaded.handle.fd_winograd_version() != _VERSION:
         return None
-    run, workspace = library.handle.fd_winograd, library.handle.fd_winograd_workspace
+    run, workspace = loaded.handle.fd_winograd, loaded.handle.fd_winograd_workspace
     run.argtypes, workspace.argtypes, workspace.restype = [c_char_p], [c_int64] * 3, c_int64
-    return library, run, workspace
+    return loaded, run, workspace
 
 
 def available() -> bool:
     """Whether 3x3 convolutions can be taken so here."""
-    return _library() is not None and native.forced_level() != 0
+    return _library() is not None and library.forced_level() != 0
 
 
 def serves(out_channels: int, channels: int, image: Tensor) -> bool:
-    """Whether this convolution is faster so. It depends on a sample's shape alone, never on the batch.
+    """Whether this convolution is faster so. It depends on a sample's shape alone, never on the
+    batch.
 
-    Products per square and channel: 36 here, 9 per output otherwise; a quarter more pays for the transforms. Measured at
+    Products per square and channel: 36 here, 9 per output otherwise; a quarter more pays for the
+        transforms. Measured at
     128 to 512 channels from 4x4 up, batch 1 and 8, the gain is 1.4 to 3.
     """
-    if image.dtype != torch.float32 or image.device.type != "cpu" or channels < PANEL or not available():
+    if (
+        image.dtype != torch.float32
+        or image.device.type != "cpu"
+        or channels < PANEL
+        or not available()
+    ):
         return False
     height, width = image.shape[2:]
     squares = -(-height // 4) * -(-width // 4)
-    return 36 * squares * (-(-out_channels // PANEL) * PANEL) * 1.25 < 9 * height * width * out_channels
+    return (
+        36 * squares * (-(-out_channels // PANEL) * PANEL) * 1.25
+        < 9 * height * width * out_channels
+    )
 
 
 def _launch(
-    image: Tensor, weight: Tensor, out_channels: int, bias: Tensor | None, add: Tensor | None, residual: Tensor | None,
-    scale: float, level: int | None = None,
-) -> Tensor:  # fmt: skip
+    image: Tensor,
+    weight: Tensor,
+    out_channels: int,
+    bias: Tensor | None,
+    add: Tensor | None,
+    residual: Tensor | None,
+    scale: float,
+    level: int | None = None,
+) -> Tensor:
     found = _library()
     assert found is not None
-    library, run, workspace = found
+    loaded, run, workspace = found
     batch, channels, height, width = image.shape
     out = torch.empty((batch, out_channels, height, width), memory_format=torch.channels_last)
     tiles = batch * -(-height // 4) * -(-width // 4)
     block = -(-tiles // -(-tiles // _BLOCK)) if tiles else 1  # even shares
     room = torch.empty(workspace(channels, out_channels, block))
-    level = native.forced_level() if level is None else level
-    status = run(_STRUCT.pack(
-        level, torch.get_num_threads(), batch, height, width, channels, out_channels, *_view(image), *_view(out),
-        weight.data_ptr(), _pointer(bias), _pointer(add), 0 if add is None else add.stride(0), *_view(residual),
-        scale, room.data_ptr(), block,
-    ))  # fmt: skip
+    level = library.forced_level() if level is None else level
+    status = run(
+        _STRUCT.pack(
+            level,
+            torch.get_num_threads(),
+            batch,
+            height,
+            width,
+            channels,
+            out_channels,
+            *_view(image),
+            *_view(out),
+            weight.data_ptr(),
+            _pointer(bias),
+            _pointer(add),
+            0 if add is None else add.stride(0),
+            *_view(residual),
+            scale,
+            room.data_ptr(),
+            block,
+        )
+    )
     if status:
-        native.raise_status(library, "accelerate", status)
+        library.raise_status(loaded, "accelerate", status)
     return out
 
 
 def _view(image: Tensor | None) -> tuple[int, int, int, int]:
-    return (0, 0, 0, 0) if image is None else (image.data_ptr(), image.stride(0), image.stride(2), image.stride(3))
+    return (
+        (0, 0, 0, 0)
+        if image is None
+        else (image.data_ptr(), image.stride(0), image.stride(2), image.stride(3))
+    )
 
 
 def _pointer(value: Tensor | None) -> int:
@@ -125,16 +179,24 @@ _registry.impl("conv3x3", _launch, "CPU")
 @torch.library.register_fake("fastdiff_acceleration::conv3x3")
 def _fake(image, weight, out_channels, bias, add, residual, scale):
     batch, _, height, width = image.shape
-    return image.new_empty((batch, out_channels, height, width)).contiguous(memory_format=torch.channels_last)
+    return image.new_empty((batch, out_channels, height, width)).contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 _dispatched = torch.ops.fastdiff_acceleration.conv3x3.default
 
 
 def conv3x3(
-    image: Tensor, packed: Tensor, out_channels: int, bias: Tensor | None = None, *, add: Tensor | None = None,
-    residual: Tensor | None = None, scale: float = 1.0,
-) -> Tensor:  # fmt: skip
+    image: Tensor,
+    packed: Tensor,
+    out_channels: int,
+    bias: Tensor | None = None,
+    *,
+    add: Tensor | None = None,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:
     """(conv(image, weight) + bias + add + residual) * scale, stride 1, padding 1; no gradients.
 
     Args:
@@ -142,7 +204,8 @@ def conv3x3(
         packed: the weight by `pack`. bias: [K]. add: [B, K]. residual: [B, K, H, W].
 
     Returns:
-        [B, K, H, W], channels last in memory. A sample's bits do not depend on its batch or on the threads.
+        [B, K, H, W], channels last in memory. A sample's bits do not depend on its batch or on the
+        threads.
     """
     image = _channels_last(image)
     residual = None if residual is None else _channels_last(residual)
@@ -153,5 +216,3 @@ def conv3x3(
 
 def _channels_last(image: Tensor) -> Tensor:
     return image if image.stride(1) == 1 else image.contiguous(memory_format=torch.channels_last)
-
-

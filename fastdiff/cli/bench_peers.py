@@ -1,4 +1,5 @@
-"""The loop that a user of diffusers runs: its scheduler around the same network, with the same configuration.
+"""The loop that a user of diffusers runs: its scheduler around the same network, with the same
+configuration.
 
 x ← scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x)
 """
@@ -19,7 +20,10 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
     "ddim": ("DDIMScheduler", {"set_alpha_to_one": True}),
     "dpm++2m": ("DPMSolverMultistepScheduler", {"final_sigmas_type": "zero"}),
-    "dpm++2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"}),
+    "dpm++2m_sde": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"},
+    ),
     "unipc": ("UniPCMultistepScheduler", {"final_sigmas_type": "zero"}),
     "deis": ("DEISMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
@@ -29,7 +33,9 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
 }
 KINDS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
-STEP = {"ddim": ("eta", "use_clipped_model_output")}  # settings that are arguments of a class's step
+STEP = {
+    "ddim": ("eta", "use_clipped_model_output")
+}  # settings that are arguments of a class's step
 Halves = tuple[Mapping[str, Any] | None, Mapping[str, Any] | None]
 
 
@@ -38,7 +44,8 @@ class Missing(Exception):
 
 
 def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
-    """(diffusers' scheduler with the sampler's configuration, arguments of its step); the pipeline's own for its folder.
+    """(diffusers' scheduler with the sampler's configuration, arguments of its step); the
+    pipeline's own for its folder.
 
     Raises Missing with the reason.
     """
@@ -55,7 +62,9 @@ def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
     if solver not in CLASSES:
         raise Missing(f"no scheduler of diffusers is known here for {solver}")
     if info.get("prediction_type") not in KINDS:
-        raise Missing(f"diffusers' {CLASSES[solver][0]} has no prediction type {info.get('prediction_type')}")
+        raise Missing(
+            f"diffusers' {CLASSES[solver][0]} has no prediction type {info.get('prediction_type')}"
+        )
     try:
         betas = None if sampler.schedule is None else sampler.schedule.betas
     except ValueError:
@@ -64,14 +73,20 @@ def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
         raise Missing(f"diffusers' {CLASSES[solver][0]} has no such noise schedule")
     name, config = CLASSES[solver]
     config = {
-        "num_train_timesteps": len(betas), "trained_betas": betas.tolist(),
+        "num_train_timesteps": len(betas),
+        "trained_betas": betas.tolist(),
         "prediction_type": KINDS[info["prediction_type"]],
-        "timestep_spacing": info.get("timestep_spacing", "trailing"), **config,
-    }  # fmt: skip
+        "timestep_spacing": info.get("timestep_spacing", "trailing"),
+        **config,
+    }
     clip, cls = info.get("clip_range"), getattr(diffusers, name)
     if name in ("DDPMScheduler", "DDIMScheduler"):
         config |= {"clip_sample": clip is not None, "clip_sample_range": clip or 1.0}
-    known = cls.__init__.__wrapped__.__code__.co_varnames if hasattr(cls.__init__, "__wrapped__") else tuple(config)
+    known = (
+        cls.__init__.__wrapped__.__code__.co_varnames
+        if hasattr(cls.__init__, "__wrapped__")
+        else tuple(config)
+    )
     return cls(**{k: v for k, v in config.items() if k in known}), {
         k: info[k] for k in STEP.get(solver, ()) if k in info
     }
@@ -86,7 +101,9 @@ def loop(
     gamma: float,
     step: Mapping[str, Any],
 ) -> Tensor:
-    """The state after the scheduler's steps from noise, with classifier-free guidance of strength gamma."""
+    """The state after the scheduler's steps from noise, with classifier-free guidance of strength
+    gamma.
+    """
     cond, uncond = halves
     both = gamma not in (0.0, 1.0)
     arguments = dict((uncond if gamma == 0.0 else cond) or {})
@@ -106,4 +123,8 @@ def loop(
 
 
 def _joined(without: Any, given: Any) -> Any:
-    return torch.cat([without, given]) if isinstance(given, Tensor) and isinstance(without, Tensor) else given
+    return (
+        torch.cat([without, given])
+        if isinstance(given, Tensor) and isinstance(without, Tensor)
+        else given
+    )

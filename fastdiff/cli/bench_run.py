@@ -1,7 +1,8 @@
 """What `fastdiff bench` measures: a model's network, whole runs of it, and the loop without it.
 
-Arms are interleaved (fastdiff.timing). Before anything is timed, what is compared is held to the same result: the
-accelerated network to the network as it is, a deterministic run to diffusers' run.
+Arms are interleaved (fastdiff.cli.timing). Before anything is timed, what is compared is held to
+the same result: the accelerated network to the network as it is, a deterministic run to diffusers'
+run.
 """
 
 from __future__ import annotations
@@ -16,23 +17,26 @@ from torch import Tensor, nn
 
 import fastdiff
 
-from ..backend import backend_for
-from ..cpu import network_dtype
+from ..backend.choice import backend_for
+from ..backend.hardware import network_dtype
 from ..jobs.conditions import Conditions
 from ..jobs.job import DTYPES, find_device
 from ..jobs.models import open_model
 from ..sampler import Sampler
 from ..solvers import SOLVERS
-from ..timing import Arm, interleave, ratio, spread
 from . import bench_peers as peers
+from .timing import Arm, interleave, ratio, spread
 
 # relative to the network's largest output: a float32 sum in another order, a half-precision one
 SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-AGREES = 1e-2  # a deterministic run next to diffusers', whose tables are float32, relative to the largest value
+# a deterministic run next to diffusers', whose tables are float32, relative to the largest value
+AGREES = 1e-2
 
 
 class Timed(nn.Module):
-    """A network that adds up the time spent in it and counts its calls; `last` are the latest call's arguments."""
+    """A network that adds up the time spent in it and counts its calls; `last` are the latest
+    call's arguments.
+    """
 
     def __init__(self, network: Any):
         super().__init__()
@@ -46,12 +50,16 @@ class Timed(nn.Module):
         return out
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
-        self.last = (x.clone(), t.clone(), {k: v.clone() if isinstance(v, Tensor) else v for k, v in cond.items()})
+        self.last = (
+            x.clone(),
+            t.clone(),
+            {k: v.clone() if isinstance(v, Tensor) else v for k, v in cond.items()},
+        )
         return self._time(self.network, x, t, **cond)
 
 
 class TimedParts(Timed):
-    """The same of a network whose conditions are computed apart (fastdiff.loop.network)."""
+    """The same of a network whose conditions are computed apart (fastdiff.sampling.model_call)."""
 
     def condition(self, t: Tensor, **cond: Any) -> Tensor:
         return self._time(self.network.condition, t, **cond)
@@ -61,20 +69,32 @@ class TimedParts(Timed):
 
 
 class Bench:
-    """A model opened for measuring. Raises ValueError, TypeError, ImportError, OSError in one sentence for what can't be.
+    """A model opened for measuring. Raises ValueError, TypeError, ImportError, OSError in one
+    sentence for what can't be.
 
     Args:
         model, shape, device: see `fastdiff.jobs.models.open_model`.
-        batch: samples together. settings: the sampler's. dtype: the network's. conditions: a file, a line a sample.
+        batch: samples together. settings: the sampler's. dtype: the network's. conditions: a file,
+            a line a sample.
         seconds: of each comparison.
     """
 
     def __init__(
-        self, model: str, *, batch: int, seconds: float, settings: dict[str, Any], shape: tuple[int, ...] | None = None,
-        device: str | None = None, dtype: str = "auto", conditions: str | None = None,
-    ):  # fmt: skip
+        self,
+        model: str,
+        *,
+        batch: int,
+        seconds: float,
+        settings: dict[str, Any],
+        shape: tuple[int, ...] | None = None,
+        device: str | None = None,
+        dtype: str = "auto",
+        conditions: str | None = None,
+    ):
         if batch < 1 or settings["steps"] < 1 or not seconds > 0:
-            raise ValueError("fastdiff bench: expected batch, steps and seconds above 0, got others.")
+            raise ValueError(
+                "fastdiff bench: expected batch, steps and seconds above 0, got others."
+            )
         self.name, self.batch, self.seconds, self.steps = model, batch, seconds, settings["steps"]
         self.device = find_device(device)
         opened = open_model(model, shape=shape, device=self.device)
@@ -82,15 +102,20 @@ class Bench:
         sampler = opened.sampler(**settings)
         opened.check(sampler, entries)
         halves = [
-            None if half is None else {k: self._here(v) for k, v in half.items()} for half in opened.conditions(entries)
+            None if half is None else {k: self._here(v) for k, v in half.items()}
+            for half in opened.conditions(entries)
         ]
         self.halves: peers.Halves = (halves[0], halves[1])
         gamma = sampler.guidance_scale
         if not isinstance(gamma, float):
-            raise ValueError("fastdiff bench: expected one guidance strength, got one per row. Name --guidance.")
+            raise ValueError(
+                "fastdiff bench: expected one guidance strength, got one per row. Name --guidance."
+            )
         self.gamma, self.plan, self.schedule = gamma, sampler.plan, sampler.schedule
         kind = (
-            network_dtype() if dtype == "auto" and self.device.type == "cpu" else DTYPES[dtype.replace("auto", "fp32")]
+            network_dtype()
+            if dtype == "auto" and self.device.type == "cpu"
+            else DTYPES[dtype.replace("auto", "fp32")]
         )
         self.network = sampler.model
         if isinstance(self.network, nn.Module) and (dtype != "auto" or kind != torch.float32):
@@ -110,9 +135,13 @@ class Bench:
             return [row, runs, self.alone()]
 
     def one_call(self) -> tuple[Any, dict[str, Any]]:
-        """One call of the network as it is, and accelerated: (the faster kind of network to go on with, its row)."""
+        """One call of the network as it is, and accelerated: (the faster kind of network to go on
+        with, its row).
+        """
         seen = Timed(self.network)
-        self.sampler(seen).sample(x_T=self.start, seed=0, cond=self.halves[0], uncond=self.halves[1])
+        self.sampler(seen).sample(
+            x_T=self.start, seed=0, cond=self.halves[0], uncond=self.halves[1]
+        )
         assert seen.last is not None
         x, t, cond = seen.last
         plain: Arm = lambda: self.network(x, t, **cond)  # noqa: E731
@@ -127,8 +156,9 @@ class Bench:
             limit = SAME.get(x.dtype, 1e-3)
             if not off <= limit:
                 raise RuntimeError(
-                    f"fastdiff bench: expected the accelerated network within {limit:g} of the network as it is, relative "
-                    f"to its largest output, got {off:.1e}. Please report the model."
+                    f"fastdiff bench: expected the accelerated network within {limit:g} of the"
+                    f" network as it is, relative to its largest output, got {off:.1e}. Please"
+                    " report the model."
                 )
             arms = {"fastdiff.accelerate": lambda: fast(x, t, **cond), **arms}
             checked = f"{off:.1e} from the network as it is"
@@ -138,11 +168,15 @@ class Bench:
         return fast, row
 
     def whole(self, fast: Any) -> dict[str, Any]:
-        """Runs: fastdiff's with the accelerated network, with the network as it is, and diffusers' loop; the overhead."""
+        """Runs: fastdiff's with the accelerated network, with the network as it is, and diffusers'
+        loop; the overhead.
+        """
 
         def run(network: Any) -> Arm:
             sampler = self.sampler(network)
-            return lambda: sampler.sample(x_T=self.start, seed=0, cond=self.halves[0], uncond=self.halves[1])
+            return lambda: sampler.sample(
+                x_T=self.start, seed=0, cond=self.halves[0], uncond=self.halves[1]
+            )
 
         arms = {"fastdiff": run(fast)}
         if fast is not self.network:
@@ -155,7 +189,8 @@ class Bench:
         result = arms["fastdiff"]()
         if not result.isfinite().all():
             raise RuntimeError(
-                "fastdiff bench: expected finite samples, got others. Is this the model's prediction type?"
+                "fastdiff bench: expected finite samples, got others. Is this the model's"
+                " prediction type?"
             )
         if why is None and not self.stochastic and self.start.shape == result.shape:
             off = _off(result, _tensor(arms["diffusers"]()))
@@ -165,7 +200,9 @@ class Bench:
         row = self.row("sampling", what, arms, self.batch * self.steps, "sample-step", checked)
         if why is not None:
             row["peers"]["diffusers"] = {"missing": why}
-        low, middle, high = (self.batch / (u * 1e-6 * self.batch * self.steps) for u in reversed(row["us"]))
+        low, middle, high = (
+            self.batch / (u * 1e-6 * self.batch * self.steps) for u in reversed(row["us"])
+        )
         row["images_per_s"] = [round(v, 3) for v in (low, middle, high)]
         if self.device.type == "cpu":
             row["overhead_percent"] = self.overhead(fast)
@@ -181,12 +218,16 @@ class Bench:
 
         sampler = self.sampler(nothing)
         arms: dict[str, Arm] = {
-            "fastdiff": lambda: sampler.sample(x_T=self.start, seed=0, cond=self.halves[0], uncond=self.halves[1])
+            "fastdiff": lambda: sampler.sample(
+                x_T=self.start, seed=0, cond=self.halves[0], uncond=self.halves[1]
+            )
         }
         theirs = self.diffusers(nothing)
         if not isinstance(theirs, str):
             arms["diffusers"] = theirs
-        row = self.row("loop", "loop, the network costing nothing", arms, self.steps, "step", "finite")
+        row = self.row(
+            "loop", "loop, the network costing nothing", arms, self.steps, "step", "finite"
+        )
         if isinstance(theirs, str):
             row["peers"]["diffusers"] = {"missing": theirs}
         return row
@@ -222,14 +263,23 @@ class Bench:
             else torch.float32
         )
         start = self.start.to(kind)
-        return lambda: peers.loop(scheduler, network, self.steps, start, self.halves, self.gamma, step)
+        return lambda: peers.loop(
+            scheduler, network, self.steps, start, self.halves, self.gamma, step
+        )
 
-    def row(self, kind: str, what: str, arms: dict[str, Arm], per: int, unit: str, checked: str) -> dict[str, Any]:
+    def row(
+        self, kind: str, what: str, arms: dict[str, Arm], per: int, unit: str, checked: str
+    ) -> dict[str, Any]:
         """Times the arms, the first of which is ours; `per`: how many units one call is."""
         times = self.timed(arms)
         ours, *others = arms
-        us = {name: [round(1e6 * v / per, 3) for v in spread(values)] for name, values in times.items()}
-        found: dict[str, Any] = {name: {"us": us[name], "faster": ratio(times[ours], times[name])} for name in others}
+        us = {
+            name: [round(1e6 * v / per, 3) for v in spread(values)]
+            for name, values in times.items()
+        }
+        found: dict[str, Any] = {
+            name: {"us": us[name], "faster": ratio(times[ours], times[name])} for name in others
+        }
         best = min(found, key=lambda name: found[name]["faster"]["median"], default=None)
         case = {
             "shape": list(self.shape),
@@ -239,13 +289,29 @@ class Bench:
             "model": self.name,
         }
         return {
-            "schema": 1, "kind": kind, "what": what, "case": case, "device": device_name(self.device), "arm": ours,
-            "backend": backend_for("reverse_step", self.device), "threads": torch.get_num_threads(), "cache": "warm",
-            "per": unit, "us": us[ours], "elements": None, "bytes_floor": None, "GB_per_s": None, "copy_GB_per_s": None,
-            "percent_of_copy": None, "instructions": None, "peers": found,
-            "best_peer": None if best is None else {"name": best, **found[best]["faster"]}, "compile_s": None,
-            "extra_bytes": None, "checked": checked,
-        }  # fmt: skip
+            "schema": 1,
+            "kind": kind,
+            "what": what,
+            "case": case,
+            "device": device_name(self.device),
+            "arm": ours,
+            "backend": backend_for("reverse_step", self.device),
+            "threads": torch.get_num_threads(),
+            "cache": "warm",
+            "per": unit,
+            "us": us[ours],
+            "elements": None,
+            "bytes_floor": None,
+            "GB_per_s": None,
+            "copy_GB_per_s": None,
+            "percent_of_copy": None,
+            "instructions": None,
+            "peers": found,
+            "best_peer": None if best is None else {"name": best, **found[best]["faster"]},
+            "compile_s": None,
+            "extra_bytes": None,
+            "checked": checked,
+        }
 
     def timed(self, arms: dict[str, Arm]) -> dict[str, list[float]]:
         """Interleaved times, at least three rounds, else as many as fit the seconds."""

@@ -1,6 +1,7 @@
 """`fastdiff doctor`: what runs on this machine, what does not, and why.
 
-One dictionary holds every finding; --json prints it and the text is made from it, so the two can't disagree.
+One dictionary holds every finding; --json prints it and the text is made from it, so the two can't
+disagree.
 """
 
 from __future__ import annotations
@@ -17,19 +18,35 @@ from typing import Any
 
 import torch
 
-from .. import __version__, backends, native
-from ..cpu import usable_cpus
+from ..backend import backends, library
+from ..backend.hardware import usable_cpus
+from ..versions import __version__
 
 TORCH_FLOOR = (2, 11)
 # file systems whose files are on another machine: slow, and Triton's cache has races there
-NETWORK_FILESYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "afs", "fuse.sshfs", "9p"}
+NETWORK_FILESYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "afs",
+    "fuse.sshfs",
+    "9p",
+}
 
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
         help="say what runs on this machine and why the rest does not",
-        description="Say what runs on this machine and why the rest does not. Exit status 0 when sampling works.",
+        description=(
+            "Say what runs on this machine and why the rest does not. Exit status 0 when sampling"
+            " works."
+        ),
     )
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
     parser.set_defaults(run=run)
@@ -42,17 +59,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Every finding; `problems` are sentences that name a fix, `usable` says whether sampling works."""
-    states = {name: state._asdict() for name, state in backends().items()}  # loads the library, after torch
+    """Every finding; `problems` are sentences that name a fix, `usable` says whether sampling
+    works.
+    """
+    states = {
+        name: state._asdict() for name, state in backends().items()
+    }  # loads the library, after torch
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     runtimes = openmp_runtimes()
     problems = []
     old_torch = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < TORCH_FLOOR
     if old_torch:
         problems.append(f"torch {torch.__version__} is older than 2.11: update it.")
-    problems += [p for p in (foreign_fastdiff(), second_openmp(runtimes), triton_cache_problem()) if p]
-    if native.available() and native.build_info().get("cpu", {}).get("openmp") is False:
-        problems.append("the C++ library was built without OpenMP and runs on one thread: rebuild it with OpenMP.")
+    problems += [
+        p for p in (foreign_fastdiff(), second_openmp(runtimes), triton_cache_problem()) if p
+    ]
+    if library.available() and library.build_info().get("cpu", {}).get("openmp") is False:
+        problems.append(
+            "the C++ library was built without OpenMP and runs on one thread: rebuild it with"
+            " OpenMP."
+        )
     return {
         "usable": not old_torch and any(state["available"] for state in states.values()),
         "versions": {
@@ -65,10 +91,14 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": {"torch": torch.get_num_threads(), "cpus": usable_cpus()},
         "cpu": {
-            "levels": native.levels() if native.available() else [],
-            "chosen": (os.environ.get("FASTDIFF_CPU_LEVEL") or native.levels()[-1]) if native.available() else None,
+            "levels": library.levels() if library.available() else [],
+            "chosen": (
+                (os.environ.get("FASTDIFF_CPU_LEVEL") or library.levels()[-1])
+                if library.available()
+                else None
+            ),
         },
-        "build": native.build_info(),
+        "build": library.build_info(),
         "cuda_devices": cuda,
         "openmp_runtimes": runtimes,
         "backends": states,
@@ -87,7 +117,11 @@ def describe(findings: dict[str, Any]) -> str:
         ("threads", f"torch uses {threads['torch']}, {threads['cpus']} CPUs are usable"),
         (
             "CPU levels",
-            f"{', '.join(cpu['levels'])}; chosen: {cpu['chosen']}" if cpu["levels"] else "none: see backend cpu",
+            (
+                f"{', '.join(cpu['levels'])}; chosen: {cpu['chosen']}"
+                if cpu["levels"]
+                else "none: see backend cpu"
+            ),
         ),
         ("CUDA devices", ", ".join(findings["cuda_devices"]) or "none"),
     ]
@@ -114,8 +148,9 @@ def foreign_fastdiff() -> str | None:
     if found is None:
         return None
     return (
-        f"the distribution fastdiff {found}, a text-diff library with the same import name, is installed beside "
-        f"fastdiff-engine: {sys.executable} -m pip uninstall fastdiff, then install fastdiff-engine again."
+        f"the distribution fastdiff {found}, a text-diff library with the same import name, is"
+        f" installed beside fastdiff-engine: {sys.executable} -m pip uninstall fastdiff, then"
+        " install fastdiff-engine again."
     )
 
 
@@ -134,8 +169,9 @@ def second_openmp(runtimes: list[str]) -> str | None:
     if len(runtimes) < 2:
         return None
     return (
-        f"{len(runtimes)} OpenMP runtimes are loaded ({', '.join(runtimes)}), which start twice the threads and can hang: "
-        "import torch before other libraries, or rebuild with the compiler that torch's runtime belongs to."
+        f"{len(runtimes)} OpenMP runtimes are loaded ({', '.join(runtimes)}), which start twice the"
+        " threads and can hang: import torch before other libraries, or rebuild with the compiler"
+        " that torch's runtime belongs to."
     )
 
 
@@ -143,14 +179,19 @@ def triton_cache_problem(home: str | None = None, mounts: str | None = None) -> 
     """A cache folder that can't be written, or is on a network disk, where Triton's files race."""
     if version("triton") is None:
         return None
-    folder = Path(os.environ.get("TRITON_CACHE_DIR") or Path(home or os.path.expanduser("~")) / ".triton" / "cache")
+    folder = Path(
+        os.environ.get("TRITON_CACHE_DIR")
+        or Path(home or os.path.expanduser("~")) / ".triton" / "cache"
+    )
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     fix = "set TRITON_CACHE_DIR to a folder on a local disk."
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return f"Triton's cache folder {folder} can't be written: {fix}"
     kind = filesystem(existing.resolve(), mounts)
     return (
-        f"Triton's cache folder {folder} is on a network disk ({kind}): {fix}" if kind in NETWORK_FILESYSTEMS else None
+        f"Triton's cache folder {folder} is on a network disk ({kind}): {fix}"
+        if kind in NETWORK_FILESYSTEMS
+        else None
     )
 
 

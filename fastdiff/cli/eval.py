@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from .. import data as datasets
+from ..versions import __version__
 from .options import parse
 
 UNIFORM = "uniform"
@@ -32,39 +32,89 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "eval",
         help="bits/dim of model folders: bounds with their terms, exact likelihoods, controls",
-        description="Measure models on held-out data. The uniform model is called `uniform`: 8 bits exactly.",
+        description=(
+            "Measure models on held-out data. The uniform model is called `uniform`: 8 bits"
+            " exactly."
+        ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="model folder, shipped name, or `uniform`")
-    parser.add_argument("--data", choices=datasets.NAMES, help="(what the first folder was trained on)")
+    parser.add_argument(
+        "models", nargs="+", metavar="MODEL", help="model folder, shipped name, or `uniform`"
+    )
+    parser.add_argument(
+        "--data", choices=datasets.NAMES, help="(what the first folder was trained on)"
+    )
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="(test)")
     parser.add_argument("--images", type=int, help="how many (1000, or as many as there are)")
     parser.add_argument("--first", type=int, default=0, help="id of the first image (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of times, noise, probes and the permutation (0)")
-    parser.add_argument("--labels", action="store_true", help="of p(x|y), the images' labels given, instead of p(x)")
-    parser.add_argument("--permute-pixels", action="store_true", help="a control: all images' pixels in another order")
     parser.add_argument(
-        "--controls", action="store_true", help="the uniform model and the first one on permuted pixels too"
+        "--seed", type=int, default=0, help="of times, noise, probes and the permutation (0)"
+    )
+    parser.add_argument(
+        "--labels", action="store_true", help="of p(x|y), the images' labels given, instead of p(x)"
+    )
+    parser.add_argument(
+        "--permute-pixels",
+        action="store_true",
+        help="a control: all images' pixels in another order",
+    )
+    parser.add_argument(
+        "--controls",
+        action="store_true",
+        help="the uniform model and the first one on permuted pixels too",
     )
     bound = parser.add_argument_group("the bound")
-    bound.add_argument("--times", type=int, default=64, help="of a bound that is a sum over times, for each image (64)")
     bound.add_argument(
-        "--samples", type=int, help="latents an image, above 1 with the importance-weighted bound (1, or as in training)"
+        "--times",
+        type=int,
+        default=64,
+        help="of a bound that is a sum over times, for each image (64)",
     )
-    bound.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the model's bound")
-    flow = parser.add_argument_group("the probability flow's likelihood, of diffusion and score models")
-    flow.add_argument("--probes", type=int, default=0, help="Hutchinson probes an image; 0 leaves it out (0)")
-    flow.add_argument("--divergence", choices=("rademacher", "gaussian", "exact"), default="rademacher",
-                      help="kind of the probes, or `exact`: a backward pass for every dimension (rademacher)")  # fmt: skip
+    bound.add_argument(
+        "--samples",
+        type=int,
+        help="latents an image, above 1 with the importance-weighted bound (1, or as in training)",
+    )
+    bound.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the model's bound"
+    )
+    flow = parser.add_argument_group(
+        "the probability flow's likelihood, of diffusion and score models"
+    )
+    flow.add_argument(
+        "--probes", type=int, default=0, help="Hutchinson probes an image; 0 leaves it out (0)"
+    )
+    flow.add_argument(
+        "--divergence",
+        choices=("rademacher", "gaussian", "exact"),
+        default="rademacher",
+        help="kind of the probes, or `exact`: a backward pass for every dimension (rademacher)",
+    )
     flow.add_argument("--tolerance", type=float, default=1e-4, help="of the adaptive solver (1e-4)")
-    parser.add_argument("--json", metavar="FILE", nargs="?", const="-", help="the numbers as JSON, to a file or stdout")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw the terms over log-SNR (needs matplotlib)")
-    parser.add_argument("--unit", type=int, default=50, help="images measured together; part of the result's bits (50)")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        help="the numbers as JSON, to a file or stdout",
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw the terms over log-SNR (needs matplotlib)"
+    )
+    parser.add_argument(
+        "--unit",
+        type=int,
+        default=50,
+        help="images measured together; part of the result's bits (50)",
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of a process (torch's default)")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, help="minutes the first process waits for the others (30)"
+        "--timeout",
+        type=float,
+        default=30.0,
+        help="minutes the first process waits for the others (30)",
     )
     parser.set_defaults(run=run)
 
@@ -72,8 +122,8 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from ..evaluation import Request, Workers, evaluate
-    from ..evaluation.report import text
+    from ..theory.evaluation import Request, Workers, evaluate
+    from ..theory.evaluation.report import text
 
     if args.threads is not None:
         if args.threads < 1:
@@ -85,11 +135,22 @@ def run(args: argparse.Namespace) -> int:
         new(1, 1)  # before the work, not after it
     data = datasets.load(_data(args), args.split, args.data_root)
     request = Request(
-        images=args.images or min(1000, data.examples - args.first), first=args.first, seed=args.seed, times=args.times,
-        samples=args.samples, options=parse(args.option), probes=args.probes, divergence=args.divergence,
-        tolerance=args.tolerance, with_labels=args.labels, permute=args.permute_pixels, unit=args.unit,
-    )  # fmt: skip
-    plain = dataclasses.replace(request, samples=None, options={}, probes=0, divergence="rademacher")
+        images=args.images or min(1000, data.examples - args.first),
+        first=args.first,
+        seed=args.seed,
+        times=args.times,
+        samples=args.samples,
+        options=parse(args.option),
+        probes=args.probes,
+        divergence=args.divergence,
+        tolerance=args.tolerance,
+        with_labels=args.labels,
+        permute=args.permute_pixels,
+        unit=args.unit,
+    )
+    plain = dataclasses.replace(
+        request, samples=None, options={}, probes=0, divergence="rademacher"
+    )
     asked = [(name, request) for name in args.models]
     if args.controls:
         asked += [(args.models[0], dataclasses.replace(request, permute=True))] + [(UNIFORM, plain)]
@@ -98,7 +159,10 @@ def run(args: argparse.Namespace) -> int:
         wanted = plain if name == UNIFORM else wanted
         system, facts = _system(name)
         # each process shows its own share
-        share = len(range(workers.rank, -(-request.images // request.unit), workers.world)) * request.unit
+        share = (
+            len(range(workers.rank, -(-request.images // request.unit), workers.world))
+            * request.unit
+        )
         hidden = not sys.stderr.isatty() or workers.rank > 0
         with tqdm(total=min(share, request.images), unit="img", desc=name, disable=hidden) as bar:
             result = evaluate(system, data, wanted, workers, bar.update)
@@ -123,7 +187,9 @@ def _data(args: argparse.Namespace) -> str:
         if name != UNIFORM:
             trained = read_config(name).get("data", {}).get("name")
             if trained is None:
-                raise ValueError(f"expected --data, got none, and {name} does not say what it was trained on.")
+                raise ValueError(
+                    f"expected --data, got none, and {name} does not say what it was trained on."
+                )
             return datasets.family(trained)
     raise ValueError("expected --data for the uniform model, got none.")
 
@@ -132,9 +198,9 @@ def _system(name: str) -> tuple[Any, dict[str, Any]]:
     """(system in eval mode, what identifies it)."""
     import hashlib
 
-    from ..evaluation import Uniform
     from ..pretrained import load_system, locate
-    from ..registry import name_of
+    from ..theory.evaluation import Uniform
+    from ..theory.registry import name_of
 
     if name == UNIFORM:
         return Uniform(), {"system": UNIFORM, "fastdiff": __version__}
@@ -152,7 +218,7 @@ def _write(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     if args.json == "-":
         print(json.dumps({"results": results}, indent=2))
     elif args.json:
-        from ..checkpoint import write_json
+        from ..pretrained.files import write_json
 
         write_json(Path(args.json), {"results": results})
         print(f"  {args.json}")

@@ -1,8 +1,8 @@
 """Exit statuses of the commands.
 
-0 done; 1 failed, with one sentence; 2 wrong arguments; 3 another run's folder, or other weights or another machine than the
-run's; 4 a dataset that is not whole and right; 5 units without finite samples; 75 stopped on request, to be started again;
-130 interrupted.
+0 done; 1 failed, with one sentence; 2 wrong arguments; 3 another run's folder, or other weights or
+another machine than the run's; 4 a dataset that is not whole and right; 5 units without finite
+samples; 75 stopped on request, to be started again; 130 interrupted.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_atomically
+from ..pretrained.files import write_atomically
 
 
 def new(width: float, height: float) -> Any:
@@ -15,7 +15,8 @@ def new(width: float, height: float) -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError(
-            "fastdiff.plot: expected matplotlib for a plot, got none installed. Install matplotlib (the extra `plot`)."
+            "fastdiff.plot: expected matplotlib for a plot, got none installed. Install matplotlib"
+            " (the extra `plot`)."
         ) from None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

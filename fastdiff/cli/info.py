@@ -19,8 +19,11 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
         help="say how far a dataset is",
-        description="Say what is done, missing, failed and corrupt in a dataset, who works on it, and when it will be done; "
-        "from any machine that sees the folder. Files are not read: `fastdiff verify` does that.",
+        description=(
+            "Say what is done, missing, failed and corrupt in a dataset, who works on it, and when"
+            " it will be done; from any machine that sees the folder. Files are not read: `fastdiff"
+            " verify` does that."
+        ),
     )
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
@@ -32,7 +35,12 @@ def run(args: argparse.Namespace) -> int:
         folder = Folder(args.folder)
     found = info(folder)
     if args.json:
-        print(json.dumps({"complete": found.complete, "spec": folder.spec.hash, **dataclasses.asdict(found)}, indent=1))
+        print(
+            json.dumps(
+                {"complete": found.complete, "spec": folder.spec.hash, **dataclasses.asdict(found)},
+                indent=1,
+            )
+        )
     else:
         print(describe(folder, found))
     return 0
@@ -43,22 +51,30 @@ def describe(folder: Folder, found: Info) -> str:
     spec = folder.spec
     plan = spec.plan.info
     lines = [
-        f"{folder.path}: ids {spec.ids[0]}-{spec.ids[1]} of seed {spec.seed}, {spec.model['name']}, {plan.get('solver')} "
-        f"{plan.get('steps')} steps, guidance {spec.guidance_scale}",
-        f"  {found.done} of {found.units} units done ({found.images} of {found.samples} samples, "
-        f"{found.bytes / 2**20:.1f} MiB), {found.missing} missing, {len(found.failed)} failed, {len(found.corrupt)} corrupt",
+        (
+            f"{folder.path}: ids {spec.ids[0]}-{spec.ids[1]} of seed {spec.seed},"
+            f" {spec.model['name']}, {plan.get('solver')} {plan.get('steps')} steps, guidance"
+            f" {spec.guidance_scale}"
+        ),
+        (
+            f"  {found.done} of {found.units} units done ({found.images} of {found.samples}"
+            f" samples, {found.bytes / 2**20:.1f} MiB), {found.missing} missing,"
+            f" {len(found.failed)} failed, {len(found.corrupt)} corrupt"
+        ),
     ]
     for kind, some in (("failed", found.failed), ("corrupt", found.corrupt)):
         lines += [f"  unit {unit} {kind}: {what}" for unit, what in list(some.items())[:SHOWN]]
     for name, worker in found.workers.items():
         lines.append(
-            f"  {name}: {worker['images_per_second']} images/s, queue {worker['queue']}, {worker['resident_mib']} MiB, "
-            f"last heard of {worker['silent_s']:.0f} s ago"
+            f"  {name}: {worker['images_per_second']} images/s, queue {worker['queue']},"
+            f" {worker['resident_mib']} MiB, last heard of {worker['silent_s']:.0f} s ago"
         )
     if found.complete:
         lines.append("  complete")
     elif found.eta_s is not None:
-        lines.append(f"  {found.images_per_second} images/s together, {timedelta(seconds=found.eta_s)} to go")
+        lines.append(
+            f"  {found.images_per_second} images/s together, {timedelta(seconds=found.eta_s)} to go"
+        )
     else:
         lines.append(f"  nobody works on it: `fastdiff resume {folder.path}`")
     return "\n".join(lines)

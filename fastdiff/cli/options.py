@@ -8,7 +8,9 @@ from typing import Any
 
 
 def parse(texts: Iterable[str], flag: str = "--option") -> dict[str, Any]:
-    """eta=0.5 as a name and what its value means: JSON where it is that, a list where commas divide it, else a word."""
+    """eta=0.5 as a name and what its value means: JSON where it is that, a list where commas divide
+    it, else a word.
+    """
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -1,4 +1,6 @@
-"""What a system has learned, to look at: a sheet of samples, or the density, the samples and the field of points."""
+"""What a system has learned, to look at: a sheet of samples, or the density, the samples and the
+field of points.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import images
-from ..checkpoint import write_atomically
 from ..data import DataSet, Toy
-from ..likelihood import nll
 from ..prediction import Parametrization
+from ..pretrained.files import write_atomically
 from ..sampler import Sampler
+from ..theory.likelihood import nll
 
 GRID = 72  # points of a density's picture along an axis
 SHOWN = 2_000  # points of a scatter
@@ -27,7 +29,9 @@ NOTHING = math.exp(-12.0)  # a density below it is drawn as none
 def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: int = 0) -> None:
     """Writes a PNG. Raises RuntimeError without matplotlib where it is needed, for points."""
     if isinstance(data, DataSet):
-        pictures = images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()
+        pictures = (
+            images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()
+        )
         sheet = images.grid(pictures, None, [], columns=8)
         write_atomically(Path(path), lambda p: sheet.save(p, format="PNG"))
     else:
@@ -43,7 +47,10 @@ def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: in
     if hasattr(system, "sample"):
         return system.sample(n, seed=seed).cpu()
     if not hasattr(system, "for_sampler"):
-        raise ValueError(f"expected a system that draws samples, got a {type(system).__name__}. Leave out --plot.")
+        raise ValueError(
+            f"expected a system that draws samples, got a {type(system).__name__}. Leave out"
+            " --plot."
+        )
     network, schedule, settings = system.for_sampler()
     steps = min(steps, schedule.num_train_timesteps)
     sampler = Sampler(network, schedule, **{"solver": "ddpm", "steps": steps, **settings})
@@ -64,8 +71,15 @@ def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
     peak = float(densities["the data's density"].max())
     for axis, (title, density) in zip(axes, densities.items(), strict=False):
         shown = density.reshape(GRID, GRID).T.numpy()
-        axis.pcolormesh(*(s.numpy() for s in side), np.where(shown < NOTHING, np.nan, shown), cmap="Blues", vmin=0,
-                        vmax=peak, shading="nearest", rasterized=True)  # fmt: skip
+        axis.pcolormesh(
+            *(s.numpy() for s in side),
+            np.where(shown < NOTHING, np.nan, shown),
+            cmap="Blues",
+            vmin=0,
+            vmax=peak,
+            shading="nearest",
+            rasterized=True,
+        )
         axis.set_title(title, fontsize=10, loc="left")
     x = samples(system, SHOWN, data.shape, seed=seed).numpy()
     axes[-1].scatter(x[:, 0], x[:, 1], s=3, color="#1b6ca8", linewidths=0, alpha=0.6)
@@ -87,7 +101,14 @@ def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
     ids = torch.arange(len(grid))
     if hasattr(system, "for_likelihood"):
         tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
-        found = nll(x=grid, **system.for_likelihood(), divergence="exact", seed=seed, sample_ids=ids, **tolerance)
+        found = nll(
+            x=grid,
+            **system.for_likelihood(),
+            divergence="exact",
+            seed=seed,
+            sample_ids=ids,
+            **tolerance,
+        )
         return {"the model's, by its probability flow": (-found.nats).exp()}
     if not hasattr(system, "bound"):
         return {}
@@ -100,11 +121,15 @@ def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _field(system: Any, side: list[Tensor], every: int = 5) -> tuple[np.ndarray, ...]:
-    """(x, y, u, v) of the score σ·∇ ln p_t(x_t) where σ/α = ½, at points in the data's coordinates."""
+    """(x, y, u, v) of the score σ·∇ ln p_t(x_t) where σ/α = ½, at points in the data's
+    coordinates.
+    """
     network, schedule, settings = system.for_sampler()
     point = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
     kind = settings["prediction_type"]
-    c = (kind if isinstance(kind, Parametrization) else Parametrization(kind)).at(point.alpha, point.sigma)
+    c = (kind if isinstance(kind, Parametrization) else Parametrization(kind)).at(
+        point.alpha, point.sigma
+    )
     own = getattr(network, "network_time", None)
     places = torch.cartesian_prod(*(s[::every] for s in side))
     dtype = torch.float32 if own or schedule.continuous else torch.int64

@@ -18,23 +18,39 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--schedule", choices=FORMULAS, default="linear")
     parser.add_argument(
-        "--schedule-option", action="append", default=[], metavar="NAME=VALUE", help="of the schedule, e.g. shift=3"
+        "--schedule-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the schedule, e.g. shift=3",
     )
-    parser.add_argument("--zero-snr", action="store_true", help="rescale the schedule to end in pure noise")
+    parser.add_argument(
+        "--zero-snr", action="store_true", help="rescale the schedule to end in pure noise"
+    )
     parser.add_argument("--timesteps", type=int, default=1000, help="the schedule's length T")
     parser.add_argument("--spacing", choices=SPACINGS, default="trailing")
-    parser.add_argument("--prediction", choices=PREDICTION_TYPES, help="default: epsilon; v or flow from pure noise")
+    parser.add_argument(
+        "--prediction", choices=PREDICTION_TYPES, help="default: epsilon; v or flow from pure noise"
+    )
     parser.add_argument("--clip", type=float, default=None, help="hold x0 in [-CLIP, CLIP]")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the solver, e.g. eta=0.5"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the solver, e.g. eta=0.5",
     )
-    parser.add_argument("--plot", metavar="FILE.png", help="draw grid and coefficients too (needs matplotlib)")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw grid and coefficients too (needs matplotlib)"
+    )
     parser.add_argument("--json", action="store_true", help="columns and table as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    schedule: Schedule = _made(args.schedule, args.timesteps, dict(_option(text) for text in args.schedule_option))
+    schedule: Schedule = _made(
+        args.schedule, args.timesteps, dict(_option(text) for text in args.schedule_option)
+    )
     if args.zero_snr:
         schedule = schedule.rescale_zero_terminal_snr()
     # epsilon says nothing at the pure noise that these two begin in
@@ -49,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
         **dict(_option(text) for text in args.option),
     )
     if args.json:
-        print(json.dumps({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()}))
+        print(
+            json.dumps({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()})
+        )
     else:
         print(plan)
     if args.plot:
@@ -63,7 +81,9 @@ def _made(name: str, size: int, options: dict[str, Any]) -> Schedule:
     try:
         schedule: Schedule = getattr(Schedule, name)(size, **options)
     except TypeError:
-        raise ValueError(f"expected options of the schedule {name!r}, got {sorted(options)}.") from None
+        raise ValueError(
+            f"expected options of the schedule {name!r}, got {sorted(options)}."
+        ) from None
     return schedule
 
 

@@ -1,4 +1,6 @@
-"""The picture of a plan: its noise levels and log-SNR over the rows, and the coefficients of every output."""
+"""The picture of a plan: its noise levels and log-SNR over the rows, and the coefficients of every
+output.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from ..table import OPERANDS, OUTPUTS
 
 # one colour an operand, the same in every panel
 COLOURS = dict(
-    zip(OPERANDS, ("#1b6ca8", "#d1495b", "#6b4c9a", "#edae49", "#2a9d8f", "#8d6e63", "#c77dff", "#7f8c3a"), strict=True)
+    zip(
+        OPERANDS,
+        ("#1b6ca8", "#d1495b", "#6b4c9a", "#edae49", "#2a9d8f", "#8d6e63", "#c77dff", "#7f8c3a"),
+        strict=True,
+    )
 )
 
 
@@ -23,16 +29,23 @@ def plot(plan: Plan, path: str | PathLike[str]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise RuntimeError(
-            "fastdiff.plot: expected matplotlib for a plot, got none installed. Install matplotlib (the extra `plot`)."
+            "fastdiff.plot: expected matplotlib for a plot, got none installed. Install matplotlib"
+            " (the extra `plot`)."
         ) from None
 
-    outputs = [to for to in OUTPUTS if any((plan.column(f"{to}.{of}")[:-1] != 0).any() for of in OPERANDS)]
+    outputs = [
+        to for to in OUTPUTS if any((plan.column(f"{to}.{of}")[:-1] != 0).any() for of in OPERANDS)
+    ]
     panels = (2 if plan.levels is not None else 0) + len(outputs)
     columns = 2 if panels > 1 else 1
     lines = -(-panels // columns)
     figure = Figure(figsize=(6.4 * columns, 2.9 * lines + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
-    options = [f"{k}={v}" for k, v in plan.info.items() if k not in ("solver", "schedule", "steps") and v is not None]
+    options = [
+        f"{k}={v}"
+        for k, v in plan.info.items()
+        if k not in ("solver", "schedule", "steps") and v is not None
+    ]
     figure.suptitle(
         f"{plan.info.get('solver', 'plan')}: {len(plan)} rows, {plan.network_calls} network calls\n"
         f"{plan.info.get('schedule', '')}\n{', '.join(options)}",
@@ -55,16 +68,28 @@ def _levels(left: Any, right: Any, plan: Plan) -> None:
     row = np.arange(len(alpha))
     with np.errstate(divide="ignore"):
         rho, log_snr = sigma / alpha, 2.0 * (np.log(alpha) - np.log(sigma))
-    beyond = {"pure noise": row[alpha == 0], "clean data": row[sigma == 0]}  # no place on either axis
+    beyond = {
+        "pure noise": row[alpha == 0],
+        "clean data": row[sigma == 0],
+    }  # no place on either axis
     ends = [
-        f"{name}: row {', '.join(map(str, at[:3]))}{', …' * (len(at) > 3)}" for name, at in beyond.items() if len(at)
+        f"{name}: row {', '.join(map(str, at[:3]))}{', …' * (len(at) > 3)}"
+        for name, at in beyond.items()
+        if len(at)
     ]
     for axis, values, title in (
         (left, rho, "noise level σ/α before each row"),
         (right, log_snr, "log-SNR before each row"),
     ):
         shown = (alpha > 0) & (sigma > 0)
-        axis.plot(row[shown], values[shown], color="#444444", linewidth=1.2, marker="o", markersize=_size(len(row)))
+        axis.plot(
+            row[shown],
+            values[shown],
+            color="#444444",
+            linewidth=1.2,
+            marker="o",
+            markersize=_size(len(row)),
+        )
         axis.set_title(title, fontsize=10, loc="left")
         _dress(axis, len(plan))
         axis.set_title("; ".join(ends), fontsize=8, loc="right", color="#777777")
@@ -80,12 +105,21 @@ def _coefficients(axis: Any, plan: Plan, to: str) -> None:
             continue
         largest = max(largest, float(np.abs(values).max()))
         # a zero is no coefficient: the line breaks there
-        axis.plot(row, np.where(shown, values, np.nan), color=COLOURS[of], linewidth=1.2, marker="o",
-                  markersize=_size(len(plan)), label=of)  # fmt: skip
+        axis.plot(
+            row,
+            np.where(shown, values, np.nan),
+            color=COLOURS[of],
+            linewidth=1.2,
+            marker="o",
+            markersize=_size(len(plan)),
+            label=of,
+        )
     if largest > 5:
         axis.set_yscale("symlog", linthresh=1.0)
     axis.axhline(0.0, color="#bbbbbb", linewidth=0.8, zorder=0)
-    axis.set_title("next x = Σ coefficient · operand" if to == "x" else f"slot {to}", fontsize=10, loc="left")
+    axis.set_title(
+        "next x = Σ coefficient · operand" if to == "x" else f"slot {to}", fontsize=10, loc="left"
+    )
     axis.legend(fontsize=8, frameon=False, ncols=4, loc="best")
     _dress(axis, len(plan))
 

@@ -16,8 +16,11 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "resume",
         help="go on with a dataset as it was begun",
-        description="Go on with a dataset as it was begun, and mend it: units that are missing, whose files are missing or "
-        "cut short, or that `fastdiff verify` found wrong are made again. What is whole is not touched.",
+        description=(
+            "Go on with a dataset as it was begun, and mend it: units that are missing, whose files"
+            " are missing or cut short, or that `fastdiff verify` found wrong are made again. What"
+            " is whole is not touched."
+        ),
         epilog="Exit status as of `fastdiff sample`.",
     )
     parser.add_argument("folder", metavar="DIR")

@@ -11,7 +11,9 @@ from ..solvers import SOLVERS
 
 
 def register(subparsers: Any) -> None:
-    parser = subparsers.add_parser("solvers", help="list the solvers: order, calls a step, options, paper")
+    parser = subparsers.add_parser(
+        "solvers", help="list the solvers: order, calls a step, options, paper"
+    )
     parser.add_argument("--json", action="store_true", help="the list as JSON")
     parser.set_defaults(run=run)
 
@@ -25,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
                 "noise": s.stochastic,
                 "calls": s.calls,
                 # JSON has no infinity
-                "options": {name: "inf" if value == math.inf else value for name, value in s.options.items()},
+                "options": {
+                    name: "inf" if value == math.inf else value for name, value in s.options.items()
+                },
                 "paper": s.paper,
             }
             for s in SOLVERS.values()
@@ -35,7 +39,16 @@ def run(args: argparse.Namespace) -> int:
     cells = [("solver", "order", "noise", "calls", "options", "paper")]
     for s in SOLVERS.values():
         options = " ".join(f"{name}={value}" for name, value in s.options.items())
-        cells.append((s.name, str(s.order), "yes" if s.stochastic else "no", str(s.calls), options or "-", s.paper))
+        cells.append(
+            (
+                s.name,
+                str(s.order),
+                "yes" if s.stochastic else "no",
+                str(s.calls),
+                options or "-",
+                s.paper,
+            )
+        )
     widths = [max(len(c[i]) for c in cells) for i in range(5)]
     for cell in cells:
         print("  ".join([*(text.ljust(w) for text, w in zip(cell, widths, strict=False)), cell[5]]))

@@ -1,4 +1,6 @@
-"""`fastdiff train`: trains a system and writes a model folder; a run that was stopped goes on with --resume."""
+"""`fastdiff train`: trains a system and writes a model folder; a run that was stopped goes on with
+--resume.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import data as datasets
-from ..registry import SYSTEMS
+from ..theory.registry import SYSTEMS
 from .exits import AGAIN, INTERRUPTED
 from .options import parse, value_of
 
@@ -21,9 +23,17 @@ if TYPE_CHECKING:
 
 # what a run is: kept in its folder, so that --resume needs no more than --out
 RUN: dict[str, Any] = {
-    "model": "unet", "data": "fashion-mnist", "steps": 1000, "batch_size": 64, "lr": 1e-3, "warmup": 100, "ema": 0.999,
-    "weight_decay": 0.0, "clip_norm": 1.0, "seed": 0,
-}  # fmt: skip
+    "model": "unet",
+    "data": "fashion-mnist",
+    "steps": 1000,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "warmup": 100,
+    "ema": 0.999,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "seed": 0,
+}
 POINTS = {"steps": 1500, "batch_size": 256, "lr": 2e-3}  # where the data are points of the plane
 # flags that are options of the systems that have them, by these names
 SHORTHANDS = {
@@ -48,8 +58,11 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a system: U-Net, VAE, HVAE, VDM, score model, classifier, super-resolution",
-        description="Train a system. Data: `fashion-mnist` is the 9,000 bundled images, `fashion-mnist-full` the 60,000 of "
-        "Debian's dataset-fashion-mnist (or --data-root); `mixture`, `moons` and `swiss-roll` are points of the plane.",
+        description=(
+            "Train a system. Data: `fashion-mnist` is the 9,000 bundled images,"
+            " `fashion-mnist-full` the 60,000 of Debian's dataset-fashion-mnist (or --data-root);"
+            " `mixture`, `moons` and `swiss-roll` are points of the plane."
+        ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,20 +71,33 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--data", choices=datasets.NAMES, help="(fashion-mnist)")
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     run_ = parser.add_argument_group("the run")
-    run_.add_argument("--steps", type=int, help="optimiser steps; the learning rate falls to 0 (1000; of points 1500)")
+    run_.add_argument(
+        "--steps",
+        type=int,
+        help="optimiser steps; the learning rate falls to 0 (1000; of points 1500)",
+    )
     run_.add_argument("--batch-size", type=int, help="examples a step (64; of points 256)")
     run_.add_argument("--lr", type=float, help="highest learning rate (0.001; of points 0.002)")
     run_.add_argument("--warmup", type=int, help="steps over which it rises (100)")
-    run_.add_argument("--ema", type=float, help="decay of the averaged weights, which are kept (0.999)")
+    run_.add_argument(
+        "--ema", type=float, help="decay of the averaged weights, which are kept (0.999)"
+    )
     run_.add_argument("--weight-decay", type=float, help="AdamW's (0)")
     run_.add_argument("--clip-norm", type=float, help="largest gradient norm (1)")
     run_.add_argument("--seed", type=int, help="of weights, order, times and noise (0)")
     system = parser.add_argument_group(
         "the system", "Any option of a system is set by --option; the usual ones have flags."
     )
-    system.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="see --options")
-    system.add_argument("--options", action="store_true", help="list the system's options for --data and stop")
-    system.add_argument("--objective", help="what the network predicts: epsilon, x0, v, …; of a VAE, what it maximises")
+    system.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="see --options"
+    )
+    system.add_argument(
+        "--options", action="store_true", help="list the system's options for --data and stop"
+    )
+    system.add_argument(
+        "--objective",
+        help="what the network predicts: epsilon, x0, v, …; of a VAE, what it maximises",
+    )
     system.add_argument("--schedule", help="of the noise: cosine, linear, …")
     system.add_argument("--timesteps", help="T of the schedule")
     system.add_argument("--widths", help="channels or features per level, finest first: 32,64,96")
@@ -80,18 +106,24 @@ def register(subparsers: Any) -> None:
     system.add_argument("--levels", help="of a hierarchy of latents")
     machine = parser.add_argument_group("this process")
     machine.add_argument("--resume", action="store_true", help="continue the run in --out")
-    machine.add_argument("--minutes", type=float, help="stop with a checkpoint and a usable model after so long")
-    machine.add_argument("--save-every", type=int, default=500, help="steps between checkpoints (500)")
+    machine.add_argument(
+        "--minutes", type=float, help="stop with a checkpoint and a usable model after so long"
+    )
+    machine.add_argument(
+        "--save-every", type=int, default=500, help="steps between checkpoints (500)"
+    )
     machine.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     machine.add_argument(
-        "--plot", metavar="FILE.png", help="at the end, draw samples; of points also density and field"
+        "--plot",
+        metavar="FILE.png",
+        help="at the end, draw samples; of points also density and field",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..systems.presets import make
+    from ..theory.systems.presets import make
     from ..training import Settings, Trainer
 
     if args.threads is not None:
@@ -116,19 +148,30 @@ def run(args: argparse.Namespace) -> int:
     if args.resume:
         trainer.resume(out)
     parameters = sum(p.numel() for p in system.parameters())
-    print(f"{arguments['model']}: {parameters:,} parameters, {data.examples:,} examples ({data.name}), "
-          f"{settings.steps} steps", flush=True)  # fmt: skip
+    print(
+        f"{arguments['model']}: {parameters:,} parameters, {data.examples:,} examples"
+        f" ({data.name}), {settings.steps} steps",
+        flush=True,
+    )
     with _stopping(trainer) as signals:
         loss = trainer.run(out, save_every=args.save_every, minutes=args.minutes)
     if trainer.step < settings.steps:
-        print(f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; go on with: "
-              f"fastdiff train --out {out} --resume")  # fmt: skip
+        print(
+            f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; go on with: "
+            f"fastdiff train --out {out} --resume"
+        )
         if signals:
             return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN
     else:
         sampled = hasattr(system, "for_sampler") and arguments["data"] in datasets.IMAGES
-        then = f"fastdiff {'sample --model' if sampled else 'eval'} {out}{' --out samples' if sampled else ''}"
-        print(f"loss {loss:.4f} after {trainer.step} steps; {'sample' if sampled else 'evaluate'} it with: {then}")
+        then = (
+            f"fastdiff {'sample --model' if sampled else 'eval'}"
+            f" {out}{' --out samples' if sampled else ''}"
+        )
+        print(
+            f"loss {loss:.4f} after {trainer.step} steps; {'sample' if sampled else 'evaluate'} it"
+            f" with: {then}"
+        )
     if args.plot:
         from .pictures import draw
 
@@ -138,8 +181,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """What the run is: as the flags say, or on --resume as its folder says, which no flag may contradict."""
-    from ..systems.presets import options_of
+    """What the run is: as the flags say, or on --resume as its folder says, which no flag may
+    contradict.
+    """
+    from ..theory.systems.presets import options_of
     from ..training import CHECKPOINT, is_run
     from ..training.folder import read
 
@@ -150,36 +195,46 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     if args.resume:
         if not (out / CHECKPOINT).exists():
             raise ValueError(
-                f"expected a run to resume in {out}, got no {CHECKPOINT}. Leave out --resume to begin one."
+                f"expected a run to resume in {out}, got no {CHECKPOINT}. Leave out --resume to"
+                " begin one."
             )
         kept = read(out)[1]["notes"].get("arguments")
         if kept is None:
             raise ValueError(
-                f"expected a run of `fastdiff train` in {out}, got one of fastdiff.Trainer. Resume it there."
+                f"expected a run of `fastdiff train` in {out}, got one of fastdiff.Trainer. Resume"
+                " it there."
             )
     elif is_run(out):
-        raise ValueError(f"{out} holds a training run already; pass --resume to continue it, or another --out.")
+        raise ValueError(
+            f"{out} holds a training run already; pass --resume to continue it, or another --out."
+        )
     points = given.get("data", RUN["data"]) not in datasets.IMAGES
     arguments = {**(kept or RUN | (POINTS if points else {})), **given}
-    known = options_of(arguments["model"], datasets.load(arguments["data"], "train", args.data_root))
+    known = options_of(
+        arguments["model"], datasets.load(arguments["data"], "train", args.data_root)
+    )
     for flag, value in shorthands.items():
         name = next((n for n in SHORTHANDS[flag] if n in known), None)
         if name is None:
             raise ValueError(
-                f"expected no --{flag.replace('_', '-')} for {arguments['model']}, which has no such option."
+                f"expected no --{flag.replace('_', '-')} for {arguments['model']}, which has no"
+                " such option."
             )
-        options = {name: [value] if flag == "widths" and not isinstance(value, list) else value} | options
+        options = {
+            name: [value] if flag == "widths" and not isinstance(value, list) else value
+        } | options
     arguments["options"] = {**(kept or {"options": {}})["options"], **options}
     for key, value in (kept or {}).items():
         if arguments[key] != value:
             raise ValueError(
-                f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Begin another in another folder."
+                f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Begin"
+                " another in another folder."
             )
     return arguments
 
 
 def _list_options(model: str, data: str, root: str | None) -> int:
-    from ..systems.presets import options_of
+    from ..theory.systems.presets import options_of
 
     for name, value in options_of(model, datasets.load(data, "train", root)).items():
         print(f"{name}={value}")
@@ -188,7 +243,9 @@ def _list_options(model: str, data: str, root: str | None) -> int:
 
 @contextmanager
 def _stopping(trainer: Trainer) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one at once."""
+    """The first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one at
+    once.
+    """
     seen: list[int] = []
 
     def stop(number: int, frame: Any) -> None:

@@ -18,12 +18,19 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "verify",
         help="read and check a dataset",
-        description="Read every file of a dataset, compare it with its hashes, and tell the digest of its pixels. What is "
-        "found wrong is mended by `fastdiff resume`.",
-        epilog="Exit status: 0 whole and right, 4 not, 3 another machine than the run's (with --recompute).",
+        description=(
+            "Read every file of a dataset, compare it with its hashes, and tell the digest of its"
+            " pixels. What is found wrong is mended by `fastdiff resume`."
+        ),
+        epilog=(
+            "Exit status: 0 whole and right, 4 not, 3 another machine than the run's (with"
+            " --recompute)."
+        ),
     )
     parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--recompute", type=int, default=0, metavar="N", help="make N units, taken at random, again")
+    parser.add_argument(
+        "--recompute", type=int, default=0, metavar="N", help="make N units, taken at random, again"
+    )
     parser.add_argument("--threads", type=int, help="files read at a time (the CPUs)")
     parser.add_argument("--json", action="store_true", help="what was found as JSON")
     parser.set_defaults(run=run)
@@ -32,7 +39,10 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     with arguments():
         if args.recompute < 0 or (args.threads is not None and args.threads < 1):
-            raise ValueError(f"expected --recompute >= 0 and --threads >= 1, got {args.recompute} and {args.threads}.")
+            raise ValueError(
+                f"expected --recompute >= 0 and --threads >= 1, got {args.recompute} and"
+                f" {args.threads}."
+            )
         folder = Folder(args.folder)
     check = verify(folder, args.recompute, args.threads)
     if args.json:
@@ -43,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     for unit, what in list(check.failed.items())[:SHOWN]:
         print(f"unit {unit} failed: {what}")
     if check.missing:
-        shown = ", ".join(map(str, check.missing[:SHOWN])) + (" …" if len(check.missing) > SHOWN else "")
+        shown = ", ".join(map(str, check.missing[:SHOWN])) + (
+            " …" if len(check.missing) > SHOWN else ""
+        )
         print(f"{len(check.missing)} of {check.units} units have no record: {shown}")
     for name in check.foreign[:SHOWN]:
         print(f"{name} is no part of the dataset")
@@ -51,5 +63,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"made again and compared: units {', '.join(map(str, check.recomputed))}")
     print(f"{check.done} of {check.units} units, {check.images} samples, digest {check.digest}")
     if not check.fine:
-        print(f"not whole: `fastdiff resume {args.folder}` makes the rest" + (" (--retry-failed)" * bool(check.failed)))
+        print(
+            f"not whole: `fastdiff resume {args.folder}` makes the rest"
+            + (" (--retry-failed)" * bool(check.failed))
+        )
     return 0 if check.fine else UNSOUND

@@ -1,7 +1,9 @@
-"""Data sets small enough to hold in memory: uint8 images with labels, and points of the plane with their density.
+"""Data sets small enough to hold in memory: uint8 images with labels, and points of the plane with
+their density.
 
-Both have `batch(index) -> (x0, labels)`, `shape` (one example's), `examples` (how many), `levels` (of a pixel; None for
-continuous data), `classes` and `name`. `load` finds one by the name that the command line uses.
+Both have `batch(index) -> (x0, labels)`, `shape` (one example's), `examples` (how many), `levels`
+(of a pixel; None for continuous data), `classes` and `name`. `load` finds one by the name that the
+command line uses.
 """
 
 from __future__ import annotations
@@ -11,21 +13,26 @@ from os import PathLike
 from .fashion_mnist import BUNDLED, DataSet, load_fashion_mnist
 from .toys import TOYS, Toy, load_toy
 
-IMAGES = {"fashion-mnist": ("bundled-train", "bundled-test"), "fashion-mnist-full": ("train", "test")}
+IMAGES = {
+    "fashion-mnist": ("bundled-train", "bundled-test"),
+    "fashion-mnist-full": ("train", "test"),
+}
 NAMES = (*IMAGES, *TOYS)
 
 
 def load(name: str, split: str = "train", root: str | PathLike[str] | None = None) -> DataSet | Toy:
     """A data set by name, its `train` or `test` split.
 
-    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000), `fashion-mnist-full` the whole set (60,000 of root or the
-    Debian package, and the 10,000 bundled ones, which are its test images), the others points of the plane.
+    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000), `fashion-mnist-full` the whole
+    set (60,000 of root or the Debian package, and the 10,000 bundled ones, which are its test
+    images), the others points of the plane.
 
     Raises ValueError for other names or splits, FileNotFoundError where files are missing.
     """
     if name not in NAMES or split not in ("train", "test"):
         raise ValueError(
-            f"fastdiff.data: expected a data set in {list(NAMES)} and split train or test, got {name!r} and {split!r}."
+            f"fastdiff.data: expected a data set in {list(NAMES)} and split train or test, got"
+            f" {name!r} and {split!r}."
         )
     if name in TOYS:
         return load_toy(name, split)
@@ -35,14 +42,28 @@ def load(name: str, split: str = "train", root: str | PathLike[str] | None = Non
 
 
 def family(name: str) -> str:
-    """The data set's name for `load`, of a split's own name as model folders keep it. Raises ValueError for others."""
+    """The data set's name for `load`, of a split's own name as model folders keep it. Raises
+    ValueError for others.
+    """
     first, _, split = name.partition(" ")
     for known, splits in IMAGES.items():
         if first == "fashion-mnist" and split in splits:
             return known
     if first in TOYS:
         return first
-    raise ValueError(f"fastdiff.data: expected the name of a data set in {list(NAMES)}, got {name!r}.")
+    raise ValueError(
+        f"fastdiff.data: expected the name of a data set in {list(NAMES)}, got {name!r}."
+    )
 
 
-__all__ = ["IMAGES", "NAMES", "TOYS", "DataSet", "Toy", "family", "load", "load_fashion_mnist", "load_toy"]
+__all__ = [
+    "IMAGES",
+    "NAMES",
+    "TOYS",
+    "DataSet",
+    "Toy",
+    "family",
+    "load",
+    "load_fashion_mnist",
+    "load_toy",
+]

@@ -1,7 +1,8 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 28×28 grey images of ten kinds of clothes, MIT licence.
+"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 28×28 grey images of ten kinds of clothes, MIT
+licence.
 
-The 10,000 test images lie inside the package; the full set is read from IDX files, as Debian's package
-dataset-fashion-mnist installs them.
+The 10,000 test images lie inside the package; the full set is read from IDX files, as Debian's
+package dataset-fashion-mnist installs them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CLASSES = (
+    "T-shirt",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 BUNDLED = Path(__file__).parent / "fashion_mnist"
 HELD_OUT = 1_000  # the last ids of the bundled 10,000
@@ -28,7 +40,8 @@ class DataSet(NamedTuple):
     """Images and labels.
 
     Attributes:
-        images: uint8 [N, C, H, W]. labels: int64 [N]. classes: the labels' names. name: for provenance.
+        images: uint8 [N, C, H, W]. labels: int64 [N]. classes: the labels' names. name: for
+            provenance.
         shape: of one example. levels: of a pixel, 256. examples: N.
     """
 
@@ -62,27 +75,34 @@ def read_idx(path: str | PathLike[str]) -> np.ndarray:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"fastdiff.data: expected the IDX file {path}, got none. Install Debian's dataset-fashion-mnist or name its "
-            "folder."
+            f"fastdiff.data: expected the IDX file {path}, got none. Install Debian's"
+            " dataset-fashion-mnist or name its folder."
         )
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
         raise ValueError(f"fastdiff.data: expected gzip data in {path}, got {error}.") from None
     if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
-        raise ValueError(f"fastdiff.data: expected an IDX file of unsigned bytes, got other content in {path}.")
+        raise ValueError(
+            f"fastdiff.data: expected an IDX file of unsigned bytes, got other content in {path}."
+        )
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if body.size != math.prod(shape):
-        raise ValueError(f"fastdiff.data: expected {math.prod(shape)} bytes of data in {path}, got {body.size}.")
+        raise ValueError(
+            f"fastdiff.data: expected {math.prod(shape)} bytes of data in {path}, got {body.size}."
+        )
     return body.reshape(shape)
 
 
-def load_fashion_mnist(split: str = "bundled-train", root: str | PathLike[str] | None = None) -> DataSet:
+def load_fashion_mnist(
+    split: str = "bundled-train", root: str | PathLike[str] | None = None
+) -> DataSet:
     """A split of Fashion-MNIST.
 
-    bundled-train and bundled-test are ids 0–8,999 and 9,000–9,999 of the 10,000 images inside the package (the original
-    test set); train (60,000) and test (10,000) are the full set's, read from `root` or the Debian package's folder.
+    bundled-train and bundled-test are ids 0–8,999 and 9,000–9,999 of the 10,000 images inside the
+    package (the original test set); train (60,000) and test (10,000) are the full set's, read from
+    `root` or the Debian package's folder.
     """
     if split not in SPLITS:
         raise ValueError(f"fastdiff.data: expected split in {list(SPLITS)}, got {split!r}.")
@@ -91,7 +111,9 @@ def load_fashion_mnist(split: str = "bundled-train", root: str | PathLike[str] |
         part = slice(None, -HELD_OUT) if split == "bundled-train" else slice(-HELD_OUT, None)
         images, labels = images[part], labels[part]
     else:
-        images, labels = _read(Path(root) if root else SYSTEM, "train" if split == "train" else "t10k")
+        images, labels = _read(
+            Path(root) if root else SYSTEM, "train" if split == "train" else "t10k"
+        )
     x = torch.from_numpy(images.copy())[:, None]
     return DataSet(x, torch.from_numpy(labels.astype(np.int64)), CLASSES, f"fashion-mnist {split}")
 
@@ -105,6 +127,7 @@ def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     labels = read_idx(either(f"{prefix}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"fastdiff.data: expected one label per image in {folder}, got {list(images.shape)} and {list(labels.shape)}."
+            f"fastdiff.data: expected one label per image in {folder}, got {list(images.shape)} and"
+            f" {list(labels.shape)}."
         )
     return images, labels

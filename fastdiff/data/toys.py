@@ -1,12 +1,13 @@
-"""Points of the plane with a density in closed form or as a one-dimensional integral: what a picture can show whole.
+"""Points of the plane with a density in closed form or as a one-dimensional integral: what a
+picture can show whole.
 
     mixture      p(x) = 1/8 Σ_k N(x; c_k, s² I), c_k on the unit circle
     moons        p(x) = 1/2 Σ_m ∫ N(x; c_m(u), s² I) du over u in [0, 1], c_m half circles that interlock
     swiss-roll   p(x) = ∫ N(x; c(u), s² I) du, c(u) = r (cos r', sin r'), an Archimedean spiral
 
-The integrals are taken by Gauss–Legendre quadrature, whose nodes lie closer than s: to float64 rounding. Point i of a
-seed is a pure function of (seed, i), so a larger set begins with the smaller one, and the held-out points are those of
-other ids.
+The integrals are taken by Gauss–Legendre quadrature, whose nodes lie closer than s: to float64
+rounding. Point i of a seed is a pure function of (seed, i), so a larger set begins with the smaller
+one, and the held-out points are those of other ids.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ _DOMAIN = 0x746F7973  # apart from the seeds of training, whose times are drawn 
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves of equal weight, each run through by u uniform in [0, 1], blurred by N(0, deviation² I).
+    """Curves of equal weight, each run through by u uniform in [0, 1], blurred by N(0, deviation²
+    I).
 
-    centre: (curve [B] int64, u [B]) -> [B, 2], float64; a curve may be one point. nodes: of the quadrature over u.
+    centre: (curve [B] int64, u [B]) -> [B, 2], float64; a curve may be one point. nodes: of the
+        quadrature over u.
     """
 
     number: int
@@ -45,10 +48,13 @@ def _mixture(k: Tensor, u: Tensor) -> Tensor:
 
 
 def _moons(k: Tensor, u: Tensor) -> Tensor:
-    # the two half circles of radius 1 about (0, 0) and (1, 1/2), moved and scaled to zero mean and deviations near one
+    # the two half circles of radius 1 about (0, 0) and (1, 1/2), moved and scaled to zero mean and
+    # deviations near one
     x, y = torch.cos(math.pi * u), torch.sin(math.pi * u)
     upper, lower = torch.stack([x, y], dim=1), torch.stack([1 - x, 0.5 - y], dim=1)
-    return (torch.where(k[:, None] == 0, upper, lower) - torch.tensor([0.5, 0.25], dtype=u.dtype)) * 1.25
+    return (
+        torch.where(k[:, None] == 0, upper, lower) - torch.tensor([0.5, 0.25], dtype=u.dtype)
+    ) * 1.25
 
 
 def _swiss_roll(k: Tensor, u: Tensor) -> Tensor:
@@ -68,8 +74,10 @@ class Toy:
     """Points with labels, like `DataSet`, and their density.
 
     Attributes:
-        points: float32 [N, 2]. labels: int64 [N]. classes: the labels' names, none for swiss-roll, whose labels are 0.
-        name: for provenance. shape: of one example. levels: None, the data are continuous. examples: N.
+        points: float32 [N, 2]. labels: int64 [N]. classes: the labels' names, none for swiss-roll,
+            whose labels are 0.
+        name: for provenance. shape: of one example. levels: None, the data are continuous.
+            examples: N.
     """
 
     points: Tensor
@@ -97,7 +105,9 @@ class Toy:
         nodes, weights = np.polynomial.legendre.leggauss(curves.nodes)
         u = torch.from_numpy((nodes + 1) / 2).repeat(curves.number)
         centres = curves.centre(torch.arange(curves.number).repeat_interleave(curves.nodes), u)
-        log_weight = torch.from_numpy(np.log(weights / 2)).repeat(curves.number) - math.log(curves.number)
+        log_weight = torch.from_numpy(np.log(weights / 2)).repeat(curves.number) - math.log(
+            curves.number
+        )
         variance = curves.deviation**2
         constant = -math.log(2 * math.pi * variance)
         parts = []
@@ -111,13 +121,15 @@ def load_toy(name: str, split: str = "train", n: int = 20_000, seed: int = 0) ->
     """n points of `mixture`, `moons` or `swiss-roll`.
 
     Args:
-        split: train has the ids 0 … n-1 of the seed, test those from 2⁴⁰ on. n: how many. seed: in [0, 2**64).
+        split: train has the ids 0 … n-1 of the seed, test those from 2⁴⁰ on. n: how many. seed: in
+            [0, 2**64).
 
     Raises ValueError for other names and splits and n < 1.
     """
     if name not in TOYS or split not in ("train", "test") or n < 1:
         raise ValueError(
-            f"fastdiff.data: expected a toy in {sorted(TOYS)}, split train or test and n >= 1, got {name!r}, {split!r}, {n}."
+            f"fastdiff.data: expected a toy in {sorted(TOYS)}, split train or test and n >= 1, got"
+            f" {name!r}, {split!r}, {n}."
         )
     curves = TOYS[name]
     ids = torch.arange(n) + (HELD_OUT_ID if split == "test" else 0)

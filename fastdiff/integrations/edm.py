@@ -1,4 +1,6 @@
-"""EDM's sampler with its published argument names (Karras et al. 2022, algorithm 2), over `Sampler` in sigma."""
+"""EDM's sampler with its published argument names (Karras et al. 2022, algorithm 2), over `Sampler`
+in sigma.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,23 @@ from .networks import Adapter, DenoiserAdapter
 
 
 def sampler(
-    network: Callable[..., Any], *, num_steps: int = 18, sigma_min: float = 0.002, sigma_max: float = 80.0,
-    rho: float = 7.0, S_churn: float = 0.0, S_min: float = 0.0, S_max: float = float("inf"), S_noise: float = 1.0,
+    network: Callable[..., Any],
+    *,
+    num_steps: int = 18,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    S_churn: float = 0.0,
+    S_min: float = 0.0,
+    S_max: float = float("inf"),
+    S_noise: float = 1.0,
     **settings: Any,
-) -> Sampler:  # fmt: skip
-    """A `Sampler` of algorithm 2 (its defaults: algorithm 1) on the levels of eq. 5, ending in clean data.
+) -> Sampler:
+    """A `Sampler` of algorithm 2 (its defaults: algorithm 1) on the levels of eq. 5, ending in
+    clean data.
 
-    network: D(x, sigma, **cond) -> x0, or an Adapter. Conditions go to `sample(cond={"class_labels": …})`.
+    network: D(x, sigma, **cond) -> x0, or an Adapter. Conditions go to
+        `sample(cond={"class_labels": …})`.
     """
     model = network if isinstance(network, Adapter) else DenoiserAdapter(network)
     schedule = Schedule.karras(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
@@ -25,6 +37,15 @@ def sampler(
     ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = [(ends[0] + u * (ends[1] - ends[0])) ** rho for u in ramp]
     return Sampler(
-        model, schedule, solver="edm", steps=num_steps, sigmas=levels, prediction_type=model.parametrization,
-        s_churn=S_churn, s_tmin=S_min, s_tmax=S_max, s_noise=S_noise, **settings,
-    )  # fmt: skip
+        model,
+        schedule,
+        solver="edm",
+        steps=num_steps,
+        sigmas=levels,
+        prediction_type=model.parametrization,
+        s_churn=S_churn,
+        s_tmin=S_min,
+        s_tmax=S_max,
+        s_noise=S_noise,
+        **settings,
+    )

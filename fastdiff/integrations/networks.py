@@ -1,8 +1,9 @@
-"""Networks of other libraries as `model(x, t, **cond)`, so that `Sampler` and the samplers outside plans call them.
+"""Networks of other libraries as `model(x, t, **cond)`, so that `Sampler` and the samplers outside
+plans call them.
 
-An adapter names its arguments, drops what is not the prediction, and says by `network_time(point)` which number the network
-is told at a point of the schedule (float32 then). `parametrization` says what it is given and returns; pass it on as
-`prediction_type=`.
+An adapter names its arguments, drops what is not the prediction, and says by `network_time(point)`
+which number the network is told at a point of the schedule (float32 then). `parametrization` says
+what it is given and returns; pass it on as `prediction_type=`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from ..schedule import SPACES, Time
 
 
 class Adapter(torch.nn.Module):
-    """A network under a `Sampler`'s calling convention; device and dtype of its parameters are seen through it.
+    """A network under a `Sampler`'s calling convention; device and dtype of its parameters are seen
+    through it.
 
     Args:
         network: a module or any callable.
         names: of its first two arguments, None where it takes them by position.
-        channels: how many channels of the output are the prediction; None for all. Networks with learned variance return
-            twice the channels; keep them (None) for the solvers that read them.
-        groups: conditions that the network wants together, in a dict of this name; each may be given by itself.
+        channels: how many channels of the output are the prediction; None for all. Networks with
+            learned variance return twice the channels; keep them (None) for the solvers that read
+            them.
+        groups: conditions that the network wants together, in a dict of this name; each may be
+            given by itself.
 
     Floating conditions are given in x's dtype.
     """
@@ -34,11 +38,20 @@ class Adapter(torch.nn.Module):
     parametrization = Parametrization()
 
     def __init__(
-        self, network: Callable[..., Any], *, names: tuple[str, str] | None = None, channels: int | None = None,
+        self,
+        network: Callable[..., Any],
+        *,
+        names: tuple[str, str] | None = None,
+        channels: int | None = None,
         groups: Mapping[str, Sequence[str]] | None = None,
-    ):  # fmt: skip
+    ):
         super().__init__()
-        self.network, self.names, self.channels, self.groups = network, names, channels, dict(groups or {})
+        self.network, self.names, self.channels, self.groups = (
+            network,
+            names,
+            channels,
+            dict(groups or {}),
+        )
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         for key, value in cond.items():
@@ -63,7 +76,8 @@ _OVER_ALPHA: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class DenoiserAdapter(Adapter):
-    """A denoiser D(x, sigma) -> x0 of x0 + sigma eps: k-diffusion's, or EDM's with preconditioning (Karras et al. 2022).
+    """A denoiser D(x, sigma) -> x0 of x0 + sigma eps: k-diffusion's, or EDM's with preconditioning
+    (Karras et al. 2022).
 
     Where the schedule's alpha is not 1 the network gets x_t/alpha.
 
@@ -80,7 +94,9 @@ class DenoiserAdapter(Adapter):
     def __init__(self, network: Callable[..., Any], *, space: str = "ve"):
         super().__init__(network)
         if space not in SPACES:
-            raise ValueError(f"fastdiff.DenoiserAdapter: expected space in {list(SPACES)}, got {space!r}.")
+            raise ValueError(
+                f"fastdiff.DenoiserAdapter: expected space in {list(SPACES)}, got {space!r}."
+            )
         self.space = space
 
     def network_time(self, point: Time) -> float:
@@ -112,9 +128,11 @@ class EDMAdapter(Adapter):
 
 
 class FlowAdapter(Adapter):
-    """diffusers' flow transformers (SD3, Flux, …): hidden_states and timestep = time_scale·sigma, velocity out.
+    """diffusers' flow transformers (SD3, Flux, …): hidden_states and timestep = time_scale·sigma,
+    velocity out.
 
-    time_scale: 1000 for what diffusers' pipelines pass as they are (SD3), 1 where the pipeline divides by 1000 (Flux).
+    time_scale: 1000 for what diffusers' pipelines pass as they are (SD3), 1 where the pipeline
+        divides by 1000 (Flux).
     """
 
     parametrization = Parametrization("flow")
@@ -133,9 +151,11 @@ FLOW_TIME_SCALES = {"SD3Transformer2DModel": 1000.0, "FluxTransformer2DModel": 1
 
 
 def from_diffusers(network: Any, **options: Any) -> Adapter:
-    """The adapter of a diffusers network: UNet2DModel, UNet2DConditionModel, DiT, SD3 and Flux transformers.
+    """The adapter of a diffusers network: UNet2DModel, UNet2DConditionModel, DiT, SD3 and Flux
+    transformers.
 
-    Networks that return twice the channels they take (learned variance) are cut to the prediction, unless channels= is
+    Networks that return twice the channels they take (learned variance) are cut to the prediction,
+    unless channels= is
     given. Other flow transformers: name their time with `FlowAdapter`.
 
     Raises:
@@ -144,13 +164,17 @@ def from_diffusers(network: Any, **options: Any) -> Adapter:
     config = getattr(network, "config", None)
     if config is None or not hasattr(network, "forward"):
         raise TypeError(
-            f"fastdiff.from_diffusers: expected a diffusers network with a config, got {type(network).__name__}. Pass "
-            "callables model(x, t, **cond) to Sampler as they are."
+            "fastdiff.from_diffusers: expected a diffusers network with a config, got"
+            f" {type(network).__name__}. Pass callables model(x, t, **cond) to Sampler as they are."
         )
     kind = type(network).__name__
     if kind in FLOW_TIME_SCALES:
         return FlowAdapter(network, **{"time_scale": FLOW_TIME_SCALES[kind], **options})
-    first = "hidden_states" if "hidden_states" in type(network).forward.__code__.co_varnames else "sample"
+    first = (
+        "hidden_states"
+        if "hidden_states" in type(network).forward.__code__.co_varnames
+        else "sample"
+    )
     takes, gives = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
     if takes is not None and gives == 2 * takes:
         options = {"channels": takes, **options}

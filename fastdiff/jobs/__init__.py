@@ -1,9 +1,10 @@
-"""Batch jobs: a dataset as a function of its run spec, made by any number of workers that may die at any time.
+"""Batch jobs: a dataset as a function of its run spec, made by any number of workers that may die
+at any time.
 
-    job = fastdiff.jobs.Job.plan("fashion-mnist", ids=(0, 99_999), seed=0, steps=25)
-    report = fastdiff.jobs.run(job, "out/shoes")         # again, anywhere: fastdiff.jobs.run("out/shoes")
-    for unit in fastdiff.jobs.finished("out/shoes"):      # the same, with every unit as it lands on disk
-        unit.ids, unit.array, unit.record["labels"]
+job = fastdiff.jobs.Job.plan("fashion-mnist", ids=(0, 99_999), seed=0, steps=25)
+report = fastdiff.jobs.run(job, "out/shoes")         # again, anywhere: fastdiff.jobs.run("out/shoes")
+for unit in fastdiff.jobs.finished("out/shoes"):      # the same, with every unit as it lands on disk
+    unit.ids, unit.array, unit.record["labels"]
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Where each sample's entry comes from: a pure function of its id.
 
-Classes are given to ids in turn: sample i is of class i mod n of the list, whatever the run. A conditions file has a line
-per sample: line k, from 0, belongs to the id first + k. A line that begins with `{`, or stands in double quotes, is JSON;
+Classes are given to ids in turn: sample i is of class i mod n of the list, whatever the run. A
+    conditions file has a line
+per sample: line k, from 0, belongs to the id first + k. A line that begins with `{`, or stands in
+    double quotes, is JSON;
 any other is text: a class's name or number, or a prompt.
 
-The file is never held in memory. One pass finds where every 64th line begins and hashes all; a unit's lines are then read by
-seeking.
+The file is never held in memory. One pass finds where every 64th line begins and hashes all; a
+unit's lines are then read by seeking.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Conditions:
     """Entries by sample id.
 
     Attributes:
-        identity: JSON-safe, {"classes": [entries in turn]}, {"file": SHA-256, "lines": number} or {}.
+        identity: JSON-safe, {"classes": [entries in turn]}, {"file": SHA-256, "lines": number} or
+            {}.
         file: the conditions file; None without one.
     """
 
@@ -48,10 +51,15 @@ class Conditions:
 
     @staticmethod
     def of(
-        model: Model, *, ids: tuple[int, int], classes: str | Sequence[Any] | None = None,
-        file: str | os.PathLike[str] | None = None, check: bool = True,
-    ) -> Conditions:  # fmt: skip
-        """What the samples of a run are of; all of the model's classes in turn where nothing is named.
+        model: Model,
+        *,
+        ids: tuple[int, int],
+        classes: str | Sequence[Any] | None = None,
+        file: str | os.PathLike[str] | None = None,
+        check: bool = True,
+    ) -> Conditions:
+        """What the samples of a run are of; all of the model's classes in turn where nothing is
+        named.
 
         Args:
             ids: the run's first and last sample id, both included.
@@ -59,8 +67,8 @@ class Conditions:
             file: a conditions file; check: whether every line is parsed now.
 
         Raises:
-            ValueError, FileNotFoundError: in one sentence, for what the model can't use, a line by its number, and where
-                lines and ids are not as many.
+            ValueError, FileNotFoundError: in one sentence, for what the model can't use, a line by
+                its number, and where lines and ids are not as many.
         """
         if classes is not None and file is not None:
             raise ValueError(f"{_WHERE}: expected classes or a conditions file, got both.")
@@ -71,13 +79,18 @@ class Conditions:
         entries = model.default_entries
         if entries is None:
             raise ValueError(
-                f"{_WHERE}: expected a conditions file for {model!r}, got none. Give it a line for each id."
+                f"{_WHERE}: expected a conditions file for {model!r}, got none. Give it a line for"
+                " each id."
             )
         return _Turns(entries, named=bool(model.conditioning.labels(entries)))
 
     @staticmethod
     def restore(
-        identity: Mapping[str, Any], model: Model, *, ids: tuple[int, int], file: str | os.PathLike[str] | None = None
+        identity: Mapping[str, Any],
+        model: Model,
+        *,
+        ids: tuple[int, int],
+        file: str | os.PathLike[str] | None = None,
     ) -> Conditions:
         """The conditions of a run's spec, whose lines were checked when it was written.
 
@@ -86,12 +99,15 @@ class Conditions:
         if "file" not in identity:
             return Conditions.of(model, ids=ids, classes=identity.get("classes"))
         if file is None:
-            raise FileNotFoundError(f"{_WHERE}: expected the conditions file of {identity['file'][:12]}…, got none.")
+            raise FileNotFoundError(
+                f"{_WHERE}: expected the conditions file of {identity['file'][:12]}…, got none."
+            )
         found = Conditions.of(model, ids=ids, file=file, check=False)
         if found.identity != dict(identity):
             raise ValueError(
-                f"{_WHERE}: expected the conditions file {file} as the run was begun with ({identity['file'][:12]}…), got "
-                f"another content ({found.identity['file'][:12]}…). Put the former file back."
+                f"{_WHERE}: expected the conditions file {file} as the run was begun with"
+                f" ({identity['file'][:12]}…), got another content"
+                f" ({found.identity['file'][:12]}…). Put the former file back."
             )
         return found
 
@@ -110,18 +126,26 @@ class _Turns(Conditions):
 def _classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
     if model.labels([]) is None:
         raise ValueError(
-            f"{_WHERE}: expected a model with classes for --classes, got {model!r}. Use a conditions file."
+            f"{_WHERE}: expected a model with classes for --classes, got {model!r}. Use a"
+            " conditions file."
         )
     if isinstance(classes, str):
         classes = next(csv.reader([classes], skipinitialspace=True), [])
     entries = []
     for value in classes:
         try:
-            entries.append(model.conditioning.parse(value.strip() if isinstance(value, str) else value))
+            entries.append(
+                model.conditioning.parse(value.strip() if isinstance(value, str) else value)
+            )
         except Unfit as error:
-            raise ValueError(f"{_WHERE}: expected {error.expected} in --classes, got {error.got}.") from None
+            raise ValueError(
+                f"{_WHERE}: expected {error.expected} in --classes, got {error.got}."
+            ) from None
     if not entries:
-        raise ValueError(f"{_WHERE}: expected --classes to name at least one, got none. Leave it out for all in turn.")
+        raise ValueError(
+            f"{_WHERE}: expected --classes to name at least one, got none. Leave it out for all in"
+            " turn."
+        )
     return entries
 
 
@@ -141,14 +165,17 @@ class _Lines(Conditions):
         if not path.is_file():
             raise FileNotFoundError(f"{_WHERE}: expected the conditions file {path}, got none.")
         if isinstance(model.conditioning, Arguments) and model.conditioning.unconditional:
-            raise ValueError(f"{_WHERE}: expected no conditions file for a model that takes no conditions, got {path}.")
+            raise ValueError(
+                f"{_WHERE}: expected no conditions file for a model that takes no conditions, got"
+                f" {path}."
+            )
         self.file, self._conditioning, self._first = path.absolute(), model.conditioning, ids[0]
         self._index = _index(path)
         count = ids[1] - ids[0] + 1
         if self._index.lines != count:
             raise ValueError(
-                f"{_WHERE}: expected a line for each of the {count} ids {ids[0]}-{ids[1]} in {path}, got "
-                f"{self._index.lines} lines."
+                f"{_WHERE}: expected a line for each of the {count} ids {ids[0]}-{ids[1]} in"
+                f" {path}, got {self._index.lines} lines."
             )
         self.identity = {"file": self._index.sha256, "lines": self._index.lines}
         if check:
@@ -164,16 +191,21 @@ class _Lines(Conditions):
         with open(self.file, "rb") as file:
             if _stamp(file.fileno()) != self._index.stamp:
                 raise ValueError(
-                    f"{_WHERE}: expected the conditions file {self.file} unchanged, got another while in use."
+                    f"{_WHERE}: expected the conditions file {self.file} unchanged, got another"
+                    " while in use."
                 )
             file.seek(self._index.offsets[start // _EVERY])
             skip = start % _EVERY
             lines = list(itertools.islice(file, skip, skip + numbers[-1] - start + 1))
-        entries = [self._fit(self._read(line, start + i), start + i) for i, line in enumerate(lines)]
+        entries = [
+            self._fit(self._read(line, start + i), start + i) for i, line in enumerate(lines)
+        ]
         return [entries[number - start] for number in numbers]
 
     def _check(self) -> None:
-        """Reads every line; one that was seen before costs a look-up, and a text for a model that takes any no more."""
+        """Reads every line; one that was seen before costs a look-up, and a text for a model that
+        takes any no more.
+        """
         assert self.file is not None
         takes, seen, first = self._conditioning, set[bytes](), None
         with open(self.file, "rb") as file:
@@ -189,7 +221,8 @@ class _Lines(Conditions):
                     first = signature
                 elif signature != first:
                     raise ValueError(
-                        f"{_WHERE}: expected the arguments of line 1, {first}, {self._where(number)}, got {signature}."
+                        f"{_WHERE}: expected the arguments of line 1, {first},"
+                        f" {self._where(number)}, got {signature}."
                     )
                 if len(seen) < _KNOWN:
                     seen.add(line)
@@ -202,16 +235,21 @@ class _Lines(Conditions):
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError:
-            raise ValueError(f"{_WHERE}: expected UTF-8 {self._where(number)}, got other bytes.") from None
+            raise ValueError(
+                f"{_WHERE}: expected UTF-8 {self._where(number)}, got other bytes."
+            ) from None
         if not text:
             raise ValueError(
-                f'{_WHERE}: expected an entry {self._where(number)}, got an empty line. An empty prompt is written "".'
+                f"{_WHERE}: expected an entry {self._where(number)}, got an empty line. An empty"
+                ' prompt is written "".'
             )
         if text[0] == "{" or (text[0] == text[-1] == '"' and len(text) > 1):
             try:
                 return json.loads(text, parse_constant=_no_constant)
             except ValueError as error:
-                raise ValueError(f"{_WHERE}: expected JSON {self._where(number)}, got {error}.") from None
+                raise ValueError(
+                    f"{_WHERE}: expected JSON {self._where(number)}, got {error}."
+                ) from None
         return text
 
     def _fit(self, value: Any, number: int) -> Any:
@@ -219,7 +257,9 @@ class _Lines(Conditions):
         try:
             return self._conditioning.parse(value)
         except Unfit as error:
-            raise ValueError(f"{_WHERE}: expected {error.expected} {self._where(number)}, got {error.got}.") from None
+            raise ValueError(
+                f"{_WHERE}: expected {error.expected} {self._where(number)}, got {error.got}."
+            ) from None
 
 
 def _no_constant(name: str) -> Any:

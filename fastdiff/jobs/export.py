@@ -1,6 +1,7 @@
 """From a dataset to what other tools read, in one pass over its units (fastdiff.jobs.samples).
 
-What is written appears under its name when it is whole and on disk, and not before: a run that is stopped, or that meets a
+What is written appears under its name when it is whole and on disk, and not before: a run that is
+    stopped, or that meets a
 damaged unit, leaves nothing.
 """
 
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..checkpoint import sync_folder, write_atomically, write_json
+from ..pretrained.files import sync_folder, write_atomically, write_json
 from .formats import FORMATS
 from .samples import Samples
 
@@ -34,22 +35,27 @@ def export(
     """Writes a dataset's samples to `out` and returns how many.
 
     Args:
-        folder: the dataset. format: npz, npy or safetensors make one file; png and webdataset a folder.
+        folder: the dataset. format: npz, npy or safetensors make one file; png and webdataset a
+            folder.
         ids: (first, last), both included; all by default.
-        partial: leave out what is not there yet, instead of refusing. Damaged units are refused all the same.
+        partial: leave out what is not there yet, instead of refusing. Damaged units are refused all
+            the same.
         overwrite: replace what is there: a file, or the folder of an earlier export.
         per_shard: samples in each of WebDataset's archives (1000).
         progress: called after each unit with its number of samples.
 
-    Raises in one sentence, and then nothing was written: ValueError, FileNotFoundError and FileExistsError for arguments
-    that cannot be met, fastdiff.jobs.samples.Unsound for missing and damaged units, OSError where writing fails.
+    Raises in one sentence, and then nothing was written: ValueError, FileNotFoundError and
+        FileExistsError for arguments
+    that cannot be met, fastdiff.jobs.samples.Unsound for missing and damaged units, OSError where
+    writing fails.
     """
     folder, out = Path(folder), Path(out)
     if format not in FORMATS:
         raise ValueError(f"fastdiff.export: expected format in {list(FORMATS)}, got {format!r}.")
     if per_shard is not None and (per_shard < 1 or format != "webdataset"):
         raise ValueError(
-            f"fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got {per_shard} for {format}."
+            "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got"
+            f" {per_shard} for {format}."
         )
     source = Samples(folder, ids, partial, progress)
     target = FORMATS[format]
@@ -62,7 +68,12 @@ def export(
     def write_marked(path: Path) -> None:
         write(path)
         first, last = source.selected.first, source.selected.last
-        said = {"format": format, "ids": [first, last], "samples": source.count, **source.provenance}
+        said = {
+            "format": format,
+            "ids": [first, last],
+            "samples": source.count,
+            **source.provenance,
+        }
         write_json(path / MARK, said)
 
     try:
@@ -76,8 +87,8 @@ def export(
             raise
         at = f" at {error.filename}" if error.filename else ""
         raise OSError(
-            f"fastdiff.export: expected to write {out}, got {error.strerror!r}{at}. Nothing was left there; "
-            "make room or give leave, then export again."
+            f"fastdiff.export: expected to write {out}, got {error.strerror!r}{at}. Nothing was"
+            " left there; make room or give leave, then export again."
         ) from None
     return source.count
 
@@ -87,22 +98,26 @@ def _refuse(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
     here, there = out.resolve(), folder.resolve()
     if here == there or there in here.parents or here in there.parents:
         raise ValueError(
-            f"fastdiff.export: expected a place outside the dataset {folder}, got {out}. Name another one."
+            f"fastdiff.export: expected a place outside the dataset {folder}, got {out}. Name"
+            " another one."
         )
     if not os.path.lexists(out):
         return
     if out.is_dir() != tree:
         kinds = "a file", "a folder"
         raise ValueError(
-            f"fastdiff.export: expected {out} to become {kinds[tree]}, got {kinds[not tree]} there. Name another place."
+            f"fastdiff.export: expected {out} to become {kinds[tree]}, got {kinds[not tree]} there."
+            " Name another place."
         )
     if not overwrite:
         raise FileExistsError(
-            f"fastdiff.export: expected a new {out}, got one. Name another place, or pass --overwrite."
+            f"fastdiff.export: expected a new {out}, got one. Name another place, or pass"
+            " --overwrite."
         )
     if tree and any(out.iterdir()) and not (out / MARK).exists():
         raise ValueError(
-            f"fastdiff.export: expected an earlier export in {out}, got a folder without {MARK}. Name another place."
+            f"fastdiff.export: expected an earlier export in {out}, got a folder without {MARK}."
+            " Name another place."
         )
 
 
@@ -132,7 +147,9 @@ def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
 
 def _sync_tree(folder: Path) -> None:
     """Everything below the folder to disk in one call: a million calls of fsync take hours."""
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None
+    syncfs = (
+        getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None
+    )
     if syncfs is None:
         if hasattr(os, "sync"):
             os.sync()

@@ -8,8 +8,9 @@
     log/, tmp/                   a file of events and a folder of half-written files per worker
     manifest.jsonl, grid.png     made from the records when all are there
 
-Files are written under tmp/, flushed to disk, renamed and their folder flushed, so that a name never stands for half a
-file. Two workers that make the same unit write the same bytes over each other.
+Files are written under tmp/, flushed to disk, renamed and their folder flushed, so that a name
+never stands for half a file. Two workers that make the same unit write the same bytes over each
+other.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..checkpoint import sync_folder
+from ..pretrained.files import sync_folder
 from .records import record_name, sealed, unit_numbers
 from .spec import RunSpec
 
@@ -46,34 +47,44 @@ class Folder:
             value = json.loads(where.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"fastdiff.jobs: expected a dataset in {self.path}, got no {SPEC} there. Name the folder of a run."
+                f"fastdiff.jobs: expected a dataset in {self.path}, got no {SPEC} there. Name the"
+                " folder of a run."
             ) from None
         except (ValueError, OSError) as error:
-            raise ValueError(f"fastdiff.jobs: expected JSON in {where}, got {_first_line(error)}.") from None
+            raise ValueError(
+                f"fastdiff.jobs: expected JSON in {where}, got {_first_line(error)}."
+            ) from None
         if not isinstance(value, dict):
-            raise ValueError(f"fastdiff.jobs: expected a run spec in {where}, got {type(value).__name__}.")
+            raise ValueError(
+                f"fastdiff.jobs: expected a run spec in {where}, got {type(value).__name__}."
+            )
         self.spec = RunSpec.from_json(value, str(where))
         self.worker = _worker()
         self._temporary = self.path / "tmp" / self.worker
         self._made: set[Path] = set()
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], spec: RunSpec, conditions: Path | None = None) -> Folder:
-        """Writes the spec into a new or empty folder; where another worker was faster, its spec stands.
+    def create(
+        cls, path: str | os.PathLike[str], spec: RunSpec, conditions: Path | None = None
+    ) -> Folder:
+        """Writes the spec into a new or empty folder; where another worker was faster, its spec
+        stands.
 
         Raises ValueError for a folder with foreign files, OSError where nothing can be written.
         """
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"fastdiff.jobs: expected {folder} to be a folder, got a file. Name another place.")
+            raise ValueError(
+                f"fastdiff.jobs: expected {folder} to be a folder, got a file. Name another place."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / SPEC).exists():
                 foreign = sorted(e.name for e in os.scandir(folder) if not _before_spec(e.name))
                 if foreign and not (folder / SPEC).exists():
                     raise ValueError(
-                        f"fastdiff.jobs: expected {folder} to be new, empty or a run's, got {foreign[0]!r} and no {SPEC} "
-                        "in it. Name another folder."
+                        f"fastdiff.jobs: expected {folder} to be new, empty or a run's, got"
+                        f" {foreign[0]!r} and no {SPEC} in it. Name another folder."
                     )
                 if conditions is not None:
                     name = conditions_name(spec.conditions)
@@ -91,7 +102,8 @@ class Folder:
         name = conditions_name(self.spec.conditions)
         return None if name is None else self.path / name
 
-    # -- units --------------------------------------------------------------------------------------------------------
+    # -- units
+    # --------------------------------------------------------------------------------------------------------
 
     def record_path(self, unit: int) -> Path:
         return self.path / record_name(unit)
@@ -105,7 +117,9 @@ class Folder:
         return {unit for unit in unit_numbers(self.path) if unit in numbers}
 
     def failed(self) -> dict[int, dict[str, Any]]:
-        """The units that were given up and that nobody has made since, with where they were not finite."""
+        """The units that were given up and that nobody has made since, with where they were not
+        finite.
+        """
         found = {}
         for entry in _scan(self.path / "failed"):
             if not entry.name.endswith(".json") or not entry.name[:-5].isdecimal():
@@ -118,21 +132,35 @@ class Folder:
             except (OSError, ValueError):
                 what = None
             if not self.record_path(unit).exists():
-                found[unit] = what if isinstance(what, dict) else {"what": f"{entry.path} is not as it was written"}
+                found[unit] = (
+                    what
+                    if isinstance(what, dict)
+                    else {"what": f"{entry.path} is not as it was written"}
+                )
         return found
 
     def finished(self, unit: int) -> bool:
         """Whether nobody needs to compute it any more: done, or failed for good."""
         return self.record_path(unit).exists() or self.failed_path(unit).exists()
 
-    def commit(self, unit: int, files: Iterable[tuple[str, bytes]], record: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes a unit's files, then its record, and returns that. Raises OSError in one sentence."""
+    def commit(
+        self, unit: int, files: Iterable[tuple[str, bytes]], record: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Writes a unit's files, then its record, and returns that. Raises OSError in one
+        sentence.
+        """
         try:
             listed, names = [], []
             for name, content in files:
                 self._put(self.path / name, content)
                 names.append(name)
-                listed.append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+                listed.append(
+                    {
+                        "name": name,
+                        "bytes": len(content),
+                        "sha256": hashlib.sha256(content).hexdigest(),
+                    }
+                )
             for parent in {(self.path / name).parent for name in names}:
                 sync_folder(parent)
             complete = sealed({**record, "files": listed})
@@ -171,7 +199,9 @@ class Folder:
             self.leave()
 
     def _put(self, path: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
-        """Writes `path` under another name, flushes it and renames it. content: bytes, or what writes them to a file."""
+        """Writes `path` under another name, flushes it and renames it. content: bytes, or what
+        writes them to a file.
+        """
         self._folder(path.parent)
         temporary = self._temporary / f"{uuid.uuid4().hex}.tmp"
         for attempt in range(3):
@@ -202,13 +232,16 @@ class Folder:
             sync_folder(parent.parent)
         self._made.add(path)
 
-    # -- leftovers ----------------------------------------------------------------------------------------------------
+    # -- leftovers
+    # ----------------------------------------------------------------------------------------------------
 
     def sweep(self) -> int:
-        """Removes half-written files of workers that are no more; returns how many workers left some.
+        """Removes half-written files of workers that are no more; returns how many workers left
+        some.
 
-        Dead are processes of this host that do not run, and those of other hosts that wrote nothing for a day. A live
-        worker swept by mistake (of another container with the same name, say) writes its file again.
+        Dead are processes of this host that do not run, and those of other hosts that wrote nothing
+        for a day. A live worker swept by mistake (of another container with the same name, say)
+        writes its file again.
         """
         host, swept = socket.gethostname(), 0
         for entry in _scan(self.path / "tmp"):
@@ -249,12 +282,16 @@ def _worker() -> str:
 
 
 def _before_spec(name: str) -> bool:
-    """Names that may be in a folder before its spec: of another worker that is about to write it, or the system's."""
+    """Names that may be in a folder before its spec: of another worker that is about to write it,
+    or the system's.
+    """
     return name in ("tmp", "lost+found") or name.startswith(("conditions-", ".nfs"))
 
 
 def _publish(folder: Path, name: str, content: bytes | Path) -> None:
-    """Writes a file, or copies one, unless it is there: the first of several workers wins, and nobody sees half of it."""
+    """Writes a file, or copies one, unless it is there: the first of several workers wins, and
+    nobody sees half of it.
+    """
     own = folder / "tmp" / _worker()
     temporary = own / f"{name}.tmp"
     try:
@@ -271,7 +308,8 @@ def _publish(folder: Path, name: str, content: bytes | Path) -> None:
             os.link(temporary, folder / name)
         except FileExistsError:
             return
-        except OSError:  # a file system without links: the last of simultaneous writers wins, then all read the same
+        # a file system without links: the last of simultaneous writers wins, then all read the same
+        except OSError:
             if not (folder / name).exists():
                 os.replace(temporary, folder / name)
         sync_folder(folder)
@@ -287,7 +325,12 @@ def _alive(pid: int) -> bool:
     except PermissionError:
         return True
     try:  # a process that was killed and not yet waited for
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
+        state = (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="ascii", errors="replace")
+            .rpartition(")")[2]
+            .split()[0]
+        )
     except (OSError, IndexError):
         return True
     return state not in "ZX"
@@ -297,8 +340,9 @@ def cannot_write(folder: Path, error: OSError, what: str = "") -> str:
     """One sentence about a disk that is full, a folder that is read-only and their like."""
     reason = error.strerror or _first_line(error)
     return (
-        f"fastdiff.jobs: expected to write into {folder}, got {reason!r}{f'; {what}' if what else ''}. What is there is "
-        "whole; make room or give leave, then `fastdiff resume`."
+        f"fastdiff.jobs: expected to write into {folder}, got"
+        f" {reason!r}{f'; {what}' if what else ''}. What is there is whole; make room or give"
+        " leave, then `fastdiff resume`."
     )
 
 

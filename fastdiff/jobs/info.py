@@ -1,4 +1,6 @@
-"""How far a run is, from any machine that sees its folder: names, sizes and the workers' logs, no pixels."""
+"""How far a run is, from any machine that sees its folder: names, sizes and the workers' logs, no
+pixels.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder import Folder
-from .glance import glance
+from .quick_check import glance
 
 FRESH = 300.0  # seconds without an event after which a worker is taken for gone
 
@@ -18,9 +20,11 @@ FRESH = 300.0  # seconds without an event after which a worker is taken for gone
 @dataclass
 class Info:
     """Attributes:
-    units, done, missing, failed, corrupt: of the run's units; corrupt have files that are missing or of another size.
+    units, done, missing, failed, corrupt: of the run's units; corrupt have files that are missing
+        or of another size.
     images: samples that are there, of `samples`; bytes: of their files.
-    workers: those with an event in the last five minutes, with their latest speed, queue and memory.
+    workers: those with an event in the last five minutes, with their latest speed, queue and
+        memory.
     images_per_second: of all of them; eta_s: seconds to go at that speed, None where nobody works.
     """
 
@@ -53,7 +57,12 @@ def info(folder: Folder, now: float | None = None) -> Info:
         found.images += len(units.ids(seen.unit))
         found.bytes += seen.bytes
     found.failed = {unit: str(what.get("what")) for unit, what in folder.failed().items()}
-    found.missing = found.units - found.done - len(found.failed) - sum(unit in units.numbers for unit in found.corrupt)
+    found.missing = (
+        found.units
+        - found.done
+        - len(found.failed)
+        - sum(unit in units.numbers for unit in found.corrupt)
+    )
     _workers(folder.path / "log", found, time.time() if now is None else now)
     return found
 

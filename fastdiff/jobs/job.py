@@ -1,4 +1,6 @@
-"""A run spec with what is needed to compute its units: the network, the conditions and the sampler."""
+"""A run spec with what is needed to compute its units: the network, the conditions and the
+sampler.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import cpu, images
+from .. import images
+from ..backend import hardware
 from ..sampler import Callback
 from . import machine
 from .conditions import Conditions
@@ -26,7 +29,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Drawn(NamedTuple):
     """The samples of a unit that belong to the run, on the device.
 
-    Attributes: array: uint8 pictures [n, H, W, C] or float32 data [n, …]; finite: bool [n]; labels: a class per sample.
+    Attributes: array: uint8 pictures [n, H, W, C] or float32 data [n, …]; finite: bool [n]; labels:
+        a class per sample.
     """
 
     array: Tensor
@@ -35,7 +39,9 @@ class Drawn(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The first number that was not finite: which sample, after which row of the plan, at which noise level."""
+    """The first number that was not finite: which sample, after which row of the plan, at which
+    noise level.
+    """
 
     sample_id: int
     step: int | None  # None: in the decoder
@@ -43,13 +49,16 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         where = "in the decoder" if self.step is None else f"after step {self.step}"
-        return f"sample {self.sample_id} is not finite {where}" + (f", sigma {self.sigma:g}" if self.sigma else "")
+        return f"sample {self.sample_id} is not finite {where}" + (
+            f", sigma {self.sigma:g}" if self.sigma else ""
+        )
 
 
 class Job:
     """Computes the units of a run.
 
-    Attributes: spec, model, sampler, device; conditions_file: what the samples are of, where a file says so.
+    Attributes: spec, model, sampler, device; conditions_file: what the samples are of, where a file
+        says so.
     """
 
     def __init__(self, spec: RunSpec, model: Model, conditions: Conditions, device: torch.device):
@@ -84,14 +93,19 @@ class Job:
         """Plans a run: opens the model, traces the plan and writes down everything in `spec`.
 
         Args:
-            model: a model folder or shipped name, `package.module:factory`, or a folder of a diffusers pipeline.
+            model: a model folder or shipped name, `package.module:factory`, or a folder of a
+                diffusers pipeline.
             ids: the first and the last sample id, both included. seed: names the run.
-            unit: samples that are computed together. network_batch: rows of every network call, default the unit.
-            classes: class indices or names, separated by commas, for the ids in turn; conditions: a file with a line an id.
+            unit: samples that are computed together. network_batch: rows of every network call,
+                default the unit.
+            classes: class indices or names, separated by commas, for the ids in turn; conditions: a
+                file with a line an id.
             guidance_scale: gamma; the model's own by default.
-            dtype: the network's: fp32, bf16, fp16 or auto, which is bf16 on CPUs that multiply bf16 tiles, else fp32.
+            dtype: the network's: fp32, bf16, fp16 or auto, which is bf16 on CPUs that multiply bf16
+                tiles, else fp32.
             threads: CPU threads of a worker, default the CPUs this process may use.
-            format: npy, npz, png, webdataset or safetensors. decode: a VAE's folder, or `pipe` for the pipeline's own.
+            format: npy, npz, png, webdataset or safetensors. decode: a VAE's folder, or `pipe` for
+                the pipeline's own.
             shape: one sample's, for factories that do not say.
             device: default a GPU where there is one.
             settings: the sampler's: solver, steps, eta, timestep_spacing and the like.
@@ -120,30 +134,45 @@ class Job:
         if encoder is not None:
             found["encoder"] = encoder
         spec = RunSpec(
-            model={"name": model, "decode": decode, "shape": list(opened.shape), "identity": opened.identity},
+            model={
+                "name": model,
+                "decode": decode,
+                "shape": list(opened.shape),
+                "identity": opened.identity,
+            },
             sampling=settings,
             ids=(units.first, units.last),
             seed=seed,
             unit=unit,
             network_batch=unit if network_batch is None else network_batch,
             dtype=chosen,
-            guidance_scale=tuple(float(g) for g in gamma) if isinstance(gamma, Sequence) else float(gamma),
+            guidance_scale=(
+                tuple(float(g) for g in gamma) if isinstance(gamma, Sequence) else float(gamma)
+            ),
             conditions=given.identity,
             plan=sampler.plan,
             format=format,
-            threads=cpu.usable_cpus() if threads is None else threads,
+            threads=hardware.usable_cpus() if threads is None else threads,
             machine=found,
         )
         return cls(spec, opened, given, place)
 
     @classmethod
     def open(
-        cls, spec: RunSpec, *, conditions: Path | None = None, device: str | torch.device | None = None,
+        cls,
+        spec: RunSpec,
+        *,
+        conditions: Path | None = None,
+        device: str | torch.device | None = None,
         where: str = "the spec",
-    ) -> Job:  # fmt: skip
-        """What a worker needs to go on with a run. Raises SpecMismatch where model, conditions or machine are others."""
+    ) -> Job:
+        """What a worker needs to go on with a run. Raises SpecMismatch where model, conditions or
+        machine are others.
+        """
         place = find_device(device or spec.machine["device"])
-        opened = open_model(spec.model["name"], shape=spec.model["shape"], decode=spec.model["decode"], device=place)
+        opened = open_model(
+            spec.model["name"], shape=spec.model["shape"], decode=spec.model["decode"], device=place
+        )
         given = Conditions.restore(spec.conditions, opened, ids=spec.ids, file=conditions)
         found = machine.describe(place)
         encoder = FORMATS[spec.format].encoder(*_stored(opened, spec.format))
@@ -167,7 +196,12 @@ class Job:
         entries = self.conditions.entries(block.start, block.stop)
         cond, uncond = self.model.conditions(entries)
         x = self.sampler.sample(
-            (len(block), *self.model.shape), seed=spec.seed, sample_ids=block, cond=cond, uncond=uncond, callback=callback
+            (len(block), *self.model.shape),
+            seed=spec.seed,
+            sample_ids=block,
+            cond=cond,
+            uncond=uncond,
+            callback=callback,
         )
         if self.model.decode is not None and self.pictures:
             size = spec.network_batch or len(block)
@@ -203,24 +237,31 @@ class Job:
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """The device named, or a GPU where there is one. Raises RuntimeError for a GPU that is not there."""
+    """The device named, or a GPU where there is one. Raises RuntimeError for a GPU that is not
+    there.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = torch.device(device)
     if place.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("fastdiff.jobs: expected a GPU, got a torch that sees none. Name --device cpu for a new run.")
+        raise RuntimeError(
+            "fastdiff.jobs: expected a GPU, got a torch that sees none. Name --device cpu for a new"
+            " run."
+        )
     return place
 
 
 def mismatch(where: str, lines: list[str]) -> str:
     """What a run is told that does not fit the spec of its folder."""
     many = "a setting" if len(lines) == 1 else f"{len(lines)} settings"
-    return f"fastdiff.jobs: expected the run of {where}, got another in {many}.\n" + "\n".join(f"  {x}" for x in lines)
+    return f"fastdiff.jobs: expected the run of {where}, got another in {many}.\n" + "\n".join(
+        f"  {x}" for x in lines
+    )
 
 
 def _dtype(name: str, device: torch.device) -> str:
     if name == "auto":
-        name = "bf16" if device.type == "cpu" and cpu.has_amx() else "fp32"
+        name = "bf16" if device.type == "cpu" and hardware.has_amx() else "fp32"
     return name
 
 
@@ -229,7 +270,9 @@ def _scale(value: float | tuple[float, ...]) -> float | list[float]:
 
 
 def _stored(model: Model, format: str) -> tuple[tuple[int, ...], str]:
-    """(shape, dtype) of a sample as it is kept; of decoded pictures the size is not known before one is there."""
+    """(shape, dtype) of a sample as it is kept; of decoded pictures the size is not known before
+    one is there.
+    """
     shape = tuple(model.shape)
     if format == "safetensors":
         return shape, "float32"
@@ -241,7 +284,9 @@ def _stored(model: Model, format: str) -> tuple[tuple[int, ...], str]:
 
 
 def _parts(x: Tensor, size: int) -> list[Tensor]:
-    """Pieces of exactly `size` rows, the last one filled up: a decoder's arithmetic depends on its batch, too."""
+    """Pieces of exactly `size` rows, the last one filled up: a decoder's arithmetic depends on its
+    batch, too.
+    """
     parts = list(x.split(size))
     short = size - len(parts[-1])
     if short:
@@ -252,7 +297,14 @@ def _parts(x: Tensor, size: int) -> list[Tensor]:
 def sampling_of(spec: RunSpec) -> Mapping[str, Any]:
     """The arguments of `Job.plan` that would plan this run anew."""
     return {
-        "model": spec.model["name"], "ids": spec.ids, "seed": spec.seed, "unit": spec.unit,
-        "network_batch": spec.network_batch, "dtype": spec.dtype, "threads": spec.threads, "format": spec.format,
-        "decode": spec.model["decode"], **spec.sampling,
-    }  # fmt: skip
+        "model": spec.model["name"],
+        "ids": spec.ids,
+        "seed": spec.seed,
+        "unit": spec.unit,
+        "network_batch": spec.network_batch,
+        "dtype": spec.dtype,
+        "threads": spec.threads,
+        "format": spec.format,
+        "decode": spec.model["decode"],
+        **spec.sampling,
+    }

@@ -1,6 +1,8 @@
-"""What a worker tells while it works: a progress line for people and a file of events, a JSON object a line, for programs.
+"""What a worker tells while it works: a progress line for people and a file of events, a JSON
+object a line, for programs.
 
-Events are `start`, `begin` (of a unit), `unit` (it is on disk), `unfinite` (about to be tried again), `failed`, `stop`.
+Events are `start`, `begin` (of a unit), `unit` (it is on disk), `unfinite` (about to be tried
+again), `failed`, `stop`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ WINDOW = 60.0  # seconds over which speed is measured
 class Log:
     """The events and the progress line of one worker.
 
-    Args: folder; images: how many the run has; done: how many are there already; progress: whether to show a line.
+    Args: folder; images: how many the run has; done: how many are there already; progress: whether
+        to show a line.
     """
 
     def __init__(self, folder: Folder, images: int, done: int, progress: bool):
@@ -36,9 +39,17 @@ class Log:
         except OSError as error:
             raise OSError(cannot_write(folder.path, error)) from None
         self._bar = tqdm(
-            total=images, initial=done, unit="img", desc="sampling", disable=not progress, smoothing=0.1,
-            bar_format="{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
-        )  # fmt: skip
+            total=images,
+            initial=done,
+            unit="img",
+            desc="sampling",
+            disable=not progress,
+            smoothing=0.1,
+            bar_format=(
+                "{desc} {percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining},"
+                " {rate_fmt}{postfix}]"
+            ),
+        )
 
     def event(self, name: str, **facts: Any) -> None:
         line = {"event": name, "unix": round(time.time(), 3), **facts}
@@ -56,13 +67,22 @@ class Log:
             self._recent.pop(0)
         speed, memory = self.speed, resident()
         eta = None if not speed else round((self._total - self.images) / speed)
-        self.event("unit", unit=unit, images=images, images_per_second=round(speed, 2), eta_s=eta, queue=queue,
-                   resident_mib=memory)  # fmt: skip
+        self.event(
+            "unit",
+            unit=unit,
+            images=images,
+            images_per_second=round(speed, 2),
+            eta_s=eta,
+            queue=queue,
+            resident_mib=memory,
+        )
         self._bar.set_postfix_str(f"queue {queue}, {memory} MiB", refresh=False)
         self._bar.update(images)
 
     def elsewhere(self, images: int) -> None:
-        """So many samples are on disk that other processes made, and told of in logs of their own."""
+        """So many samples are on disk that other processes made, and told of in logs of their
+        own.
+        """
         self.images += images
         self._bar.update(images)
 
@@ -82,7 +102,9 @@ class Log:
 
 
 def resident() -> int:
-    """Memory of this process in MiB: what is resident now, or where the system does not say, at most."""
+    """Memory of this process in MiB: what is resident now, or where the system does not say, at
+    most.
+    """
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") >> 20

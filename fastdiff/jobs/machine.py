@@ -1,8 +1,9 @@
-"""The part of a machine that decides a network's bits: recorded when a run is planned, compared wherever it goes on.
+"""The part of a machine that decides a network's bits: recorded when a run is planned, compared
+wherever it goes on.
 
-fastdiff's own kernels give the same bits everywhere. A network's matrix products do not: their order of summation depends
-on the instruction set that torch, oneDNN and MKL choose, on the processor's or GPU's model, on the number of threads and
-on the versions of the libraries.
+fastdiff's own kernels give the same bits everywhere. A network's matrix products do not: their
+order of summation depends on the instruction set that torch, oneDNN and MKL choose, on the
+processor's or GPU's model, on the number of threads and on the versions of the libraries.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from ..backend import backend_for
+from ..backend.choice import backend_for
+from ..versions import __version__
 
 # settings by which people choose the instructions that networks run on
 SETTINGS = (
-    "ATEN_CPU_CAPABILITY", "DNNL_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE",
-    "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA",
-)  # fmt: skip
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_DEFAULT_FPMATH_MODE",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "ONEDNN_MAX_CPU_ISA",
+)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -52,7 +59,10 @@ def _name(device: torch.device) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in reversed(lines))}
+    fields = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in reversed(lines))
+    }
     # virtual machines often leave the model out of the name
     parts = [fields.get("model name") or platform.machine()]
     if "cpu family" in fields:
@@ -62,7 +72,9 @@ def _name(device: torch.device) -> str:
 
 @contextmanager
 def settled(threads: int) -> Iterator[None]:
-    """Within the block, torch computes with so many threads and, on a GPU, with repeatable algorithms."""
+    """Within the block, torch computes with so many threads and, on a GPU, with repeatable
+    algorithms.
+    """
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
     torch.set_num_threads(threads)

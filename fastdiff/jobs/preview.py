@@ -15,11 +15,17 @@ MOST = 256
 
 
 def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
-    """Writes grid.png, with a row per class where there are classes; returns whether the samples are pictures."""
+    """Writes grid.png, with a row per class where there are classes; returns whether the samples
+    are pictures.
+    """
     arrays: list[np.ndarray] = []
     labels: list[int] | None = []
     for record in records(folder.path):
-        if record["dtype"] != "uint8" or record["shape"][-1] not in (1, 3) or len(record["shape"]) != 4:
+        if (
+            record["dtype"] != "uint8"
+            or record["shape"][-1] not in (1, 3)
+            or len(record["shape"]) != 4
+        ):
             return False
         arrays.append(FORMATS[folder.spec.format].read(folder.path, record))
         labels = None if record["labels"] is None or labels is None else labels + record["labels"]

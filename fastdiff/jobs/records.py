@@ -1,6 +1,8 @@
-"""The records of a dataset: one JSON sidecar a unit, units/00012/000012345.json, whose presence commits the unit.
+"""The records of a dataset: one JSON sidecar a unit, units/00012/000012345.json, whose presence
+commits the unit.
 
-There may be millions: they are listed folder by folder and read one by one, never all at once. A record ends with the
+There may be millions: they are listed folder by folder and read one by one, never all at once. A
+    record ends with the
 checksum of all before it, so that a damaged one is known without understanding it.
 """
 
@@ -42,7 +44,9 @@ def unit_numbers(folder: Path) -> Iterator[int]:
     top = Path(folder) / UNITS
     try:
         with os.scandir(top) as entries:
-            parents = sorted(int(e.name) for e in entries if FOLDER.fullmatch(e.name) and e.is_dir())
+            parents = sorted(
+                int(e.name) for e in entries if FOLDER.fullmatch(e.name) and e.is_dir()
+            )
     except FileNotFoundError:
         return
     for parent in parents:
@@ -52,7 +56,9 @@ def unit_numbers(folder: Path) -> Iterator[int]:
 
 
 def read_record(path: Path, unit: int) -> dict[str, Any]:
-    """The record of a unit. Raises FileNotFoundError, or ValueError in one sentence when it is damaged."""
+    """The record of a unit. Raises FileNotFoundError, or ValueError in one sentence when it is
+    damaged.
+    """
     text = path.read_bytes()
     try:
         record = json.loads(text)
@@ -69,7 +75,8 @@ def read_record(path: Path, unit: int) -> dict[str, Any]:
 
 
 def read_files(path: str, unit: int) -> list[dict[str, Any]]:
-    """The list of files in the record of a unit, of which nothing else is looked at: its checksum says that it is whole.
+    """The list of files in the record of a unit, of which nothing else is looked at: its checksum
+    says that it is whole.
 
     Raises as `read_record` does.
     """
@@ -103,8 +110,8 @@ def intact(record: Mapping[str, Any]) -> bool:
 def records(folder: Path) -> Iterator[dict[str, Any]]:
     """The records of all finished units, in order, one at a time.
 
-    A record that goes while the folder is read is passed over. Raises ValueError at a damaged one; to go on after it,
-    use `unit_files` and `read_record`.
+    A record that goes while the folder is read is passed over. Raises ValueError at a damaged one;
+    to go on after it, use `unit_files` and `read_record`.
     """
     for unit, path in unit_files(folder):
         try:
@@ -132,12 +139,20 @@ def _wrong(record: Any, unit: int) -> str:
         return "no JSON object"
     whole = ("unit", "first", "stop", "seed")
     if any(type(record.get(key)) is not int for key in whole):
-        return "no whole numbers as " + ", ".join(key for key in whole if type(record.get(key)) is not int)
+        return "no whole numbers as " + ", ".join(
+            key for key in whole if type(record.get(key)) is not int
+        )
     count = record["stop"] - record["first"]
     shape, labels, files = record.get("shape"), record.get("labels"), record.get("files")
     if record["unit"] != unit:
         return f"the one of unit {record['unit']}"
-    if not (_whole(shape) and shape and shape[0] == count > 0 and min(shape) > 0 and record["first"] >= 0):
+    if not (
+        _whole(shape)
+        and shape
+        and shape[0] == count > 0
+        and min(shape) > 0
+        and record["first"] >= 0
+    ):
         return f"shape {shape} for the ids {record['first']} to {record['stop'] - 1}"
     if record.get("dtype") not in ("uint8", "float32"):
         return f"dtype {record.get('dtype')!r}"

@@ -1,4 +1,6 @@
-"""The samples of a dataset as a stream: unit by unit, each checked against its record, none kept."""
+"""The samples of a dataset as a stream: unit by unit, each checked against its record, none
+kept.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..checkpoint import read_json
+from ..pretrained.files import read_json
 from .folder import SPEC
 from .formats import FORMATS, Block, pixels_sha256
 from .records import intact, read_record, record_name
@@ -15,16 +17,19 @@ from .units import Units
 
 
 class Unsound(ValueError):
-    """A dataset that is not whole and right: units are missing, or are not what their records say."""
+    """A dataset that is not whole and right: units are missing, or are not what their records
+    say.
+    """
 
 
 class Samples:
     """The chosen samples of a dataset, as fastdiff.jobs.formats.Source.
 
-    Args: folder of the dataset; ids: (first, last), both included, or all; partial: leave out missing units.
+    Args: folder of the dataset; ids: (first, last), both included, or all; partial: leave out
+        missing units.
 
-    Raises FileNotFoundError or ValueError for a folder that is no dataset and for ids outside it; Unsound for missing units,
-    and while it streams for damaged ones.
+    Raises FileNotFoundError or ValueError for a folder that is no dataset and for ids outside it;
+    Unsound for missing units, and while it streams for damaged ones.
     """
 
     def __init__(
@@ -43,7 +48,8 @@ class Samples:
         first, last = ids or spec["ids"]
         if not self.units.first <= first <= last <= self.units.last:
             raise ValueError(
-                f"fastdiff.export: expected ids within {self.units.first}-{self.units.last}, got {first}-{last}."
+                f"fastdiff.export: expected ids within {self.units.first}-{self.units.last}, got"
+                f" {first}-{last}."
             )
         self.selected = Units(first, last, self.units.size)
         missing = [u for u in self.selected.numbers if not os.path.exists(folder / record_name(u))]
@@ -75,7 +81,8 @@ class Samples:
                 array = self.format.read(self.folder, record)
             except (FileNotFoundError, ValueError) as error:
                 raise Unsound(
-                    f"{error} It belongs to unit {unit}: run `fastdiff resume {self.folder}`, then export again."
+                    f"{error} It belongs to unit {unit}: run `fastdiff resume {self.folder}`, then"
+                    " export again."
                 ) from None
             if pixels_sha256(array) != record["pixels"]:
                 self._damaged(unit, "samples with the hash in its record", "others")
@@ -125,15 +132,20 @@ class Samples:
     def _refuse_gaps(self, missing: Sequence[int]) -> NoReturn:
         ids = self.selected.ids(missing[0])
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        way = ", or export what is there with --partial" if len(missing) < len(self.selected) else ""
+        way = (
+            ", or export what is there with --partial" if len(missing) < len(self.selected) else ""
+        )
         raise Unsound(
-            f"fastdiff.export: expected all units of the ids {self.selected.first}-{self.selected.last}, got none for unit "
-            f"{missing[0]} (ids {ids.start}-{ids.stop - 1}){more}. Run `fastdiff resume {self.folder}`{way}."
+            "fastdiff.export: expected all units of the ids"
+            f" {self.selected.first}-{self.selected.last}, got none for unit {missing[0]} (ids"
+            f" {ids.start}-{ids.stop - 1}){more}. Run `fastdiff resume {self.folder}`{way}."
         )
 
 
 def provenance(spec: Mapping[str, Any]) -> dict[str, str]:
-    """What samples say of their origin: the hashes of spec and plan, and the fastdiff that made them."""
+    """What samples say of their origin: the hashes of spec and plan, and the fastdiff that made
+    them.
+    """
     found = {
         "spec": spec["hash"],
         "plan": _inner(spec, "plan", "hash"),
@@ -148,18 +160,24 @@ def _inner(spec: Mapping[str, Any], outer: str, key: str) -> Any:
 
 
 def _spec(folder: Path) -> dict[str, Any]:
-    """What an export needs of the run spec. Raises FileNotFoundError or ValueError in one sentence."""
+    """What an export needs of the run spec. Raises FileNotFoundError or ValueError in one
+    sentence.
+    """
     path = folder / SPEC
     if not path.exists():
         raise FileNotFoundError(
-            f"fastdiff.export: expected a dataset in {folder}, got no {SPEC} there. Name the folder of a run."
+            f"fastdiff.export: expected a dataset in {folder}, got no {SPEC} there. Name the folder"
+            " of a run."
         )
     spec = read_json(path)
     ids = spec.get("ids")
     pair = ids if isinstance(ids, list) and len(ids) == 2 else [None]
     whole = all(type(v) is int for v in (*pair, spec.get("unit"), spec.get("seed")))
     if not whole or spec.get("format") not in FORMATS or not isinstance(spec.get("hash"), str):
-        raise ValueError(f"fastdiff.export: expected ids, unit, seed, format and hash of a run in {path}, got others.")
+        raise ValueError(
+            f"fastdiff.export: expected ids, unit, seed, format and hash of a run in {path}, got"
+            " others."
+        )
     return spec
 
 

@@ -1,4 +1,6 @@
-"""Samples of a dataset made again, alone: their whole units are computed and the rest is dropped."""
+"""Samples of a dataset made again, alone: their whole units are computed and the rest is
+dropped.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..checkpoint import write_atomically
+from ..pretrained.files import write_atomically
 from .folder import Folder
 from .formats import FORMATS
 from .job import Job
@@ -16,11 +18,13 @@ from .machine import settled
 from .records import read_record
 
 
-def recompute(folder: Folder, job: Job, first: int, last: int, out: Path) -> Iterator[tuple[Path, int, bool | None]]:
+def recompute(
+    folder: Folder, job: Job, first: int, last: int, out: Path
+) -> Iterator[tuple[Path, int, bool | None]]:
     """Writes the samples first … last as PNG, or as .npy where they are no pictures.
 
-    Yields (file, sample id, whether the dataset has the same, None where it does not have the sample). Raises ValueError for
-    ids outside the run and for samples that are not finite.
+    Yields (file, sample id, whether the dataset has the same, None where it does not have the
+    sample). Raises ValueError for ids outside the run and for samples that are not finite.
     """
     units = folder.spec.units
     out.mkdir(parents=True, exist_ok=True)
@@ -28,10 +32,14 @@ def recompute(folder: Folder, job: Job, first: int, last: int, out: Path) -> Ite
         for unit in range(units.of(first), units.of(last) + 1):
             drawn, failure = job.diagnose(unit)
             if failure is not None:
-                raise ValueError(f"fastdiff.jobs: expected finite samples in unit {unit}, got none: {failure}.")
+                raise ValueError(
+                    f"fastdiff.jobs: expected finite samples in unit {unit}, got none: {failure}."
+                )
             array, ids = drawn.array.cpu().numpy(), units.ids(unit)
             try:
-                kept = FORMATS[folder.spec.format].read(folder.path, read_record(folder.record_path(unit), unit))
+                kept = FORMATS[folder.spec.format].read(
+                    folder.path, read_record(folder.record_path(unit), unit)
+                )
             except (FileNotFoundError, ValueError):
                 kept = None
             for sample in range(max(first, ids.start), min(last + 1, ids.stop)):

@@ -1,8 +1,9 @@
 """The run spec: everything that decides a dataset's bits, written down before the first sample.
 
-Workers read the plan's table from it, as hexadecimal floats, and never compute it again: NumPy's float64 log, exp and pow
-differ between processors, the table does not. What a worker can set (threads) it takes from the spec; what it can't (the
-weights, the machine) it compares, and refuses to go on where they differ.
+Workers read the plan's table from it, as hexadecimal floats, and never compute it again: NumPy's
+float64 log, exp and pow differ between processors, the table does not. What a worker can set
+(threads) it takes from the spec; what it can't (the weights, the machine) it compares, and refuses
+to go on where they differ.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..contract import CONTRACT_VERSION
 from ..solvers import Plan
 from ..table import COLUMNS, INDEX, SCHEMA_VERSION
+from ..versions import CONTRACT_VERSION
 from .units import Units
 
 FORMAT_VERSION = 1
@@ -33,12 +34,15 @@ class RunSpec:
     """What a dataset is a function of.
 
     Attributes:
-        model: how the model was named (name, decode, shape) and its `identity`: kind, config, weights' SHA-256.
+        model: how the model was named (name, decode, shape) and its `identity`: kind, config,
+            weights' SHA-256.
         sampling: the settings asked for, as given; what they led to is the plan.
-        ids: (first, last) sample ids, both included. seed: names the run. unit: samples computed at a time.
+        ids: (first, last) sample ids, both included. seed: names the run. unit: samples computed at
+            a time.
         network_batch: rows of every network call. dtype: the network's. guidance_scale: gamma.
         conditions: what the samples are of (fastdiff.jobs.conditions).
-        plan: the table of steps. format: of the files (fastdiff.jobs.formats). threads: CPU threads of a worker.
+        plan: the table of steps. format: of the files (fastdiff.jobs.formats). threads: CPU threads
+            of a worker.
         machine: see fastdiff.jobs.machine.
     """
 
@@ -95,11 +99,17 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> RunSpec:
-        """Raises ValueError for another format version, a missing key or content that does not match its hash."""
-        if value.get("format_version") != FORMAT_VERSION or value.get("noise_version") != CONTRACT_VERSION:
+        """Raises ValueError for another format version, a missing key or content that does not
+        match its hash.
+        """
+        if (
+            value.get("format_version") != FORMAT_VERSION
+            or value.get("noise_version") != CONTRACT_VERSION
+        ):
             raise ValueError(
-                f"fastdiff.jobs: expected format_version {FORMAT_VERSION} and noise_version {CONTRACT_VERSION} in {where}, "
-                f"got {value.get('format_version')!r} and {value.get('noise_version')!r}. Use the fastdiff that wrote it."
+                f"fastdiff.jobs: expected format_version {FORMAT_VERSION} and noise_version"
+                f" {CONTRACT_VERSION} in {where}, got {value.get('format_version')!r} and"
+                f" {value.get('noise_version')!r}. Use the fastdiff that wrote it."
             )
         scale = value.get("guidance_scale")
         try:
@@ -107,18 +117,29 @@ class RunSpec:
                 ids=(int(value["ids"][0]), int(value["ids"][1])),
                 guidance_scale=tuple(scale) if isinstance(scale, list) else value["guidance_scale"],
                 plan=plan_from_json(value["plan"]),
-                **{name: value[name] for name in (
-                    "model", "sampling", "seed", "unit", "network_batch", "dtype", "conditions", "format", "threads",
-                    "machine",
-                )},  # fmt: skip
+                **{
+                    name: value[name]
+                    for name in (
+                        "model",
+                        "sampling",
+                        "seed",
+                        "unit",
+                        "network_batch",
+                        "dtype",
+                        "conditions",
+                        "format",
+                        "threads",
+                        "machine",
+                    )
+                },
             )
         except (KeyError, IndexError, TypeError, ValueError) as error:
             got = f"{type(error).__name__}: {error}"
             raise ValueError(f"fastdiff.jobs: expected a run spec in {where}, got {got}.") from None
         if spec.hash != value.get("hash"):
             raise ValueError(
-                f"fastdiff.jobs: expected the hash {value.get('hash')} in {where}, got {spec.hash}. The file was changed "
-                "after it was written; take it from a backup."
+                f"fastdiff.jobs: expected the hash {value.get('hash')} in {where}, got {spec.hash}."
+                " The file was changed after it was written; take it from a backup."
             )
         return spec
 
@@ -126,7 +147,9 @@ class RunSpec:
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """A plan, every number exactly: hexadecimal floats, zeros left out."""
     rows = [{COLUMNS[i]: float(row[i]).hex() for i in np.flatnonzero(row)} for row in plan.table]
-    levels = None if plan.levels is None else [[float(v).hex() for v in level] for level in plan.levels]
+    levels = (
+        None if plan.levels is None else [[float(v).hex() for v in level] for level in plan.levels]
+    )
     return {
         "hash": plan.hash,
         "schema": SCHEMA_VERSION,
@@ -139,7 +162,9 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_json(value: Mapping[str, Any]) -> Plan:
-    """The plan again. Raises ValueError for another schema or a table that does not match its hash."""
+    """The plan again. Raises ValueError for another schema or a table that does not match its
+    hash.
+    """
     if value["schema"] != SCHEMA_VERSION:
         raise ValueError(f"expected a plan of schema {SCHEMA_VERSION}, got {value['schema']!r}")
     table = np.zeros((len(value["table"]), len(COLUMNS)))
@@ -150,20 +175,27 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
     if levels is not None:
         levels = np.array([[float.fromhex(v) for v in level] for level in levels])
     plan = Plan(
-        table, value["info"], initial_std=float.fromhex(value["initial_std"]), levels=levels,
+        table,
+        value["info"],
+        initial_std=float.fromhex(value["initial_std"]),
+        levels=levels,
         whole_times=value["whole_times"],
-    )  # fmt: skip
+    )
     if plan.hash != value["hash"]:
         raise ValueError(f"expected the plan {value['hash'][:12]}, got {plan.hash[:12]}")
     return plan
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """A line per value that differs between two JSON values: `machine.capability: 'AVX2' there, 'AVX512' here`."""
+    """A line per value that differs between two JSON values: `machine.capability: 'AVX2' there,
+    'AVX512' here`.
+    """
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         lines = []
         for key in [*there, *(k for k in here if k not in there)]:
-            lines += differences(there.get(key, _NONE), here.get(key, _NONE), f"{path}.{key}" if path else str(key))
+            lines += differences(
+                there.get(key, _NONE), here.get(key, _NONE), f"{path}.{key}" if path else str(key)
+            )
         return lines
     there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
     if there == here:
@@ -175,7 +207,9 @@ _NONE = object()
 
 
 def _plain(value: Any) -> Any:
-    """What JSON holds, for reading: numbers that are not finite in words, other objects by their names."""
+    """What JSON holds, for reading: numbers that are not finite in words, other objects by their
+    names.
+    """
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

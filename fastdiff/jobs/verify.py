@@ -1,7 +1,8 @@
 """What is in a dataset, checked: sizes in passing, hashes in full, pixels by making them again.
 
-The digest is SHA-256 over a line `first stop pixels-hash` per unit, in order: it names the samples, whatever the format,
-the machine's clock or the history of the run. All of it is worked out from the files, never from a manifest.
+The digest is SHA-256 over a line `first stop pixels-hash` per unit, in order: it names the samples,
+whatever the format, the machine's clock or the history of the run. All of it is worked out from the
+files, never from a manifest.
 """
 
 from __future__ import annotations
@@ -17,18 +18,29 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .. import cpu
+from ..backend import hardware
 from .folder import Folder
 from .formats import FORMATS, pixels_sha256
-from .glance import glance
 from .job import Job
 from .machine import settled
+from .quick_check import glance
 from .records import intact, read_record, records, sealed, unit_files
 
 FOUND = "verify.json"  # what the latest look found wrong, for whoever resumes
 MANIFEST = "manifest.jsonl"
 OTHER = "made again, it has other pixels"
-OWN = {"spec.json", "units", "shards", "failed", "log", "tmp", FOUND, MANIFEST, "grid.png", "lost+found"}
+OWN = {
+    "spec.json",
+    "units",
+    "shards",
+    "failed",
+    "log",
+    "tmp",
+    FOUND,
+    MANIFEST,
+    "grid.png",
+    "lost+found",
+}
 
 
 @dataclass
@@ -36,9 +48,11 @@ class Check:
     """What a dataset holds.
 
     Attributes:
-        spec: its hash. units, done, images: units of the run, those that are there and whole, samples in them.
-        missing: units without a record. failed: units that were given up, and why. bad: units that are not as they were
-            written, and why. foreign: names that are no part of a dataset. recomputed: units made again and compared.
+        spec: its hash. units, done, images: units of the run, those that are there and whole,
+            samples in them.
+        missing: units without a record. failed: units that were given up, and why. bad: units that
+            are not as they were written, and why. foreign: names that are no part of a dataset.
+            recomputed: units made again and compared.
         digest: of the units that are whole.
     """
 
@@ -73,15 +87,18 @@ class Digest:
 
 
 def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Check:
-    """Reads and hashes every file of a dataset and makes `recompute` of its units, taken at random, again.
+    """Reads and hashes every file of a dataset and makes `recompute` of its units, taken at random,
+    again.
 
-    What is wrong is written to verify.json, where that can be, and mended by the next `resume`. Raises SpecMismatch for
-    `recompute` on another machine.
+    What is wrong is written to verify.json, where that can be, and mended by the next `resume`.
+    Raises SpecMismatch for `recompute` on another machine.
     """
     spec, digest = folder.spec, Digest()
     check = Check(spec.hash, len(spec.units))
     whole, there = [], set()
-    for (unit, path), (wrong, record) in _each(folder, unit_files(folder.path), threads or cpu.usable_cpus()):
+    for (unit, path), (wrong, record) in _each(
+        folder, unit_files(folder.path), threads or hardware.usable_cpus()
+    ):
         there.add(unit)
         if wrong:
             check.bad[unit] = wrong
@@ -146,17 +163,20 @@ def examine(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, Any] 
 
 
 def heal(folder: Folder) -> list[int]:
-    """Takes away records that are damaged, those of units whose files are missing or of another size, and of those that
-    verify found wrong and that still are.
+    """Takes away records that are damaged, those of units whose files are missing or of another
+    size, and of those that verify found wrong and that still are.
 
-    Their samples are then made again: nothing that is whole is touched. Files are not read, so that 10⁵ units take seconds.
+    Their samples are then made again: nothing that is whole is touched. Files are not read, so that
+        10⁵ units take seconds.
     """
     numbers = folder.spec.units.numbers
     gone = [seen.unit for seen in glance(folder) if seen.wrong and seen.unit in numbers]
     named = _named(folder.path / FOUND)
     for unit, what in named.items():
         path = folder.record_path(unit)
-        if path.exists() and (what == OTHER or unit not in numbers or examine(folder, unit, path)[0]):
+        if path.exists() and (
+            what == OTHER or unit not in numbers or examine(folder, unit, path)[0]
+        ):
             gone.append(unit)
     for unit in gone:
         folder.forget(unit)
@@ -168,7 +188,10 @@ def heal(folder: Folder) -> list[int]:
 def _named(path: Path) -> dict[int, str]:
     """The units that verify found wrong, and why."""
     try:
-        return {int(unit): what for unit, what in json.loads(path.read_text(encoding="utf-8"))["bad"].items()}
+        return {
+            int(unit): what
+            for unit, what in json.loads(path.read_text(encoding="utf-8"))["bad"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # none, or a file that somebody damaged
 
@@ -185,7 +208,9 @@ def finish(folder: Folder) -> str:
                 continue
             digest.add(record)
             count, images = count + 1, images + record["stop"] - record["first"]
-            kept = {key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")}
+            kept = {
+                key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")
+            }
             line = json.dumps(kept).encode() + b"\n"
             lines.update(line)
             file.write(line)
@@ -206,7 +231,11 @@ def listed(folder: Folder) -> bool:
                 line = following
         last = json.loads(line)
         said = last["spec"], last["units"], last["lines"]
-        return intact(last) and said == (folder.spec.hash, len(folder.spec.units), lines.hexdigest())
+        return intact(last) and said == (
+            folder.spec.hash,
+            len(folder.spec.units),
+            lines.hexdigest(),
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
@@ -216,14 +245,23 @@ def foreign(folder: Folder) -> list[str]:
     own = OWN | ({folder.conditions.name} if folder.conditions else set())
     names = (e.name for e in os.scandir(folder.path))
     png = folder.spec.format == "png"
-    return sorted(n for n in names if n not in own and not n.startswith(".nfs") and not (png and n.isdecimal()))
+    return sorted(
+        n
+        for n in names
+        if n not in own and not n.startswith(".nfs") and not (png and n.isdecimal())
+    )
 
 
 def _note(folder: Folder, bad: dict[int, str]) -> None:
     path = folder.path / FOUND
     try:
         if bad:
-            folder.write(FOUND, (json.dumps({"bad": {str(u): w for u, w in bad.items()}}, indent=1) + "\n").encode())
+            folder.write(
+                FOUND,
+                (
+                    json.dumps({"bad": {str(u): w for u, w in bad.items()}}, indent=1) + "\n"
+                ).encode(),
+            )
         else:
             path.unlink(missing_ok=True)
     except OSError:

@@ -1,4 +1,6 @@
-"""What makes units and puts them on disk, whoever hands them out: the loop of fastdiff.jobs.runner, or a pool of actors."""
+"""What makes units and puts them on disk, whoever hands them out: the loop of fastdiff.jobs.runner,
+or a pool of actors.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,16 @@ class Worker:
         return False
 
     def look(self) -> None:
-        """Takes note of all that is done by now, and takes away what is damaged: one look for millions of questions."""
+        """Takes note of all that is done by now, and takes away what is damaged: one look for
+        millions of questions.
+        """
         self._taken.difference_update(heal(self._folder))
         self._known = self._folder.done()
         self._taken |= self._folder.failed().keys()
 
     def make(self, units: Iterable[int]) -> Iterator[Finished]:
-        """Makes units and yields each when it is on disk; at the end all of them are, or were given up.
+        """Makes units and yields each when it is on disk; at the end all of them are, or were given
+        up.
 
         Raises OSError in one sentence where they can't be written.
         """
@@ -55,7 +60,12 @@ class Worker:
                     self._taken.add(unit)
                     start = time.monotonic()
                     drawn = self._job.draw(unit)
-                    writers.submit(unit, self._folder.spec.units.ids(unit), Staged(drawn), time.monotonic() - start)
+                    writers.submit(
+                        unit,
+                        self._folder.spec.units.ids(unit),
+                        Staged(drawn),
+                        time.monotonic() - start,
+                    )
                     yield from self._settle(writers)
                     self._retry(writers)
                 yield from self._settle(writers, close=True)
@@ -89,7 +99,9 @@ class Worker:
             start = time.monotonic()
             drawn, failure = self._job.diagnose(unit)
             if failure is None:
-                writers.submit(unit, self._folder.spec.units.ids(unit), Staged(drawn), time.monotonic() - start)
+                writers.submit(
+                    unit, self._folder.spec.units.ids(unit), Staged(drawn), time.monotonic() - start
+                )
             else:
                 self._give_up(unit, failure)
 

@@ -1,7 +1,9 @@
 """Background writers: encoding, hashing and the disk never hold up the thread that samples.
 
-A finished unit is copied to the host beside the computation (on a GPU through page-locked memory, on a stream of its own)
-and put into a bounded queue. Threads take it from there: zlib, SHA-256 and file calls release the interpreter.
+A finished unit is copied to the host beside the computation (on a GPU through page-locked memory,
+on a stream of its own)
+and put into a bounded queue. Threads take it from there: zlib, SHA-256 and file calls release the
+    interpreter.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class Staged:
 
 
 class Writers:
-    """Threads that commit units to a folder. `results` holds what they have done, in the order they did it.
+    """Threads that commit units to a folder. `results` holds what they have done, in the order they
+    did it.
 
     Raises what a writer met (OSError in one sentence) from the next call in the sampling thread.
     """
@@ -71,11 +74,17 @@ class Writers:
     def __init__(self, folder: Folder, threads: int = 2):
         spec = folder.spec
         self._folder, self._format = folder, FORMATS[spec.format]
-        self._provenance = {"spec": spec.hash, "plan": spec.plan.hash, "fastdiff": str(spec.machine["fastdiff"])}
+        self._provenance = {
+            "spec": spec.hash,
+            "plan": spec.plan.hash,
+            "fastdiff": str(spec.machine["fastdiff"]),
+        }
         self._waiting: queue.Queue[tuple[int, range, Staged, float] | None] = queue.Queue(DEPTH)
         self._results: queue.SimpleQueue[Finished | Unfinite] = queue.SimpleQueue()
         self._error: BaseException | None = None
-        self._threads = [threading.Thread(target=self._work, name=f"fastdiff-writer-{i}") for i in range(threads)]
+        self._threads = [
+            threading.Thread(target=self._work, name=f"fastdiff-writer-{i}") for i in range(threads)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -104,7 +113,9 @@ class Writers:
         return found
 
     def close(self) -> list[Finished | Unfinite]:
-        """Waits for all that was handed over. Interrupted, it lets the threads end after the units in their hands."""
+        """Waits for all that was handed over. Interrupted, it lets the threads end after the units
+        in their hands.
+        """
         try:
             for _ in self._threads:
                 while self._error is None:
@@ -170,6 +181,8 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in page-locked memory, which torch keeps and hands out again: two units' worth are in use at a time."""
+    """A copy in page-locked memory, which torch keeps and hands out again: two units' worth are in
+    use at a time.
+    """
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

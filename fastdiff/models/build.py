@@ -1,4 +1,6 @@
-"""Networks by name: a description {"class": name, "config": arguments} that JSON can hold, and back."""
+"""Networks by name: a description {"class": name, "config": arguments} that JSON can hold, and
+back.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,29 @@ from .image_unet import ImageUNet
 from .mlp import MLP
 from .unet import UNet
 
-MODELS: dict[str, type[nn.Module]] = {"Classifier": Classifier, "ImageUNet": ImageUNet, "MLP": MLP, "UNet": UNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "Classifier": Classifier,
+    "ImageUNet": ImageUNet,
+    "MLP": MLP,
+    "UNet": UNet,
+}
 
 
 def build(description: dict[str, Any]) -> nn.Module:
-    """The network of {"class": name, "config": arguments}, freshly initialised. Raises ValueError for other content."""
+    """The network of {"class": name, "config": arguments}, freshly initialised. Raises ValueError
+    for other content.
+    """
     name = description.get("class")
     if name not in MODELS:
-        raise ValueError(f"fastdiff.models: expected a model class in {sorted(MODELS)}, got {name!r}.")
+        raise ValueError(
+            f"fastdiff.models: expected a model class in {sorted(MODELS)}, got {name!r}."
+        )
     try:
         return MODELS[name](**description.get("config", {}))
     except TypeError as error:
-        raise ValueError(f"fastdiff.models: expected arguments of {name} in its config: {error}.") from None
+        raise ValueError(
+            f"fastdiff.models: expected arguments of {name} in its config: {error}."
+        ) from None
 
 
 def describe(network: Any) -> dict[str, Any]:
@@ -30,7 +43,8 @@ def describe(network: Any) -> dict[str, Any]:
     name = type(network).__name__
     if MODELS.get(name) is not type(network):
         raise TypeError(
-            f"fastdiff.models: expected a network of fastdiff.models ({', '.join(sorted(MODELS))}) to save, got {name}. "
-            "Save your own network with your own code and pass it to Sampler."
+            f"fastdiff.models: expected a network of fastdiff.models ({', '.join(sorted(MODELS))})"
+            f" to save, got {name}. Save your own network with your own code and pass it to"
+            " Sampler."
         )
     return {"class": name, "config": dict(cast(Any, network).config)}

@@ -1,4 +1,5 @@
-"""A classifier of noised images, (x_t, t) -> logits: the way down of the U-Net, told the noise level.
+"""A classifier of noised images, (x_t, t) -> logits: the way down of the U-Net, told the noise
+level.
 
     h_0 = conv(x);  level l: h = Block(h, e), then a stride-2 convolution;  attention;  logits = W mean(silu(norm(h)))
 
@@ -19,8 +20,10 @@ class Classifier(nn.Module):
 
     Args:
         channels, size: of the images. num_classes: how many logits.
-        widths: channels of each level, finest first; multiples of `groups`, the last one of `heads`.
-        emb: width of the embedding of time. heads: of the attention at the coarsest level. groups: of every group norm.
+        widths: channels of each level, finest first; multiples of `groups`, the last one of
+            `heads`.
+        emb: width of the embedding of time. heads: of the attention at the coarsest level. groups:
+            of every group norm.
         time_scale: factor of t before its code; 1000 for times in [0, 1].
 
     Raises:
@@ -40,21 +43,34 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         widths = [int(w) for w in widths]
-        if not widths or any(w < 1 or w % groups for w in widths) or widths[-1] % heads or num_classes < 1:
+        if (
+            not widths
+            or any(w < 1 or w % groups for w in widths)
+            or widths[-1] % heads
+            or num_classes < 1
+        ):
             raise ValueError(
-                f"fastdiff.models.Classifier: expected num_classes >= 1 and widths that are multiples of groups={groups}, "
-                f"the last one of heads={heads} too, got {num_classes} and {widths}."
+                "fastdiff.models.Classifier: expected num_classes >= 1 and widths that are"
+                f" multiples of groups={groups}, the last one of heads={heads} too, got"
+                f" {num_classes} and {widths}."
             )
         self.config: dict[str, Any] = {
-            "channels": channels, "size": size, "num_classes": num_classes, "widths": widths, "emb": emb,
-            "heads": heads, "groups": groups, "time_scale": time_scale,
-        }  # fmt: skip
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "widths": widths,
+            "emb": emb,
+            "heads": heads,
+            "groups": groups,
+            "time_scale": time_scale,
+        }
         self.emb, self.time_scale = emb, time_scale
         self.time = nn.Sequential(nn.Linear(emb, emb), nn.SiLU(), nn.Linear(emb, emb), nn.SiLU())
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(Block(w, w, emb, groups) for w in widths)
         self.halve = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 3, stride=2, padding=1)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
         self.attention = Attention(widths[-1], heads, groups)
         self.norm_out = nn.GroupNorm(groups, widths[-1])
@@ -62,14 +78,19 @@ class Classifier(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Logits [B, num_classes]. x: [B, channels, size, size]; t: [B] timesteps, int64, or times, float32."""
+        """Logits [B, num_classes]. x: [B, channels, size, size]; t: [B] timesteps, int64, or times,
+        float32.
+        """
         expected = (self.config["channels"], self.config["size"], self.config["size"])
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"fastdiff.models.Classifier: expected x of shape [B, {', '.join(map(str, expected))}], got "
-                f"{list(x.shape)}; give images of the size in the model's config."
+                "fastdiff.models.Classifier: expected x of shape [B,"
+                f" {', '.join(map(str, expected))}], got {list(x.shape)}; give images of the size"
+                " in the model's config."
             )
-        emb = self.time(sinusoids(t, self.emb, scale=self.time_scale).to(self.linear_out.weight.dtype))
+        emb = self.time(
+            sinusoids(t, self.emb, scale=self.time_scale).to(self.linear_out.weight.dtype)
+        )
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         for level, block in enumerate(self.blocks):
             h = block(h, emb)

@@ -1,6 +1,7 @@
 """A U-Net conditioned on an image by channels: output = UNet(concat(x_t, image), t, y).
 
-The image has x_t's shape; a smaller one is enlarged by the caller (Saharia et al. 2021, SR3, section 2.2).
+The image has x_t's shape; a smaller one is enlarged by the caller (Saharia et al. 2021, SR3,
+section 2.2).
 """
 
 from typing import Any
@@ -25,10 +26,12 @@ class ImageUNet(nn.Module):
         self.null_label = self.unet.null_label
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, *, image: Tensor) -> Tensor:
-        """Args: x, image: [B, channels, size, size]. t, y: as in `UNet`. Raises ValueError for images of another shape."""
+        """Args: x, image: [B, channels, size, size]. t, y: as in `UNet`. Raises ValueError for
+        images of another shape.
+        """
         if image.shape != x.shape:
             raise ValueError(
-                f"fastdiff.models.ImageUNet: expected an image of x's shape {list(x.shape)}, got {list(image.shape)}; "
-                "enlarge it first."
+                f"fastdiff.models.ImageUNet: expected an image of x's shape {list(x.shape)}, got"
+                f" {list(image.shape)}; enlarge it first."
             )
         return self.unet(torch.cat([x, image.to(x.dtype)], dim=1), t, y)

@@ -2,8 +2,10 @@
 
     h_0 = W features(x) + b;  h_{l+1} = h_l + W2 silu((1 + a) norm(W1 silu(norm(h_l))) + c);  output = W silu(norm(h_L))
 
-with (a, c) a linear map of e = MLP(sinusoids(t)) + embedding(y), as in the U-Net. The features are x and, if asked for,
-sines and cosines of it: few layers learn slowly what varies fast in their input (Tancik et al. 2020).
+with (a, c) a linear map of e = MLP(sinusoids(t)) + embedding(y), as in the U-Net. The features are
+x and, if asked for,
+sines and cosines of it: few layers learn slowly what varies fast in their input (Tancik et al.
+    2020).
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ from .unet import sinusoids
 
 
 class Layer(nn.Module):
-    """y = h + W2 silu((1 + a) norm(W1 silu(norm(h))) + c), with (a, c) a linear map of the embedding."""
+    """y = h + W2 silu((1 + a) norm(W1 silu(norm(h))) + c), with (a, c) a linear map of the
+    embedding.
+    """
 
     def __init__(self, width: int, emb: int) -> None:
         super().__init__()
@@ -39,7 +43,8 @@ class MLP(nn.Module):
 
     Args:
         dim: of the vectors. out: of the output, `dim` by default.
-        num_classes: labels 0 … num_classes - 1; `null_label` = num_classes means "none". 0 for no classes.
+        num_classes: labels 0 … num_classes - 1; `null_label` = num_classes means "none". 0 for no
+            classes.
         width, depth: features, and residual layers.
         emb: width of the embedding of time and label, even.
         time_scale: factor of t before its code; 1000 for times in [0, 1].
@@ -67,9 +72,14 @@ class MLP(nn.Module):
                 f"{dim}, {out}, {width}, {depth} and {emb}."
             )
         self.config: dict[str, Any] = {
-            "dim": dim, "out": out, "num_classes": num_classes, "width": width, "depth": depth, "emb": emb,
+            "dim": dim,
+            "out": out,
+            "num_classes": num_classes,
+            "width": width,
+            "depth": depth,
+            "emb": emb,
             "time_scale": time_scale,
-        }  # fmt: skip
+        }
         self.waves = tuple(int(n) for n in waves)
         # left out where they say nothing, so that folders written before them stay as they were
         self.config |= {"waves": list(self.waves)} if waves else {}
@@ -85,18 +95,22 @@ class MLP(nn.Module):
         nn.init.normal_(self.label.weight, std=0.5)
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """silu(MLP(sinusoids(t)) + embedding(y)): all that `decode` needs to know of time and label, [B, emb]."""
+        """silu(MLP(sinusoids(t)) + embedding(y)): all that `decode` needs to know of time and
+        label, [B, emb].
+        """
         code = sinusoids(t, self.emb, scale=self.time_scale).to(self.label.weight.dtype)
         if y is None:
             y = torch.full(t.shape, self.null_label, dtype=torch.int64, device=t.device)
         return F.silu(self.time(code) + self.label(y))
 
     def decode(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The output [B, out] for x [B, dim] under a condition made by `condition`. Raises ValueError for another x."""
+        """The output [B, out] for x [B, dim] under a condition made by `condition`. Raises
+        ValueError for another x.
+        """
         if x.ndim != 2 or x.shape[1] != self.config["dim"]:
             raise ValueError(
-                f"fastdiff.models.MLP: expected x of shape [B, {self.config['dim']}], got {list(x.shape)}; give vectors "
-                "of the dim in the model's config."
+                f"fastdiff.models.MLP: expected x of shape [B, {self.config['dim']}], got"
+                f" {list(x.shape)}; give vectors of the dim in the model's config."
             )
         h = self.linear_in(features(x, self.waves))
         for layer in self.layers:
@@ -108,6 +122,7 @@ class MLP(nn.Module):
 
         Args:
             x: [B, dim] in the parameters' dtype. t: [B] timesteps, int64, or times, float32.
-            y: [B] int64 labels in [0, num_classes], num_classes being the null label; None: null throughout.
+            y: [B] int64 labels in [0, num_classes], num_classes being the null label; None: null
+                throughout.
         """
         return self.decode(x, self.condition(t, y))

@@ -5,12 +5,13 @@
     going up:       h = Block(concat(h, skip_l), e), then nearest-neighbour doubling
     output = conv(silu(norm(h)))
 
-with e = MLP(sinusoids(t)) + embedding(y) (Ho et al. 2020, section 4 and appendix B; Nichol & Dhariwal 2021 for the
-scale-shift norm). The label after the last class is the null label of classifier-free guidance (Ho & Salimans 2022):
-trained on a share of the examples, it stands for "no class given".
+with e = MLP(sinusoids(t)) + embedding(y) (Ho et al. 2020, section 4 and appendix B; Nichol &
+Dhariwal 2021 for the scale-shift norm). The label after the last class is the null label of
+classifier-free guidance (Ho & Salimans 2022): trained on a share of the examples, it stands for "no
+class given".
 
-On a CPU the convolutions of oneDNN want channels-last activations; `forward` converts its input once and everything
-inside stays in that layout.
+On a CPU the convolutions of oneDNN want channels-last activations; `forward` converts its input
+once and everything inside stays in that layout.
 """
 
 import math
@@ -22,7 +23,8 @@ from torch.nn import functional as F
 
 
 def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1.0) -> Tensor:
-    """[cos(s t w_i), sin(s t w_i)], w_i = max_period^(-i / (dim/2)): the transformer's position code of a time.
+    """[cos(s t w_i), sin(s t w_i)], w_i = max_period^(-i / (dim/2)): the transformer's position
+    code of a time.
 
     Args:
         t: [B] times, integer or floating point.
@@ -34,13 +36,17 @@ def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 
         [B, dim] float32.
     """
     half = dim // 2
-    freqs = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
+    freqs = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half)
+    )
     angle = (t.to(torch.float32) * scale)[:, None] * freqs
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
 
 class Block(nn.Module):
-    """y = skip(x) + conv2(silu((1 + a) norm(conv1(silu(norm(x)))) + b)), with (a, b) a linear map of the embedding."""
+    """y = skip(x) + conv2(silu((1 + a) norm(conv1(silu(norm(x)))) + b)), with (a, b) a linear map
+    of the embedding.
+    """
 
     def __init__(self, c_in: int, c_out: int, emb: int, groups: int) -> None:
         super().__init__()
@@ -75,7 +81,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
         tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
-        q, k, v = self.qkv(tokens).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(tokens)
+            .reshape(b, h * w, 3, self.heads, c // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h, w, c)
         return x + self.out(y).permute(0, 3, 1, 2)
 
@@ -86,7 +96,8 @@ class UNet(nn.Module):
     Args:
         channels: of the images.
         size: height and width; divisible by 2^(levels - 1).
-        num_classes: labels 0 ... num_classes - 1; `null_label` = num_classes means "none". 0 for no classes.
+        num_classes: labels 0 ... num_classes - 1; `null_label` = num_classes means "none". 0 for no
+            classes.
         widths: channels of each level, finest first; multiples of `groups`.
         mid_blocks: blocks at the coarsest level between the way down and the way up.
         emb: width of the embedding of time and label.
@@ -116,18 +127,24 @@ class UNet(nn.Module):
         widths = [int(w) for w in widths]
         if not widths or any(w < 1 or w % groups for w in widths) or widths[-1] % heads:
             raise ValueError(
-                f"fastdiff.models.UNet: expected widths that are multiples of groups={groups}, the last one of "
-                f"heads={heads} too, got {widths}."
+                f"fastdiff.models.UNet: expected widths that are multiples of groups={groups}, the"
+                f" last one of heads={heads} too, got {widths}."
             )
         if size < 1 or size % 2 ** (len(widths) - 1):
             raise ValueError(
-                f"fastdiff.models.UNet: expected a size divisible by {2 ** (len(widths) - 1)} for {len(widths)} "
-                f"levels, got {size}; pad the images or use fewer widths."
+                f"fastdiff.models.UNet: expected a size divisible by {2 ** (len(widths) - 1)} for"
+                f" {len(widths)} levels, got {size}; pad the images or use fewer widths."
             )
         self.config: dict[str, Any] = {
-            "channels": channels, "size": size, "num_classes": num_classes, "widths": widths,
-            "mid_blocks": mid_blocks, "emb": emb, "heads": heads, "groups": groups,
-        }  # fmt: skip
+            "channels": channels,
+            "size": size,
+            "num_classes": num_classes,
+            "widths": widths,
+            "mid_blocks": mid_blocks,
+            "emb": emb,
+            "heads": heads,
+            "groups": groups,
+        }
         # left out where they say nothing, so that folders written before them stay as they were
         self.config |= {} if out_channels is None else {"out_channels": out_channels}
         self.config |= {} if time_scale == 1.0 else {"time_scale": time_scale}
@@ -138,13 +155,19 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(Block(w, w, emb, groups) for w in widths)
         self.halve = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(a, b, 3, stride=2, padding=1)
+            for a, b in zip(widths[:-1], widths[1:], strict=True)
         )
-        self.mid = nn.ModuleList(Block(widths[-1], widths[-1], emb, groups) for _ in range(mid_blocks))
+        self.mid = nn.ModuleList(
+            Block(widths[-1], widths[-1], emb, groups) for _ in range(mid_blocks)
+        )
         self.attention = Attention(widths[-1], heads, groups)
         self.up = nn.ModuleList(Block(2 * w, w, emb, groups) for w in widths)
-        # 1x1 before the doubling: the 3x3 of the next block smooths it, at a quarter of the cost of one after it
-        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        # 1x1 before the doubling: the 3x3 of the next block smooths it, at a quarter of the cost of
+        # one after it
+        self.narrow = nn.ModuleList(
+            nn.Conv2d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
         self.norm_out = nn.GroupNorm(groups, widths[0])
         self.conv_out = nn.Conv2d(widths[0], out_channels or channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -153,7 +176,8 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """silu(MLP(sinusoids(t)) + embedding(y)): all that `decode` needs to know of time and label, [B, emb].
+        """silu(MLP(sinusoids(t)) + embedding(y)): all that `decode` needs to know of time and
+        label, [B, emb].
 
         Args:
             t: [B] times, int64 (float32 works too).
@@ -165,15 +189,16 @@ class UNet(nn.Module):
         return F.silu(self.time(code) + self.label(y))
 
     def decode(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The output [B, C, H, W] for x [B, C, H, W] under a condition emb [B, emb] made by `condition`.
+        """The output [B, C, H, W] for x [B, C, H, W] under a condition emb [B, emb] made by
+        `condition`.
 
         Raises ValueError for an x that is not of the configured shape.
         """
         expected = (self.config["channels"], self.config["size"], self.config["size"])
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
-                f"fastdiff.models.UNet: expected x of shape [B, {', '.join(map(str, expected))}], got "
-                f"{list(x.shape)}; give images of the size in the model's config."
+                f"fastdiff.models.UNet: expected x of shape [B, {', '.join(map(str, expected))}],"
+                f" got {list(x.shape)}; give images of the size in the model's config."
             )
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = []
@@ -198,7 +223,8 @@ class UNet(nn.Module):
         Args:
             x: [B, channels, size, size] in the parameters' dtype.
             t: [B] int64 timesteps.
-            y: [B] int64 labels in [0, num_classes], num_classes being the null label; None: null throughout.
+            y: [B] int64 labels in [0, num_classes], num_classes being the null label; None: null
+                throughout.
 
         Raises:
             ValueError: an x that is not of the configured shape.

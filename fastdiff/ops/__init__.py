@@ -1,4 +1,6 @@
-"""The fused ops: validate, choose a backend, launch, differentiate; registered with torch.library as `fastdiff::…`."""
+"""The fused ops: validate, choose a backend, launch, differentiate; registered with torch.library
+as `fastdiff::…`.
+"""
 
 from .discretized_gaussian_nll import discretized_gaussian_nll
 from .gaussian_kl import gaussian_kl

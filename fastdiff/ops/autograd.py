@@ -1,8 +1,10 @@
-"""Ops with gradients: registered with torch.library, and called past its dispatcher where nobody watches.
+"""Ops with gradients: registered with torch.library, and called past its dispatcher where nobody
+watches.
 
-torch.library's gradients cost some 60 microseconds a call, the op of a small batch five. Whoever traces, fakes, counts
-or transforms ops (torch.compile, FakeTensorMode, torch.func) gets the registered op; plain tensors get a
-torch.autograd.Function of the same forward, the same saved values and the same backward.
+torch.library's gradients cost some 60 microseconds a call, the op of a small batch five. Whoever
+traces, fakes, counts or transforms ops (torch.compile, FakeTensorMode, torch.func) gets the
+registered op; plain tensors get a torch.autograd.Function of the same forward, the same saved
+values and the same backward.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ def differentiable(
     """Registers the gradients of fastdiff::<name> and returns how to call it.
 
     Args:
-        launch: the op on real tensors. save(ctx, inputs, output) and backward(ctx, *gradients): as of
-            torch.library.register_autograd; inner ops of `backward` are `inner`'s.
+        launch: the op on real tensors. save(ctx, inputs, output) and backward(ctx, *gradients): as
+            of torch.library.register_autograd; inner ops of `backward` are `inner`'s.
     """
     torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=save)
     dispatched = getattr(torch.ops.fastdiff, name).default
@@ -50,11 +52,15 @@ def differentiable(
 
 
 def inner(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
-    """How a backward pass calls fastdiff::<name>, which has no gradients itself: torch says so where they are asked for."""
+    """How a backward pass calls fastdiff::<name>, which has no gradients itself: torch says so
+    where they are asked for.
+    """
     dispatched = getattr(torch.ops.fastdiff, name).default
 
     def call(*inputs):
-        if torch.is_grad_enabled() or not common.unobserved(*(v for v in inputs if isinstance(v, Tensor))):
+        if torch.is_grad_enabled() or not common.unobserved(
+            *(v for v in inputs if isinstance(v, Tensor))
+        ):
             return dispatched(*inputs)
         return launch(*inputs)
 

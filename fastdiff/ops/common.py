@@ -1,4 +1,6 @@
-"""Validation shared by the ops. Errors are one sentence: where: expected, got, do (DESIGN section 7)."""
+"""Validation shared by the ops. Errors are one sentence: where: expected, got, do (DESIGN section
+7).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..eager.sums import CHUNK, chunks
+from ..backend.eager.sums import CHUNK, chunks
 from ..rng import MODES
 
 library = torch.library.Library("fastdiff", "DEF")
@@ -15,7 +17,9 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def define(name: str, schema: str, launch) -> None:
-    """Registers fastdiff::<name> with one implementation for real devices; backends are chosen inside it."""
+    """Registers fastdiff::<name> with one implementation for real devices; backends are chosen
+    inside it.
+    """
     library.define(name + schema)
     for key in ("CPU", "CUDA", "MPS", "XPU"):
         library.impl(name, launch, key)
@@ -23,37 +27,53 @@ def define(name: str, schema: str, launch) -> None:
 
 def floating(where: str, name: str, value: Tensor) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"fastdiff.{where}: expected {name} as a tensor, got {type(value).__name__}.")
+        raise TypeError(
+            f"fastdiff.{where}: expected {name} as a tensor, got {type(value).__name__}."
+        )
     if value.dtype not in FLOATS:
         raise TypeError(
-            f"fastdiff.{where}: expected {name} of dtype float64, float32, float16 or bfloat16, got "
-            f"{str(value.dtype).removeprefix('torch.')}."
+            f"fastdiff.{where}: expected {name} of dtype float64, float32, float16 or bfloat16, got"
+            f" {str(value.dtype).removeprefix('torch.')}."
         )
 
 
 def batched(where: str, name: str, value: Tensor) -> None:
     floating(where, name, value)
     if value.ndim < 1:
-        raise ValueError(f"fastdiff.{where}: expected {name} of shape [B, …], got a scalar. Add a batch dimension.")
+        raise ValueError(
+            f"fastdiff.{where}: expected {name} of shape [B, …], got a scalar. Add a batch"
+            " dimension."
+        )
 
 
 def shaped(where: str, name: str, value: Tensor, shape: Sequence[int]) -> None:
     if value.shape != (shape if isinstance(shape, tuple) else tuple(shape)):
-        raise ValueError(f"fastdiff.{where}: expected {name} of shape {list(shape)}, got {list(value.shape)}.")
+        raise ValueError(
+            f"fastdiff.{where}: expected {name} of shape {list(shape)}, got {list(value.shape)}."
+        )
 
 
 def same_device(where: str, name: str, value: Tensor, like: Tensor, like_name: str) -> None:
     if value.device != like.device:
         raise ValueError(
-            f"fastdiff.{where}: expected {name} on {like.device} like {like_name}, got {value.device}. Move it there."
+            f"fastdiff.{where}: expected {name} on {like.device} like {like_name}, got"
+            f" {value.device}. Move it there."
         )
 
 
-def integers(where: str, name: str, value: Tensor, batch: int, like: Tensor, like_name: str) -> Tensor:
+def integers(
+    where: str, name: str, value: Tensor, batch: int, like: Tensor, like_name: str
+) -> Tensor:
     """An int64 [B] tensor beside `like`."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
-        got = str(value.dtype).removeprefix("torch.") if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"fastdiff.{where}: expected {name} as an int64 tensor [{batch}], got {got}.")
+        got = (
+            str(value.dtype).removeprefix("torch.")
+            if isinstance(value, Tensor)
+            else type(value).__name__
+        )
+        raise TypeError(
+            f"fastdiff.{where}: expected {name} as an int64 tensor [{batch}], got {got}."
+        )
     shaped(where, name, value, (batch,))
     same_device(where, name, value, like, like_name)
     return dense(value)
@@ -62,7 +82,9 @@ def integers(where: str, name: str, value: Tensor, batch: int, like: Tensor, lik
 def seed_arguments(
     where: str, seed: int | Tensor | None, batch: int, like: Tensor, like_name: str
 ) -> tuple[int, Tensor | None]:
-    """(seed as the int64 of its bits, seeds [B] or None); None becomes 0, the callers know whether noise is needed."""
+    """(seed as the int64 of its bits, seeds [B] or None); None becomes 0, the callers know whether
+    noise is needed.
+    """
     if seed is None:
         return 0, None
     if isinstance(seed, Tensor):
@@ -70,7 +92,10 @@ def seed_arguments(
             seed = seed.expand(batch)
         return 0, integers(where, "seed", seed, batch, like, like_name)
     if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"fastdiff.{where}: expected seed as an int or an int64 tensor, got {type(seed).__name__}.")
+        raise TypeError(
+            f"fastdiff.{where}: expected seed as an int or an int64 tensor, got"
+            f" {type(seed).__name__}."
+        )
     if not 0 <= seed < 2**64:
         raise ValueError(f"fastdiff.{where}: expected seed in [0, 2**64), got {seed}.")
     return seed - 2**64 if seed >= 2**63 else seed, None
@@ -95,7 +120,8 @@ def counter_arguments(where: str, step: int, stream: int, mode: str) -> bool:
 def sized(where: str, per_sample: int) -> None:
     if per_sample > 2**34:
         raise ValueError(
-            f"fastdiff.{where}: expected at most 2**34 elements in a sample (the noise counter's range), got {per_sample}."
+            f"fastdiff.{where}: expected at most 2**34 elements in a sample (the noise counter's"
+            f" range), got {per_sample}."
         )
 
 
@@ -112,9 +138,11 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def unobserved(*values: Tensor) -> bool:
-    """Whether an op on plain tensors may be launched past torch's dispatcher: nobody traces, fakes or counts ops.
+    """Whether an op on plain tensors may be launched past torch's dispatcher: nobody traces, fakes
+    or counts ops.
 
-    The dispatcher costs as much as the launch of a small step; the caller bumps the versions of what it writes.
+    The dispatcher costs as much as the launch of a small step; the caller bumps the versions of
+    what it writes.
     """
     if torch.compiler.is_compiling():  # first: what follows can't be traced
         return False
@@ -136,18 +164,32 @@ def elements(shape: Sequence[int]) -> int:
 
 def compute_dtype(*values: Tensor | None) -> torch.dtype:
     """float64 if any of the values is, else float32."""
-    return torch.float64 if any(v is not None and v.dtype == torch.float64 for v in values) else torch.float32
+    return (
+        torch.float64
+        if any(v is not None and v.dtype == torch.float64 for v in values)
+        else torch.float32
+    )
 
 
-def workspace_for(batch: int, per_sample: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """Room for the partial sums of samples of several chunks; None where one chunk holds a sample."""
+def workspace_for(
+    batch: int, per_sample: int, dtype: torch.dtype, device: torch.device
+) -> Tensor | None:
+    """Room for the partial sums of samples of several chunks; None where one chunk holds a
+    sample.
+    """
     if isinstance(per_sample, int) and per_sample <= CHUNK:
         return None
     return torch.empty(batch * chunks(per_sample), dtype=dtype, device=device)
 
 
 def check_sum(
-    where: str, out: Tensor | None, workspace: Tensor | None, like: Tensor, batch: int, n: int, dtype: torch.dtype
+    where: str,
+    out: Tensor | None,
+    workspace: Tensor | None,
+    like: Tensor,
+    batch: int,
+    n: int,
+    dtype: torch.dtype,
 ) -> None:
     """Checks the caller's `out` [B] and `workspace` of a sum."""
     if out is None:
@@ -157,24 +199,39 @@ def check_sum(
     shaped(where, "out", out, (batch,))
     same_device(where, "out", out, like, "the inputs")
     if out.dtype != dtype or not out.is_contiguous():
-        raise TypeError(f"fastdiff.{where}: expected a contiguous out of dtype {_name(dtype)}, got {_name(out.dtype)}.")
+        raise TypeError(
+            f"fastdiff.{where}: expected a contiguous out of dtype {_name(dtype)}, got"
+            f" {_name(out.dtype)}."
+        )
     needed = 0 if n <= CHUNK else batch * chunks(n)
     if needed:
-        if workspace is None or workspace.numel() < needed or workspace.dtype != dtype or not workspace.is_contiguous():
-            got = "none" if workspace is None else f"{workspace.numel()} of {_name(workspace.dtype)}"
+        if (
+            workspace is None
+            or workspace.numel() < needed
+            or workspace.dtype != dtype
+            or not workspace.is_contiguous()
+        ):
+            got = (
+                "none" if workspace is None else f"{workspace.numel()} of {_name(workspace.dtype)}"
+            )
             raise ValueError(
-                f"fastdiff.{where}: expected a workspace of {needed} {_name(dtype)} values beside out, got {got}."
+                f"fastdiff.{where}: expected a workspace of {needed} {_name(dtype)} values beside"
+                f" out, got {got}."
             )
         same_device(where, "workspace", workspace, like, "the inputs")
 
 
 def flat_view(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """The value broadcast to the shape, as a [B, n] view of element stride 1 or 0; copied only where no view serves."""
+    """The value broadcast to the shape, as a [B, n] view of element stride 1 or 0; copied only
+    where no view serves.
+    """
     batch, n = shape[0], elements(shape)
     if value.shape == shape and value.is_contiguous():
         return value.view(batch, n)
     wide = value.expand(shape)
-    strides = [stride for size, stride in zip(wide.shape[1:], wide.stride()[1:], strict=True) if size != 1]
+    strides = [
+        stride for size, stride in zip(wide.shape[1:], wide.stride()[1:], strict=True) if size != 1
+    ]
     sample_stride = wide.stride(0) if batch != 1 else n
     if all(stride == 0 for stride in strides) and n > 1:
         return wide.as_strided((batch, n), (sample_stride if batch != 1 else 0, 0))
@@ -199,7 +256,8 @@ def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Ten
         return value.expand(tuple(shape))
     except RuntimeError:
         raise ValueError(
-            f"fastdiff.{where}: expected {name} of shape {list(shape)} or broadcastable to it, got {list(value.shape)}."
+            f"fastdiff.{where}: expected {name} of shape {list(shape)} or broadcastable to it, got"
+            f" {list(value.shape)}."
         ) from None
 
 
@@ -207,10 +265,16 @@ def common_shape(where: str, values: dict[str, Tensor]) -> tuple[int, ...]:
     """The shape [B, …] that all values broadcast to."""
     shapes = [v.shape for v in values.values()]
     try:
-        shape = tuple(shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes))
+        shape = tuple(
+            shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes)
+        )
     except RuntimeError:
         got = ", ".join(f"{name} {list(v.shape)}" for name, v in values.items())
-        raise ValueError(f"fastdiff.{where}: expected shapes that broadcast to one, got {got}.") from None
+        raise ValueError(
+            f"fastdiff.{where}: expected shapes that broadcast to one, got {got}."
+        ) from None
     if not shape:
-        raise ValueError(f"fastdiff.{where}: expected shapes [B, …], got scalars. Add a batch dimension.")
+        raise ValueError(
+            f"fastdiff.{where}: expected shapes [B, …], got scalars. Add a batch dimension."
+        )
     return shape

@@ -1,4 +1,6 @@
-"""`discretized_gaussian_nll`: the likelihood of 8-bit data under a Gaussian integrated over each level's bin."""
+"""`discretized_gaussian_nll`: the likelihood of 8-bit data under a Gaussian integrated over each
+level's bin.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
+from ..backend import choice as backends
 from . import autograd, common
 
 _ARGUMENTS = "Tensor x0, Tensor mean, Tensor log_scale"
@@ -19,13 +21,17 @@ def _launch_out(x0, mean, log_scale, out, workspace):
 
 
 def _output(x0, mean, log_scale):
-    return torch.empty(x0.shape[0], dtype=common.compute_dtype(x0, mean, log_scale), device=x0.device)
+    return torch.empty(
+        x0.shape[0], dtype=common.compute_dtype(x0, mean, log_scale), device=x0.device
+    )
 
 
 def _launch(x0, mean, log_scale):
     out = _output(x0, mean, log_scale)
     n = common.elements(x0.shape)
-    _launch_out(x0, mean, log_scale, out, common.workspace_for(out.shape[0], n, out.dtype, out.device))
+    _launch_out(
+        x0, mean, log_scale, out, common.workspace_for(out.shape[0], n, out.dtype, out.device)
+    )
     return out
 
 
@@ -43,9 +49,15 @@ def _gradients(grad, x0, mean, log_scale):
 
 common.define("discretized_gaussian_nll", f"({_ARGUMENTS}) -> Tensor", _launch)
 common.define(
-    "discretized_gaussian_nll_out", f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _launch_out
+    "discretized_gaussian_nll_out",
+    f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()",
+    _launch_out,
 )
-common.define("discretized_gaussian_nll_backward", f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor)", _launch_backward)
+common.define(
+    "discretized_gaussian_nll_backward",
+    f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor)",
+    _launch_backward,
+)
 torch.library.register_fake("fastdiff::discretized_gaussian_nll", _output)
 torch.library.register_fake("fastdiff::discretized_gaussian_nll_out", lambda *_: None)
 torch.library.register_fake("fastdiff::discretized_gaussian_nll_backward", _gradients)
@@ -78,12 +90,15 @@ def discretized_gaussian_nll(
         p = Π_e [Φ((c + 1/255)/s) - Φ((c - 1/255)/s)],   c = k/127.5 - 1 - mean,   k = round(127.5 (x0 + 1)),
         s = e^log_scale
 
-    The first and the last bin are open. Φ is exact: the result is finite wherever the true one is, far tails and narrow
+    The first and the last bin are open. Φ is exact: the result is finite wherever the true one is,
+        far tails and narrow
     bins included, and nothing is clamped.
 
     Args:
-        x0: [B, …] floating in [-1, 1], 8-bit levels; outside, the nearest level. No gradient flows to it.
-        mean, log_scale: floating, broadcastable with x0; a value constant over a sample is read once.
+        x0: [B, …] floating in [-1, 1], 8-bit levels; outside, the nearest level. No gradient flows
+            to it.
+        mean, log_scale: floating, broadcastable with x0; a value constant over a sample is read
+            once.
         out, workspace: see `noise_mse`.
         backend: see `randn`.
 
@@ -100,7 +115,9 @@ def discretized_gaussian_nll(
         common.same_device(where, name, value, x0, "x0")
     shape = common.common_shape(where, given)
     wide = [v if v.shape == shape else v.expand(shape) for v in (x0, mean, log_scale)]
-    common.check_sum(where, out, workspace, x0, shape[0], common.elements(shape), common.compute_dtype(*wide))
+    common.check_sum(
+        where, out, workspace, x0, shape[0], common.elements(shape), common.compute_dtype(*wide)
+    )
     with backends.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*wide)

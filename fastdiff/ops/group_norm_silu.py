@@ -7,18 +7,21 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
-from ..eager.group_norm_silu import chunks, group_norm_silu_backward
+from ..backend import choice as backends
+from ..backend.eager.group_norm_silu import chunks, group_norm_silu_backward
 from . import autograd, common
 
 _ARGUMENTS = (
-    "Tensor x, int groups, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? add, float eps, bool silu"
+    "Tensor x, int groups, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? add,"
+    " float eps, bool silu"
 )
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Strides of x as [B, C, n], or None where its positions are no one dimension or neither it nor channels are dense."""
+    """Strides of x as [B, C, n], or None where its positions are no one dimension or neither it nor
+    channels are dense.
+    """
     if x.ndim == 4:  # the common case costs two questions
         _, channels, height, width = x.shape
         if x.is_contiguous():
@@ -44,7 +47,9 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
 
 
 def _as_stored(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """x, or its copy in its own memory format where its strides serve no kernel, and the strides."""
+    """x, or its copy in its own memory format where its strides serve no kernel, and the
+    strides.
+    """
     strides = _strides(x)
     if strides is None:
         last = x.ndim in _FORMATS and x.stride(1) == 1 and x.shape[1] > 1
@@ -63,12 +68,27 @@ def _launch_to(out, to, x, strides, groups, weight, bias, scale, shift, add, eps
     workspace = statistics = None
     if backends.backend_for("group_norm_silu", x.device) in ("cuda", "triton"):
         compute = common.compute_dtype(x)
-        workspace = torch.empty(2 * batch * chunks(flat[2]) * channels, dtype=compute, device=x.device)
+        workspace = torch.empty(
+            2 * batch * chunks(flat[2]) * channels, dtype=compute, device=x.device
+        )
         statistics = torch.empty(2 * batch * groups, dtype=compute, device=x.device)
     weight, bias = (None if v is None else common.dense(v) for v in (weight, bias))
     views = out.as_strided(flat, to), x.as_strided(flat, strides)
     launch = backends.launcher("group_norm_silu", x.device)
-    launch(views[0], workspace, statistics, views[1], groups, weight, bias, scale, shift, add, eps, silu)
+    launch(
+        views[0],
+        workspace,
+        statistics,
+        views[1],
+        groups,
+        weight,
+        bias,
+        scale,
+        shift,
+        add,
+        eps,
+        silu,
+    )
 
 
 def _launch_out(x, *arguments):
@@ -106,7 +126,10 @@ def _backward(ctx, grad):
     by = group_norm_silu_backward(grad, x, groups, weight, bias, scale, shift, add, eps, silu)
     given = (x, weight, bias, scale, shift, add)
     need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]
-    g = [v.to(like.dtype) if n and like is not None else None for v, like, n in zip(by, given, need, strict=True)]
+    g = [
+        v.to(like.dtype) if n and like is not None else None
+        for v, like, n in zip(by, given, need, strict=True)
+    ]
     return g[0], None, *g[1:], None, None
 
 
@@ -130,26 +153,31 @@ def group_norm_silu(
 ) -> Tensor:
     """silu(((u - mean)/sqrt(var + eps)·weight + bias)(1 + scale) + shift), u = x + add.
 
-    Group normalisation (Wu & He 2018, eq. 1–4), conditioned as in Dhariwal & Nichol 2021, section 3. Mean and (biased)
-    variance are those of a group of channels of one sample. It is what a residual block does between two convolutions,
-    in one pass over memory instead of three or four.
+    Group normalisation (Wu & He 2018, eq. 1–4), conditioned as in Dhariwal & Nichol 2021, section
+    3. Mean and (biased) variance are those of a group of channels of one sample. It is what a
+    residual block does between two convolutions, in one pass over memory instead of three or four.
 
     Args:
-        x: [B, C, …] floating, channels last in memory or contiguous; other layouts are copied first. The result has its
-            dtype and memory format.
+        x: [B, C, …] floating, channels last in memory or contiguous; other layouts are copied
+            first. The result has its dtype and memory format.
         groups: divides C.
         weight, bias: [C], or None: 1 and 0. These and the following may be of any floating dtype.
         eps: at least 0.
-        scale, shift: [B, C] conditioning, or None: 0. A half of a wider tensor (`chunk`) is read in place.
-        add: [B, C], or None: 0; added to x first, as DDPM's residual blocks do with the time embedding.
+        scale, shift: [B, C] conditioning, or None: 0. A half of a wider tensor (`chunk`) is read in
+            place.
+        add: [B, C], or None: 0; added to x first, as DDPM's residual blocks do with the time
+            embedding.
         silu: False leaves the activation out.
-        out: a tensor like x in shape, dtype and memory format to fill, x itself or none of its memory; no gradient is
-            recorded.
+        out: a tensor like x in shape, dtype and memory format to fill, x itself or none of its
+            memory; no gradient is recorded.
         backend: see `randn`.
 
-    Statistics are taken in pieces of 64 positions in the compute type (float64 for float64, else float32), each around
-    its own mean, and put together in float64: a large mean does no harm, and a sample's result has the same bits at any
-    batch size, position, memory format and thread count. Gradients flow to x, weight, bias, scale, shift and add.
+    Statistics are taken in pieces of 64 positions in the compute type (float64 for float64, else
+    float32), each around
+    its own mean, and put together in float64: a large mean does no harm, and a sample's result has
+        the same bits at any
+    batch size, position, memory format and thread count. Gradients flow to x, weight, bias, scale,
+    shift and add.
 
     Raises:
         ValueError, TypeError: for arguments outside these.
@@ -157,12 +185,19 @@ def group_norm_silu(
     where = "group_norm_silu"
     common.floating(where, "x", x)
     if x.ndim < 2:
-        raise ValueError(f"fastdiff.{where}: expected x of shape [B, C, …], got {list(x.shape)}. Add the missing dimension.")
+        raise ValueError(
+            f"fastdiff.{where}: expected x of shape [B, C, …], got {list(x.shape)}. Add the missing"
+            " dimension."
+        )
     batch, channels = x.shape[0], x.shape[1]
     if isinstance(groups, bool) or not isinstance(groups, int):
-        raise TypeError(f"fastdiff.{where}: expected groups as an int, got {type(groups).__name__}.")
+        raise TypeError(
+            f"fastdiff.{where}: expected groups as an int, got {type(groups).__name__}."
+        )
     if groups < 1 or channels % groups:
-        raise ValueError(f"fastdiff.{where}: expected groups that divide the {channels} channels, got {groups}.")
+        raise ValueError(
+            f"fastdiff.{where}: expected groups that divide the {channels} channels, got {groups}."
+        )
     if not eps >= 0:
         raise ValueError(f"fastdiff.{where}: expected eps of at least 0, got {eps}.")
     for name, value, shape in (
@@ -185,8 +220,8 @@ def group_norm_silu(
         common.same_device(where, "out", out, x, "x")
         if out.dtype != x.dtype or not _alike(out, x):
             raise ValueError(
-                f"fastdiff.{where}: expected out with the dtype and memory format of x ({x.dtype}, strides {x.stride()}), "
-                f"got {out.dtype}, strides {out.stride()}."
+                f"fastdiff.{where}: expected out with the dtype and memory format of x ({x.dtype},"
+                f" strides {x.stride()}), got {out.dtype}, strides {out.stride()}."
             )
         given = [v for v in (x, weight, bias, scale, shift, add, out) if v is not None]
         if common.unobserved(*given):

@@ -1,4 +1,6 @@
-"""`noise_mse`: the weighted squared error against regenerated noise; training never stores the noise."""
+"""`noise_mse`: the weighted squared error against regenerated noise; training never stores the
+noise.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
+from ..backend import choice as backends
 from . import autograd, common
 
 _NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
@@ -21,7 +23,9 @@ def _launch_out(prediction, weight, seed, seeds, ids, step, stream, fast, out, w
 
 
 def _output(prediction, *_):
-    return torch.empty(prediction.shape[0], dtype=common.compute_dtype(prediction), device=prediction.device)
+    return torch.empty(
+        prediction.shape[0], dtype=common.compute_dtype(prediction), device=prediction.device
+    )
 
 
 def _launch(prediction, weight, seed, seeds, ids, step, stream, fast):
@@ -36,7 +40,18 @@ def _launch_backward(grad, prediction, weight, seed, seeds, ids, step, stream, f
     dense = prediction.contiguous()
     result = torch.empty_like(dense)
     launch = backends.launcher("noise_mse_backward", prediction.device)
-    launch(result, grad.contiguous(), dense, weight, common.unsigned(seed), seeds, ids, step, stream, fast)
+    launch(
+        result,
+        grad.contiguous(),
+        dense,
+        weight,
+        common.unsigned(seed),
+        seeds,
+        ids,
+        step,
+        stream,
+        fast,
+    )
     return result
 
 
@@ -45,7 +60,9 @@ def _gradient(grad, prediction, *_):
 
 
 common.define("noise_mse", f"({_ARGUMENTS}) -> Tensor", _launch)
-common.define("noise_mse_out", f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _launch_out)
+common.define(
+    "noise_mse_out", f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _launch_out
+)
 common.define("noise_mse_backward", f"(Tensor grad, {_ARGUMENTS}) -> Tensor", _launch_backward)
 torch.library.register_fake("fastdiff::noise_mse", _output)
 torch.library.register_fake("fastdiff::noise_mse_out", lambda *_: None)
@@ -89,19 +106,23 @@ def noise_mse(
         prediction: [B, …] floating, the network's estimate of the noise.
         seed, sample_ids, step, stream, mode, backend: see `randn`; those given to `q_sample`.
         weight: [B], w; None for 1. No gradient flows to it.
-        out, workspace: [B] to fill, and for samples of more than 1,024 elements ceil(n/1024)·B values; nothing is
-            allocated and no gradient recorded.
+        out, workspace: [B] to fill, and for samples of more than 1,024 elements ceil(n/1024)·B
+            values; nothing is allocated and no gradient recorded.
 
     Returns:
-        [B] in float32 (float64 for float64); a sample's loss has the same bits in any batch. The gradient goes to the
-        prediction; eps is regenerated for it, never stored.
+        [B] in float32 (float64 for float64); a sample's loss has the same bits in any batch. The
+        gradient goes to the prediction; eps is regenerated for it, never stored.
 
     Raises:
         ValueError, TypeError: for arguments outside these.
     """
     where = "noise_mse"
     common.batched(where, "prediction", prediction)
-    batch, n, compute = prediction.shape[0], common.elements(prediction.shape), common.compute_dtype(prediction)
+    batch, n, compute = (
+        prediction.shape[0],
+        common.elements(prediction.shape),
+        common.compute_dtype(prediction),
+    )
     if weight is not None:
         common.floating(where, "weight", weight)
         common.shaped(where, "weight", weight, (batch,))
@@ -111,7 +132,9 @@ def noise_mse(
     fast = common.counter_arguments(where, step, stream, mode)
     number, seeds = common.seed_arguments(where, seed, batch, prediction, "prediction")
     if sample_ids is not None:
-        sample_ids = common.integers(where, "sample_ids", sample_ids, batch, prediction, "prediction")
+        sample_ids = common.integers(
+            where, "sample_ids", sample_ids, batch, prediction, "prediction"
+        )
     common.check_sum(where, out, workspace, prediction, batch, n, compute)
     arguments = (prediction, weight, number, seeds, sample_ids, step, stream, fast)
     with backends.use(backend) if backend else nullcontext():

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
-from ..eager.common import per_sample
-from ..eager.q_posterior import coefficients
+from ..backend import choice as backends
+from ..backend.eager.common import per_sample
+from ..backend.eager.q_posterior import coefficients
 from . import autograd, common
 
 _ARGUMENTS = "Tensor x0, Tensor x_t, Tensor t, Tensor alphas_cumprod"
@@ -70,7 +70,8 @@ def q_posterior(
     out: tuple[Tensor, Tensor, Tensor] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q(x_{t-1} | x_t, x0) = N(mean, variance I) of the forward process (Ho et al. 2020, eq. 6 and 7).
+    """q(x_{t-1} | x_t, x0) = N(mean, variance I) of the forward process (Ho et al. 2020, eq. 6 and
+    7).
 
         mean = sqrt(ᾱ_{t-1}) β_t/(1 - ᾱ_t) x0 + sqrt(α_t) (1 - ᾱ_{t-1})/(1 - ᾱ_t) x_t
         variance = β_t (1 - ᾱ_{t-1})/(1 - ᾱ_t),   α_t = ᾱ_t/ᾱ_{t-1},   β_t = 1 - α_t,   ᾱ_{-1} = 1
@@ -83,8 +84,9 @@ def q_posterior(
         backend: see `randn`.
 
     Returns:
-        mean [B, …] in x0's dtype; variance and log-variance [B] in float32 (float64 for float64). At t = 0 the
-        variance is 0 and the log-variance that of t = 1. Gradients flow from the mean to x0 and x_t.
+        mean [B, …] in x0's dtype; variance and log-variance [B] in float32 (float64 for float64).
+        At t = 0 the variance is 0 and the log-variance that of t = 1. Gradients flow from the mean
+        to x0 and x_t.
 
     Raises:
         IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
@@ -96,9 +98,14 @@ def q_posterior(
     common.shaped(where, "x_t", x_t, x0.shape)
     common.same_device(where, "x_t", x_t, x0, "x0")
     t = common.integers(where, "t", t, x0.shape[0], x0, "x0")
-    if not isinstance(alphas_cumprod, Tensor) or alphas_cumprod.dtype != torch.float64 or alphas_cumprod.ndim != 1:
+    if (
+        not isinstance(alphas_cumprod, Tensor)
+        or alphas_cumprod.dtype != torch.float64
+        or alphas_cumprod.ndim != 1
+    ):
         raise TypeError(
-            "fastdiff.q_posterior: expected alphas_cumprod as a one-dimensional float64 tensor. Use Schedule's."
+            "fastdiff.q_posterior: expected alphas_cumprod as a one-dimensional float64 tensor. Use"
+            " Schedule's."
         )
     common.same_device(where, "alphas_cumprod", alphas_cumprod, x0, "x0")
     arguments = (x0, x_t, t, alphas_cumprod.contiguous())
@@ -106,9 +113,14 @@ def q_posterior(
         if out is None:
             return _functional(*arguments)
         expected = ((x0.shape, x0.dtype), *(((x0.shape[0],), common.compute_dtype(x0)),) * 2)
-        for name, value, (shape, dtype) in zip(("mean", "variance", "log_variance"), out, expected, strict=True):
+        for name, value, (shape, dtype) in zip(
+            ("mean", "variance", "log_variance"), out, expected, strict=True
+        ):
             common.shaped(where, name, value, shape)
             if value.dtype != dtype or not value.is_contiguous():
-                raise ValueError(f"fastdiff.{where}: expected a contiguous {name} of dtype {dtype}, got {value.dtype}.")
+                raise ValueError(
+                    f"fastdiff.{where}: expected a contiguous {name} of dtype {dtype}, got"
+                    f" {value.dtype}."
+                )
         _into(*arguments, *out)
         return out

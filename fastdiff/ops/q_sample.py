@@ -7,20 +7,33 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
-from ..eager.q_sample import coefficients
+from ..backend import choice as backends
+from ..backend.eager.q_sample import coefficients
 from . import autograd, common
 
 _ARGUMENTS = (
-    "Tensor x0, Tensor? t, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? seeds, Tensor? sample_ids, "
-    "int step, int stream, bool fast"
+    "Tensor x0, Tensor? t, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? seeds,"
+    " Tensor? sample_ids, int step, int stream, bool fast"
 )
 
 
 def _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out):
     noise = None if noise is None else noise.contiguous()
     launch = backends.launcher("q_sample", x0.device)
-    launch(out, x0.contiguous(), t, alpha, sigma, noise, common.unsigned(seed), seeds, sample_ids, step, stream, fast)
+    launch(
+        out,
+        x0.contiguous(),
+        t,
+        alpha,
+        sigma,
+        noise,
+        common.unsigned(seed),
+        seeds,
+        sample_ids,
+        step,
+        stream,
+        fast,
+    )
 
 
 def _launch(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast):
@@ -50,7 +63,9 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """d x0 = alpha g, d noise = sigma g, d alpha = <g, x0>, d sigma = <g, eps>, the last two summed into their tables."""
+    """d x0 = alpha g, d noise = sigma g, d alpha = <g, x0>, d sigma = <g, eps>, the last two summed
+    into their tables.
+    """
     x0, t, alpha, sigma, noise, seeds, sample_ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter
     need = ctx.needs_input_grad
@@ -96,17 +111,21 @@ def q_sample(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """q(x_t | x0) = N(alpha_t x0, sigma_t² I), sampled: x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4).
+    """q(x_t | x0) = N(alpha_t x0, sigma_t² I), sampled: x_t = alpha_t x0 + sigma_t eps (Ho et al.
+    2020, eq. 4).
 
     Args:
         x0: [B, …] floating; the result has its dtype and shape.
-        t: int64 [B] in [0, T), with alpha and sigma [T]; or None, with alpha and sigma [B] (continuous time).
+        t: int64 [B] in [0, T), with alpha and sigma [T]; or None, with alpha and sigma [B]
+            (continuous time).
         alpha, sigma: float64.
-        noise: eps like x0; or None, then regenerated from seed, sample_ids, step and stream as `randn` would.
+        noise: eps like x0; or None, then regenerated from seed, sample_ids, step and stream as
+            `randn` would.
         seed, sample_ids, step, stream, mode, backend: see `randn`.
         out: a contiguous tensor like x0 to fill; nothing is allocated and no gradient is recorded.
 
-    Gradients flow to x0, noise, alpha and sigma; noise that was regenerated is regenerated again, never stored.
+    Gradients flow to x0, noise, alpha and sigma; noise that was regenerated is regenerated again,
+    never stored.
 
     Raises:
         IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
@@ -116,7 +135,10 @@ def q_sample(
     batch = x0.shape[0]
     for name, table in (("alpha", alpha), ("sigma", sigma)):
         if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.ndim != 1:
-            raise TypeError(f"fastdiff.q_sample: expected {name} as a one-dimensional float64 tensor. Use Schedule's.")
+            raise TypeError(
+                f"fastdiff.q_sample: expected {name} as a one-dimensional float64 tensor. Use"
+                " Schedule's."
+            )
         common.same_device("q_sample", name, table, x0, "x0")
     common.shaped("q_sample", "sigma", sigma, alpha.shape if t is not None else (batch,))
     if t is None:
@@ -128,18 +150,36 @@ def q_sample(
         common.shaped("q_sample", "noise", noise, x0.shape)
         common.same_device("q_sample", "noise", noise, x0, "x0")
     elif seed is None:
-        raise ValueError("fastdiff.q_sample: expected noise or seed, got neither. Pass seed= for reproducible noise.")
+        raise ValueError(
+            "fastdiff.q_sample: expected noise or seed, got neither. Pass seed= for reproducible"
+            " noise."
+        )
     common.sized("q_sample", common.elements(x0.shape))
     fast = common.counter_arguments("q_sample", step, stream, mode)
     number, seeds = common.seed_arguments("q_sample", seed, batch, x0, "x0")
     if sample_ids is not None:
         sample_ids = common.integers("q_sample", "sample_ids", sample_ids, batch, x0, "x0")
-    arguments = (x0, t, alpha.contiguous(), sigma.contiguous(), noise, number, seeds, sample_ids, step, stream, fast)
+    arguments = (
+        x0,
+        t,
+        alpha.contiguous(),
+        sigma.contiguous(),
+        noise,
+        number,
+        seeds,
+        sample_ids,
+        step,
+        stream,
+        fast,
+    )
     with backends.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         common.shaped("q_sample", "out", out, x0.shape)
         if out.dtype != x0.dtype or not out.is_contiguous():
-            raise ValueError(f"fastdiff.q_sample: expected a contiguous out of dtype {x0.dtype}, got {out.dtype}.")
+            raise ValueError(
+                f"fastdiff.q_sample: expected a contiguous out of dtype {x0.dtype}, got"
+                f" {out.dtype}."
+            )
         _into(*arguments, out)
         return out

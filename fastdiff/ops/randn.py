@@ -8,16 +8,27 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
+from ..backend import choice as backends
 from . import common
 
-_SCHEMA = "(Tensor(a!) out, int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast) -> ()"
+_SCHEMA = (
+    "(Tensor(a!) out, int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast)"
+    " -> ()"
+)
 
 
 def _launch(
-    out: Tensor, seed: int, seeds: Tensor | None, sample_ids: Tensor | None, step: int, stream: int, fast: bool
+    out: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
 ) -> None:
-    backends.launcher("randn", out.device)(out, common.unsigned(seed), seeds, sample_ids, step, stream, fast)
+    backends.launcher("randn", out.device)(
+        out, common.unsigned(seed), seeds, sample_ids, step, stream, fast
+    )
 
 
 common.define("randn_out", _SCHEMA, _launch)
@@ -42,14 +53,16 @@ def randn(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """out[b, e] ~ N(0, 1), Philox4x32-10 and Box-Muller (Salmon et al. 2011; kernels/README.md section 1).
+    """out[b, e] ~ N(0, 1), Philox4x32-10 and Box-Muller (Salmon et al. 2011; kernels/README.md
+    section 1).
 
     Args:
         shape: [B, …]; element e counts inside a sample in C order.
         seed: int in [0, 2**64), or int64 [] or [B] carrying one in two's complement.
         sample_ids: int64 [B] in [0, 2**56), default 0 … B-1.
         step, stream: the rest of the counter, in [0, 2**32) and [0, 256).
-        mode: `exact` has the same bits on every backend; `fast` the hardware's approximations of the same numbers.
+        mode: `exact` has the same bits on every backend; `fast` the hardware's approximations of
+            the same numbers.
         dtype: of the output, default float32; values are float32 normals, rounded or widened.
         device: default that of seed or sample_ids where they are tensors, else the CPU.
         out: a contiguous tensor of this shape to fill instead of allocating.
@@ -61,15 +74,21 @@ def randn(
     shape = tuple(shape)
     if out is None or out.shape != shape:
         if len(shape) < 1 or any(not isinstance(n, (int, torch.SymInt)) or n < 0 for n in shape):
-            raise ValueError(f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}.")
+            raise ValueError(
+                f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}."
+            )
     elif not shape:
         raise ValueError("fastdiff.randn: expected shape [B, …] of sizes >= 0, got [].")
     if out is None:
         if device is None:
-            device = next((v.device for v in (seed, sample_ids) if isinstance(v, Tensor)), torch.device("cpu"))
+            device = next(
+                (v.device for v in (seed, sample_ids) if isinstance(v, Tensor)), torch.device("cpu")
+            )
         out = torch.empty(shape, dtype=dtype or torch.float32, device=device)
     elif not out.is_contiguous():
-        raise ValueError("fastdiff.randn: expected a contiguous out. Fill a contiguous tensor and copy it.")
+        raise ValueError(
+            "fastdiff.randn: expected a contiguous out. Fill a contiguous tensor and copy it."
+        )
     common.floating("randn", "out" if dtype is None else "dtype", out)
     common.shaped("randn", "out", out, shape)
     common.sized("randn", common.elements(shape))

@@ -1,4 +1,6 @@
-"""`reparameterize`: a draw of N(mean, exp(logvar)) with gradients, its noise regenerated in the backward pass."""
+"""`reparameterize`: a draw of N(mean, exp(logvar)) with gradients, its noise regenerated in the
+backward pass.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
+from ..backend import choice as backends
 from . import autograd, common
 
 _NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
@@ -16,7 +18,17 @@ _ARGUMENTS = f"Tensor mean, Tensor logvar, {_NOISE}"
 
 def _launch_out(mean, logvar, seed, seeds, ids, step, stream, fast, out):
     launch = backends.launcher("reparameterize", mean.device)
-    launch(out, mean.contiguous(), logvar.contiguous(), common.unsigned(seed), seeds, ids, step, stream, fast)
+    launch(
+        out,
+        mean.contiguous(),
+        logvar.contiguous(),
+        common.unsigned(seed),
+        seeds,
+        ids,
+        step,
+        stream,
+        fast,
+    )
 
 
 def _output(mean, *_):
@@ -33,7 +45,16 @@ def _launch_backward(grad, logvar, seed, seeds, ids, step, stream, fast):
     g_mean, g_logvar = _grads(grad, logvar, seed, seeds, ids, step, stream, fast)
     launch = backends.launcher("reparameterize_backward", grad.device)
     launch(
-        g_mean, g_logvar, grad.contiguous(), logvar.contiguous(), common.unsigned(seed), seeds, ids, step, stream, fast
+        g_mean,
+        g_logvar,
+        grad.contiguous(),
+        logvar.contiguous(),
+        common.unsigned(seed),
+        seeds,
+        ids,
+        step,
+        stream,
+        fast,
     )
     return g_mean, g_logvar
 
@@ -113,6 +134,9 @@ def reparameterize(
             return _functional(*arguments)
         common.shaped(where, "out", out, mean.shape)
         if out.dtype != mean.dtype or not out.is_contiguous():
-            raise ValueError(f"fastdiff.{where}: expected a contiguous out of dtype {mean.dtype}, got {out.dtype}.")
+            raise ValueError(
+                f"fastdiff.{where}: expected a contiguous out of dtype {mean.dtype}, got"
+                f" {out.dtype}."
+            )
         _into(*arguments, out)
         return out

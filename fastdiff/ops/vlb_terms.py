@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from .. import backend as backends
+from ..backend import choice as backends
 from ..table import VLB_COLUMNS
 from . import autograd, common
 
@@ -43,7 +43,9 @@ def _gradient(grad, x0, x_t, model_output, *_):
 
 
 common.define("vlb_terms", f"({_ARGUMENTS}) -> Tensor", _launch)
-common.define("vlb_terms_out", f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _launch_out)
+common.define(
+    "vlb_terms_out", f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _launch_out
+)
 common.define("vlb_terms_backward", f"(Tensor grad, {_ARGUMENTS}) -> Tensor", _launch_backward)
 torch.library.register_fake("fastdiff::vlb_terms", _output)
 torch.library.register_fake("fastdiff::vlb_terms_out", lambda *_: None)
@@ -75,16 +77,18 @@ def vlb_terms(
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """L_{t-1} = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), at the first step -log p(x0|x_1) (Ho et al. 2020, eq. 5).
+    """L_{t-1} = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), at the first step -log p(x0|x_1) (Ho et
+    al. 2020, eq. 5).
 
-    One pass converts the output to x0, clips it, forms the model's mean and (learned) log-variance and sums the term;
-    what both means share cancels exactly.
+    One pass converts the output to x0, clips it, forms the model's mean and (learned) log-variance
+    and sums the term; what both means share cancels exactly.
 
     Args:
         x0, x_t: [B, …] floating of one shape.
-        model_output: like x_t in any floating dtype, twice the channels with learned variance (Nichol & Dhariwal 2021,
-            eq. 15).
-        table: float64 [T, 9] with the columns fastdiff.table.VLB_COLUMNS, made by `fastdiff.likelihood.vlb_table`.
+        model_output: like x_t in any floating dtype, twice the channels with learned variance
+            (Nichol & Dhariwal 2021, eq. 15).
+        table: float64 [T, 9] with the columns fastdiff.table.VLB_COLUMNS, made by
+            `fastdiff.theory.likelihood.vlb_table`.
         t: int64 [B] in [0, T).
         out, workspace: see `noise_mse`.
         backend: see `randn`.
@@ -107,18 +111,26 @@ def vlb_terms(
         shapes.append((x0.shape[0], 2 * x0.shape[1], *x0.shape[2:]))
     if tuple(model_output.shape) not in shapes:
         raise ValueError(
-            f"fastdiff.{where}: expected model_output of shape {list(shapes[0])} or with twice the channels, "
-            f"got {list(model_output.shape)}."
+            f"fastdiff.{where}: expected model_output of shape {list(shapes[0])} or with twice the"
+            f" channels, got {list(model_output.shape)}."
         )
     columns = len(VLB_COLUMNS)
-    if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != columns:
+    if (
+        not isinstance(table, Tensor)
+        or table.dtype != torch.float64
+        or table.ndim != 2
+        or table.shape[1] != columns
+    ):
         got = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
         raise ValueError(
-            f"fastdiff.{where}: expected table as float64 [T, {columns}], got {got}. Use fastdiff.likelihood.vlb_table."
+            f"fastdiff.{where}: expected table as float64 [T, {columns}], got {got}. Use"
+            " fastdiff.theory.likelihood.vlb_table."
         )
     common.same_device(where, "table", table, x0, "x0")
     t = common.integers(where, "t", t, x0.shape[0], x0, "x0")
-    common.check_sum(where, out, workspace, x0, x0.shape[0], common.elements(x0.shape), common.compute_dtype(x0))
+    common.check_sum(
+        where, out, workspace, x0, x0.shape[0], common.elements(x0.shape), common.compute_dtype(x0)
+    )
     arguments = (x0, x_t, model_output, table.contiguous(), t)
     with backends.use(backend) if backend else nullcontext():
         if out is None:

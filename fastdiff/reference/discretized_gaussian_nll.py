@@ -1,4 +1,6 @@
-"""The discretised Gaussian's negative log-likelihood in NumPy, in float64 (kernels/README.md section 10)."""
+"""The discretised Gaussian's negative log-likelihood in NumPy, in float64 (kernels/README.md
+section 10).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,11 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 
 def discretized_gaussian_nll(x0: NDArray, mean: NDArray, log_scale: NDArray) -> NDArray[np.float64]:
-    """-log of the Gaussian's mass on the pixel's bin [B] in nats, summed over a sample (Ho et al. 2020, eq. 13).
+    """-log of the Gaussian's mass on the pixel's bin [B] in nats, summed over a sample (Ho et al.
+    2020, eq. 13).
 
-    x0 in [-1, 1] is level k = round(127.5 (x0 + 1)) of 256; bins end at k ± ½, the first and the last at ±infinity.
+    x0 in [-1, 1] is level k = round(127.5 (x0 + 1)) of 256; bins end at k ± ½, the first and the
+    last at ±infinity.
     """
     shape = np.broadcast_shapes(x0.shape, mean.shape, log_scale.shape)
     x, m, s = (np.broadcast_to(v.astype(np.float64), shape) for v in (x0, mean, log_scale))
@@ -50,13 +54,19 @@ def _minus_log_mass(a: NDArray, b: NDArray) -> NDArray[np.float64]:
     share = np.exp(np.where(b < np.inf, tail - _minus_log_tail(np.maximum(b, 0.0)), -np.inf))
     wide = tail - np.log1p(-share)
     # wide and around the middle: what is missing is small
-    missing = np.exp(-_minus_log_tail(np.abs(np.minimum(a, 0.0)))) + np.exp(-_minus_log_tail(np.maximum(b, 0.0)))
+    missing = np.exp(-_minus_log_tail(np.abs(np.minimum(a, 0.0)))) + np.exp(
+        -_minus_log_tail(np.maximum(b, 0.0))
+    )
     middle = -np.log1p(-missing)
-    return np.where(np.isnan(a), np.nan, np.where(narrow, quadrature, np.where(a >= 0, wide, middle)))
+    return np.where(
+        np.isnan(a), np.nan, np.where(narrow, quadrature, np.where(a >= 0, wide, middle))
+    )
 
 
 def _minus_log_tail(t: NDArray) -> NDArray[np.float64]:
-    """-log Q(t), Q the normal's upper tail at t >= 0: erfc, and far out the continued fraction of Laplace."""
+    """-log Q(t), Q the normal's upper tail at t >= 0: erfc, and far out the continued fraction of
+    Laplace.
+    """
     near = -np.log(0.5 * _erfc(np.where(t < 20, t, 0.0) / math.sqrt(2)))
     fraction = np.maximum(t, 20.0)
     u = fraction

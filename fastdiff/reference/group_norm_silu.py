@@ -20,9 +20,11 @@ def group_norm_silu(
     add: NDArray | None = None,
     silu: bool = True,
 ) -> NDArray:
-    """silu(((u - mean)/sqrt(var + eps)·weight + bias)·(1 + scale) + shift), u = x + add, in x's dtype.
+    """silu(((u - mean)/sqrt(var + eps)·weight + bias)·(1 + scale) + shift), u = x + add, in x's
+    dtype.
 
-    Mean and variance of every group of channels of a sample are taken in float64 (Wu & He 2018, eq. 1–4); the rest is in
+    Mean and variance of every group of channels of a sample are taken in float64 (Wu & He 2018, eq.
+    1–4); the rest is in
     the compute type: float64 for float64, else float32.
     """
     compute = np.float64 if x.dtype == np.float64 else np.float32

@@ -18,7 +18,16 @@ def noise_mse(
     weight: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
     """w_b mean_e (prediction - eps)² [B] (Ho et al. 2020, eq. 14)."""
-    noise = randn(prediction.shape, seed=seed, sample_ids=sample_ids, step=step, stream=stream, dtype=np.float64)
+    noise = randn(
+        prediction.shape,
+        seed=seed,
+        sample_ids=sample_ids,
+        step=step,
+        stream=stream,
+        dtype=np.float64,
+    )
     squares = (prediction.astype(np.float64) - noise) ** 2
-    loss = squares.reshape(len(squares), -1).mean(axis=1) if squares.size else np.zeros(len(squares))
+    loss = (
+        squares.reshape(len(squares), -1).mean(axis=1) if squares.size else np.zeros(len(squares))
+    )
     return loss if weight is None else loss * np.asarray(weight, np.float64)

@@ -15,12 +15,18 @@ _LOG = [
         "0x1.22da1cp-3 -0x1.0d8542p-3 0x1.055b72p-3 -0x1.38b58ap-4"
     ).split()
 ]
-_SIN = [float.fromhex(c) for c in "0x1.921fb6p+1 -0x1.4abbbap+2 0x1.465ec6p+1 -0x1.2d9bb6p-1".split()]
-_COS = [float.fromhex(c) for c in "-0x1.3bd3ccp+2 0x1.03c1dep+2 -0x1.55c664p+0 0x1.d9f7bcp-3".split()]
+_SIN = [
+    float.fromhex(c) for c in "0x1.921fb6p+1 -0x1.4abbbap+2 0x1.465ec6p+1 -0x1.2d9bb6p-1".split()
+]
+_COS = [
+    float.fromhex(c) for c in "-0x1.3bd3ccp+2 0x1.03c1dep+2 -0x1.55c664p+0 0x1.d9f7bcp-3".split()
+]
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike, rounds: int = 10) -> NDArray[np.uint32]:
-    """Philox4x32 (Salmon et al. 2011, section 4.3): uint32 counter [..., 4] and key [..., 2] to words [..., 4]."""
+    """Philox4x32 (Salmon et al. 2011, section 4.3): uint32 counter [..., 4] and key [..., 2] to
+    words [..., 4].
+    """
     c = [np.asarray(counter, dtype=np.uint64)[..., i] for i in range(4)]
     k = [np.asarray(key, dtype=np.uint64)[..., i] for i in range(2)]
     mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -31,7 +37,9 @@ def philox4x32(counter: ArrayLike, key: ArrayLike, rounds: int = 10) -> NDArray[
     return np.stack(np.broadcast_arrays(*c), axis=-1).astype(U32)
 
 
-def _box_muller(a: NDArray[np.uint32], b: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _box_muller(
+    a: NDArray[np.uint32], b: NDArray[np.uint32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     k, j = (a >> U32(8)) | U32(1), (b >> U32(8)) | U32(1)
     bits = k.astype(F32).view(U32) + U32(0x004AFB0D)
     n = ((bits >> U32(23)).astype(np.int32) - 151).astype(F32)
@@ -62,7 +70,9 @@ def _horner(coefficients: list[float], x: NDArray[np.float32]) -> NDArray[np.flo
 def normals(
     n: int, seed: ArrayLike, sample_ids: NDArray[np.int64], step: ArrayLike, stream: int
 ) -> NDArray[np.float32]:
-    """float32 [B, n] normals of the contract; seed and step are scalars or [B] (uint64 and integers)."""
+    """float32 [B, n] normals of the contract; seed and step are scalars or [B] (uint64 and
+    integers).
+    """
     batch, groups = len(sample_ids), (n + 3) // 4
     seeds = np.broadcast_to(np.asarray(seed).astype(np.uint64), (batch,))
     steps = np.broadcast_to(np.asarray(step).astype(np.uint64), (batch,))
@@ -92,7 +102,8 @@ def randn(
 ) -> NDArray:
     """Standard normals [B, …] as a pure function of (seed, sample id, stream, step, element).
 
-    seed: uint64 scalar or [B]; sample_ids: int [B], default 0 … B-1; values are float32, then cast to dtype.
+    seed: uint64 scalar or [B]; sample_ids: int [B], default 0 … B-1; values are float32, then cast
+        to dtype.
     """
     batch, n = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     ids = np.arange(batch) if sample_ids is None else np.asarray(sample_ids)

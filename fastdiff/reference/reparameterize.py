@@ -22,6 +22,8 @@ def reparameterize(
 ) -> NDArray:
     """A draw of N(mean, exp(logvar)) (Kingma & Welling 2014, section 2.4)."""
     compute: Any = np.float64 if mean.dtype == np.float64 else np.float32
-    noise = randn(mean.shape, seed=seed, sample_ids=sample_ids, step=step, stream=stream).astype(compute)
+    noise = randn(mean.shape, seed=seed, sample_ids=sample_ids, step=step, stream=stream).astype(
+        compute
+    )
     scale = exp(compute(0.5) * logvar.astype(compute))
     return (mean.astype(compute) + scale * noise).astype(mean.dtype)

@@ -1,7 +1,8 @@
-"""One row of a plan, sample by sample: an interpreter of the table schema that shares no code with the solvers.
+"""One row of a plan, sample by sample: an interpreter of the table schema that shares no code with
+the solvers.
 
-Written from kernels/README.md section 4 alone; it walks the samples in a Python loop, so that what a per-sample row
-means is plain to see.
+Written from kernels/README.md section 4 alone; it walks the samples in a Python loop, so that what
+a per-sample row means is plain to see.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from .randn import normals
 
 OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
 COLUMNS = (
-    "network t input_scale guidance_weight guidance_rescale out_grad x0_x x0_out clip_mode clip_bound clip_ratio "
-    "noise_index noise_mode logvar_lo logvar_hi next"
+    "network t input_scale guidance_weight guidance_rescale out_grad x0_x x0_out clip_mode"
+    " clip_bound clip_ratio noise_index noise_mode logvar_lo logvar_hi next"
 ).split() + [f"{to}.{of}" for to in ("x", "s1", "s2", "s3", "s4") for of in OPERANDS]
 
 
@@ -116,7 +117,9 @@ def _coefficients(c: dict[str, Any], to: str) -> dict[str, Any]:
     return {operand: c[f"{to}.{operand}"] for operand in OPERANDS}
 
 
-def _combine(coefficients: dict[str, Any], read: dict[str, NDArray], shape: tuple[int, ...], compute: Any) -> NDArray:
+def _combine(
+    coefficients: dict[str, Any], read: dict[str, NDArray], shape: tuple[int, ...], compute: Any
+) -> NDArray:
     total = np.zeros(shape, compute)
     for operand, c in coefficients.items():
         if c != 0:
@@ -133,14 +136,20 @@ def _split(out: NDArray, shape: tuple[int, ...]) -> tuple[NDArray, NDArray | Non
 
 
 def _rescale(cond: NDArray, guided: NDArray, phi: float) -> Any:
-    """phi std(cond)/std(guided) + 1 - phi in float64, cast to the compute type (Lin et al. 2024, eq. 15 and 16)."""
-    spread = [np.sqrt(v.astype(np.float64).var(ddof=1)) if v.size > 1 else np.nan for v in (cond, guided)]
+    """phi std(cond)/std(guided) + 1 - phi in float64, cast to the compute type (Lin et al. 2024,
+    eq. 15 and 16).
+    """
+    spread = [
+        np.sqrt(v.astype(np.float64).var(ddof=1)) if v.size > 1 else np.nan for v in (cond, guided)
+    ]
     with np.errstate(all="ignore"):
         return cond.dtype.type(phi * (np.float64(spread[0]) / spread[1]) + (1 - phi))
 
 
 def _threshold(x0: NDArray, ratio: float, bound: Any) -> Any:
-    """The ratio-quantile of |x0|, interpolated, held in [1, bound] (Saharia et al. 2022, section 2.3)."""
+    """The ratio-quantile of |x0|, interpolated, held in [1, bound] (Saharia et al. 2022, section
+    2.3).
+    """
     ordered = np.sort(np.abs(x0), axis=None)  # NaN sorts to the end
     position = ratio * (ordered.size - 1)
     below = int(position)

@@ -7,15 +7,27 @@ from numpy.typing import ArrayLike, NDArray
 
 from .discretized_gaussian_nll import bins
 
-VLB_COLUMNS = ("x0_x", "x0_out", "clip_bound", "mean_x0", "mean_x", "logvar_q", "logvar_lo", "logvar_hi", "first")
+VLB_COLUMNS = (
+    "x0_x",
+    "x0_out",
+    "clip_bound",
+    "mean_x0",
+    "mean_x",
+    "logvar_q",
+    "logvar_lo",
+    "logvar_hi",
+    "first",
+)
 
 
 def vlb_terms(
     x0: NDArray, x_t: NDArray, model_output: NDArray, table: NDArray[np.float64], t: ArrayLike
 ) -> NDArray[np.float64]:
-    """L_{t-1} [B] in nats (Ho et al. 2020, eq. 5): KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), at `first` -log p(x0|x_1).
+    """L_{t-1} [B] in nats (Ho et al. 2020, eq. 5): KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), at
+    `first` -log p(x0|x_1).
 
-    table: float64 [T, 9], see VLB_COLUMNS; model_output with twice the channels carries the variance's half.
+    table: float64 [T, 9], see VLB_COLUMNS; model_output with twice the channels carries the
+        variance's half.
     """
     result = np.empty(len(x0))
     for b, row in enumerate(np.asarray(t)):
@@ -24,7 +36,9 @@ def vlb_terms(
         half = None
         if out.shape != x.shape:
             out, half = np.split(out, 2)
-        predicted = np.clip(c["x0_x"] * noisy + c["x0_out"] * out, -c["clip_bound"], c["clip_bound"])
+        predicted = np.clip(
+            c["x0_x"] * noisy + c["x0_out"] * out, -c["clip_bound"], c["clip_bound"]
+        )
         logvar = np.full(x.shape, c["logvar_lo"])
         if half is not None:
             logvar = logvar + (c["logvar_hi"] - c["logvar_lo"]) * (half + 1) / 2
@@ -32,6 +46,8 @@ def vlb_terms(
             terms = bins(x, c["mean_x0"] * predicted + c["mean_x"] * noisy, 0.5 * logvar)
         else:
             d = c["logvar_q"] - logvar
-            terms = 0.5 * ((np.expm1(d) - d) + (c["mean_x0"] * (x - predicted)) ** 2 * np.exp(-logvar))
+            terms = 0.5 * (
+                (np.expm1(d) - d) + (c["mean_x0"] * (x - predicted)) ** 2 * np.exp(-logvar)
+            )
         result[b] = terms.sum()
     return result

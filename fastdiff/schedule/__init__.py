@@ -1,4 +1,6 @@
-"""Noise schedules: points (alpha, sigma) of q(x_t | x0), the curves they lie on, and the tables of them."""
+"""Noise schedules: points (alpha, sigma) of q(x_t | x0), the curves they lie on, and the tables of
+them.
+"""
 
 from .curves import flow_shift
 from .points import CLEAN, SPACES, Time, on_curve

@@ -11,14 +11,17 @@ from numpy.typing import ArrayLike, NDArray
 
 def size(where: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"fastdiff.Schedule.{where}: expected num_train_timesteps >= 1, got {value!r}.")
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected num_train_timesteps >= 1, got {value!r}."
+        )
     return int(value)
 
 
 def levels(where: str, sigma_min: float, sigma_max: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
-            f"fastdiff.Schedule.{where}: expected 0 < sigma_min < sigma_max, got {sigma_min!r} and {sigma_max!r}."
+            f"fastdiff.Schedule.{where}: expected 0 < sigma_min < sigma_max, got {sigma_min!r} and"
+            f" {sigma_max!r}."
         )
 
 
@@ -30,7 +33,8 @@ def positive(where: str, name: str, value: float) -> None:
 def rates(where: str, beta_min: float, beta_max: float) -> None:
     if not 0 < beta_min <= beta_max < math.inf:
         raise ValueError(
-            f"fastdiff.Schedule.{where}: expected 0 < beta_min <= beta_max, got {beta_min!r} and {beta_max!r}."
+            f"fastdiff.Schedule.{where}: expected 0 < beta_min <= beta_max, got {beta_min!r} and"
+            f" {beta_max!r}."
         )
 
 
@@ -38,12 +42,16 @@ def table(where: str, name: str, values: ArrayLike | Sequence[float]) -> NDArray
     """`values` as a float64 copy [T]; every entry must lie inside (0, 1)."""
     table = np.array(values, dtype=np.float64)
     if table.ndim != 1 or table.size == 0:
-        raise ValueError(f"fastdiff.Schedule.{where}: expected {name} of shape [T], got shape {list(table.shape)}.")
+        raise ValueError(
+            f"fastdiff.Schedule.{where}: expected {name} of shape [T], got shape"
+            f" {list(table.shape)}."
+        )
     inside = (table > 0) & (table < 1)  # False for NaN too
     if not inside.all():
         at = int(np.argmin(inside))
         raise ValueError(
-            f"fastdiff.Schedule.{where}: expected {name} inside (0, 1), got {float(table[at])} at index {at}."
+            f"fastdiff.Schedule.{where}: expected {name} inside (0, 1), got {float(table[at])} at"
+            f" index {at}."
         )
     return table
 
@@ -53,13 +61,14 @@ def falling(where: str, name: str, values: ArrayLike) -> NDArray[np.float64]:
     table = np.array(values, dtype=np.float64)
     if table.ndim != 1 or table.size == 0 or not np.isfinite(table).all():
         raise ValueError(
-            f"fastdiff.Schedule.{where}: expected {name} as finite numbers [T], got an array of shape {list(table.shape)}"
+            f"fastdiff.Schedule.{where}: expected {name} as finite numbers [T], got an array of"
+            f" shape {list(table.shape)}"
             + (" with infinities or NaN." if table.ndim == 1 and table.size else ".")
         )
     if (np.diff(table) >= 0).any():
         at = int(np.argmax(np.diff(table) >= 0)) + 1
         raise ValueError(
-            f"fastdiff.Schedule.{where}: expected strictly decreasing {name}, got {table[at]} at index {at} after "
-            f"{table[at - 1]}. Noise grows with t."
+            f"fastdiff.Schedule.{where}: expected strictly decreasing {name}, got {table[at]} at"
+            f" index {at} after {table[at - 1]}. Noise grows with t."
         )
     return table

@@ -22,7 +22,9 @@ class Ve:
     sigma_max: float
 
     space: ClassVar[str] = "ve"
-    first: ClassVar[float] = 0.0  # the time of a table's first point, as a share of the way between its neighbours
+    first: ClassVar[float] = (
+        0.0  # the time of a table's first point, as a share of the way between its neighbours
+    )
 
     def point(self, u: float) -> tuple[float, float]:
         """(alpha, sigma) at time u."""
@@ -62,7 +64,9 @@ class Karras:
 
 @dataclass(frozen=True)
 class Flow:
-    """alpha + sigma = 1; a shift above 1 spends more of the time at high noise. Networks are told sigma."""
+    """alpha + sigma = 1; a shift above 1 spends more of the time at high noise. Networks are told
+    sigma.
+    """
 
     shift: float
 
@@ -82,7 +86,9 @@ class Flow:
 
 @dataclass(frozen=True)
 class Vp:
-    """The integral B of a rate beta that grows linearly from beta_min to beta_max. Networks are told u."""
+    """The integral B of a rate beta that grows linearly from beta_min to beta_max. Networks are
+    told u.
+    """
 
     beta_min: float
     beta_max: float
@@ -138,16 +144,22 @@ def flow_shift(
     max_seq_len: float = 4096,
     kind: str = "exponential",
 ) -> float:
-    """The shift of `Schedule.flow` for an image of this many tokens (Esser et al. 2024, section 5.3.2).
+    """The shift of `Schedule.flow` for an image of this many tokens (Esser et al. 2024, section
+    5.3.2).
 
-    mu grows linearly from base_shift at base_seq_len to max_shift at max_seq_len; `exponential` gives the shift e^mu,
-    sigma = e^mu/(e^mu + 1/u - 1), `linear` mu itself.
+    mu grows linearly from base_shift at base_seq_len to max_shift at max_seq_len; `exponential`
+    gives the shift e^mu, sigma = e^mu/(e^mu + 1/u - 1), `linear` mu itself.
     """
     if kind not in ("exponential", "linear"):
-        raise ValueError(f"fastdiff.flow_shift: expected kind in ['exponential', 'linear'], got {kind!r}.")
+        raise ValueError(
+            f"fastdiff.flow_shift: expected kind in ['exponential', 'linear'], got {kind!r}."
+        )
     if base_seq_len == max_seq_len:
         raise ValueError(
-            f"fastdiff.flow_shift: expected base_seq_len other than max_seq_len, got {base_seq_len} twice."
+            f"fastdiff.flow_shift: expected base_seq_len other than max_seq_len, got {base_seq_len}"
+            " twice."
         )
-    mu = base_shift + (image_seq_len - base_seq_len) * (max_shift - base_shift) / (max_seq_len - base_seq_len)
+    mu = base_shift + (image_seq_len - base_seq_len) * (max_shift - base_shift) / (
+        max_seq_len - base_seq_len
+    )
     return math.exp(mu) if kind == "exponential" else mu

@@ -1,9 +1,9 @@
 """Points of a schedule: q(x_t | x0) = N(alpha x0, sigma² I) at a time t.
 
-Schedules differ in their space, the curve on which (alpha, sigma) lies: `vp` alpha² + sigma² = 1 (variance preserving),
-`ve` alpha = 1 (variance exploding), `flow` alpha + sigma = 1 (flow matching), `sub_vp` alpha² + sigma = 1. A log-SNR
-ln(alpha²/sigma²) (Kingma et al. 2021, eq. 2) names one point of it. Pure noise, alpha = 0, lies at log-SNR -inf; clean
-data, sigma = 0, at +inf.
+Schedules differ in their space, the curve on which (alpha, sigma) lies: `vp` alpha² + sigma² = 1
+(variance preserving), `ve` alpha = 1 (variance exploding), `flow` alpha + sigma = 1 (flow
+matching), `sub_vp` alpha² + sigma = 1. A log-SNR ln(alpha²/sigma²) (Kingma et al. 2021, eq. 2)
+names one point of it. Pure noise, alpha = 0, lies at log-SNR -inf; clean data, sigma = 0, at +inf.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ SPACES = ("vp", "ve", "flow", "sub_vp")
 
 
 class Time(NamedTuple):
-    """A point of a schedule: the time the network is given, and q(x_t | x0) = N(alpha x0, sigma² I) there."""
+    """A point of a schedule: the time the network is given, and q(x_t | x0) = N(alpha x0, sigma² I)
+    there.
+    """
 
     t: float
     alpha: float
@@ -33,8 +35,10 @@ class Time(NamedTuple):
         return 0.5 * self.log_snr
 
     def transition(self, s: Time) -> tuple[float, float]:
-        """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s less noisy (Kingma et al. 2021,
-        eq. 20–21): alpha_t/alpha_s and -expm1(log_snr_t - log_snr_s)·sigma_t², without cancellation."""
+        """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s less noisy
+        (Kingma et al. 2021, eq. 20–21): alpha_t/alpha_s and -expm1(log_snr_t - log_snr_s)·sigma_t²,
+        without cancellation.
+        """
         return self.alpha / s.alpha, -math.expm1(self.log_snr - s.log_snr) * self.sigma**2
 
 

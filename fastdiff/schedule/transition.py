@@ -1,4 +1,6 @@
-"""q(x_t | x_s) between any two points of a schedule, as arrays; `Schedule.transition` is its name outside."""
+"""q(x_t | x_s) between any two points of a schedule, as arrays; `Schedule.transition` is its name
+outside.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,17 @@ def between(schedule: Schedule, t: ArrayLike, s: ArrayLike) -> tuple[Array, Arra
     inside = (early <= late) & (early >= -1) & (late <= schedule.num_train_timesteps - 1)
     if schedule.continuous:
         below = min(schedule.origin, 0.0)
-        inside &= ((late > below) | (late == 0) | (late == -1)) & ((early > below) | (early == 0) | (early == -1))
+        inside &= ((late > below) | (late == 0) | (late == -1)) & (
+            (early > below) | (early == 0) | (early == -1)
+        )
     else:
         inside &= (late == np.floor(late)) & (early == np.floor(early))
     if not inside.all():
         at = np.unravel_index(int(np.argmin(inside)), inside.shape)
         raise ValueError(
-            f"fastdiff.Schedule.transition: expected timesteps -1 <= s <= t < {schedule.num_train_timesteps}, got "
-            f"t = {late[at]:g} and s = {early[at]:g}. x_t is the noisier of the two."
+            "fastdiff.Schedule.transition: expected timesteps -1 <= s <= t <"
+            f" {schedule.num_train_timesteps}, got t = {late[at]:g} and s = {early[at]:g}. x_t is"
+            " the noisier of the two."
         )
 
     def point(u: float) -> Time:

@@ -1,4 +1,6 @@
-"""Linear multistep methods: PNDM (Liu et al. 2022), iPNDM and LMS on the ODE in rho, and DEIS (Zhang & Chen 2023)."""
+"""Linear multistep methods: PNDM (Liu et al. 2022), iPNDM and LMS on the ODE in rho, and DEIS
+(Zhang & Chen 2023).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from .registry import solver
 from .trace import Linear, Trace
 
 # Adams-Bashforth on an even grid, by the number of values at hand
-_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+_ADAMS = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 
 def _combine(values: Sequence[Linear], weights: Sequence[float]) -> Linear:
@@ -24,7 +31,9 @@ def _combine(values: Sequence[Linear], weights: Sequence[float]) -> Linear:
 
 
 def transfer(t: Time, s: Time, x: Linear, eps: Linear) -> Linear:
-    """phi: x_s = (alpha_s/alpha_t) x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps, DDIM's step (Liu et al., eq. 11)."""
+    """phi: x_s = (alpha_s/alpha_t) x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps, DDIM's step (Liu
+    et al., eq. 11).
+    """
     on_x, on_eps = _transfer(t, s)
     return on_x * x + on_eps * eps
 
@@ -34,29 +43,40 @@ def _transfer(t: Time, s: Time) -> tuple[float, float]:
 
 
 def _step(t: Time, s: Time, x0: Linear, eps: Linear, change: Linear) -> Linear:
-    """alpha_s (x_t/alpha_t + (rho_s - rho_t) eps) = alpha_s x0 + sigma_s eps, DDIM's step, and the change of slope.
+    """alpha_s (x_t/alpha_t + (rho_s - rho_t) eps) = alpha_s x0 + sigma_s eps, DDIM's step, and the
+    change of slope.
 
-    Out of pure noise, where rho_t is infinite, there is no change of slope: nothing is known before.
+    Out of pure noise, where rho_t is infinite, there is no change of slope: nothing is known
+        before.
     """
     return s.alpha * x0 + s.sigma * eps + s.alpha * change
 
 
 def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
-    """(rho_s - rho_t)(Σ a_k d_k - d_0) with the even grid's weights a_k, of sum one; the latest slope first."""
+    """(rho_s - rho_t)(Σ a_k d_k - d_0) with the even grid's weights a_k, of sum one; the latest
+    slope first.
+    """
     if len(slopes) == 1:
         return Linear({})
     return (s.rho - t.rho) * (_combine(slopes, _ADAMS[len(slopes) - 1]) - slopes[0])
 
 
 @solver("pndm", paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2", order=2)
-def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved_start: bool = False) -> Linear:
+def pndm(
+    p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved_start: bool = False
+) -> Linear:
     """Adams-Bashforth of order 4 on eps, moved along by DDIM's transfer.
 
-    runge_kutta: the first three steps by pseudo Runge-Kutta (four calls each, F-PNDM); else Adams-Bashforth of rising
-    order. improved_start: the first step by pseudo improved Euler (two calls, S-PNDM), as PLMS samplers do.
+    runge_kutta: the first three steps by pseudo Runge-Kutta (four calls each, F-PNDM); else
+        Adams-Bashforth of rising
+    order. improved_start: the first step by pseudo improved Euler (two calls, S-PNDM), as PLMS
+        samplers do.
     """
     if runge_kutta and improved_start:
-        raise ValueError("fastdiff.Sampler: expected runge_kutta or improved_start, got both. Each is a way to start.")
+        raise ValueError(
+            "fastdiff.Sampler: expected runge_kutta or improved_start, got both. Each is a way to"
+            " start."
+        )
     x = p.start
     past: list[Linear] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
@@ -71,7 +91,8 @@ def pndm(p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved
             continue
         if runge_kutta and i < 3 and inner:
             middle = p.at(round(0.5 * (t.t + s.t)))
-            # the start is never remembered: each stage's x gives it back, which leaves room for the history
+            # the start is never remembered: each stage's x gives it back, which leaves room for the
+            # history
             to_middle, to_end = _transfer(t, middle), _transfer(t, s)
             first = p.keep(eps)
             _, e2 = p.predict_eps(transfer(t, middle, p.x(), eps), middle)
@@ -117,7 +138,9 @@ def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list
     return weights
 
 
-@solver("lms", paper="Adams-Bashforth on the uneven grid of rho (Karras et al. 2022, eq. 3)", order=2)
+@solver(
+    "lms", paper="Adams-Bashforth on the uneven grid of rho (Karras et al. 2022, eq. 3)", order=2
+)
 def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
     """x_s = x_t + Σ d_k ∫ l_k(rho) drho, the slopes interpolated by a polynomial in rho."""
     if order not in (1, 2, 3, 4):
@@ -151,15 +174,20 @@ def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
     def antiderivative(r: float) -> float:
         if r == 0:
             return 0.0
-        value = log(b) * (log(c) - log(r) + 1) - log(c) * log(r) + log(c) + log(r) ** 2 - 2 * log(r) + 2
+        value = (
+            log(b) * (log(c) - log(r) + 1) - log(c) * log(r) + log(c) + log(r) ** 2 - 2 * log(r) + 2
+        )
         return r * value / ((log(a) - log(b)) * (log(a) - log(c)))
 
     return antiderivative
 
 
 @solver("deis", paper="Zhang & Chen 2023 (DEIS), eq. 15, log-rho variant", order=3)
-def deis(p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: bool = False) -> Linear:
-    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho, eps interpolated by a polynomial in ln rho.
+def deis(
+    p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: bool = False
+) -> Linear:
+    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho, eps interpolated by a polynomial in
+    ln rho.
 
     lower_order_final: the order falls to 1 over the last steps, steadier with few of them.
     """
@@ -181,7 +209,9 @@ def deis(p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: 
                 rest = [rho for k, rho in enumerate(nodes) if k != j]
                 whole = _deis_two(node, *rest) if len(rest) == 1 else _deis_three(node, *rest)
                 weights.append(whole(s.rho) - whole(t.rho))
-            x = _step(t, s, x0, eps, _combine([e for e, _ in known], weights) - (s.rho - t.rho) * eps)
+            x = _step(
+                t, s, x0, eps, _combine([e for e, _ in known], weights) - (s.rho - t.rho) * eps
+            )
         if i < len(times) - 2 and t.rho < inf:
             past = [(p.keep(eps), t.rho), *past][: order - 1]
     return x

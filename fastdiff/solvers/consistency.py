@@ -11,10 +11,13 @@ from .trace import Linear, Trace
 
 
 @solver("lcm", paper="Luo et al. 2023 (LCM), eq. 9; Song et al. 2023, algorithm 1", stochastic=True)
-def lcm(p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigma_data: float = 0.5) -> Linear:
+def lcm(
+    p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigma_data: float = 0.5
+) -> Linear:
     """f = c_skip x + c_out x0, then noise again: x_s = alpha_s f + sigma_s z.
 
-    c_skip = sd²/(u² + sd²), c_out = u/sqrt(u² + sd²), u = timestep_scaling·t: the boundary condition f(x, 0) = x.
+    c_skip = sd²/(u² + sd²), c_out = u/sqrt(u² + sd²), u = timestep_scaling·t: the boundary
+    condition f(x, 0) = x.
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
@@ -30,7 +33,9 @@ def lcm(p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigm
 
 @solver("tcd", paper="Zheng et al. 2024 (TCD), algorithm 4, eq. 20", stochastic=True)
 def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
-    """DDIM down to the timestep (1 - eta) s, then noise up to s; eta = 0 is DDIM, 1 multistep consistency sampling."""
+    """DDIM down to the timestep (1 - eta) s, then noise up to s; eta = 0 is DDIM, 1 multistep
+    consistency sampling.
+    """
     if not 0 <= eta <= 1:
         raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
     x = p.start

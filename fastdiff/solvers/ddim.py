@@ -1,4 +1,6 @@
-"""DDIM: implicit sampling with noise eta, deterministic at eta = 0, and its inversion (Song et al. 2021)."""
+"""DDIM: implicit sampling with noise eta, deterministic at eta = 0, and its inversion (Song et al.
+2021).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from .trace import Linear, Trace
 
 
 def ddim_step(p: Trace, t: Time, s: Time, x0: Linear, eps: Linear, eta: float) -> Linear:
-    """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts."""
+    """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t)
+    sigma_ts.
+    """
     _, variance_ts = t.transition(s)
     std = eta * s.sigma / t.sigma * sqrt(variance_ts)
     x = s.alpha * x0 + sqrt(s.sigma**2 - std**2) * eps
@@ -24,10 +28,13 @@ def check_eta(eta: float) -> None:
 
 
 @solver("ddim", paper="Song, Meng & Ermon 2021, eq. 12 and 16")
-def ddim(p: Trace, times: Sequence[Time], *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Linear:
+def ddim(
+    p: Trace, times: Sequence[Time], *, eta: float = 0.0, use_clipped_model_output: bool = False
+) -> Linear:
     """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts.
 
-    eta: 0 deterministic, 1 DDPM's posterior variance. use_clipped_model_output: eps derived anew from the clipped x0.
+    eta: 0 deterministic, 1 DDPM's posterior variance. use_clipped_model_output: eps derived anew
+        from the clipped x0.
     """
     check_eta(eta)
     x = p.start
@@ -39,9 +46,14 @@ def ddim(p: Trace, times: Sequence[Time], *, eta: float = 0.0, use_clipped_model
     return x
 
 
-@solver("ddim_inverse", paper="Song, Meng & Ermon 2021, section 4.3: eq. 13 from data to noise", reverse=True)
+@solver(
+    "ddim_inverse",
+    paper="Song, Meng & Ermon 2021, section 4.3: eq. 13 from data to noise",
+    reverse=True,
+)
 def ddim_inverse(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = alpha_s x0 + sigma_s eps with s noisier than t: the x_T from which DDIM comes back, to first order.
+    """x_s = alpha_s x0 + sigma_s eps with s noisier than t: the x_T from which DDIM comes back, to
+    first order.
 
     At clean data, where no network was trained, it is asked at the first noisy time.
     """

@@ -1,4 +1,6 @@
-"""DDPM: ancestral sampling from q(x_s | x_t, x0) with x0 replaced by its prediction (Ho et al. 2020)."""
+"""DDPM: ancestral sampling from q(x_s | x_t, x0) with x0 replaced by its prediction (Ho et al.
+2020).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,17 @@ from .trace import Linear, Trace
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range", "optimal")
 
 
-@solver("ddpm", paper="Ho et al. 2020, eq. 6-7; respaced as Nichol & Dhariwal 2021, eq. 19", stochastic=True)
+@solver(
+    "ddpm",
+    paper="Ho et al. 2020, eq. 6-7; respaced as Nichol & Dhariwal 2021, eq. 19",
+    stochastic=True,
+)
 def ddpm(
-    p: Trace, times: Sequence[Time], *, variance_type: str = "fixed_small", data_variance: float | None = None
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    variance_type: str = "fixed_small",
+    data_variance: float | None = None,
 ) -> Linear:
     """x_s = c0 x0 + (alpha_ts sigma_s²/sigma_t²) x_t + std z, c0 = alpha_s sigma_ts²/sigma_t².
 
@@ -22,17 +32,21 @@ def ddpm(
 
     - `fixed_small`: beta-tilde = sigma_ts² sigma_s²/sigma_t² (eq. 7);
     - `fixed_large`: beta = sigma_ts² (section 3.2);
-    - `learned`: e^v, v the second half of the output's channels; `learned_range`: e^(f ln beta + (1 - f) ln beta-tilde),
-      f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15);
-    - `optimal`: beta-tilde + c0² mmse_t, mmse_t = s² sigma_t²/(alpha_t² s² + sigma_t²) for data of variance s² =
-      data_variance, on the last step too (Bao et al. 2022, theorem 1, for Gaussian data).
+    - `learned`: e^v, v the second half of the output's channels; `learned_range`: e^(f ln beta + (1
+      - f) ln beta-tilde), f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15);
+    - `optimal`: beta-tilde + c0² mmse_t, mmse_t = s² sigma_t²/(alpha_t² s² + sigma_t²) for data of
+      variance s² = data_variance, on the last step too (Bao et al. 2022, theorem 1, for Gaussian
+      data).
     """
     if variance_type not in VARIANCES:
-        raise ValueError(f"fastdiff.Sampler: expected variance_type in {sorted(VARIANCES)}, got {variance_type!r}.")
+        raise ValueError(
+            f"fastdiff.Sampler: expected variance_type in {sorted(VARIANCES)}, got"
+            f" {variance_type!r}."
+        )
     if (variance_type == "optimal") != (data_variance is not None and data_variance >= 0):
         raise ValueError(
-            f"fastdiff.Sampler: expected data_variance >= 0 with variance_type 'optimal' and with no other, got "
-            f"{data_variance!r} with {variance_type!r}."
+            "fastdiff.Sampler: expected data_variance >= 0 with variance_type 'optimal' and with"
+            f" no other, got {data_variance!r} with {variance_type!r}."
         )
     x = p.start
     for t, s in zip(times, times[1:], strict=False):

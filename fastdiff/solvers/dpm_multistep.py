@@ -1,4 +1,6 @@
-"""DPM-Solver and DPM-Solver++, multistep: exponential integrators with remembered predictions (Lu et al. 2022a, 2022b)."""
+"""DPM-Solver and DPM-Solver++, multistep: exponential integrators with remembered predictions (Lu
+et al. 2022a, 2022b).
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,32 @@ SOLVER_TYPES = ("midpoint", "heun")
 
 def _check(solver_type: str) -> None:
     if solver_type not in SOLVER_TYPES:
-        raise ValueError(f"fastdiff.Sampler: expected solver_type in {list(SOLVER_TYPES)}, got {solver_type!r}.")
+        raise ValueError(
+            f"fastdiff.Sampler: expected solver_type in {list(SOLVER_TYPES)}, got {solver_type!r}."
+        )
 
 
 def data_prediction(
-    p: Trace, times: Sequence[Time], order: int, *, sde: bool = False, eta: float = 1.0, s_noise: float = 1.0,
-    solver_type: str = "midpoint", as_published: bool = False, lower_order_final: bool = False,
-) -> Linear:  # fmt: skip
-    """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2), psi and chi of the order and type.
+    p: Trace,
+    times: Sequence[Time],
+    order: int,
+    *,
+    sde: bool = False,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    solver_type: str = "midpoint",
+    as_published: bool = False,
+    lower_order_final: bool = False,
+) -> Linear:
+    """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2), psi and chi of
+    the order and type.
 
-    sde: the reverse SDE with eta times its noise instead (Lu et al. 2022b, section 5, where eta is 1): (1 + eta) h in
-    h's place for the predictions, e^-eta·h more decay of x, and sigma_s sqrt(1 - e^-2 eta h) z, times s_noise.
-    lower_order_final, here and below: the order falls to 1 over the last steps, steadier with few of them.
+    sde: the reverse SDE with eta times its noise instead (Lu et al. 2022b, section 5, where eta is
+        1): (1 + eta) h in
+    h's place for the predictions, e^-eta·h more decay of x, and sigma_s sqrt(1 - e^-2 eta h) z,
+    times s_noise.
+    lower_order_final, here and below: the order falls to 1 over the last steps, steadier with few
+        of them.
     """
     _check(solver_type)
     eta = eta if sde else 0.0
@@ -54,9 +70,14 @@ def data_prediction(
 
 
 def noise_prediction(
-    p: Trace, times: Sequence[Time], order: int, *, solver_type: str = "midpoint", as_published: bool = False,
+    p: Trace,
+    times: Sequence[Time],
+    order: int,
+    *,
+    solver_type: str = "midpoint",
+    as_published: bool = False,
     lower_order_final: bool = False,
-) -> Linear:  # fmt: skip
+) -> Linear:
     """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + psi D1 + chi D2)."""
     _check(solver_type)
     x, past = p.start, []  # type: ignore[var-annotated]
@@ -83,43 +104,89 @@ def dpmpp_1(p: Trace, times: Sequence[Time]) -> Linear:
 
 @solver("dpm++2m", paper="Lu et al. 2022b (DPM-Solver++), algorithm 2", order=2)
 def dpmpp_2m(
-    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", lower_order_final: bool = False
-) -> Linear:
-    return data_prediction(p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final)
-
-
-@solver("dpm++3m", paper="Lu et al. 2022b (DPM-Solver++), appendix B, multistep of order 3", order=3)
-def dpmpp_3m(
-    p: Trace, times: Sequence[Time], *, as_published: bool = False, solver_type: str = "midpoint",
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    solver_type: str = "midpoint",
     lower_order_final: bool = False,
-) -> Linear:  # fmt: skip
-    """as_published: the published code's second difference, of order 2 (exponential.differences); solver_type: of the
-    second step, which is of order 2."""
+) -> Linear:
     return data_prediction(
-        p, times, 3, as_published=as_published, solver_type=solver_type, lower_order_final=lower_order_final
+        p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final
     )
 
 
 @solver(
-    "dpm++2m_sde", paper="Lu et al. 2022b (DPM-Solver++), SDE-DPM-Solver++(2M), section 5", order=2, stochastic=True
+    "dpm++3m", paper="Lu et al. 2022b (DPM-Solver++), appendix B, multistep of order 3", order=3
 )
-def dpmpp_2m_sde(
-    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", eta: float = 1.0, s_noise: float = 1.0,
+def dpmpp_3m(
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    as_published: bool = False,
+    solver_type: str = "midpoint",
     lower_order_final: bool = False,
-) -> Linear:  # fmt: skip
-    """eta = 0 is dpm++2m."""
+) -> Linear:
+    """as_published: the published code's second difference, of order 2 (exponential.differences);
+    solver_type: of the second step, which is of order 2.
+    """
     return data_prediction(
-        p, times, 2, sde=True, eta=eta, s_noise=s_noise, solver_type=solver_type, lower_order_final=lower_order_final
+        p,
+        times,
+        3,
+        as_published=as_published,
+        solver_type=solver_type,
+        lower_order_final=lower_order_final,
     )
 
 
-@solver("dpm++3m_sde", paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3", order=2, stochastic=True)
+@solver(
+    "dpm++2m_sde",
+    paper="Lu et al. 2022b (DPM-Solver++), SDE-DPM-Solver++(2M), section 5",
+    order=2,
+    stochastic=True,
+)
+def dpmpp_2m_sde(
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    solver_type: str = "midpoint",
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    lower_order_final: bool = False,
+) -> Linear:
+    """eta = 0 is dpm++2m."""
+    return data_prediction(
+        p,
+        times,
+        2,
+        sde=True,
+        eta=eta,
+        s_noise=s_noise,
+        solver_type=solver_type,
+        lower_order_final=lower_order_final,
+    )
+
+
+@solver(
+    "dpm++3m_sde",
+    paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3",
+    order=2,
+    stochastic=True,
+)
 def dpmpp_3m_sde(
-    p: Trace, times: Sequence[Time], *, as_published: bool = False, eta: float = 1.0, s_noise: float = 1.0,
-    solver_type: str = "midpoint", lower_order_final: bool = False,
-) -> Linear:  # fmt: skip
-    """Of weak order 2: the remembered predictions carry noise. as_published: see dpm++3m; eta = 0 is dpm++3m;
-    solver_type: of the second step, which is of order 2."""
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    as_published: bool = False,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
+) -> Linear:
+    """Of weak order 2: the remembered predictions carry noise. as_published: see dpm++3m; eta = 0
+    is dpm++3m;
+    solver_type: of the second step, which is of order 2.
+    """
     return data_prediction(
         p,
         times,
@@ -140,18 +207,34 @@ def dpm_1(p: Trace, times: Sequence[Time]) -> Linear:
 
 @solver("dpm2m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 2", order=2)
 def dpm_2m(
-    p: Trace, times: Sequence[Time], *, solver_type: str = "midpoint", lower_order_final: bool = False
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    solver_type: str = "midpoint",
+    lower_order_final: bool = False,
 ) -> Linear:
-    return noise_prediction(p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final)
+    return noise_prediction(
+        p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final
+    )
 
 
 @solver("dpm3m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 3", order=3)
 def dpm_3m(
-    p: Trace, times: Sequence[Time], *, as_published: bool = False, solver_type: str = "midpoint",
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    as_published: bool = False,
+    solver_type: str = "midpoint",
     lower_order_final: bool = False,
-) -> Linear:  # fmt: skip
-    """as_published: the published code's second difference, of order 2 (exponential.differences); solver_type: of the
-    second step, which is of order 2."""
+) -> Linear:
+    """as_published: the published code's second difference, of order 2 (exponential.differences);
+    solver_type: of the second step, which is of order 2.
+    """
     return noise_prediction(
-        p, times, 3, as_published=as_published, solver_type=solver_type, lower_order_final=lower_order_final
+        p,
+        times,
+        3,
+        as_published=as_published,
+        solver_type=solver_type,
+        lower_order_final=lower_order_final,
     )

@@ -1,6 +1,8 @@
-"""DPM-Solver++ with noise inside its steps: the SDE in two stages, and the ancestral singlestep method.
+"""DPM-Solver++ with noise inside its steps: the SDE in two stages, and the ancestral singlestep
+method.
 
-In rho = sigma/alpha, on x/alpha: a step down to rho_d with noise of rho_u put back, rho_d² + rho_u² = rho_s².
+In rho = sigma/alpha, on x/alpha: a step down to rho_d with noise of rho_u put back, rho_d² + rho_u²
+= rho_s².
 """
 
 from __future__ import annotations
@@ -15,18 +17,32 @@ from .registry import solver
 from .trace import Linear, Trace
 
 
-@solver("dpm++sde", paper="Lu et al. 2022b (DPM-Solver++), eq. 9 on the reverse SDE, in two stages", order=1, calls=2,
-        stochastic=True)  # fmt: skip
+@solver(
+    "dpm++sde",
+    paper="Lu et al. 2022b (DPM-Solver++), eq. 9 on the reverse SDE, in two stages",
+    order=1,
+    calls=2,
+    stochastic=True,
+)
 def dpmpp_sde(
-    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0, r: float = 0.5, nested: bool = False,
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r: float = 0.5,
+    nested: bool = False,
     clock: str = "snr",
-) -> Linear:  # fmt: skip
-    """First the fraction r of the step in log-SNR, then the whole of it with (1 - 1/2r) x0 + 1/2r x0'.
+) -> Linear:
+    """First the fraction r of the step in log-SNR, then the whole of it with (1 - 1/2r) x0 + 1/2r
+    x0'.
 
-    Both stages follow one Brownian path. With eta = 1 the state over sigma² has independent increments of variance
-    1/rho_s² - 1/rho_t², so the noise of the whole step is sqrt(w) z + sqrt(1 - w) z', z the first stage's, z' fresh and w
-    the first stage's share. nested: the draw of the second stage is the whole step's, given by who knows the path.
-    clock: the path's time, 1/rho² (`snr`), or rho itself as in the published code, which makes w smaller than it is.
+    Both stages follow one Brownian path. With eta = 1 the state over sigma² has independent
+    increments of variance 1/rho_s² - 1/rho_t², so the noise of the whole step is sqrt(w) z + sqrt(1
+    - w) z', z the first stage's, z' fresh and w the first stage's share. nested: the draw of the
+    second stage is the whole step's, given by who knows the path.
+    clock: the path's time, 1/rho² (`snr`), or rho itself as in the published code, which makes w
+        smaller than it is.
     """
     if clock not in ("snr", "rho"):
         raise ValueError(f"fastdiff.Sampler: expected clock in ['snr', 'rho'], got {clock!r}.")
@@ -62,9 +78,16 @@ def dpmpp_sde(
     return x
 
 
-@solver("dpm++2s_ancestral", paper="Lu et al. 2022b (DPM-Solver++), algorithm 1, with the noise of euler_ancestral",
-        order=1, calls=2, stochastic=True)  # fmt: skip
-def dpmpp_2s_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+@solver(
+    "dpm++2s_ancestral",
+    paper="Lu et al. 2022b (DPM-Solver++), algorithm 1, with the noise of euler_ancestral",
+    order=1,
+    calls=2,
+    stochastic=True,
+)
+def dpmpp_2s_ancestral(
+    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
+) -> Linear:
     """dpm++2s from rho_t down to rho_d, then noise of rho_u."""
     x = p.start
     for t, s in zip(times, times[1:], strict=False):

@@ -1,6 +1,8 @@
-"""DPM-Solver and DPM-Solver++, singlestep: two or three network calls a step (Lu et al. 2022a, 2022b).
+"""DPM-Solver and DPM-Solver++, singlestep: two or three network calls a step (Lu et al. 2022a,
+2022b).
 
-The points between t and s lie at fractions r of the way in lambda; the step into clean data is of first order.
+The points between t and s lie at fractions r of the way in lambda; the step into clean data is of
+first order.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from .trace import Linear, Trace
 
 
 def data_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
-    """Lu et al. 2022b, algorithm 1 (order 2, r = 1/2) and its third-order sibling (r = 1/3, 2/3)."""
+    """Lu et al. 2022b, algorithm 1 (order 2, r = 1/2) and its third-order sibling (r = 1/3,
+    2/3).
+    """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -55,7 +59,9 @@ def noise_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
         x = middle.alpha * x0 + middle.sigma * eps
         _, e = p.predict_eps(x, middle)
 
-        def base(to: Time, gain: float, t: Time = t, start: Linear = start, first: Linear = first) -> Linear:
+        def base(
+            to: Time, gain: float, t: Time = t, start: Linear = start, first: Linear = first
+        ) -> Linear:
             return (to.alpha / t.alpha) * start - to.sigma * gain * first
 
         if order == 3:

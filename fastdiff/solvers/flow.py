@@ -1,6 +1,8 @@
-"""Flow matching: Euler and Heun on the velocity u = eps - x0 (Lipman et al. 2023, eq. 20; Esser et al. 2024).
+"""Flow matching: Euler and Heun on the velocity u = eps - x0 (Lipman et al. 2023, eq. 20; Esser et
+al. 2024).
 
-With alpha + sigma = 1 the flow is dx/dsigma = u. A state of another space divided by alpha + sigma lies in that one.
+With alpha + sigma = 1 the flow is dx/dsigma = u. A state of another space divided by alpha + sigma
+lies in that one.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def flow_euler(p: Trace, times: Sequence[Time]) -> Linear:
 
 @solver("flow_heun", paper="Lipman et al. 2023, eq. 20, with Heun's method", order=2, calls=2)
 def flow_heun(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = x + (sigma_s - sigma_t)(u_t + u_s)/2, u_s after Euler's step; the step into clean data is Euler's."""
+    """x_s = x + (sigma_s - sigma_t)(u_t + u_s)/2, u_s after Euler's step; the step into clean data
+    is Euler's.
+    """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)

@@ -1,4 +1,5 @@
-"""Solvers of Karras et al. 2022: the probability-flow ODE in rho = sigma/alpha, dx/drho = (x - x0)/rho.
+"""Solvers of Karras et al. 2022: the probability-flow ODE in rho = sigma/alpha, dx/drho = (x -
+x0)/rho.
 
 x here is Karras' x, the state over alpha. Euler's step with this derivative is DDIM's.
 """
@@ -33,11 +34,22 @@ def churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple
 
 
 def stochastic(
-    p: Trace, times: Sequence[Time], *, heun: bool, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    heun: bool,
+    s_churn: float,
+    s_tmin: float,
+    s_tmax: float,
+    s_noise: float,
 ) -> Linear:
-    """Karras et al. 2022, algorithm 2; without `heun` only its Euler part, without churn algorithm 1."""
+    """Karras et al. 2022, algorithm 2; without `heun` only its Euler part, without churn algorithm
+    1.
+    """
     if s_churn < 0 or s_noise < 0:
-        raise ValueError(f"fastdiff.Sampler: expected s_churn and s_noise >= 0, got {s_churn!r} and {s_noise!r}.")
+        raise ValueError(
+            f"fastdiff.Sampler: expected s_churn and s_noise >= 0, got {s_churn!r} and {s_noise!r}."
+        )
     x = p.start
     gamma = min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
     for t, s in zip(times, times[1:], strict=False):
@@ -51,9 +63,16 @@ def stochastic(
 
 
 def trapezoid(
-    p: Trace, s: Time, x: Linear, first: Linear, derivative: Callable[[Time, Linear, Linear], Linear], width: float
+    p: Trace,
+    s: Time,
+    x: Linear,
+    first: Linear,
+    derivative: Callable[[Time, Linear, Linear], Linear],
+    width: float,
 ) -> Linear:
-    """Heun's second half: x, Euler's step by `width` along the first derivative, moved on along the mean of two."""
+    """Heun's second half: x, Euler's step by `width` along the first derivative, moved on along the
+    mean of two.
+    """
     kept = p.keep(first)
     y0, _, _ = p.predict(x, s)
     return p.x() + 0.5 * width * (derivative(s, p.x(), y0) - kept)
@@ -61,11 +80,18 @@ def trapezoid(
 
 @solver("euler", paper="Karras et al. 2022, algorithm 2 without its second-order part", order=1)
 def euler(
-    p: Trace, times: Sequence[Time], *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf,
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
     s_noise: float = 1.0,
-) -> Linear:  # fmt: skip
+) -> Linear:
     """s_churn > 0 adds noise before steps whose rho lies in [s_tmin, s_tmax]."""
-    return stochastic(p, times, heun=False, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+    return stochastic(
+        p, times, heun=False, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise
+    )
 
 
 @solver("heun", paper="Karras et al. 2022, algorithm 1", order=2, calls=2)
@@ -75,21 +101,43 @@ def heun(p: Trace, times: Sequence[Time]) -> Linear:
 
 @solver("edm", paper="Karras et al. 2022, algorithm 2", order=1, calls=2, stochastic=True)
 def edm(
-    p: Trace, times: Sequence[Time], *, s_churn: float = 40.0, s_tmin: float = 0.05, s_tmax: float = 50.0,
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    s_churn: float = 40.0,
+    s_tmin: float = 0.05,
+    s_tmax: float = 50.0,
     s_noise: float = 1.003,
-) -> Linear:  # fmt: skip
-    return stochastic(p, times, heun=True, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+) -> Linear:
+    return stochastic(
+        p, times, heun=True, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise
+    )
 
 
 def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
-    """(rho to step down to, rho of the noise put back): down² + up² = rho_s² (Song et al. 2021, eq. 16, in rho)."""
-    up = min(s.rho, eta * s.rho * sqrt(max((1.0 - s.rho / t.rho) * (1.0 + s.rho / t.rho), 0.0))) if s.rho else 0.0
+    """(rho to step down to, rho of the noise put back): down² + up² = rho_s² (Song et al. 2021, eq.
+    16, in rho).
+    """
+    up = (
+        min(s.rho, eta * s.rho * sqrt(max((1.0 - s.rho / t.rho) * (1.0 + s.rho / t.rho), 0.0)))
+        if s.rho
+        else 0.0
+    )
     return sqrt(max(s.rho**2 - up**2, 0.0)), up
 
 
-@solver("euler_ancestral", paper="Song, Meng & Ermon 2021, eq. 12 and 16, in rho", order=1, stochastic=True)
-def euler_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
-    """Euler down to `down`, then noise of `up`; eta = 0 is Euler, infinity noise from x0 at every step."""
+@solver(
+    "euler_ancestral",
+    paper="Song, Meng & Ermon 2021, eq. 12 and 16, in rho",
+    order=1,
+    stochastic=True,
+)
+def euler_ancestral(
+    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
+) -> Linear:
+    """Euler down to `down`, then noise of `up`; eta = 0 is Euler, infinity noise from x0 at every
+    step.
+    """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -101,7 +149,9 @@ def euler_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_nois
 
 
 def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Linear:
-    """The midpoint rule in ln rho: a second slope halfway down (Karras et al. 2022, section 3 names it DPM-2)."""
+    """The midpoint rule in ln rho: a second slope halfway down (Karras et al. 2022, section 3 names
+    it DPM-2).
+    """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -125,6 +175,14 @@ def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
     return _kdpm2(p, times, eta=0.0, s_noise=1.0)
 
 
-@solver("kdpm2_ancestral", paper="as kdpm2, with the noise of euler_ancestral", order=1, calls=2, stochastic=True)
-def kdpm2_ancestral(p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0) -> Linear:
+@solver(
+    "kdpm2_ancestral",
+    paper="as kdpm2, with the noise of euler_ancestral",
+    order=1,
+    calls=2,
+    stochastic=True,
+)
+def kdpm2_ancestral(
+    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
+) -> Linear:
     return _kdpm2(p, times, eta=eta, s_noise=s_noise)

@@ -1,7 +1,7 @@
 """The plan: a solver traced over a grid of times, a float64 table with one row per network call.
 
-The table is all that a kernel needs and all that a dataset's identity needs: it prints as formulas and its hash goes
-into provenance.
+The table is all that a kernel needs and all that a dataset's identity needs: it prints as formulas
+and its hash goes into provenance.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Plan:
         columns: the table's column names (fastdiff.table).
         used: bit mask of the columns that some row fills; kernels are specialised on it.
         initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
-        levels: float64 [rows, 2], (alpha, sigma) of the state before each row, so levels[next] is the one after; None
-            where the maker of the table did not say.
-        whole_times: whether the network is given t as whole timesteps (int64) or as real numbers (float32); left out, whole
-            where all of the table's are.
+        levels: float64 [rows, 2], (alpha, sigma) of the state before each row, so levels[next] is
+            the one after; None where the maker of the table did not say.
+        whole_times: whether the network is given t as whole timesteps (int64) or as real numbers
+            (float32); left out, whole where all of the table's are.
     """
 
     table: NDArray[np.float64]
@@ -43,19 +43,29 @@ class Plan:
     used: int = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.table.dtype != np.float64 or self.table.ndim != 2 or self.table.shape[1] != len(COLUMNS):
-            raise ValueError(f"fastdiff.Plan: expected a float64 table [rows, {len(COLUMNS)}], got {self.table.shape}.")
+        if (
+            self.table.dtype != np.float64
+            or self.table.ndim != 2
+            or self.table.shape[1] != len(COLUMNS)
+        ):
+            raise ValueError(
+                f"fastdiff.Plan: expected a float64 table [rows, {len(COLUMNS)}], got"
+                f" {self.table.shape}."
+            )
         if not np.isfinite(self.table).all():
             row, column = np.argwhere(~np.isfinite(self.table))[0]
             raise ValueError(
-                f"fastdiff.Plan: expected finite coefficients, got {self.table[row, column]} in row {row}, column "
-                f"{COLUMNS[column]!r}. The schedule reaches a point where the prediction type is undefined."
+                f"fastdiff.Plan: expected finite coefficients, got {self.table[row, column]} in row"
+                f" {row}, column {COLUMNS[column]!r}. The schedule reaches a point where the"
+                " prediction type is undefined."
             )
         self.table.flags.writeable = False
         if self.whole_times is None:
             object.__setattr__(self, "whole_times", bool((self.column("t") % 1 == 0).all()))
         # computed here and not on demand: a traced program (torch.compile) finds a number
-        object.__setattr__(self, "used", sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0))))
+        object.__setattr__(
+            self, "used", sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0)))
+        )
 
     def __len__(self) -> int:
         """Rows that do something; the closing identity row is not counted."""
@@ -64,7 +74,9 @@ class Plan:
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of schema, table and initial deviation, hexadecimal: equal plans step equally."""
-        digest = hashlib.sha256(f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode())
+        digest = hashlib.sha256(
+            f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode()
+        )
         digest.update(np.ascontiguousarray(self.table, dtype="<f8").tobytes())
         if self.initial_std != 1.0:
             digest.update(np.float64(self.initial_std).astype("<f8").tobytes())
@@ -73,20 +85,29 @@ class Plan:
     @functools.cached_property
     def slots(self) -> int:
         """How many remembered tensors a run of this plan needs."""
-        names = {i: [INDEX[f"{to}.s{i}"] for to in ("x", "s1", "s2", "s3", "s4")] for i in range(1, SLOTS + 1)}
-        return max((i for i, columns in names.items() if (self.table[:, columns] != 0).any()), default=0)
+        names = {
+            i: [INDEX[f"{to}.s{i}"] for to in ("x", "s1", "s2", "s3", "s4")]
+            for i in range(1, SLOTS + 1)
+        }
+        return max(
+            (i for i, columns in names.items() if (self.table[:, columns] != 0).any()), default=0
+        )
 
     @property
     def stochastic(self) -> bool:
         """Whether any row draws noise."""
-        return bool((self.column("x.z") != 0).any()) or any((self.column(f"s{i}.z") != 0).any() for i in range(1, 5))
+        return bool((self.column("x.z") != 0).any()) or any(
+            (self.column(f"s{i}.z") != 0).any() for i in range(1, 5)
+        )
 
     @property
     def network_calls(self) -> int:
         return int(self.column("network").sum())
 
     def enterable(self, row: int) -> bool:
-        """Whether a run may begin at this row: no row from it on reads a slot that none of them has written."""
+        """Whether a run may begin at this row: no row from it on reads a slot that none of them has
+        written.
+        """
         slots = range(1, SLOTS + 1)
         written: set[int] = set()
         for line in self.table[row:-1]:
@@ -100,8 +121,10 @@ class Plan:
     def stack(cls, plans: Sequence[Plan]) -> tuple[Plan, list[int]]:
         """(one plan that holds the rows of all, the first row of each in it).
 
-        Samples of one batch may then follow different plans: a sample's row says which. Levels are kept where every plan
-        has them; the initial deviation is that of the first plan and concerns samples that start there.
+        Samples of one batch may then follow different plans: a sample's row says which. Levels are
+            kept where every plan
+        has them; the initial deviation is that of the first plan and concerns samples that start
+        there.
         """
         if len(plans) == 1:
             return plans[0], [0]
@@ -114,7 +137,11 @@ class Plan:
         info = {"stacked": [dict(plan.info) for plan in plans]}
         first = plans[0]
         stacked = cls(
-            np.concatenate(tables), info, initial_std=first.initial_std, levels=together, whole_times=first.whole_times
+            np.concatenate(tables),
+            info,
+            initial_std=first.initial_std,
+            levels=together,
+            whole_times=first.whole_times,
         )
         return stacked, [int(offset) for offset in offsets[:-1]]
 
@@ -127,10 +154,21 @@ class Plan:
         lines = [f"{title or 'plan'}: {self.network_calls} network calls, hash {self.hash[:12]}"]
         cells = [("row", "t", "x0 =", "next x =", "remembers")]
         for i in range(len(self)):
-            cells.append((str(i), f"{self.column('t')[i]:g}", self._x0(i), self._sum(i, "x"), self._memory(i)))
+            cells.append(
+                (
+                    str(i),
+                    f"{self.column('t')[i]:g}",
+                    self._x0(i),
+                    self._sum(i, "x"),
+                    self._memory(i),
+                )
+            )
         columns = [c for c in range(5) if c < 4 or any(row[c] for row in cells[1:])]
         widths = [max(len(row[c]) for row in cells) for c in columns]
-        lines += ["  ".join(row[c].ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip() for row in cells]
+        lines += [
+            "  ".join(row[c].ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip()
+            for row in cells
+        ]
         return "\n".join(lines)
 
     def _x0(self, row: int) -> str:
@@ -147,7 +185,9 @@ class Plan:
         if self.column("noise_mode")[row] == 1:
             noise = f"std(out) {noise}"  # the network's own deviation
         names = [o if o != "z" else noise for o in OPERANDS]
-        return _terms([(self.column(f"{to}.{o}")[row], n) for o, n in zip(OPERANDS, names, strict=True)])
+        return _terms(
+            [(self.column(f"{to}.{o}")[row], n) for o, n in zip(OPERANDS, names, strict=True)]
+        )
 
     def _memory(self, row: int) -> str:
         written = [(i, self._sum(row, f"s{i}")) for i in range(1, SLOTS + 1)]

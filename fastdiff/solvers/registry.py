@@ -37,7 +37,13 @@ SOLVERS: dict[str, Solver] = {}
 
 
 def solver(
-    name: str, *, paper: str, order: int = 1, calls: int = 1, stochastic: bool = False, reverse: bool = False
+    name: str,
+    *,
+    paper: str,
+    order: int = 1,
+    calls: int = 1,
+    stochastic: bool = False,
+    reverse: bool = False,
 ) -> Callable[[Formula], Formula]:
     """Registers a formula under a public name."""
 
@@ -73,34 +79,42 @@ def make_plan(
 ) -> Plan:
     """Traces a solver over a grid of `steps` times of the schedule.
 
-    timesteps: descending timesteps to visit instead (`steps` is then their number); sigmas: descending noise levels
-    sigma/alpha (flow schedules: sigma) to visit instead; times: points from noise to data instead of all of them, clean
+    timesteps: descending timesteps to visit instead (`steps` is then their number); sigmas:
+        descending noise levels
+    sigma/alpha (flow schedules: sigma) to visit instead; times: points from noise to data instead
+    of all of them, clean
     data included where the solver should go there. Further arguments: see `Sampler`.
 
-    Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1, T], timesteps that do
-    not descend within [0, T), sigmas that do not descend, numbers outside their ranges, and solvers and prediction types
-    that cannot start where the grid does.
+    Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1,
+    T], timesteps that do not descend within [0, T), sigmas that do not descend, numbers outside
+    their ranges, and solvers and prediction types that cannot start where the grid does.
     """
     chosen = find(solver)
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:
         raise ValueError(
-            f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got {unknown[0]!r}."
+            f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got"
+            f" {unknown[0]!r}."
         )
     if clip_range is not None and not 0 < clip_range < float("inf"):
         raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
     if isinstance(prediction_type, str):
         prediction_type = Parametrization(normalize(prediction_type))
-    if dynamic_threshold is not None and not (0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)):
+    if dynamic_threshold is not None and not (
+        0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)
+    ):
         raise ValueError(
-            f"fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it, got {dynamic_threshold!r} "
-            f"and {clip_range!r}."
+            "fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it,"
+            f" got {dynamic_threshold!r} and {clip_range!r}."
         )
     if not 0 <= guidance_rescale <= 1:
-        raise ValueError(f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}.")
+        raise ValueError(
+            f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}."
+        )
     if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1]:
         raise ValueError(
-            f"fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got {guidance_interval!r}."
+            "fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got"
+            f" {guidance_interval!r}."
         )
     if timesteps is not None:
         times = given(schedule, timesteps)
@@ -123,20 +137,34 @@ def make_plan(
         table = trace.table(chosen.formula(trace, times, **options))
     except ZeroDivisionError:
         raise ValueError(
-            f"fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver {solver!r}, got pure "
-            "noise. Use another solver, or timesteps or sigmas that begin later."
+            "fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver"
+            f" {solver!r}, got pure noise. Use another solver, or timesteps or sigmas that begin"
+            " later."
         ) from None
-    chosen_options = {name: repr(v) if callable(v) else v for name, v in (chosen.options | options).items()}
+    chosen_options = {
+        name: repr(v) if callable(v) else v for name, v in (chosen.options | options).items()
+    }
     info = {"solver": solver, **chosen_options, "steps": int(steps)}
     info["prediction_type"] = prediction_type.prediction_type
     if prediction_type.unit_input:
         info |= {"unit_input": True, "sigma_data": prediction_type.sigma_data}
-    info |= {"clip_range": clip_range, "timestep_spacing": timestep_spacing, "schedule": repr(schedule)}
+    info |= {
+        "clip_range": clip_range,
+        "timestep_spacing": timestep_spacing,
+        "schedule": repr(schedule),
+    }
     info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
-    info |= {"guidance_interval": guidance_interval, "timesteps": None if timesteps is None else list(timesteps)}
+    info |= {
+        "guidance_interval": guidance_interval,
+        "timesteps": None if timesteps is None else list(timesteps),
+    }
     if sigmas is not None:
         info["sigmas"] = [float(v) for v in sigmas]
     deviation = 1.0 if schedule.space == "vp" or chosen.reverse else times[0].sigma
     return Plan(
-        table, info, initial_std=deviation, levels=trace.levels(times[-1]), whole_times=schedule.whole_times
+        table,
+        info,
+        initial_std=deviation,
+        levels=trace.levels(times[-1]),
+        whole_times=schedule.whole_times,
     )

@@ -1,6 +1,7 @@
 """RePaint: inpainting by going back and forth in time (Lugmayr et al. 2022).
 
-The known part of the picture is mixed in by whoever steps through the plan, at the level of each row's next state.
+The known part of the picture is mixed in by whoever steps through the plan, at the level of each
+row's next state.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from .trace import Linear, Trace
 
 
 def resampling(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
-    """The visited grid indices, 0 … steps: whenever a multiple of jump_length steps remains, jump_length of them are
-    taken back, jump_n_sample - 1 times, unless the start would be reached (Lugmayr et al. 2022, section 4.2, appendix B).
+    """The visited grid indices, 0 … steps: whenever a multiple of jump_length steps remains,
+    jump_length of them are taken back, jump_n_sample - 1 times, unless the start would be reached
+    (Lugmayr et al. 2022, section 4.2, appendix B).
     """
     left = dict.fromkeys(range(0, steps - jump_length, jump_length), jump_n_sample - 1)
     path = [0]
@@ -31,16 +33,23 @@ def resampling(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
 
 @solver("repaint", paper="Lugmayr et al. 2022 (RePaint), algorithm 1", stochastic=True)
 def repaint(
-    p: Trace, times: Sequence[Time], *, jump_length: int = 10, jump_n_sample: int = 10, eta: float = 1.0
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    jump_length: int = 10,
+    jump_n_sample: int = 10,
+    eta: float = 1.0,
 ) -> Linear:
-    """DDPM's step (DDIM's with eta), and back x_t = alpha_ts x_s + sigma_ts z in one row without a network call.
+    """DDPM's step (DDIM's with eta), and back x_t = alpha_ts x_s + sigma_ts z in one row without a
+    network call.
 
     jump_length steps are taken back at a time, jump_n_sample - 1 times at each place.
     """
     check_eta(eta)
     if jump_length < 1 or jump_n_sample < 1:
         raise ValueError(
-            f"fastdiff.Sampler: expected jump_length and jump_n_sample >= 1, got {jump_length!r} and {jump_n_sample!r}."
+            f"fastdiff.Sampler: expected jump_length and jump_n_sample >= 1, got {jump_length!r}"
+            f" and {jump_n_sample!r}."
         )
     x = p.start
     path = resampling(len(times) - 1, jump_length, jump_n_sample)

@@ -1,12 +1,14 @@
-"""SA-Solver: stochastic Adams methods for the family of reverse SDEs with noise tau (Xue et al. 2023).
+"""SA-Solver: stochastic Adams methods for the family of reverse SDEs with noise tau (Xue et al.
+2023).
 
-With lambda = ln(alpha/sigma), h = lambda_s - lambda_t, tau constant over the step and the data prediction x0(lambda)
-interpolated by a polynomial, a step is exact (Xue et al. 2023, eq. 14):
+With lambda = ln(alpha/sigma), h = lambda_s - lambda_t, tau constant over the step and the data
+prediction x0(lambda) interpolated by a polynomial, a step is exact (Xue et al. 2023, eq. 14):
 
     x_s = (sigma_s/sigma_t) e^(-tau² h) x_t + Σ b_k x0_k + sigma_s sqrt(1 - e^(-2 tau² h)) z
     b_k = alpha_s (1 + tau²) ∫_0^h e^(-(1 + tau²) u) l_k(lambda_s - u) du
 
-The predictor interpolates what is known at t; the corrector adds the prediction at s, with the same z.
+The predictor interpolates what is known at t; the corrector adds the prediction at s, with the same
+z.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ def _moments(z: float, count: int) -> list[float]:
     return values
 
 
-def _weights(nodes: Sequence[Time], t: Time, s: Time, tau: float, as_published: bool) -> list[float]:
+def _weights(
+    nodes: Sequence[Time], t: Time, s: Time, tau: float, as_published: bool
+) -> list[float]:
     """b_k of the nodes, by powers of v = (lambda_s - lambda)/h."""
     h, rate = step_size(t, s), 1.0 + tau**2
     if h == inf:
@@ -63,35 +67,53 @@ def _weights(nodes: Sequence[Time], t: Time, s: Time, tau: float, as_published: 
 
 def _sum(known: Sequence[Known], t: Time, s: Time, tau: float, as_published: bool) -> Linear:
     total = Linear({})
-    for (x0, _), weight in zip(known, _weights([q for _, q in known], t, s, tau, as_published), strict=True):
+    for (x0, _), weight in zip(
+        known, _weights([q for _, q in known], t, s, tau, as_published), strict=True
+    ):
         total = total + weight * x0
     return total
 
 
-@solver("sa", paper="Xue et al. 2023 (SA-Solver), eq. 14 to 18, algorithm 1", order=2, stochastic=True)
+@solver(
+    "sa", paper="Xue et al. 2023 (SA-Solver), eq. 14 to 18, algorithm 1", order=2, stochastic=True
+)
 def sa(
-    p: Trace, times: Sequence[Time], *, predictor_order: int = 2, corrector_order: int = 2,
-    tau: float | Callable[[Time], float] = 1.0, tau_min: float = 0.0, tau_max: float = inf,
-    lower_order_final: bool = True, as_published: bool = False,
-) -> Linear:  # fmt: skip
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    predictor_order: int = 2,
+    corrector_order: int = 2,
+    tau: float | Callable[[Time], float] = 1.0,
+    tau_min: float = 0.0,
+    tau_max: float = inf,
+    lower_order_final: bool = True,
+    as_published: bool = False,
+) -> Linear:
     """predictor_order: 1 to 4; corrector_order: 0 (none) to 4.
 
-    tau: the noise, 0 for the probability-flow ODE, 1 for the reverse SDE; a number that holds for steps from noise levels
-    sigma/alpha in [tau_min, tau_max] (0 elsewhere), or a function of the `Time` a step begins at. lower_order_final:
-    orders fall over the last steps. as_published: the published code's term of O(h³) in formulas of order 2.
+    tau: the noise, 0 for the probability-flow ODE, 1 for the reverse SDE; a number that holds for
+        steps from noise levels
+    sigma/alpha in [tau_min, tau_max] (0 elsewhere), or a function of the `Time` a step begins at.
+    lower_order_final:
+    orders fall over the last steps. as_published: the published code's term of O(h³) in formulas of
+        order 2.
     """
     if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
         raise ValueError(
-            f"fastdiff.Sampler: expected predictor_order in 1 … 4 and corrector_order in 0 … 4, got {predictor_order!r} and "
-            f"{corrector_order!r}."
+            "fastdiff.Sampler: expected predictor_order in 1 … 4 and corrector_order in 0 … 4, got"
+            f" {predictor_order!r} and {corrector_order!r}."
         )
     steps, x = len(times) - 1, p.start
-    past: list[Known] = []  # predictions, latest first; pure noise, at lambda = -inf, tells nothing about a slope
+    past: list[
+        Known
+    ] = []  # predictions, latest first; pure noise, at lambda = -inf, tells nothing about a slope
     base, noise_of, correct = Linear({}), 0.0, 0
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
         corrected = p.x()
-        past = [known for known in past if known[1].log_snr != t.log_snr]  # equal points tell nothing about a slope
+        past = [
+            known for known in past if known[1].log_snr != t.log_snr
+        ]  # equal points tell nothing about a slope
         if correct:
             known = [(x0, t), *past][: min(correct, len(past) + 1)]
             corrected = base + _sum(known, times[i - 1], t, noise_of, as_published)
@@ -105,7 +127,13 @@ def sa(
         known = [(x0, t), *past][: 1 if h == inf else order]
         x = base + _sum(known, t, s, noise_of, as_published)
         # out of pure noise a step is exact for a constant prediction: nothing to correct
-        correct = 0 if h == inf else min(corrector_order, steps - i + 1) if lower_order_final else corrector_order
+        correct = (
+            0
+            if h == inf
+            else min(corrector_order, steps - i + 1)
+            if lower_order_final
+            else corrector_order
+        )
         if i < steps - 1:
             if correct:
                 base = p.keep(base)

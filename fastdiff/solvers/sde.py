@@ -10,13 +10,16 @@ from .registry import solver
 from .trace import Linear, Trace
 
 
-@solver("euler_maruyama", paper="Song et al. 2021b (score SDE), eq. 6 and 11", order=1, stochastic=True)
+@solver(
+    "euler_maruyama", paper="Song et al. 2021b (score SDE), eq. 6 and 11", order=1, stochastic=True
+)
 def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = (1 - F) x + G score + sqrt(G) z for dx = f x du + g dw, F = ∫ f du = ln(alpha_t/alpha_s), G = ∫ g² du.
+    """x_s = (1 - F) x + G score + sqrt(G) z for dx = f x du + g dw, F = ∫ f du =
+    ln(alpha_t/alpha_s), G = ∫ g² du.
 
-    score = -eps/sigma_t, g² du = 2 sigma² d ln rho: G = -2F (`vp`), sigma_t² - sigma_s² (`ve`), -2F - 2 (sigma_t - sigma_s)
-    (`flow`), -2F - (alpha_s⁴ - alpha_t⁴)/2 (`sub_vp`). The last step returns x0, without which the noise of the last level
-    stays (section 4.1).
+    score = -eps/sigma_t, g² du = 2 sigma² d ln rho: G = -2F (`vp`), sigma_t² - sigma_s² (`ve`), -2F
+    - 2 (sigma_t - sigma_s) (`flow`), -2F - (alpha_s⁴ - alpha_t⁴)/2 (`sub_vp`). The last step
+    returns x0, without which the noise of the last level stays (section 4.1).
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):

@@ -1,9 +1,10 @@
 """The tracer: a solver written as in its paper becomes the rows of a table.
 
-A solver is a Python loop over a grid of times in which x, x0, eps, the raw output, remembered terms and noise are
-`Linear` terms, sums of symbols with float coefficients. `Trace.predict(x, t)` stands for a network call: it closes the
-row before, whose next x is its first argument, and opens one. Because every value between two calls is linear in the
-open row's symbols, closing a row only writes coefficients down; no solver needs a kernel of its own.
+A solver is a Python loop over a grid of times in which x, x0, eps, the raw output, remembered terms
+and noise are `Linear` terms, sums of symbols with float coefficients. `Trace.predict(x, t)` stands
+for a network call: it closes the row before, whose next x is its first argument, and opens one.
+Because every value between two calls is linear in the open row's symbols, closing a row only writes
+coefficients down; no solver needs a kernel of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ Symbol = tuple[str, int]  # (operand, row) or ("slot", number of the kept term)
 
 
 class Linear:
-    """A sum of symbols with float coefficients; adds, subtracts and scales like the tensor it stands for."""
+    """A sum of symbols with float coefficients; adds, subtracts and scales like the tensor it
+    stands for.
+    """
 
     __slots__ = ("terms",)
 
@@ -56,7 +59,9 @@ class Linear:
 
 
 class Prediction(NamedTuple):
-    """What a network call at time t gives: x0 (after the clip), eps as the network means it, and the raw output."""
+    """What a network call at time t gives: x0 (after the clip), eps as the network means it, and
+    the raw output.
+    """
 
     x0: Linear
     eps: Linear
@@ -64,7 +69,9 @@ class Prediction(NamedTuple):
 
 
 class Points(Protocol):
-    """Where solvers find points between those of their grid, and what the network is told there; a Schedule is one."""
+    """Where solvers find points between those of their grid, and what the network is told there; a
+    Schedule is one.
+    """
 
     def at(self, t: float) -> Time:
         """The point of a timestep."""
@@ -86,12 +93,15 @@ class _Row(NamedTuple):
 class Trace:
     """Records a solver's rows; see the module's docstring for how a solver uses it.
 
-    `start` is the x that a formula begins with; set it to a formula's result to go on with another one.
+    `start` is the x that a formula begins with; set it to a formula's result to go on with another
+    one.
 
     Args:
-        parametrization: how x0 and eps follow from x and the output (fastdiff.prediction), or a prediction type.
+        parametrization: how x0 and eps follow from x and the output (fastdiff.prediction), or a
+            prediction type.
         points: where solvers find points between those of their grid.
-        clip_range: bound of the static clip on x0, or None; with dynamic_threshold the largest threshold.
+        clip_range: bound of the static clip on x0, or None; with dynamic_threshold the largest
+            threshold.
         dynamic_threshold: the quantile of |x0| that dynamic thresholding takes, or None.
         guidance_rescale: phi of the rescaled guidance.
         guidance_interval: noise levels (low, high) between which guidance acts.
@@ -110,7 +120,11 @@ class Trace:
         self.points = points
         self.at, self.at_log_snr = points.at, points.at_log_snr
         self.space: str = getattr(points, "space", "vp")
-        self.parametrization = Parametrization(parametrization) if isinstance(parametrization, str) else parametrization
+        self.parametrization = (
+            Parametrization(parametrization)
+            if isinstance(parametrization, str)
+            else parametrization
+        )
         self.guidance_rescale = guidance_rescale
         self.guidance_interval = guidance_interval
         self._clip: dict[str, float] = {}
@@ -131,18 +145,31 @@ class Trace:
         self._close(x)
         self._at, row = t, len(self.rows)
         c = self.parametrization.at(t.alpha, t.sigma)
-        self._header = {"network": 1.0, "t": self.points.network_time(asked or t), "input_scale": c.scale}
+        self._header = {
+            "network": 1.0,
+            "t": self.points.network_time(asked or t),
+            "input_scale": c.scale,
+        }
         self._header |= {"guidance_weight": 1.0, "x0_x": c.x0_x, "x0_out": c.x0_out}
-        if self.guidance_interval is not None and not self.guidance_interval[0] <= t.rho <= self.guidance_interval[1]:
-            self._header["guidance_weight"] = 0.0  # the strength is 1 there: the conditional output alone
+        if (
+            self.guidance_interval is not None
+            and not self.guidance_interval[0] <= t.rho <= self.guidance_interval[1]
+        ):
+            self._header["guidance_weight"] = (
+                0.0  # the strength is 1 there: the conditional output alone
+            )
         elif self.guidance_rescale:
             self._header["guidance_rescale"] = self.guidance_rescale
         self._header |= self._clip
         out = Linear({("out", row): 1.0})
-        return Prediction(Linear({("x0", row): 1.0}), c.eps_x * Linear({("x", row): 1.0}) + c.eps_out * out, out)
+        return Prediction(
+            Linear({("x0", row): 1.0}), c.eps_x * Linear({("x", row): 1.0}) + c.eps_out * out, out
+        )
 
     def predict_eps(self, x: Linear, t: Time) -> tuple[Linear, Linear]:
-        """(x0, eps) for solvers that integrate eps: where x0 is clipped, eps = (x - alpha x0)/sigma says so too."""
+        """(x0, eps) for solvers that integrate eps: where x0 is clipped, eps = (x - alpha x0)/sigma
+        says so too.
+        """
         x0, eps, _ = self.predict(x, t)
         return x0, (self.x() - t.alpha * x0) / t.sigma if self._clip else eps
 
@@ -155,7 +182,9 @@ class Trace:
         return self.at_log_snr(t.log_snr + fraction * (s.log_snr - t.log_snr))
 
     def pause(self, x: Linear, t: Time) -> Linear:
-        """A row without a network call, on x at time t: what it does is written down as after a call; gives its state."""
+        """A row without a network call, on x at time t: what it does is written down as after a
+        call; gives its state.
+        """
         self._close(x)
         self._at, self._header = t, {"input_scale": 1.0, "guidance_weight": 1.0}
         return self.x()
@@ -163,14 +192,22 @@ class Trace:
     def noise(self, *, log_variance: tuple[float, float] | None = None) -> Linear:
         """The open row's draw of standard normal noise; a row has one.
 
-        log_variance: (low, high), between which the network's second half v in [-1, 1] interpolates the logarithm of the
+        log_variance: (low, high), between which the network's second half v in [-1, 1] interpolates
+            the logarithm of the
         noise's variance, low + (high - low)(v + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
         """
         if self._at is None:
-            raise ValueError("fastdiff.solvers: expected an open row to draw noise in, got none. Open it with pause().")
+            raise ValueError(
+                "fastdiff.solvers: expected an open row to draw noise in, got none. Open it with"
+                " pause()."
+            )
         self._header["noise_index"] = float(len(self.rows))
         if log_variance is not None:
-            self._header |= {"noise_mode": 1.0, "logvar_lo": log_variance[0], "logvar_hi": log_variance[1]}
+            self._header |= {
+                "noise_mode": 1.0,
+                "logvar_lo": log_variance[0],
+                "logvar_hi": log_variance[1],
+            }
         return Linear({("z", len(self.rows)): 1.0})
 
     def keep(self, value: Linear) -> Linear:
@@ -182,17 +219,24 @@ class Trace:
     def _close(self, next_x: Linear) -> None:
         if self._at is None:
             if next_x.terms != self.start.terms or self._kept:
-                raise ValueError("fastdiff.solvers: expected the first network call on the start, got a changed state.")
+                raise ValueError(
+                    "fastdiff.solvers: expected the first network call on the start, got a changed"
+                    " state."
+                )
             return
         self.rows.append(_Row(self._at, self._header, next_x, self._kept))
         self._at, self._header, self._kept = None, {}, {}
 
     def levels(self, end: Time) -> NDArray[np.float64]:
-        """(alpha, sigma) of the state before each row of the finished table, `end` being where the result lies."""
+        """(alpha, sigma) of the state before each row of the finished table, `end` being where the
+        result lies.
+        """
         return np.array([(t.alpha, t.sigma) for t in (*(row.at for row in self.rows), end)])
 
     def table(self, x: Linear) -> NDArray[np.float64]:
-        """The finished table [rows + 1, 56]: x is the solver's result, the identity row is added."""
+        """The finished table [rows + 1, 56]: x is the solver's result, the identity row is
+        added.
+        """
         self._close(x)
         slots = self._allocate()
         table = np.zeros((len(self.rows) + 1, len(COLUMNS)))
@@ -200,7 +244,9 @@ class Trace:
             for name, number in row.header.items():
                 table[i, INDEX[name]] = number
             table[i, INDEX["next"]] = i + 1
-            outputs = {"x": row.next_x} | {f"s{slots[k]}": v for k, v in row.kept.items() if k in slots}
+            outputs = {"x": row.next_x} | {
+                f"s{slots[k]}": v for k, v in row.kept.items() if k in slots
+            }
             for to, value in outputs.items():
                 for symbol, c in value.terms.items():
                     table[i, INDEX[f"{to}.{self._operand(symbol, i, slots)}"]] = c
@@ -214,12 +260,15 @@ class Trace:
             return f"s{slots[origin]}"
         if origin != row or name not in OPERANDS:
             raise ValueError(
-                f"fastdiff.solvers: expected terms of row {row}, got {name} of row {origin}. Remember it with keep()."
+                f"fastdiff.solvers: expected terms of row {row}, got {name} of row {origin}."
+                " Remember it with keep()."
             )
         return name
 
     def _allocate(self) -> dict[int, int]:
-        """Kept terms to slots 1 … 4, by linear scan: a term holds its slot from its row to its last use."""
+        """Kept terms to slots 1 … 4, by linear scan: a term holds its slot from its row to its last
+        use.
+        """
         last_use: dict[int, int] = {}
         for i, row in enumerate(self.rows):
             for value in (row.next_x, *row.kept.values()):
@@ -228,7 +277,8 @@ class Trace:
         held: dict[int, int] = {}
         slots: dict[int, int] = {}
         for i, row in enumerate(self.rows):
-            # all reads of a row come before its writes, so a slot read for the last time here may be written here
+            # all reads of a row come before its writes, so a slot read for the last time here may
+            # be written here
             for number in [k for k in held if last_use[k] <= i]:
                 free.append(held.pop(number))
             free.sort()
@@ -237,7 +287,8 @@ class Trace:
                     continue
                 if not free:
                     raise ValueError(
-                        f"fastdiff.solvers: expected at most {SLOTS} remembered terms at row {i}, got more."
+                        f"fastdiff.solvers: expected at most {SLOTS} remembered terms at row {i},"
+                        " got more."
                     )
                 held[number] = slots[number] = free.pop(0)
         return slots

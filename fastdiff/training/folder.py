@@ -1,6 +1,7 @@
 """The folder of a run: its checkpoint, its loss curve, and what killed writers left behind.
 
-A checkpoint is one safetensors file, replaced atomically: tensors, and in its metadata the step, the curve and the
+A checkpoint is one safetensors file, replaced atomically: tensors, and in its metadata the step,
+    the curve and the
 identity of the run, all as JSON.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import read_json, read_tensors, write_atomically, write_tensors
+from ..pretrained.files import read_json, read_tensors, write_atomically, write_tensors
 from .settings import Entry
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -24,7 +25,12 @@ LOSSES = "loss.csv"
 _OURS = (CHECKPOINT, LOSSES, "config.json", "model.safetensors")
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], losses: Iterable[Entry]) -> None:
+def write(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Any],
+    losses: Iterable[Entry],
+) -> None:
     """Writes the checkpoint, then the loss curve."""
     write_tensors(folder / CHECKPOINT, tensors, {k: json.dumps(v) for k, v in metadata.items()})
 
@@ -32,20 +38,24 @@ def write(folder: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(Entry._fields)
-            writer.writerows((e.step, f"{e.loss:.6f}", f"{e.grad_norm:.6f}", f"{e.lr:.6g}") for e in losses)
+            writer.writerows(
+                (e.step, f"{e.loss:.6f}", f"{e.grad_norm:.6f}", f"{e.lr:.6g}") for e in losses
+            )
 
     write_atomically(folder / LOSSES, curve)
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of the folder's checkpoint. Raises ValueError for a file that holds something else."""
+    """(tensors, metadata) of the folder's checkpoint. Raises ValueError for a file that holds
+    something else.
+    """
     tensors, texts = read_tensors(folder / CHECKPOINT)
     wanted = ("identity", "losses", "machine", "notes", "step", "sums")
     missing = [k for k in wanted if k not in texts]
     if missing:
         raise ValueError(
-            f"fastdiff.Trainer: expected {missing[0]!r} in {folder / CHECKPOINT}, got none. It is of another version; "
-            "begin in another folder."
+            f"fastdiff.Trainer: expected {missing[0]!r} in {folder / CHECKPOINT}, got none. It is"
+            " of another version; begin in another folder."
         )
     return tensors, {k: json.loads(texts[k]) for k in wanted}
 

@@ -27,7 +27,11 @@ class Progress:
         if self.show and sys.stderr.isatty():
             done = self.step * self.batch_size
             self.bar = tqdm(
-                total=self.steps * self.batch_size, initial=done, unit="img", desc="training", smoothing=0.05
+                total=self.steps * self.batch_size,
+                initial=done,
+                unit="img",
+                desc="training",
+                smoothing=0.05,
             )
         return self
 
@@ -50,6 +54,11 @@ class Progress:
         passed = max(self.line - self.begin, 1e-9)
         done, left = self.step - self.first, self.steps - self.step
         rate, eta = done * self.batch_size / passed, round(left * passed / max(done, 1))
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in self.numbers.items() if name != "step")
-        text = f"step {self.step}/{self.steps}  {shown}  {rate:.0f} img/s  {eta // 60}:{eta % 60:02d} left"
+        shown = "  ".join(
+            f"{name} {value:.4g}" for name, value in self.numbers.items() if name != "step"
+        )
+        text = (
+            f"step {self.step}/{self.steps}  {shown}  {rate:.0f} img/s  {eta // 60}:{eta % 60:02d}"
+            " left"
+        )
         print(text, file=sys.stderr, flush=True)

@@ -11,8 +11,9 @@ from typing import NamedTuple
 class Settings:
     """How to train.
 
-    steps of batch_size examples; lr rises over `warmup` steps and falls to 0 by a half cosine; `ema` is the decay of the
-    averaged weights, which are what is kept; gradients are scaled to at most `clip_norm`.
+    steps of batch_size examples; lr rises over `warmup` steps and falls to 0 by a half cosine;
+    `ema` is the decay of the averaged weights, which are what is kept; gradients are scaled to at
+    most `clip_norm`.
     """
 
     steps: int
@@ -47,7 +48,9 @@ class Settings:
 
 
 class Entry(NamedTuple):
-    """A row of the loss curve: means over the steps since the row before it, and the last step's learning rate."""
+    """A row of the loss curve: means over the steps since the row before it, and the last step's
+    learning rate.
+    """
 
     step: int
     loss: float

@@ -1,16 +1,25 @@
 """Linear combinations with coefficients from a plan's table, kernels/README.md section 4.
 
-    sum over operands in column order of c_i * v_i, from +0, each product and sum rounded, c_i = 0 meaning "not read"
+    sum over operands in column order of c_i * v_i, from +0, each product and sum rounded, c_i = 0
+    meaning "not read"
 
-USES is the table's column mask: a column that is zero in every row costs nothing. A column used by some rows is selected
-away in the samples whose coefficient is zero, and its operand is loaded only where some coefficient needs it.
+USES is the table's column mask: a column that is zero in every row costs nothing. A column used by
+some rows is selected away in the samples whose coefficient is zero, and its operand is loaded only
+where some coefficient needs it.
 """
 
 import triton
 import triton.language as tl
 
-# the operands of a combination, in column order; the outputs' columns begin at 16 (next x), 24, 32, 40, 48 (slots)
-X, X0, OUT, S1, Z = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(7)
+# the operands of a combination, in column order; the outputs' columns begin at 16 (next x), 24, 32,
+# 40, 48 (slots)
+X, X0, OUT, S1, Z = (
+    tl.constexpr(0),
+    tl.constexpr(1),
+    tl.constexpr(2),
+    tl.constexpr(3),
+    tl.constexpr(7),
+)
 FIRST = tl.constexpr(16)
 OPERANDS = tl.constexpr(8)
 X0_X, X0_OUT = tl.constexpr(6), tl.constexpr(7)
@@ -67,7 +76,9 @@ def writes(output: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.co
 
 
 @triton.jit
-def term(total, rows, COLUMN: tl.constexpr, value, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+def term(
+    total, rows, COLUMN: tl.constexpr, value, valid, USES: tl.constexpr, COMPUTE: tl.constexpr
+):
     """total + c * value, where c is not zero."""
     if used(USES, COLUMN):
         c = entry(rows, COLUMN, valid, COMPUTE)
@@ -76,9 +87,21 @@ def term(total, rows, COLUMN: tl.constexpr, value, valid, USES: tl.constexpr, CO
 
 
 @triton.jit
-def combination(zero, output: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """Output 0 is the next x, outputs 1 to 4 the slots; an operand that no column uses is not looked at."""
+def combination(
+    zero, output: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """Output 0 is the next x, outputs 1 to 4 the slots; an operand that no column uses is not
+    looked at.
+    """
     total = zero
     for operand in tl.static_range(OPERANDS):
-        total = term(total, rows, FIRST + output * OPERANDS + operand, operands[operand], valid, USES, COMPUTE)
+        total = term(
+            total,
+            rows,
+            FIRST + output * OPERANDS + operand,
+            operands[operand],
+            valid,
+            USES,
+            COMPUTE,
+        )
     return total

@@ -1,10 +1,12 @@
-"""discretized_gaussian_nll, -ln of a Gaussian's mass on the bin of a pixel (Ho et al. 2020, eq. 13), in nats.
+"""discretized_gaussian_nll, -ln of a Gaussian's mass on the bin of a pixel (Ho et al. 2020, eq.
+13), in nats.
 
     nll = -ln(Q(a) - Q(b)),   a, b = |x0 - mean| * exp(-log_scale) -+ h,   h half the bin's width in standard deviations
 
-Q is the normal's upper tail; the first and the last bin reach to infinity. The difference cancels where bins are narrow
-and underflows in the tail, so the mass comes from a series, from Mills' ratio, or from 1 - (what is missing):
-kernels/README.md section 10. Inputs are views [B, n] as in gaussian_kl.
+Q is the normal's upper tail; the first and the last bin reach to infinity. The difference cancels
+where bins are narrow and underflows in the tail, so the mass comes from a series, from Mills'
+ratio, or from 1 - (what is missing): kernels/README.md section 10. Inputs are views [B, n] as in
+gaussian_kl.
 """
 
 import math
@@ -16,7 +18,10 @@ from .elementary import divided, exp_minus_1, exponential, logarithm, mills
 from .sums import row_sum, store_sum
 from .tiling import at, strided, tile
 
-HALF_LOG_2PI, DENSITY = tl.constexpr(0.5 * math.log(2 * math.pi)), tl.constexpr(1 / math.sqrt(2 * math.pi))
+HALF_LOG_2PI, DENSITY = (
+    tl.constexpr(0.5 * math.log(2 * math.pi)),
+    tl.constexpr(1 / math.sqrt(2 * math.pi)),
+)
 BIN, LOG_BIN = tl.constexpr(2 / 255), tl.constexpr(math.log(2 / 255))
 
 
@@ -27,7 +32,9 @@ def series_coefficient(k, j):
 
 @triton.jit
 def narrow_series(hh, yy, K: tl.constexpr, J: tl.constexpr):
-    """S1: sum over k < K of (-hh/2)^k/k! times the sum over j < J of yy^j/((2j)! (2k + 2j + 1)), less its first term."""
+    """S1: sum over k < K of (-hh/2)^k/k! times the sum over j < J of yy^j/((2j)! (2k + 2j + 1)),
+    less its first term.
+    """
     inner = yy * series_coefficient(0, J - 1)
     for j in tl.static_range(2, J):
         inner = (inner + series_coefficient(0, J - j)) * yy
@@ -44,7 +51,9 @@ def narrow_series(hh, yy, K: tl.constexpr, J: tl.constexpr):
 
 @triton.jit
 def level_minus(u, mean):
-    """u/255 - mean to full relative precision: high*255 is exact, so the quotient is known to twice the digits."""
+    """u/255 - mean to full relative precision: high*255 is exact, so the quotient is known to twice
+    the digits.
+    """
     quotient = divided(u, tl.full([1, 1], 255.0, u.dtype))
     if u.dtype == tl.float64:
         high = ((quotient.to(tl.int64, bitcast=True) >> 12) << 12).to(tl.float64, bitcast=True)
@@ -55,7 +64,9 @@ def level_minus(u, mean):
 
 @triton.jit
 def wide_bins(a, b, e, end):
-    """D of the tail, what is missing of the whole mass in the middle, and the densities at a and b."""
+    """D of the tail, what is missing of the whole mass in the middle, and the densities at a and
+    b.
+    """
     mills_a, mills_b = mills(tl.abs(a)), mills(tl.where(b < 0.0, 0.0, b))
     outer = tl.where(end, mills_a, (mills_a - mills_b) - mills_b * e)
     fa = exponential((-0.5 * a) * a) * DENSITY
@@ -65,9 +76,13 @@ def wide_bins(a, b, e, end):
 
 @triton.jit
 def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
-    """The term, or with GRADIENT its derivatives by mean and by log_scale. A NaN in the distance is the result."""
+    """The term, or with GRADIENT its derivatives by mean and by log_scale. A NaN in the distance is
+    the result.
+    """
     DOUBLE: tl.constexpr = x0.dtype == tl.float64
-    MAGIC: tl.constexpr = 6755399441055744.0 if DOUBLE else 12582912.0  # rounds to an integer, ties to even
+    MAGIC: tl.constexpr = (
+        6755399441055744.0 if DOUBLE else 12582912.0
+    )  # rounds to an integer, ties to even
     WIDTH: tl.constexpr = 1 / 32 if DOUBLE else 1 / 4
     Y: tl.constexpr = 1 / 16 if DOUBLE else 1 / 2
     level = 127.5 * (x0 + 1.0)
@@ -115,17 +130,32 @@ def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
         u = 1.0 + argument
         log = logarithm(tl.where(wide_tail, outer, u))
         log = tl.where(wide_tail, log, log + divided(argument - (u - 1.0), u))
-        nll = (((0.5 * squared) * squared + HALF_LOG_2PI) + tl.where(narrow, log_scale - LOG_BIN, 0.0)) - log
+        nll = (
+            ((0.5 * squared) * squared + HALF_LOG_2PI) + tl.where(narrow, log_scale - LOG_BIN, 0.0)
+        ) - log
         nll = tl.where(narrow | tail, nll, log * -1.0)
         return tl.where(m != m, m, nll)
 
 
 @triton.jit(do_not_specialize=["batch"])
 def discretized_gaussian_nll_kernel(
-    nll, workspace, x0, mean, log_scale, x0_stride, mean_stride, log_scale_stride, batch, size,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-    X0_STEP: tl.constexpr, MEAN_STEP: tl.constexpr, LOG_SCALE_STEP: tl.constexpr,
-):  # fmt: skip
+    nll,
+    workspace,
+    x0,
+    mean,
+    log_scale,
+    x0_stride,
+    mean_stride,
+    log_scale_stride,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    X0_STEP: tl.constexpr,
+    MEAN_STEP: tl.constexpr,
+    LOG_SCALE_STEP: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if nll.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     x = strided(x0, x0_stride, X0_STEP, b, first, e, live, inside, COMPUTE)
@@ -137,10 +167,24 @@ def discretized_gaussian_nll_kernel(
 
 @triton.jit(do_not_specialize=["batch"])
 def discretized_gaussian_nll_backward_kernel(
-    g_mean, g_log_scale, grad, x0, mean, log_scale, x0_stride, mean_stride, log_scale_stride, batch, size,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-    X0_STEP: tl.constexpr, MEAN_STEP: tl.constexpr, LOG_SCALE_STEP: tl.constexpr,
-):  # fmt: skip
+    g_mean,
+    g_log_scale,
+    grad,
+    x0,
+    mean,
+    log_scale,
+    x0_stride,
+    mean_stride,
+    log_scale_stride,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    X0_STEP: tl.constexpr,
+    MEAN_STEP: tl.constexpr,
+    LOG_SCALE_STEP: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     g = tl.load(grad + b, mask=live, other=0.0).to(COMPUTE)
@@ -149,6 +193,12 @@ def discretized_gaussian_nll_backward_kernel(
     s = strided(log_scale, log_scale_stride, LOG_SCALE_STEP, b, first, e, live, inside, COMPUTE)
     by_mean, by_log_scale = discretized(x, m, s, True)
     if g_mean is not None:
-        tl.store(at(g_mean, b, size, first, e), (g * by_mean).to(g_mean.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_mean, b, size, first, e), (g * by_mean).to(g_mean.dtype.element_ty), mask=inside
+        )
     if g_log_scale is not None:
-        tl.store(at(g_log_scale, b, size, first, e), (g * by_log_scale).to(g_log_scale.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_log_scale, b, size, first, e),
+            (g * by_log_scale).to(g_log_scale.dtype.element_ty),
+            mask=inside,
+        )

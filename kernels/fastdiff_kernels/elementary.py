@@ -2,8 +2,8 @@
 
     x = k ln 2 + r:  e^x = 2^k (1 + r + q),  q = r^2 p(r)         x = 2^n m:  ln x = n ln 2 + ln m
 
-float32 takes the README's polynomials; float64 takes the platform's exp and log, and builds on them what Triton lacks.
-NaN passes through the exponentials; the logarithms' arguments are positive.
+float32 takes the README's polynomials; float64 takes the platform's exp and log, and builds on them
+what Triton lacks. NaN passes through the exponentials; the logarithms' arguments are positive.
 """
 
 import math
@@ -19,7 +19,8 @@ def _constants(numbers):
 
 
 EXP_HIGH, EXP_LOW, LOG2E, E0, E1, E2, E3, E4 = _constants(
-    "0x1.617d78p+6 -0x1.5d589ep+6 0x1.715476p+0 0x1.0p-1 0x1.55549p-3 0x1.55545ep-5 0x1.123b46p-7 0x1.6db414p-10"
+    "0x1.617d78p+6 -0x1.5d589ep+6 0x1.715476p+0 0x1.0p-1 0x1.55549p-3 0x1.55545ep-5 0x1.123b46p-7"
+    " 0x1.6db414p-10"
 )
 MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds to an integer
 TAYLOR = tl.constexpr(tuple(1.0 / math.factorial(k) for k in range(2, 15)))
@@ -78,7 +79,9 @@ def divided(x, y):
 
 @triton.jit
 def exponent(x):
-    """k, r, q of a float32 x, held where 2^k is a normal number: x = k ln 2 + r and q = e^r - 1 - r."""
+    """k, r, q of a float32 x, held where 2^k is a normal number: x = k ln 2 + r and q = e^r - 1 -
+    r.
+    """
     x = tl.where(x > EXP_HIGH, EXP_HIGH, x)
     x = tl.where(x < EXP_LOW, EXP_LOW, x)
     k = (x * LOG2E + MAGIC) - MAGIC

@@ -1,9 +1,11 @@
-"""gaussian_kl between diagonal Gaussians (Kingma & Welling 2014, appendix B), nats, kernels/README.md section 9.
+"""gaussian_kl between diagonal Gaussians (Kingma & Welling 2014, appendix B), nats,
+kernels/README.md section 9.
 
     term = 0.5 * (expm1x(d) + (m*m)*i2),   d = logvar1 - logvar2,  m = mean1 - mean2,  i2 = exp(-logvar2)
 
-Inputs are views [B, n] with any stride between samples; a STEP of 0 between elements is one value for the whole sample,
-read and transformed once. Without a second Gaussian it is the standard normal.
+Inputs are views [B, n] with any stride between samples; a STEP of 0 between elements is one value
+for the whole sample, read and transformed once. Without a second Gaussian it is the standard
+normal.
 """
 
 import triton
@@ -28,10 +30,25 @@ def kl_gradient(d, m, inverse2):
 
 @triton.jit
 def differences(
-    mean1, logvar1, mean2, logvar2, mean1_stride, logvar1_stride, mean2_stride, logvar2_stride, b, first, e, live,
-    inside, MEAN1_STEP: tl.constexpr, LOGVAR1_STEP: tl.constexpr, MEAN2_STEP: tl.constexpr,
-    LOGVAR2_STEP: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    mean1,
+    logvar1,
+    mean2,
+    logvar2,
+    mean1_stride,
+    logvar1_stride,
+    mean2_stride,
+    logvar2_stride,
+    b,
+    first,
+    e,
+    live,
+    inside,
+    MEAN1_STEP: tl.constexpr,
+    LOGVAR1_STEP: tl.constexpr,
+    MEAN2_STEP: tl.constexpr,
+    LOGVAR2_STEP: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """d, m and i2, each [S, E], or [S, 1] where no operand differs within a sample."""
     m = strided(mean1, mean1_stride, MEAN1_STEP, b, first, e, live, inside, COMPUTE)
     d = strided(logvar1, logvar1_stride, LOGVAR1_STEP, b, first, e, live, inside, COMPUTE)
@@ -46,40 +63,120 @@ def differences(
 
 @triton.jit(do_not_specialize=["batch"])
 def gaussian_kl_kernel(
-    kl, workspace, mean1, logvar1, mean2, logvar2, mean1_stride, logvar1_stride, mean2_stride, logvar2_stride,
-    batch, size, S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-    MEAN1_STEP: tl.constexpr, LOGVAR1_STEP: tl.constexpr, MEAN2_STEP: tl.constexpr, LOGVAR2_STEP: tl.constexpr,
-):  # fmt: skip
+    kl,
+    workspace,
+    mean1,
+    logvar1,
+    mean2,
+    logvar2,
+    mean1_stride,
+    logvar1_stride,
+    mean2_stride,
+    logvar2_stride,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    MEAN1_STEP: tl.constexpr,
+    LOGVAR1_STEP: tl.constexpr,
+    MEAN2_STEP: tl.constexpr,
+    LOGVAR2_STEP: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if kl.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     d, m, inverse2 = differences(
-        mean1, logvar1, mean2, logvar2, mean1_stride, logvar1_stride, mean2_stride, logvar2_stride, b, first, e, live,
-        inside, MEAN1_STEP, LOGVAR1_STEP, MEAN2_STEP, LOGVAR2_STEP, COMPUTE,
-    )  # fmt: skip
+        mean1,
+        logvar1,
+        mean2,
+        logvar2,
+        mean1_stride,
+        logvar1_stride,
+        mean2_stride,
+        logvar2_stride,
+        b,
+        first,
+        e,
+        live,
+        inside,
+        MEAN1_STEP,
+        LOGVAR1_STEP,
+        MEAN2_STEP,
+        LOGVAR2_STEP,
+        COMPUTE,
+    )
     total = row_sum(kl_term(d, m, inverse2), inside, S, E)
     store_sum(kl, workspace, None, total, b, first, live, size, False)
 
 
 @triton.jit(do_not_specialize=["batch"])
 def gaussian_kl_backward_kernel(
-    g_mean1, g_logvar1, g_mean2, g_logvar2, grad, mean1, logvar1, mean2, logvar2,
-    mean1_stride, logvar1_stride, mean2_stride, logvar2_stride,
-    batch, size, S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-    MEAN1_STEP: tl.constexpr, LOGVAR1_STEP: tl.constexpr, MEAN2_STEP: tl.constexpr, LOGVAR2_STEP: tl.constexpr,
-):  # fmt: skip
+    g_mean1,
+    g_logvar1,
+    g_mean2,
+    g_logvar2,
+    grad,
+    mean1,
+    logvar1,
+    mean2,
+    logvar2,
+    mean1_stride,
+    logvar1_stride,
+    mean2_stride,
+    logvar2_stride,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    MEAN1_STEP: tl.constexpr,
+    LOGVAR1_STEP: tl.constexpr,
+    MEAN2_STEP: tl.constexpr,
+    LOGVAR2_STEP: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     g = tl.load(grad + b, mask=live, other=0.0).to(COMPUTE)
     d, m, inverse2 = differences(
-        mean1, logvar1, mean2, logvar2, mean1_stride, logvar1_stride, mean2_stride, logvar2_stride, b, first, e, live,
-        inside, MEAN1_STEP, LOGVAR1_STEP, MEAN2_STEP, LOGVAR2_STEP, COMPUTE,
-    )  # fmt: skip
+        mean1,
+        logvar1,
+        mean2,
+        logvar2,
+        mean1_stride,
+        logvar1_stride,
+        mean2_stride,
+        logvar2_stride,
+        b,
+        first,
+        e,
+        live,
+        inside,
+        MEAN1_STEP,
+        LOGVAR1_STEP,
+        MEAN2_STEP,
+        LOGVAR2_STEP,
+        COMPUTE,
+    )
     by_mean, by_logvar1, by_logvar2 = kl_gradient(d, m, inverse2)
     if g_mean1 is not None:
-        tl.store(at(g_mean1, b, size, first, e), (g * by_mean).to(g_mean1.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_mean1, b, size, first, e), (g * by_mean).to(g_mean1.dtype.element_ty), mask=inside
+        )
     if g_logvar1 is not None:
-        tl.store(at(g_logvar1, b, size, first, e), (g * by_logvar1).to(g_logvar1.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_logvar1, b, size, first, e),
+            (g * by_logvar1).to(g_logvar1.dtype.element_ty),
+            mask=inside,
+        )
     if g_mean2 is not None:
-        tl.store(at(g_mean2, b, size, first, e), (g * by_mean * -1.0).to(g_mean2.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_mean2, b, size, first, e),
+            (g * by_mean * -1.0).to(g_mean2.dtype.element_ty),
+            mask=inside,
+        )
     if g_logvar2 is not None:
-        tl.store(at(g_logvar2, b, size, first, e), (g * by_logvar2).to(g_logvar2.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_logvar2, b, size, first, e),
+            (g * by_logvar2).to(g_logvar2.dtype.element_ty),
+            mask=inside,
+        )

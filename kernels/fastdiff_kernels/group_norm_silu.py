@@ -1,8 +1,11 @@
-"""group_norm_silu: silu(((u - mean)*rstd*weight + bias)*(1 + scale) + shift), u = x + add, kernels/README.md section 12.
+"""group_norm_silu: silu(((u - mean)*rstd*weight + bias)*(1 + scale) + shift), u = x + add,
+kernels/README.md section 12.
 
-Three kernels: moments of chunks of 64 positions, statistics of groups from them in float64, and the result. x and out are
-[batch, channels, positions] with any strides of which LAST says whether channels (else positions) stand side by side.
-Sums take the section's order (see `sum16`), so the statistics have the bits of every other backend.
+Three kernels: moments of chunks of 64 positions, statistics of groups from them in float64, and the
+    result. x and out are
+[batch, channels, positions] with any strides of which LAST says whether channels (else positions)
+stand side by side. Sums take the section's order (see `sum16`), so the statistics have the bits of
+every other backend.
 """
 
 import triton
@@ -53,10 +56,24 @@ def tile16(x, add, offset, plus, p, positions, live, COMPUTE: tl.constexpr):
 
 @triton.jit
 def group_norm_moments_kernel(
-    workspace, x, add, x_sample, x_channel, x_position, add_stride, batch, channels, positions,
-    S: tl.constexpr, E: tl.constexpr, LAST: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
-    """Mean and sum of squared distances to it of E channels of a chunk of S (64) positions: [2, batch, chunks, channels]."""
+    workspace,
+    x,
+    add,
+    x_sample,
+    x_channel,
+    x_position,
+    add_stride,
+    batch,
+    channels,
+    positions,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    LAST: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """Mean and sum of squared distances to it of E channels of a chunk of S (64) positions: [2,
+    batch, chunks, channels].
+    """
     COMPUTE: tl.constexpr = workspace.dtype.element_ty
     tiles = (channels + E - 1) // E
     b = (tl.program_id(0) // tiles).to(tl.int64)
@@ -72,13 +89,15 @@ def group_norm_moments_kernel(
     u1, i1 = tile16(x, add, at + along, plus, p + SIDE, positions, live, COMPUTE)
     u2, i2 = tile16(x, add, at + 2 * along, plus, p + 2 * SIDE, positions, live, COMPUTE)
     u3, i3 = tile16(x, add, at + 3 * along, plus, p + 3 * SIDE, positions, live, COMPUTE)
-    total = ((tl.where(i0, u0, 0.0) + tl.where(i1, u1, 0.0)) + tl.where(i2, u2, 0.0)) + tl.where(i3, u3, 0.0)
+    total = ((tl.where(i0, u0, 0.0) + tl.where(i1, u1, 0.0)) + tl.where(i2, u2, 0.0)) + tl.where(
+        i3, u3, 0.0
+    )
     count = tl.minimum(positions - first, S)
     mean = divided(sum16(total, SIDE, E), (tl.zeros([1, E], tl.int64) + count).to(COMPUTE))
     d0, d1, d2, d3 = u0 - mean, u1 - mean, u2 - mean, u3 - mean
-    total = ((tl.where(i0, d0 * d0, 0.0) + tl.where(i1, d1 * d1, 0.0)) + tl.where(i2, d2 * d2, 0.0)) + tl.where(
-        i3, d3 * d3, 0.0
-    )
+    total = (
+        (tl.where(i0, d0 * d0, 0.0) + tl.where(i1, d1 * d1, 0.0)) + tl.where(i2, d2 * d2, 0.0)
+    ) + tl.where(i3, d3 * d3, 0.0)
     chunks = (positions + POSITIONS - 1) // POSITIONS
     to = workspace + (b * chunks + chunk) * channels + c
     live = live & (chunk < chunks)
@@ -88,7 +107,9 @@ def group_norm_moments_kernel(
 
 @triton.jit
 def channel_moments(workspace, squares, b, c, live, channels, positions, E: tl.constexpr):
-    """Mean and sum of squared distances [1, E] in float64 of channels c [1, E]: their chunks put together."""
+    """Mean and sum of squared distances [1, E] in float64 of channels c [1, E]: their chunks put
+    together.
+    """
     chunks = (positions + POSITIONS - 1) // POSITIONS
     base = workspace + b * chunks * channels + c
     first = tl.load(base, mask=live, other=0.0).to(tl.float64)
@@ -113,9 +134,20 @@ def channel_moments(workspace, squares, b, c, live, channels, positions, E: tl.c
 
 @triton.jit
 def group_norm_statistics_kernel(
-    statistics, workspace, eps_lo, eps_hi, batch, channels, groups, positions, E: tl.constexpr, FAST: tl.constexpr
+    statistics,
+    workspace,
+    eps_lo,
+    eps_hi,
+    batch,
+    channels,
+    groups,
+    positions,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
 ):
-    """mean and 1/deviation of one group, into [2, batch, groups]; eps comes as the halves of its bits."""
+    """mean and 1/deviation of one group, into [2, batch, groups]; eps comes as the halves of its
+    bits.
+    """
     chunks = (positions + POSITIONS - 1) // POSITIONS
     squares = workspace + batch.to(tl.int64) * chunks * channels
     width = channels // groups
@@ -138,11 +170,15 @@ def group_norm_statistics_kernel(
         distance = tl.where(live, distance + weighted, distance)
         square = tl.where(live, square + (of + weighted * d), square)
         begin += SIDE
-    count = (tl.zeros([1, 1], tl.int64) + width).to(tl.float64) * (tl.zeros([1, 1], tl.int64) + positions).to(tl.float64)
+    count = (tl.zeros([1, 1], tl.int64) + width).to(tl.float64) * (
+        tl.zeros([1, 1], tl.int64) + positions
+    ).to(tl.float64)
     total = sum16(distance.reshape(SIDE, 1), SIDE, 1)
     off = total / count
     variance = (sum16(square.reshape(SIDE, 1), SIDE, 1) - off * total) / count
-    bits = (tl.zeros([1, 1], tl.int64) + eps_hi) * 4294967296 + ((tl.zeros([1, 1], tl.int64) + eps_lo) & 0xFFFFFFFF)
+    bits = (tl.zeros([1, 1], tl.int64) + eps_hi) * 4294967296 + (
+        (tl.zeros([1, 1], tl.int64) + eps_lo) & 0xFFFFFFFF
+    )
     rstd = 1.0 / tl.sqrt(variance + bits.to(tl.float64, bitcast=True))
     to = statistics + tl.program_id(0).to(tl.int64) + tl.zeros([1, 1], tl.int64)
     tl.store(to, (pivot + off).to(statistics.dtype.element_ty))
@@ -161,10 +197,33 @@ def silu_of(z):
 
 @triton.jit
 def group_norm_silu_kernel(
-    out, x, statistics, weight, bias, scale, shift, add, x_sample, x_channel, x_position, out_sample, out_channel,
-    out_position, scale_stride, shift_stride, add_stride, batch, channels, groups, positions,
-    S: tl.constexpr, E: tl.constexpr, LAST: tl.constexpr, SILU: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    out,
+    x,
+    statistics,
+    weight,
+    bias,
+    scale,
+    shift,
+    add,
+    x_sample,
+    x_channel,
+    x_position,
+    out_sample,
+    out_channel,
+    out_position,
+    scale_stride,
+    shift_stride,
+    add_stride,
+    batch,
+    channels,
+    groups,
+    positions,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    LAST: tl.constexpr,
+    SILU: tl.constexpr,
+    FAST: tl.constexpr,
+):
     """S positions by E channels of one sample."""
     COMPUTE: tl.constexpr = statistics.dtype.element_ty
     tiles = (channels + E - 1) // E
@@ -186,7 +245,11 @@ def group_norm_silu_kernel(
         offset = offset * wide
     if shift is not None:
         offset = offset + channelwise(shift, shift_stride, b, c, live, 0.0, COMPUTE)
-    u = tl.load(x + place(x_sample, x_channel, x_position, b, p, c.to(tl.int64), LAST), mask=inside, other=0.0)
+    u = tl.load(
+        x + place(x_sample, x_channel, x_position, b, p, c.to(tl.int64), LAST),
+        mask=inside,
+        other=0.0,
+    )
     u = u.to(COMPUTE)
     if add is not None:
         u = u + channelwise(add, add_stride, b, c, live, 0.0, COMPUTE)

@@ -1,14 +1,16 @@
-"""Noise as a pure function: normal = f(seed, sample id, stream, step, element), kernels/README.md section 1.
+"""Noise as a pure function: normal = f(seed, sample id, stream, step, element), kernels/README.md
+section 1.
 
-Philox4x32-10 (Salmon et al. 2011) maps counter (element // 4, step, id, stream) under key seed to four 32-bit words;
-Box-Muller maps two words to two normals:
+Philox4x32-10 (Salmon et al. 2011) maps counter (element // 4, step, id, stream) under key seed to
+four 32-bit words; Box-Muller maps two words to two normals:
 
     sqrt(-2 ln u1) * cos(2 pi u2),   sqrt(-2 ln u1) * sin(2 pi u2),   u = ((word >> 8) | 1) * 2^-24
 
-With FAST off only float32 add, multiply and correctly rounded sqrt occur, in the README's order, so (launched with
-enable_fp_fusion=False) the bits are those of every other backend. FAST takes the hardware's approximate sqrt and is
-launched with fused multiply-adds. The polynomials stay: tl.sin and tl.cos carry a reduction for large arguments that an
-exact fraction of a turn never needs (125 instructions an element against 40), and lg2.approx loses the small radii.
+With FAST off only float32 add, multiply and correctly rounded sqrt occur, in the README's order, so
+(launched with enable_fp_fusion=False) the bits are those of every other backend. FAST takes the
+hardware's approximate sqrt and is launched with fused multiply-adds. The polynomials stay: tl.sin
+and tl.cos carry a reduction for large arguments that an exact fraction of a turn never needs (125
+instructions an element against 40), and lg2.approx loses the small radii.
 """
 
 import triton
@@ -20,13 +22,20 @@ def _constants(*hexadecimal):
 
 
 L0, L1, L2, L3, L4, L5, L6, L7 = _constants(
-    "0x1.555554p-2", "-0x1.000226p-2", "0x1.99a008p-3", "-0x1.547244p-3",
-    "0x1.22da1cp-3", "-0x1.0d8542p-3", "0x1.055b72p-3", "-0x1.38b58ap-4",
-)  # fmt: skip
+    "0x1.555554p-2",
+    "-0x1.000226p-2",
+    "0x1.99a008p-3",
+    "-0x1.547244p-3",
+    "0x1.22da1cp-3",
+    "-0x1.0d8542p-3",
+    "0x1.055b72p-3",
+    "-0x1.38b58ap-4",
+)
 LN2_HI, LN2_LO = _constants("0x1.62e4p-1", "0x1.7f7d1cp-20")
 S0, S1, S2, S3 = _constants("0x1.921fb6p+1", "-0x1.4abbbap+2", "0x1.465ec6p+1", "-0x1.2d9bb6p-1")
 C0, C1, C2, C3 = _constants("-0x1.3bd3ccp+2", "0x1.03c1dep+2", "-0x1.55c664p+0", "0x1.d9f7bcp-3")
-# an integer below 2^23 put into the mantissa of 2^23 becomes a float by a subtraction, cheaper than a conversion
+# an integer below 2^23 put into the mantissa of 2^23 becomes a float by a subtraction, cheaper than
+# a conversion
 BITS_OF_2_23 = tl.constexpr(0x4B000000)
 EXPONENT_BIAS = tl.constexpr(8388608.0 + 127 + 24)
 
@@ -35,7 +44,8 @@ EXPONENT_BIAS = tl.constexpr(8388608.0 + 127 + 24)
 def philox(c0, c1, c2, c3, k0, k1):
     """Ten rounds on uint32 operands that broadcast; what a whole row shares is computed once a row.
 
-    64-bit products become one IMAD.WIDE each, where umulhi beside a low product takes two instructions.
+    64-bit products become one IMAD.WIDE each, where umulhi beside a low product takes two
+    instructions.
     """
     for _ in tl.static_range(10):
         p0 = c0.to(tl.uint64) * 0xD2511F53
@@ -49,7 +59,9 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def logarithm_of_bits(h, n):
-    """ln(2^n m), m in [sqrt(1/2), sqrt(2)) given by its bits' distance h from sqrt(1/2), the exponent's bits ignored."""
+    """ln(2^n m), m in [sqrt(1/2), sqrt(2)) given by its bits' distance h from sqrt(1/2), the
+    exponent's bits ignored.
+    """
     d = ((h & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
     p = L7 * d + L6
     p = p * d + L5
@@ -70,7 +82,9 @@ def log_uniform(k):
     """ln(k * 2^-24) for an int32 k in [1, 2^24)."""
     h = k.to(tl.float32).to(tl.int32, bitcast=True) + 0x004AFB0D
     # exact: the README's integer n
-    return logarithm_of_bits(h, ((h >> 23) | BITS_OF_2_23).to(tl.float32, bitcast=True) - EXPONENT_BIAS)
+    return logarithm_of_bits(
+        h, ((h >> 23) | BITS_OF_2_23).to(tl.float32, bitcast=True) - EXPONENT_BIAS
+    )
 
 
 @triton.jit
@@ -78,7 +92,8 @@ def normal_pair(a, b, FAST: tl.constexpr):
     """Two normals (the cosine's, the sine's) from two uint32 words."""
     k = ((a >> 8) | 1).to(tl.int32)
     j = (b >> 8) | 1
-    # 1 + (j mod 2^23) * 2^-23 by its bits; v = ((j mod 2^23) - 2^22) * 2^-24 follows without rounding
+    # 1 + (j mod 2^23) * 2^-23 by its bits; v = ((j mod 2^23) - 2^22) * 2^-24 follows without
+    # rounding
     v = (((j & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5) * 0.5
     g = -2.0 * log_uniform(k)
     r = tl.sqrt(g) if FAST else tl.sqrt_rn(g)
@@ -90,12 +105,16 @@ def normal_pair(a, b, FAST: tl.constexpr):
     cos2 = 1.0 - t * s
     # j >> 23 is the word's top bit: it is the sign of the radius
     r = (r.to(tl.uint32, bitcast=True) ^ (b & 0x80000000)).to(tl.float32, bitcast=True)
-    return (r * -1.0) * sin2, r * cos2  # `-r` would be computed as 0 - r; a product with -1 is a free sign
+    return (
+        r * -1.0
+    ) * sin2, r * cos2  # `-r` would be computed as 0 - r; a product with -1 is a free sign
 
 
 @triton.jit
 def stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live):
-    """Key and id of the samples b, [S, 1]: from the tensors where given, else the one seed and the id b."""
+    """Key and id of the samples b, [S, 1]: from the tensors where given, else the one seed and the
+    id b.
+    """
     if seeds is None:
         k0 = seed_lo.to(tl.uint32)
         k1 = seed_hi.to(tl.uint32)
@@ -112,7 +131,9 @@ def stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live):
 
 @triton.jit
 def normals(first, k0, k1, sample_id, step, stream_index, E: tl.constexpr, FAST: tl.constexpr):
-    """float32 normals [S, E] of the elements first ... first + E - 1 (first a multiple of 4) of S samples."""
+    """float32 normals [S, E] of the elements first ... first + E - 1 (first a multiple of 4) of S
+    samples.
+    """
     group = ((first // 4).to(tl.uint32) + tl.arange(0, E // 4).to(tl.uint32))[None, :]
     c3 = (stream_index.to(tl.uint32) << 24) | (sample_id >> 32).to(tl.uint32)
     w0, w1, w2, w3 = philox(group, step.to(tl.uint32), sample_id.to(tl.uint32), c3, k0, k1)

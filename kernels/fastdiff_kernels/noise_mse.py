@@ -1,4 +1,5 @@
-"""noise_mse, the loss against regenerated noise (Ho et al. 2020, eq. 14), kernels/README.md section 8.
+"""noise_mse, the loss against regenerated noise (Ho et al. 2020, eq. 14), kernels/README.md section
+8.
 
     loss = w * (sum of (prediction - eps)^2 / n)        g_prediction = ((2*g*w)/n) * (prediction - eps)
 
@@ -15,9 +16,22 @@ from .tiling import at, tile
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch"])
 def noise_mse_kernel(
-    loss, workspace, prediction, weight, seeds, sample_ids, seed_lo, seed_hi, step, stream_index, batch, size,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    loss,
+    workspace,
+    prediction,
+    weight,
+    seeds,
+    sample_ids,
+    seed_lo,
+    seed_hi,
+    step,
+    stream_index,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if loss.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     p = tl.load(at(prediction, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
@@ -28,9 +42,22 @@ def noise_mse_kernel(
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch"])
 def noise_mse_backward_kernel(
-    g_prediction, grad, prediction, weight, seeds, sample_ids, seed_lo, seed_hi, step, stream_index, batch, size,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    g_prediction,
+    grad,
+    prediction,
+    weight,
+    seeds,
+    sample_ids,
+    seed_lo,
+    seed_hi,
+    step,
+    stream_index,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     c = 2.0 * tl.load(grad + b, mask=live, other=0.0).to(tl.float64)

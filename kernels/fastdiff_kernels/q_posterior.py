@@ -1,9 +1,10 @@
-"""q_posterior, the mean and variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6-7), kernels/README.md section 5.
+"""q_posterior, the mean and variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6-7),
+kernels/README.md section 5.
 
     mean = (c0 * x0) + (c1 * x_t)
 
-The coefficients follow from alphas_cumprod in float64, once a sample. A t outside the table is never used as an address:
-that sample becomes NaN and the error word is set.
+The coefficients follow from alphas_cumprod in float64, once a sample. A t outside the table is
+never used as an address: that sample becomes NaN and the error word is set.
 """
 
 import triton
@@ -25,9 +26,22 @@ def coefficients(alphas_cumprod, t, valid):
 
 @triton.jit(do_not_specialize=["batch", "times"])
 def q_posterior_kernel(
-    mean, variance, log_variance, x0, x_t, t, alphas_cumprod, errors, batch, size, times,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr,
-):  # fmt: skip
+    mean,
+    variance,
+    log_variance,
+    x0,
+    x_t,
+    t,
+    alphas_cumprod,
+    errors,
+    batch,
+    size,
+    times,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    ERROR: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if x0.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     index = tl.load(t + b, mask=live, other=0)
@@ -39,7 +53,9 @@ def q_posterior_kernel(
     result = (c0.to(COMPUTE) * start) + (c1.to(COMPUTE) * x)
     tl.store(at(mean, b, size, first, e), result.to(mean.dtype.element_ty), mask=inside)
     if first == 0:  # one program a sample
-        _, _, floor = coefficients(alphas_cumprod, tl.where(index < 1, 1, index), valid & (times > 1))
+        _, _, floor = coefficients(
+            alphas_cumprod, tl.where(index < 1, 1, index), valid & (times > 1)
+        )
         alone = 1.0 - tl.load(alphas_cumprod + index, mask=valid, other=float("nan"))
         logarithm = tl.log(tl.where(times > 1, floor, alone))
         tl.store(variance + b, v.to(variance.dtype.element_ty), mask=live)

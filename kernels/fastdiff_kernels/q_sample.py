@@ -1,7 +1,8 @@
-"""q_sample, forward noising (Ho et al. 2020, eq. 4): x_t = (alpha * x0) + (sigma * noise), kernels/README.md section 3.
+"""q_sample, forward noising (Ho et al. 2020, eq. 4): x_t = (alpha * x0) + (sigma * noise),
+kernels/README.md section 3.
 
-alpha and sigma are read at t[b], or at b without t. A t outside the table is never used as an address: that sample
-becomes NaN and the error word is set.
+alpha and sigma are read at t[b], or at b without t. A t outside the table is never used as an
+address: that sample becomes NaN and the error word is set.
 """
 
 import triton
@@ -13,10 +14,27 @@ from .tiling import at, tile
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "times"])
 def q_sample_kernel(
-    out, x0, t, alpha, sigma, noise, seeds, sample_ids, errors,
-    seed_lo, seed_hi, step, stream_index, batch, size, times,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr,
-):  # fmt: skip
+    out,
+    x0,
+    t,
+    alpha,
+    sigma,
+    noise,
+    seeds,
+    sample_ids,
+    errors,
+    seed_lo,
+    seed_hi,
+    step,
+    stream_index,
+    batch,
+    size,
+    times,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    ERROR: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if x0.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     if t is None:

@@ -9,9 +9,19 @@ from .tiling import at, tile
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch"])
 def randn_kernel(
-    out, seeds, sample_ids, seed_lo, seed_hi, step, stream_index, batch, size,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr,
-):  # fmt: skip
+    out,
+    seeds,
+    sample_ids,
+    seed_lo,
+    seed_hi,
+    step,
+    stream_index,
+    batch,
+    size,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+):
     b, first, e, live, inside = tile(batch, size, S, E)
     k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
     z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST)

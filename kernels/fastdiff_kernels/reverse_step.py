@@ -1,11 +1,14 @@
-"""reverse_step: one row of a plan for every sample, kernels/README.md section 4, in a single pass over memory.
+"""reverse_step: one row of a plan for every sample, kernels/README.md section 4, in a single pass
+over memory.
 
     out  = u + gamma * (c - u)  (+ out_grad * gradient)
     x0   = clip(x0_x * x + x0_out * out)
     next x and new slots = combinations over (x, x0, out, s1, s2, s3, s4, z)
 
-The variant is fixed by USES (which columns the plans use, with the columns of absent operands taken out by the launcher)
-and by which arguments are None. A row outside the table is never used as an address: that sample becomes NaN and the
+The variant is fixed by USES (which columns the plans use, with the columns of absent operands taken
+out by the launcher)
+and by which arguments are None. A row outside the table is never used as an address: that sample
+    becomes NaN and the
 error word is set.
 """
 
@@ -29,7 +32,7 @@ from .combine import (
     term,
     used,
     writes,
-)  # fmt: skip
+)
 from .elementary import divided, exponential
 from .noise import normals, stream_identity
 from .tiling import at, tile
@@ -37,7 +40,12 @@ from .tiling import at, tile
 COLUMNS = tl.constexpr(56)
 INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(2), tl.constexpr(3)
 GUIDANCE_RESCALE, OUT_GRAD = tl.constexpr(4), tl.constexpr(5)
-CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = tl.constexpr(8), tl.constexpr(9), tl.constexpr(11), tl.constexpr(12)
+CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = (
+    tl.constexpr(8),
+    tl.constexpr(9),
+    tl.constexpr(11),
+    tl.constexpr(12),
+)
 LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
 
 
@@ -51,26 +59,54 @@ def guidance_strength(guidance, rows, b, live, valid, COMPUTE: tl.constexpr):
 
 @triton.jit
 def guided_output(
-    model_output, guidance, rescale, gradient, rows, b, batch, size, first, e, live, valid, wanted, inside,
-    USES: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """c alone, or u + gamma (c - u) where gamma is neither 1 (c alone is read) nor 0 (u alone); rescaled and with the
-    gradient's share where the row asks for it."""
-    width = size * WIDTH  # with learned variance a row holds the prediction, then as many elements for the variance
+    model_output,
+    guidance,
+    rescale,
+    gradient,
+    rows,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    live,
+    valid,
+    wanted,
+    inside,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """c alone, or u + gamma (c - u) where gamma is neither 1 (c alone is read) nor 0 (u alone);
+    rescaled and with the gradient's share where the row asks for it.
+    """
+    width = (
+        size * WIDTH
+    )  # with learned variance a row holds the prediction, then as many elements for the variance
     if guidance is None:
-        out = tl.load(at(model_output, b, width, first, e), mask=inside & wanted, other=0.0).to(COMPUTE)
+        out = tl.load(at(model_output, b, width, first, e), mask=inside & wanted, other=0.0).to(
+            COMPUTE
+        )
     else:
         g = guidance_strength(guidance, rows, b, live, valid, COMPUTE)
         ours = inside & wanted
-        c = tl.load(at(model_output, b, width, first, e), mask=ours & (g != 0.0), other=0.0).to(COMPUTE)
-        u = tl.load(at(model_output, b + batch, width, first, e), mask=ours & (g != 1.0), other=0.0).to(COMPUTE)
+        c = tl.load(at(model_output, b, width, first, e), mask=ours & (g != 0.0), other=0.0).to(
+            COMPUTE
+        )
+        u = tl.load(
+            at(model_output, b + batch, width, first, e), mask=ours & (g != 1.0), other=0.0
+        ).to(COMPUTE)
         out = tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
         if rescale is not None:
             rescaled = (entry(rows, GUIDANCE_RESCALE, valid, COMPUTE) != 0.0) & (g != 1.0)
-            out = tl.where(rescaled, tl.load(rescale + b, mask=live & rescaled, other=1.0) * out, out)
+            out = tl.where(
+                rescaled, tl.load(rescale + b, mask=live & rescaled, other=1.0) * out, out
+            )
     if used(USES, OUT_GRAD):
         strength = entry(rows, OUT_GRAD, valid, COMPUTE)
-        by = tl.load(at(gradient, b, size, first, e), mask=inside & wanted & (strength != 0.0), other=0.0)
+        by = tl.load(
+            at(gradient, b, size, first, e), mask=inside & wanted & (strength != 0.0), other=0.0
+        )
         out = tl.where(strength != 0.0, out + strength * by.to(COMPUTE), out)
     return out
 
@@ -78,29 +114,58 @@ def guided_output(
 @triton.jit
 def predicted_x0(zero, rows, x, out, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
     """Before the clip."""
-    return term(term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE)
+    return term(
+        term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE
+    )
 
 
 @triton.jit
 def old_slot(
-    zero, slots, index: tl.constexpr, rows, b, batch, size, first, e, valid, inside,
-    USES: tl.constexpr, COPY: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
-    """Slot `index` (0 to 3) where the row reads it or, with COPY, where the row leaves it as it is."""
+    zero,
+    slots,
+    index: tl.constexpr,
+    rows,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    valid,
+    inside,
+    USES: tl.constexpr,
+    COPY: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """Slot `index` (0 to 3) where the row reads it or, with COPY, where the row leaves it as it
+    is.
+    """
     value = zero
     if operand_used(USES, S1 + index) or COPY > index:
         wanted = reads(S1 + index, rows, valid, USES, COMPUTE)
         if COPY > index:
             wanted = wanted | (writes(1 + index, rows, valid, USES, COMPUTE) == 0)
-        value = tl.load(at(slots, b + index * batch.to(tl.int64), size, first, e), mask=inside & wanted, other=0.0)
+        value = tl.load(
+            at(slots, b + index * batch.to(tl.int64), size, first, e),
+            mask=inside & wanted,
+            other=0.0,
+        )
     return value
 
 
 @triton.jit
 def new_slot(
-    zero, index: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COPY: tl.constexpr, COMPUTE: tl.constexpr
+    zero,
+    index: tl.constexpr,
+    rows,
+    operands,
+    valid,
+    USES: tl.constexpr,
+    COPY: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
-    """The slot's new value and which samples [S, 1] store it; a slot that a row does not define keeps its value."""
+    """The slot's new value and which samples [S, 1] store it; a slot that a row does not define
+    keeps its value.
+    """
     value = zero
     stored = valid
     if output_used(USES, 1 + index) or COPY > index:
@@ -114,23 +179,66 @@ def new_slot(
 
 @triton.jit
 def store_slot(
-    slots_out, index: tl.constexpr, value, stored, b, batch, size, first, e, inside,
-    USES: tl.constexpr, COPY: tl.constexpr,
-):  # fmt: skip
+    slots_out,
+    index: tl.constexpr,
+    value,
+    stored,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    inside,
+    USES: tl.constexpr,
+    COPY: tl.constexpr,
+):
     if output_used(USES, 1 + index) or COPY > index:
-        tl.store(at(slots_out, b + index * batch.to(tl.int64), size, first, e), value, mask=inside & stored)
+        tl.store(
+            at(slots_out, b + index * batch.to(tl.int64), size, first, e),
+            value,
+            mask=inside & stored,
+        )
 
 
 @triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "table_rows"])
 def reverse_step_kernel(
-    x_s, x_t, model_output, table, row, slots, noise, seeds, sample_ids, guidance, gradient,
-    rescale, threshold, slots_out, x0_out, input_out, row_out, errors,
-    seed_lo, seed_hi, stream_index, batch, size, table_rows,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr,
-    USES: tl.constexpr, WIDTH: tl.constexpr, COPY: tl.constexpr, COPIES: tl.constexpr,
-):  # fmt: skip
-    """USES: column mask; WIDTH: model output elements per state element (1 or 2); COPY: how many slots are carried over
-    into separate memory; COPIES: how many times the network's next input is written."""
+    x_s,
+    x_t,
+    model_output,
+    table,
+    row,
+    slots,
+    noise,
+    seeds,
+    sample_ids,
+    guidance,
+    gradient,
+    rescale,
+    threshold,
+    slots_out,
+    x0_out,
+    input_out,
+    row_out,
+    errors,
+    seed_lo,
+    seed_hi,
+    stream_index,
+    batch,
+    size,
+    table_rows,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    ERROR: tl.constexpr,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COPY: tl.constexpr,
+    COPIES: tl.constexpr,
+):
+    """USES: column mask; WIDTH: model output elements per state element (1 or 2); COPY: how many
+    slots are carried over into separate memory; COPIES: how many times the network's next input is
+    written.
+    """
     COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     index = tl.load(row + b, mask=live, other=0)
@@ -142,15 +250,42 @@ def reverse_step_kernel(
     zero = tl.where(valid, 0.0, float("nan")).to(COMPUTE)
     wants_x = nonzero(reads(X, rows, valid, USES, COMPUTE), rows, X0_X, valid, USES, COMPUTE)
     x = tl.load(at(x_t, b, size, first, e), mask=inside & wants_x, other=0.0).to(COMPUTE)
-    s1 = old_slot(zero, slots, 0, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
-    s2 = old_slot(zero, slots, 1, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
-    s3 = old_slot(zero, slots, 2, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
-    s4 = old_slot(zero, slots, 3, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE)
+    s1 = old_slot(
+        zero, slots, 0, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
+    )
+    s2 = old_slot(
+        zero, slots, 1, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
+    )
+    s3 = old_slot(
+        zero, slots, 2, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
+    )
+    s4 = old_slot(
+        zero, slots, 3, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
+    )
     out = zero
     if operand_used(USES, OUT) or used(USES, X0_OUT):
-        wants_out = nonzero(reads(OUT, rows, valid, USES, COMPUTE), rows, X0_OUT, valid, USES, COMPUTE)
-        out = guided_output(model_output, guidance, rescale, gradient, rows, b, batch, size, first, e, live, valid,
-                            wants_out, inside, USES, WIDTH, COMPUTE)  # fmt: skip
+        wants_out = nonzero(
+            reads(OUT, rows, valid, USES, COMPUTE), rows, X0_OUT, valid, USES, COMPUTE
+        )
+        out = guided_output(
+            model_output,
+            guidance,
+            rescale,
+            gradient,
+            rows,
+            b,
+            batch,
+            size,
+            first,
+            e,
+            live,
+            valid,
+            wants_out,
+            inside,
+            USES,
+            WIDTH,
+            COMPUTE,
+        )
     z = zero
     if operand_used(USES, Z):
         wants_z = reads(Z, rows, valid, USES, COMPUTE)
@@ -164,7 +299,11 @@ def reverse_step_kernel(
             learned = entry(rows, NOISE_MODE, valid, COMPUTE) == 1.0
             lo = entry(rows, LOGVAR_LO, valid, COMPUTE)
             hi = entry(rows, LOGVAR_HI, valid, COMPUTE)
-            v = tl.load(at(model_output + size, b, size * WIDTH, first, e), mask=inside & wants_z & learned, other=0.0)
+            v = tl.load(
+                at(model_output + size, b, size * WIDTH, first, e),
+                mask=inside & wants_z & learned,
+                other=0.0,
+            )
             logvar = lo + (hi - lo) * ((v.to(COMPUTE) + 1.0) * 0.5)
             z = tl.where(learned, z * exponential(0.5 * logvar), z)
 
@@ -192,10 +331,13 @@ def reverse_step_kernel(
     if input_out is not None:
         known = valid & (following >= 0) & (following < table_rows)
         tl.store(errors + b * 0, ERROR, mask=live & (known == 0))
-        scale = tl.load(table + following * COLUMNS + INPUT_SCALE, mask=known, other=float("nan")).to(COMPUTE)
+        scale = tl.load(
+            table + following * COLUMNS + INPUT_SCALE, mask=known, other=float("nan")
+        ).to(COMPUTE)
         scaled = (scale * x_next).to(input_out.dtype.element_ty)
 
-    tl.debug_barrier()  # outputs may be the inputs' memory, and a value's loader need not be its writer
+    # outputs may be the inputs' memory, and a value's loader need not be its writer
+    tl.debug_barrier()
     tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
     store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
     store_slot(slots_out, 1, n2, stored2, b, batch, size, first, e, inside, USES, COPY)

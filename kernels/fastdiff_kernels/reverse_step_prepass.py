@@ -1,12 +1,14 @@
-"""What a step needs to know about a whole sample before it can begin, kernels/README.md section 4, items 1 and 4.
+"""What a step needs to know about a whole sample before it can begin, kernels/README.md section 4,
+items 1 and 4.
 
     rescale   = phi * (std(c) / std(out)) + (1 - phi)                     (Lin et al. 2024, eq. 15-16)
     threshold = the clip_ratio-quantile of |x0|, held in [1, bound]       (Saharia et al. 2022, section 2.3)
 
-One program a sample walks through it in blocks of E elements. The standard deviations take two passes (the mean, then
-centred squares) in float64. The quantile is a radix select: magnitudes order like their bit patterns (NaN last), a
-pass counts the values of the next eight bits among the keys that begin like the one sought, and after the last pass
-its bits are known. Samples whose row asks for neither are left alone.
+One program a sample walks through it in blocks of E elements. The standard deviations take two
+passes (the mean, then centred squares) in float64. The quantile is a radix select: magnitudes order
+like their bit patterns (NaN last), a pass counts the values of the next eight bits among the keys
+that begin like the one sought, and after the last pass its bits are known. Samples whose row asks
+for neither are left alone.
 """
 
 import triton
@@ -42,15 +44,26 @@ def both_outputs(model_output, g, b, batch, size, first, e, WIDTH: tl.constexpr)
     """The conditional and the guided output of a block, and which of its elements exist."""
     inside = e < size - first
     c = tl.load(at(model_output, b, size * WIDTH, first, e), mask=inside, other=0.0).to(g.dtype)
-    u = tl.load(at(model_output, b + batch, size * WIDTH, first, e), mask=inside, other=0.0).to(g.dtype)
+    u = tl.load(at(model_output, b + batch, size * WIDTH, first, e), mask=inside, other=0.0).to(
+        g.dtype
+    )
     return c.to(tl.float64), tl.where(g == 0.0, u, u + g * (c - u)).to(tl.float64), inside
 
 
 @triton.jit(do_not_specialize=["batch", "table_rows"])
 def reverse_step_rescale_kernel(
-    rescale, model_output, guidance, table, row, batch, size, table_rows,
-    E: tl.constexpr, FAST: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    rescale,
+    model_output,
+    guidance,
+    table,
+    row,
+    batch,
+    size,
+    table_rows,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     COMPUTE: tl.constexpr = rescale.dtype.element_ty
     b, rows, valid = sample_row(row, table, table_rows)
     e = tl.arange(0, E)[None, :]
@@ -82,9 +95,22 @@ def reverse_step_rescale_kernel(
 
 @triton.jit
 def magnitude_bits(
-    x_t, model_output, guidance, rescale, gradient, rows, b, batch, size, first, e, valid,
-    USES: tl.constexpr, WIDTH: tl.constexpr, COMPUTE: tl.constexpr,
-):  # fmt: skip
+    x_t,
+    model_output,
+    guidance,
+    rescale,
+    gradient,
+    rows,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    valid,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
     """|x0| before the clip as integers of the same order, and which of them exist, [E] each."""
     inside = e < size - first
     zero = tl.zeros([1, 1], COMPUTE)
@@ -93,8 +119,25 @@ def magnitude_bits(
     out = zero
     if used(USES, X0_OUT):
         wants_out = nonzero(valid & False, rows, X0_OUT, valid, USES, COMPUTE)
-        out = guided_output(model_output, guidance, rescale, gradient, rows, b, batch, size, first, e, valid, valid,
-                            wants_out, inside, USES, WIDTH, COMPUTE)  # fmt: skip
+        out = guided_output(
+            model_output,
+            guidance,
+            rescale,
+            gradient,
+            rows,
+            b,
+            batch,
+            size,
+            first,
+            e,
+            valid,
+            valid,
+            wants_out,
+            inside,
+            USES,
+            WIDTH,
+            COMPUTE,
+        )
     x0 = tl.where(inside, tl.abs(predicted_x0(zero, rows, x, out, valid, USES, COMPUTE)), 0.0)
     KEY: tl.constexpr = tl.int64 if COMPUTE == tl.float64 else tl.int32
     return x0.to(KEY, bitcast=True).reshape(x0.shape[1]), inside.reshape(x0.shape[1])
@@ -102,9 +145,22 @@ def magnitude_bits(
 
 @triton.jit(do_not_specialize=["batch", "table_rows"])
 def reverse_step_threshold_kernel(
-    threshold, rescale, x_t, model_output, guidance, gradient, table, row, batch, size, table_rows,
-    E: tl.constexpr, FAST: tl.constexpr, USES: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    threshold,
+    rescale,
+    x_t,
+    model_output,
+    guidance,
+    gradient,
+    table,
+    row,
+    batch,
+    size,
+    table_rows,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     COMPUTE: tl.constexpr = threshold.dtype.element_ty
     KEY: tl.constexpr = tl.int64 if COMPUTE == tl.float64 else tl.int32
     DIGITS: tl.constexpr = KEY.primitive_bitwidth // 8
@@ -119,14 +175,31 @@ def reverse_step_threshold_kernel(
         prefix = tl.full([], 0, KEY)
         bin = 0
         counts = tl.zeros([256], tl.int32)
-        larger = tl.full([E], LARGEST, KEY)  # of the keys that begin with more than the value's last prefix, the least
+        larger = tl.full(
+            [E], LARGEST, KEY
+        )  # of the keys that begin with more than the value's last prefix, the least
         for digit in tl.static_range(DIGITS):
             shift = 8 * (DIGITS - 1 - digit)
             counts = tl.zeros([256], tl.int32)
             first = tl.full([], 0, tl.int64)
             while first < size:
-                key, inside = magnitude_bits(x_t, model_output, guidance, rescale, gradient, rows, b, batch, size,
-                                             first, e, valid, USES, WIDTH, COMPUTE)  # fmt: skip
+                key, inside = magnitude_bits(
+                    x_t,
+                    model_output,
+                    guidance,
+                    rescale,
+                    gradient,
+                    rows,
+                    b,
+                    batch,
+                    size,
+                    first,
+                    e,
+                    valid,
+                    USES,
+                    WIDTH,
+                    COMPUTE,
+                )
                 if digit > 0:
                     start = key >> (shift + 8)
                     if shift == 0:
@@ -137,7 +210,8 @@ def reverse_step_threshold_kernel(
             bin = tl.sum((tl.cumsum(counts, 0) <= rank).to(tl.int32))
             rank -= tl.sum(tl.where(bins < bin, counts, 0))
             prefix = (prefix << 8) | bin
-        # the next value in order: an equal one, or the next in the same 256, or the least beyond them
+        # the next value in order: an equal one, or the next in the same 256, or the least beyond
+        # them
         following = tl.min(tl.where((bins > bin) & (counts > 0), bins, 256))
         least = tl.min(larger)
         above = tl.where(following < 256, (prefix - bin) | following, least)

@@ -1,8 +1,10 @@
-"""Sums over a sample, kernels/README.md section 7: chunks of CHUNK elements, each by a fixed tree, then over the chunks.
+"""Sums over a sample, kernels/README.md section 7: chunks of CHUNK elements, each by a fixed tree,
+then over the chunks.
 
-A tile holds one whole chunk of each of its samples (short samples share a program), so a chunk's sum depends on the
-sample alone. tl.sum over a row would add in an order that follows the registers' layout, hence the alignment of the
-pointers; over two elements it leaves no choice, so the tree is spelled out: neighbours are added until one is left.
+A tile holds one whole chunk of each of its samples (short samples share a program), so a chunk's
+sum depends on the sample alone. tl.sum over a row would add in an order that follows the registers'
+layout, hence the alignment of the pointers; over two elements it leaves no choice, so the tree is
+spelled out: neighbours are added until one is left.
 """
 
 import triton
@@ -39,7 +41,9 @@ def mean_of(total, weight, b, live, size):
 
 @triton.jit
 def store_sum(out, workspace, weight, total, b, first, live, size, MEAN: tl.constexpr):
-    """The sums of a tile's rows: the result where a sample is one chunk (no workspace), else its partial sum."""
+    """The sums of a tile's rows: the result where a sample is one chunk (no workspace), else its
+    partial sum.
+    """
     if workspace is None:
         if MEAN:
             total = mean_of(total, weight, b, live, size)

@@ -1,10 +1,12 @@
-"""vlb_terms, a term of the variational bound in one pass (Ho et al. 2020, eq. 5; Nichol & Dhariwal 2021), in nats.
+"""vlb_terms, a term of the variational bound in one pass (Ho et al. 2020, eq. 5; Nichol & Dhariwal
+2021), in nats.
 
     x0' = clip(x0_x * x_t + x0_out * out),   logvar = lo + (hi - lo)*((v + 1)*0.5)
-    term = KL between the two posteriors, whose means differ by mean_x0 * (x0 - x0'); at the table's `first` rows the
-           discretised Gaussian's -ln p(x0 | x_1)
+    term = KL between the two posteriors, whose means differ by mean_x0 * (x0 - x0'); at the table's
+           `first` rows the discretised Gaussian's -ln p(x0 | x_1)
 
-kernels/README.md section 11. The tile leaves out the branch that none of its samples takes. A t outside the table is
+kernels/README.md section 11. The tile leaves out the branch that none of its samples takes. A t
+outside the table is
 never used as an address: that sample becomes NaN and the error word is set.
 """
 
@@ -18,12 +20,16 @@ from .sums import row_sum, store_sum
 from .tiling import at, tile
 
 COLUMNS = tl.constexpr(9)
-X0_X, X0_OUT, CLIP_BOUND, MEAN_X0, MEAN_X, LOGVAR_Q, LOGVAR_LO, LOGVAR_HI, FIRST = (tl.constexpr(i) for i in range(9))
+X0_X, X0_OUT, CLIP_BOUND, MEAN_X0, MEAN_X, LOGVAR_Q, LOGVAR_LO, LOGVAR_HI, FIRST = (
+    tl.constexpr(i) for i in range(9)
+)
 
 
 @triton.jit
 def known_rows(table, t, times, errors, b, live, ERROR: tl.constexpr):
-    """Each sample's row, which samples have one, and which of those are `first`; the others set the error word."""
+    """Each sample's row, which samples have one, and which of those are `first`; the others set the
+    error word.
+    """
     index = tl.load(t + b, mask=live, other=0)
     valid = live & (index >= 0) & (index < times)
     tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
@@ -38,7 +44,18 @@ def entry(rows, COLUMN: tl.constexpr, valid, COMPUTE: tl.constexpr):
 
 @triton.jit
 def prediction(
-    x0, x_t, model_output, rows, b, valid, size, first, e, inside, WIDTH: tl.constexpr, COMPUTE: tl.constexpr
+    x0,
+    x_t,
+    model_output,
+    rows,
+    b,
+    valid,
+    size,
+    first,
+    e,
+    inside,
+    WIDTH: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """x0, x_t, the predicted x0 before and after the clip, and the log-variance."""
     x = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
@@ -50,16 +67,32 @@ def prediction(
     held = tl.where(held < bound * -1.0, bound * -1.0, held)
     logvar = entry(rows, LOGVAR_LO, valid, COMPUTE)
     if WIDTH == 2:
-        v = tl.load(at(model_output + size, b, size * WIDTH, first, e), mask=inside, other=0.0).to(COMPUTE)
+        v = tl.load(at(model_output + size, b, size * WIDTH, first, e), mask=inside, other=0.0).to(
+            COMPUTE
+        )
         logvar = logvar + (entry(rows, LOGVAR_HI, valid, COMPUTE) - logvar) * ((v + 1.0) * 0.5)
     return x, noisy, free, held, logvar
 
 
 @triton.jit(do_not_specialize=["batch", "times"])
 def vlb_terms_kernel(
-    terms, workspace, x0, x_t, model_output, table, t, errors, batch, size, times,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    terms,
+    workspace,
+    x0,
+    x_t,
+    model_output,
+    table,
+    t,
+    errors,
+    batch,
+    size,
+    times,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    ERROR: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if terms.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     rows, valid, last_step = known_rows(table, t, times, errors, b, live, ERROR)
@@ -78,9 +111,23 @@ def vlb_terms_kernel(
 
 @triton.jit(do_not_specialize=["batch", "times"])
 def vlb_terms_backward_kernel(
-    g_output, grad, x0, x_t, model_output, table, t, errors, batch, size, times,
-    S: tl.constexpr, E: tl.constexpr, FAST: tl.constexpr, ERROR: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    g_output,
+    grad,
+    x0,
+    x_t,
+    model_output,
+    table,
+    t,
+    errors,
+    batch,
+    size,
+    times,
+    S: tl.constexpr,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    ERROR: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
     rows, valid, last_step = known_rows(table, t, times, errors, b, live, ERROR)
@@ -97,10 +144,20 @@ def vlb_terms_backward_kernel(
         bin_mean, bin_log_scale = discretized(x, mean, 0.5 * logvar, True)
         by_x0 = tl.where(last_step, scale * bin_mean, by_x0)
         by_logvar = tl.where(last_step, 0.5 * bin_log_scale, by_logvar)
-    g_out = tl.where((free > held) | (free < held), 0.0, entry(rows, X0_OUT, valid, COMPUTE) * by_x0)
+    g_out = tl.where(
+        (free > held) | (free < held), 0.0, entry(rows, X0_OUT, valid, COMPUTE) * by_x0
+    )
     g_out = tl.where(valid, g * g_out, float("nan"))
-    tl.store(at(g_output, b, size * WIDTH, first, e), g_out.to(g_output.dtype.element_ty), mask=inside)
+    tl.store(
+        at(g_output, b, size * WIDTH, first, e), g_out.to(g_output.dtype.element_ty), mask=inside
+    )
     if WIDTH == 2:
-        span = 0.5 * (entry(rows, LOGVAR_HI, valid, COMPUTE) - entry(rows, LOGVAR_LO, valid, COMPUTE))
+        span = 0.5 * (
+            entry(rows, LOGVAR_HI, valid, COMPUTE) - entry(rows, LOGVAR_LO, valid, COMPUTE)
+        )
         g_v = tl.where(valid, g * (span * by_logvar), float("nan"))
-        tl.store(at(g_output + size, b, size * WIDTH, first, e), g_v.to(g_output.dtype.element_ty), mask=inside)
+        tl.store(
+            at(g_output + size, b, size * WIDTH, first, e),
+            g_v.to(g_output.dtype.element_ty),
+            mask=inside,
+        )

@@ -32,10 +32,14 @@ def test_the_same_results(name: str) -> None:
     assert torch.equal(run(network, x, t, **arguments()), expected)
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert list(faster.state_dict()) == list(before)
-    assert not any("acceleration" in type(m).__module__ or hasattr(m, "_winograd") for m in network.modules())
+    assert not any(
+        "acceleration" in type(m).__module__ or hasattr(m, "_winograd") for m in network.modules()
+    )
 
 
-@pytest.mark.parametrize("name", ["unet2d like cifar's", "unet2d labels", "unet2d label times", "dit", "own"])
+@pytest.mark.parametrize(
+    "name", ["unet2d like cifar's", "unet2d labels", "unet2d label times", "dit", "own"]
+)
 def test_forward_is_decode_of_condition(name: str) -> None:
     make, channels, arguments = CASES[name]
     faster = fastdiff.accelerate(make())
@@ -53,7 +57,13 @@ def test_float64(name: str) -> None:
     if name == "unet2d resnets between":
         network.eval()
     x, t = noise(channels).double(), times()
-    assert distance(run(fastdiff.accelerate(network), x, t, **arguments()), run(network, x, t, **arguments())) < 1e-12
+    assert (
+        distance(
+            run(fastdiff.accelerate(network), x, t, **arguments()),
+            run(network, x, t, **arguments()),
+        )
+        < 1e-12
+    )
 
 
 def test_winograd_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +74,9 @@ def test_winograd_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "_launch", lambda *a: calls.append(a[0].shape) or launch(*a))
     network = unet2d()
     run(fastdiff.accelerate(network), noise(3), times())
-    inner = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    inner = [
+        m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
     strided = [m for m in inner if m.stride != (1, 1)]
     assert len(calls) == len(inner) - len(strided) - 2, "all but the first and the last convolution"
     calls.clear()
@@ -83,16 +95,26 @@ def test_the_sampler_computes_conditions_before_its_loop(name: str) -> None:
     try:
         settings: dict[str, Any] = {"solver": "ddim", "steps": 4, "clip_range": 1.0}
         shape = (3, channels, 16, 16)
-        ours = Sampler(faster, Schedule.linear(1000), **settings).sample(shape, seed=1, cond=arguments())
+        ours = Sampler(faster, Schedule.linear(1000), **settings).sample(
+            shape, seed=1, cond=arguments()
+        )
         # the last steps amplify differences of the network's output
-        theirs = Sampler(network, Schedule.linear(1000), **settings).sample(shape, seed=1, cond=arguments())
+        theirs = Sampler(network, Schedule.linear(1000), **settings).sample(
+            shape, seed=1, cond=arguments()
+        )
     finally:
         type(faster).condition = inner  # type: ignore[method-assign]
     assert seen and distance(ours, theirs) < 10 * ACCELERATED
 
 
 def test_samples_do_not_depend_on_their_batch_where_calls_are_filled_up() -> None:
-    sampler = Sampler(fastdiff.accelerate(unet2d()), Schedule.linear(1000), solver="ddim", steps=3, network_batch=4)
+    sampler = Sampler(
+        fastdiff.accelerate(unet2d()),
+        Schedule.linear(1000),
+        solver="ddim",
+        steps=3,
+        network_batch=4,
+    )
     many = sampler.sample((6, 3, 16, 16), seed=2)
     alone = sampler.sample((1, 3, 16, 16), seed=2, sample_ids=[4])
     assert torch.equal(alone[0], many[4])
@@ -104,7 +126,12 @@ def test_a_pipeline_draws_the_same_image() -> None:
     network = unet2d()
     pipe = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler(num_train_timesteps=20))
     pipe.set_progress_bar_config(disable=True)
-    draw = lambda: pipe(batch_size=2, generator=torch.Generator().manual_seed(1), num_inference_steps=5, output_type="np")  # noqa: E731
+    draw = lambda: pipe(  # noqa: E731
+        batch_size=2,
+        generator=torch.Generator().manual_seed(1),
+        num_inference_steps=5,
+        output_type="np",
+    )
     expected = draw().images
     pipe.unet = fastdiff.accelerate(network)
     assert abs(draw().images - expected).max() < 10 * ACCELERATED

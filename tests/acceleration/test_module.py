@@ -1,4 +1,6 @@
-"""An accelerated network as a module: what it shares with the original, what it follows, what is refused."""
+"""An accelerated network as a module: what it shares with the original, what it follows, what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,10 @@ def test_copies_and_pickles(name: str) -> None:
     for other in (copy.deepcopy(faster), torch.load(buffer, weights_only=False)):
         assert type(other) is type(faster)
         assert torch.equal(run(other, noise(channels), times(), **arguments()), expected)
-        assert all(a.data_ptr() != b.data_ptr() for a, b in zip(other.parameters(), faster.parameters(), strict=True))
+        assert all(
+            a.data_ptr() != b.data_ptr()
+            for a, b in zip(other.parameters(), faster.parameters(), strict=True)
+        )
 
 
 def test_saved_by_diffusers(tmp_path) -> None:
@@ -87,7 +92,9 @@ def test_gradients_are_those_of_the_original() -> None:
     for model in (network, faster):
         loss = model(x, times()).sample.square().mean()
         gradients.append(torch.autograd.grad(loss, [x, *model.parameters()]))
-    for name, ours, theirs in zip(["x", *dict(network.named_parameters())], *reversed(gradients), strict=True):
+    for name, ours, theirs in zip(
+        ["x", *dict(network.named_parameters())], *reversed(gradients), strict=True
+    ):
         scale = theirs.abs().max() + 1e-7
         assert (ours - theirs).abs().max() < 2e-4 * scale + 1e-6, name
     assert all(p.grad is None for p in network.parameters())
@@ -129,7 +136,9 @@ def test_any_network_of_known_layers() -> None:
 def test_one_embedding_for_the_whole_batch(norm: str) -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
-    block = ResnetBlock2D(in_channels=16, out_channels=32, temb_channels=8, groups=4, time_embedding_norm=norm).eval()
+    block = ResnetBlock2D(
+        in_channels=16, out_channels=32, temb_channels=8, groups=4, time_embedding_norm=norm
+    ).eval()
     x, temb = torch.randn(3, 16, 8, 8), torch.randn(1, 8)
     with torch.no_grad():
         assert near(fastdiff.accelerate(block)(x, temb), block(x, temb))
@@ -137,7 +146,10 @@ def test_one_embedding_for_the_whole_batch(norm: str) -> None:
 
 def test_channels_that_do_not_fit_are_torchs_error() -> None:
     faster = fastdiff.accelerate(nn.Conv2d(16, 16, 3, padding=1))
-    with torch.no_grad(), pytest.raises(RuntimeError, match="to have 16 channels, but got 15 channels"):
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="to have 16 channels, but got 15 channels"),
+    ):
         faster(torch.randn(1, 15, 8, 8))
 
 
@@ -145,7 +157,10 @@ def test_autocast() -> None:
     network = unet2d()
     expected = run(network, noise(3), times())
     with torch.autocast("cpu", torch.bfloat16):
-        ours, theirs = run(fastdiff.accelerate(network), noise(3), times()), run(network, noise(3), times())
+        ours, theirs = (
+            run(fastdiff.accelerate(network), noise(3), times()),
+            run(network, noise(3), times()),
+        )
     assert ours.dtype == theirs.dtype and near(ours.float(), expected, 0.1)
 
 
@@ -179,7 +194,9 @@ def test_threads_share_it() -> None:
     network = unet2d()
     faster = fastdiff.accelerate(network)
     expected, results = run(network, noise(3), times()), []
-    threads = [Thread(target=lambda: results.append(run(faster, noise(3), times()))) for _ in range(4)]
+    threads = [
+        Thread(target=lambda: results.append(run(faster, noise(3), times()))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -194,11 +211,36 @@ def replaced() -> nn.Module:
 
 
 REFUSED = {
-    "a function": (lambda: len, {}, TypeError, "expected a torch.nn.Module, got builtin_function_or_method"),
-    "nothing to do": (lambda: MLP(2), {}, TypeError, "expected a network with convolutions, group norms or attention"),
-    "compiled": (lambda: torch.compile(unet2d()), {}, TypeError, "expected a network that is not compiled"),
-    "replaced": (replaced, {}, ValueError, "expected modules with their own forward, got a replaced one at 'mid_block'"),
-    "negative": (unet2d, {"extra_bytes": -1}, ValueError, "expected extra_bytes of at least 0, got -1"),
+    "a function": (
+        lambda: len,
+        {},
+        TypeError,
+        "expected a torch.nn.Module, got builtin_function_or_method",
+    ),
+    "nothing to do": (
+        lambda: MLP(2),
+        {},
+        TypeError,
+        "expected a network with convolutions, group norms or attention",
+    ),
+    "compiled": (
+        lambda: torch.compile(unet2d()),
+        {},
+        TypeError,
+        "expected a network that is not compiled",
+    ),
+    "replaced": (
+        replaced,
+        {},
+        ValueError,
+        "expected modules with their own forward, got a replaced one at 'mid_block'",
+    ),
+    "negative": (
+        unet2d,
+        {"extra_bytes": -1},
+        ValueError,
+        "expected extra_bytes of at least 0, got -1",
+    ),
 }
 
 
@@ -208,13 +250,28 @@ def test_refusals(case: str) -> None:
     with pytest.raises(error) as caught:
         fastdiff.accelerate(make(), **arguments)
     message = str(caught.value)
-    assert message.startswith("fastdiff.accelerate: expected ") and text in message and "\n" not in message
+    assert (
+        message.startswith("fastdiff.accelerate: expected ")
+        and text in message
+        and "\n" not in message
+    )
 
 
-@pytest.mark.parametrize(("make", "labels", "text"), [
-    (lambda: unet2d(num_class_embeds=10), None, "expected class_labels for a network with classes, got none"),
-    (unet2d, torch.tensor([1, 2, 3]), "expected no class_labels for a network without classes, got some"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "labels", "text"),
+    [
+        (
+            lambda: unet2d(num_class_embeds=10),
+            None,
+            "expected class_labels for a network with classes, got none",
+        ),
+        (
+            unet2d,
+            torch.tensor([1, 2, 3]),
+            "expected no class_labels for a network without classes, got some",
+        ),
+    ],
+)
 def test_labels_that_do_not_fit(make, labels, text: str) -> None:
     with pytest.raises(ValueError, match=f"^fastdiff.accelerate: {text}"):
         run(fastdiff.accelerate(make()), noise(3), times(), class_labels=labels)

@@ -8,19 +8,29 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from tolerances import WINOGRAD
 
-from fastdiff import native
 from fastdiff.acceleration import winograd
+from fastdiff.backend import library as native
 
 pytestmark = [
     pytest.mark.cpu_only,
     pytest.mark.skipif(not winograd.available(), reason="no native library with vectors"),
 ]
-SHAPES = [(1, 16, 16, 4, 4), (2, 24, 20, 7, 9), (3, 33, 17, 3, 5), (1, 19, 40, 13, 8), (9, 16, 64, 8, 8)]
+SHAPES = [
+    (1, 16, 16, 4, 4),
+    (2, 24, 20, 7, 9),
+    (3, 33, 17, 3, 5),
+    (1, 19, 40, 13, 8),
+    (9, 16, 64, 8, 8),
+]
 
 
 def oracle(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The definition, float64: out[b, k, i, j] = sum over c, m, n of x[b, c, i + m - 1, j + n - 1] w[k, c, m, n]."""
-    windows = sliding_window_view(np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), axis=(2, 3))
+    """The definition, float64: out[b, k, i, j] = sum over c, m, n of x[b, c, i + m - 1, j + n - 1]
+    w[k, c, m, n].
+    """
+    windows = sliding_window_view(
+        np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), axis=(2, 3)
+    )
     return np.einsum("bcijmn,kcmn->bkij", windows, w.astype(np.float64))
 
 
@@ -29,7 +39,9 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_transform_is_winograds() -> None:
-    """In one dimension: A' [(G g) * (B' d)] is the convolution, with B' and A' as csrc/cpu/winograd.cpp has them."""
+    """In one dimension: A' [(G g) * (B' d)] is the convolution, with B' and A' as
+    csrc/cpu/winograd.cpp has them.
+    """
     a, b = winograd.A, winograd.B
     b_t = np.zeros((6, 6))
     b_t[0, [0, 2, 4]] = b_t[5, [1, 3, 5]] = 1.0, -2.5, 1.0
@@ -46,12 +58,18 @@ def test_the_transform_is_winograds() -> None:
 def test_against_float64(shape: tuple[int, ...], level: int) -> None:
     batch, channels, out_channels, height, width = shape
     x, w = drawn(batch, channels, height, width), drawn(out_channels, channels, 3, 3, seed=1)
-    bias, add, residual = drawn(out_channels), drawn(batch, out_channels, seed=2), drawn(batch, out_channels, height, width)
+    bias, add, residual = (
+        drawn(out_channels),
+        drawn(batch, out_channels, seed=2),
+        drawn(batch, out_channels, height, width),
+    )
     image = x.contiguous(memory_format=torch.channels_last)
     rest = residual.contiguous(memory_format=torch.channels_last)
     y = winograd._launch(image, winograd.pack(w), out_channels, bias, add, rest, 0.5, level)
     plain = oracle(x.numpy(), w.numpy())
-    expected = (plain + bias.numpy()[:, None, None] + add.numpy()[:, :, None, None] + residual.numpy()) * 0.5
+    expected = (
+        plain + bias.numpy()[:, None, None] + add.numpy()[:, :, None, None] + residual.numpy()
+    ) * 0.5
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert np.abs(y.numpy() - expected).max() < WINOGRAD * plain.std()
 
@@ -79,9 +97,14 @@ def test_bits_depend_neither_on_the_batch_nor_on_threads_nor_on_blocks() -> None
 
 
 def test_slices_and_empty_batches() -> None:
-    wide, packed = drawn(2, 48, 8, 8).contiguous(memory_format=torch.channels_last), winograd.pack(drawn(16, 16, 3, 3))
+    wide, packed = (
+        drawn(2, 48, 8, 8).contiguous(memory_format=torch.channels_last),
+        winograd.pack(drawn(16, 16, 3, 3)),
+    )
     part = wide[:, 16:32]
-    assert torch.equal(winograd.conv3x3(part, packed, 16), winograd.conv3x3(part.clone(), packed, 16))
+    assert torch.equal(
+        winograd.conv3x3(part, packed, 16), winograd.conv3x3(part.clone(), packed, 16)
+    )
     nchw = part.contiguous()
     assert torch.equal(winograd.conv3x3(nchw, packed, 16), winograd.conv3x3(part, packed, 16))
     assert winograd.conv3x3(wide[:0, :16], packed, 16).shape == (0, 16, 8, 8)
@@ -96,7 +119,9 @@ def test_where_it_serves() -> None:
 
 
 def test_a_forced_level_is_heeded() -> None:
-    """At the baseline torch's convolution is the faster one; any other level is the one that computes."""
+    """At the baseline torch's convolution is the faster one; any other level is the one that
+    computes.
+    """
     x = drawn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
     packed = winograd.pack(drawn(16, 16, 3, 3))
     try:
@@ -110,13 +135,22 @@ def test_a_forced_level_is_heeded() -> None:
 
 
 def test_a_bad_level_is_refused() -> None:
-    x, packed = drawn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last), winograd.pack(drawn(16, 16, 3, 3))
-    with pytest.raises(ValueError, match=r"^fastdiff.accelerate: expected a CPU level in \[0, \d\], got 7\.$"):
+    x, packed = (
+        drawn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last),
+        winograd.pack(drawn(16, 16, 3, 3)),
+    )
+    with pytest.raises(
+        ValueError, match=r"^fastdiff.accelerate: expected a CPU level in \[0, \d\], got 7\.$"
+    ):
         winograd._launch(x, packed, 16, None, None, None, 1.0, 7)
 
 
 def test_compiles_and_fakes() -> None:
     x, packed = drawn(2, 16, 8, 8), winograd.pack(drawn(16, 16, 3, 3))
     arguments = (x.contiguous(memory_format=torch.channels_last), packed, 16, None, None, None, 1.0)
-    torch.library.opcheck(torch.ops.fastdiff_acceleration.conv3x3.default, arguments, test_utils="test_faketensor")
-    torch.library.opcheck(torch.ops.fastdiff_acceleration.conv3x3.default, arguments, test_utils="test_schema")
+    torch.library.opcheck(
+        torch.ops.fastdiff_acceleration.conv3x3.default, arguments, test_utils="test_faketensor"
+    )
+    torch.library.opcheck(
+        torch.ops.fastdiff_acceleration.conv3x3.default, arguments, test_utils="test_schema"
+    )

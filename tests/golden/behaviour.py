@@ -1,7 +1,8 @@
-"""Digests of what a change of structure must not change: plans, drop-ins and small jobs, to the bit.
+"""Digests of what a change of structure must not change: plans, drop-ins and small jobs, to the
+bit.
 
-The bits of plans and of networks belong to one machine and one torch, so nothing is stored in the repository. Write
-them with the old code and compare with the new:
+The bits of plans and of networks belong to one machine and one torch, so nothing is stored in the
+repository. Write them with the old code and compare with the new:
 
     python tests/golden/behaviour.py --out before.json           # in a checkout of the old revision
     python tests/golden/behaviour.py --compare before.json       # in this one
@@ -35,7 +36,9 @@ def digest(*parts: bytes) -> str:
 
 
 def plans() -> Iterator[tuple[str, str]]:
-    """Every solver × three grids × three prediction types, on a VP and, for flow solvers, a flow schedule."""
+    """Every solver × three grids × three prediction types, on a VP and, for flow solvers, a flow
+    schedule.
+    """
     from fastdiff import Schedule
     from fastdiff.solvers import SOLVERS, make_plan
 
@@ -59,7 +62,9 @@ def plans() -> Iterator[tuple[str, str]]:
 
 
 def drop_ins() -> Iterator[tuple[str, str]]:
-    """Ten steps of every configuration of the conformance suite, in float32, with a generator's draws."""
+    """Ten steps of every configuration of the conformance suite, in float32, with a generator's
+    draws.
+    """
     import torch
     from cases import both, set_timesteps, start
     from loops import IDS, RUNS, loop
@@ -78,7 +83,9 @@ def drop_ins() -> Iterator[tuple[str, str]]:
 
 
 def drop_ins_own_noise() -> Iterator[tuple[str, str]]:
-    """Ten steps of each class's first configuration, with fastdiff's own noise where it draws any."""
+    """Ten steps of each class's first configuration, with fastdiff's own noise where it draws
+    any.
+    """
     import torch
     from cases import CASES as cases
     from cases import CLASSES, both, network, set_timesteps, start
@@ -129,9 +136,14 @@ def jobs() -> Iterator[tuple[str, str]]:
             yield f"job/{name}/digest", str(report.get("digest"))
             shards = sorted(p for p in out.rglob("*") if p.is_file() and "shards" in p.parts)
             shards = shards or sorted(
-                p for p in out.rglob("*") if p.suffix in (".npy", ".npz", ".png", ".tar", ".safetensors")
+                p
+                for p in out.rglob("*")
+                if p.suffix in (".npy", ".npz", ".png", ".tar", ".safetensors")
             )
-            yield f"job/{name}/bytes", digest(*(p.read_bytes() for p in shards)) + f" {len(shards)} files"
+            yield (
+                f"job/{name}/bytes",
+                digest(*(p.read_bytes() for p in shards)) + f" {len(shards)} files",
+            )
 
 
 def fastdiff(*arguments: str) -> str:

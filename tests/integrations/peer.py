@@ -20,7 +20,9 @@ def load() -> Any:
     """The module k_diffusion.sampling, or a skip where it is not installed."""
     for name in ("k_diffusion", "torchsde", "torchdiffeq", "scipy"):
         if importlib.util.find_spec(name) is None:
-            pytest.skip(f"{name} is not installed here (make test installs it)", allow_module_level=True)
+            pytest.skip(
+                f"{name} is not installed here (make test installs it)", allow_module_level=True
+            )
     if "k_diffusion" not in sys.modules:
         spec = importlib.util.find_spec("k_diffusion")
         assert spec is not None

@@ -19,9 +19,14 @@ def test_the_pages_blocks_run_and_say_what_is_so(capsys) -> None:
         assert names[name].shape == (4, 3, 8, 8) and names[name].isfinite().all()
     assert names["report"].network_calls > 0 and capsys.readouterr().out
     other = names["on_tree"](
-        names["adapter"], names["Schedule"].karras(), (4, 3, 8, 8), solver="dpm++sde", steps=40, seed=1,
+        names["adapter"],
+        names["Schedule"].karras(),
+        (4, 3, 8, 8),
+        solver="dpm++sde",
+        steps=40,
+        seed=1,
         prediction_type="x0",
-    )  # fmt: skip
+    )
     near, far = ((names["final"] - v).square().mean().sqrt() for v in (names["draft"], other))
     assert near < 0.5 * far, "the draft is the final's, another seed's picture is not"
 
@@ -37,7 +42,10 @@ def test_importing_fastdiff_imports_no_peer() -> None:
     import subprocess
     import sys
 
-    code = "import sys, fastdiff, fastdiff.integrations.k_diffusion, fastdiff.adaptive, fastdiff.integrations.networks;"
+    code = (
+        "import sys, fastdiff, fastdiff.integrations.k_diffusion, fastdiff.sampling.adaptive,"
+        " fastdiff.integrations.networks;"
+    )
     code += "print([m for m in ('diffusers', 'k_diffusion', 'torchsde') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,6 +1,8 @@
-"""k-diffusion's samplers over full loops against k-diffusion 0.1.1.post1, in float64 and as they are.
+"""k-diffusion's samplers over full loops against k-diffusion 0.1.1.post1, in float64 and as they
+are.
 
-Both sides get the same noise: by noise_sampler where a sampler takes one, for churn by a `torch` whose randn_like asks for
+Both sides get the same noise: by noise_sampler where a sampler takes one, for churn by a `torch`
+    whose randn_like asks for
 fastdiff's draw of the row. The network sees x and sigma.
 """
 
@@ -23,21 +25,44 @@ theirs = load()
 CHURN = {"s_churn": 5.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003}
 STEPS = (1, 2, 3, 10, 50)
 CASES = [
-    ("euler", {}), ("heun", {}), ("dpm_2", {}), ("euler", CHURN), ("heun", CHURN), ("dpm_2", CHURN),
-    ("heun", {"s_churn": 200.0}), ("lms", {}), ("lms", {"order": 1}), ("lms", {"order": 3}), ("dpmpp_2m", {}),
-    ("euler_ancestral", {}), ("euler_ancestral", {"eta": 0.4, "s_noise": 0.9}), ("euler_ancestral", {"eta": 0.0}),
-    ("dpm_2_ancestral", {}), ("dpm_2_ancestral", {"eta": 0.4, "s_noise": 0.9}), ("dpm_2_ancestral", {"eta": 5.0}),
-    ("dpmpp_2s_ancestral", {}), ("dpmpp_2s_ancestral", {"eta": 0.4, "s_noise": 0.9}),
-    ("dpmpp_2s_ancestral", {"eta": 5.0}), ("dpmpp_sde", {}), ("dpmpp_sde", {"eta": 0.4, "s_noise": 0.9, "r": 0.3}),
-    ("dpmpp_sde", {"eta": 0.0}), ("dpmpp_2m_sde", {}), ("dpmpp_2m_sde", {"solver_type": "heun"}),
-    ("dpmpp_2m_sde", {"eta": 0.4, "s_noise": 0.9}), ("dpmpp_2m_sde", {"eta": 0.0}), ("dpmpp_3m_sde", {}),
-    ("dpmpp_3m_sde", {"eta": 0.4, "s_noise": 0.9}), ("dpmpp_3m_sde", {"eta": 0.0}),
-]  # fmt: skip
+    ("euler", {}),
+    ("heun", {}),
+    ("dpm_2", {}),
+    ("euler", CHURN),
+    ("heun", CHURN),
+    ("dpm_2", CHURN),
+    ("heun", {"s_churn": 200.0}),
+    ("lms", {}),
+    ("lms", {"order": 1}),
+    ("lms", {"order": 3}),
+    ("dpmpp_2m", {}),
+    ("euler_ancestral", {}),
+    ("euler_ancestral", {"eta": 0.4, "s_noise": 0.9}),
+    ("euler_ancestral", {"eta": 0.0}),
+    ("dpm_2_ancestral", {}),
+    ("dpm_2_ancestral", {"eta": 0.4, "s_noise": 0.9}),
+    ("dpm_2_ancestral", {"eta": 5.0}),
+    ("dpmpp_2s_ancestral", {}),
+    ("dpmpp_2s_ancestral", {"eta": 0.4, "s_noise": 0.9}),
+    ("dpmpp_2s_ancestral", {"eta": 5.0}),
+    ("dpmpp_sde", {}),
+    ("dpmpp_sde", {"eta": 0.4, "s_noise": 0.9, "r": 0.3}),
+    ("dpmpp_sde", {"eta": 0.0}),
+    ("dpmpp_2m_sde", {}),
+    ("dpmpp_2m_sde", {"solver_type": "heun"}),
+    ("dpmpp_2m_sde", {"eta": 0.4, "s_noise": 0.9}),
+    ("dpmpp_2m_sde", {"eta": 0.0}),
+    ("dpmpp_3m_sde", {}),
+    ("dpmpp_3m_sde", {"eta": 0.4, "s_noise": 0.9}),
+    ("dpmpp_3m_sde", {"eta": 0.0}),
+]
 IDS = [f"{name}{options or ''}" for name, options in CASES]
 
 
 class Churned:
-    """k-diffusion's `torch` with randn_like giving, for each step in turn, fastdiff's draw of the row that churns it."""
+    """k-diffusion's `torch` with randn_like giving, for each step in turn, fastdiff's draw of the
+    row that churns it.
+    """
 
     def __init__(self, seed: int, rows: Iterator[int]):
         self.seed, self.rows = seed, rows
@@ -46,18 +71,26 @@ class Churned:
         return getattr(torch, name)
 
     def randn_like(self, x: torch.Tensor) -> torch.Tensor:
-        return fastdiff.randn(tuple(x.shape), seed=self.seed, step=next(self.rows), stream=1, dtype=x.dtype)
+        return fastdiff.randn(
+            tuple(x.shape), seed=self.seed, step=next(self.rows), stream=1, dtype=x.dtype
+        )
 
 
 def grid(steps: int, clean: bool, dtype: torch.dtype) -> torch.Tensor:
-    sigmas = ours.get_sigmas_karras(steps, 0.1, 20.0) if clean else ours.get_sigmas_karras(steps + 1, 0.1, 20.0)[:-1]
+    sigmas = (
+        ours.get_sigmas_karras(steps, 0.1, 20.0)
+        if clean
+        else ours.get_sigmas_karras(steps + 1, 0.1, 20.0)[:-1]
+    )
     return sigmas.to(dtype)
 
 
 def churn_rows(
     sigmas: torch.Tensor, calls: int, s_churn: float, s_tmin: float = 0.0, s_tmax: float = 1e9
 ) -> Iterator[int]:
-    """For each step the row that draws its churn: the last one before it, which is a row of its own for step 0."""
+    """For each step the row that draws its churn: the last one before it, which is a row of its own
+    for step 0.
+    """
     row, first = 0, s_tmin <= float(sigmas[0]) <= s_tmax and s_churn > 0
     yield 0
     row += first
@@ -67,11 +100,17 @@ def churn_rows(
 
 
 def both(
-    name: str, options: dict[str, Any], sigmas: torch.Tensor, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+    sigmas: torch.Tensor,
+    x: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
     **more: Any,
-) -> tuple[torch.Tensor, torch.Tensor, list[Noise]]:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor, list[Noise]]:
     mine, peers = getattr(ours, f"sample_{name}"), getattr(theirs, f"sample_{name}")
-    arguments: list[dict[str, Any]] = [{**options, "disable": True, "extra_args": {"shift": 0.3}} for _ in range(2)]
+    arguments: list[dict[str, Any]] = [
+        {**options, "disable": True, "extra_args": {"shift": 0.3}} for _ in range(2)
+    ]
     noises = [Noise(x), Noise(x)]
     if "noise_sampler" in inspect.signature(mine).parameters:
         for given, noise in zip(arguments, noises, strict=True):
@@ -79,7 +118,11 @@ def both(
     elif options.get("s_churn"):
         torch.manual_seed(11)
         seed = int(torch.randint(2**63 - 1, ()))
-        rows = churn_rows(sigmas, 1 if name == "euler" else 2, **{k: v for k, v in options.items() if k != "s_noise"})
+        rows = churn_rows(
+            sigmas,
+            1 if name == "euler" else 2,
+            **{k: v for k, v in options.items() if k != "s_noise"},
+        )
         monkeypatch.setattr(theirs, "torch", Churned(seed, rows))
         torch.manual_seed(11)
     for given in arguments:
@@ -92,7 +135,9 @@ def both(
 
 @pytest.mark.parametrize("clean", [True, False], ids=["to 0", "to sigma_min"])
 @pytest.mark.parametrize("name, options", CASES, ids=IDS)
-def test_full_loops_in_float64(name: str, options: dict, clean: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_loops_in_float64(
+    name: str, options: dict, clean: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for steps in STEPS:
         sigmas = grid(steps, clean, torch.float64)
         x = fastdiff.randn(SHAPE, seed=steps, dtype=torch.float64) * float(sigmas[0])
@@ -103,7 +148,9 @@ def test_full_loops_in_float64(name: str, options: dict, clean: bool, monkeypatc
             continue
         got, expected, noises = both(name, options, sigmas, x, monkeypatch)
         close(got, expected, K_DIFFUSION["float64"])
-        assert set(noises[0].asked) <= set(noises[1].asked), "the host's sampler is asked about the same levels"
+        assert set(noises[0].asked) <= set(noises[1].asked), (
+            "the host's sampler is asked about the same levels"
+        )
 
 
 @pytest.mark.parametrize("name, options", CASES, ids=IDS)
@@ -118,9 +165,19 @@ def test_full_loops_in_float32(name: str, options: dict, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("clean", [True, False], ids=["to 0", "to sigma_min"])
 @pytest.mark.parametrize(
     "name, options",
-    [("euler", {}), ("heun", {}), ("heun", CHURN), ("dpm_2", {}), ("lms", {}), ("dpmpp_2m", {}), ("dpmpp_sde", {}),
-     ("dpm_2_ancestral", {}), ("dpmpp_2s_ancestral", {}), ("dpmpp_3m_sde", {})],
-)  # fmt: skip
+    [
+        ("euler", {}),
+        ("heun", {}),
+        ("heun", CHURN),
+        ("dpm_2", {}),
+        ("lms", {}),
+        ("dpmpp_2m", {}),
+        ("dpmpp_sde", {}),
+        ("dpm_2_ancestral", {}),
+        ("dpmpp_2s_ancestral", {}),
+        ("dpmpp_3m_sde", {}),
+    ],
+)
 def test_callbacks_see_the_same_at_the_same_moments(
     name: str, options: dict, clean: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,20 +207,30 @@ def test_callbacks_see_the_same_at_the_same_moments(
             close(a[key], b[key], K_DIFFUSION["float64"])
 
 
-@pytest.mark.parametrize("function, options", [
-    ("get_sigmas_karras", {}), ("get_sigmas_karras", {"rho": 3.0}), ("get_sigmas_exponential", {}),
-    ("get_sigmas_polyexponential", {"rho": 2.0}), ("get_sigmas_vp", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, options",
+    [
+        ("get_sigmas_karras", {}),
+        ("get_sigmas_karras", {"rho": 3.0}),
+        ("get_sigmas_exponential", {}),
+        ("get_sigmas_polyexponential", {"rho": 2.0}),
+        ("get_sigmas_vp", {}),
+    ],
+)
 @pytest.mark.parametrize("n", [1, 2, 30])
 def test_grids(function: str, options: dict, n: int) -> None:
     levels = () if function == "get_sigmas_vp" else (0.03, 15.0)
     got, expected = (getattr(module, function)(n, *levels, **options) for module in (ours, theirs))
     assert got.dtype == torch.float32 and got.shape == (n + 1,) and got[-1] == 0
     # the peer computes in float32, with a difference e^v - 1 of small v in the last grid
-    torch.testing.assert_close(got, expected, rtol=3e-4 if function == "get_sigmas_vp" else 5e-6, atol=1e-9)
+    torch.testing.assert_close(
+        got, expected, rtol=3e-4 if function == "get_sigmas_vp" else 5e-6, atol=1e-9
+    )
     torch.set_default_dtype(torch.float64)
     try:
-        got, expected = (getattr(module, function)(n, *levels, **options) for module in (ours, theirs))
+        got, expected = (
+            getattr(module, function)(n, *levels, **options) for module in (ours, theirs)
+        )
     finally:
         torch.set_default_dtype(torch.float32)
     assert got.dtype == torch.float64
@@ -210,7 +277,9 @@ def test_what_a_callback_keeps_stays_and_what_it_changes_counts() -> None:
         network, x, sigmas, disable=True, callback=lambda d: kept.append((d["x"], d["x"].clone()))
     )
     assert len(kept) == 6 and all(torch.equal(a, b) for a, b in kept)
-    changed = ours.sample_euler(network, x, sigmas, disable=True, callback=lambda d: d["x"].mul_(0.5))
+    changed = ours.sample_euler(
+        network, x, sigmas, disable=True, callback=lambda d: d["x"].mul_(0.5)
+    )
     assert not torch.equal(plain, changed)
 
 
@@ -223,7 +292,9 @@ def test_plans_are_kept_and_errors_say_what_to_do() -> None:
         ours.sample_heun(network, x, sigmas, disable=True)
     assert recipe.cache_info().misses == 1 and recipe.cache_info().hits == 2
     assert torch.equal(ours.sample_euler(network, x, sigmas[:1], disable=True), x), "no step"
-    with pytest.raises(ValueError, match=r"k_diffusion.sample_euler: expected sigmas \[n \+ 1\] > 0"):
+    with pytest.raises(
+        ValueError, match=r"k_diffusion.sample_euler: expected sigmas \[n \+ 1\] > 0"
+    ):
         ours.sample_euler(network, x, torch.tensor([1.0, 0.0, 0.5]), disable=True)
     with pytest.raises(TypeError, match="floating tensor"):
         ours.sample_euler(network, x.long(), sigmas, disable=True)
@@ -240,7 +311,9 @@ def test_signatures_are_k_diffusions() -> None:
     for name in ours.__all__:
         if name == "BrownianTreeNoiseSampler":
             continue
-        mine, peers = (inspect.signature(getattr(m, name)).parameters.values() for m in (ours, theirs))
+        mine, peers = (
+            inspect.signature(getattr(m, name)).parameters.values() for m in (ours, theirs)
+        )
         assert [(p.name, p.default) for p in mine] == [(p.name, p.default) for p in peers], name
 
 

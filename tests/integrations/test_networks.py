@@ -1,4 +1,6 @@
-"""Adapters: EDM's, k-diffusion's and diffusers' networks in a `Sampler`, against the peers' loops and an oracle."""
+"""Adapters: EDM's, k-diffusion's and diffusers' networks in a `Sampler`, against the peers' loops
+and an oracle.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,37 @@ from tolerances import K_DIFFUSION
 
 import fastdiff
 from fastdiff import Sampler, Schedule
-from fastdiff.adaptive import dpm_adaptive
 from fastdiff.integrations import edm, k_diffusion
-from fastdiff.integrations.networks import Adapter, DenoiserAdapter, EDMAdapter, FlowAdapter, from_diffusers
+from fastdiff.integrations.networks import (
+    Adapter,
+    DenoiserAdapter,
+    EDMAdapter,
+    FlowAdapter,
+    from_diffusers,
+)
+from fastdiff.sampling.adaptive import dpm_adaptive
 
 SHAPE = (2, 3, 4, 4)
 
 
-def denoiser(x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None = None) -> torch.Tensor:
+def denoiser(
+    x: torch.Tensor, sigma: torch.Tensor, class_labels: torch.Tensor | None = None
+) -> torch.Tensor:
     """D(x, sigma), not linear, that knows the noise level to float32."""
     s = sigma.to(x.dtype).view(-1, 1, 1, 1)
     shift = 0.0 if class_labels is None else class_labels.to(x.dtype).view(-1, 1, 1, 1)
     return torch.tanh(0.7 * x / (1 + s) + 0.1 + shift) + 0.2 * torch.log1p(s)
 
 
-def algorithm_2(x: np.ndarray, levels: list[float], s_churn: float, s_min: float, s_max: float, s_noise: float, draw):
+def algorithm_2(
+    x: np.ndarray,
+    levels: list[float],
+    s_churn: float,
+    s_min: float,
+    s_max: float,
+    s_noise: float,
+    draw,
+):
     """Karras et al. 2022, algorithm 2, in NumPy float64; draw(i) is the noise of step i."""
 
     def d(x: np.ndarray, t: float) -> np.ndarray:
@@ -51,12 +69,21 @@ def algorithm_2(x: np.ndarray, levels: list[float], s_churn: float, s_min: float
 @pytest.mark.parametrize("churn", [0.0, 10.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 18])
 def test_edm_sampler_is_algorithm_2(churn: float, steps: int) -> None:
-    levels = [(80 ** (1 / 7) + (i / max(steps - 1, 1)) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(steps)]
+    levels = [
+        (80 ** (1 / 7) + (i / max(steps - 1, 1)) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        for i in range(steps)
+    ]
     start = fastdiff.randn(SHAPE, seed=5, dtype=torch.float64) * 80
-    sampler = edm.sampler(denoiser, num_steps=steps, S_churn=churn, S_min=0.05, S_max=90, S_noise=1.003)
+    sampler = edm.sampler(
+        denoiser, num_steps=steps, S_churn=churn, S_min=0.05, S_max=90, S_noise=1.003
+    )
     got = sampler.sample(x_T=start, seed=3)
-    drawn = [k for k in range(len(sampler.plan)) if sampler.plan.column("x.z")[k] != 0 or
-             any(sampler.plan.column(f"s{i}.z")[k] for i in range(1, 5))]  # fmt: skip
+    drawn = [
+        k
+        for k in range(len(sampler.plan))
+        if sampler.plan.column("x.z")[k] != 0
+        or any(sampler.plan.column(f"s{i}.z")[k] for i in range(1, 5))
+    ]
     churned = [i for i, t in enumerate(levels) if 0.05 <= t <= 90 and churn]
     rows = dict(zip(churned, drawn, strict=True))
 
@@ -69,7 +96,9 @@ def test_edm_sampler_is_algorithm_2(churn: float, steps: int) -> None:
 
 
 def test_raw_edm_networks_and_preconditioned_ones_agree() -> None:
-    """D = c_skip x + c_out F(c_in x, c_noise) by Parametrization, against D written out (table 1)."""
+    """D = c_skip x + c_out F(c_in x, c_noise) by Parametrization, against D written out (table
+    1).
+    """
     data = 0.5
 
     def raw(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
@@ -95,9 +124,12 @@ def test_k_diffusion_denoisers_in_a_sampler_equal_k_diffusion() -> None:
     model = DenoiserAdapter(denoiser)
     for solver, function in [("dpm++2m", "dpmpp_2m"), ("heun", "heun"), ("lms", "lms")]:
         got = Sampler(
-            model, Schedule.karras(), solver=solver, prediction_type=model.parametrization,
+            model,
+            Schedule.karras(),
+            solver=solver,
+            prediction_type=model.parametrization,
             sigmas=sigmas[:-1].tolist(),
-        ).sample(x_T=start, cond={"class_labels": labels})  # fmt: skip
+        ).sample(x_T=start, cond={"class_labels": labels})
         expected = getattr(theirs, f"sample_{function}")(
             denoiser, start, sigmas, extra_args={"class_labels": labels}, disable=True
         )
@@ -106,18 +138,25 @@ def test_k_diffusion_denoisers_in_a_sampler_equal_k_diffusion() -> None:
 
 @pytest.mark.parametrize("space", ["ve", "vp", "flow", "sub_vp"])
 def test_a_denoiser_serves_schedules_of_every_space(space: str) -> None:
-    """The probability flow of x/alpha is one in every space: from equal x/alpha at equal levels to equal data."""
+    """The probability flow of x/alpha is one in every space: from equal x/alpha at equal levels to
+    equal data.
+    """
     schedule = {
-        "ve": Schedule.karras(), "vp": Schedule.linear(1000), "flow": Schedule.flow(), "sub_vp": Schedule.sub_vp(),
-    }[space]  # fmt: skip
+        "ve": Schedule.karras(),
+        "vp": Schedule.linear(1000),
+        "flow": Schedule.flow(),
+        "sub_vp": Schedule.sub_vp(),
+    }[space]
     model = DenoiserAdapter(denoiser, space=space)
     levels = [10.0, 3.0, 1.0, 0.3, 0.1]
     alpha = schedule.at_log_snr(-2 * math.log(10.0)).alpha
     start = fastdiff.randn(SHAPE, seed=5) * 10
-    given = [v / (1 + v) for v in levels] if space == "flow" else levels  # flow matching's own sigma
+    given = (
+        [v / (1 + v) for v in levels] if space == "flow" else levels
+    )  # flow matching's own sigma
     got = Sampler(
         model, schedule, solver="dpm++2m", prediction_type=model.parametrization, sigmas=given
-    ).sample(x_T=start * alpha)  # fmt: skip
+    ).sample(x_T=start * alpha)
     sigmas = torch.tensor([*levels, 0.0])
     expected = k_diffusion.sample_dpmpp_2m(denoiser, start, sigmas, disable=True)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
@@ -128,29 +167,57 @@ def test_a_denoiser_serves_schedules_of_every_space(space: str) -> None:
 def test_a_denoiser_under_adaptive_steps() -> None:
     model = DenoiserAdapter(denoiser)
     got = dpm_adaptive(
-        model, Schedule.karras(), x_T=fastdiff.randn(SHAPE, seed=5) * 20, prediction_type=model.parametrization,
-        sigma_max=20.0, sigma_min=0.1, denoise=False,
-    )  # fmt: skip
+        model,
+        Schedule.karras(),
+        x_T=fastdiff.randn(SHAPE, seed=5) * 20,
+        prediction_type=model.parametrization,
+        sigma_max=20.0,
+        sigma_min=0.1,
+        denoise=False,
+    )
     start = fastdiff.randn(SHAPE, seed=5) * 20
     expected = k_diffusion.sample_dpm_adaptive(denoiser, start, 0.1, 20.0, disable=True)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_diffusers_unets_and_dit() -> None:
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed here (make test installs it)")
+    diffusers = pytest.importorskip(
+        "diffusers", reason="diffusers is not installed here (make test installs it)"
+    )
     torch.manual_seed(0)
-    small = {"sample_size": 8, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    small = {
+        "sample_size": 8,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
     unet = diffusers.UNet2DModel(
-        **small, in_channels=3, out_channels=3, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
+        **small,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
     ).eval()
     text = diffusers.UNet2DConditionModel(
-        **small, in_channels=4, out_channels=4, cross_attention_dim=8, attention_head_dim=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
+        **small,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
     dit = diffusers.DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=4, out_channels=8, num_layers=1, sample_size=8,
-        patch_size=2, num_embeds_ada_norm=10, norm_num_groups=4,
-    ).eval()  # fmt: skip
+        num_attention_heads=2,
+        attention_head_dim=4,
+        in_channels=4,
+        out_channels=8,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        num_embeds_ada_norm=10,
+        norm_num_groups=4,
+    ).eval()
     cases = [
         (unet, (2, 3, 8, 8), {}),
         (text, (2, 4, 8, 8), {"encoder_hidden_states": torch.ones(2, 3, 8)}),
@@ -159,9 +226,15 @@ def test_diffusers_unets_and_dit() -> None:
     for network, shape, cond in cases:
         model = from_diffusers(network)
         assert next(model.parameters()) is next(network.parameters())
-        got = Sampler(model, Schedule.linear(1000), solver="ddim", steps=4).sample(shape, seed=1, cond=cond)
+        got = Sampler(model, Schedule.linear(1000), solver="ddim", steps=4).sample(
+            shape, seed=1, cond=cond
+        )
         scheduler = diffusers.DDIMScheduler(
-            beta_start=1e-4, beta_end=0.02, clip_sample=False, timestep_spacing="trailing", set_alpha_to_one=True
+            beta_start=1e-4,
+            beta_end=0.02,
+            clip_sample=False,
+            timestep_spacing="trailing",
+            set_alpha_to_one=True,
         )
         scheduler.set_timesteps(4)
         x = fastdiff.randn(shape, seed=1)
@@ -175,12 +248,23 @@ def test_diffusers_unets_and_dit() -> None:
 
 
 def test_diffusers_sd3_transformer_gets_1000_sigma_and_gives_velocity() -> None:
-    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed here (make test installs it)")
+    diffusers = pytest.importorskip(
+        "diffusers", reason="diffusers is not installed here (make test installs it)"
+    )
     torch.manual_seed(0)
     network = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2,
-        joint_attention_dim=8, caption_projection_dim=8, pooled_projection_dim=8, out_channels=4, pos_embed_max_size=8,
-    ).eval()  # fmt: skip
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=4,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        caption_projection_dim=8,
+        pooled_projection_dim=8,
+        out_channels=4,
+        pos_embed_max_size=8,
+    ).eval()
     cond = {"encoder_hidden_states": torch.ones(2, 3, 8), "pooled_projections": torch.ones(2, 8)}
     model = from_diffusers(network)
     assert isinstance(model, FlowAdapter) and model.parametrization.prediction_type == "flow"
@@ -197,9 +281,13 @@ def test_diffusers_sd3_transformer_gets_1000_sigma_and_gives_velocity() -> None:
         for s in levels.tolist()
     ]
     got = Sampler(
-        model, Schedule.flow(), solver="euler", prediction_type=model.parametrization,
-        times=[*times, fastdiff.schedule.CLEAN], steps=5,
-    ).sample(x_T=start, cond=cond)  # fmt: skip
+        model,
+        Schedule.flow(),
+        solver="euler",
+        prediction_type=model.parametrization,
+        times=[*times, fastdiff.schedule.CLEAN],
+        steps=5,
+    ).sample(x_T=start, cond=cond)
     torch.testing.assert_close(got, x, rtol=0, atol=2e-5 * float(x.abs().max()))
 
 

@@ -1,15 +1,19 @@
-"""Kills workers of batch jobs with SIGKILL until nobody doubts it, and compares what is left with an undisturbed run.
+"""Kills workers of batch jobs with SIGKILL until nobody doubts it, and compares what is left with
+an undisturbed run.
 
     python tests/jobs/chaos.py --kills 100 --seed 0 --engines shard,torchrun --minutes 30
 
-Runs of a tiny network are made in all formats by 1 to 4 workers of changing engines. They die at random instants, also right
-before and after any fsync, rename, link and unlink (tests/jobs/tiny.py). After each round no unit may be damaged and none
-that was there may be gone; in the end the digest and every byte of the shards are those of a run that nobody disturbed, and
-no worker has left a file behind. Ends with the figures as one line of JSON; a difference raises AssertionError.
+Runs of a tiny network are made in all formats by 1 to 4 workers of changing engines. They die at
+random instants, also right before and after any fsync, rename, link and unlink
+(tests/jobs/tiny.py). After each round no unit may be damaged and none that was there may be gone;
+in the end the digest and every byte of the shards are those of a run that nobody disturbed, and no
+worker has left a file behind. Ends with the figures as one line of JSON; a difference raises
+AssertionError.
 
-Most workers are forked from this process, which has imported torch already; of the engine `fresh` and of torchrun they are
-processes of their own. A kill counts as one during an unfinished unit when the worker's own log began a unit whose end it
-did not tell, and whose record is not its work either.
+Most workers are forked from this process, which has imported torch already; of the engine `fresh`
+and of torchrun they are processes of their own. A kill counts as one during an unfinished unit when
+the worker's own log began a unit whose end it did not tell, and whose record is not its work
+either.
 """
 
 from __future__ import annotations
@@ -40,15 +44,21 @@ PATIENCE = 240.0  # seconds after which a worker that neither works nor ends is 
 
 
 def unfinished(folder: Folder) -> dict[int, bool]:
-    """Of the workers that were killed after their log began: process id -> whether it had a unit in hand."""
+    """Of the workers that were killed after their log began: process id -> whether it had a unit in
+    hand.
+    """
     killed = {}
     for path in (folder.path / "log").glob("*.jsonl"):
         events = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         if any(event["event"] == "stop" for event in events):
             continue
-        told = {name: {e["unit"] for e in events if e["event"] == name} for name in ("begin", "unit")}
+        told = {
+            name: {e["unit"] for e in events if e["event"] == name} for name in ("begin", "unit")
+        }
         open = [folder.record_path(unit) for unit in told["begin"] - told["unit"]]
-        mine = [p.exists() and read_record(p, int(p.stem))["made"]["worker"] == path.stem for p in open]
+        mine = [
+            p.exists() and read_record(p, int(p.stem))["made"]["worker"] == path.stem for p in open
+        ]
         killed[int(path.stem.split("-")[-2])] = not all(mine)
     return killed
 
@@ -59,19 +69,45 @@ class Campaign:
     patience = PATIENCE
 
     def __init__(
-        self, place: Path, format: str, units: int, draw: random.Random, engines: Sequence[str], name: str | None = None
+        self,
+        place: Path,
+        format: str,
+        units: int,
+        draw: random.Random,
+        engines: Sequence[str],
+        name: str | None = None,
     ):
-        self.path, self.draw, self.engines = place / (name or f"{format}-{len(os.listdir(place))}"), draw, engines
+        self.path, self.draw, self.engines = (
+            place / (name or f"{format}-{len(os.listdir(place))}"),
+            draw,
+            engines,
+        )
         self.output = self.path.with_suffix(".txt")
-        self.asked = ["--model", "tiny:factory", "--ids", f"3-{units * 8 - 2}", "--unit", "8", "--steps", "3", "--seed", "5",
-                      "--threads", "1", "--format", format]  # fmt: skip
+        self.asked = [
+            "--model",
+            "tiny:factory",
+            "--ids",
+            f"3-{units * 8 - 2}",
+            "--unit",
+            "8",
+            "--steps",
+            "3",
+            "--seed",
+            "5",
+            "--threads",
+            "1",
+            "--format",
+            format,
+        ]
         self.peace = place / f"{format}-{units}-in-peace"
         self.kills: Counter[str] = Counter()
         self.rounds: Counter[str] = Counter()
         self.done: set[int] = set()
         self.dead: set[int] = set()
         if not self.peace.exists():
-            worker = Worker("forked", ["sample", "--out", str(self.peace), *self.asked], {}, self.output)
+            worker = Worker(
+                "forked", ["sample", "--out", str(self.peace), *self.asked], {}, self.output
+            )
             wait([worker])
             assert worker.status == 0, self.told()
 
@@ -91,9 +127,15 @@ class Campaign:
     def round(self) -> None:
         """Workers start, die one after another, and what they leave is looked at."""
         draw = self.draw
-        number, slow = sum(self.rounds.values()), [e for e in self.engines if e in ("torchrun", "ray")]
+        number, slow = (
+            sum(self.rounds.values()),
+            [e for e in self.engines if e in ("torchrun", "ray")],
+        )
         turn = number % 6 == 5 and slow  # each of these is sure to have its rounds
-        engine, world = slow[number // 6 % len(slow)] if turn else draw.choice(self.engines), draw.randint(1, 4)
+        engine, world = (
+            (slow[number // 6 % len(slow)] if turn else draw.choice(self.engines)),
+            draw.randint(1, 4),
+        )
         if engine == "torchrun":
             world = draw.randint(1, 2)  # each imports torch anew
         self.rounds[f"{engine} x{world}"] += 1
@@ -106,7 +148,8 @@ class Campaign:
                 arguments += ["--shard", f"{number}/{world}"]
             environment = {"TINY_SLEEP": "0.005"}
             if draw.random() < 0.5:
-                # Ray starts the dead anew, at the cost of importing torch, and its round ends with the run
+                # Ray starts the dead anew, at the cost of importing torch, and its round ends with
+                # the run
                 often = draw.choice([0.003, 0.01, 0.1]) if engine != "ray" else 0.003
                 environment["TINY_KILL"] = f"{often}:{draw.getrandbits(32)}"
             workers.append(Worker(engine, arguments, environment, self.output, world))
@@ -133,7 +176,12 @@ class Campaign:
             if agent and fired:
                 time.sleep(0.05)  # the others below it are told to finish their units
                 continue
-            targets = [pid for w in workers if not w.ended() for pid in ([w.pid] if early else w.at_work(logs))]
+            targets = [
+                pid
+                for w in workers
+                if not w.ended()
+                for pid in ([w.pid] if early else w.at_work(logs))
+            ]
             if not targets:
                 time.sleep(0.02)
                 continue
@@ -147,7 +195,11 @@ class Campaign:
                 worker.end()
                 assert worker.status != 2, self.told()
             else:
-                assert worker.status in (0, 75, -signal.SIGKILL), f"status {worker.status}:\n{self.told()}"
+                assert worker.status in (
+                    0,
+                    75,
+                    -signal.SIGKILL,
+                ), f"status {worker.status}:\n{self.told()}"
         dead = {w.pid for w in workers if w.status == -signal.SIGKILL} if not agent else fired
         if agent and self.begun:
             dead |= unfinished(Folder(self.path)).keys() - self.dead
@@ -156,7 +208,9 @@ class Campaign:
         self.dead |= dead
 
     def finish(self) -> Counter[str]:
-        """Lets one worker make the rest, and compares. Returns how many were killed after they had begun, and how."""
+        """Lets one worker make the rest, and compares. Returns how many were killed after they had
+        begun, and how.
+        """
         worker = Worker("forked", self.command(), {}, self.output)
         wait([worker])
         assert worker.status == 0, f"status {worker.status}:\n{self.told()}"
@@ -166,10 +220,14 @@ class Campaign:
         assert worker.status == 0, said.read_text()
         check, folder = json.loads(said.read_text()), Folder(self.path)
         assert check["fine"] and not check["foreign"], check
-        assert check["digest"] == verify(Folder(self.peace)).digest, "another digest than of the run in peace"
+        assert check["digest"] == verify(Folder(self.peace)).digest, (
+            "another digest than of the run in peace"
+        )
         assert _tree(self.path) == _tree(self.peace), "other shards than those of the run in peace"
         assert [unit for unit, _ in unit_files(self.path)] == list(folder.spec.units.numbers)
-        left = [p.name for p in self.path.iterdir() if p.name.startswith(".")] + os.listdir(self.path / "tmp")
+        left = [p.name for p in self.path.iterdir() if p.name.startswith(".")] + os.listdir(
+            self.path / "tmp"
+        )
         assert not left, f"left behind: {left}"
         killed = unfinished(folder)
         return Counter(killed_after_start=len(killed), killed_within_a_unit=sum(killed.values()))
@@ -179,7 +237,9 @@ class Campaign:
 
 
 def every_instant(place: Path, draw: random.Random, stride: int) -> Counter[str]:
-    """Runs of three units whose worker dies right before call 0, 1, 2 … of those that put a file on disk."""
+    """Runs of three units whose worker dies right before call 0, 1, 2 … of those that put a file on
+    disk.
+    """
     kills: Counter[str] = Counter()
     for call in range(draw.randrange(stride), 10_000, stride):
         campaign = Campaign(place, "npy", 3, draw, [], name=f"instant-{call}")
@@ -195,21 +255,35 @@ def every_instant(place: Path, draw: random.Random, stride: int) -> Counter[str]
 
 
 def _tree(path: Path) -> dict[str, str]:
-    files = (p for p in path.rglob("*") if p.is_file() and p.relative_to(path).parts[0] not in ("log", "units", "tmp"))
+    files = (
+        p
+        for p in path.rglob("*")
+        if p.is_file() and p.relative_to(path).parts[0] not in ("log", "units", "tmp")
+    )
     return {str(p.relative_to(path)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--units", type=int, default=400, help="of each run")
     parser.add_argument("--engines", default="shard,torchrun,ray", help="(all that are installed)")
     parser.add_argument(
-        "--stride", type=int, default=1, help="of the calls that are died at one after another (0: none)"
+        "--stride",
+        type=int,
+        default=1,
+        help="of the calls that are died at one after another (0: none)",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no more is begun")
-    parser.add_argument("--patience", type=float, default=PATIENCE, help="seconds that a round may take on a busy machine")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        help="seconds that a round may take on a busy machine",
+    )
     args = parser.parse_args()
     Campaign.patience = args.patience
     engines = [e for e in args.engines.split(",") if e != "ray" or importlib.util.find_spec("ray")]
@@ -228,22 +302,36 @@ def main() -> int:
 
         if args.stride:
             found = every_instant(Path(place), draw, args.stride)
-            kills["forked, at every instant of a commit"] = found.pop("forked, at every instant of a commit")
+            kills["forked, at every instant of a commit"] = found.pop(
+                "forked, at every instant of a commit"
+            )
             print(f"{sum(kills.values())} instants of a commit: digest as in peace", flush=True)
         wanted = args.kills + sum(kills.values())
         while sum(kills.values()) < wanted and not late():
             campaign = Campaign(Path(place), FORMATS[runs % len(FORMATS)], args.units, draw, choice)
             before = sum(kills.values())
-            while not campaign.complete() and before + sum(campaign.kills.values()) < wanted and not late():
+            while (
+                not campaign.complete()
+                and before + sum(campaign.kills.values()) < wanted
+                and not late()
+            ):
                 campaign.round()
             found += campaign.finish()
             kills, rounds, runs = kills + campaign.kills, rounds + campaign.rounds, runs + 1
-            told = f"run {runs} ({campaign.path.name}): {sum(campaign.kills.values())} kills, digest as in peace"
+            told = (
+                f"run {runs} ({campaign.path.name}): {sum(campaign.kills.values())} kills, digest"
+                " as in peace"
+            )
             print(told, flush=True)
     figures = {
-        "runs": runs, "kills": sum(kills.values()), **found, "by": dict(kills), "rounds": dict(rounds), "seed": args.seed,
+        "runs": runs,
+        "kills": sum(kills.values()),
+        **found,
+        "by": dict(kills),
+        "rounds": dict(rounds),
+        "seed": args.seed,
         "seconds": round(time.monotonic() - begun, 1),
-    }  # fmt: skip
+    }
     print(json.dumps(figures))
     return 0
 

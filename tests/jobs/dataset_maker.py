@@ -1,4 +1,6 @@
-"""Datasets in a folder, written as the layout says: spec.json, files, records. No network has a part in it."""
+"""Datasets in a folder, written as the layout says: spec.json, files, records. No network has a
+part in it.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,13 @@ def samples(kind: str, ids: range, shape: tuple[int, ...] | None = None) -> np.n
     size = shape or SHAPES[kind]
     each = math.prod(size)
     start = np.array(ids, dtype=np.uint64)[:, None] * np.uint64(each)
-    words = ((start + np.arange(each, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(40)  # 24 bits
+    words = (
+        (start + np.arange(each, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+    ) >> np.uint64(40)  # 24 bits
     if kind == "latents":
-        return ((words.astype(np.float64) - 2**23) / 2**21).astype(np.float32).reshape(len(ids), *size)
+        return (
+            ((words.astype(np.float64) - 2**23) / 2**21).astype(np.float32).reshape(len(ids), *size)
+        )
     return (words & np.uint64(255)).astype(np.uint8).reshape(len(ids), *size)
 
 
@@ -35,9 +41,17 @@ def classes(ids: range) -> list[int]:
 
 
 def block(
-    kind: str, ids: range, *, unit: int = 0, labelled: bool = True, seed: int = 11, shape: tuple[int, ...] | None = None
+    kind: str,
+    ids: range,
+    *,
+    unit: int = 0,
+    labelled: bool = True,
+    seed: int = 11,
+    shape: tuple[int, ...] | None = None,
 ) -> Block:
-    return Block(unit, ids.start, seed, samples(kind, ids, shape), classes(ids) if labelled else None)
+    return Block(
+        unit, ids.start, seed, samples(kind, ids, shape), classes(ids) if labelled else None
+    )
 
 
 def write(folder: Path, name: str, content: bytes) -> None:
@@ -46,31 +60,56 @@ def write(folder: Path, name: str, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def commit(folder: Path, format: str, made: Block, provenance: Mapping[str, str] | None = None) -> dict[str, Any]:
+def commit(
+    folder: Path, format: str, made: Block, provenance: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Writes a unit's files and then its record, which it returns."""
     files = []
     for name, content in FORMATS[format].files(made, provenance or {"spec": SPEC_HASH}):
         write(folder, name, content)
-        files.append({"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-    record = sealed({
-        "unit": made.unit, "first": made.first, "stop": made.first + len(made.array), "seed": made.seed,
-        "labels": None if made.labels is None else list(made.labels), "shape": list(made.array.shape),
-        "dtype": made.array.dtype.name, "pixels": pixels_sha256(made.array), "files": files,
-        "made": {"host": "here", "seconds": 0.5},
-    })  # fmt: skip
+        files.append(
+            {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        )
+    record = sealed(
+        {
+            "unit": made.unit,
+            "first": made.first,
+            "stop": made.first + len(made.array),
+            "seed": made.seed,
+            "labels": None if made.labels is None else list(made.labels),
+            "shape": list(made.array.shape),
+            "dtype": made.array.dtype.name,
+            "pixels": pixels_sha256(made.array),
+            "files": files,
+            "made": {"host": "here", "seconds": 0.5},
+        }
+    )
     write(folder, record_name(made.unit), json.dumps(record).encode())
     return record
 
 
 def dataset(
-    folder: Path, kind: str = "grey", *, first: int = 5, last: int = 30, unit: int = 8, format: str = "npy",
-    labelled: bool = True, shape: tuple[int, ...] | None = None, seed: int = 11,
-) -> Path:  # fmt: skip
+    folder: Path,
+    kind: str = "grey",
+    *,
+    first: int = 5,
+    last: int = 30,
+    unit: int = 8,
+    format: str = "npy",
+    labelled: bool = True,
+    shape: tuple[int, ...] | None = None,
+    seed: int = 11,
+) -> Path:
     """Units are blocks of the id line at multiples of `unit`, cut to first … last."""
     spec = {
-        "ids": [first, last], "unit": unit, "seed": seed, "format": format, "hash": SPEC_HASH,
-        "plan": {"hash": "91a7" * 16, "table": []}, "machine": {"fastdiff": "0.1.0"},
-    }  # fmt: skip
+        "ids": [first, last],
+        "unit": unit,
+        "seed": seed,
+        "format": format,
+        "hash": SPEC_HASH,
+        "plan": {"hash": "91a7" * 16, "table": []},
+        "machine": {"fastdiff": "0.1.0"},
+    }
     write(folder, "spec.json", json.dumps(spec).encode())
     for u in range(first // unit, last // unit + 1):
         ids = range(max(u * unit, first), min((u + 1) * unit, last + 1))

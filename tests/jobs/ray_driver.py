@@ -1,8 +1,10 @@
-"""Runs on a local Ray cluster, in a process of its own: Ray leaves threads behind in a process that used it.
+"""Runs on a local Ray cluster, in a process of its own: Ray leaves threads behind in a process that
+used it.
 
     python tests/jobs/ray_driver.py FOLDER
 
-FOLDER/run is left by one pool and finished by another, which the command line starts; FOLDER/refused has other weights, and
+FOLDER/run is left by one pool and finished by another, which the command line starts;
+FOLDER/refused has other weights, and
 FOLDER/wide more threads than the machine has CPUs. Ends with a line of JSON: what came of each.
 """
 

@@ -2,7 +2,8 @@
 
     python tests/jobs/scale.py --units 100000 --out /dev/shm/many
 
-The folder is written directly, as its layout says: tiny shards with their records, all but the last one. Beside the time
+The folder is written directly, as its layout says: tiny shards with their records, all but the last
+    one. Beside the time
 stands that of the CPU, which other work on the machine does not lengthen.
 """
 
@@ -40,17 +41,32 @@ def make(path: Path, units: int) -> Folder:
             (path / kind / f"{part:05d}").mkdir(parents=True)
     for unit in range(units - 1):
         ids = spec.units.ids(unit)
-        array = np.frombuffer(hashlib.sha256(b"%d" % unit).digest() * 8, np.uint8).reshape(UNIT, 2, 2, 1)
+        array = np.frombuffer(hashlib.sha256(b"%d" % unit).digest() * 8, np.uint8).reshape(
+            UNIT, 2, 2, 1
+        )
         labels = [i % 1000 for i in ids]
         [(name, content)] = npy.files(Block(unit, ids.start, spec.seed, array, labels), {})
         (path / name).write_bytes(content)
         file = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        record = sealed({
-            "unit": unit, "first": ids.start, "stop": ids.stop, "seed": spec.seed, "labels": labels,
-            "shape": list(array.shape), "dtype": "uint8", "pixels": pixels_sha256(array),
-            "made": {"worker": "host-1-00000000", "seconds": 0.1, "at": "2026-01-01T00:00:00.000+00:00", "unix": 1.5},
-            "files": [file],
-        })  # fmt: skip
+        record = sealed(
+            {
+                "unit": unit,
+                "first": ids.start,
+                "stop": ids.stop,
+                "seed": spec.seed,
+                "labels": labels,
+                "shape": list(array.shape),
+                "dtype": "uint8",
+                "pixels": pixels_sha256(array),
+                "made": {
+                    "worker": "host-1-00000000",
+                    "seconds": 0.1,
+                    "at": "2026-01-01T00:00:00.000+00:00",
+                    "unix": 1.5,
+                },
+                "files": [file],
+            }
+        )
         (path / record_name(unit)).write_text(json.dumps(record) + "\n")
     return folder
 
@@ -58,7 +74,11 @@ def make(path: Path, units: int) -> Folder:
 def fastdiff(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)])}
     return subprocess.run(
-        [sys.executable, "-m", "fastdiff", *arguments], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-m", "fastdiff", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
 
 
@@ -71,19 +91,31 @@ def cpu() -> float:
 def first_unit(folder: Path) -> float | None:
     """When the worker of the latest log began its first unit, seconds since the epoch."""
     log = max((folder / "log").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
-    return next((e["unix"] for e in map(json.loads, log.read_text().splitlines()) if e["event"] == "begin"), None)
+    return next(
+        (e["unix"] for e in map(json.loads, log.read_text().splitlines()) if e["event"] == "begin"),
+        None,
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--units", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, help="an existing folder of this program's is used again")
+    parser.add_argument(
+        "--out", type=Path, help="an existing folder of this program's is used again"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="scale-") as place:
         path = args.out or Path(place) / "run"
         if not path.exists():
             make(path, args.units)
-        for command in (("info", str(path)), ("resume", str(path)), ("resume", str(path)), ("info", str(path))):
+        for command in (
+            ("info", str(path)),
+            ("resume", str(path)),
+            ("resume", str(path)),
+            ("info", str(path)),
+        ):
             begun, clock, before = time.time(), time.monotonic(), cpu()
             told = fastdiff(*command)
             taken = time.monotonic() - clock

@@ -1,4 +1,6 @@
-"""A SLURM cluster of this one machine, while a test takes: munged, slurmctld and slurmd, in a folder of their own."""
+"""A SLURM cluster of this one machine, while a test takes: munged, slurmctld and slurmd, in a
+folder of their own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,17 @@ import tempfile
 import time
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scancel", "squeue", "scontrol", "sinfo")
+PROGRAMS = (
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scancel",
+    "squeue",
+    "scontrol",
+    "sinfo",
+)
 WHERE = os.environ.get("PATH", "") + os.pathsep + "/usr/sbin:/sbin"
 # cred_expire is how long a requeued job waits before it begins again
 CONFIGURATION = """
@@ -57,7 +69,9 @@ class Cluster:
     def __init__(self, seconds: float = 30.0):
         missing = [name for name in PROGRAMS if shutil.which(name, path=WHERE) is None]
         if missing:
-            raise CannotStart(f"{', '.join(missing)} not installed (Debian: munge slurmctld slurmd slurm-client)")
+            raise CannotStart(
+                f"{', '.join(missing)} not installed (Debian: munge slurmctld slurmd slurm-client)"
+            )
         self.here = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path is short
         self.environment = os.environ | {"SLURM_CONF": str(self.here / "slurm.conf"), "PATH": WHERE}
         self._daemons: list[subprocess.Popen[bytes]] = []
@@ -71,13 +85,22 @@ class Cluster:
         host, here = socket.gethostname().partition(".")[0], self.here
         for name in ("state", "spool"):
             (here / name).mkdir()
-        with open(here / "munge.key", "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        with open(
+            here / "munge.key", "xb", opener=lambda path, flags: os.open(path, flags, 0o600)
+        ) as file:
             file.write(os.urandom(1024))
         text = CONFIGURATION.format(
-            host=host, here=here, ports=_free_ports(2), user=getpass.getuser(), cpus=os.cpu_count() or 1
+            host=host,
+            here=here,
+            ports=_free_ports(2),
+            user=getpass.getuser(),
+            cpus=os.cpu_count() or 1,
         )
         (here / "slurm.conf").write_text(text)
-        files = [f"--{name.replace('.', '-')}-file={here}/munge.{name}" for name in ("key", "pid", "log", "seed")]
+        files = [
+            f"--{name.replace('.', '-')}-file={here}/munge.{name}"
+            for name in ("key", "pid", "log", "seed")
+        ]
         self._daemon("munged", "--foreground", "--force", f"--socket={here}/munge.sock", *files)
         end = time.monotonic() + seconds
         while not (here / "munge.sock").exists():
@@ -92,19 +115,26 @@ class Cluster:
         assert program is not None
         with open(self.here / f"{name}.out", "wb") as output:
             self._daemons.append(
-                subprocess.Popen([program, *arguments], env=self.environment, stdout=output, stderr=output)
+                subprocess.Popen(
+                    [program, *arguments], env=self.environment, stdout=output, stderr=output
+                )
             )
 
     def _check(self, end: float) -> None:
         """Waits a moment. Raises CannotStart when a daemon has ended, or after too long a time."""
         time.sleep(0.1)
         if time.monotonic() > end or any(daemon.poll() is not None for daemon in self._daemons):
-            last = [(path.name, path.read_text().strip().splitlines()[-1:]) for path in sorted(self.here.glob("*.out"))]
+            last = [
+                (path.name, path.read_text().strip().splitlines()[-1:])
+                for path in sorted(self.here.glob("*.out"))
+            ]
             raise CannotStart(f"the daemons do not start here: {last}")
 
     def ask(self, *command: str, check: bool = True, **environment: str) -> str:
         """What a command prints."""
-        done = subprocess.run(command, env=self.environment | environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, env=self.environment | environment, capture_output=True, text=True, timeout=120
+        )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout.strip()

@@ -1,4 +1,6 @@
-"""SIGKILL at any instant, by one to four workers: the short form of chaos.py, which tells what it checks."""
+"""SIGKILL at any instant, by one to four workers: the short form of chaos.py, which tells what it
+checks.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,25 @@ HERE = Path(__file__).resolve().parent
 
 
 def test_kills_cost_nothing() -> None:
-    command = [sys.executable, str(HERE / "chaos.py"), "--kills", "12", "--seed", "0", "--engines", "shard", "--units",
-               "80", "--stride", "0"]  # fmt: skip
+    command = [
+        sys.executable,
+        str(HERE / "chaos.py"),
+        "--kills",
+        "12",
+        "--seed",
+        "0",
+        "--engines",
+        "shard",
+        "--units",
+        "80",
+        "--stride",
+        "0",
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["kills"] >= 12 and 2 * figures["killed_within_a_unit"] >= figures["killed_after_start"] > 0, figures
+    assert (
+        figures["kills"] >= 12
+        and 2 * figures["killed_within_a_unit"] >= figures["killed_after_start"] > 0
+    ), figures

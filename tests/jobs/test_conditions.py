@@ -28,7 +28,12 @@ def of_classes() -> Model:
 
 
 def of_prompts() -> Model:
-    return Model(lambda x, t, y: x, (2,), schedule=Schedule.cosine(10), conditions=Prompts(None, lambda *_: ({}, {})))
+    return Model(
+        lambda x, t, y: x,
+        (2,),
+        schedule=Schedule.cosine(10),
+        conditions=Prompts(None, lambda *_: ({}, {})),
+    )
 
 
 def of_arguments() -> Model:
@@ -46,7 +51,9 @@ def written(path: Path, content: str | bytes) -> Path:
 
 def one_sentence(error: BaseException, *words: str) -> None:
     text = str(error)
-    assert text.startswith("fastdiff.jobs: expected ") and ", got " in text and "\n" not in text, text
+    assert text.startswith("fastdiff.jobs: expected ") and ", got " in text and "\n" not in text, (
+        text
+    )
     assert all(word in text for word in words), text
 
 
@@ -58,9 +65,16 @@ def test_classes_in_turn() -> None:
     # an id's class is the same whatever the run
     other = Conditions.of(model, ids=(0, 10**9), classes='3,"Coat","Ankle boot"')
     assert other.entries(10**9, 10**9 + 2) == given.entries(10**9, 10**9 + 2) == [1, 2]
-    assert Conditions.of(model, ids=(0, 9), classes='"bag, purse",purse').identity == {"classes": [3, 3]}
+    assert Conditions.of(model, ids=(0, 9), classes='"bag, purse",purse').identity == {
+        "classes": [3, 3]
+    }
     everything = Conditions.of(model, ids=(0, 9))
-    assert everything.identity == {"classes": [0, 1, 2, 3]} and everything.entries(2, 6) == [2, 3, 0, 1]
+    assert everything.identity == {"classes": [0, 1, 2, 3]} and everything.entries(2, 6) == [
+        2,
+        3,
+        0,
+        1,
+    ]
     again = Conditions.restore(json.loads(json.dumps(given.identity)), model, ids=(5, 99))
     assert again.entries(0, 50) == given.entries(0, 50) and again.identity == given.identity
 
@@ -92,28 +106,56 @@ def test_a_file_of_classes(tmp_path: Path) -> None:
     path = written(tmp_path / "labels.txt", text)
     given = Conditions.of(of_classes(), ids=(100, 105), file=path)
     assert given.entries(100, 106) == [1, 3, 2, 1, 0, 3]
-    assert given.entries(102, 104) == [2, 1] and given.entries(105, 106) == [3] and given.entries(103, 103) == []
+    assert (
+        given.entries(102, 104) == [2, 1]
+        and given.entries(105, 106) == [3]
+        and given.entries(103, 103) == []
+    )
     # a unit that is filled up repeats the nearest sample's entry
     assert given.entries(98, 102) == [1, 1, 1, 3] and given.entries(104, 109) == [0, 3, 3, 3, 3]
     assert given.identity == {"file": hashlib.sha256(text.encode()).hexdigest(), "lines": 6}
     assert given.file == path
-    assert Conditions.of(of_classes(), ids=(0, 5), file=written(path, text + "\n")).entries(5, 6) == [3]
-    marked = Conditions.of(of_classes(), ids=(0, 5), file=written(path, b"\xef\xbb\xbf" + text.encode()))
+    assert Conditions.of(of_classes(), ids=(0, 5), file=written(path, text + "\n")).entries(
+        5, 6
+    ) == [3]
+    marked = Conditions.of(
+        of_classes(), ids=(0, 5), file=written(path, b"\xef\xbb\xbf" + text.encode())
+    )
     assert marked.entries(0, 6) == [1, 3, 2, 1, 0, 3]
 
 
 def test_a_file_of_prompts(tmp_path: Path) -> None:
     lines = [
-        "a red shoe", '"a \\"red\\" shoe"', '"Starry Night" by van Gogh', "1984", "  ein rötlicher Schuh 👟 ",
-        '{"prompt": "bag", "negative_prompt": "blue"}', '""', "[1, 2]", "null", '"',
-    ]  # fmt: skip
+        "a red shoe",
+        '"a \\"red\\" shoe"',
+        '"Starry Night" by van Gogh',
+        "1984",
+        "  ein rötlicher Schuh 👟 ",
+        '{"prompt": "bag", "negative_prompt": "blue"}',
+        '""',
+        "[1, 2]",
+        "null",
+        '"',
+    ]
     texts = [
-        "a red shoe", 'a "red" shoe', '"Starry Night" by van Gogh', "1984", "ein rötlicher Schuh 👟", "bag", "", "[1, 2]",
-        "null", '"',
-    ]  # fmt: skip
-    given = Conditions.of(of_prompts(), ids=(0, 9), file=written(tmp_path / "p.txt", "\n".join(lines)))
+        "a red shoe",
+        'a "red" shoe',
+        '"Starry Night" by van Gogh',
+        "1984",
+        "ein rötlicher Schuh 👟",
+        "bag",
+        "",
+        "[1, 2]",
+        "null",
+        '"',
+    ]
+    given = Conditions.of(
+        of_prompts(), ids=(0, 9), file=written(tmp_path / "p.txt", "\n".join(lines))
+    )
     assert [entry["prompt"] for entry in given.entries(0, 10)] == texts
-    assert [entry["negative_prompt"] for entry in given.entries(0, 10)] == [None] * 5 + ["blue"] + [None] * 4
+    assert [entry["negative_prompt"] for entry in given.entries(0, 10)] == [None] * 5 + ["blue"] + [
+        None
+    ] * 4
 
 
 def test_a_file_of_arguments(tmp_path: Path) -> None:
@@ -128,21 +170,24 @@ def test_a_file_of_arguments(tmp_path: Path) -> None:
         one_sentence(caught.value, "line 2")
 
 
-@pytest.mark.parametrize("text, words", [
-    ("Coat\nTrouser\n1\n", "in line 2 of"),
-    ("Coat\n\n1\n", "line 2"),
-    ("Coat\n1\n \n", "line 3"),
-    ("Coat\n1\n4\n", "in line 3 of"),
-    ('Coat\n{"y": 1\n1\n', "JSON in line 2"),
-    ('Coat\n{"y": NaN}\n1\n', "NaN"),
-    ('Coat\n"a" or "b"\n1\n', "JSON in line 2"),
-    ('Coat\n{"prompt": "a shoe"}\n1\n', "in line 2 of"),
-    (b"Coat\n\xff\xfe\n1\n", "UTF-8 in line 2"),
-    ("Coat\n1\n", "got 2 lines"),
-    ("Coat\n1\n2\n3\n", "got 4 lines"),
-    ("Coat\n1\n2\n3", "got 4 lines"),
-    ("", "got 0 lines"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Coat\nTrouser\n1\n", "in line 2 of"),
+        ("Coat\n\n1\n", "line 2"),
+        ("Coat\n1\n \n", "line 3"),
+        ("Coat\n1\n4\n", "in line 3 of"),
+        ('Coat\n{"y": 1\n1\n', "JSON in line 2"),
+        ('Coat\n{"y": NaN}\n1\n', "NaN"),
+        ('Coat\n"a" or "b"\n1\n', "JSON in line 2"),
+        ('Coat\n{"prompt": "a shoe"}\n1\n', "in line 2 of"),
+        (b"Coat\n\xff\xfe\n1\n", "UTF-8 in line 2"),
+        ("Coat\n1\n", "got 2 lines"),
+        ("Coat\n1\n2\n3\n", "got 4 lines"),
+        ("Coat\n1\n2\n3", "got 4 lines"),
+        ("", "got 0 lines"),
+    ],
+)
 def test_files_that_are_refused(text: str | bytes, words: str, tmp_path: Path) -> None:
     path = written(tmp_path / "labels.txt", text)
     with pytest.raises(ValueError) as caught:
@@ -172,14 +217,20 @@ def test_other_refusals(tmp_path: Path) -> None:
     one_sentence(caught.value, "as the run was begun with")
 
 
-def test_a_worker_reads_what_the_writer_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every line again; a file that changes under it is noticed; it goes to other processes as it is."""
+def test_a_worker_reads_what_the_writer_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every line again; a file that changes under it is noticed; it goes to other processes as
+    it is.
+    """
     path = written(tmp_path / "labels.txt", "1\n2\n3\n")
     model = open_model("fashion-mnist")
     written_by = Conditions.of(model, ids=(0, 2), file=path)
     parsed: list[Any] = []
     parse = model.conditioning.parse
-    monkeypatch.setattr(model.conditioning, "parse", lambda value: parsed.append(value) or parse(value))
+    monkeypatch.setattr(
+        model.conditioning, "parse", lambda value: parsed.append(value) or parse(value)
+    )
     monkeypatch.chdir(tmp_path)
     worker = Conditions.restore(written_by.identity, model, ids=(0, 2), file="labels.txt")
     assert not parsed and worker.entries(1, 3) == [2, 3] and parsed == ["2", "3"]
@@ -217,7 +268,9 @@ def test_a_long_file_takes_little_time_and_memory(tmp_path: Path) -> None:
     again = Conditions.restore(given.identity, model, ids=ids, file=path)
     kept, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert most < 48 << 20 and kept < 1 << 20  # 16 bytes for each 64 lines, and one chunk with its line ends
+    assert (
+        most < 48 << 20 and kept < 1 << 20
+    )  # 16 bytes for each 64 lines, and one chunk with its line ends
     assert again.entries(777_777, 777_781) == [1, 2, 3, 0]
 
 
@@ -231,6 +284,10 @@ def test_entries_reach_the_network(tmp_path: Path) -> None:
     got = sampler.sample((4, 1, 28, 28), seed=0, sample_ids=range(10, 14), cond=cond, uncond=uncond)
     y = torch.tensor([4, 8, 3, 3])
     expected = sampler.sample(
-        (4, 1, 28, 28), seed=0, sample_ids=range(10, 14), cond={"y": y}, uncond={"y": torch.full_like(y, 10)}
+        (4, 1, 28, 28),
+        seed=0,
+        sample_ids=range(10, 14),
+        cond={"y": y},
+        uncond={"y": torch.full_like(y, 10)},
     )
     assert torch.equal(got, expected) and model.labels(entries) == y.tolist()

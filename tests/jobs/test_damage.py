@@ -1,5 +1,5 @@
-"""Damage to a dataset, its disk, its model and its numbers: each is named in a sentence, nothing good is lost, and `resume`
-restores the digest where it can.
+"""Damage to a dataset, its disk, its model and its numbers: each is named in a sentence, nothing
+good is lost, and `resume` restores the digest where it can.
 
 One file over 400 lines: every kind of damage is done to the same finished run, by the same helpers.
 """
@@ -23,8 +23,8 @@ import pytest
 from fastdiff import Schedule
 from fastdiff.cli import main
 from fastdiff.jobs import Folder
-from fastdiff.jobs import glance as module
-from fastdiff.jobs.glance import glance
+from fastdiff.jobs import quick_check as module
+from fastdiff.jobs.quick_check import glance
 from fastdiff.jobs.records import read_record, sealed
 from fastdiff.jobs.spec import RunSpec
 from fastdiff.jobs.verify import listed, verify
@@ -74,7 +74,10 @@ def state(folder: Path, without: int | None = None) -> dict[str, tuple[str, int]
     """Hash and time of every file of the units, except one unit's."""
     paths = [p for kind in ("shards", "units") for p in (folder / kind).rglob("*") if p.is_file()]
     return {
-        str(p.relative_to(folder)): (hashlib.sha256(p.read_bytes()).hexdigest(), p.stat().st_mtime_ns)
+        str(p.relative_to(folder)): (
+            hashlib.sha256(p.read_bytes()).hexdigest(),
+            p.stat().st_mtime_ns,
+        )
         for p in paths
         if without is None or int(p.stem) != without
     }
@@ -94,23 +97,43 @@ def cut(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])
 
 
-# -- files of units ---------------------------------------------------------------------------------------------------
+# -- files of units
+# ---------------------------------------------------------------------------------------------------
 
 NONE = f"fastdiff.jobs: expected the record of unit 3 in {{run}}/{RECORD}, got no JSON object. "
 NONE += "Run `fastdiff resume {run}`."
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
-    # what is done; what verify says of unit 3; whether a look at names, sizes and records sees it, too
-    "a byte of a shard": (lambda r: flip(r / SHARD), "{run}/" + SHARD + " is not as it was written", False),
-    "a shard cut short": (lambda r: cut(r / SHARD, 200), "{run}/" + SHARD + " has 200 bytes, not 384", True),
-    "a shard too long": (lambda r: (r / SHARD).write_bytes(bytes(500)), "{run}/" + SHARD + " has 500 bytes, not 384", True),
+    # what is done; what verify says of unit 3; whether a look at names, sizes and records sees it,
+    # too
+    "a byte of a shard": (
+        lambda r: flip(r / SHARD),
+        "{run}/" + SHARD + " is not as it was written",
+        False,
+    ),
+    "a shard cut short": (
+        lambda r: cut(r / SHARD, 200),
+        "{run}/" + SHARD + " has 200 bytes, not 384",
+        True,
+    ),
+    "a shard too long": (
+        lambda r: (r / SHARD).write_bytes(bytes(500)),
+        "{run}/" + SHARD + " has 500 bytes, not 384",
+        True,
+    ),
     "a shard deleted": (lambda r: (r / SHARD).unlink(), "{run}/" + SHARD + " is missing", True),
-    "a digit of a record": (lambda r: flip(r / RECORD, (r / RECORD).read_bytes().index(b'"seed": 0') + 8),
-                            "{run}/" + RECORD + " is not as it was written", True),
+    "a digit of a record": (
+        lambda r: flip(r / RECORD, (r / RECORD).read_bytes().index(b'"seed": 0') + 8),
+        "{run}/" + RECORD + " is not as it was written",
+        True,
+    ),
     "a record cut short": (lambda r: cut(r / RECORD, 300), NONE, True),
     "a record emptied": (lambda r: cut(r / RECORD, 0), NONE, True),
-    "another's record": (lambda r: shutil.copy(str(r / RECORD).replace("3.json", "2.json"), r / RECORD),
-                         NONE.replace("no JSON object", "the one of unit 2"), True),
-}  # fmt: skip
+    "another's record": (
+        lambda r: shutil.copy(str(r / RECORD).replace("3.json", "2.json"), r / RECORD),
+        NONE.replace("no JSON object", "the one of unit 2"),
+        True,
+    ),
+}
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -119,7 +142,9 @@ def test_damage_of_a_unit_is_named_and_mended(what: str, run: Path, peace: Path,
     expected, before = cli.digest(peace), state(run, without=3)
     damage(run)
     assert cli("info", run) == 0
-    assert ("5 of 6 units done" in cli.out and "0 missing, 0 failed, 1 corrupt" in cli.out) == seen, cli.out
+    assert (
+        "5 of 6 units done" in cli.out and "0 missing, 0 failed, 1 corrupt" in cli.out
+    ) == seen, cli.out
     if seen:  # a worker sees it by itself
         assert cli("resume", run) == 0 and cli.out.startswith("4 images")
         assert cli.digest(run) == expected
@@ -135,8 +160,12 @@ def test_damage_of_a_unit_is_named_and_mended(what: str, run: Path, peace: Path,
     assert state(run, without=3) == before and not (run / "verify.json").exists()
 
 
-def test_what_is_missing_is_made_before_anything_is_looked_for(run: Path, peace: Path, cli: Cli) -> None:
-    """A worker of a large run does not read all records first: it finds unit 3 damaged when unit 4 is made."""
+def test_what_is_missing_is_made_before_anything_is_looked_for(
+    run: Path, peace: Path, cli: Cli
+) -> None:
+    """A worker of a large run does not read all records first: it finds unit 3 damaged when unit 4
+    is made.
+    """
     (run / RECORD.replace("3.json", "4.json")).unlink()
     cut(run / SHARD, 300)
     before = set((run / "log").glob("*.jsonl"))
@@ -150,13 +179,23 @@ def test_missing_units_are_named_and_made(run: Path, peace: Path, cli: Cli) -> N
     expected = cli.digest(peace)
     (run / RECORD).unlink()
     before = state(run, without=3)
-    assert cli("verify", run) == 4 and cli.out.startswith("1 of 6 units have no record: 3\n5 of 6 units, 16 samples")
-    assert cli("info", run) == 0 and "1 missing, 0 failed, 0 corrupt" in cli.out and "nobody works on it" in cli.out
-    assert cli("resume", run) == 0 and cli.digest(run) == expected and state(run, without=3) == before
+    assert cli("verify", run) == 4 and cli.out.startswith(
+        "1 of 6 units have no record: 3\n5 of 6 units, 16 samples"
+    )
+    assert (
+        cli("info", run) == 0
+        and "1 missing, 0 failed, 0 corrupt" in cli.out
+        and "nobody works on it" in cli.out
+    )
+    assert (
+        cli("resume", run) == 0 and cli.digest(run) == expected and state(run, without=3) == before
+    )
     shutil.rmtree(run / "units")
     shutil.rmtree(run / "shards")
     assert cli("verify", run) == 4 and "6 of 6 units have no record: 0, 1, 2, 3, 4, 5" in cli.out
-    assert cli("resume", run) == 0 and cli.out.startswith("20 images") and cli.digest(run) == expected
+    assert (
+        cli("resume", run) == 0 and cli.out.startswith("20 images") and cli.digest(run) == expected
+    )
 
 
 def test_any_bit_of_a_record_counts(run: Path) -> None:
@@ -164,7 +203,10 @@ def test_any_bit_of_a_record_counts(run: Path) -> None:
     folder, path = Folder(run), run / RECORD
     for position in range(0, path.stat().st_size, 3):
         flip(path, position, position % 8)
-        assert [seen.unit for seen in glance(folder) if seen.wrong] == [3], (position, path.read_bytes())
+        assert [seen.unit for seen in glance(folder) if seen.wrong] == [3], (
+            position,
+            path.read_bytes(),
+        )
         flip(path, position, position % 8)
     assert not any(seen.wrong for seen in glance(folder))
 
@@ -185,7 +227,9 @@ def test_any_bit_of_the_spec_counts(run: Path, cli: Cli) -> None:
     path = run / "spec.json"
     spec, refused = Folder(run).spec, 0
     size, step = path.stat().st_size, 151  # most of it is the plan's table
-    positions = sorted({*range(0, 1500, 3), *range(1500, size, step)})  # what comes first, and every part of the rest
+    positions = sorted(
+        {*range(0, 1500, 3), *range(1500, size, step)}
+    )  # what comes first, and every part of the rest
     for position in positions:
         flip(path, position, position % 7)
         try:
@@ -193,14 +237,19 @@ def test_any_bit_of_the_spec_counts(run: Path, cli: Cli) -> None:
             assert Folder(run).spec.hash == spec.hash
         except ValueError as error:
             refused += 1
-            assert re.fullmatch(r"fastdiff\.jobs: expected .*", str(error)) and str(path) in str(error), str(error)
+            assert re.fullmatch(r"fastdiff\.jobs: expected .*", str(error)) and str(path) in str(
+                error
+            ), str(error)
         flip(path, position, position % 7)
     assert refused > 0.95 * len(positions) and Folder(run).spec.hash == spec.hash
     before = state(run)
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     for command in (("info", run), ("verify", run), ("resume", run), ("sample", "--out", run)):
         assert cli(*command) == 2
-        assert f"got {_changed(path)}. The file was changed after it was written; take it from a backup." in cli.err
+        assert (
+            f"got {_changed(path)}. The file was changed after it was written; take it from a"
+            " backup." in cli.err
+        )
     assert state(run) == before
 
 
@@ -225,9 +274,12 @@ def test_pixels_that_nobody_can_tell_but_by_making_them(run: Path, peace: Path, 
     assert cli("verify", run) == 0 and expected not in cli.out
     assert cli("verify", run, "--recompute", "6") == 4
     assert cli.out.startswith(
-        "unit 3 is bad: made again, it has other pixels\nmade again and compared: units 0, 1, 2, 3, 4, 5\n"
+        "unit 3 is bad: made again, it has other pixels\nmade again and compared: units 0, 1, 2, 3,"
+        " 4, 5\n"
     )
-    assert cli("resume", run) == 0 and cli.digest(run) == expected and state(run, without=3) == before
+    assert (
+        cli("resume", run) == 0 and cli.digest(run) == expected and state(run, without=3) == before
+    )
     assert cli("verify", run, "--recompute", "6") == 0
 
 
@@ -240,14 +292,19 @@ def test_what_is_made_from_the_records_is_made_again(run: Path, peace: Path, cli
         assert (run / "manifest.jsonl").read_bytes() == manifest
     (run / "grid.png").unlink()
     before = (run / "manifest.jsonl").stat().st_mtime_ns
-    assert cli("resume", run) == 0 and (run / "grid.png").read_bytes() == (peace / "grid.png").read_bytes()
+    assert (
+        cli("resume", run) == 0
+        and (run / "grid.png").read_bytes() == (peace / "grid.png").read_bytes()
+    )
     assert (run / "manifest.jsonl").stat().st_mtime_ns == before, "written anew without need"
     (run / "verify.json").write_text('{"bad": {"x": 1}}')  # damaged itself: it names nothing
     assert cli("resume", run) == 0 and cli.digest(run)
 
 
 def test_what_is_no_part_of_the_run_stays(run: Path, peace: Path, cli: Cli) -> None:
-    """A record of a unit beyond the run counts for nothing, and files of people are named and left alone."""
+    """A record of a unit beyond the run counts for nothing, and files of people are named and left
+    alone.
+    """
     record = sealed({**read_record(run / RECORD, 3), "unit": 99})
     (run / "units/00000/000000099.json").write_text(json.dumps(record) + "\n")
     (run / "notes.txt").write_text("keep me")
@@ -256,11 +313,14 @@ def test_what_is_no_part_of_the_run_stays(run: Path, peace: Path, cli: Cli) -> N
     assert cli("verify", run) == 4
     assert "unit 99 is bad" in cli.out and "notes.txt is no part of the dataset" in cli.out
     assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(peace)
-    assert (run / "notes.txt").read_text() == "keep me" and not (run / "units/00000/000000099.json").exists()
+    assert (run / "notes.txt").read_text() == "keep me" and not (
+        run / "units/00000/000000099.json"
+    ).exists()
     assert (run / "manifest.jsonl").read_bytes() == (peace / "manifest.jsonl").read_bytes()
 
 
-# -- disks ------------------------------------------------------------------------------------------------------------
+# -- disks
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -272,7 +332,9 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
         if not place.exists():
             place.mkdir()
             told = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place], capture_output=True, text=True
+                ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place],
+                capture_output=True,
+                text=True,
             )
             if told.returncode:
                 place.rmdir()
@@ -287,21 +349,25 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 FULL = re.compile(
-    r"fastdiff (sample|resume): fastdiff\.jobs: expected to write into \S+, got '(No space left on device|File too large)'"
-    r"(; (unit \d+|manifest\.jsonl|grid\.png) is not written)?\. What is there is whole; make room or give leave, then "
+    r"fastdiff (sample|resume): fastdiff\.jobs: expected to write into \S+, got '(No space left on"
+    r" device|File too large)'"
+    r"(; (unit \d+|manifest\.jsonl|grid\.png) is not written)?\. What is there is whole; make room"
+    r" or give leave, then "
     r"`fastdiff resume`\.\n"
 )
 
 
 def told(err: str) -> str:
     """What is left of stderr without the progress line."""
-    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith(("\r", "sampling"))).lstrip(
-        "\n"
-    )
+    return "".join(
+        line for line in err.splitlines(keepends=True) if not line.startswith(("\r", "sampling"))
+    ).lstrip("\n")
 
 
 def test_a_full_disk(disk: Callable[[str], Path], peace: Path, cli: Cli) -> None:
-    """The disk ends at any page of the run: what is there is whole, and with more room the run goes on."""
+    """The disk ends at any page of the run: what is there is whole, and with more room the run goes
+    on.
+    """
     expected, interrupted = cli.digest(peace), 0
     for pages in range(2, 60, 3):
         place = disk(f"size={4 * pages}k")
@@ -328,7 +394,9 @@ def test_a_full_disk(disk: Callable[[str], Path], peace: Path, cli: Cli) -> None
 
 
 def test_files_that_may_not_grow(tmp_path: Path, peace: Path, cli: Cli) -> None:
-    """The same where nothing can be mounted: no file may be longer than a shard, so that no record can be written."""
+    """The same where nothing can be mounted: no file may be longer than a shard, so that no record
+    can be written.
+    """
     job = tmp_path / "run"
     assert cli("sample", "--out", job, *RUN) == 0
     shutil.rmtree(job / "units")
@@ -339,13 +407,21 @@ def test_files_that_may_not_grow(tmp_path: Path, peace: Path, cli: Cli) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert FULL.fullmatch(told(cli.err)) and "'File too large'; unit " in cli.err
-    assert pixels(job) == before and not list((job / "tmp").iterdir()) and not list((job / "units").rglob("*.json"))
+    assert (
+        pixels(job) == before
+        and not list((job / "tmp").iterdir())
+        and not list((job / "units").rglob("*.json"))
+    )
     assert cli("resume", job) == 0 and cli.digest(job) == cli.digest(peace)
 
 
 @pytest.fixture
-def locked(disk: Callable[[str], Path], peace: Path, tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """(a dataset in which nothing can be written and of which unit 3 is missing, what unlocks it)."""
+def locked(
+    disk: Callable[[str], Path], peace: Path, tmp_path: Path
+) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """(a dataset in which nothing can be written and of which unit 3 is missing, what unlocks
+    it).
+    """
     if os.geteuid() == 0:
         run = shutil.copytree(peace, disk("size=4m") / "run")
         (run / RECORD).unlink()
@@ -369,38 +445,53 @@ def test_a_read_only_folder(locked: tuple[Path, Callable[[], None]], peace: Path
         r"got '(Read-only file system|Permission denied)'\. "
         r"What is there is whole; make room or give leave, then `fastdiff resume`\.\n"
     )
-    for command in (("resume", run), ("sample", "--out", run), ("resume", run, "--verify", "--retry-failed")):
+    for command in (
+        ("resume", run),
+        ("sample", "--out", run),
+        ("resume", run, "--verify", "--retry-failed"),
+    ):
         assert cli(*command) == 1 and sentence.fullmatch(cli.err), cli.err
-    assert cli("sample", "--out", run.parent / "new" if os.geteuid() == 0 else run / "new", *RUN) == 1
+    assert (
+        cli("sample", "--out", run.parent / "new" if os.geteuid() == 0 else run / "new", *RUN) == 1
+    )
     assert sentence.fullmatch(cli.err), cli.err
     assert state(run) == before
     unlock()
     assert cli("resume", run) == 0 and cli.digest(run) == expected
 
 
-# -- other runs, other models -----------------------------------------------------------------------------------------
+# -- other runs, other models
+# -----------------------------------------------------------------------------------------
 
 
 def test_folders_of_other_things(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     assert cli("sample", "--out", tmp_path, *RUN) == 2
-    assert cli.err == (
-        f"fastdiff sample: fastdiff.jobs: expected {tmp_path} to be new, empty or a run's, got 'thesis.tex' and no "
-        "spec.json in it. Name another folder.\n"
+    assert (
+        cli.err
+        == f"fastdiff sample: fastdiff.jobs: expected {tmp_path} to be new, empty or a run's, got"
+        " 'thesis.tex' and no spec.json in it. Name another folder.\n"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    assert cli("sample", "--out", tmp_path / "thesis.tex", *RUN) == 2 and "to be a folder, got a file" in cli.err
+    assert (
+        cli("sample", "--out", tmp_path / "thesis.tex", *RUN) == 2
+        and "to be a folder, got a file" in cli.err
+    )
 
 
 def test_other_specs_are_refused_with_their_differences(run: Path, cli: Cli) -> None:
     before = state(run)
     assert cli("sample", "--out", run, *RUN, "--seed", "1", "--steps", "4", "--format", "png") == 3
-    assert cli.err == (
-        f"fastdiff sample: fastdiff.jobs: expected the run of {run}, got another in 3 settings.\n"
+    assert (
+        cli.err == f"fastdiff sample: fastdiff.jobs: expected the run of {run}, got another in 3"
+        " settings.\n"
         "  seed: 0 there, 1 here\n  steps: 3 there, 4 here\n  format: 'npy' there, 'png' here\n"
         f"Name another --out, or go on as it was begun: `fastdiff resume {run}`.\n"
     )
-    assert cli("sample", "--out", run, "--ids", "2-22") == 3 and "  ids: (2, 21) there, (2, 22) here\n" in cli.err
+    assert (
+        cli("sample", "--out", run, "--ids", "2-22") == 3
+        and "  ids: (2, 21) there, (2, 22) here\n" in cli.err
+    )
     assert state(run) == before and cli("sample", "--out", run, *RUN) == 0
 
 
@@ -410,10 +501,15 @@ def test_other_weights_and_other_code_are_refused(
     (run / RECORD).unlink()
     before = state(run)
     monkeypatch.setenv("TINY_WEIGHTS", "1")
-    for command in (("resume", run), ("sample", "--out", run, *RUN), ("verify", run, "--recompute", "1")):
+    for command in (
+        ("resume", run),
+        ("sample", "--out", run, *RUN),
+        ("verify", run, "--recompute", "1"),
+    ):
         assert cli(*command) == 3
         assert re.fullmatch(
-            rf"fastdiff \w+: fastdiff\.jobs: expected the run of {run}, got another in a setting\.\n"
+            rf"fastdiff \w+: fastdiff\.jobs: expected the run of {run}, got another in a"
+            r" setting\.\n"
             r"  model\.weights_sha256: '[0-9a-f]{64}' there, '[0-9a-f]{64}' here\n",
             cli.err,
         ), cli.err
@@ -428,11 +524,16 @@ def test_other_weights_and_other_code_are_refused(
     assert state(run) == before and cli("resume", run) == 0
 
 
-# -- numbers that are none --------------------------------------------------------------------------------------------
+# -- numbers that are none
+# --------------------------------------------------------------------------------------------
 
 
-def test_a_unit_without_finite_samples(tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sample 9, of unit 2, is not a number from the second step, at time 66: tried twice, named, left out, mended."""
+def test_a_unit_without_finite_samples(
+    tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sample 9, of unit 2, is not a number from the second step, at time 66: tried twice, named,
+    left out, mended.
+    """
     run = tmp_path / "run"
     levels = Folder(peace).spec.plan.levels
     assert levels is not None
@@ -441,7 +542,11 @@ def test_a_unit_without_finite_samples(tmp_path: Path, peace: Path, cli: Cli, mo
     what = f"sample 9 is not finite after step 1, sigma {sigma:g}"
     monkeypatch.setenv("TINY_NAN", "9@66")
     assert cli("sample", "--out", run, *RUN) == 5
-    assert f"unit 2 failed: {what}\n" in cli.out and "5 of 6 units are in" in cli.out and what in cli.err
+    assert (
+        f"unit 2 failed: {what}\n" in cli.out
+        and "5 of 6 units are in" in cli.out
+        and what in cli.err
+    )
     failed = json.loads((run / "failed/000000002.json").read_text())
     assert failed == {"unit": 2, "what": what, "sample_id": 9, "step": 1, "sigma": sigma}
     [log] = (run / "log").iterdir()
@@ -449,9 +554,15 @@ def test_a_unit_without_finite_samples(tmp_path: Path, peace: Path, cli: Cli, mo
     assert [e["event"] for e in events if e.get("unit") == 2] == ["begin", "unfinite", "failed"]
     others = {name: value for name, value in pixels(peace).items() if "000000002" not in name}
     assert pixels(run) == others
-    assert cli("verify", run) == 4 and f"unit 2 failed: {what}\n" in cli.out and "(--retry-failed)" in cli.out
+    assert (
+        cli("verify", run) == 4
+        and f"unit 2 failed: {what}\n" in cli.out
+        and "(--retry-failed)" in cli.out
+    )
     assert cli("info", run) == 0 and "0 missing, 1 failed, 0 corrupt" in cli.out and what in cli.out
-    assert cli("resume", run) == 5 and cli.out.startswith(f"unit 2 failed: {what}\n0 images"), "tried again unasked"
+    assert cli("resume", run) == 5 and cli.out.startswith(f"unit 2 failed: {what}\n0 images"), (
+        "tried again unasked"
+    )
     assert cli("resume", run, "--retry-failed") == 5 and len(list((run / "log").iterdir())) == 3
     monkeypatch.delenv("TINY_NAN")
     assert cli("resume", run) == 5
@@ -459,7 +570,9 @@ def test_a_unit_without_finite_samples(tmp_path: Path, peace: Path, cli: Cli, mo
     assert cli.digest(run) == cli.digest(peace) and pixels(run) == pixels(peace)
 
 
-def test_numbers_that_are_none_once(tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_that_are_none_once(
+    tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     monkeypatch.setenv("TINY_NAN", "9@66 once")
     assert cli("sample", "--out", run, *RUN) == 0
@@ -481,16 +594,24 @@ def test_samples_outside_the_run_may_be_what_they_are(
 def test_a_unit_that_somebody_else_could_make(run: Path, peace: Path, cli: Cli) -> None:
     """One worker gave a unit up, another one made it: it is made."""
     (run / "failed").mkdir()
-    (run / "failed/000000002.json").write_text(json.dumps({"unit": 2, "what": "sample 9 is not finite"}))
+    (run / "failed/000000002.json").write_text(
+        json.dumps({"unit": 2, "what": "sample 9 is not finite"})
+    )
     (run / "failed/000000003.json").write_text("{")  # damaged
     (run / RECORD).unlink()
-    assert cli("resume", run) == 5 and cli.out.startswith("unit 3 failed: ") and "unit 2" not in cli.out
+    assert (
+        cli("resume", run) == 5
+        and cli.out.startswith("unit 3 failed: ")
+        and "unit 2" not in cli.out
+    )
     assert f"{run / 'failed/000000003.json'} is not as it was written" in cli.out
     assert cli("resume", run, "--retry-failed") == 0 and cli.digest(run) == cli.digest(peace)
 
 
 def test_the_digest_is_of_the_samples_alone(peace: Path, tmp_path: Path, cli: Cli) -> None:
-    """Over a line a unit of first id, stop id and the SHA-256 of the pixels, whatever the format."""
+    """Over a line a unit of first id, stop id and the SHA-256 of the pixels, whatever the
+    format.
+    """
     expected = hashlib.sha256(b"fastdiff dataset 1\n")
     for unit, (first, stop) in enumerate([(2, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 22)]):
         array = np.load(peace / f"shards/00000/{unit:09d}.npy")

@@ -1,5 +1,7 @@
-"""What surrounds a process has no part in a dataset: what is known to change NumPy's sums, sets' order, names and numbers'
-spelling or files' modes changes no byte. What changes a network's sums is refused by name."""
+"""What surrounds a process has no part in a dataset: what is known to change NumPy's sums, sets'
+order, names and numbers' spelling or files' modes changes no byte. What changes a network's sums is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,41 @@ from fastdiff.jobs.verify import verify
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 
-TINY = ("--model", "tiny:factory", "--ids", "3-30", "--unit", "8", "--steps", "3", "--device", "cpu", "--threads", "1")
+TINY = (
+    "--model",
+    "tiny:factory",
+    "--ids",
+    "3-30",
+    "--unit",
+    "8",
+    "--steps",
+    "3",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+)
 # watched:factory is the shipped network, which refuses to compute with other than two threads
 RUNS: dict[str, tuple[str, ...]] = {
     "tar": (*TINY, "--format", "webdataset"),
     "latents": (*TINY, "--format", "safetensors"),
-    "shipped": ("--model", "watched:factory", "--ids", "3-6", "--unit", "2", "--steps", "1", "--threads", "2",
-                "--dtype", "fp32", "--device", "cpu"),
-}  # fmt: skip
+    "shipped": (
+        "--model",
+        "watched:factory",
+        "--ids",
+        "3-6",
+        "--unit",
+        "2",
+        "--steps",
+        "1",
+        "--threads",
+        "2",
+        "--dtype",
+        "fp32",
+        "--device",
+        "cpu",
+    ),
+}
 # goes on with each folder, then says what it was: the last line is JSON
 PROGRAM = """
 import hashlib, json, locale, os, sys, time
@@ -54,7 +83,9 @@ LEVELS = [level for level in __cpu_dispatch__ if __cpu_features__.get(level)]
 
 
 def turkish() -> str:
-    """A locale whose lower and upper case and decimal point differ, else one that this system has."""
+    """A locale whose lower and upper case and decimal point differ, else one that this system
+    has.
+    """
     before = locale.setlocale(locale.LC_ALL)
     for name in ("tr_TR.UTF-8", "de_DE.UTF-8", "C.UTF-8"):
         try:
@@ -68,14 +99,20 @@ def turkish() -> str:
 
 SURROUNDINGS: dict[str, dict[str, str]] = {
     "numpy's lowest level, one thread, C": {
-        "NPY_DISABLE_CPU_FEATURES": " ".join(LEVELS), "OMP_NUM_THREADS": "1", "LC_ALL": "C", "PYTHONHASHSEED": "0",
+        "NPY_DISABLE_CPU_FEATURES": " ".join(LEVELS),
+        "OMP_NUM_THREADS": "1",
+        "LC_ALL": "C",
+        "PYTHONHASHSEED": "0",
         "TZ": "Asia/Kathmandu",
     },
     "numpy without AVX-512, three threads, another language": {
-        "NPY_DISABLE_CPU_FEATURES": "X86_V4", "OMP_NUM_THREADS": "3", "LC_ALL": turkish(), "PYTHONHASHSEED": "4321",
+        "NPY_DISABLE_CPU_FEATURES": "X86_V4",
+        "OMP_NUM_THREADS": "3",
+        "LC_ALL": turkish(),
+        "PYTHONHASHSEED": "4321",
         "TZ": "America/St_Johns",
     },
-}  # fmt: skip
+}
 
 
 def begun(peace: Path, where: Path) -> list[Path]:
@@ -87,16 +124,27 @@ def begun(peace: Path, where: Path) -> list[Path]:
     return folders
 
 
-def elsewhere(folders: list[Path], environment: dict[str, str], umask: int = -1) -> tuple[dict[str, Any], str]:
+def elsewhere(
+    folders: list[Path], environment: dict[str, str], umask: int = -1
+) -> tuple[dict[str, Any], str]:
     """(what the process that went on with them was, what it printed on stderr)."""
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", HERE)))}
-    cleaned = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "LANG") and not k.startswith("LC_")}
+    cleaned = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("OMP_NUM_THREADS", "LANG") and not k.startswith("LC_")
+    }
     place = folders[0].parent / "another place"
     place.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, folders)], env=cleaned | paths | environment, umask=umask, cwd=place,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, *map(str, folders)],
+        env=cleaned | paths | environment,
+        umask=umask,
+        cwd=place,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -121,12 +169,16 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SURROUNDINGS)
-def test_what_surrounds_a_process_is_nothing_to_a_dataset(name: str, peace: Path, tmp_path: Path) -> None:
+def test_what_surrounds_a_process_is_nothing_to_a_dataset(
+    name: str, peace: Path, tmp_path: Path
+) -> None:
     folders = begun(peace, tmp_path)
     told, said = elsewhere(folders, SURROUNDINGS[name], umask=0o077)
     assert told["status"] == [0, 0, 0], said
     # the surroundings were others indeed
-    assert told["umask"] == 0o077 and told["where"].endswith("another place") and told["zone"] != "UTC"
+    assert (
+        told["umask"] == 0o077 and told["where"].endswith("another place") and told["zone"] != "UTC"
+    )
     assert told["hash"] != hash("fastdiff")
     here = hashlib.sha256(np.exp(np.linspace(-9, 9, 4001, dtype=np.float32)).tobytes()).hexdigest()
     if "X86_V3" in LEVELS and "X86_V3" in SURROUNDINGS[name]["NPY_DISABLE_CPU_FEATURES"]:
@@ -135,7 +187,9 @@ def test_what_surrounds_a_process_is_nothing_to_a_dataset(name: str, peace: Path
         there, check = Folder(peace / folder.name), verify(Folder(folder))
         assert check.fine and check.digest == verify(there).digest, folder.name
         assert content(folder) == content(there.path), folder.name
-        assert {p.stat().st_mode & 0o777 for p in (folder / "shards").rglob("*") if p.is_file()} == {0o600}
+        assert {
+            p.stat().st_mode & 0o777 for p in (folder / "shards").rglob("*") if p.is_file()
+        } == {0o600}
 
 
 def test_other_instructions_of_the_network_are_refused(peace: Path, tmp_path: Path) -> None:
@@ -146,9 +200,9 @@ def test_other_instructions_of_the_network_are_refused(peace: Path, tmp_path: Pa
     assert told["status"] == [MISMATCH] * 3
     line = rf"  machine\.settings\.ONEDNN_MAX_CPU_ISA: nothing there, '{lower}' here\n"
     assert len(re.findall(rf"got another in a setting\.\n{line}", said)) == 3, said
-    assert not any((folder / name).exists() for folder in folders for name in ("units", "shards", "log")), (
-        "nothing is made"
-    )
+    assert not any(
+        (folder / name).exists() for folder in folders for name in ("units", "shards", "log")
+    ), "nothing is made"
 
 
 def test_a_run_of_other_instructions_is_refused_here(

@@ -1,4 +1,6 @@
-"""Processes that others start: torchrun, plain shards, signals. Whatever starts them, the dataset is that of one worker."""
+"""Processes that others start: torchrun, plain shards, signals. Whatever starts them, the dataset
+is that of one worker.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,20 @@ pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PATH = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", HERE)))}
-TINY = ["--model", "tiny:factory", "--ids", "0-127", "--unit", "4", "--steps", "2", "--threads", "1", "--device", "cpu"]
+TINY = [
+    "--model",
+    "tiny:factory",
+    "--ids",
+    "0-127",
+    "--unit",
+    "4",
+    "--steps",
+    "2",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +61,11 @@ def digest(out: Path) -> str:
 
 
 def events(out: Path, *names: str) -> list[dict[str, Any]]:
-    lines = (line for path in (out / "log").glob("*.jsonl") for line in path.read_text().splitlines(keepends=True))
+    lines = (
+        line
+        for path in (out / "log").glob("*.jsonl")
+        for line in path.read_text().splitlines(keepends=True)
+    )
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return [event for event in found if event["event"] in names]
 
@@ -57,35 +76,78 @@ def twice(out: Path) -> int:
     return sum(begun.values()) - len(begun)
 
 
-def test_torchrun(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks of the shipped model. torchrun sets OMP_NUM_THREADS=1; the run's two threads compute nevertheless."""
+def test_torchrun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ranks of the shipped model. torchrun sets OMP_NUM_THREADS=1; the run's two threads
+    compute nevertheless.
+    """
     monkeypatch.syspath_prepend(HERE)
-    spec = ["--model", "watched:factory", "--ids", "3-30", "--unit", "4", "--steps", "1", "--guidance", "1", "--threads",
-            "2", "--device", "cpu"]  # fmt: skip
+    spec = [
+        "--model",
+        "watched:factory",
+        "--ids",
+        "3-30",
+        "--unit",
+        "4",
+        "--steps",
+        "1",
+        "--guidance",
+        "1",
+        "--threads",
+        "2",
+        "--device",
+        "cpu",
+    ]
     threads = torch.get_num_threads()
     expected = alone(spec, tmp_path / "alone")
     assert torch.get_num_threads() == threads
     out = tmp_path / "run"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | PATH
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {
+        name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"
+    } | PATH
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     done = subprocess.run(
-        [*launcher, "-m", "fastdiff", "sample", "--out", str(out), *spec], env=environment, capture_output=True, text=True,
+        [*launcher, "-m", "fastdiff", "sample", "--out", str(out), *spec],
+        env=environment,
+        capture_output=True,
+        text=True,
         timeout=300,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted((e["worker"], e["world"], e["threads"]) for e in events(out, "start")) == [(0, 2, 2), (1, 2, 2)]
-    assert all(event["done"] == 8 for event in events(out, "stop")), "each leaves when all is done, by whomever"
+    assert sorted((e["worker"], e["world"], e["threads"]) for e in events(out, "start")) == [
+        (0, 2, 2),
+        (1, 2, 2),
+    ]
+    assert all(event["done"] == 8 for event in events(out, "stop")), (
+        "each leaves when all is done, by whomever"
+    )
     capsys.readouterr()
     assert main(["verify", "--json", str(out)]) == 0
     assert json.loads(capsys.readouterr().out)["digest"] == expected
 
 
 def test_shards_race_for_an_empty_folder(tmp_path: Path, tiny_digest: str) -> None:
-    """Two workers with nothing but their number: one spec is written, the same samples are made, few of them twice."""
+    """Two workers with nothing but their number: one spec is written, the same samples are made,
+    few of them twice.
+    """
     out = tmp_path / "run"
     slow = PATH | {"TINY_SLEEP": "0.03"}  # a unit takes so long that both have a part in it
     workers = [
-        Worker("fresh", ["sample", "--out", str(out), *TINY, "--shard", f"{i}/2"], slow, tmp_path / str(i)) for i in (0, 1)
+        Worker(
+            "fresh",
+            ["sample", "--out", str(out), *TINY, "--shard", f"{i}/2"],
+            slow,
+            tmp_path / str(i),
+        )
+        for i in (0, 1)
     ]
     wait(workers)
     assert [w.status for w in workers] == [0, 0], [(tmp_path / str(i)).read_text() for i in (0, 1)]
@@ -94,16 +156,25 @@ def test_shards_race_for_an_empty_folder(tmp_path: Path, tiny_digest: str) -> No
     assert twice(out) <= 6, f"{twice(out)} of 32 units twice"
     assert not list((out / "tmp").iterdir())
     made = len(events(out, "begin"))
-    assert main(["resume", str(out), "--shard", "5/8"]) == 0, "a worker that comes too late has nothing to do"
+    assert main(["resume", str(out), "--shard", "5/8"]) == 0, (
+        "a worker that comes too late has nothing to do"
+    )
     assert len(events(out, "begin")) == made
 
 
 def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -> None:
-    """SIGTERM and SIGUSR1: what is in hand is put on disk, the status says that there is more to do, and it is done."""
+    """SIGTERM and SIGUSR1: what is in hand is put on disk, the status says that there is more to
+    do, and it is done.
+    """
     out = tmp_path / "run"
     for number, told in ((signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
         before = len(events(out, "unit"))
-        worker = Worker("fresh", ["sample", "--out", str(out), *TINY], PATH | {"TINY_SLEEP": "0.2"}, tmp_path / told)
+        worker = Worker(
+            "fresh",
+            ["sample", "--out", str(out), *TINY],
+            PATH | {"TINY_SLEEP": "0.2"},
+            tmp_path / told,
+        )
         until = time.monotonic() + 120
         while len(events(out, "unit")) == before:
             assert time.monotonic() < until and not worker.ended(), (tmp_path / told).read_text()
@@ -119,9 +190,13 @@ def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -
 
 
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, tiny_digest: str) -> None:
-    """In the midst of a unit, of a new run and of a resumed one: what is finished is on disk, the rest is not begun."""
+    """In the midst of a unit, of a new run and of a resumed one: what is finished is on disk, the
+    rest is not begun.
+    """
     out = tmp_path / "run"
-    for count, command in enumerate((["sample", "--out", str(out), *TINY], ["resume", str(out)]), 1):
+    for count, command in enumerate(
+        (["sample", "--out", str(out), *TINY], ["resume", str(out)]), 1
+    ):
         said, before = tmp_path / str(count), len(events(out, "unit"))
         worker = Worker("fresh", command, PATH | {"TINY_SLEEP": "0.3"}, said)
         until = time.monotonic() + 120
@@ -132,7 +207,10 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, tiny_digest: str) -> N
         wait([worker])
         assert worker.status == INTERRUPTED == 130, said.read_text()
         told = said.read_text()
-        assert told.endswith(f"fastdiff {command[0]}: interrupted. What was finished is on disk.\n") and "Trace" not in told
+        assert (
+            told.endswith(f"fastdiff {command[0]}: interrupted. What was finished is on disk.\n")
+            and "Trace" not in told
+        )
         check, folder = verify(Folder(out)), Folder(out)
         assert not check.bad and not check.foreign and before < check.done < 32
         assert len(events(out, "stop")) == count, "it took its leave"

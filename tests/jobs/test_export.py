@@ -1,4 +1,5 @@
-"""`fastdiff export`: what the peers' own readers see, memory that does not grow, and nothing left where it is refused.
+"""`fastdiff export`: what the peers' own readers see, memory that does not grow, and nothing left
+where it is refused.
 
 One file over 400 lines: every target is read back from the same datasets, by the same readers.
 """
@@ -34,7 +35,13 @@ from fastdiff.jobs.formats import FORMATS
 from fastdiff.jobs.records import record_name
 from fastdiff.jobs.samples import Unsound
 
-SUFFIX = {"npz": "set.npz", "npy": "set.npy", "safetensors": "set.safetensors", "png": "set", "webdataset": "set"}
+SUFFIX = {
+    "npz": "set.npz",
+    "npy": "set.npy",
+    "safetensors": "set.safetensors",
+    "png": "set",
+    "webdataset": "set",
+}
 ORIGIN = {"spec": SPEC_HASH, "plan": "91a7" * 16, "fastdiff": "0.1.0"}
 
 
@@ -52,7 +59,9 @@ def read(format: str, out: Path) -> tuple[np.ndarray, list[int] | None]:
         return np.load(out, mmap_mode="r"), None
     if format == "safetensors":
         tensors = safetensors.torch.load_file(out)
-        return tensors["latents"].numpy(), tensors["labels"].tolist() if "labels" in tensors else None
+        return tensors["latents"].numpy(), (
+            tensors["labels"].tolist() if "labels" in tensors else None
+        )
     if format == "png":
         names, pictures, labels = edm_dataset(out)
         return np.stack(pictures), labels
@@ -73,10 +82,15 @@ def read(format: str, out: Path) -> tuple[np.ndarray, list[int] | None]:
 
 
 def edm_dataset(path: Path) -> tuple[list[str], list[np.ndarray], list[int] | None]:
-    """ImageFolderDataset of NVlabs/edm: every file below with an extension Pillow knows, sorted as text; the classes
-    from dataset.json by the picture's name."""
+    """ImageFolderDataset of NVlabs/edm: every file below with an extension Pillow knows, sorted as
+    text; the classes from dataset.json by the picture's name.
+    """
     Image.init()
-    every = {os.path.relpath(os.path.join(root, n), path) for root, _, found in os.walk(path) for n in found}
+    every = {
+        os.path.relpath(os.path.join(root, n), path)
+        for root, _, found in os.walk(path)
+        for n in found
+    }
     names = sorted(n for n in every if os.path.splitext(n)[1].lower() in Image.EXTENSION)
     pictures = [np.array(Image.open(path / n)) for n in names]
     pictures = [p[:, :, np.newaxis] if p.ndim == 2 else p for p in pictures]
@@ -87,8 +101,9 @@ def edm_dataset(path: Path) -> tuple[list[str], list[np.ndarray], list[int] | No
 
 
 def adm_batches(path: Path, batch: int) -> Iterator[np.ndarray]:
-    """As open_npz_array of guided-diffusion's evaluator streams arr_0: the member opened in place, its header read, then
-    batches of bytes."""
+    """As open_npz_array of guided-diffusion's evaluator streams arr_0: the member opened in place,
+    its header read, then batches of bytes.
+    """
     with open(path, "rb") as file, zipfile.ZipFile(file, "r") as archive:
         assert "arr_0.npy" in archive.namelist()
         with archive.open("arr_0.npy", "r") as member:
@@ -101,7 +116,8 @@ def adm_batches(path: Path, batch: int) -> Iterator[np.ndarray]:
                 yield np.frombuffer(data, dtype=dtype).reshape(n, *shape[1:])
 
 
-# -- what comes out ---------------------------------------------------------------------------------------------------
+# -- what comes out
+# ---------------------------------------------------------------------------------------------------
 
 PAIRS = [
     (source, target, kind)
@@ -114,12 +130,17 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("source, target, kind", PAIRS)
-def test_every_format_becomes_every_other(source: str, target: str, kind: str, tmp_path: Path) -> None:
+def test_every_format_becomes_every_other(
+    source: str, target: str, kind: str, tmp_path: Path
+) -> None:
     """Units of 8 over the ids 5 … 30: the first and the last are cut."""
     out = tmp_path / "out" / SUFFIX[target]
     assert export(dataset(tmp_path / "run", kind, format=source), target, out) == 26
     got, labels = read(target, out)
-    assert np.array_equal(got, samples(kind, range(5, 31))) and got.dtype == samples(kind, range(1)).dtype
+    assert (
+        np.array_equal(got, samples(kind, range(5, 31)))
+        and got.dtype == samples(kind, range(1)).dtype
+    )
     assert labels == (None if target == "npy" else classes(range(5, 31)))
     assert [p.name for p in (tmp_path / "out").iterdir()] == [SUFFIX[target]]
 
@@ -147,7 +168,9 @@ def test_a_range_of_ids(first: int, last: int, target: str, tmp_path: Path) -> N
 
 
 def test_adm_streams_the_npz(tmp_path: Path) -> None:
-    """arr_0 uint8 [N, H, W, C] and arr_1 int64 [N], as scripts/image_sample.py saves them and evaluator.py reads them."""
+    """arr_0 uint8 [N, H, W, C] and arr_1 int64 [N], as scripts/image_sample.py saves them and
+    evaluator.py reads them.
+    """
     out = tmp_path / "samples_26x4x6x3.npz"
     export(dataset(tmp_path / "run", "rgb"), "npz", out)
     batches = list(adm_batches(out, 7))
@@ -163,11 +186,17 @@ def test_adm_streams_the_npz(tmp_path: Path) -> None:
     np.savez(saved, samples("rgb", range(5, 31)), np.array(classes(range(5, 31))))
     saved.seek(0)
     with np.load(saved) as theirs, np.load(out) as ours:
-        assert theirs.files == ours.files and all(np.array_equal(theirs[k], ours[k]) for k in ours.files)
+        assert theirs.files == ours.files and all(
+            np.array_equal(theirs[k], ours[k]) for k in ours.files
+        )
 
 
-def test_npz_beyond_four_gibibytes_has_the_wide_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limit is lowered: sizes known beforehand must make the header of the member a wide one from the start."""
+def test_npz_beyond_four_gibibytes_has_the_wide_headers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit is lowered: sizes known beforehand must make the header of the member a wide one
+    from the start.
+    """
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     out = tmp_path / "set.npz"
     export(dataset(tmp_path / "run", "rgb"), "npz", out)
@@ -184,9 +213,16 @@ def test_edm_walks_the_tree(tmp_path: Path) -> None:
     export(run, "png", tmp_path / "set")
     names, pictures, labels = edm_dataset(tmp_path / "set")
     assert names == [f"{i - i % 1000:06d}/{i:06d}.png" for i in range(995, 1013)]
-    assert np.array_equal(np.stack(pictures), samples("rgb", range(995, 1013))) and labels == classes(range(995, 1013))
+    assert np.array_equal(
+        np.stack(pictures), samples("rgb", range(995, 1013))
+    ) and labels == classes(range(995, 1013))
     with Image.open(tmp_path / "set" / names[7]) as image:
-        expected = {"sample_id": "1002", "seed": "11", "class": str(classes(range(1002, 1003))[0]), **ORIGIN}
+        expected = {
+            "sample_id": "1002",
+            "seed": "11",
+            "class": str(classes(range(1002, 1003))[0]),
+            **ORIGIN,
+        }
         assert image.text == expected  # type: ignore[attr-defined]
 
 
@@ -210,7 +246,9 @@ def test_webdataset_itself_reads_the_archives(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     export(dataset(tmp_path / "run", "rgb"), "webdataset", tmp_path / "set", per_shard=10)
     url = str(tmp_path / "set" / "{000000..000002}.tar")
-    rows = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "json"))
+    rows = list(
+        webdataset.WebDataset(url, shardshuffle=False).decode("rgb8").to_tuple("png", "cls", "json")
+    )
     assert np.array_equal(np.stack([r[0] for r in rows]), samples("rgb", range(5, 31)))
     assert [r[1] for r in rows] == classes(range(5, 31))
     assert [r[2] for r in rows][0] == {"sample_id": 5, "seed": 11, "class": 6, **ORIGIN}
@@ -220,7 +258,10 @@ def test_safetensors_says_where_it_comes_from(tmp_path: Path) -> None:
     out = tmp_path / "set.safetensors"
     export(dataset(tmp_path / "run", "latents", format="safetensors"), "safetensors", out)
     with safetensors.safe_open(out, framework="pt") as file:
-        assert file.metadata() == {**ORIGIN, "seed": "11"} and sorted(file.keys()) == ["labels", "latents"]
+        assert file.metadata() == {**ORIGIN, "seed": "11"} and sorted(file.keys()) == [
+            "labels",
+            "latents",
+        ]
 
 
 def test_folders_say_what_they_are(tmp_path: Path) -> None:
@@ -231,9 +272,15 @@ def test_folders_say_what_they_are(tmp_path: Path) -> None:
 
 def test_exports_are_reproducible(tmp_path: Path) -> None:
     """Another process, hash seed, locale and umask write the same bytes."""
-    runs = {"rgb": dataset(tmp_path / "rgb", "rgb"), "latents": dataset(tmp_path / "latents", "latents")}
+    runs = {
+        "rgb": dataset(tmp_path / "rgb", "rgb"),
+        "latents": dataset(tmp_path / "latents", "latents"),
+    }
     wishes = [
-        (kind, f) for kind in runs for f in FORMATS if (kind, f) not in (("rgb", "safetensors"), ("latents", "png"))
+        (kind, f)
+        for kind in runs
+        for f in FORMATS
+        if (kind, f) not in (("rgb", "safetensors"), ("latents", "png"))
     ]
     code = (
         "import os, sys; os.umask(0o077); from fastdiff.jobs.export import export; "
@@ -243,12 +290,20 @@ def test_exports_are_reproducible(tmp_path: Path) -> None:
     for kind, f in wishes:
         export(runs[kind], f, tmp_path / "a" / f"{kind}-{f}")
         arguments += [str(runs[kind]), f, str(tmp_path / "b" / f"{kind}-{f}")]
-    environment = {**os.environ, "PYTHONHASHSEED": "77", "LC_ALL": "C", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "77",
+        "LC_ALL": "C",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     subprocess.run([sys.executable, "-c", code, *arguments], env=environment, check=True)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b") and len(list((tmp_path / "a").iterdir())) == 8
+    assert (
+        tree(tmp_path / "a") == tree(tmp_path / "b") and len(list((tmp_path / "a").iterdir())) == 8
+    )
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
+# -- parts
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> None:
@@ -257,9 +312,10 @@ def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> Non
         (run / record_name(unit)).unlink()
     with pytest.raises(Unsound) as refused:
         export(run, "npz", tmp_path / "set.npz")
-    assert str(refused.value) == (
-        "fastdiff.export: expected all units of the ids 5-30, got none for unit 0 (ids 5-7) and 1 more. "
-        f"Run `fastdiff resume {run}`, or export what is there with --partial."
+    assert (
+        str(refused.value)
+        == "fastdiff.export: expected all units of the ids 5-30, got none for unit 0 (ids 5-7) and"
+        f" 1 more. Run `fastdiff resume {run}`, or export what is there with --partial."
     )
     ids = [*range(8, 16), *range(24, 31)]
     assert export(run, "npz", tmp_path / "set.npz", partial=True) == 15
@@ -273,10 +329,13 @@ def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> Non
     assert export(run, "npy", tmp_path / "a.npy", ids=(8, 15)) == 8
     assert export(run, "npy", tmp_path / "b.npy", ids=(8, 15), partial=True) == 8
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
-    with pytest.raises(ValueError, match="expected all ids for the format npy, which cannot say which are missing"):
+    with pytest.raises(
+        ValueError, match="expected all ids for the format npy, which cannot say which are missing"
+    ):
         export(run, "npy", tmp_path / "c.npy", partial=True)
     with pytest.raises(
-        ValueError, match=r"expected all units of the ids 16-23, got none for unit 2 \(ids 16-23\)\. Run"
+        ValueError,
+        match=r"expected all units of the ids 16-23, got none for unit 2 \(ids 16-23\)\. Run",
     ):
         export(run, "npz", tmp_path / "c.npz", ids=(16, 23), partial=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "b.npy", "run", "set", "set.npz"]
@@ -288,18 +347,27 @@ def test_safetensors_of_a_part_holds_the_ids(tmp_path: Path) -> None:
     export(run, "safetensors", tmp_path / "set.safetensors", partial=True)
     tensors = safetensors.torch.load_file(tmp_path / "set.safetensors")
     ids = [5, 6, 7, *range(16, 31)]
-    assert tensors["ids"].tolist() == ids and tensors["labels"].tolist() == [(3 * i + 1) % 10 for i in ids]
-    assert np.array_equal(tensors["latents"].numpy(), samples("latents", range(5, 31))[[i - 5 for i in ids]])
+    assert tensors["ids"].tolist() == ids and tensors["labels"].tolist() == [
+        (3 * i + 1) % 10 for i in ids
+    ]
+    assert np.array_equal(
+        tensors["latents"].numpy(), samples("latents", range(5, 31))[[i - 5 for i in ids]]
+    )
 
 
-# -- memory -----------------------------------------------------------------------------------------------------------
+# -- memory
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["npz", "png", "webdataset", "npy"])
 def test_memory_does_not_grow_with_the_dataset(target: str, tmp_path: Path) -> None:
-    """Peaks of traced memory over 4 and over 40 units of 192 KiB: within 5 %, and far below the larger dataset."""
+    """Peaks of traced memory over 4 and over 40 units of 192 KiB: within 5 %, and far below the
+    larger dataset.
+    """
     small = dataset(tmp_path / "small", "rgb", first=0, last=4 * 16 - 1, unit=16, shape=(64, 64, 3))
-    large = dataset(tmp_path / "large", "rgb", first=0, last=40 * 16 - 1, unit=16, shape=(64, 64, 3))
+    large = dataset(
+        tmp_path / "large", "rgb", first=0, last=40 * 16 - 1, unit=16, shape=(64, 64, 3)
+    )
     peaks = []
     export(small, target, tmp_path / "warm")
     for run in (small, large):
@@ -310,7 +378,8 @@ def test_memory_does_not_grow_with_the_dataset(target: str, tmp_path: Path) -> N
     assert peaks[1] < 1.05 * peaks[0] and peaks[1] < 40 * 192 * 1024 / 4
 
 
-# -- refusals and accidents -------------------------------------------------------------------------------------------
+# -- refusals and accidents
+# -------------------------------------------------------------------------------------------
 
 
 def spoil_pixels(run: Path) -> None:
@@ -338,31 +407,72 @@ def cut(path: Path) -> None:
 
 DAMAGE: list[tuple[Any, str]] = [
     (spoil_pixels, "expected unit 2 to have samples with the hash in its record, got others."),
-    (spoil_label, "expected unit 2 to have the record {run}/units/00000/000000002.json as it was written, got a changed"),
-    (lambda run: (run / "shards/00000/000000002.npy").unlink(),
-     "expected the file {run}/shards/00000/000000002.npy, got none. It belongs to unit 2: run `fastdiff resume {run}`"),
-    (lambda run: cut(run / "shards/00000/000000002.npy"),
-     "expected {run}/shards/00000/000000002.npy to hold npy of uint8 [8, 5, 4, 1], got too few bytes."),
-    (lambda run: cut(run / record_name(2)), "expected the record of unit 2 in {run}/units/00000/000000002.json, got no"),
-    (lambda run: changed(run, first=17, stop=25), "expected unit 2 to have the ids 16-23 of seed 11, got 17-24 of seed 11."),
-    (lambda run: changed(run, seed=12), "expected unit 2 to have the ids 16-23 of seed 11, got 16-23 of seed 12."),
-    (lambda run: changed(run, labels=None),
-     "expected unit 2 to have samples of uint8 [5, 4, 1] with classes, got samples of uint8 [5, 4, 1] without classes."),
-    (lambda run: changed(run, shape=[8, 4, 5, 1]),
-     "expected unit 2 to have samples of uint8 [5, 4, 1] with classes, got samples of uint8 [4, 5, 1] with classes."),
-]  # fmt: skip
+    (
+        spoil_label,
+        (
+            "expected unit 2 to have the record {run}/units/00000/000000002.json as it was written,"
+            " got a changed"
+        ),
+    ),
+    (
+        lambda run: (run / "shards/00000/000000002.npy").unlink(),
+        (
+            "expected the file {run}/shards/00000/000000002.npy, got none. It belongs to unit 2:"
+            " run `fastdiff resume {run}`"
+        ),
+    ),
+    (
+        lambda run: cut(run / "shards/00000/000000002.npy"),
+        (
+            "expected {run}/shards/00000/000000002.npy to hold npy of uint8 [8, 5, 4, 1], got too"
+            " few bytes."
+        ),
+    ),
+    (
+        lambda run: cut(run / record_name(2)),
+        "expected the record of unit 2 in {run}/units/00000/000000002.json, got no",
+    ),
+    (
+        lambda run: changed(run, first=17, stop=25),
+        "expected unit 2 to have the ids 16-23 of seed 11, got 17-24 of seed 11.",
+    ),
+    (
+        lambda run: changed(run, seed=12),
+        "expected unit 2 to have the ids 16-23 of seed 11, got 16-23 of seed 12.",
+    ),
+    (
+        lambda run: changed(run, labels=None),
+        (
+            "expected unit 2 to have samples of uint8 [5, 4, 1] with classes, got samples of uint8"
+            " [5, 4, 1] without classes."
+        ),
+    ),
+    (
+        lambda run: changed(run, shape=[8, 4, 5, 1]),
+        (
+            "expected unit 2 to have samples of uint8 [5, 4, 1] with classes, got samples of uint8"
+            " [4, 5, 1] with classes."
+        ),
+    ),
+]
 
 
 @pytest.mark.parametrize("target", ["npz", "png", "webdataset"])
 @pytest.mark.parametrize("damage, message", DAMAGE)
-def test_a_damaged_unit_is_named_and_nothing_stays(damage: Any, message: str, target: str, tmp_path: Path) -> None:
+def test_a_damaged_unit_is_named_and_nothing_stays(
+    damage: Any, message: str, target: str, tmp_path: Path
+) -> None:
     run = dataset(tmp_path / "run")
     damage(run)
     out = tmp_path / SUFFIX[target]
     with pytest.raises(Unsound) as refused:
         export(run, target, out, partial=True)
     text = str(refused.value)
-    assert text.startswith("fastdiff.") and message.format(run=run) in text and f"`fastdiff resume {run}`" in text
+    assert (
+        text.startswith("fastdiff.")
+        and message.format(run=run) in text
+        and f"`fastdiff resume {run}`" in text
+    )
     assert "unit 2" in text and "\n" not in text
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     # units before and after it are good
@@ -378,7 +488,8 @@ def test_an_earlier_export_survives_a_failed_one(target: str, tmp_path: Path) ->
         export(run, target, out)
     assert (
         str(refused.value)
-        == f"fastdiff.export: expected a new {out}, got one. Name another place, or pass --overwrite."
+        == f"fastdiff.export: expected a new {out}, got one. Name another place, or pass"
+        " --overwrite."
     )
     content = (run / "shards/00000/000000002.npy").read_bytes()
     spoil_pixels(run)
@@ -395,11 +506,15 @@ def test_nothing_is_written_over_but_an_export(tmp_path: Path) -> None:
     run = dataset(tmp_path / "run")
     write(tmp_path, "home/thesis.tex", b"years")
     before = tree(tmp_path)
-    with pytest.raises(ValueError, match="expected an earlier export in .*home, got a folder without export.json"):
+    with pytest.raises(
+        ValueError, match="expected an earlier export in .*home, got a folder without export.json"
+    ):
         export(run, "png", tmp_path / "home", overwrite=True)
     with pytest.raises(ValueError, match="expected .*home to become a file, got a folder there"):
         export(run, "npz", tmp_path / "home", overwrite=True)
-    with pytest.raises(ValueError, match="expected .*thesis.tex to become a folder, got a file there"):
+    with pytest.raises(
+        ValueError, match="expected .*thesis.tex to become a folder, got a file there"
+    ):
         export(run, "png", tmp_path / "home/thesis.tex", overwrite=True)
     for place in (run, run / "set", tmp_path, run / "shards/../x"):
         with pytest.raises(ValueError, match="expected a place outside the dataset"):
@@ -415,14 +530,25 @@ def test_nothing_is_written_over_but_an_export(tmp_path: Path) -> None:
 
 REFUSED: list[tuple[Mapping[str, Any], str]] = [
     ({"format": "jpeg"}, f"fastdiff.export: expected format in {list(FORMATS)}, got 'jpeg'."),
-    ({"format": "safetensors"}, "fastdiff.jobs: expected float32 latents for the format safetensors, got uint8 [5, 4, 1]."),
+    (
+        {"format": "safetensors"},
+        "fastdiff.jobs: expected float32 latents for the format safetensors, got uint8 [5, 4, 1].",
+    ),
     ({"ids": (4, 10)}, "fastdiff.export: expected ids within 5-30, got 4-10."),
     ({"ids": (10, 31)}, "fastdiff.export: expected ids within 5-30, got 10-31."),
     ({"ids": (10, 9)}, "fastdiff.export: expected ids within 5-30, got 10-9."),
-    ({"per_shard": 0, "format": "webdataset"},
-     "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got 0 for webdataset."),
-    ({"per_shard": 10}, "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got 10 for npz."),
-]  # fmt: skip
+    (
+        {"per_shard": 0, "format": "webdataset"},
+        (
+            "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got 0 for"
+            " webdataset."
+        ),
+    ),
+    (
+        {"per_shard": 10},
+        "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got 10 for npz.",
+    ),
+]
 
 
 @pytest.mark.parametrize("change, message", REFUSED)
@@ -434,23 +560,39 @@ def test_wrong_wishes_are_refused(change: Mapping[str, Any], message: str, tmp_p
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("change", [
-    {"ids": [5]}, {"ids": None}, {"ids": ["5", "30"]}, {"unit": None}, {"seed": "11"}, {"format": "jpeg"}, {"hash": 5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": [5]},
+        {"ids": None},
+        {"ids": ["5", "30"]},
+        {"unit": None},
+        {"seed": "11"},
+        {"format": "jpeg"},
+        {"hash": 5},
+    ],
+)
 def test_a_spec_that_says_too_little_is_named(change: dict[str, Any], tmp_path: Path) -> None:
     path = dataset(tmp_path / "run") / "spec.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=f"expected ids, unit, seed, format and hash of a run in {path}, got others"):
+    with pytest.raises(
+        ValueError,
+        match=f"expected ids, unit, seed, format and hash of a run in {path}, got others",
+    ):
         export(tmp_path / "run", "npz", tmp_path / "set.npz")
 
 
 def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"expected a dataset in {tmp_path}/none, got no spec.json there"):
+    with pytest.raises(
+        FileNotFoundError, match=f"expected a dataset in {tmp_path}/none, got no spec.json there"
+    ):
         export(tmp_path / "none", "npz", tmp_path / "set.npz")
 
 
 @pytest.mark.parametrize("target", ["npz", "png"])
-def test_a_full_disk_leaves_nothing(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device that is always full stands for one that fills up."""
     run = dataset(tmp_path / "run")
     stream, place = FORMATS[target].export, "set.npz" if target == "npz" else "set"
@@ -470,7 +612,9 @@ def test_a_full_disk_leaves_nothing(target: str, tmp_path: Path, monkeypatch: py
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_on_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, out, seen = dataset(tmp_path / "run"), tmp_path / "set", []
     sync = module._sync_tree
 
@@ -505,7 +649,9 @@ def test_the_earlier_export_comes_back_where_the_new_one_cannot_be_named(
         rename(source, target)
 
     monkeypatch.setattr(module.os, "rename", refuse)
-    with pytest.raises(OSError, match=f"expected to write {out}, got {os.strerror(errno.EACCES)!r}"):
+    with pytest.raises(
+        OSError, match=f"expected to write {out}, got {os.strerror(errno.EACCES)!r}"
+    ):
         export(run, "png", out, ids=(6, 7), overwrite=True)
     assert tree(tmp_path) == before
 
@@ -538,30 +684,60 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.startswith("fastdiff export: fastdiff.export: expected a new ")
     assert main(["export", str(run), "--format", "npz", "--out", str(out), "--overwrite"]) == 0
     folder = str(tmp_path / "tars")
-    assert main(["export", str(run), "--format", "webdataset", "--out", folder, "--per-shard", "5"]) == 0
+    assert (
+        main(["export", str(run), "--format", "webdataset", "--out", folder, "--per-shard", "5"])
+        == 0
+    )
     assert len(list((tmp_path / "tars").glob("*.tar"))) == 6
     (run / record_name(1)).unlink()
     assert main(["export", str(run), "--format", "png", "--out", str(tmp_path / "png")]) == UNSOUND
     assert f"Run `fastdiff resume {run}`" in capsys.readouterr().err
-    assert main(["export", str(run), "--format", "png", "--out", str(tmp_path / "png"), "--partial"]) == 0
+    assert (
+        main(["export", str(run), "--format", "png", "--out", str(tmp_path / "png"), "--partial"])
+        == 0
+    )
     capsys.readouterr()
     for ids in ("6", "6-", "a-b", "-3-4", "6..20"):
-        assert main(["export", str(run), "--format", "npz", "--out", str(tmp_path / "x"), f"--ids={ids}"]) == USAGE
+        assert (
+            main(
+                [
+                    "export",
+                    str(run),
+                    "--format",
+                    "npz",
+                    "--out",
+                    str(tmp_path / "x"),
+                    f"--ids={ids}",
+                ]
+            )
+            == USAGE
+        )
         said = capsys.readouterr().err.splitlines()[-1]
-        assert said == f"fastdiff export: fastdiff.export: expected --ids A-B, such as 0-49999, got {ids!r}."
+        assert (
+            said == "fastdiff export: fastdiff.export: expected --ids A-B, such as 0-49999, got"
+            f" {ids!r}."
+        )
     for wrong in (["--format", "jpeg", "--out", "x"], ["--format", "npz"], ["--out", "x"]):
         with pytest.raises(SystemExit) as usage:
             main(["export", str(run), *wrong])
         assert usage.value.code == USAGE
-    assert main(["export", str(tmp_path / "none"), "--format", "npz", "--out", str(tmp_path / "x")]) == USAGE
+    assert (
+        main(["export", str(tmp_path / "none"), "--format", "npz", "--out", str(tmp_path / "x")])
+        == USAGE
+    )
     # a place that cannot be written is neither the arguments' fault nor the dataset's
-    assert main(["export", str(run), "--format", "npz", "--out", str(out / "below"), "--partial"]) == FAILED
+    assert (
+        main(["export", str(run), "--format", "npz", "--out", str(out / "below"), "--partial"])
+        == FAILED
+    )
     assert "fastdiff.export: expected to write" in capsys.readouterr().err
 
 
 def test_progress_counts_samples(tmp_path: Path) -> None:
     counted: list[int] = []
-    export(dataset(tmp_path / "run"), "npy", tmp_path / "set.npy", progress=counted.append, ids=(6, 20))
+    export(
+        dataset(tmp_path / "run"), "npy", tmp_path / "set.npy", progress=counted.append, ids=(6, 20)
+    )
     assert counted == [2, 8, 5]
 
 

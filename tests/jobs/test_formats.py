@@ -1,4 +1,5 @@
-"""Formats: bytes that depend on the samples alone, a way back for every shape, and the peers' own readers as oracles.
+"""Formats: bytes that depend on the samples alone, a way back for every shape, and the peers' own
+readers as oracles.
 
 One file over 400 lines: each property is asked of every format, by the same blocks.
 """
@@ -53,26 +54,46 @@ def hashes() -> dict[str, str]:
     found = {}
     for name, kind in CASES:
         total = hashlib.sha256()
-        for path, content in FORMATS[name].files(block(kind, range(998, 1003), unit=1234567), PROVENANCE):
+        for path, content in FORMATS[name].files(
+            block(kind, range(998, 1003), unit=1234567), PROVENANCE
+        ):
             total.update(f"{path} {len(content)} ".encode() + content)
         found[f"{name} {kind}"] = total.hexdigest()
     return found
 
 
-# -- bytes ------------------------------------------------------------------------------------------------------------
+# -- bytes
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_bytes_depend_on_the_samples_alone() -> None:
-    """Another process with other hash seed, locale, umask, zone, home and hour writes the same bytes."""
+    """Another process with other hash seed, locale, umask, zone, home and hour writes the same
+    bytes.
+    """
     here = hashes()
-    code = "import os; os.umask(0o077); import json, test_formats; print(json.dumps(test_formats.hashes()))"
+    code = (
+        "import os; os.umask(0o077); import json, test_formats;"
+        " print(json.dumps(test_formats.hashes()))"
+    )
     environment = {
-        **os.environ, "PYTHONHASHSEED": "12345", "LC_ALL": "C", "LANG": "tr_TR.UTF-8", "TZ": "Pacific/Auckland",
-        "HOME": "/", "USER": "somebody", "SOURCE_DATE_EPOCH": "1", "PYTHONUTF8": "0",
+        **os.environ,
+        "PYTHONHASHSEED": "12345",
+        "LC_ALL": "C",
+        "LANG": "tr_TR.UTF-8",
+        "TZ": "Pacific/Auckland",
+        "HOME": "/",
+        "USER": "somebody",
+        "SOURCE_DATE_EPOCH": "1",
+        "PYTHONUTF8": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
-    }  # fmt: skip
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd="/", check=True
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=True,
     )
     assert json.loads(done.stdout) == here
     assert len(set(here.values())) == len(CASES)
@@ -98,13 +119,16 @@ def test_the_layout_of_the_array_in_memory_does_not_matter(name: str, kind: str)
         assert pixels_sha256(array) == hashlib.sha256(made.array.tobytes()).hexdigest()
 
 
-# -- there and back ---------------------------------------------------------------------------------------------------
+# -- there and back
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 5])
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("name, kind", CASES)
-def test_reading_gives_the_block_again(name: str, kind: str, labelled: bool, count: int, tmp_path: Path) -> None:
+def test_reading_gives_the_block_again(
+    name: str, kind: str, labelled: bool, count: int, tmp_path: Path
+) -> None:
     made = block(kind, range(997, 997 + count), unit=7, labelled=labelled)
     record = commit(tmp_path, name, made)
     got = FORMATS[name].read(tmp_path, json.loads(json.dumps(record)))
@@ -114,7 +138,10 @@ def test_reading_gives_the_block_again(name: str, kind: str, labelled: bool, cou
 
 def test_floats_come_back_bit_by_bit(tmp_path: Path) -> None:
     """Subnormals, both zeros, infinities and two NaNs."""
-    bits = np.array([[0, 0x80000000, 1, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FC00001, 0x3F800001]], dtype=np.uint32)
+    bits = np.array(
+        [[0, 0x80000000, 1, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7FC00001, 0x3F800001]],
+        dtype=np.uint32,
+    )
     made = Block(0, 0, 1, bits.view(np.float32), None)
     for name in ("npy", "npz", "webdataset", "safetensors"):
         got = FORMATS[name].read(tmp_path, commit(tmp_path, name, made))
@@ -126,20 +153,33 @@ def test_data_that_is_no_picture_keeps_its_shape(shape: tuple[int, ...], tmp_pat
     ids = range(64, 67)
     for name in ("npy", "npz", "webdataset", "safetensors"):
         made = block("latents", ids, shape=shape)
-        assert np.array_equal(FORMATS[name].read(tmp_path, commit(tmp_path, name, made)), made.array)
+        assert np.array_equal(
+            FORMATS[name].read(tmp_path, commit(tmp_path, name, made)), made.array
+        )
     for name in ("npy", "npz", "webdataset"):
         made = block("grey", ids, shape=shape)
-        assert np.array_equal(FORMATS[name].read(tmp_path, commit(tmp_path, name, made)), made.array)
+        assert np.array_equal(
+            FORMATS[name].read(tmp_path, commit(tmp_path, name, made)), made.array
+        )
 
 
 def test_files_lie_where_the_layout_says() -> None:
     made = block("rgb", range(998, 1003), unit=12345)
-    names = {name: [p for p, _ in FORMATS[name].files(made, {})] for name in ("npy", "npz", "png", "webdataset")}
+    names = {
+        name: [p for p, _ in FORMATS[name].files(made, {})]
+        for name in ("npy", "npz", "png", "webdataset")
+    }
     assert names["npy"] == ["shards/00012/000012345.npy"]
     assert names["npz"] == ["shards/00012/000012345.npz"]
     assert names["webdataset"] == ["shards/00012/000012345.tar"]
     # generate.py of NVlabs/edm: f'{seed-seed%1000:06d}', f'{seed:06d}.png'
-    expected = ["000000/000998.png", "000000/000999.png", "001000/001000.png", "001000/001001.png", "001000/001002.png"]
+    expected = [
+        "000000/000998.png",
+        "000000/000999.png",
+        "001000/001000.png",
+        "001000/001001.png",
+        "001000/001002.png",
+    ]
     assert names["png"] == expected
     latents = FORMATS["safetensors"].files(block("latents", range(2), unit=12345), {})
     assert [p for p, _ in latents] == ["shards/00012/000012345.safetensors"]
@@ -147,7 +187,8 @@ def test_files_lie_where_the_layout_says() -> None:
     assert [p for p, _ in far] == ["12345000/12345678.png"]
 
 
-# -- the peers' readers -----------------------------------------------------------------------------------------------
+# -- the peers' readers
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["grey", "rgb", "latents"])
@@ -181,23 +222,34 @@ def test_a_picture_says_where_it_comes_from(tmp_path: Path) -> None:
     for i, label in zip(range(41, 44), classes(range(41, 44)), strict=True):
         with Image.open(tmp_path / f"000000/{i:06d}.png") as image:
             text = image.text  # type: ignore[attr-defined]
-            assert text == {"sample_id": str(i), "seed": str(2**63 + 1), "class": str(label), **PROVENANCE}
+            assert text == {
+                "sample_id": str(i),
+                "seed": str(2**63 + 1),
+                "class": str(label),
+                **PROVENANCE,
+            }
             assert image.mode == "RGB" and np.array_equal(np.asarray(image), made.array[i - 41])
-    commit(tmp_path, "png", block("grey", range(41, 42), labelled=False), {"seed": "not the sample's"})
+    commit(
+        tmp_path, "png", block("grey", range(41, 42), labelled=False), {"seed": "not the sample's"}
+    )
     with Image.open(tmp_path / "000000/000041.png") as image:
         assert image.mode == "L"
         assert image.text == {"sample_id": "41", "seed": "11"}  # type: ignore[attr-defined]
 
 
 def test_tarfile_reads_the_archive_as_webdataset_groups_it() -> None:
-    """Members up to the first dot are a sample; they follow each other; owner, mode and date are fixed."""
+    """Members up to the first dot are a sample; they follow each other; owner, mode and date are
+    fixed.
+    """
     made = block("rgb", range(41, 44))
     ((_, content),) = FORMATS["webdataset"].files(made, PROVENANCE)
     assert content[257:265] == b"ustar\x0000" and content.endswith(bytes(1024))
     with tarfile.open(fileobj=io.BytesIO(content)) as tar:
         infos = tar.getmembers()
         data = {i.name: tar.extractfile(i).read() for i in infos}  # type: ignore[union-attr]
-    assert [i.name for i in infos] == [f"{i:012d}.{e}" for i in range(41, 44) for e in ("png", "cls", "json")]
+    assert [i.name for i in infos] == [
+        f"{i:012d}.{e}" for i in range(41, 44) for e in ("png", "cls", "json")
+    ]
     assert {(i.mtime, i.uid, i.gid, i.uname, i.gname, i.mode, i.isreg()) for i in infos} == {
         (0, 0, 0, "", "", 0o644, True)
     }
@@ -231,7 +283,11 @@ def test_webdataset_itself_reads_the_archive(kind: str, extension: str, tmp_path
     made = block(kind, range(41, 46))
     record = commit(tmp_path, "webdataset", made, PROVENANCE)
     url = str(tmp_path / record["files"][0]["name"])
-    rows = list(webdataset.WebDataset(url, shardshuffle=False).decode("rgb8").to_tuple(extension, "cls", "json"))
+    rows = list(
+        webdataset.WebDataset(url, shardshuffle=False)
+        .decode("rgb8")
+        .to_tuple(extension, "cls", "json")
+    )
     assert np.array_equal(np.stack([r[0] for r in rows]), made.array)
     assert [r[1] for r in rows] == classes(range(41, 46))
     assert [r[2]["sample_id"] for r in rows] == list(range(41, 46))
@@ -243,8 +299,12 @@ def test_safetensors_reads_latents(tmp_path: Path) -> None:
     path = tmp_path / record["files"][0]["name"]
     tensors = safetensors.torch.load_file(path)
     assert set(tensors) == {"latents", "labels"}
-    assert tensors["latents"].dtype == torch.float32 and torch.equal(tensors["latents"], torch.tensor(made.array))
-    assert tensors["labels"].dtype == torch.int64 and tensors["labels"].tolist() == classes(range(41, 44))
+    assert tensors["latents"].dtype == torch.float32 and torch.equal(
+        tensors["latents"], torch.tensor(made.array)
+    )
+    assert tensors["labels"].dtype == torch.int64 and tensors["labels"].tolist() == classes(
+        range(41, 44)
+    )
     with safetensors.safe_open(path, framework="pt") as file:
         assert file.metadata() == {**PROVENANCE, "first": "41", "seed": "11"}
     length = int.from_bytes(path.read_bytes()[:8], "little")
@@ -254,13 +314,16 @@ def test_safetensors_reads_latents(tmp_path: Path) -> None:
 
 
 def edm_folder(path: Path) -> list[tuple[str, np.ndarray]]:
-    """What ImageFolderDataset of NVlabs/edm (training/dataset.py) sees: every file below that Pillow has a reader for,
-    sorted by its name as text, HWC."""
+    """What ImageFolderDataset of NVlabs/edm (training/dataset.py) sees: every file below that
+    Pillow has a reader for, sorted by its name as text, HWC.
+    """
     Image.init()
     names = [
-        os.path.relpath(os.path.join(root, name), path) for root, _, found in os.walk(path) for name in found
+        os.path.relpath(os.path.join(root, name), path)
+        for root, _, found in os.walk(path)
+        for name in found
         if os.path.splitext(name)[1].lower() in Image.EXTENSION
-    ]  # fmt: skip
+    ]
     seen = []
     for name in sorted(names):
         picture = np.array(Image.open(os.path.join(path, name)))
@@ -281,17 +344,32 @@ def test_edm_walks_the_dataset_itself(kind: str, tmp_path: Path) -> None:
         assert np.array_equal(picture, samples(kind, range(i, i + 1))[0])
 
 
-# -- refusals and damage ----------------------------------------------------------------------------------------------
+# -- refusals and damage
+# ----------------------------------------------------------------------------------------------
 
 
 REFUSED = [
-    ("png", "latents", None, "expected pictures [H, W, C] uint8 with 1-4 channels for the format png, got float32 "
-     "[4, 2, 3]. Use npy, npz, webdataset, or safetensors for latents."),
+    (
+        "png",
+        "latents",
+        None,
+        (
+            "expected pictures [H, W, C] uint8 with 1-4 channels for the format png, got float32 "
+            "[4, 2, 3]. Use npy, npz, webdataset, or safetensors for latents."
+        ),
+    ),
     ("png", "grey", (4, 4, 5), "got uint8 [4, 4, 5]."),
     ("png", "grey", (4, 4), "got uint8 [4, 4]."),
-    ("safetensors", "grey", None, "expected float32 latents for the format safetensors, got uint8 [5, 4, 1]. Pictures go "
-     "into npy, npz, png or webdataset."),
-]  # fmt: skip
+    (
+        "safetensors",
+        "grey",
+        None,
+        (
+            "expected float32 latents for the format safetensors, got uint8 [5, 4, 1]. Pictures go "
+            "into npy, npz, png or webdataset."
+        ),
+    ),
+]
 
 
 @pytest.mark.parametrize("name, kind, shape, message", REFUSED)
@@ -328,16 +406,25 @@ def test_a_missing_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path: Path) -> None:
-    """Lengths a file may be cut to, and bytes with one bit flipped, every one of small files: the samples are right, or
-    their hash differs, or a ValueError names the file. Nothing else is raised."""
+    """Lengths a file may be cut to, and bytes with one bit flipped, every one of small files: the
+    samples are right, or their hash differs, or a ValueError names the file. Nothing else is
+    raised.
+    """
     made = block(kind, range(2), labelled=False, shape=(2, 3, 1) if kind == "grey" else None)
     record = commit(tmp_path, name, made)
     path = tmp_path / record["files"][-1]["name"]
     whole = path.read_bytes()
     rng = np.random.default_rng(5)
     cut = [whole[:n] for n in {*range(0, len(whole), max(1, len(whole) // 60)), len(whole) - 1}]
-    positions = range(len(whole)) if len(whole) < 400 else sorted(rng.choice(len(whole), 400, replace=False))
-    flipped = [whole[:i] + bytes([whole[i] ^ (1 << int(rng.integers(8)))]) + whole[i + 1 :] for i in positions]
+    positions = (
+        range(len(whole))
+        if len(whole) < 400
+        else sorted(rng.choice(len(whole), 400, replace=False))
+    )
+    flipped = [
+        whole[:i] + bytes([whole[i] ^ (1 << int(rng.integers(8)))]) + whole[i + 1 :]
+        for i in positions
+    ]
     refused = 0
     for damaged in [*cut, *flipped, whole + b"\0", b"", bytes(len(whole))]:
         path.write_bytes(damaged)
@@ -345,7 +432,9 @@ def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path:
             got = FORMATS[name].read(tmp_path, record)
         except ValueError as error:
             refused += 1
-            assert str(error).startswith(f"fastdiff.jobs: expected {path} to hold ") and "\n" not in str(error)
+            assert str(error).startswith(
+                f"fastdiff.jobs: expected {path} to hold "
+            ) and "\n" not in str(error)
             assert " 0x" not in str(error) and len(str(error)) < len(str(path)) + 150
         else:
             assert got.shape == made.array.shape and got.dtype == made.array.dtype
@@ -355,10 +444,16 @@ def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path:
 
 @pytest.mark.parametrize("name", ["npy", "npz"])
 def test_another_header_is_refused(name: str, tmp_path: Path) -> None:
-    """The same bytes under another shape or type are what other tools would read: not the samples of the record."""
+    """The same bytes under another shape or type are what other tools would read: not the samples
+    of the record.
+    """
     made = block("grey", range(3), labelled=False)
     record = commit(tmp_path, name, made)
-    for array in (made.array.reshape(3, 4, 5, 1), made.array.view(np.int8), np.asfortranarray(made.array)):
+    for array in (
+        made.array.reshape(3, 4, 5, 1),
+        made.array.view(np.int8),
+        np.asfortranarray(made.array),
+    ):
         with open(tmp_path / record["files"][0]["name"], "wb") as file:
             np.save(file, array) if name == "npy" else np.savez(file, array)
         with pytest.raises(ValueError, match=f"to hold {name} of uint8 .*, got another header"):
@@ -371,10 +466,14 @@ def test_latents_of_another_type_are_refused(tmp_path: Path) -> None:
     path = tmp_path / record["files"][0]["name"]
     for wrong in (torch.tensor(made.array.view(np.int32)), torch.tensor(made.array).double()):
         safetensors.torch.save_file({"latents": wrong}, path)
-        with pytest.raises(ValueError, match=r"to hold safetensors of float32 \[3, 4, 2, 3\], got (int32|float64) "):
+        with pytest.raises(
+            ValueError, match=r"to hold safetensors of float32 \[3, 4, 2, 3\], got (int32|float64) "
+        ):
             FORMATS["safetensors"].read(tmp_path, record)
     safetensors.torch.save_file({"samples": torch.tensor(made.array)}, path)
-    with pytest.raises(ValueError, match=r"to hold safetensors of float32 .*, got the tensors \['samples'\]"):
+    with pytest.raises(
+        ValueError, match=r"to hold safetensors of float32 .*, got the tensors \['samples'\]"
+    ):
         FORMATS["safetensors"].read(tmp_path, record)
 
 
@@ -391,7 +490,10 @@ def test_another_number_of_samples_is_refused(name: str, count: int, tmp_path: P
 def test_pictures_of_another_size_are_refused(name: str, tmp_path: Path) -> None:
     """Portrait for landscape has as many bytes; a small file may hold a huge picture."""
     record = commit(tmp_path, name, block("rgb", range(2)))
-    for shape, said in (((6, 4, 3), "RGB of 4 x 6 pixels"), ((3000, 3000, 1), "L of 3000 x 3000 pixels")):
+    for shape, said in (
+        ((6, 4, 3), "RGB of 4 x 6 pixels"),
+        ((3000, 3000, 1), "L of 3000 x 3000 pixels"),
+    ):
         other = Block(0, 0, 11, np.zeros((2, *shape), dtype=np.uint8), None)
         files = commit(tmp_path, name, other)["files"]
         tracemalloc.start()
@@ -404,7 +506,9 @@ def test_pictures_of_another_size_are_refused(name: str, tmp_path: Path) -> None
 def test_a_small_archive_does_not_become_a_huge_array(tmp_path: Path) -> None:
     record = commit(tmp_path, "npz", block("grey", range(2)))
     head = list(FORMATS["npy"].files(block("grey", range(2)), {}))[0][1]
-    with zipfile.ZipFile(tmp_path / record["files"][0]["name"], "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(
+        tmp_path / record["files"][0]["name"], "w", zipfile.ZIP_DEFLATED
+    ) as archive:
         archive.writestr("arr_0.npy", head + bytes(30_000_000))
     tracemalloc.start()
     with pytest.raises(ValueError, match="to hold npz of uint8"):
@@ -423,7 +527,8 @@ def test_records_name_files_inside_the_dataset_only(tmp_path: Path) -> None:
             FORMATS["npy"].read(tmp_path / "set", record)
 
 
-# -- records ----------------------------------------------------------------------------------------------------------
+# -- records
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_records_come_in_the_order_of_their_units(tmp_path: Path) -> None:
@@ -440,9 +545,15 @@ def test_other_entries_are_passed_over(tmp_path: Path) -> None:
     assert list(records(tmp_path)) == []
     commit(tmp_path, "npy", block("grey", range(2), unit=3))
     for name in (
-        "units/.nfs0001", "units/00000/.000000004.json.77.tmp", "units/00000/000000004.json.tmp", "units/00000/4.json",
-        "units/notes/000000005.json", "units/00001/000000006.json", "units/00002", "units/00000/lost+found/x",
-    ):  # fmt: skip
+        "units/.nfs0001",
+        "units/00000/.000000004.json.77.tmp",
+        "units/00000/000000004.json.tmp",
+        "units/00000/4.json",
+        "units/notes/000000005.json",
+        "units/00001/000000006.json",
+        "units/00002",
+        "units/00000/lost+found/x",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     assert [r["unit"] for r in records(tmp_path)] == [3]
@@ -474,7 +585,9 @@ def test_a_damaged_record_is_named(change: Any, message: str, tmp_path: Path) ->
     record = commit(tmp_path, "npy", block("grey", range(2), unit=3))
     path = tmp_path / record_name(3)
     assert read_record(path, 3) == record
-    path.write_bytes(change if isinstance(change, bytes) else json.dumps({**record, **change}).encode())
+    path.write_bytes(
+        change if isinstance(change, bytes) else json.dumps({**record, **change}).encode()
+    )
     with pytest.raises(ValueError) as damaged:
         list(records(tmp_path))
     text = str(damaged.value)
@@ -499,4 +612,8 @@ def test_the_encoder_is_named_where_bytes_depend_on_it(kind: str) -> None:
     said = FORMATS["webdataset"].encoder(shape, dtype)
     assert (said is None) == (kind == "latents")
     if said is not None:
-        assert said == FORMATS["png"].encoder(shape, dtype) and said.startswith("Pillow ") and "zlib" in said
+        assert (
+            said == FORMATS["png"].encoder(shape, dtype)
+            and said.startswith("Pillow ")
+            and "zlib" in said
+        )

@@ -1,4 +1,6 @@
-"""Models by name: what is drawn is what a Sampler made by hand draws, bit for bit; identities; refusals."""
+"""Models by name: what is drawn is what a Sampler made by hand draws, bit for bit; identities;
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ import fastdiff
 from fastdiff import Sampler, Schedule
 from fastdiff.jobs import Model, open_model
 from fastdiff.jobs.models import Classes, Unfit
-from fastdiff.loop import plans
 from fastdiff.models import MLP, ImageUNet, UNet
+from fastdiff.sampling import plans
 
 SHIPPED = "fashion-mnist"
 
@@ -96,7 +98,12 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def one_sentence(error: BaseException) -> str:
     text = str(error)
-    assert text.startswith("fastdiff.") and ": expected " in text and ", got " in text and "\n" not in text, text
+    assert (
+        text.startswith("fastdiff.")
+        and ": expected " in text
+        and ", got " in text
+        and "\n" not in text
+    ), text
     return text
 
 
@@ -107,22 +114,33 @@ def draw(sampler: Sampler, model: Model, entries: list[Any], seed: int = 1) -> t
 
 def test_the_shipped_model() -> None:
     model = open_model(SHIPPED)
-    assert model.shape == (1, 28, 28) and len(model.classes) == 10 and model.default_entries == list(range(10))
+    assert (
+        model.shape == (1, 28, 28)
+        and len(model.classes) == 10
+        and model.default_entries == list(range(10))
+    )
     entries = [model.conditioning.parse(v) for v in (3, "Coat", "9", {"y": 0})]
     assert entries == [3, 4, 9, 0] == model.labels(entries)
     by_hand = Sampler.from_pretrained(SHIPPED, steps=4)
     assert by_hand.guidance_scale != 1
     y = torch.tensor(entries)
-    expected = by_hand.sample((4, 1, 28, 28), seed=1, cond={"y": y}, uncond={"y": torch.full_like(y, 10)})
+    expected = by_hand.sample(
+        (4, 1, 28, 28), seed=1, cond={"y": y}, uncond={"y": torch.full_like(y, 10)}
+    )
     assert torch.equal(draw(model.sampler(steps=4), model, entries), expected)
-    assert not model.network.training and not any(p.requires_grad for p in model.network.parameters())
-    # a setting that is asked for replaces the model's, and options of its solver that another lacks are left out
+    assert not model.network.training and not any(
+        p.requires_grad for p in model.network.parameters()
+    )
+    # a setting that is asked for replaces the model's, and options of its solver that another lacks
+    # are left out
     other = Sampler.from_pretrained(SHIPPED, solver="dpm++2m", steps=4, guidance_scale=1.0)
     mine = model.sampler(solver="dpm++2m", steps=4, guidance_scale=1.0)
     assert mine.plan.hash == other.plan.hash and mine.guidance_scale == 1
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ddpm", "edm", "kdpm2", "dpm++2s", "unipc", "dpm++2m_sde"])
+@pytest.mark.parametrize(
+    "solver", ["ddim", "ddpm", "edm", "kdpm2", "dpm++2s", "unipc", "dpm++2m_sde"]
+)
 def test_a_workers_sampler_computes_no_table(solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(SHIPPED)
     entries, settings = [2, 7], {"guidance_scale": 1.5, "network_batch": 2}
@@ -130,14 +148,20 @@ def test_a_workers_sampler_computes_no_table(solver: str, monkeypatch: pytest.Mo
     expected = draw(first, model, entries)
     p = first.plan
     stored = fastdiff.Plan(
-        p.table.copy(), json.loads(json.dumps(p.info)), initial_std=p.initial_std, whole_times=p.whole_times
+        p.table.copy(),
+        json.loads(json.dumps(p.info)),
+        initial_std=p.initial_std,
+        whole_times=p.whole_times,
     )
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a plan was made")
 
     monkeypatch.setattr(plans, "make_plan", refuse)
-    assert torch.equal(draw(model.sampler(plan=stored, solver=solver, steps=3, **settings), model, entries), expected)
+    assert torch.equal(
+        draw(model.sampler(plan=stored, solver=solver, steps=3, **settings), model, entries),
+        expected,
+    )
     # settings beside the plan are the model's own where nothing else is asked for
     assert model.sampler(plan=stored).guidance_scale == 1.9
     with pytest.raises(AssertionError, match="a plan was made"):
@@ -147,10 +171,14 @@ def test_a_workers_sampler_computes_no_table(solver: str, monkeypatch: pytest.Mo
 def test_folders_of_other_networks(tmp_path: Path) -> None:
     """Vectors without classes, a U-Net without class names, and one that needs an image."""
     schedule = Schedule.cosine(50)
-    Sampler(MLP(3, width=8, depth=1, emb=8), schedule, prediction_type="v").save_pretrained(tmp_path / "mlp")
+    Sampler(MLP(3, width=8, depth=1, emb=8), schedule, prediction_type="v").save_pretrained(
+        tmp_path / "mlp"
+    )
     vectors = open_model(str(tmp_path / "mlp"))
     assert (
-        vectors.shape == (3,) and vectors.default_entries == [None] and vectors.conditions([None] * 2) == (None, None)
+        vectors.shape == (3,)
+        and vectors.default_entries == [None]
+        and vectors.conditions([None] * 2) == (None, None)
     )
     assert torch.isfinite(draw(vectors.sampler(steps=2), vectors, [None] * 2)).all()
     network = UNet(size=8, num_classes=3, widths=[8], emb=8, heads=1)
@@ -158,7 +186,12 @@ def test_folders_of_other_networks(tmp_path: Path) -> None:
     unnamed = open_model(str(tmp_path / "unet"))
     assert unnamed.classes == () and unnamed.default_entries == [0, 1, 2]
     cond, uncond = unnamed.conditions([2, 0])
-    assert cond is not None and cond["y"].tolist() == [2, 0] and uncond is not None and uncond["y"].tolist() == [3, 3]
+    assert (
+        cond is not None
+        and cond["y"].tolist() == [2, 0]
+        and uncond is not None
+        and uncond["y"].tolist() == [3, 3]
+    )
     image = ImageUNet(size=8, num_classes=0, widths=[8], emb=8, heads=1)
     Sampler(image, schedule, prediction_type="v").save_pretrained(tmp_path / "image")
     needing = open_model(str(tmp_path / "image"))
@@ -174,7 +207,14 @@ def test_a_factorys_model(module: str) -> None:
     assert model.shape == (2,) and model.classes == ("a", "b", "c")
     network = model.network
     y = torch.tensor([0, 2, 1])
-    by_hand = Sampler(network, Schedule.cosine(100), solver="ddim", prediction_type="v", guidance_scale=2.0, steps=4)
+    by_hand = Sampler(
+        network,
+        Schedule.cosine(100),
+        solver="ddim",
+        prediction_type="v",
+        guidance_scale=2.0,
+        steps=4,
+    )
     expected = by_hand.sample((3, 2), seed=1, cond={"y": y}, uncond={"y": torch.full_like(y, 3)})
     sampler = model.sampler()
     assert torch.equal(draw(sampler, model, [0, 2, 1]), expected)
@@ -182,7 +222,9 @@ def test_a_factorys_model(module: str) -> None:
 
 
 def test_a_factorys_sampler(module: str) -> None:
-    """Its schedule, settings and network_dtype are kept, and the classes that its network says it has."""
+    """Its schedule, settings and network_dtype are kept, and the classes that its network says it
+    has.
+    """
     model = open_model(f"{module}:sampler", shape=(2,))
     assert open_model(f"{module}:shaped").shape == (2,)
     by_hand = sys.modules[module].sampler()
@@ -191,9 +233,12 @@ def test_a_factorys_sampler(module: str) -> None:
     assert model.default_entries == [0, 1, 2, 3, 4]
     assert torch.equal(draw(model.sampler(), model, [0, 4]), expected)
     assert torch.equal(draw(model.sampler(plan=by_hand.plan), model, [0, 4]), expected)
-    assert model.sampler(solver="heun", steps=5).plan.hash == Sampler(
-        by_hand.model, by_hand.schedule, solver="heun", steps=5, prediction_type="v"
-    ).plan.hash  # fmt: skip
+    assert (
+        model.sampler(solver="heun", steps=5).plan.hash
+        == Sampler(
+            by_hand.model, by_hand.schedule, solver="heun", steps=5, prediction_type="v"
+        ).plan.hash
+    )
     with pytest.raises(ValueError, match="shape") as caught:
         open_model(f"{module}:sampler")
     one_sentence(caught.value)
@@ -218,10 +263,23 @@ def test_arguments_of_a_network(module: str) -> None:
     assert cond["level"].dtype == torch.float32 and cond["level"].tolist() == [0.5, 1.5]
     assert cond["size"].dtype == torch.int64 and cond["size"].shape == (2, 2)
     assert cond["size"].tolist() == [[1, 2], [1, 2]]
-    signatures = [model.conditioning.signature(e) for e in (*entries, {"level": 1, "size": [1, 2]}, {"level": 1.0})]
+    signatures = [
+        model.conditioning.signature(e)
+        for e in (*entries, {"level": 1, "size": [1, 2]}, {"level": 1.0})
+    ]
     assert signatures[0] == signatures[1] and len({str(s) for s in signatures}) == 3
-    for wrong in (3, "x", {}, {"size": 1}, {"level": 1.0, "z": 1}, {"level": "x"}, {"level": [1.0, [2.0]]},
-                  {"level": float("nan")}, {"level": []}, {"level": None}):  # fmt: skip
+    for wrong in (
+        3,
+        "x",
+        {},
+        {"size": 1},
+        {"level": 1.0, "z": 1},
+        {"level": "x"},
+        {"level": [1.0, [2.0]]},
+        {"level": float("nan")},
+        {"level": []},
+        {"level": None},
+    ):
         with pytest.raises(Unfit) as caught:
             model.conditioning.parse(wrong)
         one_sentence(caught.value)
@@ -231,7 +289,12 @@ def test_conditions_and_decoder_of_ones_own(module: str) -> None:
     model = open_model(f"{module}:own")
     entries = [model.conditioning.parse(v) for v in ("abc", {"any": "thing"})]
     cond, uncond = model.conditions(entries)
-    assert cond is not None and cond["y"].tolist() == [3, 1] and uncond is not None and uncond["y"].tolist() == [0, 0]
+    assert (
+        cond is not None
+        and cond["y"].tolist() == [3, 1]
+        and uncond is not None
+        and uncond["y"].tolist() == [0, 0]
+    )
     assert model.decode is not None and model.decode(torch.zeros(2, 2)).shape == (2, 2, 1, 1)
     assert model.identity["texts"] == 1 and model.identity["weights_sha256"] is None
     assert open_model(f"{module}:own", decode="pipe").decode is not None
@@ -251,18 +314,31 @@ def test_guidance_needs_a_call_without_conditions(module: str) -> None:
 
 def test_identities_name_what_samples_depend_on(module: str) -> None:
     shipped = open_model(SHIPPED).identity
-    assert shipped["kind"] == "folder" and shipped["name"] == SHIPPED and len(shipped["weights_sha256"]) == 64
+    assert (
+        shipped["kind"] == "folder"
+        and shipped["name"] == SHIPPED
+        and len(shipped["weights_sha256"]) == 64
+    )
     model = open_model(f"{module}:whole")
     assert model.identity["kind"] == "factory" and model.identity["decode"] is None
     code = (
-        "import json, sys; from fastdiff.jobs import open_model; print(json.dumps([open_model(n).identity for n in {}]));"
-        "assert not {{'diffusers', 'transformers'}} & sys.modules.keys()"  # not before a pipeline is opened
+        "import json, sys; from fastdiff.jobs import open_model;"
+        " print(json.dumps([open_model(n).identity for n in {}]));"
+        # not before a pipeline is opened
+        "assert not {{'diffusers', 'transformers'}} & sys.modules.keys()"
     )
     names = [SHIPPED, f"{module}:whole"]
     ran = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code.format(names)], capture_output=True, text=True, check=True,
-        env={"PYTHONPATH": ":".join(p for p in sys.path if p), "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "2"},
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", code.format(names)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            "PYTHONPATH": ":".join(p for p in sys.path if p),
+            "PYTHONHASHSEED": "7",
+            "OMP_NUM_THREADS": "2",
+        },
+    )
     assert json.loads(ran.stdout) == json.loads(json.dumps([shipped, model.identity]))
     # one weight
     again = sys.modules[module].whole()
@@ -299,28 +375,45 @@ def test_weights_of_every_dtype_are_told_apart() -> None:
         return Model(holder, (2,), schedule=Schedule.cosine(10)).identity["weights_sha256"]
 
     zeros = torch.zeros(4)
-    others = [zeros.to(torch.float16), zeros.to(torch.bfloat16), torch.zeros(2, 2), torch.zeros(()), torch.zeros(0)]
-    hashes = [identity(a=zeros), identity(b=zeros), identity(a=zeros, b=zeros), *(identity(a=o) for o in others)]
+    others = [
+        zeros.to(torch.float16),
+        zeros.to(torch.bfloat16),
+        torch.zeros(2, 2),
+        torch.zeros(()),
+        torch.zeros(0),
+    ]
+    hashes = [
+        identity(a=zeros),
+        identity(b=zeros),
+        identity(a=zeros, b=zeros),
+        *(identity(a=o) for o in others),
+    ]
     assert len(set(hashes)) == len(hashes) and hashes[0] == identity(a=torch.zeros(4))
     network = MLP(2, width=8, depth=1, emb=8)
     whole = Model(network, (2,), schedule=Schedule.cosine(10)).identity
     assert (
-        Model(network.forward, (2,), schedule=Schedule.cosine(10)).identity["weights_sha256"] == whole["weights_sha256"]
+        Model(network.forward, (2,), schedule=Schedule.cosine(10)).identity["weights_sha256"]
+        == whole["weights_sha256"]
     )
 
 
-@pytest.mark.parametrize("name, error, words", [
-    ("nothing-here", FileNotFoundError, "package.module:function"),
-    ("no_such_module:make", ImportError, "no_such_module"),
-    ("my_models:missing", ImportError, "missing"),
-    ("my_models:number", TypeError, "function"),
-    ("my_models:needy", TypeError, "path"),
-    ("my_models:wrong", TypeError, "got int"),
-    ("my_models:unsafe", ValueError, "JSON"),
-    ("broken:make", ImportError, "SyntaxError"),
-    ("needing:make", ImportError, "no_such_library"),
-])  # fmt: skip
-def test_factories_that_are_none(name: str, error: type[Exception], words: str, module: str) -> None:
+@pytest.mark.parametrize(
+    "name, error, words",
+    [
+        ("nothing-here", FileNotFoundError, "package.module:function"),
+        ("no_such_module:make", ImportError, "no_such_module"),
+        ("my_models:missing", ImportError, "missing"),
+        ("my_models:number", TypeError, "function"),
+        ("my_models:needy", TypeError, "path"),
+        ("my_models:wrong", TypeError, "got int"),
+        ("my_models:unsafe", ValueError, "JSON"),
+        ("broken:make", ImportError, "SyntaxError"),
+        ("needing:make", ImportError, "no_such_library"),
+    ],
+)
+def test_factories_that_are_none(
+    name: str, error: type[Exception], words: str, module: str
+) -> None:
     Path("broken.py").write_text("def make(:\n")
     Path("needing.py").write_text("import no_such_library.inside\n")
     with pytest.raises(error, match=words) as caught:
@@ -348,7 +441,9 @@ def test_other_refusals(module: str, tmp_path: Path) -> None:
         lambda: Model(network, "12", schedule=schedule),
         lambda: Model(network, (2,), schedule=schedule, decode=3),  # type: ignore[arg-type]
         lambda: Model(network, (2,), schedule=schedule, classes="ab", num_classes=3),
-        lambda: Model(network, (2,), schedule=schedule, classes="ab", conditions=lambda entries: (None, None)),
+        lambda: Model(
+            network, (2,), schedule=schedule, classes="ab", conditions=lambda entries: (None, None)
+        ),
         lambda: Classes(0),
         lambda: Classes(2, null_label=True),
     ):
@@ -360,11 +455,30 @@ def test_other_refusals(module: str, tmp_path: Path) -> None:
 def test_class_names() -> None:
     """Exact names first, then parts of names that one class alone has, then numbers."""
     takes = Classes(4, ("tench, Tinca tinca", "crane", "crane, machine", "2"), null_label=4)
-    assert [takes.parse(v) for v in ("tench", "Tinca tinca", "tench, Tinca tinca", "machine")] == [0, 0, 0, 2]
+    assert [takes.parse(v) for v in ("tench", "Tinca tinca", "tench, Tinca tinca", "machine")] == [
+        0,
+        0,
+        0,
+        2,
+    ]
     assert (
-        takes.parse("crane") == 1 and takes.parse("2") == 3 and takes.parse(2) == 2 and takes.parse({"class": "0"}) == 0
+        takes.parse("crane") == 1
+        and takes.parse("2") == 3
+        and takes.parse(2) == 2
+        and takes.parse({"class": "0"}) == 0
     )
-    for wrong in ("Crane", 4, -1, "-1", True, 1.0, None, ["crane"], {"class": 1, "y": 1}, {"label": 1}):
+    for wrong in (
+        "Crane",
+        4,
+        -1,
+        "-1",
+        True,
+        1.0,
+        None,
+        ["crane"],
+        {"class": 1, "y": 1},
+        {"label": 1},
+    ):
         with pytest.raises(Unfit) as caught:
             takes.parse(wrong)
         one_sentence(caught.value)

@@ -1,4 +1,6 @@
-"""Folders of diffusers pipelines as models: the pipelines' own calls as oracle, `Sampler.from_diffusers` bit for bit."""
+"""Folders of diffusers pipelines as models: the pipelines' own calls as oracle,
+`Sampler.from_diffusers` bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "plain": tiny.plain,
     "ddim": lambda: tiny.plain(diffusers.DDIMScheduler()),
     "classes": lambda: tiny.plain(num_class_embeds=3),
-    "range": lambda: tiny.plain(diffusers.DDPMScheduler(variance_type="learned_range"), learned=True),
+    "range": lambda: tiny.plain(
+        diffusers.DDPMScheduler(variance_type="learned_range"), learned=True
+    ),
     "dit": tiny.dit,
     "sigma": lambda: tiny.dit(classes=3, learned=True),
     "text": tiny.stable,
@@ -76,7 +80,12 @@ def loaded(folder: str) -> Any:
 
 def one_sentence(error: BaseException) -> str:
     text = str(error)
-    assert text.startswith("fastdiff.") and ": expected " in text and ", got " in text and "\n" not in text, text
+    assert (
+        text.startswith("fastdiff.")
+        and ": expected " in text
+        and ", got " in text
+        and "\n" not in text
+    ), text
     return text
 
 
@@ -100,11 +109,18 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, more", [("plain", {}), ("ddim", {"eta": 0.5}), ("range", {}), ("plain", {"timesteps": [900, 40]})]
+    "name, more",
+    [("plain", {}), ("ddim", {"eta": 0.5}), ("range", {}), ("plain", {"timesteps": [900, 40]})],
 )
-def test_pictures_without_conditions(name: str, more: dict[str, Any], folders: Callable[[str], str]) -> None:
+def test_pictures_without_conditions(
+    name: str, more: dict[str, Any], folders: Callable[[str], str]
+) -> None:
     model = open_model(folders(name))
-    assert model.shape == (3, 8, 8) and model.default_entries == [None] and model.conditions([None]) == (None, None)
+    assert (
+        model.shape == (3, 8, 8)
+        and model.default_entries == [None]
+        and model.conditions([None]) == (None, None)
+    )
     settings = {**({} if "timesteps" in more else {"steps": 4}), **more}
     drawn = same_as_a_workers(model, [None, None], **settings)
     by_hand = Sampler.from_diffusers(loaded(folders(name)), **settings)
@@ -116,12 +132,16 @@ def test_classes_of_pictures(folders: Callable[[str], str]) -> None:
     assert model.default_entries == [0, 1, 2] and model.labels([2, 0]) == [2, 0]
     drawn = same_as_a_workers(model, [2, 0], steps=3)
     by_hand = Sampler.from_diffusers(loaded(folders("classes")), steps=3)
-    assert torch.equal(by_hand.sample((2, 3, 8, 8), seed=1, cond={"class_labels": torch.tensor([2, 0])}), drawn)
+    assert torch.equal(
+        by_hand.sample((2, 3, 8, 8), seed=1, cond={"class_labels": torch.tensor([2, 0])}), drawn
+    )
     assert model.conditions([0])[1] is None  # the network has no label for "none"
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
-def test_classes_of_latents_against_the_pipeline(scale: float, folders: Callable[[str], str]) -> None:
+def test_classes_of_latents_against_the_pipeline(
+    scale: float, folders: Callable[[str], str]
+) -> None:
     """DiTPipeline draws its latents from a generator: the same ones are given."""
     model = open_model(folders("dit"), decode="pipe")
     sampler = model.sampler(steps=5, guidance_scale=scale)
@@ -129,9 +149,12 @@ def test_classes_of_latents_against_the_pipeline(scale: float, folders: Callable
     start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = pipe(
-            class_labels=[3, 999], guidance_scale=scale, num_inference_steps=5, output_type="pt",
+            class_labels=[3, 999],
+            guidance_scale=scale,
+            num_inference_steps=5,
+            output_type="pt",
             generator=torch.Generator().manual_seed(0),
-        ).images  # fmt: skip
+        ).images
     assert model.decode is not None
     close((model.decode(draw(sampler, model, [3, 999], x_T=start)) / 2 + 0.5).clamp(0, 1), expected)
 
@@ -140,7 +163,9 @@ def test_a_learned_variance_is_read_by_those_who_use_it(folders: Callable[[str],
     model = open_model(folders("sigma"))
     assert model.default_entries == [0, 1, 2]
     same_as_a_workers(model, [2, 0], steps=4, guidance_scale=2.0)
-    learned = same_as_a_workers(model, [2, 0], steps=4, solver="ddpm", variance_type="learned_range")
+    learned = same_as_a_workers(
+        model, [2, 0], steps=4, solver="ddpm", variance_type="learned_range"
+    )
     assert not torch.equal(learned, same_as_a_workers(model, [2, 0], steps=4, solver="ddpm"))
 
 
@@ -151,18 +176,24 @@ def test_names_of_classes(folders: Callable[[str], str], tmp_path: Path) -> None
     content["id2label"] = {"0": "tench, Tinca tinca", "1": "goldfish", "2": "shark"}
     index.write_text(json.dumps(content))
     model = open_model(str(tmp_path / "named"))
-    assert model.classes == ("tench, Tinca tinca", "goldfish", "shark") and model.conditioning.parse("Tinca tinca") == 0
+    assert (
+        model.classes == ("tench, Tinca tinca", "goldfish", "shark")
+        and model.conditioning.parse("Tinca tinca") == 0
+    )
     assert open_model(folders("sigma")).classes == ()
 
 
 @pytest.mark.parametrize(
     "name, scale", [("text", 1.0), ("text", 5.0), ("xl", 5.0), ("xl_empty", 5.0), ("three", 5.0)]
 )
-def test_prompts_against_the_pipeline(name: str, scale: float, folders: Callable[[str], str]) -> None:
+def test_prompts_against_the_pipeline(
+    name: str, scale: float, folders: Callable[[str], str]
+) -> None:
     """Each entry as the pipeline draws it alone: a neighbour's negative prompt changes nothing."""
     model = open_model(folders(name))
     entries = [
-        model.conditioning.parse({"prompt": p, "negative_prompt": n}) for p, n in zip(PROMPTS, NEGATIVE, strict=True)
+        model.conditioning.parse({"prompt": p, "negative_prompt": n})
+        for p, n in zip(PROMPTS, NEGATIVE, strict=True)
     ]
     assert model.conditioning.parse(PROMPTS[0]) == entries[0]
     sampler = model.sampler(steps=4, guidance_scale=scale)
@@ -172,9 +203,15 @@ def test_prompts_against_the_pipeline(name: str, scale: float, folders: Callable
     for i in range(2):
         with torch.no_grad():
             expected = pipe(
-                prompt=PROMPTS[i], negative_prompt=NEGATIVE[i], latents=LATENTS[i : i + 1], guidance_scale=scale,
-                num_inference_steps=4, output_type="latent", height=side, width=side,
-            ).images  # fmt: skip
+                prompt=PROMPTS[i],
+                negative_prompt=NEGATIVE[i],
+                latents=LATENTS[i : i + 1],
+                guidance_scale=scale,
+                num_inference_steps=4,
+                output_type="latent",
+                height=side,
+                width=side,
+            ).images
         close(got[i : i + 1], expected)
     same_as_a_workers(model, entries, steps=3, guidance_scale=scale)
 
@@ -184,7 +221,10 @@ def test_prompts_by_hand(folders: Callable[[str], str]) -> None:
     with torch.no_grad():
         cond, uncond = pipe.encode_prompt(PROMPTS, "cpu", 1, True, ["", "blue"])
     by_hand = Sampler.from_diffusers(pipe, steps=3, guidance_scale=5.0).sample(
-        (2, 4, 8, 8), seed=1, cond={"encoder_hidden_states": cond}, uncond={"encoder_hidden_states": uncond}
+        (2, 4, 8, 8),
+        seed=1,
+        cond={"encoder_hidden_states": cond},
+        uncond={"encoder_hidden_states": uncond},
     )
     entries = [
         model.conditioning.parse(PROMPTS[0]),
@@ -192,15 +232,25 @@ def test_prompts_by_hand(folders: Callable[[str], str]) -> None:
     ]
     assert torch.equal(same_as_a_workers(model, entries, steps=3, guidance_scale=5.0), by_hand)
     assert model.default_entries is None and model.labels(entries) is None and model.classes == ()
-    for wrong in (3, None, [], {}, {"negative_prompt": "x"}, {"prompt": 3}, {"prompt": "x", "negative_prompt": 3},
-                  {"prompt": "x", "y": 1}):  # fmt: skip
+    for wrong in (
+        3,
+        None,
+        [],
+        {},
+        {"negative_prompt": "x"},
+        {"prompt": 3},
+        {"prompt": "x", "negative_prompt": 3},
+        {"prompt": "x", "y": 1},
+    ):
         with pytest.raises(Unfit) as caught:
             model.conditioning.parse(wrong)
         one_sentence(caught.value)
 
 
 @pytest.mark.parametrize("name", ["text", "xl", "three"])
-def test_networks_of_another_dtype_take_the_prompts(name: str, folders: Callable[[str], str]) -> None:
+def test_networks_of_another_dtype_take_the_prompts(
+    name: str, folders: Callable[[str], str]
+) -> None:
     model = open_model(folders(name))
     entries = [model.conditioning.parse(p) for p in PROMPTS]
     settings = {"steps": 2, "guidance_scale": 3.0}
@@ -222,7 +272,9 @@ def test_other_sizes_and_decoders(folders: Callable[[str], str], tmp_path: Path)
     latents = draw(wide.sampler(steps=1), wide, [wide.conditioning.parse("bag")])
     assert wide.decode is not None and wide.decode(latents).shape == (1, 3, 16, 32)
     own = open_model(folder, decode="pipe")
-    by_hand = Sampler.from_diffusers(pipe := loaded(folder), steps=1, decode=pipe.vae).decode(LATENTS)
+    by_hand = Sampler.from_diffusers(pipe := loaded(folder), steps=1, decode=pipe.vae).decode(
+        LATENTS
+    )
     assert own.decode is not None and torch.equal(own.decode(LATENTS), by_hand)
     # another VAE, of a folder, and one by another name
     shifted = tiny.vae(shift_factor=0.25, scaling_factor=0.5).requires_grad_(False)
@@ -244,19 +296,26 @@ def test_other_sizes_and_decoders(folders: Callable[[str], str], tmp_path: Path)
 
 
 def test_solvers_of_ones_own(folders: Callable[[str], str]) -> None:
-    """On the betas, prediction type and clipping of the scheduler's configuration; on a flow's shift."""
+    """On the betas, prediction type and clipping of the scheduler's configuration; on a flow's
+    shift.
+    """
     model, pipe = open_model(folders("plain")), loaded(folders("plain"))
     drawn = same_as_a_workers(model, [None, None], solver="dpm++2m", steps=4)
     schedule = Schedule.from_betas(pipe.scheduler.betas.double().numpy())
-    by_hand = Sampler(from_diffusers(pipe.unet), schedule, solver="dpm++2m", steps=4, clip_range=1.0)
+    by_hand = Sampler(
+        from_diffusers(pipe.unet), schedule, solver="dpm++2m", steps=4, clip_range=1.0
+    )
     assert torch.equal(by_hand.sample((2, 3, 8, 8), seed=1), drawn)
     flow, pipe = open_model(folders("three")), loaded(folders("three"))
     entries = [flow.conditioning.parse(p) for p in PROMPTS]
     cond, _ = flow.conditions(entries)
     network = from_diffusers(pipe.transformer)
-    by_hand = Sampler(network, Schedule.flow(1000, shift=3.0), solver="heun", steps=3, prediction_type="flow")
+    by_hand = Sampler(
+        network, Schedule.flow(1000, shift=3.0), solver="heun", steps=3, prediction_type="flow"
+    )
     assert torch.equal(
-        same_as_a_workers(flow, entries, solver="heun", steps=3), by_hand.sample((2, 4, 8, 8), seed=1, cond=cond)
+        same_as_a_workers(flow, entries, solver="heun", steps=3),
+        by_hand.sample((2, 4, 8, 8), seed=1, cond=cond),
     )
     with pytest.raises(ValueError, match="EDMEulerScheduler") as caught:
         open_model(folders("edm")).sampler(solver="heun", steps=3)
@@ -265,10 +324,13 @@ def test_solvers_of_ones_own(folders: Callable[[str], str]) -> None:
         model.sampler(solver="no such")
 
 
-@pytest.mark.parametrize("config", [
-    {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "clip_sample": False},
-    {"thresholding": True, "sample_max_value": 1.5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "clip_sample": False},
+        {"thresholding": True, "sample_max_value": 1.5},
+    ],
+)
 def test_solvers_of_ones_own_read_the_configuration(config: dict[str, Any], tmp_path: Path) -> None:
     model = open_model(tiny.saved(tiny.plain(diffusers.DDIMScheduler(**config)), tmp_path))
     info = model.sampler(solver="dpm++2m", steps=3).plan.info
@@ -280,11 +342,16 @@ def test_solvers_of_ones_own_read_the_configuration(config: dict[str, Any], tmp_
         assert levels is not None and levels[0].tolist() == [0.0, 1.0]
 
 
-def test_identities_follow_weights_and_configurations(folders: Callable[[str], str], tmp_path: Path) -> None:
+def test_identities_follow_weights_and_configurations(
+    folders: Callable[[str], str], tmp_path: Path
+) -> None:
     folder = tmp_path / "pipe"
     shutil.copytree(folders("text"), folder)
     before = open_model(str(folder)).identity
-    assert open_model(str(folder)).identity == before and before["versions"]["diffusers"] == diffusers.__version__
+    assert (
+        open_model(str(folder)).identity == before
+        and before["versions"]["diffusers"] == diffusers.__version__
+    )
     for part, file, fact in (
         ("unet", "diffusion_pytorch_model.safetensors", "weights_sha256"),
         ("text_encoder", "model.safetensors", "weights_sha256"),
@@ -344,8 +411,13 @@ def test_pipelines_that_are_refused(folders: Callable[[str], str], tmp_path: Pat
         changed("plain", rewritten("unet/config.json", block_out_channels=[8, 8])): "pipeline",
         changed("plain", rewritten("unet/config.json", sample_size=None)): "sample_size",
         changed("plain", renamed): "pickle",
-        changed("plain", lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink()): "weights",
-        changed("plain", lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")): "pipeline",
+        changed(
+            "plain", lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+        ): "weights",
+        changed(
+            "plain",
+            lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"x"),
+        ): "pipeline",
         changed("plain", lambda f: (f / "model_index.json").write_text("{")): "JSON",
         changed("text", rewritten("model_index.json", text_encoder=[None, None])): "text_encoder",
         tiny.saved(tiny.stable(time_cond_proj_dim=8), tmp_path / "distilled"): "guidance embedding",

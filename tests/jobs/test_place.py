@@ -1,6 +1,7 @@
 """Which worker a process is, from the environments that launchers give it.
 
-SLURM's are those that Debian's SLURM 22.05 gave on one node (tests/jobs/test_slurm.py asks it again where it is installed).
+SLURM's are those that Debian's SLURM 22.05 gave on one node (tests/jobs/test_slurm.py asks it again
+where it is installed).
 """
 
 from __future__ import annotations
@@ -12,27 +13,52 @@ import pytest
 import torch
 
 from fastdiff.cli.sample import device_of, worker_of
-from fastdiff.jobs.place import Place, find
+from fastdiff.jobs.placement import Place, find
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
-BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS": "6",
-         "SLURM_TASKS_PER_NODE": "4,2", "SLURM_CPUS_ON_NODE": "16"}  # fmt: skip
-STEP = BATCH | {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "6",
-                "SLURM_STEP_TASKS_PER_NODE": "4,2"}  # fmt: skip
+BATCH = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_NTASKS": "6",
+    "SLURM_TASKS_PER_NODE": "4,2",
+    "SLURM_CPUS_ON_NODE": "16",
+}
+STEP = BATCH | {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_STEP_TASKS_PER_NODE": "4,2",
+}
 
 
 def array(ids: list[int], task: int, count: int | None = None, step: int = 1) -> dict[str, str]:
-    """What SLURM tells a task of an array: of --array=0,3,7 no more than its ends, its step 1 and how many there are."""
-    return {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MIN": str(min(ids)), "SLURM_ARRAY_TASK_MAX": str(max(ids)),
-            "SLURM_ARRAY_TASK_STEP": str(step), "SLURM_ARRAY_TASK_COUNT": str(count or len(ids))}  # fmt: skip
+    """What SLURM tells a task of an array: of --array=0,3,7 no more than its ends, its step 1 and
+    how many there are.
+    """
+    return {
+        "SLURM_ARRAY_TASK_ID": str(task),
+        "SLURM_ARRAY_TASK_MIN": str(min(ids)),
+        "SLURM_ARRAY_TASK_MAX": str(max(ids)),
+        "SLURM_ARRAY_TASK_STEP": str(step),
+        "SLURM_ARRAY_TASK_COUNT": str(count or len(ids)),
+    }
 
 
 def test_nobody_and_shards() -> None:
     assert find(None, {}) == Place("alone", 0, 1, 0, 1)
-    assert find("2/3", TORCHRUN)[:3] == ("shard", 2, 3), "the flag counts, whatever the environment says"
+    assert find("2/3", TORCHRUN)[:3] == (
+        "shard",
+        2,
+        3,
+    ), "the flag counts, whatever the environment says"
     assert [find(f"{i}/4", {}).local for i in range(4)] == [0, 1, 2, 3]
     for shard in ("3/3", "-1/3", "1", "a/b", "1/0"):
-        with pytest.raises(ValueError, match="fastdiff.jobs: expected --shard i/n with 0 <= i < n, got"):
+        with pytest.raises(
+            ValueError, match="fastdiff.jobs: expected --shard i/n with 0 <= i < n, got"
+        ):
             find(shard, {})
 
 
@@ -40,7 +66,9 @@ def test_torchrun() -> None:
     assert find(None, TORCHRUN) == Place("torchrun", 5, 16, 1, 4)
     within = TORCHRUN | STEP  # started by srun, a torchrun a node: its ranks count, not srun's
     assert find(None, within)[:3] == ("torchrun", 5, 16)
-    with pytest.raises(ValueError, match="expected RANK in the environment as a whole number, got 'x'"):
+    with pytest.raises(
+        ValueError, match="expected RANK in the environment as a whole number, got 'x'"
+    ):
         find(None, TORCHRUN | {"RANK": "x"})
     with pytest.raises(ValueError, match="expected a worker below 16 from torchrun, got 16"):
         find(None, TORCHRUN | {"RANK": "16"})
@@ -55,47 +83,75 @@ def test_slurm_steps() -> None:
 
 @pytest.mark.parametrize("ids, step", [([0, 1, 2, 3], 1), ([4, 5, 6], 1), ([1, 3, 5], 2), ([7], 1)])
 def test_slurm_arrays(ids: list[int], step: int) -> None:
-    """Tasks of an array count, times the tasks of its srun, times the ranks of its torchrun: each number once."""
+    """Tasks of an array count, times the tasks of its srun, times the ranks of its torchrun: each
+    number once.
+    """
     found = [find(None, BATCH | array(ids, task, step=step)) for task in ids]
-    assert [p.worker for p in found] == list(range(len(ids))) and {p.world for p in found} == {len(ids)}
+    assert [p.worker for p in found] == list(range(len(ids))) and {p.world for p in found} == {
+        len(ids)
+    }
     ranks = [
-        find(None, STEP | array(ids, task, step=step) | {"SLURM_PROCID": str(rank)}) for task in ids for rank in range(6)
+        find(None, STEP | array(ids, task, step=step) | {"SLURM_PROCID": str(rank)})
+        for task in ids
+        for rank in range(6)
     ]
-    assert [p.worker for p in ranks] == list(range(6 * len(ids))) and {p.world for p in ranks} == {6 * len(ids)}
+    assert [p.worker for p in ranks] == list(range(6 * len(ids))) and {p.world for p in ranks} == {
+        6 * len(ids)
+    }
     both = [find(None, BATCH | TORCHRUN | array(ids, task, step=step)).worker for task in ids]
     assert both == [16 * k + 5 for k in range(len(ids))]
 
 
 def test_a_list_of_array_tasks() -> None:
-    """--array=0,3,7: nobody is told which tasks there are; each finds a place, though not each its own."""
+    """--array=0,3,7: nobody is told which tasks there are; each finds a place, though not each its
+    own.
+    """
     found = [find(None, BATCH | array([0, 3, 7], task)) for task in (0, 3, 7)]
     assert all(p.worker < p.world == 3 for p in found)
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker's share of the CPUs: what its process may run on, what SLURM gave the task, divided among neighbours."""
+    """A worker's share of the CPUs: what its process may run on, what SLURM gave the task, divided
+    among neighbours.
+    """
 
     def affinity(cpus: int) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
 
     affinity(16)
     assert find(None, {}).threads == 16 and find("1/2", {}).threads == 16
-    assert find(None, TORCHRUN).threads == 4 and find(None, TORCHRUN | {"LOCAL_WORLD_SIZE": "32"}).threads == 1
-    assert find(None, BATCH).threads == 16 and find(None, BATCH | {"SLURM_CPUS_ON_NODE": "8"}).threads == 8
+    assert (
+        find(None, TORCHRUN).threads == 4
+        and find(None, TORCHRUN | {"LOCAL_WORLD_SIZE": "32"}).threads == 1
+    )
+    assert (
+        find(None, BATCH).threads == 16
+        and find(None, BATCH | {"SLURM_CPUS_ON_NODE": "8"}).threads == 8
+    )
     # tasks that SLURM does not bind see all CPUs of the node
-    assert find(None, STEP).threads == 4 and find(None, STEP | {"SLURM_CPUS_PER_TASK": "3"}).threads == 3
+    assert (
+        find(None, STEP).threads == 4
+        and find(None, STEP | {"SLURM_CPUS_PER_TASK": "3"}).threads == 3
+    )
     affinity(4)  # those that it binds see their own, which are not divided once more
-    assert find(None, STEP).threads == 4 and find(None, STEP | {"SLURM_CPUS_PER_TASK": "4"}).threads == 4
+    assert (
+        find(None, STEP).threads == 4
+        and find(None, STEP | {"SLURM_CPUS_PER_TASK": "4"}).threads == 4
+    )
 
 
 def test_devices() -> None:
-    """One of several GPUs by the worker's number on its machine, unless one was named or only one is shown."""
+    """One of several GPUs by the worker's number on its machine, unless one was named or only one
+    is shown.
+    """
     for place in (find(None, TORCHRUN), find(None, STEP), find("1/4", {})):
         assert device_of(None, place, gpus=4) == torch.device("cuda", 1)
         assert device_of("cuda", place, gpus=4) == torch.device("cuda", 1)
         assert device_of("cuda:3", place, gpus=4) == torch.device("cuda", 3)
         assert device_of("cpu", place, gpus=4) == torch.device("cpu")
-        assert device_of(None, place, gpus=1) is None, "--gpus-per-task=1: CUDA_VISIBLE_DEVICES names one"
+        assert device_of(None, place, gpus=1) is None, (
+            "--gpus-per-task=1: CUDA_VISIBLE_DEVICES names one"
+        )
         assert device_of("cuda", place, gpus=1) == torch.device("cuda")
         assert device_of(None, place, gpus=0) is None
     assert device_of(None, find("5/8", {}), gpus=4) == torch.device("cuda", 1)
@@ -103,7 +159,9 @@ def test_devices() -> None:
 
 def test_flags_that_do_not_fit() -> None:
     def place(**flags: object) -> Place:
-        return worker_of(argparse.Namespace(**({"engine": "auto", "workers": None, "shard": None} | flags)))
+        return worker_of(
+            argparse.Namespace(**({"engine": "auto", "workers": None, "shard": None} | flags))
+        )
 
     assert place(engine="ray", workers=3) == Place("ray", locals=3)
     with pytest.raises(ValueError, match="expected --workers with --engine ray, got it without"):

@@ -1,4 +1,6 @@
-"""A pool of actors on a real Ray cluster, started here for this file: the dataset of one worker, also when actors die."""
+"""A pool of actors on a real Ray cluster, started here for this file: the dataset of one worker,
+also when actors die.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,20 @@ from fastdiff.jobs.ray import _size
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 
-RUN: dict[str, Any] = {"ids": (0, 127), "unit": 4, "steps": 2, "threads": 1, "device": "cpu"}  # TINY's
+RUN: dict[str, Any] = {
+    "ids": (0, 127),
+    "unit": 4,
+    "steps": 2,
+    "threads": 1,
+    "device": "cpu",
+}  # TINY's
 
 
 def nodes() -> set[int]:
     """Process ids of all nodes of Ray on this machine."""
-    lines = subprocess.run(["ps", "-eo", "pid=,comm="], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        ["ps", "-eo", "pid=,comm="], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return {int(line.split()[0]) for line in lines if line.split()[1:] == ["raylet"]}
 
 
@@ -42,7 +52,9 @@ def actors(out: Path) -> dict[int, int]:
 
 
 def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pool is told to stop, the next loses an actor to SIGKILL at work; every unit is there in the end."""
+    """One pool is told to stop, the next loses an actor to SIGKILL at work; every unit is there in
+    the end.
+    """
     if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
         pytest.skip("ray[data] is not installed here (make test installs it)")
     monkeypatch.syspath_prepend(HERE)
@@ -55,17 +67,24 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Folder.create(tmp_path / "refused", Job.plan("tiny:factory", **RUN).spec)
     with open(tmp_path / "told", "w") as output:
         driver = subprocess.Popen(
-            [sys.executable, HERE / "ray_driver.py", tmp_path], stdout=output, stderr=output,
+            [sys.executable, HERE / "ray_driver.py", tmp_path],
+            stdout=output,
+            stderr=output,
             env=os.environ | PATH | {"TINY_SLEEP": "0.1"},
-        )  # fmt: skip
+        )
     try:
         first, killed, end = set[int](), 0, time.monotonic() + 300
         while driver.poll() is None:
             assert time.monotonic() < end, (tmp_path / "told").read_text()
             if not first:
-                first = set(actors(out)) if events(out, "stop") else first  # the pool that was told to stop
+                first = (
+                    set(actors(out)) if events(out, "stop") else first
+                )  # the pool that was told to stop
             elif not killed:
-                killed = next((pid for pid, begun in actors(out).items() if pid not in first and begun >= 2), 0)
+                killed = next(
+                    (pid for pid, begun in actors(out).items() if pid not in first and begun >= 2),
+                    0,
+                )
                 if killed:
                     os.kill(killed, signal.SIGKILL)
             time.sleep(0.02)
@@ -81,11 +100,15 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list((out / "tmp").iterdir()), "what dead actors left is swept"
     kind, message = found["refused"]  # an actor with other weights: its own words, not Ray's
     assert kind == "SpecMismatch"
-    assert re.search(r"got another in a setting\.\n  model\.\S*sha256: '\w+' there", message), message
+    assert re.search(r"got another in a setting\.\n  model\.\S*sha256: '\w+' there", message), (
+        message
+    )
     assert not Folder(tmp_path / "refused").done()
     kind, message = found["wide"]
     assert kind == "ValueError"
-    assert re.search(r"expected a Ray cluster with 1000 CPU for an actor, got \d+\. Say --workers", message)
+    assert re.search(
+        r"expected a Ray cluster with 1000 CPU for an actor, got \d+\. Say --workers", message
+    )
     end = time.monotonic() + 20
     while nodes() - before:
         assert time.monotonic() < end, "a node of Ray is left behind"
@@ -108,31 +131,47 @@ def test_how_many_actors() -> None:
 def test_ray_that_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a machine that is too busy Ray gives up with a bare Exception: told in a sentence, and the run is as it was."""
-    ray = pytest.importorskip("ray", reason="ray[data] is not installed here (make test installs it)")
+    """On a machine that is too busy Ray gives up with a bare Exception: told in a sentence, and the
+    run is as it was.
+    """
+    ray = pytest.importorskip(
+        "ray", reason="ray[data] is not installed here (make test installs it)"
+    )
     pytest.importorskip("ray.data")
     told = "The current node timed out during startup."
 
     def init(address: str, **_: Any) -> None:
-        raise Exception(told) if address == "local" else ConnectionError("Could not find any running Ray instance.")
+        raise (
+            Exception(told)
+            if address == "local"
+            else ConnectionError("Could not find any running Ray instance.")
+        )
 
     monkeypatch.syspath_prepend(HERE)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", init)
-    assert main(["sample", "--out", str(tmp_path / "run"), *TINY, "--engine", "ray", "--workers", "1"]) == 1
+    assert (
+        main(["sample", "--out", str(tmp_path / "run"), *TINY, "--engine", "ray", "--workers", "1"])
+        == 1
+    )
     assert capsys.readouterr().err.endswith(
-        f"fastdiff sample: fastdiff.jobs: expected Ray to start on this machine, got '{told}'. Start one with `ray start "
-        "--head`, set RAY_ADDRESS=auto, and go on with `fastdiff resume`.\n"
+        f"fastdiff sample: fastdiff.jobs: expected Ray to start on this machine, got '{told}'."
+        " Start one with `ray start --head`, set RAY_ADDRESS=auto, and go on with `fastdiff"
+        " resume`.\n"
     )
     folder = Folder(tmp_path / "run")
     assert not folder.done() and not list((folder.path / "tmp").iterdir())
 
 
-def test_without_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "ray"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["sample", "--out", str(tmp_path / "run"), "--engine", "ray"]) == 2
-    told = "expected Ray for --engine ray, got none installed. Install the extra fastdiff-engine[ray]."
+    told = (
+        "expected Ray for --engine ray, got none installed. Install the extra fastdiff-engine[ray]."
+    )
     assert told in capsys.readouterr().err
     assert not (tmp_path / "run").exists(), "before anything is written"

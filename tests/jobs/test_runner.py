@@ -1,4 +1,6 @@
-"""The loop of a worker: samples are those of a plain call, units are finished as they come, and nothing is left behind."""
+"""The loop of a worker: samples are those of a plain call, units are finished as they come, and
+nothing is left behind.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,15 @@ def run_once(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def images(folder: Folder) -> np.ndarray:
-    return np.concatenate([FORMATS[folder.spec.format].read(folder.path, r) for r in records(folder.path)])
+    return np.concatenate(
+        [FORMATS[folder.spec.format].read(folder.path, r) for r in records(folder.path)]
+    )
 
 
 def test_samples_are_those_of_a_plain_call(run_once: Folder) -> None:
-    """Each unit is one call of `sample` over its whole block, with network calls of its size, and pixels are equal."""
+    """Each unit is one call of `sample` over its whole block, with network calls of its size, and
+    pixels are equal.
+    """
     sampler = Sampler.from_pretrained("fashion-mnist", steps=2, network_batch=UNIT)
     found = []
     with settled(1):
@@ -44,7 +50,9 @@ def test_samples_are_those_of_a_plain_call(run_once: Folder) -> None:
             ids = range(block, block + UNIT)
             y = torch.tensor([i % 10 for i in ids])
             null = {"y": torch.full_like(y, 10)}
-            x = sampler.sample((UNIT, 1, 28, 28), seed=7, sample_ids=ids, cond={"y": y}, uncond=null)
+            x = sampler.sample(
+                (UNIT, 1, 28, 28), seed=7, sample_ids=ids, cond={"y": y}, uncond=null
+            )
             found.append(to_uint8(x).permute(0, 2, 3, 1).numpy())
     assert np.array_equal(np.concatenate(found)[2:13], images(run_once))
     record = read_record(run_once.record_path(0), 0)
@@ -52,21 +60,31 @@ def test_samples_are_those_of_a_plain_call(run_once: Folder) -> None:
 
 
 def test_what_is_in_the_folder(run_once: Folder) -> None:
-    names = sorted(str(p.relative_to(run_once.path)) for p in run_once.path.rglob("*") if p.is_file())
+    names = sorted(
+        str(p.relative_to(run_once.path)) for p in run_once.path.rglob("*") if p.is_file()
+    )
     log = [n for n in names if n.startswith("log/")]
     units = [f"units/00000/{u:09d}.json" for u in range(4)]
     shards = [f"shards/00000/{u:09d}.npy" for u in range(4)]
     assert names == sorted([*log, "manifest.jsonl", *shards, "spec.json", *units]) and len(log) == 1
     assert not list((run_once.path / "tmp").iterdir())
     events = [json.loads(line) for line in (run_once.path / log[0]).read_text().splitlines()]
-    assert [e["event"] for e in events].count("begin") == [e["event"] for e in events].count("unit") == 4
-    assert {"images_per_second", "eta_s", "queue", "resident_mib"} <= next(e for e in events if e["event"] == "unit").keys()
+    assert (
+        [e["event"] for e in events].count("begin")
+        == [e["event"] for e in events].count("unit")
+        == 4
+    )
+    assert {"images_per_second", "eta_s", "queue", "resident_mib"} <= next(
+        e for e in events if e["event"] == "unit"
+    ).keys()
     last = (run_once.path / "manifest.jsonl").read_text().splitlines()[-1]
     assert json.loads(last)["digest"] == verify(run_once).digest
 
 
 def test_ids_decide_not_the_run(run_once: Folder, tmp_path: Path) -> None:
-    """Units lie at the same ids in every run: a sample is the same picture in another range of ids."""
+    """Units lie at the same ids in every run: a sample is the same picture in another range of
+    ids.
+    """
     other = run(Job.plan("fashion-mnist", **{**PLAN, "ids": (5, 6)}), tmp_path / "part")  # type: ignore[arg-type]
     assert other.images == 2
     assert np.array_equal(images(Folder(tmp_path / "part")), images(run_once)[3:5])
@@ -77,8 +95,12 @@ def test_units_come_as_they_are_finished(tmp_path: Path) -> None:
     job = Job.plan("fashion-mnist", **{**PLAN, "steps": 1, "guidance_scale": 1.0})  # type: ignore[arg-type]
     work = finished(job, out)
     first = next(work)
-    assert first.array.shape == (len(first.ids), 28, 28, 1) and first.record["labels"] == [i % 10 for i in first.ids]
-    assert Folder(out).record_path(first.unit).exists(), "it is on disk by the time it is handed out"
+    assert first.array.shape == (len(first.ids), 28, 28, 1) and first.record["labels"] == [
+        i % 10 for i in first.ids
+    ]
+    assert Folder(out).record_path(first.unit).exists(), (
+        "it is on disk by the time it is handed out"
+    )
     work.close()  # whoever embeds it may leave at any time
     folder = Folder(out)
     half = info(folder)
@@ -120,12 +142,31 @@ def test_info_of_a_run_at_work(run_once: Folder, tmp_path: Path) -> None:
     now = 1e9
 
     def log(name: str, *events: dict) -> None:
-        (folder.path / "log" / f"{name}.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+        (folder.path / "log" / f"{name}.jsonl").write_text(
+            "".join(json.dumps(e) + "\n" for e in events)
+        )
 
-    log("a", {"event": "unit", "unix": now - 5, "images_per_second": 3.0, "queue": 1, "resident_mib": 300})
-    log("b", {"event": "unit", "unix": now - 9, "images_per_second": 1.0}, {"event": "begin", "unix": now - 1, "unit": 3})
+    log(
+        "a",
+        {
+            "event": "unit",
+            "unix": now - 5,
+            "images_per_second": 3.0,
+            "queue": 1,
+            "resident_mib": 300,
+        },
+    )
+    log(
+        "b",
+        {"event": "unit", "unix": now - 9, "images_per_second": 1.0},
+        {"event": "begin", "unix": now - 1, "unit": 3},
+    )
     log("dead", {"event": "unit", "unix": now - 900, "images_per_second": 50.0})
-    log("done", {"event": "unit", "unix": now - 2, "images_per_second": 50.0}, {"event": "stop", "unix": now - 1})
+    log(
+        "done",
+        {"event": "unit", "unix": now - 2, "images_per_second": 50.0},
+        {"event": "stop", "unix": now - 1},
+    )
     found = info(folder, now)
     assert sorted(found.workers) == ["a", "b"] and found.images_per_second == 4.0
     assert found.eta_s == 25 and found.missing == 25 and found.workers["a"]["resident_mib"] == 300

@@ -1,4 +1,6 @@
-"""Under a real SLURM of one node: where srun and arrays put a worker, and a signal that ends it to be queued again."""
+"""Under a real SLURM of one node: where srun and arrays put a worker, and a signal that ends it to
+be queued again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ import pytest
 from slurm import CannotStart, Cluster
 from test_engines import HERE, PATH, TINY, alone, digest, events, twice
 
-from fastdiff.jobs.place import find
+from fastdiff.jobs.placement import find
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 
@@ -46,25 +48,43 @@ def test_places(cluster: Cluster, tmp_path: Path) -> None:
     assert find(None, given[0]).cpus == os.cpu_count() and find(None, given[0]).world == 1
     script = tmp_path / "job"
     script.write_text(
-        "#!/bin/sh\n#SBATCH --output=/dev/null\n"
-        f"env | sed 's/^/0: /' > {tmp_path}/$SLURM_ARRAY_JOB_ID.$SLURM_ARRAY_TASK_ID.batch\n"
-        f"srun --label --ntasks=2 --overcommit env > {tmp_path}/$SLURM_ARRAY_JOB_ID.$SLURM_ARRAY_TASK_ID.step\n"
+        "#!/bin/sh\n#SBATCH --output=/dev/null\nenv | sed 's/^/0: /' >"
+        f" {tmp_path}/$SLURM_ARRAY_JOB_ID.$SLURM_ARRAY_TASK_ID.batch\nsrun --label --ntasks=2"
+        f" --overcommit env > {tmp_path}/$SLURM_ARRAY_JOB_ID.$SLURM_ARRAY_TASK_ID.step\n"
     )
-    jobs = {array: cluster.ask("sbatch", "--parsable", f"--array={array}", str(script)) for array in ("1-5:2", "0,3,7")}
+    jobs = {
+        array: cluster.ask("sbatch", "--parsable", f"--array={array}", str(script))
+        for array in ("1-5:2", "0,3,7")
+    }
     for array, job in jobs.items():
         cluster.wait(job)
-        batch = [find(None, environments(p.read_text())[0]) for p in sorted(tmp_path.glob(f"{job}.*.batch"))]
-        steps = [find(None, e) for p in sorted(tmp_path.glob(f"{job}.*.step")) for e in environments(p.read_text())]
-        assert {p.engine for p in batch + steps} == {"slurm"} and len(batch) == 3 and len(steps) == 6
+        batch = [
+            find(None, environments(p.read_text())[0])
+            for p in sorted(tmp_path.glob(f"{job}.*.batch"))
+        ]
+        steps = [
+            find(None, e)
+            for p in sorted(tmp_path.glob(f"{job}.*.step"))
+            for e in environments(p.read_text())
+        ]
+        assert (
+            {p.engine for p in batch + steps} == {"slurm"} and len(batch) == 3 and len(steps) == 6
+        )
         if array == "1-5:2":
             assert [(p.worker, p.world) for p in batch] == [(i, 3) for i in range(3)]
-            assert [(p.worker, p.world, p.local) for p in steps] == [(i, 6, i % 2) for i in range(6)]
+            assert [(p.worker, p.world, p.local) for p in steps] == [
+                (i, 6, i % 2) for i in range(6)
+            ]
         else:  # SLURM does not tell which tasks there are
-            assert all(p.worker < p.world == 3 for p in batch) and all(p.worker < p.world == 6 for p in steps)
+            assert all(p.worker < p.world == 3 for p in batch) and all(
+                p.worker < p.world == 6 for p in steps
+            )
 
 
 def test_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
-    """The job script of docs/clusters.md: USR1 ends a task's worker after its unit, and its status queues the task again."""
+    """The job script of docs/clusters.md: USR1 ends a task's worker after its unit, and its status
+    queues the task again.
+    """
     expected = alone(TINY, tmp_path / "alone")
     out, script = tmp_path / "run", tmp_path / "job"
     command = f"{sys.executable} -m fastdiff sample --out {out} {' '.join(TINY)}"
@@ -73,9 +93,16 @@ def test_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
     assert ending[0].startswith("srun ") and any("scontrol requeue" in line for line in ending)
     script.write_text("\n".join(["#!/bin/bash", f"srun {command}", *ending[1:]]) + "\n")
     job = cluster.ask(
-        "sbatch", "--parsable", "--array=0-1", "--requeue", "--open-mode=append", f"--output={tmp_path}/%a", str(script),
-        **PATH, TINY_SLEEP="0.1",
-    )  # fmt: skip
+        "sbatch",
+        "--parsable",
+        "--array=0-1",
+        "--requeue",
+        "--open-mode=append",
+        f"--output={tmp_path}/%a",
+        str(script),
+        **PATH,
+        TINY_SLEEP="0.1",
+    )
     end = time.monotonic() + 120
     while {e["worker"] for e in events(out, "start")} != {0, 1} or len(events(out, "unit")) < 4:
         assert time.monotonic() < end, cluster.ask("squeue", "--long")

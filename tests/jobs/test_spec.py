@@ -36,7 +36,11 @@ def test_a_plan_is_stored_exactly(schedule: Schedule, settings: dict) -> None:
     again = plan_from_json(json.loads(text))
     assert again.table.tobytes() == plan.table.tobytes() and again.hash == plan.hash
     assert again.initial_std == plan.initial_std and again.whole_times == plan.whole_times
-    assert plan.levels is not None and again.levels is not None and np.array_equal(again.levels, plan.levels)
+    assert (
+        plan.levels is not None
+        and again.levels is not None
+        and np.array_equal(again.levels, plan.levels)
+    )
     network = torch.nn.Conv2d(1, 1, 3, padding=1)
 
     def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -52,7 +56,9 @@ def test_a_plan_is_stored_exactly(schedule: Schedule, settings: dict) -> None:
 
 
 def test_a_plan_of_fractional_times_on_a_discrete_schedule_is_told_rounded_ones() -> None:
-    """Whether t is whole belongs to the plan: fractions of a timestep are rounded for networks that count them."""
+    """Whether t is whole belongs to the plan: fractions of a timestep are rounded for networks that
+    count them.
+    """
     plan = make_plan(Schedule.linear(1000), solver="euler", steps=5, timestep_spacing="karras")
     assert (plan.column("t") % 1 != 0).any(), "the case is none"
     assert plan.whole_times is True and plan_from_json(plan_to_json(plan)).whole_times is True
@@ -64,16 +70,31 @@ def test_a_spec_survives_json(job: Job) -> None:
     assert again.hash == job.spec.hash and again.to_json() == job.spec.to_json()
     assert again.units == job.spec.units and again.ids == (0, 5)
     identity = again.model["identity"]
-    assert identity["weights_sha256"] and again.machine["capability"] == torch.backends.cpu.get_cpu_capability()
-    assert again.network_batch == again.unit == 4, "calls are padded to the unit unless said otherwise"
+    assert (
+        identity["weights_sha256"]
+        and again.machine["capability"] == torch.backends.cpu.get_cpu_capability()
+    )
+    assert again.network_batch == again.unit == 4, (
+        "calls are padded to the unit unless said otherwise"
+    )
 
 
 def test_everything_that_decides_bits_is_in_the_hash(job: Job) -> None:
     others = {
-        "model": {**job.spec.model, "identity": {}}, "ids": (0, 6), "seed": 1, "unit": 5, "network_batch": 8,
-        "dtype": "bf16", "guidance_scale": 1.5, "conditions": {}, "format": "npz", "threads": 2, "machine": {},
-        "plan": make_plan(Schedule.linear(1000), solver="ddim", steps=2), "sampling": {"steps": 2},
-    }  # fmt: skip
+        "model": {**job.spec.model, "identity": {}},
+        "ids": (0, 6),
+        "seed": 1,
+        "unit": 5,
+        "network_batch": 8,
+        "dtype": "bf16",
+        "guidance_scale": 1.5,
+        "conditions": {},
+        "format": "npz",
+        "threads": 2,
+        "machine": {},
+        "plan": make_plan(Schedule.linear(1000), solver="ddim", steps=2),
+        "sampling": {"steps": 2},
+    }
     fields = {f.name for f in dataclasses.fields(job.spec) if f.init}
     assert fields == others.keys()
     hashes = {dataclasses.replace(job.spec, **{name: value}).hash for name, value in others.items()}
@@ -107,7 +128,9 @@ def test_differences_name_every_value() -> None:
 
 def test_another_machine_or_other_weights_are_refused(job: Job) -> None:
     moved = dataclasses.replace(job.spec, machine={**job.spec.machine, "capability": "AVX9"})
-    with pytest.raises(SpecMismatch, match=r"got another in a setting.\n  machine.capability: 'AVX9' there, "):
+    with pytest.raises(
+        SpecMismatch, match=r"got another in a setting.\n  machine.capability: 'AVX9' there, "
+    ):
         Job.open(moved)
     identity = {**job.spec.model["identity"], "weights_sha256": "0" * 64}
     other = dataclasses.replace(job.spec, model={**job.spec.model, "identity": identity})
@@ -118,7 +141,10 @@ def test_another_machine_or_other_weights_are_refused(job: Job) -> None:
 def test_a_folder_of_another_run_is_refused(job: Job, tmp_path: Path) -> None:
     out = tmp_path / "run"
     Folder.create(out, job.spec)
-    with pytest.raises(SpecMismatch, match=r"(?s)got another in a setting.\n  seed: 0 there, 1 here\nName another folder"):
+    with pytest.raises(
+        SpecMismatch,
+        match=r"(?s)got another in a setting.\n  seed: 0 there, 1 here\nName another folder",
+    ):
         run(dataclasses.replace(job.spec, seed=1), out)
     assert Folder(out).spec.hash == job.spec.hash
     with pytest.raises(ValueError, match="expected out, the folder to write to"):
@@ -142,7 +168,10 @@ def test_foreign_files_are_left_alone(job: Job, tmp_path: Path) -> None:
     [
         ({"format": "gif"}, "expected format in"),
         ({"dtype": "int8"}, "expected dtype in"),
-        ({"classes": "Bag", "conditions": "x.txt"}, "expected classes or a conditions file, got both"),
+        (
+            {"classes": "Bag", "conditions": "x.txt"},
+            "expected classes or a conditions file, got both",
+        ),
         ({"seed": -1}, r"expected seed in \[0, 2\*\*64\)"),
         ({"threads": 0}, "expected threads >= 1, got 0"),
         ({"ids": (5, 4)}, "expected ids A-B"),

@@ -1,4 +1,6 @@
-"""Units and the order in which workers take them, by simulation: nothing is lost, little is done twice."""
+"""Units and the order in which workers take them, by simulation: nothing is lost, little is done
+twice.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,12 @@ def test_units_that_are_none(first: int, last: int, size: int) -> None:
         next(turns(Units(0, 9, 4), 2, 2, lambda unit: False))
 
 
-def simulate(count: int, seconds: list[float], die: dict[int, float] | None = None) -> tuple[list[int], set[int]]:
-    """Workers that take `seconds` a unit; (every unit computed, in order of its end; the units done)."""
+def simulate(
+    count: int, seconds: list[float], die: dict[int, float] | None = None
+) -> tuple[list[int], set[int]]:
+    """Workers that take `seconds` a unit; (every unit computed, in order of its end; the units
+    done).
+    """
     units = Units(0, count - 1, 1)
     done: set[int] = set()
     computed: list[int] = []
@@ -71,7 +77,9 @@ def test_one_slow_worker_of_eight_makes_few_units_twice(count: int) -> None:
 
 
 def test_a_look_before_the_sweep_spares_a_million_questions() -> None:
-    """What others did meanwhile is listed once; only units that are missing then are asked for one by one."""
+    """What others did meanwhile is listed once; only units that are missing then are asked for one
+    by one.
+    """
     units, done, asked, looks = Units(0, 999, 1), set[int](), [], []
 
     def finished(unit: int) -> bool:
@@ -84,7 +92,9 @@ def test_a_look_before_the_sweep_spares_a_million_questions() -> None:
         done.update(range(0, 990))
 
     order = list(turns(units, 1, 4, finished, look))
-    assert order[:250] == list(range(1, 1000, 4)) and looks == [250], "not before its own units are through"
+    assert order[:250] == list(range(1, 1000, 4)) and looks == [250], (
+        "not before its own units are through"
+    )
     assert sorted(order[250:]) == list(range(990, 1000)) and len(asked) == 250 + 2 * 10
 
 
@@ -97,13 +107,17 @@ def test_workers_that_die_leave_nothing_undone() -> None:
 
 
 def test_a_stride_over_missing_units_would_lose_some() -> None:
-    """The trap: two workers each take every second of the units that *they* find missing, at different times."""
+    """The trap: two workers each take every second of the units that *they* find missing, at
+    different times.
+    """
     units = Units(0, 9, 1)
     done: set[int] = set()
     early = [u for u in units.numbers if u not in done][0::2]  # 0 2 4 6 8
     done |= {0, 2}  # the first worker has gone on by the time that the second looks
     late = [u for u in units.numbers if u not in done][1::2]  # of 1 3 4 5 …: 3 5 7 9
-    assert set(early) | set(late) != set(units.numbers), "the stride covers all after all: the trap is none"
+    assert set(early) | set(late) != set(units.numbers), (
+        "the stride covers all after all: the trap is none"
+    )
     # the order in use, with the same late look
     done = set()
     first, second = turns(units, 0, 2, done.__contains__), turns(units, 1, 2, done.__contains__)
@@ -120,6 +134,10 @@ def test_the_sweep_is_each_workers_own() -> None:
     orders = []
     for worker in range(4):
         order = list(turns(units, worker, 4, lambda unit: unit % 4 == 0))
-        assert set(order) == {u for u in units.numbers if u % 4}, "whatever is missing, whoever's it was"
+        assert set(order) == {u for u in units.numbers if u % 4}, (
+            "whatever is missing, whoever's it was"
+        )
         orders.append(tuple(order))
-    assert len(set(orders)) == 4 and list(turns(units, 1, 4, lambda u: u % 4 == 0)) == list(orders[1]), "and it repeats"
+    assert len(set(orders)) == 4 and list(turns(units, 1, 4, lambda u: u % 4 == 0)) == list(
+        orders[1]
+    ), "and it repeats"

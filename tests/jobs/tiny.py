@@ -1,14 +1,16 @@
-"""A real network of a few hundred weights for tests of batch jobs, named `tiny:factory`, and what can befall its process.
+"""A real network of a few hundred weights for tests of batch jobs, named `tiny:factory`, and what
+can befall its process.
 
-The classes are the sample ids, so that the network knows which sample it is shown. The environment of a process says what
-happens in it; nothing of that is part of the model's identity, except its weights:
+The classes are the sample ids, so that the network knows which sample it is shown. The environment
+of a process says what happens in it; nothing of that is part of the model's identity, except its
+weights:
 
     TINY_WEIGHTS=1         other weights
     TINY_SLEEP=0.01        seconds that each network call takes longer
     TINY_NAN=17@50         the network's output for sample 17 at time 50 is not a number; `17@50 once`: the first time only
     TINY_KILL=0.01:5       SIGKILL right before or right after a call of os.fsync, os.replace, os.link or os.unlink, each
-                           with this probability, drawn with this seed and the process's number in the run; `@17`: right
-                           before call 17 of these, the first being 0
+                           with this probability, drawn with this seed and the process's number in
+                           the run; `@17`: right before call 17 of these, the first being 0
 """
 
 from __future__ import annotations
@@ -46,7 +48,11 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         time.sleep(self._sleep)
-        out = self.back(torch.tanh(self.into(x) + t.view(-1, 1, 1, 1) / 100 + torch.sin(y.float()).view(-1, 1, 1, 1)))
+        out = self.back(
+            torch.tanh(
+                self.into(x) + t.view(-1, 1, 1, 1) / 100 + torch.sin(y.float()).view(-1, 1, 1, 1)
+            )
+        )
         if self._nan is not None:
             sample, moment = self._nan
             hit = (y == sample) & (t == moment)
@@ -59,9 +65,12 @@ class Tiny(nn.Module):
 
 def factory() -> Model:
     return Model(
-        Tiny(int(os.environ.get("TINY_WEIGHTS", "0"))), (1, 8, 8), schedule=Schedule.linear(100),
-        settings={"solver": "ddim", "eta": 1.0, "clip_range": 1.0}, num_classes=MOST,
-    )  # fmt: skip
+        Tiny(int(os.environ.get("TINY_WEIGHTS", "0"))),
+        (1, 8, 8),
+        schedule=Schedule.linear(100),
+        settings={"solver": "ddim", "eta": 1.0, "clip_range": 1.0},
+        num_classes=MOST,
+    )
 
 
 def _deadly(call: Callable[..., Any], dies: Callable[[bool], bool]) -> Callable[..., Any]:

@@ -16,16 +16,23 @@ TORCHRUN = ("--standalone", "--max-restarts=0", "-m")
 
 
 class Worker:
-    """A process that runs `fastdiff` with these arguments: one worker, or an agent (torchrun, Ray) with several below it.
+    """A process that runs `fastdiff` with these arguments: one worker, or an agent (torchrun, Ray)
+    with several below it.
 
     Args:
-        engine: forked: a copy of this process, which has imported all there is to import; torchrun: the agent is such a
-            copy, its `world` workers are processes of their own; others: a process of its own.
+        engine: forked: a copy of this process, which has imported all there is to import; torchrun:
+            the agent is such a copy, its `world` workers are processes of their own; others: a
+            process of its own.
         environment: what is added to this process's. output: file that takes what it prints.
     """
 
     def __init__(
-        self, engine: str, arguments: Sequence[str], environment: dict[str, str], output: Path, world: int = 1
+        self,
+        engine: str,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        output: Path,
+        world: int = 1,
     ):
         self.engine = engine
         self.status: int | None = None
@@ -34,9 +41,13 @@ class Worker:
             return
         with open(output, "ab") as file:
             self.pid = subprocess.Popen(
-                [sys.executable, "-m", "fastdiff", *arguments], env=os.environ | environment, stdout=file, stderr=file,
-                start_new_session=True, preexec_fn=_interruptible,
-            ).pid  # fmt: skip
+                [sys.executable, "-m", "fastdiff", *arguments],
+                env=os.environ | environment,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+                preexec_fn=_interruptible,
+            ).pid
 
     def ended(self) -> bool:
         if self.status is None:
@@ -71,7 +82,9 @@ def wait(workers: Sequence[Worker], seconds: float = 240.0) -> None:
         time.sleep(0.01)
 
 
-def _fork(engine: str, arguments: Sequence[str], environment: dict[str, str], output: Path, world: int) -> int:
+def _fork(
+    engine: str, arguments: Sequence[str], environment: dict[str, str], output: Path, world: int
+) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -87,7 +100,9 @@ def _fork(engine: str, arguments: Sequence[str], environment: dict[str, str], ou
         if engine == "torchrun":
             from torch.distributed import run
 
-            run.main([*TORCHRUN[:-1], f"--nproc-per-node={world}", TORCHRUN[-1], "fastdiff", *arguments])
+            run.main(
+                [*TORCHRUN[:-1], f"--nproc-per-node={world}", TORCHRUN[-1], "fastdiff", *arguments]
+            )
             status = 0
         else:
             status = fastdiff.cli.main(arguments)
@@ -112,7 +127,12 @@ def kill(pid: int) -> bool:
 
 def _stat(pid: int) -> list[str]:
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return (
+            Path(f"/proc/{pid}/stat")
+            .read_text(encoding="ascii", errors="replace")
+            .rpartition(")")[2]
+            .split()
+        )
     except OSError:
         return ["X", "0"]
 

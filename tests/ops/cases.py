@@ -11,7 +11,18 @@ import torch
 import fastdiff
 from fastdiff.table import COLUMNS, INDEX
 
-SHAPES = [(1, 1), (3, 5), (2, 3, 7), (4, 3, 8, 8), (5, 2, 1, 33), (7,), (2, 1, 65, 67), (0, 3), (3, 0), (300, 2)]
+SHAPES = [
+    (1, 1),
+    (3, 5),
+    (2, 3, 7),
+    (4, 3, 8, 8),
+    (5, 2, 1, 33),
+    (7,),
+    (2, 1, 65, 67),
+    (0, 3),
+    (3, 0),
+    (300, 2),
+]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -20,9 +31,13 @@ def name(dtype: torch.dtype) -> str:
 
 
 def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarray:
-    """A table with about half its coefficients zero and all modes mixed among the rows; no rescaled guidance."""
+    """A table with about half its coefficients zero and all modes mixed among the rows; no rescaled
+    guidance.
+    """
     random = np.random.default_rng(seed)
-    table = np.where(random.random((rows, len(COLUMNS))) < 0.5, random.standard_normal((rows, len(COLUMNS))), 0.0)
+    table = np.where(
+        random.random((rows, len(COLUMNS))) < 0.5, random.standard_normal((rows, len(COLUMNS))), 0.0
+    )
     index = np.arange(rows)
     table[:, INDEX["network"]] = 1
     table[:, INDEX["t"]] = 10 * index[::-1]
@@ -41,14 +56,19 @@ def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarra
 
 
 def outside(backend: str, call: Callable[[], torch.Tensor], message: str, bad: int) -> None:
-    """A time outside its table: the CPU raises before it writes; a GPU makes the sample `bad` NaN, and tells later."""
+    """A time outside its table: the CPU raises before it writes; a GPU makes the sample `bad` NaN,
+    and tells later.
+    """
     if backend not in ("cuda", "triton"):
         with pytest.raises(IndexError) as error:
             call()
         assert message in str(error.value)
         return
     result = call()
-    assert result[bad].isnan().all() and not result[[i for i in range(len(result)) if i != bad]].isnan().any()
+    assert (
+        result[bad].isnan().all()
+        and not result[[i for i in range(len(result)) if i != bad]].isnan().any()
+    )
     with pytest.raises(IndexError, match=message.split(":")[0] + ".*those samples are NaN"):
         fastdiff.backend.check(result.device)
     fastdiff.backend.check(result.device)  # told once

@@ -11,13 +11,15 @@ from ops.cases import truth
 from tolerances import SUM, VLB_SUM
 
 from fastdiff import Schedule, ops, reference
-from fastdiff.likelihood import vlb_table
+from fastdiff.theory.likelihood import vlb_table
 
 SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 4, 33, 33), (300, 2), (2, 1, 1024)]
 
 
 class Op(NamedTuple):
-    """An op, its oracle, and inputs [B, …] for it; `grads` names the inputs that gradients flow to."""
+    """An op, its oracle, and inputs [B, …] for it; `grads` names the inputs that gradients flow
+    to.
+    """
 
     run: Callable[..., torch.Tensor]
     oracle: Callable[..., np.ndarray]
@@ -25,8 +27,13 @@ class Op(NamedTuple):
     grads: tuple[str, ...]
 
 
-def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).to(dtype)
+def normal(
+    shape: tuple[int, ...], dtype: torch.dtype, seed: int, scale: float = 1.0
+) -> torch.Tensor:
+    return (
+        torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        * scale
+    ).to(dtype)
 
 
 def levels(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -55,13 +62,24 @@ def vlb_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Te
     if len(shape) > 1 and shape[1] % 2 == 0:
         twice = (shape[0], 2 * shape[1], *shape[2:])
     t = torch.arange(shape[0]) * 7 % 100  # the first sample is at t = 0
-    alpha, sigma = (torch.tensor(v)[t].view(-1, *(1,) * (len(shape) - 1)) for v in (SCHEDULE.alpha, SCHEDULE.sigma))
+    alpha, sigma = (
+        torch.tensor(v)[t].view(-1, *(1,) * (len(shape) - 1))
+        for v in (SCHEDULE.alpha, SCHEDULE.sigma)
+    )
     x_t = (alpha * x0.double() + sigma * normal(shape, torch.float64, 3)).to(dtype)
-    return {"x0": x0, "x_t": x_t, "model_output": normal(twice, dtype, 4), "table": torch.tensor(TABLE), "t": t}
+    return {
+        "x0": x0,
+        "x_t": x_t,
+        "model_output": normal(twice, dtype, 4),
+        "table": torch.tensor(TABLE),
+        "t": t,
+    }
 
 
 OPS = {
-    "gaussian_kl": Op(ops.gaussian_kl, reference.gaussian_kl, kl_inputs, ("mean1", "logvar1", "mean2", "logvar2")),
+    "gaussian_kl": Op(
+        ops.gaussian_kl, reference.gaussian_kl, kl_inputs, ("mean1", "logvar1", "mean2", "logvar2")
+    ),
     "standard_kl": Op(
         ops.gaussian_kl,
         reference.gaussian_kl,
@@ -69,13 +87,23 @@ OPS = {
         ("mean1", "logvar1"),
     ),
     "discretized_gaussian_nll": Op(
-        ops.discretized_gaussian_nll, reference.discretized_gaussian_nll, nll_inputs, ("mean", "log_scale")
+        ops.discretized_gaussian_nll,
+        reference.discretized_gaussian_nll,
+        nll_inputs,
+        ("mean", "log_scale"),
     ),
     "vlb_terms": Op(ops.vlb_terms, reference.vlb_terms, vlb_inputs, ("model_output",)),
     "noise_mse": Op(
-        lambda prediction, weight, **k: ops.noise_mse(prediction, weight=weight, seed=2**63 + 9, step=3, **k),
-        lambda prediction, weight: reference.noise_mse(prediction, weight=weight, seed=2**63 + 9, step=3),
-        lambda shape, dtype: {"prediction": normal(shape, dtype, 6), "weight": 0.5 + torch.arange(shape[0]) % 4},
+        lambda prediction, weight, **k: ops.noise_mse(
+            prediction, weight=weight, seed=2**63 + 9, step=3, **k
+        ),
+        lambda prediction, weight: reference.noise_mse(
+            prediction, weight=weight, seed=2**63 + 9, step=3
+        ),
+        lambda shape, dtype: {
+            "prediction": normal(shape, dtype, 6),
+            "weight": 0.5 + torch.arange(shape[0]) % 4,
+        },
         ("prediction",),
     ),
 }
@@ -86,8 +114,13 @@ def check(op: Op, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     inputs = op.inputs(shape, dtype)
     got = op.run(**inputs)
     expected = op.oracle(**{k: truth(v) for k, v in inputs.items()})
-    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32) and got.shape == shape[:1]
-    limit = (VLB_SUM if "table" in inputs else SUM)["float64" if dtype == torch.float64 else "float32"]
+    assert (
+        got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        and got.shape == shape[:1]
+    )
+    limit = (VLB_SUM if "table" in inputs else SUM)[
+        "float64" if dtype == torch.float64 else "float32"
+    ]
     np.testing.assert_allclose(got.numpy(), expected, rtol=limit, atol=limit)
 
 

@@ -1,4 +1,6 @@
-"""`discretized_gaussian_nll`: every bin, far tails, narrow bins; what all sums share is in test_sums.py."""
+"""`discretized_gaussian_nll`: every bin, far tails, narrow bins; what all sums share is in
+test_sums.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ def test_nll_is_finite_and_right_in_far_tails_and_narrow_bins(dtype, backend) ->
     offset = torch.tensor([0.0, 1e-4, 0.02, 0.3, 1.0, 1.9], dtype=dtype)
     log_scale = torch.arange(-18.0, 12.1, 0.5, dtype=dtype)
     level = torch.tensor([0, 1, 100, 127, 128, 254, 255])
-    o, s, k = (v.flatten()[:, None] for v in torch.meshgrid(offset, log_scale, level.to(dtype), indexing="ij"))
+    o, s, k = (
+        v.flatten()[:, None]
+        for v in torch.meshgrid(offset, log_scale, level.to(dtype), indexing="ij")
+    )
     x0 = (2 * k - 255) / 255
     mean = torch.where(x0 > 0, x0 - o, x0 + o)
     got = ops.discretized_gaussian_nll(x0, mean, s)
@@ -34,7 +39,9 @@ def test_nll_is_finite_and_right_in_far_tails_and_narrow_bins(dtype, backend) ->
 def test_256_bins_sum_to_one(backend) -> None:
     x0 = (torch.arange(256, dtype=torch.float64) * 2 - 255)[:, None] / 255
     for mean, log_scale in [(0.0, -1.0), (0.9, -5.0), (-1.3, 0.5), (0.1, -9.0)]:
-        nll = ops.discretized_gaussian_nll(x0, torch.full_like(x0, mean), torch.full_like(x0, log_scale))
+        nll = ops.discretized_gaussian_nll(
+            x0, torch.full_like(x0, mean), torch.full_like(x0, log_scale)
+        )
         assert abs(torch.exp(-nll).sum().item() - 1) < 1e-12
 
 

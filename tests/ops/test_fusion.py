@@ -1,4 +1,6 @@
-"""A step is one kernel without host reads: launch counters, fake tensors, opcheck, and fullgraph compilation."""
+"""A step is one kernel without host reads: launch counters, fake tensors, opcheck, and fullgraph
+compilation.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def _step_arguments(batch: int = 4) -> tuple[Any, ...]:
 
 @pytest.mark.cpu_only
 def test_a_step_is_one_launch_of_the_c_library() -> None:
-    from fastdiff import native
+    from fastdiff.backend import library as native
 
     if not native.available():
         pytest.skip(f"the C++ library is off: {native.reason()}")
@@ -34,23 +36,35 @@ def test_a_step_is_one_launch_of_the_c_library() -> None:
     with fastdiff.use("cpu"):
         before = {op: native.launches(op) for op in ("randn", "q_sample", "reverse_step")}
         ops.reverse_step(
-            x, doubled, table, row, seed=1, guidance=guidance, used=PLAN.used, out=x, x0_out=torch.empty_like(x),
-            input_out=torch.empty_like(doubled), row_out=torch.empty_like(row),
-        )  # fmt: skip
+            x,
+            doubled,
+            table,
+            row,
+            seed=1,
+            guidance=guidance,
+            used=PLAN.used,
+            out=x,
+            x0_out=torch.empty_like(x),
+            input_out=torch.empty_like(doubled),
+            row_out=torch.empty_like(row),
+        )
         after = {op: native.launches(op) for op in before}
     assert after == before | {"reverse_step": before["reverse_step"] + 1}
 
 
 @pytest.mark.cpu_only
 def test_a_run_is_one_launch_per_step() -> None:
-    from fastdiff import native
+    from fastdiff.backend import library as native
 
     if not native.available():
         pytest.skip(f"the C++ library is off: {native.reason()}")
     with fastdiff.use("cpu"):
         before = native.launches("randn"), native.launches("reverse_step")
         Sampler(lambda x, t: x, SCHEDULE, solver="ddpm", steps=17).sample((2, 3), seed=0)
-        assert (native.launches("randn") - before[0], native.launches("reverse_step") - before[1]) == (1, 17)
+        assert (
+            native.launches("randn") - before[0],
+            native.launches("reverse_step") - before[1],
+        ) == (1, 17)
 
 
 def test_the_wrappers_read_no_tensor() -> None:
@@ -58,15 +72,39 @@ def test_the_wrappers_read_no_tensor() -> None:
     with FakeTensorMode():
         x, out = torch.empty(4, 3, 8, 8), torch.empty(8, 6, 8, 8)
         table, row = torch.empty(11, 56, dtype=torch.float64), torch.empty(4, dtype=torch.int64)
-        slots, guidance, seeds = torch.empty(2, 4, 3, 8, 8), torch.empty(4), torch.empty(4, dtype=torch.int64)
+        slots, guidance, seeds = (
+            torch.empty(2, 4, 3, 8, 8),
+            torch.empty(4),
+            torch.empty(4, dtype=torch.int64),
+        )
         x_s, fresh = ops.reverse_step(
-            x, out, table, row, slots=slots, seed=seeds, sample_ids=seeds, guidance=guidance, gradient=x, used=PLAN.used
+            x,
+            out,
+            table,
+            row,
+            slots=slots,
+            seed=seeds,
+            sample_ids=seeds,
+            guidance=guidance,
+            gradient=x,
+            used=PLAN.used,
         )
         assert x_s.shape == x.shape and fresh.shape == slots.shape
         ops.reverse_step(
-            x, out, table, row, slots=slots, seed=1, guidance=guidance, used=PLAN.used, out=x, slots_out=slots,
-            x0_out=x, input_out=out[:, :3].contiguous(), row_out=torch.empty_like(row),
-        )  # fmt: skip
+            x,
+            out,
+            table,
+            row,
+            slots=slots,
+            seed=1,
+            guidance=guidance,
+            used=PLAN.used,
+            out=x,
+            slots_out=slots,
+            x0_out=x,
+            input_out=out[:, :3].contiguous(),
+            row_out=torch.empty_like(row),
+        )
         assert ops.randn((4, 5), seed=seeds, sample_ids=seeds).shape == (4, 5)
         t = torch.empty(4, dtype=torch.int64)
         table64 = torch.empty(1000, dtype=torch.float64)
@@ -76,7 +114,9 @@ def test_the_wrappers_read_no_tensor() -> None:
 def test_a_run_under_fake_tensors_reads_nothing() -> None:
     """The whole loop of a DDPM run: the host knows every row without asking the device."""
     with FakeTensorMode():
-        x = Sampler(lambda x, t: x, SCHEDULE, solver="ddpm", steps=5).sample(x_T=torch.empty(2, 3), seed=0)
+        x = Sampler(lambda x, t: x, SCHEDULE, solver="ddpm", steps=5).sample(
+            x_T=torch.empty(2, 3), seed=0
+        )
         assert x.shape == (2, 3)
 
 
@@ -91,12 +131,28 @@ def test_opcheck(backend: str) -> None:
     counter = (5, None, None, 0, 2, False)
     _opcheck(f.randn_out.default, torch.empty(3, 5), *counter)
     _opcheck(f.q_sample.default, x, t, alpha, sigma, None, *counter)
-    _opcheck(f.q_sample_out.default, x.detach(), t, ALPHA, SIGMA, None, *counter, torch.empty_like(x))
+    _opcheck(
+        f.q_sample_out.default, x.detach(), t, ALPHA, SIGMA, None, *counter, torch.empty_like(x)
+    )
     table = torch.from_numpy(random_table(5))
     out = torch.randn(6, 8, 2, requires_grad=True)
     slots = torch.randn(4, 3, 4, 2, dtype=torch.float64, requires_grad=True)
     gamma, gradient = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64), torch.ones(3, 4, 2)
-    step = (table, torch.tensor([1, 2, 4]), slots, None, 5, None, True, None, gamma, gradient, 1, False, -1)
+    step = (
+        table,
+        torch.tensor([1, 2, 4]),
+        slots,
+        None,
+        5,
+        None,
+        True,
+        None,
+        gamma,
+        gradient,
+        1,
+        False,
+        -1,
+    )
     _opcheck(f.reverse_step.default, x, out, *step)
     detached = (*step[:2], slots.detach(), *step[3:])
     results = (

@@ -27,7 +27,11 @@ def test_short_floats_are_no_further_from_float64_than_eager(backend) -> None:
         inputs = OPS["gaussian_kl"].inputs((64, 3, 40), dtype)
         m1, v1, m2, v2 = inputs.values()
         exact = reference.gaussian_kl(*(truth(v) for v in inputs.values()))
-        eager = (0.5 * (v2 - v1 - 1 + torch.exp(v1 - v2) + (m1 - m2) ** 2 * torch.exp(-v2))).flatten(1).sum(1)
+        eager = (
+            (0.5 * (v2 - v1 - 1 + torch.exp(v1 - v2) + (m1 - m2) ** 2 * torch.exp(-v2)))
+            .flatten(1)
+            .sum(1)
+        )
         ours = np.abs(ops.gaussian_kl(**inputs).double().numpy() - exact)
         assert ours.max() <= np.abs(eager.double().numpy() - exact).max()
 
@@ -49,9 +53,14 @@ def test_broadcasting_reads_constants_once(backend) -> None:
 
 
 def test_closed_form() -> None:
-    """KL(N0 || N1) = ½ (ln s1²/s0² + (s0² + (m0 - m1)²)/s1² - 1) of two scalars, and KL(p || p) = 0."""
+    """KL(N0 || N1) = ½ (ln s1²/s0² + (s0² + (m0 - m1)²)/s1² - 1) of two scalars, and KL(p || p) =
+    0.
+    """
     m0, s0, m1, s1 = 0.3, 0.7, -0.5, 1.9
-    values = [torch.tensor([[v]], dtype=torch.float64) for v in (m0, 2 * math.log(s0), m1, 2 * math.log(s1))]
+    values = [
+        torch.tensor([[v]], dtype=torch.float64)
+        for v in (m0, 2 * math.log(s0), m1, 2 * math.log(s1))
+    ]
     expected = 0.5 * (math.log(s1**2 / s0**2) + (s0**2 + (m0 - m1) ** 2) / s1**2 - 1)
     assert abs(ops.gaussian_kl(*values).item() - expected) < 1e-15
     assert ops.gaussian_kl(*values[:2], *values[:2]).item() == 0
@@ -61,7 +70,10 @@ def test_bad_input() -> None:
     x = torch.zeros(2, 3)
     for arguments, message in [
         ((x, x, x), "expected mean2 and logvar2 together or neither"),
-        ((x, torch.zeros(2, 4)), "expected shapes that broadcast to one, got mean1 [2, 3], logvar1 [2, 4]"),
+        (
+            (x, torch.zeros(2, 4)),
+            "expected shapes that broadcast to one, got mean1 [2, 3], logvar1 [2, 4]",
+        ),
         ((torch.zeros(()), torch.zeros(())), "expected shapes [B, …], got scalars"),
     ]:
         with pytest.raises(ValueError) as error:

@@ -1,4 +1,6 @@
-"""`group_norm_silu`: values against float64 NumPy and torch's own operations, layouts, bits, gradients, errors."""
+"""`group_norm_silu`: values against float64 NumPy and torch's own operations, layouts, bits,
+gradients, errors.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from ops.sums import normal
 from tolerances import GROUP_NORM, GROUP_NORM_GRADIENTS, ROUNDING
 from torch.nn import functional as F
 
-from fastdiff import native, ops, reference
+from fastdiff import ops, reference
+from fastdiff.backend import library
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 SHAPES = [
@@ -24,8 +27,12 @@ SHAPES = [
 IDS = ["x".join(map(str, shape)) + f"/{groups}" for shape, groups in SHAPES]
 
 
-def inputs(shape: tuple[int, ...], dtype: torch.dtype, what: str = "all") -> tuple[torch.Tensor, dict[str, Any]]:
-    """x and the op's optional tensors: none of them, or all, the conditioning as halves of one tensor."""
+def inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, what: str = "all"
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """x and the op's optional tensors: none of them, or all, the conditioning as halves of one
+    tensor.
+    """
     x = normal(shape, dtype, 1, 1.5) + 0.75
     if what == "plain":
         return x, {}
@@ -62,7 +69,9 @@ def test_values(shape: tuple[int, ...], groups: int, dtype: torch.dtype, backend
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("shape, groups", [s for s in SHAPES if len(s[0]) in LAST], ids=lambda v: str(v))
+@pytest.mark.parametrize(
+    "shape, groups", [s for s in SHAPES if len(s[0]) in LAST], ids=lambda v: str(v)
+)
 def test_channels_last_gives_the_same_bits_in_its_own_format(shape, groups, dtype, backend) -> None:
     x, options = inputs(shape, dtype)
     last = x.contiguous(memory_format=LAST[x.ndim])
@@ -89,15 +98,15 @@ def test_every_backend_and_level_gives_the_same_bits(shape, groups, dtype, backe
     for what in ("plain", "all"):
         x, options = inputs(shape, dtype, what)
         expected = ops.group_norm_silu(x, groups, backend="torch", **options)
-        levels = native.levels() if backend == "cpu" else [None]
+        levels = library.levels() if backend == "cpu" else [None]
         for level in levels:
             if level:
-                native.set_level(level)
+                library.set_level(level)
             try:
                 assert torch.equal(ops.group_norm_silu(x, groups, **options), expected), level
             finally:
                 if level:
-                    native.set_level(None)
+                    library.set_level(None)
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -118,7 +127,9 @@ def test_a_sample_does_not_see_its_batch(last: bool, backend: str) -> None:
 
 
 def test_a_large_mean_does_no_harm(backend: str) -> None:
-    """The squares of distances are summed, never a difference of squares: the error is that of x's own rounding."""
+    """The squares of distances are summed, never a difference of squares: the error is that of x's
+    own rounding.
+    """
     for groups, shape in ((4, (2, 16, 40, 40)), (2, (2, 8, 5))):
         x = normal(shape, torch.float32, 1) + 3000
         got = ops.group_norm_silu(x, groups, silu=False)
@@ -133,7 +144,9 @@ def test_one_far_value_and_constant_groups(backend: str) -> None:
     x[0, 0, 0, 0] = 1e4  # the pivot of its group
     close(ops.group_norm_silu(x, 2), oracle(x, 2, {}), torch.float32)
     y = ops.group_norm_silu(torch.full((2, 4, 70), 7.0), 2, bias=torch.ones(4))
-    torch.testing.assert_close(y, torch.full_like(y, float(F.silu(torch.ones(())))), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        y, torch.full_like(y, float(F.silu(torch.ones(())))), rtol=1e-6, atol=0
+    )
 
 
 def test_extremes_of_silu(backend: str) -> None:
@@ -163,14 +176,25 @@ def test_in_place_and_into_a_part(dtype: torch.dtype, backend: str) -> None:
         assert torch.equal(x, expected)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.permutations(range(4)), st.lists(st.integers(1, 2), min_size=4, max_size=4), st.integers(0, 3))
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.permutations(range(4)),
+    st.lists(st.integers(1, 2), min_size=4, max_size=4),
+    st.integers(0, 3),
+)
 def test_any_layout(backend: str, order: list[int], steps: list[int], offset: int) -> None:
     shape = (2, 6, 5, 7)
-    room = torch.randn([shape[i] * steps[i] + offset for i in order], generator=torch.Generator().manual_seed(1))
+    room = torch.randn(
+        [shape[i] * steps[i] + offset for i in order], generator=torch.Generator().manual_seed(1)
+    )
     view = room.permute([order.index(i) for i in range(4)])
     x = view[tuple(slice(offset, offset + n * k, k) for n, k in zip(shape, steps, strict=True))]
-    assert torch.equal(ops.group_norm_silu(x, 3), ops.group_norm_silu(x.clone(memory_format=torch.contiguous_format), 3))
+    assert torch.equal(
+        ops.group_norm_silu(x, 3),
+        ops.group_norm_silu(x.clone(memory_format=torch.contiguous_format), 3),
+    )
     wide = x[:, :1].expand(shape)
     assert torch.equal(ops.group_norm_silu(wide, 3), ops.group_norm_silu(wide.contiguous(), 3))
 
@@ -184,7 +208,9 @@ def test_empty(backend: str) -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients(last: bool) -> None:
-    """Of every input, first and second order, against differences; and in float32 against torch's own chain."""
+    """Of every input, first and second order, against differences; and in float32 against torch's
+    own chain.
+    """
     x, options = inputs((2, 6, 3, 4), torch.float64)
     tensors = [v.double().detach().requires_grad_() for v in (x, *options.values())]
     names = tuple(options)
@@ -207,11 +233,15 @@ def test_gradients_equal_those_of_torch(dtype: torch.dtype) -> None:
     w, b, scale, shift, add = (theirs[k] for k in options)
     y = F.group_norm(theirs["x"] + add[:, :, None, None], 8, w, b)
     F.silu(y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]).square().sum().backward()
-    ops.group_norm_silu(ours["x"], 8, **{k: ours[k] for k in options}).double().square().sum().backward()
+    ops.group_norm_silu(
+        ours["x"], 8, **{k: ours[k] for k in options}
+    ).double().square().sum().backward()
     for k, v in given.items():
         got, expected = ours[k].grad, theirs[k].grad
         assert got is not None and expected is not None and got.dtype == v.dtype
-        assert (got.double() - expected).abs().max() <= GROUP_NORM_GRADIENTS[name(dtype)] * expected.abs().max(), k
+        assert (got.double() - expected).abs().max() <= GROUP_NORM_GRADIENTS[
+            name(dtype)
+        ] * expected.abs().max(), k
 
 
 def test_partial_gradients() -> None:
@@ -227,15 +257,29 @@ def test_partial_gradients() -> None:
 
 def test_opcheck_and_compile() -> None:
     x, options = inputs((2, 16, 6, 6), torch.float32)
-    for layout in (x, x.contiguous(memory_format=torch.channels_last), x[:, :, ::2], x.transpose(2, 3)):
-        arguments = (layout, 4, *(options[k] for k in ("weight", "bias", "scale", "shift", "add")), 1e-5, True)
+    for layout in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x[:, :, ::2],
+        x.transpose(2, 3),
+    ):
+        arguments = (
+            layout,
+            4,
+            *(options[k] for k in ("weight", "bias", "scale", "shift", "add")),
+            1e-5,
+            True,
+        )
         torch.library.opcheck(torch.ops.fastdiff.group_norm_silu.default, arguments)
     grown = (x.clone().requires_grad_(), 4, None, None, None, None, None, 1e-5, True)
     torch.library.opcheck(torch.ops.fastdiff.group_norm_silu.default, grown)
     torch.library.opcheck(
-        torch.ops.fastdiff.group_norm_silu_out.default, (x, 4, None, None, None, None, None, 1e-5, True, torch.empty_like(x))
+        torch.ops.fastdiff.group_norm_silu_out.default,
+        (x, 4, None, None, None, None, None, 1e-5, True, torch.empty_like(x)),
     )
-    compiled = torch.compile(lambda v: ops.group_norm_silu(v * 2, 4, **options) + 1, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda v: ops.group_norm_silu(v * 2, 4, **options) + 1, fullgraph=True, backend="aot_eager"
+    )
     for layout in (x, x.contiguous(memory_format=torch.channels_last)):
         assert torch.equal(compiled(layout), ops.group_norm_silu(layout * 2, 4, **options) + 1)
 
@@ -244,18 +288,60 @@ def test_bad_input() -> None:
     x = torch.zeros(2, 6, 3, 3)
     last = x.contiguous(memory_format=torch.channels_last)
     for call, kind, message in [
-        (lambda: ops.group_norm_silu(torch.zeros(3), 1), ValueError, "expected x of shape [B, C, …], got [3]"),
-        (lambda: ops.group_norm_silu(x.int(), 1), TypeError, "expected x of dtype float64, float32, float16 or bfloat16"),
-        (lambda: ops.group_norm_silu(x, 4), ValueError, "expected groups that divide the 6 channels, got 4"),
-        (lambda: ops.group_norm_silu(x, 0), ValueError, "expected groups that divide the 6 channels, got 0"),
+        (
+            lambda: ops.group_norm_silu(torch.zeros(3), 1),
+            ValueError,
+            "expected x of shape [B, C, …], got [3]",
+        ),
+        (
+            lambda: ops.group_norm_silu(x.int(), 1),
+            TypeError,
+            "expected x of dtype float64, float32, float16 or bfloat16",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 4),
+            ValueError,
+            "expected groups that divide the 6 channels, got 4",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 0),
+            ValueError,
+            "expected groups that divide the 6 channels, got 0",
+        ),
         (lambda: ops.group_norm_silu(x, 2.0), TypeError, "expected groups as an int, got float"),
-        (lambda: ops.group_norm_silu(x, 2, eps=-1.0), ValueError, "expected eps of at least 0, got -1.0"),
-        (lambda: ops.group_norm_silu(x, 2, torch.ones(5)), ValueError, "expected weight of shape [6], got [5]"),
-        (lambda: ops.group_norm_silu(x, 2, scale=torch.ones(6)), ValueError, "expected scale of shape [2, 6], got [6]"),
-        (lambda: ops.group_norm_silu(x, 2, out=torch.zeros(2, 6, 9)), ValueError, "expected out of shape [2, 6, 3, 3]"),
-        (lambda: ops.group_norm_silu(x, 2, out=last), ValueError, "expected out with the dtype and memory format of x"),
-        (lambda: ops.group_norm_silu(x, 2, out=x.half()), ValueError, "expected out with the dtype and memory format of x"),
+        (
+            lambda: ops.group_norm_silu(x, 2, eps=-1.0),
+            ValueError,
+            "expected eps of at least 0, got -1.0",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 2, torch.ones(5)),
+            ValueError,
+            "expected weight of shape [6], got [5]",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 2, scale=torch.ones(6)),
+            ValueError,
+            "expected scale of shape [2, 6], got [6]",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 2, out=torch.zeros(2, 6, 9)),
+            ValueError,
+            "expected out of shape [2, 6, 3, 3]",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 2, out=last),
+            ValueError,
+            "expected out with the dtype and memory format of x",
+        ),
+        (
+            lambda: ops.group_norm_silu(x, 2, out=x.half()),
+            ValueError,
+            "expected out with the dtype and memory format of x",
+        ),
     ]:
         with pytest.raises(kind) as error:
             call()
-        assert message in str(error.value) and str(error.value).startswith("fastdiff.group_norm_silu: ")
+        assert message in str(error.value) and str(error.value).startswith(
+            "fastdiff.group_norm_silu: "
+        )

@@ -1,4 +1,6 @@
-"""`noise_mse`: the loss of training without stored noise; what all sums share is in test_sums.py."""
+"""`noise_mse`: the loss of training without stored noise; what all sums share is in
+test_sums.py.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_gradient_against_autograd_of_stored_noise(backend) -> None:
     expected = torch.autograd.grad(plain, prediction)[0]
     ours = ops.noise_mse(prediction, seed=5, weight=weight).sum()
     assert abs(ours.item() - plain.item()) < 1e-13 * abs(plain.item())
-    torch.testing.assert_close(torch.autograd.grad(ours, prediction)[0], expected, rtol=1e-13, atol=1e-16)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, prediction)[0], expected, rtol=1e-13, atol=1e-16
+    )
 
 
 def test_nothing_but_the_prediction_is_kept(backend) -> None:
@@ -41,7 +45,11 @@ def test_nothing_but_the_prediction_is_kept(backend) -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"fastdiff.noise_mse: expected weight of shape \[2\], got \[3\]"):
+    with pytest.raises(
+        ValueError, match=r"fastdiff.noise_mse: expected weight of shape \[2\], got \[3\]"
+    ):
         ops.noise_mse(torch.zeros(2, 3), seed=1, weight=torch.ones(3))
-    with pytest.raises(ValueError, match="fastdiff.noise_mse: expected out together with workspace"):
+    with pytest.raises(
+        ValueError, match="fastdiff.noise_mse: expected out together with workspace"
+    ):
         ops.noise_mse(torch.zeros(2, 3), seed=1, workspace=torch.ones(3))

@@ -18,19 +18,31 @@ KEPT = torch.tensor(SCHEDULE.alphas_cumprod)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_against_the_oracle(shape, dtype, backend) -> None:
-    x0, x_t, t = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.arange(shape[0]) * 13 % 100
+    x0, x_t, t = (
+        torch.randn(shape).to(dtype),
+        torch.randn(shape).to(dtype),
+        torch.arange(shape[0]) * 13 % 100,
+    )
     mean, variance, log_variance = fastdiff.q_posterior(x0, x_t, t, KEPT)
     wide = np.float64 if dtype == torch.float64 else np.float32
     expected = reference.q_posterior(
         truth(x0).astype(wide), truth(x_t).astype(wide), t.numpy(), SCHEDULE.alphas_cumprod
     )
     if dtype == torch.float64:  # torch's float64 square root may be one unit in the last place off
-        np.testing.assert_allclose(mean.numpy(), expected[0], rtol=4 * ROUNDING["float64"], atol=ROUNDING["float64"])
+        np.testing.assert_allclose(
+            mean.numpy(), expected[0], rtol=4 * ROUNDING["float64"], atol=ROUNDING["float64"]
+        )
     else:
-        assert torch.equal(mean, torch.from_numpy(expected[0]).to(dtype)), "computed wide, rounded once"
-    assert np.array_equal(variance.numpy(), expected[1]) and variance.dtype == ops.common.compute_dtype(x0)
+        assert torch.equal(mean, torch.from_numpy(expected[0]).to(dtype)), (
+            "computed wide, rounded once"
+        )
+    assert np.array_equal(
+        variance.numpy(), expected[1]
+    ) and variance.dtype == ops.common.compute_dtype(x0)
     # the platforms' logarithms differ by a unit in the last place
-    np.testing.assert_allclose(log_variance.numpy(), expected[2], rtol=2 * ROUNDING[name(variance.dtype)])
+    np.testing.assert_allclose(
+        log_variance.numpy(), expected[2], rtol=2 * ROUNDING[name(variance.dtype)]
+    )
 
 
 def test_the_first_step_has_no_variance(backend) -> None:
@@ -44,7 +56,9 @@ def test_the_first_step_has_no_variance(backend) -> None:
 
 
 def test_closed_form_for_gaussian_data(backend) -> None:
-    """On N(0, 1) data the posterior mean, averaged over x0 given x_t, is sqrt(alpha_t) x_t (notes on oracles)."""
+    """On N(0, 1) data the posterior mean, averaged over x0 given x_t, is sqrt(alpha_t) x_t (notes
+    on oracles).
+    """
     t = torch.arange(1, 100)
     x_t = torch.ones(99, 1, dtype=torch.float64)
     denoised = KEPT[t].sqrt()[:, None] * x_t
@@ -59,12 +73,22 @@ def test_gradients(backend) -> None:
 
 
 def test_layouts_and_out(backend) -> None:
-    x0, x_t, t = torch.randn(4, 6, 5), torch.randn(6, 4, 5).transpose(0, 1), torch.tensor([0, 1, 50, 99])
+    x0, x_t, t = (
+        torch.randn(4, 6, 5),
+        torch.randn(6, 4, 5).transpose(0, 1),
+        torch.tensor([0, 1, 50, 99]),
+    )
     expected = ops.q_posterior(x0, x_t.contiguous(), t, KEPT)
-    out = (torch.full((4, 6, 5), torch.nan), torch.full((4,), torch.nan), torch.full((4,), torch.nan))
+    out = (
+        torch.full((4, 6, 5), torch.nan),
+        torch.full((4,), torch.nan),
+        torch.full((4,), torch.nan),
+    )
     got = ops.q_posterior(x0, x_t, t, KEPT, out=out)
     assert got is out and all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    compiled = torch.compile(lambda a, b: ops.q_posterior(a, b, t, KEPT), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda a, b: ops.q_posterior(a, b, t, KEPT), fullgraph=True, backend="aot_eager"
+    )
     assert all(torch.equal(a, b) for a, b in zip(compiled(x0, x_t), expected, strict=True))
 
 
@@ -72,4 +96,9 @@ def test_times_outside_raise(backend) -> None:
     x = torch.randn(2, 3)
     for bad in (-1, 100):
         message = f"fastdiff.q_posterior: expected t in [0, 100), got {bad} at index 1"
-        outside(backend, lambda bad=bad: ops.q_posterior(x, x, torch.tensor([3, bad]), KEPT)[0], message, 1)
+        outside(
+            backend,
+            lambda bad=bad: ops.q_posterior(x, x, torch.tensor([3, bad]), KEPT)[0],
+            message,
+            1,
+        )

@@ -1,4 +1,6 @@
-"""`q_sample` against the oracle: bits in float32 and float64, one rounding in the short types; and its gradients."""
+"""`q_sample` against the oracle: bits in float32 and float64, one rounding in the short types; and
+its gradients.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,23 @@ def test_against_the_oracle(shape: tuple[int, ...], dtype: torch.dtype, backend:
     x0, t = _inputs(shape, dtype)
     got = fastdiff.q_sample(x0, t, ALPHA, SIGMA, seed=2**63 + 1, step=7)
     assert got.dtype == dtype and got.shape == x0.shape
-    expected = reference.q_sample(truth(x0), t.numpy(), SCHEDULE.alpha, SCHEDULE.sigma, seed=2**63 + 1, step=7)
+    expected = reference.q_sample(
+        truth(x0), t.numpy(), SCHEDULE.alpha, SCHEDULE.sigma, seed=2**63 + 1, step=7
+    )
     if dtype in (torch.float32, torch.float64):
         assert np.array_equal(got.numpy(), expected)
     else:
-        wide = reference.q_sample(truth(x0).astype(np.float32), t.numpy(), SCHEDULE.alpha, SCHEDULE.sigma,
-                                  seed=2**63 + 1, step=7)  # fmt: skip
-        assert torch.equal(got, torch.from_numpy(wide).to(dtype)), "float32 arithmetic, rounded once"
+        wide = reference.q_sample(
+            truth(x0).astype(np.float32),
+            t.numpy(),
+            SCHEDULE.alpha,
+            SCHEDULE.sigma,
+            seed=2**63 + 1,
+            step=7,
+        )
+        assert torch.equal(got, torch.from_numpy(wide).to(dtype)), (
+            "float32 arithmetic, rounded once"
+        )
 
 
 @pytest.mark.parametrize("noise_dtype", DTYPES, ids=name)
@@ -41,7 +53,9 @@ def test_given_noise_and_continuous_time(noise_dtype: torch.dtype, backend: str)
     noise = torch.randn(4, 3, 5).to(noise_dtype)
     alpha, sigma = torch.rand(4, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
     got = fastdiff.q_sample(x0, None, alpha, sigma, noise=noise)
-    expected = reference.q_sample(x0.numpy(), None, alpha.numpy(), sigma.numpy(), noise=truth(noise))
+    expected = reference.q_sample(
+        x0.numpy(), None, alpha.numpy(), sigma.numpy(), noise=truth(noise)
+    )
     assert np.array_equal(got.numpy(), expected)
 
 
@@ -77,16 +91,22 @@ def test_gradients(backend: str) -> None:
     assert torch.autograd.gradcheck(
         lambda *a: fastdiff.q_sample(a[0], t, a[2], a[3], noise=a[1]), (x0, noise, alpha, sigma)
     )
-    assert torch.autograd.gradcheck(lambda *a: fastdiff.q_sample(a[0], t, a[1], a[2], seed=3), (x0, alpha, sigma))
+    assert torch.autograd.gradcheck(
+        lambda *a: fastdiff.q_sample(a[0], t, a[1], a[2], seed=3), (x0, alpha, sigma)
+    )
 
 
 def test_bfloat16_is_no_further_from_float64_than_eager(backend: str) -> None:
     x0, t = _inputs((64, 3, 16, 16), torch.bfloat16)
     noise = torch.randn(x0.shape).to(torch.bfloat16)
-    exact = reference.q_sample(x0.double().numpy(), t.numpy(), SCHEDULE.alpha, SCHEDULE.sigma, noise=truth(noise))
+    exact = reference.q_sample(
+        x0.double().numpy(), t.numpy(), SCHEDULE.alpha, SCHEDULE.sigma, noise=truth(noise)
+    )
     got = fastdiff.q_sample(x0, t, ALPHA, SIGMA, noise=noise)
     a, s = (v[t].to(torch.bfloat16).view(-1, 1, 1, 1) for v in (ALPHA, SIGMA))
     eager = a * x0 + s * noise
     error = np.abs(got.double().numpy() - exact).max()
     assert error <= np.abs(eager.double().numpy() - exact).max()
-    assert (np.abs(got.double().numpy() - exact) <= ROUNDING["bfloat16"] * np.abs(exact) + 1e-6).all()
+    assert (
+        np.abs(got.double().numpy() - exact) <= ROUNDING["bfloat16"] * np.abs(exact) + 1e-6
+    ).all()

@@ -35,7 +35,12 @@ def test_any_counter(seed: int, ids: list[int], step: int, stream: int, n: int) 
     for name in ("torch", "cpu"):
         if fastdiff.backends()[name].available:
             got = fastdiff.randn(
-                (len(ids), n), seed=seed, sample_ids=torch.tensor(ids), step=step, stream=stream, backend=name
+                (len(ids), n),
+                seed=seed,
+                sample_ids=torch.tensor(ids),
+                step=step,
+                stream=stream,
+                backend=name,
             )
             assert np.array_equal(got.numpy().view(np.uint32), expected.view(np.uint32))
 
@@ -45,10 +50,12 @@ def test_seeds_per_sample(backend: str) -> None:
     as_int64 = torch.tensor([s - 2**64 if s >= 2**63 else s for s in seeds])
     got = fastdiff.randn((3, 10), seed=as_int64)
     for b, seed in enumerate(seeds):
-        assert torch.equal(got[b], fastdiff.randn((1, 10), seed=seed, sample_ids=torch.tensor([b]))[0])
-    assert torch.equal(fastdiff.randn((3, 10), seed=as_int64[1]), fastdiff.randn((3, 10), seed=2**63)), (
-        "a scalar tensor is one seed for all"
-    )
+        assert torch.equal(
+            got[b], fastdiff.randn((1, 10), seed=seed, sample_ids=torch.tensor([b]))[0]
+        )
+    assert torch.equal(
+        fastdiff.randn((3, 10), seed=as_int64[1]), fastdiff.randn((3, 10), seed=2**63)
+    ), "a scalar tensor is one seed for all"
 
 
 def test_out_is_filled_and_nothing_else(backend: str) -> None:

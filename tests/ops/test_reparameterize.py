@@ -1,4 +1,6 @@
-"""`reparameterize` against the oracle: bits in float32, its noise regenerated in the backward pass."""
+"""`reparameterize` against the oracle: bits in float32, its noise regenerated in the backward
+pass.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,15 @@ def test_against_the_oracle(shape, dtype, backend) -> None:
     mean, logvar = torch.randn(shape).to(dtype), (torch.randn(shape) * 3).to(dtype)
     got = fastdiff.reparameterize(mean, logvar, seed=2**63 + 1, step=7)
     wide = np.float64 if dtype == torch.float64 else np.float32
-    expected = reference.reparameterize(truth(mean).astype(wide), truth(logvar).astype(wide), seed=2**63 + 1, step=7)
+    expected = reference.reparameterize(
+        truth(mean).astype(wide), truth(logvar).astype(wide), seed=2**63 + 1, step=7
+    )
     if dtype == torch.float64:
         np.testing.assert_allclose(got.numpy(), expected, rtol=8 * ROUNDING["float64"], atol=1e-15)
     else:
-        assert torch.equal(got, torch.from_numpy(expected).to(dtype)), "float32 arithmetic, rounded once"
+        assert torch.equal(got, torch.from_numpy(expected).to(dtype)), (
+            "float32 arithmetic, rounded once"
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -34,7 +40,9 @@ def test_gradients_of_every_dtype(dtype, backend) -> None:
     g, v = upstream.double(), logvar.detach().double()
     assert torch.equal(got[0], upstream)
     limit = {"float32": 1e-6, "float64": 1e-14}.get(name(dtype), ROUNDING[name(dtype)])
-    torch.testing.assert_close(got[1].double(), g * eps * 0.5 * torch.exp(0.5 * v), rtol=limit, atol=limit)
+    torch.testing.assert_close(
+        got[1].double(), g * eps * 0.5 * torch.exp(0.5 * v), rtol=limit, atol=limit
+    )
 
 
 def test_gradcheck_and_broadcasting(backend) -> None:
@@ -44,9 +52,14 @@ def test_gradcheck_and_broadcasting(backend) -> None:
 
 
 def test_the_gradient_of_a_square(backend) -> None:
-    """d E z² / d mu = 2 mu and d / d sigma = 2 sigma (notes on oracles), within five standard errors."""
+    """d E z² / d mu = 2 mu and d / d sigma = 2 sigma (notes on oracles), within five standard
+    errors.
+    """
     n = 200_000
-    mean, sigma = torch.full((n, 1), 0.7, requires_grad=True), torch.full((n, 1), 1.3, requires_grad=True)
+    mean, sigma = (
+        torch.full((n, 1), 0.7, requires_grad=True),
+        torch.full((n, 1), 1.3, requires_grad=True),
+    )
     z = ops.reparameterize(mean, 2 * sigma.log(), seed=0)
     by_mean, by_sigma = torch.autograd.grad((z**2).sum(), (mean, sigma))
     scale = 2 * (0.7 + 1.3) * 3
@@ -64,9 +77,16 @@ def test_nothing_but_the_inputs_is_kept(backend) -> None:
 
 def test_out_and_compilation(backend) -> None:
     mean, logvar = torch.randn(4, 3, 5).transpose(0, 1), torch.randn(3, 4, 5)
-    expected = ops.reparameterize(mean.contiguous(), logvar, seed=9, sample_ids=torch.tensor([5, 2**40, 0]))
+    expected = ops.reparameterize(
+        mean.contiguous(), logvar, seed=9, sample_ids=torch.tensor([5, 2**40, 0])
+    )
     out = torch.full((3, 4, 5), torch.nan)
-    assert ops.reparameterize(mean, logvar, seed=9, sample_ids=torch.tensor([5, 2**40, 0]), out=out) is out
+    assert (
+        ops.reparameterize(mean, logvar, seed=9, sample_ids=torch.tensor([5, 2**40, 0]), out=out)
+        is out
+    )
     assert torch.equal(out, expected)
-    compiled = torch.compile(lambda m, v: ops.reparameterize(m, v, seed=9), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda m, v: ops.reparameterize(m, v, seed=9), fullgraph=True, backend="aot_eager"
+    )
     assert torch.equal(compiled(mean, logvar), ops.reparameterize(mean, logvar, seed=9))

@@ -1,4 +1,6 @@
-"""`RepeatedStep`: the same bits, errors and bookkeeping as `reverse_step`, whatever changes from call to call."""
+"""`RepeatedStep`: the same bits, errors and bookkeeping as `reverse_step`, whatever changes from
+call to call.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import pytest
 import torch
 from ops.cases import random_table
 
-from fastdiff import Schedule, native, ops
+from fastdiff import Schedule, ops
+from fastdiff.backend import library
 from fastdiff.solvers import make_plan
 
 SHAPE = (3, 2, 5, 7)
@@ -23,18 +26,38 @@ class Buffers:
         self.table = table
         self.x = torch.randn(SHAPE, generator=g)
         self.slots = torch.randn((4, *SHAPE), generator=g)
-        self.x0, self.x_in = torch.empty(SHAPE), torch.empty((BATCH * (2 if guided else 1), *SHAPE[1:]))
+        self.x0, self.x_in = (
+            torch.empty(SHAPE),
+            torch.empty((BATCH * (2 if guided else 1), *SHAPE[1:])),
+        )
         self.rooms = torch.empty(2, BATCH)
-        self.row, self.row_out = torch.zeros(BATCH, dtype=torch.int64), torch.empty(BATCH, dtype=torch.int64)
+        self.row, self.row_out = (
+            torch.zeros(BATCH, dtype=torch.int64),
+            torch.empty(BATCH, dtype=torch.int64),
+        )
         self.gamma = torch.tensor([1.0, 3.0, -0.5]) if guided else None
         self.draw = {"seed": 9, "sample_ids": torch.tensor([4, 2**40, 7])}
-        self.others = {"slots": self.slots, "x0_out": self.x0, "input_out": self.x_in, "workspace": self.rooms}
+        self.others = {
+            "slots": self.slots,
+            "x0_out": self.x0,
+            "input_out": self.x_in,
+            "workspace": self.rooms,
+        }
 
     def plain(self, out: Any, guided: bool, **extra: Any) -> None:
         ops.reverse_step(
-            self.x, out, self.table, self.row, **self.draw, guidance=self.gamma if guided else None,
-            out=self.x, slots_out=self.slots, row_out=self.row_out, **self.others, **extra,
-        )  # fmt: skip
+            self.x,
+            out,
+            self.table,
+            self.row,
+            **self.draw,
+            guidance=self.gamma if guided else None,
+            out=self.x,
+            slots_out=self.slots,
+            row_out=self.row_out,
+            **self.others,
+            **extra,
+        )
 
     def state(self) -> list[torch.Tensor]:
         self.row, self.row_out = self.row_out, self.row
@@ -48,12 +71,20 @@ def outputs(k: int, rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("solver", ["ddpm", "unipc", "heun", "edm", "random"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_equals_the_op(solver: str, guided: bool, backend: str) -> None:
-    """Guidance comes and goes, outputs change their dtype and memory, and a call with noise of its own lies between."""
+    """Guidance comes and goes, outputs change their dtype and memory, and a call with noise of its
+    own lies between.
+    """
     if solver == "random":
         table = torch.from_numpy(random_table(9, 1, learned=False))
         table[:, 5] = 0.0  # no gradient is given
     else:
-        plan = make_plan(Schedule.linear(1000), solver=solver, steps=6, dynamic_threshold=0.9, guidance_rescale=0.4)
+        plan = make_plan(
+            Schedule.linear(1000),
+            solver=solver,
+            steps=6,
+            dynamic_threshold=0.9,
+            guidance_rescale=0.4,
+        )
         table = torch.tensor(plan.table)
     a, b = Buffers(table, guided=guided), Buffers(table, guided=guided)
     step = ops.RepeatedStep(b.x, table, guidance=b.gamma, **b.draw, **b.others)
@@ -82,18 +113,18 @@ def test_rows_without_a_call_take_no_output() -> None:
 
 
 @pytest.mark.cpu_only
-@pytest.mark.skipif(not native.available(), reason="the C++ library is off")
+@pytest.mark.skipif(not library.available(), reason="the C++ library is off")
 def test_one_launch_and_the_same_errors() -> None:
     plan = make_plan(Schedule.linear(1000), solver="ddim", steps=5)
     b = Buffers(torch.tensor(plan.table))
     step = ops.RepeatedStep(b.x, b.table, used=plan.used, **b.draw, **b.others)
     out = outputs(0, BATCH)
-    before = native.launches("reverse_step")
+    before = library.launches("reverse_step")
     for _ in range(3):
         version = b.x._version
         step(out, b.row, b.row_out)
         assert b.x._version > version  # autograd sees that the memory changed
-    assert native.launches("reverse_step") == before + 3
+    assert library.launches("reverse_step") == before + 3
     b.row.fill_(len(plan.table))
     with pytest.raises(IndexError, match="reverse_step"):
         step(out, b.row, b.row_out)

@@ -9,7 +9,7 @@ from ops.cases import DTYPES, SHAPES, name, random_table, truth
 from tolerances import ROUNDING
 
 from fastdiff import Schedule, ops, reference
-from fastdiff.eager.common import compute_dtype
+from fastdiff.backend.eager.common import compute_dtype
 from fastdiff.solvers import make_plan
 from fastdiff.table import COLUMNS, INDEX
 
@@ -17,38 +17,71 @@ ROWS = 6
 
 
 def _run(
-    shape: tuple[int, ...], dtype: torch.dtype, out_dtype: torch.dtype, guided: bool, learned: bool, seed: int = 0
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    guided: bool,
+    learned: bool,
+    seed: int = 0,
 ) -> tuple[dict[str, torch.Tensor], reference.reverse_step.__class__]:
     """All outputs of the op on random inputs, and the oracle's."""
     g = torch.Generator().manual_seed(seed)
     compute, batch = compute_dtype(torch.empty(0, dtype=dtype)), shape[0]
     x = torch.randn(shape, generator=g).to(dtype)
     channels = 2 * shape[1] if learned else shape[1] if len(shape) > 1 else None
-    out_shape = (batch * (2 if guided else 1), *((channels,) if channels is not None else ()), *shape[2:])
+    out_shape = (
+        batch * (2 if guided else 1),
+        *((channels,) if channels is not None else ()),
+        *shape[2:],
+    )
     out = torch.randn(out_shape, generator=g).to(out_dtype)
     table = random_table(ROWS, seed, learned=learned)
     row = torch.arange(batch) % ROWS
     slots = torch.randn((4, *shape), generator=g).to(compute)
     gradient = torch.randn(shape, generator=g).to(dtype)
     ids = torch.arange(batch) + 2**40
-    gamma = torch.tensor([1.0, 0.0, 2.5, -1.0, 7.5])[torch.arange(batch) % 5].to(compute) if guided else None
+    gamma = (
+        torch.tensor([1.0, 0.0, 2.5, -1.0, 7.5])[torch.arange(batch) % 5].to(compute)
+        if guided
+        else None
+    )
     results = {
         "x_s": torch.full(shape, torch.nan, dtype=dtype),
         "slots": slots.clone(),
         "x0": torch.full(shape, torch.nan, dtype=compute),
-        "network_input": torch.full((batch * (2 if guided else 1), *shape[1:]), torch.nan, dtype=compute),
+        "network_input": torch.full(
+            (batch * (2 if guided else 1), *shape[1:]), torch.nan, dtype=compute
+        ),
         "row": torch.full((batch,), -1),
     }
     ops.reverse_step(
-        x, out, torch.from_numpy(table), row, slots=slots, seed=2**63 + 5, sample_ids=ids, guidance=gamma,
-        gradient=gradient, out=results["x_s"], slots_out=results["slots"], x0_out=results["x0"],
-        input_out=results["network_input"], row_out=results["row"],
-    )  # fmt: skip
+        x,
+        out,
+        torch.from_numpy(table),
+        row,
+        slots=slots,
+        seed=2**63 + 5,
+        sample_ids=ids,
+        guidance=gamma,
+        gradient=gradient,
+        out=results["x_s"],
+        slots_out=results["slots"],
+        x0_out=results["x0"],
+        input_out=results["network_input"],
+        row_out=results["row"],
+    )
     wide = np.float64 if dtype == torch.float64 else np.float32
     expected = reference.reverse_step(
-        truth(x).astype(wide), truth(out), table, row.numpy(), slots=slots.numpy(), seed=2**63 + 5,
-        sample_ids=ids.numpy(), guidance=None if gamma is None else gamma.numpy(), gradient=truth(gradient),
-    )  # fmt: skip
+        truth(x).astype(wide),
+        truth(out),
+        table,
+        row.numpy(),
+        slots=slots.numpy(),
+        seed=2**63 + 5,
+        sample_ids=ids.numpy(),
+        guidance=None if gamma is None else gamma.numpy(),
+        gradient=truth(gradient),
+    )
     return results, expected
 
 
@@ -69,7 +102,9 @@ def test_float64(learned: bool, guided: bool, backend: str) -> None:
     for key, got in results.items():
         # bits, but for the platform's exp of learned variances: one unit in its last place
         limit = 8 * ROUNDING["float64"] if learned else 0.0
-        np.testing.assert_allclose(got.numpy(), getattr(expected, key), rtol=limit, atol=8 * limit, err_msg=key)
+        np.testing.assert_allclose(
+            got.numpy(), getattr(expected, key), rtol=limit, atol=8 * limit, err_msg=key
+        )
 
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=name)
@@ -88,7 +123,9 @@ def test_outputs_may_be_the_inputs_memory(backend: str) -> None:
     x, out, slots = torch.randn(6, 37), torch.randn(6, 37), torch.randn(4, 6, 37)
     gradient, row = torch.randn(6, 37), torch.arange(6)
     expected, fresh = ops.reverse_step(x, out, table, row, slots=slots, seed=1, gradient=gradient)
-    ops.reverse_step(x, out, table, row, slots=slots, seed=1, gradient=gradient, out=x, slots_out=slots)
+    ops.reverse_step(
+        x, out, table, row, slots=slots, seed=1, gradient=gradient, out=x, slots_out=slots
+    )
     assert torch.equal(x, expected) and torch.equal(slots, fresh)
 
 
@@ -101,14 +138,19 @@ def test_a_zero_coefficient_is_not_read(backend: str) -> None:
     nan = torch.full((2, 5), torch.nan)
     x, out, slots = torch.ones(2, 5), nan.clone(), torch.full((4, 2, 5), torch.nan)
     x[1], out[1], slots[1, 1] = torch.nan, 3.0, 4.0
-    x_s, fresh = ops.reverse_step(x, out, torch.from_numpy(table), torch.tensor([0, 1]), slots=slots)
+    x_s, fresh = ops.reverse_step(
+        x, out, torch.from_numpy(table), torch.tensor([0, 1]), slots=slots
+    )
     assert torch.equal(x_s, torch.tensor([[0.5] * 5, [8.0] * 5]))
     assert torch.equal(fresh[0, 1], torch.full((5,), 3.0)) and bool(torch.isnan(fresh[0, 0]).all())
 
 
 def test_nan_and_infinity_pass_the_clip(backend: str) -> None:
     table = np.zeros((1, len(COLUMNS)))
-    table[0, [INDEX["network"], INDEX["x0_out"], INDEX["clip_mode"], INDEX["clip_bound"], INDEX["x.x0"]]] = 1.0
+    table[
+        0,
+        [INDEX["network"], INDEX["x0_out"], INDEX["clip_mode"], INDEX["clip_bound"], INDEX["x.x0"]],
+    ] = 1.0
     out = torch.tensor([[torch.nan, torch.inf, -torch.inf, 0.5, -7.0]])
     got = ops.reverse_step(torch.zeros(1, 5), out, torch.from_numpy(table), torch.tensor([0]))
     assert torch.equal(got.nan_to_num(99.0), torch.tensor([[99.0, 1.0, -1.0, 0.5, -1.0]]))  # type: ignore[union-attr]
@@ -123,9 +165,16 @@ def test_gradients(guided: bool, learned: bool, backend: str) -> None:
     def leaf(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
 
-    x, out, slots = leaf(4, 2, 3), leaf(8 if guided else 4, 4 if learned else 2, 3), leaf(4, 4, 2, 3)
+    x, out, slots = (
+        leaf(4, 2, 3),
+        leaf(8 if guided else 4, 4 if learned else 2, 3),
+        leaf(4, 4, 2, 3),
+    )
     gamma = torch.tensor([1.0, 0.5, 0.0, 3.0], dtype=torch.float64) if guided else None
-    gradient, row = torch.randn(4, 2, 3, dtype=torch.float64, generator=g), torch.tensor([0, 1, 2, 4])
+    gradient, row = (
+        torch.randn(4, 2, 3, dtype=torch.float64, generator=g),
+        torch.tensor([0, 1, 2, 4]),
+    )
     assert torch.autograd.gradcheck(
         lambda x, out, slots: ops.reverse_step(
             x, out, table, row, slots=slots, seed=3, guidance=gamma, gradient=gradient
@@ -142,10 +191,18 @@ def test_many_short_samples(backend: str) -> None:
     x_s, fresh = ops.reverse_step(x, out, table, row, slots=slots, seed=1, gradient=gradient)
     pick = torch.tensor([0, 1, 35_003, 65_536, 69_999])
     expected = reference.reverse_step(
-        x[pick].numpy(), out[pick].numpy(), table.numpy(), row[pick].numpy(), slots=slots[:, pick].numpy(), seed=1,
-        sample_ids=pick.numpy(), gradient=gradient[pick].numpy(),
-    )  # fmt: skip
-    assert np.array_equal(x_s[pick].numpy(), expected.x_s) and np.array_equal(fresh[:, pick].numpy(), expected.slots)
+        x[pick].numpy(),
+        out[pick].numpy(),
+        table.numpy(),
+        row[pick].numpy(),
+        slots=slots[:, pick].numpy(),
+        seed=1,
+        sample_ids=pick.numpy(),
+        gradient=gradient[pick].numpy(),
+    )
+    assert np.array_equal(x_s[pick].numpy(), expected.x_s) and np.array_equal(
+        fresh[:, pick].numpy(), expected.slots
+    )
 
 
 def _row(**columns: float) -> torch.Tensor:
@@ -158,14 +215,18 @@ def _row(**columns: float) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 @pytest.mark.parametrize("phi", [0.7, 1.0])
 def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None:
-    """Against the oracle; with phi = 1 the result has the conditional output's deviation (Lin et al. 2024, eq. 15)."""
+    """Against the oracle; with phi = 1 the result has the conditional output's deviation (Lin et
+    al. 2024, eq. 15).
+    """
     g = torch.Generator().manual_seed(3)
     x = torch.randn(4, 3, 900, generator=g).to(dtype)
     output = torch.randn(8, 3, 900, generator=g).to(dtype) + 0.5
     gamma = torch.tensor([7.5, 0.0, 1.0, -2.0], dtype=dtype)
     table, row = _row(guidance_rescale=phi, x__out=1.0), torch.zeros(4, dtype=torch.int64)
     got = ops.reverse_step(x, output, table, row, guidance=gamma)
-    expected = reference.reverse_step(x.numpy(), output.numpy(), table.numpy(), 0, guidance=gamma.numpy()).x_s
+    expected = reference.reverse_step(
+        x.numpy(), output.numpy(), table.numpy(), 0, guidance=gamma.numpy()
+    ).x_s
     limit = 4 * ROUNDING[name(dtype)]  # the factor's statistics are summed in another order
     np.testing.assert_allclose(got.numpy(), expected, rtol=limit, atol=limit)
     assert torch.equal(got[2], output[2]), "strength 1 selects, and is not rescaled"
@@ -177,7 +238,9 @@ def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("ratio", [0.01, 0.5, 0.995, 1.0])
 def test_dynamic_threshold(ratio: float, dtype: torch.dtype, backend: str) -> None:
-    """The quantile is that of sorted values, whatever their ties, zeros, subnormals and infinities."""
+    """The quantile is that of sorted values, whatever their ties, zeros, subnormals and
+    infinities.
+    """
     g = torch.Generator().manual_seed(4)
     x = torch.randn(6, 2, 1301, generator=g).to(dtype)
     x[1] = x[1].round()  # ties
@@ -191,7 +254,9 @@ def test_dynamic_threshold(ratio: float, dtype: torch.dtype, backend: str) -> No
     wide = x.to(torch.float64 if dtype == torch.float64 else torch.float32)
     expected = reference.reverse_step(wide.numpy(), wide.numpy(), table.numpy(), 0).x_s
     # a quantile between two infinities is NaN, here as in torch.quantile
-    torch.testing.assert_close(got, torch.from_numpy(expected).to(dtype), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        got, torch.from_numpy(expected).to(dtype), rtol=0, atol=0, equal_nan=True
+    )
     x[0, 1, 5] = torch.nan
     spoiled = ops.reverse_step(x, x, table, row, used=-1)
     assert spoiled[0, 1, 5].isnan()
@@ -208,7 +273,9 @@ def test_a_single_element_has_its_threshold(backend: str) -> None:
 def test_prepasses_match_torch_s_quantile_and_diffusers_thresholding(backend: str) -> None:
     """Imagen's thresholding as diffusers' schedulers do it."""
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.99, sample_max_value=2.5)
+    scheduler = diffusers.DDPMScheduler(
+        thresholding=True, dynamic_thresholding_ratio=0.99, sample_max_value=2.5
+    )
     x = torch.randn(5, 3, 16, 16) * torch.tensor([0.3, 1.0, 2.0, 5.0, 1.5]).view(-1, 1, 1, 1)
     table = _row(x0_x=1.0, clip_mode=2, clip_bound=2.5, clip_ratio=0.99, x__x0=1.0)
     got = ops.reverse_step(x, x, table, torch.zeros(5, dtype=torch.int64))
@@ -237,7 +304,8 @@ def test_float64_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
     """A double just above a tie of the short type, which float32 makes a tie again."""
     half = 2.0**-11 if dtype == torch.float16 else 2.0**-8
     x = torch.tensor(
-        [[1 + half + 2.0**-40, 1 + half, -1 - half - 2.0**-40, 0.1, torch.inf, torch.nan]], dtype=torch.float64
+        [[1 + half + 2.0**-40, 1 + half, -1 - half - 2.0**-40, 0.1, torch.inf, torch.nan]],
+        dtype=torch.float64,
     )
     table, row = _row(x0_x=1.0, x__x=1.0), torch.zeros(1, dtype=torch.int64)
     short, x0 = torch.empty(1, 6, dtype=dtype), torch.empty(1, 6, dtype=dtype)
@@ -250,11 +318,15 @@ def test_float64_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
-def test_short_states_are_no_further_from_float64_than_diffusers(solver: str, dtype: torch.dtype, backend: str) -> None:
+def test_short_states_are_no_further_from_float64_than_diffusers(
+    solver: str, dtype: torch.dtype, backend: str
+) -> None:
     diffusers = pytest.importorskip("diffusers")
     schedule = Schedule.linear(1000)
     plan = make_plan(schedule, solver=solver, steps=50, timestep_spacing="leading")
-    scheduler = (diffusers.DDPMScheduler if solver == "ddpm" else diffusers.DDIMScheduler)(clip_sample=False)
+    scheduler = (diffusers.DDPMScheduler if solver == "ddpm" else diffusers.DDIMScheduler)(
+        clip_sample=False
+    )
     scheduler.set_timesteps(50)
     g = torch.Generator().manual_seed(5)
     x, out = (torch.randn(16, 3, 16, 16, generator=g).to(dtype) for _ in range(2))
@@ -262,7 +334,9 @@ def test_short_states_are_no_further_from_float64_than_diffusers(solver: str, dt
     exact = reference.reverse_step(
         x.double().numpy(), out.double().numpy(), plan.table, k, noise=noise.double().numpy()
     )
-    ours = ops.reverse_step(x, out, torch.tensor(plan.table), torch.full((16,), k), noise=noise, used=plan.used)
+    ours = ops.reverse_step(
+        x, out, torch.tensor(plan.table), torch.full((16,), k), noise=noise, used=plan.used
+    )
     with pytest.MonkeyPatch.context() as patch:
         if solver == "ddpm":
             import diffusers.schedulers.scheduling_ddpm as module

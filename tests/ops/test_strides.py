@@ -12,7 +12,9 @@ from ops.sums import SCHEDULE
 
 from fastdiff import ops
 
-ALPHA, SIGMA, KEPT = (torch.tensor(v) for v in (SCHEDULE.alpha, SCHEDULE.sigma, SCHEDULE.alphas_cumprod))
+ALPHA, SIGMA, KEPT = (
+    torch.tensor(v) for v in (SCHEDULE.alpha, SCHEDULE.sigma, SCHEDULE.alphas_cumprod)
+)
 
 
 @st.composite
@@ -22,7 +24,9 @@ def layouts(draw: st.DrawFn) -> torch.Tensor:
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.integers(1, 3)) for _ in shape]
     starts = [draw(st.integers(0, 2)) for _ in shape]
-    room = torch.randn([shape[i] * steps[i] + starts[i] for i in order], generator=torch.Generator().manual_seed(1))
+    room = torch.randn(
+        [shape[i] * steps[i] + starts[i] for i in order], generator=torch.Generator().manual_seed(1)
+    )
     view = room.permute([order.index(i) for i in range(len(shape))])
     view = view[tuple(slice(s, s + n * k, k) for s, n, k in zip(starts, shape, steps, strict=True))]
     for dim in range(1, view.ndim):
@@ -44,7 +48,9 @@ def _runs(x: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(layouts())
 def test_any_layout(backend: str, x: torch.Tensor) -> None:
     for name, run in _runs(x).items():

@@ -1,4 +1,6 @@
-"""The ops that sum over a sample: oracle, determinism, layouts, gradients, dtypes, buffers, extremes."""
+"""The ops that sum over a sample: oracle, determinism, layouts, gradients, dtypes, buffers,
+extremes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from ops.sums import OPS, SHAPES, alone_and_in_company, check
 from tolerances import SUM
 
 import fastdiff
-from fastdiff import native
+from fastdiff.backend import library as native
 
 OP = pytest.mark.parametrize("op", list(OPS.values()), ids=list(OPS))
 
@@ -85,11 +87,14 @@ def test_layouts(op, layout, backend) -> None:
 @OP
 def test_gradients(op, backend) -> None:
     inputs = op.inputs((3, 4, 3), torch.float64)
-    if "mean" in inputs:  # away from the bins' kinks in x0, and not so far out that differences lose their digits
+    if (
+        "mean" in inputs
+    ):  # away from the bins' kinks in x0, and not so far out that differences lose their digits
         inputs |= {"log_scale": inputs["log_scale"] * 0.5}
     leaves = {k: inputs[k].clone().requires_grad_() for k in op.grads}
     assert torch.autograd.gradcheck(
-        lambda *values: op.run(**inputs | dict(zip(op.grads, values, strict=True))), tuple(leaves.values())
+        lambda *values: op.run(**inputs | dict(zip(op.grads, values, strict=True))),
+        tuple(leaves.values()),
     )
 
 
@@ -102,11 +107,16 @@ def test_gradients_of_every_dtype_and_chunk(op, dtype, backend) -> None:
 
     def grads(dtype: torch.dtype) -> list[torch.Tensor]:
         leaves = {k: inputs[k].to(dtype).requires_grad_() for k in op.grads}
-        rest = {k: v.to(dtype) if v.is_floating_point() and k != "table" else v for k, v in inputs.items()}
+        rest = {
+            k: v.to(dtype) if v.is_floating_point() and k != "table" else v
+            for k, v in inputs.items()
+        }
         total = op.run(**rest | leaves)
         return list(torch.autograd.grad(total, list(leaves.values()), weight.to(total.dtype)))
 
-    rounding = {"float64": 1e-11, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-7}[name(dtype)]
+    rounding = {"float64": 1e-11, "float32": 2e-5, "float16": 2.0**-9, "bfloat16": 2.0**-7}[
+        name(dtype)
+    ]
     for got, expected in zip(grads(dtype), grads(torch.float64), strict=True):
         assert got.dtype == dtype
         limit = rounding * (1 + expected.abs())
@@ -126,7 +136,9 @@ def test_out_and_workspace_allocate_nothing(op, backend, monkeypatch) -> None:
     assert op.run(**inputs, out=out, workspace=workspace) is out
     monkeypatch.undo()
     assert torch.equal(out, expected)
-    with pytest.raises(ValueError, match="expected a workspace of 6 float32 values beside out, got none"):
+    with pytest.raises(
+        ValueError, match="expected a workspace of 6 float32 values beside out, got none"
+    ):
         op.run(**inputs, out=out)
     with pytest.raises(TypeError, match="expected a contiguous out of dtype float32"):
         op.run(**inputs, out=out.double(), workspace=workspace)
@@ -167,7 +179,9 @@ def test_many_short_samples(op, backend) -> None:
             assert np.array_equal(got[-50:], case.run(**tail, sample_ids=ids).numpy())
         else:
             expected = case.oracle(**{k: truth(v) for k, v in tail.items()})
-            np.testing.assert_allclose(got[-50:], expected, rtol=SUM["float32"], atol=SUM["float32"])
+            np.testing.assert_allclose(
+                got[-50:], expected, rtol=SUM["float32"], atol=SUM["float32"]
+            )
 
 
 @pytest.mark.cpu_only

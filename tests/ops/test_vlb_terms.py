@@ -10,11 +10,13 @@ from ops.sums import OPS
 
 import fastdiff
 from fastdiff import Schedule, ops
-from fastdiff.likelihood import vlb_table
+from fastdiff.theory.likelihood import vlb_table
 
 
 def test_vlb_terms_are_the_posterior_against_the_model(backend) -> None:
-    """The one pass equals q_posterior, the model's mean and gaussian_kl or the NLL one after the other."""
+    """The one pass equals q_posterior, the model's mean and gaussian_kl or the NLL one after the
+    other.
+    """
     inputs = OPS["vlb_terms"].inputs((5, 4, 3), torch.float64)
     x0, x_t, out, table, t = (inputs[k] for k in ("x0", "x_t", "model_output", "table", "t"))
     rows = table[t].view(5, -1, 1, 1)
@@ -27,7 +29,9 @@ def test_vlb_terms_are_the_posterior_against_the_model(backend) -> None:
     kl = ops.gaussian_kl(true, logvar.view(-1, 1, 1), model, variance)
     nll = ops.discretized_gaussian_nll(x0, model, variance / 2)
     expected = torch.where(t == 0, nll, kl)
-    torch.testing.assert_close(ops.vlb_terms(x0, x_t, out, table, t), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        ops.vlb_terms(x0, x_t, out, table, t), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_bad_times_raise_before_anything_is_written(backend) -> None:
@@ -42,14 +46,18 @@ def test_bad_times_raise_before_anything_is_written(backend) -> None:
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
 def test_the_bound_of_gaussian_data_has_its_closed_form(spread, backend) -> None:
-    """On N(0, s²) with the optimal denoiser L_t = ½ (SNR_{t-1} - SNR_t) mmse_t, mmse_t = s² (1 - a_t)/V_t."""
+    """On N(0, s²) with the optimal denoiser L_t = ½ (SNR_{t-1} - SNR_t) mmse_t, mmse_t = s² (1 -
+    a_t)/V_t.
+    """
     schedule, n = Schedule.linear(50), 40_000
     table = torch.tensor(vlb_table(schedule, prediction_type="x0"))
     a = schedule.alphas_cumprod
     for t in (1, 10, 49):
         x0 = ops.randn((n, 1), seed=t, dtype=torch.float64) * spread
         index = torch.full((n,), t)
-        x_t = ops.q_sample(x0, index, torch.tensor(schedule.alpha), torch.tensor(schedule.sigma), seed=t)
+        x_t = ops.q_sample(
+            x0, index, torch.tensor(schedule.alpha), torch.tensor(schedule.sigma), seed=t
+        )
         total = a[t] * spread**2 + 1 - a[t]
         terms = ops.vlb_terms(x0, x_t, x_t * (a[t] ** 0.5 * spread**2 / total), table, index)
         snr = a / (1 - a)
@@ -62,28 +70,48 @@ def test_the_table_means_the_model_s_variance(variance: str) -> None:
     schedule = Schedule.cosine(20)
     rows = vlb_table(schedule, variance=variance)
     lo, hi = rows[:, 6], rows[:, 7]
-    small = np.log(schedule.betas[5] * schedule.one_minus_alphas_cumprod[4] / schedule.one_minus_alphas_cumprod[5])
+    small = np.log(
+        schedule.betas[5]
+        * schedule.one_minus_alphas_cumprod[4]
+        / schedule.one_minus_alphas_cumprod[5]
+    )
     large = np.log(schedule.betas[5])
     expected = {
-        "fixed_small": (small, small), "fixed_large": (large, large), "learned": (-1, 1), "learned_range": (small, large),
-    }[variance]  # fmt: skip
+        "fixed_small": (small, small),
+        "fixed_large": (large, large),
+        "learned": (-1, 1),
+        "learned_range": (small, large),
+    }[variance]
     np.testing.assert_allclose((lo[5], hi[5]), expected, rtol=1e-12)
-    assert rows[0, 8] == 1 and not rows[1:, 8].any() and np.isfinite(rows[:, [0, 1, 3, 4, 5, 6, 7]]).all()
+    assert (
+        rows[0, 8] == 1
+        and not rows[1:, 8].any()
+        and np.isfinite(rows[:, [0, 1, 3, 4, 5, 6, 7]]).all()
+    )
 
 
 def test_bad_names_of_the_table() -> None:
     with pytest.raises(ValueError, match="fastdiff.vlb_table: expected variance in"):
         vlb_table(Schedule.linear(10), variance="small")
-    with pytest.raises(ValueError, match="fastdiff.vlb_table: expected clip_range > 0 or None, got -1"):
+    with pytest.raises(
+        ValueError, match="fastdiff.vlb_table: expected clip_range > 0 or None, got -1"
+    ):
         vlb_table(Schedule.linear(10), clip_range=-1)
     with pytest.raises(ValueError, match=r"expected table as float64 \[T, 9\], got \[10, 8\]"):
-        ops.vlb_terms(*(torch.zeros(2, 3),) * 3, torch.zeros(10, 8, dtype=torch.float64), torch.tensor([0, 1]))
+        ops.vlb_terms(
+            *(torch.zeros(2, 3),) * 3, torch.zeros(10, 8, dtype=torch.float64), torch.tensor([0, 1])
+        )
 
 
 def test_training_on_the_bound_learns_the_variance(backend) -> None:
-    """Gradient descent on L_t alone brings the log-variance head to its optimum, ln of E (x0 - x̂0)² in the step's units."""
+    """Gradient descent on L_t alone brings the log-variance head to its optimum, ln of E (x0 -
+    x̂0)² in the step's units.
+    """
     schedule, n = Schedule.linear(50), 256
-    table, t = torch.tensor(vlb_table(schedule, prediction_type="x0", variance="learned")), torch.full((n,), 20)
+    table, t = (
+        torch.tensor(vlb_table(schedule, prediction_type="x0", variance="learned")),
+        torch.full((n,), 20),
+    )
     x0 = ops.randn((n, 1), seed=0)
     x_t = ops.q_sample(x0, t, torch.tensor(schedule.alpha), torch.tensor(schedule.sigma), seed=0)
     v = torch.full((1,), -2.0, requires_grad=True)

@@ -1,6 +1,6 @@
 // The C ABI of libfastdiff_cpu and libfastdiff_cuda: the fused ops of kernels/README.md behind plain structs.
 //
-// Every op takes one struct of 64-bit fields, so that a caller packs it in one go (fastdiff/abi.py uses struct.pack) and
+// Every op takes one struct of 64-bit fields, so that a caller packs it in one go (fastdiff/backend/abi.py uses struct.pack) and
 // passes a single pointer. Arrays are dense in C order, views have strides; absent ones are null. On the CPU everything
 // is checked before the first write: a status other than FD_OK means that no output was touched. fd_last_error() says why
 // in one sentence. CUDA checks what the host can see; an index outside its table makes that sample NaN and sets the

@@ -1,4 +1,6 @@
-"""diffusers' schedulers over fastdiff's plans: the same names, configurations, numbers and draws."""
+"""diffusers' schedulers over fastdiff's plans: the same names, configurations, numbers and
+draws.
+"""
 
 from .base import SchedulerMixin as SchedulerMixin
 from .consistency_models import CMStochasticIterativeScheduler
@@ -12,9 +14,17 @@ from .dpm import (
     DPMSolverSinglestepScheduler,
 )
 from .dpm_sde import DPMSolverSDEScheduler
-from .edm import CosineDPMSolverMultistepScheduler, EDMDPMSolverMultistepScheduler, EDMEulerScheduler
+from .edm import (
+    CosineDPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+)
 from .euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
-from .flow_match import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
+from .flow_match import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
 from .karras import (
     HeunDiscreteScheduler,
     KDPM2AncestralDiscreteScheduler,

@@ -1,7 +1,9 @@
-"""The shared base of the drop-ins: configuration -> (grid, formula, parametrization) -> plan; a step is a row of it.
+"""The shared base of the drop-ins: configuration -> (grid, formula, parametrization) -> plan; a
+step is a row of it.
 
-A class says which timesteps it visits, which points they are and which formula runs over them. Everything else is here:
-the plan of a run, the index of a step, the memory, the noise, and diffusers' conventions for what goes in and out.
+A class says which timesteps it visits, which points they are and which formula runs over them.
+Everything else is here: the plan of a run, the index of a step, the memory, the noise, and
+diffusers' conventions for what goes in and out.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...eager.common import compute_dtype
+from ...backend.eager.common import compute_dtype
 from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
@@ -40,7 +42,8 @@ class StepOutput(BaseOutput):
 
     Attributes:
         prev_sample: the next state, in the sample's dtype.
-        pred_original_sample: the prediction of x0 from this call (after clipping), where diffusers' class gives it.
+        pred_original_sample: the prediction of x0 from this call (after clipping), where diffusers'
+            class gives it.
     """
 
     prev_sample: Tensor
@@ -50,11 +53,13 @@ class StepOutput(BaseOutput):
 class Scheduler(SchedulerMixin, ConfigMixin):
     """What every drop-in shares. A class defines:
 
-    - `__init__` under `register_to_config` with diffusers' arguments and defaults, ending in `self._setup()`;
+    - `__init__` under `register_to_config` with diffusers' arguments and defaults, ending in
+    `self._setup()`;
     - `_prepare()`: training tables from the configuration;
     - `_initial()`: the State before `set_timesteps`;
     - `set_timesteps(...)`: computes a State and hands it to `_begin`;
-    - `_formula(trace, state, start, **options)`: the traced result from the displayed timestep `start` to the end;
+    - `_formula(trace, state, start, **options)`: the traced result from the displayed timestep
+    `start` to the end;
     - `step(...)` with diffusers' signature, ending in `self._advance(...)`.
     """
 
@@ -65,7 +70,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     _space = "vp"
     _output: Any = StepOutput
     _returns_x0 = True  # whether diffusers' step gives pred_original_sample
-    _returns_slot = False  # whether it gives another term, which `_show` writes down as what slot 1 becomes
+    _returns_slot = (
+        False  # whether it gives another term, which `_show` writes down as what slot 1 becomes
+    )
     _remembers = False  # whether the formula depends on where the run began
 
     _states: States
@@ -89,8 +96,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         raise NotImplementedError
 
-    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
-        """One step from a timestep that is not on the grid, where diffusers' class knows such a step."""
+    def _foreign(
+        self, trace: Trace, state: State, timestep: float, **options: Any
+    ) -> Linear | None:
+        """One step from a timestep that is not on the grid, where diffusers' class knows such a
+        step.
+        """
         return None
 
     def _parametrization(self) -> Parametrization:
@@ -100,7 +111,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """The clip on x0, for Trace."""
         c = self.config
         if c.get("thresholding"):
-            return {"clip_range": c.sample_max_value, "dynamic_threshold": c.dynamic_thresholding_ratio}
+            return {
+                "clip_range": c.sample_max_value,
+                "dynamic_threshold": c.dynamic_thresholding_ratio,
+            }
         return {"clip_range": c.get("clip_sample_range", 1.0)} if c.get("clip_sample") else {}
 
     def _point(self, t: float) -> Time:
@@ -133,7 +147,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def timesteps(self) -> Tensor:
-        """[n] timesteps in the order of the network's calls, on the device given to set_timesteps."""
+        """[n] timesteps in the order of the network's calls, on the device given to
+        set_timesteps.
+        """
         return self._state.timesteps
 
     @timesteps.setter
@@ -173,12 +189,21 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _run(self, state: State, start: int, options: Mapping[str, Any]) -> Run:
         """The traced plan from an index on, made once for each set of options."""
         if state.config is not self._internal_dict:  # pipelines replace configurations in place
-            state.plans, state.config = self._states.plans(state, self._internal_dict), self._internal_dict
+            state.plans, state.config = (
+                self._states.plans(state, self._internal_dict),
+                self._internal_dict,
+            )
         key = (start, *options.values())
         run = state.plans.get(key)
         if run is None:
             trace = self._trace()
-            run = self._finish(trace, state, self._formula(trace, state, start, **options), state.host[start:], options)
+            run = self._finish(
+                trace,
+                state,
+                self._formula(trace, state, start, **options),
+                state.host[start:],
+                options,
+            )
             state.plans[key] = run
         return run
 
@@ -190,13 +215,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             end = self._foreign(trace, state, timestep, **options)
             if end is None:
                 raise ValueError(
-                    f"fastdiff.{type(self).__name__}.step: expected one of scheduler.timesteps, got {timestep}. "
-                    f"Call set_timesteps first and pass its timesteps."
+                    f"fastdiff.{type(self).__name__}.step: expected one of scheduler.timesteps, got"
+                    f" {timestep}. Call set_timesteps first and pass its timesteps."
                 )
             run = self._finish(trace, state, end, [timestep], options)
-            # such rows share a seed and all are first rows: their draws are told apart by the timestep
+            # such rows share a seed and all are first rows: their draws are told apart by the
+            # timestep
             table = run.plan.table.copy()
-            table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = self.config.num_train_timesteps + int(timestep)
+            table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = (
+                self.config.num_train_timesteps + int(timestep)
+            )
             state.plans[key] = Run(replace(run.plan, table=table))
         return state.plans[key]
 
@@ -204,8 +232,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return Trace(self._parametrization(), Points(self._space, self._point), **self._limits())
 
     def _finish(
-        self, trace: Trace, state: State, end: Linear, timesteps: list[float], options: Mapping[str, Any]
-    ) -> Run:  # fmt: skip
+        self,
+        trace: Trace,
+        state: State,
+        end: Linear,
+        timesteps: list[float],
+        options: Mapping[str, Any],
+    ) -> Run:
         table = trace.table(end)
         calls = np.flatnonzero(table[:, INDEX["network"]])
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
@@ -215,7 +248,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return Run(Plan(table, info, initial_std=std, levels=trace.levels(state.times[-1])))
 
     def _index(self, state: State, timestep: Any) -> int | None:
-        """Which of the timesteps this is: by where a view lies, else by the counter, else by value; None if none is."""
+        """Which of the timesteps this is: by where a view lies, else by the counter, else by value;
+        None if none is.
+        """
         counter = state.step_index if state.step_index is not None else state.begin_index
         if isinstance(timestep, Tensor):
             index = state.view_index(timestep)
@@ -224,12 +259,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if counter is not None and timestep.device.type != "cpu":
                 return counter
             timestep = timestep.item()
-        if counter is not None and (state.step_index is None or self._holds(state, counter, timestep)):
+        if counter is not None and (
+            state.step_index is None or self._holds(state, counter, timestep)
+        ):
             return counter
         found = [i for i, t in enumerate(state.host) if t == timestep]
         if not found:
             return None
-        # a run that starts inside the grid starts at the second of two equal timesteps, as diffusers' do
+        # a run that starts inside the grid starts at the second of two equal timesteps, as
+        # diffusers' do
         return found[1] if counter is None and len(found) > 1 else found[0]
 
     @staticmethod
@@ -237,9 +275,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return index < len(state.host) and state.host[index] == timestep
 
     def _advance(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, *, options: Mapping[str, Any] | None = None,
-        generator: Generators = None, noise: Tensor | None = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *,
+        options: Mapping[str, Any] | None = None,
+        generator: Generators = None,
+        noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
         """One step: the rows of this network call."""
         options = options or {}
         state = self._state
@@ -259,7 +304,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 state.slots = [slots_out, slots]
             state.done, state.step_index = index, index + 1
         if self._returns_slot:
-            slots_out = torch.empty((1, *sample.shape), dtype=compute_dtype(sample), device=sample.device)
+            slots_out = torch.empty(
+                (1, *sample.shape), dtype=compute_dtype(sample), device=sample.device
+            )
         x, second = sample, None
         drawn = noise
         for row in rows:
@@ -273,7 +320,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 z = drawn
             output = model_output if run.network[row] else None
             x, second = execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
-            slots = slots_out if slots is not None else None  # a call's second row goes on from its first
+            slots = (
+                slots_out if slots is not None else None
+            )  # a call's second row goes on from its first
         if generator is not None and drawn is None and self._always_draws(index or 0, options):
             self._draw(model_output, sample, generator)
         if second is None and slots_out is not None and self._returns_slot:
@@ -285,7 +334,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
         """diffusers' draw: of the output's dtype on the output's device."""
         return randn_tensor(
-            tuple(sample.shape), generator=generator, device=model_output.device, dtype=model_output.dtype
+            tuple(sample.shape),
+            generator=generator,
+            device=model_output.device,
+            dtype=model_output.dtype,
         )
 
     @staticmethod
@@ -296,7 +348,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def _history(state: State, index: int) -> int:
-        """Where the history of this step begins: one that does not follow the last step begins a new one."""
+        """Where the history of this step begins: one that does not follow the last step begins a
+        new one.
+        """
         if state.start is None or state.done is None or index not in (state.done, state.done + 1):
             state.start = index
             state.done = None

@@ -20,8 +20,10 @@ from .state import State
 
 
 class Boundary(Parametrization):
-    """A network whose x0 is c_skip x + c_out output, so scaled that x0 = x at the lowest level (Song et al. 2023, eq. 5):
-    c_skip = sd²/((sigma - sigma_min)² + sd²), c_out = sd (sigma - sigma_min)/sqrt(sigma² + sd²)."""
+    """A network whose x0 is c_skip x + c_out output, so scaled that x0 = x at the lowest level
+    (Song et al. 2023, eq. 5): c_skip = sd²/((sigma - sigma_min)² + sd²), c_out = sd (sigma -
+    sigma_min)/sqrt(sigma² + sd²).
+    """
 
     lowest: float
 
@@ -33,10 +35,13 @@ class Boundary(Parametrization):
 
 
 class CMStochasticIterativeScheduler(Indexed):
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1); diffusers' `CMStochasticIterativeScheduler`.
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1); diffusers'
+    `CMStochasticIterativeScheduler`.
 
-    Quirks kept: the levels run through all of Karras' num_train_timesteps, from whose grid steps are taken by index; a
-    generator is drawn from on the last of several steps too, where nothing is added; timesteps are 250 ln sigma.
+    Quirks kept: the levels run through all of Karras' num_train_timesteps, from whose grid steps
+        are taken by index; a
+    generator is drawn from on the last of several steps too, where nothing is added; timesteps are
+    250 ln sigma.
     """
 
     _compatibles: list[str] = []
@@ -45,9 +50,15 @@ class CMStochasticIterativeScheduler(Indexed):
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 40, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5,
-        s_noise: float = 1.0, rho: float = 7.0, clip_denoised: bool = True,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 40,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        s_noise: float = 1.0,
+        rho: float = 7.0,
+        clip_denoised: bool = True,
+    ):
         self._setup()
 
     @property
@@ -66,33 +77,52 @@ class CMStochasticIterativeScheduler(Indexed):
         return bool(self._state.extra.get("custom"))
 
     def _levels(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Karras' levels (Karras et al. 2022, eq. 5) at fractions of the way from sigma_max to sigma_min."""
+        """Karras' levels (Karras et al. 2022, eq. 5) at fractions of the way from sigma_max to
+        sigma_min.
+        """
         c = self.config
         high, low = c.sigma_max ** (1 / c.rho), c.sigma_min ** (1 / c.rho)
         return (high + fractions * (low - high)) ** c.rho
 
     def _initial(self) -> State:
         levels = self._levels(np.linspace(0, 1, self.config.num_train_timesteps))
-        return self._state_of(levels, torch.from_numpy(levels), np.append(levels, levels[-1]), None, steps=None)
+        return self._state_of(
+            levels, torch.from_numpy(levels), np.append(levels, levels[-1]), None, steps=None
+        )
 
     def _state_of(
-        self, levels: NDArray[np.float64], sigmas: Tensor, all_levels: NDArray[Any], device: Any, *, steps: int | None,
+        self,
+        levels: NDArray[np.float64],
+        sigmas: Tensor,
+        all_levels: NDArray[Any],
+        device: Any,
+        *,
+        steps: int | None,
         custom: bool = False,
-    ) -> State:  # fmt: skip
-        """levels: as the timesteps say them; all_levels: as diffusers rounds them, the last one included."""
+    ) -> State:
+        """levels: as the timesteps say them; all_levels: as diffusers rounds them, the last one
+        included.
+        """
         timesteps = torch.from_numpy(1000 * 0.25 * np.log(levels + 1e-44))
         times = [tables.exploding(float(i), float(v)) for i, v in enumerate(all_levels)]
         scales = [hypot(t.sigma, self.config.sigma_data) for t in times[:-1]]
-        return State(timesteps.to(device), times, steps=steps, sigmas=sigmas, scales=scales, custom=custom)
+        return State(
+            timesteps.to(device), times, steps=steps, sigmas=sigmas, scales=scales, custom=custom
+        )
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
-        """num_inference_steps of the num_train_timesteps levels, or those of the given indices, descending.
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
+    ) -> None:
+        """num_inference_steps of the num_train_timesteps levels, or those of the given indices,
+        descending.
 
         Raises ValueError for both or neither, and for numbers outside these.
         """
         name, total = type(self).__name__, self.config.num_train_timesteps
         if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps.")
+            raise ValueError(
+                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps."
+            )
         steps = self.num_inference_steps
         if timesteps is not None:
             indices = grids.given(name, total, timesteps)
@@ -104,7 +134,11 @@ class CMStochasticIterativeScheduler(Indexed):
         levels = self._levels(indices[::-1] / (total - 1))
         everything = grids.ended(levels, self.config.sigma_min)
         sigmas = torch.from_numpy(everything)
-        self._begin(self._state_of(levels, sigmas, everything, device, steps=steps, custom=timesteps is not None))
+        self._begin(
+            self._state_of(
+                levels, sigmas, everything, device, steps=steps, custom=timesteps is not None
+            )
+        )
 
     def _parametrization(self) -> Parametrization:
         boundary = Boundary("sample", True, self.config.sigma_data)
@@ -119,7 +153,9 @@ class CMStochasticIterativeScheduler(Indexed):
         for t, s in zip(state.times[start:], state.times[start + 1 :], strict=False):
             x = trace.predict(x, t).x0
             level = min(max(s.sigma, c.sigma_min), c.sigma_max)
-            if level > c.sigma_min * (1.0 + 1e-6):  # the last level is sigma_min itself, rounded to float32
+            if level > c.sigma_min * (
+                1.0 + 1e-6
+            ):  # the last level is sigma_min itself, rounded to float32
                 x = x + c.s_noise * sqrt(level**2 - c.sigma_min**2) * trace.noise()
         return x
 
@@ -127,8 +163,15 @@ class CMStochasticIterativeScheduler(Indexed):
         return len(self._state.host) > 1
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
         self._refuse_whole("step", timestep)
-        return self._advance(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
+        )

@@ -19,35 +19,54 @@ from .vp import VariancePreserving
 class DDIMScheduler(VariancePreserving):
     """DDIM (Song et al. 2021, eq. 12 and 16); diffusers' `DDIMScheduler`.
 
-    Quirks kept: the step from t goes to t - T // n whatever the next timestep is, so `linspace` and `trailing` grids are
-    not followed (diffusers #9261); the last step goes to alpha_bar 1, or to that of timestep 0 (set_alpha_to_one=False);
-    with eta > 0 a generator is drawn from on the last step too. A timestep off the grid is stepped from alike.
+    Quirks kept: the step from t goes to t - T // n whatever the next timestep is, so `linspace` and
+        `trailing` grids are
+    not followed (diffusers #9261); the last step goes to alpha_bar 1, or to that of timestep 0
+    (set_alpha_to_one=False); with eta > 0 a generator is drawn from on the last step too. A
+    timestep off the grid is stepped from alike.
     """
 
     final_alpha_cumprod: Tensor
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, clip_sample: bool = True,
-        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
-        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0, timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+    ):
         self._setup()
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.final_alpha_cumprod = torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = (
+            torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        )
 
     def _final(self) -> Time:
         return tables.preserving(0, float(self.final_alpha_cumprod))
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps timesteps in [1, T], spaced as configured. Raises ValueError outside that range."""
+        """num_inference_steps timesteps in [1, T], spaced as configured. Raises ValueError outside
+        that range.
+        """
         name, c = type(self).__name__, self.config
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
-        grid = grids.whole(name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, self._offset())
+        grid = grids.whole(
+            name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, self._offset()
+        )
         self._begin(self._visiting(grid, device, steps=num_inference_steps))
 
     def _offset(self) -> int:
@@ -56,7 +75,10 @@ class DDIMScheduler(VariancePreserving):
     def _pair(self, state: State, t: float) -> tuple[Time, Time]:
         """The points a step from timestep t goes between."""
         if state.num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
+                " first."
+            )
         before = int(t) - self.config.num_train_timesteps // state.num_inference_steps
         return self._point(t), self._point(before) if before >= 0 else self._final()
 
@@ -65,7 +87,9 @@ class DDIMScheduler(VariancePreserving):
             trace.start = self._one(trace, *self._pair(state, t), **options)
         return trace.start
 
-    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
+    def _foreign(
+        self, trace: Trace, state: State, timestep: float, **options: Any
+    ) -> Linear | None:
         return self._one(trace, *self._pair(state, timestep), **options)
 
     def _one(self, trace: Trace, t: Time, s: Time, **options: Any) -> Linear:
@@ -75,43 +99,71 @@ class DDIMScheduler(VariancePreserving):
         return options["eta"] > 0
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.0,
-        use_clipped_model_output: bool = False, generator: Generators = None, variance_noise: Tensor | None = None,
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        """x_{t - T//n} from the network's output at t; see diffusers. variance_noise is used in a draw's place."""
+    ) -> Any:
+        """x_{t - T//n} from the network's output at t; see diffusers. variance_noise is used in a
+        draw's place.
+        """
         if eta > 0 and variance_noise is not None and generator is not None:
             raise ValueError(
-                f"fastdiff.{type(self).__name__}.step: expected one of generator and variance_noise, got both."
+                f"fastdiff.{type(self).__name__}.step: expected one of generator and"
+                " variance_noise, got both."
             )
         options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
         return self._advance(
-            model_output, timestep, sample, options=options, generator=generator, noise=variance_noise,
+            model_output,
+            timestep,
+            sample,
+            options=options,
+            generator=generator,
+            noise=variance_noise,
             return_dict=return_dict,
-        )  # fmt: skip
+        )
 
 
 class DDIMParallelScheduler(DDIMScheduler):
-    """DDIM for ParaDiGMS (Shih et al. 2023), which steps many timesteps at once; diffusers' `DDIMParallelScheduler`.
+    """DDIM for ParaDiGMS (Shih et al. 2023), which steps many timesteps at once; diffusers'
+    `DDIMParallelScheduler`.
 
-    Quirks kept: those of `DDIMScheduler`; batch_step_no_noise ends at alpha_bar 1 whatever set_alpha_to_one says.
+    Quirks kept: those of `DDIMScheduler`; batch_step_no_noise ends at alpha_bar 1 whatever
+        set_alpha_to_one says.
     """
 
     _is_ode_scheduler = True
 
     def batch_step_no_noise(
-        self, model_output: Tensor, timesteps: Tensor, sample: Tensor, eta: float = 0.0,
+        self,
+        model_output: Tensor,
+        timesteps: Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
         use_clipped_model_output: bool = False,
-    ) -> Tensor:  # fmt: skip
-        """One deterministic step of each sample from its own timestep: timesteps [B] int64, each in [0, T)."""
+    ) -> Tensor:
+        """One deterministic step of each sample from its own timestep: timesteps [B] int64, each in
+        [0, T).
+        """
         if eta != 0:
-            raise ValueError(f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}."
+            )
         state = self._state
         options: dict[str, Any] = {"use_clipped_model_output": use_clipped_model_output}
 
         def pair(t: int) -> tuple[Time, Time]:
             first, second = self._pair(state, t)
-            return first, second if t >= self.config.num_train_timesteps // (state.num_inference_steps or 1) else CLEAN
+            return first, (
+                second
+                if t >= self.config.num_train_timesteps // (state.num_inference_steps or 1)
+                else CLEAN
+            )
 
         def formula(trace: Trace, t: int) -> Linear:
             return self._one(trace, *pair(t), **options)
@@ -122,7 +174,8 @@ class DDIMParallelScheduler(DDIMScheduler):
 class DDIMInverseScheduler(VariancePreserving):
     """DDIM towards noise; diffusers' `DDIMInverseScheduler`.
 
-    Quirks kept: the output at t is read as if it came from t - T // n, the less noisy point that the step starts from; the
+    Quirks kept: the output at t is read as if it came from t - T // n, the less noisy point that
+        the step starts from; the
     first step starts at alpha_bar 1, or at that of timestep 0 (set_alpha_to_one=False).
     """
 
@@ -132,13 +185,24 @@ class DDIMInverseScheduler(VariancePreserving):
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, clip_sample: bool = True,
-        set_alpha_to_one: bool = True, steps_offset: int = 0, prediction_type: str = "epsilon",
-        clip_sample_range: float = 1.0, timestep_spacing: str = "leading", rescale_betas_zero_snr: bool = False,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        clip_sample_range: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
         **kwargs: Any,
-    ):  # fmt: skip
-        self._from_one = kwargs.get("set_alpha_to_zero", set_alpha_to_one)  # the argument's name of old
+    ):
+        self._from_one = kwargs.get(
+            "set_alpha_to_zero", set_alpha_to_one
+        )  # the argument's name of old
         self._setup()
 
     def _prepare(self) -> None:
@@ -157,10 +221,13 @@ class DDIMInverseScheduler(VariancePreserving):
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
         if c.timestep_spacing == "linspace":
             raise ValueError(
-                f"fastdiff.{name}: expected timestep_spacing in ['leading', 'trailing'], got {c.timestep_spacing!r}."
+                f"fastdiff.{name}: expected timestep_spacing in ['leading', 'trailing'], got"
+                f" {c.timestep_spacing!r}."
             )
         offset = c.steps_offset if c.timestep_spacing == "leading" else 0
-        grid = grids.whole(name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset)[::-1]
+        grid = grids.whole(
+            name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset
+        )[::-1]
         self._begin(self._visiting(grid, device, steps=num_inference_steps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -168,17 +235,28 @@ class DDIMInverseScheduler(VariancePreserving):
             trace.start = self._one(trace, state, t)
         return trace.start
 
-    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
+    def _foreign(
+        self, trace: Trace, state: State, timestep: float, **options: Any
+    ) -> Linear | None:
         return self._one(trace, state, timestep)
 
     def _one(self, trace: Trace, state: State, timestep: float) -> Linear:
         if state.num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
+                " first."
+            )
         total = self.config.num_train_timesteps
         before = min(int(timestep) - total // state.num_inference_steps, total - 1)
-        origin = self._point(before) if before >= 0 else tables.preserving(0, float(self.initial_alpha_cumprod))
+        origin = (
+            self._point(before)
+            if before >= 0
+            else tables.preserving(0, float(self.initial_alpha_cumprod))
+        )
         return quirks.inversion(trace, origin, self._point(timestep))
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> Any:
         """The noisier state at t from the one at t - T // n; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)

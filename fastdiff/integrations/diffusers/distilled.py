@@ -1,4 +1,6 @@
-"""Samplers of distilled networks, LCM (Luo et al. 2023) and TCD (Zheng et al. 2024), under diffusers' names."""
+"""Samplers of distilled networks, LCM (Luo et al. 2023) and TCD (Zheng et al. 2024), under
+diffusers' names.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class TCDOutput(BaseOutput):
 
     Attributes:
         prev_sample: the next state, in the sample's dtype.
-        pred_noised_sample: the state at the timestep that DDIM steps down to, before noise is added.
+        pred_noised_sample: the state at the timestep that DDIM steps down to, before noise is
+            added.
     """
 
     prev_sample: Tensor
@@ -60,7 +63,9 @@ class Distilled(VariancePreserving, Indexed):
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.final_alpha_cumprod = torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = (
+            torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        )
 
     @property
     def custom_timesteps(self) -> bool:
@@ -71,7 +76,9 @@ class Distilled(VariancePreserving, Indexed):
         raise NotImplementedError
 
     def _end(self, last: int, *, whole: bool) -> Time:
-        """Where the step from the last timestep goes; whole: the grid has not been cut by strength."""
+        """Where the step from the last timestep goes; whole: the grid has not been cut by
+        strength.
+        """
         raise NotImplementedError
 
     def _evenly(self, original: int | None, strength: float) -> NDArray[np.int64]:
@@ -80,22 +87,31 @@ class Distilled(VariancePreserving, Indexed):
         count = self.config.original_inference_steps if original is None else original
         if count > total:
             raise ValueError(
-                f"fastdiff.{name}.set_timesteps: expected original_inference_steps <= {total}, got {count}."
+                f"fastdiff.{name}.set_timesteps: expected original_inference_steps <= {total}, got"
+                f" {count}."
             )
         return np.arange(1, int(count * strength) + 1) * (total // count) - 1
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, original_inference_steps: int | None = None,
-        timesteps: Any = None, strength: float = 1.0,
-    ) -> None:  # fmt: skip
-        """num_inference_steps of the original_inference_steps timesteps of the distillation, or the given ones, descending.
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        original_inference_steps: int | None = None,
+        timesteps: Any = None,
+        strength: float = 1.0,
+    ) -> None:
+        """num_inference_steps of the original_inference_steps timesteps of the distillation, or the
+        given ones, descending.
 
-        strength: the fraction of the distillation's timesteps, or of the given ones, that is left (image to image).
+        strength: the fraction of the distillation's timesteps, or of the given ones, that is left
+            (image to image).
         Raises ValueError for both or neither, and for more steps than there are.
         """
         name, c = type(self).__name__, self.config
         if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps.")
+            raise ValueError(
+                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps."
+            )
         available = self._distilled(original_inference_steps, strength)
         if timesteps is not None:
             grid = grids.given(name, c.num_train_timesteps, timesteps)
@@ -104,14 +120,20 @@ class Distilled(VariancePreserving, Indexed):
         else:
             assert num_inference_steps is not None
             steps = num_inference_steps
-            count = c.original_inference_steps if original_inference_steps is None else original_inference_steps
+            count = (
+                c.original_inference_steps
+                if original_inference_steps is None
+                else original_inference_steps
+            )
             most = min(len(available), count, c.num_train_timesteps)
             if not 1 <= steps <= most:
                 raise ValueError(
-                    f"fastdiff.{name}.set_timesteps: expected num_inference_steps in [1, {most}], for "
-                    f"original_inference_steps={count} and strength={strength}, got {steps}."
+                    f"fastdiff.{name}.set_timesteps: expected num_inference_steps in [1, {most}],"
+                    f" for original_inference_steps={count} and strength={strength}, got {steps}."
                 )
-            chosen = np.floor(np.linspace(0, len(available), num=steps, endpoint=False)).astype(np.int64)
+            chosen = np.floor(np.linspace(0, len(available), num=steps, endpoint=False)).astype(
+                np.int64
+            )
             grid = available[::-1][chosen]
         state = self._visiting(grid, device, steps=steps, custom=timesteps is not None)
         if len(grid):
@@ -136,13 +158,18 @@ class Distilled(VariancePreserving, Indexed):
 
     def _begun(self) -> None:
         if self.num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}.step: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected set_timesteps before step. Call it"
+                " first."
+            )
 
 
 class LCMScheduler(Distilled):
-    """Multistep consistency sampling (Luo et al. 2023, eq. 9; Song et al. 2023, algorithm 1); diffusers' `LCMScheduler`.
+    """Multistep consistency sampling (Luo et al. 2023, eq. 9; Song et al. 2023, algorithm 1);
+    diffusers' `LCMScheduler`.
 
-    Quirks kept: with timesteps and strength < 1 the last step adds noise of its own level; steps_offset,
+    Quirks kept: with timesteps and strength < 1 the last step adds noise of its own level;
+        steps_offset,
     timestep_spacing and set_alpha_to_one do nothing.
     """
 
@@ -150,13 +177,25 @@ class LCMScheduler(Distilled):
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "scaled_linear", trained_betas: Any = None, original_inference_steps: int = 50,
-        clip_sample: bool = False, clip_sample_range: float = 1.0, set_alpha_to_one: bool = True, steps_offset: int = 0,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, timestep_spacing: str = "leading", timestep_scaling: float = 10.0,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: Any = None,
+        original_inference_steps: int = 50,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        timestep_scaling: float = 10.0,
         rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
+    ):
         self._setup()
 
     def _distilled(self, original_steps: int | None, strength: float) -> NDArray[np.int64]:
@@ -166,38 +205,64 @@ class LCMScheduler(Distilled):
         return CLEAN if whole else self._point(last)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return consistency.lcm(trace, state.times[start:], timestep_scaling=self.config.timestep_scaling)
+        return consistency.lcm(
+            trace, state.times[start:], timestep_scaling=self.config.timestep_scaling
+        )
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
         return [s.alpha for s in state.times[1:]]
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
-        """(next state, consistency function) from the network's output at one of the timesteps; see diffusers."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """(next state, consistency function) from the network's output at one of the timesteps; see
+        diffusers.
+        """
         self._begun()
-        return self._advance(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
+        )
 
 
 class TCDScheduler(Distilled):
-    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4, eq. 20); diffusers' `TCDScheduler`.
+    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4, eq. 20); diffusers'
+    `TCDScheduler`.
 
-    Quirks kept: the last step goes to timestep 0, not to clean data; (1 - eta) s is rounded down in float32; x0 is never
-    clipped or thresholded; an original_inference_steps passed to set_timesteps makes every timestep of training available
-    but still bounds num_inference_steps; with timesteps and strength < 1 a generator is drawn from on the last step too.
+    Quirks kept: the last step goes to timestep 0, not to clean data; (1 - eta) s is rounded down in
+        float32; x0 is never
+    clipped or thresholded; an original_inference_steps passed to set_timesteps makes every timestep
+    of training available but still bounds num_inference_steps; with timesteps and strength < 1 a
+    generator is drawn from on the last step too.
     """
 
     _output = TCDOutput
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "scaled_linear", trained_betas: Any = None, original_inference_steps: int = 50,
-        clip_sample: bool = False, clip_sample_range: float = 1.0, set_alpha_to_one: bool = True, steps_offset: int = 0,
-        prediction_type: str = "epsilon", thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0, timestep_spacing: str = "leading", timestep_scaling: float = 10.0,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: Any = None,
+        original_inference_steps: int = 50,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        timestep_scaling: float = 10.0,
         rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
+    ):
         self._setup()
 
     def _limits(self) -> dict[str, Any]:
@@ -233,13 +298,27 @@ class TCDScheduler(Distilled):
         return options["eta"] > 0 and index + 1 != self.num_inference_steps
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, eta: float = 0.3, generator: Generators = None,
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.3,
+        generator: Generators = None,
         return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        """(next state, state before its noise) from the network's output at one of the timesteps; eta in [0, 1]."""
+    ) -> Any:
+        """(next state, state before its noise) from the network's output at one of the timesteps;
+        eta in [0, 1].
+        """
         self._begun()
         if not 0 <= eta <= 1:
-            raise ValueError(f"fastdiff.{type(self).__name__}.step: expected eta in [0, 1], got {eta!r}.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected eta in [0, 1], got {eta!r}."
+            )
         return self._advance(
-            model_output, timestep, sample, options={"eta": eta}, generator=generator, return_dict=return_dict
-        )  # fmt: skip
+            model_output,
+            timestep,
+            sample,
+            options={"eta": eta},
+            generator=generator,
+            return_dict=return_dict,
+        )

@@ -17,45 +17,69 @@ from .state import State
 
 
 class DPMSolverSDEScheduler(SecondOrder):
-    """Two stages a step, both with noise of one Brownian path over sigma; diffusers' `DPMSolverSDEScheduler`.
+    """Two stages a step, both with noise of one Brownian path over sigma; diffusers'
+    `DPMSolverSDEScheduler`.
 
-    The noise is fastdiff's, with the distribution of diffusers' Brownian tree: of a step from sigma over its middle to
-    sigma_s the draws of both stages correlate as sqrt((sigma - middle)/(sigma - sigma_s)), and steps are independent. So
-    the distribution agrees and not the numbers; with s_noise=0 the numbers agree.
+    The noise is fastdiff's, with the distribution of diffusers' Brownian tree: of a step from sigma
+    over its middle to sigma_s the draws of both stages correlate as sqrt((sigma - middle)/(sigma -
+    sigma_s)), and steps are independent. So the distribution agrees and not the numbers; with
+    s_noise=0 the numbers agree.
 
-    Quirks kept: the path's time is sigma, in which the SDE's noise has not the correlation of this path; a generator has no
-    place, noise_sampler_seed (an int, or a list with one for each sample) names the noise, the same after every
-    set_timesteps; timesteps are float64, 2n - 1 for n steps; beta_start and beta_end have defaults of their own;
-    sqrt(sigma_max² + 1) for `leading`. prediction_type="sample", which diffusers refuses, works.
+    Quirks kept: the path's time is sigma, in which the SDE's noise has not the correlation of this
+        path; a generator has no
+    place, noise_sampler_seed (an int, or a list with one for each sample) names the noise, the same
+    after every set_timesteps; timesteps are float64, 2n - 1 for n steps; beta_start and beta_end
+    have defaults of their own; sqrt(sigma_max² + 1) for `leading`. prediction_type="sample", which
+    diffusers refuses, works.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
-        noise_sampler_seed: int | list[int] | None = None, timestep_spacing: str = "linspace", steps_offset: int = 0,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        noise_sampler_seed: int | list[int] | None = None,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+    ):
         self._setup()
 
-    def _grid(self, steps: int, device: Any, total: int | None = None, timesteps: Any = None) -> State:
+    def _grid(
+        self, steps: int, device: Any, total: int | None = None, timesteps: Any = None
+    ) -> State:
         c = self.config
         offset = c.steps_offset if c.timestep_spacing == "leading" else 0
         visited = grids.spaced(
             type(self).__name__, total or c.num_train_timesteps, steps, c.timestep_spacing, offset
-        )  # fmt: skip
+        )
         trained = tables.sigmas(self.alphas_cumprod)
         levels = np.interp(visited, np.arange(len(trained)), trained)
-        visited, levels = self._respaced(visited, levels, np.log(trained), steps, whole_karras=False)
+        visited, levels = self._respaced(
+            visited, levels, np.log(trained), steps, whole_karras=False
+        )
         logs = -np.log(levels)
         middle = np.exp(-(logs[:-1] + np.diff(logs) * 0.5))
-        between = np.stack([grids.timestep_of(middle, np.log(trained)), visited[1:]], axis=1).flatten()
+        between = np.stack(
+            [grids.timestep_of(middle, np.log(trained)), visited[1:]], axis=1
+        ).flatten()
         ended = grids.ended(levels, 0.0)
         shown = torch.from_numpy(np.concatenate([ended[:1], ended[1:-1].repeat(2), ended[-1:]]))
         given = np.stack([np.sqrt(ended[:-2] * ended[1:-1]), ended[1:-1]], axis=1).flatten()
         scales = [float(np.hypot(v, 1.0)) for v in (*ended[:1], *given)]
         state = self._state_of(
-            np.concatenate([visited[:1], between]), ended, device, steps=steps, shown=shown, scales=scales
+            np.concatenate([visited[:1], between]),
+            ended,
+            device,
+            steps=steps,
+            shown=shown,
+            scales=scales,
         )
         if isinstance(c.noise_sampler_seed, int):
             state.seed = c.noise_sampler_seed % 2**64
@@ -63,7 +87,7 @@ class DPMSolverSDEScheduler(SecondOrder):
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """num_inference_steps steps, spaced as configured over num_train_timesteps."""
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
@@ -71,13 +95,25 @@ class DPMSolverSDEScheduler(SecondOrder):
         return dpm_sde.dpmpp_sde(trace, self._entered(state, start), clock="rho", **options)
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
-    ) -> Any:  # fmt: skip
-        """The next state or stage from the network's output at one of the timesteps; see diffusers."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        return_dict: bool = True,
+        s_noise: float = 1.0,
+    ) -> Any:
+        """The next state or stage from the network's output at one of the timesteps; see
+        diffusers.
+        """
         seeds, noise = self.config.noise_sampler_seed, None
         if isinstance(seeds, (list, tuple)):
             index = self._index(self._state, timestep)
             noise = named_noise(sample, list(seeds), 0 if index is None else index)
         return self._advance(
-            model_output, timestep, sample, options={"s_noise": s_noise}, noise=noise, return_dict=return_dict
+            model_output,
+            timestep,
+            sample,
+            options={"s_noise": s_noise},
+            noise=noise,
+            return_dict=return_dict,
         )

@@ -1,4 +1,6 @@
-"""EDM's preconditioning (Karras et al. 2022, table 1) under diffusers' names: Euler, DPM-Solver++, and Stable Audio's."""
+"""EDM's preconditioning (Karras et al. 2022, table 1) under diffusers' names: Euler, DPM-Solver++,
+and Stable Audio's.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ from .state import State
 
 
 class Preconditioned(Indexed):
-    """x0 + sigma eps on levels between sigma_max and sigma_min; the network gets x/sqrt(sigma² + sigma_data²) and returns
-    F in x0 = c_skip x + c_out F, with prediction_type="v_prediction" its negative."""
+    """x0 + sigma eps on levels between sigma_max and sigma_min; the network gets x/sqrt(sigma² +
+    sigma_data²) and returns F in x0 = c_skip x + c_out F, with prediction_type="v_prediction" its
+    negative.
+    """
 
     _space = "ve"
     _compatibles: list[str] = []
@@ -38,13 +42,17 @@ class Preconditioned(Indexed):
                 f"fastdiff.{type(self).__name__}: expected prediction_type in {list(kinds)}, got "
                 f"{self.config.prediction_type!r}."
             )
-        return Parametrization(kinds[self.config.prediction_type], True, float(self.config.sigma_data))
+        return Parametrization(
+            kinds[self.config.prediction_type], True, float(self.config.sigma_data)
+        )
 
     def _at(self, sigma: float) -> Coefficients:
         return self._parametrization().at(1.0, sigma)
 
     def precondition_inputs(self, sample: Tensor, sigma: Any) -> Tensor:
-        """c_in x, c_in = 1/sqrt(sigma² + sigma_data²); sigma a number or a tensor that broadcasts to x."""
+        """c_in x, c_in = 1/sqrt(sigma² + sigma_data²); sigma a number or a tensor that broadcasts
+        to x.
+        """
         return sample / (sigma**2 + self.config.sigma_data**2) ** 0.5
 
     def precondition_noise(self, sigma: Any) -> Tensor:
@@ -57,15 +65,17 @@ class Preconditioned(Indexed):
         return c.x0_x * sample + c.x0_out * model_output
 
     def _levels(self, ramp: Tensor) -> Tensor:
-        """Levels [n] from sigma_max to sigma_min: Karras' at the places `ramp` in [0, 1], or as many even in ln sigma."""
+        """Levels [n] from sigma_max to sigma_min: Karras' at the places `ramp` in [0, 1], or as
+        many even in ln sigma.
+        """
         c = self.config
         if c.sigma_schedule == "exponential":
             logs = math.log(c.sigma_min), math.log(c.sigma_max)
             return torch.linspace(*logs, len(ramp), dtype=tables.FLOAT).exp().flip(0)
         if c.sigma_schedule != "karras":
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected sigma_schedule in ['karras', 'exponential'], got "
-                f"{c.sigma_schedule!r}."
+                f"fastdiff.{type(self).__name__}: expected sigma_schedule in ['karras',"
+                f" 'exponential'], got {c.sigma_schedule!r}."
             )
         low, high = c.sigma_min ** (1 / c.rho), c.sigma_max ** (1 / c.rho)
         return ((high + ramp * (low - high)) ** c.rho).to(tables.FLOAT)
@@ -74,7 +84,8 @@ class Preconditioned(Indexed):
         kind = self.config.final_sigmas_type
         if kind not in ("zero", "sigma_min"):
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected final_sigmas_type in ['zero', 'sigma_min'], got {kind!r}."
+                f"fastdiff.{type(self).__name__}: expected final_sigmas_type in ['zero',"
+                f" 'sigma_min'], got {kind!r}."
             )
         return 0.0 if kind == "zero" else float(self.config.sigma_min)
 
@@ -89,20 +100,28 @@ class Preconditioned(Indexed):
 
 
 class EDMEulerScheduler(Preconditioned):
-    """Euler's method with churn (Karras et al. 2022, algorithm 2 without its second-order part); diffusers'
-    `EDMEulerScheduler`.
+    """Euler's method with churn (Karras et al. 2022, algorithm 2 without its second-order part);
+    diffusers' `EDMEulerScheduler`.
 
-    Quirks kept: with s_churn the noise is added after the network has seen the state without it, and its output is read at
-    the raised level; `sigmas` of set_timesteps are Karras' places in [0, 1] and not levels; before set_timesteps the grid
-    has num_train_timesteps + 1 levels; init_noise_sigma is sqrt(sigma_max² + 1).
+    Quirks kept: with s_churn the noise is added after the network has seen the state without it,
+        and its output is read at
+    the raised level; `sigmas` of set_timesteps are Karras' places in [0, 1] and not levels; before
+    set_timesteps the grid has num_train_timesteps + 1 levels; init_noise_sigma is sqrt(sigma_max² +
+    1).
     """
 
     @register_to_config
     def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, sigma_schedule: str = "karras",
-        num_train_timesteps: int = 1000, prediction_type: str = "epsilon", rho: float = 7.0,
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        sigma_schedule: str = "karras",
+        num_train_timesteps: int = 1000,
+        prediction_type: str = "epsilon",
+        rho: float = 7.0,
         final_sigmas_type: str = "zero",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._setup()
 
     def _initial(self) -> State:
@@ -112,11 +131,14 @@ class EDMEulerScheduler(Preconditioned):
     def _ended(self, levels: Tensor, steps: int | None, device: Any = None) -> State:
         return self._on(levels, float(levels[-1]) if self._last_level() else 0.0, steps, device)
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None) -> None:
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None
+    ) -> None:
         """A number of steps, or Karras' places in [0, 1] of the levels to visit."""
         if num_inference_steps is None and sigmas is None:
             raise ValueError(
-                f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps or sigmas, got neither."
+                f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps or"
+                " sigmas, got neither."
             )
         if sigmas is None:
             assert num_inference_steps is not None
@@ -125,25 +147,49 @@ class EDMEulerScheduler(Preconditioned):
             ramp = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
         self._begin(self._ended(self._levels(ramp), num_inference_steps, device))
 
-    def _formula(self, trace: Trace, state: State, start: int, *, given: bool = False, **options: Any) -> Linear:
+    def _formula(
+        self, trace: Trace, state: State, start: int, *, given: bool = False, **options: Any
+    ) -> Linear:
         if given:
-            trace.parametrization = Parametrization("x0")  # what comes as the output is the prediction itself
+            trace.parametrization = Parametrization(
+                "x0"
+            )  # what comes as the output is the prediction itself
         times = state.times[: len(state.host) + 1]
         return quirks.late_churn(trace, times[start:], len(state.times) - 1, hat=True, **options)
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
-        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
         pred_original_sample: Tensor | None = None,
-    ) -> Any:  # fmt: skip
-        """The next state from the network's output at one of the timesteps, or from a prediction of x0 in its place."""
+    ) -> Any:
+        """The next state from the network's output at one of the timesteps, or from a prediction of
+        x0 in its place.
+        """
         self._refuse_whole("step", timestep)
         given = pred_original_sample is not None
-        options = {"given": given, "s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
+        options = {
+            "given": given,
+            "s_churn": s_churn,
+            "s_tmin": s_tmin,
+            "s_tmax": s_tmax,
+            "s_noise": s_noise,
+        }
         return self._advance(
-            model_output if pred_original_sample is None else pred_original_sample, timestep, sample, options=options,
-            generator=generator, return_dict=return_dict,
-        )  # fmt: skip
+            model_output if pred_original_sample is None else pred_original_sample,
+            timestep,
+            sample,
+            options=options,
+            generator=generator,
+            return_dict=return_dict,
+        )
 
 
 class _Multistep(Preconditioned):
@@ -164,7 +210,10 @@ class _Multistep(Preconditioned):
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """num_inference_steps levels from sigma_max to sigma_min."""
         if num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got None.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got"
+                " None."
+            )
         ramp = torch.linspace(0, 1, num_inference_steps, dtype=tables.FLOAT)
         self._begin(self._on(self._levels(ramp), self._last_level(), num_inference_steps, device))
 
@@ -177,61 +226,100 @@ class _Multistep(Preconditioned):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         if state.num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
+                " first."
+            )
         times: list[Time] = state.times[: len(state.host) + 1]
         orders = quirks_dpm.orders(self.config, len(times) - 1)[start:]
         if self._algorithm.startswith("sde") and max(orders) > 2:
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected solver_order 1 or 2 with noise, got {self.config.solver_order}."
+                f"fastdiff.{type(self).__name__}: expected solver_order 1 or 2 with noise, got"
+                f" {self.config.solver_order}."
             )
         return quirks_dpm.multistep(
-            trace, times[start:], orders, algorithm=self._algorithm, solver_type=self.config.solver_type
+            trace,
+            times[start:],
+            orders,
+            algorithm=self._algorithm,
+            solver_type=self.config.solver_type,
         )
 
 
 class EDMDPMSolverMultistepScheduler(_Multistep):
-    """DPM-Solver++ of order 1 to 3 in sigma (Lu et al. 2022b, algorithm 2); diffusers' `EDMDPMSolverMultistepScheduler`.
+    """DPM-Solver++ of order 1 to 3 in sigma (Lu et al. 2022b, algorithm 2); diffusers'
+    `EDMDPMSolverMultistepScheduler`.
 
-    Quirks kept: order 3 takes the second divided difference for the second derivative; lower_order_final counts only below
-    15 steps; with sde-dpmsolver++ a generator is drawn from on the last step too; init_noise_sigma is sqrt(sigma_max² + 1).
-    Order 3 with sde-dpmsolver++, which diffusers lacks, is refused.
+    Quirks kept: order 3 takes the second divided difference for the second derivative;
+        lower_order_final counts only below
+    15 steps; with sde-dpmsolver++ a generator is drawn from on the last step too; init_noise_sigma
+    is sqrt(sigma_max² + 1). Order 3 with sde-dpmsolver++, which diffusers lacks, is refused.
     """
 
     @register_to_config
     def __init__(
-        self, sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0.5, sigma_schedule: str = "karras",
-        num_train_timesteps: int = 1000, prediction_type: str = "epsilon", rho: float = 7.0, solver_order: int = 2,
-        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
-        algorithm_type: str = "dpmsolver++", solver_type: str = "midpoint", lower_order_final: bool = True,
-        euler_at_final: bool = False, final_sigmas_type: str = "zero",
-    ):  # fmt: skip
+        self,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        sigma_data: float = 0.5,
+        sigma_schedule: str = "karras",
+        num_train_timesteps: int = 1000,
+        prediction_type: str = "epsilon",
+        rho: float = 7.0,
+        solver_order: int = 2,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        algorithm_type: str = "dpmsolver++",
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        final_sigmas_type: str = "zero",
+    ):
         self._adopt("algorithm_type", ("dpmsolver++", "sde-dpmsolver++"), ("deis",), "dpmsolver++")
         self._setup()
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output; see diffusers."""
-        return self._advance(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
+        )
 
 
 class CosineDPMSolverMultistepScheduler(_Multistep):
-    """SDE-DPM-Solver++ with the network's time (2/pi) atan(sigma), as Stable Audio uses it; diffusers'
-    `CosineDPMSolverMultistepScheduler`.
+    """SDE-DPM-Solver++ with the network's time (2/pi) atan(sigma), as Stable Audio uses it;
+    diffusers' `CosineDPMSolverMultistepScheduler`.
 
-    Quirks kept: a generator is not drawn from, its initial seed names the noise of the whole run, so the same generator
-    gives the same noise again; lower_order_final counts only below 15 steps. The noise is fastdiff's, with the distribution
-    of diffusers' Brownian tree, whose increments over disjoint steps are independent. Order 3, which diffusers lacks, is
-    refused.
+    Quirks kept: a generator is not drawn from, its initial seed names the noise of the whole run,
+        so the same generator
+    gives the same noise again; lower_order_final counts only below 15 steps. The noise is
+    fastdiff's, with the distribution of diffusers' Brownian tree, whose increments over disjoint
+    steps are independent. Order 3, which diffusers lacks, is refused.
     """
 
     @register_to_config
     def __init__(
-        self, sigma_min: float = 0.3, sigma_max: float = 500, sigma_data: float = 1.0, sigma_schedule: str = "exponential",
-        num_train_timesteps: int = 1000, solver_order: int = 2, prediction_type: str = "v_prediction", rho: float = 7.0,
-        solver_type: str = "midpoint", lower_order_final: bool = True, euler_at_final: bool = False,
+        self,
+        sigma_min: float = 0.3,
+        sigma_max: float = 500,
+        sigma_data: float = 1.0,
+        sigma_schedule: str = "exponential",
+        num_train_timesteps: int = 1000,
+        solver_order: int = 2,
+        prediction_type: str = "v_prediction",
+        rho: float = 7.0,
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
         final_sigmas_type: str = "zero",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._setup()
 
     def precondition_noise(self, sigma: Any) -> Tensor:
@@ -239,13 +327,20 @@ class CosineDPMSolverMultistepScheduler(_Multistep):
         return (sigma if isinstance(sigma, Tensor) else torch.tensor([sigma])).atan() / math.pi * 2
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output; see diffusers."""
         state, noise = self._state, None
         if isinstance(generator, list) and len(generator) > 1:
             index = self._index(state, timestep)
-            noise = named_noise(sample, [g.initial_seed() for g in generator], 0 if index is None else index)
+            noise = named_noise(
+                sample, [g.initial_seed() for g in generator], 0 if index is None else index
+            )
         elif generator is not None:
             first = generator[0] if isinstance(generator, list) else generator
             state.seed = first.initial_seed() % 2**64
@@ -253,9 +348,13 @@ class CosineDPMSolverMultistepScheduler(_Multistep):
 
 
 def named_noise(sample: Tensor, seeds: list[int], step: int) -> Tensor:
-    """fastdiff's noise of a step, like the sample, each with a seed of its own, whatever its place in the batch."""
+    """fastdiff's noise of a step, like the sample, each with a seed of its own, whatever its place
+    in the batch.
+    """
     if len(seeds) != len(sample):
-        raise ValueError(f"fastdiff: expected a seed for each of {len(sample)} samples, got {len(seeds)}.")
+        raise ValueError(
+            f"fastdiff: expected a seed for each of {len(sample)} samples, got {len(seeds)}."
+        )
     names = torch.tensor([(s + 2**63) % 2**64 - 2**63 for s in seeds], device=sample.device)
     dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
     return ops.randn(

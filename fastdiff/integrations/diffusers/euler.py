@@ -1,4 +1,6 @@
-"""Euler's method in sigma, with churn and ancestral (Karras et al. 2022; Song, Meng & Ermon 2021) under diffusers' names."""
+"""Euler's method in sigma, with churn and ancestral (Karras et al. 2022; Song, Meng & Ermon 2021)
+under diffusers' names.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +19,37 @@ from .state import State
 
 
 class EulerDiscreteScheduler(Exploding):
-    """Euler's method on dx/dsigma = (x - x0)/sigma (Karras et al. 2022, algorithm 2); diffusers' `EulerDiscreteScheduler`.
+    """Euler's method on dx/dsigma = (x - x0)/sigma (Karras et al. 2022, algorithm 2); diffusers'
+    `EulerDiscreteScheduler`.
 
-    Quirks kept: with s_churn the noise is added after the network has seen the state without it, and a v-prediction is
-    read at the level before the noise (EDM calls the network after); with timestep_spacing="leading" init_noise_sigma is
-    sqrt(sigma_max² + 1); zero terminal SNR ends at sigma = 4096; interpolation_type="log_linear" makes a level too many.
+    Quirks kept: with s_churn the noise is added after the network has seen the state without it,
+        and a v-prediction is
+    read at the level before the noise (EDM calls the network after); with
+    timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² + 1); zero terminal SNR ends at
+    sigma = 4096; interpolation_type="log_linear" makes a level too many.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        interpolation_type: str = "linear", use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
-        sigma_min: float | None = None, sigma_max: float | None = None, timestep_spacing: str = "linspace",
-        timestep_type: str = "discrete", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        interpolation_type: str = "linear",
+        use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        timestep_spacing: str = "linspace",
+        timestep_type: str = "discrete",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
         final_sigmas_type: str = "zero",
-    ):  # fmt: skip
+    ):
         self._setup()
 
     def _initial(self) -> State:
@@ -43,24 +59,42 @@ class EulerDiscreteScheduler(Exploding):
 
     def _continuous(self, timesteps: Any, levels: Any) -> Tensor:
         """The timesteps, or ln(sigma)/4 for networks trained so (Karras et al. 2022, table 1)."""
-        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
+        if (
+            self.config.timestep_type == "continuous"
+            and self.config.prediction_type == "v_prediction"
+        ):
             return 0.25 * torch.from_numpy(levels[:-1]).log()
         return torch.from_numpy(timesteps.astype(tables.numpy_float()))
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None, sigmas: Any = None
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
     ) -> None:
-        """One of: a number of steps, timesteps to visit, or levels with the one the last step goes to."""
+        """One of: a number of steps, timesteps to visit, or levels with the one the last step goes
+        to.
+        """
         name, c = type(self).__name__, self.config
         if sum(v is not None for v in (num_inference_steps, timesteps, sigmas)) != 1:
             raise ValueError(
-                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps, timesteps and sigmas."
+                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps, timesteps and"
+                " sigmas."
             )
-        if timesteps is not None and c.timestep_type == "continuous" and c.prediction_type == "v_prediction":
-            raise ValueError(f"fastdiff.{name}.set_timesteps: expected no timesteps with timestep_type='continuous'.")
+        if (
+            timesteps is not None
+            and c.timestep_type == "continuous"
+            and c.prediction_type == "v_prediction"
+        ):
+            raise ValueError(
+                f"fastdiff.{name}.set_timesteps: expected no timesteps with"
+                " timestep_type='continuous'."
+            )
         if c.final_sigmas_type not in ("zero", "sigma_min"):
             raise ValueError(
-                f"fastdiff.{name}: expected final_sigmas_type in ['zero', 'sigma_min'], got {c.final_sigmas_type!r}."
+                f"fastdiff.{name}: expected final_sigmas_type in ['zero', 'sigma_min'], got"
+                f" {c.final_sigmas_type!r}."
             )
         trained = tables.sigmas(self.alphas_cumprod)
         if sigmas is not None:
@@ -69,37 +103,60 @@ class EulerDiscreteScheduler(Exploding):
         else:
             steps = len(timesteps) if num_inference_steps is None else num_inference_steps
             visited, levels = self._levels(steps, timesteps)
-            levels = grids.ended(levels, float(trained[0]) if c.final_sigmas_type == "sigma_min" else 0.0)
+            levels = grids.ended(
+                levels, float(trained[0]) if c.final_sigmas_type == "sigma_min" else 0.0
+            )
         self._begin(self._state_of(self._continuous(visited, levels), levels, device, steps=steps))
 
-    def _respaced(self, visited: Any, levels: Any, log_sigmas: Any, steps: int, whole_karras: bool) -> Any:
+    def _respaced(
+        self, visited: Any, levels: Any, log_sigmas: Any, steps: int, whole_karras: bool
+    ) -> Any:
         if self.config.interpolation_type == "log_linear":
-            levels = torch.linspace(float(log_sigmas[-1]), float(log_sigmas[0]), steps + 1).exp().numpy()
+            levels = (
+                torch.linspace(float(log_sigmas[-1]), float(log_sigmas[0]), steps + 1).exp().numpy()
+            )
         elif self.config.interpolation_type != "linear":
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected interpolation_type in ['linear', 'log_linear'], got "
-                f"{self.config.interpolation_type!r}."
+                f"fastdiff.{type(self).__name__}: expected interpolation_type in ['linear',"
+                f" 'log_linear'], got {self.config.interpolation_type!r}."
             )
         return super()._respaced(visited, levels, log_sigmas, steps, whole_karras)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         times = state.times[: len(state.host) + 1]
         steps = len(state.times) - 1
-        return quirks.late_churn(trace, times[start:], steps, hat=self.config.prediction_type == "epsilon", **options)
+        return quirks.late_churn(
+            trace, times[start:], steps, hat=self.config.prediction_type == "epsilon", **options
+        )
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
-        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
         self._refuse_whole("step", timestep)
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         return self._advance(
-            model_output, timestep, sample, options=options, generator=generator, return_dict=return_dict
+            model_output,
+            timestep,
+            sample,
+            options=options,
+            generator=generator,
+            return_dict=return_dict,
         )
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, alpha_bar read at the index on the grid (diffusers' quirk)."""
+        """sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, alpha_bar read at the index on the grid
+        (diffusers' quirk).
+        """
         self._refuse_whole("get_velocity", timesteps)
         indices = [self.index_for_timestep(t) for t in timesteps]
         chosen = self.alphas_cumprod.to(sample)[indices].reshape(-1, *(1,) * (sample.ndim - 1))
@@ -109,26 +166,38 @@ class EulerDiscreteScheduler(Exploding):
 class EulerAncestralDiscreteScheduler(Exploding):
     """Ancestral sampling by Euler's method in sigma; diffusers' `EulerAncestralDiscreteScheduler`.
 
-    Quirks kept: a generator is drawn from on the last step too, where nothing is added; sqrt(sigma_max² + 1) for
+    Quirks kept: a generator is drawn from on the last step too, where nothing is added;
+        sqrt(sigma_max² + 1) for
     `leading`. prediction_type="sample", which diffusers refuses, works.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace", steps_offset: int = 0, rescale_betas_zero_snr: bool = False,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+    ):
         self._setup()
 
     def _initial(self) -> State:
         levels = grids.ended(tables.sigmas(self.alphas_cumprod)[::-1], 0.0)
-        return self._state_of(np.arange(len(levels) - 1, dtype=np.float64)[::-1].copy(), levels, None, steps=None)
+        return self._state_of(
+            np.arange(len(levels) - 1, dtype=np.float64)[::-1].copy(), levels, None, steps=None
+        )
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """num_inference_steps timesteps, spaced as configured."""
         visited, levels = self._levels(num_inference_steps)
-        self._begin(self._state_of(visited, grids.ended(levels, 0.0), device, steps=num_inference_steps))
+        self._begin(
+            self._state_of(visited, grids.ended(levels, 0.0), device, steps=num_inference_steps)
+        )
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         return karras.euler_ancestral(trace, state.times[start:])
@@ -137,8 +206,15 @@ class EulerAncestralDiscreteScheduler(Exploding):
         return True
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
         self._refuse_whole("step", timestep)
-        return self._advance(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
+        )

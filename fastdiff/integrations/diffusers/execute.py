@@ -1,4 +1,6 @@
-"""One row of a run's plan on tensors: checked by the op the first time, launched past the checks after."""
+"""One row of a run's plan on tensors: checked by the op the first time, launched past the checks
+after.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend import launcher
+from ...backend.choice import launcher
 from ...ops import reverse_step
 from ...ops.common import unobserved
 from ...ops.reverse_step import columns_used
@@ -16,12 +18,21 @@ from .state import Run
 
 
 def execute(
-    run: Run, row: int, x: Tensor, output: Tensor | None, noise: Tensor | None, seed: int | None,
-    slots: Tensor | None, slots_out: Tensor | None, wants_x0: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    run: Run,
+    row: int,
+    x: Tensor,
+    output: Tensor | None,
+    noise: Tensor | None,
+    seed: int | None,
+    slots: Tensor | None,
+    slots_out: Tensor | None,
+    wants_x0: bool,
+) -> tuple[Tensor, Tensor | None]:
     """(next x, x0) of a row, in x's dtype."""
     table, row_index = run.table(x.device), run.rows(x.shape[0], x.device)[row]
-    if torch.is_grad_enabled() and (x.requires_grad or (output is not None and output.requires_grad)):
+    if torch.is_grad_enabled() and (
+        x.requires_grad or (output is not None and output.requires_grad)
+    ):
         given: dict[str, Any] = {"noise": noise, "seed": seed, "used": run.plan.used}
         return _differentiable(table, row_index, x, output, slots, slots_out, wants_x0, given)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -29,20 +40,50 @@ def execute(
     key = _same(run, x, output, noise)
     if key is not None and key == run.checked:
         launcher("reverse_step", x.device)(
-            out, x, output, table, row_index, slots, noise, seed, None, None, None, None, 1, False, run.plan.used,
-            slots_out, x0, None, None, None, None,
-        )  # fmt: skip
+            out,
+            x,
+            output,
+            table,
+            row_index,
+            slots,
+            noise,
+            seed,
+            None,
+            None,
+            None,
+            None,
+            1,
+            False,
+            run.plan.used,
+            slots_out,
+            x0,
+            None,
+            None,
+            None,
+            None,
+        )
         return out, x0
     reverse_step(
-        x, output, table, row_index, slots=slots, noise=noise, seed=seed, used=run.plan.used, out=out,
-        slots_out=slots_out, x0_out=x0,
-    )  # fmt: skip
+        x,
+        output,
+        table,
+        row_index,
+        slots=slots,
+        noise=noise,
+        seed=seed,
+        used=run.plan.used,
+        out=out,
+        slots_out=slots_out,
+        x0_out=x0,
+    )
     run.checked = key
     return out, x0
 
 
 def _same(run: Run, x: Tensor, output: Tensor | None, noise: Tensor | None) -> Any:
-    """What the op's checks depend on, for a step that may be launched past them once they have been made; else None."""
+    """What the op's checks depend on, for a step that may be launched past them once they have been
+    made; else None.
+    """
     if (
         output is None
         or run.thresholds
@@ -55,14 +96,28 @@ def _same(run: Run, x: Tensor, output: Tensor | None, noise: Tensor | None) -> A
     if type(noise) is not Tensor or not noise.is_contiguous():
         return None
     return (
-        x.shape, x.dtype, x.device, output.shape, output.dtype, output.device, noise.shape, noise.dtype, noise.device
-    )  # fmt: skip
+        x.shape,
+        x.dtype,
+        x.device,
+        output.shape,
+        output.dtype,
+        output.device,
+        noise.shape,
+        noise.dtype,
+        noise.device,
+    )
 
 
 def _differentiable(
-    table: Tensor, row: Tensor, x: Tensor, output: Tensor | None, slots: Tensor | None, slots_out: Tensor | None,
-    wants_x0: bool, given: dict[str, Any],
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    table: Tensor,
+    row: Tensor,
+    x: Tensor,
+    output: Tensor | None,
+    slots: Tensor | None,
+    slots_out: Tensor | None,
+    wants_x0: bool,
+    given: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
     """The same for callers that differentiate through a step; the memory carries no gradient."""
     written = slots is None and slots_out is not None  # slot 1 is for the caller alone
     plain = table.clone()

@@ -1,4 +1,6 @@
-"""What drop-ins for flow matching share: x = (1 - sigma) x0 + sigma eps, the network giving dx/dsigma = eps - x0."""
+"""What drop-ins for flow matching share: x = (1 - sigma) x0 + sigma eps, the network giving
+dx/dsigma = eps - x0.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...eager.common import compute_dtype
+from ...backend.eager.common import compute_dtype
 from ...ops import randn
 from ...prediction import Parametrization
 from . import grids, tables
@@ -20,7 +22,8 @@ from .state import State
 
 
 class Flow(Indexed):
-    """What the flow-matching drop-ins share: levels of [0, 1], shifted towards noise (Esser et al. 2024, eq. 23).
+    """What the flow-matching drop-ins share: levels of [0, 1], shifted towards noise (Esser et al.
+    2024, eq. 23).
 
     Attributes:
         sigmas: the grid's levels, after set_timesteps with the one the last step goes to.
@@ -37,7 +40,10 @@ class Flow(Indexed):
     def _prepare(self) -> None:
         self._shift = self.config.shift
         total = self.config.num_train_timesteps
-        levels = torch.from_numpy(np.linspace(1, total, total, dtype=tables.numpy_float())[::-1].copy()) / total
+        levels = (
+            torch.from_numpy(np.linspace(1, total, total, dtype=tables.numpy_float())[::-1].copy())
+            / total
+        )
         if not self.config.get("use_dynamic_shifting"):
             levels = self._shift * levels / (1 + (self._shift - 1) * levels)
         self._trained = levels
@@ -49,10 +55,14 @@ class Flow(Indexed):
     def _initial(self) -> State:
         trained = self._trained
         return self._state_of(
-            trained * self.config.num_train_timesteps, torch.cat([trained, trained.new_zeros(1)]), trained
+            trained * self.config.num_train_timesteps,
+            torch.cat([trained, trained.new_zeros(1)]),
+            trained,
         )
 
-    def _state_of(self, timesteps: Tensor, levels: Tensor, sigmas: Tensor, steps: int | None = None) -> State:
+    def _state_of(
+        self, timesteps: Tensor, levels: Tensor, sigmas: Tensor, steps: int | None = None
+    ) -> State:
         """A state on these levels, the last one included; sigmas: what diffusers shows."""
         times = [tables.flowing(float(v)) for v in levels]
         return State(timesteps, times, steps=steps, sigmas=sigmas)
@@ -91,7 +101,12 @@ class Flow(Indexed):
     def _drawn(self, like: Tensor, index: int) -> Tensor:
         """fastdiff's noise of a step."""
         return randn(
-            tuple(like.shape), seed=self._seed(self._state), step=index, stream=1, dtype=like.dtype, device=like.device
+            tuple(like.shape),
+            seed=self._seed(self._state),
+            step=index,
+            stream=1,
+            dtype=like.dtype,
+            device=like.device,
         )
 
     def _typed(self, result: Any, model_output: Tensor, return_dict: bool) -> Any:
@@ -101,49 +116,69 @@ class Flow(Indexed):
 
 
 class Shifting(Flow):
-    """Flow matching whose levels are shifted by resolution, stretched, inverted or spaced by other formulas."""
+    """Flow matching whose levels are shifted by resolution, stretched, inverted or spaced by other
+    formulas.
+    """
 
     def _prepare(self) -> None:
         grids.one_kind(type(self).__name__, self.config)
         if self.config.time_shift_type not in ("exponential", "linear"):
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected time_shift_type in ['exponential', 'linear'], got "
-                f"{self.config.time_shift_type!r}."
+                f"fastdiff.{type(self).__name__}: expected time_shift_type in ['exponential',"
+                f" 'linear'], got {self.config.time_shift_type!r}."
             )
         super()._prepare()
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(1 - sigma) x0 + sigma noise; timestep [B]. In a run it is the level of its beginning, then of its next step."""
+        """(1 - sigma) x0 + sigma noise; timestep [B]. In a run it is the level of its beginning,
+        then of its next step.
+        """
         if noise is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}.scale_noise: expected noise, got None. Pass noise=.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.scale_noise: expected noise, got None. Pass"
+                " noise=."
+            )
         return self.add_noise(sample, noise, timestep)
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
-        """w / (w + (1/t - 1)^sigma), w = e^mu or mu as time_shift_type says (Esser et al. 2024, eq. 23, with w = shift)."""
+        """w / (w + (1/t - 1)^sigma), w = e^mu or mu as time_shift_type says (Esser et al. 2024, eq.
+        23, with w = shift).
+        """
         weight = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
         return weight / (weight + (1 / t - 1) ** sigma)
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
-        """Levels stretched towards 0 or away, so that the last one is the configuration's shift_terminal."""
+        """Levels stretched towards 0 or away, so that the last one is the configuration's
+        shift_terminal.
+        """
         rest = 1 - t
         return 1 - rest / (rest[-1] / (1 - self.config.shift_terminal))
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
         timesteps: Any = None,
-    ) -> None:  # fmt: skip
-        """A number of steps, or levels in (0, 1] to be shifted, or timesteps, or both of these; mu: the logarithm of the
-        shift (the shift itself for time_shift_type='linear'), needed with use_dynamic_shifting."""
+    ) -> None:
+        """A number of steps, or levels in (0, 1] to be shifted, or timesteps, or both of these; mu:
+        the logarithm of the shift (the shift itself for time_shift_type='linear'), needed with
+        use_dynamic_shifting.
+        """
         name, c = type(self).__name__, self.config
         if c.use_dynamic_shifting and mu is None:
-            raise ValueError(f"fastdiff.{name}.set_timesteps: expected mu with use_dynamic_shifting=True, got None.")
+            raise ValueError(
+                f"fastdiff.{name}.set_timesteps: expected mu with use_dynamic_shifting=True, got"
+                " None."
+            )
         lengths = {len(v) for v in (sigmas, timesteps) if v is not None}
         if num_inference_steps is not None:
             lengths.add(num_inference_steps)
         if len(lengths) != 1:
             raise ValueError(
-                f"fastdiff.{name}.set_timesteps: expected num_inference_steps, sigmas or timesteps of one length, got "
-                f"{sorted(lengths)}."
+                f"fastdiff.{name}.set_timesteps: expected num_inference_steps, sigmas or timesteps"
+                f" of one length, got {sorted(lengths)}."
             )
         steps, own = lengths.pop(), tables.numpy_float()
         asked = None if timesteps is None else np.array(timesteps).astype(own)
@@ -151,7 +186,11 @@ class Shifting(Flow):
             levels = np.array(sigmas).astype(own)
         else:
             levels = self._even(steps) if asked is None else asked / c.num_train_timesteps
-        levels = self._shifted(levels) if mu is None or not c.use_dynamic_shifting else self.time_shift(mu, 1.0, levels)
+        levels = (
+            self._shifted(levels)
+            if mu is None or not c.use_dynamic_shifting
+            else self.time_shift(mu, 1.0, levels)
+        )
         if c.shift_terminal:
             levels = self.stretch_shift_to_terminal(levels)
         for kind in grids.kinds(c):
@@ -159,6 +198,10 @@ class Shifting(Flow):
         grid = torch.from_numpy(levels).to(tables.FLOAT)
         if c.invert_sigmas:
             grid = 1.0 - grid
-        visited = torch.from_numpy(asked) if asked is not None and not c.invert_sigmas else grid * c.num_train_timesteps
+        visited = (
+            torch.from_numpy(asked)
+            if asked is not None and not c.invert_sigmas
+            else grid * c.num_train_timesteps
+        )
         grid = torch.cat([grid, grid.new_full((1,), 1.0 if c.invert_sigmas else 0.0)])
         self._begin(self._state_of(visited.to(device), grid, grid.to(device), steps))

@@ -1,4 +1,6 @@
-"""Euler, Heun and consistency sampling on a flow (Lipman et al. 2023; Esser et al. 2024) under diffusers' names."""
+"""Euler, Heun and consistency sampling on a flow (Lipman et al. 2023; Esser et al. 2024) under
+diffusers' names.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ...eager.common import compute_dtype
+from ...backend.eager.common import compute_dtype
 from ...solvers import Linear, Trace
 from . import quirks_flow, tables
 from .base import Generators
@@ -18,54 +20,89 @@ from .state import State
 
 
 class FlowMatchEulerDiscreteScheduler(Shifting):
-    """Euler's method on the flow (Lipman et al. 2023, eq. 20); diffusers' `FlowMatchEulerDiscreteScheduler`.
+    """Euler's method on the flow (Lipman et al. 2023, eq. 20); diffusers'
+    `FlowMatchEulerDiscreteScheduler`.
 
-    Quirks kept: set_timesteps shifts levels between ends that are already shifted, so the lowest is shifted twice, and
-    shifts given sigmas and timesteps too; with invert_sigmas (Mochi) the network's output is taken for minus the velocity
-    by construction of the grid, 0 to 1; with per_token_timesteps the output's sign is the opposite one (callers negate
-    it), each token goes to the next lower level of the grid, and float32 comes back; with stochastic_sampling a generator
-    is drawn from on the last step too, in the state's precision. s_churn, s_tmin, s_tmax and s_noise do nothing.
+    Quirks kept: set_timesteps shifts levels between ends that are already shifted, so the lowest is
+        shifted twice, and
+    shifts given sigmas and timesteps too; with invert_sigmas (Mochi) the network's output is taken
+    for minus the velocity by construction of the grid, 0 to 1; with per_token_timesteps the
+    output's sign is the opposite one (callers negate it), each token goes to the next lower level
+    of the grid, and float32 comes back; with stochastic_sampling a generator is drawn from on the
+    last step too, in the state's precision. s_churn, s_tmin, s_tmax and s_noise do nothing.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
-        base_shift: float | None = 0.5, max_shift: float | None = 1.15, base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096, invert_sigmas: bool = False, shift_terminal: float | None = None,
-        use_karras_sigmas: bool | None = False, use_exponential_sigmas: bool | None = False,
-        use_beta_sigmas: bool | None = False, time_shift_type: str = "exponential", stochastic_sampling: bool = False,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float | None = 0.5,
+        max_shift: float | None = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False,
+        time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
+    ):
         self._setup()
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         times = state.times[start:]
         return (
-            quirks_flow.renoised(trace, times) if self.config.stochastic_sampling else quirks_flow.euler(trace, times)
+            quirks_flow.renoised(trace, times)
+            if self.config.stochastic_sampling
+            else quirks_flow.euler(trace, times)
         )
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return self.config.stochastic_sampling
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
-        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None,
-        per_token_timesteps: Tensor | None = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generators = None,
+        per_token_timesteps: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers.
 
-        per_token_timesteps: [B, L] for a sample [B, L, C] whose tokens stand at levels of their own.
+        per_token_timesteps: [B, L] for a sample [B, L, C] whose tokens stand at levels of their
+            own.
         """
         self._refuse_whole("step", timestep)
         if per_token_timesteps is not None:
-            result = (self._per_token(model_output, timestep, sample, per_token_timesteps, generator),)
+            result = (
+                self._per_token(model_output, timestep, sample, per_token_timesteps, generator),
+            )
             return self._output(*result) if return_dict else result
-        result = self._advance(model_output, timestep, sample, generator=generator, return_dict=False)
+        result = self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=False
+        )
         return self._typed(result, model_output, return_dict)
 
     def _per_token(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, timesteps: Tensor, generator: Generators
-    ) -> Tensor:  # fmt: skip
-        """Every token by its own step; as many steps as tokens make no plan, so this runs on torch's operations."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        timesteps: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        """Every token by its own step; as many steps as tokens make no plan, so this runs on
+        torch's operations.
+        """
         state, grid = self._state, self.sigmas.to(sample.device)
         index = self._index(state, timestep)
         here = timesteps.to(grid) / self.config.num_train_timesteps
@@ -88,9 +125,11 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
 class FlowMatchHeunDiscreteScheduler(Flow):
     """Heun's method on the flow, with churn; diffusers' `FlowMatchHeunDiscreteScheduler`.
 
-    Quirks kept: the lowest level is shifted twice; s_churn adds noise after the network has seen the state without it, is
-    divided by 2n - 1 instead of n, and shortens the first slope by sigma over the churned sigma; a generator is drawn from
-    at second halves too, where nothing is added; scale_noise takes one timestep and moves the step's index there.
+    Quirks kept: the lowest level is shifted twice; s_churn adds noise after the network has seen
+        the state without it, is
+    divided by 2n - 1 instead of n, and shortens the first slope by sigma over the churned sigma; a
+    generator is drawn from at second halves too, where nothing is added; scale_noise takes one
+    timestep and moves the step's index there.
     """
 
     order = 2
@@ -107,7 +146,9 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         timesteps = grid * self.config.num_train_timesteps
         timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
         grid = torch.cat([grid[:1], grid[1:].repeat_interleave(2), grid.new_zeros(1)])
-        self._begin(self._state_of(timesteps.to(device), grid, grid.to(device), num_inference_steps))
+        self._begin(
+            self._state_of(timesteps.to(device), grid, grid.to(device), num_inference_steps)
+        )
 
     @property
     def state_in_first_order(self) -> bool:
@@ -116,7 +157,9 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         return state.start is None or state.done is None or (state.done - state.start) % 2 == 1
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """(1 - sigma) x0 + sigma noise at the level of the next step, which is the timestep's before the first."""
+        """(1 - sigma) x0 + sigma noise at the level of the next step, which is the timestep's
+        before the first.
+        """
         state = self._state
         if state.step_index is None:
             begun = state.begin_index
@@ -136,15 +179,23 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         return (index - (self._state.start or 0)) % 2 == 0
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, s_churn: float = 0.0, s_tmin: float = 0.0,
-        s_tmax: float = float("inf"), s_noise: float = 1.0, generator: Generators = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
         self._refuse_whole("step", timestep)
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         result = self._advance(
             model_output, timestep, sample, options=options, generator=generator, return_dict=False
-        )  # fmt: skip
+        )
         return self._typed(result, model_output, return_dict)
 
     @staticmethod
@@ -153,50 +204,78 @@ class FlowMatchHeunDiscreteScheduler(Flow):
 
 
 class FlowMatchLCMScheduler(Shifting):
-    """Multistep consistency sampling on the flow (Song et al. 2023, algorithm 1), optionally growing the picture from
-    step to step; diffusers' `FlowMatchLCMScheduler`.
+    """Multistep consistency sampling on the flow (Song et al. 2023, algorithm 1), optionally
+    growing the picture from step to step; diffusers' `FlowMatchLCMScheduler`.
 
-    Quirks kept: those of set_timesteps of `FlowMatchEulerDiscreteScheduler`; a generator is drawn from on the last step
-    too, where nothing is added. scale_factors: one for each step but the last, of the size of the run's first state.
+    Quirks kept: those of set_timesteps of `FlowMatchEulerDiscreteScheduler`; a generator is drawn
+        from on the last step
+    too, where nothing is added. scale_factors: one for each step but the last, of the size of the
+        run's first state.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, shift: float = 1.0, use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5, max_shift: float = 1.15, base_image_seq_len: int = 256, max_image_seq_len: int = 4096,
-        invert_sigmas: bool = False, shift_terminal: float | None = None, use_karras_sigmas: bool | None = False,
-        use_exponential_sigmas: bool | None = False, use_beta_sigmas: bool | None = False,
-        time_shift_type: str = "exponential", scale_factors: list[float] | None = None, upscale_mode: str = "bicubic",
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool | None = False,
+        use_exponential_sigmas: bool | None = False,
+        use_beta_sigmas: bool | None = False,
+        time_shift_type: str = "exponential",
+        scale_factors: list[float] | None = None,
+        upscale_mode: str = "bicubic",
+    ):
         self._setup()
 
     def _prepare(self) -> None:
         super()._prepare()
         self.set_scale_factors(self.config.scale_factors, self.config.upscale_mode)
 
-    def set_scale_factors(self, scale_factors: list[float] | None, upscale_mode: str | None) -> None:
-        """How much larger than the first state x0 is made after each step but the last, by torch's interpolate."""
+    def set_scale_factors(
+        self, scale_factors: list[float] | None, upscale_mode: str | None
+    ) -> None:
+        """How much larger than the first state x0 is made after each step but the last, by torch's
+        interpolate.
+        """
         self._scale_factors, self._upscale_mode = scale_factors, upscale_mode
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         times = state.times[start:]
-        return quirks_flow.denoised(trace, times) if options.get("grows") else quirks_flow.renoised(trace, times)
+        return (
+            quirks_flow.denoised(trace, times)
+            if options.get("grows")
+            else quirks_flow.renoised(trace, times)
+        )
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return not options.get("grows")
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
-        """The next state, larger where scale_factors say so, from the network's output at one of the timesteps."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """The next state, larger where scale_factors say so, from the network's output at one of
+        the timesteps.
+        """
         self._refuse_whole("step", timestep)
         factors = self._scale_factors if self._upscale_mode else None
         state = self._state
         if factors:
             if len(state.host) != len(factors) + 1:
                 raise ValueError(
-                    f"fastdiff.{type(self).__name__}.step: expected one of scale_factors less than the "
-                    f"{len(state.host)} timesteps, got {len(factors)}. Set as many."
+                    f"fastdiff.{type(self).__name__}.step: expected one of scale_factors less than"
+                    f" the {len(state.host)} timesteps, got {len(factors)}. Set as many."
                 )
             index = self._index(state, timestep)
             if state.step_index is None or "size" not in state.extra:
@@ -205,16 +284,30 @@ class FlowMatchLCMScheduler(Shifting):
                 larger = [round(factors[index] * size) for size in state.extra["size"]]
                 result = (self._grown(model_output, timestep, sample, index, larger, generator),)
                 return self._typed(result, model_output, return_dict)
-        result = self._advance(model_output, timestep, sample, generator=generator, return_dict=False)
+        result = self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=False
+        )
         return self._typed(result, model_output, return_dict)
 
     def _grown(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, index: int, size: list[int], generator: Generators
-    ) -> Tensor:  # fmt: skip
-        """x0 made larger, and noise of the next level on it; a step that changes the shape is no row of a plan."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        index: int,
+        size: list[int],
+        generator: Generators,
+    ) -> Tensor:
+        """x0 made larger, and noise of the next level on it; a step that changes the shape is no
+        row of a plan.
+        """
         state = self._state
         (x0,) = self._advance(
-            model_output, timestep, sample.to(compute_dtype(sample)), options={"grows": True}, return_dict=False
+            model_output,
+            timestep,
+            sample.to(compute_dtype(sample)),
+            options={"grows": True},
+            return_dict=False,
         )
         assert self._upscale_mode is not None
         x0 = torch.nn.functional.interpolate(x0, size=size, mode=self._upscale_mode)

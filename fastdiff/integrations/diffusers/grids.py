@@ -1,7 +1,9 @@
-"""Grids as diffusers rounds them: timesteps by spacing (Lin et al. 2024, table 2), and noise levels by formula.
+"""Grids as diffusers rounds them: timesteps by spacing (Lin et al. 2024, table 2), and noise levels
+by formula.
 
-The spacings give timesteps, whole or not; Karras' (Karras et al. 2022, eq. 5), exponential and beta levels are spaced in
-sigma, and the network's timestep is read off the training table by interpolation in log sigma.
+The spacings give timesteps, whole or not; Karras' (Karras et al. 2022, eq. 5), exponential and beta
+levels are spaced in sigma, and the network's timestep is read off the training table by
+interpolation in log sigma.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ _KARRAS_RHO = 7.0
 _BETA = 0.6
 
 
-def spaced(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.float64]:
-    """`steps` descending timesteps of [0, total), for linspace not rounded. Raises ValueError for other spacings."""
+def spaced(
+    where: str, total: int, steps: int, spacing: str, offset: int = 0
+) -> NDArray[np.float64]:
+    """`steps` descending timesteps of [0, total), for linspace not rounded. Raises ValueError for
+    other spacings.
+    """
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps)[::-1]
     if spacing == "leading":
@@ -28,7 +34,8 @@ def spaced(where: str, total: int, steps: int, spacing: str, offset: int = 0) ->
     if spacing == "trailing":
         return np.round(np.arange(total, 0, -total / steps)) - 1.0
     raise ValueError(
-        f"fastdiff.{where}: expected timestep_spacing in ['linspace', 'leading', 'trailing'], got {spacing!r}."
+        f"fastdiff.{where}: expected timestep_spacing in ['linspace', 'leading', 'trailing'], got"
+        f" {spacing!r}."
     )
 
 
@@ -37,8 +44,12 @@ def whole(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> 
     return spaced(where, total, steps, spacing, offset).round().astype(np.int64)
 
 
-def without_last(where: str, total: int, last: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.int64]:
-    """`steps` descending timesteps of [0, last): those of steps + 1 without the last one, except for trailing."""
+def without_last(
+    where: str, total: int, last: int, steps: int, spacing: str, offset: int = 0
+) -> NDArray[np.int64]:
+    """`steps` descending timesteps of [0, last): those of steps + 1 without the last one, except
+    for trailing.
+    """
     if spacing == "linspace":
         values: NDArray[Any] = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
     elif spacing == "leading":
@@ -47,7 +58,8 @@ def without_last(where: str, total: int, last: int, steps: int, spacing: str, of
         values = np.arange(last, 0, -total / steps).round() - 1
     else:
         raise ValueError(
-            f"fastdiff.{where}: expected timestep_spacing in ['linspace', 'leading', 'trailing'], got {spacing!r}."
+            f"fastdiff.{where}: expected timestep_spacing in ['linspace', 'leading', 'trailing'],"
+            f" got {spacing!r}."
         )
     return values.astype(np.int64)
 
@@ -55,21 +67,32 @@ def without_last(where: str, total: int, last: int, steps: int, spacing: str, of
 def given(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
     """The user's own timesteps. Raises ValueError unless they descend below `total`."""
     values = [int(t) for t in timesteps]
-    if any(a <= b for a, b in zip(values, values[1:], strict=False)) or not values or values[0] >= total:
-        raise ValueError(f"fastdiff.{where}: expected timesteps in descending order below {total}, got {values}.")
+    if (
+        any(a <= b for a, b in zip(values, values[1:], strict=False))
+        or not values
+        or values[0] >= total
+    ):
+        raise ValueError(
+            f"fastdiff.{where}: expected timesteps in descending order below {total}, got {values}."
+        )
     return np.array(values, dtype=np.int64)
 
 
 def at_most(where: str, steps: int, total: int) -> None:
     """Raises ValueError for more steps than training timesteps, or fewer than one."""
     if not 1 <= steps <= total:
-        raise ValueError(f"fastdiff.{where}: expected num_inference_steps in [1, {total}], got {steps}.")
+        raise ValueError(
+            f"fastdiff.{where}: expected num_inference_steps in [1, {total}], got {steps}."
+        )
 
 
-def timestep_of(sigma: NDArray[Any], log_sigmas: NDArray[Any], *, narrow: bool = False) -> NDArray[Any]:
+def timestep_of(
+    sigma: NDArray[Any], log_sigmas: NDArray[Any], *, narrow: bool = False
+) -> NDArray[Any]:
     """The timestep of each sigma, linear in log sigma between training timesteps, held at the ends.
 
-    narrow: in the precision of the levels throughout, as diffusers does where it computes with tensors.
+    narrow: in the precision of the levels throughout, as diffusers does where it computes with
+        tensors.
     """
     log_sigma = np.log(np.maximum(sigma, 1e-10))
     low = np.clip(np.searchsorted(log_sigmas, log_sigma, side="right") - 1, 0, len(log_sigmas) - 2)
@@ -79,19 +102,32 @@ def timestep_of(sigma: NDArray[Any], log_sigmas: NDArray[Any], *, narrow: bool =
     return (1 - weight) * low + weight * (low + 1)
 
 
-def kinds(config: Mapping[str, Any], names: tuple[str, ...] = ("karras", "exponential", "beta")) -> list[str]:
+def kinds(
+    config: Mapping[str, Any], names: tuple[str, ...] = ("karras", "exponential", "beta")
+) -> list[str]:
     """Which of the sigma spacings the configuration asks for."""
     return [name for name in names if config.get(f"use_{name}_sigmas")]
 
 
-def one_kind(where: str, config: Mapping[str, Any], names: tuple[str, ...] = ("karras", "exponential", "beta")) -> None:
+def one_kind(
+    where: str,
+    config: Mapping[str, Any],
+    names: tuple[str, ...] = ("karras", "exponential", "beta"),
+) -> None:
     """Raises ValueError for two sigma spacings at once."""
     if len(kinds(config, names)) > 1:
-        raise ValueError(f"fastdiff.{where}: expected one spacing of sigmas, got {kinds(config, names)}. Choose one.")
+        raise ValueError(
+            f"fastdiff.{where}: expected one spacing of sigmas, got {kinds(config, names)}. Choose"
+            " one."
+        )
 
 
-def respaced(kind: str, config: Mapping[str, Any], levels: NDArray[Any], steps: int) -> NDArray[Any]:
-    """`steps` levels from the first to the last of `levels`, or between the configuration's sigma_max and sigma_min."""
+def respaced(
+    kind: str, config: Mapping[str, Any], levels: NDArray[Any], steps: int
+) -> NDArray[Any]:
+    """`steps` levels from the first to the last of `levels`, or between the configuration's
+    sigma_max and sigma_min.
+    """
     low, high = config.get("sigma_min"), config.get("sigma_max")
     low = float(levels[-1]) if low is None else low
     high = float(levels[0]) if high is None else high

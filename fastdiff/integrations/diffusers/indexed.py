@@ -1,4 +1,6 @@
-"""Drop-ins that count their steps: diffusers' step_index and begin_index, and forward noising at the counted level."""
+"""Drop-ins that count their steps: diffusers' step_index and begin_index, and forward noising at
+the counted level.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class Counted(Scheduler):
     """A scheduler that says where it stands.
 
     Attributes:
-        step_index, begin_index: where the next step stands, and where the run began when set_begin_index said so.
+        step_index, begin_index: where the next step stands, and where the run began when
+            set_begin_index said so.
     """
 
     _last_for_unknown = False  # whether diffusers takes a timestep off the grid for the last one
@@ -40,14 +43,17 @@ class Counted(Scheduler):
         self._state.begin_index = begin_index
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        """The index of a timestep's value; the second where two are equal, where a run inside the grid begins."""
+        """The index of a timestep's value; the second where two are equal, where a run inside the
+        grid begins.
+        """
         host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
         found = [i for i, t in enumerate(host) if t == float(timestep)]
         if not found:
             if self._last_for_unknown:
                 return len(host) - 1
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected one of scheduler.timesteps, got {float(timestep)}."
+                f"fastdiff.{type(self).__name__}: expected one of scheduler.timesteps, got"
+                f" {float(timestep)}."
             )
         return found[1] if len(found) > 1 else found[0]
 
@@ -60,8 +66,8 @@ class Counted(Scheduler):
         )
         if whole:
             raise ValueError(
-                f"fastdiff.{type(self).__name__}.{where}: expected one of scheduler.timesteps, got an integer {timestep}. "
-                "Iterate over scheduler.timesteps."
+                f"fastdiff.{type(self).__name__}.{where}: expected one of scheduler.timesteps, got"
+                f" an integer {timestep}. Iterate over scheduler.timesteps."
             )
 
 
@@ -72,8 +78,12 @@ class Indexed(Counted):
         sigmas: the levels of the timesteps and the one the last step goes to, on the CPU.
     """
 
-    def _adopt(self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str) -> None:
-        """A value that a sibling class wrote into the configuration becomes ours; raises NotImplementedError for others."""
+    def _adopt(
+        self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str
+    ) -> None:
+        """A value that a sibling class wrote into the configuration becomes ours; raises
+        NotImplementedError for others.
+        """
         value = self.config[key]
         if value in others:
             self.register_to_config(**{key: replacement})
@@ -89,7 +99,9 @@ class Indexed(Counted):
         return sigmas
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample over the level's scale, where the class has scales; a step is not taken by it."""
+        """The sample over the level's scale, where the class has scales; a step is not taken by
+        it.
+        """
         state = self._state
         if state.scales is None:
             return sample
@@ -101,14 +113,18 @@ class Indexed(Counted):
         return sample / state.scales[index]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of its next step."""
+        """alpha x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of
+        its next step.
+        """
         state = self._state
         if state.begin_index is None:
             indices = [self.index_for_timestep(t) for t in timesteps.tolist()]
         else:
             index = state.begin_index if state.step_index is None else state.step_index
             indices = [index] * timesteps.shape[0]
-        chosen = self.sigmas.to(device=original_samples.device, dtype=original_samples.dtype)[indices]
+        chosen = self.sigmas.to(device=original_samples.device, dtype=original_samples.dtype)[
+            indices
+        ]
         alpha, sigma = self._mixture(chosen.reshape(-1, *(1,) * (original_samples.ndim - 1)))
         return alpha * original_samples + sigma * noise
 

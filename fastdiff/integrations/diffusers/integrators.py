@@ -1,7 +1,9 @@
-"""Drop-ins of exponential integrators: grids of rho = sigma/alpha in variance-preserving or flow space, whole timesteps.
+"""Drop-ins of exponential integrators: grids of rho = sigma/alpha in variance-preserving or flow
+space, whole timesteps.
 
-diffusers keeps one table of `sigmas` for both spaces: rho with alpha = 1/sqrt(1 + rho²), or with use_flow_sigmas sigma
-itself with alpha = 1 - sigma. The network gets the state as it is, and timesteps cut to integers.
+diffusers keeps one table of `sigmas` for both spaces: rho with alpha = 1/sqrt(1 + rho²), or with
+use_flow_sigmas sigma itself with alpha = 1 - sigma. The network gets the state as it is, and
+timesteps cut to integers.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ _PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 class Misread(Parametrization):
-    """diffusers' reading of an output in the other space than it was trained in: v in flow space is not divided by
-    alpha² + sigma² (x0 = alpha x - sigma v), and a flow in variance-preserving space is x0 = x - rho u."""
+    """diffusers' reading of an output in the other space than it was trained in: v in flow space is
+    not divided by alpha² + sigma² (x0 = alpha x - sigma v), and a flow in variance-preserving space
+    is x0 = x - rho u.
+    """
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
         if normalize(self.prediction_type) == "v":
@@ -36,17 +40,22 @@ class Misread(Parametrization):
 
 
 class Rederived(Misread):
-    """The same for a class that keeps eps = (x - alpha x0)/sigma alone, with rho in sigma's place where it read a flow."""
+    """The same for a class that keeps eps = (x - alpha x0)/sigma alone, with rho in sigma's place
+    where it read a flow.
+    """
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
         c = super().at(alpha, sigma)
         level = sigma if normalize(self.prediction_type) == "v" else sigma / alpha
         eps_x, eps_out = (1.0 - alpha * c.x0_x) / level, -alpha * c.x0_out / level
-        return Coefficients(1.0, (1.0 - sigma * eps_x) / alpha, -sigma * eps_out / alpha, eps_x, eps_out)
+        return Coefficients(
+            1.0, (1.0 - sigma * eps_x) / alpha, -sigma * eps_out / alpha, eps_x, eps_out
+        )
 
 
 class Integrator(Indexed, TrainingTables):
-    """What exponential integrators share: tables, spacings of noise levels, and the space they lie in.
+    """What exponential integrators share: tables, spacings of noise levels, and the space they lie
+    in.
 
     Attributes:
         alpha_t, sigma_t, lambda_t: [T] of the training timesteps, on the CPU.
@@ -57,7 +66,9 @@ class Integrator(Indexed, TrainingTables):
     _last_for_unknown = True
     _strange: type[Misread] = Misread
     _rises = False  # whether respaced levels go towards noise
-    _repeats_last = False  # whether respaced levels end in their last one, else in what final_sigmas_type says
+    _repeats_last = (
+        False  # whether respaced levels end in their last one, else in what final_sigmas_type says
+    )
 
     alpha_t: Tensor
     sigma_t: Tensor
@@ -72,9 +83,13 @@ class Integrator(Indexed, TrainingTables):
         self.lambda_t = torch.log(self.alpha_t) - torch.log(self.sigma_t)
 
     def _initial(self) -> State:
-        """Every training timestep; `sigmas` then is the training table in its own order, as diffusers leaves it."""
+        """Every training timestep; `sigmas` then is the training table in its own order, as
+        diffusers leaves it.
+        """
         shown = np.arange(self.config.num_train_timesteps, dtype=tables.numpy_float())[::-1].copy()
-        return State(torch.from_numpy(shown), [], steps=None, sigmas=torch.from_numpy(self._trained()))
+        return State(
+            torch.from_numpy(shown), [], steps=None, sigmas=torch.from_numpy(self._trained())
+        )
 
     # -- points
 
@@ -86,7 +101,8 @@ class Integrator(Indexed, TrainingTables):
         kind = self.config.prediction_type
         if kind not in _PREDICTIONS:
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected prediction_type in {list(_PREDICTIONS)}, got {kind!r}."
+                f"fastdiff.{type(self).__name__}: expected prediction_type in {list(_PREDICTIONS)},"
+                f" got {kind!r}."
             )
         strange = {"flow": "v_prediction", "vp": "flow_prediction"}[self._space]
         return self._strange(kind) if kind == strange else Parametrization(kind)
@@ -98,8 +114,8 @@ class Integrator(Indexed, TrainingTables):
         if self._space == "flow":
             if not 0 < level < 1:
                 raise ValueError(
-                    f"fastdiff.{type(self).__name__}: expected sigmas in [0, 1) with use_flow_sigmas, got {level}. Choose "
-                    "one spacing of sigmas."
+                    f"fastdiff.{type(self).__name__}: expected sigmas in [0, 1) with"
+                    f" use_flow_sigmas, got {level}. Choose one spacing of sigmas."
                 )
             return Time(t, 1.0 - level, level, 2.0 * (math.log1p(-level) - math.log(level)))
         alpha = 1.0 / math.hypot(1.0, level)
@@ -127,18 +143,28 @@ class Integrator(Indexed, TrainingTables):
 
     def _clipped(self) -> int:
         """How many of the noisiest timesteps lie below lambda_min_clipped."""
-        return int(torch.searchsorted(torch.flip(self.lambda_t, [0]), self.config.lambda_min_clipped))
+        return int(
+            torch.searchsorted(torch.flip(self.lambda_t, [0]), self.config.lambda_min_clipped)
+        )
 
     def _spaced(self, steps: int, last: int) -> NDArray[np.int64]:
         """`steps` timesteps below `last`, without the one that the last step goes to."""
         c = self.config
         return grids.without_last(
-            type(self).__name__, c.num_train_timesteps, last, steps, c.get("timestep_spacing", "linspace"),
+            type(self).__name__,
+            c.num_train_timesteps,
+            last,
+            steps,
+            c.get("timestep_spacing", "linspace"),
             c.get("steps_offset", 0),
-        )  # fmt: skip
+        )
 
-    def _levels(self, visited: NDArray[Any], steps: int, mu: float | None = None) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(timesteps, levels), not yet ended, of these timesteps or of the configured spacing of sigmas."""
+    def _levels(
+        self, visited: NDArray[Any], steps: int, mu: float | None = None
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(timesteps, levels), not yet ended, of these timesteps or of the configured spacing of
+        sigmas.
+        """
         c, trained = self.config, self._trained()
         kind = self._kind()
         if kind == "flow":
@@ -155,8 +181,16 @@ class Integrator(Indexed, TrainingTables):
         return (visited.round() if self._rounds(kind) else visited), levels
 
     def _kind(self) -> str | None:
-        """The spacing of sigmas that the configuration asks for, by diffusers' precedence; None for timesteps'."""
-        flags = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
+        """The spacing of sigmas that the configuration asks for, by diffusers' precedence; None for
+        timesteps'.
+        """
+        flags = (
+            "use_karras_sigmas",
+            "use_lu_lambdas",
+            "use_exponential_sigmas",
+            "use_beta_sigmas",
+            "use_flow_sigmas",
+        )
         return next((flag.split("_")[1] for flag in flags if self.config.get(flag)), None)
 
     def _flow(self, steps: int, shift: float) -> NDArray[Any]:
@@ -173,8 +207,8 @@ class Integrator(Indexed, TrainingTables):
         c = self.config
         if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
             raise ValueError(
-                f"fastdiff.{type(self).__name__}.set_timesteps: expected no mu without use_dynamic_shifting and "
-                f"time_shift_type='exponential', got {mu!r}."
+                f"fastdiff.{type(self).__name__}.set_timesteps: expected no mu without"
+                f" use_dynamic_shifting and time_shift_type='exponential', got {mu!r}."
             )
 
     def _last_level(self, levels: NDArray[Any]) -> float:
@@ -184,8 +218,8 @@ class Integrator(Indexed, TrainingTables):
             return float(levels[-1]) if self._kind() else self._least()
         if c.final_sigmas_type not in ("zero", "sigma_min"):
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected final_sigmas_type in ['zero', 'sigma_min'], got "
-                f"{c.final_sigmas_type!r}."
+                f"fastdiff.{type(self).__name__}: expected final_sigmas_type in ['zero',"
+                f" 'sigma_min'], got {c.final_sigmas_type!r}."
             )
         return 0.0 if c.final_sigmas_type == "zero" else self._least()
 
@@ -198,16 +232,23 @@ class Integrator(Indexed, TrainingTables):
 
     def _start(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
         """The same with the last level included."""
-        values = torch.from_numpy(np.ascontiguousarray(visited)).to(device=device, dtype=torch.int64)
+        values = torch.from_numpy(np.ascontiguousarray(visited)).to(
+            device=device, dtype=torch.int64
+        )
         shown = [*(float(int(t)) for t in visited), -1.0]
-        times = [self._time(shown[min(i, len(visited))], float(level)) for i, level in enumerate(levels)]
+        times = [
+            self._time(shown[min(i, len(visited))], float(level)) for i, level in enumerate(levels)
+        ]
         self._begin(State(values, times, steps=len(visited), sigmas=torch.from_numpy(levels)))
 
     # -- steps
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         if state.num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
+                " first."
+            )
         return self._integrate(trace, state.times[: len(state.host) + 1], start)
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
@@ -215,8 +256,13 @@ class Integrator(Indexed, TrainingTables):
         raise NotImplementedError
 
     def _mean(self, model_output: Tensor) -> Tensor:
-        """The part of a network's output that predicts, for networks that predict a variance too: three channels."""
+        """The part of a network's output that predicts, for networks that predict a variance too:
+        three channels.
+        """
         c = self.config
-        if c.get("variance_type") in ("learned", "learned_range") and c.prediction_type == "epsilon":
+        if (
+            c.get("variance_type") in ("learned", "learned_range")
+            and c.prediction_type == "epsilon"
+        ):
             return model_output[:, :3]
         return model_output

@@ -19,22 +19,32 @@ from .state import State
 
 
 class LMSDiscreteScheduler(Exploding):
-    """Linear multistep of order 1 to 4 on the uneven grid of sigma; diffusers' `LMSDiscreteScheduler`.
+    """Linear multistep of order 1 to 4 on the uneven grid of sigma; diffusers'
+    `LMSDiscreteScheduler`.
 
-    Quirks kept: a run that begins inside the grid uses weights of the full order with the derivatives it has; with
-    timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² + 1). The integrals are exact; diffusers' are by
-    quadrature.
+    Quirks kept: a run that begins inside the grid uses weights of the full order with the
+        derivatives it has; with
+    timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² + 1). The integrals are exact;
+    diffusers' are by quadrature.
     """
 
     _remembers = True
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace", steps_offset: int = 0,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+    ):
         self._setup()
 
     def _initial(self) -> State:
@@ -53,16 +63,30 @@ class LMSDiscreteScheduler(Exploding):
         return quirks.lms(trace, state.times, start, order=options.get("order", 4))
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, order: int = 4, return_dict: bool = True
-    ) -> Any:  # fmt: skip
-        """The next state from the network's output at one of the timesteps, order in 1 … 4; see diffusers."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        order: int = 4,
+        return_dict: bool = True,
+    ) -> Any:
+        """The next state from the network's output at one of the timesteps, order in 1 … 4; see
+        diffusers.
+        """
         if order not in (1, 2, 3, 4):
-            raise ValueError(f"fastdiff.{type(self).__name__}.step: expected order in [1, 2, 3, 4], got {order!r}.")
-        return self._advance(model_output, timestep, sample, options={"order": order}, return_dict=return_dict)
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected order in [1, 2, 3, 4], got"
+                f" {order!r}."
+            )
+        return self._advance(
+            model_output, timestep, sample, options={"order": order}, return_dict=return_dict
+        )
 
 
 class SecondOrder(Exploding):
-    """Two network calls a step but the last: interior timesteps stand twice, or with their midpoint."""
+    """Two network calls a step but the last: interior timesteps stand twice, or with their
+    midpoint.
+    """
 
     order = 2
     _remembers = True
@@ -70,32 +94,49 @@ class SecondOrder(Exploding):
     def _initial(self) -> State:
         return self._grid(self.config.num_train_timesteps, None)
 
-    def _grid(self, steps: int, device: Any, total: int | None = None, timesteps: Any = None) -> State:
+    def _grid(
+        self, steps: int, device: Any, total: int | None = None, timesteps: Any = None
+    ) -> State:
         raise NotImplementedError
 
     def _entered(self, state: State, start: int) -> list[Any]:
-        """The grid from a displayed index on; both indices of a doubled timestep enter at that timestep."""
+        """The grid from a displayed index on; both indices of a doubled timestep enter at that
+        timestep.
+        """
         return state.times[(start + 1) // 2 :]
 
 
 class HeunDiscreteScheduler(SecondOrder):
     """Heun's method in sigma (Karras et al. 2022, algorithm 1); diffusers' `HeunDiscreteScheduler`.
 
-    Quirks kept: beta_start and beta_end have defaults of their own; timesteps of n steps are 2n - 1; clip_sample clips the
-    prediction of both stages; with timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² + 1).
+    Quirks kept: beta_start and beta_end have defaults of their own; timesteps of n steps are 2n -
+        1; clip_sample clips the
+    prediction of both stages; with timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² +
+    1).
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "linear", trained_betas: Any = None, prediction_type: str = "epsilon",
-        use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
-        clip_sample: bool = False, clip_sample_range: float = 1.0, timestep_spacing: str = "linspace",
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        prediction_type: str = "epsilon",
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        timestep_spacing: str = "linspace",
         steps_offset: int = 0,
-    ):  # fmt: skip
+    ):
         self._setup()
 
-    def _grid(self, steps: int, device: Any, total: int | None = None, timesteps: Any = None) -> State:
+    def _grid(
+        self, steps: int, device: Any, total: int | None = None, timesteps: Any = None
+    ) -> State:
         visited, levels = self._levels(steps, timesteps, total)
         levels = grids.ended(levels, 0.0)
         shown = torch.from_numpy(np.concatenate([levels[:1], levels[1:-1].repeat(2), levels[-1:]]))
@@ -104,13 +145,19 @@ class HeunDiscreteScheduler(SecondOrder):
         return self._state_of(twice, levels, device, steps=steps, shown=shown, scales=scales)
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, num_train_timesteps: int | None = None,
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        num_train_timesteps: int | None = None,
         timesteps: Any = None,
-    ) -> None:  # fmt: skip
-        """A number of steps, spaced as configured over num_train_timesteps, or timesteps to visit."""
+    ) -> None:
+        """A number of steps, spaced as configured over num_train_timesteps, or timesteps to
+        visit.
+        """
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError(
-                f"fastdiff.{type(self).__name__}.set_timesteps: expected one of num_inference_steps and timesteps."
+                f"fastdiff.{type(self).__name__}.set_timesteps: expected one of num_inference_steps"
+                " and timesteps."
             )
         steps = len(timesteps) if num_inference_steps is None else num_inference_steps
         self._begin(self._grid(steps, device, num_train_timesteps, timesteps))
@@ -118,8 +165,12 @@ class HeunDiscreteScheduler(SecondOrder):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         return karras.heun(trace, self._entered(state, start))
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
-        """The next state or stage from the network's output at one of the timesteps; see diffusers."""
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> Any:
+        """The next state or stage from the network's output at one of the timesteps; see
+        diffusers.
+        """
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
 
@@ -127,10 +178,14 @@ class _Midpoint(SecondOrder):
     """What both KDPM2 classes share: levels, and the middle ones' timesteps between them."""
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
-        """Levels of each step but the last, [n - 1]: `middle`, where its second call is, and what the formula needs."""
+        """Levels of each step but the last, [n - 1]: `middle`, where its second call is, and what
+        the formula needs.
+        """
         raise NotImplementedError
 
-    def _grid(self, steps: int, device: Any, total: int | None = None, timesteps: Any = None) -> State:
+    def _grid(
+        self, steps: int, device: Any, total: int | None = None, timesteps: Any = None
+    ) -> State:
         visited, levels = self._levels(steps, None, total, whole_karras=True)
         levels = grids.ended(levels, 0.0)
         tables_between = self._between(torch.from_numpy(levels))
@@ -141,33 +196,47 @@ class _Midpoint(SecondOrder):
         sigmas = np.concatenate([levels[:1], levels[1:].repeat(2), levels[-1:]])
         called = np.concatenate([levels[:1], np.stack([middle, levels[1:-1]], axis=1).flatten()])
         return self._state_of(
-            np.concatenate([visited[:1], interleaved]), levels, device, steps=steps, shown=torch.from_numpy(sigmas),
+            np.concatenate([visited[:1], interleaved]),
+            levels,
+            device,
+            steps=steps,
+            shown=torch.from_numpy(sigmas),
             scales=[math.hypot(v, 1.0) for v in called.tolist()],
             **{name: value.tolist() for name, value in tables_between.items()},
-        )  # fmt: skip
+        )
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
-    ) -> None:  # fmt: skip
+    ) -> None:
         """num_inference_steps steps, spaced as configured over num_train_timesteps."""
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
 
 class KDPM2DiscreteScheduler(_Midpoint):
-    """The midpoint rule in ln sigma, DPM-2 of Karras et al. 2022; diffusers' `KDPM2DiscreteScheduler`.
+    """The midpoint rule in ln sigma, DPM-2 of Karras et al. 2022; diffusers'
+    `KDPM2DiscreteScheduler`.
 
-    Quirks kept: beta_start and beta_end have defaults of their own; with Karras' levels the timesteps are rounded, but not
-    those of the middle; timesteps are float64 where sigmas are respaced. prediction_type="sample", which diffusers
-    refuses, works.
+    Quirks kept: beta_start and beta_end have defaults of their own; with Karras' levels the
+        timesteps are rounded, but not
+    those of the middle; timesteps are float64 where sigmas are respaced. prediction_type="sample",
+    which diffusers refuses, works.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "linear", trained_betas: Any = None, use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace", steps_offset: int = 0,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+    ):
         self._setup()
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
@@ -176,8 +245,12 @@ class KDPM2DiscreteScheduler(_Midpoint):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         return karras.kdpm2(trace, self._entered(state, start))
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
-        """The next state or stage from the network's output at one of the timesteps; see diffusers."""
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> Any:
+        """The next state or stage from the network's output at one of the timesteps; see
+        diffusers.
+        """
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
 
@@ -185,17 +258,26 @@ class KDPM2AncestralDiscreteScheduler(_Midpoint):
     """KDPM2 down to a lower level, then noise (Song, Meng & Ermon 2021, eq. 16); diffusers'
     `KDPM2AncestralDiscreteScheduler`.
 
-    Quirks kept: those of `KDPM2DiscreteScheduler`; the lower level sqrt(sigma_s² - up²) is computed in float32, which leaves
+    Quirks kept: those of `KDPM2DiscreteScheduler`; the lower level sqrt(sigma_s² - up²) is computed
+        in float32, which leaves
     few digits after a long step, sometimes none (NaN).
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012,
-        beta_schedule: str = "linear", trained_betas: Any = None, use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False, prediction_type: str = "epsilon",
-        timestep_spacing: str = "linspace", steps_offset: int = 0,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+    ):
         self._setup()
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
@@ -213,7 +295,16 @@ class KDPM2AncestralDiscreteScheduler(_Midpoint):
         return index % 2 == 1
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
-        """The next state or stage from the network's output at one of the timesteps; see diffusers."""
-        return self._advance(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """The next state or stage from the network's output at one of the timesteps; see
+        diffusers.
+        """
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
+        )

@@ -11,7 +11,9 @@ from .vp import VariancePreserving
 
 
 class Pairwise(VariancePreserving):
-    """A variance-preserving scheduler that keeps no count of its steps: every step is a plan of one row."""
+    """A variance-preserving scheduler that keeps no count of its steps: every step is a plan of one
+    row.
+    """
 
     _compatibles: list[str] = []
 

@@ -20,13 +20,16 @@ from .vp import VariancePreserving
 
 
 class PNDMScheduler(VariancePreserving):
-    """PNDM (Liu et al. 2022): linear multistep on eps after a Runge-Kutta start, or without it; diffusers' `PNDMScheduler`.
+    """PNDM (Liu et al. 2022): linear multistep on eps after a Runge-Kutta start, or without it;
+    diffusers' `PNDMScheduler`.
 
-    Quirks kept: with skip_prk_steps the first step is taken twice, so n steps are n + 1 calls and the second timestep
-    stands there twice; steps go from t to t - T // n whatever the grid is; the multistep runs over the network's outputs
-    and converts their combination at the step's start, v-predictions included; a run that begins inside the grid begins
-    its calls' count at 0, so the doubled call then falls on a step of its own; the last step goes to the alpha_bar of
-    timestep 0 unless set_alpha_to_one.
+    Quirks kept: with skip_prk_steps the first step is taken twice, so n steps are n + 1 calls and
+        the second timestep
+    stands there twice; steps go from t to t - T // n whatever the grid is; the multistep runs over
+    the network's outputs and converts their combination at the step's start, v-predictions
+    included; a run that begins inside the grid begins its calls' count at 0, so the doubled call
+    then falls on a step of its own; the last step goes to the alpha_bar of timestep 0 unless
+    set_alpha_to_one.
     """
 
     _returns_x0 = False
@@ -36,39 +39,55 @@ class PNDMScheduler(VariancePreserving):
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, skip_prk_steps: bool = False,
-        set_alpha_to_one: bool = False, prediction_type: str = "epsilon", timestep_spacing: str = "leading",
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "leading",
         steps_offset: int = 0,
-    ):  # fmt: skip
+    ):
         self._setup()
 
     def _prepare(self) -> None:
         super()._prepare()
-        self.final_alpha_cumprod = torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        self.final_alpha_cumprod = (
+            torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
+        )
 
     def _final(self) -> Time:
         return tables.preserving(0, float(self.final_alpha_cumprod))
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps timesteps in [1, T], at least 4 with the Runge-Kutta start, and those of its stages."""
+        """num_inference_steps timesteps in [1, T], at least 4 with the Runge-Kutta start, and those
+        of its stages.
+        """
         name, c = type(self).__name__, self.config
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
         offset = c.steps_offset if c.timestep_spacing == "leading" else 0
-        grid = grids.whole(name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset)
+        grid = grids.whole(
+            name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset
+        )
         if c.skip_prk_steps:
             stages, rest = grid[:0], np.concatenate([grid[:1], grid[1:2], grid[1:]])
         elif num_inference_steps < 4:
             raise ValueError(
-                f"fastdiff.{name}: expected at least 4 steps with the Runge-Kutta start, got {num_inference_steps}. "
-                "Set skip_prk_steps=True."
+                f"fastdiff.{name}: expected at least 4 steps with the Runge-Kutta start, got"
+                f" {num_inference_steps}. Set skip_prk_steps=True."
             )
         else:
             half = c.num_train_timesteps // num_inference_steps // 2
-            # descending: each of the first four timesteps with its point half a step before, all but the ends twice
+            # descending: each of the first four timesteps with its point half a step before, all
+            # but the ends twice
             pairs = np.stack([grid[:4] + half, grid[:4]], axis=1).flatten()[1:]
             stages, rest = pairs.repeat(2)[1:-1], grid[3:]
-        state = self._visiting(np.concatenate([stages, rest]), device, steps=num_inference_steps, prk=stages, plms=rest)
+        state = self._visiting(
+            np.concatenate([stages, rest]), device, steps=num_inference_steps, prk=stages, plms=rest
+        )
         self._begin(state)
 
     @property
@@ -89,7 +108,10 @@ class PNDMScheduler(VariancePreserving):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         if state.num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
+                " first."
+            )
         ratio = self.config.num_train_timesteps // state.num_inference_steps
         visits, stages = state.host[start:], state.extra["prk"]
         outs: list[Linear] = []
@@ -102,21 +124,26 @@ class PNDMScheduler(VariancePreserving):
         steps = [(t, t - ratio) for t in rest]
         if not outs and len(rest) > 1:
             steps[1] = (rest[1] + ratio, rest[1])
-        return quirks.plms(trace, [self._at(t) for t in rest], [(self._at(t), self._at(s)) for t, s in steps], outs)
+        return quirks.plms(
+            trace, [self._at(t) for t in rest], [(self._at(t), self._at(s)) for t, s in steps], outs
+        )
 
     def _at(self, t: int) -> Time:
         return self._point(t) if t >= 0 else self._final()
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
 
 class IPNDMScheduler(Counted):
-    """iPNDM (Zhang & Chen 2023, section 4) on x_t = cos(pi t/2) x0 + sin²(…) eps, for networks that predict v; diffusers'
-    `IPNDMScheduler`.
+    """iPNDM (Zhang & Chen 2023, section 4) on x_t = cos(pi t/2) x0 + sin²(…) eps, for networks that
+    predict v; diffusers' `IPNDMScheduler`.
 
-    Quirks kept: sigma is sin² and alpha follows from it; the Adams-Bashforth weights are those of an even grid;
+    Quirks kept: sigma is sin² and alpha follows from it; the Adams-Bashforth weights are those of
+        an even grid;
     `alphas` and `betas` are alpha and sigma themselves; init_noise_sigma is 1.
     """
 
@@ -160,7 +187,9 @@ class IPNDMScheduler(Counted):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         return quirks.ipndm(trace, state.times[start:])
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> Any:
         """The next state from the network's v at one of the timesteps; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
@@ -168,4 +197,6 @@ class IPNDMScheduler(Counted):
 def _of(alpha: float, sigma: float) -> Time:
     if sigma == 0:
         return CLEAN
-    return Time(0.0, alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)) if alpha > 0 else -math.inf)
+    return Time(
+        0.0, alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)) if alpha > 0 else -math.inf
+    )

@@ -1,4 +1,6 @@
-"""Formulas where diffusers' own differ from the papers'; every one is named by the class that uses it."""
+"""Formulas where diffusers' own differ from the papers'; every one is named by the class that uses
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,19 @@ from .tables import numpy_float
 
 
 def inversion(p: Trace, t: Time, s: Time) -> Linear:
-    """DDIM towards noise: x_s = alpha_s x0 + sigma_s eps, the output read at the point the step comes from."""
+    """DDIM towards noise: x_s = alpha_s x0 + sigma_s eps, the output read at the point the step
+    comes from.
+    """
     x0, eps, _ = p.predict(p.start, t)
     return s.alpha * x0 + s.sigma * eps
 
 
 def ddpm(p: Trace, t: Time, s: Time, *, variance_type: str, draws: bool) -> Linear:
-    """Ho et al. 2020, eq. 6 and 7, with diffusers' variances: beta-tilde held above 1e-20, and noise wherever the timestep
-    is above 0, the step into clean data included.
+    """Ho et al. 2020, eq. 6 and 7, with diffusers' variances: beta-tilde held above 1e-20, and
+    noise wherever the timestep is above 0, the step into clean data included.
 
-    The coefficients are rounded as diffusers rounds them: its 1 - alpha_bar_t/alpha_bar_s keeps few digits near t = 0, and
+    The coefficients are rounded as diffusers rounds them: its 1 - alpha_bar_t/alpha_bar_s keeps few
+        digits near t = 0, and
     exact coefficients would differ by more than a step's tolerance there.
     """
     x0, _, _ = p.predict(p.start, t)
@@ -42,22 +47,38 @@ def ddpm(p: Trace, t: Time, s: Time, *, variance_type: str, draws: bool) -> Line
 
 
 def posterior(alpha_bar_t: float, alpha_bar_s: float) -> tuple[float, float, float, float]:
-    """(coefficient of x0, of x_t, beta, beta-tilde) of q(x_s | x_t, x0), in the precision of diffusers' tables."""
+    """(coefficient of x0, of x_t, beta, beta-tilde) of q(x_s | x_t, x0), in the precision of
+    diffusers' tables.
+    """
     rounded = numpy_float()
     a_t, a_s, one = rounded(alpha_bar_t), rounded(alpha_bar_s), rounded(1)
     kept = a_t / a_s
     beta, sigma_t, sigma_s = one - kept, one - a_t, one - a_s
     small = max(float(sigma_s / sigma_t * beta), 1e-20)
-    return float(np.sqrt(a_s) * beta / sigma_t), float(np.sqrt(kept) * sigma_s / sigma_t), float(beta), small
+    return (
+        float(np.sqrt(a_s) * beta / sigma_t),
+        float(np.sqrt(kept) * sigma_s / sigma_t),
+        float(beta),
+        small,
+    )
 
 
 def late_churn(
-    p: Trace, times: Sequence[Time], steps: int, *, hat: bool, s_churn: float = 0.0, s_tmin: float = 0.0,
-    s_tmax: float = inf, s_noise: float = 1.0,
-) -> Linear:  # fmt: skip
-    """Karras et al. 2022, algorithm 2 without its second-order part, the churn after the network's call.
+    p: Trace,
+    times: Sequence[Time],
+    steps: int,
+    *,
+    hat: bool,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Linear:
+    """Karras et al. 2022, algorithm 2 without its second-order part, the churn after the network's
+    call.
 
-    steps: of the whole grid, which s_churn is spread over; hat: the output is read at the churned level, else at the one
+    steps: of the whole grid, which s_churn is spread over; hat: the output is read at the churned
+        level, else at the one
     before.
     """
     x = p.start
@@ -76,8 +97,8 @@ def late_churn(
 def lms(p: Trace, times: Sequence[Time], start: int, *, order: int) -> Linear:
     """LMS as `solvers.adams.lms`, from index `start` of a grid.
 
-    A run that begins inside the grid is given the weights of the full order, made for derivatives that it does not have;
-    those that it lacks are left out.
+    A run that begins inside the grid is given the weights of the full order, made for derivatives
+    that it does not have; those that it lacks are left out.
     """
     x = p.start
     past: list[Linear] = []
@@ -93,11 +114,18 @@ def lms(p: Trace, times: Sequence[Time], start: int, *, order: int) -> Linear:
     return x
 
 
-_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+_ADAMS = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 
 def adams(values: Sequence[Linear]) -> Linear:
-    """Adams-Bashforth's combination of the latest values on an even grid, latest first, at most four."""
+    """Adams-Bashforth's combination of the latest values on an even grid, latest first, at most
+    four.
+    """
     total = Linear({})
     for weight, value in zip(_ADAMS[min(len(values), 4) - 1], values, strict=False):
         total = total + weight * value
@@ -105,7 +133,8 @@ def adams(values: Sequence[Linear]) -> Linear:
 
 
 class Transfer:
-    """DDIM's transfer x_s = on_x·x + on_out·m of a combination m of raw outputs, read at t in the prediction type.
+    """DDIM's transfer x_s = on_x·x + on_out·m of a combination m of raw outputs, read at t in the
+    prediction type.
 
     Liu et al. 2022, eq. 11, in its own form and diffusers' precision.
     """
@@ -126,11 +155,16 @@ class Transfer:
         return (x_s - self.on_out * out) / self.on_x
 
 
-def plms(p: Trace, visits: Sequence[Time], steps: Sequence[tuple[Time, Time]], outs: list[Linear]) -> Linear:
-    """Linear multistep on raw outputs, the first step taken twice where `outs` is empty (S-PNDM's start).
+def plms(
+    p: Trace, visits: Sequence[Time], steps: Sequence[tuple[Time, Time]], outs: list[Linear]
+) -> Linear:
+    """Linear multistep on raw outputs, the first step taken twice where `outs` is empty (S-PNDM's
+    start).
 
-    visits: where the network is called; steps: (from, to) of each call's transfer. The second call comes at the first's
-    end; its step starts where the first did, with the mean of both outputs, and it is not remembered.
+    visits: where the network is called; steps: (from, to) of each call's transfer. The second call
+        comes at the first's
+    end; its step starts where the first did, with the mean of both outputs, and it is not
+    remembered.
     """
     x, fresh, start = p.start, not outs, Linear({})
     for i, (visit, (t, s)) in enumerate(zip(visits, steps, strict=True)):
@@ -145,11 +179,16 @@ def plms(p: Trace, visits: Sequence[Time], steps: Sequence[tuple[Time, Time]], o
     return x
 
 
-def prk(p: Trace, visits: Sequence[Time], base: Sequence[Time], goals: Sequence[Time]) -> list[Linear]:
-    """Pseudo Runge-Kutta (Liu et al. 2022, eq. 9 and 13): four calls a step. Leaves the state in p.start; gives the outputs.
+def prk(
+    p: Trace, visits: Sequence[Time], base: Sequence[Time], goals: Sequence[Time]
+) -> list[Linear]:
+    """Pseudo Runge-Kutta (Liu et al. 2022, eq. 9 and 13): four calls a step. Leaves the state in
+    p.start; gives the outputs.
 
-    visits: where the network is called; base: where each call's step starts; goals: where it goes. The step's start is
-    not remembered: the transferred state gives it back, which leaves room for the outputs that the multistep needs.
+    visits: where the network is called; base: where each call's step starts; goals: where it goes.
+        The step's start is
+    not remembered: the transferred state gives it back, which leaves room for the outputs that the
+        multistep needs.
     """
     outs: list[Linear] = []
     x = p.start
@@ -180,7 +219,9 @@ def prk(p: Trace, visits: Sequence[Time], base: Sequence[Time], goals: Sequence[
 
 
 def ipndm(p: Trace, times: Sequence[Time]) -> Linear:
-    """Adams-Bashforth on eps with DDIM's transfer, x0 divided by alpha held above 1e-8: alpha is 0 at the first point."""
+    """Adams-Bashforth on eps with DDIM's transfer, x0 divided by alpha held above 1e-8: alpha is 0
+    at the first point.
+    """
     x = p.start
     past: list[Linear] = []
     for t, s in zip(times, times[1:], strict=False):
@@ -192,9 +233,15 @@ def ipndm(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 def midpoints(
-    p: Trace, times: Sequence[Time], middle: Sequence[float], down: Sequence[float], up: Sequence[float]
-) -> Linear:  # fmt: skip
-    """`solvers.karras.kdpm2_ancestral` with the levels of a table: diffusers' sqrt(sigma_s² - up²) has lost its digits."""
+    p: Trace,
+    times: Sequence[Time],
+    middle: Sequence[float],
+    down: Sequence[float],
+    up: Sequence[float],
+) -> Linear:
+    """`solvers.karras.kdpm2_ancestral` with the levels of a table: diffusers' sqrt(sigma_s² - up²)
+    has lost its digits.
+    """
     x = p.start
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)

@@ -1,13 +1,15 @@
-"""DPM-Solver's four algorithms with the orders of their steps given from outside, as diffusers chooses them.
+"""DPM-Solver's four algorithms with the orders of their steps given from outside, as diffusers
+chooses them.
 
-With h = lambda_s - lambda_t, e = h for ODEs and 2h for SDEs, and divided differences D1, D2 of the predictions D0, a step
-of any of them is
+With h = lambda_s - lambda_t, e = h for ODEs and 2h for SDEs, and divided differences D1, D2 of the
+predictions D0, a step of any of them is
 
     x_s = c_x x_t + c (g D0 + psi D1 + chi D2) + c_z z
 
 for the data prediction (Lu et al. 2022b, section 4 and appendix) with g = 1 - e^-e, c = alpha_s,
-c_x = sigma_s/sigma_t·e^(h - e), c_z = sigma_s sqrt(1 - e^-2h); for the noise prediction (Lu et al. 2022a, eq. 3.7) with
-g = e^h - 1, c = -sigma_s e/h, c_x = alpha_s/alpha_t, c_z = sigma_s sqrt(e^2h - 1).
+c_x = sigma_s/sigma_t·e^(h - e), c_z = sigma_s sqrt(1 - e^-2h); for the noise prediction (Lu et al.
+2022a, eq. 3.7) with g = e^h - 1, c = -sigma_s e/h, c_x = alpha_s/alpha_t, c_z = sigma_s sqrt(e^2h -
+1).
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Weights(NamedTuple):
 
 
 def weights(algorithm: str, t: Time, s: Time, midpoint: bool) -> Weights:
-    """The weights of a step from t to s; midpoint: D1's of order 2 is g/2, which takes D0 + D1/2 for the mean."""
+    """The weights of a step from t to s; midpoint: D1's of order 2 is g/2, which takes D0 + D1/2
+    for the mean.
+    """
     sde, data = algorithm.startswith("sde"), algorithm.endswith("++")
     h = step_size(t, s)
     if h == 0:  # equal levels: nothing moves
@@ -57,7 +61,9 @@ def weights(algorithm: str, t: Time, s: Time, midpoint: bool) -> Weights:
             return Weights(x, s.alpha, 0.0, 0.0, 0.0)
         gain, scale = -expm1(-e), s.alpha
         psi, chi = 1.0 - gain / e, (gain - e) / e**2 + (-0.5 if sde else 0.5)
-        z = s.sigma * sqrt(max(-expm1(-2.0 * h), 0.0)) if sde else 0.0  # a last level may lie a rounding above
+        z = (
+            s.sigma * sqrt(max(-expm1(-2.0 * h), 0.0)) if sde else 0.0
+        )  # a last level may lie a rounding above
     else:
         x, gain, scale = s.alpha / t.alpha, expm1(h), -s.sigma * (2.0 if sde else 1.0)
         psi, chi = gain / h - 1.0, (gain - h) / h**2 - 0.5
@@ -72,9 +78,10 @@ def predicted(p: Trace, x: Linear, t: Time, algorithm: str) -> Linear:
 
 def multistep(
     p: Trace, times: Sequence[Time], orders: Sequence[int], *, algorithm: str, solver_type: str
-) -> Linear:  # fmt: skip
-    """orders: of each step, held to what is remembered. Equal levels in the grid, whose step is nothing and whose
-    differences are infinite, are left out of the history."""
+) -> Linear:
+    """orders: of each step, held to what is remembered. Equal levels in the grid, whose step is
+    nothing and whose differences are infinite, are left out of the history.
+    """
     x, past = p.start, []  # type: ignore[var-annotated]  # predictions with their lambdas, latest first
     for (t, s), order in zip(zip(times, times[1:], strict=False), orders, strict=True):
         d0 = predicted(p, x, t, algorithm)
@@ -95,15 +102,20 @@ def multistep(
 
 def singlestep(
     p: Trace, times: Sequence[Time], orders: Sequence[int], *, algorithm: str, solver_type: str
-) -> Linear:  # fmt: skip
-    """Groups of steps of order 1, 2, …: each goes from the state where its group began (Lu et al. 2022b, algorithm 1),
-    and the later ones replace what those before them reached. A run that begins inside a group begins one."""
+) -> Linear:
+    """Groups of steps of order 1, 2, …: each goes from the state where its group began (Lu et al.
+    2022b, algorithm 1), and the later ones replace what those before them reached. A run that
+    begins inside a group begins one.
+    """
     x, base = p.start, p.start
     group: list[tuple[Linear, Time]] = []  # predictions of the group, first first
     for (t, s), order in zip(zip(times, times[1:], strict=False), orders, strict=True):
         d0 = predicted(p, x, t, algorithm)
         if order == 1 or not group or any(q.log_snr == t.log_snr for _, q in group):
-            group, base = [], p.x()  # also where a point comes twice, between which there is no slope
+            group, base = (
+                [],
+                p.x(),
+            )  # also where a point comes twice, between which there is no slope
         group = [*group, (d0, t)]
         first, begin = group[-min(order, len(group))]
         k = len(group)

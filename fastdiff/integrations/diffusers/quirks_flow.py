@@ -1,6 +1,7 @@
 """Formulas of diffusers' flow-matching schedulers, on the raw output u = dx/dsigma.
 
-They read the output itself and not x0: an inverted grid begins at sigma = 0, where a slope through x0 has no meaning.
+They read the output itself and not x0: an inverted grid begins at sigma = 0, where a slope through
+    x0 has no meaning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def euler(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 def denoised(p: Trace, times: Sequence[Time]) -> Linear:
-    """x0 = x - sigma_t u after every call: single steps of consistency sampling, before the noise."""
+    """x0 = x - sigma_t u after every call: single steps of consistency sampling, before the
+    noise.
+    """
     x = p.start
     for t in times[:-1]:
         u = p.predict(x, t).out
@@ -42,10 +45,17 @@ def renoised(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 def heun(
-    p: Trace, times: Sequence[Time], spread: int, *, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf,
+    p: Trace,
+    times: Sequence[Time],
+    spread: int,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
     s_noise: float = 1.0,
-) -> Linear:  # fmt: skip
-    """x_s = x + (sigma_s - sigma_up)(u_t sigma_t/sigma_up + u_s)/2 in pairs of calls, churn after the first call.
+) -> Linear:
+    """x_s = x + (sigma_s - sigma_up)(u_t sigma_t/sigma_up + u_s)/2 in pairs of calls, churn after
+    the first call.
 
     times: one for each call and the last; spread: of the whole grid, which s_churn is spread over.
     """

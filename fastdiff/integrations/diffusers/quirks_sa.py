@@ -1,6 +1,8 @@
-"""SA-Solver's noise prediction as diffusers has it: eps interpolated by a polynomial in lambda (Xue et al. 2023, appendix).
+"""SA-Solver's noise prediction as diffusers has it: eps interpolated by a polynomial in lambda (Xue
+et al. 2023, appendix).
 
-x_s = (alpha_s/alpha_t) x_t - (1 + tau²) alpha_s Σ eps_k ∫ e^-lambda l_k(lambda) dlambda + tau sigma_s sqrt(e^2h - 1) z
+x_s = (alpha_s/alpha_t) x_t - (1 + tau²) alpha_s Σ eps_k ∫ e^-lambda l_k(lambda) dlambda + tau
+sigma_s sqrt(e^2h - 1) z
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ def _moments(h: float, count: int) -> list[float]:
     """∫_0^h e^-u u^j du for j < count."""
     if h < 1.0:  # the recursion below cancels there
         return [
-            h ** (j + 1) * sum((-h) ** k / (factorial(k) * (j + k + 1)) for k in range(25)) for j in range(count)
-        ]  # fmt: skip
+            h ** (j + 1) * sum((-h) ** k / (factorial(k) * (j + k + 1)) for k in range(25))
+            for j in range(count)
+        ]
     values = [-expm1(-h)]
     for j in range(1, count):
         values.append(j * values[-1] - h**j * exp(-h))
@@ -46,9 +49,14 @@ def _sum(known: Sequence[Known], t: Time, s: Time, tau: float) -> Linear:
 
 
 def noise_prediction(
-    p: Trace, times: Sequence[Time], *, predictor_order: int, corrector_order: int, tau: Callable[[Time], float],
+    p: Trace,
+    times: Sequence[Time],
+    *,
+    predictor_order: int,
+    corrector_order: int,
+    tau: Callable[[Time], float],
     lower_order_final: bool,
-) -> Linear:  # fmt: skip
+) -> Linear:
     """Predictor, and corrector with the same noise; equal points are left out of the history."""
     steps, x = len(times) - 1, p.start
     past: list[Known] = []

@@ -21,11 +21,13 @@ from .state import Run, State
 
 
 class RePaintScheduler(Pairwise):
-    """Inpainting by going back and forth in time (Lugmayr et al. 2022, algorithm 1); diffusers' `RePaintScheduler`.
+    """Inpainting by going back and forth in time (Lugmayr et al. 2022, algorithm 1); diffusers'
+    `RePaintScheduler`.
 
-    Quirks kept: steps go to t - T // n, as DDIM's; the known and the unknown part get the same noise, which is drawn at
-    eta = 0 too; undo_step(t) goes through the betas from t on, T // n draws with a generator (one without). `eta` may be
-    assigned between steps. The plan holds the way of an empty mask.
+    Quirks kept: steps go to t - T // n, as DDIM's; the known and the unknown part get the same
+        noise, which is drawn at
+    eta = 0 too; undo_step(t) goes through the betas from t on, T // n draws with a generator (one
+    without). `eta` may be assigned between steps. The plan holds the way of an empty mask.
 
     Attributes:
         eta: 0 for DDIM, 1 for DDPM's variance.
@@ -35,9 +37,15 @@ class RePaintScheduler(Pairwise):
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", eta: float = 0.0, trained_betas: Any = None, clip_sample: bool = True,
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        eta: float = 0.0,
+        trained_betas: Any = None,
+        clip_sample: bool = True,
+    ):
         self._setup()
 
     def _prepare(self) -> None:
@@ -49,21 +57,31 @@ class RePaintScheduler(Pairwise):
         return Parametrization("epsilon")
 
     def set_timesteps(
-        self, num_inference_steps: int, jump_length: int = 10, jump_n_sample: int = 10, device: Any = None
+        self,
+        num_inference_steps: int,
+        jump_length: int = 10,
+        jump_n_sample: int = 10,
+        device: Any = None,
     ) -> None:
-        """num_inference_steps timesteps, T at most, with jumps of jump_length back, jump_n_sample - 1 at each place."""
+        """num_inference_steps timesteps, T at most, with jumps of jump_length back, jump_n_sample -
+        1 at each place.
+        """
         total = self.config.num_train_timesteps
         steps = min(total, num_inference_steps)
         path = resampling(steps, jump_length, jump_n_sample)
         left: list[int] = []
-        for here, there in zip(path, path[1:], strict=False):  # a jump shows every timestep it passes
+        for here, there in zip(
+            path, path[1:], strict=False
+        ):  # a jump shows every timestep it passes
             stride = 1 if there > here else -1
             left += [steps - i for i in range(here + stride, there + stride, stride)]
         self._begin(self._visiting(np.array(left) * (total // steps), device, steps=steps))
 
     def _width(self, state: State) -> int:
         if state.num_inference_steps is None:
-            raise ValueError("fastdiff.RePaintScheduler: expected set_timesteps before step. Call it first.")
+            raise ValueError(
+                "fastdiff.RePaintScheduler: expected set_timesteps before step. Call it first."
+            )
         return self.config.num_train_timesteps // state.num_inference_steps
 
     def _there(self, state: State, t: int) -> Time:
@@ -83,9 +101,13 @@ class RePaintScheduler(Pairwise):
         return trace.start
 
     def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear:
-        return ddim.ddim(trace, [self._point(timestep), self._there(state, int(timestep))], eta=self.eta)
+        return ddim.ddim(
+            trace, [self._point(timestep), self._there(state, int(timestep))], eta=self.eta
+        )
 
-    def _finish(self, trace: Trace, state: State, end: Linear, timesteps: list[float], options: Any) -> Run:
+    def _finish(
+        self, trace: Trace, state: State, end: Linear, timesteps: list[float], options: Any
+    ) -> Run:
         called = [t for i, t in enumerate(timesteps) if i == 0 or t < timesteps[i - 1]]
         return super()._finish(trace, state, end, called, options)
 
@@ -100,27 +122,42 @@ class RePaintScheduler(Pairwise):
         state = self._state
         count = state.extra["draws"] = state.extra.get("draws", -1) + 1
         return randn(
-            tuple(like.shape), seed=self._seed(state), step=count, stream=1, dtype=like.dtype, device=like.device
+            tuple(like.shape),
+            seed=self._seed(state),
+            step=count,
+            stream=1,
+            dtype=like.dtype,
+            device=like.device,
         )
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, original_image: Tensor, mask: Tensor,
-        generator: Generators = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
-        """The next state: original_image noised to its level where mask is 1, DDIM's or DDPM's step where it is 0."""
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        original_image: Tensor,
+        mask: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """The next state: original_image noised to its level where mask is 1, DDIM's or DDPM's step
+        where it is 0.
+        """
         state = self._state
         t = self._whole(state, timestep)
         z = self._noise(model_output, generator)
         unknown, x0 = self._advance(
             model_output, t, sample, options={"eta": self.eta}, noise=z, return_dict=False
-        )  # fmt: skip
+        )
         s = self._there(state, t)
         known = s.alpha * original_image + s.sigma * z
         x = mask * known + (1.0 - mask) * unknown
         return self._output(x, x0) if return_dict else (x, x0)
 
     def undo_step(self, sample: Tensor, timestep: Any, generator: Generators = None) -> Tensor:
-        """The state made noisier by one step's betas: x sqrt(1 - beta) + sqrt(beta) z, beta from the timestep on."""
+        """The state made noisier by one step's betas: x sqrt(1 - beta) + sqrt(beta) z, beta from
+        the timestep on.
+        """
         state = self._state
         t = self._whole(state, timestep)
         if generator is None:
@@ -132,5 +169,6 @@ class RePaintScheduler(Pairwise):
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         raise NotImplementedError(
-            "fastdiff.RePaintScheduler.add_noise: expected another scheduler for training. Use DDPMScheduler.add_noise."
+            "fastdiff.RePaintScheduler.add_noise: expected another scheduler for training. Use"
+            " DDPMScheduler.add_noise."
         )

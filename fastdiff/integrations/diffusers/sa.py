@@ -17,40 +17,65 @@ from .integrators import Integrator
 
 
 def _middle(t: float) -> float:
-    """diffusers' default noise: that of the reverse SDE between timesteps 200 and 800, else none."""
+    """diffusers' default noise: that of the reverse SDE between timesteps 200 and 800, else
+    none.
+    """
     return 1.0 if 200 <= t <= 800 else 0.0
 
 
 class SASolverScheduler(Integrator):
-    """Stochastic Adams methods, predictor and corrector (Xue et al. 2023, eq. 14 to 18); diffusers' `SASolverScheduler`.
+    """Stochastic Adams methods, predictor and corrector (Xue et al. 2023, eq. 14 to 18); diffusers'
+    `SASolverScheduler`.
 
-    Quirks kept: formulas of order 2 carry a further term of O(h³); a generator is drawn from in every step, also where tau
-    is 0; the grid ends in the first training level, or, respaced, in its last level twice; tau_func=None is 1 between
-    timesteps 200 and 800 and 0 elsewhere. Equal timesteps make a step of nothing; thresholding works with
-    algorithm_type="noise_prediction" too, where diffusers fails.
+    Quirks kept: formulas of order 2 carry a further term of O(h³); a generator is drawn from in
+        every step, also where tau
+    is 0; the grid ends in the first training level, or, respaced, in its last level twice;
+    tau_func=None is 1 between timesteps 200 and 800 and 0 elsewhere. Equal timesteps make a step of
+    nothing; thresholding works with algorithm_type="noise_prediction" too, where diffusers fails.
     """
 
     _repeats_last = True
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, predictor_order: int = 2, corrector_order: int = 2,
-        prediction_type: str = "epsilon", tau_func: Callable[[Any], Any] | None = None, thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0, algorithm_type: str = "data_prediction",
-        lower_order_final: bool = True, use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False, use_flow_sigmas: bool = False, flow_shift: float = 1.0,
-        lambda_min_clipped: float = -float("inf"), variance_type: str | None = None, timestep_spacing: str = "linspace",
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        predictor_order: int = 2,
+        corrector_order: int = 2,
+        prediction_type: str = "epsilon",
+        tau_func: Callable[[Any], Any] | None = None,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        algorithm_type: str = "data_prediction",
+        lower_order_final: bool = True,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        lambda_min_clipped: float = -float("inf"),
+        variance_type: str | None = None,
+        timestep_spacing: str = "linspace",
         steps_offset: int = 0,
-    ):  # fmt: skip
+    ):
         self._adopt("algorithm_type", ("data_prediction", "noise_prediction"), (), "")
         self._setup()
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """num_inference_steps timesteps, spaced as configured."""
         if num_inference_steps is None:
-            raise ValueError(f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got None.")
-        visited = self._spaced(num_inference_steps, self.config.num_train_timesteps - self._clipped())
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got"
+                " None."
+            )
+        visited = self._spaced(
+            num_inference_steps, self.config.num_train_timesteps - self._clipped()
+        )
         self._arrange(*self._levels(visited, num_inference_steps), device)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -69,7 +94,12 @@ class SASolverScheduler(Integrator):
         orders = {"predictor_order": c.predictor_order, "corrector_order": c.corrector_order}
         if c.algorithm_type == "data_prediction":
             return native.sa(
-                trace, times[start:], **orders, tau=self._tau, lower_order_final=c.lower_order_final, as_published=True
+                trace,
+                times[start:],
+                **orders,
+                tau=self._tau,
+                lower_order_final=c.lower_order_final,
+                as_published=True,
             )
         if c.prediction_type == "flow_prediction":
             raise ValueError(
@@ -81,7 +111,14 @@ class SASolverScheduler(Integrator):
         )
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Generators = None, return_dict: bool = True
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The next state from the network's output; see diffusers."""
-        return self._advance(self._mean(model_output), timestep, sample, generator=generator, return_dict=return_dict)
+        return self._advance(
+            self._mean(model_output), timestep, sample, generator=generator, return_dict=return_dict
+        )

@@ -1,4 +1,6 @@
-"""Drop-ins that keep x0 + sigma eps and give the network x / sqrt(sigma² + 1), as k-diffusion's samplers do."""
+"""Drop-ins that keep x0 + sigma eps and give the network x / sqrt(sigma² + 1), as k-diffusion's
+samplers do.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from .vp import TrainingTables
 
 
 class Exploding(Indexed, TrainingTables):
-    """The training tables as noise levels sigma_t = sqrt(1/alpha_bar_t - 1), interpolated between timesteps."""
+    """The training tables as noise levels sigma_t = sqrt(1/alpha_bar_t - 1), interpolated between
+    timesteps.
+    """
 
     _space = "ve"
 
@@ -39,26 +43,41 @@ class Exploding(Indexed, TrainingTables):
     # -- grids
 
     def _levels(
-        self, steps: int, timesteps: Any = None, total: int | None = None, *, whole_karras: bool = False
+        self,
+        steps: int,
+        timesteps: Any = None,
+        total: int | None = None,
+        *,
+        whole_karras: bool = False,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(timesteps, levels) of `steps` steps, not yet ended; Karras' timesteps are rounded where the class does so."""
+        """(timesteps, levels) of `steps` steps, not yet ended; Karras' timesteps are rounded where
+        the class does so.
+        """
         c, name = self.config, type(self).__name__
         if timesteps is not None:
             if grids.kinds(c):
                 raise ValueError(
-                    f"fastdiff.{name}.set_timesteps: expected no timesteps with use_{grids.kinds(c)[0]}_sigmas."
+                    f"fastdiff.{name}.set_timesteps: expected no timesteps with"
+                    f" use_{grids.kinds(c)[0]}_sigmas."
                 )
             visited = np.array(timesteps).astype(tables.numpy_float())
         else:
             offset = c.steps_offset if c.timestep_spacing == "leading" else 0
-            spaced = grids.spaced(name, total or c.num_train_timesteps, steps, c.timestep_spacing, offset)
+            spaced = grids.spaced(
+                name, total or c.num_train_timesteps, steps, c.timestep_spacing, offset
+            )
             visited = spaced.astype(tables.numpy_float())
         trained = tables.sigmas(self.alphas_cumprod)
         levels = np.interp(visited, np.arange(len(trained)), trained)
         return self._respaced(visited, levels, np.log(trained), steps, whole_karras)
 
     def _respaced(
-        self, visited: NDArray[Any], levels: NDArray[Any], log_sigmas: NDArray[Any], steps: int, whole_karras: bool
+        self,
+        visited: NDArray[Any],
+        levels: NDArray[Any],
+        log_sigmas: NDArray[Any],
+        steps: int,
+        whole_karras: bool,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         for kind in grids.kinds(self.config):
             levels = grids.respaced(kind, self.config, levels, steps)
@@ -68,9 +87,16 @@ class Exploding(Indexed, TrainingTables):
         return visited, levels
 
     def _state_of(
-        self, timesteps: NDArray[Any] | Tensor, levels: NDArray[Any], device: Any, *, steps: int | None,
-        shown: Tensor | None = None, scales: list[float] | None = None, **extra: Any,
-    ) -> State:  # fmt: skip
+        self,
+        timesteps: NDArray[Any] | Tensor,
+        levels: NDArray[Any],
+        device: Any,
+        *,
+        steps: int | None,
+        shown: Tensor | None = None,
+        scales: list[float] | None = None,
+        **extra: Any,
+    ) -> State:
         """A state on these levels, the last included; shown: `sigmas` where diffusers' differ."""
         times = [tables.exploding(float(i), float(v)) for i, v in enumerate(levels)]
         values = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(timesteps)
@@ -83,6 +109,12 @@ class Exploding(Indexed, TrainingTables):
 
     @property
     def init_noise_sigma(self) -> Tensor:
-        """Deviation of the first state; for `leading`, whose first level is not the last of training, its hypotenuse."""
+        """Deviation of the first state; for `leading`, whose first level is not the last of
+        training, its hypotenuse.
+        """
         largest = self.sigmas.max()
-        return largest if self.config.timestep_spacing in ("linspace", "trailing") else (largest**2 + 1) ** 0.5
+        return (
+            largest
+            if self.config.timestep_spacing in ("linspace", "trailing")
+            else (largest**2 + 1) ** 0.5
+        )

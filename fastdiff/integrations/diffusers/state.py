@@ -1,7 +1,9 @@
-"""What a scheduler remembers between calls, one `State` for each context (thread or asyncio task) that set timesteps.
+"""What a scheduler remembers between calls, one `State` for each context (thread or asyncio task)
+that set timesteps.
 
-Pipelines share a scheduler object between requests. `set_timesteps` makes a new state in the calling context, and steps
-find the one of theirs; a context that never called it, such as a worker that was handed the job, gets the last one made.
+Pipelines share a scheduler object between requests. `set_timesteps` makes a new state in the
+calling context, and steps find the one of theirs; a context that never called it, such as a worker
+that was handed the job, gets the last one made.
 """
 
 from __future__ import annotations
@@ -34,12 +36,23 @@ class State:
     """
 
     def __init__(
-        self, timesteps: Tensor, times: list[Time], *, steps: int | None, sigmas: Tensor | None = None,
-        scales: list[float] | None = None, **extra: Any,
-    ):  # fmt: skip
+        self,
+        timesteps: Tensor,
+        times: list[Time],
+        *,
+        steps: int | None,
+        sigmas: Tensor | None = None,
+        scales: list[float] | None = None,
+        **extra: Any,
+    ):
         self.timesteps = timesteps
         self.host = timesteps.tolist()
-        self.times, self.sigmas, self.scales, self.num_inference_steps = times, sigmas, scales, steps
+        self.times, self.sigmas, self.scales, self.num_inference_steps = (
+            times,
+            sigmas,
+            scales,
+            steps,
+        )
         self.extra = extra
         self.step_index: int | None = None
         self.begin_index: int | None = None
@@ -52,7 +65,9 @@ class State:
         self.locate()
 
     def locate(self) -> None:
-        """Notes where the timesteps lie, so that a view of one says its index without a read of the device."""
+        """Notes where the timesteps lie, so that a view of one says its index without a read of the
+        device.
+        """
         self.address, self.item = self.timesteps.data_ptr(), self.timesteps.element_size()
         self.extent = self.timesteps.numel() * self.item
 
@@ -86,7 +101,9 @@ class State:
 
 
 class Run:
-    """A plan with what a step of it needs at hand: its rows by network call, and its table where the samples are."""
+    """A plan with what a step of it needs at hand: its rows by network call, and its table where
+    the samples are.
+    """
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -95,7 +112,9 @@ class Run:
         drawn = [plan.columns.index(f"{to}.z") for to in _WRITTEN]
         self.draws = [bool(row[drawn].any()) for row in table]
         self.network = [bool(n) for n in network]
-        self.calls: list[list[int]] = []  # the rows of each network call: those without a call before it, and its own
+        self.calls: list[
+            list[int]
+        ] = []  # the rows of each network call: those without a call before it, and its own
         rows: list[int] = []
         for row in range(len(plan)):
             rows.append(row)
@@ -154,7 +173,9 @@ class States:
         self._context.set(context)
 
     def plans(self, state: State, config: Any) -> dict[Any, Run]:
-        """The traced plans of a state: those of an equal one under this configuration, so that runs alike trace once."""
+        """The traced plans of a state: those of an equal one under this configuration, so that runs
+        alike trace once.
+        """
         key = state.fingerprint()
         if key is None:
             return {}

@@ -1,7 +1,9 @@
-"""Training tables as diffusers computes them, upcast: beta, alpha_bar_t = prod(1 - beta_i), sigma_t² = 1/alpha_bar_t - 1.
+"""Training tables as diffusers computes them, upcast: beta, alpha_bar_t = prod(1 - beta_i),
+sigma_t² = 1/alpha_bar_t - 1.
 
-A drop-in gives diffusers' numbers, so its plans start from the tables that diffusers rounds: computed in `FLOAT` with the
-same operations, then read as float64, in which everything that follows is done.
+A drop-in gives diffusers' numbers, so its plans start from the tables that diffusers rounds:
+computed in `FLOAT` with the same operations, then read as float64, in which everything that follows
+is done.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor
 
 from ...schedule import CLEAN, Time, on_curve
 
-FLOAT = torch.float32  # what diffusers keeps its tables in; tests of the formulas alone lift both sides to float64
+FLOAT = (
+    torch.float32
+)  # what diffusers keeps its tables in; tests of the formulas alone lift both sides to float64
 
 
 def numpy_float() -> Any:
@@ -39,13 +43,17 @@ def _exponential(u: float) -> float:
 
 
 def _from_curve(curve: Callable[[float], float], size: int) -> Tensor:
-    """Betas of a curve alpha_bar(u), u in [0, 1], held at 0.999 (Nichol & Dhariwal 2021, eq. 17)."""
+    """Betas of a curve alpha_bar(u), u in [0, 1], held at 0.999 (Nichol & Dhariwal 2021, eq.
+    17).
+    """
     values = [min(1 - curve((i + 1) / size) / curve(i / size), 0.999) for i in range(size)]
     return torch.tensor(values, dtype=FLOAT)
 
 
 def betas(config: Mapping[str, Any], where: str) -> Tensor:
-    """beta_t [T] of a scheduler's configuration. Raises NotImplementedError for a schedule that diffusers lacks."""
+    """beta_t [T] of a scheduler's configuration. Raises NotImplementedError for a schedule that
+    diffusers lacks.
+    """
     if config.get("trained_betas") is not None:
         table = torch.tensor(config["trained_betas"], dtype=FLOAT)
     else:
@@ -62,12 +70,16 @@ def betas(config: Mapping[str, Any], where: str) -> Tensor:
             table = _from_curve(curves[name], size)
         else:
             known = ["linear", "scaled_linear", "sigmoid", *curves]
-            raise NotImplementedError(f"fastdiff.{where}: expected beta_schedule in {known}, got {name!r}.")
+            raise NotImplementedError(
+                f"fastdiff.{where}: expected beta_schedule in {known}, got {name!r}."
+            )
     return zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:
-    """Betas whose sqrt(alpha_bar) is shifted and scaled to end at zero (Lin et al. 2024, algorithm 1)."""
+    """Betas whose sqrt(alpha_bar) is shifted and scaled to end at zero (Lin et al. 2024, algorithm
+    1).
+    """
     root = torch.cumprod(1.0 - table, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
@@ -83,7 +95,9 @@ def preserving(t: float, alpha_squared: float) -> Time:
     """The variance-preserving point of an alpha_bar; 0 and 1 are noise alone and clean data."""
     if alpha_squared == 1:
         return CLEAN
-    log_snr = math.log(alpha_squared) - math.log1p(-alpha_squared) if alpha_squared > 0 else -math.inf
+    log_snr = (
+        math.log(alpha_squared) - math.log1p(-alpha_squared) if alpha_squared > 0 else -math.inf
+    )
     return Time(float(t), math.sqrt(alpha_squared), math.sqrt(1.0 - alpha_squared), log_snr)
 
 
@@ -96,17 +110,26 @@ def flowing(sigma: float) -> Time:
     """The point x = (1 - sigma) x0 + sigma eps, named by its level."""
     if sigma == 0:
         return CLEAN
-    return Time(sigma, 1.0 - sigma, sigma, 2.0 * (math.log1p(-sigma) - math.log(sigma)) if sigma < 1 else -math.inf)
+    return Time(
+        sigma,
+        1.0 - sigma,
+        sigma,
+        2.0 * (math.log1p(-sigma) - math.log(sigma)) if sigma < 1 else -math.inf,
+    )
 
 
 class Points:
-    """Where formulas find points between those of their grid: training timesteps, and log-SNRs on a space's curve."""
+    """Where formulas find points between those of their grid: training timesteps, and log-SNRs on a
+    space's curve.
+    """
 
     def __init__(self, space: str, at: Callable[[float], Time]):
         self.space, self.at = space, at
 
     def at_log_snr(self, log_snr: float) -> Time:
-        """The point of a log-SNR; which timestep the network gets there, the scheduler's own timesteps say."""
+        """The point of a log-SNR; which timestep the network gets there, the scheduler's own
+        timesteps say.
+        """
         return Time(math.nan, *on_curve(self.space, log_snr), log_snr)
 
     def network_time(self, point: Time) -> float:

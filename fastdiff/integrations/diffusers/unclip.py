@@ -17,17 +17,24 @@ from .state import State
 
 
 class UnCLIPScheduler(Pairwise):
-    """DDPM (Ho et al. 2020, eq. 6, 7 and 15; learned_range: Nichol & Dhariwal 2021, eq. 15); diffusers' `UnCLIPScheduler`.
+    """DDPM (Ho et al. 2020, eq. 6, 7 and 15; learned_range: Nichol & Dhariwal 2021, eq. 15);
+    diffusers' `UnCLIPScheduler`.
 
-    Quirks kept: without prev_timestep the step goes from t to t - 1, whatever the grid; noise is added wherever t > 0,
+    Quirks kept: without prev_timestep the step goes from t to t - 1, whatever the grid; noise is
+        added wherever t > 0,
     with a variance held above 1e-20; a grid of one step is refused (diffusers divides by zero).
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, variance_type: str = "fixed_small_log", clip_sample: bool = True,
-        clip_sample_range: float | None = 1.0, prediction_type: str = "epsilon", beta_schedule: str = "squaredcos_cap_v2",
-    ):  # fmt: skip
+        self,
+        num_train_timesteps: int = 1000,
+        variance_type: str = "fixed_small_log",
+        clip_sample: bool = True,
+        clip_sample_range: float | None = 1.0,
+        prediction_type: str = "epsilon",
+        beta_schedule: str = "squaredcos_cap_v2",
+    ):
         self._setup()
 
     def _prepare(self) -> None:
@@ -35,7 +42,9 @@ class UnCLIPScheduler(Pairwise):
         self.variance_type = c.variance_type
         for name, known in _KNOWN.items():
             if c[name] not in known:
-                raise ValueError(f"fastdiff.UnCLIPScheduler: expected {name} in {list(known)}, got {c[name]!r}.")
+                raise ValueError(
+                    f"fastdiff.UnCLIPScheduler: expected {name} in {list(known)}, got {c[name]!r}."
+                )
         super()._prepare()
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
@@ -43,10 +52,12 @@ class UnCLIPScheduler(Pairwise):
         total = self.config.num_train_timesteps
         if not 2 <= num_inference_steps <= total:
             raise ValueError(
-                f"fastdiff.UnCLIPScheduler.set_timesteps: expected num_inference_steps in [2, {total}], got "
-                f"{num_inference_steps}."
+                "fastdiff.UnCLIPScheduler.set_timesteps: expected num_inference_steps in [2,"
+                f" {total}], got {num_inference_steps}."
             )
-        grid = (np.arange(0, num_inference_steps) * ((total - 1) / (num_inference_steps - 1))).round()[::-1]
+        grid = (
+            np.arange(0, num_inference_steps) * ((total - 1) / (num_inference_steps - 1))
+        ).round()[::-1]
         self._begin(self._visiting(grid, device, steps=num_inference_steps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -55,7 +66,9 @@ class UnCLIPScheduler(Pairwise):
             trace.start = self._one(trace, int(t), int(before))
         return trace.start
 
-    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear | None:
+    def _foreign(
+        self, trace: Trace, state: State, timestep: float, **options: Any
+    ) -> Linear | None:
         return self._one(trace, int(timestep), options["before"])
 
     def _one(self, trace: Trace, t: int, before: int) -> Linear:
@@ -65,9 +78,14 @@ class UnCLIPScheduler(Pairwise):
         return posterior(trace, here, there, beta, learned=self.variance_type == "learned_range")
 
     def step(
-        self, model_output: Tensor, timestep: Any, sample: Tensor, prev_timestep: Any = None,
-        generator: Generators = None, return_dict: bool = True,
-    ) -> Any:  # fmt: skip
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        prev_timestep: Any = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
         """The state at prev_timestep, or at t - 1, from the network's output at t; see diffusers.
 
         model_output has twice the channels with learned_range.
@@ -76,18 +94,27 @@ class UnCLIPScheduler(Pairwise):
         t = self._whole(state, timestep)
         before = t - 1 if prev_timestep is None else self._whole(state, prev_timestep)
         return self._advance(
-            model_output, t, sample, options={"before": before}, generator=generator, return_dict=return_dict
+            model_output,
+            t,
+            sample,
+            options={"before": before},
+            generator=generator,
+            return_dict=return_dict,
         )
 
 
 def posterior(p: Trace, t: Time, s: Time, beta: float, *, learned: bool) -> Linear:
-    """q(x_s | x_t, x0) with a beta_ts that need not be read off the points: its table's rounding is another."""
+    """q(x_s | x_t, x0) with a beta_ts that need not be read off the points: its table's rounding is
+    another.
+    """
     x0, _, _ = p.predict(p.start, t)
     x = (s.alpha * beta / t.sigma**2) * x0 + (sqrt(1.0 - beta) * s.sigma**2 / t.sigma**2) * p.x()
     if t.t <= 0:
         return x
     variance = max((s.sigma / t.sigma) ** 2 * beta, 1e-20)
-    return x + (p.noise(log_variance=(log(variance), log(beta))) if learned else sqrt(variance) * p.noise())
+    return x + (
+        p.noise(log_variance=(log(variance), log(beta))) if learned else sqrt(variance) * p.noise()
+    )
 
 
 _KNOWN = {

@@ -19,29 +19,51 @@ _SHORT_OF_NOISE = 1e-6  # pure noise is asked for this far from it
 
 
 class UniPCMultistepScheduler(Integrator):
-    """A predictor and a corrector of one network call (Zhao et al. 2023, algorithms 5 to 8); diffusers'
-    `UniPCMultistepScheduler`.
+    """A predictor and a corrector of one network call (Zhao et al. 2023, algorithms 5 to 8);
+    diffusers' `UniPCMultistepScheduler`.
 
-    Quirks kept: respaced and flow levels with final_sigmas_type="sigma_min" end in their own last level; a flow grid that
-    begins at 1 begins 1e-6 below; thresholding does nothing with predict_x0=False; v- and flow predictions are read as if in
-    the other space where use_flow_sigmas says otherwise. Steps into clean data and between equal timesteps, NaN in
-    diffusers with solver_type="bh1", without lower_order_final or with predict_x0=False, are of first order and nothing.
-    solver_p, another scheduler as the predictor, is refused.
+    Quirks kept: respaced and flow levels with final_sigmas_type="sigma_min" end in their own last
+        level; a flow grid that
+    begins at 1 begins 1e-6 below; thresholding does nothing with predict_x0=False; v- and flow
+    predictions are read as if in the other space where use_flow_sigmas says otherwise. Steps into
+    clean data and between equal timesteps, NaN in diffusers with solver_type="bh1", without
+    lower_order_final or with predict_x0=False, are of first order and nothing. solver_p, another
+    scheduler as the predictor, is refused.
     """
 
     @register_to_config
     def __init__(
-        self, num_train_timesteps: int = 1000, beta_start: float = 0.0001, beta_end: float = 0.02,
-        beta_schedule: str = "linear", trained_betas: Any = None, solver_order: int = 2, prediction_type: str = "epsilon",
-        thresholding: bool = False, dynamic_thresholding_ratio: float = 0.995, sample_max_value: float = 1.0,
-        predict_x0: bool = True, solver_type: str = "bh2", lower_order_final: bool = True,
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        solver_order: int = 2,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        predict_x0: bool = True,
+        solver_type: str = "bh2",
+        lower_order_final: bool = True,
         disable_corrector: list[int] = [],  # noqa: B006  # diffusers' default, never changed
-        solver_p: Any = None, use_karras_sigmas: bool = False, use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False, use_flow_sigmas: bool = False, flow_shift: float = 1.0,
-        timestep_spacing: str = "linspace", steps_offset: int = 0, final_sigmas_type: str = "zero",
-        rescale_betas_zero_snr: bool = False, use_dynamic_shifting: bool = False, time_shift_type: str = "exponential",
-        sigma_min: float | None = None, sigma_max: float | None = None, shift_terminal: float | None = None,
-    ) -> None:  # fmt: skip
+        solver_p: Any = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        final_sigmas_type: str = "zero",
+        rescale_betas_zero_snr: bool = False,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        shift_terminal: float | None = None,
+    ) -> None:
         self._setup()
 
     def _setup(self) -> None:
@@ -49,20 +71,29 @@ class UniPCMultistepScheduler(Integrator):
         c, where = self.config, f"fastdiff.{type(self).__name__}"
         if c.solver_p is not None:
             raise ValueError(
-                f"{where}: expected solver_p=None, got {type(c.solver_p).__name__}. Use that scheduler alone."
+                f"{where}: expected solver_p=None, got {type(c.solver_p).__name__}. Use that"
+                " scheduler alone."
             )
         if c.shift_terminal is not None and not c.use_flow_sigmas:
-            raise ValueError(f"{where}: expected no shift_terminal without use_flow_sigmas, got {c.shift_terminal!r}.")
+            raise ValueError(
+                f"{where}: expected no shift_terminal without use_flow_sigmas, got"
+                f" {c.shift_terminal!r}."
+            )
         super()._setup()
 
     def _limits(self) -> dict[str, Any]:
         return super()._limits() if self.config.predict_x0 else {}
 
     def set_timesteps(
-        self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, mu: float | None = None
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
     ) -> None:
-        """A number of steps, or with use_flow_sigmas the levels before the shift; mu: the shift's parameter, with
-        use_dynamic_shifting."""
+        """A number of steps, or with use_flow_sigmas the levels before the shift; mu: the shift's
+        parameter, with use_dynamic_shifting.
+        """
         c, where = self.config, f"fastdiff.{type(self).__name__}.set_timesteps"
         if c.use_dynamic_shifting and mu is None:
             raise ValueError(f"{where}: expected mu with use_dynamic_shifting, got None.")
@@ -72,17 +103,23 @@ class UniPCMultistepScheduler(Integrator):
         steps = num_inference_steps if given is None else len(given)
         if steps is None:
             raise ValueError(f"{where}: expected num_inference_steps or sigmas, got neither.")
-        self._arrange(*self._shifted(self._spaced(steps, c.num_train_timesteps), steps, given, mu), device)
+        self._arrange(
+            *self._shifted(self._spaced(steps, c.num_train_timesteps), steps, given, mu), device
+        )
 
     def _shifted(
         self, visited: NDArray[Any], steps: int, given: NDArray[Any] | None, mu: float | None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(timesteps, levels); a flow's levels are its own timesteps over the number of training timesteps."""
+        """(timesteps, levels); a flow's levels are its own timesteps over the number of training
+        timesteps.
+        """
         c = self.config
         if not c.use_flow_sigmas:
             return self._levels(visited, steps)
         if self._kind() == "karras":
-            levels = grids.respaced("karras", c, (self._trained() if given is None else given)[::-1], steps)
+            levels = grids.respaced(
+                "karras", c, (self._trained() if given is None else given)[::-1], steps
+            )
             levels = levels / (levels + 1.0)
         elif self._kind() == "flow":
             levels = self._flow_levels(steps, given, mu)
@@ -90,7 +127,9 @@ class UniPCMultistepScheduler(Integrator):
             return self._levels(visited, steps)
         return levels * c.num_train_timesteps, levels
 
-    def _flow_levels(self, steps: int, given: NDArray[Any] | None, mu: float | None) -> NDArray[Any]:
+    def _flow_levels(
+        self, steps: int, given: NDArray[Any] | None, mu: float | None
+    ) -> NDArray[Any]:
         c = self.config
         u = np.linspace(1, 1 / c.num_train_timesteps, steps + 1)[:-1] if given is None else given
         if not c.use_dynamic_shifting:
@@ -113,14 +152,21 @@ class UniPCMultistepScheduler(Integrator):
         c = self.config
         if not c.predict_x0 and c.prediction_type == "flow_prediction":
             raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected predict_x0=True with prediction_type='flow_prediction', got "
-                "False."
+                f"fastdiff.{type(self).__name__}: expected predict_x0=True with"
+                " prediction_type='flow_prediction', got False."
             )
         return unipc.unipc(
-            trace, times[start:], order=c.solver_order, solver_type=c.solver_type, lower_order_final=c.lower_order_final,
-            predict_x0=c.predict_x0, disable_corrector=[i - start for i in c.disable_corrector],
-        )  # fmt: skip
+            trace,
+            times[start:],
+            order=c.solver_order,
+            solver_type=c.solver_type,
+            lower_order_final=c.lower_order_final,
+            predict_x0=c.predict_x0,
+            disable_corrector=[i - start for i in c.disable_corrector],
+        )
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True) -> Any:
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> Any:
         """The next state from the network's output; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)

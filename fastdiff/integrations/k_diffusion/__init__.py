@@ -1,6 +1,7 @@
 """k-diffusion's samplers and grids, with its signatures, for hosts that are built on it.
 
-`from fastdiff.integrations import k_diffusion as sampling` stands where `from k_diffusion import sampling` stood.
+`from fastdiff.integrations import k_diffusion as sampling` stands where `from k_diffusion import
+sampling` stood.
 """
 
 from .dpm import sample_dpm_adaptive, sample_dpm_fast
@@ -18,7 +19,12 @@ from .samplers import (
     sample_heun,
     sample_lms,
 )
-from .sigmas import get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
+from .sigmas import (
+    get_sigmas_exponential,
+    get_sigmas_karras,
+    get_sigmas_polyexponential,
+    get_sigmas_vp,
+)
 
 __all__ = [
     "BrownianTreeNoiseSampler",

@@ -1,7 +1,8 @@
-"""k-diffusion's samplers as formulas over points (alpha, sigma) = (1, sigma): native ones, and those that differ.
+"""k-diffusion's samplers as formulas over points (alpha, sigma) = (1, sigma): native ones, and
+those that differ.
 
-`FORMULAS` names for each sampler the formula, whether its noise is a host's noise_sampler's, and how many network calls a
-step from sigma to sigma_next takes (the rows of its plan, one call each).
+`FORMULAS` names for each sampler the formula, whether its noise is a host's noise_sampler's, and
+how many network calls a step from sigma to sigma_next takes (the rows of its plan, one call each).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from ...solvers import Linear, Trace, adams, dpm_multistep, dpm_sde, karras
 
 def dpm_2(
     p: Trace, times: Sequence[Time], *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
-) -> Linear:  # fmt: skip
-    """The midpoint rule in ln sigma of the native kdpm2, with the churn of Karras et al. 2022, algorithm 2."""
+) -> Linear:
+    """The midpoint rule in ln sigma of the native kdpm2, with the churn of Karras et al. 2022,
+    algorithm 2.
+    """
     x, gamma = p.start, min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
     for t, s in zip(times, times[1:], strict=False):
         if gamma > 0 and s_tmin <= t.rho <= s_tmax:
@@ -29,7 +32,9 @@ def dpm_2(
 
 
 def dpm_2_ancestral(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Linear:
-    """The native kdpm2_ancestral, without the noise of a step that goes down to sigma = 0 (which a large eta brings)."""
+    """The native kdpm2_ancestral, without the noise of a step that goes down to sigma = 0 (which a
+    large eta brings).
+    """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -67,7 +72,9 @@ def _ancestral(sigma: float, following: float, options: dict[str, Any]) -> int:
 
 
 class Formula(NamedTuple):
-    """A sampler: its formula, calls(sigma, sigma_next, options) of a step, and whether its default noise is a path's."""
+    """A sampler: its formula, calls(sigma, sigma_next, options) of a step, and whether its default
+    noise is a path's.
+    """
 
     trace: Callable[..., Linear]
     calls: Callable[[float, float, dict[str, Any]], int]
@@ -84,9 +91,13 @@ FORMULAS = {
     "dpmpp_2s_ancestral": Formula(dpm_sde.dpmpp_2s_ancestral, _ancestral),
     "dpmpp_sde": Formula(dpm_sde.dpmpp_sde, _two, tree=True),
     "dpmpp_2m": Formula(partial(dpm_multistep.data_prediction, order=2), _one),
-    "dpmpp_2m_sde": Formula(partial(dpm_multistep.data_prediction, order=2, sde=True), _one, tree=True),
+    "dpmpp_2m_sde": Formula(
+        partial(dpm_multistep.data_prediction, order=2, sde=True), _one, tree=True
+    ),
     "dpmpp_3m_sde": Formula(
-        partial(dpm_multistep.data_prediction, order=3, sde=True, solver_type="heun", as_published=True),
+        partial(
+            dpm_multistep.data_prediction, order=3, sde=True, solver_type="heun", as_published=True
+        ),
         _one,
         tree=True,
     ),

@@ -1,4 +1,6 @@
-"""The loop of k-diffusion's fixed-grid samplers: a plan's rows, callbacks and noise as its hosts know them."""
+"""The loop of k-diffusion's fixed-grid samplers: a plan's rows, callbacks and noise as its hosts
+know them.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...adaptive.rows import run
-from ...adaptive.samplers import path
+from ...sampling.adaptive.rows import run
+from ...sampling.adaptive.samplers import path
 from .formulas import FORMULAS
 from .plans import Recipe, recipe
 
@@ -20,24 +22,44 @@ NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 
 def sample(
-    name: str, model: Model, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None, callback: Callback | None,
-    disable: bool | None, noise_sampler: NoiseSampler | None, options: Mapping[str, Any],
-) -> Tensor:  # fmt: skip
+    name: str,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None,
+    callback: Callback | None,
+    disable: bool | None,
+    noise_sampler: NoiseSampler | None,
+    options: Mapping[str, Any],
+) -> Tensor:
     """Runs a sampler of `FORMULAS` along sigmas [n + 1], which are read once.
 
-    Raises ValueError for sigmas that are not one finite number each, and TypeError for an x that is not floating.
+    Raises ValueError for sigmas that are not one finite number each, and TypeError for an x that is
+    not floating.
     """
     where = f"fastdiff.k_diffusion.sample_{name}"
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
         raise TypeError(f"{where}: expected x as a floating tensor [B, …].")
     grid = torch.as_tensor(sigmas).detach()
     levels = tuple(grid.double().flatten().tolist())
-    if grid.ndim != 1 or not levels or not all(0 <= v < float("inf") for v in levels) or not all(levels[:-1]):
-        raise ValueError(f"{where}: expected sigmas [n + 1] > 0, the last one may be 0, got {levels}.")
+    if (
+        grid.ndim != 1
+        or not levels
+        or not all(0 <= v < float("inf") for v in levels)
+        or not all(levels[:-1])
+    ):
+        raise ValueError(
+            f"{where}: expected sigmas [n + 1] > 0, the last one may be 0, got {levels}."
+        )
     if noise_sampler is not None and name == "dpmpp_sde":
-        options = {**options, "nested": True}  # what it gives for a whole step knows the draw inside it
+        options = {
+            **options,
+            "nested": True,
+        }  # what it gives for a whole step knows the draw inside it
     chosen = recipe(name, levels, tuple(sorted((k, _plain(v)) for k, v in options.items())))
-    return run_recipe(chosen, model, x, grid, extra_args, callback, disable, noise_sampler, FORMULAS[name].tree)
+    return run_recipe(
+        chosen, model, x, grid, extra_args, callback, disable, noise_sampler, FORMULAS[name].tree
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -45,14 +67,22 @@ def _plain(value: Any) -> Any:
 
 
 def run_recipe(
-    made: Recipe, model: Model, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any] | None,
-    callback: Callback | None, disable: bool | None, noise_sampler: NoiseSampler | None, tree: bool,
+    made: Recipe,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Mapping[str, Any] | None,
+    callback: Callback | None,
+    disable: bool | None,
+    noise_sampler: NoiseSampler | None,
+    tree: bool,
     further: Callable[[int], dict[str, Any]] | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """x at the end of the plan. Callbacks get what k-diffusion's get, and `further(step)`.
 
-    Noise is noise_sampler(sigma, sigma_next); without it a row's draw, or with `tree` a Brownian path's, of a seed drawn
-    from torch's global CPU generator, from which a plan without noise draws nothing.
+    Noise is noise_sampler(sigma, sigma_next); without it a row's draw, or with `tree` a Brownian
+    path's, of a seed drawn from torch's global CPU generator, from which a plan without noise draws
+    nothing.
     """
     plan, arguments = made.plan, dict(extra_args or {})
     told = torch.tensor(plan.column("t"), dtype=x.dtype, device=x.device)
@@ -65,7 +95,13 @@ def run_recipe(
     def report(row: int, x: Tensor, denoised: Tensor) -> None:
         if callback is not None and made.first[row]:
             step = made.steps[row]
-            seen = {"x": x, "i": step, "sigma": sigmas[step], "sigma_hat": hats[row], "denoised": denoised}
+            seen = {
+                "x": x,
+                "i": step,
+                "sigma": sigmas[step],
+                "sigma_hat": hats[row],
+                "denoised": denoised,
+            }
             callback(seen | (further(step) if further else {}))
 
     seed: int | None = None
@@ -85,4 +121,12 @@ def run_recipe(
             if row + 1 == len(plan) or made.steps[row + 1] != made.steps[row]:
                 bar.update()
 
-        return run(plan, predict, x, seed=seed, noise=noise, watch=report if callback is not None else None, done=done)
+        return run(
+            plan,
+            predict,
+            x,
+            seed=seed,
+            noise=noise,
+            watch=report if callback is not None else None,
+            done=done,
+        )

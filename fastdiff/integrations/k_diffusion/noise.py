@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...adaptive import BrownianTree
+from ...sampling.adaptive import BrownianTree
 
 
 class BrownianTreeNoiseSampler:
@@ -16,15 +16,19 @@ class BrownianTreeNoiseSampler:
 
     Args:
         x: like which noise is made. sigma_min, sigma_max: ends of the interval.
-        seed: one for all samples (each sample has its own path), one for each (sample 0's path of it), or None: one from
-            torch's global CPU generator.
+        seed: one for all samples (each sample has its own path), one for each (sample 0's path of
+            it), or None: one from torch's global CPU generator.
         transform: from sigma to the path's time.
     """
 
     def __init__(
-        self, x: Tensor, sigma_min: Any, sigma_max: Any, seed: int | Sequence[int] | None = None,
+        self,
+        x: Tensor,
+        sigma_min: Any,
+        sigma_max: Any,
+        seed: int | Sequence[int] | None = None,
         transform: Callable[[Tensor], Tensor] = lambda x: x,
-    ):  # fmt: skip
+    ):
         self.transform = transform
         ends = sorted((self._time(sigma_min), self._time(sigma_max)))
         ids = None
@@ -34,7 +38,14 @@ class BrownianTreeNoiseSampler:
             ids = torch.zeros(len(seed), dtype=torch.int64, device=x.device)
         seeds: Any = torch.tensor(seed, device=x.device) if isinstance(seed, Sequence) else seed
         self.tree = BrownianTree(
-            x.shape, seed=seeds, sample_ids=ids, low=ends[0], high=ends[1], depth=24, dtype=x.dtype, device=x.device
+            x.shape,
+            seed=seeds,
+            sample_ids=ids,
+            low=ends[0],
+            high=ends[1],
+            depth=24,
+            dtype=x.dtype,
+            device=x.device,
         )
 
     def _time(self, sigma: Any) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...adaptive.rows import draws_noise
+from ...sampling.adaptive.rows import draws_noise
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Plan, Trace
 from .formulas import FORMULAS
@@ -40,8 +40,9 @@ class Recipe:
         sigmas: the grid it steps along.
         steps: for each row the index of its step.
         first: whether the row is the first network call of its step, where callbacks are called.
-        ends: for each row that draws noise, the noise levels between which a host's noise_sampler is asked: the step's, but
-            for the first of two draws, which goes to the level of the second call.
+        ends: for each row that draws noise, the noise levels between which a host's noise_sampler
+            is asked: the step's, but for the first of two draws, which goes to the level of the
+            second call.
     """
 
     plan: Plan
@@ -51,17 +52,23 @@ class Recipe:
     ends: dict[int, tuple[float, float]]
 
 
-def make(formula: Callable[[Trace, list[Time]], Linear], sigmas: tuple[float, ...], calls: list[int]) -> Recipe:
+def make(
+    formula: Callable[[Trace, list[Time]], Linear], sigmas: tuple[float, ...], calls: list[int]
+) -> Recipe:
     """Traces formula(trace, times), whose step i makes calls[i] network calls."""
     times = [point(sigma) for sigma in sigmas]
     trace = Trace("x0", Sigmas())
-    plan = Plan(trace.table(formula(trace, times)), initial_std=sigmas[0], levels=trace.levels(times[-1]))
+    plan = Plan(
+        trace.table(formula(trace, times)), initial_std=sigmas[0], levels=trace.levels(times[-1])
+    )
     network = plan.column("network")[: len(plan)] != 0
     owners = [(step, call == 0) for step, n in enumerate(calls) for call in range(n)]
     assert len(owners) == network.sum(), "the calls of each step are those of the formula"
     of_row: list[tuple[int, bool]] = []
     for is_call in network:
-        of_row.append(owners.pop(0) if is_call else (0, False))  # only churn before the first call makes none
+        of_row.append(
+            owners.pop(0) if is_call else (0, False)
+        )  # only churn before the first call makes none
     ends = {}
     for row, draws in enumerate(draws_noise(plan)):
         if draws:
@@ -77,6 +84,8 @@ def recipe(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str, Any],
     """The recipe of a sampler over these levels."""
     chosen, given = FORMULAS[name], dict(options)
     if len(sigmas) < 2:
-        return Recipe(Plan(Trace("x0", Sigmas()).table(Linear({("x", 0): 1.0}))), sigmas, (), (), {})
+        return Recipe(
+            Plan(Trace("x0", Sigmas()).table(Linear({("x", 0): 1.0}))), sigmas, (), (), {}
+        )
     calls = [chosen.calls(a, b, given) for a, b in zip(sigmas, sigmas[1:], strict=False)]
     return make(lambda trace, times: chosen.trace(trace, times, **given), sigmas, calls)

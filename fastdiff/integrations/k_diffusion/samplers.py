@@ -1,13 +1,16 @@
-"""k-diffusion's samplers by name and signature (crowsonkb/k-diffusion 0.1.1), each a plan run by one kernel a row.
+"""k-diffusion's samplers by name and signature (crowsonkb/k-diffusion 0.1.1), each a plan run by
+one kernel a row.
 
 In all of them:
     model: (x [B, …], sigma [B], **extra_args) -> denoised x0 [B, …].
-    x: the state at sigmas[0], not changed. sigmas: [n + 1], falling, the last one may be 0; read once, plans are kept.
+    x: the state at sigmas[0], not changed. sigmas: [n + 1], falling, the last one may be 0; read
+        once, plans are kept.
     extra_args: keyword arguments of the model. disable: no bar.
-    callback: called after the first network call of a step with a dict of x, i, sigma, sigma_hat and denoised. An x
-        that is changed in place stays changed.
+    callback: called after the first network call of a step with a dict of x, i, sigma, sigma_hat
+        and denoised. An x that is changed in place stays changed.
     eta, s_noise: share and scale of the noise of ancestral and SDE samplers.
-    noise_sampler: (sigma, sigma_next) -> noise like x; default fastdiff's, of a seed from torch's global CPU generator.
+    noise_sampler: (sigma, sigma_next) -> noise like x; default fastdiff's, of a seed from torch's
+        global CPU generator.
     s_churn, s_tmin, s_tmax, s_noise: noise added before steps (Karras et al. 2022, algorithm 2).
 """
 
@@ -27,9 +30,17 @@ Extra = Mapping[str, Any] | None
 
 @torch.no_grad()
 def sample_euler(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf, s_noise: float = 1.0,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Tensor:
     """Euler's method with churn (Karras et al. 2022, algorithm 2 without its second-order part)."""
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
     return sample("euler", model, x, sigmas, extra_args, callback, disable, None, churn)
@@ -37,9 +48,17 @@ def sample_euler(
 
 @torch.no_grad()
 def sample_heun(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf, s_noise: float = 1.0,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Tensor:
     """Heun's method with churn (Karras et al. 2022, algorithm 2)."""
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
     return sample("heun", model, x, sigmas, extra_args, callback, disable, None, churn)
@@ -47,9 +66,17 @@ def sample_heun(
 
 @torch.no_grad()
 def sample_dpm_2(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, s_churn: float = 0.0, s_tmin: float = 0.0, s_tmax: float = inf, s_noise: float = 1.0,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Tensor:
     """The midpoint rule in ln sigma with churn (after Karras et al. 2022, algorithm 2)."""
     churn = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
     return sample("dpm_2", model, x, sigmas, extra_args, callback, disable, None, churn)
@@ -57,80 +84,146 @@ def sample_dpm_2(
 
 @torch.no_grad()
 def sample_lms(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, order: int = 4,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    order: int = 4,
+) -> Tensor:
     """Adams-Bashforth on the uneven grid of sigma, order 1 to 4."""
     return sample("lms", model, x, sigmas, extra_args, callback, disable, None, {"order": order})
 
 
 @torch.no_grad()
 def sample_euler_ancestral(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
     """Euler's method with ancestral noise (Song, Meng & Ermon 2021, eq. 12 and 16, in sigma)."""
     noise = {"eta": eta, "s_noise": s_noise}
-    return sample("euler_ancestral", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise)
+    return sample(
+        "euler_ancestral", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise
+    )
 
 
 @torch.no_grad()
 def sample_dpm_2_ancestral(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
     """The midpoint rule in ln sigma with ancestral noise."""
     noise = {"eta": eta, "s_noise": s_noise}
-    return sample("dpm_2_ancestral", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise)
+    return sample(
+        "dpm_2_ancestral", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise
+    )
 
 
 @torch.no_grad()
 def sample_dpmpp_2s_ancestral(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
     """DPM-Solver++(2S) with ancestral noise (Lu et al. 2022b, algorithm 1)."""
     noise = {"eta": eta, "s_noise": s_noise}
-    return sample("dpmpp_2s_ancestral", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise)
+    return sample(
+        "dpmpp_2s_ancestral", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise
+    )
 
 
 @torch.no_grad()
 def sample_dpmpp_sde(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
     r: float = 1 / 2,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """DPM-Solver++ on the SDE in two stages; the default noise is a Brownian path in ln sigma."""
     noise = {"eta": eta, "s_noise": s_noise, "r": r}
-    return sample("dpmpp_sde", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise)
+    return sample(
+        "dpmpp_sde", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise
+    )
 
 
 @torch.no_grad()
 def sample_dpmpp_2m(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
     disable: bool | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2)."""
     return sample("dpmpp_2m", model, x, sigmas, extra_args, callback, disable, None, {})
 
 
 @torch.no_grad()
 def sample_dpmpp_2m_sde(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
     solver_type: str = "midpoint",
-) -> Tensor:  # fmt: skip
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5); the default noise is a Brownian path in ln sigma."""
+) -> Tensor:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5); the default noise is a Brownian path in ln
+    sigma.
+    """
     noise = {"eta": eta, "s_noise": s_noise, "solver_type": solver_type}
-    return sample("dpmpp_2m_sde", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise)
+    return sample(
+        "dpmpp_2m_sde", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise
+    )
 
 
 @torch.no_grad()
 def sample_dpmpp_3m_sde(
-    model: Model, x: Tensor, sigmas: Tensor, extra_args: Extra = None, callback: Callback | None = None,
-    disable: bool | None = None, eta: float = 1.0, s_noise: float = 1.0, noise_sampler: NoiseSampler | None = None,
-) -> Tensor:  # fmt: skip
-    """SDE-DPM-Solver++(3M) as published, with half of the second derivative (fastdiff.solvers.exponential); the default
-    noise is a Brownian path in ln sigma."""
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: Extra = None,
+    callback: Callback | None = None,
+    disable: bool | None = None,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    noise_sampler: NoiseSampler | None = None,
+) -> Tensor:
+    """SDE-DPM-Solver++(3M) as published, with half of the second derivative
+    (fastdiff.solvers.exponential); the default noise is a Brownian path in ln sigma.
+    """
     noise = {"eta": eta, "s_noise": s_noise}
-    return sample("dpmpp_3m_sde", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise)
+    return sample(
+        "dpmpp_3m_sde", model, x, sigmas, extra_args, callback, disable, noise_sampler, noise
+    )

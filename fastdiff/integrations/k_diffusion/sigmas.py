@@ -27,7 +27,7 @@ def get_sigmas_karras(
 
 def get_sigmas_exponential(
     n: int, sigma_min: float, sigma_max: float, device: torch.device | str = "cpu"
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """ln sigma evenly spaced: [n + 1]."""
     return _finished(_ramp(math.log(sigma_max), math.log(sigma_min), n).exp(), device)
 
@@ -41,8 +41,14 @@ def get_sigmas_polyexponential(
 
 
 def get_sigmas_vp(
-    n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3, device: torch.device | str = "cpu"
+    n: int,
+    beta_d: float = 19.9,
+    beta_min: float = 0.1,
+    eps_s: float = 1e-3,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
-    """sigma(t) = sqrt(e^(beta_d t²/2 + beta_min t) - 1), t evenly from 1 to eps_s (Karras et al. 2022, table 1): [n + 1]."""
+    """sigma(t) = sqrt(e^(beta_d t²/2 + beta_min t) - 1), t evenly from 1 to eps_s (Karras et al.
+    2022, table 1): [n + 1].
+    """
     t = _ramp(1.0, eps_s, n)
     return _finished(torch.expm1(0.5 * beta_d * t**2 + beta_min * t).sqrt(), device)

@@ -1,7 +1,8 @@
 """The formats that samples are kept in.
 
-A format turns the block of samples of one unit into named files and reads it back; it also streams a whole dataset into
-what other tools expect (`fastdiff export`). Formats hold no state, know nothing of folders' commits, and write the same
+A format turns the block of samples of one unit into named files and reads it back; it also streams
+a whole dataset into what other tools expect (`fastdiff export`). Formats hold no state, know
+nothing of folders' commits, and write the same
 bytes for the same block: no times, owners, hosts or orders of dicts.
 """
 

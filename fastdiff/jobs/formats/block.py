@@ -1,7 +1,8 @@
-"""What a format is given and what it promises: a block of samples in memory becomes files, and files the block again.
+"""What a format is given and what it promises: a block of samples in memory becomes files, and
+files the block again.
 
-Samples are numbered by their ids along one line. A unit is a block of consecutive ids; its files and its record (a JSON
-sidecar) are all that a dataset knows of it.
+Samples are numbered by their ids along one line. A unit is a block of consecutive ids; its files
+and its record (a JSON sidecar) are all that a dataset knows of it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ STORED: dict[str, np.dtype[Any]] = {"uint8": np.dtype("|u1"), "float32": np.dtyp
 class Block:
     """The samples of one unit, in memory.
 
-    array: pictures [n, H, W, C] uint8, or other data and latents [n, …] float32 in the network's layout.
+    array: pictures [n, H, W, C] uint8, or other data and latents [n, …] float32 in the network's
+        layout.
     """
 
     unit: int
@@ -39,7 +41,9 @@ class Block:
 
 
 class Source(Protocol):
-    """Samples to export, streamed in the order of their ids. `blocks`, `labels` and `ids` start anew at each call."""
+    """Samples to export, streamed in the order of their ids. `blocks`, `labels` and `ids` start
+    anew at each call.
+    """
 
     count: int  # of samples
     shape: tuple[int, ...]  # of one sample
@@ -50,30 +54,41 @@ class Source(Protocol):
     provenance: dict[str, str]
 
     def ids(self) -> Iterator[range]: ...
-    def labels(self) -> Iterator[tuple[range, Sequence[int]]]: ...  # (ids, classes), without reading pixels
+    def labels(
+        self,
+    ) -> Iterator[tuple[range, Sequence[int]]]: ...  # (ids, classes), without reading pixels
     def blocks(self) -> Iterator[Block]: ...
 
 
 class Format(Protocol):
-    """One way to keep samples in files. Bytes are a function of the arguments and of `encoder` alone."""
+    """One way to keep samples in files. Bytes are a function of the arguments and of `encoder`
+    alone.
+    """
 
     name: str
     folder: bool  # an export is a folder of files; else one file
 
     def encoder(self, shape: Sequence[int], dtype: str) -> str | None:
-        """The library whose version the bytes depend on, as `name version`; None where they are fixed for ever."""
+        """The library whose version the bytes depend on, as `name version`; None where they are
+        fixed for ever.
+        """
 
     def check(self, shape: Sequence[int], dtype: str) -> None:
-        """Raises ValueError in one sentence when samples of this shape and type cannot be kept so."""
+        """Raises ValueError in one sentence when samples of this shape and type cannot be kept
+        so.
+        """
 
     def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        """(path relative to the dataset's folder, '/'-separated; complete content) of each file of a unit."""
+        """(path relative to the dataset's folder, '/'-separated; complete content) of each file of
+        a unit.
+        """
 
     def read(self, folder: Path, record: Mapping[str, Any]) -> np.ndarray:
         """block.array again (possibly read-only), from record["files"], ["shape"] and ["dtype"].
 
-        Raises FileNotFoundError or ValueError in one sentence that names the file. Content is checked as far as the
-        format allows; whether the pixels are the right ones says `pixels_sha256`.
+        Raises FileNotFoundError or ValueError in one sentence that names the file. Content is
+        checked as far as the format allows; whether the pixels are the right ones says
+        `pixels_sha256`.
         """
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
@@ -86,10 +101,14 @@ def shard_name(unit: int, extension: str) -> str:
 
 
 def stored(array: np.ndarray) -> np.ndarray:
-    """The array as it lies in files: C order, little-endian. Raises ValueError for other types than uint8, float32."""
+    """The array as it lies in files: C order, little-endian. Raises ValueError for other types than
+    uint8, float32.
+    """
     dtype = STORED.get(array.dtype.name)
     if dtype is None:
-        raise ValueError(f"fastdiff.jobs: expected samples of type uint8 or float32, got {array.dtype.name}.")
+        raise ValueError(
+            f"fastdiff.jobs: expected samples of type uint8 or float32, got {array.dtype.name}."
+        )
     return np.ascontiguousarray(array, dtype=dtype)
 
 
@@ -113,7 +132,8 @@ def checked(fmt: Format, block: Block) -> np.ndarray:
     fmt.check(array.shape[1:], array.dtype.name)
     if block.labels is not None and len(block.labels) != len(array):
         raise ValueError(
-            f"fastdiff.jobs: expected {len(array)} labels in unit {block.unit}, one per sample, got {len(block.labels)}."
+            f"fastdiff.jobs: expected {len(array)} labels in unit {block.unit}, one per sample, got"
+            f" {len(block.labels)}."
         )
     return array
 
@@ -124,7 +144,9 @@ def is_picture(shape: Sequence[int], dtype: str) -> bool:
 
 
 def facts(block: Block, index: int, provenance: Mapping[str, str]) -> dict[str, str | int]:
-    """What a file says of its sample: where it comes from, in a fixed order. The sample's own facts come first."""
+    """What a file says of its sample: where it comes from, in a fixed order. The sample's own facts
+    come first.
+    """
     own: dict[str, str | int] = {"sample_id": block.ids[index], "seed": block.seed}
     if block.labels is not None:
         own["class"] = int(block.labels[index])
@@ -137,11 +159,15 @@ def compact(value: Any) -> bytes:
 
 
 def contents(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
-    """(path, content) of each file of a unit. Raises FileNotFoundError or ValueError in one sentence."""
+    """(path, content) of each file of a unit. Raises FileNotFoundError or ValueError in one
+    sentence.
+    """
     for file in record["files"]:
         name = PurePosixPath(file["name"])
         if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"fastdiff.jobs: expected a file inside {folder}, got {file['name']!r} in a record.")
+            raise ValueError(
+                f"fastdiff.jobs: expected a file inside {folder}, got {file['name']!r} in a record."
+            )
         path = folder / name
         try:
             yield path, path.read_bytes()
@@ -153,7 +179,10 @@ def content(folder: Path, record: Mapping[str, Any]) -> tuple[Path, bytes]:
     """The same for the formats that keep a unit in one file."""
     files = list(contents(folder, record))
     if len(files) != 1:
-        raise ValueError(f"fastdiff.jobs: expected one file in the record of unit {record['unit']}, got {len(files)}.")
+        raise ValueError(
+            f"fastdiff.jobs: expected one file in the record of unit {record['unit']}, got"
+            f" {len(files)}."
+        )
     return files[0]
 
 
@@ -161,7 +190,9 @@ class Other(ValueError):
     """What a file holds, in words, where it is not what was expected."""
 
 
-def decoded(path: Path, kind: str, decode: Callable[[], np.ndarray], shape: Sequence[int], dtype: str) -> np.ndarray:
+def decoded(
+    path: Path, kind: str, decode: Callable[[], np.ndarray], shape: Sequence[int], dtype: str
+) -> np.ndarray:
     """decode(), held to the shape and type of the record."""
     try:
         array = decode()
@@ -170,7 +201,9 @@ def decoded(path: Path, kind: str, decode: Callable[[], np.ndarray], shape: Sequ
     except MemoryError:
         raise
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        found = str(error) if isinstance(error, Other) else f"damaged content ({type(error).__name__})"
+        found = (
+            str(error) if isinstance(error, Other) else f"damaged content ({type(error).__name__})"
+        )
         raise ValueError(
             f"fastdiff.jobs: expected {path} to hold {kind} of {dtype} {list(shape)}, got {found}."
         ) from None

@@ -1,7 +1,8 @@
-"""safetensors for latents: the tensor `latents` [n, …] float32, with the classes as `labels` [n] int64 beside it.
+"""safetensors for latents: the tensor `latents` [n, …] float32, with the classes as `labels` [n]
+int64 beside it.
 
-The file is the length of a JSON header (8 bytes), the header, the tensors. The header is written here: the library
-writes the metadata's keys in an order that changes from one process to the next.
+The file is the length of a JSON header (8 bytes), the header, the tensors. The header is written
+here: the library writes the metadata's keys in an order that changes from one process to the next.
 """
 
 from __future__ import annotations
@@ -13,14 +14,27 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from .block import Block, Other, Source, checked, compact, content, decoded, int64, raw, shard_name, size_of
+from .block import (
+    Block,
+    Other,
+    Source,
+    checked,
+    compact,
+    content,
+    decoded,
+    int64,
+    raw,
+    shard_name,
+    size_of,
+)
 
 NAMES = {"float32": "F32", "int64": "I64"}
 
 
 def header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
-    """Length and header for tensors (name, dtype, shape), which follow in this order. Wide types come first, so that
-    each lies on its alignment."""
+    """Length and header for tensors (name, dtype, shape), which follow in this order. Wide types
+    come first, so that each lies on its alignment.
+    """
     entries: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
     start = 0
     for name, dtype, shape in tensors:
@@ -43,8 +57,8 @@ class Latents:
     def check(self, shape: Sequence[int], dtype: str) -> None:
         if dtype != "float32":
             raise ValueError(
-                f"fastdiff.jobs: expected float32 latents for the format safetensors, got {dtype} {list(shape)}. "
-                "Pictures go into npy, npz, png or webdataset."
+                f"fastdiff.jobs: expected float32 latents for the format safetensors, got {dtype}"
+                f" {list(shape)}. Pictures go into npy, npz, png or webdataset."
             )
 
     def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
@@ -70,7 +84,9 @@ class Latents:
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
         """One file; with ids missing, the tensor `ids` [N] int64 says which are there."""
-        tensors: list[tuple[str, str, Sequence[int]]] = [("latents", "float32", (source.count, *source.shape))]
+        tensors: list[tuple[str, str, Sequence[int]]] = [
+            ("latents", "float32", (source.count, *source.shape))
+        ]
         pieces = [(raw(block.array) for block in source.blocks())]
         if source.partial:
             tensors.insert(0, ("ids", "int64", (source.count,)))

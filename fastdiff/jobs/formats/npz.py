@@ -1,7 +1,8 @@
-"""npz as ADM's scripts write it: `arr_0` the samples, `arr_1` their classes (Dhariwal & Nichol 2021, guided-diffusion).
+"""npz as ADM's scripts write it: `arr_0` the samples, `arr_1` their classes (Dhariwal & Nichol
+2021, guided-diffusion).
 
-A zip archive of npy members, stored without compression and with a fixed date, so that the evaluator streams `arr_0`
-and the bytes are the same everywhere.
+A zip archive of npy members, stored without compression and with a fixed date, so that the
+evaluator streams `arr_0` and the bytes are the same everywhere.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import numpy as np
 from .block import Block, Source, checked, content, decoded, int64, raw, shard_name, size_of
 from .npy import decode, header
 
-Member = tuple[str, tuple[int, ...], str, Iterable[memoryview]]  # name, shape, dtype, content in pieces
+Member = tuple[
+    str, tuple[int, ...], str, Iterable[memoryview]
+]  # name, shape, dtype, content in pieces
 
 
 def archive(file: BinaryIO, members: Iterable[Member]) -> None:
-    """Writes the members one after the other. Sizes are known beforehand, so zip64 is used where 4 GiB demand it."""
+    """Writes the members one after the other. Sizes are known beforehand, so zip64 is used where 4
+    GiB demand it.
+    """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
         for name, shape, dtype, pieces in members:
             start = header(shape, dtype)
@@ -66,13 +71,17 @@ class Npz:
         return decoded(path, "npz", arr_0, shape, dtype)
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
-        """One file; with ids missing, `ids` says which are there. The classes are read anew, from the records."""
+        """One file; with ids missing, `ids` says which are there. The classes are read anew, from
+        the records.
+        """
         pixels = (raw(block.array) for block in source.blocks())
         members: list[Member] = [("arr_0", (source.count, *source.shape), source.dtype, pixels)]
         if source.labelled:
             classes = (raw(int64(labels)) for _, labels in source.labels())
             members.append(("arr_1", (source.count,), "int64", classes))
         if source.partial:
-            members.append(("ids", (source.count,), "int64", (raw(int64(ids)) for ids in source.ids())))
+            members.append(
+                ("ids", (source.count,), "int64", (raw(int64(ids)) for ids in source.ids()))
+            )
         with open(out, "wb") as file:
             archive(file, members)

@@ -1,11 +1,12 @@
-"""A tree of PNG pictures named as EDM's `generate.py --subdirs` names them: 001000/001234.png is sample 1234.
+"""A tree of PNG pictures named as EDM's `generate.py --subdirs` names them: 001000/001234.png is
+sample 1234.
 
-EDM's ids are its seeds; here the id numbers the sample within the run's seed, and both stand in the picture's text.
-Its loader walks the tree and sorts by name, which is the order of the ids up to 999,999; from 1,000,000 on names grow
-longer and sort as text, so read the id from the name there.
+EDM's ids are its seeds; here the id numbers the sample within the run's seed, and both stand in the
+picture's text. Its loader walks the tree and sorts by name, which is the order of the ids up to
+999,999; from 1,000,000 on names grow longer and sort as text, so read the id from the name there.
 
-Pixels are exact. The compressed bytes depend on the deflate library inside Pillow (zlib or zlib-ng) and its version,
-not on the processor; `encoder` names both.
+Pixels are exact. The compressed bytes depend on the deflate library inside Pillow (zlib or zlib-ng)
+and its version, not on the processor; `encoder` names both.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ def name_of(sample_id: int) -> str:
 def encoder() -> str:
     """Pillow and its deflate library: `Pillow 13.0.0 (zlib-ng 2.3.3)`."""
     library = "zlib-ng" if features.check("zlib_ng") else "zlib"
-    return f"Pillow {PIL.__version__} ({library} {features.version('zlib_ng' if library == 'zlib-ng' else 'zlib')})"
+    return (
+        f"Pillow {PIL.__version__} ({library}"
+        f" {features.version('zlib_ng' if library == 'zlib-ng' else 'zlib')})"
+    )
 
 
 def encode(picture: np.ndarray, text: Mapping[str, Any] | None = None) -> bytes:
@@ -68,8 +72,9 @@ class Png:
     def check(self, shape: Sequence[int], dtype: str) -> None:
         if not is_picture(shape, dtype):
             raise ValueError(
-                f"fastdiff.jobs: expected pictures [H, W, C] uint8 with 1-4 channels for the format png, got {dtype} "
-                f"{list(shape)}. Use npy, npz, webdataset, or safetensors for latents."
+                "fastdiff.jobs: expected pictures [H, W, C] uint8 with 1-4 channels for the format"
+                f" png, got {dtype} {list(shape)}. Use npy, npz, webdataset, or safetensors for"
+                " latents."
             )
 
     def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
@@ -86,7 +91,9 @@ class Png:
             )
         array = np.empty(shape, dtype=np.uint8)
         for index, (path, data) in enumerate(contents(folder, record)):
-            array[index] = decoded(path, "a picture", partial(decode, data, shape[1:]), shape[1:], "uint8")
+            array[index] = decoded(
+                path, "a picture", partial(decode, data, shape[1:]), shape[1:], "uint8"
+            )
         return array
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:

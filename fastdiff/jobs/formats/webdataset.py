@@ -1,7 +1,9 @@
-"""WebDataset: tar archives in which the members of one sample follow each other and share a name up to the first dot.
+"""WebDataset: tar archives in which the members of one sample follow each other and share a name up
+to the first dot.
 
-000000001234.png (or .npy for data that is no picture), .cls with the class as decimal text, .json with where the sample
-comes from. Headers are POSIX ustar with owner 0, mode 0644 and date 0, so that the bytes depend on nothing else.
+000000001234.png (or .npy for data that is no picture), .cls with the class as decimal text, .json
+with where the sample comes from. Headers are POSIX ustar with owner 0, mode 0644 and date 0, so
+that the bytes depend on nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +18,18 @@ from typing import Any
 import numpy as np
 
 from . import npy, png
-from .block import Block, Other, Source, checked, compact, content, decoded, facts, is_picture, shard_name
+from .block import (
+    Block,
+    Other,
+    Source,
+    checked,
+    compact,
+    content,
+    decoded,
+    facts,
+    is_picture,
+    shard_name,
+)
 
 END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -34,7 +47,8 @@ NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # places
 def member(name: str, data: bytes) -> bytes:
     """A file of a tar archive: header, content, zeros up to the next 512 bytes.
 
-    The header is filled in from a ready one: making each anew takes longer than compressing a small picture.
+    The header is filled in from a ready one: making each anew takes longer than compressing a small
+        picture.
     """
     head = bytearray(HEADER)
     head[NAME] = name.encode("ascii").ljust(100, b"\0")
@@ -89,7 +103,9 @@ class WebDataset:
                         raise Other(f"no file as {info.name!r}")
                     sample = file.read()
                     array[found] = (
-                        png.decode(sample, shape[1:]) if suffix == ".png" else npy.decode(sample, shape[1:], dtype)
+                        png.decode(sample, shape[1:])
+                        if suffix == ".png"
+                        else npy.decode(sample, shape[1:], dtype)
                     )
                     found += 1
             if found != len(array):
@@ -99,8 +115,12 @@ class WebDataset:
         return decoded(path, "a tar archive", samples, shape, dtype)
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
-        """Archives 000000.tar, 000001.tar, … of `per_shard` samples each, the last one of the rest."""
-        samples = (s for block in source.blocks() for s in members(block, block.array, source.provenance))
+        """Archives 000000.tar, 000001.tar, … of `per_shard` samples each, the last one of the
+        rest.
+        """
+        samples = (
+            s for block in source.blocks() for s in members(block, block.array, source.provenance)
+        )
         for shard in range(-(-source.count // per_shard)):
             with open(out / f"{shard:06d}.tar", "wb") as file:
                 file.writelines(itertools.islice(samples, per_shard))

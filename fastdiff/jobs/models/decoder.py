@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...checkpoint import read_json
+from ...pretrained.files import read_json
 from . import digest
 from .weights import weights
 
@@ -20,7 +20,8 @@ class Decoder:
     """latents [B, C, H, W] -> pictures [B, 3, …] in [-1, 1], float32.
 
     Args:
-        vae: an autoencoder of diffusers; the scaling, shift and statistics of its latents are undone.
+        vae: an autoencoder of diffusers; the scaling, shift and statistics of its latents are
+            undone.
         identity: JSON-safe, what it is known by.
     """
 
@@ -29,7 +30,9 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        from ...integrations.diffusers.sampler import pictures  # diffusers is imported where it is needed
+        from ...integrations.diffusers.sampler import (
+            pictures,
+        )  # diffusers is imported where it is needed
 
         return pictures(self.vae, latents).float()
 
@@ -43,8 +46,8 @@ def decoder_of(folder: str, dtype: torch.dtype) -> Decoder:
     name = read_json(path / "config.json").get("_class_name")
     if not isinstance(name, str) or not name.startswith(("Autoencoder", "VQModel")):
         raise ValueError(
-            f"{_WHERE}: expected an autoencoder of diffusers in {folder}, got {name!r} in its config.json. A pipeline's own "
-            "is in its folder `vae`."
+            f"{_WHERE}: expected an autoencoder of diffusers in {folder}, got {name!r} in its"
+            " config.json. A pipeline's own is in its folder `vae`."
         )
     files = weights(path)
     try:
@@ -55,7 +58,11 @@ def decoder_of(folder: str, dtype: torch.dtype) -> Decoder:
         )
     except Exception as error:
         raise unreadable(f"an autoencoder of diffusers in {folder}", error) from error
-    identity = {"name": name, "weights_sha256": digest.of_files(path, files), "config_sha256": _config(path)}
+    identity = {
+        "name": name,
+        "weights_sha256": digest.of_files(path, files),
+        "config_sha256": _config(path),
+    }
     return Decoder(vae, identity)
 
 
@@ -64,14 +71,16 @@ def fits(decoder: Decoder, shape: Sequence[int]) -> None:
     channels = getattr(decoder.vae.config, "latent_channels", None)
     if len(shape) != 3 or (channels is not None and channels != shape[0]):
         raise ValueError(
-            f"{_WHERE}: expected latents [{channels or 'C'}, H, W] for the decoder, got samples of shape {list(shape)}. "
-            "Name the VAE the model was trained with."
+            f"{_WHERE}: expected latents [{channels or 'C'}, H, W] for the decoder, got samples of"
+            f" shape {list(shape)}. Name the VAE the model was trained with."
         )
 
 
 def unreadable(what: str, error: Exception) -> Exception:
     """The error of a library that could not read what it was given, as one sentence."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given").rstrip(".")
+    text = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), "no reason given"
+    ).rstrip(".")
     kind = ImportError if isinstance(error, ImportError) else ValueError
     return kind(f"{_WHERE}: expected {what}, got {type(error).__name__}: {text}.")
 

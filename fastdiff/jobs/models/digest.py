@@ -26,7 +26,9 @@ def of_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def of_module(network: Any) -> str | None:
-    """Of a module's state: names in order, dtypes, shapes and bytes. None for what is no module, nor a method of one."""
+    """Of a module's state: names in order, dtypes, shapes and bytes. None for what is no module,
+    nor a method of one.
+    """
     module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
     if not isinstance(module, nn.Module):
         return None

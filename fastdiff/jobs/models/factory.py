@@ -1,4 +1,6 @@
-"""A model of the user's own code, `package.module:function`: the function is called and returns it."""
+"""A model of the user's own code, `package.module:function`: the function is called and returns
+it.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ _WHERE = "fastdiff.jobs"
 def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
     """The Model that the function returns, or that of a Sampler it returns.
 
-    The current directory is searched first, as by `python -m`. The identity holds the hash of the file the function is
-    written in, so that an edit is noticed.
+    The current directory is searched first, as by `python -m`. The identity holds the hash of the
+    file the function is written in, so that an edit is noticed.
 
-    Raises ImportError and ValueError in one sentence where there is no such function, TypeError for other results.
+    Raises ImportError and ValueError in one sentence where there is no such function, TypeError for
+    other results.
     """
     factory = _find(name)
     try:
@@ -41,10 +44,15 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
         made = _from_sampler(made, name, shape)
     if not isinstance(made, Model):
         raise TypeError(
-            f"{_WHERE}: expected {name}() to return a fastdiff.jobs.Model or a fastdiff.Sampler, got "
-            f"{type(made).__name__}."
+            f"{_WHERE}: expected {name}() to return a fastdiff.jobs.Model or a fastdiff.Sampler,"
+            f" got {type(made).__name__}."
         )
-    made.facts = {"kind": "factory", "name": name, "source_sha256": _source(factory, name), **made.facts}
+    made.facts = {
+        "kind": "factory",
+        "name": name,
+        "source_sha256": _source(factory, name),
+        **made.facts,
+    }
     made.__dict__.pop("identity", None)  # the function may have looked at it
     return made
 
@@ -59,26 +67,38 @@ def _find(name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or module
         own = module == missing or module.startswith(f"{missing}.")
-        got = f"none from {here}" if own else f"one that needs the module {missing!r}, which is not installed"
-        raise ImportError(f"{_WHERE}: expected a module {module!r} for the model {name}, got {got}.") from None
+        got = (
+            f"none from {here}"
+            if own
+            else f"one that needs the module {missing!r}, which is not installed"
+        )
+        raise ImportError(
+            f"{_WHERE}: expected a module {module!r} for the model {name}, got {got}."
+        ) from None
     except Exception as error:
         raise ImportError(
-            f"{_WHERE}: expected to import {module!r} for the model {name}, got {type(error).__name__}: {error}."
+            f"{_WHERE}: expected to import {module!r} for the model {name}, got"
+            f" {type(error).__name__}: {error}."
         ) from error
     for part in path.split("."):
         if not hasattr(found, part):
-            raise ImportError(f"{_WHERE}: expected {part!r} in {module} for the model {name}, got no such name.")
+            raise ImportError(
+                f"{_WHERE}: expected {part!r} in {module} for the model {name}, got no such name."
+            )
         found = getattr(found, part)
     if not callable(found):
         raise TypeError(
-            f"{_WHERE}: expected {name} to be a function that returns the model, got {type(found).__name__}."
+            f"{_WHERE}: expected {name} to be a function that returns the model, got"
+            f" {type(found).__name__}."
         )
     return found
 
 
 def _source(factory: Any, name: str) -> str | None:
     """Of the file that the function is written in; None where there is no such file."""
-    module = sys.modules.get(getattr(inspect.unwrap(factory), "__module__", None) or name.partition(":")[0])
+    module = sys.modules.get(
+        getattr(inspect.unwrap(factory), "__module__", None) or name.partition(":")[0]
+    )
     file = getattr(module, "__file__", None)
     return digest.of_file(Path(file)) if file and Path(file).is_file() else None
 
@@ -90,8 +110,8 @@ def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> M
         shape = getattr(place, "shape", None) if shape is None else shape
     if shape is None:
         raise ValueError(
-            f"{_WHERE}: expected one sample's shape for the Sampler of {name}, got none. Pass --shape, or return a "
-            "fastdiff.jobs.Model, which holds it."
+            f"{_WHERE}: expected one sample's shape for the Sampler of {name}, got none. Pass"
+            " --shape, or return a fastdiff.jobs.Model, which holds it."
         )
     engine = sampler._engine.network
     settings: dict[str, Any] = {"guidance_scale": sampler.guidance_scale}
@@ -101,15 +121,21 @@ def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> M
     decode = None if vae is None else Decoder(vae, {"weights_sha256": digest.of_module(vae)})
     given: dict[str, Any] = {"conditions": _conditioning(network), "decode": decode}
     if sampler._settings:
-        return Model(network, shape, schedule=sampler.schedule, settings=sampler._settings | settings, **given)
+        return Model(
+            network,
+            shape,
+            schedule=sampler.schedule,
+            settings=sampler._settings | settings,
+            **given,
+        )
     ready = sampler.plan
 
     def again(plan: Any = None, **others: Any) -> Sampler:
         others = merged(settings, others)
         if plan is None and (set(others) - set(beside_a_plan(others))):
             raise ValueError(
-                f"{_WHERE}: expected no settings of a plan for {name}, whose Sampler has a ready one, got "
-                f"{min(set(others) - set(beside_a_plan(others)))!r}."
+                f"{_WHERE}: expected no settings of a plan for {name}, whose Sampler has a ready"
+                f" one, got {min(set(others) - set(beside_a_plan(others)))!r}."
             )
         return Sampler(network, plan=ready if plan is None else plan, **beside_a_plan(others))
 

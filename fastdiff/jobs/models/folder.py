@@ -1,4 +1,6 @@
-"""A model folder of fastdiff.pretrained, or a shipped model's name: config.json beside model.safetensors."""
+"""A model folder of fastdiff.pretrained, or a shipped model's name: config.json beside
+model.safetensors.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,26 @@ def from_folder(name: str) -> Model:
         "kind": "folder",
         "name": name,
         "weights_sha256": digest.of_file(locate(name) / "model.safetensors"),
-        "config": {key: config[key] for key in ("model", "schedule", "prediction_type", "sampler") if key in config},
+        "config": {
+            key: config[key]
+            for key in ("model", "schedule", "prediction_type", "sampler")
+            if key in config
+        },
     }
     takes: Conditioning | None = None
     if about.get("num_classes"):
         names = config.get("data", {}).get("classes", ())
-        takes = Classes(about["num_classes"], names, null_label=getattr(network, "null_label", None))
-    return Model(network, _shape(name, about), schedule=schedule, settings=settings, conditions=takes, facts=facts)
+        takes = Classes(
+            about["num_classes"], names, null_label=getattr(network, "null_label", None)
+        )
+    return Model(
+        network,
+        _shape(name, about),
+        schedule=schedule,
+        settings=settings,
+        conditions=takes,
+        facts=facts,
+    )
 
 
 def _shape(name: str, about: dict[str, Any]) -> tuple[int, ...]:
@@ -35,5 +50,6 @@ def _shape(name: str, about: dict[str, Any]) -> tuple[int, ...]:
     if "channels" in about and "size" in about:
         return (about["channels"], about["size"], about["size"])
     raise ValueError(
-        f"fastdiff.jobs: expected a network of pictures or vectors in {name}, got one with the arguments {sorted(about)}."
+        f"fastdiff.jobs: expected a network of pictures or vectors in {name}, got one with the"
+        f" arguments {sorted(about)}."
     )

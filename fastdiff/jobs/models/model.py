@@ -1,7 +1,10 @@
-"""A model as batch jobs see it: a network, how samplers are made of it, what it is told, and what it is known by.
+"""A model as batch jobs see it: a network, how samplers are made of it, what it is told, and what
+it is known by.
 
-Two samplers are made of a model. The first has a solver and computes the plan, once, for the run's spec. Every worker's is
-given that plan and computes none: NumPy's float64 functions differ between processors, a stored table does not.
+Two samplers are made of a model. The first has a solver and computes the plan, once, for the run's
+spec. Every worker's is
+given that plan and computes none: NumPy's float64 functions differ between processors, a stored
+    table does not.
 """
 
 from __future__ import annotations
@@ -19,8 +22,14 @@ from .conditioning import Arguments, Classes, Conditioning, Custom, Halves
 
 # what a Sampler of a ready plan takes
 BESIDE_A_PLAN = (
-    "guidance_scale", "network_batch", "on_oom", "graph", "compile", "network_dtype", "channels_last",
-)  # fmt: skip
+    "guidance_scale",
+    "network_batch",
+    "on_oom",
+    "graph",
+    "compile",
+    "network_dtype",
+    "channels_last",
+)
 Samplers = Callable[..., Sampler]
 
 
@@ -30,21 +39,24 @@ class Model:
     Args:
         network: any callable (x, t, **cond); see `Sampler`.
         shape: one sample's state, such as (3, 32, 32).
-        schedule, settings: the noise schedule it was trained with, and arguments of `Sampler` to begin from, such as
-            prediction_type, solver and guidance_scale; those asked for in a run replace them.
-        classes: names of its classes, or num_classes where they have none; the network is called with `argument`, and
-            with null_label for "no class" (the network's attribute of this name by default).
-        conditions: instead of classes, a function of B entries (texts, or JSON values) -> (cond, uncond), the two
-            arguments of `Sampler.sample`.
+        schedule, settings: the noise schedule it was trained with, and arguments of `Sampler` to
+            begin from, such as prediction_type, solver and guidance_scale; those asked for in a run
+            replace them.
+        classes: names of its classes, or num_classes where they have none; the network is called
+            with `argument`, and with null_label for "no class" (the network's attribute of this
+            name by default).
+        conditions: instead of classes, a function of B entries (texts, or JSON values) -> (cond,
+            uncond), the two arguments of `Sampler.sample`.
         decode: latents [B, …] -> pictures [B, C, H, W] in [-1, 1].
         facts: what else samples depend on, JSON-safe; part of `identity`.
         sampler: instead of schedule and settings, a function (plan=None, **settings) -> Sampler.
 
-    Without classes and conditions, an entry is an object of the network's own keyword arguments, and none is needed unless
-    the network does.
+    Without classes and conditions, an entry is an object of the network's own keyword arguments,
+    and none is needed unless the network does.
 
     Attributes:
-        sampler: sampler(**settings) for a spec's writer, sampler(plan=plan, **settings) for a worker.
+        sampler: sampler(**settings) for a spec's writer, sampler(plan=plan, **settings) for a
+            worker.
         conditioning: how entries are parsed. conditions, labels, default_entries: its.
         identity: JSON-safe; equal on every worker of a run.
 
@@ -53,20 +65,34 @@ class Model:
     """
 
     def __init__(
-        self, network: Callable[..., Any], shape: Sequence[int], *, schedule: Schedule | None = None,
-        settings: Mapping[str, Any] | None = None, classes: Sequence[str] = (), num_classes: int | None = None,
-        null_label: int | None = None, argument: str = "y",
+        self,
+        network: Callable[..., Any],
+        shape: Sequence[int],
+        *,
+        schedule: Schedule | None = None,
+        settings: Mapping[str, Any] | None = None,
+        classes: Sequence[str] = (),
+        num_classes: int | None = None,
+        null_label: int | None = None,
+        argument: str = "y",
         conditions: Callable[[list[Any]], Halves] | Conditioning | None = None,
-        decode: Callable[[Tensor], Tensor] | None = None, facts: Mapping[str, Any] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        facts: Mapping[str, Any] | None = None,
         sampler: Samplers | None = None,
-    ):  # fmt: skip
+    ):
         where = "fastdiff.jobs.Model"
         if not callable(network):
-            raise TypeError(f"{where}: expected a callable network(x, t, **cond), got {type(network).__name__}.")
+            raise TypeError(
+                f"{where}: expected a callable network(x, t, **cond), got {type(network).__name__}."
+            )
         if sampler is None and not isinstance(schedule, Schedule):
-            raise TypeError(f"{where}: expected a fastdiff.Schedule, got {type(schedule).__name__}.")
+            raise TypeError(
+                f"{where}: expected a fastdiff.Schedule, got {type(schedule).__name__}."
+            )
         if decode is not None and not callable(decode):
-            raise TypeError(f"{where}: expected decode as a function of latents, got {type(decode).__name__}.")
+            raise TypeError(
+                f"{where}: expected decode as a function of latents, got {type(decode).__name__}."
+            )
         self.network, self.shape = network, sizes(shape)
         self.schedule, self.settings = schedule, dict(settings or {})
         self.decode = decode
@@ -106,13 +132,15 @@ class Model:
         return self.conditioning.labels(entries)
 
     def check(self, sampler: Sampler, entries: Sequence[Any]) -> None:
-        """Raises ValueError for guidance of a model that has no unconditional half for such entries."""
+        """Raises ValueError for guidance of a model that has no unconditional half for such
+        entries.
+        """
         scale = sampler.guidance_scale
         guided = any(gamma != 1 for gamma in scale) if isinstance(scale, Sequence) else scale != 1
         if guided and self.conditions(entries)[1] is None:
             raise ValueError(
-                f"fastdiff.jobs: expected guidance_scale 1 for {self!r}, which has no call without conditions, got {scale}. "
-                "A null_label, or conditions that give uncond, make one."
+                f"fastdiff.jobs: expected guidance_scale 1 for {self!r}, which has no call without"
+                f" conditions, got {scale}. A null_label, or conditions that give uncond, make one."
             )
 
     @cached_property
@@ -124,8 +152,15 @@ class Model:
         if self.decode is None:
             decode = None
         else:
-            decode = getattr(self.decode, "identity", None) or {"weights_sha256": digest.of_module(self.decode)}
-        return {**facts, "shape": list(self.shape), "takes": dict(self.conditioning.identity), "decode": decode}
+            decode = getattr(self.decode, "identity", None) or {
+                "weights_sha256": digest.of_module(self.decode)
+            }
+        return {
+            **facts,
+            "shape": list(self.shape),
+            "takes": dict(self.conditioning.identity),
+            "decode": decode,
+        }
 
     def _sampler(self, plan: Any = None, **settings: Any) -> Sampler:
         settings = merged(self.settings, settings)
@@ -134,7 +169,10 @@ class Model:
         return Sampler(self.network, self.schedule, plan=plan, **beside_a_plan(settings))
 
     def __repr__(self) -> str:
-        return f"Model({type(self.network).__name__}, {list(self.shape)}, {self.facts.get('kind', 'object')})"
+        return (
+            f"Model({type(self.network).__name__}, {list(self.shape)},"
+            f" {self.facts.get('kind', 'object')})"
+        )
 
 
 def beside_a_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +182,11 @@ def beside_a_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def sizes(shape: Any) -> tuple[int, ...]:
     """A sample's shape. Raises ValueError for anything but sizes >= 1."""
-    whole = isinstance(shape, Sequence) and all(isinstance(s, int) and not isinstance(s, bool) for s in shape)
+    whole = isinstance(shape, Sequence) and all(
+        isinstance(s, int) and not isinstance(s, bool) for s in shape
+    )
     if not whole or not shape or min(shape) < 1:
-        raise ValueError(f"fastdiff.jobs.Model: expected one sample's shape, sizes >= 1, got {shape!r}.")
+        raise ValueError(
+            f"fastdiff.jobs.Model: expected one sample's shape, sizes >= 1, got {shape!r}."
+        )
     return tuple(shape)

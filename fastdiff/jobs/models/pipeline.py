@@ -1,7 +1,8 @@
-"""A folder of a diffusers pipeline: its network in fastdiff's loop, its scheduler's plan, its own text encoders.
+"""A folder of a diffusers pipeline: its network in fastdiff's loop, its scheduler's plan, its own
+text encoders.
 
-Nothing is downloaded and no code in the folder is run; pickled weights are refused. diffusers is imported when such a folder
-is opened. The safety checker is neither loaded nor run.
+Nothing is downloaded and no code in the folder is run; pickled weights are refused. diffusers is
+imported when such a folder is opened. The safety checker is neither loaded nor run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...checkpoint import read_json
+from ...pretrained.files import read_json
 from ...sampler import Sampler
 from . import digest, prompts
 from .conditioning import Arguments, Classes, Conditioning
@@ -25,16 +26,25 @@ from .weights import variant_of, weights
 
 INDEX = "model_index.json"
 _WHERE = "fastdiff.jobs"
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")  # of text pipelines; pictures go out as they are
+_UNUSED = (
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+)  # of text pipelines; pictures go out as they are
 _CONFIGS = (".json", ".txt", ".model", ".jinja")
 
 
 def from_pipeline(
-    folder: str, *, shape: Sequence[int] | None = None, dtype: torch.dtype = torch.float32, device: Any = None
+    folder: str,
+    *,
+    shape: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: Any = None,
 ) -> tuple[Model, Decoder | None]:
     """(the model of a pipeline's folder, the decoder of its latents).
 
-    shape: of one sample's state, default the network's own size. dtype: of everything in the pipeline.
+    shape: of one sample's state, default the network's own size. dtype: of everything in the
+        pipeline.
 
     Raises FileNotFoundError, ValueError and ImportError in one sentence.
     """
@@ -43,19 +53,27 @@ def from_pipeline(
     kind = index.get("_class_name")
     if not isinstance(kind, str) or kind not in PIPELINES:
         raise ValueError(
-            f"{_WHERE}: expected a pipeline among {', '.join(sorted(PIPELINES))} in {folder}, got {kind!r}. Write a factory "
-            "that returns a fastdiff.jobs.Model for others."
+            f"{_WHERE}: expected a pipeline among {', '.join(sorted(PIPELINES))} in {folder}, got"
+            f" {kind!r}. Write a factory that returns a fastdiff.jobs.Model for others."
         )
     parts = [
-        name for name, source in index.items()
-        if name not in _UNUSED and isinstance(source, list) and source[0] is not None and (path / name).is_dir()
-    ]  # fmt: skip
+        name
+        for name, source in index.items()
+        if name not in _UNUSED
+        and isinstance(source, list)
+        and source[0] is not None
+        and (path / name).is_dir()
+    ]
     core = next((name for name in ("unet", "transformer") if name in parts), None)
     if core is None:
-        raise ValueError(f"{_WHERE}: expected a unet or transformer in {folder}, got the parts {sorted(parts)}.")
+        raise ValueError(
+            f"{_WHERE}: expected a unet or transformer in {folder}, got the parts {sorted(parts)}."
+        )
     lacking = [name for name in ENCODERS.get(kind, ()) if name not in parts]
     if lacking:
-        raise ValueError(f"{_WHERE}: expected the part {lacking[0]!r} of a {kind} in {folder}, got none.")
+        raise ValueError(
+            f"{_WHERE}: expected the part {lacking[0]!r} of a {kind} in {folder}, got none."
+        )
     variant = variant_of(path / core)
     heavy = [name for name in parts if name in (core, "vae") or name.startswith("text_encoder")]
     files = [file for name in heavy for file in weights(path / name, variant)]
@@ -74,7 +92,8 @@ def from_pipeline(
         "weights_sha256": digest.of_files(path, files),
         "config_sha256": digest.of_files(path, _configs(path, parts)),
         "versions": {
-            name: _version(name) for name in ("diffusers", *(["transformers"] if "tokenizer" in parts else []))
+            name: _version(name)
+            for name in ("diffusers", *(["transformers"] if "tokenizer" in parts else []))
         },
     }
     size = _size(folder, network, shape)
@@ -94,9 +113,13 @@ def from_pipeline(
 
 def _load(path: Path, index: dict[str, Any], variant: str | None, dtype: torch.dtype) -> Any:
     # parts that are written down as none must be named again
-    absent: dict[str, Any] = {k: None for k, v in index.items() if k in _UNUSED or v == [None, None]}
+    absent: dict[str, Any] = {
+        k: None for k, v in index.items() if k in _UNUSED or v == [None, None]
+    }
     absent |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-    absent |= {} if importlib.util.find_spec("accelerate") else {"low_cpu_mem_usage": False}  # else it warns
+    absent |= (
+        {} if importlib.util.find_spec("accelerate") else {"low_cpu_mem_usage": False}
+    )  # else it warns
     try:
         from diffusers import DiffusionPipeline
     except ModuleNotFoundError as error:
@@ -105,7 +128,12 @@ def _load(path: Path, index: dict[str, Any], variant: str | None, dtype: torch.d
         ) from None
     try:
         return DiffusionPipeline.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, variant=variant, torch_dtype=dtype, **absent
+            path,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant,
+            torch_dtype=dtype,
+            **absent,
         )
     except Exception as error:
         raise unreadable(f"a diffusers pipeline in {path}", error) from error
@@ -114,33 +142,52 @@ def _load(path: Path, index: dict[str, Any], variant: str | None, dtype: torch.d
 def _size(folder: str, network: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
     """One sample's state: the network's channels at its own size, or at the size asked for."""
     config = network.config
-    channels, gives = config.in_channels, getattr(config, "out_channels", None) or config.in_channels
-    if gives not in (channels, 2 * channels) or getattr(config, "time_cond_proj_dim", None) is not None:
+    channels, gives = (
+        config.in_channels,
+        getattr(config, "out_channels", None) or config.in_channels,
+    )
+    if (
+        gives not in (channels, 2 * channels)
+        or getattr(config, "time_cond_proj_dim", None) is not None
+    ):
         extra = (
-            "a guidance embedding" if gives in (channels, 2 * channels) else f"{channels} channels in and {gives} out"
+            "a guidance embedding"
+            if gives in (channels, 2 * channels)
+            else f"{channels} channels in and {gives} out"
         )
-        raise ValueError(f"{_WHERE}: expected a network of noised samples alone in {folder}, got one with {extra}.")
+        raise ValueError(
+            f"{_WHERE}: expected a network of noised samples alone in {folder}, got one with"
+            f" {extra}."
+        )
     if shape is None:
         side = config.sample_size
         if side is None:
             raise ValueError(
-                f"{_WHERE}: expected sample_size in the network's config of {folder}, got none. Pass --shape."
+                f"{_WHERE}: expected sample_size in the network's config of {folder}, got none."
+                " Pass --shape."
             )
         return (channels, *((side, side) if isinstance(side, int) else side))
     size = sizes(shape)
     if len(size) != 3 or size[0] != channels:
-        raise ValueError(f"{_WHERE}: expected a shape ({channels}, height, width) for {folder}, got {list(size)}.")
+        raise ValueError(
+            f"{_WHERE}: expected a shape ({channels}, height, width) for {folder}, got"
+            f" {list(size)}."
+        )
     return size
 
 
 def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
-    """Samplers on the scheduler's plan, on that of a solver of fastdiff's where one is named, or on a ready one."""
+    """Samplers on the scheduler's plan, on that of a solver of fastdiff's where one is named, or on
+    a ready one.
+    """
 
     def make(plan: Any = None, **settings: Any) -> Sampler:
         from ...integrations.networks import from_diffusers
 
         if dtype != torch.float32:
-            settings.setdefault("network_dtype", dtype)  # some networks keep parts of theirs in float32
+            settings.setdefault(
+                "network_dtype", dtype
+            )  # some networks keep parts of theirs in float32
         if plan is not None:
             # the variance half of an output is read by the plans that take noise from it
             reads = bool((plan.column("noise_mode") != 0).any())
@@ -169,10 +216,16 @@ def _pictures(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Condit
 
 
 def _dit(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
-    """Classes; the embedding after the last one stands for none (Peebles & Xie 2023, section 3.2)."""
+    """Classes; the embedding after the last one stands for none (Peebles & Xie 2023, section
+    3.2).
+    """
     count = pipe.transformer.config.num_embeds_ada_norm
     known = index.get("id2label") or {}
-    names = tuple(known[str(i)] for i in range(count)) if all(str(i) in known for i in range(count)) else ()
+    names = (
+        tuple(known[str(i)] for i in range(count))
+        if all(str(i) in known for i in range(count))
+        else ()
+    )
     return Classes(count, names, null_label=count, argument="class_labels")
 
 
@@ -181,17 +234,22 @@ def _stable(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditio
 
 
 def _xl(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
-    """Pooled texts, and the pictures' own size as original and target, not cropped (Podell et al. 2024, section 2.2)."""
+    """Pooled texts, and the pictures' own size as original and target, not cropped (Podell et al.
+    2024, section 2.2).
+    """
     config, encoder = pipe.unet.config, pipe.text_encoder_2
     ids = pipe.unet.add_embedding.linear_1.in_features - encoder.config.projection_dim
     if ids != 6 * config.addition_time_embed_dim:
         raise ValueError(
-            f"{_WHERE}: expected a base model of SDXL with six size conditions, got a refiner or the like."
+            f"{_WHERE}: expected a base model of SDXL with six size conditions, got a refiner or"
+            " the like."
         )
     height, width = (side * pipe.vae_scale_factor for side in size[1:])
     time_ids = torch.tensor([[height, width, 0, 0, height, width]])
     zeros = bool(pipe.config.force_zeros_for_empty_prompt)
-    return prompts.Prompts(pipe, prompts.pooled("text_embeds"), zeros=zeros, shared={"time_ids": time_ids})
+    return prompts.Prompts(
+        pipe, prompts.pooled("text_embeds"), zeros=zeros, shared={"time_ids": time_ids}
+    )
 
 
 def _three(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
@@ -218,7 +276,12 @@ ENCODERS = {
 
 def _configs(path: Path, parts: Sequence[str]) -> list[Path]:
     """The files beside the weights: configurations and vocabularies."""
-    inside = [file for name in parts for file in sorted((path / name).iterdir()) if file.suffix in _CONFIGS]
+    inside = [
+        file
+        for name in parts
+        for file in sorted((path / name).iterdir())
+        if file.suffix in _CONFIGS
+    ]
     return [path / INDEX, *inside]
 
 

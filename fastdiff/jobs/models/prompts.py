@@ -1,7 +1,8 @@
-"""Prompts: texts that a pipeline's own encoders turn into the arguments of its network, B at a time.
+"""Prompts: texts that a pipeline's own encoders turn into the arguments of its network, B at a
+time.
 
-A unit's prompts are always encoded as one batch of its size, padded to the encoder's full length, so that their embeddings
-are repeatable as the network's arithmetic is.
+A unit's prompts are always encoded as one batch of its size, padded to the encoder's full length,
+so that their embeddings are repeatable as the network's arithmetic is.
 """
 
 from __future__ import annotations
@@ -24,15 +25,28 @@ class Prompts(Conditioning):
     Args:
         pipe: the pipeline whose encode_prompt is used.
         encoder: (pipe, prompts, negative prompts) -> (cond, uncond).
-        zeros: whether entries without a negative prompt are kept away from zeros instead of from the empty text.
+        zeros: whether entries without a negative prompt are kept away from zeros instead of from
+            the empty text.
         shared: arguments [1, …] of both halves, the same for all.
     """
 
     any_text = True
     identity = {"prompts": list(KEYS)}
 
-    def __init__(self, pipe: Any, encoder: Encoder, *, zeros: bool = False, shared: Mapping[str, Tensor] | None = None):
-        self._pipe, self._encoder, self._zeros, self._shared = pipe, encoder, zeros, dict(shared or {})
+    def __init__(
+        self,
+        pipe: Any,
+        encoder: Encoder,
+        *,
+        zeros: bool = False,
+        shared: Mapping[str, Tensor] | None = None,
+    ):
+        self._pipe, self._encoder, self._zeros, self._shared = (
+            pipe,
+            encoder,
+            zeros,
+            dict(shared or {}),
+        )
 
     def parse(self, value: Any) -> dict[str, Any]:
         entry = {"prompt": value} if isinstance(value, str) else value
@@ -47,30 +61,43 @@ class Prompts(Conditioning):
     @torch.no_grad()
     def conditions(self, entries: Sequence[Any]) -> Halves:
         negative = [entry["negative_prompt"] for entry in entries]
-        cond, uncond = self._encoder(self._pipe, [entry["prompt"] for entry in entries], [n or "" for n in negative])
+        cond, uncond = self._encoder(
+            self._pipe, [entry["prompt"] for entry in entries], [n or "" for n in negative]
+        )
         if self._zeros:
             for value in uncond.values():
                 value[[i for i, n in enumerate(negative) if n is None]] = 0.0
         shared = {
-            k: v.expand(len(entries), *v.shape[1:]).to(next(iter(cond.values()))) for k, v in self._shared.items()
+            k: v.expand(len(entries), *v.shape[1:]).to(next(iter(cond.values())))
+            for k, v in self._shared.items()
         }
         return cond | shared, uncond | shared
 
 
-def stable_diffusion(pipe: Any, prompts: list[str], negative: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def stable_diffusion(
+    pipe: Any, prompts: list[str], negative: list[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """encoder_hidden_states (Rombach et al. 2022)."""
     cond, uncond = pipe.encode_prompt(prompts, pipe.device, 1, True, negative)
     return {"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond}
 
 
 def pooled(name: str, *others: str) -> Encoder:
-    """encoder_hidden_states, and the pooled texts under a name; others: texts of further encoders, the pipeline's own."""
+    """encoder_hidden_states, and the pooled texts under a name; others: texts of further encoders,
+    the pipeline's own.
+    """
 
-    def encode(pipe: Any, prompts: list[str], negative: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def encode(
+        pipe: Any, prompts: list[str], negative: list[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         cond, uncond, cond_pooled, uncond_pooled = pipe.encode_prompt(
-            prompt=prompts, negative_prompt=negative, device=pipe.device, num_images_per_prompt=1,
-            do_classifier_free_guidance=True, **dict.fromkeys(others),
-        )  # fmt: skip
+            prompt=prompts,
+            negative_prompt=negative,
+            device=pipe.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            **dict.fromkeys(others),
+        )
         return (
             {"encoder_hidden_states": cond, name: cond_pooled},
             {"encoder_hidden_states": uncond, name: uncond_pooled},

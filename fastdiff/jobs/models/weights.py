@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ...checkpoint import PICKLES
+from ...pretrained.files import PICKLES
 
 # name[.variant][-00001-of-00002].safetensors
 _NAME = re.compile(
@@ -14,7 +14,8 @@ _NAME = re.compile(
 
 
 def weights(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files that diffusers reads from a component's folder: a variant's where it has one.
+    """The safetensors files that diffusers reads from a component's folder: a variant's where it
+    has one.
 
     Raises ValueError for a folder with pickled weights alone, and with none.
     """
@@ -28,14 +29,22 @@ def weights(folder: Path, variant: str | None = None) -> list[Path]:
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     if pickles:
         raise ValueError(
-            f"fastdiff.jobs: expected safetensors in {folder}, got the pickle {pickles[0]}, which can run code when read. "
-            "Convert it to safetensors."
+            f"fastdiff.jobs: expected safetensors in {folder}, got the pickle {pickles[0]}, which"
+            " can run code when read. Convert it to safetensors."
         )
     others = f", got only the variants {sorted(v for v in found if v)}" if found else ", got none"
-    raise ValueError(f"fastdiff.jobs: expected weights (model.safetensors or the like) in {folder}{others}.")
+    raise ValueError(
+        f"fastdiff.jobs: expected weights (model.safetensors or the like) in {folder}{others}."
+    )
 
 
 def variant_of(folder: Path) -> str | None:
-    """The variant that a component's folder is complete in only: `fp16` where nothing else is there; None else."""
-    names = [match["variant"] for path in folder.glob("*.safetensors") if (match := _NAME.fullmatch(path.name))]
+    """The variant that a component's folder is complete in only: `fp16` where nothing else is
+    there; None else.
+    """
+    names = [
+        match["variant"]
+        for path in folder.glob("*.safetensors")
+        if (match := _NAME.fullmatch(path.name))
+    ]
     return names[0] if names and None not in names and len(set(names)) == 1 else None

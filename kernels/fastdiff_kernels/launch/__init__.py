@@ -1,12 +1,19 @@
-"""Launches the kernels: argument lists, tile sizes, launch counters and the error word. Imports triton at first use.
+"""Launches the kernels: argument lists, tile sizes, launch counters and the error word. Imports
+triton at first use.
 
-Every function takes validated, contiguous tensors on one device (None where absent) and starts its kernels on the current
-stream without reading the device. `launches` counts launches by kernel; `check` reads a device's error word.
+Every function takes validated, contiguous tensors on one device (None where absent) and starts its
+kernels on the current stream without reading the device. `launches` counts launches by kernel;
+`check` reads a device's error word.
 """
 
 from .common import TILE, WARPS, Call, check, launches, run, tile_shape
 from .noise import q_sample, q_sample_call, randn, randn_call
-from .norm import group_norm_moments_call, group_norm_silu, group_norm_silu_call, group_norm_statistics_call
+from .norm import (
+    group_norm_moments_call,
+    group_norm_silu,
+    group_norm_silu_call,
+    group_norm_statistics_call,
+)
 from .posterior import (
     q_posterior,
     q_posterior_call,
@@ -15,7 +22,12 @@ from .posterior import (
     reparameterize_backward_call,
     reparameterize_call,
 )
-from .step import reverse_step, reverse_step_call, reverse_step_rescale_call, reverse_step_threshold_call
+from .step import (
+    reverse_step,
+    reverse_step_call,
+    reverse_step_rescale_call,
+    reverse_step_threshold_call,
+)
 from .sums import (
     discretized_gaussian_nll,
     discretized_gaussian_nll_backward,

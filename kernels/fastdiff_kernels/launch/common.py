@@ -1,4 +1,6 @@
-"""What every launch shares: the call itself, tiles, noise arguments, counters and the error word."""
+"""What every launch shares: the call itself, tiles, noise arguments, counters and the error
+word.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _OUTSIDE = {
     4: "vlb_terms: expected t inside the table",
 }
 
-TILE = 1024  # elements a program: 8 a thread, so that loads overlap and registers suffice for full occupancy
+# elements a program: 8 a thread, so that loads overlap and registers suffice for full occupancy
+TILE = 1024
 WARPS = 4
 _CHUNKS_Y = 65535  # what CUDA allows on grid axes 1 and 2
 
@@ -37,13 +40,17 @@ class Call(NamedTuple):
     options: dict[str, Any]
 
     def kernel(self) -> Any:
-        return getattr(importlib.import_module(f"fastdiff_kernels.{self.module}"), f"{self.op}_kernel")
+        return getattr(
+            importlib.import_module(f"fastdiff_kernels.{self.module}"), f"{self.op}_kernel"
+        )
 
 
 def tile_shape(size: int) -> tuple[int, int]:
-    """(samples, elements) of a tile: powers of two with product TILE (short samples share a program).
+    """(samples, elements) of a tile: powers of two with product TILE (short samples share a
+    program).
 
-    Among the longer rows the one that wastes fewest lanes on a sample of `size` elements, the longest of equals.
+    Among the longer rows the one that wastes fewest lanes on a sample of `size` elements, the
+    longest of equals.
     """
     if size <= 128:
         elements = max(4, 1 << max(size - 1, 0).bit_length())
@@ -59,7 +66,12 @@ def extent(out: Tensor) -> tuple[int, int]:
 
 
 def tiled(
-    op: str, like: Tensor, arguments: dict[str, Any], fast: bool = False, whole_chunks: bool = False, warps: int = WARPS
+    op: str,
+    like: Tensor,
+    arguments: dict[str, Any],
+    fast: bool = False,
+    whole_chunks: bool = False,
+    warps: int = WARPS,
 ) -> Call:
     """A call over the samples and elements of `like`; <op>_backward lives in the module of <op>."""
     batch, size = extent(like)
@@ -69,7 +81,13 @@ def tiled(
         samples = TILE // elements
     chunks = max(1, -(-size // elements))
     grid = (-(-batch // samples), min(chunks, _CHUNKS_Y), -(-chunks // _CHUNKS_Y))
-    arguments = arguments | {"batch": batch, "size": size, "S": samples, "E": elements, "FAST": fast}
+    arguments = arguments | {
+        "batch": batch,
+        "size": size,
+        "S": samples,
+        "E": elements,
+        "FAST": fast,
+    }
     return Call(op, op.removesuffix("_backward"), grid, arguments, options(fast, warps))
 
 
@@ -87,18 +105,25 @@ def run(call: Call, out: Tensor) -> None:
 
 
 def check(device: torch.device | str) -> None:
-    """Raises IndexError if a kernel on the device met an index outside its table since the last check (this waits)."""
+    """Raises IndexError if a kernel on the device met an index outside its table since the last
+    check (this waits).
+    """
     error = _errors.get(_canonical(torch.device(device)))
     code = 0 if error is None else int(error.item())
     if error is not None and code:
         error.zero_()
-        raise IndexError(f"fastdiff.{_OUTSIDE[code]}, got one outside; those samples are NaN. Indices count from 0.")
+        raise IndexError(
+            f"fastdiff.{_OUTSIDE[code]}, got one outside; those samples are NaN. Indices count"
+            " from 0."
+        )
 
 
 def noise_arguments(
     generated: bool, seed: int | None, seeds: Tensor | None, sample_ids: Tensor | None, stream: int
 ) -> dict[str, Any]:
-    """The noise counter's arguments; integers go as int32, so that no value brings another variant."""
+    """The noise counter's arguments; integers go as int32, so that no value brings another
+    variant.
+    """
     seed = seed or 0
     return {
         "seeds": seeds if generated else None,

@@ -10,16 +10,29 @@ from torch import Tensor
 from .common import _CHUNKS_Y, Call, int32, options, run
 
 _POSITIONS = 64  # of a chunk
-_CHANNELS = 64  # of a program, at most, where they stand side by side: 16 bytes a thread and whole cache lines
+# of a program, at most, where they stand side by side: 16 bytes a thread and whole cache lines
+_CHANNELS = 64
 _TILE = 2048  # elements of a program of the last kernel
 _WARPS = 8
 
 
 def group_norm_silu(
-    out: Tensor, workspace: Tensor, statistics: Tensor, x: Tensor, groups: int, weight: Tensor | None,
-    bias: Tensor | None, scale: Tensor | None, shift: Tensor | None, add: Tensor | None, eps: float, silu: bool,
-) -> None:  # fmt: skip
-    """`out` and `x` are [B, C, n] views; workspace [2, B, chunks of 64 positions, C], statistics [2, B, groups]."""
+    out: Tensor,
+    workspace: Tensor,
+    statistics: Tensor,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    eps: float,
+    silu: bool,
+) -> None:
+    """`out` and `x` are [B, C, n] views; workspace [2, B, chunks of 64 positions, C], statistics
+    [2, B, groups].
+    """
     run(group_norm_moments_call(workspace, x, add), x)
     run(group_norm_statistics_call(statistics, workspace, x, groups, eps), x)
     run(group_norm_silu_call(out, statistics, x, groups, weight, bias, scale, shift, add, silu), x)
@@ -29,25 +42,43 @@ def group_norm_moments_call(workspace: Tensor, x: Tensor, add: Tensor | None) ->
     batch, channels, positions = x.shape
     last = _last(x)
     across = min(_CHANNELS, _power(channels)) if last else min(16, _power(channels))
-    arguments: dict[str, Any] = {"workspace": workspace, "x": x} | _strides("x", x) | _rows(add=add) | _sizes(x)
+    arguments: dict[str, Any] = (
+        {"workspace": workspace, "x": x} | _strides("x", x) | _rows(add=add) | _sizes(x)
+    )
     arguments |= {"S": _POSITIONS, "E": across, "LAST": last, "FAST": False}
     warps = max(1, 16 * across // 128)
     grid = _grid(batch * -(-channels // across), -(-positions // _POSITIONS))
     return Call("group_norm_moments", "group_norm_silu", grid, arguments, options(warps=warps))
 
 
-def group_norm_statistics_call(statistics: Tensor, workspace: Tensor, x: Tensor, groups: int, eps: float) -> Call:
+def group_norm_statistics_call(
+    statistics: Tensor, workspace: Tensor, x: Tensor, groups: int, eps: float
+) -> Call:
     low, high = struct.unpack("<Ii", struct.pack("<d", eps))  # Triton takes numbers as float32
     arguments: dict[str, Any] = {"statistics": statistics, "workspace": workspace}
     arguments |= {"eps_lo": int32(low), "eps_hi": high}
     arguments |= _sizes(x) | {"groups": groups, "E": 1, "FAST": False}
-    return Call("group_norm_statistics", "group_norm_silu", (len(x) * groups, 1, 1), arguments, options(warps=1))
+    return Call(
+        "group_norm_statistics",
+        "group_norm_silu",
+        (len(x) * groups, 1, 1),
+        arguments,
+        options(warps=1),
+    )
 
 
 def group_norm_silu_call(
-    out: Tensor, statistics: Tensor, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
-    scale: Tensor | None, shift: Tensor | None, add: Tensor | None, silu: bool,
-) -> Call:  # fmt: skip
+    out: Tensor,
+    statistics: Tensor,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    silu: bool,
+) -> Call:
     batch, channels, positions = x.shape
     last = _last(x)
     if last:
@@ -56,9 +87,27 @@ def group_norm_silu_call(
     else:
         along = min(_TILE, _power(positions))
         across = max(1, min(_TILE // along, _power(channels)))
-    arguments: dict[str, Any] = {"out": out, "x": x, "statistics": statistics, "weight": weight, "bias": bias}
-    arguments |= _rows(scale=scale, shift=shift, add=add) | _strides("x", x) | _strides("out", out) | _sizes(x)
-    arguments |= {"groups": groups, "S": along, "E": across, "LAST": last, "SILU": silu, "FAST": False}
+    arguments: dict[str, Any] = {
+        "out": out,
+        "x": x,
+        "statistics": statistics,
+        "weight": weight,
+        "bias": bias,
+    }
+    arguments |= (
+        _rows(scale=scale, shift=shift, add=add)
+        | _strides("x", x)
+        | _strides("out", out)
+        | _sizes(x)
+    )
+    arguments |= {
+        "groups": groups,
+        "S": along,
+        "E": across,
+        "LAST": last,
+        "SILU": silu,
+        "FAST": False,
+    }
     grid = _grid(batch * -(-channels // across), -(-positions // along))
     warps = max(1, min(_WARPS, along * across // 256))
     return Call("group_norm_silu", "group_norm_silu", grid, arguments, options(warps=warps))
@@ -81,12 +130,15 @@ def _sizes(x: Tensor) -> dict[str, Any]:
 
 
 def _strides(name: str, x: Tensor) -> dict[str, Any]:
-    return dict(zip((f"{name}_sample", f"{name}_channel", f"{name}_position"), x.stride(), strict=True))
+    return dict(
+        zip((f"{name}_sample", f"{name}_channel", f"{name}_position"), x.stride(), strict=True)
+    )
 
 
 def _rows(**views: Tensor | None) -> dict[str, Any]:
     """[B, C] views of element stride 1 with the distance of their rows."""
     dense: dict[str, Any] = {
-        name: v if v is None or v.stride(1) == 1 or v.shape[1] == 1 else v.contiguous() for name, v in views.items()
+        name: v if v is None or v.stride(1) == 1 or v.shape[1] == 1 else v.contiguous()
+        for name, v in views.items()
     }
     return dense | {f"{name}_stride": 0 if v is None else v.stride(0) for name, v in dense.items()}

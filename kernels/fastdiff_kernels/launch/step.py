@@ -1,4 +1,6 @@
-"""reverse_step: decides on the kernel's variant, and runs the prepasses that the table's rows need."""
+"""reverse_step: decides on the kernel's variant, and runs the prepasses that the table's rows
+need.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +10,65 @@ from torch import Tensor
 
 from .common import ERRORS, Call, error_word, extent, noise_arguments, options, run, tiled
 
-# columns of the table outside the combinations that decide on the kernel's variant (kernels/README.md section 4)
+# columns of the table outside the combinations that decide on the kernel's variant
+# (kernels/README.md section 4)
 OUT_GRAD, X0_X, X0_OUT, CLIP_MODE, NOISE_MODE = (1 << column for column in (5, 6, 7, 8, 12))
 
-_BLOCK, _PER_WARP = 4096, 256  # elements of a prepass's block (one program walks a sample) and of a warp
+_BLOCK, _PER_WARP = (
+    4096,
+    256,
+)  # elements of a prepass's block (one program walks a sample) and of a warp
 
 
 def reverse_step(
-    x_s: Tensor, x_t: Tensor, model_output: Tensor | None, table: Tensor, row: Tensor, slots: Tensor | None,
-    noise: Tensor | None, seed: int | None, seeds: Tensor | None, sample_ids: Tensor | None, guidance: Tensor | None,
-    gradient: Tensor | None, stream: int, fast: bool, uses: int, slots_out: Tensor | None, x0_out: Tensor | None,
-    input_out: Tensor | None, row_out: Tensor | None, rescale: Tensor | None = None, threshold: Tensor | None = None,
-) -> None:  # fmt: skip
-    """rescale, threshold [B]: memory for the prepasses' results, None where no row of the table needs them."""
+    x_s: Tensor,
+    x_t: Tensor,
+    model_output: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    noise: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    guidance: Tensor | None,
+    gradient: Tensor | None,
+    stream: int,
+    fast: bool,
+    uses: int,
+    slots_out: Tensor | None,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+    row_out: Tensor | None,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> None:
+    """rescale, threshold [B]: memory for the prepasses' results, None where no row of the table
+    needs them.
+    """
     call = reverse_step_call(
-        x_s, x_t, model_output, table, row, slots, noise, seed, seeds, sample_ids, guidance, gradient, stream, fast,
-        uses, slots_out, x0_out, input_out, row_out, rescale, threshold,
-    )  # fmt: skip
+        x_s,
+        x_t,
+        model_output,
+        table,
+        row,
+        slots,
+        noise,
+        seed,
+        seeds,
+        sample_ids,
+        guidance,
+        gradient,
+        stream,
+        fast,
+        uses,
+        slots_out,
+        x0_out,
+        input_out,
+        row_out,
+        rescale,
+        threshold,
+    )
     if call.arguments["rescale"] is not None:
         run(reverse_step_rescale_call(call), x_s)
     if call.arguments["threshold"] is not None:
@@ -33,18 +77,45 @@ def reverse_step(
 
 
 def reverse_step_call(
-    x_s: Tensor, x_t: Tensor, model_output: Tensor | None, table: Tensor, row: Tensor, slots: Tensor | None,
-    noise: Tensor | None, seed: int | None, seeds: Tensor | None, sample_ids: Tensor | None, guidance: Tensor | None,
-    gradient: Tensor | None, stream: int, fast: bool, uses: int, slots_out: Tensor | None, x0_out: Tensor | None,
-    input_out: Tensor | None, row_out: Tensor | None, rescale: Tensor | None = None, threshold: Tensor | None = None,
-) -> Call:  # fmt: skip
-    """Operands that no column reads become None and columns of absent operands leave `uses`: one variant per need."""
+    x_s: Tensor,
+    x_t: Tensor,
+    model_output: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    noise: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    guidance: Tensor | None,
+    gradient: Tensor | None,
+    stream: int,
+    fast: bool,
+    uses: int,
+    slots_out: Tensor | None,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+    row_out: Tensor | None,
+    rescale: Tensor | None = None,
+    threshold: Tensor | None = None,
+) -> Call:
+    """Operands that no column reads become None and columns of absent operands leave `uses`: one
+    variant per need.
+    """
     batch, size = extent(x_s)
     halves = 1 if guidance is None else 2
-    width = 1 if model_output is None else max(1, model_output.numel() // max(1, halves * batch * size))
+    width = (
+        1 if model_output is None else max(1, model_output.numel() // max(1, halves * batch * size))
+    )
     seeded = seed is not None or seeds is not None
     memory, kept = 0 if slots is None else len(slots), 0 if slots_out is None else len(slots_out)
-    given = [True, True, model_output is not None, *(i < memory for i in range(4)), noise is not None or seeded]
+    given = [
+        True,
+        True,
+        model_output is not None,
+        *(i < memory for i in range(4)),
+        noise is not None or seeded,
+    ]
     uses &= sum(_reads(operand, 1 + kept) for operand in range(8) if given[operand]) | (1 << 16) - 1
     reads_x0, reads_z = bool(uses & _reads(1) or x0_out is not None), bool(uses & _reads(7))
     if not reads_x0:
@@ -56,22 +127,44 @@ def reverse_step_call(
         uses &= ~OUT_GRAD
     if width == 1 or not reads_z:
         uses &= ~NOISE_MODE
-    uses &= sum(_reads(operand) for operand in range(8)) | OUT_GRAD | X0_X | X0_OUT | CLIP_MODE | NOISE_MODE
+    uses &= (
+        sum(_reads(operand) for operand in range(8))
+        | OUT_GRAD
+        | X0_X
+        | X0_OUT
+        | CLIP_MODE
+        | NOISE_MODE
+    )
     generated = reads_z and noise is None
-    copied = slots is not None and slots_out is not None and slots.data_ptr() != slots_out.data_ptr()
+    copied = (
+        slots is not None and slots_out is not None and slots.data_ptr() != slots_out.data_ptr()
+    )
     reads_slots = copied or bool(uses & sum(_reads(operand) for operand in range(3, 7)))
     reads_output = reads_out or bool(uses & NOISE_MODE)
     arguments = {
-        "x_s": x_s, "x_t": x_t, "table": table, "row": row, "errors": error_word(x_s.device),
-        "model_output": model_output if reads_output else None, "guidance": guidance if reads_out else None,
-        "gradient": gradient if uses & OUT_GRAD else None, "noise": noise if reads_z else None,
-        "slots": slots if reads_slots else None, "slots_out": slots_out,
+        "x_s": x_s,
+        "x_t": x_t,
+        "table": table,
+        "row": row,
+        "errors": error_word(x_s.device),
+        "model_output": model_output if reads_output else None,
+        "guidance": guidance if reads_out else None,
+        "gradient": gradient if uses & OUT_GRAD else None,
+        "noise": noise if reads_z else None,
+        "slots": slots if reads_slots else None,
+        "slots_out": slots_out,
         "rescale": rescale if size and reads_out and guidance is not None else None,
         "threshold": threshold if size and uses & CLIP_MODE else None,
-        "x0_out": x0_out, "input_out": input_out, "row_out": row_out, "table_rows": len(table),
-        "ERROR": ERRORS["reverse_step"], "USES": uses, "WIDTH": width if reads_output else 1,
-        "COPY": kept if copied else 0, "COPIES": 1 if input_out is None or not batch else len(input_out) // batch,
-    }  # fmt: skip
+        "x0_out": x0_out,
+        "input_out": input_out,
+        "row_out": row_out,
+        "table_rows": len(table),
+        "ERROR": ERRORS["reverse_step"],
+        "USES": uses,
+        "WIDTH": width if reads_output else 1,
+        "COPY": kept if copied else 0,
+        "COPIES": 1 if input_out is None or not batch else len(input_out) // batch,
+    }
     arguments |= noise_arguments(generated, seed, seeds, sample_ids, stream)
     return tiled("reverse_step", x_s, arguments, fast and generated)
 
@@ -86,12 +179,24 @@ def reverse_step_threshold_call(step: Call) -> Call:
 
 
 def _prepass(op: str, step: Call, arguments: dict[str, Any]) -> Call:
-    names = ("rescale", "model_output", "guidance", "table", "row", "batch", "size", "table_rows", "WIDTH")
+    names = (
+        "rescale",
+        "model_output",
+        "guidance",
+        "table",
+        "row",
+        "batch",
+        "size",
+        "table_rows",
+        "WIDTH",
+    )
     arguments |= {name: step.arguments[name] for name in names}
     elements = min(_BLOCK, max(4, 1 << max(arguments["size"] - 1, 0).bit_length()))
     arguments |= {"E": elements, "FAST": False}
     warps = max(1, elements // _PER_WARP)
-    return Call(op, "reverse_step_prepass", (arguments["batch"], 1, 1), arguments, options(warps=warps))
+    return Call(
+        op, "reverse_step_prepass", (arguments["batch"], 1, 1), arguments, options(warps=warps)
+    )
 
 
 def _reads(operand: int, outputs: int = 5) -> int:

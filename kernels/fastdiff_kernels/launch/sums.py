@@ -1,6 +1,8 @@
-"""Sums over a sample: noise_mse, gaussian_kl, discretized_gaussian_nll and vlb_terms, and their gradients.
+"""Sums over a sample: noise_mse, gaussian_kl, discretized_gaussian_nll and vlb_terms, and their
+gradients.
 
-A sample of more than TILE elements leaves partial sums in the workspace, which a second small kernel adds.
+A sample of more than TILE elements leaves partial sums in the workspace, which a second small
+kernel adds.
 """
 
 from __future__ import annotations
@@ -9,78 +11,160 @@ from typing import Any
 
 from torch import Tensor
 
-from .common import ERRORS, TILE, WARPS, Call, error_word, extent, int32, noise_arguments, options, run, tiled
+from .common import (
+    ERRORS,
+    TILE,
+    WARPS,
+    Call,
+    error_word,
+    extent,
+    int32,
+    noise_arguments,
+    options,
+    run,
+    tiled,
+)
 
 _SAMPLES = 32  # of a program of sum_chunks
-_BIN_WARPS = 8  # 4 elements a thread where a bin's mass is computed: registers suffice in float64 too
+_BIN_WARPS = (
+    8  # 4 elements a thread where a bin's mass is computed: registers suffice in float64 too
+)
 
 
 def noise_mse(
-    loss: Tensor, workspace: Tensor | None, prediction: Tensor, weight: Tensor | None, seed: int | None,
-    seeds: Tensor | None, sample_ids: Tensor | None, step: int, stream: int, fast: bool,
-) -> None:  # fmt: skip
-    call = noise_mse_call(loss, workspace, prediction, weight, seed, seeds, sample_ids, step, stream, fast)
+    loss: Tensor,
+    workspace: Tensor | None,
+    prediction: Tensor,
+    weight: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> None:
+    call = noise_mse_call(
+        loss, workspace, prediction, weight, seed, seeds, sample_ids, step, stream, fast
+    )
     _run_sum(call, loss, weight, mean=True)
 
 
 def noise_mse_call(
-    loss: Tensor, workspace: Tensor | None, prediction: Tensor, weight: Tensor | None, seed: int | None,
-    seeds: Tensor | None, sample_ids: Tensor | None, step: int, stream: int, fast: bool,
-) -> Call:  # fmt: skip
+    loss: Tensor,
+    workspace: Tensor | None,
+    prediction: Tensor,
+    weight: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> Call:
     arguments = {"loss": loss, "prediction": prediction, "weight": weight, "step": int32(step)}
     arguments |= noise_arguments(True, seed, seeds, sample_ids, stream)
     return _sum("noise_mse", prediction, workspace, arguments, fast)
 
 
 def noise_mse_backward(
-    g_prediction: Tensor, grad: Tensor, prediction: Tensor, weight: Tensor | None, seed: int | None,
-    seeds: Tensor | None, sample_ids: Tensor | None, step: int, stream: int, fast: bool,
-) -> None:  # fmt: skip
+    g_prediction: Tensor,
+    grad: Tensor,
+    prediction: Tensor,
+    weight: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> None:
     call = noise_mse_backward_call(
         g_prediction, grad, prediction, weight, seed, seeds, sample_ids, step, stream, fast
-    )  # fmt: skip
+    )
     run(call, grad)
 
 
 def noise_mse_backward_call(
-    g_prediction: Tensor, grad: Tensor, prediction: Tensor, weight: Tensor | None, seed: int | None,
-    seeds: Tensor | None, sample_ids: Tensor | None, step: int, stream: int, fast: bool,
-) -> Call:  # fmt: skip
+    g_prediction: Tensor,
+    grad: Tensor,
+    prediction: Tensor,
+    weight: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> Call:
     arguments = {
-        "g_prediction": g_prediction, "grad": grad, "prediction": prediction, "weight": weight, "step": int32(step)
-    }  # fmt: skip
+        "g_prediction": g_prediction,
+        "grad": grad,
+        "prediction": prediction,
+        "weight": weight,
+        "step": int32(step),
+    }
     arguments |= noise_arguments(True, seed, seeds, sample_ids, stream)
     return tiled("noise_mse_backward", prediction, arguments, fast)
 
 
 def gaussian_kl(
-    kl: Tensor, workspace: Tensor | None, mean1: Tensor, logvar1: Tensor, mean2: Tensor | None, logvar2: Tensor | None
+    kl: Tensor,
+    workspace: Tensor | None,
+    mean1: Tensor,
+    logvar1: Tensor,
+    mean2: Tensor | None,
+    logvar2: Tensor | None,
 ) -> None:
     _run_sum(gaussian_kl_call(kl, workspace, mean1, logvar1, mean2, logvar2), kl)
 
 
 def gaussian_kl_call(
-    kl: Tensor, workspace: Tensor | None, mean1: Tensor, logvar1: Tensor, mean2: Tensor | None, logvar2: Tensor | None
+    kl: Tensor,
+    workspace: Tensor | None,
+    mean1: Tensor,
+    logvar1: Tensor,
+    mean2: Tensor | None,
+    logvar2: Tensor | None,
 ) -> Call:
     views = _views(mean1=mean1, logvar1=logvar1, mean2=mean2, logvar2=logvar2)
     return _sum("gaussian_kl", mean1, workspace, {"kl": kl} | views)
 
 
 def gaussian_kl_backward(
-    g_mean1: Tensor | None, g_logvar1: Tensor | None, g_mean2: Tensor | None, g_logvar2: Tensor | None, grad: Tensor,
-    mean1: Tensor, logvar1: Tensor, mean2: Tensor | None, logvar2: Tensor | None,
-) -> None:  # fmt: skip
-    call = gaussian_kl_backward_call(g_mean1, g_logvar1, g_mean2, g_logvar2, grad, mean1, logvar1, mean2, logvar2)
+    g_mean1: Tensor | None,
+    g_logvar1: Tensor | None,
+    g_mean2: Tensor | None,
+    g_logvar2: Tensor | None,
+    grad: Tensor,
+    mean1: Tensor,
+    logvar1: Tensor,
+    mean2: Tensor | None,
+    logvar2: Tensor | None,
+) -> None:
+    call = gaussian_kl_backward_call(
+        g_mean1, g_logvar1, g_mean2, g_logvar2, grad, mean1, logvar1, mean2, logvar2
+    )
     run(call, grad)
 
 
 def gaussian_kl_backward_call(
-    g_mean1: Tensor | None, g_logvar1: Tensor | None, g_mean2: Tensor | None, g_logvar2: Tensor | None, grad: Tensor,
-    mean1: Tensor, logvar1: Tensor, mean2: Tensor | None, logvar2: Tensor | None,
-) -> Call:  # fmt: skip
+    g_mean1: Tensor | None,
+    g_logvar1: Tensor | None,
+    g_mean2: Tensor | None,
+    g_logvar2: Tensor | None,
+    grad: Tensor,
+    mean1: Tensor,
+    logvar1: Tensor,
+    mean2: Tensor | None,
+    logvar2: Tensor | None,
+) -> Call:
     arguments = {
-        "g_mean1": g_mean1, "g_logvar1": g_logvar1, "g_mean2": g_mean2, "g_logvar2": g_logvar2, "grad": grad
-    }  # fmt: skip
+        "g_mean1": g_mean1,
+        "g_logvar1": g_logvar1,
+        "g_mean2": g_mean2,
+        "g_logvar2": g_logvar2,
+        "grad": grad,
+    }
     views = _views(mean1=mean1, logvar1=logvar1, mean2=mean2, logvar2=logvar2)
     return tiled("gaussian_kl_backward", mean1, arguments | views)
 
@@ -99,13 +183,25 @@ def discretized_gaussian_nll_call(
 
 
 def discretized_gaussian_nll_backward(
-    g_mean: Tensor | None, g_log_scale: Tensor | None, grad: Tensor, x0: Tensor, mean: Tensor, log_scale: Tensor
+    g_mean: Tensor | None,
+    g_log_scale: Tensor | None,
+    grad: Tensor,
+    x0: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
 ) -> None:
-    run(discretized_gaussian_nll_backward_call(g_mean, g_log_scale, grad, x0, mean, log_scale), grad)
+    run(
+        discretized_gaussian_nll_backward_call(g_mean, g_log_scale, grad, x0, mean, log_scale), grad
+    )
 
 
 def discretized_gaussian_nll_backward_call(
-    g_mean: Tensor | None, g_log_scale: Tensor | None, grad: Tensor, x0: Tensor, mean: Tensor, log_scale: Tensor
+    g_mean: Tensor | None,
+    g_log_scale: Tensor | None,
+    grad: Tensor,
+    x0: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
 ) -> Call:
     arguments = {"g_mean": g_mean, "g_log_scale": g_log_scale, "grad": grad}
     arguments |= _views(x0=x0, mean=mean, log_scale=log_scale)
@@ -113,26 +209,50 @@ def discretized_gaussian_nll_backward_call(
 
 
 def vlb_terms(
-    terms: Tensor, workspace: Tensor | None, x0: Tensor, x_t: Tensor, model_output: Tensor, table: Tensor, t: Tensor
+    terms: Tensor,
+    workspace: Tensor | None,
+    x0: Tensor,
+    x_t: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    t: Tensor,
 ) -> None:
     _run_sum(vlb_terms_call(terms, workspace, x0, x_t, model_output, table, t), terms)
 
 
 def vlb_terms_call(
-    terms: Tensor, workspace: Tensor | None, x0: Tensor, x_t: Tensor, model_output: Tensor, table: Tensor, t: Tensor
+    terms: Tensor,
+    workspace: Tensor | None,
+    x0: Tensor,
+    x_t: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    t: Tensor,
 ) -> Call:
     arguments = {"terms": terms} | _vlb(x0, x_t, model_output, table, t)
     return _sum("vlb_terms", x0, workspace, arguments, warps=_BIN_WARPS)
 
 
 def vlb_terms_backward(
-    g_output: Tensor, grad: Tensor, x0: Tensor, x_t: Tensor, model_output: Tensor, table: Tensor, t: Tensor
+    g_output: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    t: Tensor,
 ) -> None:
     run(vlb_terms_backward_call(g_output, grad, x0, x_t, model_output, table, t), grad)
 
 
 def vlb_terms_backward_call(
-    g_output: Tensor, grad: Tensor, x0: Tensor, x_t: Tensor, model_output: Tensor, table: Tensor, t: Tensor
+    g_output: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    t: Tensor,
 ) -> Call:
     arguments = {"g_output": g_output, "grad": grad} | _vlb(x0, x_t, model_output, table, t)
     return tiled("vlb_terms_backward", x0, arguments, warps=_BIN_WARPS)
@@ -142,14 +262,24 @@ def sum_chunks_call(
     out: Tensor, workspace: Tensor, size: int, weight: Tensor | None = None, mean: bool = False
 ) -> Call:
     arguments = {
-        "out": out, "workspace": workspace, "weight": weight, "batch": len(out), "size": size, "S": _SAMPLES,
+        "out": out,
+        "workspace": workspace,
+        "weight": weight,
+        "batch": len(out),
+        "size": size,
+        "S": _SAMPLES,
         "MEAN": mean,
-    }  # fmt: skip
+    }
     return Call("sum_chunks", "sums", (-(-len(out) // _SAMPLES), 1, 1), arguments, options(warps=1))
 
 
 def _sum(
-    op: str, like: Tensor, workspace: Tensor | None, arguments: dict[str, Any], fast: bool = False, warps: int = WARPS
+    op: str,
+    like: Tensor,
+    workspace: Tensor | None,
+    arguments: dict[str, Any],
+    fast: bool = False,
+    warps: int = WARPS,
 ) -> Call:
     several = extent(like)[1] > TILE
     arguments |= {"workspace": workspace if several else None}
@@ -159,7 +289,10 @@ def _sum(
 def _run_sum(call: Call, out: Tensor, weight: Tensor | None = None, mean: bool = False) -> None:
     run(call, out)
     if call.arguments["workspace"] is not None:
-        run(sum_chunks_call(out, call.arguments["workspace"], call.arguments["size"], weight, mean), out)
+        run(
+            sum_chunks_call(out, call.arguments["workspace"], call.arguments["size"], weight, mean),
+            out,
+        )
 
 
 def _views(**views: Tensor | None) -> dict[str, Any]:
@@ -167,7 +300,9 @@ def _views(**views: Tensor | None) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
     for name, view in views.items():
         # an empty view has no value that a whole sample could share
-        per_element = view is not None and view.shape[1] != 1 and (view.stride(1) != 0 or view.shape[1] == 0)
+        per_element = (
+            view is not None and view.shape[1] != 1 and (view.stride(1) != 0 or view.shape[1] == 0)
+        )
         arguments[name] = view
         arguments[f"{name}_stride"] = 0 if view is None else view.stride(0)
         arguments[f"{name.upper()}_STEP"] = int(per_element)
@@ -176,7 +311,13 @@ def _views(**views: Tensor | None) -> dict[str, Any]:
 
 def _vlb(x0: Tensor, x_t: Tensor, model_output: Tensor, table: Tensor, t: Tensor) -> dict[str, Any]:
     return {
-        "x0": x0, "x_t": x_t, "model_output": model_output, "table": table, "t": t, "times": len(table),
-        "errors": error_word(x0.device), "ERROR": ERRORS["vlb_terms"],
+        "x0": x0,
+        "x_t": x_t,
+        "model_output": model_output,
+        "table": table,
+        "t": t,
+        "times": len(table),
+        "errors": error_word(x0.device),
+        "ERROR": ERRORS["vlb_terms"],
         "WIDTH": max(1, model_output.numel() // max(1, x0.numel())),
-    }  # fmt: skip
+    }

@@ -1,0 +1,573 @@
+"""The C ABI's structs (csrc/include/fastdiff/ops.h) packed from tensors: one function per op,
+shared by both libraries.
+
+Every argument is a 64-bit field of one struct, packed into bytes and passed by one pointer.
+`Launch` holds what comes
+first in every struct besides the sizes: the CPU's level and threads, CUDA's stream and error word.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from struct import Struct
+
+import torch
+from torch import Tensor
+
+ABI_VERSION = 3
+COUNTED = (
+    "randn",
+    "q_sample",
+    "reverse_step",
+    "reverse_step_rescale",
+    "reverse_step_threshold",
+    "q_posterior",
+    "reparameterize",
+    "noise_mse",
+    "gaussian_kl",
+    "discretized_gaussian_nll",
+    "vlb_terms",
+    "sum_chunks",
+    "group_norm_silu",
+    "group_norm_moments",
+    "group_norm_statistics",
+)
+"""What a library counts launches of, in the order of the C enum."""
+PASSES = (
+    "reverse_step_rescale",
+    "reverse_step_threshold",
+    "sum_chunks",
+    "group_norm_moments",
+    "group_norm_statistics",
+)
+"""Kernels that are part of an op: prepasses, and the second pass of a sum."""
+OPS = tuple(name for name in COUNTED if name not in PASSES)
+
+Launch = tuple[int, int, int, int]  # level, threads, stream, errors
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
+_WORD = Struct("=Q")
+_RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
+_Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
+_REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQQQ")
+_Q_POSTERIOR = Struct(f"={_HEAD}{_ARRAY * 2}QQq{_ARRAY}QQ")
+_REPARAMETERIZE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 6}")
+_NOISE_MSE = Struct(f"={_HEAD}{_DRAW}{_ARRAY}QQQQ{_ARRAY}")
+_GAUSSIAN_KL = Struct(f"={_HEAD}q{_VIEW * 4}QQQ{_ARRAY * 4}")
+_NLL = Struct(f"={_HEAD}q{_VIEW * 3}QQQ{_ARRAY * 2}")
+_VLB_TERMS = Struct(f"={_HEAD}{_ARRAY * 3}qQqQQQQ{_ARRAY}")
+_GROUP_NORM_SILU = Struct(f"={_HEAD}qq{_MAP * 2}{_ARRAY * 2}{_VIEW * 3}dqQQ")
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    """Batch, and the elements of one sample."""
+    batch = tensor.size(0)
+    return batch, tensor.numel() // batch if batch else 0
+
+
+def _pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _array(tensor: Tensor | None) -> tuple[int, int]:
+    """Pointer and dtype."""
+    return (0, 0) if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype])
+
+
+def _view(tensor: Tensor | None) -> tuple[int, int, int, int]:
+    """A [B, n] view: pointer, dtype and strides."""
+    if tensor is None:
+        return 0, 0, 0, 0
+    return tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.stride(0), tensor.stride(1)
+
+
+def randn(
+    at: Launch,
+    out: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> bytes:
+    """`fast` promises no bits, and the libraries' fastest is the exact code."""
+    return _RANDN.pack(
+        *_size(out), *at, seed, _pointer(seeds), _pointer(sample_ids), step, stream, *_array(out)
+    )
+
+
+def q_sample(
+    at: Launch,
+    out: Tensor,
+    x0: Tensor,
+    t: Tensor | None,
+    alpha: Tensor,
+    sigma: Tensor,
+    noise: Tensor | None,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> bytes:
+    return _Q_SAMPLE.pack(
+        *_size(x0),
+        *at,
+        seed,
+        _pointer(seeds),
+        _pointer(sample_ids),
+        step,
+        stream,
+        *_array(x0),
+        *_array(out),
+        _pointer(t),
+        alpha.data_ptr(),
+        sigma.data_ptr(),
+        alpha.size(0),
+        *_array(noise),
+    )
+
+
+def reverse_step(
+    at: Launch,
+    x_s: Tensor,
+    x_t: Tensor,
+    model_output: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    noise: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    guidance: Tensor | None,
+    gradient: Tensor | None,
+    stream: int,
+    fast: bool,
+    uses: int,
+    slots_out: Tensor | None,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+    row_out: Tensor | None,
+    rescale: Tensor | None,
+    threshold: Tensor | None,
+) -> bytes:
+    """`uses` is a hint for backends that specialise; here every row is decoded as it is met."""
+    batch = x_t.size(0)
+    return _REVERSE_STEP.pack(
+        batch,
+        x_t.numel() // batch if batch else 0,
+        *at,
+        seed or 0,
+        _pointer(seeds),
+        _pointer(sample_ids),
+        0,
+        stream,
+        seed is not None or seeds is not None,
+        x_t.data_ptr(),
+        _DTYPES[x_t.dtype],
+        x_s.data_ptr(),
+        _DTYPES[x_s.dtype],
+        *_array(model_output),
+        0 if model_output is None else _size(model_output)[1],
+        table.data_ptr(),
+        table.size(0),
+        row.data_ptr(),
+        _pointer(slots),
+        0 if slots is None else slots.size(0),
+        _pointer(slots_out),
+        0 if slots_out is None else slots_out.size(0),
+        *_array(noise),
+        _pointer(guidance),
+        *_array(gradient),
+        *_array(x0_out),
+        *_array(input_out),
+        input_out.size(0) // batch if input_out is not None and batch else 0,
+        _pointer(row_out),
+        _pointer(rescale),
+        _pointer(threshold),
+    )
+
+
+class BoundStep:
+    """A packed `reverse_step` that is launched again and again: only the network's output and the
+    rows move.
+
+    `argument` is what the library's function takes.
+    """
+
+    # places of the struct's 64-bit fields
+    _STREAM, _MODEL_OUTPUT, _ROW, _ROW_OUT = 8 * 4, 8 * 16, 8 * 21, 8 * 36
+    __slots__ = ("_memory", "argument")
+
+    def __init__(self, packed: bytes):
+        self._memory = bytearray(packed)
+        self.argument = (ctypes.c_char * len(packed)).from_buffer(self._memory)
+
+    def point(
+        self, model_output: Tensor | None, row: Tensor, row_out: Tensor | None, stream: int = 0
+    ) -> None:
+        """Moves the pointers; the tensors are like those that were packed, in all but their
+        memory.
+        """
+        pack, memory = _WORD.pack_into, self._memory
+        pack(memory, self._STREAM, stream)
+        pack(memory, self._MODEL_OUTPUT, 0 if model_output is None else model_output.data_ptr())
+        pack(memory, self._ROW, row.data_ptr())
+        pack(memory, self._ROW_OUT, 0 if row_out is None else row_out.data_ptr())
+
+
+def q_posterior(
+    at: Launch,
+    mean: Tensor,
+    variance: Tensor,
+    log_variance: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    alphas_cumprod: Tensor,
+) -> bytes:
+    return _Q_POSTERIOR.pack(
+        *_size(x0),
+        *at,
+        *_array(x0),
+        *_array(x_t),
+        t.data_ptr(),
+        alphas_cumprod.data_ptr(),
+        alphas_cumprod.size(0),
+        *_array(mean),
+        variance.data_ptr(),
+        log_variance.data_ptr(),
+    )
+
+
+def reparameterize(
+    at: Launch,
+    z: Tensor,
+    mean: Tensor,
+    logvar: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> bytes:
+    return _REPARAMETERIZE.pack(
+        *_size(z),
+        *at,
+        seed,
+        _pointer(seeds),
+        _pointer(sample_ids),
+        step,
+        stream,
+        *_array(mean),
+        *_array(logvar),
+        *_array(z),
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+def reparameterize_backward(
+    at: Launch,
+    g_mean: Tensor | None,
+    g_logvar: Tensor | None,
+    grad: Tensor,
+    logvar: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> bytes:
+    return _REPARAMETERIZE.pack(
+        *_size(grad),
+        *at,
+        seed,
+        _pointer(seeds),
+        _pointer(sample_ids),
+        step,
+        stream,
+        0,
+        0,
+        *_array(logvar),
+        0,
+        0,
+        *_array(grad),
+        *_array(g_mean),
+        *_array(g_logvar),
+    )
+
+
+def noise_mse(
+    at: Launch,
+    loss: Tensor,
+    workspace: Tensor | None,
+    prediction: Tensor,
+    weight: Tensor | None,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> bytes:
+    return _NOISE_MSE.pack(
+        *_size(prediction),
+        *at,
+        seed,
+        _pointer(seeds),
+        _pointer(sample_ids),
+        step,
+        stream,
+        *_array(prediction),
+        _pointer(weight),
+        loss.data_ptr(),
+        _pointer(workspace),
+        0,
+        0,
+        0,
+    )
+
+
+def noise_mse_backward(
+    at: Launch,
+    g_prediction: Tensor,
+    grad: Tensor,
+    prediction: Tensor,
+    weight: Tensor | None,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> bytes:
+    return _NOISE_MSE.pack(
+        *_size(prediction),
+        *at,
+        seed,
+        _pointer(seeds),
+        _pointer(sample_ids),
+        step,
+        stream,
+        *_array(prediction),
+        _pointer(weight),
+        0,
+        0,
+        grad.data_ptr(),
+        *_array(g_prediction),
+    )
+
+
+def gaussian_kl(
+    at: Launch,
+    kl: Tensor,
+    workspace: Tensor | None,
+    mean1: Tensor,
+    logvar1: Tensor,
+    mean2: Tensor | None,
+    logvar2: Tensor | None,
+) -> bytes:
+    return _GAUSSIAN_KL.pack(
+        *mean1.shape,
+        *at,
+        _DTYPES[kl.dtype],
+        *_view(mean1),
+        *_view(logvar1),
+        *_view(mean2),
+        *_view(logvar2),
+        kl.data_ptr(),
+        _pointer(workspace),
+        0,
+        *(0,) * 8,
+    )
+
+
+def gaussian_kl_backward(
+    at: Launch,
+    g_mean1: Tensor | None,
+    g_logvar1: Tensor | None,
+    g_mean2: Tensor | None,
+    g_logvar2: Tensor | None,
+    grad: Tensor,
+    mean1: Tensor,
+    logvar1: Tensor,
+    mean2: Tensor | None,
+    logvar2: Tensor | None,
+) -> bytes:
+    return _GAUSSIAN_KL.pack(
+        *mean1.shape,
+        *at,
+        _DTYPES[grad.dtype],
+        *_view(mean1),
+        *_view(logvar1),
+        *_view(mean2),
+        *_view(logvar2),
+        0,
+        0,
+        grad.data_ptr(),
+        *_array(g_mean1),
+        *_array(g_logvar1),
+        *_array(g_mean2),
+        *_array(g_logvar2),
+    )
+
+
+def discretized_gaussian_nll(
+    at: Launch, nll: Tensor, workspace: Tensor | None, x0: Tensor, mean: Tensor, log_scale: Tensor
+) -> bytes:
+    return _NLL.pack(
+        *x0.shape,
+        *at,
+        _DTYPES[nll.dtype],
+        *_view(x0),
+        *_view(mean),
+        *_view(log_scale),
+        nll.data_ptr(),
+        _pointer(workspace),
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+def discretized_gaussian_nll_backward(
+    at: Launch,
+    g_mean: Tensor | None,
+    g_log_scale: Tensor | None,
+    grad: Tensor,
+    x0: Tensor,
+    mean: Tensor,
+    log_scale: Tensor,
+) -> bytes:
+    return _NLL.pack(
+        *x0.shape,
+        *at,
+        _DTYPES[grad.dtype],
+        *_view(x0),
+        *_view(mean),
+        *_view(log_scale),
+        0,
+        0,
+        grad.data_ptr(),
+        *_array(g_mean),
+        *_array(g_log_scale),
+    )
+
+
+def vlb_terms(
+    at: Launch,
+    terms: Tensor,
+    workspace: Tensor | None,
+    x0: Tensor,
+    x_t: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    t: Tensor,
+) -> bytes:
+    return _VLB_TERMS.pack(
+        *_size(x0),
+        *at,
+        *_array(x0),
+        *_array(x_t),
+        *_array(model_output),
+        _size(model_output)[1],
+        table.data_ptr(),
+        table.size(0),
+        t.data_ptr(),
+        terms.data_ptr(),
+        _pointer(workspace),
+        0,
+        0,
+        0,
+    )
+
+
+def vlb_terms_backward(
+    at: Launch,
+    g_output: Tensor,
+    grad: Tensor,
+    x0: Tensor,
+    x_t: Tensor,
+    model_output: Tensor,
+    table: Tensor,
+    t: Tensor,
+) -> bytes:
+    return _VLB_TERMS.pack(
+        *_size(x0),
+        *at,
+        *_array(x0),
+        *_array(x_t),
+        *_array(model_output),
+        _size(model_output)[1],
+        table.data_ptr(),
+        table.size(0),
+        t.data_ptr(),
+        0,
+        0,
+        grad.data_ptr(),
+        *_array(g_output),
+    )
+
+
+def group_norm_silu(
+    at: Launch,
+    out: Tensor,
+    workspace: Tensor | None,
+    statistics: Tensor | None,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    add: Tensor | None,
+    eps: float,
+    silu: bool,
+) -> bytes:
+    """`out` and `x` are [B, C, n] views; room for statistics is for GPUs."""
+    batch, channels, positions = x.shape
+    return _GROUP_NORM_SILU.pack(
+        batch,
+        channels * positions,
+        *at,
+        channels,
+        groups,
+        x.data_ptr(),
+        _DTYPES[x.dtype],
+        *x.stride(),
+        out.data_ptr(),
+        _DTYPES[out.dtype],
+        *out.stride(),
+        *_array(weight),
+        *_array(bias),
+        *_view(scale),
+        *_view(shift),
+        *_view(add),
+        eps,
+        silu,
+        _pointer(workspace),
+        _pointer(statistics),
+    )
+
+
+PACKERS: dict[str, tuple[str, Callable[..., bytes]]] = {
+    name: (name.removesuffix("_backward"), globals()[name])
+    for op in OPS
+    for name in (op, f"{op}_backward")
+    if name in globals()
+}
+"""Launcher name: (the C function, the packer of its struct)."""

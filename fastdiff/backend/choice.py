@@ -1,0 +1,191 @@
+"""Which backend runs an op, and why.
+
+Backends are `triton` (GPU default), `cuda` (CUDA C++, GPU fallback), `cpu` (C++, CPU default) and
+`torch` (eager, everywhere). Each is one module whose LAUNCHERS hold one function per launcher, all
+of the same signatures. Automatic choice takes the first that can serve the device and falls back
+silently; an explicit choice (`backend=`, `fastdiff.use(...)`, FASTDIFF_BACKEND) that can't be met
+raises with the reason. A choice is made once per (op, device type, explicit name) and remembered;
+the environment is read once, at import.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Backend(NamedTuple):
+    """A backend's state on this machine: `available`, and the `reason` in one sentence."""
+
+    available: bool
+    reason: str
+
+
+ORDER = ("triton", "cuda", "cpu", "torch")
+_MODULES = {
+    "triton": "fastdiff_kernels.launch",
+    "cuda": "fastdiff.backend.cuda",
+    "cpu": "fastdiff.backend.library",
+    "torch": "fastdiff.backend.eager",
+}
+_DEVICES: dict[str, tuple[str, ...]] = {
+    "triton": ("cuda",),
+    "cuda": ("cuda",),
+    "cpu": ("cpu",),
+    "torch": (),  # every device
+}
+
+_environment = os.environ.get("FASTDIFF_BACKEND") or None
+_check = os.environ.get("FASTDIFF_CHECK") == "1"
+_explicit: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "fastdiff_backend", default=_environment
+)
+
+
+def _interpreting() -> bool:
+    """Whether Triton runs its kernels by its interpreter, which takes CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _on_host(name: str) -> bool:
+    """Whether a GPU backend runs on CPU tensors: interpreted Triton, or CUDA kernels compiled for
+    the host.
+    """
+    if name == "triton":
+        return _interpreting()
+    if name == "cuda":
+        from . import library
+
+        return library.emulated()
+    return False
+
+
+@functools.cache
+def _state(name: str) -> Backend:
+    if name == "torch":
+        return Backend(True, f"torch {torch.__version__}")
+    if name in ("cpu", "cuda"):
+        from . import library
+
+        return Backend(library.available(name), library.reason(name))
+    for package in ("fastdiff_kernels", "triton"):
+        if importlib.util.find_spec(package) is None:
+            return Backend(False, f"the package {package} is not installed")
+    if _interpreting():
+        return Backend(True, "TRITON_INTERPRET=1: kernels are interpreted on the CPU")
+    if not torch.cuda.is_available():
+        return Backend(False, "torch sees no GPU")
+    return Backend(True, f"GPU {torch.cuda.get_device_name()}")
+
+
+def backends() -> dict[str, Backend]:
+    """Every backend with whether it can be used here and why, in order of preference."""
+    return {name: _state(name) for name in ORDER}
+
+
+@contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Within the block, ops run on the named backend or raise with the reason; None restores
+    automatic choice.
+
+    Raises ValueError for an unknown name and RuntimeError for a backend that is off on this
+    machine.
+    """
+    if name is not None:
+        _require(name)
+    token = _explicit.set(name)
+    try:
+        yield
+    finally:
+        _explicit.reset(token)
+
+
+def _require(name: str) -> None:
+    if name not in ORDER:
+        raise ValueError(f"fastdiff.use: expected a backend in {list(ORDER)}, got {name!r}.")
+    state = _state(name)
+    if not state.available:
+        raise RuntimeError(
+            f"fastdiff.use: backend {name!r} is off here: {state.reason}. See `fastdiff doctor`."
+        )
+
+
+def _serves(name: str, device: str) -> bool:
+    kinds = _DEVICES[name]
+    return not kinds or device in kinds or (device == "cpu" and _on_host(name))
+
+
+@functools.cache
+def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[..., None]]:
+    if explicit is not None:
+        _require(explicit)
+        if not _serves(explicit, device):
+            raise RuntimeError(
+                f"fastdiff.{op}: backend {explicit!r} does not run on device {device!r}. Move the"
+                " tensors or name another."
+            )
+        return explicit, _launcher(explicit, op)
+    # GPU kernels on the host are for tests: automatic choice on a CPU never lands there
+    candidates = [n for n in ORDER if not _DEVICES[n] or device in _DEVICES[n]]
+    chosen = next(n for n in candidates if _state(n).available)
+    required = os.environ.get("FASTDIFF_REQUIRE")
+    if required and required in _DEVICES and _serves(required, device) and chosen != required:
+        raise RuntimeError(
+            f"fastdiff.{op}: FASTDIFF_REQUIRE={required}, got {chosen!r}:"
+            f" {_state(required).reason}."
+        )
+    return chosen, _launcher(chosen, op)
+
+
+def _launcher(name: str, op: str) -> Callable[..., None]:
+    module = importlib.import_module(_MODULES[name])
+    launch = module.LAUNCHERS[op]
+    if not _check or name not in ("triton", "cuda"):
+        return launch
+
+    def checked(*arguments: Any) -> None:
+        launch(*arguments)
+        module.check(next(a.device for a in arguments if isinstance(a, torch.Tensor)))
+
+    return checked
+
+
+def check(device: torch.device | str) -> None:
+    """Raises IndexError if a GPU kernel met a time or row outside its table on this device since
+    the last check.
+
+    Kernels never read out of range: they make such samples NaN and set an error word. Reading it
+        waits for the device,
+    so it is done after a run, or after every op with FASTDIFF_CHECK=1.
+    """
+    for name in ("triton", "cuda"):
+        if _state(name).available and _serves(name, torch.device(device).type):
+            importlib.import_module(_MODULES[name]).check(device)
+
+
+def backend_for(op: str, device: torch.device | str) -> str:
+    """The name of the backend that would run this op on this device now."""
+    return _resolve(op, torch.device(device).type, _explicit.get())[0]
+
+
+def launcher(op: str, device: torch.device) -> Callable[..., Any]:
+    """The function that launches this op on this device."""
+    return _resolve(op, device.type, _explicit.get())[1]
+
+
+def binder(op: str, device: torch.device) -> Callable[..., Any] | None:
+    """What makes a cheap repeated launch of this op from its arguments, where the backend has such
+    a thing.
+    """
+    name, _ = _resolve(op, device.type, _explicit.get())
+    if _check and name in ("triton", "cuda"):
+        return None
+    return getattr(importlib.import_module(_MODULES[name]), "BINDERS", {}).get(op)

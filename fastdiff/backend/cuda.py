@@ -1,0 +1,83 @@
+"""The `cuda` backend: the CUDA C++ kernels on torch's current stream.
+
+Nothing here reads the device. An index outside its table makes that sample NaN and sets the
+device's error word, which `check` reads (and FASTDIFF_CHECK=1 after every op).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import library as native
+from .abi import COUNTED, PACKERS, BoundStep
+
+_errors: dict[torch.device, Tensor] = {}
+_INDEX = {"reverse_step": "row inside the table"}
+
+
+def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., None]:
+    def launch(*arguments: Any) -> None:
+        device = next(a.device for a in arguments if isinstance(a, Tensor))
+        library = native.load("cuda")
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+            status = library.calls[op](
+                pack((-1, 0, stream, error_word(device).data_ptr()), *arguments)
+            )
+        if status:
+            native.raise_status(library, op, status)
+
+    launch.__name__ = launch.__qualname__ = name
+    return launch
+
+
+LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
+
+
+def _bind_reverse_step(*arguments: Any) -> Callable[..., None]:
+    device = arguments[0].device
+    library, pack, on_gpu = native.load("cuda"), PACKERS["reverse_step"][1], device.type == "cuda"
+    bound = BoundStep(pack((-1, 0, 0, error_word(device).data_ptr()), *arguments))
+
+    def again(model_output: Tensor | None, row: Tensor, row_out: Tensor | None) -> None:
+        with torch.cuda.device(device) if on_gpu else nullcontext():
+            stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+            bound.point(model_output, row, row_out, stream)
+            status = library.calls["reverse_step"](bound.argument)
+        if status:
+            native.raise_status(library, "reverse_step", status)
+
+    return again
+
+
+BINDERS = {"reverse_step": _bind_reverse_step}
+
+
+def error_word(device: torch.device) -> Tensor:
+    """The int32 [1] that kernels on this device write an op's number to."""
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    word = _errors.get(device)
+    if word is None:
+        word = _errors[device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return word
+
+
+def check(device: torch.device | str) -> None:
+    """Raises IndexError if a kernel on the device met an index outside its table since the last
+    check (this waits).
+    """
+    word = error_word(torch.device(device))
+    code = int(word.item())
+    if code:
+        word.zero_()
+        op = COUNTED[code - 1].removesuffix("_rescale").removesuffix("_threshold")
+        raise IndexError(
+            f"fastdiff.{op}: expected {_INDEX.get(op, 't inside the tables')}, got one outside;"
+            " those samples are NaN. Indices count from 0."
+        )

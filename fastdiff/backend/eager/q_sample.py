@@ -1,0 +1,74 @@
+"""`q_sample` on torch: x_t = alpha_t x0 + sigma_t eps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ... import rng
+from .common import checked_index, compute_dtype, iota, per_sample
+
+T_ERROR = (
+    "fastdiff.q_sample: expected t in [0, {size}), got {value} at index {at}. Timesteps count"
+    " from 0."
+)
+
+
+def q_sample(
+    out: Tensor,
+    x0: Tensor,
+    t: Tensor | None,
+    alpha: Tensor,
+    sigma: Tensor,
+    noise: Tensor | None,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    fast: bool,
+) -> None:
+    if x0.numel() == 0:
+        return
+    compute = compute_dtype(x0)
+    a, s, valid = coefficients(x0, t, alpha, sigma, T_ERROR)
+    if noise is None:
+        noise = regenerate(x0, seed, seeds, sample_ids, step, stream, fast)
+    result = a * x0.to(compute) + s * noise.to(compute)
+    if valid is not None:
+        result = torch.where(per_sample(valid, x0), result, torch.nan)
+    out.copy_(result)
+
+
+def coefficients(
+    x0: Tensor, t: Tensor | None, alpha: Tensor, sigma: Tensor, message: str | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """alpha and sigma of each sample, [B, 1, …] in the compute type, and the validity of t."""
+    compute, valid = compute_dtype(x0), None
+    if t is not None:
+        t, valid = checked_index(t, alpha.shape[0], message)
+        alpha, sigma = alpha.index_select(0, t), sigma.index_select(0, t)
+    return per_sample(alpha.to(compute), x0), per_sample(sigma.to(compute), x0), valid
+
+
+def regenerate(
+    like: Tensor,
+    seed: int,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    step: int | Tensor,
+    stream: int,
+    fast: bool,
+) -> Tensor:
+    """The op's noise, float32 in the shape of `like`."""
+    batch = like.shape[0]
+    return rng.normals(
+        math.prod(like.shape[1:]),
+        seed=seed if seeds is None else seeds,
+        sample_ids=iota(batch, like.device) if sample_ids is None else sample_ids,
+        step=step,
+        stream=stream,
+        fast=fast,
+    ).view(like.shape)

@@ -1,0 +1,364 @@
+"""`reverse_step` on torch: one row of a plan per sample, and its vector-Jacobian product.
+
+Rows are linear in (x, out, slots, noise) apart from the clip, so the gradient is the transposed
+combination.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...table import INDEX, OPERANDS, OUTPUTS, SLOTS, reads, uses
+from .common import checked_index, compute_dtype, per_sample, store
+from .elementary import exp
+from .q_sample import regenerate
+
+ROW_ERROR = (
+    "fastdiff.reverse_step: expected row in [0, {size}), got {value} at index {at}. Rows belong to"
+    " the table."
+)
+
+
+class Row(NamedTuple):
+    """Everything a step reads, evaluated: coefficients [B, 56] and the operands of the
+    combinations.
+    """
+
+    c: Tensor
+    mask: int
+    operands: dict[str, Tensor | None]
+    strength: Tensor | None  # [B, 1, …], guidance
+    factor: Tensor | None  # [B, 1, …], its rescale
+    divisor: Tensor | None  # [B, 1, …], the dynamic threshold
+    z_scale: Tensor | None  # exp(half log-variance), per element
+    unclipped: Tensor | None  # where x0 was not clipped
+    valid: Tensor | None
+
+    def coefficient(self, name: str) -> Tensor:
+        """[B, 1, …]"""
+        return per_sample(self.c[:, INDEX[name]], self.operands["x"])  # type: ignore[arg-type]
+
+    def combine(self, names: list[tuple[str, Tensor | None]]) -> Tensor:
+        """sum of coefficient·operand over (column, operand), from +0 and in order, zero
+        coefficients unread.
+        """
+        total = torch.zeros_like(self.operands["x"])  # type: ignore[arg-type]
+        for name, value in names:
+            if uses(self.mask, name) and value is not None:
+                k = self.coefficient(name)
+                total = torch.where(k != 0, total + k * value, total)
+        return total
+
+
+def reverse_step(
+    x_s: Tensor,
+    x_t: Tensor,
+    model_output: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    noise: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    guidance: Tensor | None,
+    gradient: Tensor | None,
+    stream: int,
+    fast: bool,
+    used: int,
+    slots_out: Tensor | None,
+    x0_out: Tensor | None,
+    input_out: Tensor | None,
+    row_out: Tensor | None,
+    rescale: Tensor | None,
+    threshold: Tensor | None,
+) -> None:
+    """`rescale` and `threshold` are room for the other backends' prepasses."""
+    r = evaluate(
+        x_t,
+        model_output,
+        table,
+        row,
+        slots,
+        noise,
+        seed,
+        seeds,
+        sample_ids,
+        guidance,
+        gradient,
+        stream,
+        fast,
+        used,
+        ROW_ERROR,
+    )
+    x = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS])
+    if r.valid is not None:
+        x = torch.where(per_sample(r.valid, x), x, torch.nan)
+    fresh = [
+        r.combine([(f"s{i + 1}.{o}", r.operands[o]) for o in OPERANDS]) for i in _slots(slots_out)
+    ]
+    follow = r.c[:, INDEX["next"]].to(torch.int64)
+    # every read is done: the outputs may be the inputs' memory
+    for i, value in enumerate(fresh):
+        written = per_sample(_written(r.c, i), value)
+        keep = slots[i] if slots is not None else slots_out[i]  # type: ignore[index]
+        slots_out[i].copy_(torch.where(written, value, keep))  # type: ignore[index]
+    x_s.copy_(x)
+    if x0_out is not None:
+        store(x0_out, r.operands["x0"])  # type: ignore[arg-type]
+    if input_out is not None:
+        scale = (
+            table[:, INDEX["input_scale"]]
+            .index_select(0, follow.clamp(0, len(table) - 1))
+            .to(x.dtype)
+        )
+        scaled = per_sample(scale, x) * x
+        store(input_out, scaled if len(input_out) == len(x) else torch.cat([scaled, scaled]))
+    if row_out is not None:
+        row_out.copy_(follow)
+
+
+def evaluate(
+    x_t: Tensor,
+    model_output: Tensor | None,
+    table: Tensor,
+    row: Tensor,
+    slots: Tensor | None,
+    noise: Tensor | None,
+    seed: int | None,
+    seeds: Tensor | None,
+    sample_ids: Tensor | None,
+    guidance: Tensor | None,
+    gradient: Tensor | None,
+    stream: int,
+    fast: bool,
+    used: int,
+    message: str | None = None,
+) -> Row:
+    """Sections 4.1 to 4.5 of kernels/README.md: all operands of the row's combinations."""
+    batch, compute = x_t.shape[0], compute_dtype(x_t)
+    row, valid = checked_index(row, table.shape[0], message)
+    wide = table.index_select(0, row)
+    if message is not None and table.device.type == "cpu":
+        learned = model_output is not None and model_output.shape[1:] != x_t.shape[1:]
+        given = 0 if slots is None else len(slots)
+        _check_operands(
+            wide,
+            row,
+            given,
+            output=model_output is not None,
+            learned=learned,
+            gradient=gradient is not None,
+            noise=not (noise is None and seed is None and seeds is None),
+        )
+    operands: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
+    operands["x"] = x_t.to(compute)
+    for i in _slots(slots):
+        operands[f"s{i + 1}"] = slots[i]  # type: ignore[index]
+    r = Row(wide.to(compute), used, operands, None, None, None, None, None, valid)
+    half = None
+    if model_output is not None:
+        out, half = split(model_output[:batch].to(compute), x_t)
+        if guidance is not None:
+            uncond, _ = split(model_output[batch:].to(compute), x_t)
+            w, gamma = r.coefficient("guidance_weight"), per_sample(guidance.to(compute), x_t)
+            g = torch.where(w == 1, gamma, w * (gamma - 1) + 1)
+            guided = torch.where(
+                g == 1, out, torch.where(g == 0, uncond, uncond + g * (out - uncond))
+            )
+            if uses(used, "guidance_rescale"):
+                factor = rescale_factor(
+                    out, guided, per_sample(wide[:, INDEX["guidance_rescale"]], x_t), g
+                )
+                guided = torch.where(factor == 1, guided, factor * guided)
+                r = r._replace(factor=factor)
+            out = guided
+            r = r._replace(strength=g)
+        if gradient is not None and uses(used, "out_grad"):
+            k = r.coefficient("out_grad")
+            out = torch.where(k != 0, out + k * gradient.to(compute), out)
+        operands["out"] = out
+    x0 = r.combine([("x0_x", operands["x"]), ("x0_out", operands["out"])])
+    if uses(used, "clip_mode"):
+        bound, clip = r.coefficient("clip_bound"), r.coefficient("clip_mode") == 1
+        dynamic = r.coefficient("clip_mode") == 2
+        if uses(used, "clip_ratio"):
+            s = dynamic_threshold(x0, per_sample(wide[:, INDEX["clip_ratio"]], x_t), bound)
+            bound, clip = torch.where(dynamic, s, bound), clip | dynamic
+        above, below = clip & (x0 > bound), clip & (x0 < -bound)
+        x0 = torch.where(above, bound, torch.where(below, -bound, x0))
+        if uses(used, "clip_ratio"):
+            x0 = torch.where(dynamic, x0 / bound, x0)
+            r = r._replace(divisor=torch.where(dynamic, bound, 1.0))
+        r = r._replace(unclipped=~(above | below))
+    operands["x0"] = x0
+    if reads(used, "z") and (noise is not None or seed is not None or seeds is not None):
+        z = _noise(x_t, wide, noise, seed or 0, seeds, sample_ids, stream, fast).to(compute)
+        if half is not None and uses(used, "noise_mode"):
+            lo, hi = r.coefficient("logvar_lo"), r.coefficient("logvar_hi")
+            scale = exp((lo + (hi - lo) * ((half + 1) * 0.5)) * 0.5)
+            scale = torch.where(r.coefficient("noise_mode") == 1, scale, 1.0)
+            z = z * scale
+            r = r._replace(z_scale=scale)
+        operands["z"] = z
+    return r
+
+
+def vjp(
+    r: Row,
+    x_t: Tensor,
+    model_output: Tensor | None,
+    slots: Tensor | None,
+    g_x: Tensor,
+    g_slots: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients to (x_t, model_output, slots) of a row, from those to its next x and its slots.
+
+    A sample's rescale factor and dynamic threshold count as constants.
+    """
+    upstream = {"x": g_x.to(r.c.dtype)}
+    if slots is not None and g_slots is not None:
+        upstream |= {f"s{i + 1}": g_slots[i] for i in _slots(slots)}
+
+    def to_operand(o: str) -> Tensor:
+        return r.combine([(f"{to}.{o}", g) for to, g in upstream.items()])
+
+    to_x0 = to_operand("x0")
+    if r.unclipped is not None:
+        to_x0 = torch.where(r.unclipped, to_x0, 0.0)
+    if r.divisor is not None:
+        to_x0 = to_x0 / r.divisor
+    to_x = to_operand("x") + r.combine([("x0_x", to_x0)])
+    grad_output = grad_slots = None
+    if model_output is not None:
+        to_out = to_operand("out") + r.combine([("x0_out", to_x0)])
+        to_half = torch.zeros_like(to_out)
+        if r.z_scale is not None:
+            # d exp(½ lo + ½ (hi - lo)(v + 1)/2) / dv = ¼ (hi - lo)·exp(…)
+            z = r.operands["z"]
+            slope = (r.coefficient("logvar_hi") - r.coefficient("logvar_lo")) * 0.25
+            slope = torch.where(r.coefficient("noise_mode") == 1, slope, 0.0)
+            to_half = to_operand("z") * z * slope  # type: ignore[operator]
+        parts = [to_out]
+        if r.factor is not None:
+            parts = [to_out * r.factor]
+        if r.strength is not None:
+            to_out = parts[0]
+            parts = [to_out * r.strength, to_out * (1 - r.strength)]
+        if model_output[:1].numel() != x_t[:1].numel():
+            halves = [to_half, torch.zeros_like(to_half)][: len(parts)]
+            parts = [torch.cat([p, h], dim=1) for p, h in zip(parts, halves, strict=True)]
+        grad_output = torch.cat(parts).to(model_output.dtype).reshape(model_output.shape)
+    if slots is not None:
+        grads = []
+        for i in _slots(slots):
+            passed = (
+                per_sample(~_written(r.c, i), g_x) * upstream[f"s{i + 1}"]
+                if g_slots is not None
+                else 0.0
+            )
+            grads.append(to_operand(f"s{i + 1}") + passed)
+        grad_slots = torch.stack(grads)
+    return to_x.to(x_t.dtype), grad_output, grad_slots
+
+
+def _check_operands(
+    wide: Tensor,
+    row: Tensor,
+    slots: int,
+    *,
+    output: bool,
+    learned: bool,
+    gradient: bool,
+    noise: bool,
+) -> None:
+    """Raises ValueError where a sample's row reads an operand that was not given, as the C++
+    backend does.
+    """
+
+    def read(operand: str) -> Tensor:
+        return (wide[:, [INDEX[f"{to}.{operand}"] for to in OUTPUTS]] != 0).any(1)
+
+    def nonzero(name: str) -> Tensor:
+        return wide[:, INDEX[name]] != 0
+
+    needs = {
+        "model_output": (output, read("out") | (read("x0") & nonzero("x0_out"))),
+        "gradient": (gradient or not output, nonzero("out_grad")),
+        "seed or noise": (noise, read("z")),
+        "model_output with a variance half": (
+            learned,
+            read("z") & (wide[:, INDEX["noise_mode"]] == 1),
+        ),
+    } | {f"at least {i} slots": (i <= slots, read(f"s{i}")) for i in range(1, SLOTS + 1)}
+    for name, (given, needed) in needs.items():
+        if not given and bool(needed.any()):
+            at = int(needed.to(torch.int8).argmax())
+            raise ValueError(
+                f"fastdiff.reverse_step: expected {name}, which row {int(row[at])} reads at index"
+                f" {at}, got none."
+            )
+
+
+def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tensor:
+    """[B, 1, …]: phi std(cond)/std(guided) + 1 - phi, statistics in float64; 1 where the row does
+    not rescale.
+    """
+
+    def deviation(v: Tensor) -> Tensor:
+        return per_sample(v.double().reshape(len(v), -1).std(dim=1), v)
+
+    factor = phi * (deviation(cond) / deviation(guided)) + (1 - phi)
+    return torch.where((phi == 0) | (g == 1), 1.0, factor.to(cond.dtype))
+
+
+def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
+    """[B, 1, …]: the ratio-quantile of |x0|, interpolated, held in [1, bound]."""
+    n = x0[0].numel() if len(x0) else 0
+    if n == 0:
+        return bound
+    ordered = x0.abs().reshape(len(x0), -1).sort(dim=1).values  # NaN last
+    position = ratio.flatten() * (n - 1)
+    below = position.to(torch.int64).clamp(0, n - 1)
+    low, high = (ordered.gather(1, i[:, None])[:, 0] for i in (below, (below + 1).clamp(max=n - 1)))
+    s = per_sample(low + (position - below).to(x0.dtype) * (high - low), x0)
+    s = torch.where(s > bound, bound, s)
+    return torch.where(s < 1, 1.0, s)
+
+
+def split(out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A model output with twice the channels is (prediction, variance half)."""
+    if out.shape[1:] == x.shape[1:]:
+        return out, None
+    first, second = out.chunk(2, dim=1)
+    return first, second
+
+
+def _slots(slots: Tensor | None) -> range:
+    return range(0 if slots is None else slots.shape[0])
+
+
+def _written(c: Tensor, i: int) -> Tensor:
+    """[B]: whether the row defines slot i + 1."""
+    first = INDEX[f"s{i + 1}.x"]
+    return (c[:, first : first + len(OPERANDS)] != 0).any(dim=1)
+
+
+def _noise(
+    x: Tensor,
+    wide: Tensor,
+    noise: Tensor | None,
+    seed: int,
+    seeds: Tensor | None,
+    ids: Tensor | None,
+    stream: int,
+    fast: bool,
+) -> Tensor:
+    if noise is not None:
+        return noise
+    return regenerate(
+        x, seed, seeds, ids, wide[:, INDEX["noise_index"]].to(torch.int64), stream, fast
+    )

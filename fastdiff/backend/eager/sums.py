@@ -1,0 +1,53 @@
+"""Sums over a sample on torch (kernels/README.md section 7): 64 partial sums a chunk of 1,024,
+chunks in float64.
+
+torch's own sum adds in an order that may change with the batch; this one depends on the sample's
+size alone, and is the order of the C++ kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+CHUNK = 1024  # elements of a sample whose terms are summed together
+PARTIALS = 64
+
+
+def chunks(per_sample: int) -> int:
+    """How many of them a sample has."""
+    return -(-per_sample // CHUNK)
+
+
+def sum_samples(terms: Tensor) -> Tensor:
+    """float64 [B] from terms [B, …]."""
+    batch = len(terms)
+    flat = terms.reshape(batch, -1) if terms.numel() else terms.new_zeros(batch, 0)
+    n = flat.shape[1]
+    if n == 0:
+        return torch.zeros(batch, dtype=torch.float64, device=terms.device)
+    parts = []
+    for i in range(chunks(n)):
+        part = flat[:, i * CHUNK : (i + 1) * CHUNK]
+        total = part[:, :PARTIALS].clone()
+        for first in range(PARTIALS, part.shape[1], PARTIALS):
+            row = part[:, first : first + PARTIALS]
+            total = (
+                total + pad(row, (0, PARTIALS - row.shape[1]))
+                if row.shape[1] < PARTIALS
+                else total + row
+            )
+        half = PARTIALS // 2
+        while half:
+            if half < total.shape[1]:
+                high = total[:, half:]
+                total = torch.cat(
+                    [total[:, : high.shape[1]] + high, total[:, high.shape[1] : half]], dim=1
+                )
+            half //= 2
+        parts.append(total[:, 0])
+    result = parts[0].to(torch.float64)
+    for part in parts[1:]:
+        result = result + part
+    return result

@@ -1,0 +1,40 @@
+"""What this processor is good for: how many threads, and the network's dtype.
+
+bf16 pays where the processor multiplies bf16 tiles (AMX); without it bf16 convolutions are several
+times slower than fp32, so fp32 is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+
+def has_amx() -> bool:
+    """Whether oneDNN will use AMX's bf16 tiles here: the processor has them and ONEDNN_MAX_CPU_ISA
+    allows them.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if limit not in ("ALL", "DEFAULT") and "AMX" not in limit:
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return False
+    return "amx_bf16" in flags and "amx_tile" in flags
+
+
+def network_dtype(name: str = "auto") -> torch.dtype:
+    """`fp32`, `bf16`, or `auto`: bf16 with AMX, else fp32."""
+    if name == "auto":
+        name = "bf16" if has_amx() else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on (a container or taskset may leave fewer than the machine
+    has).
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

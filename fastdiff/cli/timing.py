@@ -1,0 +1,61 @@
+"""Honest ratios of times: arms interleaved in one process, medians with their spread.
+
+A machine's speed drifts and other processes come and go, but two measurements next to each other
+share it. So the arms take turns, A B … B A, and a ratio is the median of ratios of neighbours, with
+its 20th and 80th percentile.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Arm = Callable[[], Any]
+
+
+def interleave(
+    arms: Mapping[str, Arm],
+    *,
+    seconds: float = 2.0,
+    rounds: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Times of each arm in seconds, taken in the order A B … B A, round by round.
+
+    Every arm is run twice first; `rounds` defaults to what fits the time, at least 7. With
+    `time.thread_time` as the clock the processor's time of a single thread counts: other processes
+    then take none of it.
+    """
+    for arm in arms.values():
+        arm()
+        arm()
+    names = list(arms)
+    begin = clock()
+    for arm in arms.values():
+        arm()
+    once = clock() - begin
+    rounds = rounds or max(7, min(2000, int(seconds / once / 2)))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in (*names, *reversed(names)):
+            arm = arms[name]
+            begin = clock()
+            arm()
+            times[name].append(clock() - begin)
+    return times
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """(20th percentile, median, 80th percentile)."""
+    cuts = statistics.quantiles(values, n=5, method="inclusive")
+    return cuts[0], statistics.median(values), cuts[3]
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """How many times faster we are, pair by pair of neighbouring measurements: median and 20th to
+    80th percentile.
+    """
+    low, middle, high = spread([b / a for a, b in zip(ours, theirs, strict=True)])
+    return {"median": round(middle, 3), "p20": round(low, 3), "p80": round(high, 3)}

@@ -1,0 +1,139 @@
+"""Folders of tensors: config.json and model.safetensors, written atomically and read without
+executing anything.
+
+A file is written beside its target, flushed to disk and renamed, so a reader (or a machine that
+dies) sees the old file or the new one, never a half.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+from safetensors import SafetensorError
+
+if TYPE_CHECKING:  # who only reads a folder's JSON does not wait for it
+    import torch
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """write(temporary) beside `path`, then fsync, rename and fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # safetensors makes its files private
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable, where the system can."""
+    if os.name == "posix":
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(
+        path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    )
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    from safetensors.torch import save_file
+
+    dense = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomically(path, lambda p: save_file(dense, p, metadata=metadata))
+
+
+def save_folder(
+    path: str | PathLike[str], config: dict[str, Any], tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Writes model.safetensors and then config.json into the folder, made if need be."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"fastdiff.pretrained.files: expected {folder} to be a folder, got a file. Name another"
+            " place."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "config.json", config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises FileNotFoundError or ValueError in one sentence."""
+    if not path.exists():
+        raise FileNotFoundError(
+            f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
+            " path."
+        )
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"fastdiff.pretrained.files: expected JSON in {path}, got {type(error).__name__}."
+        ) from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"fastdiff.pretrained.files: expected a JSON object in {path}, got"
+            f" {type(value).__name__}."
+        )
+    return value
+
+
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises FileNotFoundError or ValueError in one
+    sentence.
+    """
+    if not path.exists():
+        pickles = [p.name for pattern in PICKLES for p in path.parent.glob(pattern)]
+        if pickles:
+            raise ValueError(
+                f"fastdiff.pretrained.files: expected {path}, got the pickle {pickles[0]}, which"
+                " can run code when read. Convert it to safetensors."
+            )
+        raise FileNotFoundError(
+            f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
+            " path."
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"fastdiff.pretrained.files: expected safetensors in {path}, got unreadable content"
+            f" ({reason})."
+        ) from None
+
+
+def load_folder(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(config, tensors) of a folder. Raises FileNotFoundError or ValueError, each naming the file
+    and the fix.
+    """
+    folder = Path(path)
+    if folder.is_file() or folder.suffix in {p[1:] for p in PICKLES}:
+        raise ValueError(
+            "fastdiff.pretrained.files: expected a folder with config.json and model.safetensors,"
+            f" got the file {folder}."
+        )
+    return read_json(folder / "config.json"), read_tensors(folder / "model.safetensors")[0]

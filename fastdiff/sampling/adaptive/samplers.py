@@ -1,0 +1,264 @@
+"""The samplers outside plans, called like `Sampler.sample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...prediction import Parametrization
+from ...schedule import Schedule
+from ...solvers import Plan, Trace, make_plan
+from .brownian import BrownianTree
+from .dpm import Array, integrate
+from .fast import dpm_fast_formula, fast_times
+from .rows import draws_noise
+from .start import Model, Start, ends, point
+
+
+@torch.no_grad()
+def dpm_adaptive(
+    model: Model,
+    schedule: Schedule,
+    shape: Sequence[int] | None = None,
+    *,
+    seed: int | None = None,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_T: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    prediction_type: str | Parametrization = "epsilon",
+    clip_range: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    order: int = 3,
+    rtol: float = 0.05,
+    atol: float = 0.0078,
+    h_init: float = 0.05,
+    pcoeff: float = 0.0,
+    icoeff: float = 1.0,
+    dcoeff: float = 0.0,
+    accept_safety: float = 0.81,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    denoise: bool = True,
+    return_info: bool = False,
+) -> Any:
+    """Samples by DPM-Solver-12 or -23 with steps chosen for each sample by its own error (Lu et al.
+    2022a, appendix C).
+
+    Error, step and verdict are per sample: a sample is the same alone and in any batch, to the bit
+        where the network's rows
+    are. The batch makes as many calls as its hardest sample needs.
+
+    Args:
+        model, schedule, prediction_type, clip_range, cond, uncond, guidance_scale, seed,
+            sample_ids, dtype: see `Sampler`.
+        shape: [B, …], or x_T: the state at sigma_max.
+        order: 2 or 3. rtol, atol: tolerances on x/alpha, the data's own scale.
+        h_init: the first step in lambda. pcoeff, icoeff, dcoeff, accept_safety: see
+            `fastdiff.sampling.adaptive.StepSize`.
+        eta, s_noise: share of the ancestral noise, stream 1 of the noise contract with the number
+            of the try as its step.
+        sigma_max, sigma_min: noise levels sigma/alpha to go from and to, default the schedule's
+            ends.
+        denoise: a last call takes the state at sigma_min to the x0 predicted there; otherwise that
+            state is returned.
+        return_info: also return what each sample needed.
+
+    Returns:
+        Samples [B, …]; with return_info, (samples, Report).
+
+    Raises:
+        ValueError, TypeError: for arguments outside these, and where a state or step is no longer
+            finite.
+    """
+    high, low = ends(schedule, sigma_max, sigma_min)
+    start = Start(
+        "fastdiff.sampling.adaptive.dpm_adaptive",
+        model,
+        schedule,
+        shape,
+        high,
+        x_T,
+        seed,
+        sample_ids,
+        dtype,
+        cond,
+        uncond,
+        guidance_scale,
+        prediction_type,
+        clip_range,
+    )
+
+    def noise(index: int, before: Array, after: Array) -> Tensor:
+        return ops.randn(
+            start.shape,
+            seed=start.seed,
+            sample_ids=start.ids,
+            step=index,
+            stream=1,
+            dtype=dtype,
+            device=start.device,
+        )
+
+    x, report = integrate(
+        start.network,
+        start.x / high.alpha,
+        high.half_log_snr,
+        low.half_log_snr,
+        order=order,
+        rtol=rtol,
+        atol=atol,
+        h_init=h_init,
+        pcoeff=pcoeff,
+        icoeff=icoeff,
+        dcoeff=dcoeff,
+        accept_safety=accept_safety,
+        eta=eta,
+        s_noise=s_noise,
+        noise=noise,
+    )
+    if denoise:
+        x = start.network(x, np.full(len(x), low.half_log_snr)) if len(x) else x
+        report = report._replace(network_calls=report.network_calls + 1)
+    else:
+        x = x * low.alpha
+    return (x, report) if return_info else x
+
+
+@torch.no_grad()
+def dpm_fast(
+    model: Model,
+    schedule: Schedule,
+    shape: Sequence[int] | None = None,
+    *,
+    calls: int = 20,
+    seed: int | None = None,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_T: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    prediction_type: str | Parametrization = "epsilon",
+    clip_range: float | None = None,
+    dtype: torch.dtype = torch.float32,
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+) -> Tensor:
+    """Samples by DPM-Solver-fast: `calls` network calls in steps of order 3 even in lambda (Lu et
+    al. 2022a, section 3.4).
+
+    It ends at sigma_min. Arguments and errors: see `dpm_adaptive`; its steps do not depend on the
+        samples, so they are a
+    plan (`fastdiff.sampling.adaptive.fast`).
+    """
+    high, low = ends(schedule, sigma_max, sigma_min)
+    start = Start(
+        "fastdiff.sampling.adaptive.dpm_fast",
+        model,
+        schedule,
+        shape,
+        high,
+        x_T,
+        seed,
+        sample_ids,
+        dtype,
+        cond,
+        uncond,
+        guidance_scale,
+        prediction_type,
+        None,
+    )
+    times, orders = fast_times(schedule, high, low, calls)
+    trace = Trace(start.network.parametrization, schedule, clip_range=clip_range)
+    table = trace.table(dpm_fast_formula(trace, times, orders, eta=eta, s_noise=s_noise))
+    return start.along(Plan(table, levels=trace.levels(low)))
+
+
+@torch.no_grad()
+def on_tree(
+    model: Model,
+    schedule: Schedule,
+    shape: Sequence[int] | None = None,
+    *,
+    solver: str = "dpm++sde",
+    steps: int = 25,
+    seed: int | None = None,
+    sample_ids: Tensor | Sequence[int] | None = None,
+    x_T: Tensor | None = None,
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    guidance_scale: float | Tensor = 1.0,
+    dtype: torch.dtype = torch.float32,
+    **settings: Any,
+) -> Tensor:
+    """Samples by a stochastic solver whose noise is one Brownian path, the same for every number of
+    steps.
+
+    A row's draw is the path's increment in lambda since the draw before, of unit variance. With
+    more steps a seed's sample converges, where independent draws give another sample for every
+    number of steps.
+
+    Args:
+        solver: `dpm++sde`, `dpm++2m_sde`, `dpm++3m_sde`, `euler_ancestral` … (`fastdiff solvers`:
+            stochastic).
+        steps, settings: as for `Sampler` (prediction_type, clip_range, timestep_spacing, eta …).
+        Others: see `dpm_adaptive`.
+
+    Raises:
+        ValueError, TypeError: for arguments outside these, and churn before the first step, whose
+            noise does not go towards the data.
+    """
+    plan = make_plan(schedule, solver=solver, steps=steps, **settings)
+    start = Start(
+        "fastdiff.sampling.adaptive.on_tree",
+        model,
+        schedule,
+        shape,
+        point(plan, 0),
+        x_T,
+        seed,
+        sample_ids,
+        dtype,
+        cond,
+        uncond,
+        guidance_scale,
+        settings.get("prediction_type", "epsilon"),
+        None,
+    )
+    return start.along(plan, path(plan, start.shape, start.seed, start.ids, dtype, start.device))
+
+
+def path(
+    plan: Plan,
+    shape: Sequence[int],
+    seed: int | Tensor,
+    ids: Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Callable[[int], Tensor]:
+    """noise(row): the increment of one Brownian path in lambda since the row before that drew, of
+    unit variance.
+    """
+    tree = BrownianTree(shape, seed=seed, sample_ids=ids, dtype=dtype, device=device)
+    lam = [
+        min(max(point(plan, row).half_log_snr, tree.low), tree.high) for row in range(len(plan) + 1)
+    ]
+    since, spans = lam[0], {}
+    for row in (row for row, draws in enumerate(draws_noise(plan)) if draws):
+        if not since < lam[row + 1]:
+            raise ValueError(
+                "fastdiff.sampling.adaptive.on_tree: expected a solver whose noise goes with a step"
+                " towards the data, got one that adds noise. Use Sampler for churn."
+            )
+        spans[row], since = (since, lam[row + 1]), lam[row + 1]
+    return lambda row: tree.normal(*spans[row])

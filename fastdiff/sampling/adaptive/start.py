@@ -1,0 +1,140 @@
+"""Where a run outside `Sampler` begins: its ends on the schedule, the state there, its noise and
+the network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...prediction import Parametrization
+from ...schedule import Schedule, Time
+from ...solvers import Plan
+from .network import Network
+from .rows import run
+
+Model = Callable[..., Any]
+
+
+class Start:
+    """Where a run begins: the state at a point, its noise, and the network."""
+
+    def __init__(
+        self,
+        where: str,
+        model: Model,
+        schedule: Schedule,
+        shape: Sequence[int] | None,
+        point: Time,
+        x_T: Tensor | None,
+        seed: int | None,
+        sample_ids: Tensor | Sequence[int] | None,
+        dtype: torch.dtype,
+        cond: Mapping[str, Any] | None,
+        uncond: Mapping[str, Any] | None,
+        guidance_scale: float | Tensor,
+        prediction_type: str | Parametrization,
+        clip_range: float | None,
+        **network: Any,
+    ):
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"{where}: expected a fastdiff.Schedule, got {type(schedule).__name__}."
+            )
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{where}: expected dtype float32 or float64, got {dtype}.")
+        if (shape is None) == (x_T is None):
+            raise ValueError(f"{where}: expected either shape [B, …] or x_T. Give one of them.")
+        if x_T is None:
+            parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+            device = next((p.device for p in parameters), torch.device("cpu"))
+        else:
+            device, shape = x_T.device, x_T.shape
+        self.shape, self.device, self.dtype = tuple(shape or ()), device, dtype
+        self.seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        ids = torch.arange(self.shape[0]) if sample_ids is None else torch.as_tensor(sample_ids)
+        self.ids = ids.to(device)
+        if x_T is None:
+            deviation = 1.0 if schedule.space == "vp" else point.sigma
+            x = (
+                ops.randn(
+                    self.shape, seed=self.seed, sample_ids=self.ids, dtype=dtype, device=device
+                )
+                * deviation
+            )
+        else:
+            x = x_T.to(dtype)
+        self.x = x
+        self.network = Network(
+            model,
+            schedule,
+            prediction_type,
+            clip_range,
+            cond,
+            uncond,
+            guidance_scale,
+            where=where,
+            **network,
+        )
+
+    def along(
+        self,
+        plan: Plan,
+        noise: Callable[[int], Tensor] | None = None,
+        correct: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """The result of a plan's rows from this start; noise and correct: see `rows.run`."""
+        times = plan.column("t").tolist()
+        if self.network.own:
+            assert plan.levels is not None
+            times = [self.network.time(point(plan, row)) for row in range(len(plan))]
+
+        def predict(row: int, x: Tensor) -> Tensor:
+            return self.network.output(x, [times[row]] * len(x))
+
+        return run(
+            plan, predict, self.x, seed=self.seed, sample_ids=self.ids, noise=noise, correct=correct
+        )
+
+
+def ends(schedule: Schedule, sigma_max: float | None, sigma_min: float | None) -> tuple[Time, Time]:
+    """The schedule's noisiest point with some signal and its cleanest, or those of these noise
+    levels sigma/alpha.
+    """
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            "fastdiff.sampling.adaptive: expected a fastdiff.Schedule, got"
+            f" {type(schedule).__name__}."
+        )
+    for name, value in (("sigma_max", sigma_max), ("sigma_min", sigma_min)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"fastdiff.sampling.adaptive: expected {name} > 0, got {value!r}.")
+    last = int(np.flatnonzero(np.isfinite(schedule.log_snr))[-1])
+    high = schedule.at(last) if sigma_max is None else schedule.at_log_snr(-2 * math.log(sigma_max))
+    low = schedule.at(0) if sigma_min is None else schedule.at_log_snr(-2 * math.log(sigma_min))
+    if not high.rho > low.rho:
+        raise ValueError(
+            f"fastdiff.sampling.adaptive: expected sigma_max > sigma_min, got {high.rho:g} and"
+            f" {low.rho:g}."
+        )
+    return high, low
+
+
+def point(plan: Plan, row: int) -> Time:
+    """Where the state lies before a row of a plan (after the last one, at row len(plan))."""
+    assert plan.levels is not None
+    alpha, sigma = (float(v) for v in plan.levels[row])
+    log_snr = (
+        2 * (math.log(alpha) - math.log(sigma))
+        if alpha and sigma
+        else math.inf
+        if alpha
+        else -math.inf
+    )
+    return Time(float(plan.column("t")[row]), alpha, sigma, log_snr)

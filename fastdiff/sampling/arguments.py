@@ -1,0 +1,201 @@
+"""What a caller gives for n samples, checked and made a `Batch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backend.eager.common import compute_dtype
+from .device_plan import Program
+from .guidance import conditions, need_levels, strength
+from .model_call import Network
+from .plans import Plans
+from .requests import Batch, signed
+
+
+class Given(NamedTuple):
+    """What may differ from sample to sample; see `Sampler.sample`."""
+
+    seed: int | Tensor
+    sample_ids: Tensor | Sequence[int] | None = None
+    cond: Mapping[str, Any] | None = None
+    uncond: Mapping[str, Any] | None = None
+    guidance_scale: Any = 1.0
+    steps: int | Sequence[int] | None = None
+    start: int | Sequence[int] = 0
+    strength: float | Sequence[float] | None = None
+    x_T: Tensor | None = None
+    image: Tensor | None = None
+    mask: Tensor | None = None
+    known: Tensor | None = None
+
+
+def prepare(
+    plans: Plans, program: Program, g: Given, shape: tuple[int, ...], tickets: np.ndarray
+) -> Batch:
+    """The batch of these samples; their plans join the program. Raises ValueError and TypeError for
+    wrong arguments.
+    """
+    where, n, device = "fastdiff.Sampler.sample", shape[0], program.device
+    if g.x_T is not None and g.image is not None:
+        raise ValueError(f"{where}: expected x_T (a state) or image (clean data), got both.")
+    if (g.mask is None) != (g.known is None):
+        raise ValueError(
+            f"{where}: expected mask and known together, got one. mask is 1 where samples are"
+            " drawn."
+        )
+    gamma, over = strength(g.guidance_scale, n)
+    starts = _each("start", g.start, n)
+    steps = _each("steps", g.steps, n)
+    if g.strength is not None:
+        if g.image is None or any(starts):
+            raise ValueError(
+                f"{where}: expected strength with image and without start, got another combination."
+            )
+        shares = zip(steps, _each("strength", g.strength, n), strict=True)
+        starts = [plans.entry(count, share) for count, share in shares]
+    chosen = [plans.get(count, start, over) for count, start in zip(steps, starts, strict=True)]
+    if g.x_T is None and g.image is None and any(starts):
+        raise ValueError(
+            f"{where}: expected x_T or image with start > 0, got neither. Noise is the state of"
+            " row 0."
+        )
+    rows = np.array([program.add(plan) + row for plan, row in chosen], np.int64).reshape(n)
+    different = {id(plan): plan for plan, _ in chosen}.values()
+
+    uncond, cond, guided = g.uncond, g.cond, True
+    if not isinstance(gamma, Tensor):
+        if gamma == 1:
+            guided = False
+        elif gamma == 0 and all((p.column("guidance_weight")[:-1] == 1).all() for p in different):
+            guided, gamma = False, 1.0
+            if uncond is not None:
+                cond = uncond
+            else:
+                conditions(cond, None, n, device, both=True)  # says what is missing
+    arguments = conditions(cond, uncond, n, device, both=guided)
+    levels = None
+    if g.image is not None:
+        levels = np.array([need_levels(plan, "image")[row] for plan, row in chosen]).reshape(n, 2)
+    return Batch(
+        rows=rows,
+        seeds=signed(_seed(g.seed, n), n, device),
+        ids=_ids(g.sample_ids, n, device),
+        gamma=gamma.to(device) if isinstance(gamma, Tensor) else np.full(n, gamma),
+        guided=guided,
+        conditions=arguments,
+        tickets=tickets,
+        std=np.array([plan.initial_std for plan, _ in chosen]),
+        state=_samples("x_T", g.x_T, shape, device),
+        image=_samples("image", g.image, shape, device),
+        levels=levels,
+        mask=_samples("mask", g.mask, shape, device),
+        known=_samples("known", g.known, shape, device),
+    )
+
+
+def state(
+    network: Network, shape: Sequence[int] | None, x_T: Tensor | None, dtype: torch.dtype | None
+) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
+    """(shape, device, dtype) of a run's state: x_T's, else the network's device and float32.
+
+    Raises ValueError and TypeError for shapes and dtypes that no state has.
+    """
+    where = "fastdiff.Sampler.sample"
+    if x_T is not None:
+        if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
+            raise TypeError(f"{where}: expected x_T as a floating tensor [B, …].")
+        if shape is not None and tuple(shape) != tuple(x_T.shape):
+            raise ValueError(
+                f"{where}: expected x_T of shape {list(shape)}, got {list(x_T.shape)}."
+            )
+        shape, device = x_T.shape, x_T.device
+        dtype = dtype or compute_dtype(x_T)
+    else:
+        device = network.place(torch.float32)[0]
+    if (
+        shape is None
+        or len(tuple(shape)) < 1
+        or any(not isinstance(s, int) or s < 0 for s in shape)
+    ):
+        raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
+    if (dtype or torch.float32) not in (torch.float32, torch.float64):
+        raise TypeError(f"{where}: expected dtype float32 or float64 (the state's), got {dtype}.")
+    return tuple(shape), device, dtype or torch.float32
+
+
+def _each(name: str, value: Any, n: int) -> list[Any]:
+    """One value for all, or a sequence of n."""
+    if isinstance(value, (Sequence, np.ndarray)):
+        if len(value) != n:
+            raise ValueError(
+                f"fastdiff.Sampler.sample: expected {name} as one value or {n}, got {len(value)}."
+            )
+        return list(value)
+    return [value] * n
+
+
+def _samples(
+    name: str, value: Tensor | None, shape: tuple[int, ...], device: torch.device
+) -> Tensor | None:
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"fastdiff.Sampler.sample: expected {name} as a tensor, got {type(value).__name__}."
+        )
+    if name in ("mask", "known"):
+        # one mask, or one known image, serves all samples
+        try:
+            value = torch.broadcast_to(value, shape)
+        except RuntimeError:
+            raise ValueError(
+                f"fastdiff.Sampler.sample: expected {name} of shape {list(shape)} or one that"
+                f" broadcasts to it, got {list(value.shape)}."
+            ) from None
+    if tuple(value.shape) != shape:
+        raise ValueError(
+            f"fastdiff.Sampler.sample: expected {name} of shape {list(shape)}, got"
+            f" {list(value.shape)}."
+        )
+    return value.to(device)
+
+
+def _seed(seed: int | Tensor, n: int) -> int | Tensor:
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.shape not in ((), (n,)):
+            raise ValueError(
+                f"fastdiff.Sampler.sample: expected seed as an int or an int64 tensor [{n}], got"
+                f" {seed.dtype} of shape {list(seed.shape)}."
+            )
+    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+        raise TypeError(
+            "fastdiff.Sampler.sample: expected seed as an int or an int64 tensor, got"
+            f" {type(seed).__name__}."
+        )
+    elif not 0 <= seed < 2**64:
+        raise ValueError(f"fastdiff.Sampler.sample: expected seed in [0, 2**64), got {seed}.")
+    return seed
+
+
+def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Tensor:
+    if ids is None:
+        return torch.arange(n, device=device)
+    if isinstance(ids, range) and 0 <= ids.start and ids.stop <= 2**56:
+        return torch.arange(ids.start, ids.stop, ids.step, device=device)
+    ids = torch.as_tensor(ids)
+    if ids.dtype != torch.int64 or ids.shape != (n,):
+        raise ValueError(
+            f"fastdiff.Sampler.sample: expected {n} integer sample_ids, got {ids.dtype} of shape"
+            f" {list(ids.shape)}."
+        )
+    if ids.device.type == "cpu" and n and not (0 <= int(ids.min()) and int(ids.max()) < 2**56):
+        raise ValueError(
+            "fastdiff.Sampler.sample: expected sample_ids in [0, 2**56). They name samples of the"
+            " run."
+        )
+    return ids.to(device)

@@ -1,0 +1,142 @@
+"""Which plan a sample follows: the sampler's own, or one of other steps, of a later start, or of
+strengths of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..schedule import Schedule, Time
+from ..solvers import Plan, make_plan
+from ..solvers.grids import given, grid
+from ..table import INDEX
+from .guidance import over_rows
+
+_MOST = 256  # plans worth keeping
+
+
+class Retimed:
+    """A schedule whose network times are the network's own: what `network_time(point)` of the
+    network says.
+    """
+
+    whole_times = False
+
+    def __init__(self, schedule: Schedule, model: Any):
+        self._schedule, self.network_time = schedule, model.network_time
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._schedule, name)
+
+    def __repr__(self) -> str:
+        return repr(self._schedule)
+
+
+class Plans:
+    """The plans of a sampler; equal wishes get the same object.
+
+    Attributes: own, the sampler's.
+    """
+
+    def __init__(
+        self, schedule: Schedule | None, settings: Mapping[str, Any], plan: Plan | None, model: Any
+    ):
+        self._schedule: Any = schedule
+        if schedule is not None and hasattr(model, "network_time"):
+            self._schedule = Retimed(schedule, model)
+        self._settings, self._ready = settings, plan is not None
+        self._kept: dict[Any, tuple[Plan, int]] = {}
+        self.own = plan if plan is not None else make_plan(self._schedule, **settings)
+
+    def get(
+        self, steps: int | None, start: int, strengths: tuple[float, ...] | None
+    ) -> tuple[Plan, int]:
+        """(plan, the row in it to begin at).
+
+        A multistep solver that begins at a later row has no history: it follows a plan traced over
+            the rest of the grid.
+        Raises ValueError for a ready-made plan with other steps, and for rows at which a run can't
+        begin.
+        """
+        key = (steps, start, strengths)
+        found = self._kept.get(key)
+        if found is None:
+            found = self._make(steps, start, strengths)
+            if len(self._kept) >= _MOST:
+                self._kept.clear()  # another thread may be doing so too
+            self._kept[key] = found
+        return found
+
+    def of(self, steps: int | None) -> Plan:
+        """The whole plan of so many steps."""
+        return self.get(steps, 0, None)[0]
+
+    def _make(
+        self, steps: int | None, start: int, strengths: tuple[float, ...] | None
+    ) -> tuple[Plan, int]:
+        if start:
+            return self._later(self.get(steps, 0, strengths)[0], steps, start, strengths)
+        if strengths is not None:
+            return over_rows(self.of(steps), strengths), 0
+        if steps is None or (not self._ready and steps == self._settings["steps"]):
+            return self.own, 0
+        if self._ready or "timesteps" in self._settings:
+            raise ValueError(
+                "fastdiff.Sampler: expected no steps for a sampler of given timesteps or of a ready"
+                " plan."
+            )
+        return make_plan(self._schedule, **{**self._settings, "steps": steps}), 0
+
+    def _later(
+        self, plan: Plan, steps: int | None, start: int, strengths: tuple[float, ...] | None
+    ) -> tuple[Plan, int]:
+        where = "fastdiff.Sampler.sample"
+        if (
+            isinstance(start, bool)
+            or not isinstance(start, (int, np.integer))
+            or not 0 <= start <= len(plan)
+        ):
+            raise ValueError(f"{where}: expected start in [0, {len(plan)}], got {start}.")
+        if plan.enterable(start):
+            return plan, int(start)
+        times = None if self._ready else self._times(steps)
+        if times is None or len(times) - 1 != len(plan):
+            rows = [row for row in range(len(plan)) if plan.enterable(row)]
+            raise ValueError(
+                f"{where}: expected start at a row that remembers nothing, one of {rows}, got"
+                f" {start}."
+            )
+        settings = {k: v for k, v in self._settings.items() if k != "timesteps"}
+        rest = make_plan(self._schedule, **settings, times=times[start:])
+        table = rest.table.copy()
+        table[:-1, INDEX["noise_index"]] += start  # noise of its own, whatever was drawn before
+        rest = dataclasses.replace(rest, table=table)
+        return (rest if strengths is None else over_rows(rest, strengths[start:])), 0
+
+    def _times(self, steps: int | None) -> Sequence[Time]:
+        s = self._settings
+        if "timesteps" in s:
+            return given(self._schedule, s["timesteps"])
+        return grid(self._schedule, s["steps"] if steps is None else steps, s["timestep_spacing"])
+
+    def entry(self, steps: int | None, strength: float) -> int:
+        """The row at which a run of this strength begins: the share of the rows that is left,
+        rounded down to a row at which a run can begin.
+
+        Raises ValueError outside [0, 1].
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(
+                f"fastdiff.Sampler.sample: expected strength in [0, 1], got {strength!r}."
+            )
+        plan = self.of(steps)
+        start = len(plan) - int(strength * len(plan) + 1e-9)
+        if not self._ready and len(self._times(steps)) - 1 == len(plan):
+            return start
+        while not plan.enterable(start):
+            start += 1
+        return start

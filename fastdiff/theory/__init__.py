@@ -1,0 +1,11 @@
+"""The theory of Luo, "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970), as
+working systems.
+
+information/   entropies and divergences, estimated with their standard errors
+variational/   ELBO, VAE, hierarchical VAE, variational diffusion and its learned schedule
+score/         score matching, SDEs, Langevin sampling, the probability-flow ODE
+likelihood/    bounds on -ln p(x), term by term, and exact likelihoods along the probability flow
+systems/       trainable denoisers, classifiers and super-resolution
+evaluation/    what `fastdiff eval` measures
+registry.py    trainable systems by name
+"""

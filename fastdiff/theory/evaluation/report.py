@@ -1,0 +1,187 @@
+"""From numbers per image to a report: means with standard errors, as JSON can hold them and as
+lines to read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .measure import Request, likelihood_of
+
+
+def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]) -> dict[str, Any]:
+    """The numbers of all units, in order.
+
+    Keys: what was measured (data, ids, seed, …); `terms`, `bound`, `importance_weighted`, `nll`,
+        `entropy` of the data where
+    its density is known, each with nats and bits_per_dim and their standard errors; `over_time`,
+    where the bound is a sum over times; of a classifier `cross_entropy` and `accuracy`.
+    """
+    rows = {name: np.concatenate([u["rows"][name] for u in units]) for name in units[0]["rows"]}
+    dims = math.prod(data.shape)
+    result: dict[str, Any] = {
+        "data": data.name,
+        "ids": [request.first, request.first + request.images - 1],
+        "images": request.images,
+        "seed": request.seed,
+        "permuted": request.permute,
+        "labels": request.with_labels,
+        "dims": dims,
+        "levels": data.levels,
+    }
+    terms = {
+        name.removeprefix("bound."): v for name, v in rows.items() if name.startswith("bound.")
+    }
+    if terms:
+        result["convention"] = convention(system, data)
+        result["terms"] = {name: _mean(v, dims) for name, v in terms.items()}
+        result["bound"] = _mean(sum(v for name, v in terms.items() if name != "importance"), dims)
+    if "importance" in terms:
+        result["importance_weighted"] = _mean(sum(terms.values()), dims) | {
+            "samples": request.samples or system.samples
+        }
+    if "nll" in rows:
+        exact = request.divergence == "exact"
+        result["nll"] = _mean(rows["nll"], dims) | {
+            "convention": convention(system, data, flow=True),
+            "divergence": request.divergence,
+            "probes": None if exact else request.probes,
+            "stderr_of_probes": (
+                None if np.isnan(rows["nll.probes"]).any() else _root_mean(rows["nll.probes"], dims)
+            ),
+            "evaluations": float(rows["nll.nfe"].mean()),
+        }
+    if "density" in rows:
+        result["entropy"] = _mean(rows["density"], dims)
+    for name in ("cross_entropy", "accuracy"):
+        if name in rows:
+            result[name] = {"mean": float(rows[name].mean()), "stderr": _stderr(rows[name])}
+    if units[0]["columns"]:
+        result["over_time"] = _columns([u["columns"] for u in units], request.images)
+    return result
+
+
+def convention(system: Any, data: Any, *, flow: bool = False) -> str:
+    """What the numbers of levels mean: how a density became a probability, or why it did not have
+    to.
+    """
+    if data.levels is None:
+        return "density of continuous data; nothing to dequantise"
+    if flow:
+        kind = system.for_likelihood()["dequantization"]
+        shift = {"uniform": "noise uniform over a level, D ln 128 (7 bits a dimension) added"}
+        shift |= {
+            "centred": (
+                "noise uniform over a level about its value, D ln 127.5 (6.994 bits a dimension)"
+                " added"
+            )
+        }
+        shift |= {
+            "gaussian": (
+                "Gaussian noise of the least noise level, the discretised Gaussian's mass taken off"
+            )
+        }
+        return f"dequantised: {shift[kind]}"
+    if likelihood_of(system) == "gaussian":
+        return "dequantised: noise uniform over a level, D ln 128 (7 bits a dimension) added"
+    return f"probability of {data.levels} levels (discretised likelihood); nothing to dequantise"
+
+
+def text(result: dict[str, Any], name: str) -> str:
+    """The report as a paragraph."""
+    low, high = result["ids"]
+    permuted = ", pixels permuted" if result["permuted"] else ""
+    lines = [
+        f"{name}: {result['images']:,} of {result['data']} (ids {low}–{high}{permuted}), seed"
+        f" {result['seed']}"
+    ]
+    if "bound" in result:
+        about = "-ln p(x|y)" if result["labels"] else "-ln p(x)"
+        lines += [f"  {about} of {result['dims']} dimensions: {result['convention']}"]
+        lines += [f"  {'':22s}{'nats':>12s}{'bits/dim':>22s}"]
+        lines += [
+            _line(term, value) for term, value in result["terms"].items() if term != "importance"
+        ]
+        lines += [_line("bound", result["bound"])]
+    if "importance_weighted" in result:
+        value = result["importance_weighted"]
+        lines += [_line(f"bound, {value['samples']} weights", value)]
+    if "nll" in result:
+        value = result["nll"]
+        probes = (
+            "exact divergence"
+            if value["probes"] is None
+            else f"{value['probes']} {value['divergence']} probes"
+        )
+        lines += [_line("probability flow", value)]
+        of_probes = value["stderr_of_probes"]
+        own = (
+            f", their own share of the error {of_probes['bits_per_dim']:.4f} bits/dim"
+            if of_probes
+            else ""
+        )
+        lines += [
+            f"    {probes}{own}; {value['evaluations']:.0f} evaluations an image;"
+            f" {value['convention']}"
+        ]
+    if "entropy" in result:
+        lines += [_line("the data's own", result["entropy"])]
+    for key, unit in (("cross_entropy", " nats"), ("accuracy", "")):
+        if key in result:
+            lines += [
+                f"  {key.replace('_', ' '):22s}{result[key]['mean']:12.4f}{_error(result[key]['stderr'])}{unit}"
+            ]
+    if "over_time" in result and "right" in result["over_time"]:
+        lines += _classifier_lines(result["over_time"])
+    return "\n".join(lines)
+
+
+def _classifier_lines(over: dict[str, Any]) -> Iterable[str]:
+    right, level = np.array(over["right"]), np.array(over["log_snr"])
+    for part in np.array_split(np.arange(len(right)), min(4, len(right))):
+        edges = f"log-SNR {level[part[0]]:.1f} … {level[part[-1]]:.1f}"
+        yield f"    {edges:26s} accuracy {right[part].mean():.4f}"
+
+
+def _line(name: str, value: dict[str, Any]) -> str:
+    shown = f"  {name.replace('_', ' '):22s}{value['nats']:12.2f}{value['bits_per_dim']:12.4f}"
+    return shown + _error(value["bits_per_dim_stderr"])
+
+
+def _error(stderr: float | None) -> str:
+    return "" if stderr is None else f" ± {stderr:.4f}"
+
+
+def _mean(values: Any, dims: int) -> dict[str, Any]:
+    nats, stderr, unit = float(np.mean(values)), _stderr(values), dims * math.log(2)
+    scaled = None if stderr is None else stderr / unit
+    return {
+        "nats": nats,
+        "stderr": stderr,
+        "bits_per_dim": nats / unit,
+        "bits_per_dim_stderr": scaled,
+    }
+
+
+def _stderr(values: Any) -> float | None:
+    """Of the mean; one number says nothing of its error."""
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _root_mean(stderrs: Any, dims: int) -> dict[str, float]:
+    """Of a mean of independent numbers with these standard errors."""
+    nats = float(np.sqrt(np.sum(np.square(stderrs))) / len(stderrs))
+    return {"nats": nats, "bits_per_dim": nats / (dims * math.log(2))}
+
+
+def _columns(columns: list[dict[str, list[float]]], n: int) -> dict[str, list[float]]:
+    """Means over the images, and the standard errors of the terms, for each of the times."""
+    sums = {name: np.sum([c[name] for c in columns], axis=0) / n for name in columns[0]}
+    variance = np.maximum(sums["square"] - sums["sum"] ** 2, 0.0) / max(n - 1, 1)
+    found = {"log_snr": sums["log_snr"], "nats": sums["sum"], "stderr": np.sqrt(variance)}
+    found |= {"right": sums["right"]} if "right" in sums else {}
+    return {name: value.tolist() for name, value in found.items()}

@@ -1,0 +1,24 @@
+"""Likelihood: the variational bound term by term, and the exact likelihood of the probability-flow
+ODE.
+"""
+
+from ..score.dequantize import DEQUANTIZATIONS, bits_per_dim
+from .bound import ELBO, elbo
+from .exact import NLL, nll
+from .table import VARIANCES, Steps, optimal_variance, steps, vlb_table
+from .two_variable import elbo_two_variable
+
+__all__ = [
+    "DEQUANTIZATIONS",
+    "ELBO",
+    "NLL",
+    "VARIANCES",
+    "Steps",
+    "bits_per_dim",
+    "elbo",
+    "elbo_two_variable",
+    "nll",
+    "optimal_variance",
+    "steps",
+    "vlb_table",
+]

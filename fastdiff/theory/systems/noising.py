@@ -1,0 +1,96 @@
+"""What networks with a schedule share: its tables on the device, and times drawn from the noise
+contract.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import rng
+from ...models import build, describe
+from ...schedule import Schedule
+
+
+class Noised(nn.Module):
+    """A network and the schedule of its noise.
+
+    Args:
+        network: a network of fastdiff.models, or its description (`models.describe`).
+        schedule: a `Schedule`, or its config.
+
+    Attributes:
+        config: the arguments, as JSON can hold them. alpha, sigma: float64 [T]. times: [T], what
+            the network is given.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    times: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module | dict[str, Any],
+        schedule: Schedule | dict[str, Any],
+        **config: Any,
+    ):
+        super().__init__()
+        self.network: Any = build(network) if isinstance(network, dict) else network
+        self.schedule = Schedule.from_config(schedule) if isinstance(schedule, dict) else schedule
+        self.config = {
+            "network": describe(self.network),
+            "schedule": self.schedule.to_config(),
+            **config,
+        }
+        s = self.schedule
+        times = [s.network_time(s.at(t)) for t in range(s.num_train_timesteps)]
+        # the schedule is in the config, so its tables are not among the weights
+        self.register_buffer("alpha", torch.tensor(s.alpha), persistent=False)
+        self.register_buffer("sigma", torch.tensor(s.sigma), persistent=False)
+        dtype = torch.float32 if s.continuous else torch.int64
+        self.register_buffer("times", torch.tensor(times, dtype=dtype), persistent=False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # `.float()` and `.half()` are meant for the network: the tables keep float64
+        tables = {name: self._buffers[name] for name in ("alpha", "sigma", "times")}
+        result = super()._apply(fn, recurse)
+        for name, table in tables.items():
+            moved = self._buffers[name]
+            assert table is not None and moved is not None
+            self._buffers[name] = table.to(moved.device)
+        return result
+
+    def draw_times(self, seed: int, sample_ids: Tensor, step: int) -> Tensor:
+        """t uniform over 0 … T - 1, int64 [B]: word 0 of stream 4."""
+        return rng.randint(
+            self.schedule.num_train_timesteps, seed=seed, sample_ids=sample_ids, step=step
+        )
+
+    def spread_times(self, times: int, seed: int, sample_ids: Tensor) -> tuple[Tensor, float]:
+        """(t [B, K], scale): each sample's own timesteps in 1 … T - 1, one in each of K equal
+        strata, and (T - 1)/K.
+
+        t_j = 1 + floor((j + u_j)(T - 1)/K), u_j of stream 4 at step j: scale·Σ_j f(t_j) has the
+        mean Σ_t f(t), and less variance than K independent times. K is at most T - 1, when every
+        timestep is taken once.
+
+        Raises ValueError for times < 1.
+        """
+        if times < 1:
+            raise ValueError(f"fastdiff.theory.systems: expected times >= 1, got {times}.")
+        terms = self.schedule.num_train_timesteps - 1
+        k = min(times, terms)
+        u = [rng.uniform(seed=seed, sample_ids=sample_ids, step=j).double() for j in range(k)]
+        t = [
+            1 + ((j + v) * (terms / k)).floor().clamp(max=terms - 1).to(torch.int64)
+            for j, v in enumerate(u)
+        ]
+        return (torch.stack(t, 1) if t else sample_ids.new_zeros(len(sample_ids), 0)), terms / max(
+            k, 1
+        )
+
+    def log_snr_at(self, t: Tensor) -> Tensor:
+        """ln(alpha²/sigma²) at timesteps of any shape, float64."""
+        return torch.from_numpy(self.schedule.log_snr.copy())[t.cpu()].to(t.device)

@@ -1,0 +1,177 @@
+"""Systems to fit a data set: the sizes that train in minutes on two CPU cores, each open to
+options.
+
+Images get convolutional networks and the discretised likelihood of 8-bit levels; points of the
+plane get perceptrons and densities.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ...models import LEVELS, MLP, Classifier, ImageUNet, UNet
+from ...schedule import FORMULAS, Schedule
+from ..registry import find
+from ..score.model import network_for
+from .denoiser import Denoiser
+from .superres import SuperResolution
+
+# systems around a network, which gets the options that are not their own: the network of images,
+# and of points
+NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
+    "classifier": (Classifier, MLP),
+    "score": (UNet, MLP),
+    "superres": (ImageUNet, None),
+    "unet": (UNet, MLP),
+}
+# their own options beyond those of the constructor
+SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
+# what constructors are given when nothing else is said: for images, and for points
+SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}  # points lie on curves
+WAVES = (
+    -1,
+    0,
+    1,
+)  # features of 4, 2 and 1 in length: without them a network sees a ring where eight points lie
+DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
+    "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),
+    "vae": (
+        {},
+        {
+            "latent": 2,
+            "network": "mlp",
+            "covariance": "isotropic",
+            "objective": "importance",
+            "samples": 8,
+            **SHARP,
+        },
+    ),
+    "score": ({"fourier": LEVELS}, {"fourier": WAVES}),
+    "unet": ({}, {"waves": WAVES}),
+    "vdm": ({}, {"likelihood": "gaussian", "fourier": WAVES}),
+}
+# arguments that follow from the data or from other arguments
+_FROM_DATA = {
+    "channels",
+    "size",
+    "dim",
+    "out",
+    "out_channels",
+    "num_classes",
+    "time_scale",
+    "shape",
+    "clip_range",
+}
+
+
+def make(name: str, data: Any, **options: Any) -> Any:
+    """A fresh system of the registry for a data set of fastdiff.data; its first weights are torch's
+    global generator's.
+
+    Raises ValueError for a name or an option that does not exist, with those that do, and for data
+    it can't be made for.
+    """
+    known = options_of(name, data)
+    for option in options:
+        if option not in known:
+            listed = ", ".join(f"{k}={v}" for k, v in known.items())
+            raise ValueError(
+                f"fastdiff.theory.systems: expected an option of {name} ({listed}), got {option!r}."
+            )
+    given, kind = known | options, find(name)
+    if name not in NETWORKS:
+        return kind(**{"shape": data.shape, **given})
+    own = {k: given.pop(k) for k in _own(name, data)}
+    if name == "score":
+        sizes = _sizes(name, data)
+        network = network_for(
+            data.shape, fourier=own["fourier"], classes=sizes["num_classes"], **given
+        )
+        return kind(network, likelihood=_likelihood(data), **own)
+    schedule = _schedule(own.pop("schedule"), own.pop("timesteps"))
+    network = _network(name, data)(
+        **_sizes(name, data), **given, time_scale=1000.0 if schedule.continuous else 1.0
+    )
+    if name == "classifier":
+        return kind(network, schedule)
+    return kind(
+        network,
+        schedule,
+        **own,
+        clip_range=1.0 if data.levels else None,
+        likelihood=_likelihood(data),
+    )
+
+
+def options_of(name: str, data: Any) -> dict[str, Any]:
+    """The options of a system, and their values for this data set when nothing else is said."""
+    found = (
+        _own(name, data) | _keywords(_network(name, data))
+        if name in NETWORKS
+        else _keywords(find(name))
+    )
+    return found | DEFAULTS.get(name, ({}, {}))[data.levels is None]
+
+
+def _own(name: str, data: Any) -> dict[str, Any]:
+    """Of a system around a network: the options that are not its network's."""
+    own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
+    if data.levels is None and "label_dropout" in own:
+        own["label_dropout"] = 0.5  # their pictures and densities are without labels
+    return own if name == "score" else own | SCHEDULED
+
+
+def _likelihood(data: Any) -> str:
+    return "gaussian" if data.levels is None else "discretized"
+
+
+def _keywords(kind: Any) -> dict[str, Any]:
+    """The constructor's arguments with their defaults; those that follow from the data are left
+    out.
+    """
+    found = inspect.signature(kind).parameters.values()
+    own = {
+        p.name: p.default
+        for p in found
+        if p.default is not inspect.Parameter.empty and p.name not in _FROM_DATA
+    }
+    # these pass their further arguments on
+    further = {ImageUNet: UNet, SuperResolution: Denoiser}.get(kind)
+    return own | (_keywords(further) if further else {})
+
+
+def _network(name: str, data: Any) -> Any:
+    network = NETWORKS[name][data.levels is None]
+    if network is None:
+        raise ValueError(f"fastdiff.theory.systems: expected images for {name}, got {data.name}.")
+    return network
+
+
+def _sizes(name: str, data: Any) -> dict[str, Any]:
+    classes = len(data.classes)
+    if name == "classifier" and not classes:
+        raise ValueError(
+            "fastdiff.theory.systems: expected data with classes for a classifier, got"
+            f" {data.name}."
+        )
+    if data.levels is None:
+        sizes: dict[str, Any] = {"dim": data.shape[0]}
+        return sizes | ({"out": classes} if name == "classifier" else {"num_classes": classes})
+    channels, height, width = data.shape
+    if height != width:
+        raise ValueError(
+            f"fastdiff.theory.systems: expected square images, got {height} by {width}. Pad them."
+        )
+    return {"channels": channels, "size": height, "num_classes": classes}
+
+
+def _schedule(name: str, timesteps: int) -> Schedule:
+    if name not in FORMULAS:
+        raise ValueError(
+            f"fastdiff.theory.systems: expected schedule in {list(FORMULAS)}, got {name!r}."
+        )
+    return getattr(Schedule, name)(timesteps)

@@ -1,0 +1,164 @@
+"""A diffusion as a Markovian hierarchical autoencoder (Luo 2022, eq. 30–33).
+
+Latents have x's own size, the encoder is the fixed linear q(x_t|x_{t-1}) = N(√α_t x_{t-1}, (1 -
+α_t) I) of a schedule, and
+the top level is noise: then the Markovian hierarchy is a variational diffusion model. Its bound is
+    that of
+`likelihood.elbo` in expectation, that of `likelihood.elbo_two_variable` draw by draw, and where p
+is the true reverse process -ln p(x0) itself, whatever is drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ... import ops
+from ...models import build, describe
+from ...prediction import normalize
+from ...rng import STREAM_FORWARD
+from ...schedule import Schedule
+from ...table import VLB_COLUMNS
+from ..information import Gaussian
+from ..likelihood.bound import LIKELIHOODS, network_call, prior_variance
+from ..likelihood.table import steps, vlb_table
+from .markovian import Chain
+
+
+class DiffusionHVAE(Chain):
+    """The Markovian hierarchy whose encoder is a schedule's: levels are timesteps, z_{t+1} = x_t of
+    `Schedule`.
+
+    Args:
+        network: (x_t, t, **cond) -> output as `Sampler` calls it, or the description of one of
+            fastdiff.models.
+        schedule: a `Schedule`, or its config. prediction_type, variance, likelihood, clip_range:
+            see `likelihood.elbo`.
+        cond: keyword arguments of the network.
+
+    Raises:
+        ValueError: names outside these. TypeError: asked for the `config` of a network that is not
+            of fastdiff.models.
+    """
+
+    stream = STREAM_FORWARD  # the noise that `likelihood` draws
+
+    def __init__(
+        self,
+        network: Callable[..., Any] | dict[str, Any],
+        schedule: Schedule | dict[str, Any],
+        *,
+        prediction_type: str = "epsilon",
+        variance: str | ArrayLike = "fixed_small",
+        likelihood: str = "discretized",
+        clip_range: float | None = None,
+        cond: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        if likelihood not in LIKELIHOODS:
+            raise ValueError(
+                "fastdiff.theory.variational.DiffusionHVAE: expected likelihood in"
+                f" {list(LIKELIHOODS)}, got {likelihood!r}."
+            )
+        self.schedule = Schedule.from_config(schedule) if isinstance(schedule, dict) else schedule
+        self.network: Any = build(network) if isinstance(network, dict) else network
+        self.depth = self.schedule.num_train_timesteps
+        self.prediction_type, self.variance, self.likelihood = (
+            normalize(prediction_type),
+            variance,
+            likelihood,
+        )
+        self.clip_range, self.cond = clip_range, dict(cond or {})
+        table = vlb_table(
+            self.schedule, prediction_type=prediction_type, variance=variance, clip_range=clip_range
+        )
+        self._rows = [dict(zip(VLB_COLUMNS, row.tolist(), strict=True)) for row in table]
+        self._steps = steps(self.schedule)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The arguments, as JSON can hold them."""
+        variance = self.variance
+        numbers = (
+            variance if isinstance(variance, str) else np.asarray(variance, np.float64).tolist()
+        )
+        return {
+            "network": describe(self.network),
+            "schedule": self.schedule.to_config(),
+            "prediction_type": self.prediction_type,
+            "variance": numbers,
+            "likelihood": self.likelihood,
+            "clip_range": self.clip_range,
+        }
+
+    def encode(self, level: int, z: Tensor) -> Gaussian:
+        """q(x_t|x_{t-1}) = N(alpha x_{t-1}, variance I), t = level (Luo 2022, eq. 31)."""
+        logvar = torch.tensor(
+            math.log(self._steps.variance[level]), dtype=torch.float64, device=z.device
+        )
+        return Gaussian(self._steps.alpha[level] * z, logvar.to(z.dtype))
+
+    def decode(self, level: int, z: Tensor) -> Gaussian:
+        """p(x_{t-1}|x_t) at x_t = z, t = level (Luo 2022, eq. 94)."""
+        row, t = self._rows[level], torch.full((len(z),), level, dtype=torch.int64, device=z.device)
+        out = network_call(self.network, self.schedule, z.device, self.cond)(z, t)
+        half = None
+        if out.shape != z.shape:
+            out, half = out.chunk(2, dim=1)
+        x0 = (row["x0_x"] * z + row["x0_out"] * out).clamp(-row["clip_bound"], row["clip_bound"])
+        share = z.new_zeros(()) if half is None else (half + 1) / 2
+        logvar = row["logvar_lo"] + (row["logvar_hi"] - row["logvar_lo"]) * share
+        return Gaussian(row["mean_x0"] * x0 + row["mean_x"] * z, logvar)
+
+    def log_likelihood(self, x0: Tensor, z: Tensor) -> Tensor:
+        p = self.decode(0, z)
+        if self.likelihood == "discretized":
+            return -ops.discretized_gaussian_nll(x0, p.mean, 0.5 * p.logvar)
+        return p.log_prob(x0)
+
+    def log_prior(self, z: Tensor) -> Tensor:
+        """ln p(x_{T-1}) [B]: N(0, I), in the space `ve` N(0, sigma_{T-1}² I)."""
+        variance = prior_variance(self.schedule)
+        return -0.5 * (z.square() / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
+
+    def loss(
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor | None = None,
+        step: int = 0,
+    ) -> Tensor:
+        """-ELBO [B] in nats along one trajectory, all T steps of it. labels: not read."""
+        return torch.stack(
+            list(self.terms(x0, seed=seed, sample_ids=sample_ids, step=step).values())
+        ).sum(0)
+
+    def bound(
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor | None = None,
+        step: int = 0,
+    ) -> dict[str, Tensor]:
+        """reconstruction, consistency (the sum of T - 1 terms) and prior of one trajectory, [B]
+        each in nats.
+        """
+        terms = self.terms(x0, seed=seed, sample_ids=sample_ids, step=step)
+        between = [v for name, v in terms.items() if name.startswith("consistency")]
+        zero = torch.zeros_like(terms["prior"])
+        consistency = torch.stack(between).sum(0) if between else zero
+        return {
+            "reconstruction": terms["reconstruction"],
+            "consistency": consistency,
+            "prior": terms["prior"],
+        }

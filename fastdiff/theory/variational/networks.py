@@ -1,0 +1,158 @@
+"""Encoders and decoders of three kinds, thin and torch alone: `conv` for images, `mlp` for vectors,
+`linear` as a control.
+
+    encoder: x [N, *shape] -> [N, outputs]
+    decoder: z [N, latent] -> (values [N, per_element, *shape], extra [N, extra] or None)
+
+Convolutions halve the image twice going down and double it twice going up (pixel shuffle: the last
+convolution works at half the resolution and gives four pixels a position). Weights are torch's
+initial ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NETWORKS = ("conv", "mlp", "linear")
+DEFAULT_WIDTHS: dict[str, tuple[int, ...]] = {
+    "conv": (32, 64, 256),
+    "mlp": (128, 128),
+    "linear": (),
+}
+
+
+class Residual(nn.Module):
+    """y = x + conv(silu(conv(silu(x)))), the second convolution starting from 0."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+def _mlp(sizes: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(a, b), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Encoder(nn.Module):
+    """x [N, *shape] -> [N, outputs]; `widths` are hidden sizes, of `conv` (fine channels, coarse
+    channels, hidden).
+    """
+
+    def __init__(self, network: str, shape: tuple[int, ...], widths: Sequence[int], outputs: int):
+        super().__init__()
+        self.body: nn.Module
+        if network == "conv":
+            fine, coarse, hidden = widths
+            self.body = nn.Sequential(
+                nn.Conv2d(shape[0], fine, 4, stride=2, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(fine, coarse, 4, stride=2, padding=1),
+                Residual(coarse),
+                nn.SiLU(),
+                nn.Flatten(),
+                nn.Linear(coarse * (shape[1] // 4) * (shape[2] // 4), hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, outputs),
+            )
+        else:
+            self.body = nn.Sequential(nn.Flatten(), _mlp([math.prod(shape), *widths, outputs]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+class Decoder(nn.Module):
+    """z [N, latent] -> (values [N, per_element, *shape], extra [N, extra] or None where extra is
+    0).
+    """
+
+    def __init__(
+        self,
+        network: str,
+        shape: tuple[int, ...],
+        widths: Sequence[int],
+        latent: int,
+        per_element: int,
+        extra: int,
+    ):
+        super().__init__()
+        self.shape, self.per_element, self.extra = shape, per_element, extra
+        self.body: nn.Module
+        if network == "conv":
+            fine, coarse, hidden = widths
+            height, width = shape[1] // 4, shape[2] // 4
+            self.body = nn.Sequential(
+                nn.Linear(latent, hidden),
+                nn.SiLU(),
+                nn.Linear(hidden, coarse * height * width),
+                nn.Unflatten(1, (coarse, height, width)),
+                Residual(coarse),
+                nn.SiLU(),
+                nn.Conv2d(coarse, 4 * fine, 1),
+                nn.PixelShuffle(2),
+                Residual(fine),
+                nn.SiLU(),
+                nn.Conv2d(fine, 4 * per_element * shape[0], 3, padding=1),
+                nn.PixelShuffle(2),
+            )
+        else:
+            self.body = _mlp([latent, *reversed(widths), per_element * math.prod(shape) + extra])
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        h = self.body(z).flatten(1)
+        extra = h[:, h.shape[1] - self.extra :] if self.extra else None
+        return h[:, : h.shape[1] - self.extra].reshape(-1, self.per_element, *self.shape), extra
+
+
+def check(
+    network: str, shape: tuple[int, ...], widths: Sequence[int] | None, covariance: str
+) -> tuple[int, ...]:
+    """The hidden widths, the defaults for None. Raises ValueError for what the network cannot be
+    built of.
+    """
+    where = "fastdiff.theory.variational.VAE"
+    if network not in NETWORKS:
+        raise ValueError(f"{where}: expected network in {list(NETWORKS)}, got {network!r}.")
+    if not shape or any(n < 1 for n in shape):
+        raise ValueError(f"{where}: expected shape of sizes >= 1, got {list(shape)}.")
+    chosen = DEFAULT_WIDTHS[network] if widths is None else tuple(int(w) for w in widths)
+    if network == "conv":
+        if len(shape) != 3 or shape[1] % 4 or shape[2] % 4:
+            raise ValueError(
+                f"{where}: expected shape [C, H, W] with H and W divisible by 4 for 'conv', got"
+                f" {list(shape)}. Pad the images or use 'mlp'."
+            )
+        if covariance == "full":
+            raise ValueError(
+                f"{where}: expected network 'mlp' or 'linear' for a full covariance, got 'conv'."
+            )
+    counts = {
+        "conv": "3 widths (fine channels, coarse channels, hidden)",
+        "linear": "no widths",
+        "mlp": "widths >= 1",
+    }
+    if any(w < 1 for w in chosen) or len(chosen) != {"conv": 3, "linear": 0}.get(
+        network, len(chosen)
+    ):
+        raise ValueError(
+            f"{where}: expected {counts[network]} for {network!r}, got {list(chosen)}."
+        )
+    return chosen
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Convolution weights in the layout that oneDNN and cuDNN want."""
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form

@@ -1,0 +1,142 @@
+"""Which times a training step looks at: pure functions of (seed, step) and of a place in the batch
+(stream 4).
+
+    uniform       u_b of each sample id alone
+    antithetic    pairs u, 1 - u
+    stratified    u_b = (u_0 + b/B) mod 1, one in each stratum of width 1/B (Kingma et al. 2021, appendix I.1)
+    loss-aware    t with probability p_t ∝ √E[L_t²], weight 1/(T p_t) (Nichol & Dhariwal 2021, eq. 18)
+
+All have the uniform distribution or weights that make up for another, so a mean over the batch
+stays unbiased.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ... import rng
+
+SAMPLINGS = ("stratified", "antithetic", "uniform")
+_PAIRS, _SHARED = 2, 3  # words of stream 4; 0 and 1 are a sample's own time and its dropped label
+
+
+def uniform(sample_ids: Tensor, *, seed: int | Tensor, step: int) -> Tensor:
+    """u inside (0, 1), float64 [B]: each sample's own."""
+    return rng.uniform(seed=seed, sample_ids=sample_ids, step=step).double()
+
+
+def antithetic(sample_ids: Tensor, *, seed: int | Tensor, step: int, start: int = 0) -> Tensor:
+    """u inside (0, 1), float64 [B]: places 2k and 2k + 1 of the batch have u_k and 1 - u_k. `start`
+    is the first place.
+    """
+    place = torch.arange(start, start + len(sample_ids), device=sample_ids.device)
+    u = rng.uniform(seed=_one(seed), sample_ids=place // 2, step=step, word=_PAIRS).double()
+    return torch.where(place % 2 == 0, u, 1 - u)
+
+
+def stratified(
+    sample_ids: Tensor, *, seed: int | Tensor, step: int, start: int = 0, total: int | None = None
+) -> Tensor:
+    """u in [0, 1), float64 [B]: (u_0 + place/total) mod 1.
+
+    start, total: of a piece of a larger batch, whose pieces then share u_0 and make one even grid.
+    """
+    size = len(sample_ids) if total is None else total
+    if start < 0 or start + len(sample_ids) > size:
+        raise ValueError(
+            f"fastdiff.theory.variational.times: expected start + {len(sample_ids)} <= total, got"
+            f" {start} and {size}."
+        )
+    place = torch.arange(start, start + len(sample_ids), device=sample_ids.device)
+    shared = rng.uniform(
+        seed=_one(seed), sample_ids=torch.zeros_like(place[:1]), step=step, word=_SHARED
+    ).double()
+    return torch.remainder(shared + place.double() / max(size, 1), 1.0)
+
+
+def draw(name: str, sample_ids: Tensor, *, seed: int | Tensor, step: int) -> Tensor:
+    """u [B] by the name of the sampling. Raises ValueError for another name."""
+    if name not in SAMPLINGS:
+        raise ValueError(
+            f"fastdiff.theory.variational.times: expected sampling in {list(SAMPLINGS)}, got"
+            f" {name!r}."
+        )
+    kinds = {"uniform": uniform, "antithetic": antithetic, "stratified": stratified}
+    return kinds[name](sample_ids, seed=seed, step=step)
+
+
+def spread(count: int, sample_ids: Tensor, *, seed: int | Tensor) -> Tensor:
+    """u [B, count] float64, each sample's own, one in each of `count` equal strata: for the terms
+    of one sample's bound.
+    """
+    if count < 1:
+        raise ValueError(f"fastdiff.theory.variational.times: expected times >= 1, got {count}.")
+    return torch.stack(
+        [(j + uniform(sample_ids, seed=seed, step=j)) / count for j in range(count)], 1
+    )
+
+
+def edm_log_snr(u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
+    """ln SNR = -2 ln rho with ln rho ~ N(mean, std²), by the normal's quantile at u (Karras et al.
+    2022, table 1).
+    """
+    return -2 * (mean + std * torch.special.ndtri(u.double()))
+
+
+class LossAware(nn.Module):
+    """Timesteps where the loss is large are drawn more often, by its last `history` values at every
+    t.
+
+    Until every t has that many, and always with probability `floor`, the draw is uniform. Its state
+    are buffers, so that a run that is resumed goes on as it would have.
+    """
+
+    losses: Tensor
+    counts: Tensor
+
+    def __init__(self, num_train_timesteps: int, history: int = 10, floor: float = 1e-3):
+        super().__init__()
+        if num_train_timesteps < 1 or history < 1 or not 0 < floor <= 1:
+            raise ValueError(
+                "fastdiff.theory.variational.LossAware: expected num_train_timesteps, history >= 1"
+                f" and floor in (0, 1], got {num_train_timesteps}, {history} and {floor}."
+            )
+        self.floor = floor
+        self.register_buffer(
+            "losses", torch.zeros(num_train_timesteps, history, dtype=torch.float64)
+        )
+        self.register_buffer("counts", torch.zeros(num_train_timesteps, dtype=torch.int64))
+
+    def probabilities(self) -> Tensor:
+        """p_t, float64 [T]."""
+        size, history = self.losses.shape
+        even = torch.full((size,), 1.0 / size, dtype=torch.float64, device=self.losses.device)
+        root = self.losses.double().square().mean(1).sqrt()
+        ready = (self.counts >= history).all() & (root.sum() > 0)
+        aware = (1 - self.floor) * root / root.sum().clamp_min(
+            torch.finfo(torch.float64).tiny
+        ) + self.floor / size
+        return torch.where(ready, aware, even)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(t int64 [B], weight float64 [B]) from u [B] uniform in [0, 1), stratified or not; weight
+        = 1/(T p_t).
+        """
+        p = self.probabilities()
+        edges = p.cumsum(0)
+        t = torch.searchsorted(edges, u.double() * edges[-1], right=True).clamp(max=len(p) - 1)
+        return t, 1.0 / (len(p) * p[t])
+
+    @torch.no_grad()
+    def update(self, t: Tensor, loss: Tensor) -> None:
+        """Takes down the unweighted loss [B] seen at t [B], in the order of the batch."""
+        history = self.losses.shape[1]
+        for i, value in zip(t.tolist(), loss.detach().double(), strict=True):
+            self.losses[i, self.counts[i] % history] = value
+            self.counts[i] += 1
+
+
+def _one(seed: int | Tensor) -> int | Tensor:
+    """The batch's seed: its first sample's, where each has its own."""
+    return seed.reshape(-1)[:1] if isinstance(seed, Tensor) else seed

@@ -1,0 +1,325 @@
+"""Variational diffusion models (Kingma et al. 2021; Luo 2022, section "Variational Diffusion
+Models").
+
+    -log p(x) <= E -ln p(x|z_0) + KL(q(z_1|x) || N(0, I)) + L_T(x)                       (Kingma et al. 2021, eq. 11)
+    q(z_t|x) = N(alpha_t x, sigma_t² I),  alpha_t² = sigmoid(-gamma(t)),  sigma_t² = sigmoid(gamma(t))
+
+with L_T of `diffusion`, for T steps or T → ∞. p(x|z_0) is a Gaussian around z_0/alpha_0 of
+deviation sigma_0/alpha_0, as mass on 8-bit levels or as a density. gamma is fixed or learned: its
+ends by the bound, its path, in continuous time, by the variance of the bound's estimator; with
+finite T the path is part of the bound and learned by it.
+
+The network is told gamma on a fixed scale and, for levels, sees Fourier features of z_t besides
+    z_t: at low noise they show
+where z_t lies between two levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import ops, rng
+from ...models import LEVELS, MLP, UNet, build, describe, features
+from ...prediction import normalize
+from ...schedule import Schedule, Time
+from ..registry import Timed
+from . import gamma as gammas
+from .diffusion import diffusion_terms
+from .times import SAMPLINGS, draw, spread
+
+LIKELIHOODS = ("discretized", "gaussian")
+
+
+class VDM(nn.Module):
+    """A variational diffusion model of x0 [B, *shape].
+
+    Args:
+        shape: of a sample, [C, H, W] or [D].
+        network: a network (z_t, t, y) of fastdiff.models or its description; None for a `UNet` of
+            `widths` for images and an `MLP` of widths[0] features for vectors.
+        widths: of that default network.
+        schedule: gamma, `learned`, `linear`, `cosine` (see fastdiff.theory.variational.gamma), or a
+            `Schedule` or its config.
+        gamma_min, gamma_max: its ends, -ln SNR of the least and the most noise; where learned, the
+            first ones.
+        num_steps: T; None for continuous time.
+        prediction_type: what the network predicts, epsilon, v, x0, score or edm.
+        likelihood: p(x|z_0), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density).
+        fourier: exponents of the network's `fastdiff.models.features`; None for 2 … 8 with the
+            discretised likelihood and none with a density.
+        time_sampling: of the training times, `stratified`, `antithetic` or `uniform`
+            (fastdiff.theory.variational.times).
+        num_classes: 0, or the number of labels the default network is conditioned on.
+        label_dropout: share of the examples trained without their label.
+
+    Attributes:
+        config: the arguments, as JSON can hold them. gamma: the schedule.
+
+    Raises:
+        ValueError: names or numbers outside these.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (1, 28, 28),
+        network: nn.Module | dict[str, Any] | None = None,
+        *,
+        widths: Sequence[int] = (32, 64, 96),
+        schedule: str | dict[str, Any] | Schedule = "learned",
+        gamma_min: float = -13.3,
+        gamma_max: float = 5.0,
+        num_steps: int | None = None,
+        prediction_type: str = "v",
+        likelihood: str = "discretized",
+        fourier: Sequence[int] | None = None,
+        time_sampling: str = "stratified",
+        num_classes: int = 0,
+        label_dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.shape = tuple(int(n) for n in shape)
+        self.prediction_type, self.likelihood = normalize(prediction_type), likelihood
+        self._check(likelihood, num_steps, time_sampling, label_dropout)
+        if fourier is None:
+            fourier = LEVELS if likelihood == "discretized" else ()
+        self.fourier = tuple(int(n) for n in fourier)
+        self.num_steps, self.time_sampling, self.label_dropout = (
+            num_steps,
+            time_sampling,
+            label_dropout,
+        )
+        if network is None:
+            network = self._default(widths, num_classes)
+        self.network: Any = build(network) if isinstance(network, dict) else network
+        self.gamma = gammas.make(schedule, gamma_min, gamma_max)
+        low, high = (float(v.detach()) for v in self.gamma.ends())
+        self._told = (
+            low,
+            1000.0 / (high - low),
+        )  # gamma as the network hears it: 0 … 1000 between the first ends
+        self.config: dict[str, Any] = {
+            "shape": list(self.shape),
+            "network": describe(self.network),
+            "schedule": schedule.to_config() if isinstance(schedule, Schedule) else schedule,
+            "gamma_min": gamma_min,
+            "gamma_max": gamma_max,
+            "num_steps": num_steps,
+            "prediction_type": self.prediction_type,
+            "likelihood": likelihood,
+            "fourier": list(self.fourier),
+            "time_sampling": time_sampling,
+            "label_dropout": label_dropout,
+        }
+
+    @staticmethod
+    def _check(
+        likelihood: str, num_steps: int | None, time_sampling: str, label_dropout: float
+    ) -> None:
+        where = "fastdiff.theory.variational.VDM"
+        for name, value, allowed in (
+            ("likelihood", likelihood, LIKELIHOODS),
+            ("time_sampling", time_sampling, SAMPLINGS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{where}: expected {name} in {list(allowed)}, got {value!r}.")
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"{where}: expected num_steps >= 1 or None, got {num_steps}.")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"{where}: expected label_dropout in [0, 1], got {label_dropout}.")
+
+    def _default(self, widths: Sequence[int], num_classes: int) -> nn.Module:
+        channels, more = self.shape[0], 1 + 2 * len(self.fourier)
+        if len(self.shape) == 1:
+            return MLP(channels * more, channels, num_classes, width=int(widths[0]) * 4)
+        if len(self.shape) != 3 or self.shape[1] != self.shape[2]:
+            raise ValueError(
+                "fastdiff.theory.variational.VDM: expected shape [C, S, S] or [D], got"
+                f" {list(self.shape)}. Pad the images or pass a network."
+            )
+        return UNet(
+            channels * more, self.shape[1], num_classes, widths=list(widths), out_channels=channels
+        )
+
+    # the network
+
+    def predict(self, z_t: Tensor, gamma_t: Tensor, y: Tensor | None = None) -> Tensor:
+        """The network's output for z_t [B, *shape] at gamma_t [B]: features in, told the time, in
+        its own dtype.
+        """
+        like = next(self.network.parameters())
+        low, scale = self._told
+        told = ((gamma_t - low) * scale).to(torch.float32)
+        given = {} if y is None else {"y": y}
+        output: Tensor = self.network(features(z_t.to(like.dtype), self.fourier), told, **given)
+        return output
+
+    def _labels(self, labels: Tensor | None) -> Tensor | None:
+        """The labels of a conditional network; None, its null label, where it has no classes."""
+        return labels if getattr(self.network, "null_label", 0) else None
+
+    # training and evaluation
+
+    def loss(
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor | None = None,
+        step: int = 0,
+    ) -> Tensor:
+        """The bound at one time per sample, [B] in bits per dimension, with the gradients that
+        training wants.
+
+        Network and ends of a learned gamma get the gradient of its mean; the path, in continuous
+        time, that of E[L²], L the diffusion loss, which is that of L's variance (Kingma et al.
+        2021, eq. 60–62).
+
+        Args:
+            x0: [B, *shape]. labels: int64 [B], read by networks with classes.
+            seed, sample_ids, step: of the noise contract.
+        """
+        ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
+        counter: dict[str, Any] = {"seed": seed, "sample_ids": ids, "step": step}
+        y = self._labels(labels)
+        if y is not None and self.label_dropout:
+            dropped = rng.uniform(**counter, word=1) < self.label_dropout
+            y = torch.where(dropped, torch.full_like(y, self.network.null_label), y)
+        u = draw(self.time_sampling, ids, seed=seed, step=step)
+        unit = math.log(2) * math.prod(self.shape)
+        diffusion = diffusion_terms(
+            lambda z, g: self.predict(z, g, y),
+            x0,
+            self.gamma,
+            u,
+            prediction_type=self.prediction_type,
+            num_steps=self.num_steps,
+            variance_path=unit,
+            **counter,
+        )
+        return (self.reconstruction(x0, **counter) + self.prior(x0) + diffusion) / unit
+
+    def reconstruction(
+        self, x0: Tensor, *, seed: int | Tensor, sample_ids: Tensor | None, step: int = 0
+    ) -> Tensor:
+        """-ln p(x0|z_0) [B] in nats, z_0 drawn (stream 3); of a density its mean over z_0."""
+        low, _ = self.gamma.ends()
+        if self.likelihood == "gaussian":
+            size = math.prod(self.shape)
+            return (0.5 * size * (1 + math.log(2 * math.pi) + low)).expand(len(x0))
+        one = torch.ones(len(x0), dtype=torch.float64, device=x0.device)
+        counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
+        # z_0/alpha_0 = x0 + sigma_0/alpha_0 eps, and sigma_0/alpha_0 = e^(gamma_0/2)
+        mean = ops.q_sample(
+            x0, None, one, torch.exp(0.5 * low) * one, stream=rng.STREAM_REPARAMETERIZE, **counter
+        )
+        return ops.discretized_gaussian_nll(x0, mean, (0.5 * low).to(mean.dtype))
+
+    def prior(self, x0: Tensor) -> Tensor:
+        """KL(q(z_1|x0) || N(0, I)) [B] in nats."""
+        _, high = self.gamma.ends()
+        alpha, sigma = gammas.point(high)
+        return ops.gaussian_kl(alpha.to(x0.dtype) * x0, (2 * sigma.log()).to(x0.dtype))
+
+    def bound(
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor | None = None,
+        times: int = 64,
+    ) -> dict[str, Tensor]:
+        """The terms of the bound, [B] each in nats, without gradients; `times` of the diffusion
+        loss, evenly spread, for
+        each sample. labels: None for the bound on -ln p(x0) without them.
+        """
+        return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound
+
+    @torch.no_grad()
+    def terms(
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor | None = None,
+        times: int = 64,
+    ) -> Timed:
+        """The terms of `bound` with what each time adds. With num_steps <= times every step is
+        taken once.
+        """
+        ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
+        y = self._labels(labels)
+        count = times if self.num_steps is None else min(times, self.num_steps)
+        u = spread(count, ids, seed=seed)
+        columns = [
+            diffusion_terms(
+                lambda z, g: self.predict(z, g, y),
+                x0,
+                self.gamma,
+                u[:, j],
+                prediction_type=self.prediction_type,
+                num_steps=self.num_steps,
+                seed=seed,
+                sample_ids=ids,
+                step=j,
+            )
+            for j in range(count)
+        ]
+        denoising = torch.stack(columns, 1) / count
+        bound = {
+            "reconstruction": self.reconstruction(x0, seed=seed, sample_ids=ids).double(),
+            "denoising": denoising.sum(1),
+            "prior": self.prior(x0).double(),
+        }
+        at = u if self.num_steps is None else ((u * self.num_steps).floor() + 1) / self.num_steps
+        return Timed(bound, denoising, -self.gamma(at.reshape(-1))[0].view(at.shape))
+
+    # sampling
+
+    def denoiser(self) -> Denoiser:
+        """(z_t, t, y) -> output with its own network time, for `Sampler` and `likelihood.elbo` on
+        any schedule of its noise levels.
+        """
+        return Denoiser(self)
+
+    def for_sampler(
+        self, num_train_timesteps: int = 1000
+    ) -> tuple[nn.Module, Schedule, dict[str, Any]]:
+        """(network, schedule, settings) for `fastdiff.Sampler`: the points gamma(t/(T - 1))."""
+        size = num_train_timesteps if self.num_steps is None else self.num_steps + 1
+        clip = 1.0 if self.likelihood == "discretized" else None
+        settings = {"prediction_type": self.prediction_type, "clip_range": clip}
+        return self.denoiser(), self.gamma.schedule(size), settings
+
+    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+        """Arguments of `likelihood.nll` beside x and the probes."""
+        y, levels = self._labels(labels), "gaussian" if self.likelihood == "discretized" else None
+        return {
+            "model": self.denoiser(),
+            "schedule": self.gamma.schedule(1000),
+            "prediction_type": self.prediction_type,
+            "dequantization": levels,
+            "cond": {} if y is None else {"y": y},
+            "fractional_times": True,
+        }
+
+
+class Denoiser(nn.Module):
+    """A VDM's network as samplers and bounds call it: its time is gamma."""
+
+    def __init__(self, vdm: VDM):
+        super().__init__()
+        self.vdm = vdm
+
+    def network_time(self, point: Time) -> float:
+        return -point.log_snr
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.vdm.predict(x, t, y)

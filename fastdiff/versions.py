@@ -1,0 +1,5 @@
+"""Version numbers that run specs and model folders record. Reading them imports nothing else."""
+
+__version__ = "0.1.0"
+CONTRACT_VERSION = 1
+"""The version of the noise contract (`fastdiff.rng`)."""

@@ -1,0 +1,23 @@
+"""The CUDA library under test: its emulation or, on a GPU, itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cuda_library import Library
+from emulation import emulated_library
+
+
+@pytest.fixture(scope="session")
+def cuda(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The emulation or, under scripts/gpu_test.py, the real library, whose kernels must give the
+    same numbers.
+    """
+    if path := os.environ.get("FASTDIFF_TEST_CUDA"):
+        return Library(Path(path), "cuda")
+    emulated = emulated_library(tmp_path_factory)
+    if emulated is None:
+        pytest.skip("no C++ compiler for the emulation")
+    return Library(emulated)

@@ -1,0 +1,155 @@
+"""The CUDA library behind ctypes, with structs packed by hand: its emulation for the host, or the
+compiled one.
+
+A struct of csrc/include/fastdiff/ops.h is a list of numbers, 8 bytes each. Nothing here comes from
+fastdiff's own binding, so a mistake there cannot hide one in the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[3]
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+OPS = (
+    "randn",
+    "q_sample",
+    "reverse_step",
+    "reverse_step_rescale",
+    "reverse_step_threshold",
+    "q_posterior",
+    "reparameterize",
+    "noise_mse",
+    "gaussian_kl",
+    "discretized_gaussian_nll",
+    "vlb_terms",
+    "sum_chunks",
+    "group_norm_silu",
+    "group_norm_moments",
+    "group_norm_statistics",
+)
+PASSES = {
+    "reverse_step_rescale",
+    "reverse_step_threshold",
+    "sum_chunks",
+    "group_norm_moments",
+    "group_norm_statistics",
+}
+CHUNK = 1024
+Field = Tensor | int | None
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+
+
+def load(path: Path) -> ctypes.CDLL:
+    handle = ctypes.CDLL(str(path))
+    for op in OPS:
+        if hasattr(handle, f"fd_{op}"):
+            getattr(handle, f"fd_{op}").argtypes = [ctypes.c_char_p]
+    for name in ("fd_schema", "fd_last_error", "fd_cuda_archs", "fd_cuda_unusable"):
+        getattr(handle, name).restype = ctypes.c_char_p
+    handle.fd_abi_version.restype = ctypes.c_int64
+    handle.fd_launches.argtypes, handle.fd_launches.restype = [ctypes.c_int64], ctypes.c_uint64
+    return handle
+
+
+def array(tensor: Tensor | None) -> list[Field]:
+    """fd_input, fd_output"""
+    return [0, 0] if tensor is None else [tensor, _DTYPES[tensor.dtype]]
+
+
+def view(
+    tensor: Tensor | None, sample_stride: int | None = None, element_stride: int = 1
+) -> list[Field]:
+    """fd_view; by default of a dense array"""
+    if tensor is None:
+        return [0, 0, 0, 0]
+    return [
+        *array(tensor),
+        elements(tensor) if sample_stride is None else sample_stride,
+        element_stride,
+    ]
+
+
+def elements(tensor: Tensor) -> int:
+    """of a sample"""
+    size = 1
+    for n in tensor.shape[1:]:
+        size *= n
+    return size
+
+
+def draw(
+    seed: int = 0,
+    seeds: Tensor | None = None,
+    ids: Tensor | None = None,
+    step: int = 0,
+    stream: int = 0,
+) -> list[Field]:
+    """fd_noise"""
+    return [seed, seeds, ids, step, stream]
+
+
+class Library:
+    """Calls ops on host memory (the emulation) or, with a device, on copies of it there that come
+    back afterwards.
+
+    A copy is of a tensor's whole storage, so tensors that share memory or are misaligned do and are
+    so on the device.
+    """
+
+    def __init__(self, path: Path, device: str = "cpu") -> None:
+        self.handle = load(path)
+        self.device = device
+        self.errors = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def call(self, op: str, like: Tensor, *parts: list[Field] | Field) -> None:
+        """`like` [B, …] gives batch and elements. Tensors stand for their addresses, None for
+        null.
+        """
+        copies: dict[int, tuple[Tensor, Tensor]] = {}
+
+        def number(field: Field) -> int:
+            if not isinstance(field, Tensor):
+                return field or 0
+            if field.device.type == self.device:
+                return field.data_ptr()
+            start = field.untyped_storage().data_ptr()
+            if start not in copies:
+                whole = torch.empty(0, dtype=torch.uint8).set_(field.untyped_storage())
+                copies[start] = whole, whole.to(self.device)
+            return copies[start][1].data_ptr() + field.data_ptr() - start
+
+        stream = 0 if self.device == "cpu" else torch.cuda.current_stream().cuda_stream
+        fields: list[Field] = [like.size(0), elements(like), -1, 1, stream, self.errors]
+        for part in parts:
+            fields += part if isinstance(part, list) else [part]
+        numbers = [number(field) for field in fields]
+        packed = struct.pack("=" + "".join("q" if n < 0 else "Q" for n in numbers), *numbers)
+        status = getattr(self.handle, f"fd_{op}")(packed)
+        assert status == 0, self.handle.fd_last_error().decode()
+        for host, there in copies.values():
+            host.copy_(there)
+
+    def error(self) -> int:
+        """The error word, which is cleared."""
+        value = int(self.errors.item())
+        self.errors.zero_()
+        return value
+
+    def launches(self, op: str) -> int:
+        return self.handle.fd_launches(OPS.index(op))
+
+
+def compute_of(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def workspace(like: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.full(
+        (like.size(0), -(-elements(like) // CHUNK)), torch.nan, dtype=dtype, device=like.device
+    )

@@ -1,0 +1,56 @@
+"""What the tests of the emulated CUDA kernels share: shapes, dtypes, tolerances and inputs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cuda_library import compute_of
+from torch import Tensor
+
+SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 1, 33, 33), (300, 2), (2, 2, 512)]
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SEED, STEP = 2**63 + 5, 11
+# sums and gradients, relative to their size: a few dozen roundings of the compute type
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
+# what a single rounding of a stored value may differ by
+STORED = {
+    torch.float32: 2e-6,
+    torch.float64: 1e-12,
+    torch.float16: 2.0**-10,
+    torch.bfloat16: 2.0**-7,
+}
+
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+
+
+def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
+
+
+def truth(x: Tensor | None) -> np.ndarray | None:
+    """In the oracle's types: 16-bit values as float32, which holds them exactly."""
+    return None if x is None else x.to(compute_of(x.dtype)).numpy()
+
+
+def poisoned(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.full_like(like, torch.nan, dtype=dtype or like.dtype)
+
+
+def ids_of(batch: int) -> Tensor:
+    return torch.arange(batch) * 3 + 2**40
+
+
+def rounded(expected: np.ndarray, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(expected)).to(dtype)
+
+
+def assert_close(got: Tensor, expected: np.ndarray, dtype: torch.dtype, what: str = "") -> None:
+    limit = max(STORED[dtype], TOLERANCE[compute_of(dtype)])
+    scale = float(np.abs(expected).max()) if expected.size else 1.0
+    np.testing.assert_allclose(
+        got.double().numpy(), expected, rtol=limit, atol=limit * scale, err_msg=what
+    )

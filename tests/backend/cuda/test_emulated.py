@@ -1,0 +1,466 @@
+"""The CUDA kernels' bodies against the oracle, compiled for the host: every op, dtype, layout and
+edge, without a GPU.
+
+The executor of csrc/cuda/launch.h runs a phase's threads now forwards, now backwards and starts
+from poisoned shared memory, so a missing barrier or an unwritten value shows here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cuda_library import OPS, Library, array, compute_of, draw
+from emulated_cases import (
+    DTYPES,
+    SEED,
+    STEP,
+    TOLERANCE,
+    assert_close,
+    every_dtype,
+    every_shape,
+    ids_of,
+    normal,
+    poisoned,
+    rounded,
+    truth,
+)
+from torch import Tensor
+
+from fastdiff.reference.q_posterior import q_posterior
+from fastdiff.reference.q_sample import q_sample
+from fastdiff.reference.randn import randn
+from fastdiff.reference.reparameterize import reparameterize
+from fastdiff.reference.reverse_step import reverse_step
+from fastdiff.table import COLUMNS, INDEX
+
+ROWS = 6
+
+
+# ---- randn, q_sample
+
+
+@every_dtype
+@every_shape
+def test_randn(cuda: Library, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    out, ids = poisoned(torch.empty(shape), dtype), ids_of(shape[0])
+    seeds = torch.arange(shape[0]) - 2
+    cuda.call("randn", out, draw(SEED, None, ids, STEP, 4), array(out))
+    assert torch.equal(
+        out, rounded(randn(shape, seed=SEED, sample_ids=ids.numpy(), step=STEP, stream=4), dtype)
+    )
+    cuda.call("randn", out, draw(SEED, seeds, None, STEP, 4), array(out))
+    assert torch.equal(out, rounded(randn(shape, seed=seeds.numpy(), step=STEP, stream=4), dtype))
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+@pytest.mark.parametrize("timed", [True, False])
+@every_dtype
+@every_shape
+def test_q_sample(
+    cuda: Library, shape: tuple[int, ...], dtype: torch.dtype, timed: bool, drawn: bool
+) -> None:
+    batch = shape[0]
+    x0, x_t = normal(shape, dtype), poisoned(torch.empty(shape), dtype)
+    size = 5 if timed else batch
+    alpha, sigma = normal((size,), torch.float64, 1), normal((size,), torch.float64, 2)
+    t, noise = (
+        torch.arange(batch) % 5 if timed else None,
+        (None if drawn else normal(shape, torch.float16, 3)),
+    )
+    cuda.call(
+        "q_sample",
+        x0,
+        draw(SEED, step=STEP, stream=2),
+        array(x0),
+        array(x_t),
+        t,
+        alpha,
+        sigma,
+        size,
+        array(noise),
+    )
+    expected = q_sample(
+        truth(x0),
+        None if t is None else t.numpy(),
+        alpha.numpy(),
+        sigma.numpy(),
+        seed=SEED,
+        step=STEP,
+        noise=truth(noise),
+    )
+    assert torch.equal(x_t, rounded(expected, dtype))
+
+
+def test_a_time_outside_its_table_makes_its_sample_nan(cuda: Library) -> None:
+    x0, alpha = torch.ones(4, 700), torch.ones(3, dtype=torch.float64)
+    for t in (torch.tensor([0, 3, 2, 1]), torch.tensor([0, -1, 2, 2**40])):
+        x_t = torch.zeros(4, 700)
+        cuda.call("q_sample", x0, draw(), array(x0), array(x_t), t, alpha, alpha, 3, [0, 0])
+        bad = (t < 0) | (t >= 3)
+        assert torch.equal(x_t.isnan().all(1), bad) and torch.equal(x_t.isnan().any(1), bad)
+        assert cuda.error() == OPS.index("q_sample") + 1
+
+
+# ---- reverse_step
+
+
+def _table(rows: int, seed: int, learned: bool, clip: int, rescale: float) -> np.ndarray:
+    """About half the coefficients zero, all modes mixed among the rows."""
+    random = np.random.default_rng(seed)
+    table = np.where(
+        random.random((rows, len(COLUMNS))) < 0.5, random.standard_normal((rows, len(COLUMNS))), 0.0
+    )
+    index = np.arange(rows)
+    table[:, INDEX["guidance_weight"]] = np.array([1.0, 0.5, 0.0, 2.0])[index % 4]
+    table[:, INDEX["guidance_rescale"]] = rescale * (index % 2)
+    table[:, INDEX["clip_mode"]] = clip * (index % 3 != 2)
+    table[:, INDEX["clip_bound"]] = 0.7 if clip == 1 else 1.8
+    table[:, INDEX["clip_ratio"]] = np.linspace(0, 1, rows)
+    table[:, INDEX["noise_index"]] = index
+    table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
+    table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
+    table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
+    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that is kept
+    table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
+    return table
+
+
+class _Step:
+    """A step's inputs and outputs at random, and how the library and the oracle carry it out."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        guided: bool = False,
+        learned: bool = False,
+        clip: int = 1,
+        rescale: float = 0.0,
+        out_dtype: torch.dtype | None = None,
+        drawn: bool = True,
+    ) -> None:
+        batch, compute = shape[0], compute_of(dtype)
+        self.copies = 2 if guided else 1
+        channels = () if len(shape) == 1 else (shape[1] * (2 if learned else 1), *shape[2:])
+        self.table = torch.from_numpy(_table(ROWS, 1, learned, clip, rescale))
+        self.x = normal(shape, dtype, 1)
+        self.out = normal((batch * self.copies, *channels), out_dtype or dtype, 2)
+        self.row = torch.arange(batch) % ROWS
+        self.slots = normal((4, *shape), compute, 3)
+        self.noise = None if drawn else normal(shape, dtype, 4)
+        self.gamma = (
+            torch.tensor([1.0, 0.0, 2.5, -1.0, 7.5])[torch.arange(batch) % 5].to(compute)
+            if guided
+            else None
+        )
+        self.gradient, self.ids = normal(shape, dtype, 5), ids_of(batch)
+        self.x_s, self.x0 = poisoned(self.x), poisoned(self.x, compute)
+        self.slots_out = poisoned(self.slots)
+        self.input = torch.full((batch * self.copies, *shape[1:]), torch.nan, dtype=compute)
+        self.next = torch.full((batch,), -7)
+        self.factors = poisoned(torch.empty(batch), compute) if rescale else None
+        self.bounds = poisoned(torch.empty(batch), compute) if clip == 2 else None
+
+    def run(self, cuda: Library) -> None:
+        size = self.out[0].numel() if self.out.size(0) else 0
+        cuda.call(
+            "reverse_step",
+            self.x,
+            draw(SEED, None, self.ids, 0, 1),
+            int(self.noise is None),
+            array(self.x),
+            array(self.x_s),
+            array(self.out),
+            size,
+            self.table,
+            ROWS,
+            self.row,
+            self.slots,
+            4,
+            self.slots_out,
+            4,
+            array(self.noise),
+            self.gamma,
+            array(self.gradient),
+            array(self.x0),
+            array(self.input),
+            self.copies,
+            self.next,
+            self.factors,
+            self.bounds,
+        )
+
+    def results(self) -> dict[str, Tensor]:
+        return {
+            "x_s": self.x_s,
+            "slots": self.slots_out,
+            "x0": self.x0,
+            "network_input": self.input,
+            "row": self.next,
+        }
+
+    def expected(self) -> dict[str, np.ndarray]:
+        step = reverse_step(
+            truth(self.x),
+            truth(self.out),
+            self.table.numpy(),
+            self.row.numpy(),
+            slots=self.slots.numpy(),
+            noise=truth(self.noise),
+            seed=SEED,
+            sample_ids=self.ids.numpy(),
+            guidance=None if self.gamma is None else self.gamma.numpy(),
+            gradient=truth(self.gradient),
+        )
+        return step._asdict()
+
+    def check(self, cuda: Library, exact: bool = True) -> None:
+        expected = self.expected()
+        self.run(cuda)
+        for key, got in self.results().items():
+            want = rounded(expected[key], got.dtype)
+            if exact:
+                assert torch.equal(got.nan_to_num(99.0), want.nan_to_num(99.0)), key
+            else:
+                # the platform's exp, an ulp from NumPy's
+                assert torch.allclose(got, want, rtol=1e-14, atol=1e-14, equal_nan=True), key
+        assert cuda.error() == 0
+
+
+@pytest.mark.parametrize("clip", [0, 1, 2])
+@pytest.mark.parametrize("guided", [False, True])
+@every_dtype
+@every_shape
+def test_reverse_step(
+    cuda: Library, shape: tuple[int, ...], dtype: torch.dtype, guided: bool, clip: int
+) -> None:
+    if clip == 2 and 0 in shape:
+        clip = 1  # an empty sample has no quantile
+    # a single value has no standard deviation
+    rescale = 0.7 if guided and len(shape) > 1 and np.prod(shape[1:]) > 1 else 0.0
+    _Step(shape, dtype, guided, clip=clip, rescale=rescale).check(cuda)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@every_dtype
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (6, 3, 7), (6, 4, 16), (2, 1, 33, 33), (2, 2, 512)], ids=str
+)
+def test_learned_variance(
+    cuda: Library, shape: tuple[int, ...], dtype: torch.dtype, guided: bool
+) -> None:
+    _Step(shape, dtype, guided, learned=True).check(cuda, exact=dtype != torch.float64)
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+def test_mixed_dtypes_and_given_noise(cuda: Library, out_dtype: torch.dtype) -> None:
+    _Step((6, 260), torch.bfloat16, True, learned=True, out_dtype=out_dtype, drawn=False).check(
+        cuda
+    )
+    _Step(
+        (6, 1028), torch.float32, True, clip=2, rescale=0.5, out_dtype=out_dtype, drawn=False
+    ).check(cuda)
+
+
+@pytest.mark.parametrize("size", [37, 2048])
+def test_outputs_may_be_the_inputs_memory(cuda: Library, size: int) -> None:
+    step = _Step((6, size), torch.float32, True)
+    expected = step.expected()
+    step.x_s, step.slots_out, step.input = step.x, step.slots, step.out
+    step.run(cuda)
+    for key, got in step.results().items():
+        assert torch.equal(got, rounded(expected[key], got.dtype)), key
+
+
+@pytest.mark.parametrize("size", [36, 2048])
+def test_unaligned_memory(cuda: Library, size: int) -> None:
+    step = _Step((6, size), torch.float32, True, learned=True)
+    for name in ("x", "out", "slots", "gradient", "x_s", "x0", "input", "slots_out"):
+        tensor = getattr(step, name)
+        moved = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
+        assert moved.data_ptr() % 16
+        setattr(step, name, moved.copy_(tensor))
+    step.check(cuda)
+
+
+@pytest.mark.parametrize("size", [3, 2048])
+def test_a_row_outside_the_table_makes_its_sample_nan(cuda: Library, size: int) -> None:
+    step = _Step((7, size), torch.float32, True, clip=2, rescale=0.5)
+    step.row[1], step.row[4] = ROWS, -(2**40)
+    bad = torch.isin(torch.arange(7), torch.tensor([1, 4]))
+    step.run(cuda)
+    for got in (step.x_s, step.x0, step.input[:7], step.input[7:], *step.slots_out):
+        assert torch.equal(got.isnan().all(1), bad) and torch.equal(got.isnan().any(1), bad)
+    assert torch.equal(step.next[bad], step.row[bad]) and not bool((step.next[~bad] < 0).any())
+    assert cuda.error() == OPS.index("reverse_step") + 1
+
+
+def test_a_following_row_outside_the_table_is_an_error(cuda: Library) -> None:
+    step = _Step((3, 5), torch.float32)
+    step.table[1, INDEX["next"]] = ROWS
+    step.run(cuda)
+    assert (
+        step.input[1].isnan().all()
+        and not step.x_s.isnan().any()
+        and step.next.tolist() == [1, -1, 3]
+    )
+    assert cuda.error() == OPS.index("reverse_step") + 1
+
+
+def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
+    """No output, no slots, no noise: their columns count as zero, as under Triton."""
+    step = _Step((6, 5), torch.float32)
+    cuda.call(
+        "reverse_step",
+        step.x,
+        draw(),
+        0,
+        array(step.x),
+        array(step.x_s),
+        [0, 0],
+        0,
+        step.table,
+        ROWS,
+        step.row,
+        0,
+        0,
+        0,
+        0,
+        [0, 0],
+        0,
+        [0, 0],
+        [0, 0],
+        [0, 0],
+        0,
+        0,
+        0,
+        0,
+    )
+    for name in COLUMNS:
+        if name == "x0_out" or name.endswith((".out", ".z", ".s1", ".s2", ".s3", ".s4")):
+            step.table[:, INDEX[name]] = 0
+    assert torch.equal(step.x_s, rounded(step.expected()["x_s"], torch.float32))
+
+
+def test_nan_and_infinity_under_a_dynamic_threshold(cuda: Library) -> None:
+    step = _Step((2, 9), torch.float32, clip=2)
+    step.row[:] = 3
+    step.table[3, INDEX["clip_mode"]], step.table[3, INDEX["clip_ratio"]] = 2, 0.8
+    step.table[3, INDEX["x0_out"]] = 1
+    step.out[0, 4], step.out[1, 2] = torch.nan, torch.inf
+    step.check(cuda)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_thresholds_with_ties(cuda: Library, dtype: torch.dtype) -> None:
+    step = _Step((12, 50), dtype, clip=2)
+    step.x, step.out = torch.round(step.x * 2) / 2, torch.round(step.out * 2) / 2
+    step.table[:, INDEX["clip_mode"]] = 2
+    step.check(cuda)
+
+
+# ---- q_posterior, reparameterize
+
+
+@every_dtype
+@every_shape
+def test_q_posterior(cuda: Library, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    batch, compute = shape[0], compute_of(dtype)
+    x0, x_t, mean = (
+        normal(shape, dtype),
+        normal(shape, dtype, 1),
+        poisoned(torch.empty(shape), dtype),
+    )
+    for times in (5, 1):
+        cumulative = torch.linspace(0.99, 0.1, times, dtype=torch.float64)
+        t = torch.arange(batch) % times
+        variance, log_variance = (torch.full((batch,), torch.nan, dtype=compute) for _ in range(2))
+        cuda.call(
+            "q_posterior",
+            x0,
+            array(x0),
+            array(x_t),
+            t,
+            cumulative,
+            times,
+            array(mean),
+            variance,
+            log_variance,
+        )
+        expected = q_posterior(truth(x0), truth(x_t), t.numpy(), cumulative.numpy())
+        assert torch.equal(mean, rounded(expected[0], dtype)) and torch.equal(
+            variance, torch.from_numpy(expected[1])
+        )
+        np.testing.assert_allclose(log_variance.numpy(), expected[2], rtol=TOLERANCE[compute])
+        if batch > 1:
+            t[1] = times
+            cuda.call(
+                "q_posterior",
+                x0,
+                array(x0),
+                array(x_t),
+                t,
+                cumulative,
+                times,
+                array(mean),
+                variance,
+                log_variance,
+            )
+            assert variance[1].isnan() and log_variance[1].isnan() and mean[1].isnan().all()
+            assert not variance[0].isnan() and cuda.error() == OPS.index("q_posterior") + 1
+
+
+@every_dtype
+@every_shape
+def test_reparameterize(cuda: Library, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    mean, logvar, z = (
+        normal(shape, dtype),
+        normal(shape, dtype, 1),
+        poisoned(torch.empty(shape), dtype),
+    )
+    noise, none = draw(SEED, step=STEP, stream=3), [0, 0]
+    cuda.call("reparameterize", mean, noise, array(mean), array(logvar), array(z), none, none, none)
+    expected = reparameterize(truth(mean), truth(logvar), seed=SEED, step=STEP)
+    if dtype == torch.float64:
+        assert_close(z, expected, dtype)
+    else:
+        assert torch.equal(z, rounded(expected, dtype))
+    g, g_mean, g_logvar = normal(shape, dtype, 2), poisoned(mean), poisoned(mean)
+    cuda.call(
+        "reparameterize",
+        mean,
+        noise,
+        none,
+        array(logvar),
+        none,
+        array(g),
+        array(g_mean),
+        array(g_logvar),
+    )
+    eps = randn(shape, seed=SEED, step=STEP, stream=3, dtype=np.float64)
+    assert torch.equal(g_mean, g)
+    assert_close(
+        g_logvar, g.double().numpy() * eps * 0.5 * np.exp(0.5 * logvar.double().numpy()), dtype
+    )
+
+
+def test_launches_are_counted(cuda: Library) -> None:
+    step = _Step((2, 2048), torch.float32, True, clip=2, rescale=0.5)
+    before = [cuda.launches(op) for op in OPS]
+    step.run(cuda)
+    after = [cuda.launches(op) for op in OPS]
+    counted = {op: b - a for op, a, b in zip(OPS, before, after, strict=True) if a != b}
+    assert counted == {"reverse_step": 1, "reverse_step_rescale": 1, "reverse_step_threshold": 1}
+
+
+def test_sizes_out_of_range_are_said(cuda: Library) -> None:
+    out = torch.empty(2, 3)
+    for bad, text in (
+        (draw(0, step=2**32), "step in [0, 2^32)"),
+        (draw(0, stream=256), "stream in [0, 256)"),
+    ):
+        with pytest.raises(
+            AssertionError, match=text.replace("[", r"\[").replace("^", r"\^").replace(")", r"\)")
+        ):
+            cuda.call("randn", out, bad, array(out))

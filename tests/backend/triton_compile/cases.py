@@ -1,0 +1,502 @@
+"""The kernels compiled to machine code without a driver: what a launch would compile. Started by
+tests/backend/test_triton.py.
+
+The limits are of sm_90. Instructions an element count every instruction of the program once (slow
+paths of the square root included) over the elements of a thread; memory allows 93 for the float32
+step on an H200, 47 for bfloat16.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from fastdiff_kernels import launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from fastdiff.table import INDEX
+
+HOPPER = GPUTarget("cuda", 90, 32)
+OTHERS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 100, 32), GPUTarget("hip", "gfx942", 64)]
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+BATCH = 4
+
+
+def columns(*names: str) -> int:
+    return sum(1 << INDEX[name] for name in names)
+
+
+DDIM = columns(
+    "network",
+    "t",
+    "input_scale",
+    "x0_x",
+    "x0_out",
+    "clip_mode",
+    "clip_bound",
+    "next",
+    "x.x",
+    "x.x0",
+)
+DDPM = DDIM | columns("noise_index", "x.z")
+LEARNED = DDPM | columns("noise_mode", "logvar_lo", "logvar_hi")
+DPM2M = DDIM | columns("x.s1", "s1.x0")
+
+
+def tensor(
+    dtype: torch.dtype = F32, batch: int = BATCH, shape: tuple[int, ...] = (3, 32, 32)
+) -> torch.Tensor:
+    return torch.empty((batch, *shape), dtype=dtype)
+
+
+def randn(
+    dtype: torch.dtype = F32,
+    fast: bool = False,
+    seed: int = 5,
+    shape: tuple[int, ...] = (3, 32, 32),
+) -> launch.Call:
+    return launch.randn_call(tensor(dtype, shape=shape), seed, None, None, 0, 0, fast)
+
+
+def q_sample() -> launch.Call:
+    table = torch.zeros(1000, dtype=F64)
+    t = torch.zeros(BATCH, dtype=torch.int64)
+    return launch.q_sample_call(
+        tensor(), tensor(), t, table, table, None, 5, None, None, 0, 2, False
+    )
+
+
+def step(
+    uses: int,
+    *,
+    x: torch.dtype = F32,
+    output: torch.dtype = F32,
+    network_input: torch.dtype | None = None,
+    guided: bool = False,
+    slots: int = 0,
+    width: int = 1,
+    fast: bool = False,
+    shape: tuple[int, ...] = (3, 32, 32),
+) -> launch.Call:
+    x_t, row, halves = tensor(x, shape=shape), torch.zeros(BATCH, dtype=torch.int64), 1 + guided
+    memory = (
+        tensor(F64 if x == F64 else F32, slots * BATCH, shape).view(slots, BATCH, *shape)
+        if slots
+        else None
+    )
+    guidance = torch.ones(BATCH, dtype=F64 if x == F64 else F32) if guided else None
+    return launch.reverse_step_call(
+        x_t,
+        x_t,
+        tensor(output, halves * BATCH, (width * shape[0], *shape[1:])),
+        torch.zeros(10, 56, dtype=F64),
+        row,
+        memory,
+        None,
+        5,
+        None,
+        None,
+        guidance,
+        None,
+        1,
+        fast,
+        uses,
+        memory,
+        None,
+        None if network_input is None else tensor(network_input, halves * BATCH, shape),
+        torch.zeros_like(row),
+    )
+
+
+def per_sample(dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.empty(BATCH, dtype=F64 if dtype == F64 else F32)
+
+
+def views(count: int, dtype: torch.dtype = F32) -> list[torch.Tensor]:
+    return [tensor(dtype).view(BATCH, -1) for _ in range(count)]
+
+
+def workspace(dtype: torch.dtype = F32) -> torch.Tensor:
+    return torch.empty(3 * BATCH, dtype=F64 if dtype == F64 else F32)
+
+
+def gaussian_kl(dtype: torch.dtype = F32, standard: bool = False) -> launch.Call:
+    second = [None, None] if standard else views(2, dtype)
+    return launch.gaussian_kl_call(per_sample(dtype), workspace(dtype), *views(2, dtype), *second)
+
+
+def discretized_gaussian_nll(dtype: torch.dtype = F32) -> launch.Call:
+    return launch.discretized_gaussian_nll_call(
+        per_sample(dtype), workspace(dtype), *views(3, dtype)
+    )
+
+
+def vlb_inputs(dtype: torch.dtype) -> list[torch.Tensor]:
+    t = torch.zeros(BATCH, dtype=torch.int64)
+    return [
+        tensor(dtype),
+        tensor(dtype),
+        tensor(dtype, shape=(6, 32, 32)),
+        torch.zeros(1000, 9, dtype=F64),
+        t,
+    ]
+
+
+def vlb_terms(dtype: torch.dtype = F32) -> launch.Call:
+    return launch.vlb_terms_call(per_sample(dtype), workspace(dtype), *vlb_inputs(dtype))
+
+
+def noise_mse(dtype: torch.dtype = F32) -> launch.Call:
+    return launch.noise_mse_call(
+        per_sample(dtype),
+        workspace(dtype),
+        tensor(dtype),
+        per_sample(dtype),
+        5,
+        None,
+        None,
+        0,
+        2,
+        False,
+    )
+
+
+def backward(op: str, dtype: torch.dtype = F32) -> launch.Call:
+    grad, noise = per_sample(dtype), (5, None, None, 0, 3, False)
+    if op == "gaussian_kl":
+        return launch.gaussian_kl_backward_call(*views(4, dtype), grad, *views(4, dtype))
+    if op == "discretized_gaussian_nll":
+        return launch.discretized_gaussian_nll_backward_call(
+            *views(2, dtype), grad, *views(3, dtype)
+        )
+    if op == "vlb_terms":
+        return launch.vlb_terms_backward_call(
+            tensor(dtype, shape=(6, 32, 32)), grad, *vlb_inputs(dtype)
+        )
+    if op == "noise_mse":
+        return launch.noise_mse_backward_call(tensor(dtype), grad, tensor(dtype), grad, *noise)
+    return launch.reparameterize_backward_call(
+        tensor(dtype), tensor(dtype), tensor(dtype), tensor(dtype), *noise
+    )
+
+
+def q_posterior(dtype: torch.dtype = F32) -> launch.Call:
+    t, table = torch.zeros(BATCH, dtype=torch.int64), torch.zeros(1000, dtype=F64)
+    return launch.q_posterior_call(
+        tensor(dtype), per_sample(dtype), per_sample(dtype), tensor(dtype), tensor(dtype), t, table
+    )
+
+
+def reparameterize(dtype: torch.dtype = F32) -> launch.Call:
+    return launch.reparameterize_call(
+        tensor(dtype), tensor(dtype), tensor(dtype), 5, None, None, 0, 3, False
+    )
+
+
+def sum_chunks() -> launch.Call:
+    return launch.sum_chunks_call(per_sample(), workspace(), 3072, per_sample(), True)
+
+
+def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> launch.Call:
+    """A DDIM step whose rows ask for rescaled guidance and a dynamic threshold."""
+    row, memory = torch.zeros(BATCH, dtype=torch.int64), per_sample(x)
+    return launch.reverse_step_call(
+        tensor(x, shape=shape),
+        tensor(x, shape=shape),
+        tensor(x, 2 * BATCH, shape),
+        torch.zeros(10, 56, dtype=F64),
+        row,
+        None,
+        None,
+        5,
+        None,
+        None,
+        memory,
+        None,
+        1,
+        False,
+        DDIM | columns("guidance_rescale", "clip_ratio"),
+        None,
+        None,
+        None,
+        torch.zeros_like(row),
+        memory,
+        memory,
+    )
+
+
+def group_norm(
+    which: str, dtype: torch.dtype = F32, last: bool = True, silu: bool = True
+) -> launch.Call:
+    """One of the op's three kernels, with all that can be given, on 128 channels of 32 x 32
+    positions.
+    """
+    x = (
+        tensor(dtype, shape=(1024, 128)).transpose(1, 2)
+        if last
+        else tensor(dtype, shape=(128, 1024))
+    )
+    compute = F64 if dtype == F64 else F32
+    space, statistics = (
+        torch.empty(2 * BATCH * 16 * 128, dtype=compute),
+        torch.empty(2 * BATCH * 32, dtype=compute),
+    )
+    vector, rows = torch.empty(128), torch.empty(BATCH, 128)
+    if which == "moments":
+        return launch.group_norm_moments_call(space, x, rows)
+    if which == "statistics":
+        return launch.group_norm_statistics_call(statistics, space, x, 32, 1e-5)
+    return launch.group_norm_silu_call(
+        torch.empty_like(x), statistics, x, 32, vector, vector, rows, rows, rows, silu
+    )
+
+
+def compiled(call: launch.Call, target: GPUTarget = HOPPER) -> Any:
+    """What Triton would compile for this launch: the specialisation is its own."""
+    kernel, backend = call.kernel(), make_backend(target)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, specialization, given = bind(**call.arguments, **call.options)
+    options, signature, constants, attributes = kernel._pack_args(
+        backend, given, bound, specialization, given
+    )
+    return triton.compile(
+        ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__
+    )
+
+
+def dump(cubin: Path, what: str) -> str:
+    return subprocess.run(
+        [CUOBJDUMP, what, cubin], capture_output=True, text=True, check=True
+    ).stdout
+
+
+# name: (launch, most registers, most instructions an element)
+VARIANTS = {
+    "randn": (lambda: randn(), 40, 63),
+    "randn, fast": (lambda: randn(fast=True), 40, 42),
+    "randn, bfloat16": (lambda: randn(BF16), 40, 65),
+    "q_sample": (lambda: q_sample(), 64, 70),
+    "DDIM": (lambda: step(DDIM), 40, 38),
+    "DDPM": (lambda: step(DDPM), 64, 100),
+    "DDPM, fast": (lambda: step(DDPM, fast=True), 64, 77),
+    "DDPM, bfloat16 network": (lambda: step(DDPM, output=BF16, network_input=BF16), 64, 114),
+    "DDPM, all bfloat16": (lambda: step(DDPM, x=BF16, output=BF16), 64, 105),
+    "DDPM, learned variance": (lambda: step(LEARNED, width=2), 64, 135),
+    "2M": (lambda: step(DPM2M, slots=1), 40, 47),
+    "guided, next input": (lambda: step(DDIM, guided=True, network_input=F32), 40, 55),
+    "guided, next input, bfloat16 network": (
+        lambda: step(DDIM, guided=True, output=BF16, network_input=BF16),
+        40,
+        61,
+    ),
+    "guided, rescaled, dynamic threshold": (lambda: whole_sample(), 40, 87),
+    "prepass: rescale": (lambda: launch.reverse_step_rescale_call(whole_sample()), 96, 153),
+    "prepass: threshold": (lambda: launch.reverse_step_threshold_call(whole_sample()), 128, 516),
+    "q_posterior": (lambda: q_posterior(), 48, 77),
+    "reparameterize": (lambda: reparameterize(), 48, 95),
+    "noise_mse": (lambda: noise_mse(), 40, 78),
+    "gaussian_kl": (lambda: gaussian_kl(), 40, 92),
+    "gaussian_kl, standard normal": (lambda: gaussian_kl(standard=True), 40, 54),
+    "discretized_gaussian_nll": (lambda: discretized_gaussian_nll(), 64, 482),
+    "vlb_terms": (lambda: vlb_terms(), 80, 602),
+    "vlb_terms, backward": (lambda: backward("vlb_terms"), 120, 603),
+    "group_norm_silu": (lambda: group_norm("silu"), 56, 106),
+    "group_norm_silu, bfloat16": (lambda: group_norm("silu", BF16), 64, 120),
+    "group_norm_silu, positions side by side": (lambda: group_norm("silu", last=False), 48, 98),
+    "group_norm_silu: moments": (lambda: group_norm("moments"), 240, 92),
+}
+A_VALUE_A_SAMPLE = (
+    "noise_mse",
+    "gaussian_kl",
+    "discretized_gaussian_nll",
+    "vlb_terms",
+    "reverse_step_rescale",
+    "reverse_step_threshold",
+    "group_norm_moments",
+)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
+    make, most_registers, most_instructions = VARIANTS[name]
+    call = make()
+    result = compiled(call)
+    if not call.arguments["FAST"]:
+        # float64's logarithm is the platform's, which fuses and starts from an approximate
+        # reciprocal
+        found = re.findall(
+            r"\S*(?:fma\.|\.approx|\.ftz|max\.(?:NaN\.)?f|min\.(?:NaN\.)?f)\S*", result.asm["ptx"]
+        )
+        found = [
+            instruction
+            for instruction in found
+            if not (call.op == "q_posterior" and instruction.endswith("f64"))
+        ]
+        assert not found, "exact kernels round every operation once and let NaN pass"
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(result.asm["cubin"])
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", dump(cubin, "-res-usage")))
+    sass = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\S+ )?([A-Z][\w.]*)", dump(cubin, "-sass"))
+    operations = Counter(sass)
+    threads = 32 * call.options["num_warps"]
+    per_element = (len(sass) - operations["NOP"]) / (
+        call.arguments.get("S", 1) * call.arguments["E"] / threads
+    )
+    print(f"{name}: {usage['REG']} registers, {per_element:.1f} instructions an element")
+    assert (usage["STACK"], usage["LOCAL"]) == ("0", "0")
+    assert int(usage["REG"]) <= most_registers
+    assert per_element <= most_instructions
+    assert operations["STG.E.128"] or call.op in A_VALUE_A_SAMPLE, (
+        "results are stored 16 bytes at a time"
+    )
+    # what stays narrower: entries of the table and other values of a sample
+    assert operations["LDG.E.128"] or call.op == "randn"
+    assert not operations["LDG.E.U16"] and not operations["STG.E.U16"]
+
+
+@pytest.mark.parametrize("target", OTHERS, ids=lambda target: f"{target.backend}-{target.arch}")
+@pytest.mark.parametrize(
+    "make",
+    [
+        q_sample,
+        lambda: step(DDPM, guided=True, output=BF16, network_input=BF16),
+        lambda: step(LEARNED, x=F64, output=F64, width=2, network_input=BF16),
+        whole_sample,
+        lambda: launch.reverse_step_rescale_call(whole_sample(BF16)),
+        lambda: launch.reverse_step_threshold_call(whole_sample()),
+        q_posterior,
+        reparameterize,
+        lambda: backward("reparameterize", F64),
+        noise_mse,
+        sum_chunks,
+        gaussian_kl,
+        lambda: gaussian_kl(standard=True),
+        lambda: backward("gaussian_kl", BF16),
+        discretized_gaussian_nll,
+        vlb_terms,
+        lambda: backward("vlb_terms"),
+        *(lambda which=which: group_norm(which) for which in ("moments", "statistics", "silu")),
+        lambda: group_norm("silu", BF16, last=False),
+    ],
+    ids=[
+        "q_sample",
+        "guided bfloat16",
+        "learned float64",
+        "whole sample",
+        "rescale",
+        "threshold",
+        "q_posterior",
+        "reparameterize",
+        "reparameterize backward",
+        "noise_mse",
+        "sum_chunks",
+        "gaussian_kl",
+        "standard normal",
+        "gaussian_kl backward",
+        "discretized_gaussian_nll",
+        "vlb_terms",
+        "vlb_terms backward",
+        "group_norm moments",
+        "group_norm statistics",
+        "group_norm_silu",
+        "group_norm_silu bfloat16",
+    ],
+)
+def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
+    binary = compiled(make(), target).asm["hsaco" if target.backend == "hip" else "cubin"]
+    assert len(binary) > 1000
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: gaussian_kl(F64),
+        lambda: discretized_gaussian_nll(F64),
+        lambda: vlb_terms(F64),
+        lambda: noise_mse(F64),
+        lambda: q_posterior(F64),
+        lambda: launch.reverse_step_rescale_call(whole_sample(F64)),
+        lambda: launch.reverse_step_threshold_call(whole_sample(F64)),
+        *(
+            lambda op=op: backward(op)
+            for op in ("gaussian_kl", "discretized_gaussian_nll", "noise_mse")
+        ),
+        *(lambda op=op: backward(op, F64) for op in ("discretized_gaussian_nll", "vlb_terms")),
+        lambda: group_norm("statistics"),
+        *(
+            lambda which=which: group_norm(which, F64)
+            for which in ("moments", "statistics", "silu")
+        ),
+    ],
+)
+def test_float64_and_gradients_stay_in_registers(make: Any, tmp_path: Path) -> None:
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled(make()).asm["cubin"])
+    assert set(re.findall(r"(?:STACK|LOCAL):(\d+)", dump(cubin, "-res-usage"))) == {"0"}
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (5,), (1001,)])
+def test_prepasses_of_every_size_compile(shape: tuple[int, ...]) -> None:
+    for prepass in (launch.reverse_step_rescale_call, launch.reverse_step_threshold_call):
+        assert "cubin" in compiled(prepass(whole_sample(shape=shape))).asm
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (1001,), (28, 28)])
+def test_every_size_compiles(shape: tuple[int, ...]) -> None:
+    assert (
+        "cubin"
+        in compiled(step(DDPM | DPM2M, slots=1, guided=True, network_input=F16, shape=shape)).asm
+    )
+
+
+def test_an_unknown_mask_compiles() -> None:
+    assert "cubin" in compiled(step(-1, slots=4, guided=True, width=2, network_input=F16)).asm
+
+
+def test_values_bring_no_new_variants() -> None:
+    """Seeds, steps, batch sizes and table lengths are plain arguments; only sizes, types and
+    columns decide.
+    """
+
+    def key(call: launch.Call) -> object:
+        kernel, backend = call.kernel(), make_backend(HOPPER)
+        bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+        return bind(**call.arguments, **call.options)[1]
+
+    keys = []
+    for batch, seed, counter in [
+        (1, 0, 0),
+        (16, 1, 1),
+        (7, 2**31, 2**31),
+        (3, 2**64 - 1, 2**32 - 1),
+    ]:
+        keys.append(
+            key(
+                launch.randn_call(
+                    tensor(batch=batch), seed, None, None, counter, counter % 6, False
+                )
+            )
+        )
+    assert keys == keys[:1] * 4
+    keys = []
+    for batch, seed, counter in [(1, 0, 0), (16, 1, 1), (7, 2**63, 2**31)]:
+        loss, space = torch.empty(batch), torch.empty(3 * batch)
+        keys.append(
+            key(
+                launch.noise_mse_call(
+                    loss, space, tensor(batch=batch), None, seed, None, None, counter, 2, False
+                )
+            )
+        )
+    assert keys == keys[:1] * 3
+    unread = columns("network", "t", "clip_bound", "noise_index", "next", "s1.x", "x.s1")
+    assert key(step(DDIM)) == key(step(DDIM | unread)) != key(step(DDPM))

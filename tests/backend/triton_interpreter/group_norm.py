@@ -1,0 +1,84 @@
+"""group_norm_silu under TRITON_INTERPRET=1: eager's bits, and the oracle's values. Started by
+tests/backend/test_triton.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import DTYPES, poisoned, same_bits
+from fastdiff_kernels import launch
+from tolerances import GROUP_NORM
+
+from fastdiff.backend.eager.group_norm_silu import chunks
+from fastdiff.backend.eager.group_norm_silu import group_norm_silu as eager
+from fastdiff.reference.group_norm_silu import group_norm_silu as oracle
+
+SHAPES = [
+    ((2, 8, 70), 2),
+    ((1, 40, 9), 4),
+    ((2, 6, 1), 3),
+    ((1, 1, 1100), 1),
+    ((1, 33, 65), 1),
+    ((2, 1, 5), 1),
+]
+COUNTED = ("group_norm_moments", "group_norm_statistics", "group_norm_silu")
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("shape, groups", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_group_norm_silu(
+    dtype: torch.dtype, shape: tuple[int, int, int], groups: int, last: bool
+) -> None:
+    batch, channels, positions = shape
+    generator = torch.Generator().manual_seed(channels * positions)
+    compute = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def normal(*size: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64).to(of)
+
+    x = (normal(*shape, of=torch.float64) * 1.5 + 0.75).to(dtype)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if last else x
+    scale, shift = normal(batch, 2 * channels).chunk(2, dim=1)
+    every = (
+        normal(channels, of=dtype),
+        normal(channels),
+        scale,
+        shift,
+        normal(batch, channels, of=dtype),
+    )
+    for given, silu in (((None,) * 5, False), (every, True)):
+        got, expected = poisoned(shape, dtype), torch.empty(shape, dtype=dtype)
+        got = got.transpose(1, 2).contiguous().transpose(1, 2) if last else got
+        workspace = poisoned((2 * batch * chunks(positions) * channels,), compute)
+        statistics = poisoned((2 * batch * groups,), compute)
+        before = launch.launches.copy()
+        launch.group_norm_silu(got, workspace, statistics, x, groups, *given, 1e-5, silu)
+        assert launch.launches - before == dict.fromkeys(COUNTED, 1)
+        eager(expected, None, None, x, groups, *given, 1e-5, silu)
+        if dtype != torch.float64:
+            same_bits(got, expected.float().numpy())
+        weight, bias, scale_, shift_, add = (
+            None if v is None else v.double().numpy() for v in given
+        )
+        want = torch.from_numpy(
+            oracle(
+                x.double().numpy(),
+                groups,
+                weight,
+                bias,
+                scale=scale_,
+                shift=shift_,
+                add=add,
+                silu=silu,
+            )
+        )
+        limit = GROUP_NORM[name(compute)] * want.abs().max() + (
+            want.abs() * 2.0**-7 if dtype != compute else 0
+        )
+        assert ((got.double() - want).abs() <= limit).all()

@@ -1,0 +1,266 @@
+"""Steps that need a whole sample first (rescaled guidance, dynamic thresholding) against the NumPy
+oracle.
+
+Under TRITON_INTERPRET=1, started by tests/backend/test_triton.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, numbers, poisoned, same_bits
+from fastdiff_kernels import launch
+
+from fastdiff import reference
+from fastdiff.reference.reverse_step import Step
+from fastdiff.table import INDEX
+
+SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (2, 3, 7), (2, 1, 33, 33), (40, 2), (2, 4100)]
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def plan(rescaled: bool) -> tuple[np.ndarray, int]:
+    """Rows with and without a threshold and a rescaled guidance."""
+    table = np.zeros((5, 56))
+
+    def fill(**columns: list[float] | float) -> None:
+        for column, value in columns.items():
+            table[:, INDEX[column.replace("__", ".")]] = value
+
+    fill(network=1, input_scale=1, x0_x=[1.1, 0, 1.3, 1, 0.7], x0_out=[-0.4, 1, 0.9, 0, -2])
+    fill(
+        clip_mode=[2, 2, 0, 2, 1], clip_bound=[1.5, 1e9, 0, 2, 1], clip_ratio=[0.995, 0.5, 0, 1, 0]
+    )
+    fill(guidance_weight=[1, 0.5, 1, 0, 1], out_grad=[0, 0.5, 0, 0, 1], next=[1, 2, 3, 4, 4])
+    fill(guidance_rescale=[0.7, 0, 0.3, 0.7, 1] if rescaled else 0)
+    fill(x__x0=[1, 1, 0.5, 1, 1], x__out=[0, 0, 1, 0.25, 0], x__x=[0.5, 0, 0, 0, 0])
+    return table, sum(1 << int(i) for i in (table != 0).any(0).nonzero()[0])
+
+
+def carried_out(
+    values: list[torch.Tensor], row: torch.Tensor, gamma: torch.Tensor | None, rescaled: bool
+) -> tuple[torch.Tensor, torch.Tensor, Step]:
+    """The kernels' next x and x0, and the oracle's step."""
+    x_t, output, gradient = values
+    table, used = plan(rescaled)
+    with np.errstate(all="ignore"):
+        want = reference.reverse_step(
+            numbers(x_t),
+            numbers(output),
+            table,
+            row.numpy(),
+            gradient=numbers(gradient),
+            guidance=None if gamma is None else gamma.numpy(),
+        )
+    kind = torch.float64 if x_t.dtype == torch.float64 else torch.float32
+    x0 = poisoned(tuple(x_t.shape), kind)
+    rescale = poisoned((len(x_t),), kind) if rescaled else None
+    x_s = x_t.clone()  # in place
+    launch.reverse_step(
+        x_s,
+        x_s,
+        output,
+        torch.from_numpy(table),
+        row,
+        None,
+        None,
+        None,
+        None,
+        None,
+        gamma,
+        gradient,
+        1,
+        False,
+        used,
+        None,
+        x0,
+        None,
+        None,
+        rescale,
+        poisoned((len(x_t),), kind),
+    )
+    launch.check("cpu")
+    return x_s, x0, want
+
+
+def inputs(
+    shape: tuple[int, ...], dtype: torch.dtype, guided: bool
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = np.random.default_rng([*shape, 3])
+    halves = 1 + guided
+    x_t, output, gradient = (
+        torch.from_numpy(generator.normal(size=(batch, *shape[1:]))).to(dtype)
+        for batch in (shape[0], halves * shape[0], shape[0])
+    )
+    return [x_t, output, gradient], torch.from_numpy(generator.integers(0, 5, shape[0]))
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_dynamic_threshold_has_the_oracles_bits(
+    dtype: torch.dtype, shape: tuple[int, ...], guided: bool
+) -> None:
+    values, row = inputs(shape, dtype, guided)
+    gamma = None
+    if guided:
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        gamma = torch.tensor([2.5, 1.0, 0.0, 7.5] * 75, dtype=kind)[: shape[0]]
+    before = launch.launches.copy()
+    x_s, x0, want = carried_out(values, row, gamma, rescaled=False)
+    same_bits(x_s, want.x_s)
+    same_bits(x0, want.x0)
+    if values[0].numel():
+        assert launch.launches - before == {"reverse_step": 1, "reverse_step_threshold": 1}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_rescaled_guidance(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """To two roundings: the factor's last bit depends on the order of the statistics' sums."""
+    values, row = inputs(shape, dtype, guided=True)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    gamma = torch.tensor([2.5, 1.0, 0.0, 7.5] * 75, dtype=kind)[: shape[0]]
+    before = launch.launches.copy()
+    x_s, x0, want = carried_out(values, row, gamma, rescaled=True)
+    for got, expected in ((x_s, want.x_s), (x0, want.x0)):
+        limits = torch.finfo(got.dtype)
+        expected = torch.from_numpy(expected.astype(np.float64))
+        torch.testing.assert_close(
+            got.double(),
+            expected,
+            rtol=4 * limits.eps,
+            atol=16 * torch.finfo(kind).eps,
+            equal_nan=True,
+        )
+    if values[0].numel():
+        counts = {"reverse_step": 1, "reverse_step_threshold": 1, "reverse_step_rescale": 1}
+        assert launch.launches - before == counts
+
+
+def test_the_quantile_of_ties_extremes_and_nan() -> None:
+    """Row 1 takes the median, row 3 the largest; every sample is its own case."""
+    table, used = plan(rescaled=False)
+    table[:, INDEX["x0_x"]], table[:, INDEX["x0_out"]] = 1, 0
+    table[:, [INDEX["x.x"], INDEX["x.out"]]], table[:, INDEX["clip_bound"]] = 0, np.inf
+    samples = [
+        [3.0] * 6, [0.0] * 6, [-0.0, 0.0, 5.0, -5.0, 0.0, 1.0], [1e-45, 2e-45, 1.0, 2.0, 3e38, -3e38],
+        [np.nan, 1, 2, 3, 4, 5], [np.nan] * 4 + [1, 2], [np.inf, 1, 2, 3, 4, 5], [np.inf] * 4 + [2, 3],
+        [4.0, 4.0000005, 4.000001, -4.0000015, 4.000002, 8.0],
+    ]  # fmt: skip
+    for kind in (torch.float32, torch.float64):
+        for row in (1, 3):
+            x = torch.tensor(samples, dtype=kind)
+            rows = torch.full((len(samples),), row)
+            with np.errstate(all="ignore"):
+                want = reference.reverse_step(
+                    numbers(x), numbers(x), table, rows.numpy(), gradient=numbers(x)
+                )
+            x0 = poisoned(tuple(x.shape), kind)
+            launch.reverse_step(
+                x,
+                x,
+                x,
+                torch.from_numpy(table),
+                rows,
+                None,
+                None,
+                None,
+                None,
+                None,
+                None,
+                x,
+                1,
+                False,
+                used,
+                None,
+                x0,
+                None,
+                None,
+                None,
+                poisoned((len(samples),), kind),
+            )
+            same_bits(x0, want.x0)
+
+
+def test_a_sample_has_the_same_bits_in_any_batch() -> None:
+    values, row = inputs((7, 1200), torch.float32, guided=True)
+    gamma = torch.tensor([2.5, 1.0, 0.0, 7.5, 3.0, 2.0, 9.0])
+    x_s, x0, _ = carried_out(values, row, gamma, rescaled=True)
+    for begin, end in [(0, 1), (2, 3), (6, 7), (3, 5)]:
+        x_t, output, gradient = (v[begin:end].clone() for v in values)
+        output = torch.cat([output, values[1][7 + begin : 7 + end]])
+        again = carried_out(
+            [x_t, output, gradient], row[begin:end].clone(), gamma[begin:end].clone(), rescaled=True
+        )
+        assert torch.equal(again[0], x_s[begin:end]) and torch.equal(again[1], x0[begin:end])
+
+
+def test_an_empty_sample_needs_no_prepass() -> None:
+    x = torch.empty(3, 0)
+    table, used = plan(rescaled=True)
+    before = launch.launches.copy()
+    launch.reverse_step(
+        x,
+        x,
+        torch.empty(6, 0),
+        torch.from_numpy(table),
+        torch.zeros(3, dtype=torch.int64),
+        None,
+        None,
+        None,
+        None,
+        None,
+        torch.ones(3),
+        x,
+        1,
+        False,
+        used,
+        None,
+        None,
+        None,
+        None,
+        torch.empty(3),
+        torch.empty(3),
+    )
+    assert launch.launches - before == {"reverse_step": 1}
+
+
+def test_a_row_outside_the_table_leaves_the_prepasses_alone() -> None:
+    values, row = inputs((4, 9), torch.float32, guided=True)
+    table, used = plan(rescaled=True)
+    row[:] = torch.tensor([0, 5, -1, 2])
+    x_t, output, gradient = values
+    rescale, threshold = poisoned((4,)), poisoned((4,))
+    launch.reverse_step(
+        x_t,
+        x_t,
+        output,
+        torch.from_numpy(table),
+        row,
+        None,
+        None,
+        None,
+        None,
+        None,
+        torch.full((4,), 3.0),
+        gradient,
+        1,
+        False,
+        used,
+        None,
+        None,
+        None,
+        None,
+        rescale,
+        threshold,
+    )
+    assert x_t.isnan().all(1).tolist() == [False, True, True, False]
+    assert rescale.eq(-777).tolist() == [False, True, True, False]
+    assert threshold.eq(-777).tolist() == [False, True, True, True]
+    with pytest.raises(IndexError, match="reverse_step"):
+        launch.check("cpu")

@@ -1,0 +1,291 @@
+"""The benchmarks' own promises: a wrong result has no time, a delay shows, a missing peer is named,
+tiers hold rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT))
+from benchmarks import formulas, harness, memory, operations, peers, solvers, tiers  # noqa: E402
+from benchmarks.peers import Missing  # noqa: E402
+
+SETTING = harness.Setting(seconds=0.02, rounds=2)
+OF = {"kind": "op", "what": "double", "case": {"batch": 1}}
+KEYS = {
+    "schema",
+    "kind",
+    "what",
+    "case",
+    "device",
+    "backend",
+    "threads",
+    "cache",
+    "per",
+    "us",
+    "rounds",
+    "elements",
+    "bytes_floor",
+    "GB_per_s",
+    "copy_GB_per_s",
+    "percent_of_copy",
+    "instructions",
+    "peers",
+    "best_peer",
+    "compile_s",
+    "extra_bytes",
+    "checked",
+}
+
+
+class Double:
+    """out = 2 x, wrong from a given call on, and slowed."""
+
+    def __init__(self, wrong_from: float = math.inf, sleep: float = 0.0, off: float = 1e-3):
+        self.x, self.out = torch.arange(8.0), torch.empty(8)
+        self.calls, self.wrong_from, self.sleep, self.off = 0, wrong_from, sleep, off
+
+    def __call__(self) -> torch.Tensor:
+        self.calls += 1
+        time.sleep(self.sleep)
+        torch.mul(self.x, 2.0, out=self.out)
+        if self.calls >= self.wrong_from:
+            self.out[-1] += self.off
+        return self.out
+
+    def check(self, got: torch.Tensor) -> None:
+        operations.same_bits(got, 2 * self.x.numpy(), "double")
+
+    def work(self, call: Any = None) -> harness.Work:
+        return harness.Work(call or self, self.check, "bits", (self.out,))
+
+
+def eager() -> torch.Tensor:
+    return torch.arange(8.0) * 2.0
+
+
+@pytest.mark.parametrize("wrong_from", [1, 3])
+def test_a_wrong_result_is_an_error_and_no_time(wrong_from: int) -> None:
+    """At once, and where it becomes wrong only while it is timed."""
+    ours = Double(wrong_from=wrong_from)
+    with pytest.raises(AssertionError, match="expected NumPy's bits"):
+        harness.measure(SETTING, ours.work(), peers={"torch eager": eager}, **OF)
+    assert ours.calls >= wrong_from
+
+
+def test_an_output_that_is_not_written_is_an_error() -> None:
+    """The right values of an earlier call do not stand in for it: outputs are poisoned."""
+    ours = Double()
+    ours()
+    with pytest.raises(AssertionError):
+        harness.measure(SETTING, ours.work(lambda: ours.out), peers={}, **OF)
+
+
+def test_a_peer_that_does_other_work_is_an_error() -> None:
+    op = operations.Maker((2, 3, 4, 4)).q_sample()
+    operations.same_work(op)
+
+    def without_noise(
+        normal: Any, x0: torch.Tensor, t: torch.Tensor, alpha: Any, sigma: Any
+    ) -> torch.Tensor:
+        return formulas.wide(alpha[t], x0) * x0
+
+    with pytest.raises(AssertionError, match="formula differs"):
+        operations.same_work(op._replace(formula=without_noise))
+
+
+def test_twenty_milliseconds_show() -> None:
+    quick = harness.measure(SETTING, Double().work(), peers={"torch eager": eager}, **OF)
+    slow = harness.measure(SETTING, Double(sleep=0.02).work(), peers={"torch eager": eager}, **OF)
+    assert slow["us"][0] >= 20_000 and slow["us"][1] - quick["us"][1] > 15_000
+    assert slow["best_peer"]["median"] < 0.5, "fastdiff is the slower one, and the row says so"
+
+
+def test_a_missing_peer_is_reported_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = "not installed"
+    given = {
+        "diffusers": Missing(reason),
+        "torch.compile": {"default": Missing("no compiler")},
+        "torch eager": eager,
+    }
+    row = harness.measure(SETTING, Double().work(), peers=given, **OF)
+    assert row["peers"]["diffusers"] == {"missing": reason}
+    assert row["peers"]["torch.compile"] == {"missing": "no compiler"}
+    assert row["best_peer"]["name"] == "torch eager"
+    assert "diffusers missing: not installed" in harness.line(row)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert peers.diffusers() == Missing("not installed")
+    assert "diffusers: not installed" in peers.versions()[1]
+    assert isinstance(solvers.scheduler("ddim", "cpu"), Missing)
+
+
+def test_of_slow_modes_the_quickest_gets_turns_and_all_are_told() -> None:
+    slow = {
+        mode: peers.Compiled(lambda s=s: time.sleep(s), s)
+        for mode, s in (("default", 0.05), ("max-autotune", 0.02))
+    }
+    row = harness.measure(SETTING, Double().work(), peers={"torch.compile": slow}, **OF)
+    found = row["peers"]["torch.compile"]
+    assert found["mode"] == "max-autotune" and found["compile_s_of_modes"] == {
+        "default": 0.05,
+        "max-autotune": 0.02,
+    }
+    assert found["modes"]["default"] >= 50_000 > found["modes"]["max-autotune"] >= 20_000
+
+
+def test_the_form_of_a_row() -> None:
+    compiled = {
+        "default": peers.Compiled(eager, 1.5),
+        "max-autotune": peers.Compiled(lambda: time.sleep(0.002), 9.0),
+    }
+    limit = {"per_element": 2.0, "ceiling_Melem_per_s": 50.0}
+    row = harness.measure(
+        SETTING,
+        Double().work(),
+        peers={"torch.compile": compiled, "fastdiff, again": Double()},
+        elements=8,
+        bytes_floor=64,
+        instructions=lambda: limit,
+        cold=True,
+        divide=4,
+        per="sample",
+        **OF,
+    )
+    assert row.keys() == KEYS and json.loads(json.dumps(row)) == row
+    assert (row["schema"], row["kind"], row["cache"], row["per"]) == (1, "op", "cold", "sample")
+    assert len(row["us"]) == 3 and row["us"] == sorted(row["us"])
+    best = row["peers"]["torch.compile"]
+    assert (best["mode"], best["compile_s"], set(best["modes"])) == (
+        "default",
+        1.5,
+        {"default", "max-autotune"},
+    )
+    assert row["best_peer"]["name"] == "torch.compile", "another way of fastdiff's own is no peer"
+    assert row["percent_of_copy"] == pytest.approx(
+        100 * row["GB_per_s"] / row["copy_GB_per_s"], rel=0.2, abs=0.1
+    )
+    assert row["instructions"].keys() == {*limit, "percent"}
+    with pytest.raises(ValueError, match="expected kind in"):
+        harness.measure(SETTING, Double().work(), peers={}, **(OF | {"kind": "other"}))
+
+
+def test_a_cold_cache_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    harness.take_turns(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        SETTING,
+        before=lambda: order.append("evict"),
+    )
+    assert order[::2] == ["evict"] * (len(order) // 2)
+    assert order[-7::2] == ["a", "b", "b", "a"]
+    assert memory.last_level_cache("cpu") >= 32 * 2**20
+
+
+def test_spread_ratio_and_exponent() -> None:
+    assert harness.spread([5.0, 1.0, 3.0, 2.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+    assert harness.ratio([1.0, 2.0, 4.0], [3.0, 4.0, 4.0]) == {
+        "median": 2.0,
+        "p20": 1.4,
+        "p80": 2.6,
+    }
+    x = [1.0, 10.0, 100.0, 1000.0]
+    exponent, error = harness.fitted(x, [3 * v**1.5 for v in x])
+    assert exponent == pytest.approx(1.5) and error == pytest.approx(0, abs=1e-9)
+    # against NumPy's least squares, with scatter
+    y = [1.0, 12.0, 90.0, 1100.0]
+    logs = torch.tensor([x, y], dtype=torch.float64).log().numpy()
+    import numpy as np
+
+    (slope, _), covariance = np.polyfit(*logs, 1, cov=True)
+    exponent, error = harness.fitted(x, y)
+    assert (exponent, error) == (pytest.approx(slope), pytest.approx(covariance[0, 0] ** 0.5))
+
+
+def test_peak_memory() -> None:
+    x = torch.ones(1000)
+    assert memory.extra_bytes(lambda: x.add_(x), "cpu") == 0
+    assert 8000 <= memory.extra_bytes(lambda: (x + x) * x, "cpu") < 9000
+
+
+def test_tiers() -> None:
+    marks = {name: tiers.tier(name).mark for name in tiers.TIERS} | {"none": None}
+    held = {
+        asked: [n for n, m in marks.items() if tiers.chosen(asked, m, "cpu")]
+        for asked in tiers.TIERS
+    }
+    assert held == {
+        "quick": ["quick"],
+        "default": ["quick", "default"],
+        "full": ["quick", "default", "full", "none"],
+    }
+    large = tiers.tier("default", gpu_only=True).mark
+    assert tiers.chosen("full", large, "cuda") and not tiers.chosen("full", large, "cpu")
+    with pytest.raises(ValueError, match="expected a tier"):
+        tiers.tier("fast")
+
+
+def run(*arguments: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--device",
+        "cpu",
+        *arguments,
+    ]
+    # a worker of pytest-xdist would time nothing
+    alone = {
+        name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
+    }
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=alone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_quick_has_a_row_of_each_kind() -> None:
+    found = run("benchmarks", "--quick", "--collect-only", "-q")
+    tests = {
+        "op": "test_q_sample",
+        "step": "test_step",
+        "loop": "test_loop",
+        "network": "test_network",
+        "sampling": "test_sampling",
+        "seeds": "test_seeds",
+        "batching": "test_batching",
+        "training": "test_training",
+        "elbo": "test_elbo",
+        "job": "test_job",
+        "growth": "test_growth",
+    }
+    assert tests.keys() == set(harness.KINDS)
+    for name in tests.values():
+        assert f"::{name}[" in found, name
+
+
+def test_a_quick_row_from_end_to_end(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    text = run("benchmarks/test_steps.py", "--quick", "--benchmark-only", f"--benchmark-json={out}")
+    content = json.loads(out.read_text(encoding="utf-8"))
+    (entry,) = content["benchmarks"]
+    row, about = entry["extra_info"], content["machine_info"]["fastdiff"]
+    assert row.keys() == KEYS and row["kind"] == "step" and row["checked"] == "bits equal to NumPy"
+    assert (
+        about["tier"] == "quick"
+        and about["versions"]["torch"] == torch.__version__
+        and about["copy_GB_per_s"] > 0
+    )
+    assert harness.line(row) in text, "a line for each row"
+    assert entry["stats"]["rounds"] >= 1

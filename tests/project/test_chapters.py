@@ -1,0 +1,72 @@
+"""The code blocks of docs/, run one after the other on each page as a reader would."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def run(page: str) -> dict[str, Any]:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.S
+    )
+    assert blocks
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(DOCS / page), "exec"), names)
+    return names
+
+
+def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("sampling.md")
+    assert names["edited"].shape == (3, 3, 16, 16) and names["edited"].isfinite().all()
+    assert len(capsys.readouterr().out.splitlines()) >= 10, "every request was served"
+
+
+@pytest.mark.parametrize(
+    "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
+)
+def test_theory(page: str) -> None:
+    """The theory's chapters: their blocks assert what they claim, their pictures exist."""
+    run(f"theory/{page}")
+    for picture in re.findall(
+        r"!\[.*?\]\((\S+?)\)", (DOCS / "theory" / page).read_text(encoding="utf-8"), flags=re.S
+    ):
+        assert (DOCS / "theory" / picture).exists(), picture
+
+
+def test_jobs(capsys: pytest.CaptureFixture[str]) -> None:
+    names = run("jobs.md")
+    assert names["report"].complete and names["report"].made == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3, "two units and the report"
+
+
+def test_clusters(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of costs on the page is the one that its block prints."""
+    run("clusters.md")
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 7
+    page = (DOCS / "clusters.md").read_text(encoding="utf-8").splitlines()
+    assert [row for row in rows if row not in page] == []
+
+
+def test_diffusers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip(
+        "diffusers", reason="diffusers is not installed here (make test installs it)"
+    )
+    import fastdiff
+
+    names = run("diffusers.md")
+    assert "fastdiff" in capsys.readouterr().out
+    assert names["x"].isfinite().all()
+    page = (DOCS / "diffusers.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\w+", page.split("## The classes")[1].split(", each followed")[0])
+    assert len(listed) >= 31
+    for name in listed:
+        if name != "and":
+            assert hasattr(fastdiff, f"{name}Scheduler"), name

@@ -1,0 +1,320 @@
+"""The sampler: batch invariance, guidance, streams, seeds and state."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff import Sampler, Schedule, reference
+from fastdiff.models import UNet
+
+SCHEDULE = Schedule.linear(1000)
+
+
+def elementwise(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    out = torch.tanh(x) * 0.3 + 0.0001 * t.view(-1, *(1,) * (x.ndim - 1)).to(x.dtype)
+    return out if y is None else out + 0.1 * y.view(-1, *(1,) * (x.ndim - 1)).to(x.dtype)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim"])
+def test_a_sample_is_the_same_bits_in_any_batch(solver: str, backend: str) -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver=solver, steps=6, clip_range=1.0)
+    full = sampler.sample((64, 3, 5, 7), seed=2**63 + 11)
+    for i in (0, 17, 63):
+        assert torch.equal(
+            sampler.sample((1, 3, 5, 7), seed=2**63 + 11, sample_ids=[i])[0], full[i]
+        )
+    for batch in (2, 7):
+        for first in range(0, 64 - batch, 13):
+            ids = torch.arange(first, first + batch)
+            assert torch.equal(
+                sampler.sample((batch, 3, 5, 7), seed=2**63 + 11, sample_ids=ids),
+                full[first : first + batch],
+            )
+    shuffled = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(
+        sampler.sample((64, 3, 5, 7), seed=2**63 + 11, sample_ids=shuffled), full[shuffled]
+    )
+
+
+def test_backends_give_the_same_samples(backend: str) -> None:
+    import fastdiff
+
+    def draw() -> torch.Tensor:
+        return Sampler(elementwise, SCHEDULE, solver="ddpm", steps=8).sample((5, 3, 9), seed=4)
+
+    with fastdiff.use("torch"):
+        expected = draw()
+    assert torch.equal(draw(), expected)
+
+
+def test_per_sample_seeds() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=4)
+    both = sampler.sample((2, 10), seed=torch.tensor([5, 9]))
+    assert torch.equal(both[1], sampler.sample((1, 10), seed=9, sample_ids=[1])[0])
+
+
+def test_stream_equals_one_call() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=4, guidance_scale=2.0)
+    cond, uncond = {"y": torch.arange(23)}, {"y": torch.zeros(23, dtype=torch.int64)}
+    whole = sampler.sample(
+        (23, 4), seed=3, sample_ids=torch.arange(100, 123), cond=cond, uncond=uncond
+    )
+    batches = list(
+        sampler.stream(23, (4,), batch_size=5, first_id=100, seed=3, cond=cond, uncond=uncond)
+    )
+    assert [len(b) for b in batches] == [5, 5, 5, 5, 3]
+    assert torch.equal(torch.cat(batches), whole)
+
+
+def test_no_seed_draws_one_and_tells() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=2)
+    torch.manual_seed(0)
+    a = sampler.sample((2, 3))
+    first = sampler.last_seed
+    b = sampler.sample((2, 3))
+    assert sampler.last_seed != first and not torch.equal(a, b)
+    torch.manual_seed(0)
+    assert torch.equal(sampler.sample((2, 3)), a)
+    assert first is not None
+    assert torch.equal(sampler.sample((2, 3), seed=first), a)
+
+
+class Counting:
+    """Records the rows each network call was made with."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        return elementwise(x, t, y)
+
+
+def _guided(gamma: float | Tensor) -> tuple[Tensor, list[int]]:
+    model = Counting()
+    sampler = Sampler(model, SCHEDULE, solver="ddim", steps=3)
+    cond, uncond = {"y": torch.tensor([1, 2])}, {"y": torch.tensor([0, 0])}
+    return (
+        sampler.sample((2, 5), seed=1, cond=cond, uncond=uncond, guidance_scale=gamma),
+        model.batches,
+    )
+
+
+def test_guidance_of_zero_and_one_select_bitwise_with_one_call() -> None:
+    plain = Sampler(elementwise, SCHEDULE, solver="ddim", steps=3)
+    conditional = plain.sample((2, 5), seed=1, cond={"y": torch.tensor([1, 2])})
+    unconditional = plain.sample((2, 5), seed=1, cond={"y": torch.tensor([0, 0])})
+    one, calls = _guided(1.0)
+    assert torch.equal(one, conditional) and calls == [2, 2, 2]
+    zero, calls = _guided(0.0)
+    assert torch.equal(zero, unconditional) and calls == [2, 2, 2]
+    mixed, calls = _guided(torch.tensor([1.0, 0.0]))
+    assert calls == [4, 4, 4]
+    assert torch.equal(mixed[0], conditional[0]) and torch.equal(mixed[1], unconditional[1])
+
+
+@pytest.mark.parametrize("gamma", [-1.5, 0.5, 7.5])
+def test_guided_steps_equal_the_oracle(gamma: float) -> None:
+    got, calls = _guided(gamma)
+    assert calls == [4, 4, 4]
+    plan = Sampler(elementwise, SCHEDULE, solver="ddim", steps=3).plan
+    x = reference.randn((2, 5), seed=1)
+    for k in range(3):
+        t = torch.full((4,), int(plan.column("t")[k]))
+        out = elementwise(torch.from_numpy(x).repeat(2, 1), t, torch.tensor([1, 2, 0, 0])).numpy()
+        x = reference.reverse_step(x, out, plan.table, k, guidance=[gamma, gamma]).x_s
+    assert torch.equal(got, torch.from_numpy(x))
+
+
+def test_callback_sees_every_step() -> None:
+    seen = []
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddim", steps=4, timestep_spacing="leading")
+    x = sampler.sample(
+        (2, 3), seed=0, callback=lambda i, t, x, x0: seen.append((i, t, x.clone(), x0.clone()))
+    )
+    assert [(i, t) for i, t, _, _ in seen] == [(0, 750.0), (1, 500.0), (2, 250.0), (3, 0.0)]
+    assert torch.equal(seen[-1][2], x) and torch.equal(seen[-1][3], x), (
+        "the last DDIM step lands on x0"
+    )
+
+
+def test_a_run_can_be_resumed_at_a_row() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=6)
+    states = []
+    whole = sampler.sample((2, 3), seed=5, callback=lambda i, t, x, x0: states.append(x.clone()))
+    assert torch.equal(sampler.sample(x_T=states[2], start=3, seed=5), whole)
+
+
+def test_the_given_state_is_left_alone() -> None:
+    x = torch.ones(2, 3)
+    Sampler(elementwise, SCHEDULE, steps=2).sample(x_T=x, seed=0)
+    assert torch.equal(x, torch.ones(2, 3))
+
+
+def test_objects_with_sample_and_empty_batches() -> None:
+    class Output:
+        def __init__(self, sample: Tensor):
+            self.sample = sample
+
+    wrapped = Sampler(lambda x, t: Output(elementwise(x, t)), SCHEDULE, steps=3)
+    plain = Sampler(elementwise, SCHEDULE, steps=3)
+    assert torch.equal(wrapped.sample((2, 3), seed=0), plain.sample((2, 3), seed=0))
+    assert plain.sample((0, 3), seed=0).shape == (0, 3)
+
+
+def test_bf16_networks_see_bf16_and_keep_a_float32_state() -> None:
+    network = UNet(size=8, widths=(8, 16), emb=16, groups=8).to(torch.bfloat16).eval()
+    x = Sampler(network, SCHEDULE, steps=2).sample((2, 1, 8, 8), seed=0)
+    assert x.dtype == torch.float32 and bool(torch.isfinite(x).all())
+
+
+def test_threads_share_a_sampler() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=20)
+    expected = [sampler.sample((3, 50), seed=s) for s in range(8)]
+    got: dict[int, Tensor] = {}
+    threads = [
+        threading.Thread(target=lambda s=s: got.__setitem__(s, sampler.sample((3, 50), seed=s)))
+        for s in range(8)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(torch.equal(got[s], expected[s]) for s in range(8))
+
+
+def test_folder_round_trip(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    network = UNet(size=8, widths=(8, 16), emb=16, groups=8).eval()
+    sampler = Sampler(
+        network,
+        Schedule.cosine(100),
+        steps=5,
+        prediction_type="v",
+        clip_range=1.0,
+        guidance_scale=2.0,
+    )
+    sampler.save_pretrained(tmp_path / "model")
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    again = Sampler.from_pretrained(tmp_path / "model")
+    cond, uncond = {"y": torch.tensor([1, 2])}, {"y": torch.full((2,), network.null_label)}
+    arguments = {"seed": 0, "cond": cond, "uncond": uncond}
+    assert torch.equal(
+        again.sample((2, 1, 8, 8), **arguments), sampler.sample((2, 1, 8, 8), **arguments)
+    )
+    assert again.plan.hash == sampler.plan.hash
+    assert len(Sampler.from_pretrained(tmp_path / "model", steps=7).plan) == 7
+
+
+class Conditional:
+    """A conditional elementwise network that counts the rows of its calls."""
+
+    def __init__(self) -> None:
+        self.rows: list[int] = []
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return torch.tanh(x + 0.1 * y.view(-1, *(1,) * (x.ndim - 1)))
+
+
+CONDITIONS = {"cond": {"y": torch.arange(3)}, "uncond": {"y": torch.full((3,), 9)}}
+
+
+def test_guidance_in_an_interval_skips_the_unconditional_call() -> None:
+    whole = Sampler(Conditional(), SCHEDULE, steps=10, guidance_scale=3.0)
+    rho = [math.exp(-0.5 * SCHEDULE.log_snr[int(t)]) for t in whole.plan.column("t")[:-1]]
+    low, high = rho[7] * 0.999, rho[3] * 1.001
+    network = Conditional()
+    sampler = Sampler(
+        network, SCHEDULE, steps=10, guidance_scale=3.0, guidance_interval=(low, high)
+    )
+    x = sampler.sample((3, 4), seed=1, **CONDITIONS)
+    assert network.rows == [3, 3, 3, 6, 6, 6, 6, 6, 3, 3]
+    # a tensor's strength is not the host's to read: both halves are computed, and the result is the
+    # same
+    network.rows.clear()
+    gamma = torch.full((3,), 3.0)
+    assert torch.equal(sampler.sample((3, 4), seed=1, guidance_scale=gamma, **CONDITIONS), x)
+    assert network.rows == [6] * 10
+    assert not torch.equal(whole.sample((3, 4), seed=1, **CONDITIONS), x)
+    outside = Sampler(
+        Conditional(), SCHEDULE, steps=10, guidance_scale=3.0, guidance_interval=(1e6, 1e7)
+    )
+    plain = Sampler(Conditional(), SCHEDULE, steps=10)
+    assert torch.equal(
+        outside.sample((3, 4), seed=1, **CONDITIONS),
+        plain.sample((3, 4), seed=1, cond=CONDITIONS["cond"]),
+    )
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm++2m", "unipc"])
+def test_rescale_and_dynamic_threshold_in_a_run(solver: str, backend: str) -> None:
+    """The loop on every backend against the NumPy interpreter of the same rows."""
+    sampler = Sampler(
+        Conditional(),
+        SCHEDULE,
+        solver=solver,
+        steps=6,
+        guidance_scale=4.0,
+        guidance_rescale=0.7,
+        dynamic_threshold=0.9,
+        clip_range=2.0,
+    )
+    # the interpreter reads the same table, so that it holds what was asked for is said apart
+    asked = {"guidance_rescale": 0.7, "clip_mode": 2, "clip_ratio": 0.9, "clip_bound": 2}
+    assert all((sampler.plan.column(name)[:-1] == value).all() for name, value in asked.items())
+    start = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    got = sampler.sample(x_T=start, seed=7, **CONDITIONS)
+    x, slots = start.numpy(), np.zeros((4, 3, 4, 5))
+    labels = torch.cat([CONDITIONS["cond"]["y"], CONDITIONS["uncond"]["y"]])
+    for k in range(len(sampler.plan)):
+        both = torch.from_numpy(np.concatenate([x, x]))
+        out = Conditional()(both, torch.zeros(6), labels).numpy()
+        step = reference.reverse_step(
+            x, out, sampler.plan.table, k, slots=slots, seed=7, guidance=4.0
+        )
+        x, slots = step.x_s, step.slots
+    np.testing.assert_allclose(got.numpy(), x, rtol=1e-10, atol=1e-10)
+    assert got.abs().max() <= 1 + 1e-9, "thresholded x0 lies in [-1, 1]"
+
+
+def test_timesteps_of_one_s_own() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="dpm++2m", timesteps=[990, 500, 499, 3])
+    assert sampler.plan.column("t")[:-1].tolist() == [990, 500, 499, 3]
+    assert sampler.sample((2, 3), seed=0).isfinite().all()
+    for wrong in ([], [1, 2], [5, 5], [1000, 3], [4, -1]):
+        with pytest.raises(ValueError, match="expected descending timesteps in"):
+            Sampler(elementwise, SCHEDULE, timesteps=wrong)
+    for options, message in [
+        ({"dynamic_threshold": 1.5}, "expected dynamic_threshold in"),
+        ({"dynamic_threshold": 0.9, "clip_range": 0.5}, "expected dynamic_threshold in"),
+        ({"guidance_rescale": 2.0}, "expected guidance_rescale in"),
+        ({"guidance_interval": (3.0, 1.0)}, "expected guidance_interval"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Sampler(elementwise, SCHEDULE, **options)
+
+
+def test_folders_keep_parametrizations_and_strengths_per_row(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from fastdiff.prediction import Parametrization
+
+    torch.manual_seed(0)
+    network = UNet(size=8, widths=(8, 16), emb=16, groups=8).eval()
+    kind = Parametrization("v", unit_input=True, sigma_data=0.5)
+    sampler = Sampler(
+        network, Schedule.cosine(100), steps=3, prediction_type=kind, guidance_scale=[1.0, 2.0, 1.0]
+    )
+    sampler.save_pretrained(tmp_path / "model")
+    again = Sampler.from_pretrained(tmp_path / "model")
+    assert again.plan.hash == sampler.plan.hash and again.guidance_scale == [1.0, 2.0, 1.0]
+    plain = Sampler(network, Schedule.cosine(100), steps=3, prediction_type="v")
+    assert again.plan.hash != plain.plan.hash

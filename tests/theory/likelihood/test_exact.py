@@ -1,0 +1,439 @@
+"""The likelihood of the probability flow: closed forms, probes, dequantisation, many processes."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact import SCHEDULES, Exact, Gaussian, Mixture
+from scipy.special import ndtr
+
+from fastdiff import Schedule, reference
+from fastdiff.models import MLP
+from fastdiff.theory.evaluation.uniform import Uniform as Uniform256
+from fastdiff.theory.likelihood import bits_per_dim, nll
+from fastdiff.theory.score import probability_flow
+from fastdiff.theory.score.dequantize import dequantize, on_levels
+
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+MEAN = [0.3, -0.2, 0.5]
+COVARIANCE = [[0.5, 0.2, 0.0], [0.2, 0.4, -0.1], [0.0, -0.1, 0.3]]
+TIGHT: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("kind", ["v", "epsilon", "x0", "score"])
+def test_gaussian_data_have_a_closed_form(name: str, kind: str) -> None:
+    """In every space and prediction type, by the exact divergence; no wrong sign or direction comes
+    through this.
+    """
+    schedule, data = SCHEDULES[name], Gaussian(MEAN, COVARIANCE, kind=kind)
+    got = nll(data, X, schedule, divergence="exact", prediction_type=kind, **TIGHT)
+    np.testing.assert_allclose(
+        got.nats, data.flow_nll(X, schedule), rtol=0, atol=2e-5 if name == "ve" else 3e-6
+    )
+    assert got.nats.dtype == got.stderr.dtype == torch.float64 and got.nfe.dtype == torch.int64
+    assert not got.stderr.any() and len(set(got.nfe.tolist())) > 1
+    # and, as the prior is nearly reached, the data's own density blurred by the least noise
+    blurred = np.array(COVARIANCE) + schedule.at(0).rho ** 2 * np.eye(3)
+    off = X.numpy() - np.array(MEAN)
+    density = (
+        0.5 * (off @ np.linalg.inv(blurred) * off).sum(1)
+        + 0.5 * np.linalg.slogdet(2 * np.pi * blurred)[1]
+    )
+    # … up to the data's mean over the noise's deviation
+    np.testing.assert_allclose(got.nats, density, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mixtures_have_their_density(dtype: torch.dtype) -> None:
+    """Against the exact log-density of the blurred mixture; the tolerance sets the error."""
+    data = Mixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [0.3, 0.5])
+    x = torch.cat([X[:, :2], data.means]).to(dtype)
+    ends = {"sigma_max": 1e6, "sigma_min": 0.01, "divergence": "exact", "prediction_type": "v"}
+    want = -data.log_density(x.double(), 1.0, 0.01)
+    for rtol in (1e-4, 1e-6) if dtype == torch.float64 else (1e-4, 1e-5):
+        got = nll(
+            data, x, Schedule.ve(sigma_min=0.005, sigma_max=2e6), rtol=rtol, atol=rtol, **ends
+        )  # type: ignore[arg-type]
+        assert float((got.nats - want).abs().max()) < 300 * rtol
+
+
+def test_probes_have_the_variance_of_theory() -> None:
+    """Diagonal Jacobian: Rademacher probes know the trace, Gaussian ones only z·z of them;
+    otherwise both are unbiased.
+    """
+    schedule, count = SCHEDULES["vp"], 16
+    settings: dict[str, Any] = {
+        "probes": count,
+        "seed": 7,
+        "prediction_type": "v",
+        "rtol": 1e-6,
+        "atol": 1e-6,
+    }
+    scalar = Gaussian([0.0] * 3, np.eye(3) * 0.4)
+    truth = scalar.flow_nll(X, schedule)
+    sure = nll(scalar, X, schedule, **settings)
+    assert float(sure.stderr.max()) < 1e-12
+    np.testing.assert_allclose(sure.nats, truth, atol=3e-5)
+    noisy = nll(scalar, X, schedule, divergence="gaussian", **settings)
+    # J = j I: each probe gives (z·z/D) ∫ div, so the spread is that of z·z
+    z = np.stack(
+        [reference.randn((6, 3), seed=7, step=p, stream=5).astype(np.float64) for p in range(count)]
+    )
+    share = (z**2).sum(2).T / 3
+    low, high = schedule.at(0), schedule.at(999)
+    change = (
+        0.5
+        * 3
+        * math.log((high.alpha**2 * 0.4 + high.sigma**2) / (low.alpha**2 * 0.4 + low.sigma**2))
+    )
+    np.testing.assert_allclose(noisy.stderr, abs(change) * share.std(1, ddof=1) / 4, rtol=1e-4)
+    np.testing.assert_allclose(noisy.nats, truth - change * (share.mean(1) - 1), atol=1e-4)
+    full = Gaussian(MEAN, COVARIANCE)
+    truth = full.flow_nll(X, schedule)
+    for kind in ("rademacher", "gaussian"):
+        got = nll(full, X, schedule, divergence=kind, **settings)
+        assert float(got.stderr.min()) > 1e-3
+        assert (np.abs(got.nats.numpy() - truth) < 5 * got.stderr.numpy()).all()
+    one = nll(full, X, schedule, prediction_type="v", seed=7)
+    assert bool(one.stderr.isnan().all())
+
+
+def test_closed_form_and_sure_probes_on_every_backend(backend: str) -> None:
+    """The flow's likelihood of Gaussian data in float64, its divergence known to one Rademacher
+    probe as to many.
+    """
+    data, schedule = Gaussian([0.2, -0.1], np.diag([0.4, 0.4])), SCHEDULES["vp"]
+    x, settings = X[:2, :2], {"prediction_type": "v", "rtol": 1e-6, "atol": 1e-6}
+    got = nll(data, x, schedule, probes=2, seed=3, **settings)  # type: ignore[arg-type]
+    np.testing.assert_allclose(got.nats, data.flow_nll(x, schedule), atol=3e-5)
+    assert float(got.stderr.max()) < 1e-12
+    assert (
+        float(
+            nll(data, x, schedule, probes=2, seed=3, divergence="gaussian", **settings).stderr.min()
+        )
+        > 1e-3
+    )  # type: ignore[arg-type]
+
+
+def test_the_control_has_eight_bits_exactly() -> None:
+    """256 equal odds a pixel: 8.000; so has an even density, with the offset -log2 of a level's
+    width.
+    """
+    x = torch.arange(4.0).view(2, 1, 2, 1)
+    nats = Uniform256().bound(x)["uniform"]
+    assert bits_per_dim(nats, 2).tolist() == [8.0, 8.0]
+    for width, offset in ((2.0, 7), (1.0, 8)):  # [-1, 1] and [0, 1], 256 levels
+        assert -math.log2(width / 256) == offset
+        assert bits_per_dim(torch.tensor(2 * math.log(width)), 2).item() + offset == 8.0
+
+
+def test_a_sample_does_not_know_its_batch() -> None:
+    """Bits, standard error and evaluations are the same alone, in any batch and order; another seed
+    gives other probes.
+    """
+    data, schedule = (
+        Mixture([0.3, 0.7], [[-1.0, 0.5, 0.2], [0.8, 0.0, 0.1]], [0.3, 0.5]),
+        SCHEDULES["flow"],
+    )
+    settings: dict[str, Any] = {"probes": 3, "seed": 4, "prediction_type": "v"}
+    for x in (X, X.float()):
+        whole = nll(data, x, schedule, **settings)
+        order = [4, 1]
+        part = nll(data, x[order], schedule, sample_ids=order, **settings)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert torch.equal(ours, theirs[order])
+    other = nll(data, X, schedule, **settings | {"seed": 5})
+    assert not torch.equal(other.nats, nll(data, X, schedule, **settings).nats)
+    empty = nll(data, X[:0], schedule, **settings)
+    assert empty.nats.shape == empty.stderr.shape == empty.nfe.shape == (0,)
+
+
+def test_finished_samples_cost_nothing() -> None:
+    data = Mixture([0.3, 0.7], [[-1.0] * 3, [0.8] * 3], [0.1, 0.5])
+    got = nll(data, X, SCHEDULES["vp"], seed=0, prediction_type="v", rtol=1e-6, atol=1e-6)
+    assert (
+        sum(data.rows) == int(got.nfe.sum()) and max(got.nfe) > min(got.nfe) and min(data.rows) < 6
+    )
+
+
+def test_a_network_that_depends_on_its_batch_is_called_with_the_asked_rows() -> None:
+    def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x * (1.0 + 0.01 * len(x))) * (0.5 + t[:, None]) + 0.1 * y[:, None]
+
+    y, x = torch.arange(6.0), X.float()
+    settings: dict[str, Any] = {"seed": 2, "network_batch": 4, "prediction_type": "v", "probes": 2}
+    whole = nll(model, x, SCHEDULES["vp"], cond={"y": y}, **settings)
+    alone = nll(model, x[3:4], SCHEDULES["vp"], cond={"y": y[3:4]}, sample_ids=[3], **settings)
+    assert all(torch.equal(a, b[3:4]) for a, b in zip(alone, whole, strict=True))
+
+
+def test_the_way_to_noise_is_the_way_back() -> None:
+    """Encoding and decoding meet the data; a density integrated from noise to data would have the
+    sign of 2 ln p wrong.
+    """
+    data, schedule = Gaussian(MEAN, COVARIANCE), SCHEDULES["vp"]
+    settings: dict[str, Any] = {"prediction_type": "v", "dtype": torch.float64, **TIGHT}
+    noise = probability_flow(data, schedule, x0=X, **settings)
+    low = schedule.at(0)
+    back = probability_flow(data, schedule, x_T=noise, denoise=False, **settings)
+    np.testing.assert_allclose(back / low.alpha, X, atol=1e-6)
+    near, far = (
+        nll(data, x[None], schedule, divergence="exact", prediction_type="v").nats
+        for x in (torch.tensor(MEAN).double(), torch.tensor(MEAN).double() + 3.0)
+    )
+    assert float(near) < 2.0 < 8.0 < float(far), "the mode is likelier than what lies far from it"
+
+
+class Uniform(Exact):
+    """Uniform data on [-1, 1]: x0 is the mean of a normal held to it, N(x/alpha, rho²)."""
+
+    def x0(self, x: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+        rho, z = sigma / alpha, x / alpha
+        a, b = (-1 - z) / rho, (1 - z) / rho
+        # log-differences of Φ, by the tail that is small
+        flip = a > 0
+        lo, hi = torch.where(flip, -b, a), torch.where(flip, -a, b)
+        log_hi, log_lo = torch.special.log_ndtr(hi), torch.special.log_ndtr(lo)
+        log_mass = log_hi + torch.log1p(-torch.exp((log_lo - log_hi).clamp(max=-1e-300)))
+        density = lambda v: torch.exp(-0.5 * v**2 - 0.5 * math.log(2 * math.pi) - log_mass)  # noqa: E731
+        return z + rho * (density(a) - density(b))
+
+
+def test_uniform_data_have_eight_bits() -> None:
+    """256 levels, uniform: 8 bits whichever way they are made continuous, with nothing to add to
+    the nats.
+
+    The edges of [-1, 1] are blurred: by quadrature the data cost log2 ∫ U log2(1/U*N) more.
+    """
+    levels = (
+        torch.arange(256)
+        .repeat(2)
+        .view(2, 256)[:, torch.randperm(256, generator=torch.Generator().manual_seed(1))]
+    )
+    x = (levels / 127.5 - 1).double()
+    schedule, rho = Schedule.vp(1000), 0.01
+    settings: dict[str, Any] = {
+        "seed": 1,
+        "prediction_type": "v",
+        "sigma_min": rho,
+        "rtol": 1e-4,
+        "atol": 1e-4,
+    }
+    got = nll(Uniform(), x, schedule, dequantization="uniform", **settings)
+    bits = bits_per_dim(got.nats, 256)
+    grid = np.linspace(-1, 1, 200_001)
+    blurred = 0.5 * (ndtr((grid + 1) / rho) - ndtr((grid - 1) / rho))
+    want = 7 - np.log2(blurred).mean()
+    assert 8.0 < want < 8.02
+    # u is drawn: the edges' cost varies from draw to draw
+    np.testing.assert_allclose(bits, want, atol=0.006)
+    density = nll(Uniform(), dequantize(x, "uniform", rho=rho, seed=1)[0], schedule, **settings)
+    np.testing.assert_allclose(bits_per_dim(density.nats, 256) + 7, bits, atol=1e-9)
+
+
+@pytest.mark.parametrize("convention", ["uniform", "centred", "gaussian"])
+def test_dequantisation_is_its_formula(convention: str) -> None:
+    x = torch.tensor([[0, 1, 128, 255], [7, 7, 200, 3]]).double() / 127.5 - 1
+    ids = torch.tensor([5, 2**40])
+    z, constant = dequantize(x, convention, rho=0.001, seed=3, sample_ids=ids, step=4)
+    k = np.array([[0, 1, 128, 255], [7, 7, 200, 3]])
+    if convention == "gaussian":
+        eps = reference.randn((2, 4), seed=3, sample_ids=ids.numpy(), step=4, stream=2).astype(
+            np.float64
+        )
+        np.testing.assert_allclose(z, x.numpy() + 0.001 * eps, rtol=1e-15)
+        log_q = (-0.5 * eps**2 - 0.5 * np.log(2 * np.pi) - np.log(0.001)).sum(1)
+        decoded = reference.discretized_gaussian_nll(
+            x.numpy(), z.numpy(), np.full((2, 4), np.log(0.001))
+        )
+        np.testing.assert_allclose(constant, log_q + decoded, rtol=1e-12)
+        return
+    words = np.stack(
+        [
+            reference.philox4x32(
+                np.array([0, 4, i & 0xFFFFFFFF, (i >> 32) | (2 << 24)]), np.array([3, 0])
+            )
+            for i in (5, 2**40)
+        ]
+    )
+    u = ((words >> 8) | 1) * 2.0**-24
+    if convention == "uniform":
+        np.testing.assert_allclose(z, (k + u) / 128 - 1, rtol=1e-15)
+        assert float(z.min()) > -1 and float(z.max()) < 1
+        np.testing.assert_allclose(constant / (4 * math.log(2)), 7.0, rtol=1e-15)
+    else:
+        np.testing.assert_allclose(z, x.numpy() + (u - 0.5) / 127.5, rtol=1e-15, atol=1e-16)
+        np.testing.assert_allclose(constant / (4 * math.log(2)), math.log2(127.5), rtol=1e-15)
+
+
+def test_the_bounds_of_all_conventions_lie_above_a_known_probability() -> None:
+    """Pixels that are one of two levels with equal odds have 1 bit; what `gaussian` adds is the
+    decoder's doubt alone.
+    """
+    pair = torch.tensor([40, 220]) / 127.5 - 1
+
+    class Pair(Exact):
+        def x0(self, x: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
+            low, high = (float(v) for v in pair)
+            return low + (high - low) * torch.sigmoid(
+                alpha * (high - low) * (x - alpha * (low + high) / 2) / sigma**2
+            )
+
+    x, schedule = pair[torch.arange(64).view(2, 32) % 2].double(), Schedule.vp(1000)
+    for rho, most in ((0.001, 1.01), (0.006, 3.0)):
+        got = nll(
+            Pair(),
+            x,
+            schedule,
+            dequantization="gaussian",
+            seed=0,
+            prediction_type="v",
+            sigma_min=rho,
+            rtol=1e-6,
+            atol=1e-6,
+        )
+        z, _ = dequantize(x, "gaussian", rho=rho, seed=0)
+        doubt = reference.discretized_gaussian_nll(
+            x.numpy(), z.numpy(), np.full((2, 32), np.log(rho))
+        )
+        np.testing.assert_allclose(got.nats - doubt, 32 * math.log(2), atol=32 * 3e-5)
+        bits = bits_per_dim(got.nats, 32)
+        assert bool((bits > 1.0).all()) and float(bits.max()) < most
+
+
+def test_images_on_their_levels_are_refused() -> None:
+    """Without dequantisation a density on a lattice has no bound: negative bits per dimension."""
+    x = (torch.arange(64).view(2, 32) * 3 / 127.5 - 1).float()
+    assert (
+        on_levels(x)
+        and not on_levels(x + 0.001)
+        and not on_levels(x[:, :4])
+        and not on_levels(x * 1.2)
+    )
+    assert not on_levels(torch.zeros(2, 32)) and not on_levels(x[:0])
+    model, schedule = Gaussian([0.0] * 32, np.eye(32) * 0.3), SCHEDULES["vp"]
+    with pytest.raises(
+        ValueError,
+        match="nll: expected continuous x, got images on 256 levels.* Pass dequantization=",
+    ):
+        nll(model, x, schedule, prediction_type="v")
+    with pytest.raises(
+        ValueError,
+        match="expected x on 256 levels of .* with dequantization 'uniform', got other values",
+    ):
+        nll(model, x + 0.001, schedule, prediction_type="v", dequantization="uniform")
+    with pytest.raises(ValueError, match=r"expected dequantization in .* or None, got 'logit'"):
+        nll(model, x, schedule, prediction_type="v", dequantization="logit")
+
+
+def test_wrong_arguments_are_told() -> None:
+    data, schedule = Gaussian(MEAN, COVARIANCE), SCHEDULES["vp"]
+    for arguments, error, message in [
+        ({"divergence": "trace"}, ValueError, "expected divergence in .* got 'trace'"),
+        ({"probes": 0}, ValueError, "expected at least one probe, got 0"),
+        ({"x": X.half()}, TypeError, "expected x .* of float32 or float64, got torch.float16"),
+        ({"x": X[0]}, TypeError, r"got torch.float64 of shape \[3\]"),
+        ({"schedule": "vp"}, TypeError, "expected a fastdiff.Schedule, got str"),
+        ({"sigma_min": -1.0}, ValueError, "expected sigma_min > 0"),
+        ({"x": X * math.nan}, ValueError, "expected a finite start"),
+    ]:
+        with pytest.raises(error, match=message):
+            nll(
+                **{"model": data, "x": X, "schedule": schedule, "prediction_type": "v", **arguments}
+            )  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError,
+        match="expected a network that can be differentiated in x, got an output without",
+    ):
+        nll(torch.no_grad()(lambda x, t: x * 0.5), X, schedule, prediction_type="v")
+
+
+def test_a_sharded_model_is_refused() -> None:
+    class FullyShardedDataParallel(torch.nn.Module):  # the name of torch's
+        pass
+
+    with pytest.raises(
+        ValueError, match="nll: expected a model whose weights are all here, got a sharded one"
+    ):
+        nll(FullyShardedDataParallel(), X, SCHEDULES["vp"])
+
+
+RANK = """
+import os, sys, datetime, torch, torch.distributed as dist
+sys.path[:0] = PATHS
+from fastdiff import Schedule
+from fastdiff.theory.likelihood import nll
+from fastdiff.models import MLP
+
+dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+rank = dist.get_rank()
+torch.manual_seed(0)
+inner = MLP(3, width=16, depth=1, emb=8, time_scale=1000.0)
+torch.nn.init.normal_(inner.linear_out.weight)
+inner.register_buffer("seen", torch.zeros(1))  # buffers make DDP's forward a collective
+model = torch.nn.parallel.DistributedDataParallel(inner)
+x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 7)[:, None]
+ids = torch.tensor([[0, 1, 2, 3], [4, 5]][rank])
+calls = []
+inner.register_forward_hook(lambda *_: calls.append(1))
+got = nll(model, x[ids], Schedule.vp(1000), sample_ids=ids, prediction_type="v", seed=3, probes=2, network_batch=4)
+everyone = [None, None]
+dist.all_gather_object(everyone, (ids, got, len(calls)))
+if rank == 0:
+    torch.save(everyone, sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.cpu_only
+def test_ranks_with_different_numbers_of_steps_do_not_wait(tmp_path: Path) -> None:
+    """Two processes under DDP whose samples need different numbers of calls: both end, with one
+    process's bits.
+    """
+    root = Path(__file__).resolve().parents[3]
+    script = tmp_path / "rank.py"
+    script.write_text(RANK.replace("PATHS", repr([str(root), str(root / "kernels")])))
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(20_000 + os.getpid() % 20_000),
+    }
+    environment |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(tmp_path / "out.pt")],
+            env=environment | {"RANK": str(r)},
+        )
+        for r in range(2)
+    ]
+    try:
+        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+    (ids0, got0, calls0), (ids1, got1, calls1) = torch.load(tmp_path / "out.pt", weights_only=False)
+    assert calls0 != calls1, "the ranks had different work"
+    torch.manual_seed(0)
+    model = MLP(3, width=16, depth=1, emb=8, time_scale=1000.0)
+    torch.nn.init.normal_(model.linear_out.weight)
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 7)[:, None]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = nll(
+            model, x, Schedule.vp(1000), prediction_type="v", seed=3, probes=2, network_batch=4
+        )
+    finally:
+        torch.set_num_threads(threads)
+    for ids, got in ((ids0, got0), (ids1, got1)):
+        for ours, theirs in zip(got, alone, strict=True):
+            assert torch.equal(ours, theirs[ids])
