@@ -90,9 +90,10 @@ def _reverse_step(solver: str, batch: int) -> Callable[[], Any]:
     table = torch.tensor(plan.table)
     row = torch.full((batch,), STEPS // 2)
     result = torch.empty_like(x)
+    step: Any = fastdiff.reverse_step
 
     def call() -> Any:
-        fastdiff.reverse_step(x, output, table, row, seed=1, used=plan.used, out=result)
+        step(x, output, table, row, seed=1, used=plan.used, out=result)
         return result
 
     return call
@@ -289,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 1 if the results of a row differ between the checkouts."""
     parser = argparse.ArgumentParser(
         description="Compare the speed of two checkouts of fastdiff, interleaved in one run.",
-        epilog="Exit status: 0 done, 1 the results of a row differ or a worker failed, 2 wrong arguments.",
+        epilog="Exit status: 0 done, 1 other results in a row or a failed worker, 2 wrong arguments.",
     )
     parser.add_argument("old", type=Path, help="a checkout, with fastdiff/lib built")
     parser.add_argument("new", type=Path, help="the checkout to compare with it")
