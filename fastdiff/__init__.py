@@ -1,6 +1,7 @@
 """fastdiff: a diffusion sampling engine over hand-written kernels.
 
-Public names load on first use; importing this package touches no GPU, no network and no thread.
+Public names load on first use. Importing this package touches no GPU, opens no connection and
+starts no thread.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from . import moved
 from .versions import __version__
+
+moved.install()
 
 _WHERE = {
     "Plan": "solvers",
@@ -32,8 +36,8 @@ _WHERE = {
     "use": "backend",
     "vlb_terms": "ops",
 }
-# diffusers' schedulers under their own names: pipelines store this package's name and find the
-# class in it again
+# Drop-ins have the names of diffusers' schedulers. A saved pipeline stores the name of this package
+# and looks the class up in it.
 _DIFFUSERS = (
     "CMStochasticIterativeScheduler",
     "CosineDPMSolverMultistepScheduler",
@@ -69,9 +73,8 @@ _DIFFUSERS = (
     "from_scheduler",
     "swap",
 )
-_THEIRS = (
-    "SchedulerMixin",
-)  # loading a pipeline, diffusers looks for the bases of its components in their package
+# when it loads a pipeline, diffusers looks up the base class of a component in the same package
+_BASES = ("SchedulerMixin",)
 
 __all__ = [
     "Plan",
@@ -100,7 +103,7 @@ if TYPE_CHECKING:
     from .acceleration import accelerate
     from .backend.choice import backends, use
     from .images import to_uint8
-    from .ops import (  # type: ignore[no-redef]  # the files of ops have their op's name
+    from .ops import (  # type: ignore[no-redef]  # a file of ops has the name of its op
         discretized_gaussian_nll,
         gaussian_kl,
         group_norm_silu,
@@ -124,9 +127,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in (*_DIFFUSERS, *_THEIRS):
+    if name in (*_DIFFUSERS, *_BASES):
         try:
-            twins = importlib.import_module(".integrations.diffusers", __name__)
+            drop_ins = importlib.import_module(".integrations.diffusers", __name__)
         except ModuleNotFoundError as error:
             if (error.name or "").split(".")[0] != "diffusers":
                 raise
@@ -134,14 +137,14 @@ def __getattr__(name: str) -> Any:
                 f"fastdiff.{name}: expected diffusers (0.42) to be installed, got none. Install"
                 " diffusers."
             ) from None
-        value = getattr(twins, name)
+        value = getattr(drop_ins, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    # help() and its like look at every name: what can't be had here is not shown
+    # help() and inspect look at every listed name, so names that cannot load here are left out
     return sorted(
         {*globals(), *_WHERE, *(_DIFFUSERS if importlib.util.find_spec("diffusers") else ())}
     )

@@ -1,5 +1,7 @@
-"""The shape of the code: imports point one way, every op exists in every layer, importing is
-light.
+"""The shape of the code: imports point one way, no two files import each other, every op exists in
+every layer, importing is light.
+
+docs/architecture.md shows the same arrows as a drawing.
 """
 
 from __future__ import annotations
@@ -7,140 +9,195 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from imports import KERNELS, PACKAGE, ROOT, Tree, cycles, imports_by_string
 
 from fastdiff.ops import __all__ as OPS
 
-ROOT = Path(__file__).resolve().parents[2]
+TREE = Tree()
 
-# package or module of fastdiff -> what of fastdiff it may import (DESIGN section 2); "kernels" is
-# fastdiff_kernels
-LEAVES = {"contract", "schedule", "prediction", "rng", "table"}
-ENGINE = LEAVES | {"eager", "native", "backend", "ops"}
-SAMPLING = ENGINE | {"solvers", "guidance", "images", "cpu"}
-MODELS = {"models", "checkpoint", "pretrained", "data"}
+# A unit is a folder or file directly in fastdiff/; a longer name cuts a part of one out. Each maps
+# to the units that it may import besides itself.
+LEAVES = {"images", "prediction", "rng", "schedule", "table", "versions"}
+STEPS = LEAVES | {"backend", "ops"}
+SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
-    "reference": set(),
-    "schedule": set(),
-    "prediction": set(),
-    "contract": set(),
-    "rng": set(),
-    "table": set(),
-    "cpu": set(),
-    "timing": set(),
     "images": set(),
+    "prediction": set(),
+    "rng": set(),
+    "schedule": set(),
+    "table": set(),
+    "versions": set(),
+    "reference": set(),
     "models": set(),
-    "checkpoint": set(),
     "data": {"rng"},
-    "registry": set(),
-    "abi": set(),
-    "native": {"table", "abi"},
-    "eager": {"rng", "table"},
-    "cuda": {"native", "abi"},
-    "backend": {"native", "cuda", "eager", "kernels"},
-    "ops": LEAVES | {"eager", "backend"},
-    "acceleration": ENGINE | {"models"},
+    "backend": LEAVES | {KERNELS},
+    "ops": LEAVES | {"backend"},
+    "acceleration": STEPS | {"models"},
     "solvers": LEAVES,
-    "guidance": LEAVES | {"ops", "solvers"},
-    "loop": SAMPLING,
-    "likelihood": SAMPLING | {"sampler", "adaptive", "score"},
-    "score": SAMPLING | {"sampler", "adaptive", "models", "registry"},
-    "adaptive": SAMPLING,
-    "information": ENGINE,
-    "variational": SAMPLING | {"information", "likelihood", "models", "registry"},
-    "pretrained": LEAVES | {"models", "checkpoint", "registry"},
-    "sampler": SAMPLING | {"loop", "pretrained"},
-    "integrations": SAMPLING | {"sampler", "adaptive"},
-    "systems": ENGINE | {"models", "likelihood", "registry", "score"},
-    "training": MODELS | {"registry"},
-    "evaluation": ENGINE | {"likelihood", "score"},
-    "jobs": SAMPLING | {"sampler", "checkpoint", "pretrained", "integrations", "__init__"},
-    "cli": (
-        SAMPLING
-        | MODELS
-        | {
-            "sampler",
-            "training",
-            "registry",
-            "systems",
-            "evaluation",
-            "likelihood",
-            "jobs",
-            "cli",
-            "timing",
-            "__init__",
-        }
-    ),
-    "__main__": {"cli"},
-    "__init__": {
-        "acceleration",
-        "loop",
-        "integrations",
-        "backend",
-        "ops",
-        "sampler",
-        "schedule",
-        "solvers",
-        "training",
-        "images",
-    },
+    "sampling": STEPS | {"solvers"},
+    "theory": SAMPLING | {"models"},
+    "integrations": SAMPLING,
+    "pretrained": LEAVES | {"models", "theory"},
+    "sampler": SAMPLING | {"integrations", "pretrained"},
+    "integrations.edm": SAMPLING | {"integrations", "sampler"},
+    "training": LEAVES | {"data", "models", "pretrained", "theory"},
+    "jobs": SAMPLING | {"acceleration", "integrations", "models", "pretrained", "sampler"},
+}
+ALLOWED["cli"] = set(ALLOWED) - {"reference"}
+ALLOWED["__main__"] = {"cli"}
+ALLOWED["moved"] = {"backend", "pretrained", "sampling", "theory"}
+# the package itself, which nothing imports
+ALLOWED["__init__"] = set(ALLOWED) - {"cli", "reference", "__main__"}
+
+# files that may import by string, and why; strings elsewhere cannot import
+BY_STRING = {
+    "fastdiff": "public names load on first use",
+    "fastdiff.backend.choice": "a backend loads when it is first asked for",
+    "fastdiff.cli": "a command loads when it is called",
+    "fastdiff.integrations.diffusers.twins": "finds a drop-in by the name of diffusers' class",
+    "fastdiff.jobs": "public names load on first use",
+    "fastdiff.jobs.models.factory": "imports the user's module",
+    "fastdiff.jobs.models.pipeline": "asks whether the package accelerate is installed",
+    "fastdiff.moved": "old paths load the modules that moved",
+    "fastdiff.pretrained": "public names load on first use",
+    "fastdiff.sampler": "diffusers is imported only where a pipeline is passed",
+    "fastdiff.theory.registry": "a system loads when a file names it",
+    "fastdiff.theory.systems": "public names load on first use",
+    "fastdiff.theory.variational": "public names load on first use",
 }
 
 
-def _unit(path: Path) -> str:
-    return path.relative_to(ROOT / "fastdiff").parts[0].removesuffix(".py")
+def unit(module: str) -> str:
+    """Returns the unit of a module: the longest entry of ALLOWED that it lies in."""
+    if module in (PACKAGE, KERNELS):
+        return "__init__" if module == PACKAGE else KERNELS
+    parts = module.split(".")[1:]
+    for count in range(len(parts), 1, -1):
+        if ".".join(parts[:count]) in ALLOWED:
+            return ".".join(parts[:count])
+    return parts[0]
 
 
-def _imports(path: Path) -> set[str]:
-    """Names of fastdiff units (or "kernels") that a file imports, at any depth of its code."""
-    package = ("fastdiff", *path.relative_to(ROOT / "fastdiff").parts[:-1])
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
-            module = ".".join(p for p in (base, node.module or "") if p)
-            names = [f"{module}.{alias.name}" for alias in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "fastdiff_kernels":
-                found.add("kernels")
-            if parts[0] == "fastdiff":
-                unit = parts[1] if len(parts) > 1 else "__init__"
-                exists = (ROOT / "fastdiff" / unit).is_dir() or (
-                    ROOT / "fastdiff" / f"{unit}.py"
-                ).exists()
-                found.add(unit if exists else "__init__")
-    return found
+def wrong(module: str, source: str | None = None) -> dict[str, int]:
+    """Returns the imports of a module that its unit may not make, with their lines."""
+    here = unit(module)
+    return {
+        target: line
+        for target, line in TREE.imports(module, source).items()
+        if unit(target) != here and unit(target) not in ALLOWED[here]
+    }
 
 
-SOURCES = sorted((ROOT / "fastdiff").rglob("*.py"))
+def graph() -> dict[str, set[str]]:
+    """Returns the imports between the files of the package.
 
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_arrows(path: Path) -> None:
-    unit = _unit(path)
-    assert unit in ALLOWED, f"{unit} has no place in the layers: give it one here and in the design"
-    wrong = _imports(path) - ALLOWED[unit] - {unit}
-    assert not wrong, f"{path.relative_to(ROOT)} may not import {sorted(wrong)}"
-
-
-def test_the_arrows_are_seen() -> None:
-    """The parser finds relative, absolute and nested imports; otherwise the test above could not
-    fail.
+    The lazy table of a package's `__init__` counts like any import: the `__init__` imports the
+    modules in its table, so they may not import from it. A module imports what it needs from the
+    file that defines it.
     """
-    assert {"eager", "backend"} <= _imports(ROOT / "fastdiff" / "ops" / "reverse_step.py")
-    assert "pretrained" in _imports(ROOT / "fastdiff" / "sampler.py"), (
-        "imports inside functions count"
-    )
-    used = {unit: set() for unit in ALLOWED}  # type: dict[str, set[str]]
-    for path in SOURCES:
-        used[_unit(path)] |= _imports(path)
-    assert used["cli"] >= {"sampler", "pretrained"}
+    return {module: set(TREE.imports(module)) - {KERNELS} for module in TREE.modules}
+
+
+@pytest.mark.parametrize("module", TREE.modules)
+def test_arrows(module: str) -> None:
+    here = unit(module)
+    assert here in ALLOWED, f"{here} has no layer: add it here and to docs/architecture.md"
+    found = [f"{target} (line {line})" for target, line in wrong(module).items()]
+    assert not found, f"{module} may not import {', '.join(found)}"
+
+
+def test_every_unit_exists() -> None:
+    units = {unit(module) for module in TREE.modules}
+    assert set(ALLOWED) == units
+    assert {name for names in ALLOWED.values() for name in names} <= units | {KERNELS}
+
+
+def test_no_files_import_each_other() -> None:
+    edges, found = graph(), []
+    for component in cycles(edges):
+        inner = [f"{a} → {b}" for a in component for b in sorted(edges[a] & set(component))]
+        found.append("\n".join(inner))
+    assert not found, "these imports form cycles:\n" + "\n\n".join(found)
+
+
+def test_the_arrows_form_no_cycle() -> None:
+    assert cycles({name: allowed - {KERNELS} for name, allowed in ALLOWED.items()}) == []
+
+
+def test_files_that_import_by_string_are_known() -> None:
+    found = {
+        module
+        for module, path in TREE.modules.items()
+        if imports_by_string(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found <= set(BY_STRING)
+
+
+# A file of fastdiff.solvers may not import fastdiff.jobs; each text does so in its own way.
+FORBIDDEN = {
+    "absolute": "import fastdiff.jobs.units",
+    "from the package": "from fastdiff import jobs",
+    "of a name": "from fastdiff.jobs import verify",
+    "relative": "from ..jobs import units",
+    "relative to the package": "from .. import jobs",
+    "in a function": "def f():\n    from ..jobs.units import Unit",
+    "for types": "if TYPE_CHECKING:\n    from ..jobs.units import Unit",
+    "string": "module = load('fastdiff.jobs.units')",
+    "string with an attribute": "TABLE = {'unit': 'fastdiff.jobs.units:Unit'}",
+    "in a default": "def f(name='fastdiff.jobs.units'): ...",
+}
+
+
+@pytest.mark.parametrize("source", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_a_forbidden_import_is_found(source: str) -> None:
+    assert {unit(name) for name in wrong("fastdiff.solvers.ddim", source)} == {"jobs"}
+
+
+RELATIVE = {
+    "lazy table": "_WHERE = {'Plan': 'solvers.plan'}\nimport_module(f'.{_WHERE[name]}', __name__)",
+    "tuple": "for name in ('rng', 'solvers.plan'): import_module(f'.{name}', __name__)",
+    "dotted": "importlib.import_module('.solvers.plan', __package__)",
+    "search": "importlib.util.find_spec('.solvers.plan', __package__)",
+}
+
+
+@pytest.mark.parametrize("source", RELATIVE.values(), ids=RELATIVE)
+def test_a_relative_string_is_found(source: str) -> None:
+    assert "fastdiff.solvers.plan" in TREE.imports("fastdiff", source)
+
+
+def test_a_package_imported_by_its_own_name_is_found() -> None:
+    source = "import_module(__package__)"
+    assert set(TREE.imports("fastdiff.solvers.ddim", source)) == {"fastdiff.solvers"}
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""Docstring: see the module."""',
+        "'fastdiff.jobs'",  # a statement, so a docstring
+        "where = 'fastdiff.solvers.ddim'",
+        "where = 'fastdiff.solvers.grid'",
+        "message = 'fastdiff.jobs: expected a unit'",
+        "names = ['plan', 'trace']",
+        "import numpy.fastdiff",
+    ],
+)
+def test_other_strings_are_no_imports(source: str) -> None:
+    assert TREE.imports("fastdiff.solvers.ddim", source) == {}
+
+
+def test_kernels_are_found() -> None:
+    for source in ("import fastdiff_kernels.randn", "load('fastdiff_kernels.launch')"):
+        assert set(TREE.imports("fastdiff.ops.randn", source)) == {KERNELS}
+
+
+def test_a_cycle_is_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert cycles(edges) == [["b", "c"], ["d", "e"]]
+    assert cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_kernels_and_the_oracle_stand_alone() -> None:

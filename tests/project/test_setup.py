@@ -38,7 +38,9 @@ if hidden != [""]:
     sys.meta_path.insert(0, Hide)
     import importlib.util
     plain = importlib.util.find_spec
-    importlib.util.find_spec = lambda name, package=None: None if name in hidden else plain(name, package)
+    def find(name, package=None):
+        return None if name in hidden else plain(name, package)
+    importlib.util.find_spec = find
 """
 
 
