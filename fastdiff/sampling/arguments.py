@@ -116,7 +116,7 @@ def state(
         shape, device = x_T.shape, x_T.device
         dtype = dtype or compute_dtype(x_T)
     else:
-        device = network.place(torch.float32)[0]
+        device = network.device
     if (
         shape is None
         or len(tuple(shape)) < 1

@@ -55,9 +55,9 @@ def strength(value: Any, batch: int | None = None) -> Strength:
     return Strength(_finite(value))
 
 
-def _finite(value: Any) -> float:
+def _finite(value: Any, where: str = "fastdiff.Sampler") -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"fastdiff.Sampler: expected a finite guidance_scale, got {value!r}.")
+        raise ValueError(f"{where}: expected a finite guidance_scale, got {value!r}.")
     return float(value)
 
 
@@ -170,9 +170,25 @@ def gradient(classifier: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tenso
     return result.detach()
 
 
+def single_strength(value: Any, where: str) -> float | Tensor:
+    """A guidance strength that does not vary over rows: a finite number, or a tensor [] or [B].
+
+    Raises ValueError for anything else.
+    """
+    if isinstance(value, Tensor):
+        if value.ndim > 1 or not value.is_floating_point():
+            raise ValueError(f"{where}: expected guidance_scale as a number or a tensor [B].")
+        return value
+    if isinstance(value, Sequence):
+        raise ValueError(
+            f"{where}: expected guidance_scale as a number or a tensor [B], got {value!r}."
+        )
+    return _finite(value, where)
+
+
 class Conditions(NamedTuple):
-    """The keyword arguments of the network: tensors [n, …] per sample for both halves, and what all
-    samples share.
+    """The keyword arguments of the network: tensors [n, …] per sample for both halves, and the
+    arguments that all samples share.
     """
 
     cond: dict[str, Tensor]
@@ -180,7 +196,7 @@ class Conditions(NamedTuple):
     shared: dict[str, Any]
 
     def part(self, rows: slice) -> Conditions:
-        """Those of some of the samples."""
+        """The arguments of some of the samples."""
         cond, uncond = ({k: v[rows] for k, v in half.items()} for half in (self.cond, self.uncond))
         return Conditions(cond, uncond, self.shared)
 
@@ -192,6 +208,7 @@ def conditions(
     device: torch.device,
     *,
     both: bool,
+    where: str = "fastdiff.Sampler",
 ) -> Conditions:
     """Both halves checked and on the device; without `both`, the unconditional half repeats the
     conditional one.
@@ -199,18 +216,10 @@ def conditions(
     Raises ValueError for a missing uncond, rows that do not match the samples, or halves that do
     not fit together.
     """
-    if both and uncond is None:
-        raise ValueError(
-            "fastdiff.Sampler: expected uncond with a guidance_scale other than 1. Pass the keyword"
-            " arguments of the unconditional call."
-        )
-    first = _checked("cond", cond, n)
-    second = _checked("uncond", uncond, n) if both else first
-    if first.keys() != second.keys():
-        raise ValueError(
-            f"fastdiff.Sampler: expected the same keys in cond and uncond, got {sorted(first)} and"
-            f" {sorted(second)}."
-        )
+    first = _checked("cond", cond, n, where)
+    second = _checked("uncond", uncond, n, where) if both else first
+    if both:
+        check_halves(cond, uncond, where=where)
     result = Conditions({}, {}, {})
     for key, c in first.items():
         u = second[key]
@@ -220,10 +229,26 @@ def conditions(
             result.shared[key] = c.to(device) if isinstance(c, Tensor) else c
         else:
             raise ValueError(
-                f"fastdiff.Sampler: expected one value of {key!r} for both halves, or tensors"
+                f"{where}: expected one value of {key!r} for both halves, or tensors"
                 f" indexed by sample, got {c!r} and {u!r}."
             )
     return result
+
+
+def check_halves(
+    cond: Mapping[str, Any] | None, uncond: Mapping[str, Any] | None, *, where: str
+) -> None:
+    """Raises ValueError where guidance lacks uncond, or its keys differ from those of cond."""
+    if uncond is None:
+        raise ValueError(
+            f"{where}: expected uncond with a guidance_scale other than 1. Pass the keyword"
+            " arguments of the unconditional call."
+        )
+    if (cond or {}).keys() != uncond.keys():
+        raise ValueError(
+            f"{where}: expected the same keys in cond and uncond, got {sorted(cond or {})} and"
+            f" {sorted(uncond)}."
+        )
 
 
 def same(a: Any, b: Any) -> bool:
@@ -239,16 +264,15 @@ def _per_sample(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0
 
 
-def _checked(name: str, given: Mapping[str, Any] | None, n: int) -> dict[str, Any]:
+def _checked(name: str, given: Mapping[str, Any] | None, n: int, where: str) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise TypeError(
-            f"fastdiff.Sampler: expected {name} as a dict of keyword arguments, got"
-            f" {type(given).__name__}."
+            f"{where}: expected {name} as a dict of keyword arguments, got {type(given).__name__}."
         )
     for key, value in (given or {}).items():
         if _per_sample(value) and value.shape[0] != n:
             raise ValueError(
-                f"fastdiff.Sampler: expected {name}[{key!r}] with {n} rows, one per sample, got"
+                f"{where}: expected {name}[{key!r}] with {n} rows, one per sample, got"
                 f" {value.shape[0]}."
             )
     return dict(given or {})

@@ -1,28 +1,109 @@
-"""How the network is called: its dtype and memory format, compiled or not, and its time and label
-code apart.
+"""The one place that calls a user's network.
 
-A network that offers `condition(t, **cond)` and `decode(x, condition)` with forward(x, t, **cond) =
-decode(x, condition(t, **cond)), as fastdiff's U-Net does, has its conditions computed for all steps
-before the loop.
+A user's network is any callable model(x, t, **cond). It may be a module of another floating dtype
+than the state, return a tensor, an object with `.sample` or a tuple, return twice the channels
+(learned variance), and define its own time, `network_time(point)`. Every door (public entry point
+that takes a network) accepts all of these, because every door calls the network through this
+module:
+
+    prediction_of  unpacks an output and checks its type and shape
+    Network        a model with the dtype and memory format of its input; one checked call
+    ModelCall      times, classifier-free guidance and call sizes for a door: what most doors use
+
+A door builds one ModelCall per run and calls it at times of its choice:
+
+    call = ModelCall(model, schedule, prediction_type, cond=cond, uncond=uncond,
+                     guidance_scale=gamma, where="fastdiff.theory.score.probability_flow")
+    out = call(x, t)           # t: int64 timesteps [B] of the schedule, a point, points or numbers
+    x0 = call.x0(x, lambdas)   # the prediction of x0 for x = x_t/alpha at lambda [B]
+
+`learned=True` keeps the variance half of the output, which is split off otherwise. Errors begin
+with the door's name, `where`. Whether gradients are recorded is the caller's choice; nothing here
+changes the grad mode, reads the device or modifies the model.
+
+The sampling loop works on static buffers (fastdiff.sampling.network_inputs) and therefore calls
+`Network` directly.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
+
+from ..prediction import Parametrization, normalize
+from ..schedule import Time
+from .guidance import Conditions, check_halves, conditions, single_strength
 
 Model = Callable[..., Any]
 
 
-class Network:
-    """A model ready to be called in a loop. It is immutable: threads share it.
+def tensor_of(out: Any, *, where: str) -> Tensor:
+    """The tensor in a network's output: the output itself, its `.sample` or its first element.
 
-    A dtype or memory format that the model does not have is given to a copy of it, never to the
-    model.
+    Raises TypeError for an output without a floating tensor.
+    """
+    found = out
+    if not isinstance(found, Tensor):
+        found = getattr(found, "sample", found)
+        if isinstance(found, (tuple, list)) and found:
+            found = found[0]
+    if not isinstance(found, Tensor) or not found.is_floating_point():
+        got = str(found.dtype) if isinstance(found, Tensor) else type(out).__name__
+        raise TypeError(
+            f"{where}: expected the model to return a floating tensor, an object with .sample or a"
+            f" tuple that begins with one, got {got}."
+        )
+    return found
+
+
+def prediction_of(out: Any, x: Tensor, *, where: str, learned: bool = False) -> Tensor:
+    """The prediction in a network's output for the input x [B, C, …], of x's shape.
+
+    Args:
+        out: what the network returned; see `tensor_of`.
+        x: the input of the call.
+        where: the name that error messages begin with.
+        learned: whether an output of twice the channels (prediction and learned variance) is
+            returned whole; otherwise its prediction half is returned.
+
+    Raises:
+        TypeError: for an output without a floating tensor.
+        ValueError: for an output of another shape.
+    """
+    found = tensor_of(out, where=where)
+    shape = x.shape
+    if found.shape == shape:
+        return found
+    if len(shape) < 2 or found.shape != (shape[0], 2 * shape[1], *shape[2:]):
+        raise ValueError(
+            f"{where}: expected a model output of shape {list(shape)}, like its input, got"
+            f" {list(found.shape)}. Only learned variance adds to it: twice the channels."
+        )
+    return found if learned else found[:, : shape[1]]
+
+
+class Network:
+    """A model with the dtype and memory format of its input. It is immutable: threads share it.
+
+    A network that offers `condition(t, **cond)` and `decode(x, condition)` with forward(x, t,
+    **cond) = decode(x, condition(t, **cond)), as fastdiff's U-Net does, lets the sampling loop
+    compute its conditions for all steps ahead.
+
+    Args:
+        model: the user's network.
+        dtype: of the network and its input; None for the model's own. A dtype or memory format
+            that the model does not have is given to a copy, never to the model.
+        channels_last: whether 4D inputs and weights have that memory format.
+        compile: torch.compile for the calls; a dict has its arguments.
+        where: the name that error messages begin with.
+
+    Raises TypeError for a model that is not callable.
     """
 
     def __init__(
@@ -32,20 +113,21 @@ class Network:
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
+        where: str = "fastdiff.Sampler",
     ):
         if not callable(model):
             raise TypeError(
-                "fastdiff.Sampler: expected a callable model(x, t, **cond), got"
-                f" {type(model).__name__}."
+                f"{where}: expected a callable model(x, t, **cond), got {type(model).__name__}."
             )
-        self.dtype, self.channels_last = dtype, channels_last
+        self.channels_last, self.where = channels_last, where
         if isinstance(model, nn.Module) and (
-            channels_last or dtype not in (None, parameter(model, "dtype", None))
+            channels_last or dtype not in (None, own_dtype(model, None))
         ):
             model = copy.deepcopy(model).to(dtype=dtype)
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
+        self.dtype = dtype or own_dtype(model, None)
         self.offers_conditions = _offers_conditions(model)
         self._forward, self._decode = model, getattr(model, "decode", None)
         if compile:
@@ -55,44 +137,303 @@ class Network:
                 torch.compile(self._decode, **options) if self.offers_conditions else None
             )
 
-    def place(self, default: torch.dtype) -> tuple[torch.device, torch.dtype]:
-        """Where the network is, and the dtype of its input."""
-        device = parameter(self.model, "device", torch.device("cpu"))
-        return device, self.dtype or parameter(self.model, "dtype", default)
+    @property
+    def device(self) -> torch.device:
+        """The device of the model's first floating parameter, the CPU where it has none."""
+        first = _first_parameter(self.model)
+        return torch.device("cpu") if first is None else first.device
 
-    def forward(self, x: Tensor, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """model(x, t, **arguments), unpacked from an object with `.sample`."""
+    def input_dtype(self, default: torch.dtype) -> torch.dtype:
+        """The dtype of the network's input; `default` where the network has no dtype."""
+        return self.dtype or default
+
+    def input(self, x: Tensor) -> Tensor:
+        """x [B, …] in the network's dtype and memory format."""
+        x = x if self.dtype is None else x.to(self.dtype)
+        if self.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def forward(
+        self, x: Tensor, t: Tensor, arguments: Mapping[str, Any], *, learned: bool = True
+    ) -> Tensor:
+        """The checked output of model(x, t, **arguments); see `prediction_of`."""
         out = self._forward(x, t, **arguments)
-        out = getattr(out, "sample", out)
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                "fastdiff.Sampler: expected the model to return a tensor or an object with"
-                f" .sample, got {type(out).__name__}."
-            )
-        return out
+        return prediction_of(out, x, where=self.where, learned=learned)
 
     def condition(self, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """The part of forward that knows of time and conditions alone."""
+        """The part of the model that depends on time and conditions alone."""
         return self.model.condition(t, **arguments)  # type: ignore[attr-defined]
 
     def decode(self, x: Tensor, condition: Tensor) -> Tensor:
-        """The rest of it."""
+        """The checked output of the model for x and its condition."""
         assert self._decode is not None
-        return self._decode(x, condition)
+        return prediction_of(self._decode(x, condition), x, where=self.where, learned=True)
 
 
-def parameter(model: Model, attribute: str, default: Any) -> Any:
-    """The device or dtype of the model's first floating parameter."""
+class ModelCall:
+    """A user's network as a door calls it: its dtype, its times, guidance, and one checked output.
+
+    Args:
+        model: callable (x, t, **cond), or a `Network`.
+        schedule: gives times and points; None for a door that passes times as tensors only.
+        prediction_type: what the network predicts, a name or a `Parametrization`.
+        cond, uncond: keyword arguments of the network for classifier-free guidance u + gamma (c -
+            u); tensors in them are indexed by sample.
+        guidance_scale: gamma, a number or a tensor [] or [B]. The numbers 1 and 0 call one half.
+        clip_range: bound of x0 in `x0`; None for no clip.
+        where: the name that error messages begin with.
+        fractional_times: whether the network of a discrete schedule gets float32 times between its
+            timesteps instead of the nearest int64 timestep.
+        network_batch: the number of rows of every network call; more rows make several calls and
+            fewer are filled up. None for one call of all rows.
+        learned: whether `__call__` returns an output of twice the channels whole.
+
+    Attributes:
+        network: the `Network`. own_time: whether the model defines `network_time`.
+        parametrization, schedule, where: as passed.
+
+    Raises:
+        TypeError: for a model that is not callable.
+        ValueError: for arguments outside these, and where uncond is missing.
+    """
+
+    def __init__(
+        self,
+        model: Model | Network,
+        schedule: Any = None,
+        prediction_type: str | Parametrization = "epsilon",
+        *,
+        cond: Mapping[str, Any] | None = None,
+        uncond: Mapping[str, Any] | None = None,
+        guidance_scale: float | Tensor = 1.0,
+        clip_range: float | None = None,
+        where: str,
+        fractional_times: bool = False,
+        network_batch: int | None = None,
+        learned: bool = False,
+    ):
+        if network_batch is not None and (
+            isinstance(network_batch, bool)
+            or not isinstance(network_batch, int)
+            or network_batch < 1
+        ):
+            raise ValueError(
+                f"{where}: expected network_batch >= 1 or None, got {network_batch!r}."
+            )
+        self.network = model if isinstance(model, Network) else Network(model, where=where)
+        self.model, self.schedule, self.where = self.network.model, schedule, where
+        self.clip_range, self.network_batch, self.learned = clip_range, network_batch, learned
+        self.parametrization = (
+            Parametrization(normalize(prediction_type))
+            if isinstance(prediction_type, str)
+            else prediction_type
+        )
+        own = getattr(self.model, "network_time", None)
+        self.own_time = own is not None
+        self._time: Callable[[Time], float] | None = own or (
+            None if schedule is None else schedule.network_time
+        )
+        # Retimed schedules and k-diffusion's levels have no whole timesteps.
+        self.whole_times = (
+            not self.own_time and not fractional_times and getattr(schedule, "whole_times", False)
+        )
+        self._timesteps: Tensor | None = None
+        self.gamma = single_strength(guidance_scale, where)
+        self.both = isinstance(self.gamma, Tensor) or self.gamma not in (0, 1)
+        self._cond, self._uncond = cond, uncond
+        self._conditions: Conditions | None = None
+        self._rows = -1
+        if self.both:
+            check_halves(cond, uncond, where=where)
+        elif self.gamma == 0:
+            check_halves(uncond, uncond, where=where)
+            self._cond = uncond
+
+    # -- times -------------------------------------------------------------------------------------
+
+    def time(self, point: Time) -> float:
+        """The number that the network gets as its time at a point of the schedule."""
+        assert self._time is not None
+        return self._time(point)
+
+    def times(self, t: Any, device: torch.device | str = "cpu") -> Tensor:
+        """Network times as a tensor, int64 timesteps or float32.
+
+        Args:
+            t: points of the schedule (`Time`), or numbers: network times as `time` returns them,
+                [n]. A number that is no timestep goes to the nearest one where the network takes
+                timesteps.
+        """
+        if self._time is not None:
+            t = [self._time(v) if isinstance(v, Time) else v for v in t]
+        values = torch.as_tensor(np.asarray(t, np.float64))
+        values = values.round().to(torch.int64) if self.whole_times else values.to(torch.float32)
+        return values.to(device)
+
+    def times_of_log_snr(self, log_snr: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The network's times at points of these log-SNRs, [n]: `time` without the points."""
+        many = getattr(self.model, "network_times", None)
+        if many is not None:
+            return np.asarray(many(log_snr), np.float64)
+        if self.own_time:
+            at = self.schedule.at_log_snr
+            return np.array([self.time(at(value)) for value in log_snr.tolist()], np.float64)
+        return np.asarray(self.schedule.network_times(log_snr), np.float64)
+
+    def _network_times(self, t: Any, n: int, device: torch.device) -> Tensor:
+        """The time argument [n] of a call; see `__call__`."""
+        if not isinstance(t, Tensor):
+            return self.times([t] * n if isinstance(t, (Time, int, float)) else t, device)
+        if t.is_floating_point() or self.whole_times or self.schedule is None:
+            return t
+        if self._timesteps is None or self._timesteps.device != t.device:
+            points = [self.schedule.at(i) for i in range(self.schedule.num_train_timesteps)]
+            self._timesteps = self.times(points, t.device)
+        return self._timesteps[t]
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor, t: Any) -> Tensor:
+        """The network's output for its input x [B, …], u + gamma (c - u) with guidance.
+
+        Args:
+            x: [B, …] floating; it is cast to the network's dtype.
+            t: a tensor [B] of int64 timesteps of the schedule or of floating network times, which
+                are passed on as they are; or what `times` takes: one number or `Time` for all
+                samples, or [B] of them.
+
+        Returns:
+            [B, …] in x's dtype if that is float32 or float64, else in the wider of x's and the
+            output's. With `learned`, and a network that returns them, twice the channels, of which
+            the second half is the conditional call's.
+
+        Raises:
+            TypeError: for an output without a floating tensor.
+            ValueError: for an output of another shape, and for tensors in cond and uncond that are
+                not indexed by sample.
+        """
+        n, times = len(x), self._network_times(t, len(x), x.device)
+        given = self._arguments(n, x.device)
+        cond, inputs = given.cond, self.network.input(x)
+        if self.both:
+            cond = {key: torch.cat([value, given.uncond[key]]) for key, value in cond.items()}
+            inputs, times = torch.cat([inputs, inputs]), torch.cat([times, times])
+        out = self._called(inputs, times, cond, given.shared)
+        wide = x.dtype
+        if wide not in (torch.float32, torch.float64):
+            wide = torch.promote_types(x.dtype, out.dtype)
+        out = out.to(wide)
+        return self._guided(out, x) if self.both else out
+
+    def _called(
+        self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor], shared: Mapping[str, Any]
+    ) -> Tensor:
+        """The output for these rows, in calls of `network_batch` rows."""
+        size = self.network_batch
+        if size is None:
+            return self.network.forward(x, t, {**shared, **cond}, learned=self.learned)
+        parts = []
+        for first in range(0, len(x), size):
+            rows = torch.arange(first, min(first + size, len(x)), device=x.device)
+            # filled up with copies of its first row
+            index = torch.cat([rows, rows[:1].expand(size - len(rows))])
+            arguments = {**shared, **{key: value[index] for key, value in cond.items()}}
+            out = self.network.forward(x[index], t[index], arguments, learned=self.learned)
+            parts.append(out[: len(rows)])
+        return torch.cat(parts) if parts else x
+
+    def _guided(self, out: Tensor, x: Tensor) -> Tensor:
+        """u + gamma (c - u); a strength of 1 or 0 gives c or u exactly, as in `reverse_step`."""
+        c, u = out.chunk(2)
+        variance = c[:, x.shape[1] :] if x.ndim > 1 and c.shape[1] != x.shape[1] else None
+        if variance is not None:
+            c, u = c[:, : x.shape[1]], u[:, : x.shape[1]]
+        gamma = torch.as_tensor(self.gamma, dtype=c.dtype, device=c.device)
+        gamma = gamma.view(-1, *(1,) * (x.ndim - 1))
+        guided = u + gamma * (c - u)
+        if isinstance(self.gamma, Tensor):
+            guided = torch.where(gamma == 1, c, torch.where(gamma == 0, u, guided))
+        return guided if variance is None else torch.cat([guided, variance], 1)
+
+    def x0(self, x: Tensor, half_log_snr: ArrayLike) -> Tensor:
+        """The prediction of x0 in x's dtype, for x = x_t/alpha at lambda = ln(alpha/sigma) [B]."""
+        lambdas = np.asarray(half_log_snr, np.float64).tolist()
+        # samples at the same lambda share its numbers
+        found = {v: self.schedule.at_log_snr(2.0 * v) for v in set(lambdas)}
+        numbers = {
+            v: (p.alpha, self.parametrization.at(p.alpha, p.sigma), self.time(p))
+            for v, p in found.items()
+        }
+        alphas, c, times = (
+            zip(*(numbers[v] for v in lambdas), strict=True) if lambdas else ((),) * 3
+        )
+
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=x.dtype, device=x.device).view(
+                -1, *(1,) * (x.ndim - 1)
+            )
+
+        state = column(alphas) * x
+        out = self(column([v.scale for v in c]) * state, list(times)).to(x.dtype)
+        x0 = column([v.x0_x for v in c]) * state + column([v.x0_out for v in c]) * out
+        return x0 if self.clip_range is None else x0.clamp_(-self.clip_range, self.clip_range)
+
+    # -- arguments ---------------------------------------------------------------------------------
+
+    def part(self, rows: Tensor, batch: int) -> ModelCall:
+        """The call for the samples `rows` of a batch: their arguments and strengths."""
+        result = copy.copy(self)
+        given = self._arguments(batch, rows.device)
+        cond, uncond = (
+            {key: value[rows] for key, value in half.items()} for half in (given.cond, given.uncond)
+        )
+        result._conditions, result._rows = Conditions(cond, uncond, given.shared), len(rows)
+        if isinstance(self.gamma, Tensor) and self.gamma.ndim:
+            result.gamma = self.gamma[rows.to(self.gamma.device)]
+        return result
+
+    def _arguments(self, n: int, device: torch.device) -> Conditions:
+        """The checked arguments of n samples."""
+        if self._conditions is None or self._rows != n:
+            if isinstance(self.gamma, Tensor) and self.gamma.ndim and len(self.gamma) != n:
+                raise ValueError(
+                    f"{self.where}: expected guidance_scale as a number or a tensor [{n}]."
+                )
+            self._conditions = conditions(
+                self._cond, self._uncond, n, device, both=self.both, where=self.where
+            )
+            self._rows = n
+        return self._conditions
+
+
+def own_dtype(model: Model, default: torch.dtype | None) -> torch.dtype | None:
+    """The floating dtype of a model: its first floating parameter's, else the 16-bit dtype of its
+    buffers, else its attribute `dtype`.
+
+    Buffers of 32 and 64 bits are left out: they are tables of numbers rather than weights.
+    """
+    first = _first_parameter(model)
+    if first is not None:
+        return first.dtype
     if isinstance(model, nn.Module):
-        for p in model.parameters():
-            if p.is_floating_point():
-                return getattr(p, attribute)
-    return default
+        for buffer in model.buffers():
+            if buffer.dtype in (torch.float16, torch.bfloat16):
+                return buffer.dtype
+    named = getattr(model, "dtype", None)
+    return named if isinstance(named, torch.dtype) and named.is_floating_point else default
+
+
+def _first_parameter(model: Model) -> Tensor | None:
+    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
+    return next((p for p in parameters if p.is_floating_point()), None)
 
 
 def _offers_conditions(model: Model) -> bool:
-    """Looked up in the class: a wrapper that passes attributes on does not mean its wrapped model's
-    parts to be called.
+    """Whether the model's class has `condition` and `decode`.
+
+    The class is asked because a wrapper that forwards attributes does not want the wrapped model's
+    methods to be called.
     """
     if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
         return False
@@ -100,5 +441,5 @@ def _offers_conditions(model: Model) -> bool:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this error says that memory ran out, on a GPU or on the host."""
+    """Whether an error says that memory ran out, on a GPU or on the host."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

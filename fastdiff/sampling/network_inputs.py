@@ -62,7 +62,9 @@ class Calls:
         device, total = program.device, halves * shape[0]
         size = options.network_batch or total
         capacity = total + size - 1 if options.network_batch else total
-        self._x = torch.zeros((capacity, *shape[1:]), dtype=network.place(dtype)[1], device=device)
+        self._x = torch.zeros(
+            (capacity, *shape[1:]), dtype=network.input_dtype(dtype), device=device
+        )
         self.next_input = self._x[:total]
         self._given = self._x
         if network.channels_last and len(shape) == 4:

@@ -316,14 +316,17 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: Sampler(lambda x, t: x[:1], S).sample((2, 3), seed=0),
         ValueError,
-        "fastdiff.reverse_step: expected model_output of shape [2, 3], got [1, 3].",
+        (
+            "fastdiff.Sampler: expected a model output of shape [2, 3], like its input, got [1, 3]."
+            " Only learned variance adds to it: twice the channels."
+        ),
     ),
     (
         lambda: Sampler(lambda x, t: None, S).sample((2, 3), seed=0),
         TypeError,
         (
-            "fastdiff.Sampler: expected the model to return a tensor or an object with .sample, got"
-            " NoneType."
+            "fastdiff.Sampler: expected the model to return a floating tensor, an object with"
+            " .sample or a tuple that begins with one, got NoneType."
         ),
     ),
     (

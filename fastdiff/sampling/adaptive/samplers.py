@@ -109,7 +109,7 @@ def dpm_adaptive(
         )
 
     x, report = integrate(
-        start.network,
+        start.call.x0,
         start.x / high.alpha,
         high.half_log_snr,
         low.half_log_snr,
@@ -126,7 +126,7 @@ def dpm_adaptive(
         noise=noise,
     )
     if denoise:
-        x = start.network(x, np.full(len(x), low.half_log_snr)) if len(x) else x
+        x = start.call.x0(x, np.full(len(x), low.half_log_snr)) if len(x) else x
         report = report._replace(network_calls=report.network_calls + 1)
     else:
         x = x * low.alpha
@@ -179,7 +179,7 @@ def dpm_fast(
         None,
     )
     times, orders = fast_times(schedule, high, low, calls)
-    trace = Trace(start.network.parametrization, schedule, clip_range=clip_range)
+    trace = Trace(start.call.parametrization, schedule, clip_range=clip_range)
     table = trace.table(dpm_fast_formula(trace, times, orders, eta=eta, s_noise=s_noise))
     return start.along(Plan(table, levels=trace.levels(low)))
 

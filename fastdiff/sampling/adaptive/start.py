@@ -51,9 +51,20 @@ class Start:
             raise TypeError(f"{where}: expected dtype float32 or float64, got {dtype}.")
         if (shape is None) == (x_T is None):
             raise ValueError(f"{where}: expected either shape [B, …] or x_T. Give one of them.")
+        self.network = Network(
+            model,
+            schedule,
+            prediction_type,
+            clip_range,
+            cond,
+            uncond,
+            guidance_scale,
+            where=where,
+            **network,
+        )
+        self.call = self.network.call
         if x_T is None:
-            parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
-            device = next((p.device for p in parameters), torch.device("cpu"))
+            device = self.call.network.device
         else:
             device, shape = x_T.device, x_T.shape
         self.shape, self.device, self.dtype = tuple(shape or ()), device, dtype
@@ -71,17 +82,6 @@ class Start:
         else:
             x = x_T.to(dtype)
         self.x = x
-        self.network = Network(
-            model,
-            schedule,
-            prediction_type,
-            clip_range,
-            cond,
-            uncond,
-            guidance_scale,
-            where=where,
-            **network,
-        )
 
     def along(
         self,
@@ -90,13 +90,14 @@ class Start:
         correct: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """The result of a plan's rows from this start; noise and correct: see `rows.run`."""
-        times = plan.column("t").tolist()
-        if self.network.own:
+        times: list[Any] = plan.column("t").tolist()
+        if self.call.own_time:
             assert plan.levels is not None
-            times = [self.network.time(point(plan, row)) for row in range(len(plan))]
+            times = [point(plan, row) for row in range(len(plan))]
+        table = self.call.times(times, self.x.device)
 
         def predict(row: int, x: Tensor) -> Tensor:
-            return self.network.output(x, [times[row]] * len(x))
+            return self.call(x, table[row].expand(len(x)))
 
         return run(
             plan, predict, self.x, seed=self.seed, sample_ids=self.ids, noise=noise, correct=correct
