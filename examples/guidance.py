@@ -89,7 +89,7 @@ def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str,
                     "cond": nothing,
                     "guidance_scale": 1.0,
                     "classifier_scale": strength,
-                    "classifier": lambda y: known.given(y),
+                    "classifier": lambda y: known.log_prob_of(y),
                 }  # type: ignore[operator]
             x, y = drawn(free, n, **options)
             found[way][strength] = judged.of(x, y)

@@ -1,9 +1,8 @@
-"""Data sets small enough to hold in memory: uint8 images with labels, and points of the plane with
-their density.
+"""Data sets that fit in memory: uint8 images with labels, and points of the plane with a density.
 
-Both have `batch(index) -> (x0, labels)`, `shape` (one example's), `examples` (how many), `levels`
-(of a pixel; None for continuous data), `classes` and `name`. `load` finds one by the name that the
-command line uses.
+Both kinds have `batch(index) -> (x0, labels)`, `shape` (of one example), `examples` (their number),
+`levels` (of a pixel; None for continuous data), `classes` and `name`. `load` finds a data set by
+the name that the command line uses.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ NAMES = (*IMAGES, *TOYS)
 
 
 def load(name: str, split: str = "train", root: str | PathLike[str] | None = None) -> DataSet | Toy:
-    """A data set by name, its `train` or `test` split.
+    """Returns the `train` or `test` split of a data set, by name.
 
-    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000), `fashion-mnist-full` the whole
-    set (60,000 of root or the Debian package, and the 10,000 bundled ones, which are its test
-    images), the others points of the plane.
+    `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000). `fashion-mnist-full` is the
+    whole set: 60,000 images of `root` or the Debian package, and the 10,000 bundled ones, which are
+    its test images. The other names are points of the plane.
 
-    Raises ValueError for other names or splits, FileNotFoundError where files are missing.
+    Raises ValueError for other names or splits, FileNotFoundError for missing files.
     """
     if name not in NAMES or split not in ("train", "test"):
         raise ValueError(
@@ -42,8 +41,9 @@ def load(name: str, split: str = "train", root: str | PathLike[str] | None = Non
 
 
 def family(name: str) -> str:
-    """The data set's name for `load`, of a split's own name as model folders keep it. Raises
-    ValueError for others.
+    """Returns the name for `load` of a data set with the full name `name` ("moons train (…)").
+
+    Raises ValueError for an unknown name.
     """
     first, _, split = name.partition(" ")
     for known, splits in IMAGES.items():

@@ -1,7 +1,7 @@
 """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 28×28 grey images of ten kinds of clothes, MIT
 licence.
 
-The 10,000 test images lie inside the package; the full set is read from IDX files, as Debian's
+The 10,000 test images are part of the package; the full set is read from IDX files, as Debian's
 package dataset-fashion-mnist installs them.
 """
 
@@ -40,9 +40,13 @@ class DataSet(NamedTuple):
     """Images and labels.
 
     Attributes:
-        images: uint8 [N, C, H, W]. labels: int64 [N]. classes: the labels' names. name: for
-            provenance.
-        shape: of one example. levels: of a pixel, 256. examples: N.
+        images: uint8 [N, C, H, W].
+        labels: int64 [N].
+        classes: the names of the labels.
+        name: the data set and its split, for provenance.
+        shape: of one example.
+        levels: of a pixel, 256.
+        examples: N.
     """
 
     images: Tensor
@@ -63,20 +67,20 @@ class DataSet(NamedTuple):
         return len(self.images)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0 float32 [B, C, H, W] in [-1, 1], labels [B]): level k becomes k/127.5 - 1."""
+        """Returns (x0 float32 [B, C, H, W] in [-1, 1], labels [B]); level k becomes k/127.5 - 1."""
         return self.images[index].to(torch.float32) / 127.5 - 1.0, self.labels[index]
 
 
 def read_idx(path: str | PathLike[str]) -> np.ndarray:
-    """An IDX file of unsigned bytes, gzipped or not: [N, …] uint8.
+    """Reads an IDX file of unsigned bytes, gzipped or not; returns uint8 [N, …].
 
-    Raises FileNotFoundError, or ValueError for a file that is not IDX or is cut short.
+    Raises FileNotFoundError, or ValueError for a file that is not IDX or is incomplete.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
             f"fastdiff.data: expected the IDX file {path}, got none. Install Debian's"
-            " dataset-fashion-mnist or name its folder."
+            " dataset-fashion-mnist or pass its folder."
         )
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -98,11 +102,11 @@ def read_idx(path: str | PathLike[str]) -> np.ndarray:
 def load_fashion_mnist(
     split: str = "bundled-train", root: str | PathLike[str] | None = None
 ) -> DataSet:
-    """A split of Fashion-MNIST.
+    """Returns a split of Fashion-MNIST.
 
-    bundled-train and bundled-test are ids 0–8,999 and 9,000–9,999 of the 10,000 images inside the
-    package (the original test set); train (60,000) and test (10,000) are the full set's, read from
-    `root` or the Debian package's folder.
+    bundled-train and bundled-test are ids 0–8,999 and 9,000–9,999 of the 10,000 images in the
+    package (the original test set). train (60,000) and test (10,000) are the splits of the full
+    set, read from `root` or the Debian package's folder.
     """
     if split not in SPLITS:
         raise ValueError(f"fastdiff.data: expected split in {list(SPLITS)}, got {split!r}.")
@@ -119,12 +123,12 @@ def load_fashion_mnist(
 
 
 def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
-    def either(name: str) -> Path:
+    def existing(name: str) -> Path:
         plain = folder / name
         return plain if plain.exists() else folder / f"{name}.gz"
 
-    images = read_idx(either(f"{prefix}-images-idx3-ubyte"))
-    labels = read_idx(either(f"{prefix}-labels-idx1-ubyte"))
+    images = read_idx(existing(f"{prefix}-images-idx3-ubyte"))
+    labels = read_idx(existing(f"{prefix}-labels-idx1-ubyte"))
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
             f"fastdiff.data: expected one label per image in {folder}, got {list(images.shape)} and"

@@ -1,13 +1,13 @@
-"""Points of the plane with a density in closed form or as a one-dimensional integral: what a
-picture can show whole.
+"""Points of the plane, with a density in closed form or as a one-dimensional integral.
 
     mixture      p(x) = 1/8 Σ_k N(x; c_k, s² I), c_k on the unit circle
-    moons        p(x) = 1/2 Σ_m ∫ N(x; c_m(u), s² I) du over u in [0, 1], c_m half circles that interlock
+    moons        p(x) = 1/2 Σ_m ∫ N(x; c_m(u), s² I) du over u in [0, 1], c_m interlocking half
+                 circles
     swiss-roll   p(x) = ∫ N(x; c(u), s² I) du, c(u) = r (cos r', sin r'), an Archimedean spiral
 
-The integrals are taken by Gauss–Legendre quadrature, whose nodes lie closer than s: to float64
-rounding. Point i of a seed is a pure function of (seed, i), so a larger set begins with the smaller
-one, and the held-out points are those of other ids.
+The integrals are computed by Gauss–Legendre quadrature with nodes closer than s, exact to float64
+rounding. Point i of a seed is a pure function of (seed, i): a larger set begins with the points of
+a smaller one, and the held-out points have other ids.
 """
 
 from __future__ import annotations
@@ -23,16 +23,22 @@ from torch import Tensor
 from .. import rng
 
 HELD_OUT_ID = 2**40  # the first id of the test split
-_DOMAIN = 0x746F7973  # apart from the seeds of training, whose times are drawn from the same stream
+_DOMAIN = (
+    0x746F7973  # separates the seeds from those of training, which draws times from this stream
+)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves of equal weight, each run through by u uniform in [0, 1], blurred by N(0, deviation²
-    I).
+    """A mixture of curves of equal weight, with u uniform in [0, 1] along each, blurred by
+    N(0, deviation² I).
 
-    centre: (curve [B] int64, u [B]) -> [B, 2], float64; a curve may be one point. nodes: of the
-        quadrature over u.
+    Attributes:
+        number: of curves.
+        deviation: of the blur.
+        centre: (curve int64 [B], u float64 [B]) -> [B, 2], float64; a curve may be one point.
+        classes: the names of the curves.
+        nodes: of the quadrature over u.
     """
 
     number: int
@@ -48,8 +54,8 @@ def _mixture(k: Tensor, u: Tensor) -> Tensor:
 
 
 def _moons(k: Tensor, u: Tensor) -> Tensor:
-    # the two half circles of radius 1 about (0, 0) and (1, 1/2), moved and scaled to zero mean and
-    # deviations near one
+    # two half circles of radius 1 around (0, 0) and (1, 1/2), moved and scaled to zero mean and
+    # standard deviations near one
     x, y = torch.cos(math.pi * u), torch.sin(math.pi * u)
     upper, lower = torch.stack([x, y], dim=1), torch.stack([1 - x, 0.5 - y], dim=1)
     return (
@@ -74,10 +80,13 @@ class Toy:
     """Points with labels, like `DataSet`, and their density.
 
     Attributes:
-        points: float32 [N, 2]. labels: int64 [N]. classes: the labels' names, none for swiss-roll,
-            whose labels are 0.
-        name: for provenance. shape: of one example. levels: None, the data are continuous.
-            examples: N.
+        points: float32 [N, 2].
+        labels: int64 [N]; all 0 for swiss-roll.
+        classes: the names of the labels; none for swiss-roll.
+        name: the data set, its split, size and seed, for provenance.
+        shape: of one example.
+        levels: None, since the data are continuous.
+        examples: N.
     """
 
     points: Tensor
@@ -96,11 +105,11 @@ class Toy:
         return len(self.points)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(x0 float32 [B, 2], labels [B])."""
+        """Returns (x0 float32 [B, 2], labels [B])."""
         return self.points[index], self.labels[index]
 
     def log_density(self, x: Tensor) -> Tensor:
-        """ln p(x) in nats, float64 [B], for x [B, 2]."""
+        """Returns ln p(x) in nats, float64 [B], for x [B, 2]."""
         curves, x = self.curves, x.to(torch.float64)
         nodes, weights = np.polynomial.legendre.leggauss(curves.nodes)
         u = torch.from_numpy((nodes + 1) / 2).repeat(curves.number)
@@ -118,11 +127,12 @@ class Toy:
 
 
 def load_toy(name: str, split: str = "train", n: int = 20_000, seed: int = 0) -> Toy:
-    """n points of `mixture`, `moons` or `swiss-roll`.
+    """Returns n points of `mixture`, `moons` or `swiss-roll`.
 
     Args:
-        split: train has the ids 0 … n-1 of the seed, test those from 2⁴⁰ on. n: how many. seed: in
-            [0, 2**64).
+        split: `train` has the ids 0 … n-1 of the seed, `test` those from 2⁴⁰ on.
+        n: the number of points.
+        seed: in [0, 2**64).
 
     Raises ValueError for other names and splits and n < 1.
     """

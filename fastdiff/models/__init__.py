@@ -1,8 +1,8 @@
-"""Thin networks to sample from and to train: torch only, no fastdiff imports.
+"""Small networks for training and sampling; this package imports torch only.
 
-A network is any callable (x_t [B, …], t [B], **cond) -> output; these keep their constructor's
-arguments in `.config`, a dict JSON can hold, so that a folder of weights names the network it
-belongs to.
+A network is any callable (x_t [B, …], t [B], **cond) -> output. The networks here store their
+constructor's arguments in `.config`, a dict that JSON can hold, so that a model folder can describe
+the network of its weights.
 """
 
 from .build import MODELS, build, describe

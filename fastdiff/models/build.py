@@ -1,6 +1,4 @@
-"""Networks by name: a description {"class": name, "config": arguments} that JSON can hold, and
-back.
-"""
+"""Converts networks to descriptions {"class": name, "config": arguments} for JSON, and back."""
 
 from __future__ import annotations
 
@@ -22,8 +20,9 @@ MODELS: dict[str, type[nn.Module]] = {
 
 
 def build(description: dict[str, Any]) -> nn.Module:
-    """The network of {"class": name, "config": arguments}, freshly initialised. Raises ValueError
-    for other content.
+    """Returns a newly initialised network for {"class": name, "config": arguments}.
+
+    Raises ValueError for other content.
     """
     name = description.get("class")
     if name not in MODELS:
@@ -39,7 +38,10 @@ def build(description: dict[str, Any]) -> nn.Module:
 
 
 def describe(network: Any) -> dict[str, Any]:
-    """The inverse of `build`. Raises TypeError for networks that are not of fastdiff.models."""
+    """Returns the description of a network: the inverse of `build`.
+
+    Raises TypeError for networks that are not of fastdiff.models.
+    """
     name = type(network).__name__
     if MODELS.get(name) is not type(network):
         raise TypeError(

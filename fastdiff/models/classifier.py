@@ -1,7 +1,7 @@
-"""A classifier of noised images, (x_t, t) -> logits: the way down of the U-Net, told the noise
-level.
+"""A classifier of noised images, (x_t, t) -> logits: the downsampling half of the U-Net.
 
-    h_0 = conv(x);  level l: h = Block(h, e), then a stride-2 convolution;  attention;  logits = W mean(silu(norm(h)))
+    h_0 = conv(x);  level l: h = Block(h, e), then a stride-2 convolution;  attention
+    logits = W mean(silu(norm(h)))
 
 with e = MLP(sinusoids(t)) (Dhariwal & Nichol 2021, section 4: the downsampling trunk of the U-Net).
 """
@@ -19,15 +19,17 @@ class Classifier(nn.Module):
     """The network (x_t [B, C, H, W], t [B]) -> logits [B, num_classes].
 
     Args:
-        channels, size: of the images. num_classes: how many logits.
-        widths: channels of each level, finest first; multiples of `groups`, the last one of
+        channels, size: of the images.
+        num_classes: the number of logits.
+        widths: channels of each level, finest first; multiples of `groups`, the last one also of
             `heads`.
-        emb: width of the embedding of time. heads: of the attention at the coarsest level. groups:
-            of every group norm.
-        time_scale: factor of t before its code; 1000 for times in [0, 1].
+        emb: width of the time embedding.
+        heads: of the attention at the coarsest level.
+        groups: of every group norm.
+        time_scale: factor of t before its embedding; 1000 for times in [0, 1].
 
     Raises:
-        ValueError: widths that do not divide, or no classes.
+        ValueError: for widths that are not such multiples, or no classes.
     """
 
     def __init__(
@@ -78,14 +80,15 @@ class Classifier(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Logits [B, num_classes]. x: [B, channels, size, size]; t: [B] timesteps, int64, or times,
-        float32.
+        """Returns the logits [B, num_classes].
+
+        x: [B, channels, size, size]; t: [B] timesteps (int64) or times (float32).
         """
         expected = (self.config["channels"], self.config["size"], self.config["size"])
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
                 "fastdiff.models.Classifier: expected x of shape [B,"
-                f" {', '.join(map(str, expected))}], got {list(x.shape)}; give images of the size"
+                f" {', '.join(map(str, expected))}], got {list(x.shape)}. Pass images of the size"
                 " in the model's config."
             )
         emb = self.time(

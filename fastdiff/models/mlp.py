@@ -1,11 +1,11 @@
 """A residual multilayer perceptron for vectors: points of the plane, latent codes.
 
-    h_0 = W features(x) + b;  h_{l+1} = h_l + W2 silu((1 + a) norm(W1 silu(norm(h_l))) + c);  output = W silu(norm(h_L))
+    h_0 = W features(x) + b;  h_{l+1} = h_l + W2 silu((1 + a) norm(W1 silu(norm(h_l))) + c)
+    output = W silu(norm(h_L))
 
 with (a, c) a linear map of e = MLP(sinusoids(t)) + embedding(y), as in the U-Net. The features are
-x and, if asked for,
-sines and cosines of it: few layers learn slowly what varies fast in their input (Tancik et al.
-    2020).
+x and optionally sines and cosines of x: a network of few layers is slow to learn functions that
+vary fast in their input (Tancik et al. 2020).
 """
 
 from collections.abc import Sequence
@@ -42,16 +42,17 @@ class MLP(nn.Module):
     """The network (x [B, dim], t, y) -> output [B, out].
 
     Args:
-        dim: of the vectors. out: of the output, `dim` by default.
-        num_classes: labels 0 … num_classes - 1; `null_label` = num_classes means "none". 0 for no
-            classes.
-        width, depth: features, and residual layers.
+        dim: dimension of the vectors.
+        out: dimension of the output, `dim` by default.
+        num_classes: labels are 0 … num_classes - 1; `null_label` = num_classes means no class. 0
+            for a network without classes.
+        width, depth: the number of features and of residual layers.
         emb: width of the embedding of time and label, even.
-        time_scale: factor of t before its code; 1000 for times in [0, 1].
-        waves: exponents n of sin(2^n pi x) and cos(2^n pi x) beside x.
+        time_scale: factor of t before its embedding; 1000 for times in [0, 1].
+        waves: exponents n of the additional features sin(2^n pi x) and cos(2^n pi x).
 
     Raises:
-        ValueError: numbers below 1, or an odd emb.
+        ValueError: for numbers below 1, or an odd emb.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class MLP(nn.Module):
             "time_scale": time_scale,
         }
         self.waves = tuple(int(n) for n in waves)
-        # left out where they say nothing, so that folders written before them stay as they were
+        # without waves the key is left out, as in folders of versions that did not have it
         self.config |= {"waves": list(self.waves)} if waves else {}
         self.null_label, self.emb, self.time_scale = num_classes, emb, time_scale
         self.label = nn.Embedding(num_classes + 1, emb)
@@ -95,22 +96,21 @@ class MLP(nn.Module):
         nn.init.normal_(self.label.weight, std=0.5)
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """silu(MLP(sinusoids(t)) + embedding(y)): all that `decode` needs to know of time and
-        label, [B, emb].
-        """
+        """Returns silu(MLP(sinusoids(t)) + embedding(y)) [B, emb], the condition for `decode`."""
         code = sinusoids(t, self.emb, scale=self.time_scale).to(self.label.weight.dtype)
         if y is None:
             y = torch.full(t.shape, self.null_label, dtype=torch.int64, device=t.device)
         return F.silu(self.time(code) + self.label(y))
 
     def decode(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The output [B, out] for x [B, dim] under a condition made by `condition`. Raises
-        ValueError for another x.
+        """Returns the output [B, out] for x [B, dim] and a result [B, emb] of `condition`.
+
+        Raises ValueError for an x of another shape.
         """
         if x.ndim != 2 or x.shape[1] != self.config["dim"]:
             raise ValueError(
                 f"fastdiff.models.MLP: expected x of shape [B, {self.config['dim']}], got"
-                f" {list(x.shape)}; give vectors of the dim in the model's config."
+                f" {list(x.shape)}. Pass vectors of the dim in the model's config."
             )
         h = self.linear_in(features(x, self.waves))
         for layer in self.layers:
@@ -118,11 +118,12 @@ class MLP(nn.Module):
         return self.linear_out(F.silu(self.norm_out(h)))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """output = decode(x, condition(t, y)).
+        """Returns decode(x, condition(t, y)).
 
         Args:
-            x: [B, dim] in the parameters' dtype. t: [B] timesteps, int64, or times, float32.
-            y: [B] int64 labels in [0, num_classes], num_classes being the null label; None: null
-                throughout.
+            x: [B, dim] in the parameters' dtype.
+            t: [B] timesteps (int64) or times (float32).
+            y: int64 [B] labels in [0, num_classes], where num_classes is the null label; None for
+                the null label for all samples.
         """
         return self.decode(x, self.condition(t, y))

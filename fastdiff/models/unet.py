@@ -1,17 +1,18 @@
 """A class-conditional U-Net small enough for two CPU cores.
 
-    h_0 = conv(x);  going down, level l:  h_l = Block(h_{l-1}, e), kept as a skip, then a stride-2 convolution
+    h_0 = conv(x)
+    down, level l:  h_l = Block(h_{l-1}, e), stored as skip_l, then a stride-2 convolution
     at the bottom:  Block, self-attention, Block
-    going up:       h = Block(concat(h, skip_l), e), then nearest-neighbour doubling
+    up:             h = Block(concat(h, skip_l), e), then nearest-neighbour doubling
     output = conv(silu(norm(h)))
 
 with e = MLP(sinusoids(t)) + embedding(y) (Ho et al. 2020, section 4 and appendix B; Nichol &
 Dhariwal 2021 for the scale-shift norm). The label after the last class is the null label of
-classifier-free guidance (Ho & Salimans 2022): trained on a share of the examples, it stands for "no
-class given".
+classifier-free guidance (Ho & Salimans 2022). It means "no class" and is trained on a share of the
+examples.
 
-On a CPU the convolutions of oneDNN want channels-last activations; `forward` converts its input
-once and everything inside stays in that layout.
+On a CPU, oneDNN's convolutions are fastest with channels-last activations; `forward` converts its
+input once and all activations stay in that layout.
 """
 
 import math
@@ -23,14 +24,15 @@ from torch.nn import functional as F
 
 
 def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1.0) -> Tensor:
-    """[cos(s t w_i), sin(s t w_i)], w_i = max_period^(-i / (dim/2)): the transformer's position
-    code of a time.
+    """Returns the sinusoidal embedding of times.
+
+        [cos(s t w_i), sin(s t w_i)],   w_i = max_period^(-i / (dim/2))
 
     Args:
         t: [B] times, integer or floating point.
-        dim: the even width of the code.
+        dim: the width of the embedding, even.
         max_period: the longest wave length over 2 pi.
-        scale: s; 1000 for times in [0, 1], so that their code is that of a thousand timesteps.
+        scale: s; 1000 for times in [0, 1], so that their embedding is that of a thousand timesteps.
 
     Returns:
         [B, dim] float32.
@@ -96,18 +98,18 @@ class UNet(nn.Module):
     Args:
         channels: of the images.
         size: height and width; divisible by 2^(levels - 1).
-        num_classes: labels 0 ... num_classes - 1; `null_label` = num_classes means "none". 0 for no
-            classes.
+        num_classes: labels are 0 … num_classes - 1; `null_label` = num_classes means no class. 0
+            for a network without classes.
         widths: channels of each level, finest first; multiples of `groups`.
         mid_blocks: blocks at the coarsest level between the way down and the way up.
         emb: width of the embedding of time and label.
         heads: of the attention at the coarsest level.
         groups: of every group norm.
         out_channels: of the output, `channels` by default; twice as many for a learned variance.
-        time_scale: factor of t before its code; 1000 for times in [0, 1].
+        time_scale: factor of t before its embedding; 1000 for times in [0, 1].
 
     Raises:
-        ValueError: a size or width that does not divide.
+        ValueError: for a size or width that is not such a multiple.
     """
 
     def __init__(
@@ -176,12 +178,11 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """silu(MLP(sinusoids(t)) + embedding(y)): all that `decode` needs to know of time and
-        label, [B, emb].
+        """Returns silu(MLP(sinusoids(t)) + embedding(y)) [B, emb], the condition for `decode`.
 
         Args:
-            t: [B] times, int64 (float32 works too).
-            y: [B] int64 in [0, num_classes]; None means the null label throughout.
+            t: [B] timesteps (int64) or times (float32).
+            y: int64 [B] in [0, num_classes]; None for the null label for all samples.
         """
         code = sinusoids(t, self.config["emb"], scale=self.time_scale).to(self.label.weight.dtype)
         if y is None:
@@ -189,8 +190,7 @@ class UNet(nn.Module):
         return F.silu(self.time(code) + self.label(y))
 
     def decode(self, x: Tensor, emb: Tensor) -> Tensor:
-        """The output [B, C, H, W] for x [B, C, H, W] under a condition emb [B, emb] made by
-        `condition`.
+        """Returns the output [B, C, H, W] for x [B, C, H, W] and emb [B, emb] of `condition`.
 
         Raises ValueError for an x that is not of the configured shape.
         """
@@ -198,7 +198,7 @@ class UNet(nn.Module):
         if tuple(x.shape[1:]) != expected:
             raise ValueError(
                 f"fastdiff.models.UNet: expected x of shape [B, {', '.join(map(str, expected))}],"
-                f" got {list(x.shape)}; give images of the size in the model's config."
+                f" got {list(x.shape)}. Pass images of the size in the model's config."
             )
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
         skips = []
@@ -218,15 +218,15 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """output = decode(x, condition(t, y)).
+        """Returns decode(x, condition(t, y)).
 
         Args:
             x: [B, channels, size, size] in the parameters' dtype.
-            t: [B] int64 timesteps.
-            y: [B] int64 labels in [0, num_classes], num_classes being the null label; None: null
-                throughout.
+            t: [B] timesteps (int64) or times (float32).
+            y: int64 [B] labels in [0, num_classes], where num_classes is the null label; None for
+                the null label for all samples.
 
         Raises:
-            ValueError: an x that is not of the configured shape.
+            ValueError: for an x that is not of the configured shape.
         """
         return self.decode(x, self.condition(t, y))

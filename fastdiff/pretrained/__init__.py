@@ -1,8 +1,7 @@
-"""Model folders: config.json and model.safetensors, read and written, and the models shipped with
-the package.
+"""Model folders (config.json and model.safetensors), and the models shipped with the package.
 
-folders.py   folders of networks and of systems
-files.py     JSON and safetensors files, written atomically
+folders.py   reads and writes folders of networks and of systems
+files.py     reads JSON and safetensors files and writes them atomically
 """
 
 from __future__ import annotations

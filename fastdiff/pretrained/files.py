@@ -1,8 +1,7 @@
-"""Folders of tensors: config.json and model.safetensors, written atomically and read without
-executing anything.
+"""Reads JSON and safetensors files without executing anything, and writes them atomically.
 
-A file is written beside its target, flushed to disk and renamed, so a reader (or a machine that
-dies) sees the old file or the new one, never a half.
+A file is written next to its target, flushed to disk and renamed. A reader, also after a crash of
+the machine, therefore finds the old file or the new one, never a part.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 from safetensors import SafetensorError
 
-if TYPE_CHECKING:  # who only reads a folder's JSON does not wait for it
+if TYPE_CHECKING:  # reading JSON only must not load torch
     import torch
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """write(temporary) beside `path`, then fsync, rename and fsync of the folder."""
+    """Calls write(temporary) next to `path`, then fsync, rename and fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         mask = os.umask(0)
         os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # safetensors makes its files private
+        temporary.chmod(0o666 & ~mask)  # safetensors creates files that only their owner can read
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -40,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable, where the system can."""
+    """Makes the names in a folder durable, if the operating system supports it."""
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
         try:
@@ -50,6 +49,7 @@ def sync_folder(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON."""
     write_atomically(
         path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     )
@@ -58,6 +58,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None
 ) -> None:
+    """Writes tensors, and metadata of strings, as a safetensors file."""
     from safetensors.torch import save_file
 
     dense = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
@@ -67,12 +68,12 @@ def write_tensors(
 def save_folder(
     path: str | PathLike[str], config: dict[str, Any], tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Writes model.safetensors and then config.json into the folder, made if need be."""
+    """Writes model.safetensors and then config.json into a folder, which is created if needed."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(
-            f"fastdiff.pretrained.files: expected {folder} to be a folder, got a file. Name another"
-            " place."
+            f"fastdiff.pretrained.files: expected {folder} to be a folder, got a file. Choose"
+            " another path."
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors)
@@ -80,7 +81,7 @@ def save_folder(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError or ValueError in one sentence."""
+    """Reads a JSON object. Raises FileNotFoundError, or ValueError for other content."""
     if not path.exists():
         raise FileNotFoundError(
             f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
@@ -101,8 +102,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. Raises FileNotFoundError or ValueError in one
-    sentence.
+    """Returns (tensors, metadata) of a safetensors file.
+
+    Raises FileNotFoundError, or ValueError for other content.
     """
     if not path.exists():
         pickles = [p.name for pattern in PICKLES for p in path.parent.glob(pattern)]
@@ -127,8 +129,9 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def load_folder(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """(config, tensors) of a folder. Raises FileNotFoundError or ValueError, each naming the file
-    and the fix.
+    """Returns (config, tensors) of a folder.
+
+    Raises FileNotFoundError for a missing file and ValueError for unreadable content.
     """
     folder = Path(path)
     if folder.is_file() or folder.suffix in {p[1:] for p in PICKLES}:

@@ -1,9 +1,9 @@
-"""Model folders: config.json (what the numbers mean) beside model.safetensors (the numbers).
+"""Reads and writes model folders: a description in config.json, weights in model.safetensors.
 
-config.json names the system (fastdiff.theory.registry) and its arguments; where it is a network
-with a schedule, as a sampler needs it, also the network, the schedule, the prediction type and the
-settings a sampler starts from. A folder without a system holds a denoiser. Nothing in a folder is
-executed. Shipped models lie beside this file, by name.
+config.json names the system (fastdiff.theory.registry) and its arguments. For a network with a
+schedule, as a sampler needs it, it also holds the network, the schedule, the prediction type and
+the default settings of a sampler. A folder without a system holds a denoiser. Nothing in a folder
+is executed. The shipped models are folders next to this file.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..theory import registry
 from .files import load_folder, save_folder
 
 FORMAT_VERSION = 1
-_NETWORK = "network."  # where a system keeps the weights of its network
+_NETWORK = "network."  # the prefix of the network's weights in a system's state dict
 
 
 def shipped() -> list[str]:
-    """Names of the models inside the package."""
+    """Returns the names of the models shipped with the package."""
     return sorted(p.parent.name for p in Path(__file__).parent.glob("*/config.json"))
 
 
 def locate(path: str | PathLike[str]) -> Path:
-    """A folder as it is, or the folder of a shipped model's name."""
+    """Returns the folder `path`, or the folder of the shipped model of that name."""
     folder = Path(path)
     if not folder.exists() and str(path) in shipped():
         return Path(__file__).parent / str(path)
@@ -38,15 +38,15 @@ def locate(path: str | PathLike[str]) -> Path:
 
 
 def read_config(path: str | PathLike[str]) -> dict[str, Any]:
-    """The folder's config.json, checked for version and keys."""
+    """Returns the folder's config.json, checked for version and keys."""
     return _checked(load_folder(locate(path))[0], path)
 
 
 def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str, Any]]:
-    """(network in eval mode, schedule, sampler settings) of a folder or a shipped name.
+    """Returns (network in eval mode, schedule, sampler settings) of a folder or a shipped model.
 
-    Raises FileNotFoundError for a missing folder and ValueError for files that can't be read or do
-    not fit, and for systems that no sampler draws from.
+    Raises FileNotFoundError for a missing folder. Raises ValueError for files that can't be read or
+    do not belong together, and for systems that a sampler can't draw from.
     """
     config, tensors = load_folder(locate(path))
     _checked(config, path)
@@ -55,7 +55,7 @@ def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str
         if not hasattr(system, "for_sampler"):
             raise ValueError(
                 f"fastdiff.pretrained: expected a diffusion model in {path}, got the system"
-                f" {config['system']['name']!r}. Draw from it by"
+                f" {config['system']['name']!r}. Draw samples with"
                 " fastdiff.pretrained.load_system(path).sample(n, seed=…)."
             )
         network, schedule, settings = system.for_sampler()
@@ -72,17 +72,18 @@ def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str
 
 
 def load_system(path: str | PathLike[str]) -> torch.nn.Module:
-    """The system of a folder or a shipped name, in eval mode. Raises as `load` does."""
+    """Returns the system of a folder or a shipped model, in eval mode. Raises as `load` does."""
     config, tensors = load_folder(locate(path))
     return _system(_checked(config, path), tensors, path).eval()
 
 
 def save_system(path: str | PathLike[str], system: Any, **extra: Any) -> None:
-    """Writes a system's folder; `extra` (data, training) is kept in config.json. Raises TypeError
-    for foreign systems.
+    """Writes the folder of a system; `extra` (data, training) is stored in config.json.
 
-    Where its network's weights are all it has, they are stored under the network's own names: the
-    folder is then the one that `save` writes, with a line more.
+    If the system has no weights except its network's, they are stored under the network's own
+    names; the folder is then that of `save` plus the key "system".
+
+    Raises TypeError for a system that is not in the registry.
     """
     config: dict[str, Any] = {"format_version": FORMAT_VERSION}
     tensors = system.state_dict()
@@ -103,14 +104,16 @@ def save(
     settings: dict[str, Any],
     **extra: Any,
 ) -> None:
-    """Writes a folder; `extra` (data, training) is kept in config.json. Raises TypeError for
-    foreign networks.
+    """Writes the folder of a network; `extra` (data, training) is stored in config.json.
+
+    Raises TypeError for a network that is not of fastdiff.models.
     """
     config = {"format_version": FORMAT_VERSION, **_sampling(network, schedule, settings), **extra}
     save_folder(path, config, network.state_dict())
 
 
 def _sampling(network: Any, schedule: Schedule, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the keys of config.json that a sampler reads."""
     rest = {k: v for k, v in settings.items() if k != "prediction_type"}
     return {
         "model": describe(network),
@@ -123,7 +126,7 @@ def _sampling(network: Any, schedule: Schedule, settings: dict[str, Any]) -> dic
 def _system(
     config: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | PathLike[str]
 ) -> torch.nn.Module:
-    """The system of a folder's content; one of `save`, without a system, is a denoiser."""
+    """Returns the system of a folder's content; a folder written by `save` holds a denoiser."""
     description = config.get("system")
     if description is None:
         arguments = {
@@ -150,8 +153,8 @@ def _system(
             f"fastdiff.pretrained: expected the arguments of {kind.__name__} in {path}/config.json:"
             f" {error}."
         ) from None
-    wanted = system.state_dict().keys()
-    if tensors.keys() != wanted and {_NETWORK + k for k in tensors} == wanted:
+    names = system.state_dict().keys()
+    if tensors.keys() != names and {_NETWORK + k for k in tensors} == names:
         tensors = {_NETWORK + k: v for k, v in tensors.items()}
     _fill(system, tensors, kind.__name__, path)
     return system
@@ -160,8 +163,9 @@ def _system(
 def _fill(
     module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, path: str | PathLike[str]
 ) -> None:
-    """Loads the weights, all of them. Raises ValueError, naming one, where they are another
-    module's.
+    """Loads all weights into the module.
+
+    Raises ValueError, with the name of one of them, if they are those of another module.
     """
     own = module.state_dict()
     wrong = {k for k, v in own.items() if k not in tensors or tensors[k].shape != v.shape} | (
@@ -178,6 +182,7 @@ def _fill(
 
 
 def _checked(config: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
+    """Returns the config. Raises ValueError for missing keys and another format version."""
     needed = ("system",) if "system" in config else ("model", "schedule", "prediction_type")
     missing = [k for k in ("format_version", *needed) if k not in config]
     if missing:

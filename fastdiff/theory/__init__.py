@@ -6,6 +6,7 @@ variational/   ELBO, VAE, hierarchical VAE, variational diffusion and its learne
 score/         score matching, SDEs, Langevin sampling, the probability-flow ODE
 likelihood/    bounds on -ln p(x), term by term, and exact likelihoods along the probability flow
 systems/       trainable denoisers, classifiers and super-resolution
-evaluation/    what `fastdiff eval` measures
-registry.py    trainable systems by name
+evaluation/    the measurements of `fastdiff eval`
+system.py      what a trainable system must provide
+registry.py    the table of trainable systems by name
 """

@@ -1,4 +1,4 @@
-"""Training of any system: the trainer, its settings and its folder."""
+"""Training of systems: the trainer, its settings and its folder."""
 
 from .folder import CHECKPOINT, LOSSES, is_run
 from .settings import Entry, Settings

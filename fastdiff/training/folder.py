@@ -1,8 +1,7 @@
-"""The folder of a run: its checkpoint, its loss curve, and what killed writers left behind.
+"""The folder of a training run: writes and reads its checkpoint and its loss curve.
 
-A checkpoint is one safetensors file, replaced atomically: tensors, and in its metadata the step,
-    the curve and the
-identity of the run, all as JSON.
+A checkpoint is one safetensors file, replaced atomically. It holds the tensors and, as JSON in its
+metadata, the step, the loss curve and the identity of the run.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from .settings import Entry
 
 CHECKPOINT = "checkpoint.safetensors"
 LOSSES = "loss.csv"
-_OURS = (CHECKPOINT, LOSSES, "config.json", "model.safetensors")
+_FILES = (CHECKPOINT, LOSSES, "config.json", "model.safetensors")
 
 
 def write(
@@ -46,30 +45,31 @@ def write(
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, metadata) of the folder's checkpoint. Raises ValueError for a file that holds
-    something else.
+    """Returns (tensors, metadata) of the folder's checkpoint.
+
+    Raises ValueError for a file with other content.
     """
     tensors, texts = read_tensors(folder / CHECKPOINT)
-    wanted = ("identity", "losses", "machine", "notes", "step", "sums")
-    missing = [k for k in wanted if k not in texts]
+    keys = ("identity", "losses", "machine", "notes", "step", "sums")
+    missing = [k for k in keys if k not in texts]
     if missing:
         raise ValueError(
-            f"fastdiff.Trainer: expected {missing[0]!r} in {folder / CHECKPOINT}, got none. It is"
-            " of another version; begin in another folder."
+            f"fastdiff.Trainer: expected {missing[0]!r} in {folder / CHECKPOINT}, got none. It was"
+            " written by another version; start in another folder."
         )
-    return tensors, {k: json.loads(texts[k]) for k in wanted}
+    return tensors, {k: json.loads(texts[k]) for k in keys}
 
 
 def sweep(folder: Path) -> None:
-    """Removes the temporary files of writers that were killed."""
+    """Removes the temporary files that killed writers left behind."""
     for path in folder.glob(".*.tmp"):
         name = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
-        if name and name[1] in _OURS:
+        if name and name[1] in _FILES:
             path.unlink(missing_ok=True)
 
 
 def is_run(out: str | PathLike[str]) -> bool:
-    """Whether the folder holds a training run, finished or not."""
+    """Returns whether the folder holds a training run, finished or not."""
     folder = Path(out)
     config = folder / "config.json"
     return (folder / CHECKPOINT).exists() or (config.exists() and "training" in read_json(config))

@@ -1,4 +1,4 @@
-"""How far a run is: a bar in a terminal, a line now and then in a log file."""
+"""Shows the progress of a run: a bar in a terminal, a line every few seconds in a log file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class Progress:
-    """A context: `update(step, numbers)` after each step; the last state is always shown."""
+    """A context manager for a run; call `update(step, numbers)` after each step.
+
+    The last state is always shown.
+    """
 
     def __init__(self, step: int, steps: int, batch_size: int, *, show: bool = True):
         self.first = self.step = step
@@ -51,9 +54,9 @@ class Progress:
 
     def _print(self) -> None:
         self.line = time.monotonic()
-        passed = max(self.line - self.begin, 1e-9)
+        elapsed = max(self.line - self.begin, 1e-9)
         done, left = self.step - self.first, self.steps - self.step
-        rate, eta = done * self.batch_size / passed, round(left * passed / max(done, 1))
+        rate, eta = done * self.batch_size / elapsed, round(left * elapsed / max(done, 1))
         shown = "  ".join(
             f"{name} {value:.4g}" for name, value in self.numbers.items() if name != "step"
         )

@@ -1,4 +1,4 @@
-"""How to train: the numbers of a run, checked, and a row of its loss curve."""
+"""The settings of a training run, with their checks, and a row of its loss curve."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """The settings of a training run.
 
-    steps of batch_size examples; lr rises over `warmup` steps and falls to 0 by a half cosine;
-    `ema` is the decay of the averaged weights, which are what is kept; gradients are scaled to at
-    most `clip_norm`.
+    Attributes:
+        steps, batch_size: the run takes `steps` optimiser steps of `batch_size` examples each.
+        lr, warmup: the learning rate rises to lr over `warmup` steps and falls to 0 along half a
+            cosine.
+        ema: the decay of the averaged weights; the averages are what the model folder holds.
+        weight_decay: of AdamW.
+        clip_norm: gradients are scaled down to at most this norm.
+        seed: of the order of the examples and of all noise.
     """
 
     steps: int
@@ -36,20 +41,22 @@ class Settings:
             "clip_norm > 0": self.clip_norm > 0,
             "seed in [0, 2**64)": 0 <= self.seed < 2**64,
         }
-        for wanted, fine in checks.items():
-            if not fine:
-                name = wanted.split()[0]
-                raise ValueError(f"fastdiff.Trainer: expected {wanted}, got {getattr(self, name)}.")
+        for condition, holds in checks.items():
+            if not holds:
+                name = condition.split()[0]
+                raise ValueError(
+                    f"fastdiff.Trainer: expected {condition}, got {getattr(self, name)}."
+                )
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine to 0 at the last step."""
+        """Returns the learning rate of a step: linear warm-up times half a cosine to 0."""
         rise = min(1.0, (step + 1) / (self.warmup + 1))
         return self.lr * rise * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 class Entry(NamedTuple):
-    """A row of the loss curve: means over the steps since the row before it, and the last step's
-    learning rate.
+    """A row of the loss curve: means over the steps since the previous row, and the last learning
+    rate.
     """
 
     step: int

@@ -1,10 +1,11 @@
-"""Training: minimise the mean of a system's loss over a data set.
+"""Training: minimises the mean of a system's loss over a data set.
 
     θ <- θ - lr_k Adam(∇ mean_b loss_b),   average <- d·average + (1 - d) θ
 
-What the loss is, is the system's affair (`fastdiff.theory.registry`). Everything random in it is a
-pure function of (seed, training step, example), and the order of the examples is a permutation per
-epoch: a run that was stopped, or killed, and resumed is the run that was not.
+The system defines the loss (`fastdiff.theory.system`). All randomness in it is a pure function of
+(seed, training step, example), and the order of the examples is a permutation for each epoch. A run
+that is stopped, or killed, and resumed therefore gives the same weights as a run without
+interruption.
 """
 
 from __future__ import annotations
@@ -37,18 +38,21 @@ class Trainer:
     """Trains a system on a data set.
 
     Args:
-        system: see `fastdiff.theory.registry.System`; trained in place, on the device where it is.
-            data: `fastdiff.data`.
-        settings: see Settings. notes: what JSON can hold, kept in the checkpoint and in the model
-            folder.
+        system: a `fastdiff.theory.system.System`; it is trained in place, on its device.
+        data: a data set of `fastdiff.data`.
+        settings: see `Settings`.
+        notes: values that JSON can hold, stored in the checkpoint and in the model folder.
 
     Attributes:
-        ema: the averaged system. step: training steps done. losses: the curve, a list of `Entry`.
-            stopping: set it, from a signal handler for instance, and `run` ends after the step it
-            is at, with a checkpoint.
+        ema: the averaged system.
+        step: the number of training steps done.
+        losses: the loss curve, a list of `Entry`.
+        stopping: set it to True, for instance from a signal handler, and `run` writes a checkpoint
+            and returns after its current step.
 
     Raises:
-        ValueError: a batch larger than the data set. TypeError: a system that is none.
+        ValueError: for a batch larger than the data set.
+        TypeError: for an object that is not a system.
     """
 
     def __init__(
@@ -81,31 +85,30 @@ class Trainer:
         self.step = 0
         self.losses: list[Entry] = []
         self.stopping = False
-        self._sums = (
-            0.0,
-            0.0,
-            0,
-        )  # of losses and gradient norms since the last entry, and of how many
+        # sums of losses and of gradient norms since the last entry, and their number of steps
+        self._sums = (0.0, 0.0, 0)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def examples(self, step: int) -> Tensor:
-        """Which examples a training step sees, int64 [batch_size]: each once an epoch, the last few
-        left out.
+        """Returns the indices of the examples of a training step, int64 [batch_size].
+
+        Every example comes once per epoch, except the rest that does not fill a batch.
         """
         per_epoch = self.data.examples // self.settings.batch_size
-        epoch, place = divmod(step, per_epoch)
+        epoch, batch = divmod(step, per_epoch)
         if self._order[0] != epoch:
             order = np.random.default_rng([self.settings.seed, epoch]).permutation(
                 self.data.examples
             )
             self._order = (epoch, torch.from_numpy(order))
         return self._order[1][
-            place * self.settings.batch_size : (place + 1) * self.settings.batch_size
+            batch * self.settings.batch_size : (batch + 1) * self.settings.batch_size
         ]
 
     def train_step(self) -> tuple[float, float]:
-        """One optimiser step; returns (loss, gradient norm). Raises RuntimeError when one of them
-        is not finite.
+        """Takes one optimiser step and returns (loss, gradient norm).
+
+        Raises RuntimeError if one of them is not finite.
         """
         s, index = self.settings, self.examples(self.step)
         x0, labels = (v.to(self.device) for v in self.data.batch(index))
@@ -135,13 +138,12 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        decay = min(
-            self.settings.ema, (1 + self.step) / (10 + self.step)
-        )  # the first averages forget the initial weights
+        # a smaller decay at first, so that the averages forget the initial weights
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         for average, parameter in zip(self.ema.parameters(), self.system.parameters(), strict=True):
             average.lerp_(parameter, 1 - decay)
-        for mine, theirs in zip(self.ema.buffers(), self.system.buffers(), strict=True):
-            mine.copy_(theirs)
+        for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
+            averaged.copy_(buffer)
 
     def run(
         self,
@@ -153,24 +155,28 @@ class Trainer:
         until: int | None = None,
         minutes: float | None = None,
     ) -> float:
-        """Trains to the last step, with checkpoints and the loss curve in `out`; returns the last
-        mean loss.
+        """Trains to the last step and returns the last mean loss.
 
-        until: stop with a checkpoint at this step. minutes: stop with a checkpoint, and the average
-            as it is, when this
-        much time has passed; the learning rate goes by steps, so `resume` continues the same run.
+        Args:
+            out: the folder for checkpoints, the loss curve and the averaged system.
+            log_every: steps between rows of the loss curve.
+            save_every: steps between checkpoints.
+            progress: show the progress on stderr.
+            until: stop with a checkpoint at this step.
+            minutes: after this time, stop with a checkpoint and write the averaged system. The
+                learning rate depends on the step only, so `resume` continues the same run.
 
-        The folder of a run that reached its last step or its minutes holds the averaged system
-        (`pretrained.load_system`); of a system that the registry does not know, the checkpoint is
-        all there is.
+        A run that reached its last step or its time limit leaves the averaged system in the folder
+        (see `pretrained.load_system`). For a system that is not in the registry, the folder holds
+        only the checkpoint and the loss curve.
         """
         folder, s = Path(out), self.settings
         folder.mkdir(parents=True, exist_ok=True)
         stop = min(until or s.steps, s.steps)
         begin = saved = time.monotonic()
-        over = False
+        timed_out = False
         with Progress(self.step, s.steps, s.batch_size, show=progress) as shown:
-            while self.step < stop and not over and not self.stopping:
+            while self.step < stop and not timed_out and not self.stopping:
                 loss, norm = self.train_step()
                 self._sums = (self._sums[0] + loss, self._sums[1] + norm, self._sums[2] + 1)
                 if self.step % log_every == 0 or self.step == s.steps:
@@ -184,17 +190,17 @@ class Trainer:
                     self.step, self.losses[-1]._asdict() if self.losses else {"loss": loss}
                 )
                 now = time.monotonic()
-                over = minutes is not None and now - begin >= 60 * minutes
+                timed_out = minutes is not None and now - begin >= 60 * minutes
                 if self.step % save_every == 0 or now - saved > SECONDS_BETWEEN_CHECKPOINTS:
                     self.save_checkpoint(folder)
                     saved = time.monotonic()
         self.save_checkpoint(folder)
-        if (self.step == s.steps or over) and self._registered():
+        if (self.step == s.steps or timed_out) and self._registered():
             self.export(folder)
         return self.losses[-1].loss if self.losses else math.nan
 
     def export(self, folder: Path) -> None:
-        """The averaged system with what it was trained on, as a model folder."""
+        """Writes the averaged system as a model folder, with its data and training settings."""
         data: dict[str, Any] = {
             "name": self.data.name,
             "classes": list(self.data.classes),
@@ -214,7 +220,7 @@ class Trainer:
         save_system(folder, self.ema, data=data, training=training)
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint must agree on to be resumed."""
+        """Returns what must be the same in a checkpoint for the run to resume from it."""
         name = name_of(self.system) if self._registered() else type(self.system).__qualname__
         system = {"name": name, "config": getattr(self.system, "config", None)}
         return {"settings": asdict(self.settings), "system": system, "data": self.data.name}
@@ -226,7 +232,7 @@ class Trainer:
             return False
 
     def save_checkpoint(self, folder: Path) -> None:
-        """Writes weights, averages and optimiser state, then the loss curve."""
+        """Writes weights, averaged weights and optimiser state, then the loss curve."""
         tensors: dict[str, Tensor] = {}
         for name, system in (("system", self.system), ("ema", self.ema)):
             tensors |= {f"{name}.{k}": v for k, v in system.state_dict().items()}
@@ -246,22 +252,22 @@ class Trainer:
     def resume(self, out: str | PathLike[str]) -> None:
         """Continues from the folder's checkpoint.
 
-        Raises ValueError when it belongs to another run; warns where this machine's arithmetic may
-        differ from the one that wrote it.
+        Raises ValueError if it belongs to another run. Warns if this machine's arithmetic may
+        differ from that of the machine that wrote it.
         """
-        tensors, known = folders.read(Path(out))
+        tensors, saved = folders.read(Path(out))
         for key, value in json.loads(json.dumps(self.identity())).items():
-            if known["identity"].get(key) != value:
+            if saved["identity"].get(key) != value:
                 raise ValueError(
                     f"fastdiff.Trainer: expected the {key} {value} of this run in {out}, got"
-                    f" {known['identity'].get(key)}. Use its settings or another folder."
+                    f" {saved['identity'].get(key)}. Use its settings or another folder."
                 )
         for key, value in _machine().items():
-            if known["machine"].get(key) != value:
+            if saved["machine"].get(key) != value:
                 warnings.warn(
-                    f"fastdiff.Trainer: expected {key} {known['machine'].get(key)}, with which this"
-                    f" run began, got {value}. It goes on, but its bits may not be those of an"
-                    " undisturbed run.",
+                    f"fastdiff.Trainer: expected {key} {saved['machine'].get(key)}, with which this"
+                    f" run began, got {value}. The run continues, but its weights may differ in"
+                    " bits from those of a run without interruption.",
                     stacklevel=2,
                 )
         folders.sweep(Path(out))
@@ -269,15 +275,15 @@ class Trainer:
             system.load_state_dict({k: tensors[f"{name}.{k}"] for k in system.state_dict()})
         for name, parameter in self.system.named_parameters():
             state = {k: tensors.get(f"adam.{k}.{name}") for k in ("step", "exp_avg", "exp_avg_sq")}
-            kept = {
+            present = {
                 k: v if k == "step" else v.to(self.device)
                 for k, v in state.items()
                 if v is not None
             }
-            if kept:
-                self.optimizer.state[parameter] = kept
-        self.step, self._sums = known["step"], tuple(known["sums"])
-        self.losses = [Entry(*row) for row in known["losses"]]
+            if present:
+                self.optimizer.state[parameter] = present
+        self.step, self._sums = saved["step"], tuple(saved["sums"])
+        self.losses = [Entry(*row) for row in saved["losses"]]
 
 
 def _machine() -> dict[str, Any]:

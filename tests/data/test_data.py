@@ -95,7 +95,7 @@ def test_bad_files(images: bytes, labels: bytes, message: str, tmp_path: Path) -
 
 def test_missing_files_and_splits(tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match="Install Debian's dataset-fashion-mnist or name its folder"
+        FileNotFoundError, match="Install Debian's dataset-fashion-mnist or pass its folder"
     ):
         load_fashion_mnist("train", tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"no gzip")

@@ -71,10 +71,10 @@ def test_a_row_names_what_exists(row: dict) -> None:
 
 def test_the_checks_can_fail() -> None:
     with pytest.raises(AttributeError):
-        equations.resolve("variational.VAE.nothing")
+        equations.resolve("theory.variational.VAE.nothing")
     with pytest.raises(AttributeError):
-        equations.resolve("likelihood.nowhere.elbo")
-    assert "test_nothing" not in functions_of("test_equations.py")
+        equations.resolve("theory.likelihood.nowhere.elbo")
+    assert "test_nothing" not in functions_of("project/test_equations.py")
     broken = {"last": 3, "section": [{"title": "", "row": [{"numbers": "1"}, {"numbers": "3"}]}]}
     assert {n for row in equations.rows(broken) for n in equations.numbers(row)} == {1, 3}
 

@@ -1,8 +1,9 @@
-"""Evaluation of systems: bounds and likelihoods in bits a dimension with standard errors, on one
+"""Evaluation of systems: bounds and likelihoods in bits per dimension with standard errors, in one
 process or several.
 """
 
-from .measure import Request, evaluate
+from .measure import evaluate
+from .request import Request
 from .uniform import Uniform
 from .workers import Workers
 

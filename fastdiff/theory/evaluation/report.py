@@ -1,6 +1,4 @@
-"""From numbers per image to a report: means with standard errors, as JSON can hold them and as
-lines to read.
-"""
+"""Turns numbers per image into a report: means with standard errors, as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -10,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from .measure import Request, likelihood_of
+from .request import Request, likelihood_of
 
 
 def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of all units, in order.
+    """Returns the report of all units, given in order.
 
-    Keys: what was measured (data, ids, seed, …); `terms`, `bound`, `importance_weighted`, `nll`,
-        `entropy` of the data where
-    its density is known, each with nats and bits_per_dim and their standard errors; `over_time`,
-    where the bound is a sum over times; of a classifier `cross_entropy` and `accuracy`.
+    Its keys are a description of the measurement (data, ids, seed, …); `terms`, `bound`,
+    `importance_weighted`, `nll`, and the `entropy` of the data if its density is known, each with
+    nats and bits_per_dim and their standard errors; `over_time` if the bound is a sum over times;
+    `cross_entropy` and `accuracy` for a classifier.
     """
     rows = {name: np.concatenate([u["rows"][name] for u in units]) for name in units[0]["rows"]}
     dims = math.prod(data.shape)
@@ -66,24 +64,20 @@ def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]
 
 
 def convention(system: Any, data: Any, *, flow: bool = False) -> str:
-    """What the numbers of levels mean: how a density became a probability, or why it did not have
-    to.
-    """
+    """Returns how a density was turned into a probability of levels, or why it was not, as text."""
     if data.levels is None:
         return "density of continuous data; nothing to dequantise"
     if flow:
         kind = system.for_likelihood()["dequantization"]
-        shift = {"uniform": "noise uniform over a level, D ln 128 (7 bits a dimension) added"}
-        shift |= {
+        shift = {
+            "uniform": "noise uniform over a level, D ln 128 (7 bits a dimension) added",
             "centred": (
                 "noise uniform over a level about its value, D ln 127.5 (6.994 bits a dimension)"
                 " added"
-            )
-        }
-        shift |= {
+            ),
             "gaussian": (
                 "Gaussian noise of the least noise level, the discretised Gaussian's mass taken off"
-            )
+            ),
         }
         return f"dequantised: {shift[kind]}"
     if likelihood_of(system) == "gaussian":
@@ -92,7 +86,7 @@ def convention(system: Any, data: Any, *, flow: bool = False) -> str:
 
 
 def text(result: dict[str, Any], name: str) -> str:
-    """The report as a paragraph."""
+    """Returns the report as text for a terminal; `name` is the model's."""
     low, high = result["ids"]
     permuted = ", pixels permuted" if result["permuted"] else ""
     lines = [
@@ -132,19 +126,18 @@ def text(result: dict[str, Any], name: str) -> str:
         lines += [_line("the data's own", result["entropy"])]
     for key, unit in (("cross_entropy", " nats"), ("accuracy", "")):
         if key in result:
-            lines += [
-                f"  {key.replace('_', ' '):22s}{result[key]['mean']:12.4f}{_error(result[key]['stderr'])}{unit}"
-            ]
+            mean, error = result[key]["mean"], _error(result[key]["stderr"])
+            lines += [f"  {key.replace('_', ' '):22s}{mean:12.4f}{error}{unit}"]
     if "over_time" in result and "right" in result["over_time"]:
         lines += _classifier_lines(result["over_time"])
     return "\n".join(lines)
 
 
 def _classifier_lines(over: dict[str, Any]) -> Iterable[str]:
-    right, level = np.array(over["right"]), np.array(over["log_snr"])
-    for part in np.array_split(np.arange(len(right)), min(4, len(right))):
+    accuracy, level = np.array(over["right"]), np.array(over["log_snr"])
+    for part in np.array_split(np.arange(len(accuracy)), min(4, len(accuracy))):
         edges = f"log-SNR {level[part[0]]:.1f} … {level[part[-1]]:.1f}"
-        yield f"    {edges:26s} accuracy {right[part].mean():.4f}"
+        yield f"    {edges:26s} accuracy {accuracy[part].mean():.4f}"
 
 
 def _line(name: str, value: dict[str, Any]) -> str:
@@ -168,20 +161,20 @@ def _mean(values: Any, dims: int) -> dict[str, Any]:
 
 
 def _stderr(values: Any) -> float | None:
-    """Of the mean; one number says nothing of its error."""
+    """Returns the standard error of the mean; None for a single number."""
     return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def _root_mean(stderrs: Any, dims: int) -> dict[str, float]:
-    """Of a mean of independent numbers with these standard errors."""
+    """Returns the standard error of a mean of independent numbers with these standard errors."""
     nats = float(np.sqrt(np.sum(np.square(stderrs))) / len(stderrs))
     return {"nats": nats, "bits_per_dim": nats / (dims * math.log(2))}
 
 
 def _columns(columns: list[dict[str, list[float]]], n: int) -> dict[str, list[float]]:
-    """Means over the images, and the standard errors of the terms, for each of the times."""
+    """Returns means over the images and standard errors of the terms, for each time."""
     sums = {name: np.sum([c[name] for c in columns], axis=0) / n for name in columns[0]}
     variance = np.maximum(sums["square"] - sums["sum"] ** 2, 0.0) / max(n - 1, 1)
-    found = {"log_snr": sums["log_snr"], "nats": sums["sum"], "stderr": np.sqrt(variance)}
-    found |= {"right": sums["right"]} if "right" in sums else {}
-    return {name: value.tolist() for name, value in found.items()}
+    result = {"log_snr": sums["log_snr"], "nats": sums["sum"], "stderr": np.sqrt(variance)}
+    result |= {"right": sums["right"]} if "right" in sums else {}
+    return {name: value.tolist() for name, value in result.items()}

@@ -1,6 +1,6 @@
-"""The control of every number in bits: a model to which all images are alike.
+"""The uniform distribution over images, a control for every number in bits.
 
-P(x) = 256^-D, so -ln P = D ln 256, which is 8 bits a dimension exactly, whatever the images.
+P(x) = 256^-D, so -ln P = D ln 256, which is exactly 8 bits per dimension for all images.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Uniform(nn.Module):
-    """A system (`fastdiff.theory.registry`) with nothing to learn. levels: of a pixel."""
+    """A system (`fastdiff.theory.system`) without parameters. levels: the levels of a pixel."""
 
     def __init__(self, levels: int = 256):
         super().__init__()
@@ -21,7 +21,7 @@ class Uniform(nn.Module):
         self.config: dict[str, Any] = {"levels": levels}
 
     def bound(self, x0: Tensor, labels: Tensor | None = None, **_: Any) -> dict[str, Tensor]:
-        """{"uniform": D ln levels} [B] in nats."""
+        """Returns {"uniform": D ln levels} [B] in nats."""
         return {
             "uniform": torch.full(
                 (len(x0),), math.prod(x0.shape[1:]) * math.log(self.levels), dtype=torch.float64

@@ -1,11 +1,10 @@
-"""Several processes, one table: each measures units of its own and says what it found once, at the
-end.
+"""Evaluation in several processes: each measures its own units and reports its results at the end.
 
-There is no collective: adaptive solvers need different numbers of evaluations on different images,
-    and a process that waits
-for another in the middle of its work hangs when that one fails (crowsonkb/k-diffusion issue 79).
-Here every process puts its part, or its error, into the launcher's key-value store; the first one
-reads them, waiting for each no longer than the timeout, and names those that did not come.
+No collective operation is used. Adaptive solvers need different numbers of evaluations on different
+images, and a process that waits for another in the middle of its work hangs when that one fails
+(crowsonkb/k-diffusion issue 79). Instead, every process writes its part, or its error, into the
+launcher's key-value store. The first process reads all parts, waits for each at most as long as the
+timeout, and names the processes that did not answer.
 """
 
 from __future__ import annotations
@@ -16,21 +15,24 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-_JOIN = timedelta(minutes=5)  # for all processes to start
+_JOIN = timedelta(minutes=5)  # until all processes have started
 
 
 class Workers:
-    """This process among those of the launcher (torchrun's environment: RANK, WORLD_SIZE,
-    MASTER_ADDR, MASTER_PORT).
+    """This process and the others that the launcher started.
+
+    They are found by torchrun's environment variables RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT.
 
     Args:
-        minutes: how long the first process waits for another's part after its own is done.
+        minutes: how long the first process waits for the part of another after its own is done.
 
     Attributes:
-        rank, world: which one, of how many; 0 of 1 without a launcher.
+        rank, world: the index of this process and the number of processes; 0 and 1 without a
+            launcher.
 
-    Raises RuntimeError when the others can't be met, ValueError for an environment that is not
-    whole.
+    Raises:
+        RuntimeError: if the other processes can't be reached.
+        ValueError: for an incomplete environment.
     """
 
     def __init__(self, minutes: float = 30.0):
@@ -41,8 +43,8 @@ class Workers:
             missing = [k for k in ("RANK", "MASTER_ADDR", "MASTER_PORT") if k not in os.environ]
             if missing:
                 raise ValueError(
-                    f"fastdiff.theory.evaluation: expected {missing[0]} beside"
-                    f" WORLD_SIZE={self.world}, got none. Launch by torchrun."
+                    f"fastdiff.theory.evaluation: expected {missing[0]} in the environment"
+                    f" with WORLD_SIZE={self.world}, got none. Launch by torchrun."
                 )
             from torch.distributed import rendezvous
 
@@ -50,46 +52,47 @@ class Workers:
                 self._store, self.rank, self.world = next(rendezvous("env://", timeout=_JOIN))
             except Exception as error:
                 raise RuntimeError(
-                    f"fastdiff.theory.evaluation: expected to meet {self.world} processes at"
+                    f"fastdiff.theory.evaluation: expected {self.world} processes at"
                     f" {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}, got"
                     f" {_first_line(error)}"
                 ) from None
 
     def collect(self, work: Callable[[], Any]) -> list[Any] | None:
-        """[work() of every process] in the first one, None in the others. What work gives, JSON can
-        hold.
+        """Returns [work() of every process] in the first process, None in the others.
 
-        Raises in every process the error that its own work raised; in the first one RuntimeError,
-        naming the processes, when another failed or did not answer.
+        work() returns a value that JSON can hold.
+
+        Raises the error of its own work in every process; in the first process also RuntimeError,
+        with their ranks, if other processes failed or did not answer.
         """
         self._round += 1
         try:
-            mine: dict[str, Any] = {"part": work()}
+            message: dict[str, Any] = {"part": work()}
         except BaseException as error:
-            # the others' wait ends with this, whatever becomes of the process
-            self._tell({"error": f"{type(error).__name__}: {_first_line(error)}"})
+            # ends the first process's wait, even if this process dies now
+            self._send({"error": f"{type(error).__name__}: {_first_line(error)}"})
             raise
         if self.rank:
-            self._tell(mine)
+            self._send(message)
             return None
-        parts, wrong = [mine["part"]], []
+        parts, failed = [message["part"]], []
         for rank in range(1, self.world):
-            theirs = self._hear(rank)
-            parts.append(theirs.get("part"))
-            if "error" in theirs:
-                wrong.append(f"{rank} ({theirs['error']})")
-        if wrong:
+            received = self._receive(rank)
+            parts.append(received.get("part"))
+            if "error" in received:
+                failed.append(f"{rank} ({received['error']})")
+        if failed:
             raise RuntimeError(
                 f"fastdiff.theory.evaluation: expected the parts of {self.world} processes, got"
-                f" none of process {', '.join(wrong)}. Run it again."
+                f" none of process {', '.join(failed)}. Run it again."
             )
         return parts
 
-    def _tell(self, what: dict[str, Any]) -> None:
+    def _send(self, message: dict[str, Any]) -> None:
         if self._store is not None:
-            self._store.set(self._key(self.rank), json.dumps(what))
+            self._store.set(self._key(self.rank), json.dumps(message))
 
-    def _hear(self, rank: int) -> dict[str, Any]:
+    def _receive(self, rank: int) -> dict[str, Any]:
         try:
             self._store.wait([self._key(rank)], self.timeout)
             return json.loads(self._store.get(self._key(rank)))

@@ -32,7 +32,7 @@ from ...backend.eager.sums import sum_samples
 from ...models import build, describe, features
 from ...prediction import Parametrization, normalize
 from ...schedule import Schedule, Time
-from ..registry import Timed
+from ..system import Timed
 from .dequantize import DEQUANTIZATIONS, dequantize
 from .matching import eps_error
 from .sde import SDES

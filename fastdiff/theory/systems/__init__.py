@@ -1,8 +1,7 @@
 """Systems made of a network and a schedule: the denoiser, super-resolution, the noise-aware
 classifier.
 
-Like the names of fastdiff itself these load on first use; `fastdiff.theory.registry` finds them by
-name.
+The names of this package load on first use. `fastdiff.theory.registry` finds the systems by name.
 """
 
 from __future__ import annotations

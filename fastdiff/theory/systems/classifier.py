@@ -1,9 +1,8 @@
-"""A noise-aware classifier: minimise E -ln p(y | x_t, t) over t, x0 and eps (Dhariwal & Nichol
-2021, section 4).
+"""A noise-aware classifier: minimises E -ln p(y | x_t, t) over t, x0 and eps.
 
-Its gradient pulls samples towards a class: ∇ln p(x_t|y) = ∇ln p(x_t) + γ ∇ln p(y|x_t) (Luo 2022,
-    eq. 165 and 166). A
-classifier of clean images has no use there, since most of a sample's way is noise.
+(Dhariwal & Nichol 2021, section 4.) Its gradient guides samples towards a class:
+∇ln p(x_t|y) = ∇ln p(x_t) + γ ∇ln p(y|x_t) (Luo 2022, eq. 165 and 166). A classifier of clean images
+does not serve for this, since x_t is mostly noise at most steps of a sampler.
 """
 
 from __future__ import annotations
@@ -21,21 +20,25 @@ from .noising import Noised
 
 
 class Guesses(NamedTuple):
-    """-ln p(y|x_t) in nats, and whether y was the likeliest label, [B, K] each at the log-SNRs [B,
-    K], falling.
+    """What a classifier predicts at K noise levels for each sample.
+
+    Attributes:
+        cross_entropy: [B, K], -ln p(y|x_t) in nats.
+        correct: bool [B, K], whether y was the most probable label.
+        log_snr: [B, K], the log-SNRs, falling along K.
     """
 
     cross_entropy: Tensor
-    right: Tensor
+    correct: Tensor
     log_snr: Tensor
 
 
 class NoisyClassifier(Noised):
-    """A network (x_t, t) -> logits with the schedule of the noise it knows.
+    """A network (x_t, t) -> logits with the schedule of the noise that it is trained on.
 
     Args:
-        network: a `Classifier`, an `MLP` with as many outputs as classes, or its description.
-        schedule: a `Schedule`, or its config: that of the model to be guided.
+        network: a `Classifier`, an `MLP` with one output per class, or its description.
+        schedule: the `Schedule` of the model that will be guided, or its config.
     """
 
     def __init__(self, network: nn.Module | dict[str, Any], schedule: Schedule | dict[str, Any]):
@@ -44,20 +47,21 @@ class NoisyClassifier(Noised):
     def loss(
         self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
     ) -> Tensor:
-        """-ln p(y|x_t) [B] at uniform times. x0: [B, …]; labels: int64 [B]."""
+        """Returns -ln p(y|x_t) [B] at uniform times. x0: [B, …]; labels: int64 [B]."""
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         t = self.draw_times(**counter)
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
         return F.cross_entropy(self.network(x_t, self.times[t]), labels, reduction="none")
 
     def log_prob(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """ln p(y|x_t) [B]. t: [B], as the sampler gives it to a network."""
+        """Returns ln p(y|x_t) [B]. t: [B], as the sampler passes it to a network."""
         logits = self.network(x_t, t)
         return F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
 
-    def given(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x_t, t) -> ln p(y|x_t) for `Sampler.sample(classifier=…)`, one label per sample of the
-        call.
+    def log_prob_of(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Returns the function (x_t, t) -> ln p(y|x_t) for `Sampler.sample(classifier=…)`.
+
+        labels: int64 [B], one for each sample of the call.
         """
         return lambda x_t, t: self.log_prob(x_t.to(next(self.parameters()).dtype), t, labels)
 
@@ -65,14 +69,17 @@ class NoisyClassifier(Noised):
     def guesses(
         self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, times: int = 64
     ) -> Guesses:
-        """How well it knows labels at each sample's own timesteps, spread evenly over the noise."""
+        """Returns the predictions at timesteps that are spread evenly over the noise.
+
+        times: how many per sample; at most T - 1 are taken.
+        """
         chosen, _ = self.spread_times(times, seed, sample_ids)
-        entropies, right = [], []
+        entropies, correct = [], []
         for j, t in enumerate(chosen.unbind(1)):
             x_t = ops.q_sample(
                 x0, t, self.alpha, self.sigma, seed=seed, sample_ids=sample_ids, step=j
             )
             logits = self.network(x_t, self.times[t])
             entropies.append(F.cross_entropy(logits, labels, reduction="none"))
-            right.append(logits.argmax(1) == labels)
-        return Guesses(torch.stack(entropies, 1), torch.stack(right, 1), self.log_snr_at(chosen))
+            correct.append(logits.argmax(1) == labels)
+        return Guesses(torch.stack(entropies, 1), torch.stack(correct, 1), self.log_snr_at(chosen))

@@ -1,9 +1,8 @@
-"""A denoiser: minimise E ‖target - network(x_t, t, y)‖² over t, x0 and eps (Ho et al. 2020, eq. 14,
-for any target).
+"""A denoiser: minimises E ‖target - network(x_t, t, y)‖² over t, x0 and eps.
 
-x_t = alpha_t x0 + sigma_t eps; the target is the prediction type's (fastdiff.prediction), t is
-uniform. A share of the labels is dropped, so that one network knows p(x|y) and p(x) (Ho & Salimans
-2022, algorithm 1).
+(Ho et al. 2020, eq. 14, for any target.) x_t = alpha_t x0 + sigma_t eps; the target is that of the
+prediction type (fastdiff.prediction), t is uniform. A share of the labels is dropped, so that one
+network learns both p(x|y) and p(x) (Ho & Salimans 2022, algorithm 1).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from ... import ops, rng
 from ...prediction import normalize, target
 from ...schedule import Schedule
 from ..likelihood.bound import elbo
-from ..registry import Timed
+from ..system import Timed, drop_labels
 from .noising import Noised
 
 
@@ -25,16 +24,17 @@ class Denoiser(Noised):
     """A network (x_t, t, y) of fastdiff.models with its schedule.
 
     Args:
-        network: a network, or its description (`models.describe`). schedule: a `Schedule`, or its
-            config.
-        prediction_type: what the network predicts. label_dropout: share of the examples trained
-            without their label.
-        clip_range: of the data, for the sampler and the bound; None for data without a range.
-        likelihood: of the data at the least noisy point, `discretized` (8-bit levels in [-1, 1]) or
-            `gaussian` (a density).
+        network: a network, or its description (`models.describe`).
+        schedule: a `Schedule`, or its config.
+        prediction_type: what the network predicts.
+        label_dropout: the share of the examples that are trained without their label.
+        clip_range: the range of the data, for the sampler and the bound; None for data without a
+            range.
+        likelihood: the likelihood of the data at the least noisy point, `discretized` (8-bit levels
+            in [-1, 1]) or `gaussian` (a density).
 
     Raises:
-        ValueError: numbers or names outside these.
+        ValueError: for numbers or names outside these.
     """
 
     def __init__(
@@ -62,38 +62,45 @@ class Denoiser(Noised):
         self.clip_range, self.likelihood = clip_range, likelihood
         self.null_label = self.network.null_label
 
-    def given(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """The network's arguments beside (x_t, t). labels: [B], or None for the null label."""
+    def condition(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """Returns the network's arguments other than (x_t, t).
+
+        labels: int64 [B], or None for the null label.
+        """
         return {} if labels is None else {"y": labels}
 
     def drop(self, labels: Tensor, seed: int, sample_ids: Tensor, step: int) -> Tensor:
-        """The labels, some replaced by the null label: where word 1 of stream 4 says so."""
-        dropped = (
-            rng.uniform(seed=seed, sample_ids=sample_ids, step=step, word=1) < self.label_dropout
+        """Returns the labels, a share of them replaced by the null label."""
+        return drop_labels(
+            labels,
+            self.null_label,
+            self.label_dropout,
+            seed=seed,
+            sample_ids=sample_ids,
+            step=step,
         )
-        return torch.where(dropped, torch.full_like(labels, self.null_label), labels)
 
     def loss(
         self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
     ) -> Tensor:
-        """Mean over elements of (target - network(x_t, t, y))², [B].
+        """Returns the mean over elements of (target - network(x_t, t, y))², [B].
 
         x0: [B, …]; labels: int64 [B]. The noise is stream 2; for epsilon it is never stored.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         t = self.draw_times(**counter)
-        given = self.given(x0, self.drop(labels, **counter))
+        cond = self.condition(x0, self.drop(labels, **counter))
         if self.prediction_type == "epsilon":
             x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
-            return ops.noise_mse(self.network(x_t, self.times[t], **given), **counter)
+            return ops.noise_mse(self.network(x_t, self.times[t], **cond), **counter)
         eps = ops.randn(
             x0.shape, stream=rng.STREAM_FORWARD, dtype=x0.dtype, device=x0.device, **counter
         )
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, noise=eps)
         each = (-1,) + (1,) * (x0.ndim - 1)
         alpha, sigma = (table[t].to(x0.dtype).view(each) for table in (self.alpha, self.sigma))
-        wanted = target(self.prediction_type, x0, eps, alpha, sigma)
-        return (self.network(x_t, self.times[t], **given) - wanted).square().flatten(1).mean(1)
+        expected = target(self.prediction_type, x0, eps, alpha, sigma)
+        return (self.network(x_t, self.times[t], **cond) - expected).square().flatten(1).mean(1)
 
     def bound(
         self,
@@ -105,13 +112,16 @@ class Denoiser(Noised):
         times: int = 64,
         variance: str = "fixed_small",
     ) -> dict[str, Tensor]:
-        """The variational bound of the chain of all T steps (Ho et al. 2020, eq. 5), [B] each in
-        nats.
+        """Returns the terms of the variational bound of the chain of all T steps, [B] each in nats.
 
-        x0: [B, …]; labels: [B], or None for the bound on -ln p(x0) without them. times: how many of
-            the T - 1 denoising
-        terms are computed for each sample, its own and spread evenly; their sum is scaled up,
-        without bias. variance: of p(x_{t-1}|x_t), see `likelihood.vlb_table`.
+        (Ho et al. 2020, eq. 5.)
+
+        Args:
+            x0: [B, …].
+            labels: [B], or None for the bound on -ln p(x0) without labels.
+            times: how many of the T - 1 denoising terms are computed for each sample. They are
+                different for each sample and spread evenly; their sum is scaled up without bias.
+            variance: of p(x_{t-1}|x_t), see `likelihood.vlb_table`.
         """
         return self.terms(
             x0, labels, seed=seed, sample_ids=sample_ids, times=times, variance=variance
@@ -128,7 +138,7 @@ class Denoiser(Noised):
         times: int = 64,
         variance: str = "fixed_small",
     ) -> Timed:
-        """The terms of `bound`, and what each time adds to them."""
+        """Returns the terms of `bound` and the contribution of each time."""
         t, scale = self.spread_times(times, seed, sample_ids)
         value = elbo(
             self.network,
@@ -141,7 +151,7 @@ class Denoiser(Noised):
             sample_ids=sample_ids,
             likelihood=self.likelihood,
             clip_range=self.clip_range,
-            cond=self.given(x0, labels),
+            cond=self.condition(x0, labels),
         )
         denoising = scale * value.denoising
         bound = {
@@ -152,7 +162,7 @@ class Denoiser(Noised):
         return Timed(bound, denoising, self.log_snr_at(t))
 
     def for_sampler(self) -> tuple[nn.Module, Schedule, dict[str, Any]]:
-        """(network, schedule, settings) for `fastdiff.Sampler`."""
+        """Returns (network, schedule, settings) for `fastdiff.Sampler`."""
         return (
             self.network,
             self.schedule,
@@ -160,7 +170,7 @@ class Denoiser(Noised):
         )
 
     def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
-        """Arguments of `likelihood.nll` beside x0 and the probes."""
+        """Returns the arguments of `likelihood.nll` other than x0 and the probes."""
         return {
             "model": self.network,
             "schedule": self.schedule,

@@ -1,5 +1,6 @@
-"""What networks with a schedule share: its tables on the device, and times drawn from the noise
-contract.
+"""The base of systems made of a network and a schedule.
+
+It holds the schedule's tables on the device and draws times from the noise contract.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ class Noised(nn.Module):
         schedule: a `Schedule`, or its config.
 
     Attributes:
-        config: the arguments, as JSON can hold them. alpha, sigma: float64 [T]. times: [T], what
-            the network is given.
+        config: the arguments, as JSON can hold them.
+        alpha, sigma: float64 [T].
+        times: [T], the network time of each timestep.
     """
 
     alpha: Tensor
@@ -46,14 +48,14 @@ class Noised(nn.Module):
         }
         s = self.schedule
         times = [s.network_time(s.at(t)) for t in range(s.num_train_timesteps)]
-        # the schedule is in the config, so its tables are not among the weights
+        # the schedule is in the config, so its tables are not stored with the weights
         self.register_buffer("alpha", torch.tensor(s.alpha), persistent=False)
         self.register_buffer("sigma", torch.tensor(s.sigma), persistent=False)
         dtype = torch.float32 if s.continuous else torch.int64
         self.register_buffer("times", torch.tensor(times, dtype=dtype), persistent=False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # `.float()` and `.half()` are meant for the network: the tables keep float64
+        # `.float()` and `.half()` apply to the network only: the tables stay float64
         tables = {name: self._buffers[name] for name in ("alpha", "sigma", "times")}
         result = super()._apply(fn, recurse)
         for name, table in tables.items():
@@ -63,18 +65,18 @@ class Noised(nn.Module):
         return result
 
     def draw_times(self, seed: int, sample_ids: Tensor, step: int) -> Tensor:
-        """t uniform over 0 … T - 1, int64 [B]: word 0 of stream 4."""
+        """Returns t uniform over 0 … T - 1, int64 [B], from word 0 of stream 4."""
         return rng.randint(
             self.schedule.num_train_timesteps, seed=seed, sample_ids=sample_ids, step=step
         )
 
     def spread_times(self, times: int, seed: int, sample_ids: Tensor) -> tuple[Tensor, float]:
-        """(t [B, K], scale): each sample's own timesteps in 1 … T - 1, one in each of K equal
-        strata, and (T - 1)/K.
+        """Returns (t int64 [B, K], scale): timesteps in 1 … T - 1 for each sample, and (T - 1)/K.
 
-        t_j = 1 + floor((j + u_j)(T - 1)/K), u_j of stream 4 at step j: scale·Σ_j f(t_j) has the
-        mean Σ_t f(t), and less variance than K independent times. K is at most T - 1, when every
-        timestep is taken once.
+        A sample has one timestep in each of K equal strata: t_j = 1 + floor((j + u_j)(T - 1)/K),
+        with u_j of stream 4 at step j. scale·Σ_j f(t_j) has the mean Σ_t f(t) and less variance
+        than K independent times. K = min(times, T - 1); with K = T - 1 every timestep is taken
+        once.
 
         Raises ValueError for times < 1.
         """
@@ -92,5 +94,5 @@ class Noised(nn.Module):
         )
 
     def log_snr_at(self, t: Tensor) -> Tensor:
-        """ln(alpha²/sigma²) at timesteps of any shape, float64."""
+        """Returns ln(alpha²/sigma²), float64, at timesteps t of any shape."""
         return torch.from_numpy(self.schedule.log_snr.copy())[t.cpu()].to(t.device)

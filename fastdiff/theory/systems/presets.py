@@ -1,8 +1,7 @@
-"""Systems to fit a data set: the sizes that train in minutes on two CPU cores, each open to
-options.
+"""Builds systems of the registry for a data set, in sizes that train in minutes on two CPU cores.
 
 Images get convolutional networks and the discretised likelihood of 8-bit levels; points of the
-plane get perceptrons and densities.
+plane get perceptrons and densities. Options override the defaults.
 """
 
 from __future__ import annotations
@@ -19,23 +18,21 @@ from ..score.model import network_for
 from .denoiser import Denoiser
 from .superres import SuperResolution
 
-# systems around a network, which gets the options that are not their own: the network of images,
-# and of points
+# systems that contain a network, with their network for images and for points; options that are not
+# the system's own go to the network
 NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
     "classifier": (Classifier, MLP),
     "score": (UNet, MLP),
     "superres": (ImageUNet, None),
     "unet": (UNet, MLP),
 }
-# their own options beyond those of the constructor
+# options of these systems (except score) in addition to their constructors' arguments
 SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
-# what constructors are given when nothing else is said: for images, and for points
+# default arguments of the constructors, for images and for points
 SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}  # points lie on curves
-WAVES = (
-    -1,
-    0,
-    1,
-)  # features of 4, 2 and 1 in length: without them a network sees a ring where eight points lie
+# sines and cosines of wave lengths 4, 2 and 1; without them a network learns a ring instead of the
+# eight points of the mixture
+WAVES = (-1, 0, 1)
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
     "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),
@@ -69,11 +66,12 @@ _FROM_DATA = {
 
 
 def make(name: str, data: Any, **options: Any) -> Any:
-    """A fresh system of the registry for a data set of fastdiff.data; its first weights are torch's
-    global generator's.
+    """Returns a new system of the registry for a data set of fastdiff.data.
 
-    Raises ValueError for a name or an option that does not exist, with those that do, and for data
-    it can't be made for.
+    The initial weights are drawn from torch's global generator.
+
+    Raises ValueError for an unknown name or option, with the known ones, and for data that the
+    system can't model.
     """
     known = options_of(name, data)
     for option in options:
@@ -82,19 +80,19 @@ def make(name: str, data: Any, **options: Any) -> Any:
             raise ValueError(
                 f"fastdiff.theory.systems: expected an option of {name} ({listed}), got {option!r}."
             )
-    given, kind = known | options, find(name)
+    arguments, kind = known | options, find(name)
     if name not in NETWORKS:
-        return kind(**{"shape": data.shape, **given})
-    own = {k: given.pop(k) for k in _own(name, data)}
+        return kind(**{"shape": data.shape, **arguments})
+    own = {k: arguments.pop(k) for k in _own(name, data)}
     if name == "score":
         sizes = _sizes(name, data)
         network = network_for(
-            data.shape, fourier=own["fourier"], classes=sizes["num_classes"], **given
+            data.shape, fourier=own["fourier"], classes=sizes["num_classes"], **arguments
         )
         return kind(network, likelihood=_likelihood(data), **own)
     schedule = _schedule(own.pop("schedule"), own.pop("timesteps"))
     network = _network(name, data)(
-        **_sizes(name, data), **given, time_scale=1000.0 if schedule.continuous else 1.0
+        **_sizes(name, data), **arguments, time_scale=1000.0 if schedule.continuous else 1.0
     )
     if name == "classifier":
         return kind(network, schedule)
@@ -108,20 +106,20 @@ def make(name: str, data: Any, **options: Any) -> Any:
 
 
 def options_of(name: str, data: Any) -> dict[str, Any]:
-    """The options of a system, and their values for this data set when nothing else is said."""
-    found = (
+    """Returns the options of a system with their defaults for this data set."""
+    options = (
         _own(name, data) | _keywords(_network(name, data))
         if name in NETWORKS
         else _keywords(find(name))
     )
-    return found | DEFAULTS.get(name, ({}, {}))[data.levels is None]
+    return options | DEFAULTS.get(name, ({}, {}))[data.levels is None]
 
 
 def _own(name: str, data: Any) -> dict[str, Any]:
-    """Of a system around a network: the options that are not its network's."""
+    """Returns the options of a system that are not its network's."""
     own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
     if data.levels is None and "label_dropout" in own:
-        own["label_dropout"] = 0.5  # their pictures and densities are without labels
+        own["label_dropout"] = 0.5  # pictures and densities of points are drawn without labels
     return own if name == "score" else own | SCHEDULED
 
 
@@ -130,16 +128,13 @@ def _likelihood(data: Any) -> str:
 
 
 def _keywords(kind: Any) -> dict[str, Any]:
-    """The constructor's arguments with their defaults; those that follow from the data are left
-    out.
-    """
-    found = inspect.signature(kind).parameters.values()
+    """Returns a constructor's arguments with defaults, except those that follow from the data."""
     own = {
         p.name: p.default
-        for p in found
+        for p in inspect.signature(kind).parameters.values()
         if p.default is not inspect.Parameter.empty and p.name not in _FROM_DATA
     }
-    # these pass their further arguments on
+    # these constructors pass **arguments on to another class
     further = {ImageUNet: UNet, SuperResolution: Denoiser}.get(kind)
     return own | (_keywords(further) if further else {})
 

@@ -1,7 +1,9 @@
-"""Super-resolution: p(x | small), the small image given to the network as channels (Saharia et al.
-2021, SR3).
+"""Super-resolution: p(x | small), with the small image as channels of the network's input.
 
-small = mean over blocks of x0, on the 256 levels;   loss as the denoiser's, network(concat(x_t, enlarged small), t, y)
+    small = mean over blocks of x0, on the 256 levels
+    loss  = the denoiser's, of network(concat(x_t, enlarged small), t, y)
+
+(Saharia et al. 2021, SR3.)
 """
 
 from __future__ import annotations
@@ -17,14 +19,15 @@ from .denoiser import Denoiser
 
 
 class SuperResolution(Denoiser):
-    """A denoiser of images that knows them at a lower resolution.
+    """A denoiser of images, conditioned on them at a lower resolution.
 
     Args:
-        network: an `ImageUNet`, or its description. factor: by which height and width are divided.
+        network: an `ImageUNet`, or its description.
+        factor: the number by which height and width are divided.
         others: see `Denoiser`.
 
-    Draw by `Sampler(*for_sampler())` with cond={"image": system.enlarge(small), "y": labels}; y may
-    be left out.
+    To draw samples, use the network, schedule and settings of `for_sampler()` in a `Sampler` with
+    cond={"image": system.enlarge(small), "y": labels}; y may be left out.
     """
 
     def __init__(
@@ -41,15 +44,16 @@ class SuperResolution(Denoiser):
         self.config |= {"factor": factor}
 
     def reduce(self, x0: Tensor) -> Tensor:
-        """The small image [B, C, H/factor, W/factor]: means of blocks, rounded to 256 levels as a
-        file would hold them.
+        """Returns the small image [B, C, H/factor, W/factor]: means of blocks, rounded to the 256
+        levels of an 8-bit file.
         """
         small = F.avg_pool2d(x0, self.factor)
         return ((small + 1) * 127.5).round() / 127.5 - 1
 
     def enlarge(self, small: Tensor) -> Tensor:
-        """The small image at the size of x_t, bicubic, held in [-1, 1]: the network's condition,
-        and the plain answer.
+        """Returns the small image enlarged to the size of x_t (bicubic, clamped to [-1, 1]).
+
+        It is the network's condition, and the baseline that super-resolution is compared with.
         """
         return F.interpolate(
             small, scale_factor=self.factor, mode="bicubic", align_corners=False
@@ -61,6 +65,6 @@ class SuperResolution(Denoiser):
             " likelihood, got super-resolution. Pass its small images as cond to likelihood.nll."
         )
 
-    def given(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def condition(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
-            return {"image": self.enlarge(self.reduce(x0)), **super().given(x0, labels)}
+            return {"image": self.enlarge(self.reduce(x0)), **super().condition(x0, labels)}

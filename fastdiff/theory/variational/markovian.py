@@ -23,7 +23,7 @@ from ...rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
 from ..information import Gaussian
 from ..information.distributions import LOG_2PI
 from .bounds import iwae, warmup
-from .networks import Encoder
+from .encoder_decoder import Encoder
 from .observation import Observation
 
 _SPREAD = 8.0  # log-variances are held in (-8, 8), smoothly

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ... import ops
 from ...rng import STREAM_INITIAL, STREAM_SOLVER
 from ..information import Gaussian
-from . import networks, objectives
+from . import encoder_decoder, objectives
 from .bounds import draw, iwae, log_likelihoods, log_proposal
 from .observation import Correlated, Normal, Observation
 from .priors import PRIORS
@@ -33,7 +33,7 @@ class VAE(nn.Module):
     Args:
         shape: of a sample, [C, H, W] for `conv`.
         latent: dimension of z.
-        network: `conv` (images), `mlp` or `linear` (see `networks`); widths: its hidden sizes, None
+        network: `conv` (images), `mlp` or `linear` (see `encoder_decoder`); widths: its hidden sizes, None
             for the defaults.
         likelihood: `gaussian` (a density) or `discretized` (8-bit images in [-1, 1], bounds
             comparable in bits/dim).
@@ -77,7 +77,7 @@ class VAE(nn.Module):
         super().__init__()
         shape = tuple(int(n) for n in shape)
         self._check(latent, prior, components, objective, samples, kl_weight)
-        hidden = networks.check(network, shape, widths, covariance)
+        hidden = encoder_decoder.check(network, shape, widths, covariance)
         self.config: dict[str, Any] = {
             "shape": list(shape),
             "latent": latent,
@@ -97,13 +97,13 @@ class VAE(nn.Module):
         self.shape, self.latent, self.objective = shape, latent, objective
         self.samples, self.kl_weight = samples, kl_weight
         self.observation = Observation(shape, likelihood, covariance, std, initial_std, min_log_std)
-        self.encoder = networks.Encoder(network, shape, hidden, 2 * latent)
-        self.decoder = networks.Decoder(
+        self.encoder = encoder_decoder.Encoder(network, shape, hidden, 2 * latent)
+        self.decoder = encoder_decoder.Decoder(
             network, shape, hidden, latent, self.observation.per_element, self.observation.extra
         )
         self.prior = PRIORS[prior](latent, components)
         if network == "conv":
-            networks.channels_last(self)
+            encoder_decoder.channels_last(self)
 
     @staticmethod
     def _check(

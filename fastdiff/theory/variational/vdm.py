@@ -27,7 +27,7 @@ from ... import ops, rng
 from ...models import LEVELS, MLP, UNet, build, describe, features
 from ...prediction import normalize
 from ...schedule import Schedule, Time
-from ..registry import Timed
+from ..system import Timed, drop_labels
 from . import gamma as gammas
 from .diffusion import diffusion_terms
 from .times import SAMPLINGS, draw, spread
@@ -188,8 +188,7 @@ class VDM(nn.Module):
         counter: dict[str, Any] = {"seed": seed, "sample_ids": ids, "step": step}
         y = self._labels(labels)
         if y is not None and self.label_dropout:
-            dropped = rng.uniform(**counter, word=1) < self.label_dropout
-            y = torch.where(dropped, torch.full_like(y, self.network.null_label), y)
+            y = drop_labels(y, self.network.null_label, self.label_dropout, **counter)
         u = draw(self.time_sampling, ids, seed=seed, step=step)
         unit = math.log(2) * math.prod(self.shape)
         diffusion = diffusion_terms(

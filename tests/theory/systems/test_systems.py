@@ -189,7 +189,7 @@ def test_a_classifier_s_loss_and_guesses() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(-system.log_prob(x_t, t, labels), expected, rtol=1e-12, atol=0)
     guesses = system.guesses(x0, labels, seed=3, sample_ids=IDS, times=5)
-    assert guesses.log_snr.shape == guesses.cross_entropy.shape == guesses.right.shape == (3, 5)
+    assert guesses.log_snr.shape == guesses.cross_entropy.shape == guesses.correct.shape == (3, 5)
     assert bool(((guesses.log_snr[:, 1:] - guesses.log_snr[:, :-1]) < 0).all())
 
 
@@ -222,7 +222,7 @@ def test_a_classifier_guides_as_the_exact_one() -> None:
 
     sampler = Sampler(score_free, schedule, solver="ddpm", steps=50)
     common: dict[str, Any] = {"seed": 0, "classifier_scale": 1.0, "dtype": torch.float64}
-    ours = sampler.sample((500, 1), classifier=system.given(labels), **common)
+    ours = sampler.sample((500, 1), classifier=system.log_prob_of(labels), **common)
     theirs = sampler.sample((500, 1), classifier=gradient, **common)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     assert abs(float(ours.mean()) - m) < 5 / 500**0.5, (

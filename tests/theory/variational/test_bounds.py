@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from theory.variational.latent_models import linear_vae, normal, ppca, worse
 from tolerances import EVIDENCE
-from variational.models import linear_vae, normal, ppca, worse
 
 from fastdiff import ops
 from fastdiff.theory import variational

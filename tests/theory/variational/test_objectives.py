@@ -8,8 +8,8 @@ import math
 
 import pytest
 import torch
+from theory.variational.latent_models import linear_vae, normal, ppca
 from tolerances import EVIDENCE
-from variational.models import linear_vae, normal, ppca
 
 from fastdiff.theory.variational import VAE, ProbabilisticPCA, gradient_moments, objective
 from fastdiff.theory.variational.objectives import OBJECTIVES

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from theory.variational.latent_models import linear_vae, normal, ppca
 from tolerances import EVIDENCE, moments
 from torch.nn import functional as F
-from variational.models import linear_vae, normal, ppca
 
 from fastdiff import ops
 from fastdiff.theory.information import Gaussian, Sampled, kl

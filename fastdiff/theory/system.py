@@ -1,0 +1,86 @@
+"""What a trainable system is, and the label dropout that systems with labels share.
+
+A system is a `torch.nn.Module` that defines the loss that training minimises and the bound that
+evaluation reports. All randomness in it is a pure function of (seed, step, sample id), so a run
+that is killed and resumed gives the same bits as a run without interruption.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import rng
+
+
+class Timed(NamedTuple):
+    """A bound with a denoising term that is a sum over times.
+
+    Attributes:
+        bound: the terms, as `System.bound` returns them.
+        denoising: [B, K], the contribution of each of a sample's K times; the sum over K is
+            bound["denoising"].
+        log_snr: [B, K], ln(alpha²/sigma²) at these times, falling along K.
+    """
+
+    bound: dict[str, Tensor]
+    denoising: Tensor
+    log_snr: Tensor
+
+
+class System(Protocol):
+    """What the trainer, `fastdiff eval` and model folders require of a system, in addition to
+    `nn.Module`.
+
+    Attributes:
+        config: keyword arguments, as JSON can hold them, that rebuild it: type(self)(**config).
+
+    A system may also have these methods:
+        sample(n, *, seed, sample_ids) -> [n, …]: draws n samples.
+        for_sampler() -> (network, schedule, settings): arguments of `fastdiff.Sampler`.
+        for_likelihood(labels) -> dict: arguments of `likelihood.nll` other than x and the probes.
+        terms(x0, labels, *, seed, sample_ids, times) -> Timed: for `fastdiff eval --plot`.
+    """
+
+    config: dict[str, Any]
+
+    def loss(
+        self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
+    ) -> Tensor:
+        """Returns the loss [B]; training minimises its mean."""
+        ...
+
+    def bound(
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor,
+        **options: Any,
+    ) -> dict[str, Tensor]:
+        """Returns terms [B] in nats; in expectation their sum is at least -ln p(x0).
+
+        A system that models labels instead of data has no bound.
+        """
+        ...
+
+
+def drop_labels(
+    labels: Tensor,
+    null_label: int,
+    share: float,
+    *,
+    seed: int | Tensor,
+    sample_ids: Tensor,
+    step: int,
+) -> Tensor:
+    """Returns the labels [B], each replaced by the null label with probability `share` (Ho &
+    Salimans 2022, algorithm 1).
+
+    The decision is word 1 of stream 4 of the noise contract.
+    """
+    dropped = rng.uniform(seed=seed, sample_ids=sample_ids, step=step, word=1) < share
+    return torch.where(dropped, torch.full_like(labels, null_label), labels)
