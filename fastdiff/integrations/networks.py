@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..prediction import Parametrization
-from ..schedule import SPACES, Time
+from ..schedule import SPACES, Time, geometry
 
 
 class Adapter(torch.nn.Module):
@@ -67,14 +67,6 @@ class Adapter(torch.nn.Module):
         return out if self.channels is None else out[:, : self.channels]
 
 
-_OVER_ALPHA: dict[str, Callable[[Tensor], Tensor]] = {
-    "vp": lambda rho: torch.sqrt(1.0 + rho * rho),
-    "flow": lambda rho: 1.0 + rho,
-    "sub_vp": lambda rho: 0.5 * (rho + torch.sqrt(rho * rho + 4.0)),
-}
-"""1/alpha at the noise level rho of a space."""
-
-
 class DenoiserAdapter(Adapter):
     """A denoiser D(x, sigma) -> x0 of x0 + sigma eps: k-diffusion's, or EDM's with preconditioning
     (Karras et al. 2022).
@@ -105,7 +97,7 @@ class DenoiserAdapter(Adapter):
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
         if self.space != "ve":
-            over_alpha = _OVER_ALPHA[self.space](t)
+            over_alpha = geometry(self.space).inverse_alpha(t)
             x = (over_alpha.view(-1, *(1,) * (x.ndim - 1)) * x).to(x.dtype)
         return super().forward(x, t, **cond)
 

@@ -1,4 +1,7 @@
-"""What schedules are made from, checked: each mistake is told in one sentence."""
+"""Checks of the arguments that schedules are made from; each raises ValueError in one sentence.
+
+`where` is the constructor of `Schedule` that the error message names.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def size(where: str, value: int) -> int:
+    """num_train_timesteps as an int, at least 1."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(
             f"fastdiff.Schedule.{where}: expected num_train_timesteps >= 1, got {value!r}."
@@ -18,6 +22,7 @@ def size(where: str, value: int) -> int:
 
 
 def levels(where: str, sigma_min: float, sigma_max: float) -> None:
+    """0 < sigma_min < sigma_max, finite."""
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(
             f"fastdiff.Schedule.{where}: expected 0 < sigma_min < sigma_max, got {sigma_min!r} and"
@@ -26,11 +31,13 @@ def levels(where: str, sigma_min: float, sigma_max: float) -> None:
 
 
 def positive(where: str, name: str, value: float) -> None:
+    """A finite number above 0."""
     if not 0 < value < math.inf:
         raise ValueError(f"fastdiff.Schedule.{where}: expected {name} > 0, got {value!r}.")
 
 
 def rates(where: str, beta_min: float, beta_max: float) -> None:
+    """0 < beta_min <= beta_max, finite."""
     if not 0 < beta_min <= beta_max < math.inf:
         raise ValueError(
             f"fastdiff.Schedule.{where}: expected 0 < beta_min <= beta_max, got {beta_min!r} and"
@@ -39,7 +46,7 @@ def rates(where: str, beta_min: float, beta_max: float) -> None:
 
 
 def table(where: str, name: str, values: ArrayLike | Sequence[float]) -> NDArray[np.float64]:
-    """`values` as a float64 copy [T]; every entry must lie inside (0, 1)."""
+    """`values` as a float64 copy [T]; every entry must be inside (0, 1)."""
     table = np.array(values, dtype=np.float64)
     if table.ndim != 1 or table.size == 0:
         raise ValueError(

@@ -1,10 +1,8 @@
-"""The schedule: x_t = alpha_t x0 + sigma_t eps as float64 tables over t = 0 … T-1, from data to
-noise.
+"""The schedule: x_t = alpha_t x0 + sigma_t eps as float64 tables over t = 0 … T-1, data to noise.
 
-A discrete variance-preserving schedule is fixed by betas: alpha_t^2 = prod(1 - beta_i) and
-sigma_t^2 = 1 - alpha_t^2 (Ho et al. 2020, eq. 4). Both halves are kept, because 1 - alpha_t^2 has
-lost its digits where alpha_t^2 is near one. A continuous schedule is a curve
-(fastdiff.schedule.curves); its table holds T of its points.
+A discrete variance-preserving schedule is fixed by its betas: alpha_t² = Π (1 - beta_i) and
+sigma_t² = 1 - alpha_t² (Ho et al. 2020, eq. 4). A continuous schedule is a curve
+(fastdiff.schedule.curves).
 """
 
 from __future__ import annotations
@@ -14,169 +12,37 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from . import checks
 from .curves import Curve, Flow, Karras, SubVp, Ve, Vp
-from .points import Time, on_curve
-from .transition import between
-
-Array = NDArray[np.float64]
+from .noise_table import Array, NoiseTable
+from .space import VP
 
 
-class Schedule:
+class Schedule(NoiseTable):
     """A noise schedule over t = 0 … T-1.
 
     Attributes (float64 arrays [T] unless stated):
         num_train_timesteps: T.
-        space: `vp`, `ve`, `flow` or `sub_vp`, see fastdiff.schedule.points.
-        continuous: whether networks are told a float32 time in [0, 1], instead of the int64
+        space: `vp`, `ve`, `flow` or `sub_vp`, the relation of alpha and sigma; geometry: the same
+            as an object, see fastdiff.schedule.space.
+        continuous: whether networks are given a float32 time in [0, 1] instead of the int64
             timestep.
-        alpha, sigma: the two coefficients of q(x_t | x0) = N(alpha_t x0, sigma_t^2 I).
-        log_snr: ln(alpha_t^2 / sigma_t^2), strictly decreasing.
-        alphas_cumprod, one_minus_alphas_cumprod: alpha_t^2 and sigma_t^2 of a variance-preserving
-            schedule.
-        betas: 1 - alpha_t^2 / alpha_{t-1}^2, with alpha_{-1} = 1, of a variance-preserving
-            schedule.
+        alpha, sigma: the two coefficients of q(x_t | x0) = N(alpha_t x0, sigma_t² I).
+        log_snr: ln(alpha_t²/sigma_t²), strictly decreasing.
+        alphas_cumprod, one_minus_alphas_cumprod: alpha_t² and sigma_t² of a discrete schedule.
+        betas: 1 - alpha_t²/alpha_{t-1}² with alpha_{-1} = 1, of a discrete schedule.
     """
-
-    def __init__(
-        self,
-        alpha: Array,
-        sigma: Array,
-        config: dict[str, Any],
-        squares: tuple[Array, Array] | None = None,
-        curve: Curve | None = None,
-    ):
-        """For the makers below. squares: alpha² and sigma² with all their digits; without them, the
-        curve.
-        """
-        self.alpha, self.sigma = alpha, sigma
-        self._squares, self._curve, self._config = squares, curve, config
-        self.space = "vp" if curve is None else curve.space
-        self.continuous = curve is not None
-        with np.errstate(divide="ignore"):  # pure noise has log-SNR -inf
-            self.log_snr = (
-                np.log(squares[0]) - np.log(squares[1])
-                if squares
-                else 2.0 * (np.log(alpha) - np.log(sigma))
-            )
-        for table in (self.alpha, self.sigma, self.log_snr, *(squares or ())):
-            table.flags.writeable = False
-
-    @property
-    def num_train_timesteps(self) -> int:
-        return len(self.alpha)
-
-    @property
-    def whole_times(self) -> bool:
-        """Whether networks are told the int64 timestep."""
-        return not self.continuous
-
-    def at(self, t: float) -> Time:
-        """The schedule's point t in [0, T): a whole timestep, or of a continuous schedule any time
-        in (origin, T - 1].
-        """
-        if self._curve is not None and t != int(t):
-            alpha, sigma = self._curve.point((t - self.origin) / self._span)
-            return Time(float(t), alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)))
-        i = int(t)
-        return Time(float(t), float(self.alpha[i]), float(self.sigma[i]), float(self.log_snr[i]))
-
-    def at_log_snr(self, log_snr: float) -> Time:
-        """The point of this log-SNR; its t lies between the timesteps around it, linear in log-SNR
-        if discrete.
-        """
-        if self._curve is not None:
-            t = self._curve.time(_rho(log_snr)) * self._span + self.origin
-        else:
-            t = float(np.interp(-log_snr, -self.log_snr, np.arange(self.num_train_timesteps)))
-        return Time(t, *on_curve(self.space, log_snr), log_snr)
-
-    def transition(self, t: ArrayLike, s: ArrayLike) -> tuple[Array, Array]:
-        """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s < t (Kingma et
-        al. 2021, eq. 20–22).
-
-        alpha_t/alpha_s and -expm1(log_snr_t - log_snr_s)·sigma_t², float64 of the shape of t and s.
-        Steps compose: along s < r < t the scales multiply and sigma_ts² = alpha_tr² sigma_rs² +
-        sigma_tr² (Luo 2022, eq. 61–70).
-
-        Args:
-            t, s: timesteps in [0, T), numbers or arrays that broadcast; s = -1 is clean data, so
-                that (t, -1) gives q(x_t | x0). s = t gives (1, 0).
-
-        Raises:
-            ValueError: timesteps outside these, or s > t.
-        """
-        return between(self, t, s)
-
-    def network_time(self, point: Time) -> float:
-        """What the network is given as t at a point: the timestep, if continuous a time in [0, 1]
-        (`flow`: sigma).
-        """
-        return point.t if self._curve is None else self._curve.network_time(point.rho)
-
-    def network_times(self, log_snr: Array) -> Array:
-        """`network_time` of the points of these log-SNRs, [n], without the points; between
-        timesteps if discrete.
-        """
-        if self._curve is None:
-            return np.interp(-log_snr, -self.log_snr, np.arange(float(self.num_train_timesteps)))
-        with np.errstate(over="ignore"):
-            return np.array(
-                [self._curve.network_time(rho) for rho in np.exp(-0.5 * log_snr).tolist()],
-                dtype=np.float64,
-            )
-
-    @property
-    def origin(self) -> float:
-        """The t just below which no point lies: -1, where clean data would be; 0 in the space `ve`,
-        which has a least.
-        """
-        return -1.0 if self._curve is None else -self._curve.first
-
-    @property
-    def _span(self) -> float:
-        """How many timesteps the curve's time from 0 to 1 takes."""
-        return max(self.num_train_timesteps - 1 - self.origin, 1.0)
-
-    @property
-    def alphas_cumprod(self) -> Array:
-        return self._vp("alphas_cumprod")[0]
-
-    @property
-    def one_minus_alphas_cumprod(self) -> Array:
-        return self._vp("one_minus_alphas_cumprod")[1]
-
-    @property
-    def betas(self) -> Array:
-        now, now_lost = self._vp("betas")
-        kept, lost = np.concatenate([[1.0], now[:-1]]), np.concatenate([[0.0], now_lost[:-1]])
-        # the difference has the digits while little is lost, the ratio when much is
-        return np.where(lost < 0.5, (now_lost - lost) / kept, 1.0 - now / kept)
-
-    def _vp(self, name: str) -> tuple[Array, Array]:
-        if self._squares is None:
-            raise ValueError(
-                f"fastdiff.Schedule.{name}: expected a variance-preserving schedule, got"
-                f" {'the continuous ' if self.continuous else ''}{self!r} in the space"
-                f" {self.space!r}. Use alpha, sigma and log_snr, which every schedule has."
-            )
-        return self._squares
 
     @classmethod
     def linear(
         cls, num_train_timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> Schedule:
         """beta_t evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4)."""
-        size = checks.size("linear", num_train_timesteps)
-        config = {
-            "name": "linear",
-            "num_train_timesteps": size,
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-        }
-        return cls._from_betas("linear", np.linspace(beta_start, beta_end, size), config)
+        config = _between("linear", num_train_timesteps, beta_start, beta_end)
+        betas = np.linspace(beta_start, beta_end, config["num_train_timesteps"])
+        return cls._from_betas("linear", betas, config)
 
     @classmethod
     def scaled_linear(
@@ -187,45 +53,35 @@ class Schedule:
         beta_end: float = 0.012,
     ) -> Schedule:
         """sqrt(beta_t) evenly spaced, as in latent diffusion (Rombach et al. 2022, table 15)."""
-        size = checks.size("scaled_linear", num_train_timesteps)
-        config = {
-            "name": "scaled_linear",
-            "num_train_timesteps": size,
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-        }
+        config = _between("scaled_linear", num_train_timesteps, beta_start, beta_end)
         if not (beta_start > 0 and beta_end > 0):
             raise ValueError(
                 f"fastdiff.Schedule.scaled_linear: expected betas in (0, 1), got {beta_start},"
                 f" {beta_end}."
             )
-        return cls._from_betas(
-            "scaled_linear", np.linspace(beta_start**0.5, beta_end**0.5, size) ** 2, config
-        )
+        roots = np.linspace(beta_start**0.5, beta_end**0.5, config["num_train_timesteps"])
+        return cls._from_betas("scaled_linear", roots**2, config)
 
     @classmethod
     def sigmoid(
         cls, num_train_timesteps: int = 1000, *, beta_start: float = 1e-4, beta_end: float = 0.02
     ) -> Schedule:
-        """beta_t = beta_start + (beta_end - beta_start) sigmoid(v), v evenly spaced over [-6, 6]
-        (Xu et al. 2022, GeoDiff).
+        """beta_t along a sigmoid from beta_start to beta_end (Xu et al. 2022, GeoDiff).
+
+        beta_t = beta_start + (beta_end - beta_start) sigmoid(v), v evenly spaced over [-6, 6].
         """
-        size = checks.size("sigmoid", num_train_timesteps)
-        config = {
-            "name": "sigmoid",
-            "num_train_timesteps": size,
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-        }
-        share = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, size)))
-        return cls._from_betas("sigmoid", beta_start + (beta_end - beta_start) * share, config)
+        config = _between("sigmoid", num_train_timesteps, beta_start, beta_end)
+        fraction = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, config["num_train_timesteps"])))
+        return cls._from_betas("sigmoid", beta_start + (beta_end - beta_start) * fraction, config)
 
     @classmethod
     def cosine(
         cls, num_train_timesteps: int = 1000, *, offset: float = 0.008, max_beta: float = 0.999
     ) -> Schedule:
-        """alpha_t^2 = f(t)/f(0), f(u) = cos^2(pi/2 (u/T + s)/(1 + s)), betas held at max_beta
-        (Nichol & Dhariwal 2021, eq. 17).
+        """alpha_t² along a squared cosine (Nichol & Dhariwal 2021, eq. 17).
+
+        alpha_t² = f(t)/f(0), f(t) = cos²(pi/2 (t/T + s)/(1 + s)) with the offset s. Betas are
+        limited to max_beta.
         """
         config = {
             "name": "cosine",
@@ -233,7 +89,7 @@ class Schedule:
             "offset": offset,
             "max_beta": max_beta,
         }
-        return cls._from_curve(
+        return cls._from_signal(
             config, lambda u: math.cos((u + offset) / (1 + offset) * math.pi / 2) ** 2
         )
 
@@ -241,20 +97,21 @@ class Schedule:
     def exponential(
         cls, num_train_timesteps: int = 1000, *, rate: float = 12.0, max_beta: float = 0.999
     ) -> Schedule:
-        """alpha_t^2 = e^(-rate (t+1)/T): a constant beta."""
+        """alpha_t² = e^(-rate (t+1)/T): a constant beta, at most max_beta."""
         config = {
             "name": "exponential",
             "num_train_timesteps": num_train_timesteps,
             "rate": rate,
             "max_beta": max_beta,
         }
-        return cls._from_curve(config, lambda u: math.exp(-rate * u))
+        return cls._from_signal(config, lambda u: math.exp(-rate * u))
 
     @classmethod
     def laplace(cls, num_train_timesteps: int = 1000, *, max_beta: float = 0.999) -> Schedule:
-        """alpha_t^2 = f(t)/f(0), f² = sigmoid(l), l = -½ sign(½ - u) ln(1 - 2|½ - u| + 1e-6):
-        log-SNR spread like a Laplace distribution (Hang et al. 2024, table 1), in the form that
-        diffusers gives it.
+        """Log-SNRs with the density of a Laplace distribution (Hang et al. 2024, table 1).
+
+        alpha_t² = f(t)/f(0), f² = sigmoid(l), l = -½ sign(½ - u) ln(1 - 2|½ - u| + 1e-6), in the
+        form that diffusers uses.
         """
 
         def f(u: float) -> float:
@@ -266,13 +123,14 @@ class Schedule:
             "num_train_timesteps": num_train_timesteps,
             "max_beta": max_beta,
         }
-        return cls._from_curve(config, f)
+        return cls._from_signal(config, f)
 
     @classmethod
     def ve(
         cls, num_train_timesteps: int = 1000, *, sigma_min: float = 0.01, sigma_max: float = 50.0
     ) -> Schedule:
         """alpha = 1, sigma geometric from sigma_min to sigma_max (Song et al. 2021, eq. 30).
+
         Continuous.
         """
         checks.levels("ve", sigma_min, sigma_max)
@@ -287,8 +145,9 @@ class Schedule:
         sigma_max: float = 80.0,
         rho: float = 7.0,
     ) -> Schedule:
-        """alpha = 1, sigma^(1/rho) even from sigma_min to sigma_max (Karras et al. 2022, eq. 5).
-        Continuous.
+        """alpha = 1, sigma^(1/rho) evenly spaced (Karras et al. 2022, eq. 5).
+
+        It runs from sigma_min to sigma_max. Continuous.
         """
         checks.levels("karras", sigma_min, sigma_max)
         checks.positive("karras", "rho", rho)
@@ -296,9 +155,10 @@ class Schedule:
 
     @classmethod
     def flow(cls, num_train_timesteps: int = 1000, *, shift: float = 1.0) -> Schedule:
-        """alpha = 1 - sigma, sigma = shift u/(1 + (shift - 1) u), u = (t + 1)/T (Lipman et al.
-        2023; Esser et al. 2024, eq. 23). It ends in pure noise. Continuous; the network's time is
-        sigma. See `flow_shift`.
+        """Flow matching: alpha = 1 - sigma, sigma = shift u/(1 + (shift - 1) u), u = (t + 1)/T.
+
+        It ends in pure noise (Lipman et al. 2023; Esser et al. 2024, eq. 23). Continuous; the
+        network's time is sigma. `flow_shift` gives the shift for an image.
         """
         checks.positive("flow", "shift", shift)
         return cls._on("flow", num_train_timesteps, Flow(shift))
@@ -307,9 +167,10 @@ class Schedule:
     def vp(
         cls, num_train_timesteps: int = 1000, *, beta_min: float = 0.1, beta_max: float = 20.0
     ) -> Schedule:
-        """alpha = e^(-B/2), sigma² = 1 - e^(-B), B = beta_min u + (beta_max - beta_min) u²/2, u =
-        (t + 1)/T (Song et al. 2021, eq. 11 and 29): the limit of `linear` with beta_max/T for its
-        last beta. Continuous.
+        """alpha = e^(-B/2), sigma² = 1 - e^(-B), B = beta_min u + (beta_max - beta_min) u²/2.
+
+        With u = (t + 1)/T (Song et al. 2021, eq. 11 and 29) it is the limit of `linear` with
+        beta_max/T as its last beta. Continuous.
         """
         checks.rates("vp", beta_min, beta_max)
         return cls._on("vp", num_train_timesteps, Vp(beta_min, beta_max))
@@ -319,6 +180,7 @@ class Schedule:
         cls, num_train_timesteps: int = 1000, *, beta_min: float = 0.1, beta_max: float = 20.0
     ) -> Schedule:
         """The alpha of `vp` and sigma = 1 - alpha² (Song et al. 2021, eq. 12 and 29).
+
         Continuous.
         """
         checks.rates("sub_vp", beta_min, beta_max)
@@ -326,15 +188,16 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: ArrayLike) -> Schedule:
-        """From beta_t [T], each inside (0, 1): alpha_t^2 = prod_{i<=t}(1 - beta_i) (Ho et al. 2020,
-        eq. 4).
+        """From beta_t [T], each in (0, 1): alpha_t² = Π_{i<=t} (1 - beta_i).
+
+        Ho et al. 2020, eq. 4.
         """
         table = checks.table("from_betas", "betas", betas)
         return cls._from_betas("from_betas", table, {"name": "from_betas", "betas": table.tolist()})
 
     @classmethod
     def from_alphas_cumprod(cls, alphas_cumprod: ArrayLike) -> Schedule:
-        """From alpha_t^2 [T], strictly decreasing inside (0, 1)."""
+        """From alpha_t² [T], strictly decreasing in (0, 1)."""
         table = checks.table("from_alphas_cumprod", "alphas_cumprod", alphas_cumprod)
         checks.falling("from_alphas_cumprod", "values", table)
         config = {"name": "from_alphas_cumprod", "alphas_cumprod": table.tolist()}
@@ -344,43 +207,43 @@ class Schedule:
     def learned(
         cls, log_snr: ArrayLike | Callable[[Array], ArrayLike], num_train_timesteps: int = 1000
     ) -> Schedule:
-        """From ln SNR = -gamma: alpha_t^2 = sigmoid(log_snr_t), sigma_t^2 = sigmoid(-log_snr_t)
-        (Kingma et al. 2021, eq. 3–5; Luo 2022, eq. 111–114), the table of a trained
-        `variational.LearnedGamma`.
+        """From log-SNRs, such as those of a trained `variational.LearnedGamma`.
+
+        alpha_t² = sigmoid(log_snr_t), sigma_t² = sigmoid(-log_snr_t), log_snr = -gamma (Kingma et
+        al. 2021, eq. 3–5; Luo 2022, eq. 111–114).
 
         Args:
-            log_snr: strictly decreasing finite values [T]; or a function of u in [0, 1], evaluated
-                at u = t/(T - 1).
-            num_train_timesteps: T, read for a function alone.
+            log_snr: strictly decreasing finite values [T]; or a function of u in [0, 1], which is
+                evaluated at u = t/(T - 1).
+            num_train_timesteps: T, used only with a function.
         """
         if callable(log_snr):
             size = checks.size("learned", num_train_timesteps)
             log_snr = log_snr(np.linspace(0.0, 1.0, size))
         table = checks.falling("learned", "log_snr", log_snr)
-        rising = np.exp(-np.abs(table))  # neither exponential overflows
-        larger, smaller = 1.0 / (1.0 + rising), rising / (1.0 + rising)
-        kept, lost = np.where(table > 0, larger, smaller), np.where(table > 0, smaller, larger)
-        return cls._from_squares(kept, lost, {"name": "learned", "log_snr": table.tolist()})
+        signal, noise = VP.squares(table)
+        return cls._from_squares(signal, noise, {"name": "learned", "log_snr": table.tolist()})
 
     def rescale_zero_terminal_snr(self) -> Schedule:
-        """This schedule with alpha_t shifted and scaled so that it ends at 0 and begins where it
-        did (Lin et al. 2024, algorithm 1). Networks that predict epsilon or the score say nothing
-        at the end; train v or x0.
+        """This schedule with alpha_t shifted and scaled to end at 0 (Lin et al. 2024, algorithm 1).
+
+        The first alpha stays as it is. Predictions of epsilon and the score are undefined at the
+        last timestep: train v or x0.
         """
-        kept, lost = self._vp("rescale_zero_terminal_snr")
-        if self._config.get("zero_terminal_snr") or len(kept) < 2:
+        signal, noise = self._vp("rescale_zero_terminal_snr")
+        if self._config.get("zero_terminal_snr") or len(signal) < 2:
             raise ValueError(
                 "fastdiff.Schedule.rescale_zero_terminal_snr: expected T > 1 and no rescaling, got"
                 f" {self!r}."
             )
         first, last = self.alpha[0], self.alpha[-1]
         alpha = (self.alpha - last) * (first / (first - last))
-        # 1 - alpha' as a sum of positive terms, which keeps its digits where alpha' is near one
-        short = lost[0] / (1.0 + first) + (lost - lost[0]) / (self.alpha + first) * (
+        # 1 - alpha as a sum of positive terms, which keeps its digits where alpha is near one
+        complement = noise[0] / (1.0 + first) + (noise - noise[0]) / (self.alpha + first) * (
             first / (first - last)
         )
-        lost = np.where(alpha < 0.5, 1.0 - alpha**2, short * (1.0 + alpha))
-        return Schedule._from_squares(alpha**2, lost, self._config | {"zero_terminal_snr": True})
+        noise = np.where(alpha < 0.5, 1.0 - alpha**2, complement * (1.0 + alpha))
+        return Schedule._from_squares(alpha**2, noise, self._config | {"zero_terminal_snr": True})
 
     @classmethod
     def _from_betas(cls, name: str, betas: Array, config: dict[str, Any]) -> Schedule:
@@ -388,12 +251,13 @@ class Schedule:
         return cls._from_squares(np.exp(log_alphas_cumprod), -np.expm1(log_alphas_cumprod), config)
 
     @classmethod
-    def _from_squares(cls, kept: Array, lost: Array, config: dict[str, Any]) -> Schedule:
-        return cls(np.sqrt(kept), np.sqrt(lost), config, squares=(kept, lost))
+    def _from_squares(cls, signal: Array, noise: Array, config: dict[str, Any]) -> Schedule:
+        """From alpha² and sigma² [T]."""
+        return cls(np.sqrt(signal), np.sqrt(noise), config, squares=(signal, noise))
 
     @classmethod
-    def _from_curve(cls, config: dict[str, Any], f: Callable[[float], float]) -> Schedule:
-        """From alpha² = f(u), u = (t + 1)/T, by its betas, none above max_beta."""
+    def _from_signal(cls, config: dict[str, Any], f: Callable[[float], float]) -> Schedule:
+        """From alpha² = f(u)/f(0), u = (t + 1)/T, through betas that are limited to max_beta."""
         size = config["num_train_timesteps"] = checks.size(
             config["name"], config["num_train_timesteps"]
         )
@@ -404,19 +268,20 @@ class Schedule:
         return cls._from_betas(config["name"], betas, config)
 
     @classmethod
-    def _on(cls, name: str, num_train_timesteps: int, curve: Curve, **also: float) -> Schedule:
+    def _on(cls, name: str, num_train_timesteps: int, curve: Curve, **extra: float) -> Schedule:
+        """T points of a curve, evenly spaced in its time; extra: further entries of the config."""
         size = checks.size(name, num_train_timesteps)
         span = max(size - 1 + curve.first, 1.0)
         alpha, sigma = np.array(
             [curve.point((t + curve.first) / span) for t in range(size)]
         ).T.copy()
-        numbers = {k: v for k, v in vars(curve).items() if k != "power"} | also
+        numbers = {k: v for k, v in vars(curve).items() if k != "power"} | extra
         return cls(
             alpha, sigma, {"name": name, "num_train_timesteps": size, **numbers}, curve=curve
         )
 
     def to_config(self) -> dict[str, Any]:
-        """A JSON-safe dictionary from which `from_config` makes the same schedule."""
+        """A dictionary that JSON can hold and `from_config` turns into the same schedule."""
         return dict(self._config)
 
     @classmethod
@@ -424,9 +289,10 @@ class Schedule:
         """The inverse of `to_config`. Raises ValueError for an unknown name or key."""
         arguments = dict(config)
         name, rescaled = arguments.pop("name", None), arguments.pop("zero_terminal_snr", False)
-        if name not in MAKERS:
+        if name not in CONSTRUCTORS:
             raise ValueError(
-                f"fastdiff.Schedule.from_config: expected name in {sorted(MAKERS)}, got {name!r}."
+                f"fastdiff.Schedule.from_config: expected name in {sorted(CONSTRUCTORS)}, got"
+                f" {name!r}."
             )
         try:
             schedule: Schedule = getattr(cls, name)(**arguments)
@@ -457,9 +323,15 @@ FORMULAS = (
     "vp",
     "sub_vp",
 )
-"""Schedules that take no more than their length."""
-MAKERS = (*FORMULAS, "from_betas", "from_alphas_cumprod", "learned")
+"""The schedules that need no argument but their length."""
+CONSTRUCTORS = (*FORMULAS, "from_betas", "from_alphas_cumprod", "learned")
 
 
-def _rho(log_snr: float) -> float:
-    return math.inf if log_snr == -math.inf else math.exp(-0.5 * log_snr)
+def _between(name: str, size: int, beta_start: float, beta_end: float) -> dict[str, Any]:
+    """The config of a schedule whose betas run from beta_start to beta_end."""
+    return {
+        "name": name,
+        "num_train_timesteps": checks.size(name, size),
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+    }

@@ -160,11 +160,10 @@ def make_plan(
     }
     if sigmas is not None:
         info["sigmas"] = [float(v) for v in sigmas]
-    deviation = 1.0 if schedule.space == "vp" or chosen.reverse else times[0].sigma
     return Plan(
         table,
         info,
-        initial_std=deviation,
+        initial_std=1.0 if chosen.reverse else schedule.prior_std(times[0]),
         levels=trace.levels(times[-1]),
         whole_times=schedule.whole_times,
     )

@@ -72,12 +72,11 @@ class Start:
         ids = torch.arange(self.shape[0]) if sample_ids is None else torch.as_tensor(sample_ids)
         self.ids = ids.to(device)
         if x_T is None:
-            deviation = 1.0 if schedule.space == "vp" else point.sigma
             x = (
                 ops.randn(
                     self.shape, seed=self.seed, sample_ids=self.ids, dtype=dtype, device=device
                 )
-                * deviation
+                * schedule.prior_std(point)
             )
         else:
             x = x_T.to(dtype)
