@@ -7,14 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import inf, log
 
-import numpy as np
-
+from .exponential import lagrange_basis
 from .grids import Time
 from .karras import euler_step, slope
 from .registry import solver
 from .trace import Linear, Trace
 
-# Adams-Bashforth on an even grid, by the number of values at hand
+# Adams-Bashforth's weights on an even grid, by the number of values, latest first
 _ADAMS = (
     (1.0,),
     (3 / 2, -1 / 2),
@@ -24,10 +23,18 @@ _ADAMS = (
 
 
 def _combine(values: Sequence[Linear], weights: Sequence[float]) -> Linear:
-    total = weights[0] * values[0]
-    for value, weight in zip(values[1:], weights[1:], strict=False):
+    total = Linear({})
+    for value, weight in zip(values, weights, strict=False):
         total = total + weight * value
     return total
+
+
+def adams_bashforth(values: Sequence[Linear]) -> Linear:
+    """The Adams-Bashforth combination on an even grid of the latest values, latest first.
+
+    Its order is the number of values, at most 4; older values are left out.
+    """
+    return _combine(values, _ADAMS[min(len(values), len(_ADAMS)) - 1])
 
 
 def transfer(t: Time, s: Time, x: Linear, eps: Linear) -> Linear:
@@ -58,7 +65,7 @@ def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
     """
     if len(slopes) == 1:
         return Linear({})
-    return (s.rho - t.rho) * (_combine(slopes, _ADAMS[len(slopes) - 1]) - slopes[0])
+    return (s.rho - t.rho) * (adams_bashforth(slopes) - slopes[0])
 
 
 @solver("pndm", paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2", order=2)
@@ -126,16 +133,8 @@ def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
 
 
 def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list[float]:
-    """∫ of each Lagrange basis polynomial over the nodes."""
-    weights = []
-    for j, node in enumerate(nodes):
-        basis = np.polynomial.Polynomial([1.0])
-        for k, other in enumerate(nodes):
-            if k != j:
-                basis = basis * np.polynomial.Polynomial([-other, 1.0]) / (node - other)
-        integral = basis.integ(lbnd=begin)
-        weights.append(float(integral(end)))
-    return weights
+    """Returns the integral of each Lagrange basis polynomial of the nodes from `begin` to `end`."""
+    return [float(basis.integ(lbnd=begin)(end)) for basis in lagrange_basis(nodes)]
 
 
 @solver(

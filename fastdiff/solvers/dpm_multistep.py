@@ -5,14 +5,15 @@ et al. 2022a, 2022b).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, expm1, sqrt
 
-from .exponential import differences, first_order, history
+from .exponential import data_weights, differences, history, noise_weights
 from .grids import Time
 from .registry import solver
 from .trace import Linear, Trace
 
 SOLVER_TYPES = ("midpoint", "heun")
+
+Past = list[tuple[Linear, float]]  # predictions with their lambdas, latest first
 
 
 def _check(solver_type: str) -> None:
@@ -22,10 +23,18 @@ def _check(solver_type: str) -> None:
         )
 
 
+def _order(
+    times: Sequence[Time], i: int, past: Past, order: int | Sequence[int], falling: bool
+) -> int:
+    """The order of step i: no higher than the history, the step and `order` allow."""
+    highest = order if isinstance(order, int) else order[i]
+    return history(times, i, len(past), highest, falling)[1]
+
+
 def data_prediction(
     p: Trace,
     times: Sequence[Time],
-    order: int,
+    order: int | Sequence[int],
     *,
     sde: bool = False,
     eta: float = 1.0,
@@ -33,67 +42,93 @@ def data_prediction(
     solver_type: str = "midpoint",
     as_published: bool = False,
     lower_order_final: bool = False,
+    sde_curvature: float = 0.5,
 ) -> Linear:
-    """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2), psi and chi of
-    the order and type.
+    """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2).
 
-    sde: the reverse SDE with eta times its noise instead (Lu et al. 2022b, section 5, where eta is
-        1): (1 + eta) h in
-    h's place for the predictions, e^-eta·h more decay of x, and sigma_s sqrt(1 - e^-2 eta h) z,
-    times s_noise.
-    lower_order_final, here and below: the order falls to 1 over the last steps, steadier with few
-        of them.
+    psi and chi are those of the order and the type (`exponential.data_weights`). A prediction at a
+    level equal to the current one says nothing about a slope and is forgotten.
+
+    Args:
+        order: the highest order, 1 to 3, or that of every step.
+        sde: integrate the reverse SDE with eta times its noise instead (Lu et al. 2022b, section 5,
+            where eta is 1): (1 + eta) h replaces h in the weights of the predictions, x decays by
+            another e^(-eta h), and sigma_s sqrt(1 - e^(-2 eta h)) z, times s_noise, is added.
+        solver_type: `midpoint` or `heun`, for steps of order 2.
+        as_published: see `exponential.differences`.
+        lower_order_final: the order falls to 1 over the last steps, which is more stable with few
+            steps.
+        sde_curvature: with sde, the constant in D2's weight, which is 1/2; diffusers has -1/2.
     """
     _check(solver_type)
-    eta = eta if sde else 0.0
-    x, past = p.start, []  # type: ignore[var-annotated]  # predictions with their lambdas, latest first
+    eta, curvature = (eta, sde_curvature) if sde else (0.0, 0.5)
+    x = p.start
+    past: Past = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
-        h, k = history(times, i, len(past), order, lower_order_final)
-        if k == 1 and not (eta and s.sigma > 0):
-            x = first_order(p, t, s, x0)
-        else:
-            e = (1 + eta) * h
-            gain = -expm1(-e)  # 1 - e^-h
-            x = (s.sigma / t.sigma) * exp(-eta * h) * p.x() + s.alpha * gain * x0
-            if k > 1:
-                d1, d2 = differences(x0, past, t.half_log_snr, h, k, as_published)
-                psi = 0.5 * gain if k == 2 and solver_type == "midpoint" else 1.0 - gain / e
-                x = x + s.alpha * psi * d1
-                if d2 is not None:
-                    x = x + s.alpha * ((gain - e) / e**2 + 0.5) * d2
-            if eta and s_noise:
-                x = x + s.sigma * s_noise * sqrt(-expm1(-2 * eta * h)) * p.noise()
-        if i < len(times) - 2:
-            past = [(p.keep(x0), t.half_log_snr), *past][: order - 1]
+        lam = t.half_log_snr
+        past = [known for known in past if known[1] != lam]
+        k = _order(times, i, past, order, lower_order_final)
+        middle = k == 2 and solver_type == "midpoint"
+        w = data_weights(t, s, midpoint=middle, eta=eta, s_noise=s_noise, curvature=curvature)
+        x = w.x * p.x() + w.scale * w.d0 * x0
+        if k > 1 and w.d1:
+            h = s.half_log_snr - lam
+            d1, d2 = differences(x0, past, lam, h, k, as_published)
+            x = x + w.scale * w.d1 * d1
+            if d2 is not None:
+                x = x + w.scale * w.d2 * d2
+        if w.z:
+            x = x + w.z * p.noise()
+        past = [(p.keep(x0), lam), *past][:2]
     return x
 
 
 def noise_prediction(
     p: Trace,
     times: Sequence[Time],
-    order: int,
+    order: int | Sequence[int],
     *,
+    sde: bool = False,
     solver_type: str = "midpoint",
     as_published: bool = False,
     lower_order_final: bool = False,
+    through_x0: bool = True,
 ) -> Linear:
-    """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + psi D1 + chi D2)."""
+    """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + psi D1 + chi D2).
+
+    psi and chi are those of the order and the type (`exponential.noise_weights`). The arguments
+    that `data_prediction` has too mean the same.
+
+    Args:
+        sde: integrate the reverse SDE instead: its predictions count twice, and sigma_s
+            sqrt(e^2h - 1) z is added.
+        through_x0: whether a first-order step of the ODE is alpha_s x0 + sigma_s eps, which is
+            finite at clean data and at pure noise.
+    """
     _check(solver_type)
-    x, past = p.start, []  # type: ignore[var-annotated]
+    x = p.start
+    past: Past = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, eps = p.predict_eps(x, t)
-        h, k = history(times, i, len(past), order, lower_order_final)
-        x = s.alpha * x0 + s.sigma * eps
-        if k > 1:
-            gain = expm1(h)  # e^h - 1
-            d1, d2 = differences(eps, past, t.half_log_snr, h, k, as_published)
-            psi = 0.5 * gain if k == 2 and solver_type == "midpoint" else gain / h - 1.0
-            x = (s.alpha / t.alpha) * p.x() - s.sigma * (gain * eps + psi * d1)
+        lam = t.half_log_snr
+        past = [known for known in past if known[1] != lam]
+        k = _order(times, i, past, order, lower_order_final)
+        if k == 1 and through_x0 and not sde:
+            x = s.alpha * x0 + s.sigma * eps
+        else:
+            w = noise_weights(t, s, midpoint=k == 2 and solver_type == "midpoint", sde=sde)
+            change, d2 = w.d0 * eps, None
+            if k > 1 and w.d1:
+                h = s.half_log_snr - lam
+                d1, d2 = differences(eps, past, lam, h, k, as_published)
+                change = change + w.d1 * d1
+            x = w.x * p.x() + w.scale * change
             if d2 is not None:
-                x = x - s.sigma * ((gain - h) / h**2 - 0.5) * d2
-        if i < len(times) - 2:
-            past = [(p.keep(eps), t.half_log_snr), *past][: order - 1]
+                x = x + w.scale * w.d2 * d2
+            if w.z:
+                x = x + w.z * p.noise()
+        past = [(p.keep(eps), lam), *past][:2]
     return x
 
 

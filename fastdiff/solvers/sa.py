@@ -18,7 +18,7 @@ from math import exp, expm1, inf, sqrt
 
 import numpy as np
 
-from .exponential import step_size
+from .exponential import lagrange_basis, step_size
 from .grids import Time
 from .registry import solver
 from .trace import Linear, Trace
@@ -26,8 +26,8 @@ from .trace import Linear, Trace
 Known = tuple[Linear, Time]
 
 
-def _moments(z: float, count: int) -> list[float]:
-    """∫_0^1 e^(-z v) v^j dv for j < count."""
+def moments(z: float, count: int) -> list[float]:
+    """Returns ∫_0^1 e^(-z v) v^j dv for j < count."""
     if z < 2.0:  # the recursion below cancels there; the series Σ (-z)^k/(k! (j + k + 1)) does not
         terms = [1.0]
         for k in range(1, 30):
@@ -49,14 +49,8 @@ def _weights(
     if h == 0:  # equal points: nothing moves
         return [0.0] * len(nodes)
     places = [(s.half_log_snr - q.half_log_snr) / h for q in nodes]
-    moments = rate * h * s.alpha * np.array(_moments(rate * h, len(nodes)))
-    weights = []
-    for j, place in enumerate(places):
-        basis = np.polynomial.Polynomial([1.0])
-        for k, other in enumerate(places):
-            if k != j:
-                basis = basis * np.polynomial.Polynomial([-other, 1.0]) / (place - other)
-        weights.append(float(np.dot(basis.coef, moments)))
+    scaled = rate * h * s.alpha * np.array(moments(rate * h, len(nodes)))
+    weights = [float(np.dot(basis.coef, scaled)) for basis in lagrange_basis(places)]
     if as_published and len(nodes) == 2:
         z = rate * h
         distance = nodes[0].half_log_snr - nodes[1].half_log_snr

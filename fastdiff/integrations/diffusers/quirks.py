@@ -11,7 +11,7 @@ import numpy as np
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from ...solvers.adams import lagrange_integrals
+from ...solvers.adams import adams_bashforth, lagrange_integrals
 from ...solvers.karras import euler_step, slope
 from .tables import numpy_float
 
@@ -114,24 +114,6 @@ def lms(p: Trace, times: Sequence[Time], start: int, *, order: int) -> Linear:
     return x
 
 
-_ADAMS = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
-
-
-def adams(values: Sequence[Linear]) -> Linear:
-    """Adams-Bashforth's combination of the latest values on an even grid, latest first, at most
-    four.
-    """
-    total = Linear({})
-    for weight, value in zip(_ADAMS[min(len(values), 4) - 1], values, strict=False):
-        total = total + weight * value
-    return total
-
-
 class Transfer:
     """DDIM's transfer x_s = on_x·x + on_out·m of a combination m of raw outputs, read at t in the
     prediction type.
@@ -172,7 +154,7 @@ def plms(
         if fresh and i == 1:
             x = Transfer(p, t, s)(start, 0.5 * (out + outs[0]))
             continue
-        x = Transfer(p, t, s)(p.x(), adams([out, *outs]))
+        x = Transfer(p, t, s)(p.x(), adams_bashforth([out, *outs]))
         if fresh and i == 0:
             start = p.keep(p.x())
         outs = [p.keep(out), *outs][:3]
@@ -226,7 +208,7 @@ def ipndm(p: Trace, times: Sequence[Time]) -> Linear:
     past: list[Linear] = []
     for t, s in zip(times, times[1:], strict=False):
         _, eps, _ = p.predict(x, t)
-        mixed = adams([eps, *past])
+        mixed = adams_bashforth([eps, *past])
         x = (s.alpha / max(t.alpha, 1e-8)) * (p.x() - t.sigma * mixed) + s.sigma * mixed
         past = [p.keep(eps), *past][:3]
     return x

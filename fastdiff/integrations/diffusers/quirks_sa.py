@@ -8,43 +8,27 @@ sigma_s sqrt(e^2h - 1) z
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import exp, expm1, factorial, sqrt
+from math import exp, expm1, sqrt
 
 import numpy as np
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from ...solvers.exponential import step_size
+from ...solvers.exponential import lagrange_basis, step_size
+from ...solvers.sa import moments
 
 Known = tuple[Linear, Time]
-
-
-def _moments(h: float, count: int) -> list[float]:
-    """∫_0^h e^-u u^j du for j < count."""
-    if h < 1.0:  # the recursion below cancels there
-        return [
-            h ** (j + 1) * sum((-h) ** k / (factorial(k) * (j + k + 1)) for k in range(25))
-            for j in range(count)
-        ]
-    values = [-expm1(-h)]
-    for j in range(1, count):
-        values.append(j * values[-1] - h**j * exp(-h))
-    return values
 
 
 def _sum(known: Sequence[Known], t: Time, s: Time, tau: float) -> Linear:
     """The interpolated term of a step from t to s, its nodes at u = lambda - lambda_t."""
     h = step_size(t, s)
-    places = [q.half_log_snr - t.half_log_snr for _, q in known]
-    moments = np.array(_moments(h, len(known)))
-    scale = (1.0 + tau**2) * s.alpha * exp(-t.half_log_snr)
+    nodes = [(q.half_log_snr - t.half_log_snr) / h for _, q in known] if h else []
+    scale = h * (1.0 + tau**2) * s.alpha * exp(-t.half_log_snr)
+    powers = np.array(moments(h, len(known)))  # ∫ e^(-h v) v^j dv, v = (lambda - lambda_t)/h
     total = Linear({})
-    for j, (eps, _) in enumerate(known):
-        basis = np.polynomial.Polynomial([1.0])
-        for k, other in enumerate(places):
-            if k != j:
-                basis = basis * np.polynomial.Polynomial([-other, 1.0]) / (places[j] - other)
-        total = total - scale * float(basis.coef @ moments) * eps
+    for (eps, _), basis in zip(known, lagrange_basis(nodes), strict=False):
+        total = total - scale * float(basis.coef @ powers) * eps
     return total
 
 
