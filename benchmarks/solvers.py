@@ -5,7 +5,7 @@ network calls.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,8 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.operations import same_bits, truth
 from fastdiff import Sampler, Schedule, reference
-from fastdiff.solvers import SOLVERS, Plan
+from fastdiff.solvers import SOLVERS, Peer, Plan
 
-STEPS = 50
 BETAS = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -25,86 +24,22 @@ BETAS = {
 }
 VP, FLOW = Schedule.scaled_linear(1000), Schedule.flow(1000)
 LEADING = {"timestep_spacing": "leading"}
-DPM, SINGLE = "DPMSolverMultistep", "DPMSolverSinglestep"
-NOISE = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
-SDE = {"algorithm_type": "sde-dpmsolver++"}
-
-
-class Peer(NamedTuple):
-    """What takes a solver's steps elsewhere.
-
-    Attributes:
-        scheduler, config: diffusers' class, less "Scheduler", and its configuration. sampler:
-            k-diffusion's, less "sample_".
-        churn: arguments of the sampler. steps, theirs: how many make the same number of network
-            calls on both sides.
-        none: why diffusers has no scheduler.
-    """
-
-    scheduler: str = ""
-    config: dict[str, Any] = {}
-    sampler: str = ""
-    churn: dict[str, float] = {}
-    steps: int = STEPS
-    theirs: int = STEPS
-    none: str = "has no scheduler for it"
-
-
-PEERS: dict[str, Peer] = {
-    "ddim": Peer("DDIM", {"clip_sample": False}),
-    "ddim_inverse": Peer("DDIMInverse", {"clip_sample": False}),
-    "ddpm": Peer("DDPM", {"clip_sample": False}),
-    "deis": Peer("DEISMultistep", {"solver_order": 3, **LEADING}),
-    "dpm++1": Peer(DPM, {"solver_order": 1, **LEADING}),
-    "dpm++2m": Peer(DPM, {"solver_order": 2, **LEADING}, "dpmpp_2m"),
-    "dpm++2m_sde": Peer(DPM, {"solver_order": 2, **SDE, **LEADING}, "dpmpp_2m_sde"),
-    "dpm++2s": Peer(SINGLE, {"solver_order": 2}, steps=25, theirs=49),
-    "dpm++2s_ancestral": Peer(sampler="dpmpp_2s_ancestral"),
-    "dpm++3m": Peer(DPM, {"solver_order": 3, **LEADING}),
-    "dpm++3m_sde": Peer(DPM, {"solver_order": 3, **SDE, **LEADING}, "dpmpp_3m_sde"),
-    "dpm++3s": Peer(SINGLE, {"solver_order": 3}, steps=17, theirs=49),
-    "dpm++sde": Peer("DPMSolverSDE", LEADING, "dpmpp_sde"),
-    "dpm1": Peer(DPM, {"solver_order": 1, **NOISE, **LEADING}),
-    "dpm2m": Peer(DPM, {"solver_order": 2, **NOISE, **LEADING}),
-    "dpm2s": Peer(SINGLE, {"solver_order": 2, **NOISE}, steps=25, theirs=49),
-    "dpm3m": Peer(DPM, {"solver_order": 3, **NOISE, **LEADING}),
-    "dpm3s": Peer(SINGLE, {"solver_order": 3, **NOISE}, steps=17, theirs=49),
-    "edm": Peer(
-        sampler="heun", churn=dict(SOLVERS["edm"].options), none="has Heun's method without churn"
-    ),
-    "euler": Peer("EulerDiscrete", LEADING, "euler"),
-    "euler_ancestral": Peer("EulerAncestralDiscrete", LEADING, "euler_ancestral"),
-    "euler_maruyama": Peer(none="has it only among its deprecated schedulers"),
-    "flow_euler": Peer("FlowMatchEulerDiscrete"),
-    "flow_heun": Peer("FlowMatchHeunDiscrete"),
-    "heun": Peer("HeunDiscrete", LEADING, "heun"),
-    "ipndm": Peer("IPNDM"),
-    "kdpm2": Peer("KDPM2Discrete", LEADING, "dpm_2"),
-    "kdpm2_ancestral": Peer("KDPM2AncestralDiscrete", LEADING, "dpm_2_ancestral"),
-    "lcm": Peer("LCM"),
-    "lms": Peer("LMSDiscrete", LEADING, "lms"),
-    "pndm": Peer("PNDM", {"skip_prk_steps": True}, theirs=49),
-    "repaint": Peer(steps=20, none="has it only for a known picture"),
-    "sa": Peer("SASolver", LEADING),
-    "tcd": Peer("TCD"),
-    "unipc": Peer("UniPCMultistep", LEADING),
-}
+PEERS: dict[str, Peer] = {name: SOLVERS[name].peer for name in sorted(SOLVERS)}
 
 
 def schedule(solver: str) -> Schedule:
-    return FLOW if solver.startswith("flow") else VP
+    return FLOW if PEERS[solver].space == "flow" else VP
 
 
 def sampler(solver: str, out: Tensor, steps: int | None = None) -> Sampler:
     """Ours, over a network that costs nothing: it always gives the same tensor."""
-    kind = "flow" if solver.startswith("flow") else "v" if solver in ("ipndm", "edm") else "epsilon"
     steps = steps or PEERS[solver].steps
     return Sampler(
         lambda x, t: out,
         schedule(solver),
         solver=solver,
         steps=steps,
-        prediction_type=kind,
+        prediction_type=PEERS[solver].prediction_type,
         **LEADING,
     )
 
@@ -113,16 +48,11 @@ def scheduler(solver: str, device: str) -> Any:
     """diffusers' scheduler with its timesteps set, or `Missing`."""
     peer, module = PEERS[solver], peers.diffusers()
     if isinstance(module, peers.Missing) or not peer.scheduler:
-        return module if isinstance(module, peers.Missing) else peers.Missing(peer.none)
-    betas = (
-        {}
-        if solver.startswith("flow")
-        else {"num_train_timesteps": 1000}
-        if solver == "ipndm"
-        else BETAS
-    )
+        return module if isinstance(module, peers.Missing) else peers.Missing(peer.reason)
     try:
-        made = getattr(module, f"{peer.scheduler}Scheduler")(**betas, **peer.config)
+        made = getattr(module, f"{peer.scheduler}Scheduler")(
+            **(BETAS if peer.betas else {}), **peer.config
+        )
         made.set_timesteps(peer.theirs, device=device)
     except ImportError as error:  # some need scipy or torchsde
         return peers.Missing(str(error).strip().splitlines()[0])
@@ -160,9 +90,9 @@ def k_diffusion_loop(solver: str, start: Tensor, out: Tensor) -> Any:
     assert levels is not None
     ratios = levels[: PEERS[solver].steps, 1] / levels[: PEERS[solver].steps, 0]
     sigmas = torch.tensor([*ratios, 0.0], dtype=torch.float32, device=start.device)
-    churn = PEERS[solver].churn
+    arguments = PEERS[solver].arguments
     run, begin = getattr(module, f"sample_{name}"), start * sigmas[0]
-    return lambda: run(lambda x, sigma, **_: out, begin, sigmas, disable=True, **churn)
+    return lambda: run(lambda x, sigma, **_: out, begin, sigmas, disable=True, **arguments)
 
 
 def diffusers_step(solver: str, x: Tensor, out: Tensor, k: int) -> Any:
@@ -214,6 +144,3 @@ def check_loop(plan: Plan, start: Tensor, out: Tensor, seed: int) -> Callable[[A
         same_bits(x[which], expected[0], "loop")
 
     return check
-
-
-assert PEERS.keys() == SOLVERS.keys(), "every solver has its row"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..schedule import Schedule, Time
 from ..solvers import Plan, make_plan
-from ..solvers.grids import given, grid
+from ..solvers.grids import grid, of_timesteps
 from ..table import INDEX
 from .guidance import over_rows
 
@@ -120,7 +120,7 @@ class Plans:
     def _times(self, steps: int | None) -> Sequence[Time]:
         s = self._settings
         if "timesteps" in s:
-            return given(self._schedule, s["timesteps"])
+            return of_timesteps(self._schedule, s["timesteps"])
         return grid(self._schedule, s["steps"] if steps is None else steps, s["timestep_spacing"])
 
     def entry(self, steps: int | None, strength: float) -> int:

@@ -1,42 +1,34 @@
-"""Solvers: one formula per family, traced into plans."""
+"""Solvers: one formula per family, traced into plans.
 
-from . import (
-    adams,
-    consistency,
-    ddim,
-    ddpm,
-    dpm_multistep,
-    dpm_sde,
-    dpm_singlestep,
-    flow,
-    karras,
-    repaint,
-    sa,
-    sde,
-    unipc,
-)
+A module of formulas registers them when it is imported, so each has one line here.
+"""
+
+from . import adams as adams
+from . import consistency as consistency
+from . import ddim as ddim
+from . import ddpm as ddpm
+from . import dpm_multistep as dpm_multistep
+from . import dpm_sde as dpm_sde
+from . import dpm_singlestep as dpm_singlestep
+from . import flow as flow
+from . import karras as karras
+from . import repaint as repaint
+from . import sa as sa
+from . import sde as sde
+from . import unipc as unipc
+from .build import make_plan
 from .plan import Plan
-from .registry import SOLVERS, find, make_plan
+from .registry import SOLVERS, Configuration, Peer, Solver, find
 from .trace import Linear, Trace
 
 __all__ = [
     "SOLVERS",
+    "Configuration",
     "Linear",
+    "Peer",
     "Plan",
+    "Solver",
     "Trace",
-    "adams",
-    "consistency",
-    "ddim",
-    "ddpm",
-    "dpm_multistep",
-    "dpm_sde",
-    "dpm_singlestep",
     "find",
-    "flow",
-    "karras",
     "make_plan",
-    "repaint",
-    "sa",
-    "sde",
-    "unipc",
 ]

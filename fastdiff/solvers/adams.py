@@ -10,7 +10,7 @@ from math import inf, log
 from .exponential import lagrange_basis
 from .grids import Time
 from .karras import euler_step, slope
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 # Adams-Bashforth's weights on an even grid, by the number of values, latest first
@@ -68,7 +68,18 @@ def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
     return (s.rho - t.rho) * (adams_bashforth(slopes) - slopes[0])
 
 
-@solver("pndm", paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2", order=2)
+@solver(
+    "pndm",
+    paper="Liu et al. 2022 (PNDM), eq. 11 to 13; algorithm 2",
+    order=2,
+    arrays=7,
+    configurations=[
+        Configuration(order=2),
+        Configuration({"runge_kutta": True}, order=2),
+        Configuration({"improved_start": True}, order=2),
+    ],
+    peer=Peer("PNDM", {"skip_prk_steps": True}, theirs=49),
+)
 def pndm(
     p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved_start: bool = False
 ) -> Linear:
@@ -117,7 +128,14 @@ def pndm(
     return x
 
 
-@solver("ipndm", paper="Zhang & Chen 2023 (iPNDM), section 4; Adams-Bashforth in rho", order=2)
+@solver(
+    "ipndm",
+    paper="Zhang & Chen 2023 (iPNDM), section 4; Adams-Bashforth in rho",
+    order=2,
+    arrays=7,
+    configurations=[Configuration(order=2), Configuration({"order": 1}, order=1)],
+    peer=Peer("IPNDM", {"num_train_timesteps": 1000}, betas=False, prediction_type="v"),
+)
 def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
     """x_s = x_t + (rho_s - rho_t) Σ a_k d_k with the even grid's weights, of rising order."""
     if order not in (1, 2, 3, 4):
@@ -138,7 +156,17 @@ def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list
 
 
 @solver(
-    "lms", paper="Adams-Bashforth on the uneven grid of rho (Karras et al. 2022, eq. 3)", order=2
+    "lms",
+    paper="Adams-Bashforth on the uneven grid of rho (Karras et al. 2022, eq. 3)",
+    order=2,
+    arrays=7,
+    configurations=[
+        Configuration({"order": 1}, order=1),
+        Configuration({"order": 2}, order=2),
+        Configuration({"order": 3}, order=3),
+        Configuration({"order": 4}, order=4, exact_start=True),
+    ],
+    peer=Peer("LMSDiscrete", {"timestep_spacing": "leading"}, sampler="lms"),
 )
 def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
     """x_s = x_t + Σ d_k ∫ l_k(rho) drho, the slopes interpolated by a polynomial in rho."""
@@ -181,7 +209,18 @@ def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
     return antiderivative
 
 
-@solver("deis", paper="Zhang & Chen 2023 (DEIS), eq. 15, log-rho variant", order=3)
+@solver(
+    "deis",
+    paper="Zhang & Chen 2023 (DEIS), eq. 15, log-rho variant",
+    order=3,
+    arrays=6,
+    configurations=[
+        Configuration({"order": 1}, order=1),
+        Configuration({"order": 2}, order=2),
+        Configuration({"order": 3}, order=3, exact_start=True),
+    ],
+    peer=Peer("DEISMultistep", {"solver_order": 3, "timestep_spacing": "leading"}),
+)
 def deis(
     p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: bool = False
 ) -> Linear:

@@ -6,11 +6,17 @@ from collections.abc import Sequence
 from math import sqrt
 
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 
-@solver("lcm", paper="Luo et al. 2023 (LCM), eq. 9; Song et al. 2023, algorithm 1", stochastic=True)
+@solver(
+    "lcm",
+    paper="Luo et al. 2023 (LCM), eq. 9; Song et al. 2023, algorithm 1",
+    stochastic=True,
+    configurations=[Configuration()],
+    peer=Peer("LCM"),
+)
 def lcm(
     p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigma_data: float = 0.5
 ) -> Linear:
@@ -31,7 +37,13 @@ def lcm(
     return x
 
 
-@solver("tcd", paper="Zheng et al. 2024 (TCD), algorithm 4, eq. 20", stochastic=True)
+@solver(
+    "tcd",
+    paper="Zheng et al. 2024 (TCD), algorithm 4, eq. 20",
+    stochastic=True,
+    configurations=[Configuration()],
+    peer=Peer("TCD"),
+)
 def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
     """DDIM down to the timestep (1 - eta) s, then noise up to s; eta = 0 is DDIM, 1 multistep
     consistency sampling.

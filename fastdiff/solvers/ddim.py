@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import sqrt
 
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 
@@ -27,7 +27,16 @@ def check_eta(eta: float) -> None:
         raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
 
 
-@solver("ddim", paper="Song, Meng & Ermon 2021, eq. 12 and 16")
+@solver(
+    "ddim",
+    paper="Song, Meng & Ermon 2021, eq. 12 and 16",
+    configurations=[
+        Configuration(order=1),
+        Configuration({"eta": 1.0}, order=1, tau=1.0),
+        Configuration({"eta": 0.5}),
+    ],
+    peer=Peer("DDIM", {"clip_sample": False}),
+)
 def ddim(
     p: Trace, times: Sequence[Time], *, eta: float = 0.0, use_clipped_model_output: bool = False
 ) -> Linear:
@@ -50,6 +59,8 @@ def ddim(
     "ddim_inverse",
     paper="Song, Meng & Ermon 2021, section 4.3: eq. 13 from data to noise",
     reverse=True,
+    configurations=[Configuration()],
+    peer=Peer("DDIMInverse", {"clip_sample": False}),
 )
 def ddim_inverse(p: Trace, times: Sequence[Time]) -> Linear:
     """x_s = alpha_s x0 + sigma_s eps with s noisier than t: the x_T from which DDIM comes back, to

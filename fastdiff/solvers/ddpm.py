@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from math import log, sqrt
 
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range", "optimal")
@@ -18,6 +18,11 @@ VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range", "optimal"
     "ddpm",
     paper="Ho et al. 2020, eq. 6-7; respaced as Nichol & Dhariwal 2021, eq. 19",
     stochastic=True,
+    configurations=[
+        Configuration(order=1, tau=1.0),
+        Configuration({"variance_type": "learned_range"}),
+    ],
+    peer=Peer("DDPM", {"clip_sample": False}),
 )
 def ddpm(
     p: Trace,

@@ -8,10 +8,19 @@ from collections.abc import Sequence
 
 from .exponential import data_weights, differences, history, noise_weights
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 SOLVER_TYPES = ("midpoint", "heun")
+BOTH_TYPES = [
+    Configuration({} if kind == "midpoint" else {"solver_type": kind}, order=2)
+    for kind in SOLVER_TYPES
+]
+# the same steps in diffusers
+MULTISTEP = "DPMSolverMultistep"
+LEADING = {"timestep_spacing": "leading"}
+EPSILON = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 Past = list[tuple[Linear, float]]  # predictions with their lambdas, latest first
 
@@ -132,12 +141,24 @@ def noise_prediction(
     return x
 
 
-@solver("dpm++1", paper="Lu et al. 2022b (DPM-Solver++), eq. 9 with k = 1", order=1)
+@solver(
+    "dpm++1",
+    paper="Lu et al. 2022b (DPM-Solver++), eq. 9 with k = 1",
+    order=1,
+    peer=Peer(MULTISTEP, {"solver_order": 1, **LEADING}),
+)
 def dpmpp_1(p: Trace, times: Sequence[Time]) -> Linear:
     return data_prediction(p, times, 1)
 
 
-@solver("dpm++2m", paper="Lu et al. 2022b (DPM-Solver++), algorithm 2", order=2)
+@solver(
+    "dpm++2m",
+    paper="Lu et al. 2022b (DPM-Solver++), algorithm 2",
+    order=2,
+    arrays=5,
+    configurations=BOTH_TYPES,
+    peer=Peer(MULTISTEP, {"solver_order": 2, **LEADING}, sampler="dpmpp_2m"),
+)
 def dpmpp_2m(
     p: Trace,
     times: Sequence[Time],
@@ -151,7 +172,12 @@ def dpmpp_2m(
 
 
 @solver(
-    "dpm++3m", paper="Lu et al. 2022b (DPM-Solver++), appendix B, multistep of order 3", order=3
+    "dpm++3m",
+    paper="Lu et al. 2022b (DPM-Solver++), appendix B, multistep of order 3",
+    order=3,
+    arrays=6,
+    configurations=[Configuration(order=3, exact_start=True)],
+    peer=Peer(MULTISTEP, {"solver_order": 3, **LEADING}),
 )
 def dpmpp_3m(
     p: Trace,
@@ -179,6 +205,13 @@ def dpmpp_3m(
     paper="Lu et al. 2022b (DPM-Solver++), SDE-DPM-Solver++(2M), section 5",
     order=2,
     stochastic=True,
+    noiseless={"eta": 0.0},
+    arrays=5,
+    configurations=[
+        Configuration(order=2, tau=1.0),
+        Configuration({"eta": 0.5}, order=2, tau=0.5**0.5),
+    ],
+    peer=Peer(MULTISTEP, {"solver_order": 2, **SDE, **LEADING}, sampler="dpmpp_2m_sde"),
 )
 def dpmpp_2m_sde(
     p: Trace,
@@ -207,6 +240,9 @@ def dpmpp_2m_sde(
     paper="Lu et al. 2022b (DPM-Solver++), section 5 at order 3",
     order=2,
     stochastic=True,
+    noiseless={"eta": 0.0},
+    arrays=6,
+    peer=Peer(MULTISTEP, {"solver_order": 3, **SDE, **LEADING}, sampler="dpmpp_3m_sde"),
 )
 def dpmpp_3m_sde(
     p: Trace,
@@ -235,12 +271,24 @@ def dpmpp_3m_sde(
     )
 
 
-@solver("dpm1", paper="Lu et al. 2022a (DPM-Solver), eq. 3.7", order=1)
+@solver(
+    "dpm1",
+    paper="Lu et al. 2022a (DPM-Solver), eq. 3.7",
+    order=1,
+    peer=Peer(MULTISTEP, {"solver_order": 1, **EPSILON, **LEADING}),
+)
 def dpm_1(p: Trace, times: Sequence[Time]) -> Linear:
     return noise_prediction(p, times, 1)
 
 
-@solver("dpm2m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 2", order=2)
+@solver(
+    "dpm2m",
+    paper="Lu et al. 2022a (DPM-Solver), multistep of order 2",
+    order=2,
+    arrays=5,
+    configurations=BOTH_TYPES,
+    peer=Peer(MULTISTEP, {"solver_order": 2, **EPSILON, **LEADING}),
+)
 def dpm_2m(
     p: Trace,
     times: Sequence[Time],
@@ -253,7 +301,14 @@ def dpm_2m(
     )
 
 
-@solver("dpm3m", paper="Lu et al. 2022a (DPM-Solver), multistep of order 3", order=3)
+@solver(
+    "dpm3m",
+    paper="Lu et al. 2022a (DPM-Solver), multistep of order 3",
+    order=3,
+    arrays=6,
+    configurations=[Configuration(order=3, exact_start=True)],
+    peer=Peer(MULTISTEP, {"solver_order": 3, **EPSILON, **LEADING}),
+)
 def dpm_3m(
     p: Trace,
     times: Sequence[Time],

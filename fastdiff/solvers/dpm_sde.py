@@ -13,7 +13,7 @@ from math import expm1, inf, log, sqrt
 from .exponential import first_order
 from .grids import Time
 from .karras import ancestral_levels
-from .registry import solver
+from .registry import Peer, solver
 from .trace import Linear, Trace
 
 
@@ -23,6 +23,9 @@ from .trace import Linear, Trace
     order=1,
     calls=2,
     stochastic=True,
+    noiseless={"eta": 0.0},
+    arrays=5,
+    peer=Peer("DPMSolverSDE", {"timestep_spacing": "leading"}, sampler="dpmpp_sde"),
 )
 def dpmpp_sde(
     p: Trace,
@@ -84,6 +87,9 @@ def dpmpp_sde(
     order=1,
     calls=2,
     stochastic=True,
+    noiseless={"eta": 0.0},
+    arrays=4,
+    peer=Peer(sampler="dpmpp_2s_ancestral"),
 )
 def dpmpp_2s_ancestral(
     p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0

@@ -12,8 +12,12 @@ from math import expm1, inf
 
 from .exponential import first_order, step_size
 from .grids import Time
-from .registry import solver
+from .registry import Peer, solver
 from .trace import Linear, Trace
+
+# the same steps in diffusers
+SINGLESTEP = "DPMSolverSinglestep"
+EPSILON = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 
 
 def data_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
@@ -75,21 +79,49 @@ def noise_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
     return x
 
 
-@solver("dpm++2s", paper="Lu et al. 2022b (DPM-Solver++), algorithm 1", order=2, calls=2)
+@solver(
+    "dpm++2s",
+    paper="Lu et al. 2022b (DPM-Solver++), algorithm 1",
+    order=2,
+    calls=2,
+    arrays=4,
+    peer=Peer(SINGLESTEP, {"solver_order": 2}, steps=25, theirs=49),
+)
 def dpmpp_2s(p: Trace, times: Sequence[Time]) -> Linear:
     return data_prediction(p, times, 2)
 
 
-@solver("dpm++3s", paper="Lu et al. 2022b (DPM-Solver++), singlestep of order 3", order=3, calls=3)
+@solver(
+    "dpm++3s",
+    paper="Lu et al. 2022b (DPM-Solver++), singlestep of order 3",
+    order=3,
+    calls=3,
+    arrays=5,
+    peer=Peer(SINGLESTEP, {"solver_order": 3}, steps=17, theirs=49),
+)
 def dpmpp_3s(p: Trace, times: Sequence[Time]) -> Linear:
     return data_prediction(p, times, 3)
 
 
-@solver("dpm2s", paper="Lu et al. 2022a (DPM-Solver), algorithm 1", order=2, calls=2)
+@solver(
+    "dpm2s",
+    paper="Lu et al. 2022a (DPM-Solver), algorithm 1",
+    order=2,
+    calls=2,
+    arrays=4,
+    peer=Peer(SINGLESTEP, {"solver_order": 2, **EPSILON}, steps=25, theirs=49),
+)
 def dpm_2s(p: Trace, times: Sequence[Time]) -> Linear:
     return noise_prediction(p, times, 2)
 
 
-@solver("dpm3s", paper="Lu et al. 2022a (DPM-Solver), algorithm 2", order=3, calls=3)
+@solver(
+    "dpm3s",
+    paper="Lu et al. 2022a (DPM-Solver), algorithm 2",
+    order=3,
+    calls=3,
+    arrays=5,
+    peer=Peer(SINGLESTEP, {"solver_order": 3, **EPSILON}, steps=17, theirs=49),
+)
 def dpm_3s(p: Trace, times: Sequence[Time]) -> Linear:
     return noise_prediction(p, times, 3)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from .grids import Time
 from .karras import euler_step, slope, trapezoid
-from .registry import solver
+from .registry import Peer, solver
 from .trace import Linear, Trace
 
 
@@ -25,7 +25,12 @@ def _width(t: Time, s: Time) -> float:
     return s.sigma - (s.alpha + s.sigma) * t.sigma / (t.alpha + t.sigma)
 
 
-@solver("flow_euler", paper="Lipman et al. 2023, eq. 20; Esser et al. 2024, section 5", order=1)
+@solver(
+    "flow_euler",
+    paper="Lipman et al. 2023, eq. 20; Esser et al. 2024, section 5",
+    order=1,
+    peer=Peer("FlowMatchEulerDiscrete", betas=False, space="flow", prediction_type="flow"),
+)
 def flow_euler(p: Trace, times: Sequence[Time]) -> Linear:
     """x_s = x + (sigma_s - sigma_t) u, which is Euler's step in every space."""
     x = p.start
@@ -35,7 +40,14 @@ def flow_euler(p: Trace, times: Sequence[Time]) -> Linear:
     return x
 
 
-@solver("flow_heun", paper="Lipman et al. 2023, eq. 20, with Heun's method", order=2, calls=2)
+@solver(
+    "flow_heun",
+    paper="Lipman et al. 2023, eq. 20, with Heun's method",
+    order=2,
+    calls=2,
+    arrays=4,
+    peer=Peer("FlowMatchHeunDiscrete", betas=False, space="flow", prediction_type="flow"),
+)
 def flow_heun(p: Trace, times: Sequence[Time]) -> Linear:
     """x_s = x + (sigma_s - sigma_t)(u_t + u_s)/2, u_s after Euler's step; the step into clean data
     is Euler's.

@@ -1,47 +1,139 @@
-"""Grids of times: the points a solver visits, from noise to data.
+"""Grids of times: the points that a solver visits, from noise to data.
 
-leading, linspace and trailing space the timesteps themselves (Lin et al. 2024, table 2), and beta
-takes them from the quantiles of Beta(0.6, 0.6) (Lee et al. 2024, section 4); of continuous
-schedules they need not be whole. The others space the noise level rho = sigma/alpha, and the
-network is given the time there:
+A spacing is a function and an entry in TIMESTEPS or LEVELS. Those in TIMESTEPS space the timesteps
+(Lin et al. 2024, table 2, and Lee et al. 2024, section 4); a continuous schedule takes their values
+unrounded. Those in LEVELS space the noise level rho = sigma/alpha, and the network gets the time
+that the schedule has there:
 
+    leading      i T/n
+    linspace     evenly from T - 1 to 0, both included
+    trailing     evenly from T - 1, with clean data as the next one after the last
+    beta         quantiles of Beta(0.6, 0.6)
     karras       rho^(1/7) evenly between the schedule's ends (Karras et al. 2022, eq. 5)
-    exponential  ln rho evenly, which is uniform lambda = ln(alpha/sigma) (Lu et al. 2022); `lu` is another name of it
-    ays…         levels fitted to Stable Diffusion 1.5 (`ays`), XL and Video, log-linear between (Sabour et al. 2024)
+    exponential  ln rho evenly, so lambda = ln(alpha/sigma) too (Lu et al. 2022); also named `lu`
+    ays…         levels fitted to Stable Diffusion 1.5 (`ays`), XL (`ays_sdxl`) and Video
+                 (`ays_svd`), log-linear between them (Sabour et al. 2024)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ..schedule import CLEAN, Schedule, Time
 
-# noise levels of ten steps and the least, below which the last step goes to clean data (Sabour et
-# al. 2024, project page)
+# noise levels of ten steps; after the eleventh, the last step goes to clean data (Sabour et al.
+# 2024, project page)
 AYS = {
     "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-OF_TIMES = ("leading", "linspace", "trailing", "beta")
-SPACINGS = (*OF_TIMES, "karras", "exponential", "lu", *AYS)
 _KARRAS_RHO = 7.0
 _BETA = 0.6
 
 
-def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
-    """`steps` descending timesteps in [0, T), for the spacings of timesteps.
+class _Timesteps(NamedTuple):
+    """A spacing of timesteps.
 
-    Raises ValueError for steps outside [1, T] and an unknown spacing.
+    Attributes:
+        positions: (T, steps, origin) -> descending times in (origin, T - 1]; origin is the time of
+            clean data, -1 for the timesteps of a discrete schedule.
+        whole: (T, steps) -> descending integers in [0, T), where these are not the positions
+            rounded.
     """
-    total = _checked(num_train_timesteps, steps)
-    if spacing == "leading":
-        return [i * (total // steps) for i in reversed(range(steps))]
-    chosen = [round(t) for t in positions(total, steps, spacing, -1.0)]
-    # a fine grid rounds neighbours together: each is moved to a timestep of its own
+
+    positions: Callable[[int, int, float], list[float]]
+    whole: Callable[[int, int], list[int]] | None = None
+
+
+# (a function that returns ln rho of the schedule's noisiest and cleanest time, steps) -> ln rho,
+# descending
+_Levels = Callable[[Callable[[], tuple[float, float]], int], list[float]]
+
+
+def _leading(total: int, steps: int, origin: float) -> list[float]:
+    return [i * (total - 1) / steps for i in reversed(range(steps))]
+
+
+def _leading_whole(total: int, steps: int) -> list[int]:
+    return [i * (total // steps) for i in reversed(range(steps))]
+
+
+def _linspace(total: int, steps: int, origin: float) -> list[float]:
+    return [float(t) for t in np.linspace(total - 1, 0, steps)]
+
+
+def _trailing(total: int, steps: int, origin: float) -> list[float]:
+    return [(steps - i) * (total - 1 - origin) / steps + origin for i in range(steps)]
+
+
+def _beta(total: int, steps: int, origin: float) -> list[float]:
+    """(T - 1) times quantiles of Beta(a, a), from its distribution function, tabulated and
+    inverted.
+    """
+    # substituting u = sin²(phi) removes the poles at both ends of the density
+    phi = np.linspace(0.0, np.pi / 2, 4097)
+    density = (np.sin(phi) * np.cos(phi)) ** (2 * _BETA - 1)
+    mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    quantiles = np.interp(1.0 - np.linspace(0.0, 1.0, steps), mass / mass[-1], np.sin(phi) ** 2)
+    return [(total - 1) * float(q) for q in quantiles]
+
+
+def _karras(ends: Callable[[], tuple[float, float]], steps: int) -> list[float]:
+    high, low = ends()
+    first, last = (math.exp(v / _KARRAS_RHO) for v in (high, low))
+    ramp = np.linspace(0.0, 1.0, steps)[1:-1]
+    inner = [_KARRAS_RHO * math.log(first + r * (last - first)) for r in ramp]
+    return [high, *inner, low][:steps]  # the ends as they are: they are timesteps to the bit
+
+
+def _exponential(ends: Callable[[], tuple[float, float]], steps: int) -> list[float]:
+    high, low = ends()
+    return [high, *(high + r * (low - high) for r in np.linspace(0.0, 1.0, steps)[1:-1]), low][
+        :steps
+    ]
+
+
+def _fitted(rho: Sequence[float]) -> _Levels:
+    """The spacing of fitted levels: log-linear between them, for any number of steps."""
+
+    def levels(ends: Callable[[], tuple[float, float]], steps: int) -> list[float]:
+        at = np.linspace(0.0, 1.0, len(rho))
+        return [float(v) for v in np.interp(np.arange(steps) / steps, at, np.log(rho))]
+
+    return levels
+
+
+TIMESTEPS = {
+    "leading": _Timesteps(_leading, _leading_whole),
+    "linspace": _Timesteps(_linspace),
+    "trailing": _Timesteps(_trailing),
+    "beta": _Timesteps(_beta),
+}
+LEVELS: dict[str, _Levels] = {
+    "karras": _karras,
+    "exponential": _exponential,
+    "lu": _exponential,
+    **{name: _fitted(rho) for name, rho in AYS.items()},
+}
+SPACINGS = (*TIMESTEPS, *LEVELS)
+
+
+def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
+    """Returns `steps` descending timesteps in [0, T), for a spacing of timesteps.
+
+    Raises ValueError for steps outside [1, T] and for an unknown spacing.
+    """
+    total = _check_steps(num_train_timesteps, steps)
+    entry = _entry(spacing)
+    if entry.whole is not None:
+        return entry.whole(total, steps)
+    chosen = [round(t) for t in entry.positions(total, steps, -1.0)]
+    # on a fine grid neighbours round to the same timestep; each is moved to one that is free
     for i in range(1, steps):
         chosen[i] = min(chosen[i], chosen[i - 1] - 1)
     for i in range(steps - 1, -1, -1):
@@ -49,46 +141,43 @@ def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
     return chosen
 
 
-def positions(total: int, steps: int, spacing: str, origin: float) -> list[float]:
-    """`steps` descending times in (origin, T - 1], not rounded, for the spacings of timesteps."""
-    if spacing == "leading":
-        return [i * (total - 1) / steps for i in reversed(range(steps))]
-    if spacing == "linspace":
-        return [float(t) for t in np.linspace(total - 1, 0, steps)]
-    if spacing == "trailing":
-        return [(steps - i) * (total - 1 - origin) / steps + origin for i in range(steps)]
-    if spacing == "beta":
-        return [(total - 1) * q for q in _beta_quantiles(steps)]
-    raise ValueError(
-        f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got {spacing!r}."
-    )
-
-
 def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
-    """The visited times and, last, clean data (alpha = 1, sigma = 0)."""
+    """Returns the visited times and, last, clean data (alpha = 1, sigma = 0).
+
+    Raises ValueError for an unknown spacing, for steps outside [1, T], and for a spacing between
+    the schedule's noise levels where the largest of them is infinite.
+    """
     total = schedule.num_train_timesteps
-    _checked(None if schedule.continuous else total, steps)
-    if spacing in SPACINGS and spacing not in OF_TIMES:
-        return [
-            *(schedule.at_log_snr(-2.0 * v) for v in _log_levels(schedule, steps, spacing)),
-            CLEAN,
-        ]
+    _check_steps(None if schedule.continuous else total, steps)
+    if spacing in LEVELS:
+
+        def ends() -> tuple[float, float]:
+            high, low = (-0.5 * float(schedule.log_snr[i]) for i in (-1, 0))
+            if high == math.inf:
+                raise ValueError(
+                    "fastdiff.Sampler: expected a schedule with a largest noise level for the"
+                    f" spacing {spacing!r}, got one that ends in pure noise. Use one of"
+                    f" {list(TIMESTEPS)}, or sigmas=."
+                )
+            return high, low
+
+        levels = LEVELS[spacing](ends, steps)
+        return [*(schedule.at_log_snr(-2.0 * v) for v in levels), CLEAN]
     visited = (
-        positions(total, steps, spacing, schedule.origin)
+        _entry(spacing).positions(total, steps, schedule.origin)
         if schedule.continuous
         else timesteps(total, steps, spacing)
     )
     return [*(schedule.at(t) for t in visited), CLEAN]
 
 
-def given(schedule: Schedule, timesteps: Sequence[float]) -> list[Time]:
-    """The user's own timesteps and, last, clean data. Raises ValueError unless they descend within
-    [0, T).
+def of_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> list[Time]:
+    """Returns the points of the user's own timesteps and, last, clean data.
+
+    Raises ValueError unless they descend within [0, T).
     """
-    total, values = (
-        schedule.num_train_timesteps,
-        [t if schedule.continuous else int(t) for t in timesteps],
-    )
+    total = schedule.num_train_timesteps
+    values = [t if schedule.continuous else int(t) for t in timesteps]
     if not values or not _descend(values) or not all(0 <= t <= total - 1 for t in values):
         raise ValueError(
             f"fastdiff.Sampler: expected descending timesteps in [0, {total}), got {values}."
@@ -96,11 +185,12 @@ def given(schedule: Schedule, timesteps: Sequence[float]) -> list[Time]:
     return [*(schedule.at(t) for t in values), CLEAN]
 
 
-def given_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[Time]:
-    """The points of the user's own noise levels and, last, clean data, which a closing 0 names too.
+def of_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[Time]:
+    """Returns the points of the user's own noise levels and, last, clean data.
 
-    A level is sigma/alpha, Karras' sigma; in the space `flow`, whose sigma ends at 1, it is that
-    sigma.
+    A level is sigma/alpha, Karras' sigma; for a flow schedule, where sigma ends at 1, it is that
+    sigma. A 0 at the end names clean data and may be left out. Raises ValueError unless the levels
+    descend and are above 0.
     """
     values = [float(v) for v in sigmas]
     levels = values[:-1] if values and values[-1] == 0 else values
@@ -119,11 +209,20 @@ def given_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[Time]:
     return [*(schedule.at_log_snr(-2.0 * math.log(rho)) for rho in levels), CLEAN]
 
 
+def _entry(spacing: str) -> _Timesteps:
+    if spacing not in TIMESTEPS:
+        raise ValueError(
+            f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got {spacing!r}."
+        )
+    return TIMESTEPS[spacing]
+
+
 def _descend(values: Sequence[float]) -> bool:
     return all(a > b for a, b in zip(values, values[1:], strict=False))
 
 
-def _checked(total: int | None, steps: int) -> int:
+def _check_steps(total: int | None, steps: int) -> int:
+    """Checks the number of steps, against the T of a discrete schedule, and returns T or 0."""
     if (
         isinstance(steps, bool)
         or not isinstance(steps, (int, np.integer))
@@ -137,40 +236,3 @@ def _checked(total: int | None, steps: int) -> int:
         )
         raise ValueError(f"fastdiff.Sampler: expected steps {bounds}")
     return total or 0
-
-
-def _log_levels(schedule: Schedule, steps: int, spacing: str) -> list[float]:
-    """ln rho of the spacings of noise levels."""
-    ramp = np.linspace(0.0, 1.0, steps)
-    if spacing in AYS:
-        known = np.log(AYS[spacing])
-        return [
-            float(v)
-            for v in np.interp(np.arange(steps) / steps, np.linspace(0.0, 1.0, len(known)), known)
-        ]
-    high, low = (-0.5 * float(schedule.log_snr[i]) for i in (-1, 0))
-    if high == math.inf:
-        raise ValueError(
-            "fastdiff.Sampler: expected a schedule with a largest noise level for the spacing"
-            f" {spacing!r}, got one that ends in pure noise. Use one of {list(OF_TIMES)}, or"
-            " sigmas=."
-        )
-    if spacing == "karras":
-        ends = [math.exp(v / _KARRAS_RHO) for v in (high, low)]
-        inner = [_KARRAS_RHO * math.log(ends[0] + r * (ends[1] - ends[0])) for r in ramp[1:-1]]
-        return [high, *inner, low][:steps]  # the ends to the bit: they are timesteps
-    return [high, *(high + r * (low - high) for r in ramp[1:-1]), low][:steps]
-
-
-def _beta_quantiles(steps: int) -> list[float]:
-    """Quantiles of Beta(a, a), descending from 1: its distribution function tabulated and
-    inverted.
-    """
-    # substituting u = sin²(phi) takes the poles at both ends out of the density
-    phi = np.linspace(0.0, np.pi / 2, 4097)
-    density = (np.sin(phi) * np.cos(phi)) ** (2 * _BETA - 1)
-    mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
-    return [
-        float(q)
-        for q in np.interp(1.0 - np.linspace(0.0, 1.0, steps), mass / mass[-1], np.sin(phi) ** 2)
-    ]

@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 from math import inf, log, log1p, sqrt
 
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
+
+LEADING = {"timestep_spacing": "leading"}  # configures the same steps in diffusers
+# the tau that s_churn = 4 amounts to on the order tests' grid, even in ln rho from 20 to 0.05
+CHURN = sqrt(4.0 / log(400))
 
 
 def euler_step(t: Time, s: Time, x: Linear, x0: Linear) -> Linear:
@@ -78,7 +82,13 @@ def trapezoid(
     return p.x() + 0.5 * width * (derivative(s, p.x(), y0) - kept)
 
 
-@solver("euler", paper="Karras et al. 2022, algorithm 2 without its second-order part", order=1)
+@solver(
+    "euler",
+    paper="Karras et al. 2022, algorithm 2 without its second-order part",
+    order=1,
+    configurations=[Configuration(order=1), Configuration({"s_churn": 4.0}, order=1, tau=CHURN)],
+    peer=Peer("EulerDiscrete", LEADING, sampler="euler"),
+)
 def euler(
     p: Trace,
     times: Sequence[Time],
@@ -94,12 +104,36 @@ def euler(
     )
 
 
-@solver("heun", paper="Karras et al. 2022, algorithm 1", order=2, calls=2)
+@solver(
+    "heun",
+    paper="Karras et al. 2022, algorithm 1",
+    order=2,
+    calls=2,
+    arrays=4,
+    peer=Peer("HeunDiscrete", LEADING, sampler="heun"),
+)
 def heun(p: Trace, times: Sequence[Time]) -> Linear:
     return stochastic(p, times, heun=True, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=1.0)
 
 
-@solver("edm", paper="Karras et al. 2022, algorithm 2", order=1, calls=2, stochastic=True)
+@solver(
+    "edm",
+    paper="Karras et al. 2022, algorithm 2",
+    order=1,
+    calls=2,
+    stochastic=True,
+    noiseless={"s_churn": 0.0},
+    arrays=4,
+    configurations=[
+        Configuration({"s_churn": 4.0, "s_tmin": 0.0, "s_noise": 1.0}, order=1, tau=CHURN)
+    ],
+    peer=Peer(
+        sampler="heun",
+        arguments={"s_churn": 40.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003},
+        reason="has Heun's method without churn",
+        prediction_type="v",
+    ),
+)
 def edm(
     p: Trace,
     times: Sequence[Time],
@@ -131,6 +165,8 @@ def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
     paper="Song, Meng & Ermon 2021, eq. 12 and 16, in rho",
     order=1,
     stochastic=True,
+    noiseless={"eta": 0.0},
+    peer=Peer("EulerAncestralDiscrete", LEADING, sampler="euler_ancestral"),
 )
 def euler_ancestral(
     p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
@@ -170,7 +206,14 @@ def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Li
     return x
 
 
-@solver("kdpm2", paper="Karras et al. 2022, section 3; midpoint in ln rho", order=2, calls=2)
+@solver(
+    "kdpm2",
+    paper="Karras et al. 2022, section 3; midpoint in ln rho",
+    order=2,
+    calls=2,
+    arrays=4,
+    peer=Peer("KDPM2Discrete", LEADING, sampler="dpm_2"),
+)
 def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
     return _kdpm2(p, times, eta=0.0, s_noise=1.0)
 
@@ -181,6 +224,9 @@ def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
     order=1,
     calls=2,
     stochastic=True,
+    noiseless={"eta": 0.0},
+    arrays=4,
+    peer=Peer("KDPM2AncestralDiscrete", LEADING, sampler="dpm_2_ancestral"),
 )
 def kdpm2_ancestral(
     p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0

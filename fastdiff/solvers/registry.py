@@ -1,36 +1,116 @@
-"""The list of solvers: each is one formula, registered under its name with its paper."""
+"""The registry of solvers. A formula is registered under its name with all that others need of it.
+
+The order tests, the guards, the benchmarks and the list that `fastdiff solvers` prints read it, so
+a new solver needs its formula's file, with this decorator on it, and one line in
+`solvers/__init__.py`:
+
+    @solver("midpoint", paper="Runge 1895, eq. 5", order=2, calls=2)
+    def midpoint(p: Trace, times: Sequence[Time]) -> Linear: ...
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..prediction import Parametrization, normalize
-from ..schedule import Schedule, Time
-from .grids import given, given_levels, grid
-from .plan import Plan
-from .trace import Linear, Trace
+from .trace import Linear
 
 Formula = Callable[..., Linear]
 
 
+class Configuration(NamedTuple):
+    """Options that tests run a solver with, and its order of convergence under them.
+
+    Attributes:
+        options: the formula's options; {} are its defaults.
+        order: the order that the tests measure, on the probability-flow ODE if tau is 0 and else
+            the weak order (of mean and variance) on the reverse SDE; None if it is not measured.
+        tau: the noise of the reverse SDE that the solver follows, 1 for Anderson's.
+        exact_start: whether the order shows only after an exact start. A multistep method starts
+            at first order, and the error of that start hides an order above 2.
+    """
+
+    options: Mapping[str, Any] = {}
+    order: int | None = None
+    tau: float = 0.0
+    exact_start: bool = False
+
+
+class Peer(NamedTuple):
+    """The same steps in another library, which benchmarks compare a solver with.
+
+    Attributes:
+        scheduler: diffusers' class, without "Scheduler"; "" if it has none.
+        config: the scheduler's configuration.
+        betas: whether the scheduler takes the training schedule (not for flow matching).
+        sampler: k-diffusion's function, without "sample_"; "" if it has none.
+        arguments: of k-diffusion's function.
+        steps, theirs: steps of the solver and of the peer with the same number of network calls.
+        reason: why diffusers has no scheduler, as the end of a sentence.
+        space: the space of the benchmark's schedule, "vp" or "flow".
+        prediction_type: of the benchmark's network.
+    """
+
+    scheduler: str = ""
+    config: Mapping[str, Any] = {}
+    betas: bool = True
+    sampler: str = ""
+    arguments: Mapping[str, float] = {}
+    steps: int = 50
+    theirs: int = 50
+    reason: str = "has no scheduler for it"
+    space: str = "vp"
+    prediction_type: str = "epsilon"
+
+
 class Solver(NamedTuple):
-    """A registered solver: formula(trace, times, **options) -> the last x."""
+    """A registered solver: formula(trace, times, **options) returns the last x.
+
+    Attributes:
+        name: the public name.
+        formula: see `fastdiff.solvers.trace`.
+        paper: where the formula is published, with its equation or algorithm.
+        order: of convergence on smooth problems; the weak order of a stochastic solver.
+        calls: network calls of a step.
+        stochastic: whether it draws noise with its default options.
+        reverse: whether it runs from data to noise.
+        needs_data: whether it refuses to start from pure noise (alpha = 0).
+        noiseless: options under which it follows the probability flow from noise to data; None if
+            it does not follow that flow.
+        total_calls: network calls of a run by its number of steps, if it is not `calls` for each
+            step and one for the step into clean data.
+        arrays: tensors of the state's size that its costliest row may read and write. x, the
+            network's output and the next x are 3; each slot that is read or written is one more.
+        configurations: what tests run it with.
+        peer: what benchmarks compare it with.
+    """
 
     name: str
     formula: Formula
     paper: str
-    order: int  # of convergence for smooth problems, the weak order of stochastic ones
-    calls: int  # network calls a step
+    order: int
+    calls: int
     stochastic: bool
-    reverse: bool = False  # runs from data to noise
+    reverse: bool
+    needs_data: bool
+    noiseless: Mapping[str, Any] | None
+    total_calls: Callable[[int], int] | None
+    arrays: int
+    configurations: tuple[Configuration, ...]
+    peer: Peer
 
     @property
     def options(self) -> dict[str, Any]:
         """Option names with their defaults: the formula's keyword-only parameters."""
         parameters = inspect.signature(self.formula).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def network_calls(self, steps: int) -> int:
+        """Returns the network calls of a run that ends in clean data."""
+        if self.total_calls is not None:
+            return self.total_calls(steps)
+        return steps if self.reverse else self.calls * (steps - 1) + 1
 
 
 SOLVERS: dict[str, Solver] = {}
@@ -44,126 +124,51 @@ def solver(
     calls: int = 1,
     stochastic: bool = False,
     reverse: bool = False,
+    needs_data: bool = False,
+    noiseless: Mapping[str, Any] | None = None,
+    total_calls: Callable[[int], int] | None = None,
+    arrays: int = 3,
+    configurations: Sequence[Configuration] | None = None,
+    peer: Peer | None = None,
 ) -> Callable[[Formula], Formula]:
-    """Registers a formula under a public name."""
+    """Registers a formula under a public name; the arguments are the attributes of `Solver`.
+
+    Without configurations the tests measure the order with default options, of the probability
+    flow or, of a stochastic solver, of the reverse SDE with tau = 1. A deterministic solver that
+    runs from noise to data follows the probability flow with any options.
+    """
+    if configurations is None:
+        configurations = [Configuration(order=order, tau=1.0 if stochastic else 0.0)]
+    if noiseless is None and not stochastic and not reverse:
+        noiseless = {}
 
     def register(formula: Formula) -> Formula:
-        SOLVERS[name] = Solver(name, formula, paper, order, calls, stochastic, reverse)
+        if name in SOLVERS:
+            raise ValueError(
+                f"fastdiff.solvers: expected a new name, got {name!r} twice. Rename one."
+            )
+        SOLVERS[name] = Solver(
+            name,
+            formula,
+            paper,
+            order,
+            calls,
+            stochastic,
+            reverse,
+            needs_data,
+            noiseless,
+            total_calls,
+            arrays,
+            tuple(configurations),
+            peer or Peer(),
+        )
         return formula
 
     return register
 
 
 def find(name: str) -> Solver:
-    """The solver of this name. Raises ValueError with the known names."""
+    """Returns the solver of this name. Raises ValueError with the known names."""
     if name not in SOLVERS:
         raise ValueError(f"fastdiff.Sampler: expected solver in {sorted(SOLVERS)}, got {name!r}.")
     return SOLVERS[name]
-
-
-def make_plan(
-    schedule: Schedule,
-    *,
-    solver: str,
-    steps: int,
-    prediction_type: str | Parametrization = "epsilon",
-    clip_range: float | None = None,
-    timestep_spacing: str = "trailing",
-    timesteps: Sequence[float] | None = None,
-    sigmas: Sequence[float] | None = None,
-    dynamic_threshold: float | None = None,
-    guidance_rescale: float = 0.0,
-    guidance_interval: tuple[float, float] | None = None,
-    times: Sequence[Time] | None = None,
-    **options: Any,
-) -> Plan:
-    """Traces a solver over a grid of `steps` times of the schedule.
-
-    timesteps: descending timesteps to visit instead (`steps` is then their number); sigmas:
-        descending noise levels
-    sigma/alpha (flow schedules: sigma) to visit instead; times: points from noise to data instead
-    of all of them, clean
-    data included where the solver should go there. Further arguments: see `Sampler`.
-
-    Raises ValueError for an unknown solver, prediction type, spacing or option, steps outside [1,
-    T], timesteps that do not descend within [0, T), sigmas that do not descend, numbers outside
-    their ranges, and solvers and prediction types that cannot start where the grid does.
-    """
-    chosen = find(solver)
-    unknown = sorted(set(options) - set(chosen.options))
-    if unknown:
-        raise ValueError(
-            f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got"
-            f" {unknown[0]!r}."
-        )
-    if clip_range is not None and not 0 < clip_range < float("inf"):
-        raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
-    if isinstance(prediction_type, str):
-        prediction_type = Parametrization(normalize(prediction_type))
-    if dynamic_threshold is not None and not (
-        0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)
-    ):
-        raise ValueError(
-            "fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it,"
-            f" got {dynamic_threshold!r} and {clip_range!r}."
-        )
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(
-            f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}."
-        )
-    if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1]:
-        raise ValueError(
-            "fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got"
-            f" {guidance_interval!r}."
-        )
-    if timesteps is not None:
-        times = given(schedule, timesteps)
-    elif sigmas is not None:
-        times = given_levels(schedule, sigmas)
-    elif times is None:
-        times = grid(schedule, steps, timestep_spacing)
-    steps = len(times) - 1
-    if chosen.reverse:
-        times = list(reversed(times))
-    trace = Trace(
-        prediction_type,
-        schedule,
-        clip_range=clip_range,
-        dynamic_threshold=dynamic_threshold,
-        guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval,
-    )
-    try:
-        table = trace.table(chosen.formula(trace, times, **options))
-    except ZeroDivisionError:
-        raise ValueError(
-            "fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver"
-            f" {solver!r}, got pure noise. Use another solver, or timesteps or sigmas that begin"
-            " later."
-        ) from None
-    chosen_options = {
-        name: repr(v) if callable(v) else v for name, v in (chosen.options | options).items()
-    }
-    info = {"solver": solver, **chosen_options, "steps": int(steps)}
-    info["prediction_type"] = prediction_type.prediction_type
-    if prediction_type.unit_input:
-        info |= {"unit_input": True, "sigma_data": prediction_type.sigma_data}
-    info |= {
-        "clip_range": clip_range,
-        "timestep_spacing": timestep_spacing,
-        "schedule": repr(schedule),
-    }
-    info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
-    info |= {
-        "guidance_interval": guidance_interval,
-        "timesteps": None if timesteps is None else list(timesteps),
-    }
-    if sigmas is not None:
-        info["sigmas"] = [float(v) for v in sigmas]
-    return Plan(
-        table,
-        info,
-        initial_std=1.0 if chosen.reverse else schedule.prior_std(times[0]),
-        levels=trace.levels(times[-1]),
-        whole_times=schedule.whole_times,
-    )

@@ -11,7 +11,7 @@ from math import sqrt
 
 from .ddim import check_eta, ddim_step
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 
@@ -31,7 +31,19 @@ def resampling(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
     return path
 
 
-@solver("repaint", paper="Lugmayr et al. 2022 (RePaint), algorithm 1", stochastic=True)
+def _calls(steps: int) -> int:
+    """Network calls of a run with default options: each tenth point is visited ten times."""
+    return steps + 10 * 9 * len(range(0, steps - 10, 10))
+
+
+@solver(
+    "repaint",
+    paper="Lugmayr et al. 2022 (RePaint), algorithm 1",
+    stochastic=True,
+    total_calls=_calls,
+    configurations=[Configuration(), Configuration({"jump_length": 2, "jump_n_sample": 2})],
+    peer=Peer(steps=20, reason="has it only for a known picture"),
+)
 def repaint(
     p: Trace,
     times: Sequence[Time],

@@ -20,10 +20,27 @@ import numpy as np
 
 from .exponential import lagrange_basis, step_size
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 Known = tuple[Linear, Time]
+_FULL = {"lower_order_final": False}
+CONFIGURATIONS = [
+    Configuration({"tau": 0.0, "predictor_order": 1, "corrector_order": 0}, order=1),
+    Configuration({"tau": 0.0, "predictor_order": 2, "corrector_order": 0, **_FULL}, order=2),
+    Configuration({"tau": 0.0, "as_published": True, **_FULL}, order=2),
+    Configuration(
+        {"tau": 0.0, "predictor_order": 3, "corrector_order": 3, **_FULL}, order=3, exact_start=True
+    ),
+    Configuration(
+        {"tau": 0.0, "predictor_order": 3, "corrector_order": 4, **_FULL}, order=4, exact_start=True
+    ),
+    Configuration(_FULL, order=2, tau=1.0),
+    Configuration({"tau": 0.6, "as_published": True, **_FULL}, order=2, tau=0.6),
+    Configuration({"predictor_order": 1, "corrector_order": 0}, order=1, tau=1.0),
+    Configuration({"predictor_order": 3, "corrector_order": 4, **_FULL}, order=2, tau=1.0),
+    Configuration({"predictor_order": 3, "corrector_order": 4}),
+]
 
 
 def moments(z: float, count: int) -> list[float]:
@@ -69,7 +86,14 @@ def _sum(known: Sequence[Known], t: Time, s: Time, tau: float, as_published: boo
 
 
 @solver(
-    "sa", paper="Xue et al. 2023 (SA-Solver), eq. 14 to 18, algorithm 1", order=2, stochastic=True
+    "sa",
+    paper="Xue et al. 2023 (SA-Solver), eq. 14 to 18, algorithm 1",
+    order=2,
+    stochastic=True,
+    noiseless={"tau": 0.0},
+    arrays=7,
+    configurations=CONFIGURATIONS,
+    peer=Peer("SASolver", {"timestep_spacing": "leading"}),
 )
 def sa(
     p: Trace,

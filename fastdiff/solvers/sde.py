@@ -6,12 +6,17 @@ from collections.abc import Sequence
 from math import expm1, log, sqrt
 
 from .grids import Time
-from .registry import solver
+from .registry import Peer, solver
 from .trace import Linear, Trace
 
 
 @solver(
-    "euler_maruyama", paper="Song et al. 2021b (score SDE), eq. 6 and 11", order=1, stochastic=True
+    "euler_maruyama",
+    paper="Song et al. 2021b (score SDE), eq. 6 and 11",
+    order=1,
+    stochastic=True,
+    needs_data=True,
+    peer=Peer(reason="has it only among its deprecated schedulers"),
 )
 def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
     """x_s = (1 - F) x + G score + sqrt(G) z for dx = f x du + g dw, F = ∫ f du =

@@ -14,8 +14,10 @@ import numpy as np
 
 from .exponential import step_size
 from .grids import Time
-from .registry import solver
+from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
+
+ALL_ORDERS = {"lower_order_final": False}
 
 
 def _weights(ratios: list[float], hh: float, variant: str) -> tuple[list[float], float]:
@@ -78,7 +80,19 @@ def _ratios(t: Time, past: list[tuple[Linear, Time]], h: float) -> list[tuple[Li
     return ratios
 
 
-@solver("unipc", paper="Zhao et al. 2023 (UniPC), algorithms 5 to 8", order=3)
+@solver(
+    "unipc",
+    paper="Zhao et al. 2023 (UniPC), algorithms 5 to 8",
+    order=3,
+    arrays=8,
+    configurations=[
+        Configuration({"order": 1, **ALL_ORDERS}, order=2),
+        Configuration({"order": 2, **ALL_ORDERS}, order=3),
+        Configuration({"order": 3, **ALL_ORDERS}, order=4, exact_start=True),
+        Configuration({"order": 3}),
+    ],
+    peer=Peer("UniPCMultistep", {"timestep_spacing": "leading"}),
+)
 def unipc(
     p: Trace,
     times: Sequence[Time],

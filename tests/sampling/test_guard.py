@@ -24,45 +24,6 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks import instructions, memory, solvers, traffic  # noqa: E402
 from benchmarks.operations import Maker  # noqa: E402
 
-# tensors of the state's size that the costliest row of a solver may read and write: x, the
-# network's output and next x are 3; each remembered tensor is read, and one is written
-ARRAYS = {
-    "ddim": 3,
-    "ddim_inverse": 3,
-    "ddpm": 3,
-    "deis": 6,
-    "dpm++1": 3,
-    "dpm++2m": 5,
-    "dpm++2m_sde": 5,
-    "dpm++2s": 4,
-    "dpm++2s_ancestral": 4,
-    "dpm++3m": 6,
-    "dpm++3m_sde": 6,
-    "dpm++3s": 5,
-    "dpm++sde": 5,
-    "dpm1": 3,
-    "dpm2m": 5,
-    "dpm2s": 4,
-    "dpm3m": 6,
-    "dpm3s": 5,
-    "edm": 4,
-    "euler": 3,
-    "euler_ancestral": 3,
-    "euler_maruyama": 3,
-    "flow_euler": 3,
-    "flow_heun": 4,
-    "heun": 4,
-    "ipndm": 7,
-    "kdpm2": 4,
-    "kdpm2_ancestral": 4,
-    "lcm": 3,
-    "lms": 7,
-    "pndm": 7,
-    "repaint": 3,
-    "sa": 7,
-    "tcd": 3,
-    "unipc": 8,
-}
 # instructions per normal of the C++ library's main loop (gcc 12: 25.3, 10.6 and 4.5), and a
 # twentieth for other compilers
 NORMAL = {"baseline": 26.6, "avx2": 11.1, "avx512": 4.8}
@@ -79,14 +40,10 @@ def native_or_skip() -> None:
         pytest.skip(f"the C++ library is off: {library.reason()}")
 
 
-def test_every_solver_has_its_limit() -> None:
-    assert ARRAYS.keys() == SOLVERS.keys()
-
-
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_bytes_of_a_step(solver: str) -> None:
     plan = solvers.sampler(solver, torch.zeros(1)).plan
-    assert max(traffic.arrays(plan, k) for k in range(len(plan))) <= ARRAYS[solver]
+    assert max(traffic.arrays(plan, k) for k in range(len(plan))) <= SOLVERS[solver].arrays
 
 
 @pytest.mark.cpu_only

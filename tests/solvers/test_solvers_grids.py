@@ -15,7 +15,7 @@ from targets import TWO, follow
 from fastdiff import Sampler, Schedule
 from fastdiff.schedule import CLEAN
 from fastdiff.solvers import SOLVERS, make_plan
-from fastdiff.solvers.grids import AYS, OF_TIMES, SPACINGS, given_levels, grid
+from fastdiff.solvers.grids import AYS, SPACINGS, TIMESTEPS, grid, of_levels
 
 SCHEDULE = Schedule.linear(1000)
 ZERO = SCHEDULE.rescale_zero_terminal_snr()
@@ -28,12 +28,6 @@ SPACES = {
 }
 
 
-def _calls(solver: str, steps: int) -> int:
-    if solver == "repaint":  # ten visits of every tenth step, and what lies between
-        return steps + sum(10 * 9 for r in range(0, steps - 10, 10))
-    return SOLVERS[solver].calls * (steps - 1) + 1  # the step into clean data takes one
-
-
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_every_solver_on_every_grid_is_finite(solver: str) -> None:
     """Plans with finite tables (Plan checks them), the right number of calls, and slots that
@@ -41,9 +35,7 @@ def test_every_solver_on_every_grid_is_finite(solver: str) -> None:
     """
     for spacing, steps in [*itertools.product(SPACINGS, (1, 2, 3, 10)), ("trailing", 1000)]:
         plan = make_plan(SCHEDULE, solver=solver, steps=steps, timestep_spacing=spacing)
-        assert plan.network_calls == (
-            steps if SOLVERS[solver].reverse else _calls(solver, steps)
-        ), (spacing, steps)
+        assert plan.network_calls == SOLVERS[solver].network_calls(steps), (spacing, steps)
         assert plan.stochastic == SOLVERS[solver].stochastic or steps <= 2
         assert plan.slots <= 4
         assert (
@@ -64,7 +56,7 @@ def test_every_solver_in_every_space(solver: str, name: str, steps: int) -> None
     try:
         plan = make_plan(schedule, solver=solver, steps=steps, prediction_type="v")
     except ValueError as error:
-        assert solver == "euler_maruyama" and schedule.alpha[-1] == 0 and steps > 1
+        assert SOLVERS[solver].needs_data and schedule.alpha[-1] == 0 and steps > 1
         assert str(error).startswith(
             "fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver"
         )
@@ -80,28 +72,14 @@ def test_every_solver_in_every_space(solver: str, name: str, steps: int) -> None
     assert tuple(first) == (schedule.alpha[-1], schedule.sigma[-1]) and tuple(last) == (1.0, 0.0)
 
 
-EXEMPT = ("lcm", "tcd", "repaint", "ddim_inverse", "euler_maruyama")
-
-
-@pytest.mark.parametrize("solver", sorted(set(SOLVERS) - set(EXEMPT)))
+@pytest.mark.parametrize(
+    "solver", sorted(name for name, s in SOLVERS.items() if s.noiseless is not None)
+)
 @pytest.mark.parametrize("name", ["zero-snr", "flow"])
 def test_solvers_are_right_from_pure_noise(solver: str, name: str) -> None:
-    """alpha = 0 at the start: quantiles of pure noise arrive at the data's, the nearer the more
-    steps there are. Stochastic solvers leave their noise out by their own options.
+    """alpha = 0 at the start: quantiles of pure noise arrive at those of the data, with an error
+    that falls with the number of steps. Options leave out the noise of stochastic solvers.
     """
-    eta = dict.fromkeys(
-        (
-            "kdpm2_ancestral",
-            "euler_ancestral",
-            "dpm++2m_sde",
-            "dpm++3m_sde",
-            "dpm++2s_ancestral",
-            "dpm++sde",
-        )
-    )
-    options = {"edm": {"s_churn": 0.0}, "sa": {"tau": 0.0}} | {name: {"eta": 0.0} for name in eta}
-    if solver == "ddpm":
-        pytest.skip("all noise: the last states do not depend on the start")
     x = np.array([-1.5, -0.5, 0.2, 1.0])
     quantile = 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
     axis = np.linspace(-6, 6, 200001)
@@ -113,7 +91,11 @@ def test_solvers_are_right_from_pure_noise(solver: str, name: str) -> None:
 
     def error(steps: int) -> float:
         plan = make_plan(
-            SPACES[name], solver=solver, steps=steps, prediction_type="v", **options.get(solver, {})
+            SPACES[name],
+            solver=solver,
+            steps=steps,
+            prediction_type="v",
+            **(SOLVERS[solver].noiseless or {}),
         )
         return float(
             np.abs(follow(plan, torch.tensor(x)[:, None], TWO)[:, 0].numpy() - exact).max()
@@ -148,7 +130,7 @@ def test_grids_descend_and_end_clean() -> None:
             assert all(0 <= t.t <= 999 for t in times[:-1])
 
 
-@pytest.mark.parametrize("spacing", OF_TIMES)
+@pytest.mark.parametrize("spacing", TIMESTEPS)
 def test_grids_of_continuous_schedules_need_no_whole_timesteps(spacing: str) -> None:
     times = grid(Schedule.flow(100, shift=2.0), 250, spacing)
     assert len(times) == 251 and all(a.rho > b.rho for a, b in zip(times, times[1:], strict=False))
@@ -200,9 +182,9 @@ def test_align_your_steps() -> None:
 
 
 def test_levels_of_one_s_own() -> None:
-    times = given_levels(SCHEDULE, [10.0, 1.0, 0.1, 0.0])
+    times = of_levels(SCHEDULE, [10.0, 1.0, 0.1, 0.0])
     assert [round(t.rho, 12) for t in times] == [10.0, 1.0, 0.1, 0.0] and times[-1] == CLEAN
-    flow = given_levels(Schedule.flow(), [1.0, 0.5])
+    flow = of_levels(Schedule.flow(), [1.0, 0.5])
     assert [t.sigma for t in flow] == [1.0, 0.5, 0.0] and flow[0].alpha == 0
     plan = make_plan(SCHEDULE, solver="ddim", steps=3, sigmas=[10.0, 1.0, 0.1])
     assert plan.network_calls == 3 and plan.info["sigmas"] == [10.0, 1.0, 0.1]

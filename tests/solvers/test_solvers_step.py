@@ -19,16 +19,11 @@ from fastdiff.backend import library
 from fastdiff.solvers import SOLVERS, Plan, make_plan
 
 SCHEDULE = Schedule.scaled_linear(1000)
-OPTIONS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in sorted(SOLVERS)),
-    ("ddim", {"eta": 0.5}),
-    ("euler", {"s_churn": 3.0}),
-    ("pndm", {"runge_kutta": True}),
-    ("unipc", {"order": 3}),
-    ("sa", {"predictor_order": 3, "corrector_order": 4}),
-    ("ddpm", {"variance_type": "learned_range"}),
-    ("repaint", {"jump_length": 2, "jump_n_sample": 2}),
-]
+OPTIONS: list[tuple[str, dict[str, Any]]] = []
+for _solver in SOLVERS.values():
+    for _options in ({}, *(dict(c.options) for c in _solver.configurations)):
+        if (_solver.name, _options) not in OPTIONS:
+            OPTIONS.append((_solver.name, _options))
 SHAPE = (3, 4, 5)
 
 

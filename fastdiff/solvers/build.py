@@ -1,0 +1,129 @@
+"""Makes plans: checks the request, chooses the grid and traces the solver's formula over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..prediction import Parametrization, normalize
+from ..schedule import Schedule, Time
+from .grids import grid, of_levels, of_timesteps
+from .plan import Plan
+from .registry import find
+from .trace import Trace
+
+
+def make_plan(
+    schedule: Schedule,
+    *,
+    solver: str,
+    steps: int,
+    prediction_type: str | Parametrization = "epsilon",
+    clip_range: float | None = None,
+    timestep_spacing: str = "trailing",
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    dynamic_threshold: float | None = None,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    times: Sequence[Time] | None = None,
+    **options: Any,
+) -> Plan:
+    """Returns the plan of a solver over a grid of times.
+
+    Args:
+        schedule: alpha and sigma over time.
+        solver: name of a registered solver.
+        steps: number of times of the grid; ignored where one of the next three is passed.
+        timesteps: descending timesteps in [0, T) to visit instead of a grid; the last step goes
+            from the last of them to clean data.
+        sigmas: descending noise levels to visit instead: sigma/alpha, or sigma of a flow schedule.
+        times: points from noise to data to visit instead, with clean data only where it is listed.
+        timestep_spacing: name of the grid (`fastdiff.solvers.grids`).
+        options: of the solver.
+
+    The other arguments are those of `fastdiff.Sampler`.
+
+    Raises ValueError for an unknown solver, prediction type, spacing or option, for steps outside
+    [1, T], for timesteps or sigmas that do not descend or lie outside their range, for numbers
+    outside their ranges, and where the solver or the prediction type is undefined at the first
+    point of the grid.
+    """
+    chosen = find(solver)
+    unknown = sorted(set(options) - set(chosen.options))
+    if unknown:
+        raise ValueError(
+            f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got"
+            f" {unknown[0]!r}."
+        )
+    if clip_range is not None and not 0 < clip_range < float("inf"):
+        raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
+    if isinstance(prediction_type, str):
+        prediction_type = Parametrization(normalize(prediction_type))
+    if dynamic_threshold is not None and not (
+        0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)
+    ):
+        raise ValueError(
+            "fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it,"
+            f" got {dynamic_threshold!r} and {clip_range!r}."
+        )
+    if not 0 <= guidance_rescale <= 1:
+        raise ValueError(
+            f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}."
+        )
+    if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1]:
+        raise ValueError(
+            "fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got"
+            f" {guidance_interval!r}."
+        )
+    if timesteps is not None:
+        times = of_timesteps(schedule, timesteps)
+    elif sigmas is not None:
+        times = of_levels(schedule, sigmas)
+    elif times is None:
+        times = grid(schedule, steps, timestep_spacing)
+    steps = len(times) - 1
+    if chosen.reverse:
+        times = list(reversed(times))
+    trace = Trace(
+        prediction_type,
+        schedule,
+        clip_range=clip_range,
+        dynamic_threshold=dynamic_threshold,
+        guidance_rescale=guidance_rescale,
+        guidance_interval=guidance_interval,
+    )
+    try:
+        table = trace.table(chosen.formula(trace, times, **options))
+    except ZeroDivisionError:
+        raise ValueError(
+            "fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver"
+            f" {solver!r}, got pure noise. Use another solver, or timesteps or sigmas that begin"
+            " later."
+        ) from None
+    chosen_options = {
+        name: repr(v) if callable(v) else v for name, v in (chosen.options | options).items()
+    }
+    info = {"solver": solver, **chosen_options, "steps": int(steps)}
+    info["prediction_type"] = prediction_type.prediction_type
+    if prediction_type.unit_input:
+        info |= {"unit_input": True, "sigma_data": prediction_type.sigma_data}
+    info |= {
+        "clip_range": clip_range,
+        "timestep_spacing": timestep_spacing,
+        "schedule": repr(schedule),
+    }
+    info |= {"dynamic_threshold": dynamic_threshold, "guidance_rescale": guidance_rescale or None}
+    info |= {
+        "guidance_interval": guidance_interval,
+        "timesteps": None if timesteps is None else list(timesteps),
+    }
+    if sigmas is not None:
+        info["sigmas"] = [float(v) for v in sigmas]
+    return Plan(
+        table,
+        info,
+        initial_std=1.0 if chosen.reverse else schedule.prior_std(times[0]),
+        levels=trace.levels(times[-1]),
+        whole_times=schedule.whole_times,
+    )
