@@ -1,0 +1,229 @@
+"""Every door accepts the same networks, with the same numbers, and says the same about bad ones.
+
+A door is a public entry point that takes a user's network. To add one, write a function
+`door(network, data) -> Tensor` and a line in DOORS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from types import SimpleNamespace
+
+import fastdiff
+from fastdiff import Schedule
+from fastdiff.sampling.adaptive import dpm_adaptive, dpm_fast, on_tree
+from fastdiff.schedule import Time
+from tolerances import DOORS as TOLERANCES
+
+SCHEDULE = Schedule.linear(20)
+SHAPE = (3, 2, 4)
+STEPS = 4
+
+
+class Plain(nn.Module):
+    """v = W x/4 + t/1024 over channels: a linear map, which refuses inputs of another dtype.
+
+    Its weights have few bits, so that a cast of the network changes none of them.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[0.5, -0.25], [0.125, 0.75]], dtype=dtype))
+        self.seen: set[torch.dtype] = set()
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen.add(x.dtype)
+        mixed = nn.functional.linear(x.movedim(1, -1), self.weight).movedim(-1, 1)
+        return mixed + (t.to(torch.float32) / 1024).to(x.dtype).view(-1, 1, 1)
+
+
+class Wrapped(nn.Module):
+    """The plain network's output in another form."""
+
+    def __init__(self, form: Callable[[Tensor], Any]):
+        super().__init__()
+        self.plain, self.form = Plain(), form
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        return self.form(self.plain(x, t))
+
+
+class OwnTime(nn.Module):
+    """The plain network for times 2 t + 1, as it says itself."""
+
+    def __init__(self, time: Callable[[Time], float]):
+        super().__init__()
+        self.plain, self.time = Plain(), time
+
+    def network_time(self, point: Time) -> float:
+        return 2 * self.time(point) + 1
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        assert t.dtype == torch.float32
+        return self.plain(x, (t - 1) / 2)
+
+
+class Unparametrized(nn.Module):
+    """The plain network as a module without parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = [Plain()]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.plain[0].to(x.dtype)(x, t)
+
+
+class Door(NamedTuple):
+    """A door: the start of its error messages, what it computes, and the time of a point for a
+    network that reads times like the plain one.
+    """
+
+    name: str
+    run: Callable[[Any], Tensor]
+    time: Callable[[Time], float] = lambda point: float(round(point.t))
+    learned_shape: bool = True  # whether an output of twice the channels is a learned variance
+
+
+def noise() -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def sample(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(
+        network, SCHEDULE, solver="ddim", steps=STEPS, prediction_type="v", clip_range=2.0
+    )
+    return sampler.sample(SHAPE, seed=0)
+
+
+def padded(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(
+        network, SCHEDULE, solver="heun", steps=STEPS, prediction_type="v", network_batch=2
+    )
+    return sampler.sample(SHAPE, seed=0)
+
+
+def guided(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(
+        network, SCHEDULE, steps=STEPS, prediction_type="v", guidance_scale=2.0
+    )
+    return sampler.sample(SHAPE, seed=0, uncond={})
+
+
+def stream(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
+    return torch.cat(list(sampler.stream(SHAPE[0], SHAPE[1:], batch_size=2, seed=0)))
+
+
+def serve(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
+    requests = [fastdiff.Request(sample_id=i, seed=0) for i in range(SHAPE[0])]
+    done = dict((r.sample_id, x) for r, x in sampler.serve(requests, SHAPE[1:], batch_size=2))
+    return torch.stack([done[i] for i in range(SHAPE[0])])
+
+
+def through(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
+    return sampler.sample(
+        SHAPE, seed=0, guidance=lambda x0, x, t: x0 * 0.5, through_network=True
+    )
+
+
+def outside(function: Callable[..., Tensor], **options: Any) -> Callable[[Any], Tensor]:
+    return lambda network: function(
+        network, SCHEDULE, SHAPE, seed=0, prediction_type="v", **options
+    )
+
+
+ADAPTIVE = "fastdiff.sampling.adaptive."
+DOORS = {
+    "sample": Door("fastdiff.Sampler", sample),
+    "sample padded": Door("fastdiff.Sampler", padded),
+    "sample guided": Door("fastdiff.Sampler", guided),
+    "sample through": Door("fastdiff.Sampler", through),
+    "stream": Door("fastdiff.Sampler", stream),
+    "serve": Door("fastdiff.Sampler", serve),
+    "dpm_adaptive": Door(
+        ADAPTIVE + "dpm_adaptive", outside(dpm_adaptive, rtol=10.0, atol=10.0, h_init=1.0)
+    ),
+    "dpm_fast": Door(ADAPTIVE + "dpm_fast", outside(dpm_fast, calls=5)),
+    "on_tree": Door(ADAPTIVE + "on_tree", outside(on_tree, steps=STEPS)),
+    "on_tree guided": Door(
+        ADAPTIVE + "on_tree", outside(on_tree, steps=STEPS, guidance_scale=2.0, uncond={})
+    ),
+}
+
+GOOD: dict[str, Callable[[Door], Any]] = {
+    "bf16": lambda door: Plain(torch.bfloat16),
+    "fp16": lambda door: Plain(torch.float16),
+    "fp64": lambda door: Plain(torch.float64),
+    "sample object": lambda door: Wrapped(lambda out: SimpleNamespace(sample=out)),
+    "tuple": lambda door: Wrapped(lambda out: (out, None)),
+    "list": lambda door: Wrapped(lambda out: [out]),
+    "learned variance": lambda door: Wrapped(lambda out: torch.cat([out, 0 * out], 1)),
+    "own time": lambda door: OwnTime(door.time),
+    "no parameters": lambda door: Unparametrized(),
+    "function": lambda door: lambda x, t: Plain().to(x.dtype)(x, t),
+}
+BAD: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
+    "shape": (
+        lambda out: out[:, :1],
+        ValueError,
+        r"expected a model output of shape \[\d, 2, 4\], like its input, got \[\d, 1, 4\]\. Only"
+        r" learned variance adds to it: twice the channels\.",
+    ),
+    "batch": (lambda out: out[:1, :, :2], ValueError, "expected a model output of shape"),
+    "type": (
+        lambda out: {"x0": out},
+        TypeError,
+        r"expected the model to return a floating tensor, an object with \.sample or a tuple that"
+        r" begins with one, got dict\.",
+    ),
+    "dtype": (lambda out: out.int(), TypeError, r"got torch\.int32\."),
+    "empty tuple": (lambda out: (), TypeError, r"got tuple\."),
+}
+
+_plain: dict[str, Tensor] = {}
+
+
+def plain(name: str) -> Tensor:
+    """What a door gives for the plain float32 network."""
+    if name not in _plain:
+        _plain[name] = DOORS[name].run(Plain()).detach()
+    return _plain[name]
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.parametrize("name", DOORS)
+def test_a_door_accepts_every_kind_of_network(name: str, kind: str) -> None:
+    door = DOORS[name]
+    network, expected = GOOD[kind](door), plain(name)
+    got = door.run(network).detach()
+    assert bool(torch.isfinite(expected).all()) and float(expected.abs().max()) > 0
+    assert got.shape == expected.shape and got.dtype == expected.dtype
+    off = float((got - expected).abs().max() / expected.abs().max())
+    assert off <= TOLERANCES.get(kind, 0.0), off
+    if kind in TOLERANCES:
+        assert network.seen == {network.weight.dtype}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("name", DOORS)
+def test_doors_say_the_same_about_bad_networks(name: str, kind: str) -> None:
+    door, (form, error, sentence) = DOORS[name], BAD[kind]
+    with pytest.raises(error, match=f"^{re.escape(door.name)}: .*{sentence}"):
+        door.run(Wrapped(form))
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_doors_say_the_same_about_what_is_no_network(name: str) -> None:
+    door = DOORS[name]
+    sentence = r"expected a callable model\(x, t, \*\*cond\), got str\."
+    with pytest.raises(TypeError, match=f"^{re.escape(door.name)}: {sentence}"):
+        door.run("network")
