@@ -106,6 +106,7 @@ GROUP_NORM = {"float32": 2e-6, "float64": 1e-14}
 GROUP_NORM_GRADIENTS = {"float32": 1e-5, "bfloat16": 2e-2}
 
 # A door with a network of another dtype against the same network in float32, relative to the
-# largest value: each of at most a dozen calls rounds its input and its output, and steps from
-# noise to data raise it by sigma/alpha of the first step (about 3 here).
-DOORS = {"fp64": 2e-6, "fp16": 32 * ROUNDING["float16"], "bf16": 32 * ROUNDING["bfloat16"]}
+# largest value: each of at most a dozen calls rounds its input and its output once, and of such a
+# rounding less than its size reaches the result.
+DOORS = {"fp64": 2 * ROUNDING["float32"]}
+DOORS |= {"fp16": 2 * ROUNDING["float16"], "bf16": 2 * ROUNDING["bfloat16"]}

@@ -103,6 +103,10 @@ class Network:
         compile: torch.compile for the calls; a dict has its arguments.
         where: the name that error messages begin with.
 
+    Attributes:
+        model: the network that is called, a copy where dtype or channels_last asked for one.
+        dtype, channels_last, where: as passed.
+
     Raises TypeError for a model that is not callable.
     """
 
@@ -119,7 +123,7 @@ class Network:
             raise TypeError(
                 f"{where}: expected a callable model(x, t, **cond), got {type(model).__name__}."
             )
-        self.channels_last, self.where = channels_last, where
+        self.dtype, self.channels_last, self.where = dtype, channels_last, where
         if isinstance(model, nn.Module) and (
             channels_last or dtype not in (None, own_dtype(model, None))
         ):
@@ -127,7 +131,7 @@ class Network:
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
-        self.dtype = dtype or own_dtype(model, None)
+        self._dtype = dtype or own_dtype(model, None)
         self.offers_conditions = _offers_conditions(model)
         self._forward, self._decode = model, getattr(model, "decode", None)
         if compile:
@@ -145,11 +149,11 @@ class Network:
 
     def input_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype of the network's input; `default` where the network has no dtype."""
-        return self.dtype or default
+        return self._dtype or default
 
     def input(self, x: Tensor) -> Tensor:
         """x [B, …] in the network's dtype and memory format."""
-        x = x if self.dtype is None else x.to(self.dtype)
+        x = x if self._dtype is None else x.to(self._dtype)
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         return x
