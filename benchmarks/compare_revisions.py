@@ -290,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 1 if the results of a row differ between the checkouts."""
     parser = argparse.ArgumentParser(
         description="Compare the speed of two checkouts of fastdiff, interleaved in one run.",
-        epilog="Exit status: 0 done, 1 other results in a row or a failed worker, 2 wrong arguments.",
+        epilog="Exit status: 0 done, 1 a row's results differ or a worker failed, 2 wrong usage.",
     )
     parser.add_argument("old", type=Path, help="a checkout, with fastdiff/lib built")
     parser.add_argument("new", type=Path, help="the checkout to compare with it")

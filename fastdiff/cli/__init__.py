@@ -1,5 +1,6 @@
-"""The command line: `fastdiff train | sample | resume | …`, a module each with
-`register(subparsers)`.
+"""The command line: `fastdiff train | sample | resume | …`.
+
+Each command is a module with `register(subparsers)`, which adds its parser and names its `run`.
 """
 
 from __future__ import annotations
@@ -10,49 +11,48 @@ import sys
 from collections.abc import Sequence
 
 from ..jobs.spec import SpecMismatch
-from .exits import FAILED, INTERRUPTED, MISMATCH, USAGE, UsageError
+from .exit_status import FAILED, INTERRUPTED, MISMATCH, USAGE, UsageError
 
-COMMANDS = (
-    "train",
-    "sample",
-    "resume",
-    "info",
-    "verify",
-    "export",
-    "eval",
-    "bench",
-    "plan",
-    "solvers",
-    "doctor",
-)
+# command: its module, which is imported only where the command is named or all are listed
+COMMANDS = {
+    "train": "fastdiff.cli.train",
+    "sample": "fastdiff.cli.sample",
+    "resume": "fastdiff.cli.resume",
+    "info": "fastdiff.cli.info",
+    "verify": "fastdiff.cli.verify",
+    "export": "fastdiff.cli.export",
+    "eval": "fastdiff.cli.eval",
+    "bench": "fastdiff.cli.bench",
+    "plan": "fastdiff.cli.plan",
+    "solvers": "fastdiff.cli.solvers",
+    "doctor": "fastdiff.cli.doctor",
+}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command and returns its exit status, see fastdiff.cli.exits."""
+def parser_of(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Returns the parser with the subparsers of these commands."""
     parser = argparse.ArgumentParser(
         prog="fastdiff", description="Draw samples from diffusion models."
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    for name in commands:
+        importlib.import_module(COMMANDS[name]).register(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status, see fastdiff.cli.exit_status."""
     argv = sys.argv[1:] if argv is None else argv
-    named = (
-        argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
-    )  # a command starts faster without the others
-    for name in named:
-        importlib.import_module(f".{name}", __name__).register(subparsers)
-    args = parser.parse_args(argv)
+    # a command starts faster if the others are not imported
+    named = argv[:1] if argv and argv[0] in COMMANDS else tuple(COMMANDS)
+    args = parser_of(named).parse_args(argv)
     try:
         return int(args.run(args) or 0)
     except (ValueError, TypeError, OSError, RuntimeError, IndexError) as error:
-        if args.__dict__.get("traceback"):
-            raise
         print(f"fastdiff {args.command}: {error}", file=sys.stderr)
-        return (
-            USAGE
-            if isinstance(error, UsageError)
-            else MISMATCH
-            if isinstance(error, SpecMismatch)
-            else FAILED
-        )
+        if isinstance(error, UsageError):
+            return USAGE
+        return MISMATCH if isinstance(error, SpecMismatch) else FAILED
     except KeyboardInterrupt:
         print(
             f"fastdiff {args.command}: interrupted. What was finished is on disk.", file=sys.stderr

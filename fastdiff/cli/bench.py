@@ -1,11 +1,10 @@
-"""`fastdiff bench`: what fastdiff brings on this machine with this model, as a table of ratios."""
+"""`fastdiff bench`: measures how much faster fastdiff runs a model on this machine."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import platform
-import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,8 @@ from ..jobs.job import DTYPES
 from ..pretrained import shipped
 from ..pretrained.files import write_atomically
 from ..versions import __version__
-from .exits import arguments
+from .exit_status import UsageError, usage_errors
+from .options import checked_threads, parse_shape
 
 VERSIONS = ("torch", "diffusers", "triton", "numpy")
 
@@ -27,10 +27,10 @@ def register(subparsers: Any) -> None:
         "bench",
         help="measure a model on this machine: network, whole runs, the loop",
         description=(
-            "Measure a model on this machine: one call of its network as it is and accelerated,"
-            " whole runs by fastdiff and by diffusers' scheduler around the same network, and the"
-            " loop alone. Arms take turns in one process; a ratio is a median with its 20th and"
-            " 80th percentile, and above 1 fastdiff is faster."
+            "Measure a model on this machine: one call of its network, plain and accelerated; whole"
+            " runs by fastdiff and by diffusers' scheduler around the same network; and the loop"
+            " without the network. What is compared takes turns in one process. A ratio is a median"
+            " with its 20th and 80th percentile; above 1 fastdiff is faster."
         ),
         epilog="Exit status: 0 done, 1 failed, 2 wrong arguments.",
     )
@@ -42,70 +42,69 @@ def register(subparsers: Any) -> None:
             f"folder, or shipped: {', '.join(shipped())} (the default)"
         ),
     )
-    parser.add_argument("--shape", help="one sample's, as 3,32,32, for factories that do not say")
+    parser.add_argument(
+        "--shape", help="of one sample, as 3,32,32, if a factory does not define it"
+    )
     parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
-    parser.add_argument("--steps", type=int, default=10, help="(10); times are per step")
-    parser.add_argument("--batch", type=int, default=8, metavar="B", help="samples together (8)")
+    parser.add_argument("--steps", type=int, default=10, help="of a run (10); times are per step")
+    parser.add_argument(
+        "--batch", type=int, default=8, metavar="B", help="samples computed together (8)"
+    )
     parser.add_argument(
         "--guidance", type=float, help="gamma of u + gamma (c - u); the model's own by default"
     )
     parser.add_argument(
         "--conditions",
         metavar="FILE",
-        help="a line for each of the B samples: a class, a prompt, or JSON",
+        help="one line for each of the B samples: a class, a prompt, or JSON",
     )
     parser.add_argument(
-        "--seconds", type=float, default=4.0, help="of each comparison, three rounds at least (4)"
+        "--seconds",
+        type=float,
+        default=4.0,
+        help="time of each comparison, at least three rounds (4)",
     )
-    parser.add_argument("--threads", type=int, help="CPU threads (torch's own number)")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     parser.add_argument(
-        "--dtype", choices=(*DTYPES, "auto"), default="auto", help="the network's (auto)"
+        "--dtype", choices=(*DTYPES, "auto"), default="auto", help="of the network (auto)"
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
     parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
-        help="the rows too; `python -m benchmarks.report` reads them",
+        help="also write the rows, as `python -m benchmarks.report` reads them",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    from .bench_run import Bench  # measuring imports what other commands do not need
+    from .bench_measure import Bench  # imports that the other commands do not need
 
     before = torch.get_num_threads()
-    with arguments():
-        if args.shape is not None and not re.fullmatch(r"\d+(,\d+)*", args.shape):
-            raise ValueError(
-                f"fastdiff bench: expected --shape as numbers like 3,32,32, got {args.shape!r}."
-            )
-        if args.threads is not None and args.threads < 1:
-            raise ValueError(f"fastdiff bench: expected --threads >= 1, got {args.threads}.")
-        if args.json is not None and not args.json.parent.is_dir():
-            raise ValueError(
-                f"fastdiff bench: expected --json in a folder that is there, got {args.json}."
-            )
-        settings: dict[str, Any] = {"steps": args.steps}
-        settings |= {
-            k: v
-            for k, v in (("solver", args.solver), ("guidance_scale", args.guidance))
-            if v is not None
-        }
-        shape = None if args.shape is None else tuple(map(int, args.shape.split(",")))
-        if args.threads is not None:
-            torch.set_num_threads(args.threads)
-        bench = Bench(
-            args.model,
-            batch=args.batch,
-            seconds=args.seconds,
-            settings=settings,
-            shape=shape,
-            device=args.device,
-            dtype=args.dtype,
-            conditions=args.conditions,
-        )
+    shape = None if args.shape is None else parse_shape(args.shape)
+    threads = checked_threads(args.threads)
+    if args.json is not None and not args.json.parent.is_dir():
+        raise UsageError(f"expected --json FILE in an existing folder, got {args.json}.")
+    settings: dict[str, Any] = {"steps": args.steps}
+    if args.solver is not None:
+        settings["solver"] = args.solver
+    if args.guidance is not None:
+        settings["guidance_scale"] = args.guidance
     try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with usage_errors():
+            bench = Bench(
+                args.model,
+                batch=args.batch,
+                seconds=args.seconds,
+                settings=settings,
+                shape=shape,
+                device=args.device,
+                dtype=args.dtype,
+                conditions=args.conditions,
+            )
         rows = bench.rows(lambda text: print(f"measuring {text} …", file=sys.stderr, flush=True))
     finally:
         torch.set_num_threads(before)
@@ -117,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(rows: list[dict[str, Any]]) -> str:
-    """The table."""
+    """Returns the rows as a table for people."""
     case, first = rows[0]["case"], rows[0]
     size = "×".join(map(str, case["shape"]))
     lines = [
@@ -160,7 +159,7 @@ def describe(rows: list[dict[str, Any]]) -> str:
 
 
 def as_json(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """As pytest-benchmark writes them, so that one report reads both."""
+    """Returns the rows in the form of pytest-benchmark's JSON, which benchmarks.report reads."""
     versions: dict[str, str | None] = {
         "fastdiff": __version__,
         **{name: _version(name) for name in VERSIONS},

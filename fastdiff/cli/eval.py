@@ -1,4 +1,4 @@
-"""`fastdiff eval`: what models say of held-out data, in bits a dimension with standard errors."""
+"""`fastdiff eval`: likelihoods of held-out data under models, in bits per dimension."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import torch
 
 from .. import data as datasets
 from ..versions import __version__
-from .options import parse
+from .options import add_options, checked_threads, parse_options
 
 UNIFORM = "uniform"
 EPILOG = """examples:
-  fastdiff eval runs/vdm                              the bound on 1,000 held-out images, 64 times each
-  fastdiff eval runs/score --probes 4 --images 100    and the probability flow's likelihood
-  fastdiff eval runs/vae --samples 64                 and the importance-weighted bound
+  fastdiff eval runs/vdm                             the bound of 1,000 images at 64 times each
+  fastdiff eval runs/score --probes 4 --images 100   also the probability flow's likelihood
+  fastdiff eval runs/vae --samples 64                also the importance-weighted bound
   fastdiff eval runs/vdm runs/linear --controls --plot terms.png --json table.json
   torchrun --nproc-per-node 2 -m fastdiff eval runs/vdm --images 10000
 
-Every image has its own times, noise and probes, functions of --seed and its id, so the standard error over images is that
-over times as well; the numbers are the same, bit for bit, for any number of processes.
+Every image has its own times, noise and probes, which are functions of --seed and its id. So the
+standard error over images includes that over times, and the numbers are the same, bit for bit, for
+any number of processes.
 """
 
 
@@ -33,8 +34,8 @@ def register(subparsers: Any) -> None:
         "eval",
         help="bits/dim of model folders: bounds with their terms, exact likelihoods, controls",
         description=(
-            "Measure models on held-out data. The uniform model is called `uniform`: 8 bits"
-            " exactly."
+            "Measure models on held-out data. `uniform` is the uniform model, which has exactly 8"
+            " bits per dimension."
         ),
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -43,54 +44,56 @@ def register(subparsers: Any) -> None:
         "models", nargs="+", metavar="MODEL", help="model folder, shipped name, or `uniform`"
     )
     parser.add_argument(
-        "--data", choices=datasets.NAMES, help="(what the first folder was trained on)"
+        "--data", choices=datasets.NAMES, help="(the data of the first folder's training)"
     )
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="(test)")
-    parser.add_argument("--images", type=int, help="how many (1000, or as many as there are)")
+    parser.add_argument(
+        "--images", type=int, help="number of images (1000, or all if there are fewer)"
+    )
     parser.add_argument("--first", type=int, default=0, help="id of the first image (0)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of times, noise, probes and the permutation (0)"
     )
     parser.add_argument(
-        "--labels", action="store_true", help="of p(x|y), the images' labels given, instead of p(x)"
+        "--labels",
+        action="store_true",
+        help="measure p(x|y), given the images' labels, instead of p(x)",
     )
     parser.add_argument(
         "--permute-pixels",
         action="store_true",
-        help="a control: all images' pixels in another order",
+        help="a control: permute the pixels of all images alike",
     )
     parser.add_argument(
         "--controls",
         action="store_true",
-        help="the uniform model and the first one on permuted pixels too",
+        help="also measure the uniform model, and the first one on permuted pixels",
     )
     bound = parser.add_argument_group("the bound")
     bound.add_argument(
         "--times",
         type=int,
         default=64,
-        help="of a bound that is a sum over times, for each image (64)",
+        help="times for each image, of a bound that is a sum over times (64)",
     )
     bound.add_argument(
         "--samples",
         type=int,
-        help="latents an image, above 1 with the importance-weighted bound (1, or as in training)",
+        help="latents of each image; above 1, the importance-weighted bound too (1, or as trained)",
     )
-    bound.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the model's bound"
-    )
+    add_options(bound, "an option of the model's bound")
     flow = parser.add_argument_group(
         "the probability flow's likelihood, of diffusion and score models"
     )
     flow.add_argument(
-        "--probes", type=int, default=0, help="Hutchinson probes an image; 0 leaves it out (0)"
+        "--probes", type=int, default=0, help="Hutchinson probes of each image; 0 leaves it out (0)"
     )
     flow.add_argument(
         "--divergence",
         choices=("rademacher", "gaussian", "exact"),
         default="rademacher",
-        help="kind of the probes, or `exact`: a backward pass for every dimension (rademacher)",
+        help="kind of probes, or `exact`: one backward pass per dimension (rademacher)",
     )
     flow.add_argument("--tolerance", type=float, default=1e-4, help="of the adaptive solver (1e-4)")
     parser.add_argument(
@@ -98,7 +101,7 @@ def register(subparsers: Any) -> None:
         metavar="FILE",
         nargs="?",
         const="-",
-        help="the numbers as JSON, to a file or stdout",
+        help="write the numbers as JSON, to a file or stdout",
     )
     parser.add_argument(
         "--plot", metavar="FILE.png", help="draw the terms over log-SNR (needs matplotlib)"
@@ -107,7 +110,7 @@ def register(subparsers: Any) -> None:
         "--unit",
         type=int,
         default=50,
-        help="images measured together; part of the result's bits (50)",
+        help="images measured together; changes the last bits of the result (50)",
     )
     parser.add_argument("--threads", type=int, help="CPU threads of a process (torch's default)")
     parser.add_argument(
@@ -125,14 +128,12 @@ def run(args: argparse.Namespace) -> int:
     from ..theory.evaluation import Request, Workers, evaluate
     from ..theory.evaluation.report import text
 
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"expected --threads >= 1, got {args.threads}.")
+    if checked_threads(args.threads) is not None:
         torch.set_num_threads(args.threads)
     if args.plot:
         from .figures import new
 
-        new(1, 1)  # before the work, not after it
+        new(1, 1)  # raises without matplotlib before the work, not after it
     data = datasets.load(_data(args), args.split, args.data_root)
     request = Request(
         images=args.images or min(1000, data.examples - args.first),
@@ -140,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         times=args.times,
         samples=args.samples,
-        options=parse(args.option),
+        options=parse_options(args.option),
         probes=args.probes,
         divergence=args.divergence,
         tolerance=args.tolerance,
@@ -158,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     for name, wanted in asked:
         wanted = plain if name == UNIFORM else wanted
         system, facts = _system(name)
-        # each process shows its own share
+        # the progress bar shows the images of this process
         share = (
             len(range(workers.rank, -(-request.images // request.unit), workers.world))
             * request.unit
@@ -178,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> str:
-    """The data set that is asked for, or that the first folder was trained on."""
+    """Returns --data, or the data that the first folder was trained on."""
     from ..pretrained import read_config
 
     if args.data:
@@ -195,7 +196,7 @@ def _data(args: argparse.Namespace) -> str:
 
 
 def _system(name: str) -> tuple[Any, dict[str, Any]]:
-    """(system in eval mode, what identifies it)."""
+    """Returns (the system in eval mode, the entries of the result that identify it)."""
     import hashlib
 
     from ..pretrained import load_system, locate
@@ -223,7 +224,7 @@ def _write(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
         write_json(Path(args.json), {"results": results})
         print(f"  {args.json}")
     if args.plot:
-        from .terms_plot import plot
+        from .bound_figure import plot
 
         plot(results, Path(args.plot))
         if args.json != "-":

@@ -1,9 +1,8 @@
-"""`fastdiff export`: a dataset of samples, as what other tools read."""
+"""`fastdiff export`: writes a dataset in a format of other tools."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from typing import Any
 
@@ -12,7 +11,8 @@ from tqdm.auto import tqdm
 from ..jobs.export import PER_SHARD, export
 from ..jobs.formats import FORMATS
 from ..jobs.samples import Unsound
-from .exits import UNSOUND, UsageError
+from .exit_status import UNSOUND, UsageError
+from .options import parse_id_range
 
 
 def register(subparsers: Any) -> None:
@@ -21,9 +21,9 @@ def register(subparsers: Any) -> None:
         help="write a dataset for other tools: npz, PNG tree, WebDataset, npy, safetensors",
         description=(
             "Write the samples of a dataset in another format, unit by unit, each checked against"
-            " its record. npz is one file with arr_0 and arr_1 (ADM); png a tree as EDM writes it,"
-            " with dataset.json; webdataset tar archives; npy one array; safetensors one file of"
-            " latents."
+            " its record. npz: one file with arr_0 and arr_1 (ADM). png: a tree of files with"
+            " dataset.json (EDM). webdataset: tar archives. npy: one array. safetensors: one file"
+            " of latents."
         ),
     )
     parser.add_argument("folder", metavar="DIR", help="the dataset")
@@ -35,9 +35,7 @@ def register(subparsers: Any) -> None:
         help="file (npz, npy, safetensors) or folder to write",
     )
     parser.add_argument("--ids", metavar="A-B", help="only these samples, both included (all)")
-    parser.add_argument(
-        "--partial", action="store_true", help="leave out units that are not there yet"
-    )
+    parser.add_argument("--partial", action="store_true", help="leave out units that are missing")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument(
         "--per-shard",
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
                 args.folder,
                 args.format,
                 args.out,
-                ids=_ids(args.ids),
+                ids=None if args.ids is None else parse_id_range(args.ids),
                 partial=args.partial,
                 overwrite=args.overwrite,
                 per_shard=args.per_shard,
@@ -68,12 +66,3 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     print(f"{count} samples in {args.out}")
     return 0
-
-
-def _ids(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]+)-([0-9]+)", text)
-    if match is None:
-        raise ValueError(f"fastdiff.export: expected --ids A-B, such as 0-49999, got {text!r}.")
-    return int(match[1]), int(match[2])

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.info import Info, info
-from .exits import arguments
+from .exit_status import usage_errors
 
 SHOWN = 10
 
@@ -31,7 +31,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with arguments():
+    with usage_errors():
         folder = Folder(args.folder)
     found = info(folder)
     if args.json:

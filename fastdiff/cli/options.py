@@ -1,32 +1,85 @@
-"""NAME=VALUE on the command line."""
+"""Values on the command line that several commands read: NAME=VALUE, shapes and ranges of ids.
+
+All commands use one rule: `add_options` adds the flag, `parse_options` reads what it collected.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
+from .exit_status import UsageError
 
-def parse(texts: Iterable[str], flag: str = "--option") -> dict[str, Any]:
-    """eta=0.5 as a name and what its value means: JSON where it is that, a list where commas divide
-    it, else a word.
+# the end of the help text of every NAME=VALUE flag
+RULE = "VALUE: JSON, true, false, none, a list like 1,2, or a word; may be repeated"
+_WORDS = {"true": True, "false": False, "none": None}
+
+
+def add_options(parser: Any, help: str, flag: str = "--option") -> None:
+    """Adds a flag that collects NAME=VALUE texts for `parse_options`.
+
+    Args:
+        parser: an ArgumentParser or one of its groups.
+        help: what the names are options of; the rule for values is appended.
+    """
+    parser.add_argument(
+        flag, action="append", default=[], metavar="NAME=VALUE", help=f"{help}. {RULE}"
+    )
+
+
+def parse_options(texts: Iterable[str], flag: str = "--option") -> dict[str, Any]:
+    """Returns {name: value} of NAME=VALUE texts. Hyphens in a name become underscores.
+
+    Raises UsageError for a text without a name or "=", and for a name that is given twice.
     """
     found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ValueError(f"expected {flag} NAME=VALUE, got {text!r}.")
+            raise UsageError(f"expected {flag} NAME=VALUE, got {text!r}.")
         name = name.replace("-", "_")
         if name in found:
-            raise ValueError(f"expected {flag} {name} once, got it twice.")
-        found[name] = value_of(value)
+            raise UsageError(f"expected {flag} {name} once, got it twice.")
+        found[name] = parse_value(value)
     return found
 
 
-def value_of(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Returns the value that a text means, by the first of these that fits.
+
+    JSON                      0.5, -3, true, null, [1, 2], {"a": 1}, "a word"
+    true, false, none         in any case: True, FALSE, None
+    a list where a comma is   1,2 is [1, 2]; 8,none is [8, None]. Quote a word that has commas as
+                              JSON: '"a,b"'
+    a word                    karras
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        if text.lower() in ("true", "false", "none"):
-            return {"true": True, "false": False, "none": None}[text.lower()]
-        return [value_of(part) for part in text.split(",")] if "," in text else text
+        if text.lower() in _WORDS:
+            return _WORDS[text.lower()]
+        return [parse_value(part) for part in text.split(",")] if "," in text else text
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Returns the sizes of --shape, such as 3,32,32."""
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
+        raise UsageError(f"expected --shape as numbers like 3,32,32, got {text!r}.")
+    return tuple(map(int, text.split(",")))
+
+
+def parse_id_range(text: str) -> tuple[int, int]:
+    """Returns (first, last) of --ids A-B, both included, or of a single id."""
+    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", text)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise UsageError(f"expected --ids A-B with A <= B, both included, got {text!r}.")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def checked_threads(count: int | None) -> int | None:
+    """Returns --threads, checked; None where the flag is left out."""
+    if count is not None and count < 1:
+        raise UsageError(f"expected --threads >= 1, got {count}.")
+    return count

@@ -8,7 +8,7 @@ from typing import Any
 from ..jobs.folder import Folder
 from ..jobs.job import Job
 from ..jobs.verify import verify
-from .exits import arguments
+from .exit_status import usage_errors
 from .sample import add_worker_flags, device_of, work, worker_of
 
 
@@ -31,7 +31,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with arguments():
+    with usage_errors():
         place = worker_of(args)
         folder = Folder(args.folder)
         device = device_of(args.device or folder.spec.machine["device"], place)

@@ -1,10 +1,8 @@
-"""`fastdiff sample`: makes a dataset, or goes on with one, alone or as one of many workers."""
+"""`fastdiff sample`: makes or continues a dataset, alone or as one of many workers."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -24,7 +22,8 @@ from ..jobs.preview import write_grid
 from ..jobs.single import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
 from ..pretrained import shipped
-from .exits import AGAIN, UNFINITE, arguments
+from .exit_status import AGAIN, NOT_FINITE, usage_errors
+from .options import add_options, parse_id_range, parse_options, parse_shape
 
 ENGINES = ("auto", "ray")
 
@@ -32,17 +31,18 @@ ENGINES = ("auto", "ray")
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "sample",
-        help="make a dataset, or go on with one",
+        help="make or continue a dataset",
         description=(
-            "Make a dataset, or go on with one: --out names its folder, what is finished in it"
-            " stays, and flags left out are those it was begun with. Sample i of a seed is the same"
-            " picture in any run that holds it. Any number of workers may be started with the same"
-            " command: under torchrun, srun or an array of SLURM, or with --shard i/n."
+            "Make a dataset in the folder --out, or continue the one that is there: what is"
+            " finished stays, and flags that are left out keep the values it was started with."
+            " Sample i of a seed is the same image in every run that contains it. Any number of"
+            " workers may be started with the same command: under torchrun, srun or a SLURM array,"
+            " or with --shard i/n."
         ),
         epilog=(
             "Exit status: 0 done, 1 failed, 2 wrong arguments, 3 another run's folder or another"
             " machine, 5 units without finite samples, 75 stopped by SIGTERM or SIGUSR1 after a"
-            " unit (start again), 130 interrupted."
+            " unit (start it again), 130 interrupted."
         ),
     )
     parser.add_argument("--out", metavar="DIR", help="the dataset's folder")
@@ -55,28 +55,26 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--ids", metavar="A-B", help="sample ids, both included (0-255)")
     parser.add_argument("--num", type=int, metavar="N", help="the same as --ids 0-(N-1)")
-    parser.add_argument("--seed", type=int, help="names the run (0)")
+    parser.add_argument("--seed", type=int, help="seed of the run (0)")
     parser.add_argument(
-        "--classes", help="comma-separated class indices or names, for the ids in turn (all)"
+        "--classes",
+        help="class indices or names, separated by commas, assigned to the ids in turn (all)",
     )
     parser.add_argument(
-        "--conditions", metavar="FILE", help="a line for each id: a class, a prompt, or JSON"
+        "--conditions", metavar="FILE", help="one line for each id: a class, a prompt, or JSON"
     )
     parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
-    parser.add_argument("--steps", type=int, help="(25)")
-    parser.add_argument("--eta", type=float, help="DDIM's noise, 0 … 1")
+    parser.add_argument("--steps", type=int, help="of the solver (25)")
+    parser.add_argument("--eta", type=float, help="strength of DDIM's noise, 0 … 1")
     parser.add_argument(
         "--guidance", type=float, help="gamma of u + gamma (c - u); the model's own by default"
     )
+    add_options(parser, "another setting of the sampler or the solver")
     parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a further setting of the sampler or the solver; may be repeated",
-    )
-    parser.add_argument(
-        "--unit", type=int, metavar="B", help="samples computed together, always so many (64)"
+        "--unit",
+        type=int,
+        metavar="B",
+        help="samples computed together; every unit is padded to B (64)",
     )
     parser.add_argument(
         "--network-batch", type=int, metavar="B", help="rows of every network call (the unit)"
@@ -87,52 +85,56 @@ def register(subparsers: Any) -> None:
         metavar="VAE",
         help="folder of a diffusers VAE, or `pipe` for the pipeline's own",
     )
-    parser.add_argument("--shape", help="one sample's, as 3,32,32, for factories that do not say")
+    parser.add_argument(
+        "--shape", help="of one sample, as 3,32,32, if a factory does not define it"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads of a worker (the CPUs it may use)")
-    parser.add_argument("--dtype", choices=(*DTYPES, "auto"), help="the network's (auto)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU where there is one)")
+    parser.add_argument("--dtype", choices=(*DTYPES, "auto"), help="of the network (auto)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
     add_worker_flags(parser)
     parser.add_argument(
         "--spec",
         metavar="DIR",
         help=(
-            "make the samples --ids of this dataset again, alone, as pictures in "
-            "--out (the working folder)"
+            "recompute the samples --ids of this dataset and write them as images to --out (the"
+            " working folder)"
         ),
     )
     parser.set_defaults(run=run)
 
 
 def add_worker_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shard", metavar="i/n", help="this is worker i of n, the first being 0")
+    parser.add_argument(
+        "--shard", metavar="i/n", help="this process is worker i of n, counted from 0"
+    )
     parser.add_argument(
         "--engine",
         choices=ENGINES,
         default="auto",
         help=(
-            "ray: a pool of actors on a Ray cluster; auto: "
-            "torchrun's or SLURM's environment, else alone"
+            "ray: a pool of actors on a Ray cluster; auto: a worker by the environment of torchrun"
+            " or SLURM, else a single process"
         ),
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="actors of --engine ray")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of actors of --engine ray")
     parser.add_argument(
-        "--retry-failed", action="store_true", help="try units again that gave no finite samples"
+        "--retry-failed", action="store_true", help="retry units without finite samples"
     )
 
 
 def worker_of(args: argparse.Namespace) -> Place:
-    """Which worker this process is. Raises ValueError for flags that do not fit together."""
+    """Returns which worker this process is. Raises ValueError for flags that contradict."""
     if args.engine != "ray":
         if args.workers is not None:
             raise ValueError(
-                "expected --workers with --engine ray, got it without. Start as many processes"
+                "expected --workers with --engine ray, got it without. Start that many processes"
                 " instead."
             )
         return find(args.shard)
     if args.shard is not None:
         raise ValueError(
-            "expected --shard or --engine ray, got both. A pool takes all units; --workers is its"
-            " size."
+            "expected --shard or --engine ray, got both. A pool computes all units; --workers is"
+            " its size."
         )
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"expected --workers >= 1, got {args.workers}.")
@@ -141,11 +143,13 @@ def worker_of(args: argparse.Namespace) -> Place:
 
 
 def device_of(name: str | None, place: Place, gpus: int | None = None) -> torch.device | None:
-    """The device named; a GPU without a number, or none named, is this worker's own of several.
+    """Returns the device of this worker.
 
-    gpus: those that the process sees, default torch's count. A launcher that shows each worker one
-        only (SLURM's
-    --gpus-per-task, Ray) leaves nothing to choose.
+    That is the named device. With several visible GPUs, "cuda" without an index, or no name, is the
+    GPU of the worker's local rank. None leaves the choice to the job.
+
+    gpus: how many GPUs are visible, default torch's count. It is 1 where the launcher assigns one
+        to each worker (SLURM's --gpus-per-task, Ray).
     """
     device = None if name is None else torch.device(name)
     gpus = torch.cuda.device_count() if gpus is None else gpus
@@ -156,40 +160,38 @@ def device_of(name: str | None, place: Place, gpus: int | None = None) -> torch.
 
 def run(args: argparse.Namespace) -> int:
     if args.spec is not None:
-        return _again(args)
-    with arguments():
+        return _recompute(args)
+    with usage_errors():
         if args.out is None:
             raise ValueError("expected --out, the dataset's folder, got none.")
         place = worker_of(args)
-        wishes = _wishes(args)
+        requested = _requested(args)
         out = Path(args.out)
         if (out / SPEC).exists():
             folder = Folder(out)
             device = device_of(args.device or folder.spec.machine["device"], place)
             job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
         else:
-            plan = dict(wishes)
+            plan = dict(requested)
             plan.setdefault("threads", place.threads)
             plan.setdefault("steps", 25)
             device = device_of(args.device, place)
             job = Job.plan(**plan, device=device)
             folder = Folder.create(out, job.spec, job.conditions.file)
     if folder.spec.hash != job.spec.hash or (out / SPEC).exists():
-        lines = differing(folder.spec, wishes, job)
+        lines = differences(folder.spec, requested, job)
         if lines:
-            advice = f"Name another --out, or go on as it was begun: `fastdiff resume {out}`."
+            advice = (
+                f"Name another --out, or continue it as it was started: `fastdiff resume {out}`."
+            )
             raise SpecMismatch(f"{mismatch(str(out), lines)}\n{advice}")
-    if (
-        folder.spec.hash != job.spec.hash
-    ):  # another worker was faster to write down what all were asked for
+    if folder.spec.hash != job.spec.hash:  # another worker has written the same run's spec first
         job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
     return work(folder, job, args, place)
 
 
 def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> int:
-    """Works on a run as this worker, or as a pool of them, until it is done; returns the exit
-    status.
-    """
+    """Computes units as this worker, or as a pool, until none is left; returns the exit status."""
     with stopping() as stop:
         if args.engine == "ray":
             report = ray.run_pool(
@@ -211,26 +213,24 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> in
             )
     for unit, what in sorted(report.failed.items()):
         print(f"unit {unit} failed: {what}")
-    told = (
+    speed = (
         f"{report.images} images in {report.seconds:.1f} s"
         f" ({report.images / max(report.seconds, 1e-9):.1f} images/s)"
     )
-    print(f"{told}; {report.done} of {report.units} units are in {folder.path}")
+    print(f"{speed}; {report.done} of {report.units} units are in {folder.path}")
     if report.complete and place.worker == 0 and write_grid(folder, job.model.classes):
         print(
-            f"  {folder.path / 'grid.png'}: the first pictures; see `fastdiff info`, `verify` and"
+            f"  {folder.path / 'grid.png'}: the first images; see `fastdiff info`, `verify` and"
             " `export`"
         )
     if report.failed:
-        return UNFINITE
+        return NOT_FINITE
     return 0 if report.complete else AGAIN
 
 
 @contextmanager
 def stopping() -> Iterator[threading.Event]:
-    """Within the block, SIGTERM and SIGUSR1 set the event that ends a run after the unit in
-    hand.
-    """
+    """Yields an event that SIGTERM and SIGUSR1 set: the run ends after its current unit."""
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set())
@@ -243,9 +243,9 @@ def stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def differing(spec: RunSpec, wishes: dict[str, Any], job: Job) -> list[str]:
-    """A line for everything asked for that is not as in the spec."""
-    there: dict[str, Any] = {
+def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]:
+    """Returns a line for each requested setting that differs from the spec."""
+    in_spec: dict[str, Any] = {
         "model": spec.model["name"],
         "decode": spec.model["decode"],
         "shape": tuple(spec.model["shape"]),
@@ -258,21 +258,23 @@ def differing(spec: RunSpec, wishes: dict[str, Any], job: Job) -> list[str]:
         "guidance_scale": spec.guidance_scale,
         "dtype": spec.dtype,
     }
-    asked = dict(wishes)
+    asked = dict(requested)
     lines = []
     if {"classes", "conditions"} & asked.keys():
-        given = Conditions.of(
+        conditions = Conditions.of(
             job.model,
             ids=spec.ids,
             classes=asked.pop("classes", None),
             file=asked.pop("conditions", None),
         )
-        if given.identity != dict(spec.conditions):
-            lines.append(f"conditions: {dict(spec.conditions)} there, {given.identity} here")
+        if conditions.identity != dict(spec.conditions):
+            lines.append(f"conditions: {dict(spec.conditions)} there, {conditions.identity} here")
     if asked.get("dtype") == "auto":
         del asked["dtype"]
     for name, value in asked.items():
-        known = there[name] if name in there else spec.sampling.get(name, spec.plan.info.get(name))
+        known = (
+            in_spec[name] if name in in_spec else spec.sampling.get(name, spec.plan.info.get(name))
+        )
         if isinstance(value, (list, tuple)) and isinstance(known, (list, tuple)):
             value, known = tuple(value), tuple(known)
         if value != known:
@@ -280,8 +282,8 @@ def differing(spec: RunSpec, wishes: dict[str, Any], job: Job) -> list[str]:
     return lines
 
 
-def _wishes(args: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as arguments of `Job.plan`; nothing for flags left out."""
+def _requested(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the flags as arguments of `Job.plan`, without those that are left out."""
     named = {
         "model": args.model,
         "seed": args.seed,
@@ -298,45 +300,31 @@ def _wishes(args: argparse.Namespace) -> dict[str, Any]:
         "threads": args.threads,
         "dtype": args.dtype,
     }
-    wishes = {name: value for name, value in named.items() if value is not None}
+    requested = {name: value for name, value in named.items() if value is not None}
     if args.num is not None:
         if args.ids is not None:
             raise ValueError("expected --ids or --num, got both.")
         if args.num < 1:
             raise ValueError(f"expected --num >= 1, got {args.num}.")
-        wishes["ids"] = (0, args.num - 1)
+        requested["ids"] = (0, args.num - 1)
     if args.ids is not None:
-        wishes["ids"] = id_range(args.ids)
+        requested["ids"] = parse_id_range(args.ids)
     if args.shape is not None:
-        if not re.fullmatch(r"\d+(,\d+)*", args.shape):
-            raise ValueError(f"expected --shape as numbers like 3,32,32, got {args.shape!r}.")
-        wishes["shape"] = tuple(int(n) for n in args.shape.split(","))
-    for option in args.option:
-        name, found, value = option.partition("=")
-        if not found:
-            raise ValueError(f"expected --option NAME=VALUE, got {option!r}.")
-        try:
-            wishes[name] = json.loads(value)
-        except ValueError:
-            wishes[name] = value
-    return wishes
+        requested["shape"] = parse_shape(args.shape)
+    for name, value in parse_options(args.option).items():
+        if name in requested:
+            raise ValueError(f"expected {name} once, got it by a flag and by --option.")
+        requested[name] = value
+    return requested
 
 
-def id_range(text: str) -> tuple[int, int]:
-    """A-B, or A alone."""
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
-    if not match or int(match[2] or match[1]) < int(match[1]):
-        raise ValueError(f"expected --ids A-B with A <= B, both included, got {text!r}.")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _again(args: argparse.Namespace) -> int:
-    with arguments():
+def _recompute(args: argparse.Namespace) -> int:
+    with usage_errors():
         if args.ids is None:
             raise ValueError(
-                "expected --ids with --spec, got none. They say which samples to make again."
+                "expected --ids with --spec, got none. They select the samples to recompute."
             )
-        first, last = id_range(args.ids)
+        first, last = parse_id_range(args.ids)
         folder = Folder(args.spec)
         out = Path(args.out or ".")
         job = Job.open(
@@ -345,10 +333,10 @@ def _again(args: argparse.Namespace) -> int:
         for sample in {first, last}:
             folder.spec.units.of(sample)
     for path, sample, same in recompute(folder, job, first, last, out):
-        told = {
+        result = {
             True: "as in the dataset",
             False: "NOT as in the dataset",
             None: "its unit is not in the dataset yet",
         }[same]
-        print(f"sample {sample}: {path}, {told}")
+        print(f"sample {sample}: {path}, {result}")
     return 0

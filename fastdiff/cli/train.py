@@ -1,6 +1,4 @@
-"""`fastdiff train`: trains a system and writes a model folder; a run that was stopped goes on with
---resume.
-"""
+"""`fastdiff train`: trains a system and writes a model folder; --resume continues a stopped run."""
 
 from __future__ import annotations
 
@@ -15,13 +13,13 @@ import torch
 
 from .. import data as datasets
 from ..theory.registry import SYSTEMS
-from .exits import AGAIN, INTERRUPTED
-from .options import parse, value_of
+from .exit_status import AGAIN, INTERRUPTED
+from .options import add_options, checked_threads, parse_options, parse_value
 
 if TYPE_CHECKING:
     from ..training import Trainer
 
-# what a run is: kept in its folder, so that --resume needs no more than --out
+# the settings of a run, saved in its folder: --resume needs only --out
 RUN: dict[str, Any] = {
     "model": "unet",
     "data": "fashion-mnist",
@@ -34,8 +32,9 @@ RUN: dict[str, Any] = {
     "clip_norm": 1.0,
     "seed": 0,
 }
-POINTS = {"steps": 1500, "batch_size": 256, "lr": 2e-3}  # where the data are points of the plane
-# flags that are options of the systems that have them, by these names
+# other defaults where the data are points of the plane
+POINTS = {"steps": 1500, "batch_size": 256, "lr": 2e-3}
+# flag: the names of the system's option that it sets, of which a system has one or none
 SHORTHANDS = {
     "objective": ("prediction_type", "objective"),
     "schedule": ("schedule",),
@@ -49,8 +48,8 @@ EPILOG = """examples:
   fastdiff train --model unet --out runs/unet --steps 3000 --data fashion-mnist-full
   fastdiff train --model vae --out runs/vae --minutes 8 --option latent=32
   fastdiff train --model vdm --out runs/moons --data moons --plot moons.png
-  fastdiff train --model vae --options                the options of a system, with their values
-  fastdiff train --out runs/unet --resume             goes on where the run was stopped or killed
+  fastdiff train --model vae --options                lists the options of a system
+  fastdiff train --out runs/unet --resume             continues a run that was stopped or killed
 """
 
 
@@ -74,40 +73,38 @@ def register(subparsers: Any) -> None:
     run_.add_argument(
         "--steps",
         type=int,
-        help="optimiser steps; the learning rate falls to 0 (1000; of points 1500)",
+        help="optimiser steps; the learning rate decays to 0 (1000; for points 1500)",
     )
-    run_.add_argument("--batch-size", type=int, help="examples a step (64; of points 256)")
-    run_.add_argument("--lr", type=float, help="highest learning rate (0.001; of points 0.002)")
-    run_.add_argument("--warmup", type=int, help="steps over which it rises (100)")
+    run_.add_argument("--batch-size", type=int, help="examples per step (64; for points 256)")
+    run_.add_argument("--lr", type=float, help="highest learning rate (0.001; for points 0.002)")
+    run_.add_argument("--warmup", type=int, help="steps over which the learning rate rises (100)")
     run_.add_argument(
-        "--ema", type=float, help="decay of the averaged weights, which are kept (0.999)"
+        "--ema", type=float, help="decay of the averaged weights, which are saved (0.999)"
     )
     run_.add_argument("--weight-decay", type=float, help="AdamW's (0)")
     run_.add_argument("--clip-norm", type=float, help="largest gradient norm (1)")
     run_.add_argument("--seed", type=int, help="of weights, order, times and noise (0)")
     system = parser.add_argument_group(
-        "the system", "Any option of a system is set by --option; the usual ones have flags."
+        "the system", "--option sets any option of a system; the common ones also have flags."
     )
+    add_options(system, "an option of the system, see --options")
     system.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="see --options"
-    )
-    system.add_argument(
-        "--options", action="store_true", help="list the system's options for --data and stop"
+        "--options", action="store_true", help="list the system's options for --data and exit"
     )
     system.add_argument(
         "--objective",
-        help="what the network predicts: epsilon, x0, v, …; of a VAE, what it maximises",
+        help="what the network predicts: epsilon, x0, v, …; for a VAE, what it maximises",
     )
-    system.add_argument("--schedule", help="of the noise: cosine, linear, …")
-    system.add_argument("--timesteps", help="T of the schedule")
+    system.add_argument("--schedule", help="noise schedule: cosine, linear, …")
+    system.add_argument("--timesteps", help="number of timesteps T of the schedule")
     system.add_argument("--widths", help="channels or features per level, finest first: 32,64,96")
-    system.add_argument("--label-dropout", help="share of the examples trained without their label")
+    system.add_argument("--label-dropout", help="fraction of examples trained without their label")
     system.add_argument("--latent", help="size of the latent code")
-    system.add_argument("--levels", help="of a hierarchy of latents")
+    system.add_argument("--levels", help="levels of a hierarchy of latents")
     machine = parser.add_argument_group("this process")
     machine.add_argument("--resume", action="store_true", help="continue the run in --out")
     machine.add_argument(
-        "--minutes", type=float, help="stop with a checkpoint and a usable model after so long"
+        "--minutes", type=float, help="stop after this time with a checkpoint and a usable model"
     )
     machine.add_argument(
         "--save-every", type=int, default=500, help="steps between checkpoints (500)"
@@ -117,7 +114,7 @@ def register(subparsers: Any) -> None:
     machine.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="at the end, draw samples; of points also density and field",
+        help="at the end, draw samples; for points also density and score",
     )
     parser.set_defaults(run=run)
 
@@ -126,9 +123,7 @@ def run(args: argparse.Namespace) -> int:
     from ..theory.systems.presets import make
     from ..training import Settings, Trainer
 
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"expected --threads >= 1, got {args.threads}.")
+    if checked_threads(args.threads) is not None:
         torch.set_num_threads(args.threads)
     if args.minutes is not None and not args.minutes > 0:
         raise ValueError(f"expected --minutes > 0, got {args.minutes}.")
@@ -141,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     arguments = _arguments(args, out)
     data = datasets.load(arguments["data"], "train", args.data_root)
-    torch.manual_seed(arguments["seed"])  # the network's first weights
+    torch.manual_seed(arguments["seed"])  # of the network's initial weights
     system = make(arguments["model"], data, **arguments["options"]).to(args.device)
     settings = Settings(**{k: arguments[k] for k in RUN if k not in ("model", "data")})
     trainer = Trainer(system, data, settings, notes={"arguments": arguments})
@@ -157,8 +152,8 @@ def run(args: argparse.Namespace) -> int:
         loss = trainer.run(out, save_every=args.save_every, minutes=args.minutes)
     if trainer.step < settings.steps:
         print(
-            f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; go on with: "
-            f"fastdiff train --out {out} --resume"
+            f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; continue with:"
+            f" fastdiff train --out {out} --resume"
         )
         if signals:
             return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN
@@ -173,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
             f" with: {then}"
         )
     if args.plot:
-        from .pictures import draw
+        from .system_figure import draw
 
         draw(trainer.ema, data, args.plot)
         print(f"  {args.plot}")
@@ -181,35 +176,38 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """What the run is: as the flags say, or on --resume as its folder says, which no flag may
-    contradict.
+    """Returns the settings of the run: by the flags, and on --resume by the run's folder.
+
+    Raises ValueError where a flag contradicts the folder of a resumed run.
     """
     from ..theory.systems.presets import options_of
     from ..training import CHECKPOINT, is_run
     from ..training.folder import read
 
-    given = {k: getattr(args, k) for k in RUN if getattr(args, k) is not None}
-    options = parse(args.option)
-    shorthands = {k: value_of(getattr(args, k)) for k in SHORTHANDS if getattr(args, k) is not None}
-    kept: dict[str, Any] | None = None
+    flags = {k: getattr(args, k) for k in RUN if getattr(args, k) is not None}
+    options = parse_options(args.option)
+    shorthands = {
+        k: parse_value(getattr(args, k)) for k in SHORTHANDS if getattr(args, k) is not None
+    }
+    saved: dict[str, Any] | None = None
     if args.resume:
         if not (out / CHECKPOINT).exists():
             raise ValueError(
                 f"expected a run to resume in {out}, got no {CHECKPOINT}. Leave out --resume to"
-                " begin one."
+                " start one."
             )
-        kept = read(out)[1]["notes"].get("arguments")
-        if kept is None:
+        saved = read(out)[1]["notes"].get("arguments")
+        if saved is None:
             raise ValueError(
                 f"expected a run of `fastdiff train` in {out}, got one of fastdiff.Trainer. Resume"
-                " it there."
+                " it with fastdiff.Trainer."
             )
     elif is_run(out):
         raise ValueError(
             f"{out} holds a training run already; pass --resume to continue it, or another --out."
         )
-    points = given.get("data", RUN["data"]) not in datasets.IMAGES
-    arguments = {**(kept or RUN | (POINTS if points else {})), **given}
+    points = flags.get("data", RUN["data"]) not in datasets.IMAGES
+    arguments = {**(saved or RUN | (POINTS if points else {})), **flags}
     known = options_of(
         arguments["model"], datasets.load(arguments["data"], "train", args.data_root)
     )
@@ -223,12 +221,12 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         options = {
             name: [value] if flag == "widths" and not isinstance(value, list) else value
         } | options
-    arguments["options"] = {**(kept or {"options": {}})["options"], **options}
-    for key, value in (kept or {}).items():
+    arguments["options"] = {**(saved or {"options": {}})["options"], **options}
+    for key, value in (saved or {}).items():
         if arguments[key] != value:
             raise ValueError(
-                f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Begin"
-                " another in another folder."
+                f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Start"
+                " another run in another folder."
             )
     return arguments
 
@@ -243,20 +241,22 @@ def _list_options(model: str, data: str, root: str | None) -> int:
 
 @contextmanager
 def _stopping(trainer: Trainer) -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM ends the run after its step, with a checkpoint; a second one at
-    once.
+    """Handles signals within the block; yields the list of those received.
+
+    The first SIGINT or SIGTERM ends the run after its current step, with a checkpoint. A second one
+    ends it at once.
     """
-    seen: list[int] = []
+    received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        if seen:
+        if received:
             raise KeyboardInterrupt
-        seen.append(number)
+        received.append(number)
         trainer.stopping = True
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield seen
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

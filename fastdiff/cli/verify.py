@@ -9,7 +9,7 @@ from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.verify import verify
-from .exits import UNSOUND, arguments
+from .exit_status import UNSOUND, usage_errors
 
 SHOWN = 20
 
@@ -37,7 +37,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with arguments():
+    with usage_errors():
         if args.recompute < 0 or (args.threads is not None and args.threads < 1):
             raise ValueError(
                 f"expected --recompute >= 0 and --threads >= 1, got {args.recompute} and"

@@ -15,12 +15,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import fastdiff
 from benchmarks import rows
 from fastdiff import Sampler, Schedule
-from fastdiff.cli import bench_peers, main
+from fastdiff.cli import bench_diffusers, bench_measure, main
 from fastdiff.cli.bench import describe
-from fastdiff.cli.bench_run import Bench
+from fastdiff.cli.bench_measure import Bench
 from fastdiff.jobs import Model
 
 SHAPE = (3, 8, 8)
@@ -63,7 +62,7 @@ def refuses(network: Any) -> Any:
 def opened(
     name: str, monkeypatch: pytest.MonkeyPatch, accelerate: Any = refuses, **settings: Any
 ) -> Bench:
-    monkeypatch.setattr(fastdiff, "accelerate", accelerate)
+    monkeypatch.setattr(bench_measure, "accelerate", accelerate)
     return Bench(name, batch=2, seconds=0.02, settings={"steps": 3} | settings, device="cpu")
 
 
@@ -75,7 +74,7 @@ def test_a_table_and_rows_that_the_report_reads(
 ) -> None:
     pytest.importorskip("diffusers")
     monkeypatch.setattr(
-        fastdiff, "accelerate", lambda module: lambda x, t, **cond: module(x, t, **cond)
+        bench_measure, "accelerate", lambda module: lambda x, t, **cond: module(x, t, **cond)
     )
     threads = torch.get_num_threads()
     assert main(["bench", "--model", factory, *QUICK, "--json", str(tmp_path / "mine.json")]) == 0
@@ -133,11 +132,11 @@ def test_a_wrong_accelerated_network_is_an_error_and_no_time(
 ) -> None:
     for planted in (1.01, float("nan")):
         wrong = lambda call, planted=planted: lambda x, t, **cond: planted * call(x, t, **cond)  # noqa: E731
-        monkeypatch.setattr(fastdiff, "accelerate", wrong)
+        monkeypatch.setattr(bench_measure, "accelerate", wrong)
         assert main(["bench", "--model", factory, *QUICK]) == 1
         shown = capsys.readouterr()
         assert (
-            "expected the accelerated network within 0.001 of the network as it is" in shown.err
+            "expected the accelerated network within 0.001 of the plain network" in shown.err
             and not shown.out
         )
 
@@ -156,7 +155,7 @@ def test_what_is_missing_is_named(factory: str, monkeypatch: pytest.MonkeyPatch)
         sys.modules[__name__], "flowing", lambda: _shaped(as_sampler()), raising=False
     )
     unknown = reasons(opened("a_users_module:flowing", monkeypatch))[1]
-    assert unknown == "no scheduler of diffusers is known here for flow_euler"
+    assert unknown == "no scheduler of diffusers for flow_euler"
     monkeypatch.setitem(sys.modules, "diffusers", None)
     assert reasons(opened(factory, monkeypatch))[1] == "diffusers is not installed"
 
@@ -167,7 +166,7 @@ def _shaped(sampler: Sampler) -> Sampler:
 
 
 @pytest.mark.parametrize(
-    "solver", sorted(set(bench_peers.CLASSES) - {"ddpm", "dpm++2m_sde", "euler_ancestral"})
+    "solver", sorted(set(bench_diffusers.CLASSES) - {"ddpm", "dpm++2m_sde", "euler_ancestral"})
 )
 def test_diffusers_runs_the_same_formula(
     solver: str, factory: str, monkeypatch: pytest.MonkeyPatch
@@ -175,9 +174,9 @@ def test_diffusers_runs_the_same_formula(
     """Else the comparison would be of other work. PNDM starts otherwise, and is said to."""
     pytest.importorskip("diffusers")
     made = opened(factory, monkeypatch, solver=solver, steps=8)
-    theirs, ours = made.diffusers(made.network), made.sampler(made.network)
+    theirs, ours = made.diffusers_run(made.network), made.run_of(made.network)
     assert not isinstance(theirs, str)
-    x = ours.sample(x_T=made.start, seed=0, cond=made.halves[0], uncond=made.halves[1])
+    x = ours()
     off = float((theirs() - x).abs().max() / x.abs().max())
     assert off < (0.1 if solver == "pndm" else 2e-3), off
 
@@ -194,10 +193,10 @@ def test_diffusers_runs_the_same_formula(
         ),
         (["--model", "a_users_module:absent"], "expected 'absent' in a_users_module"),
         (["--shape", "3x3"], "expected --shape as numbers like 3,32,32, got '3x3'."),
-        (["--batch", "0"], "expected batch, steps and seconds above 0"),
+        (["--batch", "0"], "expected --batch > 0, got 0."),
         (["--threads", "0"], "expected --threads >= 1, got 0."),
         (["--solver", "fast"], "'fast'"),
-        (["--json", "no/such/folder.json"], "expected --json in a folder that is there"),
+        (["--json", "no/such/folder.json"], "expected --json FILE in an existing folder"),
         (["--conditions", "none.txt"], "none.txt"),
     ],
 )

@@ -80,7 +80,7 @@ def test_sample_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[st
         f"fastdiff sample: fastdiff.jobs: expected the run of {out}, got another in 2 settings.",
         f"  conditions: {{'classes': {list(range(10))}}} there, {{'classes': [8, 0]}} here",
         "  seed: 7 there, 8 here",
-        f"Name another --out, or go on as it was begun: `fastdiff resume {out}`.",
+        f"Name another --out, or continue it as it was started: `fastdiff resume {out}`.",
     ], "guidance 1.9 is the model's own and no difference"
     assert {p: p.read_bytes() for p in out.rglob("*.npy")} == before
     assert main(["verify", str(out), "--json"]) == 0
@@ -226,6 +226,6 @@ def test_plan_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{expected}\n"
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["table"] == expected.table.tolist()
-    assert main(["plan", "--solver", "dpm++2m", "--option", "heun"]) == 1
+    assert main(["plan", "--solver", "dpm++2m", "--option", "heun"]) == 2
     assert "fastdiff plan: expected --option NAME=VALUE, got 'heun'." in capsys.readouterr().err
     assert main(["plan", "--solver", "ddim", "--steps", "2000"]) == 1

@@ -52,7 +52,7 @@ def test_a_plan_is_drawn(solver: str, tmp_path, capsys: pytest.CaptureFixture[st
     from PIL import Image
 
     from fastdiff import Schedule
-    from fastdiff.cli import plot
+    from fastdiff.cli import plan_figure
 
     path = tmp_path / "plan.png"
     assert main(["plan", "--solver", solver, "--steps", "12", "--plot", str(path)]) == 0
@@ -60,7 +60,7 @@ def test_a_plan_is_drawn(solver: str, tmp_path, capsys: pytest.CaptureFixture[st
         assert picture.format == "PNG" and picture.width > 1000
         colours = {c for _, c in picture.convert("RGB").getcolors(1 << 20)}
     plan = make_plan(Schedule.linear(1000), solver=solver, steps=12)
-    for of, colour in plot.COLOURS.items():
+    for of, colour in plan_figure.COLOURS.items():
         used = any(
             (plan.column(f"{to}.{of}")[:-1] != 0).any() for to in ("x", "s1", "s2", "s3", "s4")
         )

@@ -486,7 +486,7 @@ def test_other_specs_are_refused_with_their_differences(run: Path, cli: Cli) -> 
         cli.err == f"fastdiff sample: fastdiff.jobs: expected the run of {run}, got another in 3"
         " settings.\n"
         "  seed: 0 there, 1 here\n  steps: 3 there, 4 here\n  format: 'npy' there, 'png' here\n"
-        f"Name another --out, or go on as it was begun: `fastdiff resume {run}`.\n"
+        f"Name another --out, or continue it as it was started: `fastdiff resume {run}`.\n"
     )
     assert (
         cli("sample", "--out", run, "--ids", "2-22") == 3

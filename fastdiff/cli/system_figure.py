@@ -1,6 +1,4 @@
-"""What a system has learned, to look at: a sheet of samples, or the density, the samples and the
-field of points.
-"""
+"""The figure of a trained system: its samples and, for points of the plane, density and score."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ from ..pretrained.files import write_atomically
 from ..sampler import Sampler
 from ..theory.likelihood import nll
 
-GRID = 72  # points of a density's picture along an axis
-SHOWN = 2_000  # points of a scatter
-DRAWS = 64  # latents a point
-NOTHING = math.exp(-12.0)  # a density below it is drawn as none
+GRID = 72  # points along each axis where a density is computed
+SHOWN = 2_000  # points of the scatter plot
+DRAWS = 64  # latents for the density of one point
+LOWEST = math.exp(-12.0)  # lower densities are left white
 
 
 def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: int = 0) -> None:
-    """Writes a PNG. Raises RuntimeError without matplotlib where it is needed, for points."""
+    """Writes the figure as PNG. Raises RuntimeError without matplotlib, which points need."""
     if isinstance(data, DataSet):
         pictures = (
             images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()
@@ -40,9 +38,9 @@ def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: i
 
 @torch.no_grad()
 def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: int = 100) -> Tensor:
-    """n samples [n, *shape]: the system's own, or those that the DDPM solver draws of its network.
+    """Returns n samples [n, *shape], by the system itself or by DDPM with its network.
 
-    Raises ValueError for systems that draw nothing.
+    Raises ValueError for systems that cannot draw samples.
     """
     if hasattr(system, "sample"):
         return system.sample(n, seed=seed).cpu()
@@ -73,7 +71,7 @@ def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
         shown = density.reshape(GRID, GRID).T.numpy()
         axis.pcolormesh(
             *(s.numpy() for s in side),
-            np.where(shown < NOTHING, np.nan, shown),
+            np.where(shown < LOWEST, np.nan, shown),
             cmap="Blues",
             vmin=0,
             vmax=peak,
@@ -97,7 +95,7 @@ def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
 
 
 def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
-    """{title: the model's density at points [N, 2]}, the sharpest that the system knows."""
+    """Returns {title: the model's density [N] at points [N, 2]}, by the tightest method it has."""
     ids = torch.arange(len(grid))
     if hasattr(system, "for_likelihood"):
         tolerance: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}
@@ -121,19 +119,20 @@ def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _field(system: Any, side: list[Tensor], every: int = 5) -> tuple[np.ndarray, ...]:
-    """(x, y, u, v) of the score σ·∇ ln p_t(x_t) where σ/α = ½, at points in the data's
-    coordinates.
+    """Returns (x, y, u, v): the score (u, v) = σ·∇ ln p_t(x_t) where σ/α = ½, at points (x, y).
+
+    The points are in the data's coordinates: x_t = α·(x, y).
     """
     network, schedule, settings = system.for_sampler()
-    point = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
+    level = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
     kind = settings["prediction_type"]
     c = (kind if isinstance(kind, Parametrization) else Parametrization(kind)).at(
-        point.alpha, point.sigma
+        level.alpha, level.sigma
     )
     own = getattr(network, "network_time", None)
-    places = torch.cartesian_prod(*(s[::every] for s in side))
+    points = torch.cartesian_prod(*(s[::every] for s in side))
     dtype = torch.float32 if own or schedule.continuous else torch.int64
-    t = torch.full((len(places),), (own or schedule.network_time)(point), dtype=dtype)
-    x_t = places * point.alpha
+    t = torch.full((len(points),), (own or schedule.network_time)(level), dtype=dtype)
+    x_t = points * level.alpha
     score = -(c.eps_x * x_t + c.eps_out * network(c.scale * x_t, t))
-    return (*places.T.numpy(), *score.T.numpy())
+    return (*points.T.numpy(), *score.T.numpy())

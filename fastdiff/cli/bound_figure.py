@@ -1,6 +1,4 @@
-"""The picture of a bound's terms over time: what each octave of noise costs, in bits a
-dimension.
-"""
+"""The figure of a bound's terms over time: bits per dimension at each noise level."""
 
 from __future__ import annotations
 
@@ -10,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from .figures import new, save
+from .figures import new, save, style
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2a9d8f", "#edae49", "#6b4c9a", "#8d6e63")
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Writes a PNG of the results whose bound is a sum over times. Raises ValueError when there are
-    none.
+    """Writes a PNG of the results whose bound is a sum over times.
+
+    Raises ValueError when there are none.
     """
     shown = [r for r in results if "over_time" in r]
     if not shown:
         raise ValueError(
-            "fastdiff.plot: expected a model whose bound is a sum over times, got none. Leave out"
-            " --plot."
+            "expected a model whose bound is a sum over times, got none. Leave out --plot."
         )
     classifiers = "right" in shown[0]["over_time"]
     figure = new(7.6 if classifiers else 12.6, 4.4)
@@ -37,8 +35,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             continue
         bits = np.array(over["nats"]) / (result["dims"] * math.log(2))
         error = np.array(over["stderr"]) / (result["dims"] * math.log(2))
-        # a term is the integral over its stretch of log-SNR: the density does not depend on how
-        # many times there are
+        # each term is an integral over an interval of log-SNR; divided by the interval's width it
+        # does not depend on the number of times
         width = np.abs(np.gradient(log_snr)) if len(log_snr) > 1 else np.ones(1)
         axes[0].plot(log_snr, bits / width, color=colour, label=name)
         axes[0].fill_between(
@@ -65,12 +63,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     )
     for axis, title in zip(axes, titles, strict=True):
         axis.set_title(title, fontsize=10, loc="left")
-        axis.set_xlabel("log-SNR, from the data (left) to noise", fontsize=9)
+        style(axis, "log-SNR, from the data (left) to noise", size=9)
         axis.invert_xaxis()
         axis.set_ylim(bottom=0)
-        axis.grid(color="#eeeeee", linewidth=0.8)
-        axis.set_axisbelow(True)
         axis.legend(fontsize=8, frameon=False)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
     save(figure, path)

@@ -1,6 +1,4 @@
-"""The picture of a plan: its noise levels and log-SNR over the rows, and the coefficients of every
-output.
-"""
+"""The figure of a plan: noise levels and log-SNR over the rows, and each output's coefficients."""
 
 from __future__ import annotations
 
@@ -11,8 +9,9 @@ import numpy as np
 
 from ..solvers import Plan
 from ..table import OPERANDS, OUTPUTS
+from .figures import new, save, style
 
-# one colour an operand, the same in every panel
+# of each operand, the same in every panel
 COLOURS = dict(
     zip(
         OPERANDS,
@@ -23,24 +22,14 @@ COLOURS = dict(
 
 
 def plot(plan: Plan, path: str | PathLike[str]) -> None:
-    """Writes a PNG. Raises RuntimeError without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise RuntimeError(
-            "fastdiff.plot: expected matplotlib for a plot, got none installed. Install matplotlib"
-            " (the extra `plot`)."
-        ) from None
-
+    """Writes the figure as PNG. Raises RuntimeError without matplotlib."""
     outputs = [
         to for to in OUTPUTS if any((plan.column(f"{to}.{of}")[:-1] != 0).any() for of in OPERANDS)
     ]
     panels = (2 if plan.levels is not None else 0) + len(outputs)
     columns = 2 if panels > 1 else 1
     lines = -(-panels // columns)
-    figure = Figure(figsize=(6.4 * columns, 2.9 * lines + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new(6.4 * columns, 2.9 * lines + 0.9)
     options = [
         f"{k}={v}"
         for k, v in plan.info.items()
@@ -60,7 +49,7 @@ def plot(plan: Plan, path: str | PathLike[str]) -> None:
         axes = axes[2:]
     for axis, to in zip(axes, outputs, strict=False):
         _coefficients(axis, plan, to)
-    figure.savefig(path, format="png", dpi=110)
+    save(figure, path)
 
 
 def _levels(left: Any, right: Any, plan: Plan) -> None:
@@ -68,14 +57,12 @@ def _levels(left: Any, right: Any, plan: Plan) -> None:
     row = np.arange(len(alpha))
     with np.errstate(divide="ignore"):
         rho, log_snr = sigma / alpha, 2.0 * (np.log(alpha) - np.log(sigma))
-    beyond = {
-        "pure noise": row[alpha == 0],
-        "clean data": row[sigma == 0],
-    }  # no place on either axis
+    # both axes are infinite there
+    infinite = {"pure noise": row[alpha == 0], "clean data": row[sigma == 0]}
     ends = [
-        f"{name}: row {', '.join(map(str, at[:3]))}{', …' * (len(at) > 3)}"
-        for name, at in beyond.items()
-        if len(at)
+        f"{name}: row {', '.join(map(str, rows[:3]))}{', …' * (len(rows) > 3)}"
+        for name, rows in infinite.items()
+        if len(rows)
     ]
     for axis, values, title in (
         (left, rho, "noise level σ/α before each row"),
@@ -88,10 +75,10 @@ def _levels(left: Any, right: Any, plan: Plan) -> None:
             color="#444444",
             linewidth=1.2,
             marker="o",
-            markersize=_size(len(row)),
+            markersize=_marker_size(len(row)),
         )
         axis.set_title(title, fontsize=10, loc="left")
-        _dress(axis, len(plan))
+        _row_axis(axis, len(plan))
         axis.set_title("; ".join(ends), fontsize=8, loc="right", color="#777777")
     left.set_yscale("log")
 
@@ -104,14 +91,14 @@ def _coefficients(axis: Any, plan: Plan, to: str) -> None:
         if not shown.any():
             continue
         largest = max(largest, float(np.abs(values).max()))
-        # a zero is no coefficient: the line breaks there
+        # a coefficient of zero is left out: the line breaks there
         axis.plot(
             row,
             np.where(shown, values, np.nan),
             color=COLOURS[of],
             linewidth=1.2,
             marker="o",
-            markersize=_size(len(plan)),
+            markersize=_marker_size(len(plan)),
             label=of,
         )
     if largest > 5:
@@ -121,19 +108,15 @@ def _coefficients(axis: Any, plan: Plan, to: str) -> None:
         "next x = Σ coefficient · operand" if to == "x" else f"slot {to}", fontsize=10, loc="left"
     )
     axis.legend(fontsize=8, frameon=False, ncols=4, loc="best")
-    _dress(axis, len(plan))
+    _row_axis(axis, len(plan))
 
 
-def _size(rows: int) -> float:
+def _marker_size(rows: int) -> float:
     return 3.5 if rows <= 60 else 1.5 if rows <= 250 else 0.0
 
 
-def _dress(axis: Any, rows: int) -> None:
+def _row_axis(axis: Any, rows: int) -> None:
     axis.set_xlim(-0.5, rows + 0.5)
-    axis.set_xlabel("row", fontsize=8)
+    style(axis, "row")
     axis.tick_params(labelsize=8)
     axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(color="#eeeeee", linewidth=0.8)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)

@@ -1,0 +1,35 @@
+"""The exit statuses of the commands.
+
+0 done
+1 failed, with one sentence on stderr
+2 wrong arguments
+3 the folder belongs to another run, or weights or machine differ from the run's
+4 a dataset that is incomplete or damaged
+5 units without finite samples
+75 stopped on request; start the same command again
+130 interrupted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..jobs.spec import SpecMismatch
+
+FAILED, USAGE, MISMATCH, UNSOUND, NOT_FINITE, AGAIN, INTERRUPTED = 1, 2, 3, 4, 5, 75, 130
+
+
+class UsageError(ValueError):
+    """An error in the command's arguments, as opposed to one in its work."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns errors of the block into UsageError; a SpecMismatch passes unchanged."""
+    try:
+        yield
+    except SpecMismatch:
+        raise
+    except (ValueError, TypeError, ImportError, FileNotFoundError, IndexError) as error:
+        raise UsageError(str(error)) from error
