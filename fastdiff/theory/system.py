@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import rng
 
 
-class Timed(NamedTuple):
+class TimedBound(NamedTuple):
     """A bound with a denoising term that is a sum over times.
 
     Attributes:
@@ -41,7 +41,7 @@ class System(Protocol):
         sample(n, *, seed, sample_ids) -> [n, …]: draws n samples.
         for_sampler() -> (network, schedule, settings): arguments of `fastdiff.Sampler`.
         for_likelihood(labels) -> dict: arguments of `likelihood.nll` other than x and the probes.
-        terms(x0, labels, *, seed, sample_ids, times) -> Timed: for `fastdiff eval --plot`.
+        terms(x0, labels, *, seed, sample_ids, times) -> TimedBound: for `fastdiff eval --plot`.
     """
 
     config: dict[str, Any]

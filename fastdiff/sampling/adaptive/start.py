@@ -16,7 +16,7 @@ from ... import ops
 from ...prediction import Parametrization
 from ...schedule import Schedule, Time
 from ...solvers import Plan
-from .network import Network
+from ..model_call import ModelCall
 from .rows import run
 
 Model = Callable[..., Any]
@@ -41,7 +41,7 @@ class Start:
         guidance_scale: float | Tensor,
         prediction_type: str | Parametrization,
         clip_range: float | None,
-        **network: Any,
+        **options: Any,
     ):
         if not isinstance(schedule, Schedule):
             raise TypeError(
@@ -51,18 +51,17 @@ class Start:
             raise TypeError(f"{where}: expected dtype float32 or float64, got {dtype}.")
         if (shape is None) == (x_T is None):
             raise ValueError(f"{where}: expected either shape [B, …] or x_T. Give one of them.")
-        self.network = Network(
+        self.call = ModelCall(
             model,
             schedule,
             prediction_type,
-            clip_range,
-            cond,
-            uncond,
-            guidance_scale,
+            cond=cond,
+            uncond=uncond,
+            guidance_scale=guidance_scale,
+            clip_range=clip_range,
             where=where,
-            **network,
+            **options,
         )
-        self.call = self.network.call
         if x_T is None:
             device = self.call.network.device
         else:

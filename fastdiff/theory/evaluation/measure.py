@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..dequantization import dequantize
 from ..likelihood import nll
-from ..score.dequantize import dequantize
 from .report import report
 from .request import Request, likelihood_of
 from .workers import Workers

@@ -1,8 +1,12 @@
-"""Likelihood: the variational bound term by term, and the exact likelihood of the probability-flow
-ODE.
+"""Likelihood: the variational bound term by term, and the exact likelihood of the probability flow.
+
+bound.py          `elbo`, the bound by terms of single timesteps
+two_variable.py   `elbo_two_variable`, the bound by log-ratios over three neighbouring timesteps
+table.py          the Gaussians of the bound as tables
+exact.py          `nll`, the likelihood of the probability-flow ODE
 """
 
-from ..score.dequantize import DEQUANTIZATIONS, bits_per_dim
+from ..dequantization import DEQUANTIZATIONS, bits_per_dim
 from .bound import ELBO, elbo
 from .exact import NLL, nll
 from .table import VARIANCES, Steps, optimal_variance, steps, vlb_table

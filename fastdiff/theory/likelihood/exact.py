@@ -2,16 +2,16 @@
 
 On the circle of fastdiff.theory.score.velocity, y = cos(phi) x0 + sin(phi) eps and dy/dphi = v, so
 
-    ln p(y at phi_min) = ln N(y at phi_max; 0, s²) + ∫ div v dphi        from phi_min, the data's end, to phi_max
+    ln p(y at phi_min) = ln N(y at phi_max; 0, s²) + ∫ div v dphi,   phi from phi_min to phi_max
 
-(Chen et al. 2018, theorem 1; Song et al. 2021, eq. 39), with the trace exactly or by Hutchinson's
-probes, which are fixed along a path (Grathwohl et al. 2019). It is integrated with y and the
-divergence in one state, by a pair whose step is chosen by each sample's own error
-(fastdiff.theory.score.embedded).
+with phi_min at the data's end (Chen et al. 2018, theorem 1; Song et al. 2021, eq. 39). The
+divergence is exact or estimated with Hutchinson's probes, which are fixed along a path (Grathwohl
+et al. 2019). State and divergence are integrated together, with a step size chosen by each sample's
+own error (fastdiff.theory.score.embedded).
 
-What is given is the density of the data blurred by the least noise, z = x0 + rho_min eps, at z = x;
-the same for every schedule of the same rho_min. The prior is what samplers begin from. For images
-see fastdiff.theory.score.dequantize.
+The result is the density at z = x of the data blurred by the lowest noise level, z = x0 + rho_min
+eps. It is the same for every schedule with that rho_min. The prior is the density that samplers
+start from. For images see fastdiff.theory.dequantization.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ from ...backend.eager.sums import sum_samples
 from ...prediction import Parametrization
 from ...sampling.adaptive.start import Start, ends
 from ...schedule import Schedule
-from ..score.dequantize import dequantize, on_levels
+from ..dequantization import dequantize, on_levels
 from ..score.divergence import exact_trace, probe, quadratic_forms
 from ..score.embedded import integrate
-from ..score.velocity import Velocity, angle, local, radius
+from ..score.local_model import local_model
+from ..score.velocity import Velocity, angle, radius
 
 DIVERGENCES = ("rademacher", "gaussian", "exact")
 _WHERE = "fastdiff.theory.likelihood.nll"
 
 
 class NLL(NamedTuple):
-    """-ln p(x) in nats, its standard error over the probes (nan for one probe, 0 for the exact
-    divergence) and the evaluations of the network, [B] each.
+    """-ln p(x) in nats, its standard error and the network evaluations of each sample, [B].
+
+    The standard error is over the probes: nan for one probe, 0 for the exact divergence.
     """
 
     nats: Tensor
@@ -70,47 +72,43 @@ def nll(
 ) -> NLL:
     """-ln p(x) of the probability flow (Song et al. 2021, eq. 39 and 40; section 4.3).
 
-    A sample's numbers do not depend on its batch (with `network_batch`, for any network), its
-    position or the number of
-    processes. Ranks evaluate their own samples and meet when all are done: nothing in here
-        communicates, for they need
-    different numbers of evaluations; a model in DistributedDataParallel is called without its
-    wrapper.
+    A sample's result does not depend on its batch (for any network, if `network_batch` is given),
+    its position or the number of processes. Ranks evaluate their own samples and do not
+    communicate, because they need different numbers of evaluations; a model in
+    DistributedDataParallel is called without its wrapper.
 
     Args:
-        model, schedule, cond, uncond, guidance_scale, prediction_type: see `Sampler`;
-            differentiable in x.
-        x: [B, …], float32 or float64, which is the state's dtype too.
-        probes: how many of them; each costs a backward pass at every evaluation. Ignored by the
-            exact divergence.
-        divergence: `rademacher` or `gaussian` probes, or `exact`, with a backward pass for every
-            dimension of x.
-        seed, sample_ids, step: probes are stream 5 of the noise contract, their number being the
-            step; the noise of the dequantisation is stream 2 with this `step`.
-        dequantization: None, x is continuous and nats are of a density; `uniform`, `centred` or
-            `gaussian`, x is an image in [-1, 1] of 256 levels and nats bound -ln P(x), so bits/dim
-            = nats/(D ln 2) with nothing to add.
-        rtol, atol: of the state, of unit size, and of the divergence per dimension: of a nat per
+        model, schedule, cond, uncond, guidance_scale, prediction_type: see `Sampler`; the model
+            must be differentiable in x.
+        x: [B, …], float32 or float64; the state has the same dtype.
+        probes: the number of probes. Each takes a backward pass at every evaluation. The exact
+            divergence ignores it.
+        divergence: `rademacher` or `gaussian` probes, or `exact`, which takes a backward pass for
+            every dimension of x.
+        seed, sample_ids: of all noise. step: of the dequantisation noise, stream 2 of the noise
+            contract; probes are stream 5, with the probe's number as the step.
+        dequantization: None if x is continuous; the result is then a density's. `uniform`,
+            `centred` or `gaussian` if x is an image in [-1, 1] of 256 levels; the result is then a
+            bound of -ln P(x), and bits/dim = nats/(D ln 2) without an offset.
+        rtol, atol: tolerances of the state, which has unit size, and of the divergence in nats per
             dimension.
-        sigma_max, sigma_min: noise levels sigma/alpha to go from and to, default the schedule's
-            ends. A sigma_min that is not small beside the data's least detail blurs it.
-        network_batch: every call of the network gets exactly so many rows, several calls or filled
-            up.
-        fractional_times: a discrete schedule's network is told float32 times between its timesteps;
-            otherwise the nearest timestep, and the flow has a kink at each.
+        sigma_max, sigma_min: the noise levels sigma/alpha between which the flow is integrated;
+            None for the ends of the schedule. sigma_min should be small compared with the finest
+            detail of the data.
+        network_batch, fractional_times: see `probability_flow`.
 
     Returns:
         NLL(nats [B], stderr [B], nfe [B]): float64, float64, int64.
 
     Raises:
-        ValueError, TypeError: for arguments outside these, data on 256 levels without a
-            dequantization, networks that can't be differentiated or whose weights lie on several
-            ranks, states that are not finite.
+        ValueError, TypeError: arguments outside these, data on 256 levels without dequantization,
+            networks that cannot be differentiated or are sharded over ranks, states that are not
+            finite.
     """
     _check(x, probes, divergence)
     if dequantization is None and on_levels(x):
         raise ValueError(
-            f"{_WHERE}: expected continuous x, got images on 256 levels, on which a density has no"
+            f"{_WHERE}: expected continuous x, got images on 256 levels, where a density has no"
             " bound. Pass dequantization='uniform' or 'gaussian'."
         )
     high, low = ends(schedule, sigma_max, sigma_min)
@@ -122,7 +120,7 @@ def nll(
         )
     start = Start(
         _WHERE,
-        local(model, _WHERE),
+        local_model(model, _WHERE),
         schedule,
         None,
         high,
@@ -136,8 +134,9 @@ def nll(
         prediction_type,
         None,
         fractional_times=fractional_times,
+        network_batch=network_batch,
     )
-    velocity, dims = Velocity(start.network, len(x), network_batch), math.prod(x.shape[1:])
+    velocity, dims = Velocity(start.call, len(x)), math.prod(x.shape[1:])
     zs = []
     if divergence != "exact":
         zs = [
@@ -153,36 +152,34 @@ def nll(
             for p in range(probes)
         ]
 
-    def field(state: tuple[Tensor, ...], phi: Any, rows: Tensor) -> tuple[Tensor, ...]:
+    def field(state: tuple[Tensor, ...], phi: Any, samples: Tensor) -> tuple[Tensor, ...]:
         def v(y: Tensor) -> Tensor:
-            return velocity(y, phi, rows, differentiable=True)
+            return velocity(y, phi, samples, differentiable=True)
 
         if divergence == "exact":
             value, trace = exact_trace(v, state[0])
             return value, trace[:, None] / dims
-        value, forms = quadratic_forms(v, state[0], [z[rows] for z in zs])
+        value, forms = quadratic_forms(v, state[0], [z[samples] for z in zs])
         return value, forms / dims
 
-    shrink = low.alpha / radius(low)
-    gained = torch.zeros(len(x), max(len(zs), 1), dtype=torch.float64, device=x.device)
+    scale = low.alpha / radius(low)  # y over x at the data's end
+    integral = torch.zeros(len(x), max(len(zs), 1), dtype=torch.float64, device=x.device)
     done = integrate(
-        field, (x * shrink, gained), angle(low), angle(high), rtol=rtol, atol=atol, where=_WHERE
+        field, (x * scale, integral), angle(low), angle(high), rtol=rtol, atol=atol, where=_WHERE
     )
-    y, gained = done.state
-    deviation = (1.0 if schedule.space == "vp" else high.sigma) / radius(high)
+    y, integral = done.state
+    deviation = schedule.prior_std(high) / radius(high)
     prior = -0.5 * sum_samples((y.double() / deviation).square()) - dims * (
         0.5 * math.log(2 * math.pi) + math.log(deviation)
     )
-    each = constant[:, None] - (prior + dims * math.log(shrink))[:, None] - dims * gained
+    each = constant[:, None] - (prior + dims * math.log(scale))[:, None] - dims * integral
     return NLL(
         each.mean(1), _stderr(each, len(zs)), torch.from_numpy(done.evaluations).to(x.device)
     )
 
 
 def _stderr(each: Tensor, probes: int) -> Tensor:
-    """Of the mean over probes; one probe says nothing of its error, and without any there is
-    none.
-    """
+    """The standard error of the mean over probes: nan for one probe, 0 for none."""
     if probes > 1:
         squares = (each - each.mean(1, keepdim=True)).square().sum(1)
         return torch.sqrt(squares / (probes * (probes - 1)))

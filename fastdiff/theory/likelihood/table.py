@@ -1,8 +1,7 @@
-"""The variational bound's Gaussians as tables: q(x_{t-1}|x_t, x0), and the rows that `vlb_terms`
-reads.
+"""The Gaussians of the variational bound as tables: the posterior, and the rows of `vlb_terms`.
 
-For t >= 1, L_t = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), both Gaussians with the mean c0 x0 + c1
-x_t and the model's x̂0 in the data's place; for t = 0 the likelihood of the data itself (Ho et al.
+For t >= 1, L_t = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)). Both are Gaussians. Their means are
+c0 x0 + c1 x_t, with x̂0 in place of x0 for the model p. For t = 0 the term is the likelihood of the data (Ho et al.
 2020, eq. 5 and 13).
 """
 
@@ -22,12 +21,11 @@ VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range")
 
 
 class Steps(NamedTuple):
-    """The steps t-1 -> t of a schedule as float64 arrays [T]; the step of t = 0 comes from clean
-    data.
+    """The steps t-1 -> t of a schedule as float64 arrays [T]; step 0 starts from clean data.
 
-    q(x_t|x_{t-1}) = N(alpha x_{t-1}, variance I); q(x_{t-1}|x_t, x0) = N(mean_x0 x0 + mean_x x_t,
-    posterior I), a point at t = 0 (Luo 2022, eq. 31 and 84; Kingma et al. 2021, eq. 20–25, for any
-    alpha and sigma).
+    q(x_t|x_{t-1}) = N(alpha x_{t-1}, variance I) and q(x_{t-1}|x_t, x0) = N(mean_x0 x0 + mean_x
+    x_t, posterior I), with variance 0 at t = 0 (Luo 2022, eq. 31 and 84; Kingma et al. 2021, eq.
+    20–25, for any alpha and sigma).
     """
 
     alpha: Array
@@ -38,35 +36,34 @@ class Steps(NamedTuple):
 
 
 def steps(schedule: Schedule) -> Steps:
-    """The steps of a schedule, by its log-SNR: variance = -expm1(log_snr_t - log_snr_{t-1})
-    sigma_t².
-    """
+    """The steps of a schedule: variance = -expm1(log_snr_t - log_snr_{t-1}) sigma_t²."""
     before_alpha = np.concatenate([[1.0], schedule.alpha[:-1]])
     before_sigma = np.concatenate([[0.0], schedule.sigma[:-1]])
-    gained = -np.expm1(
+    new_fraction = -np.expm1(
         schedule.log_snr - np.concatenate([[np.inf], schedule.log_snr[:-1]])
     )  # variance/sigma_t²
-    alpha, kept = schedule.alpha / before_alpha, (before_sigma / schedule.sigma) ** 2
+    alpha, old_fraction = schedule.alpha / before_alpha, (before_sigma / schedule.sigma) ** 2
     return Steps(
         alpha,
-        gained * schedule.sigma**2,
-        before_alpha * gained,
-        alpha * kept,
-        gained * before_sigma**2,
+        new_fraction * schedule.sigma**2,
+        before_alpha * new_fraction,
+        alpha * old_fraction,
+        new_fraction * before_sigma**2,
     )
 
 
 def optimal_variance(schedule: Schedule, mmse: ArrayLike) -> Array:
-    """sigma*_t² [T] = posterior_t + mean_x0_t² mmse_t: the model's best variance for an optimal
-    mean.
+    """The best variance of the model, given an optimal mean: posterior_t + mean_x0_t² mmse_t, [T].
 
-    Theorem 1 of Bao et al. 2022 (Analytic-DPM). With it the bound of Gaussian data is tight for
+    Theorem 1 of Bao et al. 2022 (Analytic-DPM). For Gaussian data it makes the bound tight for
     every T.
 
     Args:
-        schedule: a discrete one. mmse: [T] or a number, E (x0 - x̂0)² per element at every t.
+        schedule: its timesteps are the steps of the bound.
+        mmse: E (x0 - x̂0)² per element at every t, [T] or a number.
 
-    Raises ValueError for an mmse that is not positive.
+    Raises:
+        ValueError: an mmse that is not positive.
     """
     error = np.broadcast_to(np.asarray(mmse, np.float64), schedule.alpha.shape)
     if not (error > 0).all():
@@ -87,25 +84,26 @@ def vlb_table(
     Args:
         schedule: its timesteps are the steps of the bound.
         prediction_type: what the network predicts.
-        variance: the model's, `fixed_small` (posterior variance β̃_t), `fixed_large` (β_t),
-            `learned` (the output's second half v is the log-variance itself), `learned_range` (v in
-            [-1, 1] between log β̃_t and log β_t, Nichol & Dhariwal 2021, eq. 15); or positive
-            numbers [T], such as those of `optimal_variance`.
-        clip_range: x̂0 is held in [-clip_range, clip_range]; None for no clip.
+        variance: of the model. `fixed_small` is the posterior variance β̃_t and `fixed_large` is
+            β_t. `learned` takes the log-variance from the second half v of the output;
+            `learned_range` interpolates from log β̃_t at v = -1 to log β_t at v = 1 (Nichol &
+            Dhariwal 2021, eq. 15). Or positive numbers [T], such as those of `optimal_variance`.
+        clip_range: the bound of x̂0; None for no clip.
 
-    Raises ValueError for other names, a clip_range that is not positive, and predictions that say
-    nothing of x0 at some t.
+    Raises:
+        ValueError: unknown names, a clip_range that is not positive, a prediction type from which
+            x0 does not follow at some t.
     """
-    given = None if isinstance(variance, str) else np.asarray(variance, np.float64)
-    if given is None and variance not in VARIANCES:
+    numbers = None if isinstance(variance, str) else np.asarray(variance, np.float64)
+    if numbers is None and variance not in VARIANCES:
         raise ValueError(
             f"fastdiff.vlb_table: expected variance in {list(VARIANCES)}, got {variance!r}."
         )
-    if given is not None and (given.shape != schedule.alpha.shape or not (given > 0).all()):
+    if numbers is not None and (numbers.shape != schedule.alpha.shape or not (numbers > 0).all()):
         raise ValueError(
             "fastdiff.vlb_table: expected variance as a name or positive numbers"
-            f" [{len(schedule.alpha)}], got an array of shape {list(given.shape)}"
-            + (f" with {given.min()}." if given.size else ".")
+            f" [{len(schedule.alpha)}], got an array of shape {list(numbers.shape)}"
+            + (f" with {numbers.min()}." if numbers.size else ".")
         )
     if clip_range is not None and not clip_range > 0:
         raise ValueError(
@@ -113,7 +111,7 @@ def vlb_table(
         )
     step = steps(schedule)
     small = step.posterior.copy()
-    # at t = 0 the posterior has no variance: the next one stands in (Ho et al. 2020, section 3.2)
+    # at t = 0 the posterior has no variance: use the next one (Ho et al. 2020, section 3.2)
     small[0] = small[1] if len(small) > 1 else step.variance[0]
     table = np.zeros((len(small), len(VLB_COLUMNS)))
     column = {name: table[:, i] for i, name in enumerate(VLB_COLUMNS)}
@@ -129,14 +127,14 @@ def vlb_table(
     column["clip_bound"][:] = np.inf if clip_range is None else clip_range
     column["mean_x0"][:], column["mean_x"][:] = step.mean_x0, step.mean_x
     column["logvar_q"][:] = np.log(small)
-    if given is not None:
-        low = high = np.log(given)
+    if numbers is not None:
+        low = high = np.log(numbers)
     else:
         large = np.log(np.concatenate([small[:1], step.variance[1:]]))
         low, high = {
             "fixed_small": (np.log(small), np.log(small)),
             "fixed_large": (large, large),
-            # v/2 + 1/2 of the way from -1 to 1 is v
+            # the log-variance is low + (high - low)(v + 1)/2, which is v for low = -1, high = 1
             "learned": (np.full(len(small), -1.0), np.ones(len(small))),
             "learned_range": (np.log(small), np.log(step.variance)),
         }[str(variance)]

@@ -1,22 +1,22 @@
-"""An embedded Runge–Kutta pair with a step of its own for every sample: Dormand–Prince 5(4).
+"""An embedded Runge–Kutta pair with a step size for every sample: Dormand–Prince 5(4).
 
     k_i = f(t + c_i h, y + h Σ_j a_ij k_j),  y' = y + h Σ_i b_i k_i,  error = h Σ_i e_i k_i,
 
-e = b - b* being the difference to the embedded solution of order 4; the last stage of a step is the
-first of the next one (Dormand & Prince 1980; Hairer, Nørsett & Wanner, Solving ODEs I, section II.4
-and table 5.2). The error norm is the root of the mean square over *one sample's* elements in units
-of atol + rtol max(|y|, |y'|), so a sample's steps, verdicts and
-bits are the same alone and in any batch. Samples that have arrived leave the batch: they cost no
-    further evaluation.
+where e = b - b* is the difference from the embedded solution of order 4, and the last stage of a
+step is the first of the next one (Dormand & Prince 1980; Hairer, Nørsett & Wanner, Solving ODEs I,
+section II.4 and table 5.2). The error norm is the root mean square over the elements of *one
+sample*, in units of atol + rtol max(|y|, |y'|). A sample's steps and bits are therefore the same
+alone and in any batch. Samples that have reached their end time leave the batch and cost no further
+evaluations.
 
-The loop speaks to no other process. A collective inside it would wait for ranks whose samples need
-fewer steps.
+The loop does not communicate with other processes: a collective operation in it would wait for
+ranks whose samples need fewer steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from torch import Tensor
 
 from ...backend.eager.sums import sum_samples
 from ...sampling.adaptive.control import Array, StepSize
-from ...sampling.adaptive.dpm import column
+from ..tensors import per_sample
 
 State = tuple[Tensor, ...]
 Field = Callable[[State, Array, Tensor], State]
-"""(parts [n, …] of the running samples, their times [n], which samples of the batch they are [n])
--> derivatives.
+"""(parts of the state [n, …], times [n], indices of these n samples in the batch) -> derivatives
+of the parts.
 """
 
 C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -49,8 +49,8 @@ LIMITS = (0.2, 10.0)
 
 
 class Integration(NamedTuple):
-    """Where the samples arrived, and what each needed: steps taken and refused, evaluations of the
-    field, int64 [B].
+    """The final state, and for each sample the steps accepted and rejected and the evaluations of
+    the field, int64 [B].
     """
 
     state: State
@@ -71,21 +71,21 @@ def integrate(
     max_evaluations: int = 100_000,
     where: str = "fastdiff.theory.score.integrate",
 ) -> Integration:
-    """y(end) of dy/dt = field(y, t) from y(start), with a step size for each sample.
+    """Integrates dy/dt = field(y, t) from y(start) to y(end), with a step size for each sample.
 
     Args:
-        field: see `Field`.
-        state: parts [B, …] that move together, float32 or float64; a step's error is the largest of
-            its parts'.
-        start, end: times, of all samples or [B].
-        rtol, atol: tolerances on one step's error per element.
-        max_evaluations: of one sample, before it is given up.
-        where: who speaks in errors.
+        field: the derivatives, see `Field`.
+        state: parts [B, …] that are integrated together, float32 or float64. The error of a step
+            is the largest error of a part.
+        start, end: times, one for all samples or [B].
+        rtol, atol: relative and absolute tolerance of one step's error per element.
+        max_evaluations: the limit for one sample.
+        where: the name that error messages begin with.
 
     Raises:
         ValueError: tolerances below what the dtype resolves, a start or state that is not finite.
         RuntimeError: a sample that needs steps below the resolution of time, or more evaluations
-            than allowed.
+            than the limit.
     """
     batch = len(state[0])
     if not (
@@ -98,20 +98,20 @@ def integrate(
             f" {atol!r}. Raise them or take float64."
         )
     run = _Run(field, state, start, end, rtol, atol, where)
-    while len(run.rows):
+    while len(run.samples):
         run.attempt()
-        late = run.evaluations[run.rows_host] > max_evaluations
+        late = run.evaluations[run.samples_host] > max_evaluations
         if late.any():
             raise RuntimeError(
                 f"{where}: expected at most {max_evaluations} evaluations, got more in sample "
-                f"{int(run.rows_host[np.argmax(late)])}. Raise rtol or atol, or look at the field."
+                f"{int(run.samples_host[np.argmax(late)])}. Raise rtol or atol, or check the field."
             )
     assert len(run.evaluations) == batch
     return Integration(run.result, run.accepted, run.rejected, run.evaluations)
 
 
 class _Run:
-    """The samples that are still on their way."""
+    """The samples that have not reached their end time."""
 
     def __init__(
         self,
@@ -130,33 +130,36 @@ class _Run:
         )
         if not (np.isfinite(self.t).all() and np.isfinite(self.end).all()):
             raise ValueError(f"{where}: expected finite times, got {start!r} and {end!r}.")
-        self.way = np.where(self.end >= self.t, 1.0, -1.0)
+        self.direction = np.where(self.end >= self.t, 1.0, -1.0)
         self.result = tuple(part.clone() for part in state)
         self.accepted, self.rejected, self.evaluations = (
             np.zeros(batch, dtype=np.int64) for _ in range(3)
         )
-        self.rows_host = np.flatnonzero(self.t != self.end)
-        self.rows = torch.from_numpy(self.rows_host).to(device)
-        self.y = tuple(part[self.rows] for part in state)
-        self.t, self.end, self.way = (v[self.rows_host] for v in (self.t, self.end, self.way))
+        self.samples_host = np.flatnonzero(self.t != self.end)
+        self.samples = torch.from_numpy(self.samples_host).to(device)
+        self.y = tuple(part[self.samples] for part in state)
+        self._keep_times(self.samples_host)
         self.first = self.y
         self.steps = StepSize(0.0, 0, order=ORDER)
-        if len(self.rows):
+        if len(self.samples):
             self.first = self._evaluate(self.y, self.t)
             bad = ~np.isfinite(self._norm(self.first, self.y, self.y))
             if bad.any():
                 raise ValueError(
-                    f"{where}: expected a finite start, got a derivative or state that is not in"
-                    f" sample {int(self.rows_host[np.argmax(bad)])}."
+                    f"{where}: expected a finite start, got a derivative or state that is not"
+                    f" finite in sample {int(self.samples_host[np.argmax(bad)])}."
                 )
-            self.steps = StepSize(self._first_step(), len(self.rows), order=ORDER, limits=LIMITS)
+            self.steps = StepSize(self._first_step(), len(self.samples), order=ORDER, limits=LIMITS)
+
+    def _keep_times(self, chosen: NDArray[Any]) -> None:
+        self.t, self.end, self.direction = (v[chosen] for v in (self.t, self.end, self.direction))
 
     def _evaluate(self, y: State, t: Array) -> State:
-        self.evaluations[self.rows_host] += 1
-        return self.field(y, t, self.rows)
+        self.evaluations[self.samples_host] += 1
+        return self.field(y, t, self.samples)
 
     def _norm(self, change: State, y: State, z: State) -> Array:
-        """The largest of the parts' roots of mean squares in units of the tolerance, [n]."""
+        """The largest root mean square of a part in units of the tolerance, [n]."""
         norms = []
         for c, a, b in zip(change, y, z, strict=True):
             scale = torch.maximum(a.abs(), b.abs()).mul_(self.rtol).add_(self.atol)
@@ -165,16 +168,17 @@ class _Run:
         return np.maximum.reduce(norms)
 
     def _first_step(self) -> Array:
-        """Hairer, Nørsett & Wanner I, section II.4, "starting step size"."""
+        """Step sizes [n] by Hairer, Nørsett & Wanner I, section II.4, "starting step size"."""
         length = np.abs(self.end - self.t)
         d0, d1 = self._norm(self.y, self.y, self.y), self._norm(self.first, self.y, self.y)
         with np.errstate(divide="ignore", invalid="ignore"):
             h = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
         h = np.minimum(h, length)
-        move = tuple(
-            y + column(h * self.way, y) * k for y, k in zip(self.y, self.first, strict=True)
+        trial = tuple(
+            y + per_sample(h * self.direction, y) * k
+            for y, k in zip(self.y, self.first, strict=True)
         )
-        second = self._evaluate(move, self.t + h * self.way)
+        second = self._evaluate(trial, self.t + h * self.direction)
         change = tuple(b - a for a, b in zip(self.first, second, strict=True))
         d2 = self._norm(change, self.y, self.y) / h
         steep = np.maximum(d1, d2)
@@ -182,45 +186,47 @@ class _Run:
             other = np.where(
                 steep <= 1e-15, np.maximum(1e-6, h * 1e-3), (0.01 / steep) ** (1.0 / ORDER)
             )
-        other = np.where(np.isfinite(other), other, h)  # the trial may have left the field's domain
+        # not finite if the trial step left the field's domain
+        other = np.where(np.isfinite(other), other, h)
         return np.minimum(np.minimum(100 * h, other), length)
 
     def attempt(self) -> None:
-        """One tried step of every sample on its way; those that arrive leave."""
-        least = 10 * np.abs(np.nextafter(self.t, self.way * np.inf) - self.t)
+        """Tries one step of every sample; samples that reach their end time leave."""
+        least = 10 * np.abs(np.nextafter(self.t, self.direction * np.inf) - self.t)
         stuck = (self.steps.h < least) & self.steps.refused
         if stuck.any():
             i = int(np.argmax(stuck))
             raise RuntimeError(
-                f"{self.where}: expected steps that move, got {self.steps.h[i]:.3g} at"
-                f" {self.t[i]:.6g} in sample {int(self.rows_host[i])}. Raise rtol or atol."
+                f"{self.where}: expected steps above the resolution of time, got"
+                f" {self.steps.h[i]:.3g} at {self.t[i]:.6g} in sample"
+                f" {int(self.samples_host[i])}. Raise rtol or atol."
             )
         h = np.maximum(self.steps.h, least)
-        goal = self.t + self.way * h
-        goal = np.where(self.way * (goal - self.end) > 0, self.end, goal)
+        goal = self.t + self.direction * h
+        goal = np.where(self.direction * (goal - self.end) > 0, self.end, goal)
         signed = goal - self.t
         self.steps.h = np.abs(signed)
         stages, new = [self.first], self.y
         for c, row in zip(C[1:], A[1:], strict=True):
-            new = self._along(row, stages, signed)
-            # the last two stages are at the step's very end, whatever t + h rounds to
+            new = self._advanced(row, stages, signed)
+            # the last two stages are at the end of the step, whatever t + h rounds to
             stages.append(self._evaluate(new, goal if c == 1.0 else self.t + c * signed))
-        change = tuple(column(signed, k) * k for k in self._sum(E, stages))
+        change = tuple(per_sample(signed, k) * k for k in self._sum(E, stages))
         error = self._norm(change, self.y, new)
-        taken = self.steps.propose(
+        accepted = self.steps.propose(
             np.where(np.isnan(error), np.inf, error), np.ones(len(goal), dtype=bool)
         )
-        self.accepted[self.rows_host] += taken
-        self.rejected[self.rows_host] += ~taken
-        if taken.any():
-            self._move(taken, goal, new, stages[-1])
+        self.accepted[self.samples_host] += accepted
+        self.rejected[self.samples_host] += ~accepted
+        if accepted.any():
+            self._move(accepted, goal, new, stages[-1])
 
     def _sum(self, weights: tuple[float, ...], stages: list[State]) -> State:
         """Σ w k of each part, in the order of the stages.
 
-        Products are rounded before they are added: whether add_(k, alpha=w) fuses them is a build's
-            choice, which need not
-        be one for the lanes and the rest of an array.
+        Each product is rounded before it is added. add_(k, alpha=w) would not do: whether it fuses
+        multiplication and addition may differ between the vectorised body of an array and its
+        tail.
         """
         total = tuple(weights[0] * k for k in stages[0])
         for weight, stage in zip(weights[1:], stages[1:], strict=True):
@@ -229,13 +235,15 @@ class _Run:
                     part.add_(weight * k)
         return total
 
-    def _along(self, weights: tuple[float, ...], stages: list[State], h: Array) -> State:
+    def _advanced(self, weights: tuple[float, ...], stages: list[State], h: Array) -> State:
         return tuple(
-            y + column(h, y) * k for y, k in zip(self.y, self._sum(weights, stages), strict=True)
+            y + per_sample(h, y) * k
+            for y, k in zip(self.y, self._sum(weights, stages), strict=True)
         )
 
-    def _move(self, taken: NDArray[np.bool_], goal: Array, new: State, last: State) -> None:
-        chosen = torch.from_numpy(taken).to(self.rows.device)
+    def _move(self, accepted: NDArray[np.bool_], goal: Array, new: State, last: State) -> None:
+        """Moves the samples that took their step, and stores those that reached their end time."""
+        chosen = torch.from_numpy(accepted).to(self.samples.device)
 
         def choose(a: State, b: State) -> State:
             return tuple(
@@ -243,15 +251,15 @@ class _Run:
                 for p, q in zip(a, b, strict=True)
             )
 
-        self.t = np.where(taken, goal, self.t)
+        self.t = np.where(accepted, goal, self.t)
         self.y, self.first = choose(self.y, new), choose(self.first, last)
         running = self.t != self.end
         if running.all():
             return
-        keep = torch.from_numpy(running).to(self.rows.device)
+        keep = torch.from_numpy(running).to(self.samples.device)
         for whole, part in zip(self.result, self.y, strict=True):
-            whole[self.rows[~keep]] = part[~keep]
+            whole[self.samples[~keep]] = part[~keep]
         self.y, self.first = tuple(v[keep] for v in self.y), tuple(v[keep] for v in self.first)
-        self.rows, self.rows_host = self.rows[keep], self.rows_host[running]
-        self.t, self.end, self.way = self.t[running], self.end[running], self.way[running]
+        self.samples, self.samples_host = self.samples[keep], self.samples_host[running]
+        self._keep_times(running)
         self.steps.keep(running)

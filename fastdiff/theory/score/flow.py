@@ -1,10 +1,10 @@
-"""Sampling and encoding by the probability-flow ODE, on fixed grids or with a step for every
-sample.
+"""Sampling and encoding by the probability-flow ODE, on fixed grids or with adaptive steps.
 
 dx = [f x - g² score/2] dt has the marginals of the SDE dx = f x dt + g dw and no noise (Song et al.
 2021, eq. 13): a bijection between data and noise. On a fixed grid its solvers are plans (ddim,
-heun, dpm++2m …), one kernel a step; with `rk45` it is integrated on the circle of
-fastdiff.theory.score.velocity by the embedded pair of fastdiff.theory.score.embedded.
+heun, dpm++2m …) with one kernel a step. The solver `rk45` integrates it on the circle of
+fastdiff.theory.score.velocity by the embedded pair of fastdiff.theory.score.embedded, with a step
+size for every sample.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from ...sampling.adaptive.start import Model, Start, ends
 from ...schedule import Schedule
 from ...solvers import find
 from .embedded import integrate
-from .velocity import Velocity, angle, local, radius
+from .local_model import local_model
+from .velocity import Velocity, angle, radius
 
 
-class Report(NamedTuple):
-    """What each sample needed, int64 [B]: steps taken and refused, and evaluations of the
-    network.
-    """
+class FlowReport(NamedTuple):
+    """The steps accepted and rejected and the network evaluations of each sample, int64 [B]."""
 
     accepted: NDArray[np.int64]
     rejected: NDArray[np.int64]
@@ -63,49 +62,52 @@ def probability_flow(
     return_info: bool = False,
     **options: Any,
 ) -> Any:
-    """From noise to data along the probability flow, or with x0 from data to noise (Song et al.
-    2021, eq. 13).
+    """Integrates the probability flow, from noise to data or back (Song et al. 2021, eq. 13).
 
-    With `rk45` error, step and verdict are per sample: a sample is the same alone and in any batch,
-    to the bit where the network's rows are, and one that has arrived costs no further call.
+    With `rk45`, error, step and acceptance are per sample: a sample has the same result alone and
+    in any batch, bit for bit where the network's rows have, and once it is finished it costs no
+    further calls.
 
     Args:
         model, schedule, prediction_type, cond, uncond, guidance_scale, seed, sample_ids: see
             `Sampler`.
-        shape: [B, …] to draw x_T by stream 0 of the noise contract; or x_T [B, …], the state at the
-            noisy end; or x0 [B, …], data that is carried to the noisy end.
-        solver: `rk45`, or a deterministic solver of plans over `steps` steps (`fastdiff solvers`):
-            ddim, heun … towards the data, `ddim_inverse` towards the noise. `options` are theirs
-            and `Sampler`'s.
-        dtype: of the state, float32 or float64. rtol, atol: of rk45, for states of unit size.
-        sigma_max, sigma_min: noise levels sigma/alpha between which rk45 goes, default the
-            schedule's ends.
-        denoise: after rk45 a last call gives the x0 predicted at sigma_min; otherwise that state is
-            returned.
-        network_batch: every call of the network gets exactly so many rows, several calls or filled
-            up.
-        fractional_times: a discrete schedule's network is told float32 times between its timesteps
-            by rk45; otherwise the nearest timestep, and the flow has a kink at each.
-        return_info: with rk45, also what each sample needed.
+        shape: [B, …], for which x_T is drawn from stream 0 of the noise contract.
+        x_T: [B, …], the state at the noisy end, instead of shape.
+        x0: [B, …], data to carry to the noisy end, instead of shape and x_T.
+        solver: `rk45`, or a deterministic solver of plans (`fastdiff solvers`): ddim, heun …
+            towards the data, `ddim_inverse` towards the noise.
+        steps: of a solver of plans. options: further arguments of it and of `Sampler`.
+        dtype: of the state, float32 or float64.
+        rtol, atol: tolerances of rk45, for states of unit size.
+        sigma_max, sigma_min: the noise levels sigma/alpha between which rk45 integrates; None for
+            the ends of the schedule.
+        denoise: whether rk45 ends with a call that predicts x0 at sigma_min; otherwise the state
+            there is returned.
+        network_batch: the number of rows of every network call: more rows are divided into several
+            calls and fewer are filled up. None for one call of all rows.
+        fractional_times: whether rk45 passes float32 times between the timesteps of a discrete
+            schedule; otherwise it passes the nearest timestep, and the flow has a kink between two
+            timesteps.
+        return_info: with rk45, whether to return a `FlowReport` too.
 
     Returns:
-        x [B, …]: data, or the state at the noisy end. With return_info, (x, Report).
+        x [B, …]: data, or the state at the noisy end. With return_info, (x, FlowReport).
 
     Raises:
-        ValueError, TypeError: for arguments outside these, stochastic solvers, states that are not
+        ValueError, TypeError: arguments outside these, stochastic solvers, states that are not
             finite.
     """
     where = "fastdiff.theory.score.probability_flow"
     if x0 is not None and (x_T is not None or shape is not None):
         raise ValueError(
-            f"{where}: expected one of shape, x_T and x0, got x0 and another. Give the state to"
-            " start from."
+            f"{where}: expected one of shape, x_T and x0, got x0 and another. Pass only the state"
+            " to start from."
         )
     if solver != "rk45":
         if return_info or sigma_max is not None or sigma_min is not None or fractional_times:
             raise ValueError(
-                f"{where}: expected return_info, sigma_max, sigma_min and fractional_times with"
-                f" rk45 alone, got {solver!r}."
+                f"{where}: expected return_info, sigma_max, sigma_min and fractional_times only"
+                f" with rk45, got {solver!r}."
             )
         return _on_grid(
             where,
@@ -131,7 +133,7 @@ def probability_flow(
     high, low = ends(schedule, sigma_max, sigma_min)
     start = Start(
         where,
-        local(model, where),
+        local_model(model, where),
         schedule,
         shape,
         high,
@@ -145,13 +147,14 @@ def probability_flow(
         prediction_type,
         None,
         fractional_times=fractional_times,
+        network_batch=network_batch,
     )
-    velocity = Velocity(start.network, len(start.x), network_batch)
+    velocity = Velocity(start.call, len(start.x))
     begin, end = (high, low) if x0 is None else (low, high)
-    # data are the state at the cleanest point, over alpha
+    # x0 is taken for the state at the cleanest point, divided by alpha
     y = start.x / radius(high) if x0 is None else start.x * (low.alpha / radius(low))
     done = integrate(
-        lambda y, phi, rows: (velocity(y[0], phi, rows),),
+        lambda y, phi, samples: (velocity(y[0], phi, samples),),
         (y,),
         angle(begin),
         angle(end),
@@ -161,11 +164,11 @@ def probability_flow(
     )
     (y,), calls = done.state, done.evaluations
     if x0 is None and denoise and len(y):
-        rows = torch.arange(len(y), device=y.device)
-        x, calls = velocity.x0(y, np.full(len(y), angle(low)), rows), calls + 1
+        samples = torch.arange(len(y), device=y.device)
+        x, calls = velocity.x0(y, np.full(len(y), angle(low)), samples), calls + 1
     else:
         x = y * radius(end)
-    return (x, Report(done.accepted, done.rejected, calls)) if return_info else x
+    return (x, FlowReport(done.accepted, done.rejected, calls)) if return_info else x
 
 
 def _on_grid(

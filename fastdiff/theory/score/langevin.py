@@ -1,24 +1,23 @@
-"""Langevin dynamics: samples of p from its score alone, x <- x + c score(x) + sqrt(2c) z (Luo 2022,
-eq. 158).
+"""Langevin dynamics: samples of p from its score alone, x <- x + c score(x) + sqrt(2c) z.
 
-For small c the law of x tends to p; a step of finite size is biased (on N(m, s²) it settles at
-variance s²/(1 - c/(2 s²))). Where modes are apart it does not mix, and far from data a learnt score
-says little. Annealed Langevin dynamics therefore walks through p blurred by falling noise levels,
-with steps that fall along (Song & Ermon 2019, algorithm 1; Luo 2022, section "Score-based
-Generative Models").
+Luo 2022, eq. 158. For small c the law of x tends to p; a step of finite size is biased (on N(m, s²)
+the variance becomes s²/(1 - c/(2 s²))). Where modes are far apart it does not mix, and far from
+data a learned score is unreliable. Annealed Langevin dynamics therefore samples from p blurred by
+decreasing noise levels, with step sizes that decrease with them (Song & Ermon 2019, algorithm 1;
+Luo 2022, section "Score-based Generative Models").
 
-The size of a step is c = 2 (snr r)², and r by `ratio`:
+The step size is c = 2 (snr r)², where `ratio` selects r:
 
-    level   r = sigma, the level's own: c is that of Song & Ermon 2019 up to a constant. It is the same for all samples, so
-            the whole run is a plan of fused steps.
-    norm    r = sqrt(D)/||score||, each sample's own, measured where it enters a level and held in [sigma, LIMIT sigma].
-            It grows with the blurred data's deviation, which is above sigma where the data's own
-            is.
+    level   r = sigma, the noise level. c is then that of Song & Ermon 2019 up to a constant. It is
+            the same for all samples, so the whole run is a plan of fused steps.
+    norm    r = sqrt(D)/||score||, measured for each sample at its first step of a level and limited
+            to [sigma, LIMIT sigma]. It grows with the standard deviation of the blurred data, which
+            exceeds sigma where that of the data does.
 
-Song et al. 2021, algorithms 4 and 5, take r = ||z||/||score|| with both norms averaged over the
-batch, so that a sample depends on its company. Each sample's own norms without bounds will not do:
-far out the score is large and the steps stay small, near a mode it vanishes; on a mixture of 9 : 1
-in the plane a third of the samples ended on the wrong side.
+Song et al. 2021, algorithms 4 and 5, use r = ||z||/||score|| with both norms averaged over the
+batch, which makes a sample depend on the others. Norms per sample without limits fail: far from the
+data the score is large and the steps stay small, and near a mode it vanishes. On a two-dimensional
+mixture with weights 9 : 1, a third of the samples ended at the wrong mode.
 """
 
 from __future__ import annotations
@@ -38,27 +37,21 @@ from ...sampling.adaptive.start import Model, Start
 from ...schedule import CLEAN, Schedule, Time
 from ...solvers import Linear, Plan, Trace
 from ...solvers.grids import grid
-from .velocity import local
+from ..tensors import per_sample
+from .local_model import local_model
 
 RATIOS = ("norm", "level")
 LIMIT = 2.0
 
 
 def move(x: Tensor, score: Tensor, z: Tensor, c: Tensor | float) -> Tensor:
-    """x + c score + sqrt(2c) z, c a number or [B]."""
-    step = (
-        torch.as_tensor(c, dtype=torch.float64)
-        .to(x.device)
-        .expand(len(x))
-        .view(-1, *(1,) * (x.ndim - 1))
-    )
-    return x + step.to(x.dtype) * score + torch.sqrt(2.0 * step).to(x.dtype) * z
+    """x + c score + sqrt(2c) z for c, a number or [B]."""
+    c = torch.as_tensor(c, dtype=torch.float64).expand(len(x))
+    return x + per_sample(c, x) * score + per_sample(torch.sqrt(2.0 * c), x) * z
 
 
 def step_sizes(score: Tensor, *, snr: float, sigma: float) -> Tensor:
-    """c = 2 (snr r)², r = sqrt(D)/||score|| of each sample within [sigma, LIMIT sigma]; [B]
-    float64.
-    """
+    """c = 2 (snr r)² with r = sqrt(D)/||score|| limited to [sigma, LIMIT sigma], float64 [B]."""
     r = torch.sqrt(score[0].numel() / sum_samples(score.double().square()))
     return 2.0 * (snr * r.clamp_(sigma, LIMIT * sigma)) ** 2
 
@@ -75,16 +68,16 @@ def langevin(
     first: int = 0,
     watch: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """x <- x + c score(x) + sqrt(2c) z, `steps` times: unadjusted Langevin dynamics (Luo 2022, eq.
-    158).
+    """Unadjusted Langevin dynamics: x <- x + c score(x) + sqrt(2c) z (Luo 2022, eq. 158).
 
     Args:
         score: x [B, …] -> the score of the density at x.
-        x: [B, …], where to begin; float32 or float64.
+        x: [B, …], the initial state, float32 or float64.
+        steps: the number of steps.
         step_size: c, a number or a tensor [B].
-        seed, sample_ids: z is stream 1 of the noise contract, the number of the step its step.
-        first: number of the first step, to go on where another call ended.
-        watch: called with (number of the step, x) after each.
+        seed, sample_ids: of the noise z, stream 1 of the noise contract at the step's number.
+        first: the number of the first step; a run continues another one from its last number + 1.
+        watch: called with (number of the step, x) after each step.
 
     Raises:
         ValueError: a step size that is not positive, steps below 0, a score of another shape.
@@ -150,14 +143,13 @@ def annealed_langevin(
     Args:
         model, schedule, prediction_type, cond, uncond, guidance_scale, clip_range, seed,
             sample_ids, dtype: see `Sampler`.
-        shape: [B, …], or x_T: the state at the noisiest level.
-        levels: how many noise levels, spaced as for `Sampler`; `exponential` is the published
-            geometric sequence.
-        steps: at each level.
-        snr: size of the steps, c = 2 (snr r)². ratio: `norm` or `level`, see the module; each
-            sample's r is its own.
-        denoise: the x0 predicted at the last state is returned, without which the least level's
-            noise stays (Jolicoeur-Martineau et al. 2021, section 3.1).
+        shape: [B, …]. x_T: the state at the noisiest level, instead of shape.
+        levels: the number of noise levels. spacing: as the `timestep_spacing` of `Sampler`;
+            `exponential` is the published geometric sequence.
+        steps: the number of steps at each level.
+        snr, ratio: the step size c = 2 (snr r)², with r by `norm` or `level`; see the module.
+        denoise: whether the x0 predicted at the last state is returned. Otherwise the noise of the
+            lowest level remains (Jolicoeur-Martineau et al. 2021, section 3.1).
 
     Returns:
         Samples [B, …].
@@ -170,7 +162,7 @@ def annealed_langevin(
     times = [t for t in grid(schedule, levels, spacing) if t is not CLEAN and t.alpha > 0]
     start = Start(
         where,
-        local(model, where),
+        local_model(model, where),
         schedule,
         shape,
         times[0],
@@ -190,20 +182,21 @@ def annealed_langevin(
     for t in times:
         x, number = at_level(start, x, t, steps, snr, number, ratio), number + steps
     return (
-        start.network(x / times[-1].alpha, np.full(len(x), times[-1].half_log_snr))
+        start.call.x0(x / times[-1].alpha, np.full(len(x), times[-1].half_log_snr))
         if denoise
         else x
     )
 
 
 def check(where: str, snr: float, ratio: str, steps: int) -> None:
-    """Raises ValueError for a step that is no step."""
+    """Raises ValueError for arguments of a Langevin step outside their ranges."""
     if ratio not in RATIOS:
         raise ValueError(f"{where}: expected ratio in {list(RATIOS)}, got {ratio!r}.")
     most = 1.0 / LIMIT if ratio == "norm" else 1.0
     if not 0 < snr < most:
         raise ValueError(
-            f"{where}: expected snr in (0, {most:g}), got {snr!r}. Larger steps leave the data."
+            f"{where}: expected snr in (0, {most:g}), got {snr!r}. Larger steps"
+            " diverge from the data."
         )
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise ValueError(f"{where}: expected steps >= 0, got {steps!r}.")
@@ -212,10 +205,10 @@ def check(where: str, snr: float, ratio: str, steps: int) -> None:
 def at_level(
     start: Start, x: Tensor, t: Time, steps: int, snr: float, number: int, ratio: str
 ) -> Tensor:
-    """x after Langevin steps at the level t, their noise drawn at steps `number` and on."""
+    """x after Langevin steps at the level t; noise is drawn at the steps number, number + 1, …"""
     c: Tensor | float = 2.0 * (snr * t.sigma) ** 2
     for k in range(steps):
-        x0 = start.network(x / t.alpha, np.full(len(x), t.half_log_snr))
+        x0 = start.call.x0(x / t.alpha, np.full(len(x), t.half_log_snr))
         score = (t.alpha * x0 - x) / t.sigma**2
         if ratio == "norm" and k == 0 and len(x):
             c = step_sizes(score, snr=snr, sigma=t.sigma)
@@ -231,10 +224,8 @@ def annealed_plan(
     denoise: bool,
     clip_range: float | None,
 ) -> Plan:
-    """The rows of a run whose steps are the levels' own: x + c score + sqrt(2c) z is linear in x,
-    the output and noise.
-    """
-    p = Trace(start.network.parametrization, start.network.schedule, clip_range=clip_range)
+    """The plan of a run with ratio `level`, whose steps are linear in x, the output and noise."""
+    p = Trace(start.call.parametrization, start.call.schedule, clip_range=clip_range)
     x: Linear = p.start
     for t in times:
         c = 2.0 * (snr * t.sigma) ** 2

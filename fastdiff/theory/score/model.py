@@ -1,20 +1,21 @@
-"""A score model that trains by likelihood: a network on the path of an SDE.
+"""A score model that is trained by likelihood: a network on the path of an SDE.
 
-With the weight lambda(t) = g(t)² denoising score matching bounds the likelihood (Song, Durkan et
+With the weight lambda(t) = g(t)², denoising score matching bounds the likelihood (Song, Durkan et
 al. 2021, theorem 3):
 
     -ln p(x0) <= E ½ ∫ g²/sigma² ‖eps - eps_hat‖² dt + reconstruction + KL(q(x_1|x0) || prior).
 
-g²/sigma² = -d log_snr/dt, so drawing t with a density in proportion to it (ibid., section 4.4:
-importance sampling) is drawing the log-SNR uniformly, and the integrand is left with a constant
-weight: the bound of a variational diffusion model with a linear log-SNR (Kingma et al. 2021, eq.
-17). The weight sigma² (`simple`) is DDPM's loss, better to look at.
+Because g²/sigma² = -d log_snr/dt, drawing t with a density proportional to it (importance sampling,
+ibid., section 4.4) is the same as drawing the log-SNR uniformly. The integrand then has a constant
+weight: this is the bound of a variational diffusion model with a linear log-SNR (Kingma et al.
+2021, eq. 17). The weight sigma² (`simple`) is DDPM's loss, which gives better-looking samples.
 
-Parametrisation. The input is x_t over sqrt(alpha² + sigma²), of unit size on every path. The output
-is v by default, finite at both ends; its error in eps is alpha (v - v_hat), so the weight fades out
-where there is only noise. The network is told the log-SNR, on [0, 1]: half of an SDE's log-SNR lies
-in the first hundredth of its time. Where data are images, the likelihood is decided at noise as
-fine as their levels, which a network sees through `fastdiff.models.features` beside its input.
+Parametrisation. The input is x_t/sqrt(alpha² + sigma²), which has unit size on every path. The
+output is v by default, which is finite at both ends; its error in eps is alpha (v - v_hat), so the
+loss vanishes where there is only noise. The network's time is its log-SNR mapped to [0, 1]: half of
+an SDE's log-SNR range is in the first hundredth of its time. For images the likelihood is decided
+at noise as fine as the distance between levels; `fastdiff.models.features` adds inputs that resolve
+it.
 """
 
 from __future__ import annotations
@@ -31,43 +32,47 @@ from ... import ops, rng
 from ...backend.eager.sums import sum_samples
 from ...models import build, describe, features
 from ...prediction import Parametrization, normalize
+from ...sampling.model_call import ModelCall
 from ...schedule import Schedule, Time
-from ..system import Timed
-from .dequantize import DEQUANTIZATIONS, dequantize
+from ..dequantization import DEQUANTIZATIONS, dequantize
+from ..system import TimedBound
 from .matching import eps_error
 from .sde import SDES
 
 WEIGHTINGS = ("likelihood", "simple")
 TIMES = ("independent", "stratified")
 LIKELIHOODS = ("discretized", "gaussian")
-_DEQUANTIZE = 2**31  # steps of stream 2 that no training step's noise has
+_DEQUANTIZE = 2**31  # first step of stream 2 for dequantisation, above those of training steps
+_WHERE = "fastdiff.theory.score.ScoreModel"
 
 
 class ScoreModel(nn.Module):
-    """A network (x_t, u, y) with u in [0, 1] falling log-SNR, and the SDE whose scores it learns.
+    """A network (x_t, u, y) that learns the scores of an SDE, with u in [0, 1] its time.
 
-    Called like a network of `Sampler` (its `network_time` tells u), with the schedule
-    `self.schedule`.
+    u is linear in the log-SNR, from 0 at log_snr_max to 1 at the SDE's end. `Sampler` can draw from
+    the model with the schedule `self.schedule`; `network_time` gives it u.
 
     Args:
-        network: of fastdiff.models with time_scale = 1000, or its description; see `network_for`.
+        network: a network of fastdiff.models with time_scale = 1000, or its description; see
+            `network_for`.
         sde: `vp`, `sub_vp` or `ve`. sde_options: its arguments.
-        prediction_type: of the output. weighting: `likelihood` (g²) or `simple` (sigma²).
-        importance: t with the density of the weight g²/sigma²; otherwise uniform in t. For
-            `likelihood` alone.
-        times: `independent` for every sample, or `stratified` over the batch's positions, with less
-            variance.
-        log_snr_max: the data's end, held to the SDE's own at t = 0; at 13.3 the noise is a sixth of
-            the distance between 8-bit levels.
+        prediction_type: of the network's output.
+        weighting: `likelihood` (g²) or `simple` (sigma²).
+        importance: whether t is drawn with a density proportional to g²/sigma²; otherwise it is
+            uniform. Used by `likelihood` only.
+        times: `independent` for every sample, or `stratified` over the batch's positions, which has
+            less variance.
+        log_snr_max: the log-SNR at the data's end, at most that of the SDE at t = 0. At 13.3 the
+            noise is a sixth of the distance between 8-bit levels.
         likelihood: of the data at that end, `discretized` (8-bit levels in [-1, 1]) or `gaussian`
             (continuous data).
-        fourier: exponents of `fastdiff.models.features`. label_dropout: share of the examples
-            trained without their label.
-        dequantization: of the training data, for `likelihood.nll` with the same; None trains on the
-            levels themselves, for `gaussian`.
+        fourier: exponents of `fastdiff.models.features`.
+        label_dropout: the fraction of examples trained without their label.
+        dequantization: of the training data, for `likelihood.nll` with the same one; None trains on
+            the levels themselves, which suits its `gaussian`.
 
     Raises:
-        ValueError: for names and numbers outside these.
+        ValueError: names and numbers outside these.
     """
 
     def __init__(
@@ -94,15 +99,9 @@ class ScoreModel(nn.Module):
             ("dequantization", dequantization, (None, *DEQUANTIZATIONS[:2])),
         ):
             if value not in known:
-                raise ValueError(
-                    f"fastdiff.theory.score.ScoreModel: expected {name} in {list(known)}, got"
-                    f" {value!r}."
-                )
+                raise ValueError(f"{_WHERE}: expected {name} in {list(known)}, got {value!r}.")
         if not 0 <= label_dropout <= 1:
-            raise ValueError(
-                "fastdiff.theory.score.ScoreModel: expected label_dropout in [0, 1], got"
-                f" {label_dropout!r}."
-            )
+            raise ValueError(f"{_WHERE}: expected label_dropout in [0, 1], got {label_dropout!r}.")
         self.network: Any = build(network) if isinstance(network, dict) else network
         self.sde = SDES[sde](**(sde_options or {}))
         self.prediction_type, self.weighting, self.times = (
@@ -123,7 +122,7 @@ class ScoreModel(nn.Module):
         self.log_snr_min = float(self.sde.log_snr(1.0))
         if not self.log_snr_min < self.log_snr_max < math.inf:
             raise ValueError(
-                "fastdiff.theory.score.ScoreModel: expected log_snr_max above"
+                f"{_WHERE}: expected log_snr_max above"
                 f" {self.log_snr_min:.4g}, where the SDE ends, got {log_snr_max!r}."
             )
         self.config: dict[str, Any] = {
@@ -148,7 +147,7 @@ class ScoreModel(nn.Module):
 
     @property
     def sigma_min(self) -> float:
-        """The noise level sigma/alpha of the data's end, where `likelihood.nll` begins."""
+        """The noise level sigma/alpha at the data's end, where `likelihood.nll` starts."""
         return math.exp(-0.5 * self.log_snr_max)
 
     def network_time(self, point: Time) -> float:
@@ -156,19 +155,17 @@ class ScoreModel(nn.Module):
         return (self.log_snr_max - point.log_snr) / (self.log_snr_max - self.log_snr_min)
 
     def network_times(self, log_snr: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The same for many log-SNRs."""
+        """`network_time` at log-SNRs [n]."""
         return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The network's output for x [B, …] of unit size, u = t [B] and labels y [B]; None: without
-        labels.
-        """
+        """The output for x [B, …] of unit size, u = t [B] and labels y [B], None for no labels."""
         x = features(x, self.fourier)
         return self.network(x, t) if y is None else self.network(x, t, y)
 
     def _at(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(u float32, alpha, sigma) at log-SNRs [B] float64."""
-        alpha, sigma = self.sde.marginal(self.sde.time(log_snr))
+        alpha, sigma = self.sde.at_log_snr(log_snr)
         return (
             ((self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)).float(),
             alpha,
@@ -179,21 +176,20 @@ class ScoreModel(nn.Module):
         """[B] float64 in [0, 1)."""
         if self.times == "independent":
             return rng.uniform(seed=seed, sample_ids=sample_ids, step=step).double()
-        # one draw for the batch, moved on by 1/B from position to position (Kingma et al. 2021,
-        # appendix I.1)
+        # one draw for the batch, shifted by 1/B per position (Kingma et al. 2021, appendix I.1)
         first = rng.uniform(
             seed=seed, sample_ids=torch.zeros_like(sample_ids[:1]), step=step, word=2
         ).double()
-        place = torch.arange(len(sample_ids), device=sample_ids.device, dtype=torch.float64)
-        return (first + place / max(len(sample_ids), 1)).remainder(1.0)
+        position = torch.arange(len(sample_ids), device=sample_ids.device, dtype=torch.float64)
+        return (first + position / max(len(sample_ids), 1)).remainder(1.0)
 
     def loss(
         self, x0: Tensor, labels: Tensor | None = None, *, seed: int, sample_ids: Tensor, step: int
     ) -> Tensor:
-        """w(t) mean_e (eps - eps_hat)² [B]: with `likelihood` the bound's diffusion term in nats
-        per dimension.
+        """weight(t)·mean_e (eps - eps_hat)² [B].
 
-        Noise is stream 2 of the noise contract, times and dropped labels stream 4.
+        With the weighting `likelihood` its mean is the bound's diffusion term in nats per
+        dimension. Noise is stream 2 of the noise contract; times and dropped labels are stream 4.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         if self.dequantization is not None:
@@ -215,27 +211,21 @@ class ScoreModel(nn.Module):
             log_snr = self.sde.log_snr(t)
             if self.weighting == "likelihood":
                 weight = 0.5 * (1.0 - first) * self.sde.rate(t)
-        told, alpha, sigma = self._at(log_snr)
+        network_time, alpha, sigma = self._at(log_snr)
         cond = self._cond(labels)
         if cond:
             dropped = rng.uniform(**counter, word=1) < self.label_dropout
             cond["y"] = torch.where(
                 dropped, torch.full_like(cond["y"], self.network.null_label), cond["y"]
             )
-        return eps_error(
-            self,
-            x0,
-            told,
-            alpha,
-            sigma,
-            prediction_type=self.parametrization,
-            weight=weight,
-            **counter,
-            cond=cond,
-        )
+        call = self._call(cond)
+        return eps_error(call, x0, network_time, alpha, sigma, weight=weight, **counter)
+
+    def _call(self, cond: dict[str, Tensor]) -> ModelCall:
+        return ModelCall(self, None, self.parametrization, cond=cond, where=_WHERE)
 
     def _cond(self, labels: Tensor | None) -> dict[str, Tensor]:
-        """Labels for networks that have classes."""
+        """The labels as the network's arguments, if the network has classes."""
         has_classes = bool(getattr(self.network, "null_label", 0))
         return {"y": labels} if labels is not None and has_classes else {}
 
@@ -248,11 +238,13 @@ class ScoreModel(nn.Module):
         sample_ids: Tensor,
         times: int = 64,
     ) -> dict[str, Tensor]:
-        """Terms [B] in nats whose sum bounds -ln p(x0) in expectation (Song, Durkan et al. 2021,
-        theorem 3).
+        """Terms [B] in nats with a sum that bounds -ln p(x0) in expectation.
 
-        times: evaluations of the integral over the log-SNR for each sample, one in each of as many
-            equal strata; unbiased.
+        Song, Durkan et al. 2021, theorem 3.
+
+        Args:
+            times: the number of evaluations of the integral over the log-SNR for each sample, one
+                in each of as many equal strata. The estimate is unbiased.
         """
         return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound
 
@@ -265,42 +257,35 @@ class ScoreModel(nn.Module):
         seed: int,
         sample_ids: Tensor,
         times: int = 64,
-    ) -> Timed:
-        """The same with what each time adds. Raises ValueError for times < 1."""
+    ) -> TimedBound:
+        """`bound`, with the contribution of each time. Raises ValueError for times < 1."""
         if times < 1:
-            raise ValueError(
-                f"fastdiff.theory.score.ScoreModel: expected times >= 1, got {times!r}."
-            )
-        dims, span, cond = (
-            x0[0].numel() if len(x0) else 0,
-            self.log_snr_max - self.log_snr_min,
-            self._cond(labels),
-        )
-        added, places = [], []
+            raise ValueError(f"{_WHERE}: expected times >= 1, got {times!r}.")
+        dims, span = x0[0].numel() if len(x0) else 0, self.log_snr_max - self.log_snr_min
+        call = self._call(self._cond(labels))
+        contributions, log_snrs = [], []
         for j in range(times):
             u = rng.uniform(seed=seed, sample_ids=sample_ids, step=j).double()
-            places.append(self.log_snr_max - span * (j + u) / times)
-            told, alpha, sigma = self._at(places[-1])
+            log_snrs.append(self.log_snr_max - span * (j + u) / times)
+            network_time, alpha, sigma = self._at(log_snrs[-1])
             error = eps_error(
-                self,
+                call,
                 x0,
-                told,
+                network_time,
                 alpha,
                 sigma,
-                prediction_type=self.parametrization,
                 seed=seed,
                 sample_ids=sample_ids,
                 step=j + 1,
-                cond=cond,
             )
-            added.append(0.5 * span * dims / times * error.double())
-        denoising, log_snr = torch.stack(added, 1), torch.stack(places, 1)
+            contributions.append(0.5 * span * dims / times * error.double())
+        denoising, log_snr = torch.stack(contributions, 1), torch.stack(log_snrs, 1)
         reconstruction, prior = self._reconstruction(x0, seed, sample_ids), self._prior(x0)
         bound = {"reconstruction": reconstruction, "denoising": denoising.sum(1), "prior": prior}
-        return Timed(bound, denoising, log_snr)
+        return TimedBound(bound, denoising, log_snr)
 
     def _reconstruction(self, x0: Tensor, seed: int, sample_ids: Tensor) -> Tensor:
-        """-ln p(x0 | x_0) of the noise drawn at step 0."""
+        """-ln p(x0 | x_0) [B] with the noise of step 0."""
         rho, dims = self.sigma_min, x0[0].numel() if len(x0) else 0
         eps = ops.randn(
             tuple(x0.shape),
@@ -319,7 +304,7 @@ class ScoreModel(nn.Module):
         )
 
     def _prior(self, x0: Tensor) -> Tensor:
-        """KL(q(x_1|x0) || N(0, prior_std²))."""
+        """KL(q(x_1|x0) || N(0, prior_std² I)) [B]."""
         alpha, sigma = (float(v) for v in self.sde.marginal(1.0))
         kind = ops.common.compute_dtype(x0)
         numbers = (2 * math.log(sigma), 0.0, 2 * math.log(self.sde.prior_std))
@@ -336,8 +321,9 @@ class ScoreModel(nn.Module):
         )
 
     def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
-        """Arguments of `likelihood.nll` beside x and the probes: likelihood.nll(x=x0,
-        **model.for_likelihood(), seed=0).
+        """Arguments of `likelihood.nll` other than x and the probes.
+
+        likelihood.nll(x=x0, **model.for_likelihood(), seed=0)
         """
         levels = (self.dequantization or "gaussian") if self.likelihood == "discretized" else None
         return {
@@ -353,20 +339,25 @@ class ScoreModel(nn.Module):
 def network_for(
     shape: tuple[int, ...], *, fourier: tuple[int, ...] = (), classes: int = 0, **config: Any
 ) -> dict[str, Any]:
-    """The description of a network for `ScoreModel` on examples of this shape: [dim] for an MLP,
-    [C, H, W] for a U-Net.
+    """The description of a network for `ScoreModel`, by the shape of an example.
 
-    config: further arguments of it. Raises ValueError for other shapes.
+    Args:
+        shape: [dim] for an MLP or [C, H, H] for a U-Net.
+        fourier: as for `ScoreModel`. classes: the number of classes.
+        config: further arguments of the network.
+
+    Raises:
+        ValueError: another shape.
     """
     config = {"num_classes": classes, "time_scale": 1000.0, **config}
-    wide = 1 + 2 * len(fourier)
+    inputs = 1 + 2 * len(fourier)  # input features per channel
     if len(shape) == 1:
-        return {"class": "MLP", "config": {"dim": wide * shape[0], "out": shape[0], **config}}
+        return {"class": "MLP", "config": {"dim": inputs * shape[0], "out": shape[0], **config}}
     if len(shape) == 3 and shape[1] == shape[2]:
         return {
             "class": "UNet",
             "config": {
-                "channels": wide * shape[0],
+                "channels": inputs * shape[0],
                 "out_channels": shape[0],
                 "size": shape[1],
                 **config,

@@ -1,9 +1,9 @@
-"""Predictor–corrector sampling: a solver's step to the next noise level, then Langevin steps at it.
+"""Predictor–corrector sampling: a solver's step to the next noise level, then Langevin steps there.
 
-The predictor is a row of a plan, one fused kernel; the corrector leaves the marginal as it is (for
-small steps) and so takes the predictor's error away without moving on (Song et al. 2021, algorithm
-1; the correctors are algorithms 4 and 5). With no corrector steps it is the reverse SDE alone, with
-`ddim` as predictor the corrected probability flow.
+The predictor is one row of a plan, one fused kernel. The corrector leaves the marginal at its noise
+level unchanged (for small steps) and so reduces the predictor's error (Song et al. 2021, algorithm
+1; the correctors are algorithms 4 and 5). Without corrector steps this is the reverse SDE; with
+`ddim` as the predictor it is the probability flow with corrections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...sampling.adaptive.start import Model, Start, point
 from ...schedule import Schedule
 from ...solvers import make_plan
 from .langevin import at_level, check
-from .velocity import local
+from .local_model import local_model
 
 
 @torch.no_grad()
@@ -44,29 +44,26 @@ def predictor_corrector(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Tensor:
-    """Samples by predictor and corrector in turn (Song et al. 2021, algorithm 1).
+    """Samples by alternating predictor and corrector steps (Song et al. 2021, algorithm 1).
 
     Args:
         model, schedule, prediction_type, cond, uncond, guidance_scale, clip_range, seed,
             sample_ids, dtype: see `Sampler`.
-        shape: [B, …], or x_T: the state at the first level.
-        predictor: a solver of one step without memory: `euler_maruyama`, `ddpm`, `ddim`,
-            `euler_ancestral` …
-        steps: of the predictor, on a grid of `timestep_spacing`; options are the solver's and
-            `Sampler`'s.
-        corrector_steps: Langevin steps at each new level; none at clean data, whose score is not
-            known.
-        snr, ratio: their size, see fastdiff.theory.score.langevin: `level`, or `norm` for each
-            sample's own. Few steps a level do not forget that their size came from the state: in
-            few dimensions `norm` bends the law, in many they agree.
+        shape: [B, …]. x_T: the state at the first level, instead of shape.
+        predictor: a solver without slots: `euler_maruyama`, `ddpm`, `ddim`, `euler_ancestral` …
+        steps: of the predictor, on a grid of `timestep_spacing`. options: further arguments of the
+            solver and of `Sampler`.
+        corrector_steps: Langevin steps at each new level; none at clean data, where the score is
+            not known.
+        snr, ratio: their step size, see fastdiff.theory.score.langevin. `norm` computes it from
+            the state, which biases few steps a level in few dimensions; in many dimensions both
+            agree.
 
-    The predictor draws at the steps of its rows and the corrector after them, both from stream 1 of
-        the noise contract: a
-    sample is the same alone and in any batch.
+    Noise is stream 1 of the noise contract, at the steps of the rows for the predictor and after
+    them for the corrector: a sample is the same alone and in any batch.
 
     Raises:
-        ValueError, TypeError: for arguments outside these, and a predictor that remembers earlier
-            steps.
+        ValueError, TypeError: arguments outside these, and a predictor that uses earlier steps.
     """
     where = "fastdiff.theory.score.predictor_corrector"
     check(where, snr, ratio, corrector_steps)
@@ -80,12 +77,12 @@ def predictor_corrector(
     )
     if plan.slots:
         raise ValueError(
-            f"{where}: expected a predictor without memory, got {predictor!r}, whose remembered"
-            " states the corrector would make untrue. Take euler_maruyama, ddpm or ddim."
+            f"{where}: expected a predictor without memory, got {predictor!r}, which uses earlier"
+            " states that the corrector has changed. Use euler_maruyama, ddpm or ddim."
         )
     start = Start(
         where,
-        local(model, where),
+        local_model(model, where),
         schedule,
         shape,
         point(plan, 0),

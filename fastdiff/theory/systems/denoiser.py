@@ -16,7 +16,7 @@ from ... import ops, rng
 from ...prediction import normalize, target
 from ...schedule import Schedule
 from ..likelihood.bound import elbo
-from ..system import Timed, drop_labels
+from ..system import TimedBound, drop_labels
 from .noising import Noised
 
 
@@ -137,7 +137,7 @@ class Denoiser(Noised):
         sample_ids: Tensor,
         times: int = 64,
         variance: str = "fixed_small",
-    ) -> Timed:
+    ) -> TimedBound:
         """Returns the terms of `bound` and the contribution of each time."""
         t, scale = self.spread_times(times, seed, sample_ids)
         value = elbo(
@@ -159,7 +159,7 @@ class Denoiser(Noised):
             "denoising": denoising.sum(1),
             "prior": value.prior,
         }
-        return Timed(bound, denoising, self.log_snr_at(t))
+        return TimedBound(bound, denoising, self.log_snr_at(t))
 
     def for_sampler(self) -> tuple[nn.Module, Schedule, dict[str, Any]]:
         """Returns (network, schedule, settings) for `fastdiff.Sampler`."""

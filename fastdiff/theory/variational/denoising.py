@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ... import ops
 from ...prediction import normalize, to_eps_coefficients
+from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
-from ..likelihood.bound import network_call
 from ..likelihood.table import vlb_table
 from .weights import WEIGHTINGS, weight
 
@@ -97,7 +97,15 @@ class DenoisingLoss:
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         alpha, sigma = (v.to(x0.device) for v in (self._alpha, self._sigma))
         x_t = ops.q_sample(x0, t, alpha, sigma, **counter)
-        out = network_call(model, self.schedule, x0.device, cond or {})(x_t, t)
+        call = ModelCall(
+            model,
+            self.schedule,
+            self.prediction_type,
+            cond=cond,
+            where="fastdiff.theory.variational.DenoisingLoss",
+            learned=True,
+        )
+        out = call(x_t, t)
         if self.objective == "vlb":
             return self._vlb(x0, x_t, out, t)
         half = out if out.shape == x_t.shape else out.chunk(2, dim=1)[0]

@@ -23,10 +23,11 @@ from ... import ops
 from ...models import build, describe
 from ...prediction import normalize
 from ...rng import STREAM_FORWARD
+from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
 from ...table import VLB_COLUMNS
 from ..information import Gaussian
-from ..likelihood.bound import LIKELIHOODS, network_call, prior_variance
+from ..likelihood.bound import LIKELIHOODS
 from ..likelihood.table import steps, vlb_table
 from .markovian import Chain
 
@@ -106,8 +107,15 @@ class DiffusionHVAE(Chain):
 
     def decode(self, level: int, z: Tensor) -> Gaussian:
         """p(x_{t-1}|x_t) at x_t = z, t = level (Luo 2022, eq. 94)."""
-        row, t = self._rows[level], torch.full((len(z),), level, dtype=torch.int64, device=z.device)
-        out = network_call(self.network, self.schedule, z.device, self.cond)(z, t)
+        call = ModelCall(
+            self.network,
+            self.schedule,
+            self.prediction_type,
+            cond=self.cond,
+            where="fastdiff.theory.variational.DiffusionHVAE",
+            learned=True,
+        )
+        row, out = self._rows[level], call(z, self.schedule.at(level))
         half = None
         if out.shape != z.shape:
             out, half = out.chunk(2, dim=1)
@@ -123,8 +131,8 @@ class DiffusionHVAE(Chain):
         return p.log_prob(x0)
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """ln p(x_{T-1}) [B]: N(0, I), in the space `ve` N(0, sigma_{T-1}² I)."""
-        variance = prior_variance(self.schedule)
+        """ln p(x_{T-1}) [B] of N(0, s² I), s = schedule.prior_std()."""
+        variance = self.schedule.prior_std() ** 2
         return -0.5 * (z.square() / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
 
     def loss(

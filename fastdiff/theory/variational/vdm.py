@@ -27,7 +27,7 @@ from ... import ops, rng
 from ...models import LEVELS, MLP, UNet, build, describe, features
 from ...prediction import normalize
 from ...schedule import Schedule, Time
-from ..system import Timed, drop_labels
+from ..system import TimedBound, drop_labels
 from . import gamma as gammas
 from .diffusion import diffusion_terms
 from .times import SAMPLINGS, draw, spread
@@ -249,7 +249,7 @@ class VDM(nn.Module):
         seed: int,
         sample_ids: Tensor | None = None,
         times: int = 64,
-    ) -> Timed:
+    ) -> TimedBound:
         """The terms of `bound` with what each time adds. With num_steps <= times every step is
         taken once.
         """
@@ -278,7 +278,7 @@ class VDM(nn.Module):
             "prior": self.prior(x0).double(),
         }
         at = u if self.num_steps is None else ((u * self.num_steps).floor() + 1) / self.num_steps
-        return Timed(bound, denoising, -self.gamma(at.reshape(-1))[0].view(at.shape))
+        return TimedBound(bound, denoising, -self.gamma(at.reshape(-1))[0].view(at.shape))
 
     # sampling
 

@@ -15,13 +15,23 @@ from tolerances import BOUND, VLB_SUM
 import fastdiff
 from fastdiff import Schedule, ops, reference
 from fastdiff.backend import library as native
+from fastdiff.sampling.model_call import ModelCall
 from fastdiff.schedule import Time
+from fastdiff.solvers import make_plan
 from fastdiff.theory.likelihood import elbo, optimal_variance, steps, vlb_table
-from fastdiff.theory.likelihood.bound import Terms, prior_term, prior_variance
+from fastdiff.theory.likelihood.bound import TimestepTerm, prior_term
 
 VE = Schedule.ve(30, sigma_max=20.0)
-SCHEDULES = [Schedule.linear(200), Schedule.linear(10), Schedule.cosine(50), VE, Schedule.flow(20)]
-NATURAL = {"vp": "epsilon", "ve": "epsilon", "flow": "flow"}
+SUB_VP = Schedule.sub_vp(15, beta_max=4.0)  # it ends at sigma = 0.87, far from pure noise
+SCHEDULES = [
+    Schedule.linear(200),
+    Schedule.linear(10),
+    Schedule.cosine(50),
+    VE,
+    Schedule.flow(20),
+    SUB_VP,
+]
+NATURAL = {"vp": "epsilon", "ve": "epsilon", "flow": "flow", "sub_vp": "epsilon"}
 
 
 class Optimal(Gaussian):
@@ -52,9 +62,9 @@ def expected_terms(
 ) -> tuple[np.ndarray, float]:
     """(E L_t [T], E prior) of N(m, s²) data with the optimal denoiser, no sampling error."""
     x0, eps = corners(mean, std)
-    term = Terms(
-        Optimal(schedule, kind, mean, std), x0, schedule, kind, variance, "gaussian", None, None
-    )
+    model = Optimal(schedule, kind, mean, std)
+    call = ModelCall(model, schedule, kind, where="test", learned=True)
+    term = TimestepTerm(call, x0, variance, "gaussian", None)
     values = []
     for t in range(schedule.num_train_timesteps):
         x_t = schedule.alpha[t] * x0 + schedule.sigma[t] * eps
@@ -62,7 +72,7 @@ def expected_terms(
     return np.array(values), prior_term(x0, schedule).mean().item()
 
 
-SPREAD = [*zip(SCHEDULES * 2, [0.3, 2.0, 1.0, 2.0, 0.3, 1.0, 0.5], strict=False)]
+SPREAD = [*zip(SCHEDULES * 2, [0.3, 2.0, 1.0, 2.0, 0.3, 0.7, 1.0, 0.5], strict=False)]
 
 
 @pytest.mark.parametrize(("schedule", "std"), SPREAD, ids=repr)
@@ -80,9 +90,59 @@ def test_with_the_optimal_variance_the_bound_is_tight(
         terms[1:], 0.5 * np.log1p((snr[:-1] - snr[1:]) * error[1:]), rtol=BOUND, atol=BOUND
     )
     entropy = 0.5 * math.log(2 * math.pi * math.e * std**2)
-    total, p = schedule.alpha[-1] ** 2 * std**2 + schedule.sigma[-1] ** 2, prior_variance(schedule)
+    total = schedule.alpha[-1] ** 2 * std**2 + schedule.sigma[-1] ** 2
+    p = 1.0 if schedule.space == "vp" else schedule.sigma[-1] ** 2
     mismatch = 0.5 * ((total + (schedule.alpha[-1] * mean) ** 2) / p - 1 - math.log(total / p))
     assert terms.sum() + prior == pytest.approx(entropy + mismatch, rel=BOUND, abs=BOUND)
+
+
+def sampled_nll(schedule: Schedule, mean: float, std: float, start: float) -> float:
+    """E -ln p(x0) of N(m, s²) data under the sampled model.
+
+    The model starts from N(0, start²) and steps by the Gaussians of the bound with the optimal
+    denoiser and variance, so that p(x0) is a Gaussian whose moments follow from an affine map.
+    """
+    step, variance = steps(schedule), optimal_variance(schedule, mmse(schedule, std))
+    centre, spread = 0.0, start**2
+    for t in reversed(range(schedule.num_train_timesteps)):
+        alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+        on_x = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        gain = step.mean_x0[t] * on_x + step.mean_x[t]
+        centre = gain * centre + step.mean_x0[t] * mean * (1 - alpha * on_x)
+        spread = gain**2 * spread + variance[t]
+    return 0.5 * (math.log(2 * math.pi * spread) + (std**2 + (mean - centre) ** 2) / spread)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_the_bound_holds_for_the_sampled_model(schedule: Schedule) -> None:
+    """The prior is the density that sampling starts from: the sum of terms is at least the model's
+    -ln p(x0), and equal to it where q(x_{T-1}) is that density.
+    """
+    kind, last = NATURAL[schedule.space], schedule.num_train_timesteps
+    plan = make_plan(schedule, solver="ddim", steps=last, prediction_type=kind)
+    assert schedule.prior_std() == plan.initial_std
+    for mean, std in ((0.0, 1e-4), (0.0, 1.0), (0.4, 0.5), (-1.0, 2.0)):
+        variance = optimal_variance(schedule, mmse(schedule, std))
+        terms, prior = expected_terms(schedule, kind, variance, mean, std)
+        truth = sampled_nll(schedule, mean, std, plan.initial_std)
+        bound = terms.sum() + prior
+        assert bound >= truth - BOUND * max(1.0, abs(truth))
+        alpha, start = schedule.alpha[-1], plan.initial_std
+        ends_there = alpha**2 * (std**2 + mean**2) + schedule.sigma[-1] ** 2 - start**2
+        if abs(ends_there) < 1e-7:
+            assert bound == pytest.approx(truth, rel=1e-6)
+
+
+def test_with_a_unit_prior_the_terms_of_sub_vp_are_no_bound() -> None:
+    """Data whose variance at the last timestep is 1: measured from N(0, I) the prior costs nothing,
+    and the sum is below -ln p(x0) of the model that is sampled from N(0, sigma² I).
+    """
+    std = math.sqrt((1 - SUB_VP.sigma[-1] ** 2) / SUB_VP.alpha[-1] ** 2)
+    variance = optimal_variance(SUB_VP, mmse(SUB_VP, std))
+    terms, prior = expected_terms(SUB_VP, "epsilon", variance, 0.0, std)
+    truth = sampled_nll(SUB_VP, 0.0, std, SUB_VP.sigma[-1])
+    assert terms.sum() < truth - 1e-3  # a prior term of 0
+    assert truth < terms.sum() + prior < truth + 0.05
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -17,10 +17,10 @@ from scipy.special import ndtr
 
 from fastdiff import Schedule, reference
 from fastdiff.models import MLP
+from fastdiff.theory.dequantization import dequantize, on_levels
 from fastdiff.theory.evaluation.uniform import Uniform as Uniform256
 from fastdiff.theory.likelihood import bits_per_dim, nll
 from fastdiff.theory.score import probability_flow
-from fastdiff.theory.score.dequantize import dequantize, on_levels
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MEAN = [0.3, -0.2, 0.5]
@@ -362,7 +362,7 @@ def test_a_sharded_model_is_refused() -> None:
         pass
 
     with pytest.raises(
-        ValueError, match="nll: expected a model whose weights are all here, got a sharded one"
+        ValueError, match="nll: expected a model with all its weights on this rank, got a sharded one"
     ):
         nll(FullyShardedDataParallel(), X, SCHEDULES["vp"])
 

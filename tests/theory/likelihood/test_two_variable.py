@@ -61,6 +61,7 @@ CASES = {
     "vlb": ("fixed_small", 0.6),
     "large": ("fixed_large", 1.5),
     "learned": ("learned_range", 0.6),
+    "sub_vp": ("fixed_small", 0.6),
 }
 
 
@@ -70,15 +71,17 @@ def test_both_forms_agree_in_expectation(case: str, backend: str) -> None:
     standard errors.
     """
     variance, std = CASES[case]
-    schedule, n = Schedule.linear(8, beta_end=0.5), 40_000
-    inner = Gaussian(schedule, "epsilon", 0.2, 0.8)
+    n, schedule = 40_000, Schedule.linear(8, beta_end=0.5)
+    if case == "sub_vp":
+        schedule = Schedule.sub_vp(8, beta_max=1.0)
 
-    def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return (
-            torch.cat([inner(x, t), 0.4 * torch.ones_like(x)], 1)
-            if variance == "learned_range"
-            else inner(x, t)
-        )
+    class Model(Optimal):
+        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            out = super().__call__(x, t)
+            half = [0.4 * torch.ones_like(x)] if variance == "learned_range" else []
+            return torch.cat([out, *half], 1)
+
+    model = Model(schedule, "epsilon", 0.2, 0.8)
 
     x0 = std * ops.randn((n, 2), seed=3, dtype=torch.float64)
     arguments = {"prediction_type": "epsilon", "variance": variance, "likelihood": "gaussian"}

@@ -258,7 +258,7 @@ def test_wrong_arguments_are_told() -> None:
             {"shape": (1, 1), "timestep_spacing": "karras"},
             "expected no further options with rk45, got 'timestep_spacing'",
         ),
-        ({"solver": "heun", "return_info": True, "shape": (1, 1)}, "with rk45 alone, got 'heun'"),
+        ({"solver": "heun", "return_info": True, "shape": (1, 1)}, "only with rk45, got 'heun'"),
         ({"shape": (1, 1), "guidance_scale": 2.0}, "probability_flow: expected uncond"),
     ]:
         with pytest.raises(

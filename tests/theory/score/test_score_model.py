@@ -267,7 +267,7 @@ def test_uniform_noise_in_training_is_not_the_forward_noise() -> None:
     """Dequantised data: the mean loss on lattice data equals that on data made continuous by hand
     at the shifted step.
     """
-    from fastdiff.theory.score.dequantize import dequantize
+    from fastdiff.theory.dequantization import dequantize
 
     torch.manual_seed(0)
     config = network_for((3,), **SMALL)

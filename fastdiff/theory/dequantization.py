@@ -1,16 +1,20 @@
-"""Dequantisation: how a density speaks of data that has 256 levels.
+"""Dequantisation: how a density assigns probabilities to data of 256 levels.
 
-A density can grow without bound on a lattice, so its logarithm there says nothing. Noise q(z | x)
-makes the data continuous, and Jensen's inequality makes a bound of it: -ln P(x) <= E_q[-ln p(z) +
-ln q(z | x) - ln P(x | z)]. For x in [-1, 1], level k = round(127.5 (x + 1)) of 256:
+The density of data on a lattice can grow without bound, so its logarithm is meaningless there.
+Noise q(z | x) makes the data continuous, and Jensen's inequality gives a bound: -ln P(x) <=
+E_q[-ln p(z) + ln q(z | x) - ln P(x | z)]. For x in [-1, 1] with the level k = round(127.5 (x + 1))
+of 256:
 
-    uniform    z = (k + u)/128 - 1, u in (0, 1): the data fill [-1, 1], -ln P <= E[-ln p(z)] + D ln 128, which are the 7
-               bits a dimension of bits/dim = nats/(D ln 2) + 7 (Theis et al. 2016, section 3.1)
-    centred    z = x + (u - ½)/127.5, where a model of the levels themselves is at home; D ln 127.5, 6.994 bits
-    gaussian   z = x + rho eps at the schedule's least noise rho, the first latent of a variational diffusion model
-               (Kingma et al. 2021, section 3.3); P(x | z) is the discretised Gaussian of
-               `discretized_gaussian_nll`. With rho small beside the levels' distance little is
-               lost, and nothing has to be learnt of a box's edges.
+    uniform    z = (k + u)/128 - 1 with u in (0, 1), which fills [-1, 1]. -ln P <= E[-ln p(z)] +
+               D ln 128; these are the 7 bits a dimension in bits/dim = nats/(D ln 2) + 7 (Theis et
+               al. 2016, section 3.1).
+    centred    z = x + (u - ½)/127.5, for models of the levels themselves; D ln 127.5, 6.994 bits a
+               dimension.
+    gaussian   z = x + rho eps at the schedule's lowest noise level rho, the first latent of a
+               variational diffusion model (Kingma et al. 2021, section 3.3). P(x | z) is the
+               discretised Gaussian of `discretized_gaussian_nll`. If rho is small compared with the
+               distance of two levels, the bound loses little, and the model need not learn the
+               edges of a box.
 """
 
 from __future__ import annotations
@@ -20,25 +24,21 @@ import math
 import torch
 from torch import Tensor
 
-from ... import ops, rng
-from ...backend.eager.sums import sum_samples
+from .. import ops, rng
+from ..backend.eager.sums import sum_samples
 
 DEQUANTIZATIONS = ("uniform", "centred", "gaussian")
 LEVELS = 256
-_ENOUGH = 16  # elements that lie on the lattice by chance are few
+_ENOUGH = 16  # fewer elements than this may be on the lattice by chance
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
-    """nats/(dims ln 2), of nats that speak of levels; for a density of data scaled to [-1, 1] add
-    7.
-    """
+    """nats/(dims ln 2), for -ln P of levels; for a density of data scaled to [-1, 1] add 7."""
     return nats / (dims * math.log(2))
 
 
 def on_levels(x: Tensor) -> bool:
-    """Whether x [B, …] looks like images of 8 bits in [-1, 1]: every element lies on one of 256
-    levels.
-    """
+    """Whether x [B, …] looks like 8-bit images in [-1, 1]: all elements are on the 256 levels."""
     if x.numel() == 0 or x[0].numel() < _ENOUGH:
         return False
     k = (x.double() + 1.0) * 127.5
@@ -58,12 +58,12 @@ def dequantize(
 
     Args:
         x: [B, …] in [-1, 1] on 256 levels.
-        convention: see the module. rho: noise level sigma/alpha at which z's density is taken, for
-            `gaussian`.
-        seed, sample_ids, step: of the noise contract, stream 2; another step is another draw.
+        convention: `uniform`, `centred` or `gaussian`; see the module.
+        rho: the noise level sigma/alpha of z, used by `gaussian`.
+        seed, sample_ids, step: of the noise, stream 2 of the noise contract.
 
     Raises:
-        ValueError: another convention, or data that is not on the levels.
+        ValueError: an unknown convention, or data that is not on the levels.
     """
     if convention not in DEQUANTIZATIONS:
         raise ValueError(
@@ -79,7 +79,7 @@ def dequantize(
         raise ValueError(
             "fastdiff.theory.likelihood.nll: expected x on 256 levels of [-1, 1] with"
             f" dequantization {convention!r}, got other values. Scale images to x/127.5 - 1, or"
-            " leave dequantization out for continuous data."
+            " omit dequantization for continuous data."
         )
     dims, ids = x[0].numel() if len(x) else 0, sample_ids
     if ids is None:
