@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tolerances import DOORS as TOLERANCES
 from torch import Tensor, nn
-from types import SimpleNamespace
 
 import fastdiff
 from fastdiff import Schedule
 from fastdiff.sampling.adaptive import dpm_adaptive, dpm_fast, on_tree
 from fastdiff.schedule import Time
-from tolerances import DOORS as TOLERANCES
+from fastdiff.theory.likelihood import elbo, elbo_two_variable, nll
+from fastdiff.theory.score import (
+    VPSDE,
+    annealed_langevin,
+    denoising_score_matching,
+    predictor_corrector,
+    probability_flow,
+)
+from fastdiff.theory.variational import DenoisingLoss, DiffusionHVAE
 
 SCHEDULE = Schedule.linear(20)
 SHAPE = (3, 2, 4)
@@ -141,7 +150,46 @@ def outside(function: Callable[..., Tensor], **options: Any) -> Callable[[Any], 
     )
 
 
+def flow_nll(network: Any) -> Tensor:
+    return nll(network, noise(), SCHEDULE, prediction_type="v", seed=0, rtol=1e-2, atol=1e-2).nats
+
+
+def bound(network: Any) -> Tensor:
+    return elbo(
+        network, noise(), SCHEDULE, prediction_type="v", variance="fixed_small", seed=0
+    ).total()
+
+
+def bound_two_variable(network: Any) -> Tensor:
+    return elbo_two_variable(
+        network, noise(), SCHEDULE, prediction_type="v", variance="fixed_large", seed=0
+    )
+
+
+def score_matching(network: Any) -> Tensor:
+    times = torch.tensor([2, 7, 19])
+    return denoising_score_matching(
+        network, noise(), SCHEDULE, times=times, prediction_type="v", seed=0
+    )
+
+
+def sde_score(network: Any) -> Tensor:
+    t = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+    return VPSDE().score(network, "v")(noise(), t)
+
+
+def denoising_loss(network: Any) -> Tensor:
+    loss = DenoisingLoss(SCHEDULE, prediction_type="v", objective="hybrid", vlb_share=0.5)
+    return loss(network, noise(), torch.tensor([2, 7, 19]), seed=0)
+
+
+def diffusion_hvae(network: Any) -> Tensor:
+    return DiffusionHVAE(network, SCHEDULE, prediction_type="v").loss(noise(), seed=0)
+
+
 ADAPTIVE = "fastdiff.sampling.adaptive."
+SCORE, LIKELIHOOD = "fastdiff.theory.score.", "fastdiff.theory.likelihood."
+VARIATIONAL = "fastdiff.theory.variational."
 DOORS = {
     "sample": Door("fastdiff.Sampler", sample),
     "sample padded": Door("fastdiff.Sampler", padded),
@@ -157,6 +205,30 @@ DOORS = {
     "on_tree guided": Door(
         ADAPTIVE + "on_tree", outside(on_tree, steps=STEPS, guidance_scale=2.0, uncond={})
     ),
+    "probability_flow": Door(
+        SCORE + "probability_flow", outside(probability_flow, rtol=1e-2, atol=1e-2)
+    ),
+    "probability_flow padded": Door(
+        SCORE + "probability_flow",
+        outside(probability_flow, rtol=1e-2, atol=1e-2, network_batch=2),
+    ),
+    "predictor_corrector": Door(
+        SCORE + "predictor_corrector", outside(predictor_corrector, steps=STEPS, ratio="norm")
+    ),
+    "annealed_langevin": Door(
+        SCORE + "annealed_langevin", outside(annealed_langevin, levels=3, steps=1)
+    ),
+    "annealed_langevin level": Door(
+        SCORE + "annealed_langevin",
+        outside(annealed_langevin, levels=3, steps=1, ratio="level"),
+    ),
+    "denoising_score_matching": Door(SCORE + "denoising_score_matching", score_matching),
+    "SDE.score": Door(SCORE + "VPSDE", sde_score, lambda point: point.t),
+    "nll": Door(LIKELIHOOD + "nll", flow_nll),
+    "elbo": Door(LIKELIHOOD + "elbo", bound),
+    "elbo_two_variable": Door(LIKELIHOOD + "elbo_two_variable", bound_two_variable),
+    "DenoisingLoss": Door(VARIATIONAL + "DenoisingLoss", denoising_loss),
+    "DiffusionHVAE": Door(VARIATIONAL + "DiffusionHVAE", diffusion_hvae),
 }
 
 GOOD: dict[str, Callable[[Door], Any]] = {

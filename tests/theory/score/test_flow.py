@@ -12,7 +12,7 @@ from exact import SCHEDULES, Gaussian, Mixture
 from scipy.integrate import solve_ivp
 
 from fastdiff import Sampler, Schedule
-from fastdiff.sampling.adaptive.network import Network
+from fastdiff.sampling.model_call import ModelCall
 from fastdiff.theory.score import probability_flow
 from fastdiff.theory.score.velocity import Velocity, angle
 
@@ -277,6 +277,6 @@ def test_the_velocity_is_v_whatever_is_predicted() -> None:
     for schedule in SCHEDULES.values():
         for kind in ("epsilon", "x0", "v", "score", "flow", "edm"):
             model = Mixture(*TWO, kind=kind)
-            got = Velocity(Network(model, schedule, kind, None, None, None, 1.0), 9)(X, phi, rows)
+            got = Velocity(ModelCall(model, schedule, kind, where="test"), 9)(X, phi, rows)
             want = got if want is None else want
             torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
