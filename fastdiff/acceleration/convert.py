@@ -12,7 +12,7 @@ from torch import nn
 from ..models.unet import Attention as UNetAttention
 from ..models.unet import Block as UNetBlock
 from ..models.unet import UNet
-from . import attention, layers, networks, norms, residual
+from . import attention, families, layers, norms, residual
 from .tree import plain, share
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -106,11 +106,11 @@ class _Change:
         elif before is UNetAttention:
             attention.faster_own_attention(module)
         if name in ("UNet2DModel", "UNet2DConditionModel"):
-            networks.fuse_output(module)
+            families.fuse_output(module)
         if name == "UNet2DModel":
-            networks.faster_diffusers_unet(module)
+            families.faster_diffusers_unet(module)
         elif name == "DiTTransformer2DModel":
-            networks.faster_dit(module)
+            families.faster_dit(module)
         elif before is UNet:
-            networks.faster_own_unet(module)
+            families.faster_own_unet(module)
         self.count += type(module) is not before

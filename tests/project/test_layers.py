@@ -56,7 +56,6 @@ BY_STRING = {
     "fastdiff": "public names load on first use",
     "fastdiff.backend.choice": "a backend loads when it is first asked for",
     "fastdiff.cli": "a command loads when it is called",
-    "fastdiff.integrations.diffusers.twins": "finds a drop-in by the name of diffusers' class",
     "fastdiff.jobs": "public names load on first use",
     "fastdiff.jobs.models.factory": "imports the user's module",
     "fastdiff.jobs.models.pipeline": "asks whether the package accelerate is installed",

@@ -1,9 +1,10 @@
-"""diffusers' schedulers over fastdiff's plans: the same names, configurations, numbers and
-draws.
+"""Drop-ins: diffusers' schedulers over fastdiff's plans, with the same names, configurations,
+numbers and random draws.
 """
 
 from .base import SchedulerMixin as SchedulerMixin
 from .consistency_models import CMStochasticIterativeScheduler
+from .conversion import check_version, from_scheduler, swap
 from .ddim import DDIMInverseScheduler, DDIMParallelScheduler, DDIMScheduler
 from .ddpm import DDPMParallelScheduler, DDPMScheduler
 from .deis import DEISMultistepScheduler
@@ -11,9 +12,9 @@ from .distilled import LCMScheduler, TCDScheduler
 from .dpm import (
     DPMSolverMultistepInverseScheduler,
     DPMSolverMultistepScheduler,
-    DPMSolverSinglestepScheduler,
 )
 from .dpm_sde import DPMSolverSDEScheduler
+from .dpm_singlestep import DPMSolverSinglestepScheduler
 from .edm import (
     CosineDPMSolverMultistepScheduler,
     EDMDPMSolverMultistepScheduler,
@@ -34,7 +35,6 @@ from .karras import (
 from .pndm import IPNDMScheduler, PNDMScheduler
 from .repaint import RePaintScheduler
 from .sa import SASolverScheduler
-from .twins import check_version, from_scheduler, swap
 from .unclip import UnCLIPScheduler
 from .unipc import UniPCMultistepScheduler
 

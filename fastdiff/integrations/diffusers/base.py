@@ -35,6 +35,9 @@ from .tables import Points
 _OPTIONS = ("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise", "order")
 Generators = torch.Generator | list[torch.Generator] | None
 
+DROP_INS: dict[str, type[Scheduler]] = {}
+"""The drop-in classes by name, which is that of diffusers' class; they enter it when defined."""
+
 
 @dataclass
 class StepOutput(BaseOutput):
@@ -81,9 +84,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__name__.endswith("Scheduler"):
-            # pipelines save this name beside the class's, and look for the class in it
-            cls.__module__ = "fastdiff"
+        if not cls.__name__.endswith("Scheduler"):
+            return
+        if cls.__module__.split(".")[0] == "fastdiff":
+            DROP_INS[cls.__name__] = cls
+        # A pipeline saves this module's name with the class's name, and loads the class from it.
+        cls.__module__ = "fastdiff"
 
     # -- what classes define or change
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace, ddim
-from . import grids, quirks, tables
+from . import grids, tables
 from .base import Generators
+from .quirks.ddpm import inversion
 from .state import State
 from .vp import VariancePreserving
 
@@ -253,7 +254,7 @@ class DDIMInverseScheduler(VariancePreserving):
             if before >= 0
             else tables.preserving(0, float(self.initial_alpha_cumprod))
         )
-        return quirks.inversion(trace, origin, self._point(timestep))
+        return inversion(trace, origin, self._point(timestep))
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True

@@ -11,8 +11,9 @@ from torch import Tensor
 from ...ops import randn
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
-from . import grids, quirks
+from . import grids
 from .base import Generators
+from .quirks.ddpm import ddpm
 from .state import State
 from .vp import VariancePreserving
 
@@ -114,7 +115,7 @@ class DDPMScheduler(VariancePreserving):
         return trace.start
 
     def _one(self, trace: Trace, t: Time, s: Time) -> Linear:
-        return quirks.ddpm(trace, t, s, variance_type=self.variance_type, draws=t.t > 0)
+        return ddpm(trace, t, s, variance_type=self.variance_type, draws=t.t > 0)
 
     def step(
         self,
@@ -190,8 +191,6 @@ class DDPMParallelScheduler(DDPMScheduler):
 
         def formula(trace: Trace, t: int) -> Linear:
             goal = self._point(t - ratio) if t >= ratio else CLEAN
-            return quirks.ddpm(
-                trace, self._point(t), goal, variance_type=self.variance_type, draws=False
-            )
+            return ddpm(trace, self._point(t), goal, variance_type=self.variance_type, draws=False)
 
         return self._everywhere(formula, model_output, timesteps, sample, {})

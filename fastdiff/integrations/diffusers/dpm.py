@@ -1,10 +1,7 @@
-"""DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b) under diffusers' names: multistep, its
-inversion, and singlestep.
-"""
+"""Drop-ins of multistep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b) and its inversion."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,22 +12,21 @@ from torch import Tensor
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from . import quirks_dpm, tables
+from . import tables
 from .base import Generators
 from .integrators import Integrator
+from .quirks.dpm import ALGORITHMS, SOLVER_TYPES, multistep, step_orders
 from .state import State
 
-_LOG = logging.getLogger("fastdiff")
 
-
-class _DPM(Integrator):
+class DPMSolver(Integrator):
     """What the three share: the algorithms, and which of them draw noise."""
 
-    _algorithms: tuple[str, ...] = quirks_dpm.ALGORITHMS
+    _algorithms: tuple[str, ...] = ALGORITHMS
 
     def _setup(self) -> None:
         self._adopt("algorithm_type", self._algorithms, ("deis",), "dpmsolver++")
-        self._adopt("solver_type", quirks_dpm.SOLVER_TYPES, ("logrho", "bh1", "bh2"), "midpoint")
+        self._adopt("solver_type", SOLVER_TYPES, ("logrho", "bh1", "bh2"), "midpoint")
         c = self.config
         if not c.algorithm_type.endswith("++") and c.get("final_sigmas_type") == "zero":
             raise ValueError(
@@ -59,13 +55,13 @@ class _DPM(Integrator):
         return super()._formula(trace, state, start, **options)
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
-        c, orders = self.config, quirks_dpm.orders(self.config, len(times) - 1)
+        c, orders = self.config, step_orders(self.config, len(times) - 1)
         if c.algorithm_type == "sde-dpmsolver" and max(orders[start:]) > 2:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected solver_order 1 or 2 with"
                 f" algorithm_type='sde-dpmsolver', got {c.solver_order}."
             )
-        return quirks_dpm.multistep(
+        return multistep(
             trace,
             times[start:],
             orders[start:],
@@ -74,7 +70,7 @@ class _DPM(Integrator):
         )
 
 
-class DPMSolverMultistepScheduler(_DPM):
+class DPMSolverMultistepScheduler(DPMSolver):
     """DPM-Solver(++) with remembered predictions (Lu et al. 2022b, algorithm 2); diffusers'
     `DPMSolverMultistepScheduler`.
 
@@ -135,7 +131,7 @@ class DPMSolverMultistepScheduler(_DPM):
         """One of: a number of steps, or timesteps to visit. mu: the logarithm of a flow's shift,
         for this grid.
         """
-        visited = _visited(self, num_inference_steps, timesteps, "use_lu_lambdas")
+        visited = own_timesteps(self, num_inference_steps, timesteps, "use_lu_lambdas")
         self._shift(mu)
         if visited is None:
             assert num_inference_steps is not None
@@ -174,7 +170,7 @@ class DPMSolverMultistepScheduler(_DPM):
         )
 
 
-class DPMSolverMultistepInverseScheduler(_DPM):
+class DPMSolverMultistepInverseScheduler(DPMSolver):
     """The same from data towards noise; diffusers' `DPMSolverMultistepInverseScheduler`.
 
     Quirks kept: those of the multistep class; repeated timesteps are dropped from `timesteps` but
@@ -281,134 +277,7 @@ class DPMSolverMultistepInverseScheduler(_DPM):
         )
 
 
-class DPMSolverSinglestepScheduler(_DPM):
-    """DPM-Solver(++) in groups of 1 … solver_order calls over the grid itself (Lu et al. 2022b,
-    algorithm 1); diffusers' `DPMSolverSinglestepScheduler`.
-
-    Quirks kept: every call is a displayed step, and the later ones of a group start over from the
-        group's state; the stages
-    lie on the grid and not at fractions of a step; order 3 with `midpoint` leaves out the second
-    difference, and with sde-dpmsolver++ and `heun` its weight has -1/2 for +1/2; each call of a
-    group draws noise of its own; lower_order_final becomes True in the configuration where the
-    steps do not divide by the order or the last level is 0.
-    """
-
-    _algorithms = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
-
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        solver_order: int = 2,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        algorithm_type: str = "dpmsolver++",
-        solver_type: str = "midpoint",
-        lower_order_final: bool = False,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        use_flow_sigmas: bool = False,
-        flow_shift: float = 1.0,
-        final_sigmas_type: str = "zero",
-        lambda_min_clipped: float = -float("inf"),
-        variance_type: str | None = None,
-        use_dynamic_shifting: bool = False,
-        time_shift_type: str = "exponential",
-    ) -> None:
-        self._setup()
-
-    def get_order_list(self, num_inference_steps: int) -> list[int]:
-        """The order of each step: 1, 2, … again and again, falling at the end. Raises ValueError
-        above order 3.
-        """
-        c, steps = self.config, num_inference_steps
-        if c.solver_order not in (1, 2, 3):
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected solver_order 1, 2 or 3, got"
-                f" {c.solver_order}."
-            )
-        group = list(range(1, c.solver_order + 1))
-        rest = steps % c.solver_order
-        if not c.lower_order_final:
-            orders = group * (steps // c.solver_order)
-        elif c.solver_order == 1 or rest:
-            orders = group * (steps // c.solver_order) + group[:rest]
-        else:  # the last group whole would end in a high order
-            orders = group * (steps // c.solver_order - 1) + group[:-1] + [1]
-        if c.final_sigmas_type == "zero":
-            orders[-1] = 1
-        return orders
-
-    @property
-    def order_list(self) -> list[int]:
-        """The orders of the current timesteps' steps."""
-        return self.get_order_list(len(self._state.host))
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        """One of: a number of steps, or timesteps to visit. mu: the logarithm of a flow's shift,
-        for this grid.
-        """
-        visited = _visited(self, num_inference_steps, timesteps)
-        self._shift(mu)
-        if visited is None:
-            assert num_inference_steps is not None
-            visited = self._spaced(
-                num_inference_steps, self.config.num_train_timesteps - self._clipped()
-            )
-        visited, levels = self._levels(visited, num_inference_steps or len(visited), mu)
-        c = self.config
-        if not c.lower_order_final and (
-            len(visited) % c.solver_order or c.final_sigmas_type == "zero"
-        ):
-            _LOG.warning(
-                "fastdiff.%s: lower_order_final is now True, which %d steps of order %d that end at"
-                " %r need.",
-                type(self).__name__,
-                len(visited),
-                c.solver_order,
-                c.final_sigmas_type,
-            )
-            self.register_to_config(lower_order_final=True)
-        self._arrange(visited, levels, device)
-
-    def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
-        c, orders = self.config, self.get_order_list(len(times) - 1)
-        return quirks_dpm.singlestep(
-            trace,
-            times[start:],
-            orders[start:],
-            algorithm=c.algorithm_type,
-            solver_type=c.solver_type,
-        )
-
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Any,
-        sample: Tensor,
-        generator: Generators = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """The next state from the network's output; see diffusers."""
-        return self._advance(
-            self._mean(model_output), timestep, sample, generator=generator, return_dict=return_dict
-        )
-
-
-def _visited(scheduler: Integrator, steps: int | None, timesteps: Any, *further: str) -> Any:
+def own_timesteps(scheduler: Integrator, steps: int | None, timesteps: Any, *further: str) -> Any:
     """The user's own timesteps as int64, or None. Raises ValueError unless exactly one of both
     arguments is given, and for timesteps where the levels are respaced.
     """

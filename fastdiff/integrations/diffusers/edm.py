@@ -16,9 +16,11 @@ from ... import ops
 from ...prediction import Coefficients, Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from . import quirks, quirks_dpm, tables
+from . import tables
 from .base import Generators
 from .indexed import Indexed
+from .quirks.dpm import SOLVER_TYPES, multistep, step_orders
+from .quirks.karras import late_churn
 from .state import State
 
 
@@ -155,7 +157,7 @@ class EDMEulerScheduler(Preconditioned):
                 "x0"
             )  # what comes as the output is the prediction itself
         times = state.times[: len(state.host) + 1]
-        return quirks.late_churn(trace, times[start:], len(state.times) - 1, hat=True, **options)
+        return late_churn(trace, times[start:], len(state.times) - 1, hat=True, **options)
 
     def step(
         self,
@@ -200,7 +202,7 @@ class _Multistep(Preconditioned):
     _last_for_unknown = True
 
     def _setup(self) -> None:
-        self._adopt("solver_type", quirks_dpm.SOLVER_TYPES, ("logrho", "bh1", "bh2"), "midpoint")
+        self._adopt("solver_type", SOLVER_TYPES, ("logrho", "bh1", "bh2"), "midpoint")
         super()._setup()
 
     def _initial(self) -> State:
@@ -231,13 +233,13 @@ class _Multistep(Preconditioned):
                 " first."
             )
         times: list[Time] = state.times[: len(state.host) + 1]
-        orders = quirks_dpm.orders(self.config, len(times) - 1)[start:]
+        orders = step_orders(self.config, len(times) - 1)[start:]
         if self._algorithm.startswith("sde") and max(orders) > 2:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected solver_order 1 or 2 with noise, got"
                 f" {self.config.solver_order}."
             )
-        return quirks_dpm.multistep(
+        return multistep(
             trace,
             times[start:],
             orders,

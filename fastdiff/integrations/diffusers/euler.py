@@ -12,8 +12,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...solvers import Linear, Trace, karras
-from . import grids, quirks, tables
+from . import grids, tables
 from .base import Generators
+from .quirks.karras import late_churn
 from .sigma import Exploding
 from .state import State
 
@@ -125,7 +126,7 @@ class EulerDiscreteScheduler(Exploding):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         times = state.times[: len(state.host) + 1]
         steps = len(state.times) - 1
-        return quirks.late_churn(
+        return late_churn(
             trace, times[start:], steps, hat=self.config.prediction_type == "epsilon", **options
         )
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ...backend.eager.common import compute_dtype
 from ...solvers import Linear, Trace
-from . import quirks_flow, tables
+from . import tables
 from .base import Generators
 from .flow import Flow, Shifting
 from .indexed import Indexed
+from .quirks import flow as formulas
 from .state import State
 
 
@@ -55,9 +56,9 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         times = state.times[start:]
         return (
-            quirks_flow.renoised(trace, times)
+            formulas.renoised(trace, times)
             if self.config.stochastic_sampling
-            else quirks_flow.euler(trace, times)
+            else formulas.euler(trace, times)
         )
 
     def _always_draws(self, index: int, options: Any) -> bool:
@@ -168,7 +169,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         return sigma * noise + (1.0 - sigma) * sample
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return quirks_flow.heun(trace, state.times[start:], len(state.times) - 1, **options)
+        return formulas.heun(trace, state.times[start:], len(state.times) - 1, **options)
 
     def _always_draws(self, index: int, options: Any) -> bool:
         level = self._state.times[index if self._begins(index) else index - 1].sigma
@@ -249,9 +250,9 @@ class FlowMatchLCMScheduler(Shifting):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         times = state.times[start:]
         return (
-            quirks_flow.denoised(trace, times)
+            formulas.denoised(trace, times)
             if options.get("grows")
-            else quirks_flow.renoised(trace, times)
+            else formulas.renoised(trace, times)
         )
 
     def _always_draws(self, index: int, options: Any) -> bool:

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...solvers import Linear, Trace, karras
-from . import grids, quirks, tables
+from . import grids, tables
 from .base import Generators
+from .quirks.karras import lms, midpoints
 from .sigma import Exploding
 from .state import State
 
@@ -60,7 +61,7 @@ class LMSDiscreteScheduler(Exploding):
         self._begin(self._grid(num_inference_steps, device))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return quirks.lms(trace, state.times, start, order=options.get("order", 4))
+        return lms(trace, state.times, start, order=options.get("order", 4))
 
     def step(
         self,
@@ -289,7 +290,7 @@ class KDPM2AncestralDiscreteScheduler(_Midpoint):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         first = (start + 1) // 2
         levels = [state.extra[name][first:] for name in ("middle", "down", "up")]
-        return quirks.midpoints(trace, state.times[first:], *levels)
+        return midpoints(trace, state.times[first:], *levels)
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return index % 2 == 1

@@ -13,8 +13,9 @@ from torch import Tensor
 from ...prediction import Parametrization
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
-from . import grids, quirks, tables
+from . import grids, tables
 from .indexed import Counted
+from .quirks.pndm import ipndm, plms, prk
 from .state import State
 from .vp import VariancePreserving
 
@@ -119,12 +120,12 @@ class PNDMScheduler(VariancePreserving):
             first = visits[: len(stages)]
             base = [self._at(int(stages[i // 4 * 4])) for i in range(len(first))]
             goals = [self._at(t if i % 2 else t - ratio // 2) for i, t in enumerate(first)]
-            outs = quirks.prk(trace, [self._at(t) for t in first], base, goals)
+            outs = prk(trace, [self._at(t) for t in first], base, goals)
         rest = visits[len(stages) :]
         steps = [(t, t - ratio) for t in rest]
         if not outs and len(rest) > 1:
             steps[1] = (rest[1] + ratio, rest[1])
-        return quirks.plms(
+        return plms(
             trace, [self._at(t) for t in rest], [(self._at(t), self._at(s)) for t, s in steps], outs
         )
 
@@ -185,7 +186,7 @@ class IPNDMScheduler(Counted):
         self._begin(self._grid(num_inference_steps, device))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return quirks.ipndm(trace, state.times[start:])
+        return ipndm(trace, state.times[start:])
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True

@@ -11,9 +11,9 @@ from torch import Tensor
 from ...schedule import Time
 from ...solvers import Linear, Trace
 from ...solvers import sa as native
-from . import quirks_sa
 from .base import Generators
 from .integrators import Integrator
+from .quirks import sa as quirks
 
 
 def _middle(t: float) -> float:
@@ -106,7 +106,7 @@ class SASolverScheduler(Integrator):
                 f"fastdiff.{type(self).__name__}: expected algorithm_type='data_prediction' with "
                 "prediction_type='flow_prediction', got 'noise_prediction'."
             )
-        return quirks_sa.noise_prediction(
+        return quirks.noise_prediction(
             trace, times[start:], **orders, tau=self._tau, lower_order_final=c.lower_order_final
         )
 

@@ -20,7 +20,7 @@ from ...sampler import Sampler
 from ...solvers import Plan
 from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
-from .twins import from_scheduler
+from .conversion import from_scheduler
 
 _OF_A_CALL = {
     "model_output",

@@ -196,10 +196,10 @@ def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
         if settings.get("solver") is None:
             settings.pop("solver", None)
             return Sampler.from_diffusers(pipe, **settings)
-        from ...integrations.diffusers.native import native
+        from ...integrations.diffusers.sampler_settings import sampler_settings
 
         model = from_diffusers(network)
-        schedule, own = native(pipe.scheduler, model, solver=settings["solver"])
+        schedule, own = sampler_settings(pipe.scheduler, model, solver=settings["solver"])
         # what the solver reads of the output is known when its plan is
         return make(Sampler(model, schedule, **{**own, **settings}).plan, **settings)
 

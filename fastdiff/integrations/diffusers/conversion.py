@@ -1,9 +1,8 @@
-"""From diffusers' schedulers to their twins here, one by one or in a pipeline."""
+"""Conversion of diffusers' schedulers to drop-ins, one at a time or all of a pipeline."""
 
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import warnings
 from typing import Any
@@ -11,13 +10,12 @@ from typing import Any
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-SUPPORTED = (
-    "0.42",
-    "0.43",
-)  # diffusers from the first, below the second; the tests run with 0.42.1
+from .base import DROP_INS
 
-# classes without a twin whose sampler is close to one that has; names that look alike say nothing
-# of it
+SUPPORTED = ("0.42", "0.43")
+"""The first supported version of diffusers, and the first that is not; the tests use 0.42.1."""
+
+# Schedulers without a drop-in, and the drop-in with the nearest algorithm (not the nearest name).
 _NEAREST = {
     "CogVideoXDDIMScheduler": "DDIMScheduler",
     "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler",
@@ -34,7 +32,7 @@ _NEAREST = {
     "ScoreSdeVeScheduler": "EulerAncestralDiscreteScheduler",
     "ScoreSdeVpScheduler": "DDPMScheduler",
 }
-_OF_TOKENS = (
+_SAMPLE_TOKENS = (
     "AmusedScheduler",
     "BlockRefinementScheduler",
     "DiscreteDDIMScheduler",
@@ -45,7 +43,7 @@ _OF_TOKENS = (
 
 
 def check_version() -> None:
-    """Warns where diffusers is another than the supported ones."""
+    """Warns where the installed diffusers is not a supported version."""
     version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
     low, high = (tuple(int(part) for part in bound.split(".")) for bound in SUPPORTED)
     if not low <= version < high:
@@ -57,49 +55,47 @@ def check_version() -> None:
 
 
 def from_scheduler(scheduler: Any) -> Any:
-    """The twin of one of diffusers' schedulers, with its configuration as it is now; its own
-    timesteps are not taken over.
+    """Returns the drop-in for one of diffusers' schedulers, with its current configuration.
 
-    A scheduler of fastdiff is its own twin. Raises TypeError, with the nearest supported class, for
-    others.
+    Its timesteps are not copied. A drop-in is returned as it is.
+
+    Raises:
+        TypeError: for another class; the message names the nearest supported one.
     """
-    classes = importlib.import_module(__package__)
-    name, module = type(scheduler).__name__, type(scheduler).__module__
-    if module.split(".")[0] == "fastdiff":
+    name, package = type(scheduler).__name__, type(scheduler).__module__.split(".")[0]
+    if package == "fastdiff":
         return scheduler
-    if module.split(".")[0] != "diffusers" or name not in classes.__all__:
+    cls: Any = DROP_INS.get(name) if package == "diffusers" else None
+    if cls is None:
         raise TypeError(
-            f"fastdiff.from_scheduler: expected a scheduler of diffusers with a twin, got {name}."
-            f" {_near(name)}"
+            "fastdiff.from_scheduler: expected a scheduler of diffusers that has a drop-in, got"
+            f" {name}. {_nearest(name)}"
         )
-    # pipelines rewrite values that were defaults: all are given, and those that still are one are
-    # noted as such again
+    # A pipeline may have rewritten values that were defaults. All values are passed, and those that
+    # are still a default are marked as such.
     config = {k: v for k, v in scheduler.config.items() if k != "_use_default_values"}
-    cls = getattr(classes, name)
     defaults = {k: p.default for k, p in inspect.signature(cls.__init__).parameters.items()}
-    untouched = [
+    unchanged = [
         k for k in scheduler.config.get("_use_default_values", []) if config[k] == defaults.get(k)
     ]
-    twin = cls.from_config(config)
-    twin.register_to_config(**config, _use_default_values=untouched)
-    return twin
+    drop_in = cls.from_config(config)
+    drop_in.register_to_config(**config, _use_default_values=unchanged)
+    return drop_in
 
 
-def _near(name: str) -> str:
-    known = [c for c in importlib.import_module(__package__).__all__ if c.endswith("Scheduler")]
-    if name in _OF_TOKENS:
-        return "It samples tokens, as no supported one does."
-    near = _NEAREST.get(name) or next(
-        iter(difflib.get_close_matches(name, known, n=1, cutoff=0.0)), "DDIMScheduler"
-    )
+def _nearest(name: str) -> str:
+    if name in _SAMPLE_TOKENS:
+        return "It samples tokens, which no supported one does."
+    similar = difflib.get_close_matches(name, sorted(DROP_INS), n=1, cutoff=0.0)
+    near = _NEAREST.get(name) or next(iter(similar), "DDIMScheduler")
     return f"The nearest supported one is {near}."
 
 
 def swap(pipeline: Any) -> Any:
-    """Gives a diffusers pipeline the twins of its schedulers, in place, and returns it.
+    """Replaces the schedulers of a diffusers pipeline by drop-ins, in place, and returns it.
 
-    They are assigned to the finished pipeline: some constructors, such as DDIMPipeline's, make a
-        scheduler of their own.
+    They are assigned to the finished pipeline, because some constructors, such as DDIMPipeline's,
+    create a scheduler themselves.
     """
     for name, component in list(pipeline.components.items()):
         if isinstance(component, SchedulerMixin):

@@ -11,16 +11,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...schedule import Time
-from ...solvers import Linear, Trace, dpm_multistep
-from ...solvers.dpm_multistep import SOLVER_TYPES as SOLVER_TYPES
-from ...solvers.exponential import Weights, data_weights, noise_weights, step_size
+from ....schedule import Time
+from ....solvers import Linear, Trace, dpm_multistep
+from ....solvers.dpm_multistep import SOLVER_TYPES as SOLVER_TYPES
+from ....solvers.exponential import Weights, data_weights, noise_weights, step_size
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 _SDE_CURVATURE = -0.5
 
 
-def orders(config: Mapping[str, Any], steps: int) -> list[int]:
+def step_orders(config: Mapping[str, Any], steps: int) -> list[int]:
     """The order of every step of a grid; lower at its end where the configuration says so."""
     highest = [config["solver_order"]] * steps
     if config["lower_order_final"] and steps < 15:

@@ -12,10 +12,10 @@ from math import exp, expm1, sqrt
 
 import numpy as np
 
-from ...schedule import Time
-from ...solvers import Linear, Trace
-from ...solvers.exponential import lagrange_basis, step_size
-from ...solvers.sa import moments
+from ....schedule import Time
+from ....solvers import Linear, Trace
+from ....solvers.exponential import lagrange_basis, step_size
+from ....solvers.sa import moments
 
 Known = tuple[Linear, Time]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, sqrt
 
-from ...schedule import Time
-from ...solvers import Linear, Trace
+from ....schedule import Time
+from ....solvers import Linear, Trace
 
 
 def euler(p: Trace, times: Sequence[Time]) -> Linear:

@@ -1,0 +1,144 @@
+"""The drop-in of singlestep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ...schedule import Time
+from ...solvers import Linear, Trace
+from .base import Generators
+from .dpm import DPMSolver, own_timesteps
+from .quirks.dpm import singlestep
+
+_LOG = logging.getLogger("fastdiff")
+
+
+class DPMSolverSinglestepScheduler(DPMSolver):
+    """DPM-Solver(++) in groups of 1 … solver_order calls over the grid itself (Lu et al. 2022b,
+    algorithm 1); diffusers' `DPMSolverSinglestepScheduler`.
+
+    Quirks kept: every call is a displayed step, and the later ones of a group start over from the
+        group's state; the stages
+    lie on the grid and not at fractions of a step; order 3 with `midpoint` leaves out the second
+    difference, and with sde-dpmsolver++ and `heun` its weight has -1/2 for +1/2; each call of a
+    group draws noise of its own; lower_order_final becomes True in the configuration where the
+    steps do not divide by the order or the last level is 0.
+    """
+
+    _algorithms = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        solver_order: int = 2,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        algorithm_type: str = "dpmsolver++",
+        solver_type: str = "midpoint",
+        lower_order_final: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
+        final_sigmas_type: str = "zero",
+        lambda_min_clipped: float = -float("inf"),
+        variance_type: str | None = None,
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+    ) -> None:
+        self._setup()
+
+    def get_order_list(self, num_inference_steps: int) -> list[int]:
+        """The order of each step: 1, 2, … again and again, falling at the end. Raises ValueError
+        above order 3.
+        """
+        c, steps = self.config, num_inference_steps
+        if c.solver_order not in (1, 2, 3):
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected solver_order 1, 2 or 3, got"
+                f" {c.solver_order}."
+            )
+        group = list(range(1, c.solver_order + 1))
+        rest = steps % c.solver_order
+        if not c.lower_order_final:
+            orders = group * (steps // c.solver_order)
+        elif c.solver_order == 1 or rest:
+            orders = group * (steps // c.solver_order) + group[:rest]
+        else:  # the last group whole would end in a high order
+            orders = group * (steps // c.solver_order - 1) + group[:-1] + [1]
+        if c.final_sigmas_type == "zero":
+            orders[-1] = 1
+        return orders
+
+    @property
+    def order_list(self) -> list[int]:
+        """The orders of the current timesteps' steps."""
+        return self.get_order_list(len(self._state.host))
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """One of: a number of steps, or timesteps to visit. mu: the logarithm of a flow's shift,
+        for this grid.
+        """
+        visited = own_timesteps(self, num_inference_steps, timesteps)
+        self._shift(mu)
+        if visited is None:
+            assert num_inference_steps is not None
+            visited = self._spaced(
+                num_inference_steps, self.config.num_train_timesteps - self._clipped()
+            )
+        visited, levels = self._levels(visited, num_inference_steps or len(visited), mu)
+        c = self.config
+        if not c.lower_order_final and (
+            len(visited) % c.solver_order or c.final_sigmas_type == "zero"
+        ):
+            _LOG.warning(
+                "fastdiff.%s: lower_order_final is now True, which %d steps of order %d that end at"
+                " %r need.",
+                type(self).__name__,
+                len(visited),
+                c.solver_order,
+                c.final_sigmas_type,
+            )
+            self.register_to_config(lower_order_final=True)
+        self._arrange(visited, levels, device)
+
+    def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
+        c, orders = self.config, self.get_order_list(len(times) - 1)
+        return singlestep(
+            trace,
+            times[start:],
+            orders[start:],
+            algorithm=c.algorithm_type,
+            solver_type=c.solver_type,
+        )
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """The next state from the network's output; see diffusers."""
+        return self._advance(
+            self._mean(model_output), timestep, sample, generator=generator, return_dict=return_dict
+        )
