@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..prediction import Parametrization
+from ..sampling.model_call import tensor_of
 from ..schedule import SPACES, Time, geometry
 
 
@@ -60,10 +61,9 @@ class Adapter(torch.nn.Module):
         for name, members in self.groups.items():
             if together := {key: cond.pop(key) for key in members if key in cond}:
                 cond[name] = together
-        given = dict(zip(self.names, (x, t), strict=True)) if self.names else {}
-        out = self.network(*(() if self.names else (x, t)), **given, **cond)
-        out = getattr(out, "sample", out)
-        out = out[0] if isinstance(out, tuple) else out
+        named = dict(zip(self.names, (x, t), strict=True)) if self.names else {}
+        out = self.network(*(() if self.names else (x, t)), **named, **cond)
+        out = tensor_of(out, where=f"fastdiff.{type(self).__name__}")
         return out if self.channels is None else out[:, : self.channels]
 
 

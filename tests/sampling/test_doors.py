@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff import Schedule
+from fastdiff.integrations import k_diffusion
 from fastdiff.sampling.adaptive import dpm_adaptive, dpm_fast, on_tree
 from fastdiff.schedule import Time
 from fastdiff.theory.likelihood import elbo, elbo_two_variable, nll
@@ -89,6 +90,10 @@ class Unparametrized(nn.Module):
         return self.plain[0].to(x.dtype)(x, t)
 
 
+def _sigma(point: Time) -> float:
+    return point.sigma
+
+
 class Door(NamedTuple):
     """A door: the start of its error messages, what it computes, and the time of a point for a
     network that reads times like the plain one.
@@ -139,9 +144,7 @@ def serve(network: Any) -> Tensor:
 
 def through(network: Any) -> Tensor:
     sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
-    return sampler.sample(
-        SHAPE, seed=0, guidance=lambda x0, x, t: x0 * 0.5, through_network=True
-    )
+    return sampler.sample(SHAPE, seed=0, guidance=lambda x0, x, t: x0 * 0.5, through_network=True)
 
 
 def outside(function: Callable[..., Tensor], **options: Any) -> Callable[[Any], Tensor]:
@@ -187,9 +190,29 @@ def diffusion_hvae(network: Any) -> Tensor:
     return DiffusionHVAE(network, SCHEDULE, prediction_type="v").loss(noise(), seed=0)
 
 
-ADAPTIVE = "fastdiff.sampling.adaptive."
 SCORE, LIKELIHOOD = "fastdiff.theory.score.", "fastdiff.theory.likelihood."
 VARIATIONAL = "fastdiff.theory.variational."
+
+
+def denoising(name: str, **options: Any) -> Callable[[Any], Tensor]:
+    """A sampler of k-diffusion over sigmas [n + 1]."""
+
+    def run(network: Any) -> Tensor:
+        torch.manual_seed(0)  # seeds of its noise come from torch's generator
+        sigmas = k_diffusion.get_sigmas_karras(STEPS, 0.1, 2.0)
+        return getattr(k_diffusion, name)(network, noise(), sigmas, disable=True, **options)
+
+    return run
+
+
+def denoising_between(name: str, **options: Any) -> Callable[[Any], Tensor]:
+    """A sampler of k-diffusion that chooses its levels between sigma_min and sigma_max."""
+    sampler = getattr(k_diffusion, name)
+    return lambda network: sampler(network, noise(), 0.1, 2.0, disable=True, **options)
+
+
+ADAPTIVE = "fastdiff.sampling.adaptive."
+K_DIFFUSION = "fastdiff.k_diffusion."
 DOORS = {
     "sample": Door("fastdiff.Sampler", sample),
     "sample padded": Door("fastdiff.Sampler", padded),
@@ -229,6 +252,18 @@ DOORS = {
     "elbo_two_variable": Door(LIKELIHOOD + "elbo_two_variable", bound_two_variable),
     "DenoisingLoss": Door(VARIATIONAL + "DenoisingLoss", denoising_loss),
     "DiffusionHVAE": Door(VARIATIONAL + "DiffusionHVAE", diffusion_hvae),
+    "sample_heun": Door(K_DIFFUSION + "sample_heun", denoising("sample_heun"), _sigma),
+    "sample_euler_ancestral": Door(
+        K_DIFFUSION + "sample_euler_ancestral", denoising("sample_euler_ancestral"), _sigma
+    ),
+    "sample_dpm_fast": Door(
+        K_DIFFUSION + "sample_dpm_fast", denoising_between("sample_dpm_fast", n=5), _sigma
+    ),
+    "sample_dpm_adaptive": Door(
+        K_DIFFUSION + "sample_dpm_adaptive",
+        denoising_between("sample_dpm_adaptive", rtol=10.0, atol=10.0, h_init=1.0),
+        _sigma,
+    ),
 }
 
 GOOD: dict[str, Callable[[Door], Any]] = {

@@ -1,7 +1,7 @@
-"""k-diffusion's samplers and grids, with its signatures, for hosts that are built on it.
+"""k-diffusion's samplers and grids with its signatures, for programs that are built on it.
 
-`from fastdiff.integrations import k_diffusion as sampling` stands where `from k_diffusion import
-sampling` stood.
+`from fastdiff.integrations import k_diffusion as sampling` replaces `from k_diffusion import
+sampling`.
 """
 
 from .dpm import sample_dpm_adaptive, sample_dpm_fast

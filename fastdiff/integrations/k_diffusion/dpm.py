@@ -1,6 +1,4 @@
-"""k-diffusion's DPM-Solver with a fixed number of calls and with adaptive steps (Lu et al.
-2022a).
-"""
+"""k-diffusion's DPM-Solver, with a fixed number of calls or adaptive steps (Lu et al. 2022a)."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from tqdm.auto import tqdm
 from ... import ops
 from ...sampling.adaptive.dpm import Array, Attempt, integrate
 from ...sampling.adaptive.fast import dpm_fast_formula, fast_orders, fast_times
-from .loop import Callback, Model, NoiseSampler, run_recipe
+from .loop import Callback, Denoiser, Model, NoiseSampler, run_recipe
 from .plans import Recipe, Sigmas, make, point
 from .samplers import Extra
 
@@ -56,11 +54,10 @@ def sample_dpm_fast(
     s_noise: float = 1.0,
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
-    """DPM-Solver-fast: n network calls in steps of order 3, even in ln sigma (Lu et al. 2022a,
-    section 3.4).
+    """DPM-Solver-fast: n network calls in steps of order 3, evenly spaced in ln sigma.
 
-    Arguments: see `fastdiff.integrations.k_diffusion.samplers`; callbacks also get t and t_up = -ln
-        sigma.
+    (Lu et al. 2022a, section 3.4.) The arguments are described in
+    `fastdiff.integrations.k_diffusion.samplers`; callbacks also get t and t_up, both -ln sigma.
     """
     low, high = _ends("sample_dpm_fast", sigma_min, sigma_max)
     if eta and not high > low:
@@ -76,9 +73,8 @@ def sample_dpm_fast(
     def further(step: int) -> dict[str, Any]:
         return {"t": times[step], "t_up": times[step]}
 
-    return run_recipe(
-        recipe, model, x, sigmas, extra_args, callback, disable, noise_sampler, False, further
-    )
+    denoiser = Denoiser(model, extra_args, where="fastdiff.k_diffusion.sample_dpm_fast")
+    return run_recipe(recipe, denoiser, x, sigmas, callback, disable, noise_sampler, False, further)
 
 
 @torch.no_grad()
@@ -103,32 +99,31 @@ def sample_dpm_adaptive(
     noise_sampler: NoiseSampler | None = None,
     return_info: bool = False,
 ) -> Any:
-    """DPM-Solver-12 and -23 with adaptive steps (Lu et al. 2022a, appendix C), for every sample by
-    itself.
+    """DPM-Solver-12 and -23 with step sizes adapted per sample (Lu et al. 2022a, appendix C).
 
-    k-diffusion measures one error for the whole batch, so that neighbours change a sample; at batch
-    1 both agree. In callbacks and info the numbers of a batch are tensors [B]: steps tried, taken
-    (n_accept) and refused (n_reject); nfe and steps are those of the sample that needed most.
+    k-diffusion measures one error for the whole batch, so a sample there depends on the others in
+    its batch; at batch size 1 both agree. In callbacks and info the numbers of a batch are tensors
+    [B]: steps tried, accepted (n_accept) and rejected (n_reject); nfe and steps are those of the
+    sample that needed most.
     """
     low, high = _ends("sample_dpm_adaptive", sigma_min, sigma_max)
-    arguments, batch = dict(extra_args or {}), x.shape[0]
-    wide = x if x.dtype == torch.float64 else x.float()
+    denoiser = Denoiser(model, extra_args, where="fastdiff.k_diffusion.sample_dpm_adaptive")
+    batch, start = x.shape[0], x if x.dtype == torch.float64 else x.float()
 
-    def told(values: Array) -> Tensor:
+    def like_x(values: Array) -> Tensor:
         return torch.as_tensor(values, dtype=x.dtype).to(x.device)
 
     with tqdm(disable=disable) as bar:
 
         def denoise(state: Tensor, half_log_snr: Array) -> Tensor:
             bar.update()
-            return model(state.to(x.dtype), told(np.exp(-half_log_snr)), **arguments).to(
-                state.dtype
-            )
+            times = denoiser.times(np.exp(-half_log_snr).tolist(), x)
+            return denoiser(state.to(x.dtype), times).to(state.dtype)
 
         seed = int(torch.randint(2**63 - 1, ())) if eta and noise_sampler is None else None
         x_s, report = integrate(
             denoise,
-            wide,
+            start,
             -math.log(high),
             -math.log(low),
             order=order,
@@ -141,8 +136,8 @@ def sample_dpm_adaptive(
             accept_safety=accept_safety,
             eta=eta,
             s_noise=s_noise,
-            noise=_noise(wide, noise_sampler, seed),
-            watch=_watch(callback, told, order) if callback else None,
+            noise=_noise(start, noise_sampler, seed),
+            watch=_watch(callback, like_x, order) if callback else None,
         )
     result = x_s.to(x.dtype)
     tries = (report.accepted + report.rejected).max(initial=0)
@@ -152,16 +147,16 @@ def sample_dpm_adaptive(
 
 
 def _number(values: Any) -> Any:
-    """The number of a batch of one, a tensor [B] of others."""
+    """The number itself for a batch of one, otherwise a tensor [B]."""
     return values[0].item() if len(values) == 1 else torch.as_tensor(values)
 
 
 def _watch(
-    callback: Callback, told: Callable[[Array], Tensor], order: int
+    callback: Callback, like_x: Callable[[Array], Tensor], order: int
 ) -> Callable[[Attempt], None]:
     def watch(a: Attempt) -> None:
         def scalar(values: Array) -> Tensor:
-            return told(values)[0] if len(values) == 1 else told(values)
+            return like_x(values)[0] if len(values) == 1 else like_x(values)
 
         t = scalar(a.after)
         callback(
@@ -188,8 +183,9 @@ def _watch(
 def _noise(
     x: Tensor, noise_sampler: NoiseSampler | None, seed: int | None
 ) -> Callable[[int, Array, Array], Tensor] | None:
-    """noise(try, lambda, lambda_next) of fastdiff, or of a host's sampler, asked about each
-    sample's own levels.
+    """Returns noise(try, lambda, lambda_next), or None for a run without noise.
+
+    A noise_sampler is called for the levels of every sample; otherwise noise is fastdiff's.
     """
     if noise_sampler is None:
         return (

@@ -1,8 +1,7 @@
-"""k-diffusion's samplers as formulas over points (alpha, sigma) = (1, sigma): native ones, and
-those that differ.
+"""k-diffusion's samplers as formulas over points (alpha, sigma) = (1, sigma).
 
-`FORMULAS` names for each sampler the formula, whether its noise is a host's noise_sampler's, and
-how many network calls a step from sigma to sigma_next takes (the rows of its plan, one call each).
+Most are formulas of `fastdiff.solvers`; those that differ are defined here. `FORMULAS` lists every
+sampler.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ from ...solvers import Linear, Trace, adams, dpm_multistep, dpm_sde, karras
 def dpm_2(
     p: Trace, times: Sequence[Time], *, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float
 ) -> Linear:
-    """The midpoint rule in ln sigma of the native kdpm2, with the churn of Karras et al. 2022,
-    algorithm 2.
+    """The midpoint rule in ln sigma of `solvers.karras.kdpm2`, with churn (Karras et al. 2022,
+    algorithm 2).
     """
     x, gamma = p.start, min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
     for t, s in zip(times, times[1:], strict=False):
@@ -32,8 +31,8 @@ def dpm_2(
 
 
 def dpm_2_ancestral(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Linear:
-    """The native kdpm2_ancestral, without the noise of a step that goes down to sigma = 0 (which a
-    large eta brings).
+    """`solvers.karras.kdpm2_ancestral`, without noise in a step whose deterministic part ends at
+    sigma = 0, as happens with a large eta.
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
@@ -59,12 +58,12 @@ def _one(sigma: float, following: float, options: dict[str, Any]) -> int:
 
 
 def _two(sigma: float, following: float, options: dict[str, Any]) -> int:
-    """Two, but into clean data."""
+    """Two calls, one in the step into clean data."""
     return 2 if following > 0 else 1
 
 
 def _ancestral(sigma: float, following: float, options: dict[str, Any]) -> int:
-    """Two, but where the deterministic part of the step goes down to clean data."""
+    """Two calls, one where the deterministic part of the step ends at clean data."""
     if following == 0:
         return 1
     levels = [Time(v, 1.0, v, -2.0 * log(v)) for v in (sigma, following)]
@@ -72,13 +71,12 @@ def _ancestral(sigma: float, following: float, options: dict[str, Any]) -> int:
 
 
 class Formula(NamedTuple):
-    """A sampler: its formula, calls(sigma, sigma_next, options) of a step, and whether its default
-    noise is a path's.
-    """
+    """A sampler of k-diffusion."""
 
-    trace: Callable[..., Linear]
+    trace: Callable[..., Linear]  # its formula
     calls: Callable[[float, float, dict[str, Any]], int]
-    tree: bool = False
+    """The number of network calls of a step, from sigma, sigma_next and the options."""
+    tree: bool = False  # whether its default noise is a Brownian path's
 
 
 FORMULAS = {

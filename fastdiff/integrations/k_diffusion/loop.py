@@ -1,10 +1,10 @@
-"""The loop of k-diffusion's fixed-grid samplers: a plan's rows, callbacks and noise as its hosts
-know them.
+"""The loop of k-diffusion's samplers on a fixed grid: the rows of a plan, with its callbacks and
+noise samplers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,45 @@ from tqdm.auto import tqdm
 
 from ...sampling.adaptive.rows import run
 from ...sampling.adaptive.samplers import path
+from ...sampling.model_call import Network
 from .formulas import FORMULAS
-from .plans import Recipe, recipe
+from .plans import Recipe, point, recipe
 
-Model = Callable[..., Tensor]
+Model = Callable[..., Any]
 Callback = Callable[[dict[str, Any]], Any]
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+
+class Denoiser:
+    """A user's denoiser with its further arguments; see `fastdiff.sampling.model_call.Network`.
+
+    Args:
+        model: (x [B, …], sigma [B], **extra_args) -> x0 [B, …]. One that defines
+            `network_time(point)` gets that number, float32, instead of sigma.
+        extra_args: keyword arguments of every call.
+        where: the name that error messages begin with.
+    """
+
+    def __init__(self, model: Model, extra_args: Mapping[str, Any] | None, *, where: str):
+        self._network = Network(model, where=where)
+        self._time = getattr(model, "network_time", None)
+        self._arguments = dict(extra_args or {})
+
+    def times(self, sigmas: Sequence[float], x: Tensor) -> Tensor:
+        """The times [n] that the network gets at these noise levels, in x's dtype by default."""
+        if self._time is None:
+            return torch.tensor(sigmas, dtype=x.dtype).to(x.device)
+        times = [self._time(point(sigma)) for sigma in sigmas]
+        return torch.tensor(times, dtype=torch.float32).to(x.device)
+
+    def __call__(self, x: Tensor, times: Tensor) -> Tensor:
+        """The checked output for x [B, …] at the network's times [B], in x's dtype if that is
+        float32 or float64.
+        """
+        # under autocast the network's layers choose their dtypes
+        inputs = x if torch.is_autocast_enabled(x.device.type) else self._network.input(x)
+        out = self._network.forward(inputs, times, self._arguments, learned=False)
+        return out.to(x.dtype) if x.dtype in (torch.float32, torch.float64) else out
 
 
 def sample(
@@ -34,8 +67,9 @@ def sample(
 ) -> Tensor:
     """Runs a sampler of `FORMULAS` along sigmas [n + 1], which are read once.
 
-    Raises ValueError for sigmas that are not one finite number each, and TypeError for an x that is
-    not floating.
+    Raises:
+        ValueError: for sigmas that are not [n + 1] finite numbers above 0 (the last may be 0).
+        TypeError: for an x that is not floating, and for a model that is not callable.
     """
     where = f"fastdiff.k_diffusion.sample_{name}"
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
@@ -52,14 +86,12 @@ def sample(
             f"{where}: expected sigmas [n + 1] > 0, the last one may be 0, got {levels}."
         )
     if noise_sampler is not None and name == "dpmpp_sde":
-        options = {
-            **options,
-            "nested": True,
-        }  # what it gives for a whole step knows the draw inside it
+        # its noise for a whole step contains its draw for the first part of the step
+        options = {**options, "nested": True}
     chosen = recipe(name, levels, tuple(sorted((k, _plain(v)) for k, v in options.items())))
-    return run_recipe(
-        chosen, model, x, grid, extra_args, callback, disable, noise_sampler, FORMULAS[name].tree
-    )
+    denoiser = Denoiser(model, extra_args, where=where)
+    tree = FORMULAS[name].tree
+    return run_recipe(chosen, denoiser, x, grid, callback, disable, noise_sampler, tree)
 
 
 def _plain(value: Any) -> Any:
@@ -68,53 +100,53 @@ def _plain(value: Any) -> Any:
 
 def run_recipe(
     made: Recipe,
-    model: Model,
+    denoiser: Denoiser,
     x: Tensor,
     sigmas: Tensor,
-    extra_args: Mapping[str, Any] | None,
     callback: Callback | None,
     disable: bool | None,
     noise_sampler: NoiseSampler | None,
     tree: bool,
     further: Callable[[int], dict[str, Any]] | None = None,
 ) -> Tensor:
-    """x at the end of the plan. Callbacks get what k-diffusion's get, and `further(step)`.
+    """Returns x at the end of the plan.
 
-    Noise is noise_sampler(sigma, sigma_next); without it a row's draw, or with `tree` a Brownian
-    path's, of a seed drawn from torch's global CPU generator, from which a plan without noise draws
-    nothing.
+    Callbacks get what k-diffusion's callbacks get, and `further(step)`. Noise comes from
+    noise_sampler(sigma, sigma_next). Without one it is the row's draw of the noise contract, or
+    with `tree` the increment of a Brownian path, of a seed drawn from torch's global CPU generator;
+    a plan without noise draws no seed.
     """
-    plan, arguments = made.plan, dict(extra_args or {})
-    told = torch.tensor(plan.column("t"), dtype=x.dtype, device=x.device)
-    hats = told.to(sigmas.dtype).to(sigmas.device)
-    per_sample = told[:, None].expand(-1, x.shape[0]).contiguous()
+    plan = made.plan
+    levels = plan.column("t").tolist()
+    hats = torch.tensor(levels, dtype=x.dtype, device=x.device).to(sigmas)
+    times = denoiser.times(levels, x)[:, None].expand(-1, x.shape[0]).contiguous()
 
     def predict(row: int, x: Tensor) -> Tensor:
-        return model(x, per_sample[row], **arguments)
+        return denoiser(x, times[row])
 
     def report(row: int, x: Tensor, denoised: Tensor) -> None:
         if callback is not None and made.first[row]:
             step = made.steps[row]
-            seen = {
+            values = {
                 "x": x,
                 "i": step,
                 "sigma": sigmas[step],
                 "sigma_hat": hats[row],
                 "denoised": denoised,
             }
-            callback(seen | (further(step) if further else {}))
+            callback(values | (further(step) if further else {}))
 
     seed: int | None = None
     noise: Callable[[int], Tensor] | None = None
     if made.ends and noise_sampler is not None:
-        ask = noise_sampler
-        asked = {row: sigmas.new_tensor(pair) for row, pair in made.ends.items()}
-        noise = lambda row: ask(*asked[row])  # noqa: E731
+        draw = noise_sampler
+        intervals = {row: sigmas.new_tensor(pair) for row, pair in made.ends.items()}
+        noise = lambda row: draw(*intervals[row])  # noqa: E731
     elif made.ends:
         seed = int(torch.randint(2**63 - 1, ()))
         if tree:
-            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            noise = path(plan, x.shape, seed, None, wide, x.device)
+            compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+            noise = path(plan, x.shape, seed, None, compute, x.device)
     with tqdm(total=len(made.sigmas) - 1, disable=disable) as bar:
 
         def done(row: int) -> None:

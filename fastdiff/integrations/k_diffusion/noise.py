@@ -15,10 +15,12 @@ class BrownianTreeNoiseSampler:
     """noise_sampler(sigma, sigma_next) = (W(t') - W(t)) / sqrt(|t' - t|), t = transform(sigma).
 
     Args:
-        x: like which noise is made. sigma_min, sigma_max: ends of the interval.
-        seed: one for all samples (each sample has its own path), one for each (sample 0's path of
-            it), or None: one from torch's global CPU generator.
-        transform: from sigma to the path's time.
+        x: the state, for the noise's shape, dtype and device.
+        sigma_min, sigma_max: ends of the interval.
+        seed: one number for all samples, each of which has its own path; a sequence of one number
+            per sample, each of which has the path of sample 0 of its seed; or None for a number
+            from torch's global CPU generator.
+        transform: maps sigma to the path's time.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Plans over a host's own noise levels, kept for the next call with the same ones."""
+"""Plans over given noise levels, cached for later calls with the same levels."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .formulas import FORMULAS
 
 
 def point(sigma: float) -> Time:
-    """The point x = x0 + sigma eps; its network is told sigma."""
+    """The point x = x0 + sigma eps; its network time is sigma."""
     return CLEAN._replace(t=0.0) if sigma == 0 else Time(sigma, 1.0, sigma, -2.0 * math.log(sigma))
 
 
 class Sigmas:
-    """Where solvers find points: every level sigma > 0."""
+    """The points that solvers may visit: every level sigma > 0."""
 
     def at(self, t: float) -> Time:
         return point(t)
@@ -34,15 +34,14 @@ class Sigmas:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A plan and which of its rows begin a step.
+    """A plan and how its rows form steps.
 
     Attributes:
-        sigmas: the grid it steps along.
-        steps: for each row the index of its step.
-        first: whether the row is the first network call of its step, where callbacks are called.
-        ends: for each row that draws noise, the noise levels between which a host's noise_sampler
-            is asked: the step's, but for the first of two draws, which goes to the level of the
-            second call.
+        sigmas: the grid of the steps.
+        steps: the index of every row's step.
+        first: whether a row is the first network call of its step, where callbacks are called.
+        ends: for each row that draws noise, the two noise levels that a noise_sampler gets. They
+            are the step's; the first of two draws in a step ends at the level of the second call.
     """
 
     plan: Plan
@@ -64,11 +63,8 @@ def make(
     network = plan.column("network")[: len(plan)] != 0
     owners = [(step, call == 0) for step, n in enumerate(calls) for call in range(n)]
     assert len(owners) == network.sum(), "the calls of each step are those of the formula"
-    of_row: list[tuple[int, bool]] = []
-    for is_call in network:
-        of_row.append(
-            owners.pop(0) if is_call else (0, False)
-        )  # only churn before the first call makes none
+    # the only row without a call is churn before the first one
+    of_row = [owners.pop(0) if is_call else (0, False) for is_call in network]
     ends = {}
     for row, draws in enumerate(draws_noise(plan)):
         if draws:
@@ -82,10 +78,10 @@ def make(
 @functools.lru_cache(maxsize=64)
 def recipe(name: str, sigmas: tuple[float, ...], options: tuple[tuple[str, Any], ...]) -> Recipe:
     """The recipe of a sampler over these levels."""
-    chosen, given = FORMULAS[name], dict(options)
+    chosen, keywords = FORMULAS[name], dict(options)
     if len(sigmas) < 2:
         return Recipe(
             Plan(Trace("x0", Sigmas()).table(Linear({("x", 0): 1.0}))), sigmas, (), (), {}
         )
-    calls = [chosen.calls(a, b, given) for a, b in zip(sigmas, sigmas[1:], strict=False)]
-    return make(lambda trace, times: chosen.trace(trace, times, **given), sigmas, calls)
+    calls = [chosen.calls(a, b, keywords) for a, b in zip(sigmas, sigmas[1:], strict=False)]
+    return make(lambda trace, times: chosen.trace(trace, times, **keywords), sigmas, calls)

@@ -1,17 +1,19 @@
-"""k-diffusion's samplers by name and signature (crowsonkb/k-diffusion 0.1.1), each a plan run by
-one kernel a row.
+"""k-diffusion's samplers with their names and signatures (crowsonkb/k-diffusion 0.1.1).
 
-In all of them:
+Each one runs a plan with one kernel per row. Their arguments are:
+
     model: (x [B, …], sigma [B], **extra_args) -> denoised x0 [B, …].
-    x: the state at sigmas[0], not changed. sigmas: [n + 1], falling, the last one may be 0; read
-        once, plans are kept.
-    extra_args: keyword arguments of the model. disable: no bar.
-    callback: called after the first network call of a step with a dict of x, i, sigma, sigma_hat
-        and denoised. An x that is changed in place stays changed.
-    eta, s_noise: share and scale of the noise of ancestral and SDE samplers.
-    noise_sampler: (sigma, sigma_next) -> noise like x; default fastdiff's, of a seed from torch's
-        global CPU generator.
-    s_churn, s_tmin, s_tmax, s_noise: noise added before steps (Karras et al. 2022, algorithm 2).
+    x: the state at sigmas[0]; it is not modified.
+    sigmas: [n + 1], falling; the last one may be 0. They are read once, and plans are cached.
+    extra_args: keyword arguments of the model.
+    disable: whether the progress bar is hidden.
+    callback: called after the first network call of every step with a dict of x, i, sigma,
+        sigma_hat and denoised. The run continues with an x that the callback modifies in place.
+    eta, s_noise: the share and the scale of the noise of ancestral and SDE samplers.
+    noise_sampler: (sigma, sigma_next) -> noise like x. By default it is fastdiff's noise of a seed
+        from torch's global CPU generator.
+    s_churn, s_tmin, s_tmax, s_noise: the noise added before steps (Karras et al. 2022, algorithm
+        2).
 """
 
 from __future__ import annotations
@@ -199,8 +201,9 @@ def sample_dpmpp_2m_sde(
     noise_sampler: NoiseSampler | None = None,
     solver_type: str = "midpoint",
 ) -> Tensor:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5); the default noise is a Brownian path in ln
-    sigma.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, section 5).
+
+    Its default noise is a Brownian path in ln sigma.
     """
     noise = {"eta": eta, "s_noise": s_noise, "solver_type": solver_type}
     return sample(
@@ -221,7 +224,9 @@ def sample_dpmpp_3m_sde(
     noise_sampler: NoiseSampler | None = None,
 ) -> Tensor:
     """SDE-DPM-Solver++(3M) as published, with half of the second derivative
-    (fastdiff.solvers.exponential); the default noise is a Brownian path in ln sigma.
+    (`fastdiff.solvers.exponential.differences`).
+
+    Its default noise is a Brownian path in ln sigma.
     """
     noise = {"eta": eta, "s_noise": s_noise}
     return sample(

@@ -1,4 +1,4 @@
-"""Noise levels of k-diffusion's hosts: grids of sigma from noise to data, ending in 0."""
+"""k-diffusion's grids of sigma, from noise to data and ending in 0."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 def _finished(sigmas: Tensor, device: torch.device | str) -> Tensor:
     """The float64 levels and a zero, in torch's default dtype."""
-    whole = torch.cat([sigmas, sigmas.new_zeros(1)])
-    return whole.to(device=device, dtype=torch.get_default_dtype())
+    levels = torch.cat([sigmas, sigmas.new_zeros(1)])
+    return levels.to(device=device, dtype=torch.get_default_dtype())
 
 
 def _ramp(first: float, last: float, n: int) -> Tensor:
