@@ -8,22 +8,23 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..jobs.export import PER_SHARD, export
+from ..jobs.export import export
 from ..jobs.formats import FORMATS
-from ..jobs.samples import Unsound
+from ..jobs.samples import DatasetError
 from .exit_status import UNSOUND, UsageError
 from .options import parse_id_range
 
 
 def register(subparsers: Any) -> None:
+    layouts = "; ".join(f"{f.name}: {f.summary}" for f in FORMATS.values())
+    one_file = ", ".join(f.name for f in FORMATS.values() if not f.folder)
+    archives = ", ".join(f"{f.name} ({f.per_shard})" for f in FORMATS.values() if f.per_shard)
     parser = subparsers.add_parser(
         "export",
-        help="write a dataset for other tools: npz, PNG tree, WebDataset, npy, safetensors",
+        help=f"write a dataset for other tools: {', '.join(FORMATS)}",
         description=(
             "Write the samples of a dataset in another format, unit by unit, each checked against"
-            " its record. npz: one file with arr_0 and arr_1 (ADM). png: a tree of files with"
-            " dataset.json (EDM). webdataset: tar archives. npy: one array. safetensors: one file"
-            " of latents."
+            f" its record. {layouts}."
         ),
     )
     parser.add_argument("folder", metavar="DIR", help="the dataset")
@@ -32,7 +33,7 @@ def register(subparsers: Any) -> None:
         "--out",
         required=True,
         metavar="PATH",
-        help="file (npz, npy, safetensors) or folder to write",
+        help=f"file ({one_file}) or folder to write",
     )
     parser.add_argument("--ids", metavar="A-B", help="only these samples, both included (all)")
     parser.add_argument("--partial", action="store_true", help="leave out units that are missing")
@@ -41,7 +42,7 @@ def register(subparsers: Any) -> None:
         "--per-shard",
         type=int,
         metavar="N",
-        help=f"samples per archive of webdataset ({PER_SHARD})",
+        help=f"samples per archive: {archives}",
     )
     parser.set_defaults(run=run)
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
                 per_shard=args.per_shard,
                 progress=bar.update,
             )
-    except Unsound as error:
+    except DatasetError as error:
         print(f"fastdiff export: {error}", file=sys.stderr)
         return UNSOUND
     except (ValueError, FileNotFoundError, FileExistsError) as error:

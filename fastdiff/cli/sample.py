@@ -17,9 +17,9 @@ from ..jobs.conditions import Conditions
 from ..jobs.folder import SPEC, Folder
 from ..jobs.formats import FORMATS
 from ..jobs.job import DTYPES, Job, mismatch
-from ..jobs.placement import Place, find
+from ..jobs.placement import Placement, find_placement
 from ..jobs.preview import write_grid
-from ..jobs.single import recompute
+from ..jobs.recompute import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
 from ..pretrained import shipped
 from .exit_status import AGAIN, NOT_FINITE, usage_errors
@@ -122,7 +122,7 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def worker_of(args: argparse.Namespace) -> Place:
+def worker_of(args: argparse.Namespace) -> Placement:
     """Returns which worker this process is. Raises ValueError for flags that contradict."""
     if args.engine != "ray":
         if args.workers is not None:
@@ -130,7 +130,7 @@ def worker_of(args: argparse.Namespace) -> Place:
                 "expected --workers with --engine ray, got it without. Start that many processes"
                 " instead."
             )
-        return find(args.shard)
+        return find_placement(args.shard)
     if args.shard is not None:
         raise ValueError(
             "expected --shard or --engine ray, got both. A pool computes all units; --workers is"
@@ -139,10 +139,10 @@ def worker_of(args: argparse.Namespace) -> Place:
     if args.workers is not None and args.workers < 1:
         raise ValueError(f"expected --workers >= 1, got {args.workers}.")
     ray.require()
-    return Place("ray", locals=args.workers or 1)
+    return Placement("ray", locals=args.workers or 1)
 
 
-def device_of(name: str | None, place: Place, gpus: int | None = None) -> torch.device | None:
+def device_of(name: str | None, place: Placement, gpus: int | None = None) -> torch.device | None:
     """Returns the device of this worker.
 
     That is the named device. With several visible GPUs, "cuda" without an index, or no name, is the
@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> int:
     return work(folder, job, args, place)
 
 
-def work(folder: Folder, job: Job, args: argparse.Namespace, place: Place) -> int:
+def work(folder: Folder, job: Job, args: argparse.Namespace, place: Placement) -> int:
     """Computes units as this worker, or as a pool, until none is left; returns the exit status."""
     with stopping() as stop:
         if args.engine == "ray":
@@ -331,7 +331,7 @@ def _recompute(args: argparse.Namespace) -> int:
             folder.spec, conditions=folder.conditions, device=args.device, where=args.spec
         )
         for sample in {first, last}:
-            folder.spec.units.of(sample)
+            folder.spec.units.unit_of(sample)
     for path, sample, same in recompute(folder, job, first, last, out):
         result = {
             True: "as in the dataset",

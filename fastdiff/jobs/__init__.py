@@ -1,10 +1,11 @@
-"""Batch jobs: a dataset as a function of its run spec, made by any number of workers that may die
-at any time.
+"""Batch jobs: datasets that are a function of their run spec.
 
-job = fastdiff.jobs.Job.plan("fashion-mnist", ids=(0, 99_999), seed=0, steps=25)
-report = fastdiff.jobs.run(job, "out/shoes")         # again, anywhere: fastdiff.jobs.run("out/shoes")
-for unit in fastdiff.jobs.finished("out/shoes"):      # the same, with every unit as it lands on disk
-    unit.ids, unit.array, unit.record["labels"]
+Any number of workers make a dataset, and each may be killed at any time.
+
+    job = fastdiff.jobs.Job.plan("fashion-mnist", ids=(0, 99_999), seed=0, steps=25)
+    report = fastdiff.jobs.run(job, "out/shoes")     # later, to resume: jobs.run("out/shoes")
+    for unit in fastdiff.jobs.finished("out/shoes"):  # resumes too, and yields each finished unit
+        unit.ids, unit.array, unit.record["labels"]
 """
 
 from __future__ import annotations
@@ -14,41 +15,41 @@ from typing import TYPE_CHECKING, Any
 
 _WHERE = {
     "Block": "formats",
-    "Check": "verify",
     "Classes": "models",
-    "FORMATS": "formats",
+    "DatasetCheck": "verify",
     "Failure": "job",
-    "Finished": "writer",
+    "finished": "runner",
+    "FinishedUnit": "writer",
     "Folder": "folder",
+    "FORMATS": "formats",
     "Info": "info",
     "Job": "job",
+    "JobReport": "runner",
     "Model": "models",
-    "Report": "runner",
+    "open_model": "models",
+    "run": "runner",
     "RunSpec": "spec",
     "SpecMismatch": "spec",
     "Units": "units",
-    "finished": "runner",
-    "open_model": "models",
-    "run": "runner",
 }
 __all__ = [
     "Block",
-    "Check",
     "Classes",
-    "FORMATS",
+    "DatasetCheck",
     "Failure",
-    "Finished",
+    "finished",
+    "FinishedUnit",
     "Folder",
+    "FORMATS",
     "Info",
     "Job",
+    "JobReport",
     "Model",
-    "Report",
+    "open_model",
+    "run",
     "RunSpec",
     "SpecMismatch",
     "Units",
-    "finished",
-    "open_model",
-    "run",
 ]
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ if TYPE_CHECKING:
     from .info import Info
     from .job import Failure, Job
     from .models import Classes, Model, open_model
-    from .runner import Report, finished, run
+    from .runner import JobReport, finished, run
     from .spec import RunSpec, SpecMismatch
     from .units import Units
-    from .verify import Check
-    from .writer import Finished
+    from .verify import DatasetCheck
+    from .writer import FinishedUnit
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,10 @@
-"""Where each sample's entry comes from: a pure function of its id.
+"""The conditions of a run's samples: entries (classes, prompts, arguments) as a function of the id.
 
-Classes are given to ids in turn: sample i is of class i mod n of the list, whatever the run. A
-    conditions file has a line
-per sample: line k, from 0, belongs to the id first + k. A line that begins with `{`, or stands in
-    double quotes, is JSON;
-any other is text: a class's name or number, or a prompt.
+With a list of n classes, sample i has class i mod n of the list, in every run. A conditions file
+has one line per sample: line k, counted from 0, belongs to the id first + k. A line that begins
+with `{`, or is in double quotes, is JSON; any other is text: a class's name or number, or a prompt.
 
-The file is never held in memory. One pass finds where every 64th line begins and hashes all; a
+The file is never held in memory. One pass hashes it and finds the offset of every 64th line; a
 unit's lines are then read by seeking.
 """
 
@@ -23,14 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .models import Model, Unfit
+from .models import InvalidEntry, Model
 from .models.conditioning import Arguments
 
 _WHERE = "fastdiff.jobs"
-_EVERY = 64  # lines of which the first is known
+_STRIDE = 64  # lines between two known offsets
 _CHUNK = 1 << 22
-_KNOWN = 1 << 16  # different lines worth remembering while all are checked
-_MARK = b"\xef\xbb\xbf"  # some editors' first bytes of UTF-8
+_CACHED = 1 << 16  # distinct lines to remember while all are checked
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which some editors write at the start of UTF-8
 
 
 class Conditions:
@@ -46,7 +44,7 @@ class Conditions:
     file: Path | None = None
 
     def entries(self, first: int, stop: int) -> list[Any]:
-        """Those of the ids first … stop - 1, as the model's `conditions` takes them."""
+        """Returns the entries of the ids first … stop - 1, as `Model.conditions` takes them."""
         raise NotImplementedError
 
     @staticmethod
@@ -58,31 +56,34 @@ class Conditions:
         file: str | os.PathLike[str] | None = None,
         check: bool = True,
     ) -> Conditions:
-        """What the samples of a run are of; all of the model's classes in turn where nothing is
-        named.
+        """Returns the conditions of a new run.
+
+        Without classes and file, the ids cycle through all classes of the model.
 
         Args:
+            model: parses the entries.
             ids: the run's first and last sample id, both included.
             classes: indices or names, separated by commas; a name with a comma in double quotes.
-            file: a conditions file; check: whether every line is parsed now.
+            file: a conditions file.
+            check: whether every line of the file is parsed now.
 
         Raises:
-            ValueError, FileNotFoundError: in one sentence, for what the model can't use, a line by
-                its number, and where lines and ids are not as many.
+            ValueError, FileNotFoundError: in one sentence, for entries that the model cannot use
+                (with the number of the line), and where the numbers of lines and ids differ.
         """
         if classes is not None and file is not None:
             raise ValueError(f"{_WHERE}: expected classes or a conditions file, got both.")
         if file is not None:
-            return _Lines(model, Path(file), ids, check)
+            return _FileConditions(model, Path(file), ids, check)
         if classes is not None:
-            return _Turns(_classes(model, classes), named=True)
+            return _CyclicConditions(_parse_classes(model, classes), named=True)
         entries = model.default_entries
         if entries is None:
             raise ValueError(
-                f"{_WHERE}: expected a conditions file for {model!r}, got none. Give it a line for"
-                " each id."
+                f"{_WHERE}: expected a conditions file for {model!r}, got none. Pass one with a"
+                " line for each id."
             )
-        return _Turns(entries, named=bool(model.conditioning.labels(entries)))
+        return _CyclicConditions(entries, named=bool(model.conditioning.labels(entries)))
 
     @staticmethod
     def restore(
@@ -92,7 +93,13 @@ class Conditions:
         ids: tuple[int, int],
         file: str | os.PathLike[str] | None = None,
     ) -> Conditions:
-        """The conditions of a run's spec, whose lines were checked when it was written.
+        """Returns the conditions of a run's spec; its lines were checked when it was written.
+
+        Args:
+            identity: `identity` of the conditions that the run began with.
+            model: parses the entries.
+            ids: the run's first and last sample id, both included.
+            file: the conditions file, where the identity names one.
 
         Raises ValueError for a file of another content, FileNotFoundError for a missing one.
         """
@@ -105,15 +112,15 @@ class Conditions:
         found = Conditions.of(model, ids=ids, file=file, check=False)
         if found.identity != dict(identity):
             raise ValueError(
-                f"{_WHERE}: expected the conditions file {file} as the run was begun with"
+                f"{_WHERE}: expected the conditions file {file} that the run began with"
                 f" ({identity['file'][:12]}…), got another content"
-                f" ({found.identity['file'][:12]}…). Put the former file back."
+                f" ({found.identity['file'][:12]}…). Restore the former file."
             )
         return found
 
 
-class _Turns(Conditions):
-    """A list of entries, over and over."""
+class _CyclicConditions(Conditions):
+    """A list of entries, repeated: id i has entry i mod n."""
 
     def __init__(self, entries: list[Any], *, named: bool):
         self._entries = entries
@@ -123,7 +130,8 @@ class _Turns(Conditions):
         return [self._entries[i % len(self._entries)] for i in range(first, stop)]
 
 
-def _classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
+def _parse_classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
+    """Returns the entries of a list of classes, or of a comma-separated text."""
     if model.labels([]) is None:
         raise ValueError(
             f"{_WHERE}: expected a model with classes for --classes, got {model!r}. Use a"
@@ -137,29 +145,29 @@ def _classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
             entries.append(
                 model.conditioning.parse(value.strip() if isinstance(value, str) else value)
             )
-        except Unfit as error:
+        except InvalidEntry as error:
             raise ValueError(
                 f"{_WHERE}: expected {error.expected} in --classes, got {error.got}."
             ) from None
     if not entries:
         raise ValueError(
-            f"{_WHERE}: expected --classes to name at least one, got none. Leave it out for all in"
-            " turn."
+            f"{_WHERE}: expected --classes to name at least one, got none. Leave it out to use all"
+            " classes."
         )
     return entries
 
 
 class _Index(NamedTuple):
-    """What one pass over a file finds; offsets are those of every `_EVERY`th line."""
+    """What one pass over a conditions file finds."""
 
     sha256: str
     lines: int
-    offsets: np.ndarray
-    stamp: tuple[int, int]
+    offsets: np.ndarray  # of every `_STRIDE`th line
+    stamp: tuple[int, int]  # size and time of modification
 
 
-class _Lines(Conditions):
-    """A conditions file."""
+class _FileConditions(Conditions):
+    """The lines of a conditions file."""
 
     def __init__(self, model: Model, path: Path, ids: tuple[int, int], check: bool):
         if not path.is_file():
@@ -182,7 +190,7 @@ class _Lines(Conditions):
             self._check()
 
     def entries(self, first: int, stop: int) -> list[Any]:
-        """Ids outside the run, with which a unit is filled up, get the entry of the nearest one."""
+        """Returns the entries; an id outside the run, in its first or last unit, gets the nearest."""
         numbers = np.clip(np.arange(first, stop) - self._first, 0, self._index.lines - 1).tolist()
         if not numbers:
             return []
@@ -191,32 +199,33 @@ class _Lines(Conditions):
         with open(self.file, "rb") as file:
             if _stamp(file.fileno()) != self._index.stamp:
                 raise ValueError(
-                    f"{_WHERE}: expected the conditions file {self.file} unchanged, got another"
-                    " while in use."
+                    f"{_WHERE}: expected the conditions file {self.file} unchanged, got one"
+                    " that was modified during the run. Restore the former file."
                 )
-            file.seek(self._index.offsets[start // _EVERY])
-            skip = start % _EVERY
+            file.seek(self._index.offsets[start // _STRIDE])
+            skip = start % _STRIDE
             lines = list(itertools.islice(file, skip, skip + numbers[-1] - start + 1))
         entries = [
-            self._fit(self._read(line, start + i), start + i) for i, line in enumerate(lines)
+            self._parse(self._read(line, start + i), start + i) for i, line in enumerate(lines)
         ]
         return [entries[number - start] for number in numbers]
 
     def _check(self) -> None:
-        """Reads every line; one that was seen before costs a look-up, and a text for a model that
-        takes any no more.
+        """Parses every line.
+
+        Repeated lines are looked up in a cache, and texts are skipped where the model takes any.
         """
         assert self.file is not None
-        takes, seen, first = self._conditioning, set[bytes](), None
+        conditioning, parsed, first = self._conditioning, set[bytes](), None
         with open(self.file, "rb") as file:
             file.seek(self._index.offsets[0])
             for number, line in enumerate(file):
-                if line in seen:
+                if line in parsed:
                     continue
                 value = self._read(line, number)
-                if takes.any_text and type(value) is str:
+                if conditioning.any_text and type(value) is str:
                     continue
-                signature = takes.signature(self._fit(value, number))
+                signature = conditioning.signature(self._parse(value, number))
                 if number == 0:
                     first = signature
                 elif signature != first:
@@ -224,14 +233,14 @@ class _Lines(Conditions):
                         f"{_WHERE}: expected the arguments of line 1, {first},"
                         f" {self._where(number)}, got {signature}."
                     )
-                if len(seen) < _KNOWN:
-                    seen.add(line)
+                if len(parsed) < _CACHED:
+                    parsed.add(line)
 
     def _where(self, number: int) -> str:
         return f"in line {number + 1} of {self.file}"
 
     def _read(self, line: bytes, number: int) -> Any:
-        """A line's text or JSON value."""
+        """Returns a line's text or JSON value."""
         try:
             text = line.decode("utf-8").strip()
         except UnicodeDecodeError:
@@ -240,29 +249,30 @@ class _Lines(Conditions):
             ) from None
         if not text:
             raise ValueError(
-                f"{_WHERE}: expected an entry {self._where(number)}, got an empty line. An empty"
-                ' prompt is written "".'
+                f"{_WHERE}: expected an entry {self._where(number)}, got an empty line. Write an"
+                ' empty prompt as "".'
             )
         if text[0] == "{" or (text[0] == text[-1] == '"' and len(text) > 1):
             try:
-                return json.loads(text, parse_constant=_no_constant)
+                return json.loads(text, parse_constant=_refuse_constant)
             except ValueError as error:
                 raise ValueError(
                     f"{_WHERE}: expected JSON {self._where(number)}, got {error}."
                 ) from None
         return text
 
-    def _fit(self, value: Any, number: int) -> Any:
-        """The model's entry of it."""
+    def _parse(self, value: Any, number: int) -> Any:
+        """Returns the model's entry of a line's value."""
         try:
             return self._conditioning.parse(value)
-        except Unfit as error:
+        except InvalidEntry as error:
             raise ValueError(
                 f"{_WHERE}: expected {error.expected} {self._where(number)}, got {error.got}."
             ) from None
 
 
-def _no_constant(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
+    """Refuses NaN and the infinities, which JSON does not have."""
     raise ValueError(f"the number {name}")
 
 
@@ -272,19 +282,20 @@ def _stamp(file: int) -> tuple[int, int]:
 
 
 def _index(path: Path) -> _Index:
-    """Hash, number of lines and every `_EVERY`th line's offset, in one pass of fixed memory."""
+    """Returns the index of a file, from one pass with a fixed amount of memory."""
     digest = hashlib.sha256()
     position = ended = 0
     with open(path, "rb", buffering=0) as file:
         stamp = _stamp(file.fileno())
-        start = len(_MARK) if file.read(len(_MARK)) == _MARK else 0
+        marked = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
+        start = len(_BYTE_ORDER_MARK) if marked else 0
         file.seek(0)
         offsets, last = [np.array([start])], b""
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
             # line j + 1 begins after the end of line j
-            offsets.append(ends[(-ended - 1) % _EVERY :: _EVERY] + position + 1)
+            offsets.append(ends[(-ended - 1) % _STRIDE :: _STRIDE] + position + 1)
             ended, position, last = ended + len(ends), position + len(chunk), chunk[-1:]
     lines = ended + (last != b"\n" and position > start)
     return _Index(digest.hexdigest(), int(lines), np.concatenate(offsets), stamp)

@@ -1,8 +1,7 @@
-"""From a dataset to what other tools read, in one pass over its units (fastdiff.jobs.samples).
+"""Writes a dataset in the layout that other tools read, in one pass over its units.
 
-What is written appears under its name when it is whole and on disk, and not before: a run that is
-    stopped, or that meets a
-damaged unit, leaves nothing.
+The file or folder gets its name once it is complete and on disk: an export that is stopped, or that
+meets a damaged unit, leaves nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from ..pretrained.files import sync_folder, write_atomically, write_json
 from .formats import FORMATS
 from .samples import Samples
 
-MARK = "export.json"  # says that a folder is an export, and of what
-PER_SHARD = 1000
+MARK = "export.json"  # identifies a folder as an export, and says what it holds
 
 
 def export(
@@ -32,49 +30,57 @@ def export(
     per_shard: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> int:
-    """Writes a dataset's samples to `out` and returns how many.
+    """Writes a dataset's samples to `out` and returns their number.
 
     Args:
-        folder: the dataset. format: npz, npy or safetensors make one file; png and webdataset a
-            folder.
+        folder: the dataset.
+        format: a name in `fastdiff.jobs.FORMATS`; its attribute `folder` says whether `out` becomes
+            a folder or one file.
+        out: the new file or folder.
         ids: (first, last), both included; all by default.
-        partial: leave out what is not there yet, instead of refusing. Damaged units are refused all
-            the same.
-        overwrite: replace what is there: a file, or the folder of an earlier export.
-        per_shard: samples in each of WebDataset's archives (1000).
+        partial: leaves out missing units instead of refusing them. Damaged units are always
+            refused.
+        overwrite: replaces a file, or the folder of an earlier export.
+        per_shard: samples in each archive, for formats that write archives.
         progress: called after each unit with its number of samples.
 
-    Raises in one sentence, and then nothing was written: ValueError, FileNotFoundError and
-        FileExistsError for arguments
-    that cannot be met, fastdiff.jobs.samples.Unsound for missing and damaged units, OSError where
-    writing fails.
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: for arguments that cannot be met.
+        fastdiff.jobs.samples.DatasetError: for missing and damaged units.
+        OSError: where writing fails. Nothing is left behind after any error.
     """
     folder, out = Path(folder), Path(out)
     if format not in FORMATS:
         raise ValueError(f"fastdiff.export: expected format in {list(FORMATS)}, got {format!r}.")
-    if per_shard is not None and (per_shard < 1 or format != "webdataset"):
+    target = FORMATS[format]
+    if per_shard is not None and (per_shard < 1 or target.per_shard is None):
+        archives = " or ".join(f.name for f in FORMATS.values() if f.per_shard is not None)
         raise ValueError(
-            "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got"
+            f"fastdiff.export: expected per_shard >= 1, and only for the format {archives}, got"
             f" {per_shard} for {format}."
         )
     source = Samples(folder, ids, partial, progress)
-    target = FORMATS[format]
     target.check(source.shape, source.dtype)
-    _refuse(folder, out, target.folder, overwrite)
+    if source.partial and not target.export_ids:
+        raise ValueError(
+            f"fastdiff.export: expected all ids for the format {format}, which cannot say which are"
+            " missing. Use npz, or a range of --ids without gaps."
+        )
+    _check_out(folder, out, target.folder, overwrite)
 
     def write(path: Path) -> None:
-        target.export(path, source, per_shard or PER_SHARD)
+        target.export(path, source, per_shard or target.per_shard or source.count)
 
     def write_marked(path: Path) -> None:
         write(path)
         first, last = source.selected.first, source.selected.last
-        said = {
+        description = {
             "format": format,
             "ids": [first, last],
             "samples": source.count,
             **source.provenance,
         }
-        write_json(path / MARK, said)
+        write_json(path / MARK, description)
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,17 +94,17 @@ def export(
         at = f" at {error.filename}" if error.filename else ""
         raise OSError(
             f"fastdiff.export: expected to write {out}, got {error.strerror!r}{at}. Nothing was"
-            " left there; make room or give leave, then export again."
+            " left there; free disk space or permit writing, then export again."
         ) from None
     return source.count
 
 
-def _refuse(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
-    """Raises where writing `out` would harm: over something else, or into the dataset."""
+def _check_out(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
+    """Raises where `out` is inside the dataset, or anything but an earlier export."""
     here, there = out.resolve(), folder.resolve()
     if here == there or there in here.parents or here in there.parents:
         raise ValueError(
-            f"fastdiff.export: expected a place outside the dataset {folder}, got {out}. Name"
+            f"fastdiff.export: expected a path outside the dataset {folder}, got {out}. Name"
             " another one."
         )
     if not os.path.lexists(out):
@@ -107,24 +113,24 @@ def _refuse(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
         kinds = "a file", "a folder"
         raise ValueError(
             f"fastdiff.export: expected {out} to become {kinds[tree]}, got {kinds[not tree]} there."
-            " Name another place."
+            " Name another path."
         )
     if not overwrite:
         raise FileExistsError(
-            f"fastdiff.export: expected a new {out}, got one. Name another place, or pass"
+            f"fastdiff.export: expected a new {out}, got one. Name another path, or pass"
             " --overwrite."
         )
     if tree and any(out.iterdir()) and not (out / MARK).exists():
         raise ValueError(
             f"fastdiff.export: expected an earlier export in {out}, got a folder without {MARK}."
-            " Name another place."
+            " Name another path."
         )
 
 
 def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """write(temporary) beside `out`, everything to disk, then the name."""
+    """Calls write(temporary) next to `out`, flushes everything to disk, then renames it."""
     temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    for leftover in (temporary, old):  # of a process of this number that was killed
+    for leftover in (temporary, old):  # of a killed process with the same id
         shutil.rmtree(leftover, ignore_errors=True)
     try:
         temporary.mkdir()
@@ -146,7 +152,7 @@ def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Everything below the folder to disk in one call: a million calls of fsync take hours."""
+    """Flushes the folder's file system in one call: a million calls of fsync take hours."""
     syncfs = (
         getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None) if os.name == "posix" else None
     )

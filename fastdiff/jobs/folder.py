@@ -1,16 +1,17 @@
-"""A dataset's folder: what is in it, and how a unit gets into it whole or not at all.
+"""A dataset's folder: its layout, and how a unit is written to it completely or not at all.
 
     spec.json                    the run spec, written first
-    conditions-<hash>.txt        what each sample is of, where a file said so
+    conditions-<hash>.txt        the conditions file, where the run has one
     shards/00012/000012345.npy   the samples of unit 12345 (other formats: fastdiff.jobs.formats)
-    units/00012/000012345.json   its record: ids, labels, hashes, timing. Written last: with it the unit is done
-    failed/000012345.json        a unit that gave no finite samples, twice
-    log/, tmp/                   a file of events and a folder of half-written files per worker
-    manifest.jsonl, grid.png     made from the records when all are there
+    units/00012/000012345.json   its record: ids, labels, hashes, timing. Written last; a unit with
+                                 a record is done
+    failed/000012345.json        a unit whose samples were not finite in two attempts
+    log/, tmp/                   per worker: a file of events, and a folder of unfinished files
+    manifest.jsonl, grid.png     made from the records when all units are done
 
-Files are written under tmp/, flushed to disk, renamed and their folder flushed, so that a name
-never stands for half a file. Two workers that make the same unit write the same bytes over each
-other.
+Files are written under tmp/, flushed to disk and renamed, and their folder is flushed, so that a
+name never refers to a partial file. Two workers that make the same unit write the same bytes over
+each other.
 """
 
 from __future__ import annotations
@@ -27,24 +28,27 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..pretrained.files import sync_folder
-from .records import record_name, sealed, unit_numbers
+from .records import record_name, unit_numbers, with_checksum
 from .spec import RunSpec
 
 SPEC = "spec.json"
-DAY = 86_400
+DAY = 86_400  # seconds
 
 
 class Folder:
     """A dataset's folder. Raises FileNotFoundError or ValueError where there is none.
 
-    Attributes: path, spec; worker: the name of this process in it.
+    Attributes:
+        path: of the folder.
+        spec: the run spec.
+        worker: the name of this process in logs, records and tmp/.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        where = self.path / SPEC
+        file = self.path / SPEC
         try:
-            value = json.loads(where.read_text(encoding="utf-8"))
+            value = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"fastdiff.jobs: expected a dataset in {self.path}, got no {SPEC} there. Name the"
@@ -52,13 +56,13 @@ class Folder:
             ) from None
         except (ValueError, OSError) as error:
             raise ValueError(
-                f"fastdiff.jobs: expected JSON in {where}, got {_first_line(error)}."
+                f"fastdiff.jobs: expected JSON in {file}, got {_first_line(error)}."
             ) from None
         if not isinstance(value, dict):
             raise ValueError(
-                f"fastdiff.jobs: expected a run spec in {where}, got {type(value).__name__}."
+                f"fastdiff.jobs: expected a run spec in {file}, got {type(value).__name__}."
             )
-        self.spec = RunSpec.from_json(value, str(where))
+        self.spec = RunSpec.from_json(value, str(file))
         self.worker = _worker()
         self._temporary = self.path / "tmp" / self.worker
         self._made: set[Path] = set()
@@ -67,15 +71,16 @@ class Folder:
     def create(
         cls, path: str | os.PathLike[str], spec: RunSpec, conditions: Path | None = None
     ) -> Folder:
-        """Writes the spec into a new or empty folder; where another worker was faster, its spec
-        stands.
+        """Writes the spec into a new or empty folder, unless another worker has done so.
+
+        The folder's spec may then be another one; compare the hashes.
 
         Raises ValueError for a folder with foreign files, OSError where nothing can be written.
         """
         folder = Path(path)
         if folder.exists() and not folder.is_dir():
             raise ValueError(
-                f"fastdiff.jobs: expected {folder} to be a folder, got a file. Name another place."
+                f"fastdiff.jobs: expected {folder} to be a folder, got a file. Name another path."
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,12 +103,11 @@ class Folder:
 
     @property
     def conditions(self) -> Path | None:
-        """The file that says what each sample is of, if one does."""
+        """The conditions file of the run, None without one."""
         name = conditions_name(self.spec.conditions)
         return None if name is None else self.path / name
 
     # -- units
-    # --------------------------------------------------------------------------------------------------------
 
     def record_path(self, unit: int) -> Path:
         return self.path / record_name(unit)
@@ -112,13 +116,14 @@ class Folder:
         return self.path / "failed" / f"{unit:09d}.json"
 
     def done(self) -> set[int]:
-        """The units of the run whose records are there."""
+        """Returns the units of the run that have a record."""
         numbers = self.spec.units.numbers
         return {unit for unit in unit_numbers(self.path) if unit in numbers}
 
     def failed(self) -> dict[int, dict[str, Any]]:
-        """The units that were given up and that nobody has made since, with where they were not
-        finite.
+        """Returns the failed units that no worker has made since, with the content of their files.
+
+        That names the first sample that was not finite, the step and sigma.
         """
         found = {}
         for entry in _scan(self.path / "failed"):
@@ -126,28 +131,29 @@ class Folder:
                 continue
             unit = int(entry.name[:-5])
             try:
-                what = json.loads(Path(entry.path).read_text(encoding="utf-8"))
+                content = json.loads(Path(entry.path).read_text(encoding="utf-8"))
             except FileNotFoundError:
-                continue  # being retried elsewhere
+                continue  # another worker is retrying it
             except (OSError, ValueError):
-                what = None
+                content = None
             if not self.record_path(unit).exists():
                 found[unit] = (
-                    what
-                    if isinstance(what, dict)
+                    content
+                    if isinstance(content, dict)
                     else {"what": f"{entry.path} is not as it was written"}
                 )
         return found
 
     def finished(self, unit: int) -> bool:
-        """Whether nobody needs to compute it any more: done, or failed for good."""
+        """Returns whether a unit needs no more work: it is done, or has failed."""
         return self.record_path(unit).exists() or self.failed_path(unit).exists()
 
     def commit(
         self, unit: int, files: Iterable[tuple[str, bytes]], record: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """Writes a unit's files, then its record, and returns that. Raises OSError in one
-        sentence.
+        """Writes a unit's files, then its record, and returns the record.
+
+        Raises OSError in one sentence.
         """
         try:
             listed, names = [], []
@@ -163,7 +169,7 @@ class Folder:
                 )
             for parent in {(self.path / name).parent for name in names}:
                 sync_folder(parent)
-            complete = sealed({**record, "files": listed})
+            complete = with_checksum({**record, "files": listed})
             path = self.record_path(unit)
             self._put(path, (json.dumps(complete) + "\n").encode())
             sync_folder(path.parent)
@@ -172,7 +178,7 @@ class Folder:
         return complete
 
     def fail(self, unit: int, what: Mapping[str, Any]) -> None:
-        """Writes down that a unit failed."""
+        """Records that a unit failed. what: content of its file."""
         path = self.failed_path(unit)
         try:
             self._put(path, (json.dumps(dict(what)) + "\n").encode())
@@ -181,7 +187,7 @@ class Folder:
             raise OSError(cannot_write(self.path, error)) from None
 
     def forget(self, unit: int) -> None:
-        """Takes a unit's record away, so that it is made again; its files are written over then."""
+        """Removes a unit's record, so that the unit is made again and its files are overwritten."""
         try:
             for path in (self.record_path(unit), self.failed_path(unit)):
                 path.unlink(missing_ok=True)
@@ -189,7 +195,10 @@ class Folder:
             raise OSError(cannot_write(self.path, error)) from None
 
     def write(self, name: str, content: bytes | Callable[[BinaryIO], Any]) -> None:
-        """A file of the dataset itself, whole or not at all. Raises OSError in one sentence."""
+        """Writes a file of the dataset itself, completely or not at all.
+
+        Raises OSError in one sentence.
+        """
         try:
             self._put(self.path / name, content)
             sync_folder((self.path / name).parent)
@@ -199,8 +208,9 @@ class Folder:
             self.leave()
 
     def _put(self, path: Path, content: bytes | Callable[[BinaryIO], Any]) -> None:
-        """Writes `path` under another name, flushes it and renames it. content: bytes, or what
-        writes them to a file.
+        """Writes `path` under another name, flushes it and renames it.
+
+        content: bytes, or a function that writes them to a file.
         """
         self._folder(path.parent)
         temporary = self._temporary / f"{uuid.uuid4().hex}.tmp"
@@ -216,7 +226,7 @@ class Folder:
                     os.fsync(file.fileno())
                 os.replace(temporary, path)
                 return
-            except FileNotFoundError:  # somebody took this worker for dead and swept its folder
+            except FileNotFoundError:  # another worker swept this one's folder by mistake
                 self._made.discard(self._temporary)
                 if attempt == 2:
                     raise
@@ -233,22 +243,20 @@ class Folder:
         self._made.add(path)
 
     # -- leftovers
-    # ----------------------------------------------------------------------------------------------------
 
     def sweep(self) -> int:
-        """Removes half-written files of workers that are no more; returns how many workers left
-        some.
+        """Removes the unfinished files of dead workers and returns the number of these workers.
 
-        Dead are processes of this host that do not run, and those of other hosts that wrote nothing
-        for a day. A live worker swept by mistake (of another container with the same name, say)
-        writes its file again.
+        A worker of this host is dead if its process does not run, one of another host if it has
+        written nothing for a day. A live worker that is swept by mistake (in another container with
+        the same host name, for example) writes its file again.
         """
         host, swept = socket.gethostname(), 0
         for entry in _scan(self.path / "tmp"):
-            theirs, pid, _ = (entry.name.rsplit("-", 2) + ["", ""])[:3]
+            owner, pid, _ = (entry.name.rsplit("-", 2) + ["", ""])[:3]
             if entry.name == self.worker or not pid.isdecimal():
                 continue
-            if theirs == host:
+            if owner == host:
                 dead = not _alive(int(pid))
             else:
                 dead = time.time() - entry.stat().st_mtime > DAY
@@ -258,13 +266,13 @@ class Folder:
         return swept
 
     def leave(self) -> None:
-        """Removes this worker's own folder of half-written files."""
+        """Removes this worker's own folder of unfinished files."""
         self._made.discard(self._temporary)
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def conditions_name(conditions: Mapping[str, Any]) -> str | None:
-    """The name of a conditions file in a dataset's folder, by its content."""
+    """Returns the name of a conditions file in a dataset's folder, which depends on its content."""
     return f"conditions-{conditions['file'][:16]}.txt" if "file" in conditions else None
 
 
@@ -277,20 +285,22 @@ def _scan(path: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _worker() -> str:
-    """A name for this process among all that work on a run."""
+    """Returns a name that identifies this process among all workers of a run."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 def _before_spec(name: str) -> bool:
-    """Names that may be in a folder before its spec: of another worker that is about to write it,
-    or the system's.
+    """Returns whether a name may be in a folder before its spec.
+
+    Those are the files of a worker that is about to write the spec, and the system's own.
     """
     return name in ("tmp", "lost+found") or name.startswith(("conditions-", ".nfs"))
 
 
 def _publish(folder: Path, name: str, content: bytes | Path) -> None:
-    """Writes a file, or copies one, unless it is there: the first of several workers wins, and
-    nobody sees half of it.
+    """Writes a file, or copies one, unless it exists.
+
+    The first of several workers wins, and no process sees a partial file.
     """
     own = folder / "tmp" / _worker()
     temporary = own / f"{name}.tmp"
@@ -308,7 +318,7 @@ def _publish(folder: Path, name: str, content: bytes | Path) -> None:
             os.link(temporary, folder / name)
         except FileExistsError:
             return
-        # a file system without links: the last of simultaneous writers wins, then all read the same
+        # without hard links, the last of simultaneous writers wins, and then all read the same file
         except OSError:
             if not (folder / name).exists():
                 os.replace(temporary, folder / name)
@@ -324,7 +334,7 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:  # a process that was killed and not yet waited for
+    try:  # a zombie: killed, but its parent has not waited for it
         state = (
             Path(f"/proc/{pid}/stat")
             .read_text(encoding="ascii", errors="replace")
@@ -337,12 +347,12 @@ def _alive(pid: int) -> bool:
 
 
 def cannot_write(folder: Path, error: OSError, what: str = "") -> str:
-    """One sentence about a disk that is full, a folder that is read-only and their like."""
+    """Returns one sentence about a full disk, a read-only folder and similar errors."""
     reason = error.strerror or _first_line(error)
     return (
         f"fastdiff.jobs: expected to write into {folder}, got"
-        f" {reason!r}{f'; {what}' if what else ''}. What is there is whole; make room or give"
-        " leave, then `fastdiff resume`."
+        f" {reason!r}{f'; {what}' if what else ''}. Finished units are intact; free disk space or"
+        " permit writing, then run `fastdiff resume`."
     )
 
 

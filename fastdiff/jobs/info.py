@@ -1,5 +1,6 @@
-"""How far a run is, from any machine that sees its folder: names, sizes and the workers' logs, no
-pixels.
+"""The progress of a run, from the names and sizes of its files and the workers' logs.
+
+It can be read on any machine that sees the folder; no samples are read.
 """
 
 from __future__ import annotations
@@ -12,20 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from .folder import Folder
-from .quick_check import glance
+from .quick_check import quick_check
 
-FRESH = 300.0  # seconds without an event after which a worker is taken for gone
+ACTIVE = 300.0  # seconds without an event after which a worker no longer counts as active
 
 
 @dataclass
 class Info:
-    """Attributes:
-    units, done, missing, failed, corrupt: of the run's units; corrupt have files that are missing
-        or of another size.
-    images: samples that are there, of `samples`; bytes: of their files.
-    workers: those with an event in the last five minutes, with their latest speed, queue and
-        memory.
-    images_per_second: of all of them; eta_s: seconds to go at that speed, None where nobody works.
+    """The progress of a run.
+
+    Attributes:
+        units: number of units of the run.
+        samples: number of samples of the run.
+        done: units that are done.
+        images: samples in them.
+        bytes: of their files.
+        missing: units without a record.
+        failed: units whose samples were not finite, and why.
+        corrupt: units with a damaged record, or with files that are missing or have another size.
+        workers: those with an event in the last five minutes, with their latest speed, queue and
+            memory.
+        images_per_second: of all workers.
+        eta_s: remaining seconds at that speed, None without active workers.
     """
 
     units: int
@@ -46,16 +55,16 @@ class Info:
 
 
 def info(folder: Folder, now: float | None = None) -> Info:
-    """What a run's folder tells. now: seconds since the epoch, default the clock's."""
+    """Returns the progress of the run in a folder. now: seconds since the epoch, for tests."""
     units = folder.spec.units
     found = Info(len(units), units.samples)
-    for seen in glance(folder):
-        if seen.wrong:
-            found.corrupt[seen.unit] = seen.wrong
+    for status in quick_check(folder):
+        if status.problem:
+            found.corrupt[status.unit] = status.problem
             continue
         found.done += 1
-        found.images += len(units.ids(seen.unit))
-        found.bytes += seen.bytes
+        found.images += len(units.ids(status.unit))
+        found.bytes += status.bytes
     found.failed = {unit: str(what.get("what")) for unit, what in folder.failed().items()}
     found.missing = (
         found.units
@@ -75,7 +84,7 @@ def _workers(logs: Path, found: Info, now: float) -> None:
     for entry in entries:
         last = _last(Path(entry.path))
         latest = last[-1] if last else None
-        if latest is None or latest.get("event") == "stop" or now - latest["unix"] > FRESH:
+        if latest is None or latest.get("event") == "stop" or now - latest["unix"] > ACTIVE:
             continue
         unit: dict[str, Any] = next((e for e in reversed(last) if e.get("event") == "unit"), {})
         found.workers[entry.name.removesuffix(".jsonl")] = {
@@ -90,7 +99,7 @@ def _workers(logs: Path, found: Info, now: float) -> None:
 
 
 def _last(path: Path, size: int = 4096) -> list[dict[str, Any]]:
-    """The last events of a log."""
+    """Returns the events in the last `size` bytes of a log."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - size))

@@ -1,11 +1,9 @@
-"""A run spec with what is needed to compute its units: the network, the conditions and the
-sampler.
-"""
+"""A job: a run spec with the model, the conditions and the sampler that compute its units."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,7 @@ from ..backend import hardware
 from ..sampler import Callback
 from . import machine
 from .conditions import Conditions
-from .formats import FORMATS
+from .formats import FORMATS, Format
 from .models import Model, open_model
 from .spec import RunSpec, SpecMismatch, differences
 from .units import Units
@@ -26,11 +24,13 @@ from .units import Units
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Drawn(NamedTuple):
+class DrawnUnit(NamedTuple):
     """The samples of a unit that belong to the run, on the device.
 
-    Attributes: array: uint8 pictures [n, H, W, C] or float32 data [n, …]; finite: bool [n]; labels:
-        a class per sample.
+    Attributes:
+        array: uint8 pictures [n, H, W, C] or float32 data [n, …].
+        finite: bool [n], whether all numbers of a sample are finite.
+        labels: class of each sample, None without classes.
     """
 
     array: Tensor
@@ -39,12 +39,16 @@ class Drawn(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """The first number that was not finite: which sample, after which row of the plan, at which
-    noise level.
+    """Where the samples of a unit were not finite for the first time.
+
+    Attributes:
+        sample_id: the sample.
+        step: the row of the plan, None for the decoder.
+        sigma: noise level after that row, None where the plan has none.
     """
 
     sample_id: int
-    step: int | None  # None: in the decoder
+    step: int | None
     sigma: float | None
 
     def __str__(self) -> str:
@@ -57,8 +61,12 @@ class Failure(NamedTuple):
 class Job:
     """Computes the units of a run.
 
-    Attributes: spec, model, sampler, device; conditions_file: what the samples are of, where a file
-        says so.
+    Attributes:
+        spec: the run spec.
+        model: the model to sample from.
+        conditions: entries of the samples.
+        device: where the network runs.
+        sampler: the model's sampler with the spec's plan.
     """
 
     def __init__(self, spec: RunSpec, model: Model, conditions: Conditions, device: torch.device):
@@ -90,25 +98,26 @@ class Job:
         device: str | torch.device | None = None,
         **settings: Any,
     ) -> Job:
-        """Plans a run: opens the model, traces the plan and writes down everything in `spec`.
+        """Opens the model, traces the plan and returns the job, with everything in its spec.
 
         Args:
-            model: a model folder or shipped name, `package.module:factory`, or a folder of a
+            model: a model folder or shipped name, `package.module:factory`, or the folder of a
                 diffusers pipeline.
-            ids: the first and the last sample id, both included. seed: names the run.
-            unit: samples that are computed together. network_batch: rows of every network call,
-                default the unit.
-            classes: class indices or names, separated by commas, for the ids in turn; conditions: a
-                file with a line an id.
+            ids: the first and the last sample id, both included.
+            seed: seed of the run.
+            unit: samples that are computed together.
+            network_batch: rows of every network call, default the unit.
+            classes: class indices or names, separated by commas; the ids cycle through them.
+            conditions: a file with one line per id.
             guidance_scale: gamma; the model's own by default.
-            dtype: the network's: fp32, bf16, fp16 or auto, which is bf16 on CPUs that multiply bf16
-                tiles, else fp32.
-            threads: CPU threads of a worker, default the CPUs this process may use.
-            format: npy, npz, png, webdataset or safetensors. decode: a VAE's folder, or `pipe` for
-                the pipeline's own.
-            shape: one sample's, for factories that do not say.
+            dtype: the network's: fp32, bf16, fp16 or auto, which is bf16 on CPUs with AMX, else
+                fp32.
+            threads: CPU threads of a worker, default the CPUs that this process may use.
+            format: of the data files, a name in `fastdiff.jobs.FORMATS`.
+            decode: the folder of a VAE, or `pipe` for the pipeline's own.
+            shape: of one sample, for factories that do not specify it.
             device: default a GPU where there is one.
-            settings: the sampler's: solver, steps, eta, timestep_spacing and the like.
+            settings: of the sampler: solver, steps, eta, timestep_spacing and others.
 
         Raises ValueError, FileNotFoundError and ImportError in one sentence.
         """
@@ -120,19 +129,15 @@ class Job:
         if classes is not None and conditions is not None:
             raise ValueError(f"{where}: expected classes or a conditions file, got both.")
         units = Units(*ids, unit)
-        place = find_device(device)
-        opened = open_model(model, shape=shape, decode=decode, device=place)
-        chosen = _dtype(dtype, place)
-        given = Conditions.of(opened, ids=ids, classes=classes, file=conditions)
+        device = find_device(device)
+        opened = open_model(model, shape=shape, decode=decode, device=device)
+        entries = Conditions.of(opened, ids=ids, classes=classes, file=conditions)
         if guidance_scale is not None:
             settings["guidance_scale"] = guidance_scale
         sampler = opened.sampler(**settings)
-        opened.check(sampler, given.entries(ids[0], ids[0] + 1))
+        opened.check(sampler, entries.entries(ids[0], ids[0] + 1))
         gamma = sampler.guidance_scale
-        found = machine.describe(place)
-        encoder = FORMATS[format].encoder(*_stored(opened, format))
-        if encoder is not None:
-            found["encoder"] = encoder
+        FORMATS[format].check(*_sample_kind(opened, FORMATS[format]))
         spec = RunSpec(
             model={
                 "name": model,
@@ -145,17 +150,17 @@ class Job:
             seed=seed,
             unit=unit,
             network_batch=unit if network_batch is None else network_batch,
-            dtype=chosen,
+            dtype=_resolve_dtype(dtype, device),
             guidance_scale=(
                 tuple(float(g) for g in gamma) if isinstance(gamma, Sequence) else float(gamma)
             ),
-            conditions=given.identity,
+            conditions=entries.identity,
             plan=sampler.plan,
             format=format,
             threads=hardware.usable_cpus() if threads is None else threads,
-            machine=found,
+            machine=_describe_machine(device, opened, FORMATS[format]),
         )
-        return cls(spec, opened, given, place)
+        return cls(spec, opened, entries, device)
 
     @classmethod
     def open(
@@ -166,32 +171,40 @@ class Job:
         device: str | torch.device | None = None,
         where: str = "the spec",
     ) -> Job:
-        """What a worker needs to go on with a run. Raises SpecMismatch where model, conditions or
-        machine are others.
+        """Returns the job of an existing spec.
+
+        Args:
+            spec: the run spec.
+            conditions: the conditions file of the run, where it has one.
+            device: where to compute; by default the kind of device that the spec names.
+            where: the name of the spec in error messages.
+
+        Raises SpecMismatch where the model or the machine differs from the spec's, ValueError for
+        another conditions file.
         """
-        place = find_device(device or spec.machine["device"])
+        device = find_device(device or spec.machine["device"])
         opened = open_model(
-            spec.model["name"], shape=spec.model["shape"], decode=spec.model["decode"], device=place
+            spec.model["name"],
+            shape=spec.model["shape"],
+            decode=spec.model["decode"],
+            device=device,
         )
-        given = Conditions.restore(spec.conditions, opened, ids=spec.ids, file=conditions)
-        found = machine.describe(place)
-        encoder = FORMATS[spec.format].encoder(*_stored(opened, spec.format))
-        if encoder is not None:
-            found["encoder"] = encoder
+        entries = Conditions.restore(spec.conditions, opened, ids=spec.ids, file=conditions)
+        found = _describe_machine(device, opened, FORMATS[spec.format])
         lines = differences(spec.model["identity"], opened.identity, "model")
         lines += differences(dict(spec.machine), found, "machine")
         if lines:
             raise SpecMismatch(mismatch(where, lines))
-        return cls(spec, opened, given, place)
+        return cls(spec, opened, entries, device)
 
     @functools.cached_property
     def pictures(self) -> bool:
-        """Whether the samples are kept as 8-bit pictures; else as float32."""
-        return _stored(self.model, self.spec.format)[1] == "uint8"
+        """Whether the samples are stored as 8-bit pictures; otherwise as float32."""
+        return _sample_kind(self.model, FORMATS[self.spec.format])[1] == "uint8"
 
     @torch.no_grad()
-    def draw(self, unit: int, callback: Callback | None = None) -> Drawn:
-        """Computes a unit: its whole block, of which what belongs to the run comes back."""
+    def draw(self, unit: int, callback: Callback | None = None) -> DrawnUnit:
+        """Computes the whole block of a unit and returns the samples that belong to the run."""
         spec, block, ids = self.spec, self.spec.units.block(unit), self.spec.units.ids(unit)
         entries = self.conditions.entries(block.start, block.stop)
         cond, uncond = self.model.conditions(entries)
@@ -205,61 +218,67 @@ class Job:
         )
         if self.model.decode is not None and self.pictures:
             size = spec.network_batch or len(block)
-            x = torch.cat([self.model.decode(part) for part in _parts(x, size)])[: len(block)]
-        keep = slice(ids.start - block.start, ids.stop - block.start)
-        x = x[keep]
+            parts = [self.model.decode(part) for part in _padded_batches(x, size)]
+            x = torch.cat(parts)[: len(block)]
+        own = slice(ids.start - block.start, ids.stop - block.start)
+        x = x[own]
         finite = torch.isfinite(x).flatten(1).all(dim=1)
         if self.pictures:
             x = images.levels(x).movedim(1, -1).contiguous()
         labels = self.model.labels(entries)
-        return Drawn(x, finite, None if labels is None else labels[keep])
+        return DrawnUnit(x, finite, None if labels is None else labels[own])
 
-    def diagnose(self, unit: int) -> tuple[Drawn, Failure | None]:
-        """Computes a unit again with an eye on every step."""
+    def diagnose(self, unit: int) -> tuple[DrawnUnit, Failure | None]:
+        """Computes a unit and checks after every step whether its samples are finite.
+
+        Returns (the unit, where it was not finite first or None).
+        """
         ids, block = self.spec.units.ids(unit), self.spec.units.block(unit)
-        keep = slice(ids.start - block.start, ids.stop - block.start)
+        own = slice(ids.start - block.start, ids.stop - block.start)
         levels = self.spec.plan.levels
-        seen: list[Failure] = []
+        failures: list[Failure] = []
 
-        def watch(row: int, t: Any, x: Tensor, x0: Tensor) -> None:
-            if seen:
+        def check(row: int, t: Any, x: Tensor, x0: Tensor) -> None:
+            if failures:
                 return
-            finite = torch.isfinite(x[keep]).flatten(1).all(dim=1).tolist()
+            finite = torch.isfinite(x[own]).flatten(1).all(dim=1).tolist()
             if not all(finite):
                 sigma = None if levels is None else float(levels[row][1])
-                seen.append(Failure(ids[finite.index(False)], row, sigma))
+                failures.append(Failure(ids[finite.index(False)], row, sigma))
 
-        drawn = self.draw(unit, watch)
+        drawn = self.draw(unit, check)
         finite = drawn.finite.tolist()
         if all(finite):
             return drawn, None
-        return drawn, seen[0] if seen else Failure(ids[finite.index(False)], None, None)
+        failure = failures[0] if failures else Failure(ids[finite.index(False)], None, None)
+        return drawn, failure
 
 
 def find_device(device: str | torch.device | None) -> torch.device:
-    """The device named, or a GPU where there is one. Raises RuntimeError for a GPU that is not
-    there.
+    """Returns the named device; without a name a GPU where there is one, else the CPU.
+
+    Raises RuntimeError for a GPU that torch does not find.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type == "cuda" and not torch.cuda.is_available():
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            "fastdiff.jobs: expected a GPU, got a torch that sees none. Name --device cpu for a new"
+            "fastdiff.jobs: expected a GPU, got a torch that finds none. Use --device cpu for a new"
             " run."
         )
-    return place
+    return found
 
 
 def mismatch(where: str, lines: list[str]) -> str:
-    """What a run is told that does not fit the spec of its folder."""
+    """Returns the message about settings that differ from the spec of a folder, a line for each."""
     many = "a setting" if len(lines) == 1 else f"{len(lines)} settings"
     return f"fastdiff.jobs: expected the run of {where}, got another in {many}.\n" + "\n".join(
         f"  {x}" for x in lines
     )
 
 
-def _dtype(name: str, device: torch.device) -> str:
+def _resolve_dtype(name: str, device: torch.device) -> str:
     if name == "auto":
         name = "bf16" if device.type == "cpu" and hardware.has_amx() else "fp32"
     return name
@@ -269,42 +288,25 @@ def _scale(value: float | tuple[float, ...]) -> float | list[float]:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _stored(model: Model, format: str) -> tuple[tuple[int, ...], str]:
-    """(shape, dtype) of a sample as it is kept; of decoded pictures the size is not known before
-    one is there.
-    """
-    shape = tuple(model.shape)
-    if format == "safetensors":
-        return shape, "float32"
-    if model.decode is not None:
-        return (1, 1, 3), "uint8"
-    if len(shape) == 3 and shape[0] in (1, 3):
-        return (shape[1], shape[2], shape[0]), "uint8"
-    return shape, "float32"
+def _sample_kind(model: Model, fmt: Format) -> tuple[tuple[int, ...], str]:
+    """Returns (shape, dtype) of the model's samples as the format stores them."""
+    return fmt.sample_kind(model.shape, decoded=model.decode is not None)
 
 
-def _parts(x: Tensor, size: int) -> list[Tensor]:
-    """Pieces of exactly `size` rows, the last one filled up: a decoder's arithmetic depends on its
-    batch, too.
+def _describe_machine(device: torch.device, model: Model, fmt: Format) -> dict[str, Any]:
+    """Returns the machine's entry of a spec, with the encoder that the files' bytes depend on."""
+    found = machine.describe(device)
+    encoder = fmt.encoder(*_sample_kind(model, fmt))
+    return found if encoder is None else {**found, "encoder": encoder}
+
+
+def _padded_batches(x: Tensor, size: int) -> list[Tensor]:
+    """Splits x into batches of exactly `size` rows, the last one padded with its first row.
+
+    A decoder's arithmetic depends on its batch size, as the network's does.
     """
     parts = list(x.split(size))
     short = size - len(parts[-1])
     if short:
         parts[-1] = torch.cat([parts[-1], parts[-1][:1].expand(short, *x.shape[1:])])
     return parts
-
-
-def sampling_of(spec: RunSpec) -> Mapping[str, Any]:
-    """The arguments of `Job.plan` that would plan this run anew."""
-    return {
-        "model": spec.model["name"],
-        "ids": spec.ids,
-        "seed": spec.seed,
-        "unit": spec.unit,
-        "network_batch": spec.network_batch,
-        "dtype": spec.dtype,
-        "threads": spec.threads,
-        "format": spec.format,
-        "decode": spec.model["decode"],
-        **spec.sampling,
-    }

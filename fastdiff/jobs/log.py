@@ -1,8 +1,7 @@
-"""What a worker tells while it works: a progress line for people and a file of events, a JSON
-object a line, for programs.
+"""The output of a running worker: a progress line, and a log file with one JSON object per event.
 
-Events are `start`, `begin` (of a unit), `unit` (it is on disk), `unfinite` (about to be tried
-again), `failed`, `stop`.
+Events are `start`, `begin` (of a unit), `unit` (it is on disk), `unfinite` (not finite, about to be
+tried again), `failed`, `error`, `stop`.
 """
 
 from __future__ import annotations
@@ -19,14 +18,17 @@ from tqdm.auto import tqdm
 
 from .folder import Folder, cannot_write
 
-WINDOW = 60.0  # seconds over which speed is measured
+WINDOW = 60.0  # seconds over which the speed is measured
 
 
 class Log:
     """The events and the progress line of one worker.
 
-    Args: folder; images: how many the run has; done: how many are there already; progress: whether
-        to show a line.
+    Args:
+        folder: of the run.
+        images: samples of the run.
+        done: samples that are on disk already.
+        progress: whether to show the line.
     """
 
     def __init__(self, folder: Folder, images: int, done: int, progress: bool):
@@ -52,14 +54,15 @@ class Log:
         )
 
     def event(self, name: str, **facts: Any) -> None:
+        """Appends an event to the log file."""
         line = {"event": name, "unix": round(time.time(), 3), **facts}
         try:
             os.write(self._file, (json.dumps(line) + "\n").encode())
-        except OSError:  # a full disk stops a run where samples are written; the log follows
+        except OSError:  # a full disk stops the run when samples are written, not here
             pass
 
-    def unit(self, unit: int, images: int, queue: int) -> None:
-        """A unit of so many images is on disk."""
+    def unit_written(self, unit: int, images: int, queue: int) -> None:
+        """Records that this worker has put a unit on disk. queue: units that wait for a writer."""
         self.images += images
         now = time.monotonic()
         self._recent.append((now, self.images))
@@ -79,21 +82,19 @@ class Log:
         self._bar.set_postfix_str(f"queue {queue}, {memory} MiB", refresh=False)
         self._bar.update(images)
 
-    def elsewhere(self, images: int) -> None:
-        """So many samples are on disk that other processes made, and told of in logs of their
-        own.
-        """
+    def written_elsewhere(self, images: int) -> None:
+        """Counts samples that other processes made and recorded in their own logs."""
         self.images += images
         self._bar.update(images)
 
     @property
     def speed(self) -> float:
-        """Images a second of this worker, over the last minute."""
+        """Images per second of this worker, over the last minute."""
         (then, before), (now, after) = self._recent[0], self._recent[-1]
         return (after - before) / (now - then) if now > then else 0.0
 
-    def say(self, text: str) -> None:
-        """A line above the progress line."""
+    def print_line(self, text: str) -> None:
+        """Prints a line above the progress line."""
         self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
@@ -102,9 +103,7 @@ class Log:
 
 
 def resident() -> int:
-    """Memory of this process in MiB: what is resident now, or where the system does not say, at
-    most.
-    """
+    """Returns the resident memory of this process in MiB; without /proc, its peak."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") >> 20

@@ -1,9 +1,9 @@
-"""The part of a machine that decides a network's bits: recorded when a run is planned, compared
-wherever it goes on.
+"""The properties of a machine that the last bits of a network's output depend on.
 
-fastdiff's own kernels give the same bits everywhere. A network's matrix products do not: their
-order of summation depends on the instruction set that torch, oneDNN and MKL choose, on the
-processor's or GPU's model, on the number of threads and on the versions of the libraries.
+They are recorded when a run is planned, and compared on every machine that resumes it. fastdiff's
+own kernels give the same bits everywhere. A network's matrix products do not: their order of
+summation depends on the instruction set that torch, oneDNN and MKL choose, on the processor's or
+GPU's model, on the number of threads and on the versions of the libraries.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from ..backend.choice import backend_for
 from ..versions import __version__
 
-# settings by which people choose the instructions that networks run on
+# environment variables that select the instructions that networks run on
 SETTINGS = (
     "ATEN_CPU_CAPABILITY",
     "DNNL_DEFAULT_FPMATH_MODE",
@@ -34,7 +34,7 @@ SETTINGS = (
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What must be equal on every machine that works on a run: JSON-safe."""
+    """Returns what must be equal on every machine that works on a run, JSON-safe."""
     found: dict[str, Any] = {
         "fastdiff": __version__,
         "torch": str(torch.__version__),
@@ -63,7 +63,7 @@ def _name(device: torch.device) -> str:
         key.strip(): value.strip()
         for key, _, value in (line.partition(":") for line in reversed(lines))
     }
-    # virtual machines often leave the model out of the name
+    # the model name of virtual machines often lacks the model number
     parts = [fields.get("model name") or platform.machine()]
     if "cpu family" in fields:
         parts.append(f"family {fields['cpu family']} model {fields.get('model', '?')}")
@@ -71,10 +71,8 @@ def _name(device: torch.device) -> str:
 
 
 @contextmanager
-def settled(threads: int) -> Iterator[None]:
-    """Within the block, torch computes with so many threads and, on a GPU, with repeatable
-    algorithms.
-    """
+def repeatable(threads: int) -> Iterator[None]:
+    """Makes torch compute with this number of threads and, on a GPU, deterministic algorithms."""
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""A sheet of a dataset's first pictures, to look at."""
+"""Writes grid.png: a contact sheet of the first pictures of a dataset."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from .folder import Folder
 from .formats import FORMATS
 from .records import records
 
-MOST = 256
+MOST = 256  # pictures on the sheet
 
 
 def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
-    """Writes grid.png, with a row per class where there are classes; returns whether the samples
-    are pictures.
+    """Writes grid.png, with a row per class where there are classes.
+
+    Returns False, and writes nothing, where the samples are no pictures.
     """
     arrays: list[np.ndarray] = []
     labels: list[int] | None = []

@@ -1,5 +1,7 @@
-"""What records, names and sizes tell of a dataset's units, without reading a sample: which are
-there, which are damaged.
+"""A quick check of a dataset's units from records, names and file sizes, without reading samples.
+
+It finds which units are there, and those whose record is damaged or whose files are missing or have
+another size.
 """
 
 from __future__ import annotations
@@ -14,58 +16,64 @@ from typing import NamedTuple
 from .folder import Folder
 from .records import read_files, record_name, unit_numbers
 
-PART = 500  # units a thread looks at before it asks for more
-THREADS = (
-    16  # on a network's file system each file costs a journey, and journeys can be made at once
-)
-# seconds a unit where files are near: then threads would only wait for each other's interpreter
-NEAR = 1e-4
+PART = 500  # units that a thread checks at a time
+# on a network file system each file costs a round trip, and several can be in flight
+THREADS = 16
+# seconds per unit below which the files are local: threads would then only contend for the GIL
+LOCAL = 1e-4
 
 
-class Seen(NamedTuple):
-    """A unit that has a record. Attributes: unit; bytes: of its files; wrong: what is, in words, or
-    nothing.
+class UnitStatus(NamedTuple):
+    """The state of a unit that has a record.
+
+    Attributes:
+        unit: its number.
+        bytes: of its files.
+        problem: what is wrong, in words; empty if nothing is.
     """
 
     unit: int
     bytes: int
-    wrong: str
+    problem: str
 
 
-def glance(folder: Folder) -> Iterator[Seen]:
-    """Looks at every unit that has a record, in order. 10⁵ units take seconds."""
+def quick_check(folder: Folder) -> Iterator[UnitStatus]:
+    """Yields the state of every unit that has a record, in order. 10⁵ units take seconds."""
     units, path, numbers = unit_numbers(folder.path), str(folder.path), folder.spec.units.numbers
 
-    def look(part: list[int]) -> list[Seen]:
+    def check(part: list[int]) -> list[UnitStatus]:
         return [
-            _look(path, unit) if unit in numbers else Seen(unit, 0, "it is no unit of the run")
+            _check_unit(path, unit)
+            if unit in numbers
+            else UnitStatus(unit, 0, "it is no unit of the run")
             for unit in part
         ]
 
     begin = time.perf_counter()
-    first = look(list(islice(units, PART)))
-    near = time.perf_counter() - begin < NEAR * len(first)
+    first = check(list(islice(units, PART)))
+    local = time.perf_counter() - begin < LOCAL * len(first)
     yield from first
-    if near:
+    if local:
         while part := list(islice(units, PART)):
-            yield from look(part)
+            yield from check(part)
         return
     with ThreadPoolExecutor(THREADS) as pool:
         while parts := [part for _ in range(4 * THREADS) if (part := list(islice(units, PART)))]:
-            for seen in pool.map(look, parts):
-                yield from seen
+            for states in pool.map(check, parts):
+                yield from states
 
 
-def _look(folder: str, unit: int) -> Seen:
+def _check_unit(folder: str, unit: int) -> UnitStatus:
     total = 0
     try:
         for file in read_files(f"{folder}/{record_name(unit)}", unit):
             size = os.stat(f"{folder}/{file['name']}").st_size
             if size != file["bytes"]:
-                return Seen(unit, total, f"{file['name']} has {size} bytes, not {file['bytes']}")
+                problem = f"{file['name']} has {size} bytes, not {file['bytes']}"
+                return UnitStatus(unit, total, problem)
             total += size
     except FileNotFoundError as error:
-        return Seen(unit, total, f"{error.filename} is missing")
+        return UnitStatus(unit, total, f"{error.filename} is missing")
     except (OSError, ValueError) as error:
-        return Seen(unit, total, str(error))
-    return Seen(unit, total, "")
+        return UnitStatus(unit, total, str(error))
+    return UnitStatus(unit, total, "")

@@ -1,9 +1,9 @@
-"""A pool of actors on a Ray cluster: Ray Data hands out units, and each actor makes and commits
-them as any worker does.
+"""A pool of actors on a Ray cluster: Ray Data distributes the units, and actors commit them.
 
-Ray starts dead actors anew and hands their units out again; they find what is done on disk. What
-counts is the folder: it is looked at when Ray has finished, and what is missing is handed out once
-more. Without a cluster one is started here, for as long as the run takes.
+Each actor is a worker like any other. Ray restarts dead actors and distributes their units again;
+the actors skip units that are on disk. When Ray has finished, the folder is checked, and missing
+units are distributed once more. Without a cluster, one is started on this machine for the duration
+of the run.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ..backend.hardware import usable_cpus
 from .folder import Folder
 from .job import Job
 from .log import Log
-from .runner import Report, look, prepare
+from .runner import JobReport, prepare, update_report
 from .spec import RunSpec, SpecMismatch
-from .verify import finish, heal, listed
+from .verify import has_manifest, remove_damaged_records, write_manifest
 from .worker import Worker
 
 MOST = 16  # units that an actor gets at a time: it waits for the disk only after the last of them
+# errors whose message is one sentence: actors return them as results
 KINDS = (
     SpecMismatch,
     ValueError,
@@ -35,8 +36,8 @@ KINDS = (
     OSError,
     RuntimeError,
     IndexError,
-)  # told in one sentence
-SHARES = 32  # handings-out for each actor, at least, so that fast and slow ones end together
+)
+SHARES = 32  # batches of units for each actor, at least, so that fast and slow ones end together
 
 
 def run_pool(
@@ -46,25 +47,28 @@ def run_pool(
     retry_failed: bool = False,
     progress: bool = False,
     stop: threading.Event | None = None,
-) -> Report:
-    """Works on a run until every unit is done, by actors on the Ray cluster at hand, and says how
-    it ended.
+) -> JobReport:
+    """Works on a run with actors on a Ray cluster until every unit is done, and returns a report.
 
     Args:
-        workers: actors; default as many as the cluster has GPUs, or as often as it has the spec's
-            CPU threads.
-        retry_failed, progress: see `fastdiff.jobs.finished`.
-        stop: when set, the run is left as soon as an actor has put units on disk; what others have
-            in hand is dropped.
+        folder: of the run.
+        workers: number of actors; by default the cluster's GPUs, or its CPUs divided by the spec's
+            threads.
+        retry_failed: see `fastdiff.jobs.finished`.
+        progress: see `fastdiff.jobs.finished`.
+        stop: an event; when it is set, the run ends as soon as an actor has put units on disk, and
+            the units that other actors are computing are lost.
 
-    Raises ImportError without Ray; SpecMismatch for an actor on another kind of machine or with
-    other weights; OSError where nothing can be written.
+    Raises:
+        ImportError: without Ray.
+        SpecMismatch: for an actor on another kind of machine or with other weights.
+        OSError: where files cannot be written.
     """
     require()
-    begun, units, stop = time.monotonic(), folder.spec.units, stop or threading.Event()
-    report = Report(len(units))
+    begin, units, stop = time.monotonic(), folder.spec.units, stop or threading.Event()
+    report = JobReport(len(units))
     prepare(folder, retry_failed)
-    heal(folder)
+    remove_damaged_records(folder)
     known = folder.done()
     log = Log(folder, units.samples, sum(len(units.ids(unit)) for unit in known), progress)
     try:
@@ -74,10 +78,10 @@ def run_pool(
             )
             missing = [unit for unit in units.numbers if unit not in known | folder.failed().keys()]
             while missing and not report.stopped:
-                for made, images in _hand_out(folder, missing, count):
+                for made, images in _distribute(folder, missing, count):
                     report.made += made
                     report.images += images
-                    log.elsewhere(images)
+                    log.written_elsewhere(images)
                     if stop.is_set():
                         report.stopped = True
                         break
@@ -91,7 +95,7 @@ def run_pool(
     finally:
         folder.sweep()  # of actors that were killed
         folder.leave()
-        look(folder, report, begun)
+        update_report(report, folder, begin)
         log.event(
             "stop",
             made=report.made,
@@ -100,13 +104,13 @@ def run_pool(
             seconds=round(report.seconds, 3),
         )
         log.close()
-    if report.complete and (report.made or not listed(folder)):
-        finish(folder)
+    if report.complete and (report.made or not has_manifest(folder)):
+        write_manifest(folder)
     return report
 
 
-def _hand_out(folder: Folder, missing: list[int], workers: int) -> Iterator[tuple[int, int]]:
-    """Has the units made; yields (units, samples) as they are on disk."""
+def _distribute(folder: Folder, missing: list[int], workers: int) -> Iterator[tuple[int, int]]:
+    """Distributes units to actors and yields (units, samples) of each batch that is on disk."""
     import ray.data
 
     spec = folder.spec
@@ -116,29 +120,34 @@ def _hand_out(folder: Folder, missing: list[int], workers: int) -> Iterator[tupl
     ).map_batches(
         _Actor,
         fn_constructor_args=(str(folder.path.absolute()), os.getcwd()),
-        batch_size=None,  # a block each
+        batch_size=None,  # one block per call
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=spec.threads,
         num_gpus=1 if spec.machine["device"] == "cuda" else None,
     )
     for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-        for kind, told in zip(batch["kind"].tolist(), batch["error"].tolist(), strict=True):
-            if told:
-                raise KINDS[kind](told)
+        for kind, message in zip(batch["kind"].tolist(), batch["error"].tolist(), strict=True):
+            if message:
+                raise KINDS[kind](message)
         yield int(batch["made"].sum()), int(batch["images"].sum())
 
 
 class _Actor:
-    """A worker that Ray Data calls with units. Errors that are told in a sentence go back as
-    results, not through Ray.
+    """A worker that Ray Data calls with batches of units.
+
+    Errors of the types KINDS are returned as results, since Ray would wrap them in its own.
+
+    Args:
+        path: of the run's folder.
+        directory: the working directory of the process that started the run.
     """
 
-    def __init__(self, path: str, where: str):
+    def __init__(self, path: str, directory: str):
         self._worker: Worker | None = None
         self._error: Exception | None = None
         try:
-            if os.path.isdir(where):  # names of models may be relative to it
-                os.chdir(where)
+            if os.path.isdir(directory):  # names of models may be relative to it
+                os.chdir(directory)
             folder = Folder(path)
             job = Job.open(folder.spec, conditions=folder.conditions, where=path)
             self._folder, self._log = (
@@ -153,7 +162,7 @@ class _Actor:
             self._error = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        made, images, kind, told = 0, 0, 0, ""
+        made, images, kind, message = 0, 0, 0, ""
         try:
             if self._worker is None:
                 assert self._error is not None
@@ -164,10 +173,15 @@ class _Actor:
                 made, images = made + 1, images + len(unit.ids)
         except KINDS as error:
             kind = next(i for i, known in enumerate(KINDS) if isinstance(error, known))
-            told = str(error) or type(error).__name__
+            message = str(error) or type(error).__name__
         return {
             name: np.array([value])
-            for name, value in (("made", made), ("images", images), ("kind", kind), ("error", told))
+            for name, value in (
+                ("made", made),
+                ("images", images),
+                ("kind", kind),
+                ("error", message),
+            )
         }
 
     def __del__(self) -> None:
@@ -179,7 +193,7 @@ class _Actor:
 
 @contextmanager
 def _cluster(spec: RunSpec, workers: int | None) -> Iterator[int]:
-    """Within the block, this process is joined to a cluster; gives the number of actors."""
+    """Connects this process to a cluster for the duration of the block; yields the actor count."""
     import ray
     import ray.data
 
@@ -190,7 +204,7 @@ def _cluster(spec: RunSpec, workers: int | None) -> Iterator[int]:
         except ConnectionError:
             if "RAY_ADDRESS" in os.environ:
                 raise
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would call home
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
             cpus = max(usable_cpus(), (workers or 1) * spec.threads)
             try:
                 ray.init(
@@ -199,17 +213,15 @@ def _cluster(spec: RunSpec, workers: int | None) -> Iterator[int]:
                     include_dashboard=False,
                     logging_level=logging.WARNING,
                 )
-            except (
-                Exception
-            ) as error:  # Ray raises this very type where a node takes too long to start
+            except Exception as error:  # Ray raises `Exception` where a node starts too slowly
                 raise RuntimeError(
                     f"fastdiff.jobs: expected Ray to start on this machine, got {str(error)!r}."
-                    " Start one with `ray start --head`, set RAY_ADDRESS=auto, and go on with"
+                    " Start one with `ray start --head`, set RAY_ADDRESS=auto, and continue with"
                     " `fastdiff resume`."
                 ) from error
     context, logger = ray.data.DataContext.get_current(), logging.getLogger("ray.data")
     before = context.enable_progress_bars, logger.level
-    context.enable_progress_bars = False  # the line is ours
+    context.enable_progress_bars = False  # fastdiff shows its own
     logger.setLevel(logging.ERROR)
     try:
         yield workers or _size(spec, ray.cluster_resources())
@@ -221,13 +233,13 @@ def _cluster(spec: RunSpec, workers: int | None) -> Iterator[int]:
 
 
 def _size(spec: RunSpec, resources: dict[str, float]) -> int:
-    """As many actors as there is room for. Raises ValueError where there is none."""
+    """Returns how many actors the cluster's resources suffice for. Raises ValueError for none."""
     kind, each = ("GPU", 1) if spec.machine["device"] == "cuda" else ("CPU", spec.threads)
     count = int(resources.get(kind, 0) // each)
     if count < 1:
         raise ValueError(
             f"fastdiff.jobs: expected a Ray cluster with {each} {kind} for an actor, got"
-            f" {resources.get(kind, 0):g}. Say --workers for a cluster that grows by itself."
+            f" {resources.get(kind, 0):g}. Pass --workers for a cluster that scales automatically."
         )
     return count
 

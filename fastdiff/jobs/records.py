@@ -1,9 +1,8 @@
-"""The records of a dataset: one JSON sidecar a unit, units/00012/000012345.json, whose presence
-commits the unit.
+"""The records of a dataset: one JSON file per unit, units/00012/000012345.json.
 
-There may be millions: they are listed folder by folder and read one by one, never all at once. A
-    record ends with the
-checksum of all before it, so that a damaged one is known without understanding it.
+A unit is done when its record exists. There may be millions of records: they are listed folder by
+folder and read one by one, never all at once. A record ends with a checksum of everything before
+it, so that damage is found without interpreting its fields.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ UNITS = "units"
 FOLDER = re.compile(r"[0-9]{5,}")
 FILE = re.compile(r"([0-9]{9,})\.json")
 HASH = re.compile(r"[0-9a-f]{64}")
-SEAL, FILES = b', "checksum": "', b', "files": '
-READ = 1 << 16
+CHECKSUM, FILES = b', "checksum": "', b', "files": '
+READ = 1 << 16  # bytes per read
 DECODER = json.JSONDecoder()
 
 
 def record_name(unit: int) -> str:
-    """units/00012/000012345.json: at most 1,000 files a folder."""
+    """units/00012/000012345.json: at most 1,000 files in a folder."""
     return f"{UNITS}/{unit // 1000:05d}/{unit:09d}.json"
 
 
 def unit_files(folder: Path) -> Iterator[tuple[int, Path]]:
-    """(unit, path of its record) of all units that have one, in order."""
+    """Yields (unit, path of its record) of all units that have one, in order."""
     for unit in unit_numbers(folder):
         yield unit, Path(folder) / record_name(unit)
 
 
 def unit_numbers(folder: Path) -> Iterator[int]:
-    """The units that have a record, in order. Other files and folders are passed over.
+    """Yields the units that have a record, in order, and ignores other files and folders.
 
     Only names are read: 10⁵ units take a fraction of a second.
     """
@@ -56,18 +55,19 @@ def unit_numbers(folder: Path) -> Iterator[int]:
 
 
 def read_record(path: Path, unit: int) -> dict[str, Any]:
-    """The record of a unit. Raises FileNotFoundError, or ValueError in one sentence when it is
-    damaged.
+    """Returns the record of a unit.
+
+    Raises FileNotFoundError, or ValueError in one sentence when it is damaged.
     """
     text = path.read_bytes()
     try:
         record = json.loads(text)
     except ValueError:
         record = None
-    wrong = _wrong(record, unit)
-    if wrong:
+    problem = _problem(record, unit)
+    if problem:
         raise ValueError(
-            f"fastdiff.jobs: expected the record of unit {unit} in {path}, got {wrong}. "
+            f"fastdiff.jobs: expected the record of unit {unit} in {path}, got {problem}. "
             f"Run `fastdiff resume {path.parents[2]}`."
         )
     assert isinstance(record, dict)
@@ -75,13 +75,13 @@ def read_record(path: Path, unit: int) -> dict[str, Any]:
 
 
 def read_files(path: str, unit: int) -> list[dict[str, Any]]:
-    """The list of files in the record of a unit, of which nothing else is looked at: its checksum
-    says that it is whole.
+    """Returns the list of files in the record of a unit.
 
-    Raises as `read_record` does.
+    Only the checksum and this list are read, which is faster than `read_record`. Raises as
+    `read_record` does.
     """
-    body, _, seal = _content(path).removesuffix(b"\n").rpartition(SEAL)
-    whole = seal == b'%s"}' % hashlib.sha256(body + b"}").hexdigest().encode()
+    body, _, checksum = _content(path).removesuffix(b"\n").rpartition(CHECKSUM)
+    whole = checksum == b'%s"}' % hashlib.sha256(body + b"}").hexdigest().encode()
     if whole and body.startswith(b'{"unit": %d, ' % unit):
         text = body[body.rfind(FILES) + len(FILES) :].decode("ascii", "replace")
         try:
@@ -96,22 +96,22 @@ def read_files(path: str, unit: int) -> list[dict[str, Any]]:
     return record["files"]
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the checksum of the rest of it, as JSON in this order."""
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with the checksum of the other fields, as JSON in this order, at its end."""
     rest = {key: value for key, value in record.items() if key != "checksum"}
     return {**rest, "checksum": hashlib.sha256(json.dumps(rest).encode()).hexdigest()}
 
 
 def intact(record: Mapping[str, Any]) -> bool:
-    """Whether a record is as it was written."""
-    return sealed(record)["checksum"] == record.get("checksum")
+    """Returns whether a record is as it was written."""
+    return with_checksum(record)["checksum"] == record.get("checksum")
 
 
 def records(folder: Path) -> Iterator[dict[str, Any]]:
-    """The records of all finished units, in order, one at a time.
+    """Yields the records of all finished units, in order, one at a time.
 
-    A record that goes while the folder is read is passed over. Raises ValueError at a damaged one;
-    to go on after it, use `unit_files` and `read_record`.
+    A record that is removed while the folder is read is skipped. Raises ValueError at a damaged
+    one; to continue after it, use `unit_files` and `read_record`.
     """
     for unit, path in unit_files(folder):
         try:
@@ -122,7 +122,7 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _content(path: str) -> bytes:
-    """Of a small file, in as few calls as can be."""
+    """Returns the content of a small file with as few system calls as possible."""
     file = os.open(path, os.O_RDONLY)
     try:
         parts = [os.read(file, READ)]
@@ -133,21 +133,21 @@ def _content(path: str) -> bytes:
     return b"".join(parts)
 
 
-def _wrong(record: Any, unit: int) -> str:
-    """What is wrong with a record, in words; empty when nothing is."""
+def _problem(record: Any, unit: int) -> str:
+    """Returns what is wrong with a record, in words; empty when nothing is."""
     if not isinstance(record, dict):
         return "no JSON object"
-    whole = ("unit", "first", "stop", "seed")
-    if any(type(record.get(key)) is not int for key in whole):
+    keys = ("unit", "first", "stop", "seed")
+    if any(type(record.get(key)) is not int for key in keys):
         return "no whole numbers as " + ", ".join(
-            key for key in whole if type(record.get(key)) is not int
+            key for key in keys if type(record.get(key)) is not int
         )
     count = record["stop"] - record["first"]
     shape, labels, files = record.get("shape"), record.get("labels"), record.get("files")
     if record["unit"] != unit:
         return f"the one of unit {record['unit']}"
     if not (
-        _whole(shape)
+        _are_integers(shape)
         and shape
         and shape[0] == count > 0
         and min(shape) > 0
@@ -156,7 +156,7 @@ def _wrong(record: Any, unit: int) -> str:
         return f"shape {shape} for the ids {record['first']} to {record['stop'] - 1}"
     if record.get("dtype") not in ("uint8", "float32"):
         return f"dtype {record.get('dtype')!r}"
-    if labels is not None and not (_whole(labels) and len(labels) == count):
+    if labels is not None and not (_are_integers(labels) and len(labels) == count):
         return f"labels other than {count} whole numbers"
     if not (isinstance(record.get("pixels"), str) and HASH.fullmatch(record["pixels"])):
         return "no hash of its pixels"
@@ -165,7 +165,7 @@ def _wrong(record: Any, unit: int) -> str:
     return ""
 
 
-def _whole(values: Any) -> bool:
+def _are_integers(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int for v in values)
 
 

@@ -1,6 +1,4 @@
-"""The loop of a worker: units are drawn one after another while writers put earlier ones on
-disk.
-"""
+"""The loop of a worker: it computes units in turn while writers put earlier ones on disk."""
 
 from __future__ import annotations
 
@@ -14,24 +12,27 @@ from pathlib import Path
 import torch
 
 from .folder import Folder
-from .job import Job
+from .job import Job, mismatch
 from .log import Log
 from .spec import RunSpec, SpecMismatch, differences
-from .units import turns
-from .verify import finish, listed
+from .units import unit_order
+from .verify import has_manifest, write_manifest
 from .worker import Worker
-from .writer import Finished
+from .writer import FinishedUnit
 
 
 @dataclass
-class Report:
-    """How a worker left a run.
+class JobReport:
+    """The state of a run when a worker leaves it, and what the worker did.
 
     Attributes:
-        units: of the run. done: units on disk. made: units that this worker made; images: the
-            samples in them.
-        failed: the units without finite samples, and why. seconds: how long it worked. stopped:
-            whether it was told to.
+        units: units of the run.
+        done: units on disk.
+        made: units that this worker made.
+        images: samples in them.
+        seconds: how long it worked.
+        failed: units whose samples were not finite, and why.
+        stopped: whether the worker was stopped before the run was complete.
     """
 
     units: int
@@ -51,16 +52,18 @@ def run(
     spec: RunSpec | Job | str | PathLike[str],
     out: str | PathLike[str] | None = None,
     **options: object,
-) -> Report:
-    """Works on a run until every unit is done, by this worker or another, and says how it ended.
+) -> JobReport:
+    """Works on a run until every unit is done, by this worker or another, and returns a report.
 
     Args:
-        spec: a run spec, the job that planned it, or the folder of a run that is to go on.
-        out: the folder, where `spec` is not one.
+        spec: a run spec, the job that planned it, or the folder of a run to resume.
+        out: the folder, unless `spec` is one.
         options: see `finished`.
 
-    Raises SpecMismatch for a folder of another run, a machine or weights other than the spec's;
-    OSError where nothing can be written.
+    Raises:
+        SpecMismatch: for the folder of another run, or another machine or other weights than the
+            spec's.
+        OSError: where files cannot be written.
     """
     work = finished(spec, out, **options)  # type: ignore[arg-type]
     while True:
@@ -80,32 +83,32 @@ def finished(
     retry_failed: bool = False,
     progress: bool = False,
     stop: threading.Event | None = None,
-) -> Generator[Finished, None, Report]:
-    """Yields the units that this worker makes, as they are on disk; see `run`. The generator
-    returns the Report.
+) -> Generator[FinishedUnit, None, JobReport]:
+    """Yields each unit that this worker makes once it is on disk; returns the report. See `run`.
 
     Args:
-        worker, world: which of how many workers this is: workers begin with different units.
-        device: where to compute, if not where the spec was written for.
-        retry_failed: units that were given up are tried again.
-        progress: show a line with images/s, time left, queue and memory.
-        stop: when set, the unit in hand is finished and the run left.
+        worker: number of this worker, 0 … world - 1.
+        world: number of workers. They begin with different units.
+        device: where to compute; by default the kind of device that the spec names.
+        retry_failed: tries units again that failed.
+        progress: shows a line with images/s, remaining time, queue and memory.
+        stop: an event; when it is set, the worker finishes its current unit and returns.
     """
-    folder, job = enter(spec, out, device=device)
+    folder, job = open_run(spec, out, device=device)
     return _work(folder, job, worker, world, retry_failed, progress, stop or threading.Event())
 
 
-def enter(
+def open_run(
     spec: RunSpec | Job | str | PathLike[str],
     out: str | PathLike[str] | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[Folder, Job]:
-    """The folder of a run, made if need be, and what computes it. Raises as `run` does."""
+    """Returns the folder of a run, created if necessary, and its job. Raises as `run` does."""
     if isinstance(spec, (str, PathLike)):
         if out is not None:
             raise ValueError(
-                "fastdiff.jobs: expected a run spec with out, got a folder. Its own spec is what"
-                " goes on."
+                "fastdiff.jobs: expected a run spec with out, got a folder. Leave out `out` to"
+                " resume the folder's own run."
             )
         folder = Folder(spec)
         job = Job.open(
@@ -120,7 +123,7 @@ def enter(
     if folder.spec.hash != planned.hash:
         lines = differences(folder.spec.to_json(), planned.to_json())
         raise SpecMismatch(
-            different(folder.path, [line for line in lines if not line.startswith("hash:")])
+            _other_run(folder.path, [line for line in lines if not line.startswith("hash:")])
         )
     if isinstance(spec, Job):
         return folder, spec
@@ -129,9 +132,7 @@ def enter(
     )
 
 
-def different(path: Path, lines: list[str]) -> str:
-    from .job import mismatch
-
+def _other_run(path: Path, lines: list[str]) -> str:
     return (
         mismatch(str(path), lines)
         + "\nName another folder, or `fastdiff resume` this one as it was begun."
@@ -146,13 +147,12 @@ def _work(
     retry_failed: bool,
     progress: bool,
     stop: threading.Event,
-) -> Generator[Finished, None, Report]:
-    units, begun = folder.spec.units, time.monotonic()
-    report = Report(len(units))
+) -> Generator[FinishedUnit, None, JobReport]:
+    units, begin = folder.spec.units, time.monotonic()
+    report = JobReport(len(units))
     prepare(folder, retry_failed)
-    known = (
-        folder.done()
-    )  # by their names: a unit that is damaged is found when the others are done
+    # only names are read here: damaged units are found when the others are done
+    known = folder.done()
     log = Log(folder, units.samples, sum(len(units.ids(unit)) for unit in known), progress)
     log.event(
         "start",
@@ -173,12 +173,12 @@ def _work(
 
     try:
         yield from maker.make(
-            until_stopped(turns(units, worker, world, maker.finished, maker.look))
+            until_stopped(unit_order(units, worker, world, maker.finished, maker.refresh))
         )
     finally:
         folder.leave()
         report.made, report.images = maker.made, maker.images
-        look(folder, report, begun)
+        update_report(report, folder, begin)
         log.event(
             "stop",
             made=report.made,
@@ -187,25 +187,21 @@ def _work(
             seconds=round(report.seconds, 3),
         )
         log.close()
-    if report.complete and (report.made or not listed(folder)):
-        finish(folder)
+    if report.complete and (report.made or not has_manifest(folder)):
+        write_manifest(folder)
     return report
 
 
 def prepare(folder: Folder, retry_failed: bool) -> None:
-    """Removes what dead workers left, and that units failed, if wished."""
+    """Removes the files of dead workers and, for `retry_failed`, the marks of failed units."""
     folder.sweep()
     if retry_failed:
         for unit in folder.failed():
             folder.forget(unit)
 
 
-def look(folder: Folder, report: Report, begun: float) -> None:
-    """Fills in how the run stands. begun: when the work on it began, in seconds of
-    time.monotonic.
-    """
-    report.done, report.failed = (
-        len(folder.done()),
-        {u: str(f.get("what")) for u, f in folder.failed().items()},
-    )
-    report.seconds = time.monotonic() - begun
+def update_report(report: JobReport, folder: Folder, begin: float) -> None:
+    """Sets `done`, `failed` and `seconds` of a report. begin: the start, of time.monotonic."""
+    report.done = len(folder.done())
+    report.failed = {unit: str(file.get("what")) for unit, file in folder.failed().items()}
+    report.seconds = time.monotonic() - begin

@@ -1,5 +1,6 @@
-"""The samples of a dataset as a stream: unit by unit, each checked against its record, none
-kept.
+"""Streams the samples of a dataset unit by unit, each checked against its record, for exports.
+
+One unit is in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from .records import intact, read_record, record_name
 from .units import Units
 
 
-class Unsound(ValueError):
-    """A dataset that is not whole and right: units are missing, or are not what their records
-    say.
-    """
+class DatasetError(ValueError):
+    """Units of a dataset are missing, or differ from their records."""
 
 
 class Samples:
-    """The chosen samples of a dataset, as fastdiff.jobs.formats.Source.
+    """The chosen samples of a dataset: a fastdiff.jobs.formats.Source.
 
-    Args: folder of the dataset; ids: (first, last), both included, or all; partial: leave out
-        missing units.
+    Args:
+        folder: of the dataset.
+        ids: (first, last), both included; None for all.
+        partial: leaves out missing units instead of refusing them.
+        progress: called after each unit with its number of samples.
 
-    Raises FileNotFoundError or ValueError for a folder that is no dataset and for ids outside it;
-    Unsound for missing units, and while it streams for damaged ones.
+    Raises:
+        FileNotFoundError, ValueError: for a folder that is no dataset, and for ids outside it.
+        DatasetError: for missing units, and during iteration for damaged ones.
     """
 
     def __init__(
@@ -54,11 +57,13 @@ class Samples:
         self.selected = Units(first, last, self.units.size)
         missing = [u for u in self.selected.numbers if not os.path.exists(folder / record_name(u))]
         if missing and (len(missing) == len(self.selected) or not partial):
-            self._refuse_gaps(missing)
+            self._raise_missing(missing)
         self.partial = bool(missing)
-        gaps = set(missing)
+        absent = set(missing)
         self.present: Sequence[int] = (
-            [u for u in self.selected.numbers if u not in gaps] if gaps else self.selected.numbers
+            [u for u in self.selected.numbers if u not in absent]
+            if absent
+            else self.selected.numbers
         )
         self.count = sum(len(self.selected.ids(unit)) for unit in self.present)
         record = self._read_record(self.present[0])
@@ -80,7 +85,7 @@ class Samples:
             try:
                 array = self.format.read(self.folder, record)
             except (FileNotFoundError, ValueError) as error:
-                raise Unsound(
+                raise DatasetError(
                     f"{error} It belongs to unit {unit}: run `fastdiff resume {self.folder}`, then"
                     " export again."
                 ) from None
@@ -96,7 +101,7 @@ class Samples:
         return values[ids.start - record["first"] : ids.stop - record["first"]]
 
     def _record(self, unit: int) -> dict[str, Any]:
-        """A unit's record, held to the first one's kind of samples."""
+        """Returns a unit's record, after comparing its kind of samples with the first record's."""
         record = self._read_record(unit)
         kind = tuple(record["shape"][1:]), record["dtype"], record["labels"] is not None
         expected = self.shape, self.dtype, self.labelled
@@ -111,7 +116,7 @@ class Samples:
         except FileNotFoundError:
             self._damaged(unit, f"its record {path}", "none")
         except ValueError as error:
-            raise Unsound(str(error)) from None
+            raise DatasetError(str(error)) from None
         if not intact(record):
             self._damaged(unit, f"the record {path} as it was written", "a changed one")
         got = record["first"], record["stop"], record["seed"]
@@ -124,43 +129,46 @@ class Samples:
         return record
 
     def _damaged(self, unit: int, expected: str, got: str) -> NoReturn:
-        raise Unsound(
+        raise DatasetError(
             f"fastdiff.export: expected unit {unit} to have {expected}, got {got}. "
             f"Run `fastdiff resume {self.folder}`, then export again."
         )
 
-    def _refuse_gaps(self, missing: Sequence[int]) -> NoReturn:
+    def _raise_missing(self, missing: Sequence[int]) -> NoReturn:
         ids = self.selected.ids(missing[0])
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        way = (
+        alternative = (
             ", or export what is there with --partial" if len(missing) < len(self.selected) else ""
         )
-        raise Unsound(
+        raise DatasetError(
             "fastdiff.export: expected all units of the ids"
             f" {self.selected.first}-{self.selected.last}, got none for unit {missing[0]} (ids"
-            f" {ids.start}-{ids.stop - 1}){more}. Run `fastdiff resume {self.folder}`{way}."
+            f" {ids.start}-{ids.stop - 1}){more}. Run `fastdiff resume {self.folder}`{alternative}."
         )
 
 
 def provenance(spec: Mapping[str, Any]) -> dict[str, str]:
-    """What samples say of their origin: the hashes of spec and plan, and the fastdiff that made
-    them.
+    """Returns what files say about the origin of their samples.
+
+    These are the hashes of spec and plan, and the version of fastdiff that made them.
     """
     found = {
         "spec": spec["hash"],
-        "plan": _inner(spec, "plan", "hash"),
-        "fastdiff": _inner(spec, "machine", "fastdiff"),
+        "plan": _nested(spec, "plan", "hash"),
+        "fastdiff": _nested(spec, "machine", "fastdiff"),
     }
     return {key: value for key, value in found.items() if isinstance(value, str)}
 
 
-def _inner(spec: Mapping[str, Any], outer: str, key: str) -> Any:
+def _nested(spec: Mapping[str, Any], outer: str, key: str) -> Any:
     inner = spec.get(outer)
     return inner.get(key) if isinstance(inner, Mapping) else None
 
 
 def _spec(folder: Path) -> dict[str, Any]:
-    """What an export needs of the run spec. Raises FileNotFoundError or ValueError in one
+    """Returns the run spec as JSON, with the keys checked that an export needs.
+
+    The plan and the machine in it are not checked. Raises FileNotFoundError or ValueError in one
     sentence.
     """
     path = folder / SPEC

@@ -1,9 +1,9 @@
-"""The run spec: everything that decides a dataset's bits, written down before the first sample.
+"""The run spec: everything that a dataset's bits depend on, written before the first sample.
 
-Workers read the plan's table from it, as hexadecimal floats, and never compute it again: NumPy's
-float64 log, exp and pow differ between processors, the table does not. What a worker can set
-(threads) it takes from the spec; what it can't (the weights, the machine) it compares, and refuses
-to go on where they differ.
+Workers read the plan's table from it, as hexadecimal floats, and never recompute it, because
+NumPy's float64 log, exp and pow differ between processors. A worker takes from the spec what it can
+set (the threads), and compares what it cannot set (the weights, the machine); it refuses to work
+where these differ.
 """
 
 from __future__ import annotations
@@ -26,24 +26,29 @@ FORMAT_VERSION = 1
 
 
 class SpecMismatch(ValueError):
-    """A run's spec and what is at hand differ; the message ends with a line per difference."""
+    """A run's spec and the present settings differ; the message ends with a line per difference."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunSpec:
-    """What a dataset is a function of.
+    """All inputs of a dataset: equal specs give equal bits.
 
     Attributes:
-        model: how the model was named (name, decode, shape) and its `identity`: kind, config,
-            weights' SHA-256.
-        sampling: the settings asked for, as given; what they led to is the plan.
-        ids: (first, last) sample ids, both included. seed: names the run. unit: samples computed at
-            a time.
-        network_batch: rows of every network call. dtype: the network's. guidance_scale: gamma.
-        conditions: what the samples are of (fastdiff.jobs.conditions).
-        plan: the table of steps. format: of the files (fastdiff.jobs.formats). threads: CPU threads
-            of a worker.
+        model: the arguments that name the model (name, decode, shape) and its `identity`: kind,
+            config, SHA-256 of the weights.
+        sampling: the sampler's settings as the user gave them; the plan is their result.
+        ids: (first, last) sample ids, both included.
+        seed: seed of the run.
+        unit: samples that are computed together.
+        network_batch: rows of every network call.
+        dtype: of the network: fp32, bf16 or fp16.
+        guidance_scale: gamma.
+        conditions: identity of the samples' conditions (fastdiff.jobs.conditions).
+        plan: the table of the run's steps.
+        format: of the data files (fastdiff.jobs.formats).
+        threads: CPU threads of a worker.
         machine: see fastdiff.jobs.machine.
+        hash: SHA-256 over all of these.
     """
 
     model: Mapping[str, Any]
@@ -99,8 +104,10 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> RunSpec:
-        """Raises ValueError for another format version, a missing key or content that does not
-        match its hash.
+        """Returns the spec of a JSON value.
+
+        where: the name of its file, for error messages. Raises ValueError for another format
+        version, a missing key, and content that does not match its hash.
         """
         if (
             value.get("format_version") != FORMAT_VERSION
@@ -145,7 +152,7 @@ class RunSpec:
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """A plan, every number exactly: hexadecimal floats, zeros left out."""
+    """Returns a plan as JSON with exact numbers: hexadecimal floats, without zeros."""
     rows = [{COLUMNS[i]: float(row[i]).hex() for i in np.flatnonzero(row)} for row in plan.table]
     levels = (
         None if plan.levels is None else [[float(v).hex() for v in level] for level in plan.levels]
@@ -162,8 +169,9 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 
 
 def plan_from_json(value: Mapping[str, Any]) -> Plan:
-    """The plan again. Raises ValueError for another schema or a table that does not match its
-    hash.
+    """Returns the plan of a JSON value.
+
+    Raises ValueError for another schema, and for a table that does not match its hash.
     """
     if value["schema"] != SCHEMA_VERSION:
         raise ValueError(f"expected a plan of schema {SCHEMA_VERSION}, got {value['schema']!r}")
@@ -187,14 +195,17 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
 
 
 def differences(there: Any, here: Any, path: str = "") -> list[str]:
-    """A line per value that differs between two JSON values: `machine.capability: 'AVX2' there,
-    'AVX512' here`.
+    """Returns a line for each difference between two JSON values.
+
+    For example: `machine.capability: 'AVX2' there, 'AVX512' here`.
     """
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         lines = []
         for key in [*there, *(k for k in here if k not in there)]:
             lines += differences(
-                there.get(key, _NONE), here.get(key, _NONE), f"{path}.{key}" if path else str(key)
+                there.get(key, _ABSENT),
+                here.get(key, _ABSENT),
+                f"{path}.{key}" if path else str(key),
             )
         return lines
     there, here = (list(value) if isinstance(value, tuple) else value for value in (there, here))
@@ -203,13 +214,11 @@ def differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [f"{path}: {_short(there)} there, {_short(here)} here"]
 
 
-_NONE = object()
+_ABSENT = object()
 
 
 def _plain(value: Any) -> Any:
-    """What JSON holds, for reading: numbers that are not finite in words, other objects by their
-    names.
-    """
+    """Returns the value with everything JSON cannot hold as text: infinities, NaN, objects."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -220,7 +229,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    if value is _NONE:
+    if value is _ABSENT:
         return "nothing"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]} … ({len(text)} characters)"

@@ -1,14 +1,13 @@
-"""Units of work: fixed blocks of consecutive sample ids, and the order in which a worker takes
-them.
+"""Units of work: fixed blocks of consecutive sample ids, and the order in which workers take them.
 
-Unit u of size B holds the ids [u B, (u + 1) B) that lie in the run, and is always computed as that
-whole block: what is outside the run is computed too and cut off. A sample's batch is therefore a
-function of its id, whatever the run.
+Unit u of size B holds the ids [u B, (u + 1) B) that are in the run, and is always computed as that
+whole block: samples outside the run are computed and dropped. The batch of a sample is therefore a
+function of its id and of B, and does not depend on the run.
 
-Unit u is worker u mod world's. A worker takes its own in order, then whatever is still missing in
-an order of its own, and looks before each unit whether somebody has finished it. `world` is thus a
-hint that keeps workers apart, never a promise
-that they exist: any subset of them, started at any time, finishes the run.
+Unit u is assigned to worker u mod world. A worker takes its assigned units in order, then all units
+that are still missing, shuffled. Before each unit it checks whether another worker has finished it.
+`world` is thus a hint that keeps workers apart, and not the number of workers that must exist: any
+subset of them, started at any time, finishes the run.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Units:
-    """The units of the ids first … last, both included, in blocks of `size`. Raises ValueError for
-    numbers outside these.
+    """The units of the ids first … last, both included, in blocks of `size`.
+
+    Raises ValueError unless 0 <= first <= last < 2**56 and size >= 1.
     """
 
     first: int
@@ -52,16 +52,16 @@ class Units:
         return self.last - self.first + 1
 
     def ids(self, unit: int) -> range:
-        """The sample ids of a unit that belong to the run."""
+        """Returns the sample ids of a unit that belong to the run."""
         block = self.block(unit)
         return range(max(block.start, self.first), min(block.stop, self.last + 1))
 
     def block(self, unit: int) -> range:
-        """The sample ids that are computed for it."""
+        """Returns all sample ids that are computed for a unit."""
         return range(unit * self.size, (unit + 1) * self.size)
 
-    def of(self, sample: int) -> int:
-        """The unit of a sample. Raises ValueError for ids outside the run."""
+    def unit_of(self, sample: int) -> int:
+        """Returns the unit of a sample. Raises ValueError for ids outside the run."""
         if not self.first <= sample <= self.last:
             raise ValueError(
                 f"fastdiff.jobs: expected ids within {self.first}-{self.last}, got {sample}."
@@ -69,30 +69,34 @@ class Units:
         return sample // self.size
 
 
-def turns(
+def unit_order(
     units: Units,
     worker: int,
     world: int,
     finished: Callable[[int], bool],
-    look: Callable[[], object] = lambda: None,
+    refresh: Callable[[], object] = lambda: None,
 ) -> Iterator[int]:
-    """The units that a worker should compute, one after another.
+    """Yields the units that a worker should compute, one after another.
 
-    finished(unit): whether it is done by now, by anybody; asked right before a unit is handed out.
-    look(): takes note of all that is done, for `finished` to know; called before the sweep, which
-    asks for every unit.
+    Args:
+        units: of the run.
+        worker: number of the worker, 0 … world - 1.
+        world: number of workers.
+        finished: finished(unit) returns whether any worker has done the unit; called immediately
+            before a unit is yielded.
+        refresh: called once before the missing units are listed, so that `finished` can look up all
+            units at once.
 
-    The sweep shuffles the missing units, so that idle workers seldom pick the same one. It must not
-        divide them: the lists
-    of two workers differ, as units finish between their looks, and a stride over one's own list
-    skips units that nobody else takes.
+    The missing units are shuffled, so that idle workers seldom pick the same one. They must not be
+    divided among the workers: the lists of two workers differ, since units finish between their
+    checks, and with a stride over its own list each worker would skip units that no other takes.
     """
     if not 0 <= worker < world:
         raise ValueError(f"fastdiff.jobs: expected a worker in [0, {world}), got {worker}.")
     for unit in units.numbers:
         if unit % world == worker and not finished(unit):
             yield unit
-    look()
+    refresh()
     missing = [unit for unit in units.numbers if not finished(unit)]
     random.Random(f"{worker} of {world}").shuffle(missing)
     for unit in missing:

@@ -1,7 +1,7 @@
-"""What is in a dataset, checked: sizes in passing, hashes in full, pixels by making them again.
+"""Checks a dataset: the hashes of all files, and on request the samples, by recomputing them.
 
-The digest is SHA-256 over a line `first stop pixels-hash` per unit, in order: it names the samples,
-whatever the format, the machine's clock or the history of the run. All of it is worked out from the
+The digest is SHA-256 over a line `first stop pixels-hash` per unit, in order. It depends on the
+samples alone, not on the format, the times or the history of the run. It is computed from the
 files, never from a manifest.
 """
 
@@ -22,13 +22,13 @@ from ..backend import hardware
 from .folder import Folder
 from .formats import FORMATS, pixels_sha256
 from .job import Job
-from .machine import settled
-from .quick_check import glance
-from .records import intact, read_record, records, sealed, unit_files
+from .machine import repeatable
+from .quick_check import quick_check
+from .records import intact, read_record, records, unit_files, with_checksum
 
-FOUND = "verify.json"  # what the latest look found wrong, for whoever resumes
+FINDINGS = "verify.json"  # the damaged units that the latest check found, for the next `resume`
 MANIFEST = "manifest.jsonl"
-OTHER = "made again, it has other pixels"
+OTHER_PIXELS = "made again, it has other pixels"
 OWN = {
     "spec.json",
     "units",
@@ -36,7 +36,7 @@ OWN = {
     "failed",
     "log",
     "tmp",
-    FOUND,
+    FINDINGS,
     MANIFEST,
     "grid.png",
     "lost+found",
@@ -44,16 +44,20 @@ OWN = {
 
 
 @dataclass
-class Check:
-    """What a dataset holds.
+class DatasetCheck:
+    """The result of a check of a dataset.
 
     Attributes:
-        spec: its hash. units, done, images: units of the run, those that are there and whole,
-            samples in them.
-        missing: units without a record. failed: units that were given up, and why. bad: units that
-            are not as they were written, and why. foreign: names that are no part of a dataset.
-            recomputed: units made again and compared.
-        digest: of the units that are whole.
+        spec: hash of the run spec.
+        units: units of the run.
+        done: units that are present and intact.
+        images: samples in them.
+        missing: units without a record.
+        failed: units whose samples were not finite, and why.
+        bad: damaged units, and why.
+        foreign: names in the folder that are no part of a dataset.
+        recomputed: units that were made again and compared.
+        digest: of the intact units.
     """
 
     spec: str
@@ -73,7 +77,7 @@ class Check:
 
 
 class Digest:
-    """The digest of units given in order."""
+    """The digest of a dataset; `add` takes its records in order."""
 
     def __init__(self) -> None:
         self._sum = hashlib.sha256(b"fastdiff dataset 1\n")
@@ -86,22 +90,29 @@ class Digest:
         return self._sum.hexdigest()
 
 
-def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Check:
-    """Reads and hashes every file of a dataset and makes `recompute` of its units, taken at random,
-    again.
+def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> DatasetCheck:
+    """Reads and hashes every file of a dataset, and recomputes some units.
 
-    What is wrong is written to verify.json, where that can be, and mended by the next `resume`.
-    Raises SpecMismatch for `recompute` on another machine.
+    Damaged units are written to verify.json, where the folder permits it, and made again by the
+    next `resume`.
+
+    Args:
+        folder: the dataset.
+        recompute: number of units, chosen at random, to recompute and compare.
+        threads: that read files; default the CPUs that this process may use.
+
+    Raises:
+        SpecMismatch: for `recompute` on another kind of machine.
     """
     spec, digest = folder.spec, Digest()
-    check = Check(spec.hash, len(spec.units))
-    whole, there = [], set()
-    for (unit, path), (wrong, record) in _each(
+    check = DatasetCheck(spec.hash, len(spec.units))
+    good, present = [], set()
+    for (unit, path), (problem, record) in _check_units(
         folder, unit_files(folder.path), threads or hardware.usable_cpus()
     ):
-        there.add(unit)
-        if wrong:
-            check.bad[unit] = wrong
+        present.add(unit)
+        if problem:
+            check.bad[unit] = problem
             continue
         assert record is not None
         if unit not in spec.units.numbers:
@@ -110,34 +121,36 @@ def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Ch
         digest.add(record)
         check.done += 1
         check.images += record["stop"] - record["first"]
-        whole.append(unit)
-    check.failed = {unit: str(what.get("what")) for unit, what in folder.failed().items()}
-    check.missing = [u for u in spec.units.numbers if u not in there and u not in check.failed]
+        good.append(unit)
+    check.failed = {unit: str(file.get("what")) for unit, file in folder.failed().items()}
+    check.missing = [u for u in spec.units.numbers if u not in present and u not in check.failed]
     check.foreign = foreign(folder)
     check.digest = digest.hex
-    if recompute and whole:
+    if recompute and good:
         job = Job.open(spec, conditions=folder.conditions, where=str(folder.path))
-        check.recomputed = sorted(random.SystemRandom().sample(whole, min(recompute, len(whole))))
-        with settled(spec.threads):
+        check.recomputed = sorted(random.SystemRandom().sample(good, min(recompute, len(good))))
+        with repeatable(spec.threads):
             for unit in check.recomputed:
                 pixels = pixels_sha256(job.draw(unit).array.cpu().numpy())
                 if pixels != read_record(folder.record_path(unit), unit)["pixels"]:
-                    check.bad[unit] = OTHER
-    _note(folder, check.bad)
+                    check.bad[unit] = OTHER_PIXELS
+    _write_findings(folder, check.bad)
     return check
 
 
-def _each(
+def _check_units(
     folder: Folder, units: Iterable[tuple[int, Path]], threads: int
 ) -> Iterator[tuple[tuple[int, Path], tuple[str, dict[str, Any] | None]]]:
     units = iter(units)
     with ThreadPoolExecutor(threads) as pool:
-        while part := list(islice(units, 512)):  # a pool takes in all it is given at once
-            yield from zip(part, pool.map(lambda item: examine(folder, *item), part), strict=True)
+        while part := list(islice(units, 512)):  # map() would submit every unit at once
+            yield from zip(
+                part, pool.map(lambda item: check_unit(folder, *item), part), strict=True
+            )
 
 
-def examine(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, Any] | None]:
-    """(what is wrong with a unit, in words, or nothing; its record)."""
+def check_unit(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, Any] | None]:
+    """Reads a unit and returns (what is wrong, in words, or an empty text; its record)."""
     try:
         record = read_record(path, unit)
         if not intact(record):
@@ -162,41 +175,43 @@ def examine(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, Any] 
     return "", record
 
 
-def heal(folder: Folder) -> list[int]:
-    """Takes away records that are damaged, those of units whose files are missing or of another
-    size, and of those that verify found wrong and that still are.
+def remove_damaged_records(folder: Folder) -> list[int]:
+    """Removes the records of damaged units, so that they are made again, and returns the units.
 
-    Their samples are then made again: nothing that is whole is touched. Files are not read, so that
-        10⁵ units take seconds.
+    These are units with a damaged record, with files that are missing or have another size, and
+    those that `verify` found damaged and that still are. Only the files of the latter are read, so
+    that 10⁵ units take seconds.
     """
     numbers = folder.spec.units.numbers
-    gone = [seen.unit for seen in glance(folder) if seen.wrong and seen.unit in numbers]
-    named = _named(folder.path / FOUND)
-    for unit, what in named.items():
+    damaged = [
+        status.unit for status in quick_check(folder) if status.problem and status.unit in numbers
+    ]
+    findings = _read_findings(folder.path / FINDINGS)
+    for unit, problem in findings.items():
         path = folder.record_path(unit)
         if path.exists() and (
-            what == OTHER or unit not in numbers or examine(folder, unit, path)[0]
+            problem == OTHER_PIXELS or unit not in numbers or check_unit(folder, unit, path)[0]
         ):
-            gone.append(unit)
-    for unit in gone:
+            damaged.append(unit)
+    for unit in damaged:
         folder.forget(unit)
-    if named:
-        (folder.path / FOUND).unlink(missing_ok=True)
-    return gone
+    if findings:
+        (folder.path / FINDINGS).unlink(missing_ok=True)
+    return damaged
 
 
-def _named(path: Path) -> dict[int, str]:
-    """The units that verify found wrong, and why."""
+def _read_findings(path: Path) -> dict[int, str]:
+    """Returns the units that `verify` found damaged, and why."""
     try:
         return {
-            int(unit): what
-            for unit, what in json.loads(path.read_text(encoding="utf-8"))["bad"].items()
+            int(unit): problem
+            for unit, problem in json.loads(path.read_text(encoding="utf-8"))["bad"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # none, or a file that somebody damaged
+        return {}  # no file, or a damaged one
 
 
-def finish(folder: Folder) -> str:
+def write_manifest(folder: Folder) -> str:
     """Writes the manifest of a complete dataset and returns the digest."""
     digest, count, images = Digest(), 0, 0
 
@@ -208,21 +223,23 @@ def finish(folder: Folder) -> str:
                 continue
             digest.add(record)
             count, images = count + 1, images + record["stop"] - record["first"]
-            kept = {
+            entry = {
                 key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")
             }
-            line = json.dumps(kept).encode() + b"\n"
+            line = json.dumps(entry).encode() + b"\n"
             lines.update(line)
             file.write(line)
         total = {"spec": folder.spec.hash, "units": count, "images": images, "digest": digest.hex}
-        file.write(json.dumps(sealed({**total, "lines": lines.hexdigest()})).encode() + b"\n")
+        file.write(
+            json.dumps(with_checksum({**total, "lines": lines.hexdigest()})).encode() + b"\n"
+        )
 
     folder.write(MANIFEST, write)
     return digest.hex
 
 
-def listed(folder: Folder) -> bool:
-    """Whether there is a manifest of all units, as it was written."""
+def has_manifest(folder: Folder) -> bool:
+    """Returns whether there is an intact manifest of all units."""
     lines, line = hashlib.sha256(), b""
     try:
         with open(folder.path / MANIFEST, "rb") as file:
@@ -230,8 +247,8 @@ def listed(folder: Folder) -> bool:
                 lines.update(line)
                 line = following
         last = json.loads(line)
-        said = last["spec"], last["units"], last["lines"]
-        return intact(last) and said == (
+        found = last["spec"], last["units"], last["lines"]
+        return intact(last) and found == (
             folder.spec.hash,
             len(folder.spec.units),
             lines.hexdigest(),
@@ -241,23 +258,19 @@ def listed(folder: Folder) -> bool:
 
 
 def foreign(folder: Folder) -> list[str]:
-    """Names in the folder that are no part of a dataset."""
+    """Returns the names in the folder that are no part of a dataset."""
     own = OWN | ({folder.conditions.name} if folder.conditions else set())
     names = (e.name for e in os.scandir(folder.path))
-    png = folder.spec.format == "png"
-    return sorted(
-        n
-        for n in names
-        if n not in own and not n.startswith(".nfs") and not (png and n.isdecimal())
-    )
+    fmt = FORMATS[folder.spec.format]
+    return sorted(n for n in names if n not in own and not n.startswith(".nfs") and not fmt.owns(n))
 
 
-def _note(folder: Folder, bad: dict[int, str]) -> None:
-    path = folder.path / FOUND
+def _write_findings(folder: Folder, bad: dict[int, str]) -> None:
+    path = folder.path / FINDINGS
     try:
         if bad:
             folder.write(
-                FOUND,
+                FINDINGS,
                 (
                     json.dumps({"bad": {str(u): w for u, w in bad.items()}}, indent=1) + "\n"
                 ).encode(),
@@ -265,4 +278,4 @@ def _note(folder: Folder, bad: dict[int, str]) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError:
-        pass  # a look at a read-only folder says what it says
+        pass  # a read-only folder can be checked, too

@@ -1,9 +1,8 @@
-"""Background writers: encoding, hashing and the disk never hold up the thread that samples.
+"""Background writers: threads that encode, hash and write units while the next one is computed.
 
-A finished unit is copied to the host beside the computation (on a GPU through page-locked memory,
-on a stream of its own)
-and put into a bounded queue. Threads take it from there: zlib, SHA-256 and file calls release the
-    interpreter.
+A computed unit is copied to the host asynchronously (from a GPU through pinned memory, on a
+separate stream) and put into a bounded queue. The writer threads take it from there; zlib, SHA-256
+and file calls release the GIL.
 """
 
 from __future__ import annotations
@@ -20,13 +19,20 @@ import torch
 
 from .folder import Folder
 from .formats import FORMATS, Block, pixels_sha256
-from .job import Drawn
+from .job import DrawnUnit
 
-DEPTH = 4  # units that wait for a writer before sampling does
+DEPTH = 4  # units in the queue; with more, sampling waits
 
 
-class Finished(NamedTuple):
-    """A unit that is on disk. Attributes: its number, ids, samples and record."""
+class FinishedUnit(NamedTuple):
+    """A unit that is on disk.
+
+    Attributes:
+        unit: its number.
+        ids: its sample ids.
+        array: its samples, as fastdiff.jobs.Block holds them.
+        record: its record.
+    """
 
     unit: int
     ids: range
@@ -34,16 +40,16 @@ class Finished(NamedTuple):
     record: Mapping[str, Any]
 
 
-class Unfinite(NamedTuple):
-    """A unit with numbers that are not finite; nothing was written."""
+class NonFiniteUnit(NamedTuple):
+    """A unit with samples that are not finite; nothing was written."""
 
     unit: int
 
 
-class Staged:
-    """Samples on their way to the host."""
+class HostCopy:
+    """A copy of a unit's samples to the host, which may still be in progress."""
 
-    def __init__(self, drawn: Drawn):
+    def __init__(self, drawn: DrawnUnit):
         self.labels = drawn.labels
         self._event: torch.cuda.Event | None = None
         self._array, self._finite = drawn.array, drawn.finite
@@ -58,17 +64,17 @@ class Staged:
                 tensor.record_stream(stream)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """(samples, finite) once they are there; called by a writer."""
+        """Waits for the copy and returns (samples, finite)."""
         if self._event is not None:
             self._event.synchronize()
         return self._array.numpy(), self._finite.numpy()
 
 
 class Writers:
-    """Threads that commit units to a folder. `results` holds what they have done, in the order they
-    did it.
+    """Threads that commit units to a folder.
 
-    Raises what a writer met (OSError in one sentence) from the next call in the sampling thread.
+    An error of a writer (OSError in one sentence) is raised by the next call in the sampling
+    thread.
     """
 
     def __init__(self, folder: Folder, threads: int = 2):
@@ -79,8 +85,8 @@ class Writers:
             "plan": spec.plan.hash,
             "fastdiff": str(spec.machine["fastdiff"]),
         }
-        self._waiting: queue.Queue[tuple[int, range, Staged, float] | None] = queue.Queue(DEPTH)
-        self._results: queue.SimpleQueue[Finished | Unfinite] = queue.SimpleQueue()
+        self._waiting: queue.Queue[tuple[int, range, HostCopy, float] | None] = queue.Queue(DEPTH)
+        self._results: queue.SimpleQueue[FinishedUnit | NonFiniteUnit] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._work, name=f"fastdiff-writer-{i}") for i in range(threads)
@@ -93,18 +99,21 @@ class Writers:
         """Units that wait for a writer."""
         return self._waiting.qsize()
 
-    def submit(self, unit: int, ids: range, staged: Staged, seconds: float) -> None:
-        """Hands a unit over; waits only when `DEPTH` others wait already."""
+    def submit(self, unit: int, ids: range, samples: HostCopy, seconds: float) -> None:
+        """Queues a unit; waits only while `DEPTH` units are queued.
+
+        seconds: that its computation took.
+        """
         while self._error is None:
             try:
-                self._waiting.put((unit, ids, staged, seconds), timeout=0.2)
+                self._waiting.put((unit, ids, samples, seconds), timeout=0.2)
                 return
             except queue.Full:
                 continue
         raise self._error
 
-    def results(self) -> list[Finished | Unfinite]:
-        """What was done since the last call."""
+    def results(self) -> list[FinishedUnit | NonFiniteUnit]:
+        """Returns the units that were handled since the last call, in that order."""
         if self._error is not None:
             raise self._error
         found = []
@@ -112,9 +121,10 @@ class Writers:
             found.append(self._results.get())
         return found
 
-    def close(self) -> list[Finished | Unfinite]:
-        """Waits for all that was handed over. Interrupted, it lets the threads end after the units
-        in their hands.
+    def close(self) -> list[FinishedUnit | NonFiniteUnit]:
+        """Waits until all queued units are handled and returns the remaining results.
+
+        If it is interrupted, the threads end after their current units.
         """
         try:
             for _ in self._threads:
@@ -145,18 +155,20 @@ class Writers:
                 self._error = error
                 return
 
-    def _write(self, unit: int, ids: range, staged: Staged, seconds: float) -> Finished | Unfinite:
-        array, finite = staged.arrays()
+    def _write(
+        self, unit: int, ids: range, samples: HostCopy, seconds: float
+    ) -> FinishedUnit | NonFiniteUnit:
+        array, finite = samples.arrays()
         if not finite.all():
-            return Unfinite(unit)
+            return NonFiniteUnit(unit)
         spec = self._folder.spec
-        block = Block(unit, ids.start, spec.seed, array, staged.labels)
+        block = Block(unit, ids.start, spec.seed, array, samples.labels)
         record = {
             "unit": unit,
             "first": ids.start,
             "stop": ids.stop,
             "seed": spec.seed,
-            "labels": staged.labels,
+            "labels": samples.labels,
             "shape": list(array.shape),
             "dtype": array.dtype.name,
             "pixels": pixels_sha256(array),
@@ -168,7 +180,7 @@ class Writers:
             },
         }
         complete = self._folder.commit(unit, self._format.files(block, self._provenance), record)
-        return Finished(unit, ids, array, complete)
+        return FinishedUnit(unit, ids, array, complete)
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -181,8 +193,6 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in page-locked memory, which torch keeps and hands out again: two units' worth are in
-    use at a time.
-    """
+    """Starts a copy to pinned memory, which torch's allocator reuses for later units."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)

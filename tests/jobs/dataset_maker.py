@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.jobs.folder import sealed
+from fastdiff.jobs.folder import with_checksum
 from fastdiff.jobs.formats import FORMATS, Block, pixels_sha256
 from fastdiff.jobs.records import record_name
 
@@ -70,7 +70,7 @@ def commit(
         files.append(
             {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         )
-    record = sealed(
+    record = with_checksum(
         {
             "unit": made.unit,
             "first": made.first,

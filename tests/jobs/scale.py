@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from fastdiff.jobs import Folder, Job
-from fastdiff.jobs.folder import sealed
+from fastdiff.jobs.folder import with_checksum
 from fastdiff.jobs.formats import FORMATS, Block, pixels_sha256
 from fastdiff.jobs.records import record_name
 
@@ -48,7 +48,7 @@ def make(path: Path, units: int) -> Folder:
         [(name, content)] = npy.files(Block(unit, ids.start, spec.seed, array, labels), {})
         (path / name).write_bytes(content)
         file = {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        record = sealed(
+        record = with_checksum(
             {
                 "unit": unit,
                 "first": ids.start,

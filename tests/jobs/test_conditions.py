@@ -214,7 +214,7 @@ def test_other_refusals(tmp_path: Path) -> None:
     one_sentence(missing.value)
     with pytest.raises(ValueError) as caught:
         Conditions.restore(identity, of_classes(), ids=(0, 1), file=written(path, "1\n3\n"))
-    one_sentence(caught.value, "as the run was begun with")
+    one_sentence(caught.value, "that the run began with")
 
 
 def test_a_worker_reads_what_the_writer_checked(

@@ -24,10 +24,10 @@ from fastdiff import Schedule
 from fastdiff.cli import main
 from fastdiff.jobs import Folder
 from fastdiff.jobs import quick_check as module
-from fastdiff.jobs.quick_check import glance
-from fastdiff.jobs.records import read_record, sealed
+from fastdiff.jobs.quick_check import quick_check
+from fastdiff.jobs.records import read_record, with_checksum
 from fastdiff.jobs.spec import RunSpec
-from fastdiff.jobs.verify import listed, verify
+from fastdiff.jobs.verify import has_manifest, verify
 
 RUN = ("--model", "tiny:factory", "--ids", "2-21", "--unit", "4", "--steps", "3", "--threads", "1")
 UNITS = 6
@@ -98,7 +98,6 @@ def cut(path: Path, keep: int) -> None:
 
 
 # -- files of units
-# ---------------------------------------------------------------------------------------------------
 
 NONE = f"fastdiff.jobs: expected the record of unit 3 in {{run}}/{RECORD}, got no JSON object. "
 NONE += "Run `fastdiff resume {run}`."
@@ -203,12 +202,12 @@ def test_any_bit_of_a_record_counts(run: Path) -> None:
     folder, path = Folder(run), run / RECORD
     for position in range(0, path.stat().st_size, 3):
         flip(path, position, position % 8)
-        assert [seen.unit for seen in glance(folder) if seen.wrong] == [3], (
+        assert [s.unit for s in quick_check(folder) if s.problem] == [3], (
             position,
             path.read_bytes(),
         )
         flip(path, position, position % 8)
-    assert not any(seen.wrong for seen in glance(folder))
+    assert not any(s.problem for s in quick_check(folder))
 
 
 def test_a_look_is_the_same_near_and_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,10 +215,10 @@ def test_a_look_is_the_same_near_and_far(run: Path, monkeypatch: pytest.MonkeyPa
     (run / read_record(run / RECORD, 3)["files"][0]["name"]).unlink()
     looks = []
     for seconds in (0.0, math.inf):
-        monkeypatch.setattr(module, "NEAR", seconds)
+        monkeypatch.setattr(module, "LOCAL", seconds)
         monkeypatch.setattr(module, "PART", 1)
-        looks.append(list(glance(Folder(run))))
-    assert looks[0] == looks[1] and [seen.unit for seen in looks[0] if seen.wrong] == [3]
+        looks.append(list(quick_check(Folder(run))))
+    assert looks[0] == looks[1] and [s.unit for s in looks[0] if s.problem] == [3]
 
 
 def test_any_bit_of_the_spec_counts(run: Path, cli: Cli) -> None:
@@ -270,7 +269,7 @@ def test_pixels_that_nobody_can_tell_but_by_making_them(run: Path, peace: Path, 
     content = (run / SHARD).read_bytes()
     record["files"][0]["sha256"] = hashlib.sha256(content).hexdigest()
     record["pixels"] = hashlib.sha256(content[128:]).hexdigest()
-    (run / RECORD).write_text(json.dumps(sealed(record)) + "\n")
+    (run / RECORD).write_text(json.dumps(with_checksum(record)) + "\n")
     assert cli("verify", run) == 0 and expected not in cli.out
     assert cli("verify", run, "--recompute", "6") == 4
     assert cli.out.startswith(
@@ -287,7 +286,7 @@ def test_what_is_made_from_the_records_is_made_again(run: Path, peace: Path, cli
     manifest = (peace / "manifest.jsonl").read_bytes()
     for position in (40, len(manifest) // 2, len(manifest) - 30):
         flip(run / "manifest.jsonl", position)
-        assert not listed(Folder(run))
+        assert not has_manifest(Folder(run))
         assert cli("resume", run) == 0 and cli.out.startswith("0 images")
         assert (run / "manifest.jsonl").read_bytes() == manifest
     (run / "grid.png").unlink()
@@ -305,7 +304,7 @@ def test_what_is_no_part_of_the_run_stays(run: Path, peace: Path, cli: Cli) -> N
     """A record of a unit beyond the run counts for nothing, and files of people are named and left
     alone.
     """
-    record = sealed({**read_record(run / RECORD, 3), "unit": 99})
+    record = with_checksum({**read_record(run / RECORD, 3), "unit": 99})
     (run / "units/00000/000000099.json").write_text(json.dumps(record) + "\n")
     (run / "notes.txt").write_text("keep me")
     (run / RECORD).unlink()
@@ -320,7 +319,6 @@ def test_what_is_no_part_of_the_run_stays(run: Path, peace: Path, cli: Cli) -> N
 
 
 # -- disks
-# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -351,8 +349,8 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 FULL = re.compile(
     r"fastdiff (sample|resume): fastdiff\.jobs: expected to write into \S+, got '(No space left on"
     r" device|File too large)'"
-    r"(; (unit \d+|manifest\.jsonl|grid\.png) is not written)?\. What is there is whole; make room"
-    r" or give leave, then "
+    r"(; (unit \d+|manifest\.jsonl|grid\.png) is not written)?\. Finished units are intact; free"
+    r" disk space or permit writing, then run "
     r"`fastdiff resume`\.\n"
 )
 
@@ -443,7 +441,8 @@ def test_a_read_only_folder(locked: tuple[Path, Callable[[], None]], peace: Path
     sentence = re.compile(
         r"fastdiff (sample|resume): fastdiff\.jobs: expected to write into \S+, "
         r"got '(Read-only file system|Permission denied)'\. "
-        r"What is there is whole; make room or give leave, then `fastdiff resume`\.\n"
+        r"Finished units are intact; free disk space or permit writing, then run "
+        r"`fastdiff resume`\.\n"
     )
     for command in (
         ("resume", run),
@@ -461,7 +460,6 @@ def test_a_read_only_folder(locked: tuple[Path, Callable[[], None]], peace: Path
 
 
 # -- other runs, other models
-# -----------------------------------------------------------------------------------------
 
 
 def test_folders_of_other_things(tmp_path: Path, cli: Cli) -> None:
@@ -525,7 +523,6 @@ def test_other_weights_and_other_code_are_refused(
 
 
 # -- numbers that are none
-# --------------------------------------------------------------------------------------------
 
 
 def test_a_unit_without_finite_samples(

@@ -30,10 +30,10 @@ from fastdiff.cli import main
 from fastdiff.cli.exits import FAILED, UNSOUND, USAGE
 from fastdiff.jobs import export as module
 from fastdiff.jobs.export import export
-from fastdiff.jobs.folder import sealed
+from fastdiff.jobs.folder import with_checksum
 from fastdiff.jobs.formats import FORMATS
 from fastdiff.jobs.records import record_name
-from fastdiff.jobs.samples import Unsound
+from fastdiff.jobs.samples import DatasetError
 
 SUFFIX = {
     "npz": "set.npz",
@@ -117,7 +117,6 @@ def adm_batches(path: Path, batch: int) -> Iterator[np.ndarray]:
 
 
 # -- what comes out
-# ---------------------------------------------------------------------------------------------------
 
 PAIRS = [
     (source, target, kind)
@@ -303,14 +302,13 @@ def test_exports_are_reproducible(tmp_path: Path) -> None:
 
 
 # -- parts
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> None:
     run = dataset(tmp_path / "run", "rgb")
     for unit in (0, 2):
         (run / record_name(unit)).unlink()
-    with pytest.raises(Unsound) as refused:
+    with pytest.raises(DatasetError) as refused:
         export(run, "npz", tmp_path / "set.npz")
     assert (
         str(refused.value)
@@ -356,7 +354,6 @@ def test_safetensors_of_a_part_holds_the_ids(tmp_path: Path) -> None:
 
 
 # -- memory
-# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["npz", "png", "webdataset", "npy"])
@@ -379,7 +376,6 @@ def test_memory_does_not_grow_with_the_dataset(target: str, tmp_path: Path) -> N
 
 
 # -- refusals and accidents
-# -------------------------------------------------------------------------------------------
 
 
 def spoil_pixels(run: Path) -> None:
@@ -398,7 +394,7 @@ def spoil_label(run: Path) -> None:
 
 def changed(run: Path, **change: Any) -> None:
     path = run / record_name(2)
-    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **change})))
+    path.write_text(json.dumps(with_checksum({**json.loads(path.read_text()), **change})))
 
 
 def cut(path: Path) -> None:
@@ -465,7 +461,7 @@ def test_a_damaged_unit_is_named_and_nothing_stays(
     run = dataset(tmp_path / "run")
     damage(run)
     out = tmp_path / SUFFIX[target]
-    with pytest.raises(Unsound) as refused:
+    with pytest.raises(DatasetError) as refused:
         export(run, target, out, partial=True)
     text = str(refused.value)
     assert (
@@ -488,7 +484,7 @@ def test_an_earlier_export_survives_a_failed_one(target: str, tmp_path: Path) ->
         export(run, target, out)
     assert (
         str(refused.value)
-        == f"fastdiff.export: expected a new {out}, got one. Name another place, or pass"
+        == f"fastdiff.export: expected a new {out}, got one. Name another path, or pass"
         " --overwrite."
     )
     content = (run / "shards/00000/000000002.npy").read_bytes()
@@ -517,10 +513,10 @@ def test_nothing_is_written_over_but_an_export(tmp_path: Path) -> None:
     ):
         export(run, "png", tmp_path / "home/thesis.tex", overwrite=True)
     for place in (run, run / "set", tmp_path, run / "shards/../x"):
-        with pytest.raises(ValueError, match="expected a place outside the dataset"):
+        with pytest.raises(ValueError, match="expected a path outside the dataset"):
             export(run, "png", place, overwrite=True)
     (tmp_path / "link").symlink_to(run)
-    with pytest.raises(ValueError, match="expected a place outside the dataset"):
+    with pytest.raises(ValueError, match="expected a path outside the dataset"):
         export(run, "npz", tmp_path / "link" / "set.npz")
     (tmp_path / "link").unlink()
     assert tree(tmp_path) == before
@@ -540,13 +536,16 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
     (
         {"per_shard": 0, "format": "webdataset"},
         (
-            "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got 0 for"
-            " webdataset."
+            "fastdiff.export: expected per_shard >= 1, and only for the format webdataset, got 0"
+            " for webdataset."
         ),
     ),
     (
         {"per_shard": 10},
-        "fastdiff.export: expected per_shard >= 1 for the format webdataset alone, got 10 for npz.",
+        (
+            "fastdiff.export: expected per_shard >= 1, and only for the format webdataset, got 10"
+            " for npz."
+        ),
     ),
 ]
 

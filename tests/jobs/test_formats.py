@@ -63,7 +63,6 @@ def hashes() -> dict[str, str]:
 
 
 # -- bytes
-# ------------------------------------------------------------------------------------------------------------
 
 
 def test_bytes_depend_on_the_samples_alone() -> None:
@@ -120,7 +119,6 @@ def test_the_layout_of_the_array_in_memory_does_not_matter(name: str, kind: str)
 
 
 # -- there and back
-# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -188,7 +186,6 @@ def test_files_lie_where_the_layout_says() -> None:
 
 
 # -- the peers' readers
-# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["grey", "rgb", "latents"])
@@ -345,7 +342,6 @@ def test_edm_walks_the_dataset_itself(kind: str, tmp_path: Path) -> None:
 
 
 # -- refusals and damage
-# ----------------------------------------------------------------------------------------------
 
 
 REFUSED = [
@@ -355,7 +351,7 @@ REFUSED = [
         None,
         (
             "expected pictures [H, W, C] uint8 with 1-4 channels for the format png, got float32 "
-            "[4, 2, 3]. Use npy, npz, webdataset, or safetensors for latents."
+            "[4, 2, 3]. Use npy, which stores any samples."
         ),
     ),
     ("png", "grey", (4, 4, 5), "got uint8 [4, 4, 5]."),
@@ -365,8 +361,8 @@ REFUSED = [
         "grey",
         None,
         (
-            "expected float32 latents for the format safetensors, got uint8 [5, 4, 1]. Pictures go "
-            "into npy, npz, png or webdataset."
+            "expected float32 latents for the format safetensors, got uint8 [5, 4, 1]. Use npy, "
+            "which stores any samples."
         ),
     ),
 ]
@@ -528,7 +524,6 @@ def test_records_name_files_inside_the_dataset_only(tmp_path: Path) -> None:
 
 
 # -- records
-# ----------------------------------------------------------------------------------------------------------
 
 
 def test_records_come_in_the_order_of_their_units(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import fastdiff
 from fastdiff import Sampler, Schedule
 from fastdiff.jobs import Model, open_model
-from fastdiff.jobs.models import Classes, Unfit
+from fastdiff.jobs.models import Classes, InvalidEntry
 from fastdiff.models import MLP, ImageUNet, UNet
 from fastdiff.sampling import plans
 
@@ -198,7 +198,7 @@ def test_folders_of_other_networks(tmp_path: Path) -> None:
     assert needing.default_entries is None
     entry = needing.conditioning.parse({"image": torch.zeros(1, 8, 8).tolist()})
     assert draw(needing.sampler(steps=1), needing, [entry, entry]).shape == (2, 1, 8, 8)
-    with pytest.raises(Unfit, match="image"):
+    with pytest.raises(InvalidEntry, match="image"):
         needing.conditioning.parse({"y": 3})
 
 
@@ -280,7 +280,7 @@ def test_arguments_of_a_network(module: str) -> None:
         {"level": []},
         {"level": None},
     ):
-        with pytest.raises(Unfit) as caught:
+        with pytest.raises(InvalidEntry) as caught:
             model.conditioning.parse(wrong)
         one_sentence(caught.value)
 
@@ -479,10 +479,10 @@ def test_class_names() -> None:
         {"class": 1, "y": 1},
         {"label": 1},
     ):
-        with pytest.raises(Unfit) as caught:
+        with pytest.raises(InvalidEntry) as caught:
             takes.parse(wrong)
         one_sentence(caught.value)
     many = Classes(1000, tuple(f"class {i}" for i in range(1000)))
-    with pytest.raises(Unfit, match="class 11, …") as caught:
+    with pytest.raises(InvalidEntry, match="class 11, …") as caught:
         many.parse("x" * 500)
     assert len(one_sentence(caught.value)) < 400

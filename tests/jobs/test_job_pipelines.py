@@ -20,7 +20,7 @@ import fastdiff
 from fastdiff import Sampler, Schedule
 from fastdiff.integrations.networks import from_diffusers
 from fastdiff.jobs import Model, open_model
-from fastdiff.jobs.models import Unfit
+from fastdiff.jobs.models import InvalidEntry
 
 pytest.importorskip("transformers", reason="prompts are encoded by transformers")
 
@@ -242,7 +242,7 @@ def test_prompts_by_hand(folders: Callable[[str], str]) -> None:
         {"prompt": "x", "negative_prompt": 3},
         {"prompt": "x", "y": 1},
     ):
-        with pytest.raises(Unfit) as caught:
+        with pytest.raises(InvalidEntry) as caught:
             model.conditioning.parse(wrong)
         one_sentence(caught.value)
 

@@ -16,9 +16,9 @@ from fastdiff import Sampler, to_uint8
 from fastdiff.jobs import Folder, Job, finished, run
 from fastdiff.jobs.formats import FORMATS
 from fastdiff.jobs.info import info
-from fastdiff.jobs.machine import settled
+from fastdiff.jobs.machine import repeatable
 from fastdiff.jobs.records import read_record, records
-from fastdiff.jobs.runner import Report
+from fastdiff.jobs.runner import JobReport
 from fastdiff.jobs.verify import verify
 
 UNIT = 4
@@ -29,7 +29,7 @@ PLAN = {"ids": (2, 12), "unit": UNIT, "seed": 7, "steps": 2, "threads": 1}
 def run_once(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     out = tmp_path_factory.mktemp("jobs") / "run"
     report = run(Job.plan("fashion-mnist", **PLAN), out)  # type: ignore[arg-type]
-    assert report == Report(4, 4, 4, 11, report.seconds) and report.complete
+    assert report == JobReport(4, 4, 4, 11, report.seconds) and report.complete
     return Folder(out)
 
 
@@ -45,7 +45,7 @@ def test_samples_are_those_of_a_plain_call(run_once: Folder) -> None:
     """
     sampler = Sampler.from_pretrained("fashion-mnist", steps=2, network_batch=UNIT)
     found = []
-    with settled(1):
+    with repeatable(1):
         for block in range(0, 16, UNIT):
             ids = range(block, block + UNIT)
             y = torch.tensor([i % 10 for i in ids])
@@ -128,7 +128,7 @@ def test_stopping_finishes_the_unit_in_hand(tmp_path: Path) -> None:
 
 def test_threads_are_the_specs_and_given_back(run_once: Folder) -> None:
     before = torch.get_num_threads()
-    with settled(before + 1):
+    with repeatable(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
     assert run_once.spec.threads == 1

@@ -14,7 +14,7 @@ import pytest
 from slurm import CannotStart, Cluster
 from test_engines import HERE, PATH, TINY, alone, digest, events, twice
 
-from fastdiff.jobs.placement import find
+from fastdiff.jobs.placement import find_placement
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 
@@ -43,9 +43,15 @@ def environments(text: str) -> list[dict[str, str]]:
 def test_places(cluster: Cluster, tmp_path: Path) -> None:
     """What srun and arrays say, read by the code that workers read it with."""
     step = environments(cluster.ask("srun", "--label", "--ntasks=2", "--overcommit", "env"))
-    assert [find(None, e)[:5] for e in step] == [("slurm", 0, 2, 0, 2), ("slurm", 1, 2, 1, 2)]
+    assert [find_placement(None, e)[:5] for e in step] == [
+        ("slurm", 0, 2, 0, 2),
+        ("slurm", 1, 2, 1, 2),
+    ]
     given = environments(cluster.ask("srun", "--label", f"--cpus-per-task={os.cpu_count()}", "env"))
-    assert find(None, given[0]).cpus == os.cpu_count() and find(None, given[0]).world == 1
+    assert (
+        find_placement(None, given[0]).cpus == os.cpu_count()
+        and find_placement(None, given[0]).world == 1
+    )
     script = tmp_path / "job"
     script.write_text(
         "#!/bin/sh\n#SBATCH --output=/dev/null\nenv | sed 's/^/0: /' >"
@@ -59,11 +65,11 @@ def test_places(cluster: Cluster, tmp_path: Path) -> None:
     for array, job in jobs.items():
         cluster.wait(job)
         batch = [
-            find(None, environments(p.read_text())[0])
+            find_placement(None, environments(p.read_text())[0])
             for p in sorted(tmp_path.glob(f"{job}.*.batch"))
         ]
         steps = [
-            find(None, e)
+            find_placement(None, e)
             for p in sorted(tmp_path.glob(f"{job}.*.step"))
             for e in environments(p.read_text())
         ]

@@ -9,7 +9,7 @@ import random
 
 import pytest
 
-from fastdiff.jobs.units import Units, turns
+from fastdiff.jobs.units import Units, unit_order
 
 
 def test_units_are_blocks_of_the_id_line() -> None:
@@ -18,7 +18,7 @@ def test_units_are_blocks_of_the_id_line() -> None:
     assert units.ids(1) == range(100, 128) and units.block(1) == range(64, 128)
     assert units.ids(4) == range(256, 300) and units.block(4) == range(256, 320)
     assert [i for u in units.numbers for i in units.ids(u)] == list(range(100, 300))
-    assert units.of(100) == 1 and units.of(299) == 4
+    assert units.unit_of(100) == 1 and units.unit_of(299) == 4
     # a sample's block does not depend on where its run begins or ends
     assert Units(0, 10**6, 64).block(3) == units.block(3)
     assert Units(5, 5, 1).ids(5) == range(5, 6)
@@ -29,9 +29,9 @@ def test_units_that_are_none(first: int, last: int, size: int) -> None:
     with pytest.raises(ValueError, match="fastdiff.jobs: expected"):
         Units(first, last, size)
     with pytest.raises(ValueError, match="expected ids within 0-9, got 10"):
-        Units(0, 9, 4).of(10)
+        Units(0, 9, 4).unit_of(10)
     with pytest.raises(ValueError, match=r"expected a worker in \[0, 2\), got 2"):
-        next(turns(Units(0, 9, 4), 2, 2, lambda unit: False))
+        next(unit_order(Units(0, 9, 4), 2, 2, lambda unit: False))
 
 
 def simulate(
@@ -43,7 +43,7 @@ def simulate(
     units = Units(0, count - 1, 1)
     done: set[int] = set()
     computed: list[int] = []
-    workers = [turns(units, i, len(seconds), done.__contains__) for i in range(len(seconds))]
+    workers = [unit_order(units, i, len(seconds), done.__contains__) for i in range(len(seconds))]
     events: list[tuple[float, int, int]] = []
 
     def start(worker: int, now: float) -> None:
@@ -91,7 +91,7 @@ def test_a_look_before_the_sweep_spares_a_million_questions() -> None:
         looks.append(len(asked))
         done.update(range(0, 990))
 
-    order = list(turns(units, 1, 4, finished, look))
+    order = list(unit_order(units, 1, 4, finished, look))
     assert order[:250] == list(range(1, 1000, 4)) and looks == [250], (
         "not before its own units are through"
     )
@@ -120,7 +120,10 @@ def test_a_stride_over_missing_units_would_lose_some() -> None:
     )
     # the order in use, with the same late look
     done = set()
-    first, second = turns(units, 0, 2, done.__contains__), turns(units, 1, 2, done.__contains__)
+    first, second = (
+        unit_order(units, 0, 2, done.__contains__),
+        unit_order(units, 1, 2, done.__contains__),
+    )
     for unit in (next(first), next(first)):
         done.add(unit)
     for worker in (second, first):
@@ -133,11 +136,11 @@ def test_the_sweep_is_each_workers_own() -> None:
     units = Units(0, 99, 1)
     orders = []
     for worker in range(4):
-        order = list(turns(units, worker, 4, lambda unit: unit % 4 == 0))
+        order = list(unit_order(units, worker, 4, lambda unit: unit % 4 == 0))
         assert set(order) == {u for u in units.numbers if u % 4}, (
             "whatever is missing, whoever's it was"
         )
         orders.append(tuple(order))
-    assert len(set(orders)) == 4 and list(turns(units, 1, 4, lambda u: u % 4 == 0)) == list(
+    assert len(set(orders)) == 4 and list(unit_order(units, 1, 4, lambda u: u % 4 == 0)) == list(
         orders[1]
     ), "and it repeats"

@@ -1,14 +1,14 @@
-"""The formats that samples are kept in.
+"""The formats that samples are stored in.
 
-A format turns the block of samples of one unit into named files and reads it back; it also streams
-a whole dataset into what other tools expect (`fastdiff export`). Formats hold no state, know
-nothing of folders' commits, and write the same
-bytes for the same block: no times, owners, hosts or orders of dicts.
+A format writes the samples of one unit to named files and reads them back; it also streams a whole
+dataset into the layout that other tools read (`fastdiff export`). A new format is one module with a
+subclass of `Format`, and one entry of FORMATS.
 """
 
 from __future__ import annotations
 
-from .block import Block, Format, Source, pixels_sha256, shard_name
+from .base import Format
+from .block import Block, Source, pixels_sha256, shard_name
 from .latents import Latents
 from .npy import Npy
 from .npz import Npz

@@ -1,8 +1,8 @@
-"""safetensors for latents: the tensor `latents` [n, …] float32, with the classes as `labels` [n]
-int64 beside it.
+"""safetensors for latents: the tensors `latents` [n, …] float32 and `labels` [n] int64.
 
-The file is the length of a JSON header (8 bytes), the header, the tensors. The header is written
-here: the library writes the metadata's keys in an order that changes from one process to the next.
+The labels are the classes of labelled samples. The file is the length of a JSON header (8 bytes),
+the header, the tensors. This module writes the header, because the safetensors library writes the
+metadata's keys in an order that changes from one process to the next.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from .base import Format
 from .block import (
     Block,
-    Other,
     Source,
-    checked,
+    UnexpectedContent,
     compact,
     content,
     decoded,
@@ -32,8 +32,9 @@ NAMES = {"float32": "F32", "int64": "I64"}
 
 
 def header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
-    """Length and header for tensors (name, dtype, shape), which follow in this order. Wide types
-    come first, so that each lies on its alignment.
+    """Returns length and header for tensors (name, dtype, shape), which follow in this order.
+
+    Pass the widest types first, so that every tensor is aligned to its item size.
     """
     entries: dict[str, Any] = {"__metadata__": {key: metadata[key] for key in sorted(metadata)}}
     start = 0
@@ -47,22 +48,17 @@ def header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[
     return len(text).to_bytes(8, "little") + text
 
 
-class Latents:
+class Latents(Format):
     name = "safetensors"
-    folder = False
+    summary = "one file of latents"
+    float_samples = True
+    expects = "float32 latents"
 
-    def encoder(self, shape: Sequence[int], dtype: str) -> str | None:
-        return None
-
-    def check(self, shape: Sequence[int], dtype: str) -> None:
-        if dtype != "float32":
-            raise ValueError(
-                f"fastdiff.jobs: expected float32 latents for the format safetensors, got {dtype}"
-                f" {list(shape)}. Pictures go into npy, npz, png or webdataset."
-            )
+    def holds(self, shape: Sequence[int], dtype: str) -> bool:
+        return dtype == "float32"
 
     def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        array = checked(self, block)
+        array = self.checked(block)
         tensors: list[tuple[str, str, Sequence[int]]] = [("latents", "float32", array.shape)]
         pieces = [raw(array)]
         if block.labels is not None:
@@ -77,13 +73,13 @@ class Latents:
         def latents() -> np.ndarray:
             tensors = safetensors.numpy.load(data)
             if "latents" not in tensors:
-                raise Other(f"the tensors {sorted(tensors)}")
+                raise UnexpectedContent(f"the tensors {sorted(tensors)}")
             return tensors["latents"]
 
         return decoded(path, "safetensors", latents, record["shape"], record["dtype"])
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
-        """One file; with ids missing, the tensor `ids` [N] int64 says which are there."""
+        """Writes one file; with ids missing, the tensor `ids` [N] int64 lists those present."""
         tensors: list[tuple[str, str, Sequence[int]]] = [
             ("latents", "float32", (source.count, *source.shape))
         ]
@@ -97,5 +93,5 @@ class Latents:
         metadata = {**source.provenance, "seed": str(source.seed)}
         with open(out, "wb") as file:
             file.write(header(tensors, metadata))
-            for pieces_of_one in pieces:
-                file.writelines(pieces_of_one)
+            for pieces_of_tensor in pieces:
+                file.writelines(pieces_of_tensor)

@@ -1,21 +1,22 @@
-"""npz as ADM's scripts write it: `arr_0` the samples, `arr_1` their classes (Dhariwal & Nichol
-2021, guided-diffusion).
+"""npz as ADM's scripts write it: `arr_0` holds the samples, `arr_1` their classes.
 
-A zip archive of npy members, stored without compression and with a fixed date, so that the
-evaluator streams `arr_0` and the bytes are the same everywhere.
+The reference is guided-diffusion (Dhariwal & Nichol 2021). The file is a zip archive of npy
+members, without compression and with a fixed date, so that ADM's evaluator can stream `arr_0` and
+the bytes are the same everywhere.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .block import Block, Source, checked, content, decoded, int64, raw, shard_name, size_of
+from .base import Format
+from .block import Block, Source, content, decoded, int64, raw, shard_name, size_of
 from .npy import decode, header
 
 Member = tuple[
@@ -24,14 +25,15 @@ Member = tuple[
 
 
 def archive(file: BinaryIO, members: Iterable[Member]) -> None:
-    """Writes the members one after the other. Sizes are known beforehand, so zip64 is used where 4
-    GiB demand it.
+    """Writes the members one after the other.
+
+    Their sizes are known in advance, so that zip64 headers are used only above 4 GiB.
     """
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
         for name, shape, dtype, pieces in members:
             start = header(shape, dtype)
             info = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system = 3  # Unix, whatever this is
+            info.create_system = 3  # Unix, on every system
             info.external_attr = 0o644 << 16
             info.file_size = len(start) + size_of(shape, dtype)
             with out.open(info, "w") as member:
@@ -40,18 +42,12 @@ def archive(file: BinaryIO, members: Iterable[Member]) -> None:
                     member.write(piece)
 
 
-class Npz:
+class Npz(Format):
     name = "npz"
-    folder = False
-
-    def encoder(self, shape: Sequence[int], dtype: str) -> str | None:
-        return None
-
-    def check(self, shape: Sequence[int], dtype: str) -> None:
-        pass
+    summary = "one file with arr_0 and arr_1 (ADM)"
 
     def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        array = checked(self, block)
+        array = self.checked(block)
         members: list[Member] = [("arr_0", array.shape, array.dtype.name, [raw(array)])]
         if block.labels is not None:
             members.append(("arr_1", (len(array),), "int64", [raw(int64(block.labels))]))
@@ -65,14 +61,15 @@ class Npz:
 
         def arr_0() -> np.ndarray:
             with zipfile.ZipFile(io.BytesIO(data)) as file, file.open("arr_0.npy") as member:
-                # stored, not compressed: no more than the file itself comes out
+                # bounded by the file's size: members are not compressed
                 return decode(member.read(len(data)), shape, dtype)
 
         return decoded(path, "npz", arr_0, shape, dtype)
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
-        """One file; with ids missing, `ids` says which are there. The classes are read anew, from
-        the records.
+        """Writes one file; with ids missing, its member `ids` lists those present.
+
+        The classes are streamed from the records in a second pass.
         """
         pixels = (raw(block.array) for block in source.blocks())
         members: list[Member] = [("arr_0", (source.count, *source.shape), source.dtype, pixels)]

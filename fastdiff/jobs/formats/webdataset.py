@@ -1,9 +1,8 @@
-"""WebDataset: tar archives in which the members of one sample follow each other and share a name up
-to the first dot.
+"""WebDataset: tar archives in which the members of one sample follow each other.
 
-000000001234.png (or .npy for data that is no picture), .cls with the class as decimal text, .json
-with where the sample comes from. Headers are POSIX ustar with owner 0, mode 0644 and date 0, so
-that the bytes depend on nothing else.
+They share a name up to the first dot: 000000001234.png (or .npy for data that is no picture), .cls
+with the class as decimal text, .json with the origin of the sample. Headers are POSIX ustar with
+owner 0, mode 0644 and date 0, so that the bytes depend on the samples alone.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from . import npy, png
+from .base import Format
 from .block import (
     Block,
-    Other,
     Source,
-    checked,
+    UnexpectedContent,
     compact,
     content,
     decoded,
@@ -41,26 +40,26 @@ def _empty_header() -> bytes:
 
 
 HEADER = _empty_header()
-NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # places in it
+NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)  # of the header
 
 
 def member(name: str, data: bytes) -> bytes:
-    """A file of a tar archive: header, content, zeros up to the next 512 bytes.
+    """Returns a member of a tar archive: header, content, zeros up to a multiple of 512 bytes.
 
-    The header is filled in from a ready one: making each anew takes longer than compressing a small
-        picture.
+    The header is a copy of a constant one with three fields filled in: to build it with tarfile
+    takes longer than to compress a small picture.
     """
     head = bytearray(HEADER)
     head[NAME] = name.encode("ascii").ljust(100, b"\0")
     head[SIZE] = b"%011o\0" % len(data)
-    head[CHECKSUM] = b" " * 8  # as which it counts in the sum
+    head[CHECKSUM] = b" " * 8  # the sum counts its own field as spaces
     head[CHECKSUM] = b"%06o\0 " % sum(head)
     assert len(head) == tarfile.BLOCKSIZE
     return b"".join((head, data, bytes(-len(data) % tarfile.BLOCKSIZE)))
 
 
 def members(block: Block, array: np.ndarray, provenance: Mapping[str, str]) -> Iterator[bytes]:
-    """All members of each sample of a block, joined: one piece a sample."""
+    """Yields the members of each sample of a block, joined."""
     picture = is_picture(array.shape[1:], array.dtype.name)
     for index, sample_id in enumerate(block.ids):
         key = f"{sample_id:012d}"
@@ -72,18 +71,17 @@ def members(block: Block, array: np.ndarray, provenance: Mapping[str, str]) -> I
         yield b"".join(pieces)
 
 
-class WebDataset:
+class WebDataset(Format):
     name = "webdataset"
+    summary = "tar archives"
     folder = True
+    per_shard = 1000
 
     def encoder(self, shape: Sequence[int], dtype: str) -> str | None:
         return png.encoder() if is_picture(shape, dtype) else None
 
-    def check(self, shape: Sequence[int], dtype: str) -> None:
-        pass
-
     def files(self, block: Block, provenance: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
-        array = checked(self, block)
+        array = self.checked(block)
         yield shard_name(block.unit, "tar"), b"".join([*members(block, array, provenance), END])
 
     def read(self, folder: Path, record: Mapping[str, Any]) -> np.ndarray:
@@ -93,31 +91,29 @@ class WebDataset:
         def samples() -> np.ndarray:
             suffix = ".png" if is_picture(shape[1:], dtype) else ".npy"
             array = np.empty(shape, dtype=dtype)
-            found = 0
+            count = 0
             with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
                 for info in tar:
                     if not info.name.endswith(suffix):
                         continue
                     file = tar.extractfile(info)
                     if file is None:
-                        raise Other(f"no file as {info.name!r}")
+                        raise UnexpectedContent(f"no file as {info.name!r}")
                     sample = file.read()
-                    array[found] = (
+                    array[count] = (
                         png.decode(sample, shape[1:])
                         if suffix == ".png"
                         else npy.decode(sample, shape[1:], dtype)
                     )
-                    found += 1
-            if found != len(array):
-                raise Other(f"{found} samples")
+                    count += 1
+            if count != len(array):
+                raise UnexpectedContent(f"{count} samples")
             return array
 
         return decoded(path, "a tar archive", samples, shape, dtype)
 
     def export(self, out: Path, source: Source, per_shard: int) -> None:
-        """Archives 000000.tar, 000001.tar, … of `per_shard` samples each, the last one of the
-        rest.
-        """
+        """Writes archives 000000.tar, 000001.tar, … of `per_shard` samples; the last has fewer."""
         samples = (
             s for block in source.blocks() for s in members(block, block.array, source.provenance)
         )

@@ -1,8 +1,7 @@
-"""Models that datasets are made of, by name: a folder, a function of the user's, or a diffusers
-pipeline.
+"""Opens the models to sample from by name: a model folder, a user's function, a diffusers pipeline.
 
-A model is opened by every worker by the name in the run's spec, and its `identity` (hashes of
-weights, configuration and source) must be the one that the spec was written with.
+Every worker opens the model by the name in the run's spec. Its `identity` (hashes of weights,
+configuration and source) must be the one in the spec.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ...pretrained import shipped
-from .conditioning import Classes, Conditioning, Unfit
-from .decoder import Decoder, decoder_of, fits
+from .conditioning import Classes, Conditioning, InvalidEntry
+from .decoder import Decoder, check_latents, load_decoder
 from .factory import from_factory
 from .folder import from_folder
 from .model import Model, sizes
 from .pipeline import INDEX, from_pipeline
 
-__all__ = ["Classes", "Conditioning", "Model", "Unfit", "open_model"]
+__all__ = ["Classes", "Conditioning", "InvalidEntry", "Model", "open_model"]
 
 _WHERE = "fastdiff.jobs"
 
@@ -36,23 +35,23 @@ def open_model(
     dtype: torch.dtype = torch.float32,
     device: Any = None,
 ) -> Model:
-    """The model of a name.
+    """Returns the model of a name.
 
     Args:
         name: a folder or shipped model of fastdiff.pretrained; a folder with a diffusers pipeline's
             model_index.json; or `package.module:function`, a function that returns a `Model` or a
             `fastdiff.Sampler`.
-        shape: one sample's state: needed where a factory's Sampler does not say, another size for a
-            pipeline.
-        decode: a folder with an autoencoder of diffusers, or `pipe` for the pipeline's own; None
-            leaves latents, unless a factory's Model brings a decoder.
-        dtype: in which a pipeline is loaded. Other networks stay as they are; `network_dtype` of a
+        shape: of one sample's state: required for a factory's Sampler that does not specify it;
+            for a pipeline, another size than its own.
+        decode: a folder with a diffusers autoencoder, or `pipe` for the pipeline's own. None
+            leaves latents, unless a factory's Model has a decoder.
+        dtype: of a loaded pipeline and decoder. Other networks keep theirs; `network_dtype` of a
             Sampler casts them.
-        device: where to; None leaves it to the model.
+        device: to move the model to; None leaves it where it is.
 
     Raises:
-        FileNotFoundError, ImportError, TypeError, ValueError: in one sentence, for what can't be
-            opened.
+        FileNotFoundError, ImportError, TypeError, ValueError: in one sentence, for names that
+            cannot be opened.
     """
     own: Callable[[Tensor], Tensor] | None = None
     if (Path(name) / INDEX).is_file():
@@ -78,24 +77,25 @@ def open_model(
             " VAE's folder, or leave it out."
         )
     if decode is not None:
-        model.decode = own if decode == "pipe" else decoder_of(decode, dtype)
+        model.decode = own if decode == "pipe" else load_decoder(decode, dtype)
         if isinstance(model.decode, Decoder):
-            fits(model.decode, model.shape)
-    _place(model, device)
-    _json_safe(model, name)
+            check_latents(model.decode, model.shape)
+    _move_to_device(model, device)
+    _check_identity(model, name)
     return model
 
 
-def _place(model: Model, device: Any) -> None:
+def _move_to_device(model: Model, device: Any) -> None:
     for part in (model.network, model.decode, getattr(model.decode, "vae", None)):
         if device is not None and isinstance(part, nn.Module):
             part.to(device)
 
 
-def _json_safe(model: Model, name: str) -> None:
+def _check_identity(model: Model, name: str) -> None:
+    """Raises ValueError for an identity that JSON cannot hold."""
     try:
         json.dumps(model.identity, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{_WHERE}: expected facts that JSON can hold from {name}, got others: {error}."
+            f"{_WHERE}: expected `facts` of {name} that JSON can hold, got {error}."
         ) from None

@@ -1,9 +1,9 @@
-"""What a model is told of a sample: an entry, and the keyword arguments that B of them become.
+"""The conditions of a model: entries of samples, and the network's arguments made from them.
 
-An entry is parsed from a class list or from a line of a conditions file when a run is described, so
-that what a model can't use is refused before the first sample. For classifier-free guidance the
-entries make two sets of arguments, those of the conditional half of a network call and those of the
-unconditional one.
+An entry belongs to one sample. It is parsed from a list of classes or from a line of a conditions
+file when a run is planned, so that entries that the model cannot use are refused before the first
+sample. B entries become keyword arguments of the network. For classifier-free guidance there are
+two sets of arguments, for the conditional and the unconditional half of a network call.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
+# (cond, uncond): the network's keyword arguments in the two halves of a guided call
 Halves = tuple[dict[str, Any] | None, dict[str, Any] | None]
-_SHOWN = 12  # names in an error
+_SHOWN = 12  # class names in an error message
 
 
-class Unfit(ValueError):
-    """An entry that a model can't use: `expected` and `got` make a sentence together with where it
-    was found.
+class InvalidEntry(ValueError):
+    """An entry that a model cannot use.
+
+    `expected` and `got` are parts of a sentence, to which the caller adds where the entry was.
     """
 
     def __init__(self, expected: str, got: Any):
@@ -35,11 +37,13 @@ class Unfit(ValueError):
 
 
 class Conditioning:
-    """What a model takes.
+    """The entries that a model accepts, and the network's arguments made from them.
 
     Attributes:
-        default_entries: what ids get in turn when nothing is named; None where something must be.
-        names: of the classes, () if none. any_text: whether every text is an entry.
+        default_entries: entries that the ids cycle through when the user names none; None where
+            the user must name them.
+        names: of the classes, () without classes.
+        any_text: whether every text is a valid entry.
         identity: JSON-safe, what else the arguments depend on.
     """
 
@@ -49,19 +53,19 @@ class Conditioning:
     identity: Mapping[str, Any] = {}
 
     def parse(self, value: Any) -> Any:
-        """The entry of a text or a JSON value. Raises Unfit for what the model can't use."""
+        """Returns the entry of a text or a JSON value. Raises InvalidEntry for unusable ones."""
         raise NotImplementedError
 
     def signature(self, entry: Any) -> Any:
-        """What all entries of a run must have in common."""
+        """Returns what must be equal for all entries of a run, such as the arguments' shapes."""
         return None
 
     def conditions(self, entries: Sequence[Any]) -> Halves:
-        """(cond, uncond) of `Sampler.sample` for B entries."""
+        """Returns (cond, uncond) of `Sampler.sample` for B entries."""
         raise NotImplementedError
 
     def labels(self, entries: Sequence[Any]) -> list[int] | None:
-        """The class of each entry, None where they are no classes."""
+        """Returns the class of each entry, None where entries are no classes."""
         return None
 
 
@@ -69,13 +73,14 @@ class Classes(Conditioning):
     """Classes 0 … count - 1: cond = {argument: class}, uncond = {argument: null_label}.
 
     Args:
-        count: of classes. names: one for each, or none. A name with commas, as ImageNet's, is also
-            known by each of its parts that no other class has.
-        null_label: stands for "no class" (Ho & Salimans 2022); None where the network knows none.
-        argument: the network's.
+        count: number of classes.
+        names: one for each class, or none. A class whose name has commas, as in ImageNet, can also
+            be named by each part that no other class has.
+        null_label: the label for "no class" (Ho & Salimans 2022), None without one.
+        argument: name of the network's argument.
 
     Raises:
-        ValueError: for numbers that do not fit together.
+        ValueError: for inconsistent numbers.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class Classes(Conditioning):
             found = self._index.get(found, int(found) if found.isdecimal() else -1)
         if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < self.count:
             names = ", ".join((*self.names[:_SHOWN], *(("…",) if self.count > _SHOWN else ())))
-            raise Unfit(
+            raise InvalidEntry(
                 f"a class among 0-{self.count - 1}{f' or {names}' if self.names else ''}", value
             )
         return found
@@ -149,36 +154,34 @@ class Classes(Conditioning):
 
 
 class Arguments(Conditioning):
-    """A network's own keyword arguments, {"name": number or list of numbers}, stacked; no
-    unconditional half.
+    """Entries are a network's own keyword arguments: {"name": number or list of numbers}.
 
-    Whole numbers become int64, others float32. A network that takes nothing but (x, t) takes no
-    entries either.
+    The values of B entries are stacked: integers as int64, other numbers as float32. There is no
+    unconditional half. A network that takes only (x, t) accepts no entries.
     """
 
     def __init__(self, network: Callable[..., Any]):
-        self._taken, self._needed = keywords(network)
-        self.default_entries = None if self._needed else [None]
-        self.identity = {"arguments": None if self._taken is None else sorted(self._taken)}
+        self._names, self._required = network_arguments(network)
+        self.default_entries = None if self._required else [None]
+        self.identity = {"arguments": None if self._names is None else sorted(self._names)}
 
     @property
     def unconditional(self) -> bool:
-        """Whether the network takes nothing."""
-        return self._taken == frozenset()
+        """Whether the network takes only (x, t)."""
+        return self._names == frozenset()
 
     def parse(self, value: Any) -> dict[str, Any]:
         if self.unconditional:
-            raise Unfit("no conditions for a model that takes none", value)
-        known = "" if self._taken is None else f" with keys in {sorted(self._taken)}"
+            raise InvalidEntry("no conditions for a model that takes none", value)
+        known = "" if self._names is None else f" with keys in {sorted(self._names)}"
         expected = (
             f"an object of the network's arguments, {{name: number or list of numbers}},{known}"
         )
         if not isinstance(value, Mapping) or not value:
-            raise Unfit(expected.rstrip(","), value)
-        if (
-            self._taken is not None and not value.keys() <= self._taken
-        ) or not self._needed <= value.keys():
-            raise Unfit(expected.rstrip(","), dict(value))
+            raise InvalidEntry(expected.rstrip(","), value)
+        unknown = self._names is not None and not value.keys() <= self._names
+        if unknown or not self._required <= value.keys():
+            raise InvalidEntry(expected.rstrip(","), dict(value))
         for number in value.values():
             _array(number)
         return dict(value)
@@ -197,9 +200,7 @@ class Arguments(Conditioning):
 
 
 class Custom(Conditioning):
-    """Entries as they are read, texts or JSON values, for a function of B of them -> (cond,
-    uncond).
-    """
+    """Texts or JSON values, which a user's function turns into (cond, uncond), B at a time."""
 
     any_text = True
     identity = {"conditions": "own"}
@@ -214,9 +215,12 @@ class Custom(Conditioning):
         return self._function(list(entries))
 
 
-def keywords(network: Callable[..., Any]) -> tuple[frozenset[str] | None, frozenset[str]]:
-    """(arguments that a network takes after x and t, those that it can't do without); None where it
-    takes any.
+def network_arguments(
+    network: Callable[..., Any],
+) -> tuple[frozenset[str] | None, frozenset[str]]:
+    """Returns (names of a network's arguments after x and t, those that are required).
+
+    The names are None where the network takes any keyword argument.
     """
     function = network.forward if isinstance(network, nn.Module) else network
     try:
@@ -228,22 +232,22 @@ def keywords(network: Callable[..., Any]) -> tuple[frozenset[str] | None, frozen
         for p in parameters
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)
     ][2:]
-    needed = frozenset(p.name for p in named if p.default is p.empty)
+    required = frozenset(p.name for p in named if p.default is p.empty)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return (None if open_ended else frozenset(p.name for p in named)), needed
+    return (None if open_ended else frozenset(p.name for p in named)), required
 
 
 _DTYPES: dict[str, type[np.generic]] = {"b": np.bool_, "i": np.int64, "f": np.float32}
 
 
 def _array(value: Any) -> np.ndarray:
-    """Of a number, or of nested lists of numbers. Raises Unfit for anything else."""
+    """Returns the array of a number or of nested lists. Raises InvalidEntry for anything else."""
     try:
         array = np.asarray(value)
         if array.size and np.isfinite(array).all():
             return array.astype(_DTYPES[array.dtype.kind])
     except (ValueError, TypeError, KeyError):
         pass
-    raise Unfit(
-        "finite numbers, or lists of them of one length each, as the network's arguments", value
+    raise InvalidEntry(
+        "finite numbers, or rectangular lists of them, as the network's arguments", value
     )

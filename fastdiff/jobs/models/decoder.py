@@ -1,4 +1,4 @@
-"""From latents to pictures: an autoencoder of diffusers, and what it is known by."""
+"""Decodes latents to pictures with a diffusers autoencoder."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ class Decoder:
     """latents [B, C, H, W] -> pictures [B, 3, …] in [-1, 1], float32.
 
     Args:
-        vae: an autoencoder of diffusers; the scaling, shift and statistics of its latents are
-            undone.
-        identity: JSON-safe, what it is known by.
+        vae: a diffusers autoencoder. The scaling and shift of its latents are inverted first.
+        identity: JSON-safe; equal on every worker of a run.
     """
 
     def __init__(self, vae: Any, identity: dict[str, Any]):
@@ -30,15 +29,14 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        from ...integrations.diffusers.sampler import (
-            pictures,
-        )  # diffusers is imported where it is needed
+        # diffusers is imported only where it is needed
+        from ...integrations.diffusers.sampler import pictures
 
         return pictures(self.vae, latents).float()
 
 
-def decoder_of(folder: str, dtype: torch.dtype) -> Decoder:
-    """The decoder of a folder with a diffusers autoencoder.
+def load_decoder(folder: str, dtype: torch.dtype) -> Decoder:
+    """Returns the decoder of a folder with a diffusers autoencoder.
 
     Raises FileNotFoundError, ValueError and ImportError in one sentence.
     """
@@ -57,33 +55,29 @@ def decoder_of(folder: str, dtype: torch.dtype) -> Decoder:
             path, local_files_only=True, use_safetensors=True, torch_dtype=dtype
         )
     except Exception as error:
-        raise unreadable(f"an autoencoder of diffusers in {folder}", error) from error
+        raise loading_error(f"an autoencoder of diffusers in {folder}", error) from error
     identity = {
         "name": name,
         "weights_sha256": digest.of_files(path, files),
-        "config_sha256": _config(path),
+        "config_sha256": digest.of_file(path / "config.json"),
     }
     return Decoder(vae, identity)
 
 
-def fits(decoder: Decoder, shape: Sequence[int]) -> None:
-    """Raises ValueError for samples that are no latents of this decoder."""
+def check_latents(decoder: Decoder, shape: Sequence[int]) -> None:
+    """Raises ValueError for a shape of samples that are no latents of this decoder."""
     channels = getattr(decoder.vae.config, "latent_channels", None)
     if len(shape) != 3 or (channels is not None and channels != shape[0]):
         raise ValueError(
             f"{_WHERE}: expected latents [{channels or 'C'}, H, W] for the decoder, got samples of"
-            f" shape {list(shape)}. Name the VAE the model was trained with."
+            f" shape {list(shape)}. Name the VAE that the model was trained with."
         )
 
 
-def unreadable(what: str, error: Exception) -> Exception:
-    """The error of a library that could not read what it was given, as one sentence."""
+def loading_error(what: str, error: Exception) -> Exception:
+    """Returns an error of a library, when it loads files, as an error of one sentence."""
     text = next(
         (line.strip() for line in str(error).splitlines() if line.strip()), "no reason given"
     ).rstrip(".")
     kind = ImportError if isinstance(error, ImportError) else ValueError
     return kind(f"{_WHERE}: expected {what}, got {type(error).__name__}: {text}.")
-
-
-def _config(path: Path) -> str:
-    return digest.of_file(path / "config.json")

@@ -1,4 +1,4 @@
-"""SHA-256 of what a model is made of: files of weights, modules in memory, source code."""
+"""SHA-256 of the parts of a model: files of weights, modules in memory, source code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 
 def of_file(path: Path) -> str:
-    """Of a file's bytes. Raises OSError where it can't be read."""
+    """Returns the hash of a file's bytes. Raises OSError where it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_files(folder: Path, files: Iterable[Path]) -> str:
-    """Of the files' relative paths, in order, and their contents."""
+    """Returns the hash of the files' relative paths, in order, and their contents."""
     digest = hashlib.sha256()
     for name, path in sorted((file.relative_to(folder).as_posix(), file) for file in files):
         digest.update(f"{name} {of_file(path)}\n".encode())
@@ -26,8 +26,9 @@ def of_files(folder: Path, files: Iterable[Path]) -> str:
 
 
 def of_module(network: Any) -> str | None:
-    """Of a module's state: names in order, dtypes, shapes and bytes. None for what is no module,
-    nor a method of one.
+    """Returns the hash of a module's state: sorted names, dtypes, shapes and bytes.
+
+    None for anything that is neither a module nor a method of one.
     """
     module = network if isinstance(network, nn.Module) else getattr(network, "__self__", None)
     if not isinstance(module, nn.Module):

@@ -1,6 +1,4 @@
-"""A model of the user's own code, `package.module:function`: the function is called and returns
-it.
-"""
+"""Opens a model of the user's code: `package.module:function` names a function that returns it."""
 
 from __future__ import annotations
 
@@ -14,23 +12,23 @@ from typing import Any
 
 from ...sampler import Sampler, merged
 from . import digest
-from .conditioning import Classes, Conditioning, keywords
+from .conditioning import Classes, Conditioning, network_arguments
 from .decoder import Decoder
-from .model import Model, beside_a_plan
+from .model import Model, execution_settings
 
 _WHERE = "fastdiff.jobs"
 
 
 def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
-    """The Model that the function returns, or that of a Sampler it returns.
+    """Returns the Model that the function returns, or one made from the Sampler that it returns.
 
-    The current directory is searched first, as by `python -m`. The identity holds the hash of the
-    file the function is written in, so that an edit is noticed.
+    The current directory is searched first, as with `python -m`. The identity holds the hash of the
+    function's source file, so that a change of it is refused.
 
     Raises ImportError and ValueError in one sentence where there is no such function, TypeError for
     other results.
     """
-    factory = _find(name)
+    factory = _import_function(name)
     try:
         inspect.signature(factory).bind()
     except TypeError as error:
@@ -38,7 +36,7 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
             f"{_WHERE}: expected {name} to be a function without arguments, got one with a {error}."
         ) from None
     except ValueError:
-        pass  # no signature to be had: the call will tell
+        pass  # functions without a signature are called as they are
     made = factory()
     if isinstance(made, Sampler):
         made = _from_sampler(made, name, shape)
@@ -53,11 +51,12 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
         "source_sha256": _source(factory, name),
         **made.facts,
     }
-    made.__dict__.pop("identity", None)  # the function may have looked at it
+    made.__dict__.pop("identity", None)  # the function may have read it, which caches it
     return made
 
 
-def _find(name: str) -> Any:
+def _import_function(name: str) -> Any:
+    """Imports the function. Raises ImportError and TypeError in one sentence."""
     module, _, path = name.partition(":")
     here = os.getcwd()
     if here not in sys.path and "" not in sys.path:
@@ -95,7 +94,7 @@ def _find(name: str) -> Any:
 
 
 def _source(factory: Any, name: str) -> str | None:
-    """Of the file that the function is written in; None where there is no such file."""
+    """Returns the hash of the function's source file, None where it has none."""
     module = sys.modules.get(
         getattr(inspect.unwrap(factory), "__module__", None) or name.partition(":")[0]
     )
@@ -104,10 +103,10 @@ def _source(factory: Any, name: str) -> str | None:
 
 
 def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> Model:
-    """A sampler's network, schedule and settings, or its ready plan."""
+    """Returns a model with a sampler's network, schedule and settings, or with its ready plan."""
     network = sampler.model
-    for place in (sampler, network):
-        shape = getattr(place, "shape", None) if shape is None else shape
+    for owner in (sampler, network):
+        shape = getattr(owner, "shape", None) if shape is None else shape
     if shape is None:
         raise ValueError(
             f"{_WHERE}: expected one sample's shape for the Sampler of {name}, got none. Pass"
@@ -119,34 +118,36 @@ def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> M
     settings |= {"channels_last": True} if engine.channels_last else {}
     vae = getattr(sampler, "_vae", None)
     decode = None if vae is None else Decoder(vae, {"weights_sha256": digest.of_module(vae)})
-    given: dict[str, Any] = {"conditions": _conditioning(network), "decode": decode}
+    conditions = _conditioning(network)
     if sampler._settings:
         return Model(
             network,
             shape,
             schedule=sampler.schedule,
             settings=sampler._settings | settings,
-            **given,
+            conditions=conditions,
+            decode=decode,
         )
     ready = sampler.plan
 
-    def again(plan: Any = None, **others: Any) -> Sampler:
+    def make(plan: Any = None, **others: Any) -> Sampler:
         others = merged(settings, others)
-        if plan is None and (set(others) - set(beside_a_plan(others))):
+        execution = execution_settings(others)
+        if plan is None and others.keys() - execution.keys():
             raise ValueError(
-                f"{_WHERE}: expected no settings of a plan for {name}, whose Sampler has a ready"
-                f" one, got {min(set(others) - set(beside_a_plan(others)))!r}."
+                f"{_WHERE}: expected no settings of a plan for {name}, which returns a Sampler with"
+                f" a ready plan, got {min(others.keys() - execution.keys())!r}."
             )
-        return Sampler(network, plan=ready if plan is None else plan, **beside_a_plan(others))
+        return Sampler(network, plan=ready if plan is None else plan, **execution)
 
-    return Model(network, shape, sampler=again, **given)
+    return Model(network, shape, sampler=make, conditions=conditions, decode=decode)
 
 
 def _conditioning(network: Any) -> Conditioning | None:
-    """The classes of a network that says how many it has, as those of fastdiff.models do."""
+    """Returns the classes of a network with `config["num_classes"]`, as fastdiff.models have it."""
     config = getattr(network, "config", None)
     count = config.get("num_classes") if isinstance(config, Mapping) else None
-    taken, _ = keywords(network)
-    if not count or (taken is not None and "y" not in taken):
+    names, _ = network_arguments(network)
+    if not count or (names is not None and "y" not in names):
         return None
     return Classes(count, null_label=getattr(network, "null_label", None))

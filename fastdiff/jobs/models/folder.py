@@ -1,6 +1,4 @@
-"""A model folder of fastdiff.pretrained, or a shipped model's name: config.json beside
-model.safetensors.
-"""
+"""Opens a shipped model, or a folder of fastdiff.pretrained: config.json, model.safetensors."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ from .model import Model
 
 
 def from_folder(name: str) -> Model:
-    """The model of a folder. Raises FileNotFoundError and ValueError, each naming the file."""
+    """Returns the model of a folder. Raises FileNotFoundError and ValueError that name the file."""
     config = read_config(name)
     network, schedule, settings = load(name)
-    about = getattr(network, "config", config["model"].get("config", {}))
+    arguments = getattr(network, "config", config["model"].get("config", {}))
     facts = {
         "kind": "folder",
         "name": name,
@@ -27,29 +25,29 @@ def from_folder(name: str) -> Model:
             if key in config
         },
     }
-    takes: Conditioning | None = None
-    if about.get("num_classes"):
+    conditions: Conditioning | None = None
+    if arguments.get("num_classes"):
         names = config.get("data", {}).get("classes", ())
-        takes = Classes(
-            about["num_classes"], names, null_label=getattr(network, "null_label", None)
+        conditions = Classes(
+            arguments["num_classes"], names, null_label=getattr(network, "null_label", None)
         )
     return Model(
         network,
-        _shape(name, about),
+        _shape(name, arguments),
         schedule=schedule,
         settings=settings,
-        conditions=takes,
+        conditions=conditions,
         facts=facts,
     )
 
 
-def _shape(name: str, about: dict[str, Any]) -> tuple[int, ...]:
-    """One sample's, from the network's arguments."""
-    if "dim" in about:
-        return (about["dim"],)
-    if "channels" in about and "size" in about:
-        return (about["channels"], about["size"], about["size"])
+def _shape(name: str, arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Returns the shape of one sample, from the arguments that the network is built with."""
+    if "dim" in arguments:
+        return (arguments["dim"],)
+    if "channels" in arguments and "size" in arguments:
+        return (arguments["channels"], arguments["size"], arguments["size"])
     raise ValueError(
         f"fastdiff.jobs: expected a network of pictures or vectors in {name}, got one with the"
-        f" arguments {sorted(about)}."
+        f" arguments {sorted(arguments)}."
     )

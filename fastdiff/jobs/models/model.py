@@ -1,10 +1,8 @@
-"""A model as batch jobs see it: a network, how samplers are made of it, what it is told, and what
-it is known by.
+"""A model as batch jobs use it: a network, its samplers, its conditions and its identity.
 
-Two samplers are made of a model. The first has a solver and computes the plan, once, for the run's
-spec. Every worker's is
-given that plan and computes none: NumPy's float64 functions differ between processors, a stored
-    table does not.
+Two kinds of samplers are made of a model. The first has a solver and computes the plan, once, for
+the run's spec. The samplers of the workers are given that plan and compute none, because NumPy's
+float64 functions differ between processors.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from ...schedule import Schedule
 from . import digest
 from .conditioning import Arguments, Classes, Conditioning, Custom, Halves
 
-# what a Sampler of a ready plan takes
-BESIDE_A_PLAN = (
+# the settings of a Sampler that are not part of its plan
+EXECUTION_SETTINGS = (
     "guidance_scale",
     "network_batch",
     "on_oom",
@@ -34,34 +32,35 @@ Samplers = Callable[..., Sampler]
 
 
 class Model:
-    """A model to make datasets of.
+    """A model to make datasets with.
 
     Args:
         network: any callable (x, t, **cond); see `Sampler`.
-        shape: one sample's state, such as (3, 32, 32).
-        schedule, settings: the noise schedule it was trained with, and arguments of `Sampler` to
-            begin from, such as prediction_type, solver and guidance_scale; those asked for in a run
-            replace them.
-        classes: names of its classes, or num_classes where they have none; the network is called
-            with `argument`, and with null_label for "no class" (the network's attribute of this
-            name by default).
-        conditions: instead of classes, a function of B entries (texts, or JSON values) -> (cond,
+        shape: of one sample's state, such as (3, 32, 32).
+        schedule: the noise schedule that the network was trained with.
+        settings: default arguments of `Sampler`, such as prediction_type, solver and
+            guidance_scale; the settings of a run override them.
+        classes: names of the classes.
+        num_classes: number of the classes, where they have no names.
+        null_label: label for "no class"; by default the network's attribute of this name.
+        argument: the network's argument for the classes.
+        conditions: instead of classes, a function of B entries (texts or JSON values) -> (cond,
             uncond), the two arguments of `Sampler.sample`.
         decode: latents [B, …] -> pictures [B, C, H, W] in [-1, 1].
-        facts: what else samples depend on, JSON-safe; part of `identity`.
+        facts: JSON-safe, what else the samples depend on; part of `identity`.
         sampler: instead of schedule and settings, a function (plan=None, **settings) -> Sampler.
 
     Without classes and conditions, an entry is an object of the network's own keyword arguments,
-    and none is needed unless the network does.
+    and is required only if the network has required ones.
 
     Attributes:
-        sampler: sampler(**settings) for a spec's writer, sampler(plan=plan, **settings) for a
-            worker.
-        conditioning: how entries are parsed. conditions, labels, default_entries: its.
+        sampler: sampler(**settings) computes a plan for a spec, sampler(plan=plan, **settings) uses
+            that of a spec.
+        conditioning: parses the entries and makes the network's arguments.
         identity: JSON-safe; equal on every worker of a run.
 
     Raises:
-        TypeError, ValueError: for arguments outside these.
+        TypeError, ValueError: for other arguments.
     """
 
     def __init__(
@@ -115,37 +114,35 @@ class Model:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes, () if none."""
+        """Names of the classes, () without classes."""
         return self.conditioning.names
 
     @property
     def default_entries(self) -> list[Any] | None:
-        """What ids get in turn when nothing is named; None where something must be."""
+        """Entries that the ids cycle through by default; None where the user must name them."""
         return self.conditioning.default_entries
 
     def conditions(self, entries: Sequence[Any]) -> Halves:
-        """(cond, uncond) of `Sampler.sample` for B parsed entries."""
+        """Returns (cond, uncond) of `Sampler.sample` for B parsed entries."""
         return self.conditioning.conditions(entries)
 
     def labels(self, entries: Sequence[Any]) -> list[int] | None:
-        """The class of each entry, None where they are no classes."""
+        """Returns the class of each entry, None where entries are no classes."""
         return self.conditioning.labels(entries)
 
     def check(self, sampler: Sampler, entries: Sequence[Any]) -> None:
-        """Raises ValueError for guidance of a model that has no unconditional half for such
-        entries.
-        """
+        """Raises ValueError for guidance without an unconditional half of the network call."""
         scale = sampler.guidance_scale
         guided = any(gamma != 1 for gamma in scale) if isinstance(scale, Sequence) else scale != 1
         if guided and self.conditions(entries)[1] is None:
             raise ValueError(
                 f"fastdiff.jobs: expected guidance_scale 1 for {self!r}, which has no call without"
-                f" conditions, got {scale}. A null_label, or conditions that give uncond, make one."
+                f" conditions, got {scale}. Pass a null_label, or conditions that return uncond."
             )
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What the samples depend on: kind, name, weights, shape, what it is told, decoder."""
+        """Everything of the model that samples depend on: weights, shape, conditions, decoder, …"""
         facts = {"kind": "object", **self.facts}
         if "weights_sha256" not in facts:
             facts["weights_sha256"] = digest.of_module(self.network)
@@ -166,7 +163,7 @@ class Model:
         settings = merged(self.settings, settings)
         if plan is None:
             return Sampler(self.network, self.schedule, **settings)
-        return Sampler(self.network, self.schedule, plan=plan, **beside_a_plan(settings))
+        return Sampler(self.network, self.schedule, plan=plan, **execution_settings(settings))
 
     def __repr__(self) -> str:
         return (
@@ -175,17 +172,17 @@ class Model:
         )
 
 
-def beside_a_plan(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the settings that are not the plan's."""
-    return {name: value for name, value in settings.items() if name in BESIDE_A_PLAN}
+def execution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that are not part of a plan."""
+    return {name: value for name, value in settings.items() if name in EXECUTION_SETTINGS}
 
 
 def sizes(shape: Any) -> tuple[int, ...]:
-    """A sample's shape. Raises ValueError for anything but sizes >= 1."""
-    whole = isinstance(shape, Sequence) and all(
+    """Returns the shape of a sample as a tuple. Raises ValueError for anything but sizes >= 1."""
+    integers = isinstance(shape, Sequence) and all(
         isinstance(s, int) and not isinstance(s, bool) for s in shape
     )
-    if not whole or not shape or min(shape) < 1:
+    if not integers or not shape or min(shape) < 1:
         raise ValueError(
             f"fastdiff.jobs.Model: expected one sample's shape, sizes >= 1, got {shape!r}."
         )

@@ -1,8 +1,9 @@
-"""A folder of a diffusers pipeline: its network in fastdiff's loop, its scheduler's plan, its own
-text encoders.
+"""Opens the folder of a diffusers pipeline as a model.
 
-Nothing is downloaded and no code in the folder is run; pickled weights are refused. diffusers is
-imported when such a folder is opened. The safety checker is neither loaded nor run.
+The network runs in fastdiff's loop with the plan of the pipeline's scheduler, and the pipeline's
+own encoders encode the prompts. Nothing is downloaded, no code in the folder is run, and pickled
+weights are refused. diffusers is imported when such a folder is opened. The safety checker is
+neither loaded nor run.
 """
 
 from __future__ import annotations
@@ -20,17 +21,14 @@ from ...pretrained.files import read_json
 from ...sampler import Sampler
 from . import digest, prompts
 from .conditioning import Arguments, Classes, Conditioning
-from .decoder import Decoder, unreadable
-from .model import Model, Samplers, beside_a_plan, sizes
+from .decoder import Decoder, loading_error
+from .model import Model, Samplers, execution_settings, sizes
 from .weights import variant_of, weights
 
 INDEX = "model_index.json"
 _WHERE = "fastdiff.jobs"
-_UNUSED = (
-    "safety_checker",
-    "feature_extractor",
-    "image_encoder",
-)  # of text pipelines; pictures go out as they are
+# parts of text pipelines that are not loaded
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _CONFIGS = (".json", ".txt", ".model", ".jinja")
 
 
@@ -41,10 +39,13 @@ def from_pipeline(
     dtype: torch.dtype = torch.float32,
     device: Any = None,
 ) -> tuple[Model, Decoder | None]:
-    """(the model of a pipeline's folder, the decoder of its latents).
+    """Returns (the model of a pipeline's folder, the decoder of its latents or None).
 
-    shape: of one sample's state, default the network's own size. dtype: of everything in the
-        pipeline.
+    Args:
+        folder: of the pipeline.
+        shape: of one sample's state, default the network's own size.
+        dtype: of everything in the pipeline.
+        device: to move the pipeline to; None leaves it on the CPU.
 
     Raises FileNotFoundError, ValueError and ImportError in one sentence.
     """
@@ -54,7 +55,7 @@ def from_pipeline(
     if not isinstance(kind, str) or kind not in PIPELINES:
         raise ValueError(
             f"{_WHERE}: expected a pipeline among {', '.join(sorted(PIPELINES))} in {folder}, got"
-            f" {kind!r}. Write a factory that returns a fastdiff.jobs.Model for others."
+            f" {kind!r}. Write a factory that returns a fastdiff.jobs.Model for another one."
         )
     parts = [
         name
@@ -69,10 +70,10 @@ def from_pipeline(
         raise ValueError(
             f"{_WHERE}: expected a unet or transformer in {folder}, got the parts {sorted(parts)}."
         )
-    lacking = [name for name in ENCODERS.get(kind, ()) if name not in parts]
-    if lacking:
+    missing = [name for name in ENCODERS.get(kind, ()) if name not in parts]
+    if missing:
         raise ValueError(
-            f"{_WHERE}: expected the part {lacking[0]!r} of a {kind} in {folder}, got none."
+            f"{_WHERE}: expected the part {missing[0]!r} of a {kind} in {folder}, got none."
         )
     variant = variant_of(path / core)
     heavy = [name for name in parts if name in (core, "vae") or name.startswith("text_encoder")]
@@ -112,14 +113,13 @@ def from_pipeline(
 
 
 def _load(path: Path, index: dict[str, Any], variant: str | None, dtype: torch.dtype) -> Any:
-    # parts that are written down as none must be named again
+    # parts that the index lists as absent must be passed as None
     absent: dict[str, Any] = {
         k: None for k, v in index.items() if k in _UNUSED or v == [None, None]
     }
     absent |= {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-    absent |= (
-        {} if importlib.util.find_spec("accelerate") else {"low_cpu_mem_usage": False}
-    )  # else it warns
+    if not importlib.util.find_spec("accelerate"):  # diffusers would warn
+        absent["low_cpu_mem_usage"] = False
     try:
         from diffusers import DiffusionPipeline
     except ModuleNotFoundError as error:
@@ -136,27 +136,26 @@ def _load(path: Path, index: dict[str, Any], variant: str | None, dtype: torch.d
             **absent,
         )
     except Exception as error:
-        raise unreadable(f"a diffusers pipeline in {path}", error) from error
+        raise loading_error(f"a diffusers pipeline in {path}", error) from error
 
 
 def _size(folder: str, network: Any, shape: Sequence[int] | None) -> tuple[int, ...]:
-    """One sample's state: the network's channels at its own size, or at the size asked for."""
+    """Returns the shape of a sample: the network's channels, at its own size or the given one."""
     config = network.config
-    channels, gives = (
-        config.in_channels,
-        getattr(config, "out_channels", None) or config.in_channels,
-    )
+    channels = config.in_channels
+    outputs = getattr(config, "out_channels", None) or channels
     if (
-        gives not in (channels, 2 * channels)
+        outputs not in (channels, 2 * channels)
         or getattr(config, "time_cond_proj_dim", None) is not None
     ):
         extra = (
             "a guidance embedding"
-            if gives in (channels, 2 * channels)
-            else f"{channels} channels in and {gives} out"
+            if outputs in (channels, 2 * channels)
+            else f"{channels} channels in and {outputs} out"
         )
         raise ValueError(
-            f"{_WHERE}: expected a network of noised samples alone in {folder}, got one with"
+            f"{_WHERE}: expected a network whose only input is the noised sample in {folder},"
+            f" got one with"
             f" {extra}."
         )
     if shape is None:
@@ -177,22 +176,23 @@ def _size(folder: str, network: Any, shape: Sequence[int] | None) -> tuple[int, 
 
 
 def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
-    """Samplers on the scheduler's plan, on that of a solver of fastdiff's where one is named, or on
-    a ready one.
+    """Returns the `sampler` function of the model: Model.sampler.
+
+    Its samplers have a given plan, else that of a named solver, else that of the pipeline's
+    scheduler.
     """
 
     def make(plan: Any = None, **settings: Any) -> Sampler:
         from ...integrations.networks import from_diffusers
 
         if dtype != torch.float32:
-            settings.setdefault(
-                "network_dtype", dtype
-            )  # some networks keep parts of theirs in float32
+            # the inputs' dtype: some networks keep a part of their weights in float32
+            settings.setdefault("network_dtype", dtype)
         if plan is not None:
-            # the variance half of an output is read by the plans that take noise from it
+            # plans that add noise read the variance half of an output
             reads = bool((plan.column("noise_mode") != 0).any())
             model = from_diffusers(network, **({"channels": None} if reads else {}))
-            return Sampler(model, plan=plan, **beside_a_plan(settings))
+            return Sampler(model, plan=plan, **execution_settings(settings))
         if settings.get("solver") is None:
             settings.pop("solver", None)
             return Sampler.from_diffusers(pipe, **settings)
@@ -200,25 +200,23 @@ def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
 
         model = from_diffusers(network)
         schedule, own = sampler_settings(pipe.scheduler, model, solver=settings["solver"])
-        # what the solver reads of the output is known when its plan is
+        # whether the variance half is read depends on the plan, so compute it first
         return make(Sampler(model, schedule, **{**own, **settings}).plan, **settings)
 
     return make
 
 
-# -- what each pipeline is told
+# -- the conditions of each pipeline
 
 
 def _pictures(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
-    """UNet2DModel: nothing, or classes without a null label."""
+    """Returns the conditions of a UNet2DModel: none, or classes without a null label."""
     count = getattr(pipe.unet.config, "num_class_embeds", None)
     return Classes(count, argument="class_labels") if count else Arguments(lambda x, t: x)
 
 
 def _dit(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
-    """Classes; the embedding after the last one stands for none (Peebles & Xie 2023, section
-    3.2).
-    """
+    """Returns classes; the label after the last is "no class" (Peebles & Xie 2023, section 3.2)."""
     count = pipe.transformer.config.num_embeds_ada_norm
     known = index.get("id2label") or {}
     names = (
@@ -234,15 +232,16 @@ def _stable(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditio
 
 
 def _xl(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
-    """Pooled texts, and the pictures' own size as original and target, not cropped (Podell et al.
-    2024, section 2.2).
+    """Returns prompts with pooled embeddings and size conditions (Podell et al. 2024, section 2.2).
+
+    The sizes are the pictures' own as the original and the target size, without cropping.
     """
     config, encoder = pipe.unet.config, pipe.text_encoder_2
     ids = pipe.unet.add_embedding.linear_1.in_features - encoder.config.projection_dim
     if ids != 6 * config.addition_time_embed_dim:
         raise ValueError(
-            f"{_WHERE}: expected a base model of SDXL with six size conditions, got a refiner or"
-            " the like."
+            f"{_WHERE}: expected a base model of SDXL with six size conditions, got another"
+            " kind, such as a refiner."
         )
     height, width = (side * pipe.vae_scale_factor for side in size[1:])
     time_ids = torch.tensor([[height, width, 0, 0, height, width]])
@@ -265,17 +264,17 @@ PIPELINES: dict[str, Callable[[Any, dict[str, Any], tuple[int, ...]], Conditioni
     "StableDiffusionPipeline": _stable,
     "StableDiffusionXLPipeline": _xl,
 }
-"""Pipelines of diffusers by what their networks are told."""
+"""The supported diffusers pipelines, and the function that returns their conditions."""
 ENCODERS = {
     "StableDiffusion3Pipeline": ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
     "StableDiffusionPipeline": ("text_encoder", "tokenizer"),
     "StableDiffusionXLPipeline": ("text_encoder_2", "tokenizer_2"),
 }
-"""The parts that prompts need."""
+"""The parts of a pipeline that encode prompts."""
 
 
 def _configs(path: Path, parts: Sequence[str]) -> list[Path]:
-    """The files beside the weights: configurations and vocabularies."""
+    """Returns the pipeline's other files: configurations and vocabularies."""
     inside = [
         file
         for name in parts

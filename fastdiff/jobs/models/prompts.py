@@ -1,8 +1,7 @@
-"""Prompts: texts that a pipeline's own encoders turn into the arguments of its network, B at a
-time.
+"""Encodes prompts to the arguments of a pipeline's network, with the pipeline's own encoders.
 
-A unit's prompts are always encoded as one batch of its size, padded to the encoder's full length,
-so that their embeddings are repeatable as the network's arithmetic is.
+A unit's prompts are always encoded as one batch of the unit's size, padded to the encoder's full
+length, so that their embeddings are as repeatable as the network's output.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditioning import Conditioning, Halves, Unfit
+from .conditioning import Conditioning, Halves, InvalidEntry
 
 KEYS = ("prompt", "negative_prompt")
 Encoder = Callable[[Any, list[str], list[str]], tuple[dict[str, Tensor], dict[str, Tensor]]]
@@ -25,9 +24,9 @@ class Prompts(Conditioning):
     Args:
         pipe: the pipeline whose encode_prompt is used.
         encoder: (pipe, prompts, negative prompts) -> (cond, uncond).
-        zeros: whether entries without a negative prompt are kept away from zeros instead of from
-            the empty text.
-        shared: arguments [1, …] of both halves, the same for all.
+        zeros: whether the negative embedding of entries without a negative prompt is zero, instead
+            of the embedding of the empty text.
+        shared: arguments [1, …] of both halves, equal for all samples.
     """
 
     any_text = True
@@ -52,10 +51,12 @@ class Prompts(Conditioning):
         entry = {"prompt": value} if isinstance(value, str) else value
         fits = isinstance(entry, Mapping) and "prompt" in entry and entry.keys() <= set(KEYS)
         if not fits or not isinstance(entry["prompt"], str):
-            raise Unfit('a prompt, as text or {"prompt": text, "negative_prompt": text}', value)
+            raise InvalidEntry(
+                'a prompt, as text or {"prompt": text, "negative_prompt": text}', value
+            )
         negative = entry.get("negative_prompt")
         if negative is not None and not isinstance(negative, str):
-            raise Unfit("the negative_prompt as text", negative)
+            raise InvalidEntry("the negative_prompt as text", negative)
         return {"prompt": entry["prompt"], "negative_prompt": negative}
 
     @torch.no_grad()
@@ -77,14 +78,16 @@ class Prompts(Conditioning):
 def stable_diffusion(
     pipe: Any, prompts: list[str], negative: list[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """encoder_hidden_states (Rombach et al. 2022)."""
+    """Returns encoder_hidden_states (Rombach et al. 2022) of prompts and negative prompts."""
     cond, uncond = pipe.encode_prompt(prompts, pipe.device, 1, True, negative)
     return {"encoder_hidden_states": cond}, {"encoder_hidden_states": uncond}
 
 
 def pooled(name: str, *others: str) -> Encoder:
-    """encoder_hidden_states, and the pooled texts under a name; others: texts of further encoders,
-    the pipeline's own.
+    """Returns an encoder of encoder_hidden_states and of the pooled embedding under `name`.
+
+    others: arguments of `encode_prompt` for the prompts of further encoders, left to the pipeline's
+    default.
     """
 
     def encode(

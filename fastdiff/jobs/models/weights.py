@@ -1,4 +1,4 @@
-"""Which files of a diffusers folder hold the weights that are loaded from it."""
+"""Finds the files of a diffusers folder that hold the weights that diffusers loads from it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _NAME = re.compile(
 
 
 def weights(folder: Path, variant: str | None = None) -> list[Path]:
-    """The safetensors files that diffusers reads from a component's folder: a variant's where it
-    has one.
+    """Returns the safetensors files that diffusers reads from a component's folder.
 
-    Raises ValueError for a folder with pickled weights alone, and with none.
+    Those of the variant where it has them, else those without one. Raises ValueError for a folder
+    that has only pickled weights, and for one without weights.
     """
     found: dict[str | None, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -34,13 +34,14 @@ def weights(folder: Path, variant: str | None = None) -> list[Path]:
         )
     others = f", got only the variants {sorted(v for v in found if v)}" if found else ", got none"
     raise ValueError(
-        f"fastdiff.jobs: expected weights (model.safetensors or the like) in {folder}{others}."
+        f"fastdiff.jobs: expected weights (such as model.safetensors) in {folder}{others}."
     )
 
 
 def variant_of(folder: Path) -> str | None:
-    """The variant that a component's folder is complete in only: `fp16` where nothing else is
-    there; None else.
+    """Returns the only variant of a component's folder: `fp16` where it has no other weights.
+
+    None where it has weights without a variant, or several variants.
     """
     names = [
         match["variant"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastdiff.cli.sample import device_of, worker_of
-from fastdiff.jobs.placement import Place, find
+from fastdiff.jobs.placement import Placement, find_placement
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
 BATCH = {
@@ -48,37 +48,41 @@ def array(ids: list[int], task: int, count: int | None = None, step: int = 1) ->
 
 
 def test_nobody_and_shards() -> None:
-    assert find(None, {}) == Place("alone", 0, 1, 0, 1)
-    assert find("2/3", TORCHRUN)[:3] == (
+    assert find_placement(None, {}) == Placement("alone", 0, 1, 0, 1)
+    assert find_placement("2/3", TORCHRUN)[:3] == (
         "shard",
         2,
         3,
     ), "the flag counts, whatever the environment says"
-    assert [find(f"{i}/4", {}).local for i in range(4)] == [0, 1, 2, 3]
+    assert [find_placement(f"{i}/4", {}).local for i in range(4)] == [0, 1, 2, 3]
     for shard in ("3/3", "-1/3", "1", "a/b", "1/0"):
         with pytest.raises(
             ValueError, match="fastdiff.jobs: expected --shard i/n with 0 <= i < n, got"
         ):
-            find(shard, {})
+            find_placement(shard, {})
 
 
 def test_torchrun() -> None:
-    assert find(None, TORCHRUN) == Place("torchrun", 5, 16, 1, 4)
+    assert find_placement(None, TORCHRUN) == Placement("torchrun", 5, 16, 1, 4)
     within = TORCHRUN | STEP  # started by srun, a torchrun a node: its ranks count, not srun's
-    assert find(None, within)[:3] == ("torchrun", 5, 16)
+    assert find_placement(None, within)[:3] == ("torchrun", 5, 16)
     with pytest.raises(
         ValueError, match="expected RANK in the environment as a whole number, got 'x'"
     ):
-        find(None, TORCHRUN | {"RANK": "x"})
+        find_placement(None, TORCHRUN | {"RANK": "x"})
     with pytest.raises(ValueError, match="expected a worker below 16 from torchrun, got 16"):
-        find(None, TORCHRUN | {"RANK": "16"})
+        find_placement(None, TORCHRUN | {"RANK": "16"})
 
 
 def test_slurm_steps() -> None:
-    assert find(None, BATCH)[:5] == ("slurm", 0, 1, 0, 1), "a batch script's own commands are alone"
-    assert find(None, STEP)[:5] == ("slurm", 5, 6, 1, 4)
-    assert find(None, STEP | {"SLURM_STEP_TASKS_PER_NODE": "2(x3)"}).locals == 2
-    assert find(None, {"SLURM_JOB_ID": "7"}) == Place("alone"), "the shell that salloc opens"
+    assert find_placement(None, BATCH)[:5] == ("slurm", 0, 1, 0, 1), (
+        "a batch script's own commands are alone"
+    )
+    assert find_placement(None, STEP)[:5] == ("slurm", 5, 6, 1, 4)
+    assert find_placement(None, STEP | {"SLURM_STEP_TASKS_PER_NODE": "2(x3)"}).locals == 2
+    assert find_placement(None, {"SLURM_JOB_ID": "7"}) == Placement("alone"), (
+        "the shell that salloc opens"
+    )
 
 
 @pytest.mark.parametrize("ids, step", [([0, 1, 2, 3], 1), ([4, 5, 6], 1), ([1, 3, 5], 2), ([7], 1)])
@@ -86,19 +90,21 @@ def test_slurm_arrays(ids: list[int], step: int) -> None:
     """Tasks of an array count, times the tasks of its srun, times the ranks of its torchrun: each
     number once.
     """
-    found = [find(None, BATCH | array(ids, task, step=step)) for task in ids]
+    found = [find_placement(None, BATCH | array(ids, task, step=step)) for task in ids]
     assert [p.worker for p in found] == list(range(len(ids))) and {p.world for p in found} == {
         len(ids)
     }
     ranks = [
-        find(None, STEP | array(ids, task, step=step) | {"SLURM_PROCID": str(rank)})
+        find_placement(None, STEP | array(ids, task, step=step) | {"SLURM_PROCID": str(rank)})
         for task in ids
         for rank in range(6)
     ]
     assert [p.worker for p in ranks] == list(range(6 * len(ids))) and {p.world for p in ranks} == {
         6 * len(ids)
     }
-    both = [find(None, BATCH | TORCHRUN | array(ids, task, step=step)).worker for task in ids]
+    both = [
+        find_placement(None, BATCH | TORCHRUN | array(ids, task, step=step)).worker for task in ids
+    ]
     assert both == [16 * k + 5 for k in range(len(ids))]
 
 
@@ -106,7 +112,7 @@ def test_a_list_of_array_tasks() -> None:
     """--array=0,3,7: nobody is told which tasks there are; each finds a place, though not each its
     own.
     """
-    found = [find(None, BATCH | array([0, 3, 7], task)) for task in (0, 3, 7)]
+    found = [find_placement(None, BATCH | array([0, 3, 7], task)) for task in (0, 3, 7)]
     assert all(p.worker < p.world == 3 for p in found)
 
 
@@ -119,24 +125,24 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
 
     affinity(16)
-    assert find(None, {}).threads == 16 and find("1/2", {}).threads == 16
+    assert find_placement(None, {}).threads == 16 and find_placement("1/2", {}).threads == 16
     assert (
-        find(None, TORCHRUN).threads == 4
-        and find(None, TORCHRUN | {"LOCAL_WORLD_SIZE": "32"}).threads == 1
+        find_placement(None, TORCHRUN).threads == 4
+        and find_placement(None, TORCHRUN | {"LOCAL_WORLD_SIZE": "32"}).threads == 1
     )
     assert (
-        find(None, BATCH).threads == 16
-        and find(None, BATCH | {"SLURM_CPUS_ON_NODE": "8"}).threads == 8
+        find_placement(None, BATCH).threads == 16
+        and find_placement(None, BATCH | {"SLURM_CPUS_ON_NODE": "8"}).threads == 8
     )
     # tasks that SLURM does not bind see all CPUs of the node
     assert (
-        find(None, STEP).threads == 4
-        and find(None, STEP | {"SLURM_CPUS_PER_TASK": "3"}).threads == 3
+        find_placement(None, STEP).threads == 4
+        and find_placement(None, STEP | {"SLURM_CPUS_PER_TASK": "3"}).threads == 3
     )
     affinity(4)  # those that it binds see their own, which are not divided once more
     assert (
-        find(None, STEP).threads == 4
-        and find(None, STEP | {"SLURM_CPUS_PER_TASK": "4"}).threads == 4
+        find_placement(None, STEP).threads == 4
+        and find_placement(None, STEP | {"SLURM_CPUS_PER_TASK": "4"}).threads == 4
     )
 
 
@@ -144,7 +150,11 @@ def test_devices() -> None:
     """One of several GPUs by the worker's number on its machine, unless one was named or only one
     is shown.
     """
-    for place in (find(None, TORCHRUN), find(None, STEP), find("1/4", {})):
+    for place in (
+        find_placement(None, TORCHRUN),
+        find_placement(None, STEP),
+        find_placement("1/4", {}),
+    ):
         assert device_of(None, place, gpus=4) == torch.device("cuda", 1)
         assert device_of("cuda", place, gpus=4) == torch.device("cuda", 1)
         assert device_of("cuda:3", place, gpus=4) == torch.device("cuda", 3)
@@ -154,16 +164,16 @@ def test_devices() -> None:
         )
         assert device_of("cuda", place, gpus=1) == torch.device("cuda")
         assert device_of(None, place, gpus=0) is None
-    assert device_of(None, find("5/8", {}), gpus=4) == torch.device("cuda", 1)
+    assert device_of(None, find_placement("5/8", {}), gpus=4) == torch.device("cuda", 1)
 
 
 def test_flags_that_do_not_fit() -> None:
-    def place(**flags: object) -> Place:
+    def place(**flags: object) -> Placement:
         return worker_of(
             argparse.Namespace(**({"engine": "auto", "workers": None, "shard": None} | flags))
         )
 
-    assert place(engine="ray", workers=3) == Place("ray", locals=3)
+    assert place(engine="ray", workers=3) == Placement("ray", locals=3)
     with pytest.raises(ValueError, match="expected --workers with --engine ray, got it without"):
         place(workers=3)
     with pytest.raises(ValueError, match="expected --shard or --engine ray, got both"):

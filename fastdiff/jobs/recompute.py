@@ -1,6 +1,4 @@
-"""Samples of a dataset made again, alone: their whole units are computed and the rest is
-dropped.
-"""
+"""Recomputes chosen samples of a dataset and compares them with the stored ones."""
 
 from __future__ import annotations
 
@@ -14,22 +12,24 @@ from ..pretrained.files import write_atomically
 from .folder import Folder
 from .formats import FORMATS
 from .job import Job
-from .machine import settled
+from .machine import repeatable
 from .records import read_record
 
 
 def recompute(
     folder: Folder, job: Job, first: int, last: int, out: Path
 ) -> Iterator[tuple[Path, int, bool | None]]:
-    """Writes the samples first … last as PNG, or as .npy where they are no pictures.
+    """Writes the samples first … last to `out`: pictures as PNG, other data as .npy.
 
-    Yields (file, sample id, whether the dataset has the same, None where it does not have the
-    sample). Raises ValueError for ids outside the run and for samples that are not finite.
+    Their whole units are computed, since a sample's last bits depend on its batch.
+
+    Yields (file, sample id, whether the dataset holds the same sample; None where it does not hold
+    that sample). Raises ValueError for ids outside the run and for samples that are not finite.
     """
     units = folder.spec.units
     out.mkdir(parents=True, exist_ok=True)
-    with settled(folder.spec.threads):
-        for unit in range(units.of(first), units.of(last) + 1):
+    with repeatable(folder.spec.threads):
+        for unit in range(units.unit_of(first), units.unit_of(last) + 1):
             drawn, failure = job.diagnose(unit)
             if failure is not None:
                 raise ValueError(
@@ -37,15 +37,15 @@ def recompute(
                 )
             array, ids = drawn.array.cpu().numpy(), units.ids(unit)
             try:
-                kept = FORMATS[folder.spec.format].read(
+                present = FORMATS[folder.spec.format].read(
                     folder.path, read_record(folder.record_path(unit), unit)
                 )
             except (FileNotFoundError, ValueError):
-                kept = None
+                present = None
             for sample in range(max(first, ids.start), min(last + 1, ids.stop)):
-                one = array[sample - ids.start]
-                same = None if kept is None else bool(np.array_equal(one, kept[sample - ids.start]))
-                yield _write(out, sample, one), sample, same
+                index = sample - ids.start
+                same = None if present is None else np.array_equal(array[index], present[index])
+                yield _write(out, sample, array[index]), sample, same
 
 
 def _write(out: Path, sample: int, array: np.ndarray) -> Path:
