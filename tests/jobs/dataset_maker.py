@@ -1,6 +1,4 @@
-"""Datasets in a folder, written as the layout says: spec.json, files, records. No network has a
-part in it.
-"""
+"""Writes datasets without a network: spec.json, data files and records of known samples."""
 
 from __future__ import annotations
 
@@ -19,10 +17,16 @@ from fastdiff.jobs.records import record_name
 
 SPEC_HASH = "5bec" * 16
 SHAPES = {"grey": (5, 4, 1), "rgb": (4, 6, 3), "rgba": (3, 3, 4), "latents": (4, 2, 3)}
+DTYPES = {kind: "float32" if kind == "latents" else "uint8" for kind in SHAPES}
+
+
+def kinds_of(format: str) -> list[str]:
+    """The kinds of samples in SHAPES that a format stores."""
+    return [kind for kind in SHAPES if FORMATS[format].holds(SHAPES[kind], DTYPES[kind])]
 
 
 def samples(kind: str, ids: range, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Sample i is a function of i alone."""
+    """Returns the samples of these ids; sample i is a function of i alone."""
     size = shape or SHAPES[kind]
     each = math.prod(size)
     start = np.array(ids, dtype=np.uint64)[:, None] * np.uint64(each)
@@ -63,7 +67,7 @@ def write(folder: Path, name: str, content: bytes) -> None:
 def commit(
     folder: Path, format: str, made: Block, provenance: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """Writes a unit's files and then its record, which it returns."""
+    """Writes a unit's files, then its record, and returns the record."""
     files = []
     for name, content in FORMATS[format].files(made, provenance or {"spec": SPEC_HASH}):
         write(folder, name, content)
@@ -100,7 +104,7 @@ def dataset(
     shape: tuple[int, ...] | None = None,
     seed: int = 11,
 ) -> Path:
-    """Units are blocks of the id line at multiples of `unit`, cut to first … last."""
+    """Writes a dataset of the ids first … last; units are the blocks at multiples of `unit`."""
     spec = {
         "ids": [first, last],
         "unit": unit,

@@ -23,7 +23,7 @@ from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # 
 from test_engines import HERE, ROOT
 
 from fastdiff.cli import main
-from fastdiff.cli.exits import MISMATCH
+from fastdiff.cli.exit_status import MISMATCH
 from fastdiff.jobs.folder import Folder
 from fastdiff.jobs.verify import verify
 

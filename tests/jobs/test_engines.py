@@ -19,7 +19,7 @@ import torch
 from workers import Worker, wait
 
 from fastdiff.cli import main
-from fastdiff.cli.exits import AGAIN, INTERRUPTED
+from fastdiff.cli.exit_status import AGAIN, INTERRUPTED
 from fastdiff.jobs.folder import Folder
 from fastdiff.jobs.verify import verify
 
