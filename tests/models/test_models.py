@@ -189,7 +189,7 @@ def test_the_image_reaches_its_own_sample() -> None:
     assert changed[2] > 1e-3 and not changed[[0, 1, 3, 4]].any()
     with pytest.raises(
         ValueError,
-        match=r"expected an image of x's shape \[5, 3, 8, 8\], got \[5, 3, 4, 4\]; enlarge",
+        match=r"expected an image of x's shape \[5, 3, 8, 8\], got \[5, 3, 4, 4\]. Enlarge",
     ):
         network(x, t, y, image=image[:, :, ::2, ::2])
 

@@ -1,6 +1,6 @@
 """Latent-variable models and their bounds: p(x) = ∫ p(x|z) p(z) dz, ELBO <= IWAE_K <= log p(x).
 
-Names load on first use.
+The names of this package load on first use.
 """
 
 from __future__ import annotations

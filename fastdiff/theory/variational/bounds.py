@@ -1,13 +1,13 @@
-"""Importance weights of a latent-variable model, and the bounds made of them.
+"""Importance weights of a latent-variable model, and the bounds computed from them.
 
     w_k = p(x|z_k) p(z_k)/q(z_k|x),  z_k ~ q(z|x),   E w = p(x)
     ELBO   = E log w                    <= log p(x)     (Luo 2022, eq. 3 and 8)
     IWAE_K = E log (1/K) Σ_k w_k        <= log p(x)     (Burda et al. 2016, eq. 8)
 
 IWAE_1 is the ELBO, IWAE_K rises with K towards log p(x), and the gap of the ELBO is
-KL(q(z|x)‖p(z|x)) (Luo, eq. 15): none where q is the posterior, for then every weight is p(x). The
-prior as proposal gives naive Monte Carlo, w_k = p(x|z_k). Weights are kept as logarithms [..., K]
-throughout.
+KL(q(z|x)‖p(z|x)) (Luo, eq. 15), which is 0 if q is the posterior: then every weight is p(x). The
+prior as proposal gives naive Monte Carlo, w_k = p(x|z_k). All functions take and return weights as
+logarithms [..., K].
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ... import ops
 from ..information import Gaussian
 from ..information.distributions import LOG_2PI
 
-ROWS = 8_192  # (sample, draw) pairs decoded at once
+ROWS = 8_192  # (sample, draw) pairs decoded in one call
 
 
 class LatentModel(Protocol):
-    """What the bounds ask of p(x, z) = p(x|z) p(z) with an encoder q(z|x)."""
+    """What the bounds require of a model p(x, z) = p(x|z) p(z) with an encoder q(z|x)."""
 
     def posterior(self, x0: Tensor) -> Gaussian:
-        """q(z|x) [B, latent]."""
+        """Returns q(z|x) [B, latent]."""
         ...
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z), z [..., latent] -> [...]."""
+        """Returns log p(z), z [..., latent] -> [...]."""
         ...
 
     def log_likelihood(self, x0: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z), x0 [N, ...] and z [N, latent] -> [N]."""
+        """Returns log p(x|z), x0 [N, ...] and z [N, latent] -> [N]."""
         ...
 
     def draw_prior(
@@ -50,8 +50,9 @@ class LatentModel(Protocol):
         step: int,
         like: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """z ~ p(z) [batch, samples, latent] and [batch, samples] zeros whose gradient is that of
-        the draws' log-weights.
+        """Returns z ~ p(z) [batch, samples, latent] and zeros [batch, samples].
+
+        The gradient of the zeros is that of the draws' log-weights.
         """
         ...
 
@@ -64,10 +65,11 @@ def draw(
     sample_ids: Tensor | None = None,
     step: int = 0,
 ) -> Tensor:
-    """z_k = mean + exp(logvar/2) eps_k [B, samples, latent] (Kingma & Welling 2014, section 2.4).
+    """Returns z_k = mean + exp(logvar/2) eps_k [B, samples, latent].
 
-    The noise of draw k is elements k·latent … of the sample's: the first draws are the same for any
-    number of them, and the backward pass regenerates it.
+    (Kingma & Welling 2014, section 2.4.) The noise of draw k starts at element k·latent of the
+    sample's noise, so the first draws are the same for any number of draws. The backward pass
+    regenerates the noise.
     """
     mean, logvar = (
         v[:, None].expand(v.shape[0], samples, v.shape[1]) for v in torch.broadcast_tensors(*q)
@@ -76,8 +78,10 @@ def draw(
 
 
 def log_likelihoods(model: LatentModel, x0: Tensor, z: Tensor, rows: int = ROWS) -> Tensor:
-    """log p(x|z_k) [B, K] for z [B, K, latent], at most `rows` pairs (at least one draw of each
-    sample) at a time.
+    """Returns log p(x|z_k) [B, K] for z [B, K, latent].
+
+    At most `rows` (sample, draw) pairs, but at least one draw of each sample, are decoded in one
+    call.
     """
     batch, samples = z.shape[:2]
     size = max(1, rows // max(batch, 1))
@@ -99,24 +103,26 @@ def log_weights(
     proposal: Any = None,
     rows: int = ROWS,
 ) -> Tensor:
-    """log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x) [B, K], z_k ~ q(z|x) (Burda et al. 2016,
-    eq. 7).
+    """Returns log w_k = log p(x|z_k) + log p(z_k) - log q(z_k|x) [B, K], z_k ~ q(z|x).
+
+    (Burda et al. 2016, eq. 7.)
 
     Args:
-        model: a `VAE`, a `ProbabilisticPCA`, or anything with the methods of `LatentModel`.
+        model: a `VAE`, a `ProbabilisticPCA`, or another object with the methods of `LatentModel`.
         x0: [B, ...] in the model's range.
         samples: K >= 1.
         seed, sample_ids, step: of the noise contract, stream 3. The first K draws do not depend on
-            how many follow.
+            the number of draws.
         proposal: q; None for the model's encoder, "prior" for p(z) (naive Monte Carlo), or a
             Gaussian [B, latent].
-        rows: how many (sample, draw) pairs are decoded at a time; memory, not numbers.
+        rows: the number of (sample, draw) pairs that are decoded in one call. It changes the memory
+            that is needed, not the result.
 
     Returns:
         [B, K] in nats, with gradients to the model and the proposal.
 
     Raises:
-        ValueError: fewer than one sample, a proposal of another kind.
+        ValueError: for fewer than one sample, or a proposal of another kind.
     """
     if samples < 1:
         raise ValueError(
@@ -137,28 +143,30 @@ def log_weights(
 
 
 def log_proposal(q: Gaussian, z: Tensor) -> Tensor:
-    """log q(z_k|x) [B, K] for z [B, K, latent] and q [B, latent]."""
+    """Returns log q(z_k|x) [B, K] for z [B, K, latent] and q [B, latent]."""
     mean, logvar = q.mean[:, None], q.logvar[:, None]
     return -0.5 * (logvar + LOG_2PI + (z - mean).square() * torch.exp(-logvar)).sum(-1)
 
 
 def elbo(log_w: Tensor) -> Tensor:
-    """(1/K) Σ_k log w_k over the last dimension: the ELBO by K draws; of its expectation, not a sum
-    (Luo 2022, eq. 19).
+    """Returns (1/K) Σ_k log w_k over the last dimension: the ELBO estimated from K draws.
+
+    It estimates the expectation in Luo 2022, eq. 19; a sum over draws would not.
     """
     return _weights("elbo", log_w).mean(-1)
 
 
 def iwae(log_w: Tensor, k: int | None = None) -> Tensor:
-    """log (1/K) Σ_k w_k over the last dimension (Burda et al. 2016, eq. 8).
+    """Returns log (1/K) Σ_k w_k over the last dimension (Burda et al. 2016, eq. 8).
 
     Args:
         log_w: [..., M] from `log_weights`.
-        k: size of the groups of draws; the bound IWAE_k is averaged over the M // k groups. None:
-            all M in one.
+        k: size of the groups of draws; the bound IWAE_k is averaged over the M // k groups. None
+            for one group of all M draws.
 
     Returns:
-        [...] in nats; log of an unbiased estimate of p(x), hence in expectation not above log p(x).
+        [...] in nats: the log of an unbiased estimate of p(x), and therefore in expectation at most
+        log p(x).
 
     Raises ValueError for no draws, or k outside [1, M].
     """
@@ -171,11 +179,11 @@ def iwae(log_w: Tensor, k: int | None = None) -> Tensor:
 
 
 def iwae_stderr(log_w: Tensor) -> Tensor:
-    """Standard error of `iwae(log_w)` as an estimate of log p(x): std(w)/(mean(w) √K), by the delta
-    method.
+    """Returns the standard error of `iwae(log_w)` as an estimate of log p(x).
 
-    Small means little unless the effective sample size is large: weights that were not drawn do not
-        show.
+    std(w)/(mean(w) √K), by the delta method. A small value is meaningful only if the effective
+    sample size is large: large weights that were not drawn do not show in it.
+
     Raises ValueError for fewer than two draws.
     """
     if _weights("iwae_stderr", log_w).shape[-1] < 2:
@@ -188,18 +196,29 @@ def iwae_stderr(log_w: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_w: Tensor) -> Tensor:
-    """(Σ w)²/Σ w² in [1, K] over the last dimension (Kong 1992): K for equal weights, 1 where one
-    weight is all.
+    """Returns (Σ w)²/Σ w² in [1, K] over the last dimension (Kong 1992).
+
+    It is K for equal weights and 1 if all weights but one are 0.
     """
     _weights("effective_sample_size", log_w)
     return torch.exp(2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1))
 
 
 def warmup(step: int, steps: int) -> float:
-    """min(1, (step + 1)/steps): the weight of the KLs at a training step, 1 for steps = 0 (Sønderby
-    et al. 2016).
+    """Returns min(1, (step + 1)/steps), the weight of the KLs at a training step; 1 for steps = 0.
+
+    (Sønderby et al. 2016.)
     """
     return min(1.0, (step + 1) / steps) if steps else 1.0
+
+
+def check_shape(where: str, x0: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises ValueError for an x0 that is not [B, *shape]. where: the name in the message."""
+    if tuple(x0.shape[1:]) != shape:
+        raise ValueError(
+            f"fastdiff.theory.variational.{where}: expected x0 of shape [B,"
+            f" {', '.join(map(str, shape))}], got {list(x0.shape)}."
+        )
 
 
 def _weights(where: str, log_w: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Losses of a denoiser under a discrete schedule, at one timestep per sample.
 
-    L_simple   mean_e (eps - eps^)²                                                  (Ho et al. 2020, eq. 14)
-    weighted   w(SNR_t)·L_simple                                                     (fastdiff.theory.variational.weights)
-    L_vlb      T·L_t in bits per dimension, L_t a term of the bound                  (Ho et al. 2020, eq. 5)
-    L_hybrid   L_simple + share·L_vlb, L_vlb without a gradient to the mean          (Nichol & Dhariwal 2021, eq. 16)
+    L_simple   mean_e (eps - eps^)²                                        (Ho et al. 2020, eq. 14)
+    weighted   w(SNR_t)·L_simple                            (fastdiff.theory.variational.weights)
+    L_vlb      T·L_t in bits per dimension, L_t a term of the bound        (Ho et al. 2020, eq. 5)
+    L_hybrid   L_simple + share·L_vlb, L_vlb without a gradient to the mean
+                                                                (Nichol & Dhariwal 2021, eq. 16)
 
-Whatever the network predicts, its output is taken to eps^, so one fused kernel, `noise_mse`, has
-them all; the bound's terms are `vlb_terms`. For timesteps drawn uniformly from 0 … T-1 the mean of
-L_vlb is the bound, but for its prior term.
+The network's output is converted to eps^, so that one fused kernel, `noise_mse`, serves every
+prediction type; the bound's terms are computed by `vlb_terms`. For timesteps drawn uniformly from
+0 … T-1 the mean of L_vlb is the bound without its prior term.
 """
 
 from __future__ import annotations
@@ -31,15 +32,16 @@ OBJECTIVES = (*WEIGHTINGS, "vlb", "hybrid")
 
 
 class DenoisingLoss:
-    """One of OBJECTIVES for a network under a schedule.
+    """The loss of a network under a schedule, by one of OBJECTIVES.
 
     Args:
-        schedule: its timesteps. prediction_type: what the network predicts (epsilon and score: no
-            pure noise).
-        objective: see OBJECTIVES. vlb_share: of L_vlb in `hybrid`.
-        variance: of p(x_{t-1}|x_t) in `vlb` and `hybrid`, see `likelihood.vlb_table`; with a
-            learned one the network has twice the channels, of which the other objectives read the
-            first half.
+        schedule: the schedule of the timesteps; for epsilon and score without pure noise.
+        prediction_type: what the network predicts.
+        objective: one of OBJECTIVES.
+        vlb_share: the factor of L_vlb in `hybrid`.
+        variance: of p(x_{t-1}|x_t) in `vlb` and `hybrid`, see `likelihood.vlb_table`. With a
+            learned variance the network's output has twice the channels; the other objectives read
+            the first half.
         cap, sigma_data: see `weight`.
 
     Raises ValueError for other names.
@@ -69,8 +71,10 @@ class DenoisingLoss:
         self.schedule, self.prediction_type = schedule, normalize(prediction_type)
         self.objective, self.vlb_share = objective, vlb_share
         self._alpha, self._sigma = torch.tensor(schedule.alpha), torch.tensor(schedule.sigma)
-        named = objective if objective in WEIGHTINGS else "simple"
-        self._weight = weight(named, torch.tensor(schedule.log_snr), cap=cap, sigma_data=sigma_data)
+        weighting = objective if objective in WEIGHTINGS else "simple"
+        self._weight = weight(
+            weighting, torch.tensor(schedule.log_snr), cap=cap, sigma_data=sigma_data
+        )
         self._table: Tensor | None = None
         if objective in ("vlb", "hybrid"):
             table = vlb_table(schedule, prediction_type=self.prediction_type, variance=variance)
@@ -87,12 +91,14 @@ class DenoisingLoss:
         step: int = 0,
         cond: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """The loss [B] at the timesteps t.
+        """Returns the loss [B] at the timesteps t.
 
         Args:
-            model: (x_t, t, **cond) -> output, as `Sampler` calls it. x0: [B, …]. t: int64 [B] in
-                [0, T).
-            seed, sample_ids, step: of the noise, stream 2. cond: keyword arguments of the network.
+            model: (x_t, t, **cond) -> output, as `Sampler` calls it.
+            x0: [B, …].
+            t: int64 [B] in [0, T).
+            seed, sample_ids, step: of the noise, stream 2.
+            cond: keyword arguments of the network.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         alpha, sigma = (v.to(x0.device) for v in (self._alpha, self._sigma))
@@ -108,24 +114,25 @@ class DenoisingLoss:
         out = call(x_t, t)
         if self.objective == "vlb":
             return self._vlb(x0, x_t, out, t)
-        half = out if out.shape == x_t.shape else out.chunk(2, dim=1)[0]
-        keep, gain = to_eps_coefficients(self.prediction_type, alpha[t], sigma[t])
+        output = out if out.shape == x_t.shape else out.chunk(2, dim=1)[0]
+        on_x_t, on_output = to_eps_coefficients(self.prediction_type, alpha[t], sigma[t])
         wide = (-1,) + (1,) * (x0.ndim - 1)
-        parts = (
+        coefficients = (
             torch.as_tensor(v, dtype=torch.float64, device=x0.device).expand(len(t))
-            for v in (keep, gain)
+            for v in (on_x_t, on_output)
         )
-        a, b = (v.view(wide).to(half.dtype) for v in parts)
-        loss = ops.noise_mse(a * x_t + b * half, weight=self._weight.to(x0.device)[t], **counter)
+        a, b = (v.view(wide).to(output.dtype) for v in coefficients)
+        loss = ops.noise_mse(a * x_t + b * output, weight=self._weight.to(x0.device)[t], **counter)
         if self.objective != "hybrid":
             return loss
         if out.shape != x_t.shape:
-            out = torch.cat([half.detach(), out.chunk(2, dim=1)[1]], 1)
+            out = torch.cat([output.detach(), out.chunk(2, dim=1)[1]], 1)
         else:
             out = out.detach()
         return loss + self.vlb_share * self._vlb(x0, x_t, out, t)
 
     def _vlb(self, x0: Tensor, x_t: Tensor, out: Tensor, t: Tensor) -> Tensor:
+        """Returns T·L_t [B] in bits per dimension."""
         assert self._table is not None
         scale = self.schedule.num_train_timesteps / (math.prod(x0.shape[1:]) * math.log(2))
         return scale * ops.vlb_terms(x0, x_t, out, self._table.to(x0.device), t)

@@ -1,11 +1,10 @@
 """A diffusion as a Markovian hierarchical autoencoder (Luo 2022, eq. 30–33).
 
-Latents have x's own size, the encoder is the fixed linear q(x_t|x_{t-1}) = N(√α_t x_{t-1}, (1 -
-α_t) I) of a schedule, and
-the top level is noise: then the Markovian hierarchy is a variational diffusion model. Its bound is
-    that of
-`likelihood.elbo` in expectation, that of `likelihood.elbo_two_variable` draw by draw, and where p
-is the true reverse process -ln p(x0) itself, whatever is drawn.
+If the latents have the size of x, the encoder is the fixed linear
+q(x_t|x_{t-1}) = N(√α_t x_{t-1}, (1 - α_t) I) of a schedule and the top level is noise, then the
+Markovian hierarchy is a variational diffusion model. Its bound equals `likelihood.elbo` in
+expectation and `likelihood.elbo_two_variable` for every draw. If p is the true reverse process, it
+is -ln p(x0) for every draw.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ class DiffusionHVAE(Chain):
     `Schedule`.
 
     Args:
-        network: (x_t, t, **cond) -> output as `Sampler` calls it, or the description of one of
-            fastdiff.models.
-        schedule: a `Schedule`, or its config. prediction_type, variance, likelihood, clip_range:
-            see `likelihood.elbo`.
+        network: (x_t, t, **cond) -> output as `Sampler` calls it, or the description of a network
+            of fastdiff.models.
+        schedule: a `Schedule`, or its config.
+        prediction_type, variance, likelihood, clip_range: see `likelihood.elbo`.
         cond: keyword arguments of the network.
 
     Raises:
-        ValueError: names outside these. TypeError: asked for the `config` of a network that is not
-            of fastdiff.models.
+        ValueError: for other names.
+        TypeError: from `config`, if the network is not of fastdiff.models.
     """
 
-    stream = STREAM_FORWARD  # the noise that `likelihood` draws
+    stream = STREAM_FORWARD  # the stream of the bounds in `likelihood`
 
     def __init__(
         self,
@@ -84,29 +83,29 @@ class DiffusionHVAE(Chain):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The arguments, as JSON can hold them."""
+        """The constructor's arguments, as JSON can hold them."""
         variance = self.variance
-        numbers = (
+        stored = (
             variance if isinstance(variance, str) else np.asarray(variance, np.float64).tolist()
         )
         return {
             "network": describe(self.network),
             "schedule": self.schedule.to_config(),
             "prediction_type": self.prediction_type,
-            "variance": numbers,
+            "variance": stored,
             "likelihood": self.likelihood,
             "clip_range": self.clip_range,
         }
 
     def encode(self, level: int, z: Tensor) -> Gaussian:
-        """q(x_t|x_{t-1}) = N(alpha x_{t-1}, variance I), t = level (Luo 2022, eq. 31)."""
+        """Returns q(x_t|x_{t-1}) = N(alpha x_{t-1}, variance I), t = level (Luo 2022, eq. 31)."""
         logvar = torch.tensor(
             math.log(self._steps.variance[level]), dtype=torch.float64, device=z.device
         )
         return Gaussian(self._steps.alpha[level] * z, logvar.to(z.dtype))
 
     def decode(self, level: int, z: Tensor) -> Gaussian:
-        """p(x_{t-1}|x_t) at x_t = z, t = level (Luo 2022, eq. 94)."""
+        """Returns p(x_{t-1}|x_t) at x_t = z, t = level (Luo 2022, eq. 94)."""
         call = ModelCall(
             self.network,
             self.schedule,
@@ -116,11 +115,11 @@ class DiffusionHVAE(Chain):
             learned=True,
         )
         row, out = self._rows[level], call(z, self.schedule.at(level))
-        half = None
+        raw = None
         if out.shape != z.shape:
-            out, half = out.chunk(2, dim=1)
+            out, raw = out.chunk(2, dim=1)
         x0 = (row["x0_x"] * z + row["x0_out"] * out).clamp(-row["clip_bound"], row["clip_bound"])
-        share = z.new_zeros(()) if half is None else (half + 1) / 2
+        share = z.new_zeros(()) if raw is None else (raw + 1) / 2
         logvar = row["logvar_lo"] + (row["logvar_hi"] - row["logvar_lo"]) * share
         return Gaussian(row["mean_x0"] * x0 + row["mean_x"] * z, logvar)
 
@@ -131,7 +130,7 @@ class DiffusionHVAE(Chain):
         return p.log_prob(x0)
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """ln p(x_{T-1}) [B] of N(0, s² I), s = schedule.prior_std()."""
+        """Returns ln p(x_{T-1}) [B] of N(0, s² I), s = schedule.prior_std()."""
         variance = self.schedule.prior_std() ** 2
         return -0.5 * (z.square() / variance + math.log(2 * math.pi * variance)).flatten(1).sum(1)
 
@@ -144,7 +143,7 @@ class DiffusionHVAE(Chain):
         sample_ids: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
-        """-ELBO [B] in nats along one trajectory, all T steps of it. labels: not read."""
+        """Returns -ELBO [B] in nats along one trajectory of all T steps. labels: not used."""
         return torch.stack(
             list(self.terms(x0, seed=seed, sample_ids=sample_ids, step=step).values())
         ).sum(0)
@@ -158,8 +157,9 @@ class DiffusionHVAE(Chain):
         sample_ids: Tensor | None = None,
         step: int = 0,
     ) -> dict[str, Tensor]:
-        """reconstruction, consistency (the sum of T - 1 terms) and prior of one trajectory, [B]
-        each in nats.
+        """Returns the terms of one trajectory, [B] each in nats.
+
+        They are reconstruction, consistency (the sum of T - 1 terms) and prior.
         """
         terms = self.terms(x0, seed=seed, sample_ids=sample_ids, step=step)
         between = [v for name, v in terms.items() if name.startswith("consistency")]

@@ -1,12 +1,11 @@
-"""Encoders and decoders of three kinds, thin and torch alone: `conv` for images, `mlp` for vectors,
-`linear` as a control.
+"""Encoder and decoder networks: `conv` for images, `mlp` for vectors, and `linear` as a control.
 
     encoder: x [N, *shape] -> [N, outputs]
     decoder: z [N, latent] -> (values [N, per_element, *shape], extra [N, extra] or None)
 
-Convolutions halve the image twice going down and double it twice going up (pixel shuffle: the last
-convolution works at half the resolution and gives four pixels a position). Weights are torch's
-initial ones.
+The convolutional encoder halves the image twice, the decoder doubles it twice (pixel shuffle: the
+last convolution works at half the resolution and computes four pixels per position). Weights have
+torch's default initialisation.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ DEFAULT_WIDTHS: dict[str, tuple[int, ...]] = {
 
 
 class Residual(nn.Module):
-    """y = x + conv(silu(conv(silu(x)))), the second convolution starting from 0."""
+    """y = x + conv(silu(conv(silu(x)))), with the weight (not the bias) of the second convolution
+    initialised to 0.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -40,6 +41,7 @@ class Residual(nn.Module):
 
 
 def _mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Returns linear layers of these sizes with silu between them."""
     layers: list[nn.Module] = []
     for a, b in zip(sizes[:-1], sizes[1:], strict=True):
         layers += [nn.Linear(a, b), nn.SiLU()]
@@ -47,8 +49,9 @@ def _mlp(sizes: Sequence[int]) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """x [N, *shape] -> [N, outputs]; `widths` are hidden sizes, of `conv` (fine channels, coarse
-    channels, hidden).
+    """The network x [N, *shape] -> [N, outputs].
+
+    widths: the hidden sizes; for `conv` (fine channels, coarse channels, hidden features).
     """
 
     def __init__(self, network: str, shape: tuple[int, ...], widths: Sequence[int], outputs: int):
@@ -75,8 +78,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [N, latent] -> (values [N, per_element, *shape], extra [N, extra] or None where extra is
-    0).
+    """The network z [N, latent] -> (values [N, per_element, *shape], extra [N, extra]).
+
+    The second output is None if extra is 0.
     """
 
     def __init__(
@@ -120,8 +124,9 @@ class Decoder(nn.Module):
 def check(
     network: str, shape: tuple[int, ...], widths: Sequence[int] | None, covariance: str
 ) -> tuple[int, ...]:
-    """The hidden widths, the defaults for None. Raises ValueError for what the network cannot be
-    built of.
+    """Returns the hidden widths, or the defaults for None.
+
+    Raises ValueError for arguments that the network can't be built from.
     """
     where = "fastdiff.theory.variational.VAE"
     if network not in NETWORKS:
@@ -154,5 +159,5 @@ def check(
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Convolution weights in the layout that oneDNN and cuDNN want."""
+    """Converts convolution weights to channels-last, the fastest layout in oneDNN and cuDNN."""
     return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks this form

@@ -1,12 +1,13 @@
 """Noise schedules as functions: gamma(u) = -ln SNR, rising over u in [0, 1] from gamma_min (data)
 to gamma_max (noise).
 
-    alpha² = sigmoid(-gamma),  sigma² = sigmoid(gamma)                  (Kingma et al. 2021, eq. 3–5; Luo 2022, eq. 111–114)
-    gamma(u) = gamma_min + (gamma_max - gamma_min)·s(u),  s(0) = 0, s(1) = 1                   (Kingma et al. 2021, eq. 59)
+    alpha² = sigmoid(-gamma),  sigma² = sigmoid(gamma)
+    gamma(u) = gamma_min + (gamma_max - gamma_min)·s(u),  s(0) = 0, s(1) = 1
 
-The ends are a matter of the bound; between them, in continuous time, the path s changes only the
-variance of its estimator (eq. 17–18). The learned s is a monotonic network (appendix H): a = w1 u +
-b1, then a + w3·sigmoid(w2 a + b2), all weights positive, scaled to run from 0 to 1.
+(Kingma et al. 2021, eq. 3–5 and 59; Luo 2022, eq. 111–114.) The bound depends on the end points. In
+continuous time, the path s between them changes only the variance of its estimator (eq. 17–18). The
+learned s is a monotonic network (appendix H): a = w1 u + b1, then a + w3·sigmoid(w2 a + b2), with
+positive weights, scaled to the range from 0 to 1.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ KINDS = ("learned", "linear", "cosine")
 
 
 class Gamma(nn.Module):
-    """A path between two ends; subclasses say the path.
+    """The base of the schedules: a path between two end points, which subclasses define.
 
     Args:
-        gamma_min, gamma_max: the ends, finite, the first below the second. learned: whether they
-            are parameters.
+        gamma_min, gamma_max: the end points, finite, with gamma_min < gamma_max.
+        learned: whether the end points are parameters.
     """
 
     def __init__(self, gamma_min: float, gamma_max: float, learned: bool = False):
@@ -48,51 +49,51 @@ class Gamma(nn.Module):
                 self.register_buffer(name, number, persistent=False)
 
     def path(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(s(u), s'(u)) [B] float64 of u [B] float64 in [0, 1]."""
+        """Returns (s(u), s'(u)) [B] float64 for u [B] float64 in [0, 1]."""
         raise NotImplementedError
 
     def ends(self) -> tuple[Tensor, Tensor]:
-        """(gamma_min, gamma_max), float64 scalars."""
+        """Returns (gamma_min, gamma_max), float64 scalars."""
         low, high = self.gamma_min, self.gamma_max
         assert isinstance(low, Tensor) and isinstance(high, Tensor)
         return low.double(), high.double()
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(gamma(u), gamma'(u)) [B] float64."""
+        """Returns (gamma(u), gamma'(u)) [B] float64."""
         low, high = self.ends()
         s, slope = self.path(u.double())
         return low + (high - low) * s, (high - low) * slope
 
     @torch.no_grad()
     def log_snr(self, u: ArrayLike) -> np.ndarray:
-        """-gamma(u), float64 like u: what `Schedule.learned` is made of."""
+        """Returns -gamma(u), float64 in the shape of u, for `Schedule.learned`."""
         device = self.ends()[0].device
-        given = torch.tensor(np.asarray(u, np.float64), device=device)
-        return -self(given.reshape(-1))[0].reshape(given.shape).cpu().numpy()
+        times = torch.tensor(np.asarray(u, np.float64), device=device)
+        return -self(times.reshape(-1))[0].reshape(times.shape).cpu().numpy()
 
     def schedule(self, num_train_timesteps: int) -> Schedule:
-        """The points gamma(t/(T - 1)), t = 0 … T-1, as a discrete schedule for samplers and
-        bounds.
-        """
+        """Returns the schedule of gamma(t/(T - 1)), t = 0 … T-1, for samplers and bounds."""
         return Schedule.learned(self.log_snr, num_train_timesteps)
 
 
 class LinearGamma(Gamma):
-    """s(u) = u: the log-SNR falls evenly."""
+    """s(u) = u: the log-SNR falls linearly."""
 
     def path(self, u: Tensor) -> tuple[Tensor, Tensor]:
         return u, torch.ones_like(u)
 
 
 class CosineGamma(Gamma):
-    """gamma(u) = 2 ln tan(angle), the angle even between the ends: alpha = cos, sigma = sin of it
-    (Nichol & Dhariwal 2021, eq. 17, cut at the ends).
+    """gamma(u) = 2 ln tan(angle), with an angle linear in u.
+
+    alpha = cos(angle), sigma = sin(angle) (Nichol & Dhariwal 2021, eq. 17, restricted to the range
+    between the end points.)
     """
 
     def path(self, u: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.ends()
         first, last = torch.atan(torch.exp(0.5 * low)), torch.atan(torch.exp(0.5 * high))
-        # the last angle's distance from a right angle has the digits that its own value has lost
+        # π/2 minus the last angle, computed directly: the difference would lose digits
         last_rest = torch.atan(torch.exp(-0.5 * high))
         angle, rest = first + (last - first) * u, last_rest + (last - first) * (1 - u)
         gamma = 2 * (torch.log(torch.sin(angle)) - torch.log(torch.sin(rest)))
@@ -101,12 +102,11 @@ class CosineGamma(Gamma):
 
 
 class LearnedGamma(Gamma):
-    """The monotonic network; ends and path are parameters, in float64 whatever the rest of a model
-    has.
+    """The monotonic network; its end points and its path are float64 parameters.
 
     Args:
-        gamma_min, gamma_max: the ends to begin with. hidden: sigmoids of the path, at first evenly
-            placed and small.
+        gamma_min, gamma_max: the initial end points.
+        hidden: the number of sigmoids of the path; initially they are evenly spaced and small.
     """
 
     def __init__(self, gamma_min: float = -13.3, gamma_max: float = 5.0, hidden: int = 128):
@@ -116,10 +116,10 @@ class LearnedGamma(Gamma):
                 f"fastdiff.theory.variational.LearnedGamma: expected hidden >= 1, got {hidden}."
             )
         steep = torch.full((hidden,), 16.0, dtype=torch.float64)
-        places = (torch.arange(hidden, dtype=torch.float64) + 0.5) / hidden
+        centres = (torch.arange(hidden, dtype=torch.float64) + 0.5) / hidden
         self.w1 = nn.Parameter(_inverse_softplus(torch.ones(1, dtype=torch.float64)))
         self.w2 = nn.Parameter(_inverse_softplus(steep))
-        self.b2 = nn.Parameter(-steep * places)
+        self.b2 = nn.Parameter(-steep * centres)
         self.w3 = nn.Parameter(
             _inverse_softplus(torch.full((hidden,), 0.1 / hidden, dtype=torch.float64))
         )
@@ -127,7 +127,7 @@ class LearnedGamma(Gamma):
     def path(self, u: Tensor) -> tuple[Tensor, Tensor]:
         w1, w2, w3 = (F.softplus(w.double()) for w in (self.w1, self.w2, self.w3))
         points = torch.cat([torch.tensor([0.0, 1.0], dtype=torch.float64, device=u.device), u])
-        bend = torch.sigmoid((w1 * points)[:, None] * w2 + self.b2.double())  # b1 is taken up by b2
+        bend = torch.sigmoid((w1 * points)[:, None] * w2 + self.b2.double())  # b2 includes w2 b1
         raw = w1 * points + bend @ w3
         slope = w1 * (1 + (bend[2:] * (1 - bend[2:])) @ (w2 * w3))
         length = raw[1] - raw[0]
@@ -135,9 +135,9 @@ class LearnedGamma(Gamma):
 
 
 class TableGamma(Gamma):
-    """Through the points of a variance-preserving schedule of T + 1 timesteps, linear between them.
+    """Linear interpolation between the points of a variance-preserving schedule of T + 1 timesteps.
 
-    Raises ValueError for a schedule of another space, of fewer than two timesteps or with pure
+    Raises ValueError for a schedule of another space, with fewer than two timesteps or with pure
     noise.
     """
 
@@ -170,13 +170,14 @@ class Point(NamedTuple):
 
 
 def point(gamma: Tensor) -> Point:
-    """(√sigmoid(-gamma), √sigmoid(gamma)): both with all their digits."""
+    """Returns (√sigmoid(-gamma), √sigmoid(gamma)), both to full relative precision."""
     return Point(torch.exp(0.5 * F.logsigmoid(-gamma)), torch.exp(0.5 * F.logsigmoid(gamma)))
 
 
 def make(kind: str | dict[str, Any] | Schedule, gamma_min: float, gamma_max: float) -> Gamma:
-    """A gamma by name, or through the points of a `Schedule` or its config (whose ends are then its
-    own).
+    """Returns a gamma by name, or through the points of a `Schedule` or its config.
+
+    A schedule brings its own end points; gamma_min and gamma_max are not used then.
     """
     if isinstance(kind, Schedule):
         return TableGamma(kind)
@@ -196,4 +197,5 @@ def make(kind: str | dict[str, Any] | Schedule, gamma_min: float, gamma_max: flo
 
 
 def _inverse_softplus(value: Tensor) -> Tensor:
+    """Returns ln(e^value - 1)."""
     return value + torch.log(-torch.expm1(-value))

@@ -1,12 +1,12 @@
-"""The hierarchical variational autoencoder, its levels read from the top down (Sønderby et al.
-2016; Child 2021).
+"""The hierarchical variational autoencoder, with levels drawn from the top down.
 
     p(x, z_1:L) = p(x|z_1:L) p(z_L) Π_l p(z_l|z_>l),    q(z_1:L|x) = q(z_L|x) Π_l q(z_l|z_>l, x)
-    -ELBO(x|z_>l) = KL(q(z_l|z_>l, x) ‖ p(z_l|z_>l)) + E_q(z_l|z_>l, x) [-ELBO(x|z_>=l)],   -ELBO(x|z_1:L) = -ln p(x|z_1:L)
+    -ELBO(x|z_>l) = KL(q(z_l|z_>l, x) ‖ p(z_l|z_>l)) + E_q(z_l|z_>l, x) [-ELBO(x|z_>=l)]
+    -ELBO(x|z_1:L) = -ln p(x|z_1:L)
 
-and -ELBO(x) of all levels is not below -ln p(x): the same bound as Luo 2022, eq. 28, with levels
-that see all those above them. Every KL is closed form (`ops.gaussian_kl`), every draw
-reparameterised with noise that is regenerated.
+(Sønderby et al. 2016; Child 2021.) -ELBO(x) of all levels is at least -ln p(x): the same bound as
+Luo 2022, eq. 28, with levels that depend on all levels above them. Every KL has its closed form
+(`ops.gaussian_kl`). Every draw is reparameterised, with noise that the backward pass regenerates.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from ... import ops
 from ...rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
 from ..information import Gaussian
-from .bounds import iwae, warmup
+from .bounds import check_shape, iwae, warmup
 from .levels import Block, Level, grow, shrink
 from .observation import Normal, Observation
 
 
 class Draw(NamedTuple):
-    """One draw of all levels, bottom to top: p(x|z), and of each level q, p and z."""
+    """One draw of all levels: p(x|z) and, from bottom to top, each level's q, p and z."""
 
     x: Normal
     q: list[Gaussian]
@@ -40,22 +40,22 @@ class HVAE(nn.Module):
 
     Args:
         shape: of a sample, [C, S, S] or [D].
-        latents: (channels, size) of z_1 … z_L, bottom to top; every size divides the one below it,
-            the first one S. Vectors have size 1.
-        widths: features at each level.
-        likelihood: p(x|z), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density), each
-            element with its own deviation.
-        initial_std: about what its deviation starts from: a small one sends the first gradients
-            through the latents.
-        min_log_std: floor of its logarithm.
-        kl_warmup: training steps over which the weight of the KLs rises from 0 to 1, so that no
-            level is given up early.
+        latents: (channels, size) of z_1 … z_L, bottom to top. Every size divides the size below it,
+            the first one S. The latents of vectors have size 1.
+        widths: the number of features at each level.
+        likelihood: p(x|z), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density), with
+            a standard deviation for each element.
+        initial_std: the approximate initial standard deviation; with a small one the first
+            gradients reach the latents.
+        min_log_std: the floor of its logarithm.
+        kl_warmup: the training steps over which the weight of the KLs rises from 0 to 1, so that no
+            level collapses to its prior early.
 
     Attributes:
         config: the arguments, as JSON can hold them.
 
     Raises:
-        ValueError: sizes that do not divide, names or numbers outside these.
+        ValueError: for sizes that do not divide, and names or numbers outside these.
     """
 
     def __init__(
@@ -72,9 +72,8 @@ class HVAE(nn.Module):
         super().__init__()
         self.shape = tuple(int(n) for n in shape)
         levels = [(int(c), int(s)) for c, s in latents]
-        self.grid = (
-            self.shape if len(self.shape) == 3 else (*self.shape, 1, 1)
-        )  # a vector is an image of one position
+        # a vector is treated as an image with one position
+        self.grid = self.shape if len(self.shape) == 3 else (*self.shape, 1, 1)
         self._check(levels, widths, kl_warmup)
         self.config: dict[str, Any] = {
             "shape": list(self.shape),
@@ -101,7 +100,8 @@ class HVAE(nn.Module):
             Level(c, s, int(w), top=i == len(levels) - 1)
             for i, ((c, s), w) in enumerate(zip(levels, widths, strict=True))
         )
-        # from the level above to this one; the last leads to the two numbers of each element of x
+        # up[i] maps the state of level i to the level below; up[0] to the two numbers per element
+        # of x
         outputs = self.observation.per_element * self.grid[0]
         self.up = nn.ModuleList(
             grow(channels[i + 1], outputs if i == 0 else channels[i], sizes[i + 1], sizes[i])
@@ -137,20 +137,16 @@ class HVAE(nn.Module):
     # the model
 
     def features(self, x0: Tensor) -> list[Tensor]:
-        """What the encoder sees of x at every level, bottom to top."""
-        if tuple(x0.shape[1:]) != self.shape:
-            raise ValueError(
-                "fastdiff.theory.variational.HVAE: expected x0 of shape [B,"
-                f" {', '.join(map(str, self.shape))}], got {list(x0.shape)}."
-            )
-        h, found = x0.reshape(-1, *self.grid), []
+        """Returns the encoder's features of x at every level, bottom to top."""
+        check_shape("HVAE", x0, self.shape)
+        h, features = x0.reshape(-1, *self.grid), []
         for down in self.down:
             h = down(h)
-            found.append(h)
-        return found
+            features.append(h)
+        return features
 
     def decode(self, state: Tensor) -> Normal:
-        """p(x|z_1:L) of the state below z_1."""
+        """Returns p(x|z_1:L) for the state below z_1."""
         values = self.up[0](F.silu(state)).reshape(
             len(state), self.observation.per_element, *self.shape
         )
@@ -161,8 +157,9 @@ class HVAE(nn.Module):
     def descend(
         self, features: list[Tensor], *, seed: int, sample_ids: Tensor | None = None, step: int = 0
     ) -> Draw:
-        """z_L … z_1 drawn from q, each level given those above it; the noise of level l is step·L +
-        l - 1 of stream 3.
+        """Draws z_L … z_1 from q, each level given the levels above it.
+
+        The noise of level l is that of step step·L + l - 1 of stream 3.
         """
         counter: dict[str, Any] = {
             "seed": seed,
@@ -170,17 +167,17 @@ class HVAE(nn.Module):
             "stream": STREAM_REPARAMETERIZE,
         }
         state = self.start.expand(len(features[0]), -1, -1, -1)
-        found: list[tuple[Gaussian, Gaussian, Tensor]] = []
+        drawn: list[tuple[Gaussian, Gaussian, Tensor]] = []
         for i in reversed(range(len(self.levels))):
             level: Any = self.levels[i]
             p = level.p(state)
             q = level.q(state, features[i], p)
             z = ops.reparameterize(*q, step=step * len(self.levels) + i, **counter)
             state = level(state, z)
-            found.insert(0, (q, p, z))
+            drawn.insert(0, (q, p, z))
             if i:
                 state = self.up[i](F.silu(state))
-        q_all, p_all, z_all = (list(values) for values in zip(*found, strict=True))
+        q_all, p_all, z_all = (list(values) for values in zip(*drawn, strict=True))
         return Draw(self.decode(state), q_all, p_all, z_all)
 
     # training and evaluation
@@ -194,10 +191,12 @@ class HVAE(nn.Module):
         sample_ids: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
-        """-ELBO [B] in nats by one draw, the KLs weighted by min(1, (step + 1)/kl_warmup).
+        """Returns -ELBO [B] in nats by one draw, the KLs weighted by min(1, (step + 1)/kl_warmup).
 
         Args:
-            x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
+            x0: [B, *shape].
+            labels: not used.
+            seed, sample_ids, step: of the noise contract.
         """
         weight = warmup(step, self.kl_warmup)
         drawn = self.descend(self.features(x0), seed=seed, sample_ids=sample_ids, step=step)
@@ -215,18 +214,22 @@ class HVAE(nn.Module):
         samples: int = 1,
         importance: bool = False,
     ) -> dict[str, Tensor]:
-        """The terms of the bound, [B] each in nats; their sum is in expectation at least -ln p(x).
+        """Returns the terms of the bound, [B] each in nats.
+
+        In expectation their sum is at least -ln p(x).
 
         Args:
-            x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
-            samples: draws of all levels over which the terms are averaged. importance: add the last
-                term.
+            x0: [B, *shape].
+            labels: not used.
+            seed, sample_ids, step: of the noise contract.
+            samples: K, the draws of all levels over which the terms are averaged.
+            importance: whether to add the term of that name.
 
         Returns:
-            reconstruction: -ln p(x|z). kl_1 … kl_L: of every level, bottom to top. Their sum is
-                -ELBO.
-            importance: what the weights of the same K draws take off it; all then sum to -IWAE_K
-                (Burda et al. 2016, eq. 8).
+            reconstruction: -ln p(x|z).
+            kl_1 … kl_L: the KL of every level, bottom to top. The terms so far sum to -ELBO.
+            importance: ELBO - IWAE_K of the same K draws; with it all terms sum to -IWAE_K (Burda
+                et al. 2016, eq. 8).
 
         Raises ValueError for fewer than one sample and data of another shape.
         """
@@ -260,8 +263,10 @@ class HVAE(nn.Module):
     def sample(
         self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False
     ) -> Tensor:
-        """n samples [n, *shape]: z_L … z_1 from their priors (stream 0), x ~ p(x|z) (stream 1) or
-        only its mean.
+        """Returns n samples [n, *shape].
+
+        z_L … z_1 are drawn from their priors (stream 0), then x ~ p(x|z) (stream 1). With
+        mean=True, x is the mean of p(x|z).
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids}
         state = self.start.expand(n, -1, -1, -1)

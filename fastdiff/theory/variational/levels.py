@@ -1,9 +1,8 @@
-"""The parts of a hierarchical autoencoder's networks: residual blocks, changes of size, and a level
-of the hierarchy.
+"""The networks of a hierarchical autoencoder: residual blocks, changes of size, and a level.
 
-A level has a state that comes from above; the prior of its latent is read from the state, the
-posterior from the state and from what the encoder sees of x at that size, told as a change of the
-prior (Vahdat & Kautz 2020, section 3.2).
+A level receives a state from the level above. The prior of its latent is computed from the state,
+the posterior from the state and the encoder's features of x at that size. The posterior is
+parameterised as a change of the prior (Vahdat & Kautz 2020, section 3.2).
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ from torch.nn import functional as F
 
 from ..information import Gaussian
 
-_SPREAD = 8.0  # log-variances are held in (-8, 8), smoothly
+_MAX_LOGVAR = 8.0
 
 
 class Block(nn.Module):
-    """y = x + conv(silu(conv(silu(x)))), the second convolution starting from 0; 1×1 where there is
-    one position.
+    """y = x + conv(silu(conv(silu(x)))), with the second convolution initialised to 0.
+
+    The convolutions are 1×1 for a size of one position.
     """
 
     def __init__(self, channels: int, size: int):
@@ -33,9 +33,7 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """One latent z_l [channels, size, size]: its prior from the state above, its posterior from
-    that and x's features.
-    """
+    """One latent z_l [channels, size, size] of the hierarchy, with its prior and posterior."""
 
     def __init__(self, channels: int, size: int, width: int, top: bool):
         super().__init__()
@@ -52,33 +50,42 @@ class Level(nn.Module):
         self.enter = nn.Conv2d(channels, width, 1)
         self.body = Block(width, size)
         for last in (self.posterior[-1], *(() if self.prior is None else (self.prior[-1],))):
-            nn.init.zeros_(last.weight)  # at first q = p = N(0, I)
+            nn.init.zeros_(last.weight)  # initially q = p = N(0, I)
             nn.init.zeros_(last.bias)
 
     def p(self, state: Tensor) -> Gaussian:
-        """p(z_l|z_>l); at the top N(0, I)."""
+        """Returns p(z_l|z_>l), at the top N(0, I)."""
         if self.prior is None:
             zero = state.new_zeros(len(state), self.channels, *state.shape[2:])
             return Gaussian(zero, zero)
         mean, raw = self.prior(state).chunk(2, dim=1)
-        return Gaussian(mean, _SPREAD * torch.tanh(raw / _SPREAD))
+        return Gaussian(mean, bounded_logvar(raw))
 
     def q(self, state: Tensor, features: Tensor, p: Gaussian) -> Gaussian:
-        """q(z_l|z_>l, x), told as what x adds to the prior."""
+        """Returns q(z_l|z_>l, x): the prior p plus a change of its mean and log-variance."""
         mean, raw = self.posterior(self.join(torch.cat([state, features], 1))).chunk(2, dim=1)
-        return Gaussian(p.mean + mean, p.logvar + _SPREAD * torch.tanh(raw / _SPREAD))
+        return Gaussian(p.mean + mean, p.logvar + bounded_logvar(raw))
 
     def forward(self, state: Tensor, z: Tensor) -> Tensor:
-        """The state below z."""
+        """Returns the state below z."""
         return self.body(state + self.enter(z))
 
 
+def bounded_logvar(raw: Tensor) -> Tensor:
+    """Returns log-variances in (-8, 8), a smooth function of a network's output."""
+    return _MAX_LOGVAR * torch.tanh(raw / _MAX_LOGVAR)
+
+
 def conv(a: int, b: int, size: int) -> nn.Conv2d:
+    """Returns a 3×3 convolution of a to b channels; 1×1 for a size of one position."""
     return nn.Conv2d(a, b, 3, padding=1) if size > 1 else nn.Conv2d(a, b, 1)
 
 
 def shrink(a: int, b: int, size: int, to: int) -> nn.Module:
-    """From size² positions to fewer: patches of the ratio, overlapping where it is 2."""
+    """Returns a convolution from size² to to² positions.
+
+    Its stride is the ratio of the sizes; at a ratio of 2 its patches overlap.
+    """
     ratio = size // to
     if ratio == 1:
         return conv(a, b, size)
@@ -90,7 +97,7 @@ def shrink(a: int, b: int, size: int, to: int) -> nn.Module:
 
 
 def grow(a: int, b: int, size: int, to: int) -> nn.Module:
-    """Back again: ratio² numbers a position, shuffled into place."""
+    """Returns a convolution from size² to to² positions (pixel shuffle of ratio² numbers each)."""
     ratio = to // size
     return (
         conv(a, b, size)

@@ -1,12 +1,12 @@
-"""The Markovian hierarchical variational autoencoder: every latent sees only its neighbour (Luo
-2022, eq. 23–29).
+"""The Markovian hierarchical variational autoencoder: every latent depends on its neighbour only.
 
     p(x, z_1:L) = p(z_L) Π_l p(z_{l-1}|z_l),   q(z_1:L|x) = Π_l q(z_l|z_{l-1}),   z_0 = x
-    -ln p(x) <= J_0(x),   J_l(z_l) = E_q(z_{l+1}|z_l) [-ln p(z_l|z_{l+1}) + ln q(z_{l+1}|z_l) + J_{l+1}(z_{l+1})],
-                          J_L(z_L) = -ln p(z_L)
+    -ln p(x) <= J_0(x)
+    J_l(z_l) = E_q(z_{l+1}|z_l) [-ln p(z_l|z_{l+1}) + ln q(z_{l+1}|z_l) + J_{l+1}(z_{l+1})]
+    J_L(z_L) = -ln p(z_L)
 
-Every expectation is over one draw of the chain, so that the sum of the terms is ln q(z_1:L|x) - ln
-p(x, z_1:L).
+(Luo 2022, eq. 23–29.) Every expectation is estimated from one draw of the chain, so the sum of the
+terms is ln q(z_1:L|x) - ln p(x, z_1:L).
 """
 
 from __future__ import annotations
@@ -22,76 +22,78 @@ from ... import ops
 from ...rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
 from ..information import Gaussian
 from ..information.distributions import LOG_2PI
-from .bounds import iwae, warmup
+from .bounds import check_shape, iwae, warmup
 from .encoder_decoder import Encoder
+from .levels import bounded_logvar
 from .observation import Observation
-
-_SPREAD = 8.0  # log-variances are held in (-8, 8), smoothly
 
 
 class Chain(nn.Module):
-    """What both models share: z_1 … z_L drawn up the chain, and the terms of the recursion.
+    """The base of Markovian hierarchies: draws z_1 … z_L and computes the terms of the recursion.
 
-    A subclass says q(z_{l+1}|z_l) and p(z_l|z_{l+1}), l = 0 … L-1; `depth` is L.
+    A subclass defines q(z_{l+1}|z_l) and p(z_l|z_{l+1}), l = 0 … L-1; `depth` is L.
     """
 
     depth: int
     stream = STREAM_REPARAMETERIZE
 
     def encode(self, level: int, z: Tensor) -> Gaussian:
-        """q(z_{l+1}|z_l) at l = level."""
+        """Returns q(z_{l+1}|z_l) at l = level."""
         raise NotImplementedError
 
     def decode(self, level: int, z: Tensor) -> Gaussian:
-        """p(z_l|z_{l+1}) at l = level >= 1, z = z_{l+1}."""
+        """Returns p(z_l|z_{l+1}) at l = level >= 1, z = z_{l+1}."""
         raise NotImplementedError
 
     def log_likelihood(self, x0: Tensor, z: Tensor) -> Tensor:
-        """ln p(x|z_1) [B]."""
+        """Returns ln p(x|z_1) [B]."""
         raise NotImplementedError
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """ln p(z_L) [B], N(0, I)."""
+        """Returns ln p(z_L) [B], of N(0, I)."""
         return -0.5 * (z.square() + LOG_2PI).flatten(1).sum(1)
 
     def terms(
         self, x0: Tensor, *, seed: int | Tensor, sample_ids: Tensor | None = None, step: int = 0
     ) -> dict[str, Tensor]:
-        """The recursion's terms [B] along one draw of z_1 … z_L, in nats; their sum is ln
-        q(z_1:L|x) - ln p(x, z_1:L).
+        """Returns the terms of the recursion [B] along one draw of z_1 … z_L, in nats.
+
+        Their sum is ln q(z_1:L|x) - ln p(x, z_1:L).
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "stream": self.stream}
-        found: dict[str, Tensor] = {}
-        z, drawn = x0, x0.new_zeros(len(x0))  # z_l and ln q(z_l|z_{l-1})
+        terms: dict[str, Tensor] = {}
+        z, log_q = x0, x0.new_zeros(len(x0))  # z_l and ln q(z_l|z_{l-1})
         for level in range(self.depth):
             q = self.encode(level, z)
             above = ops.reparameterize(*q, step=step * self.depth + level, **counter)
             if level:
-                found[f"consistency_{level}"] = drawn - self.decode(level, above).log_prob(z)
+                terms[f"consistency_{level}"] = log_q - self.decode(level, above).log_prob(z)
             else:
-                found["reconstruction"] = -self.log_likelihood(x0, above)
-            z, drawn = above, q.log_prob(above)
-        found["prior"] = drawn - self.log_prior(z)
-        return found
+                terms["reconstruction"] = -self.log_likelihood(x0, above)
+            z, log_q = above, q.log_prob(above)
+        terms["prior"] = log_q - self.log_prior(z)
+        return terms
 
 
 class MarkovianHVAE(Chain):
     """A Markovian hierarchy of vectors with learned Gaussian conditionals.
 
     Args:
-        shape: of a sample x. latents: dimensions of z_1 … z_L.
-        widths: hidden sizes of the perceptrons that give mean and log-variance of every
+        shape: of a sample x.
+        latents: the dimensions of z_1 … z_L.
+        widths: the hidden sizes of the perceptrons that compute mean and log-variance of every
             conditional.
         likelihood: p(x|z_1), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density).
-        initial_std: about what its deviation starts from; min_log_std: floor of its logarithm.
-        kl_warmup: training steps over which the weight of all terms but the reconstruction rises
-            from 0 to 1.
+        initial_std: the approximate initial standard deviation of p(x|z_1).
+        min_log_std: the floor of its logarithm.
+        kl_warmup: the training steps over which the weight of all terms except the reconstruction
+            rises from 0 to 1.
 
     Attributes:
         config: the arguments, as JSON can hold them.
 
     Raises:
-        ValueError: names or numbers outside these.
+        ValueError: for names or numbers outside these.
     """
 
     def __init__(
@@ -163,14 +165,18 @@ class MarkovianHVAE(Chain):
         sample_ids: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
-        """-ELBO [B] in nats by one draw, all but the reconstruction weighted by min(1, (step +
-        1)/kl_warmup).
+        """Returns -ELBO [B] in nats by one draw of the chain.
+
+        All terms except the reconstruction are weighted by min(1, (step + 1)/kl_warmup).
 
         Args:
-            x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
+            x0: [B, *shape].
+            labels: not used.
+            seed, sample_ids, step: of the noise contract.
         """
+        check_shape("MarkovianHVAE", x0, self.shape)
         weight = warmup(step, self.kl_warmup)
-        terms = self.terms(self._checked(x0), seed=seed, sample_ids=sample_ids, step=step)
+        terms = self.terms(x0, seed=seed, sample_ids=sample_ids, step=step)
         reconstruction = terms.pop("reconstruction")
         return reconstruction + weight * torch.stack(list(terms.values())).sum(0)
 
@@ -185,26 +191,32 @@ class MarkovianHVAE(Chain):
         samples: int = 1,
         importance: bool = False,
     ) -> dict[str, Tensor]:
-        """The terms of the bound, [B] each in nats; their sum is in expectation at least -ln p(x).
+        """Returns the terms of the bound, [B] each in nats.
+
+        In expectation their sum is at least -ln p(x).
 
         Args:
-            x0: [B, *shape]. labels: not read. seed, sample_ids, step: of the noise contract.
-            samples: chains over which the terms are averaged. importance: add the last term.
+            x0: [B, *shape].
+            labels: not used.
+            seed, sample_ids, step: of the noise contract.
+            samples: K, the chains over which the terms are averaged.
+            importance: whether to add the term of that name.
 
         Returns:
             reconstruction, consistency_1 … L-1, prior: their sum is -ELBO (Luo 2022, eq. 44).
-            importance: what the weights of the same K chains take off it; all sum to -IWAE_K (Burda
+            importance: ELBO - IWAE_K of the same K chains; with it all terms sum to -IWAE_K (Burda
                 et al. 2016, eq. 8).
 
         Raises ValueError for fewer than one sample and data of another shape.
         """
+        check_shape("MarkovianHVAE", x0, self.shape)
         if samples < 1:
             raise ValueError(
                 "fastdiff.theory.variational.MarkovianHVAE.bound: expected samples >= 1, got"
                 f" {samples}."
             )
         draws = [
-            self.terms(self._checked(x0), seed=seed, sample_ids=sample_ids, step=step * samples + k)
+            self.terms(x0, seed=seed, sample_ids=sample_ids, step=step * samples + k)
             for k in range(samples)
         ]
         means = {name: torch.stack([d[name] for d in draws]).mean(0) for name in draws[0]}
@@ -217,8 +229,10 @@ class MarkovianHVAE(Chain):
     def sample(
         self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False
     ) -> Tensor:
-        """n samples [n, *shape]: z_L ~ N(0, I), then down the chain (stream 0), x ~ p(x|z_1)
-        (stream 1) or only its mean.
+        """Returns n samples [n, *shape].
+
+        z_L ~ N(0, I) and the latents below it are drawn from stream 0, x ~ p(x|z_1) from stream 1.
+        With mean=True, x is the mean of p(x|z_1).
         """
         like = next(self.parameters())
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids}
@@ -237,16 +251,8 @@ class MarkovianHVAE(Chain):
         )
         return self.observation.sample(x, eps)
 
-    def _checked(self, x0: Tensor) -> Tensor:
-        if tuple(x0.shape[1:]) != self.shape:
-            raise ValueError(
-                "fastdiff.theory.variational.MarkovianHVAE: expected x0 of shape [B,"
-                f" {', '.join(map(str, self.shape))}], got {list(x0.shape)}."
-            )
-        return x0
-
 
 def _split(values: Tensor) -> Gaussian:
-    """Mean and log-variance, the latter in (-8, 8)."""
+    """Returns the Gaussian of a network's output [B, 2 D], with bounded log-variances."""
     mean, raw = values.chunk(2, dim=1)
-    return Gaussian(mean, _SPREAD * torch.tanh(raw / _SPREAD))
+    return Gaussian(mean, bounded_logvar(raw))

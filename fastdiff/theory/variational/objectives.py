@@ -1,12 +1,13 @@
-"""Three ways to train p(x) = ∫ p(x|z) p(z) dz, and how noisy their gradients are.
+"""Three objectives to train p(x) = ∫ p(x|z) p(z) dz, and the noise of their gradients.
 
-    prior        -log (1/K) Σ_k p(x|z_k),                    z_k ~ p(z)         naive Monte Carlo
-    importance   -log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x),    z_k ~ q(z|x)       IWAE_K (Burda et al. 2016, eq. 8)
-    elbo         -(1/K) Σ_k log [p(x|z_k) p(z_k)/q(z_k|x)],  z_k ~ q(z|x)       (Luo 2022, eq. 3)
+    prior        -log (1/K) Σ_k p(x|z_k),                    z_k ~ p(z)     naive Monte Carlo
+    importance   -log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x),    z_k ~ q(z|x)   IWAE_K
+    elbo         -(1/K) Σ_k log [p(x|z_k) p(z_k)/q(z_k|x)],  z_k ~ q(z|x)   ELBO
 
-The first two are -log of unbiased estimates of p(x), so by Jensen's inequality all three are at
-least -log p(x) in mean. Each importance weight holds p(x|z) once: a second factor would make the
-mean ∫ p(x|z)² p(z) dz, no marginal likelihood.
+(Burda et al. 2016, eq. 8; Luo 2022, eq. 3.) The first two are -log of unbiased estimates of p(x),
+so by Jensen's inequality all three are at least -log p(x) in the mean. Each importance weight
+contains p(x|z) once: with a second factor the mean would be ∫ p(x|z)² p(z) dz, which is not a
+marginal likelihood.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ OBJECTIVES = ("elbo", "importance", "prior")
 def objective(
     model: LatentModel, x0: Tensor, name: str, *, samples: int, seed: int | Tensor, **counter: Any
 ) -> Tensor:
-    """The named objective [B] in nats, to be minimised in mean.
+    """Returns the objective `name` [B] in nats; training minimises its mean.
 
     Args:
-        model: see `bounds.LatentModel`. x0: [B, ...].
-        name: `prior`, `importance` or `elbo` (whose KL is sampled too; `VAE.loss` takes it in
-            closed form).
-        samples: K. seed, and sample_ids, step in counter: of the noise contract.
+        model: see `bounds.LatentModel`.
+        x0: [B, ...].
+        name: `prior`, `importance` or `elbo`. The KL of `elbo` is sampled too; `VAE.loss` computes
+            it in closed form.
+        samples: K.
+        seed, and sample_ids and step in counter: of the noise contract.
 
     Raises ValueError for another name.
     """
@@ -46,9 +49,13 @@ def objective(
 
 
 class GradientMoments(NamedTuple):
-    """Of a gradient g over its noise: |E g| (`norm`), √(tr Cov g) (`std`), and draws used.
+    """The moments of a gradient g over its noise.
 
-    norm² is estimated without the bias std²/n, and is 0 where that exceeds it.
+    Attributes:
+        norm: |E g|. Its square is estimated without the bias std²/n, and is 0 if the bias is
+            larger.
+        std: √(tr Cov g).
+        draws: the number of draws.
     """
 
     norm: float
@@ -59,20 +66,21 @@ class GradientMoments(NamedTuple):
 def gradient_moments(
     parameters: Iterable[Tensor], loss: Callable[[int], Tensor], seeds: Iterable[int]
 ) -> GradientMoments:
-    """Mean and spread of the gradient of loss(seed) [B] (its mean over the batch) over the seeds,
-    in float64.
+    """Returns mean and spread over the seeds of the gradient of mean(loss(seed)), in float64.
 
     Args:
-        parameters: what to differentiate by; those that the loss does not reach count as 0.
-        loss: a function of the seed alone. seeds: at least two.
+        parameters: the gradient is taken with respect to these; it is 0 for those that the loss
+            does not depend on.
+        loss: seed -> [B]; a function of the seed only.
+        seeds: at least two.
 
     Raises ValueError for fewer than two seeds.
     """
-    wanted = [p for p in parameters if p.requires_grad]
+    differentiated = [p for p in parameters if p.requires_grad]
     draws, mean, square = 0, torch.zeros(0, dtype=torch.float64), 0.0
     for seed in seeds:
         grads = torch.autograd.grad(
-            loss(seed).mean(), wanted, allow_unused=True, materialize_grads=True
+            loss(seed).mean(), differentiated, allow_unused=True, materialize_grads=True
         )
         g = torch.cat([v.detach().flatten().to("cpu", torch.float64) for v in grads])
         draws += 1

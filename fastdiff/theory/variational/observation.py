@@ -1,14 +1,13 @@
-"""Decoders' likelihoods p(x|z): a Gaussian around the decoder's mean, as a density or as mass on
-256 levels.
+"""Likelihoods p(x|z): a Gaussian around a decoder's mean, as a density or as mass on 256 levels.
 
     isotropic   N(f(z), s² I), s fixed or one learned number
     diagonal    N(f(z), diag s(z)²)
     full        N(f(z), L(z) L(z)ᵀ), L lower triangular
 
-With s fixed, -log p(x|z) = ½‖x - f(z)‖²/s² + const: its gradients are the squared error's. The
-discretised likelihood of 8-bit images is the Gaussian's mass on the level's bin (Ho et al. 2020,
-eq. 13; `ops.discretized_gaussian_nll`): the first and the last bin are open, so that a mean far
-below -1 makes black pixels free.
+With s fixed, -log p(x|z) = ½‖x - f(z)‖²/s² + const: its gradients are those of the squared error.
+The discretised likelihood of 8-bit images is the Gaussian's mass on the level's bin (Ho et al.
+2020, eq. 13; `ops.discretized_gaussian_nll`). The first and the last bin are open, so that black
+pixels cost no bits if the mean is far below -1.
 """
 
 from __future__ import annotations
@@ -28,33 +27,34 @@ LIKELIHOODS = ("gaussian", "discretized")
 
 
 class Normal(NamedTuple):
-    """Mean [N, ...] and log standard deviation, broadcastable to it."""
+    """A mean [N, ...] and a log standard deviation that broadcasts to it."""
 
     mean: Tensor
     log_std: Tensor
 
 
 class Correlated(NamedTuple):
-    """Mean [N, ...] of D elements and the Cholesky factor [N, D, D] of its covariance."""
+    """A mean [N, ...] of D elements and the Cholesky factor [N, D, D] of the covariance."""
 
     mean: Tensor
     factor: Tensor
 
 
 class Observation(nn.Module):
-    """p(x|z) from the decoder network's output.
+    """Computes p(x|z) from the output of a decoder network.
 
     Args:
         shape: of x.
         likelihood: `gaussian` (density) or `discretized` (mass on 256 levels of [-1, 1]).
-        covariance: one of COVARIANCES; `full` is a density's.
-        std: of the isotropic covariance; None learns it.
-        initial_std: about what a learned standard deviation starts from.
-        min_log_std: floor of learned log standard deviations, approached smoothly: a density
-            without one grows without bound where the data lie on a manifold.
+        covariance: one of COVARIANCES; `full` for a density only.
+        std: the standard deviation of the isotropic covariance; None to learn it.
+        initial_std: the approximate initial value of a learned standard deviation.
+        min_log_std: the floor of learned log standard deviations, approached smoothly. Without it a
+            density grows without bound if the data are on a manifold.
 
     Attributes:
-        per_element: numbers a decoder gives for each element of x. extra: and besides them.
+        per_element: the numbers that a decoder computes for each element of x.
+        extra: the further numbers that it computes for a sample.
 
     Raises ValueError for other names and combinations.
     """
@@ -109,7 +109,7 @@ class Observation(nn.Module):
         )
 
     def forward(self, values: Tensor, extra: Tensor | None) -> Normal | Correlated:
-        """The distribution of values [N, per_element, *shape] and extra [N, extra]."""
+        """Returns p(x|z) for a decoder's values [N, per_element, *shape] and extra [N, extra]."""
         mean = values[:, 0]
         if self.covariance == "full":
             assert extra is not None
@@ -132,7 +132,7 @@ class Observation(nn.Module):
         )
 
     def log_prob(self, x0: Tensor, p: Normal | Correlated) -> Tensor:
-        """log p(x0|z) [N] in nats."""
+        """Returns log p(x0|z) [N] in nats."""
         if isinstance(p, Correlated):
             white = torch.linalg.solve_triangular(
                 p.factor, (x0 - p.mean).flatten(1)[..., None], upper=False
@@ -145,11 +145,14 @@ class Observation(nn.Module):
         return -(0.5 * (square + LOG_2PI) + p.log_std).flatten(1).sum(-1)
 
     def sample(self, p: Normal | Correlated, eps: Tensor) -> Tensor:
-        """x ~ p(x|z) made of normals eps like x; a discretised one lies on the 256 levels."""
+        """Returns x ~ p(x|z), computed from normals eps in x's shape.
+
+        The samples of a discretised likelihood are on the 256 levels.
+        """
         if isinstance(p, Correlated):
             return p.mean + (p.factor @ eps.flatten(1)[..., None])[..., 0].view_as(p.mean)
         x = p.mean + torch.exp(p.log_std) * eps
         if self.likelihood == "discretized":
-            # the level whose bin x falls into; the ends are open
+            # the level of the bin that contains x; the outer bins are open
             x = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
         return x

@@ -1,11 +1,12 @@
-"""Probabilistic principal component analysis: the latent-variable model whose evidence and
-posterior are known.
+"""Probabilistic principal component analysis: a latent-variable model with known evidence and
+posterior.
 
     z ~ N(0, I),  x|z ~ N(W z + μ, s² I)   =>   x ~ N(μ, C),  C = W Wᵀ + s² I
-    p(z|x) = N(M⁻¹ Wᵀ (x - μ), s² M⁻¹),  M = Wᵀ W + s² I                       (Tipping & Bishop 1999, eq. 2-4 and 6)
+    p(z|x) = N(M⁻¹ Wᵀ (x - μ), s² M⁻¹),  M = Wᵀ W + s² I
 
-It is the linear VAE. Where the columns of W are orthogonal, as `fit` leaves them, the posterior is
-a diagonal Gaussian, so a diagonal encoder loses nothing (Lucas et al. 2019): the ELBO is log p(x).
+(Tipping & Bishop 1999, eq. 2-4 and 6.) It is the linear VAE. If the columns of W are orthogonal, as
+those of `fit` are, the posterior is a diagonal Gaussian and a diagonal encoder loses nothing (Lucas
+et al. 2019): the ELBO is log p(x).
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ class ProbabilisticPCA:
     """p(x, z) of x [B, D] and z [B, latent] in closed form; a `bounds.LatentModel`.
 
     Args:
-        weight: W [D, latent], floating. mean: μ [D]. std: s > 0.
+        weight: W [D, latent], floating point.
+        mean: μ [D].
+        std: s > 0.
 
-    `posterior` is the exact one's mean with the diagonal of its covariance: exact where W's columns
-    are orthogonal. Every method is differentiable in weight and mean.
+    `posterior` has the exact mean and the diagonal of the exact covariance; it is exact if the
+    columns of W are orthogonal. Every method is differentiable in weight and mean.
 
-    Raises ValueError for shapes that do not fit and std <= 0.
+    Raises ValueError for shapes that do not match and std <= 0.
     """
 
     def __init__(self, weight: Tensor, mean: Tensor, std: float):
@@ -48,8 +51,9 @@ class ProbabilisticPCA:
 
     @classmethod
     def fit(cls, x: Tensor, latent: int) -> ProbabilisticPCA:
-        """The maximum-likelihood model of x [N, D]: W = U (Λ - s² I)^½ (Tipping & Bishop 1999, eq.
-        7 and 8).
+        """Returns the maximum-likelihood model of x [N, D]: W = U (Λ - s² I)^½.
+
+        (Tipping & Bishop 1999, eq. 7 and 8.)
         """
         mean = x.mean(0)
         if not 1 <= latent < x.shape[1]:
@@ -64,22 +68,25 @@ class ProbabilisticPCA:
         return cls((vectors[:, -latent:] * scale).flip(1), mean, float(noise.sqrt()))
 
     def _precision(self) -> Tensor:
-        """M/s² [latent, latent], the posterior's precision."""
+        """Returns the posterior's precision M/s² [latent, latent]."""
         w = self.weight / self.std
         return w.T @ w + torch.eye(self.latent, dtype=w.dtype, device=w.device)
 
     def exact_posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean [B, latent], covariance [latent, latent]) of p(z|x)."""
+        """Returns (mean [B, latent], covariance [latent, latent]) of p(z|x)."""
         covariance = torch.linalg.inv(self._precision())
         return (x - self.mean) @ self.weight @ covariance / self.std**2, covariance
 
     def posterior(self, x0: Tensor) -> Gaussian:
-        """p(z|x)'s mean and diagonal variances [B, latent]."""
+        """Returns the mean and the diagonal variances [B, latent] of p(z|x)."""
         mean, covariance = self.exact_posterior(x0)
         return Gaussian(mean, covariance.diagonal().log().expand_as(mean))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; μ, W Wᵀ + s² I) [B] in nats, by the latent's dimension (Woodbury's identity)."""
+        """Returns log N(x; μ, W Wᵀ + s² I) [B] in nats.
+
+        It solves a system of the latent's dimension (Woodbury's identity).
+        """
         size, precision = self.weight.shape[0], self._precision()
         centred = (x - self.mean) / self.std
         inner = centred @ (self.weight / self.std)
@@ -90,8 +97,9 @@ class ProbabilisticPCA:
         return -0.5 * (square + log_det + size * LOG_2PI)
 
     def elbo(self, x: Tensor, q: Gaussian) -> Tensor:
-        """E_q[log p(x|z)] - KL(q‖p(z)) [B], no sampling: log p(x) less the gap KL(q‖p(z|x)) (Luo
-        2022, eq. 15).
+        """Returns E_q[log p(x|z)] - KL(q‖p(z)) [B] in closed form.
+
+        It is log p(x) minus the gap KL(q‖p(z|x)) (Luo 2022, eq. 15).
         """
         size = self.weight.shape[0]
         residual = (x - self.mean - q.mean @ self.weight.T).square().sum(-1)
@@ -102,40 +110,42 @@ class ProbabilisticPCA:
         return expected - ops.gaussian_kl(q.mean, q.logvar)
 
     def gap(self, x: Tensor, q: Gaussian) -> Tensor:
-        """KL(q‖p(z|x)) [B] against the exact posterior, whatever its covariance."""
+        """Returns KL(q‖p(z|x)) [B] against the exact posterior with its full covariance."""
         mean, covariance = self.exact_posterior(x)
         precision = self._precision()
-        away = q.mean - mean
+        difference = q.mean - mean
         trace = (torch.exp(q.logvar) * precision.diagonal()).sum(-1)
-        square = (away @ precision * away).sum(-1)
+        square = (difference @ precision * difference).sum(-1)
         log_det = torch.linalg.slogdet(covariance)[1]
-        return 0.5 * (trace + square - self.latent + log_det - q.logvar.expand_as(away).sum(-1))
+        return 0.5 * (
+            trace + square - self.latent + log_det - q.logvar.expand_as(difference).sum(-1)
+        )
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log N(z; 0, I), [..., latent] -> [...]."""
+        """Returns log N(z; 0, I), [..., latent] -> [...]."""
         return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def log_likelihood(self, x0: Tensor, z: Tensor) -> Tensor:
-        """log N(x; W z + μ, s² I) [N]."""
+        """Returns log N(x; W z + μ, s² I) [N]."""
         square = (x0 - self.mean - z @ self.weight.T).square() / self.std**2
         return -0.5 * (square + LOG_2PI + 2 * math.log(self.std)).sum(-1)
 
     def draw_prior(
         self, batch: int, samples: int, *, like: Tensor, **counter: Any
     ) -> tuple[Tensor, Tensor]:
-        """z ~ N(0, I), see `bounds.LatentModel`."""
+        """Draws z ~ N(0, I), see `bounds.LatentModel`."""
         shape = (batch, samples, self.latent)
         z = ops.randn(shape, dtype=like.dtype, device=like.device, stream=3, **counter)
         return z, z.new_zeros(batch, samples)
 
     def sample(self, n: int, *, seed: int, sample_ids: Tensor | None = None) -> Tensor:
-        """x [n, D] = W z + μ + s eps; z is stream 0 of the noise contract, eps stream 1."""
-        kind = {
+        """Returns n samples x [n, D] = W z + μ + s eps, z from stream 0, eps from stream 1."""
+        arguments = {
             "seed": seed,
             "sample_ids": sample_ids,
             "dtype": self.weight.dtype,
             "device": self.weight.device,
         }
-        z = ops.randn((n, self.latent), stream=0, **kind)  # type: ignore[arg-type]
-        eps = ops.randn((n, len(self.mean)), stream=1, **kind)  # type: ignore[arg-type]
+        z = ops.randn((n, self.latent), stream=0, **arguments)  # type: ignore[arg-type]
+        eps = ops.randn((n, len(self.mean)), stream=1, **arguments)  # type: ignore[arg-type]
         return z @ self.weight.T + self.mean + self.std * eps

@@ -2,10 +2,10 @@
 
     p(z) = Σ_c π_c N(z; μ_c, diag σ_c²)
 
-With q Gaussian, KL(q‖p) has a closed form for N(0, I) (Kingma & Welling 2014, appendix B) and none
-for a mixture, whose KL is the mean of log q - log p over the draws. Draws are of the noise
-contract: latent + 1 normals each, the last of which chooses the component by its probability Φ(eps)
-(N(0, I) leaves it unread).
+For a Gaussian q, KL(q‖p) has a closed form for N(0, I) (Kingma & Welling 2014, appendix B). For a
+mixture it has none and is estimated by the mean of log q - log p over draws. A draw uses latent + 1
+normals of the noise contract; the last one selects the component by its probability Φ(eps), and
+N(0, I) does not use it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class StandardNormal(nn.Module):
         self.latent = latent
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """[..., latent] -> [...] in nats."""
+        """Returns log p(z), [..., latent] -> [...] in nats."""
         return -0.5 * (z.square() + LOG_2PI).sum(-1)
 
     def kl(self, q: Gaussian, z: Tensor) -> Tensor:
-        """KL(q‖p) [B], in closed form by `ops.gaussian_kl`; z is not read."""
+        """Returns KL(q‖p) [B] in closed form (`ops.gaussian_kl`); z is not used."""
         return ops.gaussian_kl(*q)
 
     def draw(
@@ -46,7 +46,7 @@ class StandardNormal(nn.Module):
         stream: int = STREAM_REPARAMETERIZE,
         **counter: Any,
     ) -> tuple[Tensor, Tensor]:
-        """z [batch, samples, latent] and the zeros [batch, samples] of `LatentModel.draw_prior`."""
+        """Returns z [batch, samples, latent] and zeros, see `LatentModel.draw_prior`."""
         z = _noise(batch, samples, self.latent, like, stream, counter)[..., : self.latent]
         return z, z.new_zeros(batch, samples)
 
@@ -55,8 +55,11 @@ class Mixture(nn.Module):
     """Σ_c π_c N(μ_c, diag σ_c²) with learned weights, means and variances.
 
     Args:
-        latent, components: dimensions. Means start from N(0, 1) of torch's generator, weights and
-            variances equal.
+        latent: the dimension of z.
+        components: the number of Gaussians.
+
+    The initial means are drawn from N(0, 1) with torch's generator; the initial weights and
+    variances are equal.
     """
 
     def __init__(self, latent: int, components: int):
@@ -67,13 +70,13 @@ class Mixture(nn.Module):
         self.logvar = nn.Parameter(torch.zeros(components, latent))
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """[..., latent] -> [...] in nats."""
+        """Returns log p(z), [..., latent] -> [...] in nats."""
         distance = (z[..., None, :] - self.mean).square() * torch.exp(-self.logvar)
         members = -0.5 * (distance + self.logvar + LOG_2PI).sum(-1)
         return torch.logsumexp(torch.log_softmax(self.logits, 0) + members, -1)
 
     def kl(self, q: Gaussian, z: Tensor) -> Tensor:
-        """KL(q‖p) [B] by the mean of log q - log p over the draws z [B, K, latent] of q."""
+        """Returns KL(q‖p) [B], estimated as the mean of log q - log p over z [B, K, latent] ~ q."""
         return (log_proposal(q, z) - self.log_prob(z)).mean(1)
 
     def draw(
@@ -85,11 +88,11 @@ class Mixture(nn.Module):
         stream: int = STREAM_REPARAMETERIZE,
         **counter: Any,
     ) -> tuple[Tensor, Tensor]:
-        """z [batch, samples, latent] with gradients, and log π_c - log π_c of the components drawn.
+        """Returns z [batch, samples, latent], and log π_c - log π_c of the drawn components c.
 
-        The second is 0 with the gradient of log π_c: a component is drawn, which has no derivative,
-            so the weights
-        learn as an importance ratio's numerator.
+        Both have gradients. The second value is 0 and has the gradient of log π_c. Drawing a
+        component has no derivative, so the weights get their gradient as the numerator of an
+        importance ratio.
         """
         eps = _noise(batch, samples, self.latent, like, stream, counter)
         log_weight = torch.log_softmax(self.logits, 0)
@@ -104,8 +107,9 @@ class Mixture(nn.Module):
 def _noise(
     batch: int, samples: int, latent: int, like: Tensor, stream: int, counter: dict[str, Any]
 ) -> Tensor:
-    """Normals [batch, samples, latent + 1] beside `like`; the same for every prior and any larger
-    number of samples.
+    """Returns normals [batch, samples, latent + 1] in the dtype and on the device of `like`.
+
+    They are the same for every prior, and the first ones are the same for any number of samples.
     """
     return ops.randn(
         (batch, samples, latent + 1), dtype=like.dtype, device=like.device, stream=stream, **counter

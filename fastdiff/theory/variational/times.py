@@ -1,13 +1,13 @@
-"""Which times a training step looks at: pure functions of (seed, step) and of a place in the batch
-(stream 4).
+"""Draws the times of a training step, as pure functions of (seed, step, position) by stream 4.
 
-    uniform       u_b of each sample id alone
+    uniform       u_b independent, by the sample id
     antithetic    pairs u, 1 - u
-    stratified    u_b = (u_0 + b/B) mod 1, one in each stratum of width 1/B (Kingma et al. 2021, appendix I.1)
-    loss-aware    t with probability p_t ∝ √E[L_t²], weight 1/(T p_t) (Nichol & Dhariwal 2021, eq. 18)
+    stratified    u_b = (u_0 + b/B) mod 1, one in each stratum of width 1/B
+    loss-aware    t with probability p_t ∝ √E[L_t²], weight 1/(T p_t)
 
-All have the uniform distribution or weights that make up for another, so a mean over the batch
-stays unbiased.
+(stratified: Kingma et al. 2021, appendix I.1; loss-aware: Nichol & Dhariwal 2021, eq. 18.) The
+times are uniformly distributed or have weights that compensate for another distribution, so a mean
+over the batch is unbiased.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ from torch import Tensor, nn
 from ... import rng
 
 SAMPLINGS = ("stratified", "antithetic", "uniform")
-_PAIRS, _SHARED = 2, 3  # words of stream 4; 0 and 1 are a sample's own time and its dropped label
+_PAIRS, _SHARED = 2, 3  # words of stream 4; 0 is a sample's own time, 1 drops its label
 
 
 def uniform(sample_ids: Tensor, *, seed: int | Tensor, step: int) -> Tensor:
-    """u inside (0, 1), float64 [B]: each sample's own."""
+    """Returns independent u in (0, 1), float64 [B], by the sample ids."""
     return rng.uniform(seed=seed, sample_ids=sample_ids, step=step).double()
 
 
 def antithetic(sample_ids: Tensor, *, seed: int | Tensor, step: int, start: int = 0) -> Tensor:
-    """u inside (0, 1), float64 [B]: places 2k and 2k + 1 of the batch have u_k and 1 - u_k. `start`
-    is the first place.
+    """Returns u in (0, 1), float64 [B]: positions 2k and 2k + 1 of the batch have u_k and 1 - u_k.
+
+    start: the position of the first sample.
     """
-    place = torch.arange(start, start + len(sample_ids), device=sample_ids.device)
-    u = rng.uniform(seed=_one(seed), sample_ids=place // 2, step=step, word=_PAIRS).double()
-    return torch.where(place % 2 == 0, u, 1 - u)
+    position = torch.arange(start, start + len(sample_ids), device=sample_ids.device)
+    u = rng.uniform(seed=_one(seed), sample_ids=position // 2, step=step, word=_PAIRS).double()
+    return torch.where(position % 2 == 0, u, 1 - u)
 
 
 def stratified(
     sample_ids: Tensor, *, seed: int | Tensor, step: int, start: int = 0, total: int | None = None
 ) -> Tensor:
-    """u in [0, 1), float64 [B]: (u_0 + place/total) mod 1.
+    """Returns u in [0, 1), float64 [B]: (u_0 + position/total) mod 1.
 
-    start, total: of a piece of a larger batch, whose pieces then share u_0 and make one even grid.
+    start, total: the first position of a part of a larger batch, and the size of that batch. The
+    parts share u_0 and form one even grid.
     """
     size = len(sample_ids) if total is None else total
     if start < 0 or start + len(sample_ids) > size:
@@ -48,15 +50,15 @@ def stratified(
             f"fastdiff.theory.variational.times: expected start + {len(sample_ids)} <= total, got"
             f" {start} and {size}."
         )
-    place = torch.arange(start, start + len(sample_ids), device=sample_ids.device)
+    position = torch.arange(start, start + len(sample_ids), device=sample_ids.device)
     shared = rng.uniform(
-        seed=_one(seed), sample_ids=torch.zeros_like(place[:1]), step=step, word=_SHARED
+        seed=_one(seed), sample_ids=torch.zeros_like(position[:1]), step=step, word=_SHARED
     ).double()
-    return torch.remainder(shared + place.double() / max(size, 1), 1.0)
+    return torch.remainder(shared + position.double() / max(size, 1), 1.0)
 
 
 def draw(name: str, sample_ids: Tensor, *, seed: int | Tensor, step: int) -> Tensor:
-    """u [B] by the name of the sampling. Raises ValueError for another name."""
+    """Returns u [B] by the method `name`, one of SAMPLINGS. Raises ValueError for another name."""
     if name not in SAMPLINGS:
         raise ValueError(
             f"fastdiff.theory.variational.times: expected sampling in {list(SAMPLINGS)}, got"
@@ -67,8 +69,9 @@ def draw(name: str, sample_ids: Tensor, *, seed: int | Tensor, step: int) -> Ten
 
 
 def spread(count: int, sample_ids: Tensor, *, seed: int | Tensor) -> Tensor:
-    """u [B, count] float64, each sample's own, one in each of `count` equal strata: for the terms
-    of one sample's bound.
+    """Returns u float64 [B, count] for the terms of a bound, one in each of `count` equal strata.
+
+    The times of a sample depend on its id only.
     """
     if count < 1:
         raise ValueError(f"fastdiff.theory.variational.times: expected times >= 1, got {count}.")
@@ -78,18 +81,18 @@ def spread(count: int, sample_ids: Tensor, *, seed: int | Tensor) -> Tensor:
 
 
 def edm_log_snr(u: Tensor, *, mean: float = -1.2, std: float = 1.2) -> Tensor:
-    """ln SNR = -2 ln rho with ln rho ~ N(mean, std²), by the normal's quantile at u (Karras et al.
-    2022, table 1).
+    """Returns ln SNR = -2 ln rho with ln rho ~ N(mean, std²), by the normal quantile at u.
+
+    (Karras et al. 2022, table 1.)
     """
     return -2 * (mean + std * torch.special.ndtri(u.double()))
 
 
 class LossAware(nn.Module):
-    """Timesteps where the loss is large are drawn more often, by its last `history` values at every
-    t.
+    """Draws timesteps with a large loss more often, by the last `history` losses at every t.
 
-    Until every t has that many, and always with probability `floor`, the draw is uniform. Its state
-    are buffers, so that a run that is resumed goes on as it would have.
+    The draw is uniform until every t has `history` losses, and afterwards with probability `floor`.
+    The state is in buffers, so a resumed run continues as if it had not been interrupted.
     """
 
     losses: Tensor
@@ -109,19 +112,20 @@ class LossAware(nn.Module):
         self.register_buffer("counts", torch.zeros(num_train_timesteps, dtype=torch.int64))
 
     def probabilities(self) -> Tensor:
-        """p_t, float64 [T]."""
+        """Returns p_t, float64 [T]."""
         size, history = self.losses.shape
-        even = torch.full((size,), 1.0 / size, dtype=torch.float64, device=self.losses.device)
+        uniform_p = torch.full((size,), 1.0 / size, dtype=torch.float64, device=self.losses.device)
         root = self.losses.double().square().mean(1).sqrt()
         ready = (self.counts >= history).all() & (root.sum() > 0)
-        aware = (1 - self.floor) * root / root.sum().clamp_min(
+        loss_aware_p = (1 - self.floor) * root / root.sum().clamp_min(
             torch.finfo(torch.float64).tiny
         ) + self.floor / size
-        return torch.where(ready, aware, even)
+        return torch.where(ready, loss_aware_p, uniform_p)
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(t int64 [B], weight float64 [B]) from u [B] uniform in [0, 1), stratified or not; weight
-        = 1/(T p_t).
+        """Returns (t int64 [B], weight float64 [B]), weight = 1/(T p_t).
+
+        u: [B], uniform in [0, 1), stratified or not.
         """
         p = self.probabilities()
         edges = p.cumsum(0)
@@ -130,7 +134,7 @@ class LossAware(nn.Module):
 
     @torch.no_grad()
     def update(self, t: Tensor, loss: Tensor) -> None:
-        """Takes down the unweighted loss [B] seen at t [B], in the order of the batch."""
+        """Records the unweighted losses [B] at the timesteps t [B], in the order of the batch."""
         history = self.losses.shape[1]
         for i, value in zip(t.tolist(), loss.detach().double(), strict=True):
             self.losses[i, self.counts[i] % history] = value
@@ -138,5 +142,5 @@ class LossAware(nn.Module):
 
 
 def _one(seed: int | Tensor) -> int | Tensor:
-    """The batch's seed: its first sample's, where each has its own."""
+    """Returns the seed of the batch: that of the first sample if every sample has a seed."""
     return seed.reshape(-1)[:1] if isinstance(seed, Tensor) else seed

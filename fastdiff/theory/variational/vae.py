@@ -1,12 +1,12 @@
 """The variational autoencoder (Kingma & Welling 2014; Luo 2022, section "Variational
 Autoencoders").
 
-    p(x, z) = p(x|z) p(z),   q(z|x) = N(μ(x), diag σ²(x))                                   (Luo, eq. 20 and 21)
-    log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x)‖p(z))                                     (Luo, eq. 19)
-    z = μ(x) + σ(x) eps,  eps ~ N(0, I)                                                      (reparameterisation)
+    p(x, z) = p(x|z) p(z),   q(z|x) = N(μ(x), diag σ²(x))              (Luo, eq. 20 and 21)
+    log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x)‖p(z))               (Luo, eq. 19)
+    z = μ(x) + σ(x) eps,  eps ~ N(0, I)                                (reparameterisation)
 
-E_q is the mean over L draws; the noise is a function of (seed, step, sample id) and is regenerated
-in the backward pass.
+E_q is the mean over L draws. The noise is a function of (seed, step, sample id); the backward pass
+regenerates it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ... import ops
 from ...rng import STREAM_INITIAL, STREAM_SOLVER
 from ..information import Gaussian
 from . import encoder_decoder, objectives
-from .bounds import draw, iwae, log_likelihoods, log_proposal
+from .bounds import check_shape, draw, iwae, log_likelihoods, log_proposal
 from .observation import Correlated, Normal, Observation
 from .priors import PRIORS
 
@@ -32,28 +32,29 @@ class VAE(nn.Module):
 
     Args:
         shape: of a sample, [C, H, W] for `conv`.
-        latent: dimension of z.
-        network: `conv` (images), `mlp` or `linear` (see `encoder_decoder`); widths: its hidden sizes, None
-            for the defaults.
-        likelihood: `gaussian` (a density) or `discretized` (8-bit images in [-1, 1], bounds
-            comparable in bits/dim).
+        latent: the dimension of z.
+        network: `conv` (images), `mlp` or `linear` (see `encoder_decoder`).
+        widths: the hidden sizes of the network; None for the defaults.
+        likelihood: `gaussian` (a density) or `discretized` (8-bit images in [-1, 1], with bounds
+            that are comparable in bits/dim).
         covariance: of p(x|z), `isotropic` (std fixed, or learned with std=None), `diagonal` or
             `full`.
-        std: of the isotropic covariance. initial_std: about what a learned one starts from;
-            min_log_std: its floor.
-        prior: `normal` is N(0, I); `mixture` a learned one of `components` Gaussians.
-        objective: what `loss` minimises: `elbo`, `importance` (-IWAE_L) or `prior` (-log mean
+        std: the standard deviation of the isotropic covariance.
+        initial_std: the approximate initial value of a learned standard deviation.
+        min_log_std: the floor of its logarithm.
+        prior: `normal` for N(0, I), `mixture` for a learned mixture of Gaussians.
+        components: the number of Gaussians of the mixture.
+        objective: what `loss` computes: `elbo`, `importance` (-IWAE_L) or `prior` (-log mean
             p(x|z_l), z_l ~ p(z)).
-        samples: L, draws of z a training step averages over.
-        kl_weight: of the KL in the `elbo` objective (Higgins et al. 2017, eq. 4). 0 is the
-            autoencoder: nothing then holds the encoder's noise up, so `loss` takes its limit, z =
-            μ(x).
+        samples: L, the draws of z that a training step averages over.
+        kl_weight: of the KL in the `elbo` objective (Higgins et al. 2017, eq. 4). 0 gives the
+            autoencoder: its optimal encoder has no noise, so `loss` uses z = μ(x).
 
     Attributes:
         config: the arguments, as JSON can hold them.
 
     Raises:
-        ValueError: names, sizes or combinations outside these.
+        ValueError: for names, sizes or combinations outside these.
     """
 
     def __init__(
@@ -123,37 +124,34 @@ class VAE(nn.Module):
             raise ValueError(f"{where}: expected kl_weight >= 0, got {kl_weight}.")
         if kl_weight != 1 and objective != "elbo":
             raise ValueError(
-                f"{where}: expected kl_weight 1 with objective {objective!r}, got {kl_weight}. It"
-                " has no KL."
+                f"{where}: expected kl_weight 1 with objective {objective!r}, got {kl_weight}. This"
+                " objective has no KL."
             )
 
     # the latent model, see bounds.LatentModel
 
     def posterior(self, x0: Tensor) -> Gaussian:
-        """q(z|x) = N(μ(x), diag σ²(x)), [B, latent] (Luo 2022, eq. 20)."""
-        if tuple(x0.shape[1:]) != self.shape:
-            raise ValueError(
-                "fastdiff.theory.variational.VAE: expected x0 of shape [B,"
-                f" {', '.join(map(str, self.shape))}], got {list(x0.shape)}."
-            )
+        """Returns q(z|x) = N(μ(x), diag σ²(x)), [B, latent] (Luo 2022, eq. 20)."""
+        check_shape("VAE", x0, self.shape)
         return Gaussian(*self.encoder(x0).chunk(2, dim=1))
 
     def decode(self, z: Tensor) -> Normal | Correlated:
-        """p(x|z) of z [N, latent]: mean [N, *shape] with its log standard deviations, or its
-        Cholesky factor.
+        """Returns p(x|z) for z [N, latent].
+
+        It has a mean [N, *shape], and log standard deviations or a Cholesky factor.
         """
         return self.observation(*self.decoder(z))
 
     def log_likelihood(self, x0: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z) [N] in nats, x0 [N, *shape], z [N, latent]."""
+        """Returns log p(x|z) [N] in nats, x0 [N, *shape], z [N, latent]."""
         return self.observation.log_prob(x0, self.decode(z))
 
     def log_prior(self, z: Tensor) -> Tensor:
-        """log p(z), z [..., latent] -> [...] in nats."""
+        """Returns log p(z), z [..., latent] -> [...] in nats."""
         return self.prior.log_prob(z)
 
     def draw_prior(self, batch: int, samples: int, **counter: Any) -> tuple[Tensor, Tensor]:
-        """z ~ p(z), see `bounds.LatentModel`."""
+        """Draws z ~ p(z), see `bounds.LatentModel`."""
         return self.prior.draw(batch, samples, **counter)
 
     # training and evaluation
@@ -167,11 +165,13 @@ class VAE(nn.Module):
         sample_ids: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
-        """What training minimises in mean, [B] in nats; with objective `elbo` and kl_weight 1 it is
-        -ELBO (Luo, eq. 19).
+        """Returns the loss [B] in nats; training minimises its mean.
+
+        With the objective `elbo` and kl_weight 1 it is -ELBO (Luo, eq. 19).
 
         Args:
-            x0: [B, *shape]. labels: not read.
+            x0: [B, *shape].
+            labels: not used.
             seed, sample_ids, step: of the noise contract.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
@@ -194,22 +194,26 @@ class VAE(nn.Module):
         samples: int | None = None,
         importance: bool | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of a bound, [B] each in nats; their sum is in expectation at least -log p(x).
+        """Returns the terms of a bound, [B] each in nats.
+
+        In expectation their sum is at least -log p(x).
 
         Args:
-            x0: [B, *shape]. labels: not read.
+            x0: [B, *shape].
+            labels: not used.
             seed, sample_ids, step: of the noise contract.
-            samples: draws of z, L for the reconstruction, K for the importance-weighted bound; None
-                for as many as in training.
-            importance: add the third term; None where the objective is `importance`.
+            samples: the number of draws of z: L of the reconstruction, K of the importance-weighted
+                bound; None for the number in training.
+            importance: whether to add the third term; None to add it for the objective
+                `importance`.
 
         Returns:
-            reconstruction: -E_q log p(x|z). kl: KL(q(z|x)‖p(z)). Their sum is -ELBO (Luo 2022, eq.
-                19).
-            importance: what K weights of the same draws take off it; the three sum to -IWAE_K
-                (Burda et al. 2016, eq. 8).
-            A model trained by the objective `prior` has no use of its encoder, and one term,
-            marginal: -log mean p(x|z_k).
+            reconstruction: -E_q log p(x|z).
+            kl: KL(q(z|x)‖p(z)). With the reconstruction it sums to -ELBO (Luo 2022, eq. 19).
+            importance: ELBO - IWAE_K of the same draws; the three terms sum to -IWAE_K (Burda et
+                al. 2016, eq. 8).
+            marginal: -log mean p(x|z_k), for a model with the objective `prior`. It is the only
+                term then, since such a model does not use its encoder.
 
         Raises ValueError for fewer than one sample and images of another shape.
         """
@@ -236,11 +240,11 @@ class VAE(nn.Module):
     def sample(
         self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False
     ) -> Tensor:
-        """n samples [n, *shape]: z ~ p(z), x ~ p(x|z), or the mean of p(x|z) alone.
+        """Returns n samples [n, *shape]: z ~ p(z), then x ~ p(x|z).
 
-        Sample i of a seed is a function of its id: the same alone and in any batch, up to the
-            network's arithmetic.
-        The latent is stream 0 of the noise contract, the observation's noise stream 1.
+        With mean=True, x is the mean of p(x|z). A sample is a function of the seed and its id: the
+        same in every batch, up to the network's arithmetic. The latent is from stream 0 of the
+        noise contract, the observation's noise from stream 1.
         """
         like = next(self.decoder.parameters())
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": 0}
@@ -255,5 +259,5 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, x0: Tensor) -> Tensor:
-        """The mean of p(x|z) at z = μ(x), [B, *shape]."""
+        """Returns the mean of p(x|z) at z = μ(x), [B, *shape]."""
         return self.decode(self.posterior(x0).mean).mean

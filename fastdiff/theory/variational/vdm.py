@@ -1,17 +1,18 @@
 """Variational diffusion models (Kingma et al. 2021; Luo 2022, section "Variational Diffusion
 Models").
 
-    -log p(x) <= E -ln p(x|z_0) + KL(q(z_1|x) || N(0, I)) + L_T(x)                       (Kingma et al. 2021, eq. 11)
-    q(z_t|x) = N(alpha_t x, sigma_t² I),  alpha_t² = sigmoid(-gamma(t)),  sigma_t² = sigmoid(gamma(t))
+    -log p(x) <= E -ln p(x|z_0) + KL(q(z_1|x) || N(0, I)) + L_T(x)
+    q(z_t|x) = N(alpha_t x, sigma_t² I)
+    alpha_t² = sigmoid(-gamma(t)),  sigma_t² = sigmoid(gamma(t))
 
-with L_T of `diffusion`, for T steps or T → ∞. p(x|z_0) is a Gaussian around z_0/alpha_0 of
-deviation sigma_0/alpha_0, as mass on 8-bit levels or as a density. gamma is fixed or learned: its
-ends by the bound, its path, in continuous time, by the variance of the bound's estimator; with
-finite T the path is part of the bound and learned by it.
+(Kingma et al. 2021, eq. 11) with L_T of the module `diffusion`, for T steps or T → ∞. p(x|z_0) is a
+Gaussian around z_0/alpha_0 with standard deviation sigma_0/alpha_0, as mass on 8-bit levels or as a
+density. gamma is fixed or learned. Its end points are learned by the bound. Its path is learned, in
+continuous time, by the variance of the bound's estimator; with finite T the bound depends on the
+path, which is learned by it.
 
-The network is told gamma on a fixed scale and, for levels, sees Fourier features of z_t besides
-    z_t: at low noise they show
-where z_t lies between two levels.
+The network's time is gamma on a fixed scale. For 8-bit levels its input contains Fourier features
+of z_t in addition to z_t: at low noise they locate z_t between two levels.
 """
 
 from __future__ import annotations
@@ -41,27 +42,28 @@ class VDM(nn.Module):
     Args:
         shape: of a sample, [C, H, W] or [D].
         network: a network (z_t, t, y) of fastdiff.models or its description; None for a `UNet` of
-            `widths` for images and an `MLP` of widths[0] features for vectors.
-        widths: of that default network.
-        schedule: gamma, `learned`, `linear`, `cosine` (see fastdiff.theory.variational.gamma), or a
-            `Schedule` or its config.
-        gamma_min, gamma_max: its ends, -ln SNR of the least and the most noise; where learned, the
-            first ones.
+            `widths` for images and an `MLP` of 4 widths[0] features for vectors.
+        widths: of the default network.
+        schedule: gamma: `learned`, `linear` or `cosine` (see fastdiff.theory.variational.gamma), or
+            a `Schedule` or its config.
+        gamma_min, gamma_max: the end points of gamma, -ln SNR at the least and the most noise; the
+            initial ones if gamma is learned.
         num_steps: T; None for continuous time.
-        prediction_type: what the network predicts, epsilon, v, x0, score or edm.
+        prediction_type: what the network predicts: epsilon, v, x0, score or edm.
         likelihood: p(x|z_0), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density).
         fourier: exponents of the network's `fastdiff.models.features`; None for 2 … 8 with the
-            discretised likelihood and none with a density.
-        time_sampling: of the training times, `stratified`, `antithetic` or `uniform`
+            discretised likelihood and for no features with a density.
+        time_sampling: how training times are drawn: `stratified`, `antithetic` or `uniform`
             (fastdiff.theory.variational.times).
-        num_classes: 0, or the number of labels the default network is conditioned on.
-        label_dropout: share of the examples trained without their label.
+        num_classes: the number of labels that the default network is conditioned on, or 0.
+        label_dropout: the share of the examples that are trained without their label.
 
     Attributes:
-        config: the arguments, as JSON can hold them. gamma: the schedule.
+        config: the arguments, as JSON can hold them.
+        gamma: the schedule.
 
     Raises:
-        ValueError: names or numbers outside these.
+        ValueError: for names or numbers outside these.
     """
 
     def __init__(
@@ -98,10 +100,8 @@ class VDM(nn.Module):
         self.network: Any = build(network) if isinstance(network, dict) else network
         self.gamma = gammas.make(schedule, gamma_min, gamma_max)
         low, high = (float(v.detach()) for v in self.gamma.ends())
-        self._told = (
-            low,
-            1000.0 / (high - low),
-        )  # gamma as the network hears it: 0 … 1000 between the first ends
+        # the network's time is (gamma - low)·scale, 0 … 1000 between the initial end points
+        self._time_scale = (low, 1000.0 / (high - low))
         self.config: dict[str, Any] = {
             "shape": list(self.shape),
             "network": describe(self.network),
@@ -133,33 +133,36 @@ class VDM(nn.Module):
             raise ValueError(f"{where}: expected label_dropout in [0, 1], got {label_dropout}.")
 
     def _default(self, widths: Sequence[int], num_classes: int) -> nn.Module:
-        channels, more = self.shape[0], 1 + 2 * len(self.fourier)
+        """Returns the default network for the shape."""
+        channels, multiple = self.shape[0], 1 + 2 * len(self.fourier)
         if len(self.shape) == 1:
-            return MLP(channels * more, channels, num_classes, width=int(widths[0]) * 4)
+            return MLP(channels * multiple, channels, num_classes, width=int(widths[0]) * 4)
         if len(self.shape) != 3 or self.shape[1] != self.shape[2]:
             raise ValueError(
                 "fastdiff.theory.variational.VDM: expected shape [C, S, S] or [D], got"
                 f" {list(self.shape)}. Pad the images or pass a network."
             )
         return UNet(
-            channels * more, self.shape[1], num_classes, widths=list(widths), out_channels=channels
+            channels * multiple,
+            self.shape[1],
+            num_classes,
+            widths=list(widths),
+            out_channels=channels,
         )
 
     # the network
 
     def predict(self, z_t: Tensor, gamma_t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The network's output for z_t [B, *shape] at gamma_t [B]: features in, told the time, in
-        its own dtype.
-        """
+        """Returns the network's output, in its own dtype, for z_t [B, *shape] and gamma_t [B]."""
         like = next(self.network.parameters())
-        low, scale = self._told
-        told = ((gamma_t - low) * scale).to(torch.float32)
-        given = {} if y is None else {"y": y}
-        output: Tensor = self.network(features(z_t.to(like.dtype), self.fourier), told, **given)
+        low, scale = self._time_scale
+        time = ((gamma_t - low) * scale).to(torch.float32)
+        cond = {} if y is None else {"y": y}
+        output: Tensor = self.network(features(z_t.to(like.dtype), self.fourier), time, **cond)
         return output
 
     def _labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of a conditional network; None, its null label, where it has no classes."""
+        """Returns the labels for a network with classes, None for a network without."""
         return labels if getattr(self.network, "null_label", 0) else None
 
     # training and evaluation
@@ -173,15 +176,15 @@ class VDM(nn.Module):
         sample_ids: Tensor | None = None,
         step: int = 0,
     ) -> Tensor:
-        """The bound at one time per sample, [B] in bits per dimension, with the gradients that
-        training wants.
+        """Returns the bound at one time per sample, [B] in bits per dimension.
 
-        Network and ends of a learned gamma get the gradient of its mean; the path, in continuous
-        time, that of E[L²], L the diffusion loss, which is that of L's variance (Kingma et al.
-        2021, eq. 60–62).
+        The network and the end points of a learned gamma get the gradient of its mean. In
+        continuous time the path of gamma gets the gradient of E[L²], where L is the diffusion loss;
+        it is that of the variance of L (Kingma et al. 2021, eq. 60–62).
 
         Args:
-            x0: [B, *shape]. labels: int64 [B], read by networks with classes.
+            x0: [B, *shape].
+            labels: int64 [B], for networks with classes.
             seed, sample_ids, step: of the noise contract.
         """
         ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
@@ -206,7 +209,10 @@ class VDM(nn.Module):
     def reconstruction(
         self, x0: Tensor, *, seed: int | Tensor, sample_ids: Tensor | None, step: int = 0
     ) -> Tensor:
-        """-ln p(x0|z_0) [B] in nats, z_0 drawn (stream 3); of a density its mean over z_0."""
+        """Returns -ln p(x0|z_0) [B] in nats, with z_0 drawn from stream 3.
+
+        For a density it is the mean over z_0, in closed form.
+        """
         low, _ = self.gamma.ends()
         if self.likelihood == "gaussian":
             size = math.prod(self.shape)
@@ -220,7 +226,7 @@ class VDM(nn.Module):
         return ops.discretized_gaussian_nll(x0, mean, (0.5 * low).to(mean.dtype))
 
     def prior(self, x0: Tensor) -> Tensor:
-        """KL(q(z_1|x0) || N(0, I)) [B] in nats."""
+        """Returns KL(q(z_1|x0) || N(0, I)) [B] in nats."""
         _, high = self.gamma.ends()
         alpha, sigma = gammas.point(high)
         return ops.gaussian_kl(alpha.to(x0.dtype) * x0, (2 * sigma.log()).to(x0.dtype))
@@ -234,9 +240,13 @@ class VDM(nn.Module):
         sample_ids: Tensor | None = None,
         times: int = 64,
     ) -> dict[str, Tensor]:
-        """The terms of the bound, [B] each in nats, without gradients; `times` of the diffusion
-        loss, evenly spread, for
-        each sample. labels: None for the bound on -ln p(x0) without them.
+        """Returns the terms of the bound, [B] each in nats, without gradients.
+
+        Args:
+            x0: [B, *shape].
+            labels: int64 [B], or None for the bound on -ln p(x0) without labels.
+            seed, sample_ids: of the noise contract.
+            times: how many times of the diffusion loss are computed for each sample, spread evenly.
         """
         return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound
 
@@ -250,14 +260,15 @@ class VDM(nn.Module):
         sample_ids: Tensor | None = None,
         times: int = 64,
     ) -> TimedBound:
-        """The terms of `bound` with what each time adds. With num_steps <= times every step is
-        taken once.
+        """Returns the terms of `bound` and the contribution of each time.
+
+        With num_steps <= times every step is taken once.
         """
         ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
         y = self._labels(labels)
         count = times if self.num_steps is None else min(times, self.num_steps)
         u = spread(count, ids, seed=seed)
-        columns = [
+        contributions = [
             diffusion_terms(
                 lambda z, g: self.predict(z, g, y),
                 x0,
@@ -271,47 +282,51 @@ class VDM(nn.Module):
             )
             for j in range(count)
         ]
-        denoising = torch.stack(columns, 1) / count
+        denoising = torch.stack(contributions, 1) / count
         bound = {
             "reconstruction": self.reconstruction(x0, seed=seed, sample_ids=ids).double(),
             "denoising": denoising.sum(1),
             "prior": self.prior(x0).double(),
         }
-        at = u if self.num_steps is None else ((u * self.num_steps).floor() + 1) / self.num_steps
-        return TimedBound(bound, denoising, -self.gamma(at.reshape(-1))[0].view(at.shape))
+        t = u if self.num_steps is None else ((u * self.num_steps).floor() + 1) / self.num_steps
+        return TimedBound(bound, denoising, -self.gamma(t.reshape(-1))[0].view(t.shape))
 
     # sampling
 
     def denoiser(self) -> Denoiser:
-        """(z_t, t, y) -> output with its own network time, for `Sampler` and `likelihood.elbo` on
-        any schedule of its noise levels.
+        """Returns the network (z_t, t, y) -> output with its network time.
+
+        `Sampler` and `likelihood.elbo` can use it with any schedule within its noise levels.
         """
         return Denoiser(self)
 
     def for_sampler(
         self, num_train_timesteps: int = 1000
     ) -> tuple[nn.Module, Schedule, dict[str, Any]]:
-        """(network, schedule, settings) for `fastdiff.Sampler`: the points gamma(t/(T - 1))."""
+        """Returns (network, schedule, settings) for `fastdiff.Sampler`.
+
+        The schedule has the points gamma(t/(T - 1)).
+        """
         size = num_train_timesteps if self.num_steps is None else self.num_steps + 1
         clip = 1.0 if self.likelihood == "discretized" else None
         settings = {"prediction_type": self.prediction_type, "clip_range": clip}
         return self.denoiser(), self.gamma.schedule(size), settings
 
     def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
-        """Arguments of `likelihood.nll` beside x and the probes."""
-        y, levels = self._labels(labels), "gaussian" if self.likelihood == "discretized" else None
+        """Returns the arguments of `likelihood.nll` other than x and the probes."""
+        y = self._labels(labels)
         return {
             "model": self.denoiser(),
             "schedule": self.gamma.schedule(1000),
             "prediction_type": self.prediction_type,
-            "dequantization": levels,
+            "dequantization": "gaussian" if self.likelihood == "discretized" else None,
             "cond": {} if y is None else {"y": y},
             "fractional_times": True,
         }
 
 
 class Denoiser(nn.Module):
-    """A VDM's network as samplers and bounds call it: its time is gamma."""
+    """The network of a VDM as samplers and bounds call it: its network time is gamma."""
 
     def __init__(self, vdm: VDM):
         super().__init__()

@@ -1,18 +1,20 @@
-"""How much each noise level counts: w(SNR), as a factor of the squared error of whatever the
-network predicts.
+"""Weights w(SNR) of noise levels, as factors of the squared error of a prediction.
 
-For one denoiser, with ‖·‖² of the errors at the same x_t (Luo 2022, eq. 99, 130 and 148; Salimans &
-Ho 2022, section 4):
+The squared errors of one denoiser at the same x_t are related by (Luo 2022, eq. 99, 130 and 148;
+Salimans & Ho 2022, section 4)
 
-    ‖eps - eps^‖² = SNR ‖x0 - x̂0‖²,  ‖score - score^‖² = SNR/sigma² ‖x0 - x̂0‖²,  and where alpha² + sigma² = 1
-    ‖v - v^‖² = (SNR + 1) ‖x0 - x̂0‖²
+    ‖eps - eps^‖² = SNR ‖x0 - x̂0‖²,  ‖score - score^‖² = SNR/sigma² ‖x0 - x̂0‖²
+    ‖v - v^‖² = (SNR + 1) ‖x0 - x̂0‖²,  if alpha² + sigma² = 1
+
+The weights are
 
     simple   1 on epsilon                          Ho et al. 2020, eq. 14
     v        1 on v: SNR + 1 on x0                 Salimans & Ho 2022, section 4
     x0       1 on x0
     min_snr  min(SNR, 5) on x0                     Hang et al. 2023, eq. 8
-    edm      SNR + 1/sigma_data² on x0             Karras et al. 2022, table 1: (rho² + sigma_data²)/(rho sigma_data)²
-    vlb      ½ T·(SNR_{t-1} - SNR_t) on x0         the bound, of which each t is one in T (Luo 2022, eq. 110)
+    edm      SNR + 1/sigma_data² on x0             Karras et al. 2022, table 1:
+                                                   (rho² + sigma_data²)/(rho sigma_data)²
+    vlb      ½ T·(SNR_{t-1} - SNR_t) on x0         T times a term of the bound (Luo 2022, eq. 110)
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ WEIGHTINGS = ("simple", "v", "x0", "min_snr", "edm")
 
 
 def weight(name: str, log_snr: Tensor, *, cap: float = 5.0, sigma_data: float = 0.5) -> Tensor:
-    """The factor of ‖eps - eps^‖², float64 like log_snr.
+    """Returns the factor of ‖eps - eps^‖², float64 in the shape of log_snr.
 
     Args:
-        name: one of WEIGHTINGS. log_snr: float64. cap: of min_snr. sigma_data: of edm, the data's
-            standard deviation.
+        name: one of WEIGHTINGS.
+        log_snr: float64.
+        cap: of `min_snr`.
+        sigma_data: of `edm`, the standard deviation of the data.
 
     Raises ValueError for another name or numbers that are not positive.
     """
@@ -49,7 +53,7 @@ def weight(name: str, log_snr: Tensor, *, cap: float = 5.0, sigma_data: float = 
     levels = log_snr.double()
     if name == "simple":
         return torch.ones_like(levels)
-    inverse = torch.exp(-levels)  # weights on x0 over SNR
+    inverse = torch.exp(-levels)  # 1/SNR: a weight on x0 is divided by SNR
     if name == "v":
         return 1 + inverse
     if name == "x0":
@@ -60,15 +64,17 @@ def weight(name: str, log_snr: Tensor, *, cap: float = 5.0, sigma_data: float = 
 
 
 def vlb_weight(log_snr_s: Tensor, log_snr_t: Tensor) -> Tensor:
-    """½ expm1(log_snr_s - log_snr_t) = ½ (SNR_s - SNR_t)/SNR_t: the factor of ‖eps - eps^‖² in the
-    bound's term of the step s -> t (Kingma et al. 2021, eq. 14), float64 and not negative.
+    """Returns the factor of ‖eps - eps^‖² in the bound's term of the step s -> t, float64, >= 0.
+
+    ½ expm1(log_snr_s - log_snr_t) = ½ (SNR_s - SNR_t)/SNR_t (Kingma et al. 2021, eq. 14).
     """
     return 0.5 * torch.expm1(log_snr_s.double() - log_snr_t.double())
 
 
 def output_weight(prediction_type: str, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """‖eps - eps^‖²/‖output error‖² for a prediction type at (alpha, sigma): turns factors of the
-    one into the other's.
+    """Returns ‖eps - eps^‖²/‖output error‖² for a prediction type at (alpha, sigma).
+
+    A factor of the first squared error times this ratio is the factor of the second.
     """
     _, out = to_eps_coefficients(normalize(prediction_type), alpha.double(), sigma.double())
     return (
