@@ -1,4 +1,4 @@
-"""Points of the plane: reproducible, and their density is the one they are drawn from."""
+"""Points of the plane: reproducible, and drawn from their density."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_point_is_a_function_of_seed_and_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TOYS))
 def test_the_density_sums_to_one(name: str) -> None:
-    """A trapezoid rule on a grid of steps below the blur is exact to rounding (the integrand is
+    """A trapezoid rule with steps smaller than the blur is exact to rounding (the integrand is
     analytic).
     """
     toy = load_toy(name, n=1)
@@ -47,9 +47,9 @@ def test_the_mixture_s_density_is_the_formula() -> None:
     angle = 2 * np.pi * np.arange(8) / 8
     centres = np.stack([np.cos(angle), np.sin(angle)], 1)
     p = np.mean([stats.multivariate_normal(c, 0.01 * np.eye(2)).pdf(x) for c in centres], axis=0)
-    keep = p > 1e-290
+    representable = p > 1e-290
     ours = load_toy("mixture", n=1).log_density(torch.from_numpy(x))
-    np.testing.assert_allclose(ours[keep], np.log(p[keep]), rtol=1e-12)
+    np.testing.assert_allclose(ours[representable], np.log(p[representable]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["moons", "swiss-roll"])
@@ -78,9 +78,7 @@ def test_the_quadrature_is_scipy_s_integral(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TOYS))
 def test_the_points_have_that_density(name: str) -> None:
-    """Shares of the cells of a grid against the density's integral over them: Pearson's
-    statistic.
-    """
+    """The counts of points in a grid's cells agree with the density's integrals (chi-squared)."""
     toy = load_toy(name, n=20_000)
     edges = np.linspace(-2.5, 2.5, 13)
     fine = 10  # midpoints per cell and axis: the error is below 1e-3 of a cell's share
@@ -94,12 +92,12 @@ def test_the_points_have_that_density(name: str) -> None:
     )
     p *= (5 / (12 * fine)) ** 2
     counts = np.histogram2d(*toy.points.double().numpy().T, bins=(edges, edges))[0]
-    keep = p * 20_000 > 10
-    expected = np.append(p[keep], 1 - p[keep].sum()) * 20_000
-    seen = np.append(counts[keep], 20_000 - counts[keep].sum())
-    keep_rest = expected > 5
-    statistic = float(((seen - expected) ** 2 / expected)[keep_rest].sum())
-    assert stats.chi2.sf(statistic, int(keep_rest.sum()) - 1) > 1e-4
+    frequent = p * 20_000 > 10
+    expected = np.append(p[frequent], 1 - p[frequent].sum()) * 20_000
+    observed = np.append(counts[frequent], 20_000 - counts[frequent].sum())
+    used = expected > 5
+    statistic = float(((observed - expected) ** 2 / expected)[used].sum())
+    assert stats.chi2.sf(statistic, int(used.sum()) - 1) > 1e-4
 
 
 def test_scales_suit_a_diffusion() -> None:

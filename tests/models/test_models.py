@@ -1,5 +1,5 @@
-"""The networks: a config rebuilds each, conditions reach the output, and a sample does not see its
-neighbours.
+"""The networks: a config rebuilds each, conditions reach the output, and samples of a batch are
+independent.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ from fastdiff.models.unet import sinusoids
 SMALL = {"channels": 3, "size": 8, "num_classes": 4, "widths": [8, 16], "emb": 16}
 
 
-def awake(seed: int = 0) -> UNet:
-    """A small network whose zero-initialised layers are not zero, so that every path shows in the
-    output.
-    """
+def nonzero(seed: int = 0) -> UNet:
+    """Returns a small network without zero-initialised layers: every path affects the output."""
     torch.manual_seed(seed)
     network = UNet(**SMALL).eval()  # type: ignore[arg-type]
     for parameter in network.parameters():
@@ -50,7 +48,7 @@ def test_a_fresh_network_predicts_zero() -> None:
 
 
 def test_the_config_is_json_and_rebuilds_the_network() -> None:
-    network, (x, t, y) = awake(), inputs()
+    network, (x, t, y) = nonzero(), inputs()
     twin = UNet(**json.loads(json.dumps(network.config)))
     twin.load_state_dict(network.state_dict())
     assert twin.config == network.config
@@ -60,7 +58,7 @@ def test_the_config_is_json_and_rebuilds_the_network() -> None:
 
 @torch.no_grad()
 def test_time_and_label_reach_the_output_through_condition() -> None:
-    network, (x, t, y) = awake(), inputs()
+    network, (x, t, y) = nonzero(), inputs()
     out = network(x, t, y)
     assert torch.equal(network.decode(x, network.condition(t, y)), out)
     for other in (network(x, t + 100, y), network(x, t, (y + 1) % 4), network(x, t)):
@@ -69,7 +67,7 @@ def test_time_and_label_reach_the_output_through_condition() -> None:
 
 
 def test_samples_of_a_batch_are_independent() -> None:
-    network, (x, t, y) = awake(), inputs()
+    network, (x, t, y) = nonzero(), inputs()
     x.requires_grad_()
     network(x, t, y)[2].square().sum().backward()
     assert x.grad is not None
@@ -77,7 +75,7 @@ def test_samples_of_a_batch_are_independent() -> None:
 
 
 def test_every_parameter_is_trained() -> None:
-    network, (x, t, y) = awake(), inputs()
+    network, (x, t, y) = nonzero(), inputs()
     network(x, t, y).square().sum().backward()
     assert not [
         name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()
@@ -86,7 +84,7 @@ def test_every_parameter_is_trained() -> None:
 
 @torch.no_grad()
 def test_the_input_may_have_any_strides() -> None:
-    network, (x, t, y) = awake(), inputs()
+    network, (x, t, y) = nonzero(), inputs()
     strided = x.transpose(2, 3).contiguous().transpose(2, 3)
     assert not strided.is_contiguous()
     assert torch.equal(network(strided, t, y), network(x, t, y))
@@ -121,7 +119,7 @@ def test_bad_configurations_are_named(change: dict[str, object], sentence: str) 
 def test_images_of_another_size_are_refused() -> None:
     x, t, y = inputs()
     with pytest.raises(ValueError, match=r"expected x of shape \[B, 3, 8, 8\], got \[5, 3, 4, 8\]"):
-        awake()(x[:, :, :4], t, y)
+        nonzero()(x[:, :, :4], t, y)
 
 
 OTHERS = {
@@ -133,7 +131,7 @@ OTHERS = {
 
 
 def stirred(name: str) -> torch.nn.Module:
-    """The network with every parameter away from zero."""
+    """Returns the network with every parameter away from zero."""
     torch.manual_seed(0)
     network = build({"class": name, "config": OTHERS[name]}).eval()
     for parameter in network.parameters():
@@ -173,7 +171,7 @@ def test_time_scale_and_out_channels() -> None:
     whole, part = stirred("UNet"), UNet(**SMALL | {"out_channels": 6})  # type: ignore[arg-type]
     part.load_state_dict(whole.state_dict())
     assert torch.equal(whole(x, 2 * t, y), part(x, t, y)) and part(x, t, y).shape == (5, 6, 8, 8)
-    assert "out_channels" not in UNet(**SMALL).config, "folders written before stay as they were"  # type: ignore[arg-type]
+    assert "out_channels" not in UNet(**SMALL).config, "old folders stay readable"  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -217,8 +215,9 @@ def test_bad_descriptions(name: str, config: dict, message: str) -> None:
 
 
 def test_features_of_levels() -> None:
-    """n = 8: the sine is 0 on every level, and next to it the distance from it; n = 7: the sine
-    alternates.
+    """n = 8: the sine is 0 on every level, and near it proportional to the distance from it.
+
+    n = 7: the sine alternates between levels.
     """
     levels = (torch.arange(256, dtype=torch.float64) / 127.5 - 1).view(1, 1, 16, 16)
     seven, eight = (features(levels, (n,)) for n in (7, 8))
@@ -237,8 +236,8 @@ def test_features_of_levels() -> None:
 
 
 def test_waves_of_points() -> None:
-    """An MLP with waves of lengths 4, 2 and 1 is one without, of the points beside their sines and
-    cosines.
+    """An MLP with waves of lengths 4, 2 and 1 equals one without, applied to the points with their
+    sines and cosines.
     """
     torch.manual_seed(0)
     waved, x, t = MLP(2, width=16, emb=8, waves=(-1, 0, 1)), torch.randn(5, 2), torch.arange(5)
@@ -248,7 +247,7 @@ def test_waves_of_points() -> None:
     plain = MLP(14, 2, width=16, emb=8)
     plain.load_state_dict(waved.state_dict())
     angle = torch.pi * (255 / 256) * x
-    seen = [wave(2.0**n * angle) for n in (-1, 0, 1) for wave in (torch.sin, torch.cos)]
-    expected = plain(torch.cat([x, *seen], dim=1), t)
+    waves = [wave(2.0**n * angle) for n in (-1, 0, 1) for wave in (torch.sin, torch.cos)]
+    expected = plain(torch.cat([x, *waves], dim=1), t)
     torch.testing.assert_close(waved(x, t), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(again(x, t), waved(x, t))

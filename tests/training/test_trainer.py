@@ -1,6 +1,4 @@
-"""Training: reproducible batches, exact resumption, averages, and a loss that falls on real
-images.
-"""
+"""Training: reproducible batches, exact resumption, averages, and a falling loss on real images."""
 
 from __future__ import annotations
 
@@ -31,23 +29,21 @@ def trainer(steps: int = 6, kind: str = "v", **changes: object) -> Trainer:
 
 
 class Line(nn.Module):
-    """y = w x on points, with a count of the batches it has seen: a buffer that training
-    changes.
-    """
+    """y = w x on points, with a count of its batches: a buffer that training changes."""
 
-    seen: Tensor
+    batches: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.config: dict[str, object] = {}
         self.w = nn.Parameter(torch.tensor([0.5, -0.25]))
-        self.register_buffer("seen", torch.zeros(2))
+        self.register_buffer("batches", torch.zeros(2))
 
     def loss(
         self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
     ) -> Tensor:
-        self.seen += torch.tensor([1.0, float(step)])
-        return (self.w * x0).square().sum(1) * (1 + 0.1 * self.seen[0])
+        self.batches += torch.tensor([1.0, float(step)])
+        return (self.w * x0).square().sum(1) * (1 + 0.1 * self.batches[0])
 
 
 def line(steps: int = 5, **changes: object) -> Trainer:
@@ -56,21 +52,19 @@ def line(steps: int = 5, **changes: object) -> Trainer:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Every bit of the model, the curve and the checkpoint; the order of a checkpoint's metadata
-    means nothing.
-    """
+    """Compares every bit of the models, curves and checkpoints, except the order of metadata."""
     for name in ("model.safetensors", "config.json", LOSSES):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
-    (ours, notes), (theirs, others) = read(a), read(b)
-    assert notes == others and ours.keys() == theirs.keys()
-    assert [k for k in ours if not torch.equal(ours[k], theirs[k])] == []
+    (tensors_a, metadata_a), (tensors_b, metadata_b) = read(a), read(b)
+    assert metadata_a == metadata_b and tensors_a.keys() == tensors_b.keys()
+    assert [k for k in tensors_a if not torch.equal(tensors_a[k], tensors_b[k])] == []
 
 
 def test_every_example_is_seen_once_an_epoch() -> None:
     t = trainer(batch_size=1000)
-    seen = torch.cat([t.examples(step) for step in range(9)])
-    assert sorted(seen.tolist()) == list(range(9000))
-    assert not torch.equal(t.examples(9), t.examples(0)), "another epoch, another order"
+    indices = torch.cat([t.examples(step) for step in range(9)])
+    assert sorted(indices.tolist()) == list(range(9000))
+    assert not torch.equal(t.examples(9), t.examples(0)), "the order differs between epochs"
     assert (
         t.examples(4).tolist()
         == np.random.default_rng([3, 0]).permutation(9000)[4000:5000].tolist()
@@ -78,8 +72,8 @@ def test_every_example_is_seen_once_an_epoch() -> None:
 
 
 def test_a_step_is_adamw_s_on_the_clipped_mean() -> None:
-    """Three steps by hand: gradient of the mean, its norm held at clip_norm, Kingma & Ba's
-    algorithm 1 with decay.
+    """Three steps computed in NumPy: the gradient of the mean, clipped to clip_norm, and Kingma &
+    Ba's algorithm 1 with weight decay.
     """
     t = line(lr=0.05, clip_norm=0.02, weight_decay=0.1)
     w, m, v = np.array([0.5, -0.25]), np.zeros(2), np.zeros(2)
@@ -87,8 +81,8 @@ def test_a_step_is_adamw_s_on_the_clipped_mean() -> None:
         x = t.data.batch(t.examples(step))[0].double().numpy()
         gradient = (2 * w * (x**2)).mean(0) * (1 + 0.1 * (step + 1))
         norm = np.linalg.norm(gradient)
-        loss, seen = t.train_step()
-        assert seen == pytest.approx(norm, rel=1e-5)
+        loss, reported_norm = t.train_step()
+        assert reported_norm == pytest.approx(norm, rel=1e-5)
         assert loss == pytest.approx(
             ((w * x) ** 2).sum(1).mean() * (1 + 0.1 * (step + 1)), rel=1e-5
         )
@@ -101,12 +95,12 @@ def test_a_step_is_adamw_s_on_the_clipped_mean() -> None:
         np.testing.assert_allclose(t.system.w.detach().numpy(), w, rtol=1e-5)
 
 
-def test_resumed_is_the_run_that_was_not_stopped(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_one_without_interruption(tmp_path: Path) -> None:
     straight = trainer()
     straight.run(tmp_path / "a", log_every=2, progress=False)
     first = trainer()
     first.run(tmp_path / "b", log_every=2, progress=False, until=3)
-    assert not (tmp_path / "b" / "config.json").exists(), "an unfinished run is no model yet"
+    assert not (tmp_path / "b" / "config.json").exists(), "an unfinished run has no model yet"
     second = trainer()
     second.resume(tmp_path / "b")
     assert second.step == 3
@@ -121,16 +115,19 @@ def test_buffers_are_part_of_the_run(tmp_path: Path) -> None:
     line().run(tmp_path / "b", progress=False, until=2)
     second = line()
     second.resume(tmp_path / "b")
-    assert second.system.seen.tolist() == [2.0, 1.0] and second.ema.seen.tolist() == [2.0, 1.0]
+    assert second.system.batches.tolist() == [2.0, 1.0] and second.ema.batches.tolist() == [
+        2.0,
+        1.0,
+    ]
     while second.step < 5:
         second.train_step()
     assert torch.equal(second.system.w, straight.system.w) and torch.equal(
         second.ema.w, straight.ema.w
     )
-    assert second.system.seen.tolist() == [5.0, 10.0]
+    assert second.system.batches.tolist() == [5.0, 10.0]
 
 
-def test_minutes_end_with_a_model_that_goes_on(tmp_path: Path) -> None:
+def test_a_time_limit_leaves_a_model_and_a_run_to_resume(tmp_path: Path) -> None:
     straight = trainer()
     straight.run(tmp_path / "a", progress=False)
     first = trainer()
@@ -156,7 +153,7 @@ def test_a_stopped_run_has_its_checkpoint(tmp_path: Path) -> None:
     )
 
 
-def test_what_killed_writers_left_is_swept(tmp_path: Path) -> None:
+def test_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     trainer().run(tmp_path, progress=False, until=1)
     left, foreign = tmp_path / f".{CHECKPOINT}.123.tmp", tmp_path / ".notes.txt.5.tmp"
     left.write_bytes(b"half"), foreign.write_bytes(b"mine")
@@ -178,7 +175,7 @@ def test_another_run_s_checkpoint_is_refused(key: str, changes: dict, tmp_path: 
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
-def test_other_arithmetic_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_arithmetic_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer().run(tmp_path, progress=False, until=1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     with pytest.warns(UserWarning, match="expected threads .*, with which this run began, got 77"):
@@ -223,7 +220,7 @@ def test_the_loss_falls_and_the_folder_samples(kind: str, tmp_path: Path) -> Non
     assert float(x.abs().max()) <= 1.0 and sampler.plan.info["prediction_type"] == kind
 
 
-def test_lines_where_no_terminal_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     t = trainer()
     t.run(tmp_path, log_every=1)
     shown = capsys.readouterr().err.splitlines()
@@ -261,7 +258,7 @@ def test_bad_settings(changes: dict, message: str) -> None:
         trainer(**changes)
 
 
-def test_what_is_no_system_is_told() -> None:
+def test_objects_that_are_not_systems_are_refused() -> None:
     with pytest.raises(
         TypeError, match=r"expected a system with a loss, got a UNet\. Wrap a network"
     ):

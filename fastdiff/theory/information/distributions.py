@@ -1,5 +1,5 @@
-"""What the measures are taken of: probabilities, diagonal Gaussians, and densities known by
-evaluation and draws.
+"""The distributions that the measures accept: probabilities, diagonal Gaussians, and densities that
+can be evaluated and drawn from.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ class Estimate(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """N(mean, exp(logvar)) with independent elements; mean and logvar broadcast to one shape [B,
-    ...].
-    """
+    """N(mean, exp(logvar)) with independent elements; the arguments broadcast to [B, ...]."""
 
     mean: Tensor
     logvar: Tensor
@@ -36,8 +34,9 @@ class Gaussian(NamedTuple):
         return torch.broadcast_shapes(self.mean.shape, self.logvar.shape)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log N(x; mean, exp(logvar)) in nats, summed over the elements of each member: x [..., B,
-        ...] -> [..., B].
+        """Returns log N(x; mean, exp(logvar)) in nats, summed over the elements of each member.
+
+        x: [..., B, ...]; the result is [..., B].
 
         Raises ValueError for an x that does not broadcast against the batch.
         """
@@ -47,22 +46,23 @@ class Gaussian(NamedTuple):
         ):
             raise ValueError(
                 "fastdiff.theory.information.Gaussian: expected x of shape [...,"
-                f" {', '.join(map(str, shape))}], got {list(x.shape)}. One batch of points for each"
-                " member of the batch."
+                f" {', '.join(map(str, shape))}], got {list(x.shape)}. Pass one batch of points for"
+                " each member of the batch."
             )
         terms = self.logvar + LOG_2PI + (x - self.mean).square() * torch.exp(-self.logvar)
         return -0.5 * sum_members(terms, len(shape))
 
     def sample(self, n: int, seed: int) -> Tensor:
-        """n draws [n, B, ...] of every member of the batch, with gradients; draw i is the same for
-        every n.
+        """Returns n draws [n, B, ...] of every member of the batch, with gradients.
+
+        Draw i is the same for every n.
         """
         mean, logvar = torch.broadcast_tensors(self.mean, self.logvar)
         return ops.reparameterize(mean.expand(n, *mean.shape), logvar, seed=seed)
 
 
 class Sampled(NamedTuple):
-    """A distribution by its log-density and its draws.
+    """A distribution defined by its log-density and its draws.
 
     Attributes:
         log_prob: x [n, ...] -> [n], or [n, B] for a batch of distributions; nats.
@@ -74,8 +74,10 @@ class Sampled(NamedTuple):
 
 
 def distribution(where: str, name: str, value: Any) -> Any:
-    """A Tensor of probabilities, a Gaussian, a Sampled or a callable log-density; TypeError for
-    anything else.
+    """Returns `value` as a Tensor of probabilities, a Gaussian, a Sampled or a log-density.
+
+    Raises TypeError for another kind. where, name: of the function and its argument, for the
+    message.
     """
     if isinstance(value, (Tensor, Gaussian, Sampled)) or callable(value):
         return value
@@ -90,13 +92,14 @@ def distribution(where: str, name: str, value: Any) -> Any:
 
 
 def log_density(p: Any) -> Callable[[Tensor], Tensor]:
+    """Returns the log-density of a Gaussian or a Sampled; another p is the log-density."""
     return p.log_prob if isinstance(p, (Gaussian, Sampled)) else p
 
 
 def log_probabilities(
     where: str, name: str, p: Tensor, logits: bool, normalised: bool = True
 ) -> Tensor:
-    """log p of checked probabilities, -inf where p is 0; of logits their log-softmax."""
+    """Checks probabilities and returns log p, -inf where p is 0; for logits their log-softmax."""
     if not p.is_floating_point():
         raise TypeError(
             f"fastdiff.theory.information.{where}: expected {name} of a floating dtype, got"
@@ -125,10 +128,13 @@ def log_probabilities(
                 f"fastdiff.theory.information.{where}: expected probabilities {name} that sum to 1"
                 f" over the last dimension, got a sum {off:.6g} away. Divide by the sum."
             )
-    # the infinite slope at 0 is kept out of products with 0
+    # the inner `where` keeps the infinite slope of log at 0 out of the gradient
     return torch.where(p > 0, torch.log(torch.where(p > 0, p, 1.0)), -math.inf)
 
 
 def sum_members(terms: Tensor, ndim: int) -> Tensor:
-    """Terms [..., B, ...] of a batch with `ndim` dimensions [B, ...], summed over those after B."""
+    """Sums terms [..., B, ...] over the dimensions after B.
+
+    ndim: the number of dimensions of [B, ...].
+    """
     return terms.flatten(1 - ndim).sum(-1) if ndim > 1 else terms

@@ -1,4 +1,4 @@
-"""The four measures over the three kinds of distribution; see the package."""
+"""The four measures of the three kinds of distribution; see the package's docstring."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ UNITS = {"nats": 1.0, "bits": 1 / math.log(2)}
 
 
 def surprise(p: Any, x: Any = None, *, logits: bool = False, unit: str = "nats") -> Tensor:
-    """-log p(x) (Shannon 1948): how unexpected an outcome is; 1 bit for one side of a fair coin.
+    """Returns the surprise -log p(x) of an outcome (Shannon 1948).
+
+    It is 1 bit for either side of a fair coin.
 
     Args:
-        p: probabilities of any shape; or a distribution, with the outcome in x.
-        x: the outcome under p: indices int64 [...] into a discrete p's last dimension, a point [B,
-            ...] for a Gaussian, whatever log_prob takes for a `Sampled` or a log-density. Without
-            it p holds the outcomes' probabilities.
-        logits: p holds unnormalised log-probabilities over its last dimension.
+        p: the probabilities of the outcomes, in any shape; or a distribution, with the outcome in
+            x.
+        x: the outcome under p: indices int64 [...] into the last dimension of a discrete p, a point
+            [B, ...] for a Gaussian, the argument of log_prob for a `Sampled` or a log-density.
+        logits: whether p contains unnormalised log-probabilities over its last dimension.
         unit: `nats` or `bits`.
 
     Returns:
-        p's shape without x, else x's batch shape; infinite where p is 0.
+        The shape of p without x, otherwise the batch shape of x; infinite where p is 0.
 
     Raises:
-        ValueError: probabilities outside [0, 1], indices outside the outcomes, an unknown unit.
-        TypeError: a p of another kind, or a density without x.
+        ValueError: for probabilities outside [0, 1], indices outside the outcomes, or an unknown
+            unit.
+        TypeError: for a p of another kind, or a density without x.
     """
     scale, p = _unit("surprise", unit), distribution("surprise", "p", p)
     if not isinstance(p, Tensor):
         if x is None:
             raise TypeError(
-                "fastdiff.theory.information.surprise: expected x beside a density, got None. Pass"
+                "fastdiff.theory.information.surprise: expected x with a density, got None. Pass"
                 " the outcome."
             )
         return -log_density(p)(x) * scale
@@ -68,12 +71,13 @@ def surprise(p: Any, x: Any = None, *, logits: bool = False, unit: str = "nats")
 def entropy(
     p: Any, *, logits: bool = False, samples: int = 10_000, seed: int = 0, unit: str = "nats"
 ) -> Any:
-    """H(p) = E_p[-log p] (Shannon 1948, theorem 2): in [0, log K] for K outcomes, ½ Σ log(2πe σ²)
-    of a Gaussian.
+    """Returns the entropy H(p) = E_p[-log p] (Shannon 1948, theorem 2).
+
+    It is in [0, log K] for K outcomes, and ½ Σ log(2πe σ²) for a Gaussian.
 
     Args:
-        p: a distribution, see the package.
-        logits: p holds unnormalised log-probabilities over its last dimension.
+        p: a distribution, see the package's docstring.
+        logits: whether p contains unnormalised log-probabilities over its last dimension.
         samples, seed: of the Monte-Carlo mean, for a `Sampled`.
         unit: `nats` or `bits`.
 
@@ -82,9 +86,9 @@ def entropy(
         `Sampled`.
 
     Raises:
-        ValueError: probabilities that are negative or do not sum to 1, fewer than two samples, an
-            unknown unit.
-        TypeError: a p of another kind.
+        ValueError: for probabilities that are negative or do not sum to 1, fewer than two samples,
+            or an unknown unit.
+        TypeError: for a p of another kind.
     """
     scale, p = _unit("entropy", unit), distribution("entropy", "p", p)
     if isinstance(p, Tensor):
@@ -104,15 +108,17 @@ def cross_entropy(
     seed: int = 0,
     unit: str = "nats",
 ) -> Any:
-    """H(p, q) = E_p[-log q] = H(p) + KL(p‖q) >= H(p): the mean surprise of who believes q when p is
-    true.
+    """Returns the cross-entropy H(p, q) = E_p[-log q] = H(p) + KL(p‖q) >= H(p).
 
-    Of Gaussians ½ Σ (log 2π + log σ_q² + (σ_p² + (μ_p - μ_q)²)/σ_q²).
+    It is the mean surprise under q of outcomes that are drawn from p. For Gaussians it is
+    ½ Σ (log 2π + log σ_q² + (σ_p² + (μ_p - μ_q)²)/σ_q²).
 
     Args:
-        p, q: distributions, see the package; discrete ones broadcast against each other.
-        logits: discrete p and q hold unnormalised log-probabilities over their last dimension.
-        samples, seed: of the Monte-Carlo mean over draws of p, where p or q has no closed form.
+        p, q: distributions, see the package's docstring; discrete ones broadcast against each
+            other.
+        logits: whether discrete p and q contain unnormalised log-probabilities over their last
+            dimension.
+        samples, seed: of the Monte-Carlo mean over draws of p, if p or q has no closed form.
         unit: `nats` or `bits`.
 
     Returns:
@@ -140,20 +146,22 @@ def kl(
     seed: int = 0,
     unit: str = "nats",
 ) -> Any:
-    """KL(p‖q) = E_p[log p - log q] >= 0, and 0 exactly where p = q (Kullback & Leibler 1951, lemma
-    3.1).
+    """Returns KL(p‖q) = E_p[log p - log q] >= 0, which is 0 if and only if p = q.
 
-    Discrete: Σ (p log(p/q) - p + q), in which every term is >= 0 and none cancels near p = q.
-        Gaussians: `ops.gaussian_kl`.
+    (Kullback & Leibler 1951, lemma 3.1.) For discrete distributions it is computed as
+    Σ (p log(p/q) - p + q), where every term is >= 0 and none cancels near p = q; for Gaussians by
+    `ops.gaussian_kl`.
 
     Args:
-        p, q: distributions, see the package; discrete ones broadcast against each other.
-        logits: discrete p and q hold unnormalised log-probabilities over their last dimension.
-        samples, seed: of the Monte-Carlo mean over draws of p, where p or q has no closed form.
+        p, q: distributions, see the package's docstring; discrete ones broadcast against each
+            other.
+        logits: whether discrete p and q contain unnormalised log-probabilities over their last
+            dimension.
+        samples, seed: of the Monte-Carlo mean over draws of p, if p or q has no closed form.
         unit: `nats` or `bits`.
 
     Returns:
-        As `entropy`; infinite where q = 0 < p, whatever q is where p = 0.
+        As `entropy`; infinite if q = 0 < p for an outcome. Where p = 0, q may have any value.
 
     Raises: as `entropy`.
     """
@@ -168,7 +176,7 @@ def kl(
             * scale
         )
     if isinstance(p, Gaussian) and isinstance(q, Gaussian):
-        single = max(len(p.shape), len(q.shape)) == 0  # the op wants a batch
+        single = max(len(p.shape), len(q.shape)) == 0  # the op takes a batch
         values = [v[None] if single else v for v in (*p, *q)]
         result = ops.gaussian_kl(*values) * scale
         return result[0] if single else result
@@ -207,13 +215,13 @@ def _discrete(where: str, p: Tensor, q: Tensor, logits: bool) -> tuple[Tensor, T
 
 
 def _weighted(log_p: Tensor, value: Tensor) -> Tensor:
-    """p · value, 0 where p is 0 whatever the value."""
+    """Returns p · value, and 0 where p is 0 for any value."""
     absent = torch.isneginf(log_p)
     return torch.where(absent, 0.0, torch.exp(log_p) * torch.where(absent, 0.0, value))
 
 
 def _mean(where: str, p: Any, f: Callable[[Tensor], Tensor], samples: int, seed: int) -> Estimate:
-    """E_p[f] with its standard error from `samples` draws of p."""
+    """Returns E_p[f] with its standard error, estimated from `samples` draws of p."""
     if not isinstance(p, (Gaussian, Sampled)):
         raise TypeError(
             f"fastdiff.theory.information.{where}: expected p with draws, got a function. Pass"

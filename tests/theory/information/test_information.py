@@ -1,6 +1,4 @@
-"""Surprise, entropy, cross-entropy and KL against closed forms, scipy and each other, in
-float64.
-"""
+"""Surprise, entropy, cross-entropy and KL in float64 against closed forms and scipy."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ def gaussians(shape: tuple[int, ...], seed: int) -> Gaussian:
 
 
 def test_a_fair_coin() -> None:
-    """One bit a side, one bit on average; ln 2 nats."""
+    """A side has one bit of surprise, and the entropy is one bit, or ln 2 nats."""
     coin = torch.tensor([0.5, 0.5])
     assert information.surprise(coin, unit="bits").tolist() == [1.0, 1.0]
     assert information.surprise(0.5, unit="bits").item() == 1.0
@@ -74,9 +72,7 @@ def test_discrete_against_scipy() -> None:
 
 
 def test_zeros() -> None:
-    """0 log 0 = 0; q = 0 < p is infinitely surprising; q > 0 = p costs nothing beyond what p
-    lost.
-    """
+    """0 log 0 = 0; the surprise of q = 0 < p is infinite; outcomes with p = 0 do not count."""
     sure, even, other = [1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 0.5, 0.5]
     assert information.entropy(sure).item() == 0
     assert information.kl(sure, even).item() == pytest.approx(math.log(2), abs=1e-15)
@@ -179,8 +175,8 @@ def test_gradients_of_gaussian_measures(backend: str) -> None:
 
 
 def test_monte_carlo_agrees_with_closed_forms(backend: str) -> None:
-    """Within five standard errors, and the standard error is that of the mean: it halves with four
-    times the draws.
+    """Estimates agree within five standard errors; the standard error halves with four times the
+    draws.
     """
     p, q = gaussians((4, 3), 10), gaussians((4, 3), 11)
     sampled = Sampled(p.log_prob, p.sample)
@@ -200,8 +196,8 @@ def test_monte_carlo_agrees_with_closed_forms(backend: str) -> None:
     np.testing.assert_allclose((few.stderr / many.stderr).numpy(), 2, rtol=0.05)
 
 
-def test_the_standard_error_is_honest(backend: str) -> None:
-    """Over 200 seeds the estimates spread as their standard errors say."""
+def test_the_standard_error_is_the_spread_of_the_estimate(backend: str) -> None:
+    """Over 200 seeds the spread of the estimates agrees with their standard errors."""
     p, q = gaussians((1, 2), 12), gaussians((1, 2), 13)
     runs = [
         information.kl(Sampled(p.log_prob, p.sample), q, samples=400, seed=s) for s in range(200)
@@ -213,7 +209,7 @@ def test_the_standard_error_is_honest(backend: str) -> None:
 def test_draws_are_the_contract(backend: str) -> None:
     p = gaussians((4, 3), 14)
     assert torch.equal(p.sample(10, seed=3)[:4], p.sample(4, seed=3)), (
-        "draw i does not depend on their number"
+        "draw i does not depend on the number of draws"
     )
     estimates = [
         information.entropy(Sampled(p.log_prob, p.sample), seed=s).value for s in (5, 5, 6)
@@ -222,7 +218,7 @@ def test_draws_are_the_contract(backend: str) -> None:
 
 
 def test_a_mixture_by_monte_carlo() -> None:
-    """The differential entropy of ½N(-m, 1) + ½N(m, 1), m large, is the Gaussian's plus ln 2."""
+    """For large m, the differential entropy of ½N(-m, 1) + ½N(m, 1) is the Gaussian's plus ln 2."""
     m, gaussian = 30.0, Gaussian(torch.zeros(1, 1).double(), torch.zeros(1, 1).double())
 
     def log_prob(x: torch.Tensor) -> torch.Tensor:
@@ -318,7 +314,7 @@ G = Gaussian(torch.zeros(2, 3), torch.zeros(2, 3))
             lambda: information.surprise(G),
             TypeError,
             (
-                "fastdiff.theory.information.surprise: expected x beside a density, got None. Pass"
+                "fastdiff.theory.information.surprise: expected x with a density, got None. Pass"
                 " the outcome."
             ),
         ),
@@ -335,7 +331,7 @@ G = Gaussian(torch.zeros(2, 3), torch.zeros(2, 3))
             ValueError,
             (
                 "fastdiff.theory.information.Gaussian: expected x of shape [..., 2, 3], got [3, 3]."
-                " One batch of points for each member of the batch."
+                " Pass one batch of points for each member of the batch."
             ),
         ),
     ],

@@ -1,6 +1,4 @@
-"""Systems of a network and a schedule: losses by the oracle, bounds in closed form, conditions,
-folders.
-"""
+"""Systems of a network and a schedule: losses and bounds by the oracle, conditions, folders."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ IDS = torch.tensor([4, 4711, 2**40])
 
 
 def stirred(system: Any) -> Any:
-    """Every parameter away from zero, so that all of them show."""
+    """Moves every parameter away from zero, so that all of them have an effect."""
     torch.manual_seed(1)
     for parameter in system.parameters():
         if not parameter.any():
@@ -44,8 +42,8 @@ def denoiser(kind: str = "v", schedule: Schedule | None = None, **changes: Any) 
     )
 
 
-class Seen(torch.nn.Module):
-    """Keeps what a network is called with, and answers with a function of it."""
+class Recorder(torch.nn.Module):
+    """Records the arguments of a network's calls."""
 
     def __init__(self, inner: torch.nn.Module):
         super().__init__()
@@ -61,29 +59,27 @@ class Seen(torch.nn.Module):
 )
 @pytest.mark.parametrize("kind", ["epsilon", "v", "x0", "flow"])
 def test_the_loss_is_the_oracle_s(kind: str, schedule: Schedule) -> None:
-    """Times, noise and dropped labels from the contract alone; the target from the formula in
-    float64.
-    """
+    """The loss follows from the noise contract (times, noise, labels) and the target's formula."""
     system = denoiser(kind, schedule, label_dropout=0.5)
-    system.network = seen = Seen(system.network)
+    system.network = recorder = Recorder(system.network)
     x0, labels = DATA.batch(torch.arange(3))
     loss = system.loss(x0, labels, seed=3, sample_ids=IDS, step=5)
     counters = np.array([[0, 5, i & 0xFFFFFFFF, (4 << 24) | (i >> 32)] for i in IDS.tolist()])
     words = reference.philox4x32(counters, [3, 0])
     t = words[:, 0].astype(np.int64) * 1000 >> 32
     eps = reference.randn((3, 1, 28, 28), seed=3, sample_ids=IDS.numpy(), step=5, stream=2)
-    (x_t, given), cond = seen.calls[0]
-    wanted_x = reference.q_sample(x0.numpy(), t, schedule.alpha, schedule.sigma, noise=eps)
-    assert np.array_equal(x_t.numpy(), wanted_x)
-    assert given.tolist() == (
+    (x_t, time), cond = recorder.calls[0]
+    expected_x = reference.q_sample(x0.numpy(), t, schedule.alpha, schedule.sigma, noise=eps)
+    assert np.array_equal(x_t.numpy(), expected_x)
+    assert time.tolist() == (
         [pytest.approx(schedule.sigma[i]) for i in t] if schedule.continuous else t.tolist()
     )
-    kept = ((words[:, 1] >> 8) | 1) * 2.0**-24 >= 0.5
-    assert cond["y"].tolist() == np.where(kept, labels.numpy(), 10).tolist()
+    has_label = ((words[:, 1] >> 8) | 1) * 2.0**-24 >= 0.5
+    assert cond["y"].tolist() == np.where(has_label, labels.numpy(), 10).tolist()
     a, s = (v[t].reshape(-1, 1, 1, 1) for v in (schedule.alpha, schedule.sigma))
     target = prediction.target(kind, x0.double().numpy(), eps.astype(np.float64), a, s)
     with torch.no_grad():
-        out = seen.inner(x_t, given, **cond).double().numpy()
+        out = recorder.inner(x_t, time, **cond).double().numpy()
     np.testing.assert_allclose(
         loss.detach().numpy(), ((out - target) ** 2).mean((1, 2, 3)), rtol=1e-5
     )
@@ -104,7 +100,7 @@ def test_a_sample_s_loss_does_not_depend_on_its_batch() -> None:
 
 
 def test_times_are_spread_without_bias() -> None:
-    """Σ f(t) against scale·Σ_j f(t_j): exact for K = T - 1, in mean for few, with less variance
+    """scale·Σ_j f(t_j) is Σ f(t) for K = T - 1, and has this mean for small K, with less variance
     than independent times.
     """
     system = denoiser(schedule=Schedule.cosine(50))
@@ -121,21 +117,19 @@ def test_times_are_spread_without_bias() -> None:
     assert scale == 1.0 and torch.equal(everything, torch.arange(1, 50).expand(5, 49))
     counts = torch.bincount(t.flatten(), minlength=50)[1:].double()
     assert float((counts - 4000 / 7).abs().max()) < 5 * (4000 / 7) ** 0.5, (
-        "every timestep is as likely"
+        "all timesteps are equally probable"
     )
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 def test_the_bound_is_the_oracle_s(variance: str) -> None:
-    """All T terms of a network that says v = 0: x̂0 = alpha x_t, so each term follows from the
-    noise alone.
-    """
+    """For a network that returns v = 0, x̂0 = alpha x_t, so every term follows from the noise."""
     torch.manual_seed(0)
     schedule = Schedule.cosine(20)
-    system = Denoiser(UNet(**SMALL), schedule).double()  # a fresh U-Net is zero
+    system = Denoiser(UNet(**SMALL), schedule).double()  # an untrained U-Net returns 0
     x0, _ = DATA.batch(torch.arange(3))
     terms = system.bound(x0.double(), seed=9, sample_ids=IDS, times=1000, variance=variance)
-    lost, kept = schedule.one_minus_alphas_cumprod, schedule.alphas_cumprod
+    noise_power, signal_power = schedule.one_minus_alphas_cumprod, schedule.alphas_cumprod
     x = x0.double().numpy()
     total = np.zeros(3)
     for column, t in enumerate(range(1, 20)):
@@ -143,11 +137,11 @@ def test_the_bound_is_the_oracle_s(variance: str) -> None:
             x.shape, seed=9, sample_ids=IDS.numpy(), step=20 + column, stream=2
         ).astype(np.float64)
         x_t = schedule.alpha[t] * x + schedule.sigma[t] * eps
-        guess = np.clip(schedule.alpha[t] * x_t, -1, 1)
-        beta, small = schedule.betas[t], schedule.betas[t] * lost[t - 1] / lost[t]
-        mean = np.sqrt(kept[t - 1]) * beta / lost[t] * (x - guess)
-        theirs = beta if variance == "fixed_large" else small
-        total += 0.5 * (np.log(theirs / small) - 1 + (small + mean**2) / theirs).sum((1, 2, 3))
+        x0_hat = np.clip(schedule.alpha[t] * x_t, -1, 1)
+        beta, small = schedule.betas[t], schedule.betas[t] * noise_power[t - 1] / noise_power[t]
+        mean = np.sqrt(signal_power[t - 1]) * beta / noise_power[t] * (x - x0_hat)
+        model = beta if variance == "fixed_large" else small
+        total += 0.5 * (np.log(model / small) - 1 + (small + mean**2) / model).sum((1, 2, 3))
     np.testing.assert_allclose(terms["denoising"].numpy(), total, rtol=1e-10)
     s, a = schedule.sigma[-1] ** 2, schedule.alpha[-1]
     prior = 0.5 * (s - 1 - np.log(s) + (a * x) ** 2).sum((1, 2, 3))
@@ -194,9 +188,9 @@ def test_a_classifier_s_loss_and_guesses() -> None:
 
 
 def test_a_classifier_guides_as_the_exact_one() -> None:
-    """Two unit-variance classes at ±m in one dimension: a classifier with the exact log p(y|x_t) as
-    its logits moves samples to where the formula's gradient moves them; the sampler takes it as it
-    is.
+    """A classifier with exact logits moves samples as the gradient in closed form does.
+
+    The data are two unit-variance classes at ±m in one dimension.
     """
     schedule, m = Schedule.linear(200), 1.5
     alpha = torch.tensor(schedule.alpha)
@@ -212,7 +206,7 @@ def test_a_classifier_guides_as_the_exact_one() -> None:
     labels = torch.zeros(500, dtype=torch.int64)
 
     def score_free(x: Tensor, t: Tensor) -> Tensor:
-        """eps of the mixture ½ N(m, 1) + ½ N(-m, 1): x_t has unit variance about ±alpha m."""
+        """Returns eps of ½ N(m, 1) + ½ N(-m, 1); x_t has unit variance around ±alpha m."""
         a, s = alpha[t][:, None], torch.tensor(schedule.sigma)[t][:, None]
         return s * (x - a * m * torch.tanh(a * m * x))
 
@@ -226,7 +220,7 @@ def test_a_classifier_guides_as_the_exact_one() -> None:
     theirs = sampler.sample((500, 1), classifier=gradient, **common)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
     assert abs(float(ours.mean()) - m) < 5 / 500**0.5, (
-        "guided by the exact classifier, samples are the class's"
+        "samples guided by the exact classifier have the mean of the class"
     )
 
 
@@ -242,9 +236,9 @@ def test_super_resolution_knows_the_small_image() -> None:
     assert float(((small + 1) * 127.5 - ((small + 1) * 127.5).round()).abs().max()) < 1e-3
     flat = torch.full((1, 1, 14, 14), 0.25)
     torch.testing.assert_close(system.enlarge(flat), torch.full((1, 1, 28, 28), 0.25))
-    system.network = seen = Seen(system.network)
+    system.network = recorder = Recorder(system.network)
     system.loss(x0, labels, seed=0, sample_ids=IDS, step=0)
-    assert torch.equal(seen.calls[0][1]["image"], system.enlarge(small))
+    assert torch.equal(recorder.calls[0][1]["image"], system.enlarge(small))
     sampler = Sampler(*system.for_sampler()[:2], steps=2, prediction_type="v")
     x = sampler.sample((3, 1, 28, 28), seed=0, cond={"image": system.enlarge(small), "y": labels})
     y = sampler.sample(
@@ -300,7 +294,9 @@ def test_a_denoiser_s_folder_holds_the_network_s_names(tmp_path: Path) -> None:
     save_system(tmp_path, system)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["system"]
-    (tmp_path / "config.json").write_text(json.dumps(config))  # as written before systems had names
+    (tmp_path / "config.json").write_text(
+        json.dumps(config)
+    )  # as versions without systems wrote it
     network, _, settings = load(tmp_path)
     assert settings == {"prediction_type": "v", "clip_range": 1.0}
     assert all(

@@ -1,12 +1,27 @@
-"""Latent models whose evidence is known, for the tests of this folder."""
+"""Latent models for the tests of this folder: models with known evidence, and small VAEs."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdiff.theory.information import Gaussian
 from fastdiff.theory.variational import VAE, ProbabilisticPCA
+
+FLAT: dict[str, Any] = {
+    "shape": (4,),
+    "latent": 2,
+    "network": "mlp",
+    "widths": (16,),
+    "likelihood": "gaussian",
+}
+
+
+def build(seed: int = 0, **config: Any) -> VAE:
+    torch.manual_seed(seed)
+    return VAE(**config)
 
 
 def normal(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -18,9 +33,7 @@ def normal(shape: tuple[int, ...], seed: int) -> Tensor:
 def ppca(
     size: int = 5, latent: int = 3, std: float = 0.7, orthogonal: bool = True, seed: int = 0
 ) -> ProbabilisticPCA:
-    """A model with a random loading; with orthogonal columns its posterior is a diagonal
-    Gaussian.
-    """
+    """Returns a model with random weights; with orthogonal columns its posterior is diagonal."""
     weight = normal((size, latent), seed)
     if orthogonal:
         u, s, _ = torch.linalg.svd(weight, full_matrices=False)
@@ -29,14 +42,14 @@ def ppca(
 
 
 def worse(q: Gaussian, seed: int = 9) -> Gaussian:
-    """Another encoder: shifted means, other variances."""
+    """Returns a worse encoder than q: shifted means and other variances."""
     return Gaussian(
         q.mean + 0.3 * normal(q.mean.shape, seed), q.logvar + 0.4 * normal(q.mean.shape, seed + 1)
     )
 
 
 def linear_vae(model: ProbabilisticPCA, **options: object) -> VAE:
-    """The linear VAE with this model's decoder and its exact posterior as encoder, in float64."""
+    """Returns the float64 linear VAE with the model's decoder and exact posterior."""
     size = len(model.mean)
     vae = VAE(
         (size,),

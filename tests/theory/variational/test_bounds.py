@@ -67,16 +67,16 @@ def test_the_exact_posterior_makes_constant_weights(backend: str) -> None:
 
 
 def test_evidence_over_iwae_over_elbo(backend: str) -> None:
-    """log p >= IWAE_K >= IWAE_k >= ELBO for K > k, each within its standard error; IWAE tends to
-    log p.
-    """
+    """log p >= IWAE_K >= IWAE_k >= ELBO for K > k; IWAE tends to log p within its error."""
     model, x = ppca(std=0.9), normal((4, 5), 3)
     log_w = log_weights(model, x, samples=100_000, seed=1, proposal=worse(model.posterior(x)))
     truth, bounds = model.log_prob(x), [iwae(log_w, k) for k in (1, 4, 16, 64, 100_000)]
     close(bounds[0], elbo(log_w))
     for lower, upper in zip(bounds, bounds[1:], strict=False):
         assert (lower < upper).all()
-    assert (bounds[3] < truth).all(), "the mean of many IWAE_64 lies below by more than its spread"
+    assert (bounds[3] < truth).all(), (
+        "the mean of many IWAE_64 is below log p by more than its spread"
+    )
     assert ((bounds[-1] - truth).abs() < 5 * iwae_stderr(log_w)).all()
     closed = model.elbo(x, worse(model.posterior(x)))
     assert ((elbo(log_w) - closed).abs() < 5 * log_w.std(-1) / math.sqrt(100_000)).all()
@@ -91,10 +91,10 @@ def test_the_prior_as_proposal_rises_with_draws(backend: str) -> None:
 
 
 def test_the_prior_fails_in_high_dimension() -> None:
-    """The draws needed grow exponentially: the effective sample size of 4,096 falls to a few, the
-    bound by many nats.
+    """The number of draws that is needed grows exponentially with the dimension of the latent: the
+    effective sample size of 4,096 draws falls to a few, and the bound falls by many nats.
     """
-    sizes, short = [], []
+    sizes, deficit = [], []
     for latent in (1, 4, 16, 64):
         model = ProbabilisticPCA(
             2.0 * torch.eye(latent, dtype=torch.float64), normal((latent,), 1), 0.5
@@ -102,18 +102,19 @@ def test_the_prior_fails_in_high_dimension() -> None:
         x = model.sample(16, seed=2)
         log_w = log_weights(model, x, samples=4_096, seed=1, proposal="prior")
         sizes.append(effective_sample_size(log_w).median().item())
-        short.append((model.log_prob(x) - iwae(log_w)).mean().item())
+        deficit.append((model.log_prob(x) - iwae(log_w)).mean().item())
     assert (
         sizes[0] > 300
         and sizes[2] < 3
         and all(a >= b for a, b in zip(sizes, sizes[1:], strict=False))
     )
-    assert abs(short[0]) < 0.1 and short[2] > 3 and short[3] > 5 * short[2]
+    assert abs(deficit[0]) < 0.1 and deficit[2] > 3 and deficit[3] > 5 * deficit[2]
 
 
 def test_a_squared_likelihood_is_no_marginal_likelihood(backend: str) -> None:
-    """p(x|z) p(x, z)/q in the weights has the mean ∫ p(x|z)² p(z) dz = (4π s²)^(-D/2) N(x; μ, W Wᵀ
-    + s²/2 I).
+    """Weights p(x|z) p(x, z)/q have the mean ∫ p(x|z)² p(z) dz, which is another number than p(x).
+
+    ∫ p(x|z)² p(z) dz = (4π s²)^(-D/2) N(x; μ, W Wᵀ + s²/2 I).
     """
     model, x = ppca(size=3, latent=2, std=0.5), normal((4, 3), 3)
     counter = {"samples": 200_000, "seed": 1}
@@ -126,22 +127,20 @@ def test_a_squared_likelihood_is_no_marginal_likelihood(backend: str) -> None:
     assert ((iwae(squared) - wrong).abs() < 5 * iwae_stderr(squared)).all()
     assert ((iwae(log_w) - model.log_prob(x)).abs() < 5 * iwae_stderr(log_w)).all()
     assert ((wrong - model.log_prob(x)).abs() > 20 * iwae_stderr(squared)).all(), (
-        "nothing like the evidence"
+        "far from the evidence"
     )
 
 
 def test_a_sum_over_draws_is_no_expectation(backend: str) -> None:
-    """Without 1/L the reconstruction counts L times: the best encoder is the posterior of s²/L, too
-    narrow.
+    """Without 1/L the reconstruction counts L times: the best encoder is the posterior for s²/L,
+    which is too narrow.
     """
     model, x, draws = ppca(), normal((8, 5), 3), 4
     counted = ProbabilisticPCA(model.weight, model.mean, model.std / math.sqrt(draws))
     zero = Gaussian(*(torch.zeros(8, 3, dtype=torch.float64) for _ in range(2)))
 
     def best(weight: float) -> Gaussian:
-        """The maximum of weight·E_q[log p(x|z)] - KL, reached by Newton's steps on the mean and the
-        log-variance.
-        """
+        """Returns the q that maximises weight·E_q[log p(x|z)] - KL, found by L-BFGS."""
         values = [v.clone().requires_grad_() for v in zero]
         optimizer = torch.optim.LBFGS(
             values, lr=1, max_iter=200, tolerance_grad=1e-12, tolerance_change=0
@@ -161,7 +160,7 @@ def test_a_sum_over_draws_is_no_expectation(backend: str) -> None:
     torch.testing.assert_close(right.logvar, model.posterior(x).logvar, rtol=0, atol=1e-5)
     torch.testing.assert_close(wrong.logvar, counted.posterior(x).logvar, rtol=0, atol=1e-5)
     assert (wrong.logvar < right.logvar - 0.1).all() and (model.gap(x, wrong) > 0.05).all()
-    # and it is no estimate of the bound: off by (L - 1) reconstructions
+    # the sum does not estimate the bound: it differs by (L - 1) reconstructions
     q = model.posterior(x)
     z = variational.bounds.draw(q, draws, seed=0)
     log_likelihood = variational.bounds.log_likelihoods(model, x, z)
@@ -187,7 +186,7 @@ def test_diagnostics_of_known_weights() -> None:
     close(iwae(log_w, 2)[:1], torch.tensor([0.5 * math.log(3.0)], dtype=torch.float64))
     (
         close(iwae(log_w, 3)[:1], torch.tensor([math.log(4 / 3)], dtype=torch.float64)),
-        "a last part group is left out",
+        "an incomplete last group is left out",
     )
 
 
@@ -210,8 +209,8 @@ def test_draws_do_not_depend_on_batch_number_or_memory(backend: str) -> None:
 
 
 def test_gradients_of_the_bounds(backend: str) -> None:
-    """By the proposal, against differences: z moves with it, and its noise is drawn again going
-    back.
+    """Gradients with respect to the proposal against finite differences; the backward pass
+    regenerates the noise of z.
     """
     model, x = ppca(), normal((3, 5), 3)
     q = [v.clone().requires_grad_() for v in worse(model.posterior(x))]
@@ -223,8 +222,8 @@ def test_gradients_of_the_bounds(backend: str) -> None:
 
 
 def test_the_reparameterised_gradient_against_the_score_functions(backend: str) -> None:
-    """Of E (μ + σ eps)²: both have the means 2μ and 2σ, the score function's the larger
-    variance.
+    """Gradients of E (μ + σ eps)²: both estimators have the means 2μ and 2σ; the score function's
+    variance is larger.
     """
     n, mu, sigma = 100_000, 0.7, 1.3
     values = [
@@ -244,9 +243,7 @@ def test_the_reparameterised_gradient_against_the_score_functions(backend: str) 
 
 
 def test_fit_is_the_maximum_of_the_likelihood() -> None:
-    """Its gradient vanishes, its posterior is diagonal, and the loading spans the leading
-    eigenvectors.
-    """
+    """At the fitted model the gradient is 0 and the posterior is diagonal."""
     x = ppca(orthogonal=False).sample(500, seed=0)
     fitted = ProbabilisticPCA.fit(x, 3)
     weight, mean = fitted.weight.clone().requires_grad_(), fitted.mean.clone().requires_grad_()

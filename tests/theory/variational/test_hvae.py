@@ -1,116 +1,26 @@
-"""Hierarchies: linear-Gaussian ones against exact likelihoods, a diffusion as one of them, and as
-systems to train.
-"""
+"""Hierarchical models: linear-Gaussian ones against exact likelihoods, and as systems."""
 
 from __future__ import annotations
 
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
-from gaussian import Gaussian as OptimalNetwork
-from tolerances import BOUND
 from torch import Tensor
 
 from fastdiff import Schedule, ops
-from fastdiff.models import MLP
 from fastdiff.theory.information import Gaussian
-from fastdiff.theory.likelihood import elbo, elbo_two_variable, optimal_variance
 from fastdiff.theory.variational import HVAE, DiffusionHVAE, MarkovianHVAE
 from fastdiff.theory.variational.markovian import Chain
 
-# a Markovian hierarchy that is the VDM
-
-
-def mmse(schedule: Schedule, std: float) -> np.ndarray:
-    return std**2 * schedule.sigma**2 / (schedule.alpha**2 * std**2 + schedule.sigma**2)
-
-
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-@pytest.mark.parametrize("likelihood", ["gaussian", "discretized"])
-def test_with_a_schedule_s_encoder_it_is_the_vdm_draw_by_draw(
-    variance: str, likelihood: str, backend: str
-) -> None:
-    """The recursion's sum is `elbo_two_variable` of the same noise, in expectation `elbo` (Luo
-    2022, eq. 29, 44 and 58).
-    """
-    schedule = Schedule.linear(6, beta_end=0.4)
-    inner = OptimalNetwork(schedule, "v", 0.1, 0.8)
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        return (
-            torch.cat([inner(x, t), 0.3 * torch.ones_like(x)], 1)
-            if variance == "learned_range"
-            else inner(x, t)
-        )
-
-    x0 = (
-        torch.randint(0, 256, (5, 4), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
-    ).double()
-    options = {
-        "prediction_type": "v",
-        "variance": variance,
-        "likelihood": likelihood,
-        "clip_range": 1.0,
-    }
-    chain = DiffusionHVAE(network, schedule, **options)
-    terms = chain.terms(x0, seed=3)
-    assert list(terms) == ["reconstruction", *(f"consistency_{t}" for t in range(1, 6)), "prior"]
-    expected = elbo_two_variable(network, x0, schedule, seed=3, **options)
-    torch.testing.assert_close(sum(terms.values()), expected, rtol=BOUND, atol=BOUND)
-    torch.testing.assert_close(chain.loss(x0, seed=3), expected, rtol=BOUND, atol=BOUND)
-    torch.testing.assert_close(
-        sum(chain.bound(x0, seed=3).values()), expected, rtol=BOUND, atol=BOUND
-    )
-
-
-def test_in_expectation_both_bounds_are_one() -> None:
-    schedule, n = Schedule.linear(6, beta_end=0.4), 20_000
-    network = OptimalNetwork(schedule, "v", 0.1, 0.8)
-    x0 = 0.5 * ops.randn((n, 2), seed=1, dtype=torch.float64)
-    options = {"prediction_type": "v", "variance": "fixed_small", "likelihood": "gaussian"}
-    chain = DiffusionHVAE(network, schedule, **options)
-    difference = chain.loss(x0, seed=3) - elbo(network, x0, schedule, seed=4, **options).total()
-    assert difference.mean().abs() < 5 * difference.std() / math.sqrt(n) and difference.std() > 0.1
-
-
-def test_with_the_optimal_decoder_every_draw_gives_the_likelihood(backend: str) -> None:
-    """N(0, 1) data: whatever z_1 … z_L, the recursion is -ln p(x0)."""
-    schedule = Schedule.cosine(9)
-    options = {
-        "prediction_type": "x0",
-        "variance": optimal_variance(schedule, mmse(schedule, 1.0)),
-        "likelihood": "gaussian",
-    }
-    chain = DiffusionHVAE(OptimalNetwork(schedule, "x0"), schedule, **options)
-    x0 = ops.randn((4, 3), seed=0, dtype=torch.float64)
-    expected = 0.5 * (x0.square() + math.log(2 * math.pi)).sum(1)
-    for seed in (1, 2):
-        torch.testing.assert_close(chain.loss(x0, seed=seed), expected, rtol=BOUND, atol=BOUND)
-
-
-def test_a_diffusion_hierarchy_rebuilds_itself() -> None:
-    torch.manual_seed(0)
-    network = MLP(dim=2, width=8, depth=1, emb=8)
-    chain = DiffusionHVAE(
-        network, Schedule.linear(5), prediction_type="v", variance=[0.1] * 5, likelihood="gaussian"
-    )
-    again = DiffusionHVAE(**json.loads(json.dumps(chain.config)))
-    again.load_state_dict(chain.state_dict())
-    x0 = ops.randn((3, 2), seed=0)
-    assert torch.equal(again.loss(x0, seed=1), chain.loss(x0, seed=1))
-    with pytest.raises(TypeError, match="expected a network of fastdiff.models"):
-        _ = DiffusionHVAE(lambda x, t: x, Schedule.linear(5)).config
-
-
-# a linear-Gaussian hierarchy, whose likelihood and posterior are closed form
+# a linear-Gaussian hierarchy, with likelihood and posterior in closed form
 
 
 class Linear(Chain):
-    """p(z_L) = N(0, I), p(z_l|z_{l+1}) = N(W_l z_{l+1}, s² I); q has the exact mean, the exact
-    variances times e^widen.
+    """p(z_L) = N(0, I), p(z_l|z_{l+1}) = N(W_l z_{l+1}, s² I).
+
+    q has the exact means and the exact variances times e^widen.
     """
 
     def __init__(self, maps: list[list[list[float]]], widen: float = 0.0):
@@ -149,8 +59,8 @@ class Linear(Chain):
         return torch.distributions.MultivariateNormal(zero, self.covariances[0]).log_prob(x0)
 
     def gap(self) -> float:
-        """Σ_l KL(q(z_{l+1}|z_l) ‖ p(z_{l+1}|z_l)): diagonal against full covariance around one
-        mean.
+        """Returns Σ_l KL(q(z_{l+1}|z_l) ‖ p(z_{l+1}|z_l)): diagonal against full covariance, equal
+        means.
         """
         total = 0.0
         for level in range(self.depth):
@@ -166,7 +76,7 @@ PLANE = [[[1.0, 0.9], [0.8, 1.0], [0.3, -0.5]], [[0.9, 0.4], [0.5, 1.0]]]
 
 
 def test_with_the_exact_posterior_every_draw_gives_the_likelihood(backend: str) -> None:
-    """Latents of one dimension, whose posterior factorises: -ln p(x) whatever is drawn."""
+    """For latents of one dimension, the posterior factorises: every draw gives -ln p(x)."""
     chain = Linear(LINE)
     x0 = ops.randn((6, 3), seed=0, dtype=torch.float64)
     total = sum(chain.terms(x0, seed=1).values())
@@ -177,9 +87,7 @@ def test_with_the_exact_posterior_every_draw_gives_the_likelihood(backend: str) 
     ("maps", "widen"), [(LINE, 0.7), (PLANE, 0.0), (PLANE, -0.4)], ids=["wide", "plane", "narrow"]
 )
 def test_with_another_posterior_the_gap_is_its_kl(maps: list, widen: float) -> None:
-    """E[sum] + ln p(x) = KL(q(z_1:L|x) ‖ p(z_1:L|x)), which adds over the levels (Luo 2022, eq.
-    15).
-    """
+    """E[sum] + ln p(x) = KL(q(z_1:L|x) ‖ p(z_1:L|x)), a sum over the levels (Luo 2022, eq. 15)."""
     chain, n = Linear(maps, widen), 40_000
     x0 = ops.randn((1, 3), seed=3, dtype=torch.float64)
     value = sum(chain.terms(x0.expand(n, 3), seed=1).values()) + chain.log_p(x0)
@@ -227,9 +135,7 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_as_a_system(name: str) -> None:
-    """Rebuilt from JSON it is itself; loss, bound and samples are functions of (seed, step, ids),
-    alone as in company.
-    """
+    """JSON rebuilds a system; loss, bound and samples are functions of (seed, step, ids)."""
     torch.manual_seed(0)
     make, shape = MODELS[name]
     model = make()
@@ -263,9 +169,7 @@ def test_as_a_system(name: str) -> None:
 
 
 def test_the_terms_are_the_likelihood_and_the_levels_kls(images: Tensor) -> None:
-    """Against torch.distributions at the same draws; the importance-weighted bound is not above the
-    ELBO's cost.
-    """
+    """The terms equal those of torch.distributions at the same draws; -IWAE is at most -ELBO."""
     model = small().double()
     x0 = images.double()
     drawn = model.descend(model.features(x0), seed=4)
@@ -277,7 +181,7 @@ def test_the_terms_are_the_likelihood_and_the_levels_kls(images: Tensor) -> None
         torch.testing.assert_close(bound[f"kl_{i + 1}"], kl, rtol=1e-10, atol=1e-10)
         assert kl.min() > 0 and drawn.z[i].shape == q.mean.shape
     assert not drawn.p[2].mean.any() and not drawn.p[2].logvar.any(), "N(0, I) at the top"
-    assert drawn.p[0].mean.any(), "the prior of a lower level knows those above it"
+    assert drawn.p[0].mean.any(), "the prior of a lower level depends on the levels above it"
     with torch.no_grad():
         many = model.bound(x0, seed=4, samples=8, importance=True)
     log_w = []
@@ -294,7 +198,7 @@ def test_the_terms_are_the_likelihood_and_the_levels_kls(images: Tensor) -> None
 
 
 def test_a_lower_level_s_posterior_depends_on_the_draw_above(images: Tensor) -> None:
-    """q(z_l|z_>l, x): with another z_3 and the same x, z_1's posterior moves."""
+    """q(z_l|z_>l, x): with another z_3 and the same x, the posterior of z_1 changes."""
     model = small()
     features = model.features(images)
     one, two = model.descend(features, seed=1), model.descend(features, seed=2)
@@ -318,8 +222,8 @@ def test_the_kl_s_weight_rises(images: Tensor) -> None:
 
 
 def test_a_markovian_chain_s_weights_and_warmup() -> None:
-    """The importance-weighted bound of K chains is that of their log-ratios; the warm-up leaves the
-    reconstruction alone.
+    """The importance-weighted bound of K chains follows from their log-ratios; the warm-up does not
+    change the reconstruction.
     """
     torch.manual_seed(0)
     model = MarkovianHVAE((3,), (2, 2), widths=(8,), kl_warmup=10).double()
@@ -341,7 +245,7 @@ def test_a_markovian_chain_s_weights_and_warmup() -> None:
 
 @pytest.mark.parametrize("kind", ["hvae", "markovian"])
 def test_training_comes_near_the_entropy(kind: str) -> None:
-    """Correlated Gaussian data of known entropy; the untrained bound is far above it."""
+    """On correlated Gaussian data, training brings the bound close to the known entropy."""
     torch.manual_seed(0)
     w = torch.tensor([[1.0, 0.0], [0.95, 0.3]])
     x0 = ops.randn((2_048, 2), seed=0) @ w.T
@@ -364,7 +268,7 @@ def test_training_comes_near_the_entropy(kind: str) -> None:
     assert values[1] > entropy - 0.1 and values[1] - entropy < 0.4 * (values[0] - entropy)
 
 
-def test_mistakes_are_told_in_one_sentence(images: Tensor) -> None:
+def test_errors_are_one_sentence(images: Tensor) -> None:
     for call, message in (
         (
             lambda: HVAE((1, 8, 8), ((2, 3),), widths=(4,)),

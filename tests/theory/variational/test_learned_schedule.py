@@ -1,6 +1,4 @@
-"""gamma as a function: monotone, exact ends and slopes; its ends learn by the bound, its path by
-the variance.
-"""
+"""gamma: monotone, with exact end points and slopes; and the gradients that train it."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ STD = 0.5
 
 
 def bent(low: float = -6.0, high: float = 4.0) -> LearnedGamma:
-    """A learned gamma whose path is far from a line."""
+    """Returns a learned gamma with a path far from a line."""
     gamma = LearnedGamma(low, high, hidden=16)
     with torch.no_grad():
         gamma.w3 += torch.linspace(-1.0, 7.0, 16, dtype=torch.float64)
@@ -46,7 +44,7 @@ GAMMAS = {
 
 
 def optimal(z: Tensor, gamma_t: Tensor) -> Tensor:
-    """eps^ of N(0, s²) data, differentiable in gamma."""
+    """Returns the optimal eps^ for N(0, s²) data, differentiable in gamma."""
     alpha, sigma = (v[:, None] for v in point(gamma_t))
     return (sigma * z.double() / (alpha**2 * STD**2 + sigma**2)).to(z.dtype)
 
@@ -70,7 +68,7 @@ def test_gamma_rises_between_its_ends_with_its_slope(name: str) -> None:
 
 
 def test_cosine_is_nichol_and_dhariwal_s_between_its_ends() -> None:
-    """alpha = cos of an angle even in u."""
+    """alpha is the cosine of an angle that is linear in u."""
     gamma = CosineGamma(-6.0, 4.0)
     angles = torch.asin(point(gamma(torch.linspace(0, 1, 6, dtype=torch.float64))[0]).sigma)
     torch.testing.assert_close(angles.diff(), angles.diff()[:1].expand(5), rtol=1e-11, atol=0)
@@ -100,9 +98,7 @@ SCHEDULES.append(Schedule.learned(lambda u: 9 - 15 * u, 40))
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_composed_transitions_are_the_marginal(schedule: Schedule) -> None:
-    """Step by step, and over a random path of timesteps, q(x_t|x_s) composes to q(x_t|x0) (Luo
-    2022, eq. 61–70).
-    """
+    """q(x_t|x_s), composed over all or random timesteps, is q(x_t|x0) (Luo 2022, eq. 61–70)."""
     last = schedule.num_train_timesteps - 1
     some = np.unique(np.random.default_rng(0).integers(0, last, 7))
     for path in (np.arange(-1, last + 1), np.array([-1, *some, last])):
@@ -132,10 +128,10 @@ def test_continuous_times_have_transitions() -> None:
 
 def gradients(gamma: Gamma, loss: Tensor) -> dict[str, Tensor]:
     names = [n for n, _ in gamma.named_parameters()]
-    found = torch.autograd.grad(
+    grads = torch.autograd.grad(
         loss, list(gamma.parameters()), retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, grads, strict=True))
 
 
 def terms(
@@ -156,8 +152,8 @@ def terms(
 def test_the_ends_get_the_gradient_of_the_loss_and_the_path_that_of_its_square(
     backend: str,
 ) -> None:
-    """One graph, two gradients: against the plain loss, and E[loss²]/c by autograd and by central
-    differences.
+    """One backward pass gives two gradients: that of the loss, and that of E[loss²]/c, which is
+    checked by autograd and by central differences.
     """
     gamma, scale = bent(), 3.0
     plain = gradients(gamma, terms(gamma).mean())
@@ -180,8 +176,9 @@ def test_the_ends_get_the_gradient_of_the_loss_and_the_path_that_of_its_square(
 
 
 def test_the_square_s_gradient_is_the_variance_s() -> None:
-    """The mean of the loss does not move with the path, so d E[L²] = d Var L (Kingma et al. 2021,
-    eq. 60).
+    """The mean of the loss does not depend on the path, so d E[L²] = d Var L.
+
+    (Kingma et al. 2021, eq. 60.)
     """
     gamma = bent()
     mean, square = [], []
@@ -191,24 +188,26 @@ def test_the_square_s_gradient_is_the_variance_s() -> None:
         square.append(gradients(gamma, value.square().mean())["w3"])
     mean, square = torch.stack(mean), torch.stack(square)
     error = mean.std(0) / math.sqrt(12)
-    assert (mean.mean(0).abs() < 5 * error).all(), "no gradient of the mean, within its error"
-    # d Var = d E[L²] - 2 E[L]·d E[L], whose second part vanishes
+    assert (mean.mean(0).abs() < 5 * error).all(), "the gradient of the mean is 0 within its error"
+    # d Var = d E[L²] - 2 E[L]·d E[L]; the second term vanishes
     level = terms(gamma, 4_096).mean()
     assert (2 * level * mean.mean(0)).norm() < 0.1 * square.mean(0).norm()
 
 
 def test_the_ends_gradients_are_those_of_the_closed_form() -> None:
-    """d/d gamma_min of ½ ln((1 + s² e^-min)/(1 + s² e^-max)) a dimension, by 5 standard errors."""
+    """d/d gamma_min of ½ ln((1 + s² e^-min)/(1 + s² e^-max)) per dimension, within 5 standard
+    errors.
+    """
     gamma = bent(-4.0, -1.0)
-    found = [
+    estimates = [
         gradients(gamma, terms(gamma, 4_096, seed=seed, scale=1.0).mean()) for seed in range(12)
     ]
     for name, sign in (("gamma_min", -1.0), ("gamma_max", 1.0)):
         power = STD**2 * math.exp(-float(getattr(gamma, name).detach()))
         expected = 4 * sign * 0.5 * power / (1 + power)
-        got = torch.stack([g[name] for g in found])
-        assert abs(got.mean() - expected) < 5 * got.std() / math.sqrt(len(found))
-        assert got.std() / math.sqrt(len(found)) < 0.15 * abs(expected)
+        got = torch.stack([g[name] for g in estimates])
+        assert abs(got.mean() - expected) < 5 * got.std() / math.sqrt(len(estimates))
+        assert got.std() / math.sqrt(len(estimates)) < 0.15 * abs(expected)
 
 
 def test_with_finite_steps_the_path_learns_by_the_bound() -> None:
@@ -220,8 +219,8 @@ def test_with_finite_steps_the_path_learns_by_the_bound() -> None:
 
 
 def test_learning_the_path_lowers_the_variance_and_leaves_the_bound() -> None:
-    """N(0, s²) data: from a line to where the loss is even in u; the mean stays at its closed
-    form.
+    """On N(0, s²) data, a path that starts as a line becomes one with a more even loss over u; the
+    mean keeps its closed form.
     """
     gamma, line = LearnedGamma(-10.0, 6.0, hidden=32), LinearGamma(-10.0, 6.0)
     optimizer = torch.optim.Adam(
@@ -235,8 +234,8 @@ def test_learning_the_path_lowers_the_variance_and_leaves_the_bound() -> None:
     learned, before = (terms(g, 50_000, seed=1).detach() for g in (gamma, line))
     for value in (learned, before):
         assert value.mean().item() == pytest.approx(closed, rel=0.02)
-    assert learned.var() < 0.75 * before.var(), "what is left is the noise's own"
-    # the loss's mean over x0 and eps is even in u
+    assert learned.var() < 0.75 * before.var(), "the rest is the variance of the noise"
+    # the mean of the loss over x0 and eps becomes more even in u
     grid = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
     at, slope = gamma(grid)
     power = STD**2 * torch.exp(-at)
@@ -246,7 +245,9 @@ def test_learning_the_path_lowers_the_variance_and_leaves_the_bound() -> None:
 
 
 def test_vdm_s_loss_routes_the_gradients() -> None:
-    """In bits per dimension: ends by the bound, path by E[L²], L the diffusion part."""
+    """In bits per dimension: the end points get the gradient of the bound, the path that of E[L²],
+    where L is the diffusion loss.
+    """
     torch.manual_seed(0)
     vdm = VDM(shape=[3], likelihood="gaussian", widths=[4], gamma_min=-5.0, gamma_max=3.0)
     with torch.no_grad():
@@ -270,12 +271,12 @@ def test_vdm_s_loss_routes_the_gradients() -> None:
         expected = ends[name] if name.startswith("gamma") else path[name]
         torch.testing.assert_close(
             gradient, expected, rtol=1e-5, atol=1e-8
-        )  # the network's time code is float32
+        )  # the network's time embedding is float32
         assert gradient.abs().max() > 0
     torch.testing.assert_close(vdm.loss(x0, **counter), value + rest)
 
 
-def test_mistakes_are_told_in_one_sentence() -> None:
+def test_errors_are_one_sentence() -> None:
     for call, message in (
         (
             lambda: make("quadratic", -6, 4),

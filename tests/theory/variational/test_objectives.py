@@ -1,6 +1,4 @@
-"""The three objectives: unbiased where they must be, equal where they must be, and trained on data
-of known evidence.
-"""
+"""The three objectives: unbiased estimates, equalities, and training on data of known evidence."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ def test_with_the_exact_posterior_two_of_them_are_the_evidence(backend: str) -> 
 
 
 def test_estimates_of_the_evidence_are_unbiased_before_the_logarithm(backend: str) -> None:
-    """E e^(-objective) = p(x) for both estimators, here with three draws each and a poor
-    encoder.
-    """
+    """E e^(-objective) = p(x) for both estimators, here with three draws and a poor encoder."""
     model, n = ppca(size=2, latent=1), 50_000
     vae = linear_vae(model)
     with torch.no_grad():
@@ -35,7 +31,7 @@ def test_estimates_of_the_evidence_are_unbiased_before_the_logarithm(backend: st
         p = torch.exp(-objective(vae, x, name, samples=3, seed=1).detach())
         assert abs(p.mean() - model.log_prob(x[:1]).exp()) < 5 * p.std() / math.sqrt(n), name
         assert -p.log().mean() > -model.log_prob(x[:1]), (
-            "and by Jensen's inequality above -log p(x) after it"
+            "by Jensen's inequality the objective is above -log p(x)"
         )
 
 
@@ -59,16 +55,14 @@ def test_the_loss_of_a_model_is_its_objective(backend: str) -> None:
     vae = linear_vae(ppca(), objective="prior", samples=4)
     vae.loss(x, seed=2).sum().backward()
     assert all(p.grad is None for p in vae.encoder.parameters()), (
-        "draws of the prior need no encoder"
+        "draws of the prior do not use the encoder"
     )
     assert all((p.grad != 0).any() for p in vae.decoder.parameters())
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_each_trains_a_model_to_its_maximum_likelihood(name: str) -> None:
-    """A linear VAE with learned noise on data of a linear model: its exact log p(x) reaches the
-    maximum's.
-    """
+    """A linear VAE with learned noise reaches the maximum of the exact log p(x) of linear data."""
     data = ppca(size=3, latent=1, std=0.5).sample(400, seed=0)
     best = ProbabilisticPCA.fit(data, 1).log_prob(data).mean()
     torch.manual_seed(0)
@@ -102,8 +96,8 @@ def test_each_trains_a_model_to_its_maximum_likelihood(name: str) -> None:
         optimizer.zero_grad()
         vae.loss(data, seed=0, step=step).mean().backward()
         optimizer.step()
-    short = (best - evidence()).item()
-    assert best - start > 0.5 and 0 <= short < (0.05 if name == "prior" else 0.01), short
+    deficit = (best - evidence()).item()
+    assert best - start > 0.5 and 0 <= deficit < (0.05 if name == "prior" else 0.01), deficit
 
 
 def test_gradient_moments_of_a_known_gradient() -> None:
@@ -129,9 +123,7 @@ def test_gradient_moments_of_a_known_gradient() -> None:
 
 
 def test_the_priors_gradient_is_the_noisiest(backend: str) -> None:
-    """At the maximum, the same number of draws: naive Monte Carlo's spread far above the
-    others'.
-    """
+    """At the maximum and with equal draws, naive Monte Carlo's gradient is much noisier."""
     model = ppca(size=8, latent=4, std=0.4)
     vae, x = linear_vae(model), model.sample(32, seed=0)
     std = {}

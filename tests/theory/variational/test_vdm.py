@@ -1,5 +1,5 @@
-"""The variational diffusion model: its loss against closed forms, discrete and continuous, and as a
-system to train.
+"""The variational diffusion model: its discrete and continuous losses against closed forms, and the
+model as a system.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ LIMIT = 0.5 * (math.log1p(STD**2 * math.exp(-LOW)) - math.log1p(STD**2 * math.ex
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "learned"])
 def test_the_continuous_loss_is_the_same_for_every_path(name: str) -> None:
-    """∫ ½ gamma' E‖eps - eps^‖² du = ½ ln((1 + s² SNR_max)/(1 + s² SNR_min)), to quadrature's 1e-12
-    for three paths.
+    """∫ ½ gamma' E‖eps - eps^‖² du = ½ ln((1 + s² SNR_max)/(1 + s² SNR_min)) for three paths.
+
+    It holds to the quadrature's 1e-12.
     """
     nodes, weights = np.polynomial.legendre.leggauss(400)
     gamma, slope = (v.detach().numpy() for v in paths()[name](torch.tensor(0.5 * (nodes + 1))))
@@ -64,8 +65,9 @@ def test_the_continuous_loss_is_the_same_for_every_path(name: str) -> None:
 
 
 def test_paths_differ_in_the_variance_of_the_estimator(backend: str) -> None:
-    """Equal means by 5 standard errors, unequal variances; at a time the mean is ½ gamma' E‖eps -
-    eps^‖².
+    """Paths have equal means within 5 standard errors and different variances.
+
+    At one time the mean is ½ gamma' E‖eps - eps^‖².
     """
     n, spread = 20_000, {}
     x0 = STD * ops.randn((n, 1), seed=4, dtype=torch.float64)
@@ -88,8 +90,9 @@ def test_paths_differ_in_the_variance_of_the_estimator(backend: str) -> None:
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "learned"])
 def test_the_discrete_loss_is_the_bound_s_terms(name: str, backend: str) -> None:
-    """½ T expm1(gamma_t - gamma_s)‖eps - eps^‖² of the step i is T times the term i of
-    `likelihood.elbo`, per sample.
+    """Step i of the loss is T times term i of `likelihood.elbo`, for every sample.
+
+    It is ½ T expm1(gamma_t - gamma_s)‖eps - eps^‖².
     """
     gamma, steps = paths()[name], 9
     schedule = gamma.schedule(steps + 1)
@@ -142,9 +145,7 @@ def test_every_prediction_type_has_the_same_loss(backend: str) -> None:
 
 
 def test_with_the_optimal_network_the_bound_of_gaussian_data_goes_to_the_entropy() -> None:
-    """reconstruction + diffusion + prior = H + O(SNR_0^-1) + KL(q(z_1) || N(0, 1)), and is never
-    below H.
-    """
+    """reconstruction + diffusion + prior = H + O(SNR_0^-1) + KL(q(z_1) || N(0, 1)) >= H."""
     entropy = 0.5 * math.log(2 * math.pi * math.e * STD**2)
     for low in (0.0, -4.0, -12.0):
         vdm = VDM(
@@ -166,7 +167,7 @@ def test_with_the_optimal_network_the_bound_of_gaussian_data_goes_to_the_entropy
 
 
 def test_the_reconstruction_is_a_distribution_over_levels() -> None:
-    """Σ_k p(k|z_0) = 1, and the drawn value is the op's at z_0/alpha_0 = x0 + e^(gamma_0/2) eps."""
+    """Σ_k p(k|z_0) = 1, and the value is the op's at z_0/alpha_0 = x0 + e^(gamma_0/2) eps."""
     vdm = VDM([2], schedule="linear", gamma_min=-9.0, widths=[4])
     levels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     x0 = levels[[3, 250]][None]
@@ -191,7 +192,7 @@ def images() -> Tensor:
 
 
 def small(**options) -> VDM:
-    """A VDM of 8×8 images whose network says something."""
+    """Returns a VDM of 8×8 images with a network that does not return 0."""
     torch.manual_seed(1)
     vdm = VDM((1, 8, 8), widths=(8, 16), **options)
     with torch.no_grad():
@@ -209,8 +210,8 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("options", SYSTEMS.values(), ids=SYSTEMS)
 def test_as_a_system(options: dict, images: Tensor) -> None:
-    """Rebuilt from JSON it is itself; loss and bound are functions of (seed, step, ids); the terms
-    are finite costs.
+    """The model is rebuilt from JSON; loss and bound are functions of (seed, step, ids); the terms
+    are finite.
     """
     vdm = small(**options)
     again = VDM(**json.loads(json.dumps(vdm.config)))
@@ -239,8 +240,8 @@ def test_as_a_system(options: dict, images: Tensor) -> None:
 
 
 def test_the_loss_is_the_bound_at_one_time_in_bits() -> None:
-    """In mean over steps the loss is the bound per dimension, and the terms hold the scale that
-    sums them.
+    """The mean of the loss over steps is the bound per dimension; the terms include the scale of
+    their sum.
     """
     torch.manual_seed(0)
     vdm = VDM([2], likelihood="gaussian", gamma_min=-6.0, widths=[4]).double()
@@ -261,18 +262,16 @@ def test_the_loss_is_the_bound_at_one_time_in_bits() -> None:
 
 
 def test_the_probability_flow_gives_its_likelihood() -> None:
-    """`for_likelihood` on N(0, s²) data with the optimal network: the closed form of the flow's end
-    points.
-    """
+    """For N(0, s²) data and the optimal network, `for_likelihood` gives the flow's closed form."""
     torch.manual_seed(0)
     vdm = VDM(
         [2], likelihood="gaussian", schedule="linear", gamma_min=-9.0, gamma_max=6.0, widths=[4]
     )
     vdm.predict = lambda z, g, y=None: Optimal("v")(z, g)  # type: ignore[method-assign]
     x0 = STD * ops.randn((3, 2), seed=1, dtype=torch.float64)
-    given = vdm.for_likelihood()
-    assert given["dequantization"] is None and given["schedule"].num_train_timesteps == 1000
-    got = nll(x=x0, divergence="exact", rtol=1e-7, atol=1e-7, **given).nats
+    arguments = vdm.for_likelihood()
+    assert arguments["dequantization"] is None and arguments["schedule"].num_train_timesteps == 1000
+    got = nll(x=x0, divergence="exact", rtol=1e-7, atol=1e-7, **arguments).nats
     rho = math.exp(-4.5)
     variance = STD**2 + rho**2
     expected = 0.5 * (x0.square() / variance + math.log(2 * math.pi * variance)).sum(1)
@@ -281,26 +280,26 @@ def test_the_probability_flow_gives_its_likelihood() -> None:
 
 def test_labels_and_their_dropout(images: Tensor) -> None:
     vdm = small(num_classes=3, label_dropout=0.5)
-    seen = []
+    passed = []
     vdm.network.register_forward_hook(
-        lambda module, inputs, kwargs, out: seen.append(kwargs.get("y")), with_kwargs=True
+        lambda module, inputs, kwargs, out: passed.append(kwargs.get("y")), with_kwargs=True
     )
     many, labels = images.repeat(20, 1, 1, 1), torch.arange(120) % 3
     vdm.loss(many, labels, seed=0)
-    dropped = seen[0] == 3
-    assert 0.3 < dropped.float().mean() < 0.7 and torch.equal(seen[0][~dropped], labels[~dropped])
+    dropped = passed[0] == 3
+    assert 0.3 < dropped.float().mean() < 0.7 and torch.equal(passed[0][~dropped], labels[~dropped])
     vdm.bound(images, torch.tensor([0, 1, 2, 0, 1, 2]), seed=0, times=1)
-    assert seen[1].tolist() == [0, 1, 2, 0, 1, 2], "never dropped in evaluation"
+    assert passed[1].tolist() == [0, 1, 2, 0, 1, 2], "never dropped in evaluation"
     vdm.bound(images, seed=0, times=1)
-    assert seen[2] is None
+    assert passed[2] is None
 
 
-def test_the_network_is_told_gamma_and_sees_fourier_features(images: Tensor) -> None:
+def test_the_network_time_is_gamma_and_the_input_has_fourier_features(images: Tensor) -> None:
     vdm = small(fourier=(5, 6), gamma_min=-10.0, gamma_max=4.0)
-    seen = []
-    vdm.network.register_forward_hook(lambda module, inputs, out: seen.append(inputs))
+    passed = []
+    vdm.network.register_forward_hook(lambda module, inputs, out: passed.append(inputs))
     vdm.predict(images, torch.linspace(-10, 4, 6, dtype=torch.float64))
-    x, t = seen[0]
+    x, t = passed[0]
     assert x.shape == (6, 5, 8, 8) and t.tolist() == pytest.approx(
         [0, 200, 400, 600, 800, 1000], abs=1e-3
     )
@@ -308,11 +307,13 @@ def test_the_network_is_told_gamma_and_sees_fourier_features(images: Tensor) -> 
     with torch.no_grad():
         vdm.gamma.gamma_min += 1.0
     vdm.predict(images, torch.full((6,), 4.0, dtype=torch.float64))
-    assert seen[1][1].tolist() == pytest.approx([1000] * 6), "the scale stays where training began"
+    assert passed[1][1].tolist() == pytest.approx([1000] * 6), (
+        "the time scale is that of the initial end points"
+    )
 
 
 def test_it_samples_and_has_a_bound_by_its_schedule(images: Tensor) -> None:
-    """`for_sampler` hands its network, which is told gamma, to Sampler and to likelihood.elbo."""
+    """The network of `for_sampler`, whose time is gamma, works in Sampler and likelihood.elbo."""
     vdm = small()
     network, schedule, settings = vdm.for_sampler(50)
     assert (schedule.log_snr[0], schedule.log_snr[-1]) == (pytest.approx(13.3), pytest.approx(-5.0))
@@ -344,9 +345,7 @@ def test_it_samples_and_has_a_bound_by_its_schedule(images: Tensor) -> None:
 
 
 def test_training_lowers_the_bound_and_moves_an_end() -> None:
-    """Two narrow bumps on the line, of known entropy: eighty steps go more than half the way
-    there.
-    """
+    """On two narrow bumps of known entropy, eighty steps close more than half of the gap."""
     torch.manual_seed(0)
     vdm = VDM([1], likelihood="gaussian", gamma_min=-5.0, gamma_max=3.0, widths=[8])
     signs = torch.sign(ops.randn((2_048, 1), seed=0))
@@ -364,10 +363,10 @@ def test_training_lowers_the_bound_and_moves_an_end() -> None:
         vdm.loss(x0[ids], seed=0, sample_ids=ids, step=step).mean().backward()
         optimizer.step()
     assert bits[0] - bits[1] > 0.5 * (bits[0] - entropy) and bits[1] > entropy - 0.05
-    assert vdm.gamma.gamma_min < -5.2, "data this narrow want less noise at that end"
+    assert vdm.gamma.gamma_min < -5.2, "for such narrow data the optimal gamma_min is lower"
 
 
-def test_mistakes_are_told_in_one_sentence() -> None:
+def test_errors_are_one_sentence() -> None:
     for options, message in (
         (
             {"likelihood": "laplace"},

@@ -1,4 +1,4 @@
-"""Weights of noise levels, the objectives made of them, and the times at which they are taken."""
+"""Weights of noise levels, the objectives built from them, and the sampling of times."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ ALPHA, SIGMA = torch.sigmoid(LOG_SNR).sqrt(), torch.sigmoid(-LOG_SNR).sqrt()
 
 @pytest.mark.parametrize("kind", prediction.PREDICTION_TYPES)
 def test_errors_of_all_predictions_are_one_error(kind: str) -> None:
-    """‖eps - eps^‖² = output_weight·‖output error‖² for two outputs of each type at the same
-    x_t.
-    """
+    """‖eps - eps^‖² = output_weight·‖output error‖² for two outputs of each type at one x_t."""
     x_t = torch.full_like(ALPHA, 0.3)
     eps = [
         prediction.convert(kind, "epsilon", torch.full_like(ALPHA, v), x_t, ALPHA, SIGMA)
@@ -80,7 +78,7 @@ def test_the_losses_are_their_definitions(backend: str) -> None:
     eps = ops.randn((5, 3), seed=9, stream=2, step=4, dtype=torch.float64)
     levels = torch.tensor(schedule.log_snr)[t]
     for kind in ("epsilon", "x0", "v", "score"):
-        model = Gaussian(schedule, kind, 0.4, 0.5)  # not the optimum of these data
+        model = Gaussian(schedule, kind, 0.4, 0.5)  # not the optimal network for these data
         x_t = model.alpha[t, None] * x0 + model.sigma[t, None] * eps
         estimate = Gaussian(schedule, "epsilon", 0.4, 0.5)(x_t, t)
         plain = (eps - estimate).square().mean(1)
@@ -92,8 +90,8 @@ def test_the_losses_are_their_definitions(backend: str) -> None:
 
 
 def test_the_mean_of_l_vlb_is_the_bound() -> None:
-    """Over every timestep once: T·L_t averages to reconstruction and denoising terms in bits per
-    dimension.
+    """The mean of T·L_t over all timesteps is the reconstruction plus the denoising terms, in bits
+    per dimension.
     """
     schedule = Schedule.cosine(8)
     x0 = (
@@ -108,8 +106,9 @@ def test_the_mean_of_l_vlb_is_the_bound() -> None:
 
 
 def test_hybrid_teaches_the_mean_by_l_simple_and_the_variance_by_the_bound(backend: str) -> None:
-    """Gradients: the mean's half has L_simple's, the variance's half share·L_vlb's (Nichol &
-    Dhariwal 2021, section 3.1).
+    """The mean gets the gradient of L_simple, the variance that of share·L_vlb.
+
+    (Nichol & Dhariwal 2021, section 3.1.)
     """
     schedule, t = Schedule.linear(20), torch.tensor([1, 4, 9, 15])
     x0 = ops.randn((4, 2, 3), seed=2, dtype=torch.float64)
@@ -129,8 +128,9 @@ def test_hybrid_teaches_the_mean_by_l_simple_and_the_variance_by_the_bound(backe
 
 
 def test_hybrid_training_finds_the_optimal_variance() -> None:
-    """At one timestep v goes to ln(beta-tilde + c1² mmse), the mean's optimum untouched (Bao et al.
-    2022, theorem 1).
+    """At one timestep v tends to ln(beta-tilde + c1² mmse), with the optimal mean unchanged.
+
+    (Bao et al. 2022, theorem 1.)
     """
     schedule, n = Schedule.linear(50), 1_024
     x0, t = ops.randn((n, 1), seed=0, dtype=torch.float64), torch.full((n,), 20)
@@ -168,7 +168,7 @@ def test_times_are_functions_of_seed_and_step_and_uniform(name: str) -> None:
     assert (count - len(many) / 10).abs().max() < 5 * math.sqrt(len(many) / 10)
 
 
-def test_a_sample_s_own_time_is_the_same_in_any_company() -> None:
+def test_a_sample_s_own_time_does_not_depend_on_its_batch() -> None:
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     u = times.uniform(IDS, seed=3, step=5)
     assert torch.equal(times.uniform(IDS[order], seed=3, step=5), u[order])
@@ -182,15 +182,15 @@ def test_antithetic_pairs_and_strata() -> None:
     u = times.stratified(IDS, seed=3, step=5)
     assert sorted((u * 64).floor().int().tolist()) == list(range(64)), "one in each stratum"
     halves = [times.stratified(IDS[a : a + 32], seed=3, step=5, start=a, total=64) for a in (0, 32)]
-    assert torch.equal(torch.cat(halves), u), "the pieces of a batch make its grid"
-    pieces = [times.antithetic(IDS[a : a + 32], seed=3, step=5, start=a) for a in (0, 32)]
-    assert torch.equal(torch.cat(pieces), times.antithetic(IDS, seed=3, step=5))
+    assert torch.equal(torch.cat(halves), u), "the parts of a batch form its grid"
+    parts = [times.antithetic(IDS[a : a + 32], seed=3, step=5, start=a) for a in (0, 32)]
+    assert torch.equal(torch.cat(parts), times.antithetic(IDS, seed=3, step=5))
     rows = times.spread(4, IDS, seed=1)
     assert ((rows * 4).floor() == torch.arange(4)).all() and len(rows[:, 0].unique()) == 64
 
 
 def test_even_times_estimate_a_mean_with_less_variance() -> None:
-    """Of a smooth function; the pairs cancel what is odd about ½."""
+    """For a smooth function; antithetic pairs cancel its odd part around ½."""
     means = {
         name: torch.stack(
             [torch.exp(times.draw(name, IDS, seed=0, step=s)).mean() for s in range(100)]
@@ -214,7 +214,9 @@ def test_loss_aware_times_are_unbiased_and_follow_the_loss() -> None:
     truth = torch.tensor([8.0, 1.0, 0.5, 0.25, 4.0], dtype=torch.float64)
     aware = times.LossAware(5, history=4)
     grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    assert aware(grid)[1].unique().tolist() == [1.0], "uniform until every time has its history"
+    assert aware(grid)[1].unique().tolist() == [1.0], (
+        "uniform until every timestep has `history` losses"
+    )
     for _ in range(5):
         aware.update(torch.arange(5), truth)
     p = aware.probabilities()
@@ -224,13 +226,13 @@ def test_loss_aware_times_are_unbiased_and_follow_the_loss() -> None:
     assert (weights * truth[t]).mean().item() == pytest.approx(truth.mean().item(), rel=1e-3)
     assert (weights * truth[t]).std() < 0.02 * truth[(grid * 5).long()].std()
     aware.update(torch.tensor([3]), torch.tensor([100.0]))
-    assert aware.losses[3].tolist() == [0.25, 100.0, 0.25, 0.25], "the oldest value goes"
+    assert aware.losses[3].tolist() == [0.25, 100.0, 0.25, 0.25], "the oldest value is replaced"
     again = times.LossAware(5, history=4)
     again.load_state_dict(aware.state_dict())
     assert torch.equal(again.probabilities(), aware.probabilities())
 
 
-def test_mistakes_are_told_in_one_sentence() -> None:
+def test_errors_are_one_sentence() -> None:
     for call, message in (
         (
             lambda: weight("snr", LOG_SNR),
