@@ -11,10 +11,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..sampler import Sampler
+from ..sampling.guidance import conditions
+from ..sampling.model_call import Network
+from ..schedule import Schedule
+
+WHERE = "fastdiff.bench"
 
 # solver: diffusers' class, and the configuration with which it takes the same formula
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -100,36 +106,57 @@ def loop(
     steps: int,
     start: Tensor,
     *,
-    cond: Mapping[str, Any] | None,
-    uncond: Mapping[str, Any] | None,
-    gamma: float,
-    step: Mapping[str, Any],
+    cond: Mapping[str, Any] | None = None,
+    uncond: Mapping[str, Any] | None = None,
+    gamma: float = 1.0,
+    step: Mapping[str, Any] | None = None,
+    schedule: Schedule | None = None,
 ) -> Tensor:
     """Returns the state after the scheduler's steps from `start`, noise of standard deviation 1.
 
-    cond, uncond: the network's keyword arguments for the halves of classifier-free guidance of
-        strength gamma; 1 calls with cond alone, 0 with uncond alone.
-    step: further arguments of the scheduler's step.
+    Args:
+        network: called as (x, t, **cond), in its own dtype (fastdiff.sampling.model_call).
+        start: [B, …], in the dtype of the state.
+        cond, uncond: the network's keyword arguments for the halves of classifier-free guidance of
+            strength gamma; 1 calls with cond alone, 0 with uncond alone.
+        step: further arguments of the scheduler's step.
+        schedule: of a network that defines its own time.
     """
+    call = Network(network, where=WHERE)
+    learned = str(scheduler.config.get("variance_type")).startswith("learned")
     both = gamma not in (0.0, 1.0)
-    arguments = dict((uncond if gamma == 0.0 else cond) or {})
-    if both:
-        arguments = {k: _joined((uncond or {}).get(k), v) for k, v in (cond or {}).items()}
+    if gamma == 0.0:
+        cond = uncond
+    halves = conditions(cond, uncond, len(start), start.device, both=both, where=WHERE)
+    arguments = {**halves.shared, **halves.cond}
+    if both:  # diffusers' order: the unconditional half first
+        joined = {k: torch.cat([halves.uncond[k], v]) for k, v in halves.cond.items()}
+        arguments = {**halves.shared, **joined}
     scheduler.set_timesteps(steps, device=start.device)
-    x = start * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        network_input = scheduler.scale_model_input(torch.cat([x, x]) if both else x, t)
-        out = network(network_input, t.expand(len(network_input)), **arguments)
-        out = getattr(out, "sample", out)
+    # the flow schedulers have neither
+    x = start * getattr(scheduler, "init_noise_sigma", 1.0)
+    scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
+    times = _times(scheduler.timesteps, network, schedule)
+    for t, time in zip(scheduler.timesteps, times, strict=True):
+        inputs = call.input(scaled(torch.cat([x, x]) if both else x, t))
+        out = call.forward(inputs, time.expand(len(inputs)), arguments, learned=learned)
         if both:
             without, out = out.chunk(2)
             out = without + gamma * (out - without)
-        x = scheduler.step(out, t, x, return_dict=False, **step)[0]
+        x = scheduler.step(out.to(x.dtype), t, x, return_dict=False, **(step or {}))[0]
     return x
 
 
-def _joined(without: Any, value: Any) -> Any:
-    """Returns an argument of both halves, the unconditional one first as diffusers does."""
-    if isinstance(value, Tensor) and isinstance(without, Tensor):
-        return torch.cat([without, value])
-    return value
+def _times(timesteps: Tensor, network: Any, schedule: Schedule | None) -> Tensor:
+    """Returns the network's times at the scheduler's timesteps [n]."""
+    own = getattr(network, "network_time", None)
+    if own is None or schedule is None:
+        return timesteps
+    log_snr = schedule.log_snr
+    points = [
+        schedule.at_log_snr(float(np.interp(t, np.arange(len(log_snr)), log_snr)))
+        if t != int(t)
+        else schedule.at(t)
+        for t in timesteps.tolist()
+    ]
+    return torch.tensor([own(point) for point in points], dtype=torch.float32).to(timesteps.device)

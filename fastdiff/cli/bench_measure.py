@@ -22,7 +22,8 @@ from ..jobs.conditions import Conditions
 from ..jobs.job import DTYPES, find_device
 from ..jobs.models import open_model
 from ..sampler import Sampler
-from ..solvers import SOLVERS
+from ..sampling.model_call import Network, own_dtype
+from ..table import OUTPUTS
 from . import bench_diffusers as diffusers
 from .timing import Arm, interleave, ratio, spread
 
@@ -34,12 +35,23 @@ SAME = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.fl
 AGREES = 1e-2
 
 
-class TimedNetwork(nn.Module):
-    """Calls a network and adds up the seconds that its calls take."""
+class WrappedNetwork(nn.Module):
+    """A network with the attributes that fastdiff.sampling.model_call reads of the wrapped one."""
 
     def __init__(self, network: Any):
         super().__init__()
-        self.network, self.seconds = network, 0.0
+        self.network = network
+        for name in ("network_time", "network_times", "dtype"):
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
+
+
+class TimedNetwork(WrappedNetwork):
+    """Calls a network and adds up the seconds that its calls take."""
+
+    def __init__(self, network: Any):
+        super().__init__(network)
+        self.seconds = 0.0
 
     def _time(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         begin = time.perf_counter()
@@ -63,12 +75,11 @@ class TimedSplitNetwork(TimedNetwork):
         return self._time(self.network.decode, x, condition)
 
 
-class RecordedNetwork(nn.Module):
+class RecordedNetwork(WrappedNetwork):
     """Calls a network and keeps copies of the last call's arguments."""
 
     def __init__(self, network: Any):
-        super().__init__()
-        self.network = network
+        super().__init__(network)
         self.arguments: tuple[Tensor, Tensor, dict[str, Any]] | None = None
 
     def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Any:
@@ -158,7 +169,12 @@ class Bench:
         Returns (the accelerated network, or the plain one where it cannot be accelerated; the row).
         """
         x, t, cond = self.arguments_of_a_call()
-        plain: Arm = lambda: self.network(x, t, **cond)  # noqa: E731
+
+        def call_of(network: Any) -> Arm:
+            called = Network(network, where=diffusers.WHERE)
+            return lambda: called.forward(x, t, cond)
+
+        plain = call_of(self.network)
         missing, arms, checked = None, {"as it is": plain}, "the network itself"
         fast = self.network
         try:
@@ -166,7 +182,8 @@ class Bench:
         except (TypeError, ValueError) as error:
             missing = str(error)
         if missing is None:
-            difference = _difference(_tensor(fast(x, t, **cond)), _tensor(plain()))
+            accelerated = call_of(fast)
+            difference = _difference(accelerated(), plain())
             limit = SAME.get(x.dtype, 1e-3)
             if not difference <= limit:
                 raise RuntimeError(
@@ -174,7 +191,7 @@ class Bench:
                     f" relative to its largest output, got {difference:.1e}. Please report the"
                     " model."
                 )
-            arms = {"fastdiff.accelerate": lambda: fast(x, t, **cond), **arms}
+            arms = {"fastdiff.accelerate": accelerated, **arms}
             checked = f"{difference:.1e} from the network as it is"
         row = self.row("network", "network, one call", arms, self.batch, "sample-step", checked)
         if missing is not None:
@@ -220,7 +237,11 @@ class Bench:
 
     def loop_alone(self) -> dict[str, Any]:
         """Measures the loop around a network that costs nothing."""
-        out = torch.randn(self.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
+        batch, channels, *rest = self.shape
+        if (self.plan.column("noise_mode") != 0).any():
+            channels *= 2  # the plan reads a learned variance
+        generator = torch.Generator().manual_seed(1)
+        out = torch.randn(batch, channels, *rest, generator=generator).to(self.device)
         both_halves = torch.cat([out, out])
 
         def constant(x: Tensor, t: Tensor, **cond: Any) -> Tensor:
@@ -262,12 +283,7 @@ class Bench:
             scheduler, step = diffusers.scheduler_of(self.sampler(network), self.name)
         except diffusers.Missing as reason:
             return str(reason)
-        kind = (
-            next((p.dtype for p in network.parameters()), torch.float32)
-            if isinstance(network, nn.Module)
-            else torch.float32
-        )
-        start = self.start.to(kind)
+        start = self.start.to(own_dtype(network, torch.float32))
         return lambda: diffusers.loop(
             scheduler,
             network,
@@ -277,13 +293,13 @@ class Bench:
             uncond=self.uncond,
             gamma=self.gamma,
             step=step,
+            schedule=self.schedule,
         )
 
     @property
     def stochastic(self) -> bool:
         """Whether runs draw noise, so that those of diffusers differ."""
-        found = SOLVERS.get(str(self.plan.info.get("solver")))
-        return bool(self.plan.info.get("eta")) or found is None or found.stochastic
+        return any((self.plan.column(f"{to}.z") != 0).any() for to in OUTPUTS)
 
     def row(
         self, kind: str, what: str, arms: dict[str, Arm], count: int, unit: str, checked: str
@@ -361,10 +377,6 @@ def _moved(half: Mapping[str, Any] | None, device: torch.device) -> dict[str, An
     if half is None:
         return None
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in half.items()}
-
-
-def _tensor(out: Any) -> Tensor:
-    return getattr(out, "sample", out)
 
 
 def _difference(result: Tensor, expected: Tensor) -> float:

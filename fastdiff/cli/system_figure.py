@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .. import images
 from ..data import DataSet, Toy
-from ..prediction import Parametrization
 from ..pretrained.files import write_atomically
 from ..sampler import Sampler
+from ..sampling.model_call import ModelCall
 from ..theory.likelihood import nll
 
 GRID = 72  # points along each axis where a density is computed
@@ -125,14 +125,9 @@ def _field(system: Any, side: list[Tensor], every: int = 5) -> tuple[np.ndarray,
     """
     network, schedule, settings = system.for_sampler()
     level = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
-    kind = settings["prediction_type"]
-    c = (kind if isinstance(kind, Parametrization) else Parametrization(kind)).at(
-        level.alpha, level.sigma
-    )
-    own = getattr(network, "network_time", None)
+    call = ModelCall(network, schedule, settings["prediction_type"], where="fastdiff.train")
+    c = call.parametrization.at(level.alpha, level.sigma)
     points = torch.cartesian_prod(*(s[::every] for s in side))
-    dtype = torch.float32 if own or schedule.continuous else torch.int64
-    t = torch.full((len(points),), (own or schedule.network_time)(level), dtype=dtype)
     x_t = points * level.alpha
-    score = -(c.eps_x * x_t + c.eps_out * network(c.scale * x_t, t))
+    score = -(c.eps_x * x_t + c.eps_out * call(c.scale * x_t, level))
     return (*points.T.numpy(), *score.T.numpy())

@@ -21,6 +21,7 @@ from fastdiff.cli import bench_diffusers, bench_measure, main
 from fastdiff.cli.bench import describe
 from fastdiff.cli.bench_measure import Bench
 from fastdiff.jobs import Model
+from fastdiff.schedule import Time
 
 SHAPE = (3, 8, 8)
 QUICK = ["--batch", "2", "--steps", "3", "--seconds", "0.02", "--device", "cpu", "--threads", "1"]
@@ -179,6 +180,59 @@ def test_diffusers_runs_the_same_formula(
     x = ours()
     off = float((theirs() - x).abs().max() / x.abs().max())
     assert off < (0.1 if solver == "pndm" else 2e-3), off
+
+
+@pytest.mark.parametrize("kind", ["DDIM", "learned variance", "flow"])
+def test_a_pipelines_folder_is_compared_with_its_own_scheduler(kind: str, tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from tests.jobs import pipelines
+
+    made = {
+        "DDIM": lambda: pipelines.plain(diffusers.DDIMScheduler()),
+        "learned variance": lambda: pipelines.plain(
+            diffusers.DDPMScheduler(variance_type="learned_range"), learned=True
+        ),
+        "flow": pipelines.three,
+    }[kind]()
+    folder = pipelines.saved(made, tmp_path / "pipeline")
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("a boot\na shirt\n")
+    bench = Bench(
+        folder,
+        batch=2,
+        seconds=0.01,
+        settings={"steps": 3},
+        device="cpu",
+        conditions=str(lines) if kind == "flow" else None,
+    )
+    _, run, loop = bench.rows()
+    assert "us" in run["peers"]["diffusers"] and "us" in loop["peers"]["diffusers"]
+    if kind == "learned variance":
+        assert bench.stochastic and run["checked"] == "finite", "runs of other noise"
+    else:
+        assert not bench.stochastic and run["checked"].startswith("as diffusers' (")
+
+
+class OwnTime(torch.nn.Module):
+    """A network that takes half the timestep as its time."""
+
+    def network_time(self, point: Time) -> float:
+        return point.t / 2
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        assert t.dtype == torch.float32
+        return network(x, t, y) * (1 + t.view(-1, 1, 1, 1) / 1000)
+
+
+def test_a_network_of_its_own_time_gets_it_in_both_loops(
+    factory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers")
+    own = lambda: make(OwnTime())  # noqa: E731
+    monkeypatch.setattr(sys.modules[__name__], "own_time", own, raising=False)
+    _, run, _ = opened("a_users_module:own_time", monkeypatch).rows()
+    assert run["checked"].startswith("as diffusers' (")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff import Schedule
+from fastdiff.cli.bench_diffusers import loop as diffusers_loop
+from fastdiff.cli.bench_diffusers import scheduler_of
 from fastdiff.integrations import k_diffusion
 from fastdiff.sampling.adaptive import dpm_adaptive, dpm_fast, on_tree
 from fastdiff.schedule import Time
@@ -147,6 +149,15 @@ def through(network: Any) -> Tensor:
     return sampler.sample(SHAPE, seed=0, guidance=lambda x0, x, t: x0 * 0.5, through_network=True)
 
 
+def bench(network: Any) -> Tensor:
+    """The loop of diffusers that `fastdiff bench` compares with."""
+    pytest.importorskip("diffusers")
+    sampler = fastdiff.Sampler(Plain(), SCHEDULE, solver="ddim", steps=STEPS, prediction_type="v")
+    scheduler, step = scheduler_of(sampler, "a model")
+    start = noise()
+    return diffusers_loop(scheduler, network, STEPS, start, step=step, schedule=SCHEDULE)
+
+
 def outside(function: Callable[..., Tensor], **options: Any) -> Callable[[Any], Tensor]:
     return lambda network: function(
         network, SCHEDULE, SHAPE, seed=0, prediction_type="v", **options
@@ -264,6 +275,7 @@ DOORS = {
         denoising_between("sample_dpm_adaptive", rtol=10.0, atol=10.0, h_init=1.0),
         _sigma,
     ),
+    "bench": Door("fastdiff.bench", bench),
 }
 
 GOOD: dict[str, Callable[[Door], Any]] = {
