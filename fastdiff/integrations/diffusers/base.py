@@ -176,6 +176,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _step_index(self, value: int | None) -> None:
         self._state.step_index = value
 
+    def _require_steps(self, state: State) -> int:
+        """The number of steps of a run. Raises ValueError before set_timesteps."""
+        if state.num_inference_steps is None:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected set_timesteps before step. Call it"
+                " first."
+            )
+        return state.num_inference_steps
+
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The network's input: the sample itself in variance-preserving space."""
         return sample

@@ -1,4 +1,4 @@
-"""Multistep consistency sampling (Song et al. 2023) under diffusers' name."""
+"""The drop-in of multistep consistency sampling (Song et al. 2023)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .state import State
 
 
 class Boundary(Parametrization):
-    """A network whose x0 is c_skip x + c_out output, so scaled that x0 = x at the lowest level
-    (Song et al. 2023, eq. 5): c_skip = sd²/((sigma - sigma_min)² + sd²), c_out = sd (sigma -
-    sigma_min)/sqrt(sigma² + sd²).
+    """x0 = c_skip x + c_out output, with x0 = x at the lowest level (Song et al. 2023, eq. 5).
+
+    c_skip = sd²/((sigma - sigma_min)² + sd²), c_out = sd (sigma - sigma_min)/sqrt(sigma² + sd²).
     """
 
     lowest: float
@@ -35,13 +35,12 @@ class Boundary(Parametrization):
 
 
 class CMStochasticIterativeScheduler(Indexed):
-    """Multistep consistency sampling (Song et al. 2023, algorithm 1); diffusers'
-    `CMStochasticIterativeScheduler`.
+    """The drop-in of diffusers' `CMStochasticIterativeScheduler` (Song et al. 2023, algorithm 1).
 
-    Quirks kept: the levels run through all of Karras' num_train_timesteps, from whose grid steps
-        are taken by index; a
-    generator is drawn from on the last of several steps too, where nothing is added; timesteps are
-    250 ln sigma.
+    Quirks:
+    - The grid is chosen by index from all num_train_timesteps levels of Karras et al.
+    - A draw is taken from the generator on the last of several steps too, where nothing is added.
+    - Timesteps are 250 ln sigma.
     """
 
     _compatibles: list[str] = []
@@ -67,7 +66,7 @@ class CMStochasticIterativeScheduler(Indexed):
 
     @property
     def sigmas(self) -> Tensor:
-        """The grid's levels, after set_timesteps with the one the last step goes to, on the CPU."""
+        """The grid's levels on the CPU, after set_timesteps with the one the last step goes to."""
         sigmas = self._state.sigmas
         assert sigmas is not None
         return sigmas
@@ -77,9 +76,7 @@ class CMStochasticIterativeScheduler(Indexed):
         return bool(self._state.extra.get("custom"))
 
     def _levels(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Karras' levels (Karras et al. 2022, eq. 5) at fractions of the way from sigma_max to
-        sigma_min.
-        """
+        """The levels of Karras et al. 2022, eq. 5, at fractions from sigma_max to sigma_min."""
         c = self.config
         high, low = c.sigma_max ** (1 / c.rho), c.sigma_min ** (1 / c.rho)
         return (high + fractions * (low - high)) ** c.rho
@@ -100,8 +97,13 @@ class CMStochasticIterativeScheduler(Indexed):
         steps: int | None,
         custom: bool = False,
     ) -> State:
-        """levels: as the timesteps say them; all_levels: as diffusers rounds them, the last one
-        included.
+        """A state on these levels.
+
+        Args:
+            levels: [n] float64, from which the timesteps are computed.
+            sigmas: what diffusers shows.
+            all_levels: [n + 1] as diffusers rounds them, with the level that the last step goes to.
+            steps, custom: the number of steps that was passed, and whether timesteps were passed.
         """
         timesteps = torch.from_numpy(1000 * 0.25 * np.log(levels + 1e-44))
         times = [tables.exploding(float(i), float(v)) for i, v in enumerate(all_levels)]
@@ -113,16 +115,12 @@ class CMStochasticIterativeScheduler(Indexed):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
-        """num_inference_steps of the num_train_timesteps levels, or those of the given indices,
-        descending.
+        """Sets num_inference_steps of the num_train_timesteps levels, or those of given indices.
 
-        Raises ValueError for both or neither, and for numbers outside these.
+        Given indices descend. Raises ValueError for both or neither, and for other numbers.
         """
         name, total = type(self).__name__, self.config.num_train_timesteps
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(
-                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps."
-            )
+        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         steps = self.num_inference_steps
         if timesteps is not None:
             indices = grids.given(name, total, timesteps)
@@ -132,12 +130,10 @@ class CMStochasticIterativeScheduler(Indexed):
             steps = num_inference_steps
             indices = grids.whole(name, total, steps, "leading")
         levels = self._levels(indices[::-1] / (total - 1))
-        everything = grids.ended(levels, self.config.sigma_min)
-        sigmas = torch.from_numpy(everything)
+        ended = grids.ended(levels, self.config.sigma_min)
+        sigmas = torch.from_numpy(ended)
         self._begin(
-            self._state_of(
-                levels, sigmas, everything, device, steps=steps, custom=timesteps is not None
-            )
+            self._state_of(levels, sigmas, ended, device, steps=steps, custom=timesteps is not None)
         )
 
     def _parametrization(self) -> Parametrization:
@@ -153,9 +149,8 @@ class CMStochasticIterativeScheduler(Indexed):
         for t, s in zip(state.times[start:], state.times[start + 1 :], strict=False):
             x = trace.predict(x, t).x0
             level = min(max(s.sigma, c.sigma_min), c.sigma_max)
-            if level > c.sigma_min * (
-                1.0 + 1e-6
-            ):  # the last level is sigma_min itself, rounded to float32
+            # the last level is sigma_min itself, rounded to float32
+            if level > c.sigma_min * (1.0 + 1e-6):
                 x = x + c.s_noise * sqrt(level**2 - c.sigma_min**2) * trace.noise()
         return x
 

@@ -1,4 +1,4 @@
-"""DDIM and its inversion (Song, Meng & Ermon 2021) under diffusers' names."""
+"""Drop-ins of DDIM, its parallel form and its inversion (Song, Meng & Ermon 2021)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from .vp import VariancePreserving
 
 
 class DDIMScheduler(VariancePreserving):
-    """DDIM (Song et al. 2021, eq. 12 and 16); diffusers' `DDIMScheduler`.
+    """The drop-in of diffusers' `DDIMScheduler` (Song et al. 2021, eq. 12 and 16).
 
-    Quirks kept: the step from t goes to t - T // n whatever the next timestep is, so `linspace` and
-        `trailing` grids are
-    not followed (diffusers #9261); the last step goes to alpha_bar 1, or to that of timestep 0
-    (set_alpha_to_one=False); with eta > 0 a generator is drawn from on the last step too. A
-    timestep off the grid is stepped from alike.
+    Quirks:
+    - The step from t goes to t - T // n whatever the next timestep is, so `linspace` and `trailing`
+      grids are not followed (diffusers #9261).
+    - The last step goes to alpha_bar 1, or to that of timestep 0 with set_alpha_to_one=False.
+    - With eta > 0 a draw is taken from the generator on the last step too.
+
+    A step from a timestep off the grid follows the same rule.
     """
 
     final_alpha_cumprod: Tensor
@@ -60,8 +62,9 @@ class DDIMScheduler(VariancePreserving):
         return tables.preserving(0, float(self.final_alpha_cumprod))
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps timesteps in [1, T], spaced as configured. Raises ValueError outside
-        that range.
+        """Sets num_inference_steps timesteps, at most T, spaced as configured.
+
+        Raises ValueError for a number outside [1, T].
         """
         name, c = type(self).__name__, self.config
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
@@ -74,13 +77,9 @@ class DDIMScheduler(VariancePreserving):
         return self.config.steps_offset if self.config.timestep_spacing == "leading" else 0
 
     def _pair(self, state: State, t: float) -> tuple[Time, Time]:
-        """The points a step from timestep t goes between."""
-        if state.num_inference_steps is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
-                " first."
-            )
-        before = int(t) - self.config.num_train_timesteps // state.num_inference_steps
+        """The points where a step from timestep t begins and ends."""
+        steps = self._require_steps(state)
+        before = int(t) - self.config.num_train_timesteps // steps
         return self._point(t), self._point(before) if before >= 0 else self._final()
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -110,8 +109,9 @@ class DDIMScheduler(VariancePreserving):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """x_{t - T//n} from the network's output at t; see diffusers. variance_noise is used in a
-        draw's place.
+        """The state at t - T // n from the network's output at t; see diffusers.
+
+        variance_noise replaces a draw from the generator.
         """
         if eta > 0 and variance_noise is not None and generator is not None:
             raise ValueError(
@@ -131,11 +131,10 @@ class DDIMScheduler(VariancePreserving):
 
 
 class DDIMParallelScheduler(DDIMScheduler):
-    """DDIM for ParaDiGMS (Shih et al. 2023), which steps many timesteps at once; diffusers'
-    `DDIMParallelScheduler`.
+    """The drop-in of diffusers' `DDIMParallelScheduler`, DDIM for ParaDiGMS (Shih et al. 2023).
 
-    Quirks kept: those of `DDIMScheduler`; batch_step_no_noise ends at alpha_bar 1 whatever
-        set_alpha_to_one says.
+    Quirks: those of `DDIMScheduler`; batch_step_no_noise ends at alpha_bar 1 whatever
+    set_alpha_to_one says.
     """
 
     _is_ode_scheduler = True
@@ -148,9 +147,7 @@ class DDIMParallelScheduler(DDIMScheduler):
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
     ) -> Tensor:
-        """One deterministic step of each sample from its own timestep: timesteps [B] int64, each in
-        [0, T).
-        """
+        """One deterministic step of every sample from its timestep [B], int64 in [0, T)."""
         if eta != 0:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}."
@@ -169,15 +166,16 @@ class DDIMParallelScheduler(DDIMScheduler):
         def formula(trace: Trace, t: int) -> Linear:
             return self._one(trace, *pair(t), **options)
 
-        return self._everywhere(formula, model_output, timesteps, sample, options)
+        return self._step_each(formula, model_output, timesteps, sample, options)
 
 
 class DDIMInverseScheduler(VariancePreserving):
-    """DDIM towards noise; diffusers' `DDIMInverseScheduler`.
+    """The drop-in of diffusers' `DDIMInverseScheduler`, DDIM towards noise.
 
-    Quirks kept: the output at t is read as if it came from t - T // n, the less noisy point that
-        the step starts from; the
-    first step starts at alpha_bar 1, or at that of timestep 0 (set_alpha_to_one=False).
+    Quirks:
+    - The output at t is read as if it were predicted at t - T // n, the less noisy point where the
+      step begins.
+    - The first step begins at alpha_bar 1, or at that of timestep 0 with set_alpha_to_one=False.
     """
 
     ignore_for_config = ["kwargs"]
@@ -201,9 +199,8 @@ class DDIMInverseScheduler(VariancePreserving):
         rescale_betas_zero_snr: bool = False,
         **kwargs: Any,
     ):
-        self._from_one = kwargs.get(
-            "set_alpha_to_zero", set_alpha_to_one
-        )  # the argument's name of old
+        # set_alpha_to_zero is the argument's old name
+        self._from_one = kwargs.get("set_alpha_to_zero", set_alpha_to_one)
         self._setup()
 
     def _prepare(self) -> None:
@@ -217,7 +214,7 @@ class DDIMInverseScheduler(VariancePreserving):
         return self._point(self.config.num_train_timesteps - 1)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps ascending timesteps, spaced as configured: leading or trailing."""
+        """Sets num_inference_steps ascending timesteps with the spacing leading or trailing."""
         name, c = type(self).__name__, self.config
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
         if c.timestep_spacing == "linspace":
@@ -242,13 +239,8 @@ class DDIMInverseScheduler(VariancePreserving):
         return self._one(trace, state, timestep)
 
     def _one(self, trace: Trace, state: State, timestep: float) -> Linear:
-        if state.num_inference_steps is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
-                " first."
-            )
         total = self.config.num_train_timesteps
-        before = min(int(timestep) - total // state.num_inference_steps, total - 1)
+        before = min(int(timestep) - total // self._require_steps(state), total - 1)
         origin = (
             self._point(before)
             if before >= 0

@@ -1,4 +1,4 @@
-"""DDPM (Ho et al. 2020) under diffusers' names."""
+"""Drop-ins of DDPM and its parallel form (Ho et al. 2020)."""
 
 from __future__ import annotations
 
@@ -28,13 +28,17 @@ VARIANCES = (
 
 
 class DDPMScheduler(VariancePreserving):
-    """DDPM (Ho et al. 2020, eq. 6, 7 and 15; learned_range: Nichol & Dhariwal 2021, eq. 15);
-    diffusers' `DDPMScheduler`.
+    """The drop-in of diffusers' `DDPMScheduler` (Ho et al. 2020, eq. 6, 7 and 15).
 
-    Quirks kept: noise is added wherever t > 0, so also on a last step from a timestep above 0, with
-        a variance held above
-    1e-20; learned takes the network's second half for the variance itself. One not kept:
-    fixed_large_log is fixed_large (diffusers takes the root of a logarithm, which is NaN: #14569).
+    Its learned_range is that of Nichol & Dhariwal 2021, eq. 15.
+
+    Quirks:
+    - Noise is added wherever t > 0, so also in a last step from a timestep above 0, and its
+      variance is at least 1e-20.
+    - With variance_type="learned" the second half of the network's output is the variance itself.
+
+    A defect of diffusers is not reproduced: fixed_large_log is fixed_large here; diffusers takes
+    the root of a logarithm, which is NaN (#14569).
     """
 
     variance_type: str
@@ -76,16 +80,13 @@ class DDPMScheduler(VariancePreserving):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
-        """num_inference_steps timesteps in [1, T], spaced as configured, or the given ones,
-        descending below T.
+        """Sets num_inference_steps timesteps spaced as configured, or the given ones.
 
-        Raises ValueError for both, and for numbers outside these.
+        Given timesteps descend below T. Raises ValueError for both or neither, and for other
+        numbers.
         """
         name, c = type(self).__name__, self.config
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(
-                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps."
-            )
+        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         if timesteps is not None:
             grid = grids.given(name, c.num_train_timesteps, timesteps)
             self._begin(self._visiting(grid, device, steps=self.num_inference_steps, custom=True))
@@ -99,7 +100,7 @@ class DDPMScheduler(VariancePreserving):
         self._begin(self._visiting(grid, device, steps=num_inference_steps))
 
     def previous_timestep(self, timestep: Any) -> int:
-        """The timestep after this one on the grid, -1 after the last."""
+        """The timestep after this one on the grid, -1 after the last one."""
         state = self._state
         index = self._index(state, timestep)
         if index is None:
@@ -127,7 +128,7 @@ class DDPMScheduler(VariancePreserving):
     ) -> Any:
         """The next state from the network's output at a timestep; see diffusers.
 
-        model_output has twice the channels with learned variances.
+        model_output has twice the channels with a learned variance.
         """
         noise = None
         if self.variance_type == "learned":
@@ -150,7 +151,7 @@ class DDPMScheduler(VariancePreserving):
         variance: Tensor,
         generator: Generators,
     ) -> Tensor | None:
-        """Noise of the variance that the network says."""
+        """Noise with the variance that the network predicts, or None at timestep 0."""
         state = self._state
         index = self._index(state, timestep)
         if index is None or state.host[index] <= 0:
@@ -169,11 +170,10 @@ class DDPMScheduler(VariancePreserving):
 
 
 class DDPMParallelScheduler(DDPMScheduler):
-    """DDPM for ParaDiGMS (Shih et al. 2023), which steps many timesteps at once; diffusers'
-    `DDPMParallelScheduler`.
+    """The drop-in of diffusers' `DDPMParallelScheduler`, DDPM for ParaDiGMS (Shih et al. 2023).
 
-    Quirks kept: those of `DDPMScheduler`; batch_step_no_noise goes from t to t - T // n whatever
-        the grid is.
+    Quirks: those of `DDPMScheduler`; batch_step_no_noise goes from t to t - T // n whatever the
+    grid is.
     """
 
     _is_ode_scheduler = False
@@ -181,9 +181,7 @@ class DDPMParallelScheduler(DDPMScheduler):
     def batch_step_no_noise(
         self, model_output: Tensor, timesteps: Tensor, sample: Tensor
     ) -> Tensor:
-        """The posterior mean of each sample from its own timestep: timesteps [B] int64, each in [0,
-        T).
-        """
+        """The posterior mean of every sample from its timestep [B], int64 in [0, T)."""
         total = self.config.num_train_timesteps
         ratio = total // (self.num_inference_steps or total)
         if model_output.shape[1] == 2 * sample.shape[1]:
@@ -193,4 +191,4 @@ class DDPMParallelScheduler(DDPMScheduler):
             goal = self._point(t - ratio) if t >= ratio else CLEAN
             return ddpm(trace, self._point(t), goal, variance_type=self.variance_type, draws=False)
 
-        return self._everywhere(formula, model_output, timesteps, sample, {})
+        return self._step_each(formula, model_output, timesteps, sample, {})

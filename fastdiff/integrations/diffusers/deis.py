@@ -1,4 +1,4 @@
-"""DEIS (Zhang & Chen 2023) under diffusers' name."""
+"""The drop-in of DEIS (Zhang & Chen 2023)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from .integrators import Integrator, Rederived
 
 
 class DEISMultistepScheduler(Integrator):
-    """Multistep DEIS, eps interpolated in ln rho (Zhang & Chen 2023, eq. 15); diffusers'
-    `DEISMultistepScheduler`.
+    """The drop-in of diffusers' `DEISMultistepScheduler` (Zhang & Chen 2023, eq. 15, in ln rho).
 
-    Quirks kept: the grid ends in the first training level and not in clean data, or, respaced, in
-        its last level twice, so
-    that the last step is nothing; lower_order_final counts only below 15 steps; v- and flow
-    predictions are read as if in the other space where use_flow_sigmas says otherwise. Equal
-    timesteps, NaN in diffusers, make a step of nothing.
+    Quirks:
+    - The grid ends in the first training level, not in clean data. A respaced grid has its last
+      level twice, so its last step changes nothing.
+    - lower_order_final counts only below 15 steps.
+    - v- and flow predictions are read as if in the other space where use_flow_sigmas says
+      otherwise.
+
+    A step between equal timesteps, NaN in diffusers, changes nothing.
     """
 
     _repeats_last = True
-    _strange = Rederived
+    _misread = Rederived
 
     @register_to_config
     def __init__(
@@ -59,8 +61,9 @@ class DEISMultistepScheduler(Integrator):
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, mu: float | None = None
     ) -> None:
-        """num_inference_steps timesteps, spaced as configured. mu: the logarithm of a flow's shift,
-        for this grid.
+        """Sets num_inference_steps timesteps, spaced as configured.
+
+        mu: the logarithm of a flow's shift, for this grid.
         """
         self._shift(mu)
         visited = self._spaced(num_inference_steps, self.config.num_train_timesteps)

@@ -1,6 +1,4 @@
-"""Samplers of distilled networks, LCM (Luo et al. 2023) and TCD (Zheng et al. 2024), under
-diffusers' names.
-"""
+"""Drop-ins for distilled networks: LCM (Luo et al. 2023) and TCD (Zheng et al. 2024)."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ class TCDOutput(BaseOutput):
 
 
 class Distilled(VariancePreserving, Indexed):
-    """Schedulers that visit a few of the timesteps which the network was distilled at."""
+    """A scheduler that visits some of the timesteps at which the network was distilled."""
 
     _compatibles: list[str] = []
     _returns_x0 = False
@@ -76,8 +74,9 @@ class Distilled(VariancePreserving, Indexed):
         raise NotImplementedError
 
     def _end(self, last: int, *, whole: bool) -> Time:
-        """Where the step from the last timestep goes; whole: the grid has not been cut by
-        strength.
+        """The point that the step from the last timestep goes to.
+
+        whole: whether the grid is complete, that is, not shortened by strength.
         """
         raise NotImplementedError
 
@@ -100,18 +99,18 @@ class Distilled(VariancePreserving, Indexed):
         timesteps: Any = None,
         strength: float = 1.0,
     ) -> None:
-        """num_inference_steps of the original_inference_steps timesteps of the distillation, or the
-        given ones, descending.
+        """Sets num_inference_steps of the distillation's timesteps, or the given ones, descending.
 
-        strength: the fraction of the distillation's timesteps, or of the given ones, that is left
-            (image to image).
-        Raises ValueError for both or neither, and for more steps than there are.
+        The distillation has original_inference_steps timesteps.
+
+        Args:
+            strength: the fraction of the distillation's or of the given timesteps that is used
+                (image to image).
+
+        Raises ValueError for both or neither, and for more steps than there are timesteps.
         """
         name, c = type(self).__name__, self.config
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(
-                f"fastdiff.{name}.set_timesteps: expected one of num_inference_steps and timesteps."
-            )
+        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         available = self._distilled(original_inference_steps, strength)
         if timesteps is not None:
             grid = grids.given(name, c.num_train_timesteps, timesteps)
@@ -141,13 +140,13 @@ class Distilled(VariancePreserving, Indexed):
         self._begin(state)
 
     def previous_timestep(self, timestep: Any) -> int:
-        """The timestep after this one on the grid, -1 after the last."""
+        """The timestep after this one on the grid, -1 after the last one."""
         state = self._state
         index = self.index_for_timestep(timestep)
         return state.host[index + 1] if index + 1 < len(state.host) else -1
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
-        """What multiplies the shown term in each step's next state."""
+        """For every step, the factor of the returned term in the next state."""
         raise NotImplementedError
 
     def _show(self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]) -> None:
@@ -156,21 +155,15 @@ class Distilled(VariancePreserving, Indexed):
             for operand in ("x", "x0", "out"):
                 table[row, INDEX[f"s1.{operand}"]] = table[row, INDEX[f"x.{operand}"]] / scale
 
-    def _begun(self) -> None:
-        if self.num_inference_steps is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}.step: expected set_timesteps before step. Call it"
-                " first."
-            )
-
 
 class LCMScheduler(Distilled):
-    """Multistep consistency sampling (Luo et al. 2023, eq. 9; Song et al. 2023, algorithm 1);
-    diffusers' `LCMScheduler`.
+    """The drop-in of diffusers' `LCMScheduler` (Luo et al. 2023, eq. 9).
 
-    Quirks kept: with timesteps and strength < 1 the last step adds noise of its own level;
-        steps_offset,
-    timestep_spacing and set_alpha_to_one do nothing.
+    It is multistep consistency sampling (Song et al. 2023, algorithm 1).
+
+    Quirks:
+    - With timesteps and strength < 1 the last step adds noise of its own level.
+    - steps_offset, timestep_spacing and set_alpha_to_one have no effect.
     """
 
     _output = LCMOutput
@@ -220,24 +213,23 @@ class LCMScheduler(Distilled):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        """(next state, consistency function) from the network's output at one of the timesteps; see
-        diffusers.
-        """
-        self._begun()
+        """Returns (next state, consistency function) from the network's output at a timestep."""
+        self._require_steps(self._state)
         return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict
         )
 
 
 class TCDScheduler(Distilled):
-    """Trajectory consistency sampling (Zheng et al. 2024, algorithm 4, eq. 20); diffusers'
-    `TCDScheduler`.
+    """The drop-in of diffusers' `TCDScheduler` (Zheng et al. 2024, algorithm 4, eq. 20).
 
-    Quirks kept: the last step goes to timestep 0, not to clean data; (1 - eta) s is rounded down in
-        float32; x0 is never
-    clipped or thresholded; an original_inference_steps passed to set_timesteps makes every timestep
-    of training available but still bounds num_inference_steps; with timesteps and strength < 1 a
-    generator is drawn from on the last step too.
+    Quirks:
+    - The last step goes to timestep 0, not to clean data.
+    - (1 - eta) s is rounded down in float32.
+    - x0 is never clipped or thresholded.
+    - An original_inference_steps passed to set_timesteps makes every training timestep available
+      but still limits num_inference_steps.
+    - With timesteps and strength < 1 a draw is taken from the generator on the last step too.
     """
 
     _output = TCDOutput
@@ -277,7 +269,7 @@ class TCDScheduler(Distilled):
         return self._point(0)
 
     def _down(self, s: Time, eta: float) -> Time:
-        """The point that DDIM steps down to before noise leads up to s."""
+        """The point that DDIM steps down to before noise is added to reach s."""
         return self._point(int(torch.floor((1 - eta) * torch.tensor(int(s.t)))))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -306,10 +298,11 @@ class TCDScheduler(Distilled):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        """(next state, state before its noise) from the network's output at one of the timesteps;
-        eta in [0, 1].
+        """Returns (next state, state before its noise) from the network's output at a timestep.
+
+        eta: in [0, 1].
         """
-        self._begun()
+        self._require_steps(self._state)
         if not 0 <= eta <= 1:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.step: expected eta in [0, 1], got {eta!r}."

@@ -1,4 +1,4 @@
-"""Drop-ins of multistep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b) and its inversion."""
+"""Drop-ins of multistep DPM-Solver(++) and of its inversion (Lu et al. 2022a, 2022b)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .state import State
 
 
 class DPMSolver(Integrator):
-    """What the three share: the algorithms, and which of them draw noise."""
+    """What the DPM-Solver drop-ins share: the algorithms, and which of them draw noise."""
 
     _algorithms: tuple[str, ...] = ALGORITHMS
 
@@ -71,17 +71,20 @@ class DPMSolver(Integrator):
 
 
 class DPMSolverMultistepScheduler(DPMSolver):
-    """DPM-Solver(++) with remembered predictions (Lu et al. 2022b, algorithm 2); diffusers'
-    `DPMSolverMultistepScheduler`.
+    """The drop-in of diffusers' `DPMSolverMultistepScheduler` (Lu et al. 2022b, algorithm 2).
 
-    Quirks kept: order 3 takes the second divided difference for the second derivative, and with
-        sde-dpmsolver++ its
-    weight has -1/2 where the formula has +1/2; noise is drawn in float32 whatever the sample's
-    dtype, on the last step too; lower_order_final counts only below 15 steps; a v-prediction with
-    use_flow_sigmas and a flow prediction without are read as if in the other space; before
-    set_timesteps `sigmas` runs against `timesteps`, so add_noise takes levels mirrored. Two equal
-    timesteps, whose differences are infinite in diffusers, make a step of nothing. mu holds for one
-    grid.
+    Quirks:
+    - Order 3 takes the second divided difference for the second derivative, and with
+      sde-dpmsolver++ its weight has -1/2 where the formula has +1/2.
+    - Noise is drawn in float32 whatever the sample's dtype is, on the last step too.
+    - lower_order_final counts only below 15 steps.
+    - A v-prediction with use_flow_sigmas and a flow prediction without are read as if in the other
+      space.
+    - Before set_timesteps `sigmas` has the opposite order of `timesteps`, so add_noise uses
+      mirrored levels.
+
+    A step between equal timesteps, whose differences are infinite in diffusers, changes nothing. mu
+    applies to one grid.
     """
 
     @register_to_config
@@ -128,8 +131,9 @@ class DPMSolverMultistepScheduler(DPMSolver):
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """One of: a number of steps, or timesteps to visit. mu: the logarithm of a flow's shift,
-        for this grid.
+        """Sets a number of steps, or timesteps to visit.
+
+        mu: the logarithm of a flow's shift, for this grid.
         """
         visited = own_timesteps(self, num_inference_steps, timesteps, "use_lu_lambdas")
         self._shift(mu)
@@ -156,8 +160,9 @@ class DPMSolverMultistepScheduler(DPMSolver):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The next state from the network's output; see diffusers. variance_noise is used in a
-        draw's place.
+        """The next state from the network's output; see diffusers.
+
+        variance_noise replaces a draw from the generator.
         """
         noise = variance_noise if self._stochastic else None
         return self._advance(
@@ -171,14 +176,17 @@ class DPMSolverMultistepScheduler(DPMSolver):
 
 
 class DPMSolverMultistepInverseScheduler(DPMSolver):
-    """The same from data towards noise; diffusers' `DPMSolverMultistepInverseScheduler`.
+    """The drop-in of diffusers' `DPMSolverMultistepInverseScheduler`, from data towards noise.
 
-    Quirks kept: those of the multistep class; repeated timesteps are dropped from `timesteps` but
-        not from `sigmas`, so the
-    steps after them take the levels of their neighbours; respaced levels end in their last one
-    twice, so the last step is nothing; with use_flow_sigmas the grid runs towards data all the
-    same; noise has the network output's dtype. The SDE algorithms, whose steps towards noise are
-    NaN in diffusers, are refused when a step is taken.
+    Quirks, beyond those of the multistep class:
+    - Repeated timesteps are dropped from `timesteps` but not from `sigmas`, so the steps after them
+      use the levels of their neighbours.
+    - Respaced levels have their last one twice, so the last step changes nothing.
+    - With use_flow_sigmas the grid goes towards data all the same.
+    - Noise has the dtype of the network's output.
+
+    The SDE algorithms, whose steps towards noise are NaN in diffusers, are refused when a step is
+    taken.
     """
 
     @register_to_config
@@ -221,9 +229,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
         return state
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
-        """num_inference_steps rising timesteps, spaced as configured, fewer where two would be
-        equal.
-        """
+        """Sets num_inference_steps rising timesteps, fewer where two would be equal."""
         if num_inference_steps is None:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got"
@@ -247,8 +253,9 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
         return super()._integrate(trace, times, start)
 
     def _rising(self, steps: int, last: int) -> Any:
-        """The timesteps of the multistep class upwards: the ones below the noisiest, except for
-        trailing.
+        """The timesteps of the multistep class in rising order, without the noisiest one.
+
+        With the spacing trailing the noisiest one is included.
         """
         c = self.config
         if c.timestep_spacing == "linspace":
@@ -278,8 +285,10 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
 
 
 def own_timesteps(scheduler: Integrator, steps: int | None, timesteps: Any, *further: str) -> Any:
-    """The user's own timesteps as int64, or None. Raises ValueError unless exactly one of both
-    arguments is given, and for timesteps where the levels are respaced.
+    """The user's timesteps as int64, or None.
+
+    Raises ValueError unless exactly one of both arguments is given, and for timesteps where the
+    levels are respaced; `further` names more configuration flags that respace.
     """
     where = f"fastdiff.{type(scheduler).__name__}.set_timesteps"
     if (steps is None) == (timesteps is None):

@@ -1,4 +1,4 @@
-"""DPM-Solver++ on the reverse SDE in two stages (Lu et al. 2022b) under diffusers' name."""
+"""The drop-in of DPM-Solver++ on the reverse SDE in two stages (Lu et al. 2022b)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from .state import State
 
 
 class DPMSolverSDEScheduler(SecondOrder):
-    """Two stages a step, both with noise of one Brownian path over sigma; diffusers'
-    `DPMSolverSDEScheduler`.
+    """The drop-in of diffusers' `DPMSolverSDEScheduler`.
 
-    The noise is fastdiff's, with the distribution of diffusers' Brownian tree: of a step from sigma
-    over its middle to sigma_s the draws of both stages correlate as sqrt((sigma - middle)/(sigma -
-    sigma_s)), and steps are independent. So the distribution agrees and not the numbers; with
-    s_noise=0 the numbers agree.
+    Each step has two stages, both with noise of one Brownian path over sigma. The noise is
+    fastdiff's, with the distribution of diffusers' Brownian tree: in a step from sigma over its
+    middle to sigma_s the draws of both stages have the correlation sqrt((sigma - middle)/(sigma -
+    sigma_s)), and steps are independent. So samples have diffusers' distribution, and with
+    s_noise=0 its numbers.
 
-    Quirks kept: the path's time is sigma, in which the SDE's noise has not the correlation of this
-        path; a generator has no
-    place, noise_sampler_seed (an int, or a list with one for each sample) names the noise, the same
-    after every set_timesteps; timesteps are float64, 2n - 1 for n steps; beta_start and beta_end
-    have defaults of their own; sqrt(sigma_max² + 1) for `leading`. prediction_type="sample", which
-    diffusers refuses, works.
+    Quirks:
+    - The path's time is sigma, although the SDE's noise has another correlation.
+    - There is no generator: noise_sampler_seed, an int or a list of one per sample, determines the
+      noise, which is the same after every set_timesteps.
+    - Timesteps are float64, 2n - 1 for n steps.
+    - beta_start and beta_end have other defaults than in most classes.
+    - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
+
+    prediction_type="sample", which diffusers refuses, works.
     """
 
     @register_to_config
@@ -71,8 +74,8 @@ class DPMSolverSDEScheduler(SecondOrder):
         ).flatten()
         ended = grids.ended(levels, 0.0)
         shown = torch.from_numpy(np.concatenate([ended[:1], ended[1:-1].repeat(2), ended[-1:]]))
-        given = np.stack([np.sqrt(ended[:-2] * ended[1:-1]), ended[1:-1]], axis=1).flatten()
-        scales = [float(np.hypot(v, 1.0)) for v in (*ended[:1], *given)]
+        called = np.stack([np.sqrt(ended[:-2] * ended[1:-1]), ended[1:-1]], axis=1).flatten()
+        scales = [float(np.hypot(v, 1.0)) for v in (*ended[:1], *called)]
         state = self._state_of(
             np.concatenate([visited[:1], between]),
             ended,
@@ -88,7 +91,7 @@ class DPMSolverSDEScheduler(SecondOrder):
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
     ) -> None:
-        """num_inference_steps steps, spaced as configured over num_train_timesteps."""
+        """Sets num_inference_steps steps, spaced as configured over num_train_timesteps."""
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -102,9 +105,7 @@ class DPMSolverSDEScheduler(SecondOrder):
         return_dict: bool = True,
         s_noise: float = 1.0,
     ) -> Any:
-        """The next state or stage from the network's output at one of the timesteps; see
-        diffusers.
-        """
+        """The next state or stage from the network's output at a timestep; see diffusers."""
         seeds, noise = self.config.noise_sampler_seed, None
         if isinstance(seeds, (list, tuple)):
             index = self._index(self._state, timestep)

@@ -18,15 +18,19 @@ _LOG = logging.getLogger("fastdiff")
 
 
 class DPMSolverSinglestepScheduler(DPMSolver):
-    """DPM-Solver(++) in groups of 1 … solver_order calls over the grid itself (Lu et al. 2022b,
-    algorithm 1); diffusers' `DPMSolverSinglestepScheduler`.
+    """The drop-in of diffusers' `DPMSolverSinglestepScheduler` (Lu et al. 2022b, algorithm 1).
 
-    Quirks kept: every call is a displayed step, and the later ones of a group start over from the
-        group's state; the stages
-    lie on the grid and not at fractions of a step; order 3 with `midpoint` leaves out the second
-    difference, and with sde-dpmsolver++ and `heun` its weight has -1/2 for +1/2; each call of a
-    group draws noise of its own; lower_order_final becomes True in the configuration where the
-    steps do not divide by the order or the last level is 0.
+    Steps form groups of 1 … solver_order calls on the grid itself.
+
+    Quirks:
+    - Every call is a displayed step, and the later calls of a group start again from the state
+      where the group began.
+    - The stages are points of the grid, not fractions of a step.
+    - Order 3 with `midpoint` leaves out the second difference; with sde-dpmsolver++ and `heun` its
+      weight has -1/2 for +1/2.
+    - Every call of a group draws noise.
+    - lower_order_final becomes True in the configuration where the steps are no multiple of the
+      order or the last level is 0.
     """
 
     _algorithms = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
@@ -61,8 +65,9 @@ class DPMSolverSinglestepScheduler(DPMSolver):
         self._setup()
 
     def get_order_list(self, num_inference_steps: int) -> list[int]:
-        """The order of each step: 1, 2, … again and again, falling at the end. Raises ValueError
-        above order 3.
+        """The order of each step: 1, 2, … repeatedly, lower at the end.
+
+        Raises ValueError above order 3.
         """
         c, steps = self.config, num_inference_steps
         if c.solver_order not in (1, 2, 3):
@@ -76,7 +81,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
             orders = group * (steps // c.solver_order)
         elif c.solver_order == 1 or rest:
             orders = group * (steps // c.solver_order) + group[:rest]
-        else:  # the last group whole would end in a high order
+        else:  # a complete last group would end in a high order
             orders = group * (steps // c.solver_order - 1) + group[:-1] + [1]
         if c.final_sigmas_type == "zero":
             orders[-1] = 1
@@ -84,7 +89,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
 
     @property
     def order_list(self) -> list[int]:
-        """The orders of the current timesteps' steps."""
+        """The orders of the steps at the current timesteps."""
         return self.get_order_list(len(self._state.host))
 
     def set_timesteps(
@@ -94,8 +99,9 @@ class DPMSolverSinglestepScheduler(DPMSolver):
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """One of: a number of steps, or timesteps to visit. mu: the logarithm of a flow's shift,
-        for this grid.
+        """Sets a number of steps, or timesteps to visit.
+
+        mu: the logarithm of a flow's shift, for this grid.
         """
         visited = own_timesteps(self, num_inference_steps, timesteps)
         self._shift(mu)
@@ -110,7 +116,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
             len(visited) % c.solver_order or c.final_sigmas_type == "zero"
         ):
             _LOG.warning(
-                "fastdiff.%s: lower_order_final is now True, which %d steps of order %d that end at"
+                "fastdiff.%s: lower_order_final is now True, as %d steps of order %d that end at"
                 " %r need.",
                 type(self).__name__,
                 len(visited),

@@ -1,6 +1,4 @@
-"""EDM's preconditioning (Karras et al. 2022, table 1) under diffusers' names: Euler, DPM-Solver++,
-and Stable Audio's.
-"""
+"""Drop-ins with EDM's preconditioning: Euler, DPM-Solver++, Stable Audio's (Karras et al. 2022)."""
 
 from __future__ import annotations
 
@@ -25,9 +23,10 @@ from .state import State
 
 
 class Preconditioned(Indexed):
-    """x0 + sigma eps on levels between sigma_max and sigma_min; the network gets x/sqrt(sigma² +
-    sigma_data²) and returns F in x0 = c_skip x + c_out F, with prediction_type="v_prediction" its
-    negative.
+    """A scheduler of x0 + sigma eps on levels between sigma_max and sigma_min.
+
+    The network gets x/sqrt(sigma² + sigma_data²) and returns F in x0 = c_skip x + c_out F (Karras
+    et al. 2022, table 1), or -F with prediction_type="v_prediction".
     """
 
     _space = "ve"
@@ -52,13 +51,14 @@ class Preconditioned(Indexed):
         return self._parametrization().at(1.0, sigma)
 
     def precondition_inputs(self, sample: Tensor, sigma: Any) -> Tensor:
-        """c_in x, c_in = 1/sqrt(sigma² + sigma_data²); sigma a number or a tensor that broadcasts
-        to x.
+        """c_in x with c_in = 1/sqrt(sigma² + sigma_data²).
+
+        sigma: a number, or a tensor that broadcasts to x.
         """
         return sample / (sigma**2 + self.config.sigma_data**2) ** 0.5
 
     def precondition_noise(self, sigma: Any) -> Tensor:
-        """The network's time of a level, ln(sigma)/4."""
+        """The network's time at a level, ln(sigma)/4."""
         return 0.25 * torch.log(sigma if isinstance(sigma, Tensor) else torch.tensor([sigma]))
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Any) -> Tensor:
@@ -67,8 +67,10 @@ class Preconditioned(Indexed):
         return c.x0_x * sample + c.x0_out * model_output
 
     def _levels(self, ramp: Tensor) -> Tensor:
-        """Levels [n] from sigma_max to sigma_min: Karras' at the places `ramp` in [0, 1], or as
-        many even in ln sigma.
+        """Levels [n] from sigma_max to sigma_min.
+
+        They are those of Karras et al. at the fractions `ramp` in [0, 1], or as many, evenly spaced
+        in ln sigma.
         """
         c = self.config
         if c.sigma_schedule == "exponential":
@@ -92,24 +94,24 @@ class Preconditioned(Indexed):
         return 0.0 if kind == "zero" else float(self.config.sigma_min)
 
     def _on(self, levels: Tensor, last: float, steps: int | None, device: Any = None) -> State:
-        """A state on these levels, `last` being where the last step goes."""
+        """A state on these levels; `last` is the level that the last step goes to."""
         sigmas = torch.cat([levels, torch.tensor([last], dtype=tables.FLOAT)])
-        host = sigmas.tolist()
-        times = [tables.exploding(float(i), v) for i, v in enumerate(host)]
-        scales = [math.hypot(v, self.config.sigma_data) for v in host[:-1]]
+        levels_and_last = sigmas.tolist()
+        times = [tables.exploding(float(i), v) for i, v in enumerate(levels_and_last)]
+        scales = [math.hypot(v, self.config.sigma_data) for v in levels_and_last[:-1]]
         timesteps = self.precondition_noise(levels.to(device))
         return State(timesteps, times, steps=steps, sigmas=sigmas, scales=scales)
 
 
 class EDMEulerScheduler(Preconditioned):
-    """Euler's method with churn (Karras et al. 2022, algorithm 2 without its second-order part);
-    diffusers' `EDMEulerScheduler`.
+    """The drop-in of diffusers' `EDMEulerScheduler` (Karras et al. 2022, algorithm 2).
 
-    Quirks kept: with s_churn the noise is added after the network has seen the state without it,
-        and its output is read at
-    the raised level; `sigmas` of set_timesteps are Karras' places in [0, 1] and not levels; before
-    set_timesteps the grid has num_train_timesteps + 1 levels; init_noise_sigma is sqrt(sigma_max² +
-    1).
+    Quirks:
+    - With s_churn the noise is added after the network was called on the state without it, and its
+      output is read at the raised level.
+    - `sigmas` of set_timesteps are fractions in [0, 1] of Karras' grid, not levels.
+    - Before set_timesteps the grid has num_train_timesteps + 1 levels.
+    - init_noise_sigma is sqrt(sigma_max² + 1).
     """
 
     @register_to_config
@@ -136,7 +138,7 @@ class EDMEulerScheduler(Preconditioned):
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None
     ) -> None:
-        """A number of steps, or Karras' places in [0, 1] of the levels to visit."""
+        """Sets a number of steps, or levels by their fractions in [0, 1] of Karras' grid."""
         if num_inference_steps is None and sigmas is None:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps or"
@@ -150,12 +152,10 @@ class EDMEulerScheduler(Preconditioned):
         self._begin(self._ended(self._levels(ramp), num_inference_steps, device))
 
     def _formula(
-        self, trace: Trace, state: State, start: int, *, given: bool = False, **options: Any
+        self, trace: Trace, state: State, start: int, *, given_x0: bool = False, **options: Any
     ) -> Linear:
-        if given:
-            trace.parametrization = Parametrization(
-                "x0"
-            )  # what comes as the output is the prediction itself
+        if given_x0:
+            trace.parametrization = Parametrization("x0")  # the output is the prediction itself
         times = state.times[: len(state.host) + 1]
         return late_churn(trace, times[start:], len(state.times) - 1, hat=True, **options)
 
@@ -172,13 +172,13 @@ class EDMEulerScheduler(Preconditioned):
         return_dict: bool = True,
         pred_original_sample: Tensor | None = None,
     ) -> Any:
-        """The next state from the network's output at one of the timesteps, or from a prediction of
-        x0 in its place.
+        """The next state from the network's output at a timestep; see diffusers.
+
+        pred_original_sample: a prediction of x0 to use instead of the output.
         """
         self._refuse_whole("step", timestep)
-        given = pred_original_sample is not None
         options = {
-            "given": given,
+            "given_x0": pred_original_sample is not None,
             "s_churn": s_churn,
             "s_tmin": s_tmin,
             "s_tmax": s_tmax,
@@ -210,7 +210,7 @@ class _Multistep(Preconditioned):
         return self._on(self._levels(ramp), 0.0, None)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
-        """num_inference_steps levels from sigma_max to sigma_min."""
+        """Sets num_inference_steps levels from sigma_max to sigma_min."""
         if num_inference_steps is None:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got"
@@ -227,11 +227,7 @@ class _Multistep(Preconditioned):
         return self._algorithm.startswith("sde")
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        if state.num_inference_steps is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
-                " first."
-            )
+        self._require_steps(state)
         times: list[Time] = state.times[: len(state.host) + 1]
         orders = step_orders(self.config, len(times) - 1)[start:]
         if self._algorithm.startswith("sde") and max(orders) > 2:
@@ -249,13 +245,15 @@ class _Multistep(Preconditioned):
 
 
 class EDMDPMSolverMultistepScheduler(_Multistep):
-    """DPM-Solver++ of order 1 to 3 in sigma (Lu et al. 2022b, algorithm 2); diffusers'
-    `EDMDPMSolverMultistepScheduler`.
+    """The drop-in of diffusers' `EDMDPMSolverMultistepScheduler` (Lu et al. 2022b, algorithm 2).
 
-    Quirks kept: order 3 takes the second divided difference for the second derivative;
-        lower_order_final counts only below
-    15 steps; with sde-dpmsolver++ a generator is drawn from on the last step too; init_noise_sigma
-    is sqrt(sigma_max² + 1). Order 3 with sde-dpmsolver++, which diffusers lacks, is refused.
+    Quirks:
+    - Order 3 takes the second divided difference for the second derivative.
+    - lower_order_final counts only below 15 steps.
+    - With sde-dpmsolver++ a draw is taken from the generator on the last step too.
+    - init_noise_sigma is sqrt(sigma_max² + 1).
+
+    Order 3 with sde-dpmsolver++, which diffusers lacks, is refused.
     """
 
     @register_to_config
@@ -296,14 +294,17 @@ class EDMDPMSolverMultistepScheduler(_Multistep):
 
 
 class CosineDPMSolverMultistepScheduler(_Multistep):
-    """SDE-DPM-Solver++ with the network's time (2/pi) atan(sigma), as Stable Audio uses it;
-    diffusers' `CosineDPMSolverMultistepScheduler`.
+    """The drop-in of diffusers' `CosineDPMSolverMultistepScheduler`, as Stable Audio uses it.
 
-    Quirks kept: a generator is not drawn from, its initial seed names the noise of the whole run,
-        so the same generator
-    gives the same noise again; lower_order_final counts only below 15 steps. The noise is
-    fastdiff's, with the distribution of diffusers' Brownian tree, whose increments over disjoint
-    steps are independent. Order 3, which diffusers lacks, is refused.
+    It is SDE-DPM-Solver++ with the network time (2/pi) atan(sigma).
+
+    Quirks:
+    - No draw is taken from a generator: its initial seed determines the noise of the whole run, so
+      the same generator gives the same noise again.
+    - lower_order_final counts only below 15 steps.
+
+    The noise is fastdiff's, with the distribution of diffusers' Brownian tree, whose increments
+    over disjoint steps are independent. Order 3, which diffusers lacks, is refused.
     """
 
     @register_to_config
@@ -325,7 +326,7 @@ class CosineDPMSolverMultistepScheduler(_Multistep):
         self._setup()
 
     def precondition_noise(self, sigma: Any) -> Tensor:
-        """The network's time of a level, (2/pi) atan(sigma)."""
+        """The network's time at a level, (2/pi) atan(sigma)."""
         return (sigma if isinstance(sigma, Tensor) else torch.tensor([sigma])).atan() / math.pi * 2
 
     def step(
@@ -350,19 +351,20 @@ class CosineDPMSolverMultistepScheduler(_Multistep):
 
 
 def named_noise(sample: Tensor, seeds: list[int], step: int) -> Tensor:
-    """fastdiff's noise of a step, like the sample, each with a seed of its own, whatever its place
-    in the batch.
+    """fastdiff's noise of a step, like the sample, from one seed per sample.
+
+    A sample's noise depends on its seed alone, not on its position in the batch.
     """
     if len(seeds) != len(sample):
         raise ValueError(
             f"fastdiff: expected a seed for each of {len(sample)} samples, got {len(seeds)}."
         )
-    names = torch.tensor([(s + 2**63) % 2**64 - 2**63 for s in seeds], device=sample.device)
+    signed = torch.tensor([(s + 2**63) % 2**64 - 2**63 for s in seeds], device=sample.device)
     dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
     return ops.randn(
         sample.shape,
-        seed=names,
-        sample_ids=torch.zeros_like(names),
+        seed=signed,
+        sample_ids=torch.zeros_like(signed),
         step=step,
         stream=1,
         dtype=dtype,

@@ -1,6 +1,4 @@
-"""Euler's method in sigma, with churn and ancestral (Karras et al. 2022; Song, Meng & Ermon 2021)
-under diffusers' names.
-"""
+"""Drop-ins of Euler's method in sigma, with churn or ancestral noise (Karras et al. 2022)."""
 
 from __future__ import annotations
 
@@ -20,14 +18,14 @@ from .state import State
 
 
 class EulerDiscreteScheduler(Exploding):
-    """Euler's method on dx/dsigma = (x - x0)/sigma (Karras et al. 2022, algorithm 2); diffusers'
-    `EulerDiscreteScheduler`.
+    """The drop-in of diffusers' `EulerDiscreteScheduler` (Karras et al. 2022, algorithm 2).
 
-    Quirks kept: with s_churn the noise is added after the network has seen the state without it,
-        and a v-prediction is
-    read at the level before the noise (EDM calls the network after); with
-    timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² + 1); zero terminal SNR ends at
-    sigma = 4096; interpolation_type="log_linear" makes a level too many.
+    Quirks:
+    - With s_churn the noise is added after the network was called on the state without it, and a
+      v-prediction is read at the level before the noise. (EDM calls the network afterwards.)
+    - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
+    - A terminal SNR of zero ends at sigma = 4096.
+    - interpolation_type="log_linear" makes one level too many.
     """
 
     @register_to_config
@@ -59,7 +57,7 @@ class EulerDiscreteScheduler(Exploding):
         return self._state_of(self._continuous(timesteps, levels), levels, None, steps=None)
 
     def _continuous(self, timesteps: Any, levels: Any) -> Tensor:
-        """The timesteps, or ln(sigma)/4 for networks trained so (Karras et al. 2022, table 1)."""
+        """The timesteps, or ln(sigma)/4 for networks of that time (Karras et al. 2022, table 1)."""
         if (
             self.config.timestep_type == "continuous"
             and self.config.prediction_type == "v_prediction"
@@ -74,8 +72,9 @@ class EulerDiscreteScheduler(Exploding):
         timesteps: Any = None,
         sigmas: Any = None,
     ) -> None:
-        """One of: a number of steps, timesteps to visit, or levels with the one the last step goes
-        to.
+        """Sets a number of steps, or timesteps to visit, or levels.
+
+        sigmas: [n + 1], with the level that the last step goes to.
         """
         name, c = type(self).__name__, self.config
         if sum(v is not None for v in (num_inference_steps, timesteps, sigmas)) != 1:
@@ -155,8 +154,9 @@ class EulerDiscreteScheduler(Exploding):
         )
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0, alpha_bar read at the index on the grid
-        (diffusers' quirk).
+        """sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0.
+
+        Quirk: alpha_bar is read at the timestep's index on the grid.
         """
         self._refuse_whole("get_velocity", timesteps)
         indices = [self.index_for_timestep(t) for t in timesteps]
@@ -165,11 +165,13 @@ class EulerDiscreteScheduler(Exploding):
 
 
 class EulerAncestralDiscreteScheduler(Exploding):
-    """Ancestral sampling by Euler's method in sigma; diffusers' `EulerAncestralDiscreteScheduler`.
+    """The drop-in of diffusers' `EulerAncestralDiscreteScheduler` (Song, Meng & Ermon 2021).
 
-    Quirks kept: a generator is drawn from on the last step too, where nothing is added;
-        sqrt(sigma_max² + 1) for
-    `leading`. prediction_type="sample", which diffusers refuses, works.
+    Quirks:
+    - A draw is taken from the generator on the last step too, where nothing is added.
+    - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
+
+    prediction_type="sample", which diffusers refuses, works.
     """
 
     @register_to_config
@@ -194,7 +196,7 @@ class EulerAncestralDiscreteScheduler(Exploding):
         )
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps timesteps, spaced as configured."""
+        """Sets num_inference_steps timesteps, spaced as configured."""
         visited, levels = self._levels(num_inference_steps)
         self._begin(
             self._state_of(visited, grids.ended(levels, 0.0), device, steps=num_inference_steps)

@@ -1,5 +1,6 @@
-"""What drop-ins for flow matching share: x = (1 - sigma) x0 + sigma eps, the network giving
-dx/dsigma = eps - x0.
+"""What the drop-ins for flow matching share: x = (1 - sigma) x0 + sigma eps.
+
+The network returns dx/dsigma = eps - x0.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from .state import State
 
 
 class Flow(Indexed):
-    """What the flow-matching drop-ins share: levels of [0, 1], shifted towards noise (Esser et al.
-    2024, eq. 23).
+    """A flow-matching scheduler with levels in [0, 1] and a shift (Esser et al. 2024, eq. 23).
 
     Attributes:
-        sigmas: the grid's levels, after set_timesteps with the one the last step goes to.
+        sigmas: the grid's levels, after set_timesteps with the one that the last step goes to.
         sigma_min, sigma_max: the ends of the shifted training levels.
         shift: of the levels, sigma -> shift sigma / (1 + (shift - 1) sigma).
     """
@@ -72,7 +72,7 @@ class Flow(Indexed):
         return self._shift
 
     def set_shift(self, shift: float) -> None:
-        """The shift of the next set_timesteps."""
+        """Sets the shift that the next set_timesteps uses."""
         self._shift = shift
 
     @property
@@ -82,7 +82,7 @@ class Flow(Indexed):
         return sigmas
 
     def _even(self, steps: int) -> NDArray[Any]:
-        """`steps` levels between the ends of training, not yet shifted (though the ends are)."""
+        """`steps` levels between the (shifted) ends of training, not shifted themselves."""
         total = self.config.num_train_timesteps
         return np.linspace(self.sigma_max * total, self.sigma_min * total, steps) / total
 
@@ -94,9 +94,9 @@ class Flow(Indexed):
 
     @staticmethod
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
-        """diffusers' draw: of the precision the step is computed in."""
-        wide = torch.empty(0, dtype=compute_dtype(sample), device=sample.device)
-        return Indexed._draw(wide, sample, generator)
+        """A draw like diffusers', in the precision in which the step is computed."""
+        like = torch.empty(0, dtype=compute_dtype(sample), device=sample.device)
+        return Indexed._draw(like, sample, generator)
 
     def _drawn(self, like: Tensor, index: int) -> Tensor:
         """fastdiff's noise of a step."""
@@ -110,15 +110,13 @@ class Flow(Indexed):
         )
 
     def _typed(self, result: Any, model_output: Tensor, return_dict: bool) -> Any:
-        """The step's result in the network's precision, which may not be the state's."""
+        """The step's result in the dtype of the network's output, which may not be the state's."""
         values = tuple(v.to(model_output.dtype) for v in result)
         return self._output(*values) if return_dict else values
 
 
 class Shifting(Flow):
-    """Flow matching whose levels are shifted by resolution, stretched, inverted or spaced by other
-    formulas.
-    """
+    """A flow-matching scheduler with levels shifted by resolution, stretched or respaced."""
 
     def _prepare(self) -> None:
         grids.one_kind(type(self).__name__, self.config)
@@ -130,8 +128,9 @@ class Shifting(Flow):
         super()._prepare()
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(1 - sigma) x0 + sigma noise; timestep [B]. In a run it is the level of its beginning,
-        then of its next step.
+        """(1 - sigma) x0 + sigma noise; timestep [B].
+
+        In a run sigma is the level of its first step, and later of its next step.
         """
         if noise is None:
             raise ValueError(
@@ -141,16 +140,15 @@ class Shifting(Flow):
         return self.add_noise(sample, noise, timestep)
 
     def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
-        """w / (w + (1/t - 1)^sigma), w = e^mu or mu as time_shift_type says (Esser et al. 2024, eq.
-        23, with w = shift).
+        """w / (w + (1/t - 1)^sigma), with w = e^mu or mu as time_shift_type says.
+
+        (Esser et al. 2024, eq. 23, where w is the shift.)
         """
         weight = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
         return weight / (weight + (1 / t - 1) ** sigma)
 
     def stretch_shift_to_terminal(self, t: Any) -> Any:
-        """Levels stretched towards 0 or away, so that the last one is the configuration's
-        shift_terminal.
-        """
+        """Levels scaled about 1 so that the last one is the configuration's shift_terminal."""
         rest = 1 - t
         return 1 - rest / (rest[-1] / (1 - self.config.shift_terminal))
 
@@ -162,9 +160,10 @@ class Shifting(Flow):
         mu: float | None = None,
         timesteps: Any = None,
     ) -> None:
-        """A number of steps, or levels in (0, 1] to be shifted, or timesteps, or both of these; mu:
-        the logarithm of the shift (the shift itself for time_shift_type='linear'), needed with
-        use_dynamic_shifting.
+        """Sets a number of steps, or levels in (0, 1] to shift, or timesteps, or both of these.
+
+        mu: the logarithm of the shift (the shift itself with time_shift_type='linear'), required
+        with use_dynamic_shifting.
         """
         name, c = type(self).__name__, self.config
         if c.use_dynamic_shifting and mu is None:
@@ -180,12 +179,12 @@ class Shifting(Flow):
                 f"fastdiff.{name}.set_timesteps: expected num_inference_steps, sigmas or timesteps"
                 f" of one length, got {sorted(lengths)}."
             )
-        steps, own = lengths.pop(), tables.numpy_float()
-        asked = None if timesteps is None else np.array(timesteps).astype(own)
+        steps, dtype = lengths.pop(), tables.numpy_float()
+        passed = None if timesteps is None else np.array(timesteps).astype(dtype)
         if sigmas is not None:
-            levels = np.array(sigmas).astype(own)
+            levels = np.array(sigmas).astype(dtype)
         else:
-            levels = self._even(steps) if asked is None else asked / c.num_train_timesteps
+            levels = self._even(steps) if passed is None else passed / c.num_train_timesteps
         levels = (
             self._shifted(levels)
             if mu is None or not c.use_dynamic_shifting
@@ -199,8 +198,8 @@ class Shifting(Flow):
         if c.invert_sigmas:
             grid = 1.0 - grid
         visited = (
-            torch.from_numpy(asked)
-            if asked is not None and not c.invert_sigmas
+            torch.from_numpy(passed)
+            if passed is not None and not c.invert_sigmas
             else grid * c.num_train_timesteps
         )
         grid = torch.cat([grid, grid.new_full((1,), 1.0 if c.invert_sigmas else 0.0)])

@@ -1,6 +1,4 @@
-"""Euler, Heun and consistency sampling on a flow (Lipman et al. 2023; Esser et al. 2024) under
-diffusers' names.
-"""
+"""Drop-ins of Euler, Heun and consistency sampling on a flow (Lipman et al. 2023)."""
 
 from __future__ import annotations
 
@@ -21,16 +19,18 @@ from .state import State
 
 
 class FlowMatchEulerDiscreteScheduler(Shifting):
-    """Euler's method on the flow (Lipman et al. 2023, eq. 20); diffusers'
-    `FlowMatchEulerDiscreteScheduler`.
+    """The drop-in of diffusers' `FlowMatchEulerDiscreteScheduler` (Lipman et al. 2023, eq. 20).
 
-    Quirks kept: set_timesteps shifts levels between ends that are already shifted, so the lowest is
-        shifted twice, and
-    shifts given sigmas and timesteps too; with invert_sigmas (Mochi) the network's output is taken
-    for minus the velocity by construction of the grid, 0 to 1; with per_token_timesteps the
-    output's sign is the opposite one (callers negate it), each token goes to the next lower level
-    of the grid, and float32 comes back; with stochastic_sampling a generator is drawn from on the
-    last step too, in the state's precision. s_churn, s_tmin, s_tmax and s_noise do nothing.
+    Quirks:
+    - set_timesteps shifts levels between ends that are already shifted, so the lowest one is
+      shifted twice; it shifts sigmas and timesteps that are passed to it, too.
+    - With invert_sigmas (Mochi) the grid goes from 0 to 1, and the network's output counts as minus
+      the velocity.
+    - With per_token_timesteps the output has the opposite sign (callers negate it), every token
+      goes to the next lower level of the grid, and float32 is returned.
+    - With stochastic_sampling a draw is taken from the generator on the last step too, in the
+      state's precision.
+    - s_churn, s_tmin, s_tmax and s_noise have no effect.
     """
 
     @register_to_config
@@ -77,10 +77,9 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
         per_token_timesteps: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """The next state from the network's output at one of the timesteps; see diffusers.
+        """The next state from the network's output at a timestep; see diffusers.
 
-        per_token_timesteps: [B, L] for a sample [B, L, C] whose tokens stand at levels of their
-            own.
+        per_token_timesteps: [B, L] for a sample [B, L, C] with one timestep per token.
         """
         self._refuse_whole("step", timestep)
         if per_token_timesteps is not None:
@@ -101,8 +100,10 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
         timesteps: Tensor,
         generator: Generators,
     ) -> Tensor:
-        """Every token by its own step; as many steps as tokens make no plan, so this runs on
-        torch's operations.
+        """One step of every token from its own level.
+
+        There are as many different steps as tokens, which is no plan, so this uses torch's
+        operations.
         """
         state, grid = self._state, self.sigmas.to(sample.device)
         index = self._index(state, timestep)
@@ -124,13 +125,14 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
 
 
 class FlowMatchHeunDiscreteScheduler(Flow):
-    """Heun's method on the flow, with churn; diffusers' `FlowMatchHeunDiscreteScheduler`.
+    """The drop-in of diffusers' `FlowMatchHeunDiscreteScheduler`, Heun's method with churn.
 
-    Quirks kept: the lowest level is shifted twice; s_churn adds noise after the network has seen
-        the state without it, is
-    divided by 2n - 1 instead of n, and shortens the first slope by sigma over the churned sigma; a
-    generator is drawn from at second halves too, where nothing is added; scale_noise takes one
-    timestep and moves the step's index there.
+    Quirks:
+    - The lowest level is shifted twice.
+    - s_churn adds noise after the network was called on the state without it, is divided by 2n - 1
+      instead of n, and multiplies the first slope by sigma over the churned sigma.
+    - A draw is taken from the generator at second halves too, where nothing is added.
+    - scale_noise takes one timestep and moves the step index there.
     """
 
     order = 2
@@ -141,7 +143,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         self._setup()
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps levels, all but the first visited twice."""
+        """Sets num_inference_steps levels; all but the first are visited twice."""
         levels = self._shifted(self._even(num_inference_steps))
         grid = torch.from_numpy(levels).to(tables.FLOAT)
         timesteps = grid * self.config.num_train_timesteps
@@ -153,18 +155,19 @@ class FlowMatchHeunDiscreteScheduler(Flow):
 
     @property
     def state_in_first_order(self) -> bool:
-        """Whether the next step is the first half of one."""
+        """Whether the next call is the first half of a step."""
         state = self._state
         return state.start is None or state.done is None or (state.done - state.start) % 2 == 1
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
-        """(1 - sigma) x0 + sigma noise at the level of the next step, which is the timestep's
-        before the first.
+        """(1 - sigma) x0 + sigma noise at the level of the next step.
+
+        Before the first step that is the timestep's level.
         """
         state = self._state
         if state.step_index is None:
-            begun = state.begin_index
-            state.step_index = self.index_for_timestep(timestep) if begun is None else begun
+            first = state.begin_index
+            state.step_index = self.index_for_timestep(timestep) if first is None else first
         sigma = self.sigmas[state.step_index].to(sample.device)
         return sigma * noise + (1.0 - sigma) * sample
 
@@ -205,13 +208,14 @@ class FlowMatchHeunDiscreteScheduler(Flow):
 
 
 class FlowMatchLCMScheduler(Shifting):
-    """Multistep consistency sampling on the flow (Song et al. 2023, algorithm 1), optionally
-    growing the picture from step to step; diffusers' `FlowMatchLCMScheduler`.
+    """The drop-in of diffusers' `FlowMatchLCMScheduler` (Song et al. 2023, algorithm 1).
 
-    Quirks kept: those of set_timesteps of `FlowMatchEulerDiscreteScheduler`; a generator is drawn
-        from on the last step
-    too, where nothing is added. scale_factors: one for each step but the last, of the size of the
-        run's first state.
+    It is multistep consistency sampling on the flow, in which the state may grow from step to step.
+
+    Quirks: those of `FlowMatchEulerDiscreteScheduler.set_timesteps`; a draw is taken from the
+    generator on the last step too, where nothing is added.
+
+    scale_factors: one for each step but the last, relative to the size of the run's first state.
     """
 
     @register_to_config
@@ -242,8 +246,9 @@ class FlowMatchLCMScheduler(Shifting):
     def set_scale_factors(
         self, scale_factors: list[float] | None, upscale_mode: str | None
     ) -> None:
-        """How much larger than the first state x0 is made after each step but the last, by torch's
-        interpolate.
+        """Sets how much larger than the first state x0 is made after each step but the last.
+
+        upscale_mode: that of `torch.nn.functional.interpolate`.
         """
         self._scale_factors, self._upscale_mode = scale_factors, upscale_mode
 
@@ -266,17 +271,15 @@ class FlowMatchLCMScheduler(Shifting):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        """The next state, larger where scale_factors say so, from the network's output at one of
-        the timesteps.
-        """
+        """The next state from the network's output; larger where scale_factors say so."""
         self._refuse_whole("step", timestep)
         factors = self._scale_factors if self._upscale_mode else None
         state = self._state
         if factors:
             if len(state.host) != len(factors) + 1:
                 raise ValueError(
-                    f"fastdiff.{type(self).__name__}.step: expected one of scale_factors less than"
-                    f" the {len(state.host)} timesteps, got {len(factors)}. Set as many."
+                    f"fastdiff.{type(self).__name__}.step: expected one scale_factor less than"
+                    f" the {len(state.host)} timesteps, got {len(factors)}. Set that many."
                 )
             index = self._index(state, timestep)
             if state.step_index is None or "size" not in state.extra:
@@ -299,8 +302,9 @@ class FlowMatchLCMScheduler(Shifting):
         size: list[int],
         generator: Generators,
     ) -> Tensor:
-        """x0 made larger, and noise of the next level on it; a step that changes the shape is no
-        row of a plan.
+        """x0 enlarged, with noise of the next level added.
+
+        A step that changes the shape cannot be the row of a plan.
         """
         state = self._state
         (x0,) = self._advance(

@@ -1,9 +1,7 @@
-"""Grids as diffusers rounds them: timesteps by spacing (Lin et al. 2024, table 2), and noise levels
-by formula.
+"""Grids as diffusers rounds them: spaced timesteps (Lin et al. 2024, table 2) and noise levels.
 
-The spacings give timesteps, whole or not; Karras' (Karras et al. 2022, eq. 5), exponential and beta
-levels are spaced in sigma, and the network's timestep is read off the training table by
-interpolation in log sigma.
+Karras' levels (Karras et al. 2022, eq. 5), exponential and beta levels are spaced in sigma, and the
+network's timesteps are found by interpolating the training table in log sigma.
 """
 
 from __future__ import annotations
@@ -24,8 +22,9 @@ _BETA = 0.6
 def spaced(
     where: str, total: int, steps: int, spacing: str, offset: int = 0
 ) -> NDArray[np.float64]:
-    """`steps` descending timesteps of [0, total), for linspace not rounded. Raises ValueError for
-    other spacings.
+    """`steps` descending timesteps of [0, total); those of linspace are not rounded.
+
+    Raises ValueError for another spacing.
     """
     if spacing == "linspace":
         return np.linspace(0, total - 1, steps)[::-1]
@@ -40,15 +39,16 @@ def spaced(
 
 
 def whole(where: str, total: int, steps: int, spacing: str, offset: int = 0) -> NDArray[np.int64]:
-    """The same as integers."""
+    """`spaced`, rounded to integers."""
     return spaced(where, total, steps, spacing, offset).round().astype(np.int64)
 
 
 def without_last(
     where: str, total: int, last: int, steps: int, spacing: str, offset: int = 0
 ) -> NDArray[np.int64]:
-    """`steps` descending timesteps of [0, last): those of steps + 1 without the last one, except
-    for trailing.
+    """`steps` descending timesteps of [0, last), for grids that leave out the last timestep.
+
+    linspace and leading are those of steps + 1 without the last one.
     """
     if spacing == "linspace":
         values: NDArray[Any] = np.linspace(0, last - 1, steps + 1).round()[::-1][:-1]
@@ -65,7 +65,7 @@ def without_last(
 
 
 def given(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
-    """The user's own timesteps. Raises ValueError unless they descend below `total`."""
+    """The user's timesteps. Raises ValueError unless they descend below `total`."""
     values = [int(t) for t in timesteps]
     if (
         any(a <= b for a, b in zip(values, values[1:], strict=False))
@@ -78,8 +78,16 @@ def given(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
     return np.array(values, dtype=np.int64)
 
 
+def exactly_one(where: str, num_inference_steps: Any, timesteps: Any) -> None:
+    """Raises ValueError unless exactly one of both arguments is given."""
+    if (num_inference_steps is None) == (timesteps is None):
+        raise ValueError(
+            f"fastdiff.{where}.set_timesteps: expected one of num_inference_steps and timesteps."
+        )
+
+
 def at_most(where: str, steps: int, total: int) -> None:
-    """Raises ValueError for more steps than training timesteps, or fewer than one."""
+    """Raises ValueError unless 1 <= steps <= total."""
     if not 1 <= steps <= total:
         raise ValueError(
             f"fastdiff.{where}: expected num_inference_steps in [1, {total}], got {steps}."
@@ -89,10 +97,10 @@ def at_most(where: str, steps: int, total: int) -> None:
 def timestep_of(
     sigma: NDArray[Any], log_sigmas: NDArray[Any], *, narrow: bool = False
 ) -> NDArray[Any]:
-    """The timestep of each sigma, linear in log sigma between training timesteps, held at the ends.
+    """The timestep of each sigma, linear in log sigma between training timesteps.
 
-    narrow: in the precision of the levels throughout, as diffusers does where it computes with
-        tensors.
+    Beyond the ends it is the end's. narrow: whether everything is computed in the levels'
+    precision, as diffusers does where it computes with tensors.
     """
     log_sigma = np.log(np.maximum(sigma, 1e-10))
     low = np.clip(np.searchsorted(log_sigmas, log_sigma, side="right") - 1, 0, len(log_sigmas) - 2)
@@ -105,7 +113,7 @@ def timestep_of(
 def kinds(
     config: Mapping[str, Any], names: tuple[str, ...] = ("karras", "exponential", "beta")
 ) -> list[str]:
-    """Which of the sigma spacings the configuration asks for."""
+    """The spacings of sigma that the configuration selects."""
     return [name for name in names if config.get(f"use_{name}_sigmas")]
 
 
@@ -114,7 +122,7 @@ def one_kind(
     config: Mapping[str, Any],
     names: tuple[str, ...] = ("karras", "exponential", "beta"),
 ) -> None:
-    """Raises ValueError for two sigma spacings at once."""
+    """Raises ValueError where the configuration selects two spacings of sigma."""
     if len(kinds(config, names)) > 1:
         raise ValueError(
             f"fastdiff.{where}: expected one spacing of sigmas, got {kinds(config, names)}. Choose"
@@ -125,8 +133,9 @@ def one_kind(
 def respaced(
     kind: str, config: Mapping[str, Any], levels: NDArray[Any], steps: int
 ) -> NDArray[Any]:
-    """`steps` levels from the first to the last of `levels`, or between the configuration's
-    sigma_max and sigma_min.
+    """`steps` levels from the first to the last of `levels`.
+
+    The configuration's sigma_max and sigma_min replace these ends where they are set.
     """
     low, high = config.get("sigma_min"), config.get("sigma_max")
     low = float(levels[-1]) if low is None else low

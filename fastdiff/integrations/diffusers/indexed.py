@@ -1,6 +1,4 @@
-"""Drop-ins that count their steps: diffusers' step_index and begin_index, and forward noising at
-the counted level.
-"""
+"""Drop-ins that count their steps with diffusers' step_index and begin_index."""
 
 from __future__ import annotations
 
@@ -13,14 +11,14 @@ from .base import Scheduler
 
 
 class Counted(Scheduler):
-    """A scheduler that says where it stands.
+    """A scheduler with diffusers' counters.
 
     Attributes:
-        step_index, begin_index: where the next step stands, and where the run began when
-            set_begin_index said so.
+        step_index: the index of the next step; None before the first one.
+        begin_index: the index of the run's first step, if set_begin_index was called.
     """
 
-    _last_for_unknown = False  # whether diffusers takes a timestep off the grid for the last one
+    _last_for_unknown = False  # whether diffusers takes an unknown timestep for the last one
 
     @property
     def step_index(self) -> int | None:
@@ -39,12 +37,13 @@ class Counted(Scheduler):
         self._state.begin_index = value
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """The index of the run's first step, from pipelines that start inside the grid."""
+        """Sets the index of the run's first step; pipelines that start inside the grid call it."""
         self._state.begin_index = begin_index
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
-        """The index of a timestep's value; the second where two are equal, where a run inside the
-        grid begins.
+        """The index of a timestep's value.
+
+        Where two are equal it is the second one, at which a run that starts inside the grid begins.
         """
         host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
         found = [i for i, t in enumerate(host) if t == float(timestep)]
@@ -58,7 +57,7 @@ class Counted(Scheduler):
         return found[1] if len(found) > 1 else found[0]
 
     def _refuse_whole(self, where: str, timestep: Any) -> None:
-        """Raises ValueError for an index in a timestep's place."""
+        """Raises ValueError for an integer, which diffusers takes for an index."""
         whole = isinstance(timestep, int) or (
             isinstance(timestep, Tensor)
             and timestep.dtype in (torch.int32, torch.int64)
@@ -75,14 +74,16 @@ class Indexed(Counted):
     """A scheduler over a table of noise levels.
 
     Attributes:
-        sigmas: the levels of the timesteps and the one the last step goes to, on the CPU.
+        sigmas: the levels of the timesteps and the one that the last step goes to, on the CPU.
     """
 
     def _adopt(
         self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str
     ) -> None:
-        """A value that a sibling class wrote into the configuration becomes ours; raises
-        NotImplementedError for others.
+        """Replaces the value that a configuration has from another scheduler class.
+
+        Values in `others` become `replacement`. Raises NotImplementedError for values not in
+        `known` either.
         """
         value = self.config[key]
         if value in others:
@@ -99,8 +100,9 @@ class Indexed(Counted):
         return sigmas
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample over the level's scale, where the class has scales; a step is not taken by
-        it.
+        """The sample divided by its level's scale, for classes with scales.
+
+        It may be called repeatedly: it does not advance the step.
         """
         state = self._state
         if state.scales is None:
@@ -113,8 +115,9 @@ class Indexed(Counted):
         return sample / state.scales[index]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise; timesteps [B]. In a run it is the level of its beginning, then of
-        its next step.
+        """alpha x0 + sigma noise; timesteps [B].
+
+        In a run the level is that of its first step, and later of its next step.
         """
         state = self._state
         if state.begin_index is None:

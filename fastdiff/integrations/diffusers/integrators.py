@@ -1,9 +1,9 @@
-"""Drop-ins of exponential integrators: grids of rho = sigma/alpha in variance-preserving or flow
-space, whole timesteps.
+"""What the drop-ins of exponential integrators share: their grids and their two spaces.
 
-diffusers keeps one table of `sigmas` for both spaces: rho with alpha = 1/sqrt(1 + rho²), or with
-use_flow_sigmas sigma itself with alpha = 1 - sigma. The network gets the state as it is, and
-timesteps cut to integers.
+Grids are of noise levels at whole timesteps, in variance-preserving or flow space. diffusers keeps
+one table of `sigmas` for both: rho = sigma/alpha with alpha = 1/sqrt(1 + rho²), or with
+use_flow_sigmas sigma itself with alpha = 1 - sigma. The network gets the state unscaled, and
+timesteps truncated to integers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ _PREDICTIONS = ("epsilon", "sample", "v_prediction", "flow_prediction")
 
 
 class Misread(Parametrization):
-    """diffusers' reading of an output in the other space than it was trained in: v in flow space is
-    not divided by alpha² + sigma² (x0 = alpha x - sigma v), and a flow in variance-preserving space
-    is x0 = x - rho u.
+    """An output read in another space than the one it was trained in.
+
+    Quirk: v in flow space is not divided by alpha² + sigma² (x0 = alpha x - sigma v), and a flow in
+    variance-preserving space is x0 = x - rho u.
     """
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
@@ -40,8 +41,9 @@ class Misread(Parametrization):
 
 
 class Rederived(Misread):
-    """The same for a class that keeps eps = (x - alpha x0)/sigma alone, with rho in sigma's place
-    where it read a flow.
+    """The same for a class that keeps only eps = (x - alpha x0)/sigma.
+
+    Quirk: where it reads a flow it takes rho for sigma.
     """
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
@@ -54,8 +56,7 @@ class Rederived(Misread):
 
 
 class Integrator(Indexed, TrainingTables):
-    """What exponential integrators share: tables, spacings of noise levels, and the space they lie
-    in.
+    """A scheduler of an exponential integrator.
 
     Attributes:
         alpha_t, sigma_t, lambda_t: [T] of the training timesteps, on the CPU.
@@ -64,11 +65,10 @@ class Integrator(Indexed, TrainingTables):
     _returns_x0 = False
     _remembers = True
     _last_for_unknown = True
-    _strange: type[Misread] = Misread
+    _misread: type[Misread] = Misread
     _rises = False  # whether respaced levels go towards noise
-    _repeats_last = (
-        False  # whether respaced levels end in their last one, else in what final_sigmas_type says
-    )
+    # whether a respaced grid has its last level twice; otherwise final_sigmas_type chooses the last
+    _repeats_last = False
 
     alpha_t: Tensor
     sigma_t: Tensor
@@ -78,13 +78,15 @@ class Integrator(Indexed, TrainingTables):
         grids.one_kind(type(self).__name__, self.config)
         super()._prepare()
         if self.config.get("rescale_betas_zero_snr"):
-            self.alphas_cumprod[-1] = 2**-24  # else the first level were infinite
+            self.alphas_cumprod[-1] = 2**-24  # the first level would be infinite
         self.alpha_t, self.sigma_t = self.alphas_cumprod.sqrt(), (1 - self.alphas_cumprod).sqrt()
         self.lambda_t = torch.log(self.alpha_t) - torch.log(self.sigma_t)
 
     def _initial(self) -> State:
-        """Every training timestep; `sigmas` then is the training table in its own order, as
-        diffusers leaves it.
+        """Every training timestep.
+
+        Quirk: `sigmas` then is the training table in its own order, opposite to that of
+        `timesteps`.
         """
         shown = np.arange(self.config.num_train_timesteps, dtype=tables.numpy_float())[::-1].copy()
         return State(
@@ -105,7 +107,7 @@ class Integrator(Indexed, TrainingTables):
                 f" got {kind!r}."
             )
         strange = {"flow": "v_prediction", "vp": "flow_prediction"}[self._space]
-        return self._strange(kind) if kind == strange else Parametrization(kind)
+        return self._misread(kind) if kind == strange else Parametrization(kind)
 
     def _time(self, t: float, level: float) -> Time:
         """The point of a level of the table."""
@@ -132,7 +134,7 @@ class Integrator(Indexed, TrainingTables):
 
     def _index(self, state: State, timestep: Any) -> int | None:
         index = super()._index(state, timestep)
-        if index is None:  # diffusers counts steps and never looks at the timestep again
+        if index is None:  # diffusers counts the steps and does not read later timesteps
             index = state.step_index if state.step_index is not None else len(state.host) - 1
         return index
 
@@ -142,7 +144,7 @@ class Integrator(Indexed, TrainingTables):
         return tables.sigmas(self.alphas_cumprod)
 
     def _clipped(self) -> int:
-        """How many of the noisiest timesteps lie below lambda_min_clipped."""
+        """The number of the noisiest timesteps whose lambda is below lambda_min_clipped."""
         return int(
             torch.searchsorted(torch.flip(self.lambda_t, [0]), self.config.lambda_min_clipped)
         )
@@ -162,8 +164,9 @@ class Integrator(Indexed, TrainingTables):
     def _levels(
         self, visited: NDArray[Any], steps: int, mu: float | None = None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(timesteps, levels), not yet ended, of these timesteps or of the configured spacing of
-        sigmas.
+        """(timesteps, levels) [steps] for these timesteps or for the configured spacing of sigmas.
+
+        The level that the last step goes to is not included.
         """
         c, trained = self.config, self._trained()
         kind = self._kind()
@@ -173,16 +176,17 @@ class Integrator(Indexed, TrainingTables):
         if kind is None:
             return visited, np.interp(visited, np.arange(len(trained)), trained)
         if kind == "lu":  # even in lambda (Lu et al. 2022a, section 3.4)
-            least, most = (float(v) for v in np.log(trained[[0, -1]]))
-            levels = np.exp(most + np.linspace(0, 1, steps) * (least - most))
+            low, high = (float(v) for v in np.log(trained[[0, -1]]))
+            levels = np.exp(high + np.linspace(0, 1, steps) * (low - high))
         else:
             levels = grids.respaced(kind, c, trained if self._rises else trained[::-1], steps)
         visited = grids.timestep_of(levels, np.log(trained))
         return (visited.round() if self._rounds(kind) else visited), levels
 
     def _kind(self) -> str | None:
-        """The spacing of sigmas that the configuration asks for, by diffusers' precedence; None for
-        timesteps'.
+        """The configured spacing of sigmas, the first in diffusers' precedence.
+
+        None where levels are those of spaced timesteps.
         """
         flags = (
             "use_karras_sigmas",
@@ -194,16 +198,16 @@ class Integrator(Indexed, TrainingTables):
         return next((flag.split("_")[1] for flag in flags if self.config.get(flag)), None)
 
     def _flow(self, steps: int, shift: float) -> NDArray[Any]:
-        """sigma = shift u/(1 + (shift - 1) u) of `steps` even u, from just below 1."""
+        """sigma = shift u/(1 + (shift - 1) u) for `steps` evenly spaced u, from just below 1."""
         even = 1.0 - np.linspace(1, 1 / self.config.num_train_timesteps, steps + 1)
         return np.flip(shift * even / (1 + (shift - 1) * even))[:-1].copy()
 
     def _rounds(self, kind: str) -> bool:
-        """Whether the timesteps of a spacing are rounded before they are cut to integers."""
+        """Whether the timesteps of a spacing are rounded before they are truncated."""
         return kind == "karras"
 
     def _shift(self, mu: float | None) -> None:
-        """Raises ValueError for a mu that the configuration does not foresee."""
+        """Raises ValueError for a mu that the configuration does not allow."""
         c = self.config
         if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
             raise ValueError(
@@ -212,26 +216,26 @@ class Integrator(Indexed, TrainingTables):
             )
 
     def _last_level(self, levels: NDArray[Any]) -> float:
-        """Where the last step goes."""
+        """The level that the last step goes to."""
         c = self.config
         if self._repeats_last:
-            return float(levels[-1]) if self._kind() else self._least()
+            return float(levels[-1]) if self._kind() else self._lowest()
         if c.final_sigmas_type not in ("zero", "sigma_min"):
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected final_sigmas_type in ['zero',"
                 f" 'sigma_min'], got {c.final_sigmas_type!r}."
             )
-        return 0.0 if c.final_sigmas_type == "zero" else self._least()
+        return 0.0 if c.final_sigmas_type == "zero" else self._lowest()
 
-    def _least(self) -> float:
+    def _lowest(self) -> float:
         return float(self._trained()[0])
 
     def _arrange(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
-        """The run on these timesteps and levels begins."""
+        """Starts a run on these timesteps and levels."""
         self._start(visited, grids.ended(levels, self._last_level(levels)), device)
 
     def _start(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
-        """The same with the last level included."""
+        """Starts a run on these timesteps and levels, the last level included."""
         values = torch.from_numpy(np.ascontiguousarray(visited)).to(
             device=device, dtype=torch.int64
         )
@@ -244,20 +248,17 @@ class Integrator(Indexed, TrainingTables):
     # -- steps
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        if state.num_inference_steps is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
-                " first."
-            )
+        self._require_steps(state)
         return self._integrate(trace, state.times[: len(state.host) + 1], start)
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
-        """The class's formula from times[start] on; the orders of its steps count from times[0]."""
+        """The formula from times[start] on; the orders of its steps count from times[0]."""
         raise NotImplementedError
 
     def _mean(self, model_output: Tensor) -> Tensor:
-        """The part of a network's output that predicts, for networks that predict a variance too:
-        three channels.
+        """The predicting part of a network's output.
+
+        diffusers takes the first three channels of an output with a learned variance.
         """
         c = self.config
         if (

@@ -1,4 +1,4 @@
-"""LMS, Heun and the midpoint rule in ln sigma (Karras et al. 2022) under diffusers' names."""
+"""Drop-ins of LMS, Heun and the midpoint rule in ln sigma (Karras et al. 2022)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .state import State
 
 
 class LMSDiscreteScheduler(Exploding):
-    """Linear multistep of order 1 to 4 on the uneven grid of sigma; diffusers'
-    `LMSDiscreteScheduler`.
+    """The drop-in of diffusers' `LMSDiscreteScheduler`, linear multistep of order 1 to 4.
 
-    Quirks kept: a run that begins inside the grid uses weights of the full order with the
-        derivatives it has; with
-    timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² + 1). The integrals are exact;
-    diffusers' are by quadrature.
+    Quirks:
+    - A run that begins inside the grid uses weights of the full order for the derivatives it has.
+    - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
+
+    The integrals are exact; diffusers computes them by quadrature.
     """
 
     _remembers = True
@@ -57,7 +57,7 @@ class LMSDiscreteScheduler(Exploding):
         return self._state_of(timesteps, grids.ended(levels, 0.0), device, steps=steps)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps timesteps, spaced as configured."""
+        """Sets num_inference_steps timesteps, spaced as configured."""
         self._begin(self._grid(num_inference_steps, device))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -71,8 +71,9 @@ class LMSDiscreteScheduler(Exploding):
         order: int = 4,
         return_dict: bool = True,
     ) -> Any:
-        """The next state from the network's output at one of the timesteps, order in 1 … 4; see
-        diffusers.
+        """The next state from the network's output at a timestep; see diffusers.
+
+        order: in 1 … 4.
         """
         if order not in (1, 2, 3, 4):
             raise ValueError(
@@ -85,8 +86,9 @@ class LMSDiscreteScheduler(Exploding):
 
 
 class SecondOrder(Exploding):
-    """Two network calls a step but the last: interior timesteps stand twice, or with their
-    midpoint.
+    """A scheduler of two network calls per step, except for the last step.
+
+    Interior timesteps are listed twice, or each together with the midpoint before it.
     """
 
     order = 2
@@ -101,19 +103,18 @@ class SecondOrder(Exploding):
         raise NotImplementedError
 
     def _entered(self, state: State, start: int) -> list[Any]:
-        """The grid from a displayed index on; both indices of a doubled timestep enter at that
-        timestep.
-        """
+        """The grid from a displayed index on; both indices of a timestep begin at that timestep."""
         return state.times[(start + 1) // 2 :]
 
 
 class HeunDiscreteScheduler(SecondOrder):
-    """Heun's method in sigma (Karras et al. 2022, algorithm 1); diffusers' `HeunDiscreteScheduler`.
+    """The drop-in of diffusers' `HeunDiscreteScheduler` (Karras et al. 2022, algorithm 1).
 
-    Quirks kept: beta_start and beta_end have defaults of their own; timesteps of n steps are 2n -
-        1; clip_sample clips the
-    prediction of both stages; with timestep_spacing="leading" init_noise_sigma is sqrt(sigma_max² +
-    1).
+    Quirks:
+    - beta_start and beta_end have other defaults than in most classes.
+    - n steps have 2n - 1 timesteps.
+    - clip_sample clips the prediction of both stages.
+    - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
     """
 
     @register_to_config
@@ -152,14 +153,8 @@ class HeunDiscreteScheduler(SecondOrder):
         num_train_timesteps: int | None = None,
         timesteps: Any = None,
     ) -> None:
-        """A number of steps, spaced as configured over num_train_timesteps, or timesteps to
-        visit.
-        """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}.set_timesteps: expected one of num_inference_steps"
-                " and timesteps."
-            )
+        """Sets a number of steps, spaced over num_train_timesteps, or timesteps to visit."""
+        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         steps = len(timesteps) if num_inference_steps is None else num_inference_steps
         self._begin(self._grid(steps, device, num_train_timesteps, timesteps))
 
@@ -169,18 +164,17 @@ class HeunDiscreteScheduler(SecondOrder):
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
     ) -> Any:
-        """The next state or stage from the network's output at one of the timesteps; see
-        diffusers.
-        """
+        """The next state or stage from the network's output at a timestep; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
 
 class _Midpoint(SecondOrder):
-    """What both KDPM2 classes share: levels, and the middle ones' timesteps between them."""
+    """What both KDPM2 classes share: levels, and the timesteps of the midpoints between them."""
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
-        """Levels of each step but the last, [n - 1]: `middle`, where its second call is, and what
-        the formula needs.
+        """Levels [n - 1] of each step except the last.
+
+        `middle` is the level of the second call; the others are what the formula needs.
         """
         raise NotImplementedError
 
@@ -189,8 +183,8 @@ class _Midpoint(SecondOrder):
     ) -> State:
         visited, levels = self._levels(steps, None, total, whole_karras=True)
         levels = grids.ended(levels, 0.0)
-        tables_between = self._between(torch.from_numpy(levels))
-        middle = tables_between["middle"].numpy()
+        step_levels = self._between(torch.from_numpy(levels))
+        middle = step_levels["middle"].numpy()
         log_sigmas: NDArray[Any] = np.log(tables.sigmas(self.alphas_cumprod))
         between = grids.timestep_of(middle, log_sigmas, narrow=True).astype(visited.dtype)
         interleaved = np.stack([between, visited[1:]], axis=1).flatten()
@@ -203,24 +197,27 @@ class _Midpoint(SecondOrder):
             steps=steps,
             shown=torch.from_numpy(sigmas),
             scales=[math.hypot(v, 1.0) for v in called.tolist()],
-            **{name: value.tolist() for name, value in tables_between.items()},
+            **{name: value.tolist() for name, value in step_levels.items()},
         )
 
     def set_timesteps(
         self, num_inference_steps: int, device: Any = None, num_train_timesteps: int | None = None
     ) -> None:
-        """num_inference_steps steps, spaced as configured over num_train_timesteps."""
+        """Sets num_inference_steps steps, spaced as configured over num_train_timesteps."""
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
 
 class KDPM2DiscreteScheduler(_Midpoint):
-    """The midpoint rule in ln sigma, DPM-2 of Karras et al. 2022; diffusers'
-    `KDPM2DiscreteScheduler`.
+    """The drop-in of diffusers' `KDPM2DiscreteScheduler`, DPM-2 of Karras et al. 2022.
 
-    Quirks kept: beta_start and beta_end have defaults of their own; with Karras' levels the
-        timesteps are rounded, but not
-    those of the middle; timesteps are float64 where sigmas are respaced. prediction_type="sample",
-    which diffusers refuses, works.
+    It is the midpoint rule in ln sigma.
+
+    Quirks:
+    - beta_start and beta_end have other defaults than in most classes.
+    - With Karras' levels the timesteps are rounded, except for those of the midpoints.
+    - Timesteps are float64 where sigmas are respaced.
+
+    prediction_type="sample", which diffusers refuses, works.
     """
 
     @register_to_config
@@ -249,19 +246,17 @@ class KDPM2DiscreteScheduler(_Midpoint):
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
     ) -> Any:
-        """The next state or stage from the network's output at one of the timesteps; see
-        diffusers.
-        """
+        """The next state or stage from the network's output at a timestep; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
 
 class KDPM2AncestralDiscreteScheduler(_Midpoint):
-    """KDPM2 down to a lower level, then noise (Song, Meng & Ermon 2021, eq. 16); diffusers'
-    `KDPM2AncestralDiscreteScheduler`.
+    """The drop-in of diffusers' `KDPM2AncestralDiscreteScheduler`: KDPM2 with ancestral noise.
 
-    Quirks kept: those of `KDPM2DiscreteScheduler`; the lower level sqrt(sigma_s² - up²) is computed
-        in float32, which leaves
-    few digits after a long step, sometimes none (NaN).
+    (Song, Meng & Ermon 2021, eq. 16.)
+
+    Quirks: those of `KDPM2DiscreteScheduler`; the lower level sqrt(sigma_s² - up²) is computed in
+    float32, which leaves few digits after a long step, sometimes none (NaN).
     """
 
     @register_to_config
@@ -303,9 +298,7 @@ class KDPM2AncestralDiscreteScheduler(_Midpoint):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        """The next state or stage from the network's output at one of the timesteps; see
-        diffusers.
-        """
+        """The next state or stage from the network's output at a timestep; see diffusers."""
         return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict
         )

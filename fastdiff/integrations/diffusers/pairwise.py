@@ -1,4 +1,4 @@
-"""Drop-ins whose step is a function of its timesteps alone, wherever they stand on the grid."""
+"""Drop-ins whose step depends on its timesteps alone, not on its position on the grid."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from .vp import VariancePreserving
 
 
 class Pairwise(VariancePreserving):
-    """A variance-preserving scheduler that keeps no count of its steps: every step is a plan of one
-    row.
-    """
+    """A variance-preserving scheduler that counts no steps: every step is a plan of one row."""
 
     _compatibles: list[str] = []
 
@@ -22,6 +20,6 @@ class Pairwise(VariancePreserving):
 
     @staticmethod
     def _whole(state: State, timestep: Any) -> int:
-        """The timestep as a number, without reading the device where it is a view of the grid."""
+        """The timestep as an int; the device is not read where it is a view of the grid."""
         index = state.view_index(timestep) if isinstance(timestep, Tensor) else None
         return int(timestep) if index is None else state.host[index]

@@ -1,4 +1,4 @@
-"""PNDM and iPNDM (Liu et al. 2022; Zhang & Chen 2023) under diffusers' names."""
+"""Drop-ins of PNDM and iPNDM (Liu et al. 2022; Zhang & Chen 2023)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from .vp import VariancePreserving
 
 
 class PNDMScheduler(VariancePreserving):
-    """PNDM (Liu et al. 2022): linear multistep on eps after a Runge-Kutta start, or without it;
-    diffusers' `PNDMScheduler`.
+    """The drop-in of diffusers' `PNDMScheduler` (Liu et al. 2022).
 
-    Quirks kept: with skip_prk_steps the first step is taken twice, so n steps are n + 1 calls and
-        the second timestep
-    stands there twice; steps go from t to t - T // n whatever the grid is; the multistep runs over
-    the network's outputs and converts their combination at the step's start, v-predictions
-    included; a run that begins inside the grid begins its calls' count at 0, so the doubled call
-    then falls on a step of its own; the last step goes to the alpha_bar of timestep 0 unless
-    set_alpha_to_one.
+    It is linear multistep on eps, with a Runge-Kutta start or without.
+
+    Quirks:
+    - With skip_prk_steps the first step is taken twice: n steps make n + 1 calls, and the second
+      timestep is listed twice.
+    - Steps go from t to t - T // n whatever the grid is.
+    - The multistep combines the network's outputs, v-predictions included, and converts the
+      combination at the point where the step begins.
+    - A run that begins inside the grid counts its calls from 0, so the doubled call is another one.
+    - The last step goes to the alpha_bar of timestep 0 unless set_alpha_to_one.
     """
 
     _returns_x0 = False
@@ -64,8 +66,9 @@ class PNDMScheduler(VariancePreserving):
         return tables.preserving(0, float(self.final_alpha_cumprod))
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps timesteps in [1, T], at least 4 with the Runge-Kutta start, and those
-        of its stages.
+        """Sets num_inference_steps timesteps, at most T, and those of the Runge-Kutta stages.
+
+        The Runge-Kutta start needs at least 4 steps.
         """
         name, c = type(self).__name__, self.config
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
@@ -103,17 +106,12 @@ class PNDMScheduler(VariancePreserving):
 
     @property
     def counter(self) -> int:
-        """Network calls of this run so far."""
+        """The number of network calls of this run so far."""
         state = self._state
         return 0 if state.done is None or state.start is None else state.done + 1 - state.start
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        if state.num_inference_steps is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected set_timesteps before step. Call it"
-                " first."
-            )
-        ratio = self.config.num_train_timesteps // state.num_inference_steps
+        ratio = self.config.num_train_timesteps // self._require_steps(state)
         visits, stages = state.host[start:], state.extra["prk"]
         outs: list[Linear] = []
         if len(stages):
@@ -140,12 +138,14 @@ class PNDMScheduler(VariancePreserving):
 
 
 class IPNDMScheduler(Counted):
-    """iPNDM (Zhang & Chen 2023, section 4) on x_t = cos(pi t/2) x0 + sin²(…) eps, for networks that
-    predict v; diffusers' `IPNDMScheduler`.
+    """The drop-in of diffusers' `IPNDMScheduler` (Zhang & Chen 2023, section 4).
 
-    Quirks kept: sigma is sin² and alpha follows from it; the Adams-Bashforth weights are those of
-        an even grid;
-    `alphas` and `betas` are alpha and sigma themselves; init_noise_sigma is 1.
+    Its points are x_t = alpha x0 + sin²(pi t/2) eps, for networks that predict v.
+
+    Quirks:
+    - sigma is sin² and alpha follows from it.
+    - The Adams-Bashforth weights are those of an even grid.
+    - `alphas` and `betas` are alpha and sigma themselves; init_noise_sigma is 1.
     """
 
     _returns_x0 = False
@@ -182,7 +182,7 @@ class IPNDMScheduler(Counted):
         return Parametrization("v")
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps times in (0, 1]."""
+        """Sets num_inference_steps times in (0, 1]."""
         self._begin(self._grid(num_inference_steps, device))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:

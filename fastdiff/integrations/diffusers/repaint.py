@@ -1,4 +1,4 @@
-"""RePaint (Lugmayr et al. 2022) under diffusers' name."""
+"""The drop-in of RePaint (Lugmayr et al. 2022)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from .state import Run, State
 
 
 class RePaintScheduler(Pairwise):
-    """Inpainting by going back and forth in time (Lugmayr et al. 2022, algorithm 1); diffusers'
-    `RePaintScheduler`.
+    """The drop-in of diffusers' `RePaintScheduler`: inpainting by jumps back in time.
 
-    Quirks kept: steps go to t - T // n, as DDIM's; the known and the unknown part get the same
-        noise, which is drawn at
-    eta = 0 too; undo_step(t) goes through the betas from t on, T // n draws with a generator (one
-    without). `eta` may be assigned between steps. The plan holds the way of an empty mask.
+    (Lugmayr et al. 2022, algorithm 1.) The plan is that of an empty mask. `eta` may be assigned
+    between steps.
+
+    Quirks:
+    - Steps go to t - T // n, like DDIM's.
+    - The known and the unknown part get the same noise, which is drawn with eta = 0 too.
+    - undo_step(t) applies the betas from t on, with T // n draws from a generator, or one without.
 
     Attributes:
         eta: 0 for DDIM, 1 for DDPM's variance.
@@ -63,26 +65,23 @@ class RePaintScheduler(Pairwise):
         jump_n_sample: int = 10,
         device: Any = None,
     ) -> None:
-        """num_inference_steps timesteps, T at most, with jumps of jump_length back, jump_n_sample -
-        1 at each place.
+        """Sets num_inference_steps timesteps, T at most, with the jumps of the algorithm.
+
+        jump_length: the steps of a jump back; every section of that length is passed jump_n_sample
+        times.
         """
         total = self.config.num_train_timesteps
         steps = min(total, num_inference_steps)
         path = resampling(steps, jump_length, jump_n_sample)
         left: list[int] = []
-        for here, there in zip(
-            path, path[1:], strict=False
-        ):  # a jump shows every timestep it passes
+        for here, there in zip(path, path[1:], strict=False):
+            # a jump lists every timestep that it passes
             stride = 1 if there > here else -1
             left += [steps - i for i in range(here + stride, there + stride, stride)]
         self._begin(self._visiting(np.array(left) * (total // steps), device, steps=steps))
 
     def _width(self, state: State) -> int:
-        if state.num_inference_steps is None:
-            raise ValueError(
-                "fastdiff.RePaintScheduler: expected set_timesteps before step. Call it first."
-            )
-        return self.config.num_train_timesteps // state.num_inference_steps
+        return self.config.num_train_timesteps // self._require_steps(state)
 
     def _there(self, state: State, t: int) -> Time:
         before = t - self._width(state)
@@ -112,11 +111,14 @@ class RePaintScheduler(Pairwise):
         return super()._finish(trace, state, end, called, options)
 
     def _undone(self, state: State, t: int) -> float:
-        """What is left of the signal after T // n betas from t on."""
+        """The factor that T // n betas from t on apply to the signal."""
         return float(self.alphas[t : t + self._width(state)].to(torch.float64).prod().sqrt())
 
     def _noise(self, like: Tensor, generator: Generators) -> Tensor:
-        """A draw; without a generator the run's next one, since timesteps repeat."""
+        """A draw from the generator, or without one the next draw of the run.
+
+        Draws are numbered in the order of the calls, since timesteps repeat.
+        """
         if generator is not None:
             return self._draw(like, like, generator)
         state = self._state
@@ -140,8 +142,10 @@ class RePaintScheduler(Pairwise):
         generator: Generators = None,
         return_dict: bool = True,
     ) -> Any:
-        """The next state: original_image noised to its level where mask is 1, DDIM's or DDPM's step
-        where it is 0.
+        """The next state.
+
+        It is original_image noised to the state's level where mask is 1, and a step of DDIM or DDPM
+        where mask is 0.
         """
         state = self._state
         t = self._whole(state, timestep)
@@ -155,8 +159,9 @@ class RePaintScheduler(Pairwise):
         return self._output(x, x0) if return_dict else (x, x0)
 
     def undo_step(self, sample: Tensor, timestep: Any, generator: Generators = None) -> Tensor:
-        """The state made noisier by one step's betas: x sqrt(1 - beta) + sqrt(beta) z, beta from
-        the timestep on.
+        """The state with the noise of one step added, x sqrt(1 - beta) + sqrt(beta) z.
+
+        The betas are those from the timestep on.
         """
         state = self._state
         t = self._whole(state, timestep)

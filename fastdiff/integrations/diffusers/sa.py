@@ -1,4 +1,4 @@
-"""SA-Solver (Xue et al. 2023) under diffusers' name."""
+"""The drop-in of SA-Solver (Xue et al. 2023)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from .integrators import Integrator
 from .quirks import sa as quirks
 
 
-def _middle(t: float) -> float:
-    """diffusers' default noise: that of the reverse SDE between timesteps 200 and 800, else
-    none.
-    """
+def _default_tau(t: float) -> float:
+    """diffusers' default tau: 1, the reverse SDE, between timesteps 200 and 800, else 0."""
     return 1.0 if 200 <= t <= 800 else 0.0
 
 
 class SASolverScheduler(Integrator):
-    """Stochastic Adams methods, predictor and corrector (Xue et al. 2023, eq. 14 to 18); diffusers'
-    `SASolverScheduler`.
+    """The drop-in of diffusers' `SASolverScheduler` (Xue et al. 2023, eq. 14 to 18).
 
-    Quirks kept: formulas of order 2 carry a further term of O(h³); a generator is drawn from in
-        every step, also where tau
-    is 0; the grid ends in the first training level, or, respaced, in its last level twice;
-    tau_func=None is 1 between timesteps 200 and 800 and 0 elsewhere. Equal timesteps make a step of
-    nothing; thresholding works with algorithm_type="noise_prediction" too, where diffusers fails.
+    It has a stochastic Adams predictor and corrector.
+
+    Quirks:
+    - Formulas of order 2 have a further term of O(h³).
+    - A draw is taken from the generator in every step, also where tau is 0.
+    - The grid ends in the first training level. A respaced grid has its last level twice.
+    - tau_func=None is 1 between timesteps 200 and 800 and 0 elsewhere.
+
+    A step between equal timesteps changes nothing. thresholding works with
+    algorithm_type="noise_prediction" too, where diffusers fails.
     """
 
     _repeats_last = True
@@ -67,7 +69,7 @@ class SASolverScheduler(Integrator):
         self._setup()
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
-        """num_inference_steps timesteps, spaced as configured."""
+        """Sets num_inference_steps timesteps, spaced as configured."""
         if num_inference_steps is None:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps, got"
@@ -87,7 +89,7 @@ class SASolverScheduler(Integrator):
         return True
 
     def _tau(self, t: Time) -> float:
-        return float((self.config.tau_func or _middle)(int(t.t)))
+        return float((self.config.tau_func or _default_tau)(int(t.t)))
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         c = self.config

@@ -1,5 +1,6 @@
-"""Drop-ins that keep x0 + sigma eps and give the network x / sqrt(sigma² + 1), as k-diffusion's
-samplers do.
+"""Drop-ins with states x0 + sigma eps, whose networks get x / sqrt(sigma² + 1).
+
+These are k-diffusion's conventions.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ from .vp import TrainingTables
 
 
 class Exploding(Indexed, TrainingTables):
-    """The training tables as noise levels sigma_t = sqrt(1/alpha_bar_t - 1), interpolated between
-    timesteps.
-    """
+    """A scheduler on the training levels sqrt(1/alpha_bar_t - 1), interpolated in between."""
 
     _space = "ve"
 
@@ -31,7 +30,7 @@ class Exploding(Indexed, TrainingTables):
         grids.one_kind(type(self).__name__, self.config)
         super()._prepare()
         if self.config.get("rescale_betas_zero_snr"):
-            self.alphas_cumprod[-1] = 2**-24  # else the first level were infinite
+            self.alphas_cumprod[-1] = 2**-24  # the first level would be infinite
 
     def _parametrization(self) -> Parametrization:
         kind = self.config.prediction_type
@@ -50,8 +49,9 @@ class Exploding(Indexed, TrainingTables):
         *,
         whole_karras: bool = False,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(timesteps, levels) of `steps` steps, not yet ended; Karras' timesteps are rounded where
-        the class does so.
+        """(timesteps, levels) [steps], without the level that the last step goes to.
+
+        whole_karras: whether the timesteps of Karras' spacing are rounded.
         """
         c, name = self.config, type(self).__name__
         if timesteps is not None:
@@ -97,7 +97,10 @@ class Exploding(Indexed, TrainingTables):
         scales: list[float] | None = None,
         **extra: Any,
     ) -> State:
-        """A state on these levels, the last included; shown: `sigmas` where diffusers' differ."""
+        """A state on these levels, the last one included.
+
+        shown: `sigmas`, where diffusers' differ from the levels.
+        """
         times = [tables.exploding(float(i), float(v)) for i, v in enumerate(levels)]
         values = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(timesteps)
         sigmas = torch.from_numpy(levels) if shown is None else shown
@@ -109,8 +112,9 @@ class Exploding(Indexed, TrainingTables):
 
     @property
     def init_noise_sigma(self) -> Tensor:
-        """Deviation of the first state; for `leading`, whose first level is not the last of
-        training, its hypotenuse.
+        """The standard deviation of the first state.
+
+        With timestep_spacing="leading" it is sqrt(sigma² + 1) of the first level.
         """
         largest = self.sigmas.max()
         return (

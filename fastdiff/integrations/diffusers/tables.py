@@ -1,9 +1,8 @@
-"""Training tables as diffusers computes them, upcast: beta, alpha_bar_t = prod(1 - beta_i),
-sigma_t² = 1/alpha_bar_t - 1.
+"""Training tables as diffusers computes them: beta, alpha_bar_t and sigma_t.
 
-A drop-in gives diffusers' numbers, so its plans start from the tables that diffusers rounds:
-computed in `FLOAT` with the same operations, then read as float64, in which everything that follows
-is done.
+alpha_bar_t = prod(1 - beta_i) and sigma_t² = 1/alpha_bar_t - 1. A drop-in reproduces diffusers'
+numbers, so its plans start from the tables that diffusers rounds: they are computed in `FLOAT` with
+the same operations. Everything after that is float64.
 """
 
 from __future__ import annotations
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from ...schedule import CLEAN, Time, on_curve
 
-FLOAT = (
-    torch.float32
-)  # what diffusers keeps its tables in; tests of the formulas alone lift both sides to float64
+FLOAT = torch.float32
+"""The dtype of diffusers' tables; tests that compare formulas alone set float64 on both sides."""
 
 
 def numpy_float() -> Any:
-    """`FLOAT` as NumPy names it."""
+    """NumPy's type of the dtype `FLOAT`."""
     return np.dtype(str(FLOAT).removeprefix("torch.")).type
 
 
@@ -43,16 +41,15 @@ def _exponential(u: float) -> float:
 
 
 def _from_curve(curve: Callable[[float], float], size: int) -> Tensor:
-    """Betas of a curve alpha_bar(u), u in [0, 1], held at 0.999 (Nichol & Dhariwal 2021, eq.
-    17).
-    """
+    """Betas, at most 0.999, of a curve alpha_bar(u), u in [0, 1] (Nichol & Dhariwal, eq. 17)."""
     values = [min(1 - curve((i + 1) / size) / curve(i / size), 0.999) for i in range(size)]
     return torch.tensor(values, dtype=FLOAT)
 
 
 def betas(config: Mapping[str, Any], where: str) -> Tensor:
-    """beta_t [T] of a scheduler's configuration. Raises NotImplementedError for a schedule that
-    diffusers lacks.
+    """beta_t [T] of a scheduler's configuration.
+
+    Raises NotImplementedError for a schedule that diffusers lacks.
     """
     if config.get("trained_betas") is not None:
         table = torch.tensor(config["trained_betas"], dtype=FLOAT)
@@ -77,9 +74,7 @@ def betas(config: Mapping[str, Any], where: str) -> Tensor:
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:
-    """Betas whose sqrt(alpha_bar) is shifted and scaled to end at zero (Lin et al. 2024, algorithm
-    1).
-    """
+    """Betas with sqrt(alpha_bar) shifted and scaled to end at 0 (Lin et al. 2024, algorithm 1)."""
     root = torch.cumprod(1.0 - table, dim=0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
@@ -92,7 +87,7 @@ def sigmas(alphas_cumprod: Tensor) -> NDArray[Any]:
 
 
 def preserving(t: float, alpha_squared: float) -> Time:
-    """The variance-preserving point of an alpha_bar; 0 and 1 are noise alone and clean data."""
+    """The variance-preserving point of an alpha_bar; 0 is pure noise and 1 clean data."""
     if alpha_squared == 1:
         return CLEAN
     log_snr = (
@@ -107,7 +102,7 @@ def exploding(t: float, sigma: float) -> Time:
 
 
 def flowing(sigma: float) -> Time:
-    """The point x = (1 - sigma) x0 + sigma eps, named by its level."""
+    """The point x = (1 - sigma) x0 + sigma eps; its time is sigma."""
     if sigma == 0:
         return CLEAN
     return Time(
@@ -119,19 +114,18 @@ def flowing(sigma: float) -> Time:
 
 
 class Points:
-    """Where formulas find points between those of their grid: training timesteps, and log-SNRs on a
-    space's curve.
-    """
+    """The points that a formula may use between those of its grid."""
 
     def __init__(self, space: str, at: Callable[[float], Time]):
         self.space, self.at = space, at
 
     def at_log_snr(self, log_snr: float) -> Time:
-        """The point of a log-SNR; which timestep the network gets there, the scheduler's own
-        timesteps say.
+        """The point of a log-SNR.
+
+        It has no time: the network's times are the scheduler's timesteps.
         """
         return Time(math.nan, *on_curve(self.space, log_snr), log_snr)
 
     def network_time(self, point: Time) -> float:
-        """A placeholder: the plan's times are overwritten with the scheduler's timesteps."""
+        """A placeholder: the plan's times are replaced by the scheduler's timesteps."""
         return 0.0

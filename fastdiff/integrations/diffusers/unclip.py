@@ -1,4 +1,4 @@
-"""unCLIP's DDPM (Ramesh et al. 2022) under diffusers' name."""
+"""The drop-in of unCLIP's DDPM (Ramesh et al. 2022)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from .state import State
 
 
 class UnCLIPScheduler(Pairwise):
-    """DDPM (Ho et al. 2020, eq. 6, 7 and 15; learned_range: Nichol & Dhariwal 2021, eq. 15);
-    diffusers' `UnCLIPScheduler`.
+    """The drop-in of diffusers' `UnCLIPScheduler` (Ho et al. 2020, eq. 6, 7 and 15).
 
-    Quirks kept: without prev_timestep the step goes from t to t - 1, whatever the grid; noise is
-        added wherever t > 0,
-    with a variance held above 1e-20; a grid of one step is refused (diffusers divides by zero).
+    Its learned_range is that of Nichol & Dhariwal 2021, eq. 15.
+
+    Quirks:
+    - Without prev_timestep the step goes from t to t - 1, whatever the grid is.
+    - Noise is added wherever t > 0, and its variance is at least 1e-20.
+
+    A grid of one step is refused; diffusers divides by zero.
     """
 
     @register_to_config
@@ -48,7 +51,7 @@ class UnCLIPScheduler(Pairwise):
         super()._prepare()
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
-        """num_inference_steps >= 2 timesteps from T - 1 to 0."""
+        """Sets num_inference_steps >= 2 timesteps from T - 1 to 0."""
         total = self.config.num_train_timesteps
         if not 2 <= num_inference_steps <= total:
             raise ValueError(
@@ -104,8 +107,10 @@ class UnCLIPScheduler(Pairwise):
 
 
 def posterior(p: Trace, t: Time, s: Time, beta: float, *, learned: bool) -> Linear:
-    """q(x_s | x_t, x0) with a beta_ts that need not be read off the points: its table's rounding is
-    another.
+    """q(x_s | x_t, x0) with a given beta.
+
+    The beta between t and s is passed because the rounding of diffusers' table differs from that of
+    the points.
     """
     x0, _, _ = p.predict(p.start, t)
     x = (s.alpha * beta / t.sigma**2) * x0 + (sqrt(1.0 - beta) * s.sigma**2 / t.sigma**2) * p.x()

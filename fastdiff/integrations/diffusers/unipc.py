@@ -1,4 +1,4 @@
-"""UniPC (Zhao et al. 2023) under diffusers' name."""
+"""The drop-in of UniPC (Zhao et al. 2023)."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from ...solvers import Linear, Trace, unipc
 from . import grids
 from .integrators import Integrator
 
-_SHORT_OF_NOISE = 1e-6  # pure noise is asked for this far from it
+_SHORT_OF_NOISE = 1e-6  # a flow grid begins this far below pure noise
 
 
 class UniPCMultistepScheduler(Integrator):
-    """A predictor and a corrector of one network call (Zhao et al. 2023, algorithms 5 to 8);
-    diffusers' `UniPCMultistepScheduler`.
+    """The drop-in of diffusers' `UniPCMultistepScheduler` (Zhao et al. 2023, algorithms 5 to 8).
 
-    Quirks kept: respaced and flow levels with final_sigmas_type="sigma_min" end in their own last
-        level; a flow grid that
-    begins at 1 begins 1e-6 below; thresholding does nothing with predict_x0=False; v- and flow
-    predictions are read as if in the other space where use_flow_sigmas says otherwise. Steps into
-    clean data and between equal timesteps, NaN in diffusers with solver_type="bh1", without
-    lower_order_final or with predict_x0=False, are of first order and nothing. solver_p, another
-    scheduler as the predictor, is refused.
+    Predictor and corrector share one network call.
+
+    Quirks:
+    - Respaced and flow levels with final_sigmas_type="sigma_min" have their last level twice.
+    - A flow grid that begins at 1 begins 1e-6 below.
+    - thresholding has no effect with predict_x0=False.
+    - v- and flow predictions are read as if in the other space where use_flow_sigmas says
+      otherwise.
+
+    Steps into clean data are of first order and steps between equal timesteps change nothing; in
+    diffusers both are NaN with solver_type="bh1", without lower_order_final and with
+    predict_x0=False. solver_p, another scheduler as the predictor, is refused.
     """
 
     @register_to_config
@@ -91,47 +95,46 @@ class UniPCMultistepScheduler(Integrator):
         sigmas: Any = None,
         mu: float | None = None,
     ) -> None:
-        """A number of steps, or with use_flow_sigmas the levels before the shift; mu: the shift's
-        parameter, with use_dynamic_shifting.
+        """Sets a number of steps, or with use_flow_sigmas the levels before their shift.
+
+        mu: the shift's parameter, required with use_dynamic_shifting.
         """
         c, where = self.config, f"fastdiff.{type(self).__name__}.set_timesteps"
         if c.use_dynamic_shifting and mu is None:
             raise ValueError(f"{where}: expected mu with use_dynamic_shifting, got None.")
         if sigmas is not None and not c.use_flow_sigmas:
             raise ValueError(f"{where}: expected no sigmas without use_flow_sigmas.")
-        given = None if sigmas is None else np.array(sigmas, dtype=np.float64)
-        steps = num_inference_steps if given is None else len(given)
+        passed = None if sigmas is None else np.array(sigmas, dtype=np.float64)
+        steps = num_inference_steps if passed is None else len(passed)
         if steps is None:
             raise ValueError(f"{where}: expected num_inference_steps or sigmas, got neither.")
         self._arrange(
-            *self._shifted(self._spaced(steps, c.num_train_timesteps), steps, given, mu), device
+            *self._shifted(self._spaced(steps, c.num_train_timesteps), steps, passed, mu), device
         )
 
     def _shifted(
-        self, visited: NDArray[Any], steps: int, given: NDArray[Any] | None, mu: float | None
+        self, visited: NDArray[Any], steps: int, passed: NDArray[Any] | None, mu: float | None
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(timesteps, levels); a flow's levels are its own timesteps over the number of training
-        timesteps.
-        """
+        """(timesteps, levels); a flow's timesteps are its levels times num_train_timesteps."""
         c = self.config
         if not c.use_flow_sigmas:
             return self._levels(visited, steps)
         if self._kind() == "karras":
             levels = grids.respaced(
-                "karras", c, (self._trained() if given is None else given)[::-1], steps
+                "karras", c, (self._trained() if passed is None else passed)[::-1], steps
             )
             levels = levels / (levels + 1.0)
         elif self._kind() == "flow":
-            levels = self._flow_levels(steps, given, mu)
+            levels = self._flow_levels(steps, passed, mu)
         else:
             return self._levels(visited, steps)
         return levels * c.num_train_timesteps, levels
 
     def _flow_levels(
-        self, steps: int, given: NDArray[Any] | None, mu: float | None
+        self, steps: int, passed: NDArray[Any] | None, mu: float | None
     ) -> NDArray[Any]:
         c = self.config
-        u = np.linspace(1, 1 / c.num_train_timesteps, steps + 1)[:-1] if given is None else given
+        u = np.linspace(1, 1 / c.num_train_timesteps, steps + 1)[:-1] if passed is None else passed
         if not c.use_dynamic_shifting:
             levels = c.flow_shift * u / (1 + (c.flow_shift - 1) * u)
         else:

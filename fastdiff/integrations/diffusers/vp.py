@@ -1,5 +1,6 @@
-"""Variance-preserving drop-ins: x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps at whole
-timesteps.
+"""Variance-preserving drop-ins: x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps.
+
+Their timesteps are whole.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ class TrainingTables(Scheduler):
         return tables.preserving(t, float(self.alphas_cumprod[int(t)]))
 
     def _mixing(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Both coefficients, broadcast to the sample and rounded to its dtype first, as diffusers
-        does.
+        """Both coefficients, broadcast to the sample.
+
+        alpha_bar is rounded to the sample's dtype first, as diffusers does.
         """
         table = self.alphas_cumprod.to(device=sample.device, dtype=sample.dtype)
         chosen = table[timesteps.to(sample.device)].flatten()
@@ -45,39 +47,36 @@ class TrainingTables(Scheduler):
 
 
 class VariancePreserving(TrainingTables):
-    """Timesteps are indices of the training tables, so forward noising and velocities are read off
-    there.
-    """
+    """A scheduler whose timesteps are indices of the training tables."""
 
     def _initial(self) -> State:
         return self._visiting(np.arange(0, self.config.num_train_timesteps)[::-1], None, steps=None)
 
     def _visiting(self, timesteps: Any, device: Any, *, steps: int | None, **extra: Any) -> State:
-        """A state at these timesteps, ending in `_final`."""
+        """A state at these timesteps; its last step goes to `_final`."""
         values = torch.tensor(np.array(timesteps, dtype=np.int64), device=device)
         return State(
             values, [*(self._point(int(t)) for t in timesteps), self._final()], steps=steps, **extra
         )
 
     def _final(self) -> Time:
-        """Where the last step goes."""
+        """The point that the last step goes to."""
         return tables.CLEAN
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4); timesteps [B]
-        or [1], int64.
+        """sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise (Ho et al. 2020, eq. 4).
+
+        timesteps: [B] or [1], int64.
         """
         alpha, sigma = self._mixing(original_samples, timesteps)
         return alpha * original_samples + sigma * noise
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x0 (Salimans & Ho 2022, section
-        4).
-        """
+        """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x0 (Salimans & Ho 2022)."""
         alpha, sigma = self._mixing(sample, timesteps)
         return alpha * noise - sigma * sample
 
-    def _everywhere(
+    def _step_each(
         self,
         formula: Callable[[Trace, int], Linear],
         model_output: Tensor,
@@ -85,18 +84,21 @@ class VariancePreserving(TrainingTables):
         sample: Tensor,
         options: Mapping[str, Any],
     ) -> Tensor:
-        """One step of each sample from a timestep of its own, by a plan with a row for every
-        training timestep.
+        """One step of every sample from its own timestep.
+
+        The plan has one row for every training timestep.
         """
         state = self._state
-        key = ("everywhere", *options.values())
+        key = ("each", *options.values())
         run = state.plans.get(key)
         if run is None:
             trace = self._trace()
             for t in range(self.config.num_train_timesteps):
                 trace.start = formula(trace, t)
-            everything = [float(t) for t in range(self.config.num_train_timesteps)]
-            run = state.plans[key] = self._finish(trace, state, trace.start, everything, options)
+            timesteps_of_rows = [float(t) for t in range(self.config.num_train_timesteps)]
+            run = state.plans[key] = self._finish(
+                trace, state, trace.start, timesteps_of_rows, options
+            )
         row = timesteps.to(device=sample.device, dtype=torch.int64)
         result = reverse_step(
             sample, model_output, run.table(sample.device), row, used=run.plan.used

@@ -1,7 +1,7 @@
 """Formulas of diffusers' flow-matching schedulers, on the raw output u = dx/dsigma.
 
-They read the output itself and not x0: an inverted grid begins at sigma = 0, where a slope through
-    x0 has no meaning.
+They use the output instead of x0, because an inverted grid begins at sigma = 0, where no slope
+follows from x0.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ def euler(p: Trace, times: Sequence[Time]) -> Linear:
 
 
 def denoised(p: Trace, times: Sequence[Time]) -> Linear:
-    """x0 = x - sigma_t u after every call: single steps of consistency sampling, before the
-    noise.
+    """x0 = x - sigma_t u after every call.
+
+    These are the steps of consistency sampling without the noise that follows.
     """
     x = p.start
     for t in times[:-1]:
@@ -54,10 +55,13 @@ def heun(
     s_tmax: float = inf,
     s_noise: float = 1.0,
 ) -> Linear:
-    """x_s = x + (sigma_s - sigma_up)(u_t sigma_t/sigma_up + u_s)/2 in pairs of calls, churn after
-    the first call.
+    """x_s = x + (sigma_s - sigma_up)(u_t sigma_t/sigma_up + u_s)/2, in pairs of calls.
 
-    times: one for each call and the last; spread: of the whole grid, which s_churn is spread over.
+    Quirk: the churn, from sigma_t to sigma_up, comes after the first call.
+
+    Args:
+        times: one for each call, and the last point.
+        spread: the number of calls of the whole grid, over which s_churn is spread.
     """
     x = p.start
     for i in range(0, len(times) - 1, 2):

@@ -1,8 +1,9 @@
-"""SA-Solver's noise prediction as diffusers has it: eps interpolated by a polynomial in lambda (Xue
-et al. 2023, appendix).
+"""SA-Solver's noise prediction as diffusers has it (Xue et al. 2023, appendix).
 
-x_s = (alpha_s/alpha_t) x_t - (1 + tau²) alpha_s Σ eps_k ∫ e^-lambda l_k(lambda) dlambda + tau
-sigma_s sqrt(e^2h - 1) z
+eps is interpolated by a polynomial in lambda:
+
+    x_s = (alpha_s/alpha_t) x_t - (1 + tau²) alpha_s Σ eps_k ∫ e^-lambda l_k(lambda) dlambda
+          + tau sigma_s sqrt(e^2h - 1) z
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Known = tuple[Linear, Time]
 
 
 def _sum(known: Sequence[Known], t: Time, s: Time, tau: float) -> Linear:
-    """The interpolated term of a step from t to s, its nodes at u = lambda - lambda_t."""
+    """The interpolated term of a step from t to s."""
     h = step_size(t, s)
     nodes = [(q.half_log_snr - t.half_log_snr) / h for _, q in known] if h else []
     scale = h * (1.0 + tau**2) * s.alpha * exp(-t.half_log_snr)
@@ -41,7 +42,10 @@ def noise_prediction(
     tau: Callable[[Time], float],
     lower_order_final: bool,
 ) -> Linear:
-    """Predictor, and corrector with the same noise; equal points are left out of the history."""
+    """Predictor, and corrector with the same noise.
+
+    Predictions at equal points are left out of the history.
+    """
     steps, x = len(times) - 1, p.start
     past: list[Known] = []
     base, noise_of, correct = Linear({}), 0.0, 0
