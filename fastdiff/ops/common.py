@@ -1,6 +1,4 @@
-"""Validation shared by the ops. Errors are one sentence: where: expected, got, do (DESIGN section
-7).
-"""
+"""Validation shared by the ops. An error is one sentence: where: expected, got, do."""
 
 from __future__ import annotations
 

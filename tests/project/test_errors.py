@@ -1,6 +1,4 @@
-"""Bad input gets one sentence: where, expected, got, do (DESIGN section 7). The table is the
-contract.
-"""
+"""Bad input gets one sentence: where, expected, got, do. The table below is the contract."""
 
 from __future__ import annotations
 
