@@ -112,7 +112,7 @@ def measured(
 ) -> Callable[..., dict[str, Any]]:
     """measured(work, …): `harness.measure` under this run's setting, told."""
 
-    def run(work: harness.Work, **of: Any) -> dict[str, Any]:
+    def run(work: harness.Workload, **of: Any) -> dict[str, Any]:
         row = harness.measure(setting, work, **of)
         tell(benchmark, row, work.call)
         return row

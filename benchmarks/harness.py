@@ -28,7 +28,7 @@ from fastdiff.jobs import machine
 __all__ = [
     "SCHEMA",
     "Setting",
-    "Work",
+    "Workload",
     "fitted",
     "interleave",
     "measure",
@@ -66,7 +66,7 @@ class Setting(NamedTuple):
     tier: str = "default"
 
 
-class Work(NamedTuple):
+class Workload(NamedTuple):
     """What a row times, and how its result is known to be right.
 
     Attributes:
@@ -187,7 +187,7 @@ def _microseconds(times: Iterable[float], divide: float) -> list[float]:
 
 def measure(
     setting: Setting,
-    work: Work,
+    work: Workload,
     *,
     kind: str,
     what: str,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import formulas, instructions
-from benchmarks.harness import Work
+from benchmarks.harness import Workload
 from fastdiff import Schedule, ops, reference
 from fastdiff.ops.common import workspace_for
 from fastdiff.solvers import make_plan
@@ -45,7 +45,7 @@ class Op(NamedTuple):
         tolerance: of the formula beside the op, where it is an approximation.
     """
 
-    work: Work
+    work: Workload
     result: Callable[[], Any]
     formula: Callable[..., Any]
     inputs: tuple[Any, ...]
@@ -137,7 +137,7 @@ class Maker:
 
     def op(
         self,
-        work: Work,
+        work: Workload,
         result: Callable[[], Any],
         formula: Any,
         inputs: tuple[Any, ...],
@@ -183,7 +183,7 @@ class Maker:
         def call() -> Tensor:
             return ops.randn(self.shape, seed=SEED, out=out)
 
-        work = Work(call, check, "bits equal to NumPy", (out,))
+        work = Workload(call, check, "bits equal to NumPy", (out,))
         numpy = lambda: reference.randn(self.shape, seed=SEED)  # noqa: E731
         return self.op(
             work, lambda: out, formulas.randn, (out,), numpy, 1, stream=0, limit=self.limit("randn")
@@ -202,7 +202,7 @@ class Maker:
         def call() -> Tensor:
             return ops.q_sample(x0, t, alpha, sigma, seed=SEED, out=out)
 
-        work = Work(
+        work = Workload(
             call,
             lambda _: same_bits(out[self.ends], oracle(self.ends), "q_sample"),
             "bits equal to NumPy",
@@ -243,7 +243,7 @@ class Maker:
             for got, expected in zip(out, oracle(self.ends), strict=True):
                 same_bits(got[self.ends], expected, "q_posterior")
 
-        work = Work(
+        work = Workload(
             lambda: ops.q_posterior(x0, x_t, t, kept, out=out), check, "bits equal to NumPy", out
         )
         return self.op(work, lambda: out, formulas.q_posterior, (x0, x_t, t, kept), oracle, 3)
@@ -268,7 +268,7 @@ class Maker:
         def check(_: Any) -> None:
             same_bits(state[self.ends], oracle(self.ends), "reverse_step")
 
-        work = Work(call, check, "bits equal to NumPy", restore=lambda: state.copy_(x))
+        work = Workload(call, check, "bits equal to NumPy", restore=lambda: state.copy_(x))
         names = ("x0_x", "x0_out", "x.x", "x.x0", "x.out", "x.z")
         numbers = tuple(float(plan.table[k, plan.columns.index(name)]) for name in names)
         noise = {"stream": 1, "limit": self.limit("reverse_step", plan.used)} if numbers[-1] else {}
@@ -293,7 +293,7 @@ class Maker:
         def call() -> Tensor:
             return ops.reparameterize(mean, logvar, seed=SEED, out=out)
 
-        work = Work(
+        work = Workload(
             call,
             lambda _: same_bits(out[self.ends], oracle(self.ends), "reparameterize"),
             "bits equal to NumPy",
@@ -429,7 +429,7 @@ class Maker:
         def call() -> Any:
             return ops.group_norm_silu(x, groups, weight, bias, add=add, out=out)
 
-        work = Work(call, check, f"within {rounding:g} of torch in float64", (out,))
+        work = Workload(call, check, f"within {rounding:g} of torch in float64", (out,))
         return self.op(
             work, lambda: out, formulas.group_norm_silu, (x, groups, weight, bias, add), oracle, 2
         )
@@ -448,7 +448,7 @@ class Maker:
     ) -> Op:
         """An op with a number per sample."""
         rtol, out = rtol or self.sum_error, room["out"]
-        work = Work(
+        work = Workload(
             call,
             lambda _: near(out[self.ends], oracle(self.ends), rtol, name),
             f"rtol {rtol:g} to NumPy",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import harness, networks, peers
+from benchmarks import harness, model_zoo, peers
 from benchmarks.tiers import row
 from fastdiff import Request, Sampler
 
@@ -30,7 +30,7 @@ from fastdiff import Request, Sampler
 def test_batching(
     measured: Callable[..., Any], setting: harness.Setting, requests: int, lanes: int, longest: int
 ) -> None:
-    network = networks.make("fashion-mnist", setting.device)
+    network = model_zoo.make("fashion-mnist", setting.device)
     steps = [2 + i * 7919 % (longest - 1) for i in range(requests)]
     sampler = Sampler(
         network.module,
@@ -75,7 +75,7 @@ def test_batching(
         for first in range(0, requests, lanes):
             group = steps[first : first + lanes]
             loops[max(group), len(group)] = _loop(network, max(group), len(group))
-    work = harness.Work(ours, check, "bits of each sample alone")
+    work = harness.Workload(ours, check, "bits of each sample alone")
     measured(
         work,
         kind="batching",
@@ -92,13 +92,13 @@ def test_batching(
     )
 
 
-def _loop(network: networks.Network, steps: int, batch: int) -> Callable[[Tensor], Tensor]:
+def _loop(network: model_zoo.Network, steps: int, batch: int) -> Callable[[Tensor], Tensor]:
     given: dict[str, Tensor] = {}
 
     def run(x: Tensor, t: Tensor) -> Tensor:
-        return networks.call(network.module, x, t, given)
+        return model_zoo.call(network.module, x, t, given)
 
-    loop = networks.pipeline(network, "ddim", steps, run, batch)
+    loop = model_zoo.pipeline(network, "ddim", steps, run, batch)
     assert not isinstance(loop, peers.Missing)
 
     def labelled(y: Tensor) -> Tensor:

@@ -26,14 +26,16 @@ SHAPE, STEPS = (3, 32, 32), 10
 SEED = 1
 
 
-def loop(batch: int, steps: int, device: str) -> tuple[harness.Work, Any]:
+def loop(batch: int, steps: int, device: str) -> tuple[harness.Workload, Any]:
     """A DDIM loop with a network that costs nothing."""
     g = torch.Generator(device).manual_seed(0)
     out, start = (torch.randn(batch, *SHAPE, generator=g, device=device) for _ in range(2))
     sampler = solvers.sampler("ddim", out, steps)
     check = solvers.check_loop(sampler.plan, start, out, SEED)
     return (
-        harness.Work(lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy"),
+        harness.Workload(
+            lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy"
+        ),
         sampler.plan,
     )
 

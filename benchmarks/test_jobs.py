@@ -64,7 +64,7 @@ def test_job(
                 )
 
     measured(
-        harness.Work(whole, check, "pictures equal to the bare loop's"),
+        harness.Workload(whole, check, "pictures equal to the bare loop's"),
         kind="job",
         what="job beside the bare loop",
         peers={"fastdiff, bare loop": bare},

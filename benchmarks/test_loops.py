@@ -47,13 +47,15 @@ SEED = 1
 
 def loop(
     solver: str, shape: tuple[int, ...], device: str = "cpu"
-) -> tuple[harness.Work, Any, dict[str, Any]]:
+) -> tuple[harness.Workload, Any, dict[str, Any]]:
     """(a loop by `Sampler`, its plan, the same by others)."""
     g = torch.Generator(device).manual_seed(0)
     out, start = (torch.randn(shape, generator=g, device=device) for _ in range(2))
     sampler = solvers.sampler(solver, out)
     check = solvers.check_loop(sampler.plan, start, out, SEED)
-    work = harness.Work(lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy")
+    work = harness.Workload(
+        lambda: sampler.sample(x_T=start, seed=SEED), check, "bits equal to NumPy"
+    )
     theirs = {"diffusers": solvers.diffusers_loop(solver, start, out)}
     k_diffusion = solvers.k_diffusion_loop(solver, start, out)
     if k_diffusion is not None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import fastdiff
-from benchmarks import harness, networks, peers
+from benchmarks import harness, model_zoo, peers
 from benchmarks.test_loops import overhead
 from benchmarks.tiers import row
 from fastdiff import Sampler
@@ -43,23 +43,23 @@ CASES = [
         gpu_only=name == "dit-xl/2" or batch == 256,
         id="-".join(map(str, (*case, dtype))),
     )
-    for name in networks.NAMES
+    for name in model_zoo.NAMES
     for solver in STEPS
     for batch in BATCHES
     for dtype in ("float32",)
     for case in [(name, solver, batch)]
 ] + [
     row("full", name, "ddim", 16, "bfloat16", id=f"{name}-ddim-16-bfloat16")
-    for name in networks.NAMES
+    for name in model_zoo.NAMES
 ]
 COMPILED = {("unet-cifar", "ddim", 8)}
 
 
-def network_or_skip(name: str, device: str, dtype: str) -> networks.Network:
+def network_or_skip(name: str, device: str, dtype: str) -> model_zoo.Network:
     if dtype == "bfloat16" and device == "cpu" and not has_amx():
         pytest.skip("this processor multiplies no bf16 tiles (AMX)")
     try:
-        return networks.make(name, device, getattr(torch, dtype))
+        return model_zoo.make(name, device, getattr(torch, dtype))
     except ModuleNotFoundError as error:
         pytest.skip(str(error))
 
@@ -84,7 +84,7 @@ def checked_against(
     return check, f"norm of the difference to the eager network <= {TOLERANCE[dtype]:g}"
 
 
-def compiled(network: networks.Network, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Any:
+def compiled(network: model_zoo.Network, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Any:
     """The network by torch.compile: {mode: arm of one call}; or `Missing`.
 
     On a CPU without `reduce-overhead`, which there makes the code of `default`: each mode costs
@@ -92,7 +92,7 @@ def compiled(network: networks.Network, x: Tensor, t: Tensor, condition: dict[st
     """
     modes = tuple(mode for mode in peers.MODES if x.is_cuda or mode != "reduce-overhead")
     return peers.compiled(
-        lambda x, t: networks.call(network.module, x, t, condition), x, t, modes=modes
+        lambda x, t: model_zoo.call(network.module, x, t, condition), x, t, modes=modes
     )
 
 
@@ -121,9 +121,9 @@ def test_sampling(
 
     check, words = checked_against(sampler(network.module), dtype)
     theirs: dict[str, Any] = {"diffusers": {}}
-    for setting_name, module in networks.settings(network.module).items():
-        theirs["diffusers"][setting_name] = networks.pipeline(
-            network, solver, steps, lambda x, t, m=module: networks.call(m, x, t, condition), batch
+    for setting_name, module in model_zoo.settings(network.module).items():
+        theirs["diffusers"][setting_name] = model_zoo.pipeline(
+            network, solver, steps, lambda x, t, m=module: model_zoo.call(m, x, t, condition), batch
         )
     if setting.tier == "full" or (setting.tier == "default" and (name, solver, batch) in COMPILED):
         x = torch.randn(shape, device=setting.device, dtype=getattr(torch, dtype))
@@ -132,7 +132,7 @@ def test_sampling(
         if isinstance(made, dict):
             made = {mode: _loop(arm, network, solver, steps, batch) for mode, arm in made.items()}
         theirs["torch.compile"] = made
-    work = harness.Work(sampler(fastdiff.accelerate(network.module)), check, words)
+    work = harness.Workload(sampler(fastdiff.accelerate(network.module)), check, words)
     case = {
         "network": name,
         "solver": solver,
@@ -152,11 +152,11 @@ def test_sampling(
     )
 
 
-def _loop(arm: Any, network: networks.Network, solver: str, steps: int, batch: int) -> Any:
+def _loop(arm: Any, network: model_zoo.Network, solver: str, steps: int, batch: int) -> Any:
     """diffusers' loop over a compiled network."""
     if isinstance(arm, peers.Missing):
         return arm
-    loop = networks.pipeline(network, solver, steps, arm.call.func, batch)
+    loop = model_zoo.pipeline(network, solver, steps, arm.call.func, batch)
     return loop if isinstance(loop, peers.Missing) else peers.Compiled(loop, arm.seconds)
 
 
@@ -168,7 +168,7 @@ CALLS = [
         gpu_only=name == "dit-xl/2" or batch == 256,
         id=f"{name}-{batch}",
     )
-    for name in networks.NAMES
+    for name in model_zoo.NAMES
     for batch in BATCHES
 ]
 
@@ -183,16 +183,16 @@ def test_network(
     t, condition = torch.full((batch,), 500, device=setting.device), network.condition(batch)
 
     def arm(module: Any) -> Callable[[], Tensor]:
-        return lambda: networks.call(module, x, t, condition)
+        return lambda: model_zoo.call(module, x, t, condition)
 
     check, words = checked_against(arm(network.module), "float32")
     theirs: dict[str, Any] = {
-        "torch eager": {k: arm(m) for k, m in networks.settings(network.module).items()}
+        "torch eager": {k: arm(m) for k, m in model_zoo.settings(network.module).items()}
     }
     if setting.tier == "full":
         theirs["torch.compile"] = compiled(network, x, t, condition)
     case = {"network": name, "batch": batch, "dtype": "float32", "shape": list(x.shape)}
-    work = harness.Work(arm(fastdiff.accelerate(network.module)), check, words)
+    work = harness.Workload(arm(fastdiff.accelerate(network.module)), check, words)
     measured(
         work,
         kind="network",
@@ -213,7 +213,7 @@ def test_overhead(
     """
     steps = 3 if setting.tier != "full" else 10
     shares = overhead(batch, runs=setting.rounds + 1, steps=steps)
-    run = networks.make("fashion-mnist", "cpu")
+    run = model_zoo.make("fashion-mnist", "cpu")
     sampler = Sampler(
         run.module, run.schedule, solver="ddim", steps=steps, prediction_type=run.prediction_type
     )
@@ -225,7 +225,7 @@ def test_overhead(
     check, words = checked_against(call, "float32")
     row = harness.measure(
         setting._replace(device="cpu"),
-        harness.Work(call, check, words),
+        harness.Workload(call, check, words),
         kind="sampling",
         peers={},
         per="sample-step",

@@ -35,7 +35,7 @@ def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str
         def call(seed: Any) -> Any:
             return ops.randn(SHAPE, seed=seed, out=out)
 
-        work = harness.Work(lambda: call(seeds), check, "bits equal to NumPy", (out,))
+        work = harness.Workload(lambda: call(seeds), check, "bits equal to NumPy", (out,))
         if isinstance(module, peers.Missing):
             theirs: Any = module
         else:
@@ -67,7 +67,7 @@ def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str
                 state, out, table, rows, seed=seed, sample_ids=ids, used=plan.used, out=state
             )
 
-        work = harness.Work(
+        work = harness.Workload(
             lambda: call(seeds), check, "bits equal to NumPy", restore=lambda: state.copy_(x)
         )
         scheduler = solvers.scheduler("ddpm", device)

@@ -38,7 +38,7 @@ SEED = 1
 
 def step(
     solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True
-) -> tuple[harness.Work, Any]:
+) -> tuple[harness.Workload, Any]:
     """(a row in the middle of the plan that calls the network, (plan, row, diffusers' step where
     asked for)).
     """
@@ -79,7 +79,7 @@ def step(
         operations.same_bits(kept[:, b], expected.slots, "step's slots")
         assert (following == int(plan.column("next")[k])).all(), "the next row is the plan's"
 
-    work = harness.Work(
+    work = harness.Workload(
         lambda: repeated(out, rows, following), check, "bits equal to NumPy", (following,), restore
     )
     called = int(plan.column("network")[:k].sum())

@@ -48,7 +48,7 @@ def test_training(
     theirs: dict[str, Any] = {"torch eager": lambda: run(piece.eager, noise=training.fresh)}
     if setting.tier == "full":
         theirs["torch.compile"] = compiled(piece, run)
-    work = harness.Work(
+    work = harness.Workload(
         lambda: run(piece.fused), check, "values and gradients to 1e-5 and 1e-3 of eager's norm"
     )
     case = {"batch": batch, "dtype": "float32", "shape": [batch, *training.IMAGE]}
@@ -144,7 +144,7 @@ def test_elbo(
 
     elements = x0.numel() * steps
     measured(
-        harness.Work(ours, check, "rtol 2e-4 to NumPy"),
+        harness.Workload(ours, check, "rtol 2e-4 to NumPy"),
         kind="elbo",
         what="elbo",
         peers={"torch eager": eager},

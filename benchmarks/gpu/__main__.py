@@ -1,10 +1,12 @@
-"""One piece of `make gpu-report`; scripts/gpu_report.py runs them, each in a process of its own.
+"""Runs one piece of `make gpu-report`; scripts/gpu_report.py starts a process for each.
 
     python -m benchmarks.gpu --list
-    python -m benchmarks.gpu --piece NAME --file FILE [--device cpu] [--tier default] [--within
-    SECONDS] python -m benchmarks.gpu --predictions FOLDER
+    python -m benchmarks.gpu --piece NAME --file FILE [--device cpu] [--tier default]
+                             [--within SECONDS]
+    python -m benchmarks.gpu --predictions FOLDER
 
-Exit status: 0 finished, 1 rows failed, 75 time was up before all rows were begun: again.
+Exit status: 0 finished, 1 rows failed, 75 the time was over before all rows were measured: run the
+same command again.
 """
 
 from __future__ import annotations
@@ -22,24 +24,24 @@ import torch
 
 from benchmarks import tables
 from benchmarks.conftest import THREADS, facts
-from benchmarks.gpu import ceilings, kernels, loops, networks, predictions
-from benchmarks.gpu.checkpointed_rows import Kept, measure, suite
-from benchmarks.gpu.common import Place, Rows, named
+from benchmarks.gpu import ceilings, forward_calls, kernels, loops, predictions
+from benchmarks.gpu.checkpointed_rows import Checkpoint, measure_rows, run_suite
+from benchmarks.gpu.common import Rows, Target, device_name
 from benchmarks.rows import load
 
 FOLDER = Path(__file__).resolve().parents[1]
-OWN: dict[str, Callable[[Place], Rows]] = {
+OWN: dict[str, Callable[[Target], Rows]] = {
     "ceilings": ceilings.rows,
-    "kernels-float32": lambda place: kernels.rows(place, torch.float32),
-    "kernels-bfloat16": lambda place: kernels.rows(place, torch.bfloat16),
+    "kernels-float32": lambda target: kernels.rows(target, torch.float32),
+    "kernels-bfloat16": lambda target: kernels.rows(target, torch.bfloat16),
     "loops": loops.rows,
-    "networks": networks.rows,
+    "networks": forward_calls.rows,
 }
 AGAIN = 75
 
 
 def pieces() -> dict[str, str]:
-    """Names in order, and what each is."""
+    """Returns {name: description} of the pieces, in order."""
     about = {
         "ceilings": "copy, fill, matrix products, torch.randn",
         "kernels-float32": (
@@ -47,7 +49,7 @@ def pieces() -> dict[str, str]:
         ),
         "kernels-bfloat16": "the same in bfloat16",
         "loops": (
-            "whole loops and a step's graph beside diffusers and torch.compile; seeds per sample"
+            "whole loops and a step's graph next to diffusers and torch.compile; seeds per sample"
         ),
         "networks": "U-Nets and DiTs in each mode",
     }
@@ -74,14 +76,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.predictions:
         return predicted(args.predictions)
     if args.list or args.piece is None or args.file is None:
-        name = re.sub(r"[^a-z0-9]+", "-", named(args.device).lower()).strip("-")
+        name = re.sub(r"[^a-z0-9]+", "-", device_name(args.device).lower()).strip("-")
         print(json.dumps({"machine": name, "device": args.device, "pieces": pieces()}))
         return 0
     return run(args.piece, args.file, args.device, args.tier, args.within)
 
 
 def run(piece: str, file: Path, device: str, tier: str, within: float) -> int:
-    """Measures what the piece's file lacks."""
+    """Measures the rows that the piece's file does not have yet."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     about: dict[str, Any] = {
@@ -89,24 +91,24 @@ def run(piece: str, file: Path, device: str, tier: str, within: float) -> int:
         "machine": platform.machine(),
         "fastdiff": facts(device, tier),
     }
-    kept = Kept(file, piece, about)
+    checkpoint = Checkpoint(file, piece, about)
     if piece in OWN:
         with torch.no_grad():
-            done = measure(OWN[piece](Place(device)), kept, within)
+            done = measure_rows(OWN[piece](Target(device)), checkpoint, within)
     else:
         flags = [] if tier == "default" else [f"--{tier}"]
         test = FOLDER / f"test_{piece.removeprefix('suite-')}.py"
-        done = suite([str(test), f"--device={device}", *flags], kept, within)
+        done = run_suite([str(test), f"--device={device}", *flags], checkpoint, within)
     if not done:
         return AGAIN
-    kept.finish()
-    for name, reason in kept.failed.items():
+    checkpoint.finish()
+    for name, reason in checkpoint.failed.items():
         print(f"FAILED {name}: {reason}")
-    return 1 if kept.failed else 0
+    return 1 if checkpoint.failed else 0
 
 
 def predicted(folder: Path) -> int:
-    """Prints every prediction beside its measurement, and keeps them beside the pieces."""
+    """Prints every prediction with its measurement, and writes them to the folder."""
     lines = predictions.check(load(folder).rows)
     print(tables.predicted(lines))
     judged = [line for line in lines if line["measured"] != "-" and line["verdict"] != "dry run"]
@@ -114,7 +116,7 @@ def predicted(folder: Path) -> int:
     dry = sum(line["verdict"] == "dry run" for line in lines)
     print(
         f"{missed} of {len(judged)} measured predictions missed"
-        + (f"; {dry} from a dry run say nothing" if dry else "")
+        + (f"; {dry} are from a dry run and do not count" if dry else "")
     )
     content = {"benchmarks": [], "predictions": lines}
     (folder / "predictions.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What the machine can do: bytes by a copy and a fill, operations by a matrix product, normals by
-torch.randn.
+"""The ceilings of the machine: bandwidth of copy and fill, matrix products, and torch.randn.
 
-A copy counts bytes read and written. Matrices hold random numbers: zeros run faster than data does.
+A copy counts the bytes read and written. Matrices hold random numbers, because products of zeros
+run faster.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from contextlib import contextmanager
 
 import torch
 
-from benchmarks.gpu.common import Place, Row, Rows, alone, within
+from benchmarks.gpu.common import Row, Rows, Target, alone, within
 
 LIMITS = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 1e-2}
 
 
-def rows(place: Place) -> Rows:
-    for megabytes in place.size((64, 1024, 4096), (1, 2)):
-        yield f"copy {megabytes}", lambda m=megabytes: copy(place, m)
-        yield f"fill {megabytes}", lambda m=megabytes: fill(place, m)
+def rows(target: Target) -> Rows:
+    for megabytes in target.size((64, 1024, 4096), (1, 2)):
+        yield f"copy {megabytes}", lambda m=megabytes: copy(target, m)
+        yield f"fill {megabytes}", lambda m=megabytes: fill(target, m)
     for kind in LIMITS:
-        yield f"gemm {kind}", lambda k=kind: gemm(place, k)
+        yield f"gemm {kind}", lambda k=kind: gemm(target, k)
     for dtype in (torch.float32, torch.bfloat16):
-        for count in place.size((3072, 786_432, 50_331_648), (3072, 4096, 8192)):
-            yield f"randn {dtype} {count}", lambda d=dtype, n=count: normals(place, d, n)
+        for count in target.size((3072, 786_432, 50_331_648), (3072, 4096, 8192)):
+            yield f"randn {dtype} {count}", lambda d=dtype, n=count: normals(target, d, n)
 
 
-def copy(place: Place, megabytes: int) -> Row:
-    source = torch.randn(megabytes * 2**18, device=place.device)
-    target = torch.full_like(source, torch.nan)
-    target.copy_(source)
-    if not torch.equal(source, target):
+def copy(target: Target, megabytes: int) -> Row:
+    source = torch.randn(megabytes * 2**18, device=target.device)
+    out = torch.full_like(source, torch.nan)
+    out.copy_(source)
+    if not torch.equal(source, out):
         raise AssertionError("copy: expected equal bytes")
     return alone(
-        place,
-        lambda: target.copy_(source),
+        target,
+        lambda: out.copy_(source),
         kind="ceiling",
         what="copy",
         case={"MiB": megabytes},
@@ -44,25 +44,25 @@ def copy(place: Place, megabytes: int) -> Row:
     )
 
 
-def fill(place: Place, megabytes: int) -> Row:
-    target = torch.randn(megabytes * 2**18, device=place.device)
-    target.fill_(1.0)
-    if not (target == 1.0).all():
+def fill(target: Target, megabytes: int) -> Row:
+    out = torch.randn(megabytes * 2**18, device=target.device)
+    out.fill_(1.0)
+    if not (out == 1.0).all():
         raise AssertionError("fill: expected ones")
     return alone(
-        place,
-        lambda: target.fill_(1.0),
+        target,
+        lambda: out.fill_(1.0),
         kind="ceiling",
         what="fill",
         case={"MiB": megabytes},
         checked="equal",
-        nbytes=4 * target.numel(),
+        nbytes=4 * out.numel(),
     )
 
 
 @contextmanager
 def tf32(on: bool) -> Iterator[None]:
-    """torch's switch for float32 products in TF32; the device keeps its settings."""
+    """Sets torch's switch for float32 products in TF32 within the block."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = on
     try:
@@ -71,16 +71,16 @@ def tf32(on: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def gemm(place: Place, kind: str) -> Row:
-    n = place.size(8192, 128)
+def gemm(target: Target, kind: str) -> Row:
+    n = target.size(8192, 128)
     dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    a, b = (torch.randn(n, n, device=place.device).to(dtype) for _ in range(2))
-    out = torch.full((n, n), torch.nan, device=place.device, dtype=dtype)
+    a, b = (torch.randn(n, n, device=target.device).to(dtype) for _ in range(2))
+    out = torch.full((n, n), torch.nan, device=target.device, dtype=dtype)
     with tf32(kind == "tf32"):
         torch.mm(a, b, out=out)
         checked = within(out[:8], a[:8].double() @ b.double(), LIMITS[kind], f"gemm {kind}")
         return alone(
-            place,
+            target,
             lambda: torch.mm(a, b, out=out),
             kind="ceiling",
             what=f"gemm {kind}",
@@ -90,8 +90,8 @@ def gemm(place: Place, kind: str) -> Row:
         )
 
 
-def normals(place: Place, dtype: torch.dtype, count: int) -> Row:
-    out = torch.empty(count, device=place.device, dtype=dtype)
+def normals(target: Target, dtype: torch.dtype, count: int) -> Row:
+    out = torch.empty(count, device=target.device, dtype=dtype)
     sample = out.normal_().double()
     error = 6.0 / count**0.5
     if abs(float(sample.mean())) > error or abs(float(sample.var()) - 1) > 2 * error:
@@ -100,7 +100,7 @@ def normals(place: Place, dtype: torch.dtype, count: int) -> Row:
             f" {sample.var():.3g}"
         )
     return alone(
-        place,
+        target,
         lambda: out.normal_(),
         kind="ceiling",
         what="torch.randn",

@@ -1,5 +1,6 @@
-"""A piece's file: pytest-benchmark's form, written anew after every row, so that what was measured
-is never lost.
+"""The file of a piece, rewritten after every row, so that an interrupted piece can continue.
+
+It has the form of pytest-benchmark's JSON.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from benchmarks.gpu.common import Rows
 LONGEST = 300  # characters of a reason
 
 
-class Kept:
-    """What a piece has so far.
+class Checkpoint:
+    """The rows that a piece has measured so far, and their file.
 
     Attributes:
-        rows: by name. failed, skipped: reasons by name. now: the row being measured. finished:
-            whether all were tried.
+        rows: by name.
+        failed, skipped: reasons by the name of the row.
+        now: the name of the row that is being measured.
+        finished: whether all rows have been tried.
     """
 
     def __init__(self, file: Path, piece: str, about: dict[str, Any]):
@@ -83,96 +86,97 @@ class Kept:
         whole.replace(self.file)
 
 
-def measure(rows: Rows, kept: Kept, within: float) -> bool:
-    """Measures the rows that are not there; none is begun after so many seconds. Returns whether
-    all were tried.
+def measure_rows(rows: Rows, checkpoint: Checkpoint, within: float) -> bool:
+    """Measures the rows that the checkpoint lacks; returns whether all rows have been tried.
 
-    A row that raises, a wrong result for instance, is kept as failed and has no time.
+    No row is started after `within` seconds. A row that raises, for instance for a wrong result, is
+    recorded as failed and has no time.
     """
     begin = time.monotonic()
     for name, make in rows:
-        if name in kept:
+        if name in checkpoint:
             continue
         if time.monotonic() - begin > within:
             return False
-        kept.begin(name)
+        checkpoint.begin(name)
         try:
             row = make()
         except Exception as error:
-            kept.fail(name, f"{type(error).__name__}: {error}")
-            print(f"{name}: FAILED, {kept.failed[name]}", flush=True)
+            checkpoint.fail(name, f"{type(error).__name__}: {error}")
+            print(f"{name}: FAILED, {checkpoint.failed[name]}", flush=True)
             if broken(error):
                 return False
             continue
         finally:
             free()
-        kept.row(name, row)
+        checkpoint.row(name, row)
         print(f"{name}: {row['us'][1]:.1f} us/{row['per']}", flush=True)
     return True
 
 
 def broken(error: BaseException) -> bool:
-    """Whether the device answers nothing any more in this process: the other rows need a new
-    one.
-    """
+    """Returns whether the device is unusable in this process: the other rows need a new process."""
     return "CUDA error" in str(error)
 
 
 def free() -> None:
-    """A row's memory goes back before the next row."""
+    """Frees a row's memory before the next row."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
-class Suite:
-    """A plugin of pytest that keeps every row of the suite as it is done, passes by what is there,
-    and stops in time.
-    """
+class CheckpointPlugin:
+    """A pytest plugin that records every row in a checkpoint, skips those there, stops in time."""
 
-    def __init__(self, kept: Kept, within: float):
-        self.kept, self.within, self.begin, self.left = kept, within, time.monotonic(), False
+    def __init__(self, checkpoint: Checkpoint, within: float):
+        self.checkpoint, self.within, self.begin, self.left = (
+            checkpoint,
+            within,
+            time.monotonic(),
+            False,
+        )
         self.broken = False
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        there = [item for item in items if item.nodeid in self.kept]
-        if there:
-            config.hook.pytest_deselected(items=there)
-            items[:] = [item for item in items if item.nodeid not in self.kept]
+        measured = [item for item in items if item.nodeid in self.checkpoint]
+        if measured:
+            config.hook.pytest_deselected(items=measured)
+            items[:] = [item for item in items if item.nodeid not in self.checkpoint]
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        self.kept.begin(item.nodeid)
+        self.checkpoint.begin(item.nodeid)
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: Any) -> Iterable[Any]:
         outcome = yield
         report = outcome.get_result()
         if report.skipped:
-            self.kept.skip(
+            self.checkpoint.skip(
                 item.nodeid,
                 str(report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr),
             )
         elif report.failed:
-            self.kept.fail(item.nodeid, f"{call.excinfo.typename}: {call.excinfo.value}")
+            self.checkpoint.fail(item.nodeid, f"{call.excinfo.typename}: {call.excinfo.value}")
             self.broken = broken(call.excinfo.value)
         elif report.when == "call":
             row = getattr(item.funcargs.get("benchmark"), "extra_info", {})  # type: ignore[attr-defined]
-            self.kept.row(item.nodeid, row)
+            self.checkpoint.row(item.nodeid, row)
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
         free()
         if nextitem is not None and (self.broken or time.monotonic() - self.begin > self.within):
             self.left = True
-            item.session.shouldstop = "the rest is for the next run"
+            item.session.shouldstop = "the other rows are left for the next run"
 
 
-def suite(arguments: list[str], kept: Kept, within: float) -> bool:
-    """Runs pytest on a part of the suite; returns whether all of it was tried."""
-    plugin = Suite(kept, within)
+def run_suite(arguments: list[str], checkpoint: Checkpoint, within: float) -> bool:
+    """Runs pytest on a part of the suite; returns whether all of its rows have been tried."""
+    plugin = CheckpointPlugin(checkpoint, within)
     quiet = ["-q", "-p", "no:cacheprovider", "--benchmark-only", "--tb=line"]
     status = pytest.main([*quiet, *arguments], plugins=[plugin])
     if (

@@ -1,4 +1,4 @@
-"""What the pieces share: where they run, how large, and rows without a peer."""
+"""What the pieces share: the device, its sizes, and rows without a peer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fastdiff.cli.timing import spread
 from fastdiff.jobs import machine
 
 Row = dict[str, Any]
-Rows = Iterator[
-    tuple[str, Callable[[], Row]]
-]  # a name that no other row of the piece has, and what measures it
+# (the row's name, unique in its piece; the function that measures it)
+Rows = Iterator[tuple[str, Callable[[], Row]]]
 
 
-class Place(NamedTuple):
-    """device: cuda, or cpu for a dry run, whose sizes are tiny and which compiles one network
-    alone.
+class Target(NamedTuple):
+    """The device that is measured.
+
+    device: cuda; or cpu for a dry run, which has tiny sizes and compiles only one network.
     """
 
     device: str
@@ -46,7 +46,7 @@ class Place(NamedTuple):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The large one is many times a cache of 60 MB."""
+        """Shapes by name; the large one is many times larger than a cache of 60 MB."""
         if self.dry:
             return {"real": (4, 3, 8, 8), LARGE: (8, 3, 16, 16)}
         return {"real": (256, 3, 32, 32), LARGE: (1024, 3, 128, 128)}
@@ -63,9 +63,7 @@ class Place(NamedTuple):
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within the block, ops run on this backend; raises RuntimeError with the reason where it is
-    off.
-    """
+    """Runs ops on this backend within the block. Raises RuntimeError where it is not available."""
     state = fastdiff.backends()[name]
     if not state.available:
         raise RuntimeError(f"the backend {name} is off: {state.reason}")
@@ -74,7 +72,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def alone(
-    place: Place,
+    target: Target,
     call: Callable[[], Any],
     *,
     kind: str,
@@ -87,8 +85,8 @@ def alone(
     per: str = "call",
     divide: float = 1.0,
 ) -> Row:
-    """A row without peers, of what has been checked already. flops: of one call."""
-    times = harness.take_turns({"fastdiff": call}, place.setting)["fastdiff"]
+    """Measures a call without peers whose result has been checked. flops: of one call."""
+    times = harness.take_turns({"fastdiff": call}, target.setting)["fastdiff"]
     middle = statistics.median(times)
     rate = None if nbytes is None else round(nbytes / middle / 1e9, 3)
     return {
@@ -96,7 +94,7 @@ def alone(
         "kind": kind,
         "what": what,
         "case": case,
-        "device": named(place.device),
+        "device": device_name(target.device),
         "backend": None,
         "threads": torch.get_num_threads(),
         "cache": "warm",
@@ -117,21 +115,32 @@ def alone(
     }
 
 
-def named(device: str) -> str:
+def device_name(device: str) -> str:
     return "cpu" if device == "cpu" else str(machine.describe(torch.device(device))["name"])
 
 
-def off(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """|got - expected| / |expected|, in float64; NaN where any is."""
+def relative_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Returns |got - expected| / |expected| in float64; NaN where any value is."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
 def within(got: torch.Tensor, expected: torch.Tensor, limit: float, what: str) -> str:
-    """Says how near a result is. Raises AssertionError for one that is not near, NaN included."""
-    error = off(got, expected)
+    """Returns the error and its limit in words. Raises AssertionError above it, and for NaN."""
+    error = relative_difference(got, expected)
     if not error <= limit:
         raise AssertionError(f"{what}: expected within {limit:g} of the reference, got {error:.2g}")
     return f"{error:.1e} of {limit:g} allowed"
 
 
-__all__ = ["MODES", "Missing", "Place", "Row", "Rows", "alone", "backend", "named", "off", "within"]
+__all__ = [
+    "MODES",
+    "Missing",
+    "Row",
+    "Rows",
+    "Target",
+    "alone",
+    "backend",
+    "device_name",
+    "relative_difference",
+    "within",
+]

@@ -1,9 +1,8 @@
-"""The kernels that the predictions are about, on every backend of the device, next to what users
-run instead.
+"""The kernels of the predictions, on every backend, next to what users run instead.
 
 A step in place, the middle one of 50; noise exact and fast; float32 and bfloat16; at the size of
-real use, which lies in a GPU's cache, and at one that does not. Peers are the eager formula,
-torch.compile of it and diffusers' step.
+real use, which fits a GPU's cache, and at one that does not. Peers are the eager formula, the same
+with torch.compile, and diffusers' step.
 """
 
 from __future__ import annotations
@@ -17,49 +16,49 @@ import torch
 from torch import Tensor
 
 from benchmarks import formulas, harness, operations, solvers, traffic
-from benchmarks.gpu.common import Place, Row, Rows, backend, within
+from benchmarks.gpu.common import Row, Rows, Target, backend, within
 from benchmarks.gpu.predictions import LARGE
 from benchmarks.operations import SCHEDULE, SEED, same_bits, truth
 from fastdiff import ops, reference
 from fastdiff.solvers import make_plan
 from fastdiff.table import INDEX, OPERANDS
 
-FAST = {
-    torch.float32: 1e-5,
-    torch.bfloat16: 4e-3,
-}  # of `fast` noise beside `exact`, by the norm: float32 log, sin and cos
+# relative difference of `fast` noise, with float32 log, sin and cos, from `exact`
+FAST = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
 STEPS = ("ddim", "ddpm", "dpm++2m", "unipc", "ddim guided")
 NOISY = {"randn", "q_sample", "step ddpm"}
 PLAIN = ("gaussian_kl", "discretized_gaussian_nll")
 
 
-def rows(place: Place, dtype: torch.dtype) -> Rows:
-    for shape in place.shapes:
+def rows(target: Target, dtype: torch.dtype) -> Rows:
+    for shape in target.shapes:
         for name in ("randn", "q_sample", *(f"step {s}" for s in STEPS), *PLAIN):
             for mode in ("exact", "fast") if name in NOISY else ("exact",):
-                for which in place.backends:
+                for which in target.backends:
                     title = f"{name} {mode} {which} {shape}"
-                    yield title, lambda a=(name, mode, which, shape): row(place, dtype, *a)
+                    yield title, lambda a=(name, mode, which, shape): row(target, dtype, *a)
 
 
-def row(place: Place, dtype: torch.dtype, name: str, mode: str, which: str, shape: str) -> Row:
-    """Peers run beside the first backend alone; torch.compile at the large size, where the
-    predictions are.
+def row(target: Target, dtype: torch.dtype, name: str, mode: str, which: str, shape: str) -> Row:
+    """Measures a row.
+
+    Peers run with the first backend only, torch.compile at the large size only, which the
+    predictions are about.
     """
-    sizes, first = place.shapes[shape], which == place.backends[0]
+    sizes, first = target.shapes[shape], which == target.backends[0]
     with backend(which):
         if name.startswith("step "):
             work, formula, inputs, nbytes, theirs = step(
-                sizes, dtype, place.device, name.removeprefix("step "), mode
+                sizes, dtype, target.device, name.removeprefix("step "), mode
             )
         else:
-            work, formula, inputs, nbytes = op(sizes, dtype, place.device, name, mode)
+            work, formula, inputs, nbytes = op(sizes, dtype, target.device, name, mode)
             theirs = None
         peers: dict[str, Any] = {}
         if first:
             peers["torch eager"] = lambda: formula(*inputs)
             if shape == LARGE:
-                peers["torch.compile"] = place.compiled(formula, *inputs)
+                peers["torch.compile"] = target.compiled(formula, *inputs)
             if theirs is not None:
                 peers["diffusers"] = theirs
         case = {
@@ -70,7 +69,7 @@ def row(place: Place, dtype: torch.dtype, name: str, mode: str, which: str, shap
         }
         kind = "step" if name.startswith("step ") else "op"
         return harness.measure(
-            place.setting,
+            target.setting,
             work,
             kind=kind,
             what=name,
@@ -84,7 +83,7 @@ def row(place: Place, dtype: torch.dtype, name: str, mode: str, which: str, shap
 def op(
     shape: tuple[int, ...], dtype: torch.dtype, device: str, name: str, mode: str
 ) -> tuple[Any, ...]:
-    """(work, formula, inputs, bytes) of an op; exact as in the suite, fast held to exact."""
+    """Returns (workload, formula, inputs, bytes) of an op; `fast` is compared with `exact`."""
     maker = operations.Maker(shape, dtype, device)
     found: operations.Op = getattr(maker, name)()
     work, inputs = found.work, found.inputs
@@ -99,7 +98,7 @@ def op(
 
         found.work.verify()  # exact, by NumPy
         exact.copy_(out)
-        work = harness.Work(
+        work = harness.Workload(
             call, lambda _: _near(out, exact, name), f"fast within {FAST[dtype]:g} of exact", (out,)
         )
     bare, _ = formulas.arms(found.formula, inputs)
@@ -113,7 +112,7 @@ def _near(out: Tensor, exact: Tensor, name: str) -> None:
 def step(
     shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, mode: str
 ) -> tuple[Any, ...]:
-    """(work, formula, inputs, bytes, diffusers' step or why there is none)."""
+    """Returns (workload, formula, inputs, bytes, diffusers' step or None)."""
     guided, solver = solver.endswith(" guided"), solver.removesuffix(" guided")
     g = torch.Generator(device).manual_seed(0)
     batch = shape[0]
@@ -126,7 +125,7 @@ def step(
     k = int(calling[len(calling) // 2])
     x, out = normal(*shape).to(dtype), normal((2 if guided else 1) * batch, *shape[1:]).to(dtype)
     slots = normal(plan.slots, *shape) if plan.slots else None
-    state, kept = x.clone(), None if slots is None else slots.clone()
+    state, slots_in_place = x.clone(), None if slots is None else slots.clone()
     row, ids, table = (
         torch.full((batch,), k, device=device),
         torch.arange(batch, device=device),
@@ -135,8 +134,8 @@ def step(
     on_device, gamma = torch.tensor(table, device=device), torch.full((batch,), 3.0, device=device)
     following = torch.empty_like(x) if guided else None
     more: dict[str, Any] = {"guidance": gamma, "input_out": following} if guided else {}
-    if kept is not None:
-        more |= {"slots": kept, "slots_out": kept}
+    if slots_in_place is not None:
+        more |= {"slots": slots_in_place, "slots_out": slots_in_place}
 
     def call() -> Any:
         return ops.reverse_step(
@@ -154,14 +153,14 @@ def step(
 
     def restore() -> None:
         state.copy_(x)
-        if kept is not None and slots is not None:
-            kept.copy_(slots)
+        if slots_in_place is not None and slots is not None:
+            slots_in_place.copy_(slots)
 
     ends = operations.ends(batch)
-    given = torch.cat([out[ends], out[[batch + b for b in ends]]]) if guided else out[ends]
+    outputs = torch.cat([out[ends], out[[batch + b for b in ends]]]) if guided else out[ends]
     expected = reference.reverse_step(
         truth(x[ends]),
-        truth(given),
+        truth(outputs),
         table,
         k,
         slots=None if slots is None else truth(slots[:, ends]),
@@ -180,17 +179,19 @@ def step(
                 FAST[dtype],
                 f"step {solver}, fast",
             )
-        if kept is not None and expected.slots is not None:
-            same_bits(kept[:, ends], expected.slots, "its slots")
+        if slots_in_place is not None and expected.slots is not None:
+            same_bits(slots_in_place[:, ends], expected.slots, "its slots")
         if following is not None:
             same_bits(following[ends], expected.network_input[: len(ends)], "the next input")
 
-    told = (
+    checked = (
         "bits equal to NumPy"
         if mode == "exact"
         else f"fast within {FAST[dtype]:g} of NumPy's exact"
     )
-    work = harness.Work(call, check, told, () if following is None else (following,), restore)
+    work = harness.Workload(
+        call, check, checked, () if following is None else (following,), restore
+    )
     memory = [] if slots is None else list(slots.unbind(0))
     theirs = (
         None
@@ -207,14 +208,17 @@ def step(
 
 
 def _bytes(plan: Any, k: int, x: Tensor, guided: bool) -> int:
-    """Slots are float32; with guidance two outputs are read and the next input is written too."""
+    """Returns the bytes that row k moves.
+
+    Slots are float32. With guidance, two outputs are read and the next input is also written.
+    """
     moved = [*traffic.reads(plan, k), *traffic.writes(plan, k)]
     each = [4 if name.startswith("s") else x.element_size() for name in moved]
     return (sum(each) + (2 * x.element_size() if guided else 0)) * x.numel()
 
 
 def _formula(plan: Any, k: int, gamma: float | None) -> Callable[..., Any]:
-    """Row k of a plan as users write it, coefficients being numbers; what is 0 is left out."""
+    """Returns row k of a plan as users write it: coefficients are numbers, zero terms left out."""
     line = plan.table[k]
     of_x0 = float(line[INDEX["x0_x"]]), float(line[INDEX["x0_out"]])
     targets = ["x", *sorted(traffic.writes(plan, k) - {"x"})]

@@ -1,4 +1,4 @@
-"""Loops at 256×3×32×32 around a network that costs nothing, with the step's graph and without;
+"""Loops of 256×3×32×32 around a network that costs nothing, with and without the step's graph; and
 seeds per sample.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks import harness, solvers
 from benchmarks.gpu import kernels
-from benchmarks.gpu.common import Place, Row, Rows, backend
+from benchmarks.gpu.common import Row, Rows, Target, backend
 from benchmarks.operations import same_bits, truth
 from fastdiff import Sampler, ops, reference
 
@@ -21,20 +21,20 @@ SOLVERS = ("ddim", "ddpm", "euler", "dpm++2m", "unipc")
 SEED = 1
 
 
-def rows(place: Place) -> Rows:
-    for which in place.backends:
+def rows(target: Target) -> Rows:
+    for which in target.backends:
         for solver in SOLVERS:
-            yield f"loop {solver} {which}", lambda s=solver, w=which: loop(place, s, w)
+            yield f"loop {solver} {which}", lambda s=solver, w=which: loop(target, s, w)
         for solver in ("ddim", "ddpm"):
-            yield f"graph step {solver} {which}", lambda s=solver, w=which: graph_step(place, s, w)
-        yield f"seeds step {which}", lambda w=which: seeds_step(place, w)
-        yield f"seeds randn {which}", lambda w=which: seeds_randn(place, w)
+            yield f"graph step {solver} {which}", lambda s=solver, w=which: graph_step(target, s, w)
+        yield f"seeds step {which}", lambda w=which: seeds_step(target, w)
+        yield f"seeds randn {which}", lambda w=which: seeds_randn(target, w)
 
 
-def tensors(place: Place) -> tuple[Tensor, Tensor]:
-    g = torch.Generator(place.device).manual_seed(0)
+def tensors(target: Target) -> tuple[Tensor, Tensor]:
+    g = torch.Generator(target.device).manual_seed(0)
     start, out = (
-        torch.randn(place.shapes["real"], generator=g, device=place.device) for _ in range(2)
+        torch.randn(target.shapes["real"], generator=g, device=target.device) for _ in range(2)
     )
     return start, out
 
@@ -50,30 +50,30 @@ def sampler(solver: str, out: Tensor, steps: int, graph: bool | str) -> Sampler:
     )
 
 
-def _case(place: Place, solver: str, steps: int) -> Row:
-    shape = list(place.shapes["real"])
+def _case(target: Target, solver: str, steps: int) -> Row:
+    shape = list(target.shapes["real"])
     return {"dtype": "float32", "shape": shape, "batch": shape[0], "solver": solver, "steps": steps}
 
 
-def loop(place: Place, solver: str, which: str) -> Row:
-    """50 steps, Python's part included: what a user waits for."""
-    start, out = tensors(place)
-    steps, (ours, bare) = (
-        solvers.STEPS,
-        (sampler(solver, out, solvers.STEPS, graph) for graph in ("auto", False)),
-    )
+def loop(target: Target, solver: str, which: str) -> Row:
+    """Measures a loop of 50 steps including its Python code, which is the time a user waits."""
+    start, out = tensors(target)
+    steps = solvers.PEERS[solver].steps
+    ours, bare = (sampler(solver, out, steps, graph) for graph in ("auto", False))
     with backend(which):
         check = solvers.check_loop(ours.plan, start, out, SEED)
-        work = harness.Work(lambda: ours.sample(x_T=start, seed=SEED), check, "bits equal to NumPy")
+        work = harness.Workload(
+            lambda: ours.sample(x_T=start, seed=SEED), check, "bits equal to NumPy"
+        )
         peers: dict[str, Any] = {"diffusers": solvers.diffusers_loop(solver, start, out)}
-        if not place.dry:
+        if not target.dry:
             peers["fastdiff, no graph"] = lambda: bare.sample(x_T=start, seed=SEED)
         return harness.measure(
-            place.setting,
+            target.setting,
             work,
             kind="loop",
             what=f"loop {solver}",
-            case=_case(place, solver, steps),
+            case=_case(target, solver, steps),
             peers=peers,
             per="step",
             divide=steps,
@@ -82,31 +82,32 @@ def loop(place: Place, solver: str, which: str) -> Row:
         ) | {"backend": which}
 
 
-def graph_step(place: Place, solver: str, which: str) -> Row:
-    """A step of a long loop, in which the call's set-up is lost; next to torch.compile's kernel of
-    the same formula.
+def graph_step(target: Target, solver: str, which: str) -> Row:
+    """Measures a step of a long loop, next to torch.compile's kernel of the same formula.
+
+    The loop is long enough that the set-up of the call does not count.
     """
-    start, out = tensors(place)
-    steps = place.size(500, 20)
+    start, out = tensors(target)
+    steps = target.size(500, 20)
     ours = sampler(solver, out, steps, "auto")
     with backend(which):
-        check = solvers.check_loop(ours.plan, start, out, SEED) if place.dry else _finite
-        told = "bits equal to NumPy" if place.dry else "finite; bits in the row of 50 steps"
-        work = harness.Work(lambda: ours.sample(x_T=start, seed=SEED), check, told)
-        one = kernels.step(tuple(start.shape), torch.float32, place.device, solver, "exact")
+        check = solvers.check_loop(ours.plan, start, out, SEED) if target.dry else _finite
+        checked = "bits equal to NumPy" if target.dry else "finite; bits in the row of 50 steps"
+        work = harness.Workload(lambda: ours.sample(x_T=start, seed=SEED), check, checked)
+        one = kernels.step(tuple(start.shape), torch.float32, target.device, solver, "exact")
         formula, inputs = one[1], one[2]
-        modes = place.compiled(formula, *inputs)
+        modes = target.compiled(formula, *inputs)
         peers: dict[str, Any] = {"torch.compile": modes}
         if isinstance(modes, dict):
             peers["torch.compile"] = {
                 mode: _repeated(arm, steps) for mode, arm in modes.items() if callable(arm)
             }
         return harness.measure(
-            place.setting,
+            target.setting,
             work,
             kind="loop",
             what=f"graph step {solver}",
-            case=_case(place, solver, steps),
+            case=_case(target, solver, steps),
             peers=peers,
             per="step",
             divide=steps,
@@ -128,20 +129,20 @@ def _repeated(arm: Any, times: int) -> Any:
     return call
 
 
-def _seeds(place: Place) -> tuple[Tensor, tuple[int, ...]]:
-    shape = place.shapes["real"]
-    return torch.arange(shape[0], device=place.device) * 7919 + 1, shape
+def _seeds(target: Target) -> tuple[Tensor, tuple[int, ...]]:
+    shape = target.shapes["real"]
+    return torch.arange(shape[0], device=target.device) * 7919 + 1, shape
 
 
-def seeds_step(place: Place, which: str) -> Row:
-    """A DDPM step with a seed for each sample beside the same with one."""
-    seeds, shape = _seeds(place)
+def seeds_step(target: Target, which: str) -> Row:
+    """Measures a DDPM step with a seed for each sample, next to one seed for all."""
+    seeds, shape = _seeds(target)
     plan = sampler("ddpm", torch.empty(0), 50, False).plan
-    x, out = tensors(place)
+    x, out = tensors(target)
     k, state, other = 25, x.clone(), x.clone()
     table, row = (
-        torch.tensor(plan.table, device=place.device),
-        torch.full((shape[0],), 25, device=place.device),
+        torch.tensor(plan.table, device=target.device),
+        torch.full((shape[0],), 25, device=target.device),
     )
     last = shape[0] - 1
     expected = reference.reverse_step(
@@ -157,23 +158,23 @@ def seeds_step(place: Place, which: str) -> Row:
         return ops.reverse_step(into, out, table, row, seed=seed, used=plan.used, out=into)
 
     with backend(which):
-        work = harness.Work(
+        work = harness.Workload(
             call,
             lambda _: same_bits(state[-1:], expected.x_s, "seeds"),
             "bits equal to NumPy",
             restore=lambda: state.copy_(x),
         )
         peers = {"fastdiff, one seed": lambda: call(SEED, other)}
-        return _measured(place, work, "step ddpm, a seed per sample", shape, peers, 12, which)
+        return _measured(target, work, "step ddpm, a seed per sample", shape, peers, 12, which)
 
 
-def seeds_randn(place: Place, which: str) -> Row:
-    """The noise of a batch with a seed for each sample beside a list of torch's generators, as
-    pipelines take it.
+def seeds_randn(target: Target, which: str) -> Row:
+    """Measures a batch of noise with a seed for each sample, next to a list of torch's generators,
+    which pipelines take.
     """
-    seeds, shape = _seeds(place)
-    generators = [torch.Generator(place.device).manual_seed(int(s)) for s in seeds]
-    out, numbers = torch.empty(shape, device=place.device), np.array(seeds.cpu())
+    seeds, shape = _seeds(target)
+    generators = [torch.Generator(target.device).manual_seed(int(s)) for s in seeds]
+    out, numbers = torch.empty(shape, device=target.device), np.array(seeds.cpu())
 
     def check(_: Any) -> None:
         for b in (0, shape[0] - 1):
@@ -182,15 +183,15 @@ def seeds_randn(place: Place, which: str) -> Row:
 
     def theirs() -> Tensor:
         return torch.cat(
-            [torch.randn((1, *shape[1:]), generator=g, device=place.device) for g in generators]
+            [torch.randn((1, *shape[1:]), generator=g, device=target.device) for g in generators]
         )
 
     with backend(which):
-        work = harness.Work(
+        work = harness.Workload(
             lambda: ops.randn(shape, seed=seeds, out=out), check, "bits equal to NumPy", (out,)
         )
         return _measured(
-            place,
+            target,
             work,
             "randn, a seed per sample",
             shape,
@@ -201,8 +202,8 @@ def seeds_randn(place: Place, which: str) -> Row:
 
 
 def _measured(
-    place: Place,
-    work: harness.Work,
+    target: Target,
+    work: harness.Workload,
     what: str,
     shape: tuple[int, ...],
     peers: Any,
@@ -212,7 +213,7 @@ def _measured(
     elements = math.prod(shape)
     case = {"dtype": "float32", "shape": list(shape), "batch": shape[0]}
     return harness.measure(
-        place.setting,
+        target.setting,
         work,
         kind="seeds",
         what=what,

@@ -1,10 +1,9 @@
-"""What was predicted for the kernels before a GPU had run them, beside what is measured.
+"""Compares the measured kernels with what was predicted before a GPU had run them.
 
-Predictions are of an H200: the share of a device copy's bandwidth at sizes past its caches, in
-    float32 and bfloat16, and how
-many times faster than diffusers' eager steps (or torch's eager formula) and torch.compile's best
-mode. A prediction is missed where the measurement is below 0.97 of it (above 1.03, for times): the
-rest is the spread of a quiet machine.
+The predictions are for an H200: the share of a device copy's bandwidth at sizes larger than its
+caches, in float32 and bfloat16, and the speed compared with diffusers' eager step (or torch's eager
+formula) and with torch.compile's best mode. A prediction is missed if the measurement is below 0.97
+times it (above 1.03 times, for times); smaller differences are the spread of a quiet machine.
 """
 
 from __future__ import annotations
@@ -22,9 +21,10 @@ class Kernel(NamedTuple):
     """A kernel's prediction.
 
     Attributes:
-        name: as in a table. what, mode: of the rows it is about; mode None for kernels without
-            noise.
-        percent: of copy, by dtype. eager, compile: times faster, in float32 and bfloat16.
+        name: in the table.
+        what, mode: of the rows that it is about; mode is None for kernels without noise.
+        percent: of a copy's bandwidth, in float32 and bfloat16.
+        eager, compile: how many times faster than these, in float32 and bfloat16.
     """
 
     name: str
@@ -55,8 +55,9 @@ SEEDS_COST, SEEDS_WALL = 0.98, 300.0  # of one seed's speed; times a list of gen
 
 
 def check(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """A line for each prediction: kernel, what, predicted, measured (`-` where nothing was),
-    verdict: `missed`, or empty.
+    """Returns a line for each prediction: kernel, what, predicted, measured, verdict.
+
+    `measured` is "-" where no row is; `verdict` is "missed", "dry run" or empty.
     """
     return [*_kernels(rows), *_loops(rows)]
 
@@ -108,14 +109,14 @@ def _loops(rows: Sequence[Row]) -> Iterator[dict[str, str]]:
 
 
 def _fastest(rows: Sequence[Row], what: str, **case: Any) -> Row | None:
-    """Of the backends' rows; None where there is none. A mode of None does not matter."""
+    """Returns the fastest backend's row of this case, None without one; a None matches any."""
     case = {k: v for k, v in case.items() if v is not None}
     found = [r for r in rows if r["what"] == what and case.items() <= r["case"].items()]
     return min(found, key=lambda r: r["us"][1], default=None)
 
 
 def _faster(row: Row | None, peers: Sequence[str]) -> float | None:
-    """Against the first of these peers that ran."""
+    """Returns the ratio to the first of these peers that ran."""
     for peer in peers if row else ():
         found = row["peers"].get(peer, {}) if row else {}
         if "faster" in found:
@@ -139,7 +140,7 @@ def _line(
     by = (
         f" ({row['backend']})" if row is not None and got is not None and row.get("backend") else ""
     )
-    dry = row is not None and got is not None and row["device"] == "cpu"  # says nothing of a GPU
+    dry = row is not None and got is not None and row["device"] == "cpu"  # not on a GPU
     return {
         "kernel": kernel,
         "what": what,

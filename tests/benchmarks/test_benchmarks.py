@@ -67,8 +67,8 @@ class Double:
     def check(self, got: torch.Tensor) -> None:
         operations.same_bits(got, 2 * self.x.numpy(), "double")
 
-    def work(self, call: Any = None) -> harness.Work:
-        return harness.Work(call or self, self.check, "bits", (self.out,))
+    def work(self, call: Any = None) -> harness.Workload:
+        return harness.Workload(call or self, self.check, "bits", (self.out,))
 
 
 def eager() -> torch.Tensor:

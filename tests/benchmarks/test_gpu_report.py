@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import ceilings, common, kernels, predictions
-from benchmarks.gpu import checkpointed_rows as kept
+from benchmarks.gpu import ceilings, checkpointed_rows, common, kernels, predictions
 from benchmarks.rows import load
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = common.Place("cpu")
+CPU = common.Target("cpu")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -135,9 +134,9 @@ def test_a_wrong_kernel_is_a_failed_row_without_a_time(
         for title, make in kernels.rows(CPU, torch.float32)
         if title.startswith("step dd")
     ][:3]
-    keeping = kept.Kept(tmp_path / "piece.json", "kernels", {})
+    keeping = checkpointed_rows.Checkpoint(tmp_path / "piece.json", "kernels", {})
     with torch.no_grad():
-        assert kept.measure(iter(wanted), keeping, 60)
+        assert checkpointed_rows.measure_rows(iter(wanted), keeping, 60)
     content = json.loads((tmp_path / "piece.json").read_text())
     assert content["benchmarks"] == [] and list(content["failed"]) == [title for title, _ in wanted]
     assert "expected NumPy's bits" in content["failed"]["step ddim exact cpu real"]
@@ -148,25 +147,31 @@ def test_a_piece_stops_in_time_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    monkeypatch.setattr(kept.time, "monotonic", lambda: 10.0 * len(made))  # a row takes 10 s
+    monkeypatch.setattr(
+        checkpointed_rows.time, "monotonic", lambda: 10.0 * len(made)
+    )  # a row takes 10 s
 
     def rows(names: str) -> common.Rows:
         for name in names:
             yield name, lambda name=name: (made.append(name), row(name))[1]
 
-    first = kept.Kept(tmp_path / "piece.json", "p", {})
-    assert not kept.measure(rows("abcd"), first, 15) and made == ["a", "b"] and not first.finished
-    second = kept.Kept(tmp_path / "piece.json", "p", {})
+    first = checkpointed_rows.Checkpoint(tmp_path / "piece.json", "p", {})
+    assert (
+        not checkpointed_rows.measure_rows(rows("abcd"), first, 15)
+        and made == ["a", "b"]
+        and not first.finished
+    )
+    second = checkpointed_rows.Checkpoint(tmp_path / "piece.json", "p", {})
     assert list(second.rows) == ["a", "b"]
-    assert kept.measure(rows("abcd"), second, 60) and made == ["a", "b", "c", "d"]
+    assert checkpointed_rows.measure_rows(rows("abcd"), second, 60) and made == ["a", "b", "c", "d"]
     lost = RuntimeError("CUDA error: an illegal memory access was encountered")
 
     def broken() -> common.Rows:
         yield "x", lambda: (_ for _ in ()).throw(lost)
         yield "y", lambda: made.append("y")  # type: ignore[func-returns-value]
 
-    third = kept.Kept(tmp_path / "other.json", "p", {})
-    assert not kept.measure(broken(), third, 60) and "y" not in made, (
+    third = checkpointed_rows.Checkpoint(tmp_path / "other.json", "p", {})
+    assert not checkpointed_rows.measure_rows(broken(), third, 60) and "y" not in made, (
         "a lost device needs a new process"
     )
     assert "illegal" in third.failed["x"]
@@ -183,10 +188,11 @@ def test_the_suites_rows_are_kept_one_by_one(tmp_path: Path) -> None:
         "def test_c(benchmark): pytest.skip('no such thing here')\n"
     )
     (tmp_path / "go.py").write_text(
-        "import sys; from pathlib import Path; from benchmarks.gpu.checkpointed_rows import Kept,"
-        f" suite\nkept = Kept(Path({str(tmp_path / 'piece.json')!r}), 'mine',"
-        f" {{}})\nprint(suite([{str(tmp_path / 'test_mine.py')!r}, '-c', '/dev/null'], kept,"
-        " float(sys.argv[1])))\n"
+        "import sys\nfrom pathlib import Path\n"
+        "from benchmarks.gpu.checkpointed_rows import Checkpoint, run_suite\n"
+        f"checkpoint = Checkpoint(Path({str(tmp_path / 'piece.json')!r}), 'mine', {{}})\n"
+        f"tests = [{str(tmp_path / 'test_mine.py')!r}, '-c', '/dev/null']\n"
+        "print(run_suite(tests, checkpoint, float(sys.argv[1])))\n"
     )
 
     def go(within: str) -> tuple[str, Any]:
@@ -296,9 +302,9 @@ def test_the_row_that_a_run_died_in_is_passed_by(
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import gpu_report
 
-    keeping = kept.Kept(tmp_path / "piece.json", "p", {})
+    keeping = checkpointed_rows.Checkpoint(tmp_path / "piece.json", "p", {})
     keeping.row("a", row("a"))
     keeping.begin("b")  # and the process is killed
     gpu_report.blame(tmp_path / "piece.json", "killed: not done in time")
-    after = kept.Kept(tmp_path / "piece.json", "p", {})
+    after = checkpointed_rows.Checkpoint(tmp_path / "piece.json", "p", {})
     assert after.failed == {"b": "killed: not done in time"} and "a" in after.rows and "b" in after

@@ -77,7 +77,7 @@ def make(name: str, device: str, dtype: torch.dtype = torch.float32) -> Network:
         library = peers.diffusers()
         if isinstance(library, peers.Missing):
             raise ModuleNotFoundError(
-                f"benchmarks.networks: {name} needs diffusers: {library.reason}."
+                f"benchmarks.model_zoo: {name} needs diffusers: {library.reason}."
             )
         torch.manual_seed(0)
         if name == "unet-cifar":
