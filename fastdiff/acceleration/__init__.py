@@ -1,11 +1,9 @@
-"""Networks made faster: the same weights and the same function, computed with less waste
-(docs/accelerate.md).
+"""Networks made faster: the same weights and the same function, computed with less work.
 
-What is faster depends on the device. On the CPU: 3x3 convolutions by Winograd's algorithm, 1x1
-    convolutions as matrix
-products over pixels, activations channels last. Everywhere: norm, conditioning and SiLU in one
-    pass, q, k and v in one
-matrix product, and the time and label code of all blocks apart, so that a sampler computes it
+What is faster depends on the device (docs/accelerate.md). On the CPU, 3x3 convolutions use
+Winograd's algorithm, 1x1 convolutions are matrix products over pixels, and activations are stored
+channels last. On every device norm, conditioning and SiLU are one pass, q, k and v are one matrix
+product, and the conditioning of all blocks is computed separately, so that a sampler computes it
 before its loop.
 """
 

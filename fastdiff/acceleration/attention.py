@@ -1,7 +1,7 @@
-"""Self-attention over pixels or tokens: y = x + W softmax(q k' / sqrt d) v, with q, k, v one matrix
-product.
+"""Self-attention over pixels or tokens, y = x + W softmax(q k' / sqrt d) v.
 
-Activations that lie channels last in memory are tokens already; nothing is transposed or copied.
+q, k and v are one matrix product. Activations stored channels last are a sequence of tokens
+already; nothing is transposed or copied.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from .tree import Prepared, differentiates, plain, turn
 
 
 class SelfAttention:
-    """diffusers' Attention under its own processor, on itself: over pixels with a group norm, or
-    over tokens.
+    """diffusers' Attention with its default processor, as self-attention.
+
+    It attends over pixels with a group norm, or over tokens.
     """
 
     to_q: nn.Linear
@@ -41,11 +42,11 @@ class SelfAttention:
     ) -> Tensor:
         linears = (self.to_q, self.to_k, self.to_v)
         weights = [p for linear in linears for p in (linear.weight, linear.bias)]
-        ours = type(self.processor).__name__ == "AttnProcessor2_0" and not (
+        default = type(self.processor).__name__ == "AttnProcessor2_0" and not (
             arguments.keys() - {"temb"}
         )
         if (
-            not ours
+            not default
             or encoder_hidden_states is not None
             or attention_mask is not None
             or hidden_states.dtype != self.to_q.weight.dtype
@@ -83,7 +84,7 @@ def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def faster_attention(attention: Any) -> bool:
-    """Turns an Attention of a shared tree into ours if it can attend to itself in this way."""
+    """Converts an Attention of a shared tree; returns whether its parts allow it."""
     linears = [getattr(attention, name, None) for name in ("to_q", "to_k", "to_v")]
     if not all(plain(linear, nn.Linear) for linear in linears):
         return False
@@ -109,7 +110,7 @@ def faster_attention(attention: Any) -> bool:
 
 
 class OwnAttention:
-    """fastdiff.models.UNet's attention."""
+    """The attention of fastdiff.models.UNet."""
 
     norm: nn.GroupNorm
     qkv: nn.Linear

@@ -1,5 +1,6 @@
-"""Which module of a network becomes what. Classes are known by name and parts, so that nothing need
-be imported.
+"""Which module of a network becomes which faster one.
+
+Classes of diffusers are recognised by name and parts, so diffusers is not imported.
 """
 
 from __future__ import annotations
@@ -20,31 +21,33 @@ DEFAULT_EXTRA = 2 * 2**30
 
 
 def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network:
-    """The same network, faster: a new module tree over the same weights. Yours stays as it is.
+    """Returns a faster network of the same weights and function; the original is not changed.
 
-    Known are diffusers' UNet2DModel, UNet2DConditionModel and DiTTransformer2DModel,
-    fastdiff.models' U-Nets, and in any other network diffusers' residual blocks and attention,
-    Conv2d and GroupNorm. The result is called like the original, has its `config`, `state_dict` and
-    class name, follows `to`, and may be pickled and put into a pipeline. Weights changed in place
-    later (`load_state_dict`, an optimizer's step) are seen. Where autograd records, it computes as
-    the original does; its parameters are its own objects over the same memory, so train the
-    original. torch.compile traces it whole, with torch's convolutions in place of Winograd's.
+    It is a new module tree over the same memory. Known are diffusers' UNet2DModel,
+    UNet2DConditionModel and DiTTransformer2DModel, and the U-Nets of fastdiff.models; in any other
+    network diffusers' residual blocks and attention, Conv2d and GroupNorm. The result is called
+    like the original, has its `config`, `state_dict` and class name, follows `to`, and may be
+    pickled and put into a pipeline. Weights that are changed in place later (`load_state_dict`, an
+    optimizer's step) take effect. Where autograd records, it computes as the original does; its
+    parameters are other objects over the same memory, so train the original. torch.compile traces
+    it whole, with torch's convolutions instead of Winograd's.
 
     Results agree with the original's to about 1e-5 of their size in float32. On the CPU a sample's
-    output may differ by as much with the batch it is computed in, as the original's does.
+    output may differ by as much with the batch it is computed in, like the original's.
 
-    A network that is accelerated already comes back as it is.
+    An accelerated network is returned as it is.
 
     Args:
         network: on the device and in the dtype it will be used in; both may change later.
-        extra_bytes: what transformed weights of 3x3 convolutions may take beside the weights, four
-            times theirs, first come first served; 0 keeps torch's convolutions. Only float32 on the
-            CPU has them, made at the first call.
+        extra_bytes: the memory that transformed weights of 3x3 convolutions may take in addition to
+            the weights. They are four times as large, are made at the first call, and are granted
+            in the order of the modules; 0 keeps torch's convolutions. Only float32 on the CPU uses
+            them.
 
     Raises:
-        TypeError: for what is no module, is compiled, or has nothing to make faster.
-        ValueError: for modules whose forward has been replaced (offloading hooks), and for a
-            negative extra_bytes.
+        TypeError: for an object that is no module, is compiled, or has nothing to make faster.
+        ValueError: for modules with a replaced forward (offloading hooks), and for a negative
+            extra_bytes.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(
@@ -69,7 +72,7 @@ def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network
             )
     change = _Change(extra_bytes)
     result: Any = share(network, change)
-    for module in result.modules():  # last, since blocks know their norms by their class
+    for module in result.modules():  # last, since blocks are recognised by their norms' class
         if plain(module, nn.GroupNorm):
             norms.faster_norm(module)
             change.count += 1
@@ -82,10 +85,10 @@ def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network
 
 
 class _Change:
-    """Changes one module of a shared tree after the other, children first."""
+    """Converts the modules of a shared tree one after the other, children first."""
 
     def __init__(self, extra_bytes: int) -> None:
-        self.count, self._room = 0, extra_bytes
+        self.count, self._free_bytes = 0, extra_bytes
 
     def __call__(self, module: nn.Module) -> None:
         before, name = type(module), type(module).__name__
@@ -96,7 +99,7 @@ class _Change:
                     module.weight.detach().contiguous(memory_format=torch.channels_last),
                     module.weight.requires_grad,
                 )
-            self._room -= layers.faster_convolution(module, self._room)
+            self._free_bytes -= layers.faster_convolution(module, self._free_bytes)
         elif name == "ResnetBlock2D":
             residual.faster_residual(module)
         elif name == "Attention" and hasattr(module, "to_q"):

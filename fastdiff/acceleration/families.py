@@ -1,8 +1,8 @@
-"""Whole networks whose time and label code can be computed apart: forward(x, t, …) = decode(x,
-condition(t, …)).
+"""Network families with separate conditioning: forward(x, t, …) = decode(x, condition(t, …)).
 
-`condition` computes the code's share of every block in one matrix product; the sampler does that
-once, before its loop.
+`condition` computes the time and label conditioning of all blocks in one matrix product; a sampler
+calls it once, before its loop. The families are diffusers' UNet2DModel and DiTTransformer2DModel,
+and fastdiff's UNet.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class DiffusersUNet:
     _first: Residual
 
     def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """All blocks' conditioning [B, n] by times [B] and labels."""
+        """The conditioning [B, n] of all blocks, for times [B] and labels."""
         dtype = _dtype(self)
         emb = self.time_embedding(self.time_proj(t).to(dtype))
         if self.class_embedding is not None:
@@ -58,7 +58,7 @@ class DiffusersUNet:
         return self._hoisted(self._first.code(emb))
 
     def decode(self, x: Tensor, condition: Tensor) -> Tensor:
-        """The output for x [B, C, H, W] under what `condition` returned."""
+        """The output for x [B, C, H, W] and the result of `condition`."""
         if self.config.center_input_sample:
             x = 2 * x - 1.0
         h = self.conv_in(x.contiguous(memory_format=torch.channels_last))
@@ -81,7 +81,7 @@ class DiffusersUNet:
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """As the original's."""
+        """Like the original's."""
         t = (
             timestep
             if isinstance(timestep, Tensor)
@@ -93,20 +93,18 @@ class DiffusersUNet:
 
 
 def _dtype(network: Any) -> torch.dtype:
-    """Of the weights, by the first: diffusers' `dtype` asks every parameter at each call."""
+    """The dtype of the first weight. diffusers' `dtype` reads every parameter at each call."""
     return next(network.parameters()).dtype
 
 
 def _output(cls: type, name: str, sample: Tensor) -> Any:
-    """The original's class of outputs, found in the module of the original: nothing is imported."""
+    """An output of the original's class, which is found in the original's module."""
     made = getattr(sys.modules.get(cls.__module__), name, SimpleNamespace)
     return made(sample=sample)
 
 
 def faster_diffusers_unet(network: Any) -> None:
-    """Gives a UNet2DModel `condition` and `decode` if every block takes its code in the known
-    way.
-    """
+    """Gives a UNet2DModel `condition` and `decode` if every block is a known one."""
     blocks = [m for m in network.modules() if isinstance(m, Residual)]
     others = [
         m
@@ -117,9 +115,8 @@ def faster_diffusers_unet(network: Any) -> None:
     alike = {block.skip_time_act for block in blocks}
     if others or skips or len(alike) != 1 or any(block.time_emb_proj is None for block in blocks):
         return
-    if (
-        network.config.time_embedding_type == "fourier"
-    ):  # the output is divided by the time, which decode doesn't know
+    # with this embedding the output is divided by the time, which decode does not get
+    if network.config.time_embedding_type == "fourier":
         return
     turn(network, DiffusersUNet, _hoisted=hoist(blocks), _first=blocks[0])
 
@@ -130,7 +127,7 @@ class OwnUNet:
     _hoisted: Hoisted
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """All blocks' conditioning [B, n] by times [B] and labels [B]."""
+        """The conditioning [B, n] of all blocks, for times [B] and labels [B]."""
         return self._hoisted(super().condition(t, y))  # type: ignore[misc]
 
 
@@ -141,8 +138,9 @@ def faster_own_unet(network: Any) -> None:
 
 
 class ModulatedNorm:
-    """The adaLN-Zero norm of a DiT block, with (shift, scale, gate) of both halves out of the
-    network's code.
+    """The adaLN-Zero norm of a DiT block.
+
+    It takes (shift, scale, gate) of both halves from the network's conditioning.
     """
 
     norm: nn.LayerNorm
@@ -165,8 +163,9 @@ class DiT:
     out_channels: int
 
     def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """All blocks' (shift, scale, gate) and the output's (shift, scale), [B, n]; every block has
-        a code of its own.
+        """(shift, scale, gate) of all blocks and (shift, scale) of the output, [B, n].
+
+        Every block has its own embedding.
         """
         columns, dtype = [], _dtype(self)
         for block in self.transformer_blocks:
@@ -177,7 +176,7 @@ class DiT:
         return torch.cat([*columns, last], dim=1)
 
     def decode(self, x: Tensor, condition: Tensor) -> Tensor:
-        """The output for x [B, C, H, W] under what `condition` returned."""
+        """The output for x [B, C, H, W] and the result of `condition`."""
         h = self.pos_embed(x)
         for block in self.transformer_blocks:
             h = block(h, timestep=condition)
@@ -197,7 +196,7 @@ class DiT:
         cross_attention_kwargs: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        """As the original's."""
+        """Like the original's."""
         if cross_attention_kwargs:
             raise ValueError(
                 "fastdiff.accelerate: expected no cross_attention_kwargs. Use the original network"
@@ -208,9 +207,7 @@ class DiT:
 
 
 def faster_dit(network: Any) -> bool:
-    """Gives a DiTTransformer2DModel `condition` and `decode` if its blocks are those it is known
-    by.
-    """
+    """Gives a DiTTransformer2DModel `condition` and `decode` if its blocks are known ones."""
     norms: list[Any] = [
         getattr(block, "norm1", None) for block in getattr(network, "transformer_blocks", ())
     ]
@@ -233,7 +230,7 @@ def faster_dit(network: Any) -> bool:
 
 
 def fuse_output(network: Any) -> None:
-    """conv_norm_out and conv_act, as diffusers' U-Nets call them, in one pass."""
+    """Makes conv_norm_out and conv_act of diffusers' U-Nets one pass."""
     if plain(getattr(network, "conv_norm_out", None), nn.GroupNorm) and plain(
         getattr(network, "conv_act", None), nn.SiLU
     ):

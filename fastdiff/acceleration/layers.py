@@ -1,9 +1,8 @@
-"""Convolutions of a network that is only evaluated: activations lie channels last in memory.
+"""Convolutions for inference, with activations stored channels last.
 
-A convolution is taken the fastest way its sizes, dtype and device allow: 3x3 of stride 1 by
-    Winograd's algorithm
-(`winograd`), 1x1 as a matrix product over pixels, others as torch does them. Where autograd
-records, all are torch's own.
+3x3 convolutions of stride 1 use Winograd's algorithm (`winograd`) where it is faster, 1x1
+convolutions are matrix products over pixels on the CPU, others are torch's. Where autograd records,
+all are torch's.
 """
 
 from __future__ import annotations
@@ -36,10 +35,12 @@ class Convolution:
     ) -> Tensor:
         """Args: x [B, C, H, W]; add: [B, K]; residual: like the result. Both in x's dtype."""
         weight, bias = self.weight, self.bias
-        ours = x.ndim == 4 and x.shape[1] == self.in_channels and x.device == weight.device
-        ours = ours and all(v is None or v.dtype == x.dtype for v in (weight, bias, add, residual))
+        direct = x.ndim == 4 and x.shape[1] == self.in_channels and x.device == weight.device
+        direct = direct and all(
+            v is None or v.dtype == x.dtype for v in (weight, bias, add, residual)
+        )
         if (
-            ours
+            direct
             and not torch.is_autocast_enabled(x.device.type)
             and not differentiates(x, weight, bias, add, residual)
         ):
@@ -60,7 +61,7 @@ class Convolution:
 
 
 def finish(out: Tensor, add: Tensor | None, residual: Tensor | None, scale: float) -> Tensor:
-    """(out + add + residual) * scale for a convolution that has left this to others."""
+    """(out + add + residual) * scale, for a convolution that does not add them itself."""
     if add is not None:
         out = out + add[:, :, None, None]
     if residual is not None:
@@ -68,9 +69,10 @@ def finish(out: Tensor, add: Tensor | None, residual: Tensor | None, scale: floa
     return out if scale == 1.0 else out * scale
 
 
-def faster_convolution(conv: nn.Conv2d, room: int) -> int:
-    """Turns a convolution of a shared tree into ours where there is something to gain; returns the
-    bytes it will hold.
+def faster_convolution(conv: nn.Conv2d, free_bytes: int) -> int:
+    """Converts a convolution of a shared tree where that is faster.
+
+    Returns the bytes that its transformed weight will take, at most free_bytes.
     """
     if (
         conv.groups != 1
@@ -84,7 +86,7 @@ def faster_convolution(conv: nn.Conv2d, room: int) -> int:
     size = winograd.packed_bytes(conv.out_channels, conv.in_channels)
     # few channels: torch's convolution is as fast, and the packed weight would be mostly zeros
     by_winograd = (
-        square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= room
+        square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= free_bytes
     )
     turn(conv, Convolution, _winograd=Prepared() if by_winograd else None, _pixelwise=pixelwise)
     return size if by_winograd else 0

@@ -1,5 +1,6 @@
-"""Group norm, conditioning and SiLU: by `fastdiff.ops.group_norm_silu` where a kernel runs, else
-torch's formula.
+"""Group norm, conditioning and SiLU in one pass.
+
+It is `fastdiff.ops.group_norm_silu` where a kernel runs, and torch's operations elsewhere.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ def normalize(
             silu=silu,
         )
     y = F.group_norm(
-        x if add is None else x + _wide(add, x), norm.num_groups, weight, bias, norm.eps
+        x if add is None else x + _broadcast(add, x), norm.num_groups, weight, bias, norm.eps
     )
     if scale is not None:
-        y = y * (1 + _wide(scale, x))
+        y = y * (1 + _broadcast(scale, x))
     if shift is not None:
-        y = y + _wide(shift, x)
+        y = y + _broadcast(shift, x)
     return F.silu(y) if silu else y
 
 
-def _wide(value: Tensor, x: Tensor) -> Tensor:
+def _broadcast(value: Tensor, x: Tensor) -> Tensor:
     return value.reshape(*value.shape, *[1] * (x.ndim - 2))
 
 
 class Norm:
-    """A GroupNorm, with the SiLU that follows where `_silu` says so."""
+    """A GroupNorm, followed by SiLU if `_silu`."""
 
     num_groups: int
     weight: Tensor

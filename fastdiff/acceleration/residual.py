@@ -1,11 +1,12 @@
-"""Residual blocks, each norm, conditioning and SiLU in one pass and each addition in the
-convolution before it:
+"""Residual blocks: norm, conditioning and SiLU are one pass, additions part of the convolutions.
 
-    h = conv1(silu(norm1(x))) + W e;  y = (skip(x) + conv2(silu(norm2(h)))) / s              (DDPM; Ho et al. 2020)
-    h = conv1(silu(norm1(x)));        y = (skip(x) + conv2(silu(norm2(h)(1 + a) + b))) / s   (ADM; (a, b) = W e)
+With (a, b) = W e, in the form of DDPM (Ho et al. 2020) and in that of ADM:
 
-W e is computed here from the embedding e, or sliced out of what the network computed for all blocks
-at once (`hoist`).
+    h = conv1(silu(norm1(x))) + W e;  y = (skip(x) + conv2(silu(norm2(h)))) / s h =
+    conv1(silu(norm1(x)));        y = (skip(x) + conv2(silu(norm2(h)(1 + a) + b))) / s
+
+W e is computed here from the embedding e, or it is a slice of what the network computed for all
+blocks at once (`hoist`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .tree import Prepared, differentiates, plain, turn
 
 
 class Projected:
-    """A block whose conditioning may come ready, as columns of one matrix."""
+    """A block with conditioning that may be precomputed, as columns of one matrix."""
 
     _columns: slice | None = None
 
@@ -31,7 +32,7 @@ class Projected:
         raise NotImplementedError
 
     def code(self, emb: Tensor) -> Tensor:
-        """What the projection takes of the embedding."""
+        """The input of the projection, for an embedding."""
         raise NotImplementedError
 
     def conditioning(self, emb: Tensor) -> Tensor:
@@ -43,8 +44,9 @@ class Projected:
 
 
 def hoist(blocks: Iterable[Projected]) -> Hoisted:
-    """Lets the blocks take their conditioning from columns of one matrix, and returns what computes
-    it.
+    """Makes the blocks take their conditioning from columns of one matrix.
+
+    Returns the function that computes the matrix.
     """
     begin, projections = 0, []
     for block in blocks:
@@ -55,7 +57,7 @@ def hoist(blocks: Iterable[Projected]) -> Hoisted:
 
 
 class Hoisted:
-    """All projections of one code in one matrix product."""
+    """The projections of all blocks in one matrix product."""
 
     def __init__(self, projections: list[nn.Linear]) -> None:
         self._projections, self._stacked = projections, Prepared()
@@ -84,7 +86,7 @@ def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 
 def convolve(conv: nn.Module, x: Tensor, **after: Any) -> Tensor:
-    """conv(x) and what is added to it, by the convolution itself where it can."""
+    """conv(x) and what is added to it, computed by the convolution where it can."""
     if isinstance(conv, Convolution):
         return conv(x, **after)
     return finish(conv(x), after.get("add"), after.get("residual"), after.get("scale", 1.0))
@@ -121,19 +123,21 @@ class Residual(Projected):
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
             x, h = resample(x), resample(h)
-        given = None
+        conditioning = None
         if self.time_emb_proj is not None and temb is not None:
-            given = self.conditioning(temb)
+            conditioning = self.conditioning(temb)
         elif temb is not None:
-            given = temb[:, :, 0, 0] if temb.ndim == 4 else temb
-        if given is not None:
-            given = given.expand(h.shape[0], -1)  # one embedding may serve the whole batch
+            conditioning = temb[:, :, 0, 0] if temb.ndim == 4 else temb
+        if conditioning is not None:
+            conditioning = conditioning.expand(
+                h.shape[0], -1
+            )  # one embedding may serve the whole batch
         if self.time_embedding_norm == "scale_shift":
-            assert given is not None
-            scale, shift = given.chunk(2, dim=1)
+            assert conditioning is not None
+            scale, shift = conditioning.chunk(2, dim=1)
             h = normalize(self.norm2, convolve(self.conv1, h), scale=scale, shift=shift)
         else:
-            h = normalize(self.norm2, convolve(self.conv1, h, add=given))
+            h = normalize(self.norm2, convolve(self.conv1, h, add=conditioning))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         return convolve(
@@ -142,7 +146,7 @@ class Residual(Projected):
 
 
 def faster_residual(block: Any) -> bool:
-    """Turns a ResnetBlock2D of a shared tree into ours if its parts are those it is known by."""
+    """Converts a ResnetBlock2D of a shared tree; returns whether its parts allow it."""
     norms = all(plain(getattr(block, name, None), nn.GroupNorm) for name in ("norm1", "norm2"))
     known = getattr(block, "time_embedding_norm", None) in ("default", "scale_shift") and getattr(
         block, "pre_norm", True
@@ -161,7 +165,7 @@ def _silu(activation: Any) -> bool:
 
 
 class OwnBlock(Projected):
-    """fastdiff.models.UNet's block."""
+    """The block of fastdiff.models.UNet."""
 
     norm1: nn.GroupNorm
     norm2: nn.GroupNorm

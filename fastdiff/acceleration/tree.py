@@ -1,11 +1,10 @@
-"""A second module tree over the same weights: what it computes may differ, what it holds does not.
+"""A second module tree over the same weights, in which modules may compute differently.
 
 Every module is copied without its weights: the copy's parameters are new `Parameter` objects over
-    the same memory, so a
-weight changed in place is changed in both, while `to`, `requires_grad_` or a gradient of one does
-not reach the other. A copy that computes in another way has a class derived from the original's
-with the same name, so that what looks at class, `config` or `state_dict` sees the network it knows,
-and pickle finds it.
+the same memory. A weight that is changed in place is changed in both trees, while `to`,
+`requires_grad_` and gradients of one do not reach the other. A copy that computes differently has a
+class derived from the original's with the same name, so `config`, `state_dict`, pickle and code
+that checks the class see the original.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ _HOOKS = (
 
 
 def share(module: nn.Module, change: Callable[[nn.Module], None]) -> nn.Module:
-    """The tree of `module` again, over the same memory; `change` sees every new module after its
-    children.
-    """
+    """Returns a second tree over the same memory; `change` gets each module after its children."""
     return _share(module, change, {}, {})
 
 
@@ -70,7 +67,7 @@ def _parameter(parameter: nn.Parameter | None, tensors: dict[int, Any]) -> nn.Pa
 
 
 def turn(module: nn.Module, mixin: type, **attributes: Any) -> None:
-    """Lets a module of a shared tree compute as `mixin` says."""
+    """Gives a module of a shared tree the methods of `mixin`."""
     module.__dict__.update(attributes)
     base: Any = type(module)
     module.__class__ = derived(mixin, base)
@@ -78,7 +75,7 @@ def turn(module: nn.Module, mixin: type, **attributes: Any) -> None:
 
 @functools.cache
 def derived(mixin: type, base: type) -> type:
-    """`base` with the mixin's methods, under the name of `base`."""
+    """Returns `base` with the mixin's methods, under the name of `base`."""
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         return (
@@ -101,21 +98,23 @@ def _rebuild(mixin: type, base: type) -> Any:
 
 
 def plain(module: Any, kind: type[nn.Module]) -> bool:
-    """Whether a module is exactly of this class and nobody listens to it: its formula may be
-    computed elsewhere.
+    """Whether a module is of exactly this class and has no hooks.
+
+    Then its formula may be computed elsewhere.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
     return type(module) is kind and not any(getattr(module, name) for name in hooks)
 
 
 def differentiates(*values: Tensor | None) -> bool:
-    """Whether autograd records what is computed from these."""
+    """Whether autograd records operations on these tensors."""
     return torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in values)
 
 
 class Prepared:
-    """Something made from weights once, and again when they have moved or changed. It is not
-    pickled.
+    """A value computed from weights once, and again after they were moved or changed.
+
+    It is not pickled.
     """
 
     def __init__(self) -> None:

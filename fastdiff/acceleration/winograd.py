@@ -1,15 +1,13 @@
 """3x3 convolutions by Winograd's F(4x4, 3x3) on the CPU, in float32 (Lavin & Gray 2016, section 4).
 
 A 4x4 square of outputs needs the 6x6 square of inputs d around it: Y = A' [(G g G') * (B' d B)] A,
-    summed over the input
-channels between the brackets, so 36 multiplications a channel instead of 144, as 36 matrix products
-over all squares. The matrices belong to the points 0, ±a, ±b, infinity at which polynomials are
-evaluated. With a = 1/sqrt 2 and b = sqrt 2 the error is about twice that of a direct convolution;
-with the usual 1 and 2 it is two to four times ours.
+summed over the input channels inside the brackets. That is 36 multiplications per channel instead
+of 144, as 36 matrix products over all squares. The matrices belong to the points 0, ±a, ±b and
+infinity at which polynomials are evaluated. With a = 1/sqrt 2 and b = sqrt 2 the error is about
+twice that of a direct convolution; with the usual 1 and 2 it is two to four times larger.
 
-G g G' is computed once per weight, in float64, and packed as csrc/cpu/winograd.cpp reads it. That
-library does the rest. It
-is no public op: the packed weights are its caller's, and nothing on a GPU needs it.
+G g G' is computed once per weight, in float64, and packed for csrc/cpu/winograd.cpp, which does the
+rest. This is no public op: the packed weights belong to the caller, and no GPU needs it.
 """
 
 from __future__ import annotations
@@ -29,9 +27,7 @@ from ..ops.common import unobserved
 A, B = math.sqrt(0.5), math.sqrt(2.0)
 PANEL = 16
 _VERSION = 1
-_BLOCK = (
-    128  # tiles whose 36 positions stay in the last-level cache, and each of which in the second
-)
+_BLOCK = 128  # tiles: all 36 positions fit the last-level cache, each position the second level
 _STRUCT = Struct("=qqqqqqqQqqqQqqqQQQqQqqqdQq")
 _IMAGE = (
     "Tensor image, Tensor weight, int out_channels, Tensor? bias, Tensor? add, Tensor? residual,"
@@ -40,8 +36,9 @@ _IMAGE = (
 
 
 def weight_matrix() -> Tensor:
-    """G, float64 [6, 3]: row p is [1, p, p^2] / prod over the other points q of (p - q); infinity's
-    is [0, 0, 1].
+    """G, float64 [6, 3].
+
+    Row p is [1, p, p²] / prod over the other points q of (p - q); infinity's row is [0, 0, 1].
     """
     points = (0.0, A, -A, B, -B)
     rows = [[p**k / math.prod(p - q for q in points if q != p) for k in range(3)] for p in points]
@@ -49,7 +46,7 @@ def weight_matrix() -> Tensor:
 
 
 def packed_bytes(out_channels: int, channels: int) -> int:
-    """Of a weight packed by `pack`: four times the weight, for channels that fill their panels."""
+    """The size of a packed weight: four times the weight, for channels that fill their panels."""
     return 36 * 4 * channels * PANEL * -(-out_channels // PANEL)
 
 
@@ -68,8 +65,9 @@ def pack(weight: Tensor) -> Tensor:
 
 @functools.cache
 def _library() -> tuple[library.Library, Any, Any] | None:
-    """The library and its functions, or None where no level has the vectors to be faster than
-    oneDNN.
+    """The library and its functions.
+
+    None where no level has vectors wide enough to be faster than oneDNN.
     """
     loaded = library.load("cpu")
     if (
@@ -87,17 +85,16 @@ def _library() -> tuple[library.Library, Any, Any] | None:
 
 
 def available() -> bool:
-    """Whether 3x3 convolutions can be taken so here."""
+    """Whether 3x3 convolutions can be computed in this way on this machine."""
     return _library() is not None and library.forced_level() != 0
 
 
 def serves(out_channels: int, channels: int, image: Tensor) -> bool:
-    """Whether this convolution is faster so. It depends on a sample's shape alone, never on the
-    batch.
+    """Whether this convolution is faster in this way.
 
-    Products per square and channel: 36 here, 9 per output otherwise; a quarter more pays for the
-        transforms. Measured at
-    128 to 512 channels from 4x4 up, batch 1 and 8, the gain is 1.4 to 3.
+    It depends on a sample's shape alone, never on the batch. There are 36 products per square and
+    channel here and 9 per output in a direct convolution; another quarter pays for the transforms.
+    Measured at 128 to 512 channels from 4x4 up, at batch 1 and 8, the gain is 1.4 to 3.
     """
     if (
         image.dtype != torch.float32
@@ -131,7 +128,7 @@ def _launch(
     out = torch.empty((batch, out_channels, height, width), memory_format=torch.channels_last)
     tiles = batch * -(-height // 4) * -(-width // 4)
     block = -(-tiles // -(-tiles // _BLOCK)) if tiles else 1  # even shares
-    room = torch.empty(workspace(channels, out_channels, block))
+    scratch = torch.empty(workspace(channels, out_channels, block))
     level = library.forced_level() if level is None else level
     status = run(
         _STRUCT.pack(
@@ -150,7 +147,7 @@ def _launch(
             0 if add is None else add.stride(0),
             *_view(residual),
             scale,
-            room.data_ptr(),
+            scratch.data_ptr(),
             block,
         )
     )
@@ -197,15 +194,20 @@ def conv3x3(
     residual: Tensor | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """(conv(image, weight) + bias + add + residual) * scale, stride 1, padding 1; no gradients.
+    """(conv(image, weight) + bias + add + residual) * scale with stride 1 and padding 1.
+
+    It has no gradients.
 
     Args:
         image: [B, C, H, W] float32; copied unless its channels are dense in memory.
-        packed: the weight by `pack`. bias: [K]. add: [B, K]. residual: [B, K, H, W].
+        packed: the weight, packed by `pack`.
+        bias: [K].
+        add: [B, K].
+        residual: [B, K, H, W].
 
     Returns:
-        [B, K, H, W], channels last in memory. A sample's bits do not depend on its batch or on the
-        threads.
+        [B, K, H, W], stored channels last. A sample's bits do not depend on its batch or on the
+        number of threads.
     """
     image = _channels_last(image)
     residual = None if residual is None else _channels_last(residual)

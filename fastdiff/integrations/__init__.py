@@ -1,1 +1,1 @@
-"""fastdiff inside other libraries: their interfaces over fastdiff's formulas and kernels."""
+"""Interfaces of other libraries (diffusers, k-diffusion, EDM) over fastdiff's formulas and kernels."""

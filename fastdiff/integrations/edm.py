@@ -1,6 +1,4 @@
-"""EDM's sampler with its published argument names (Karras et al. 2022, algorithm 2), over `Sampler`
-in sigma.
-"""
+"""EDM's sampler with its published argument names (Karras et al. 2022, algorithm 2)."""
 
 from __future__ import annotations
 
@@ -25,11 +23,13 @@ def sampler(
     S_noise: float = 1.0,
     **settings: Any,
 ) -> Sampler:
-    """A `Sampler` of algorithm 2 (its defaults: algorithm 1) on the levels of eq. 5, ending in
-    clean data.
+    """Returns a `Sampler` of algorithm 2 on the levels of eq. 5, ending in clean data.
 
-    network: D(x, sigma, **cond) -> x0, or an Adapter. Conditions go to
-        `sample(cond={"class_labels": …})`.
+    With the defaults it is algorithm 1.
+
+    Args:
+        network: D(x, sigma, **cond) -> x0, or an Adapter. Its conditions are passed as
+            `sample(cond={"class_labels": …})`.
     """
     model = network if isinstance(network, Adapter) else DenoiserAdapter(network)
     schedule = Schedule.karras(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)

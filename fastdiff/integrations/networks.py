@@ -1,9 +1,8 @@
-"""Networks of other libraries as `model(x, t, **cond)`, so that `Sampler` and the samplers outside
-plans call them.
+"""Adapters: networks of other libraries as `model(x, t, **cond)`, which every door accepts.
 
-An adapter names its arguments, drops what is not the prediction, and says by `network_time(point)`
-which number the network is told at a point of the schedule (float32 then). `parametrization` says
-what it is given and returns; pass it on as `prediction_type=`.
+An adapter renames arguments, drops the part of the output that is not the prediction, and defines
+the network's time, `network_time(point)`, which is passed as float32. Its `parametrization` says
+what the network gets and returns; pass it on as `prediction_type=`.
 """
 
 from __future__ import annotations
@@ -21,19 +20,18 @@ from ..schedule import SPACES, Time, geometry
 
 
 class Adapter(torch.nn.Module):
-    """A network under a `Sampler`'s calling convention; device and dtype of its parameters are seen
-    through it.
+    """A network under fastdiff's calling convention, with the network's parameters as its own.
 
     Args:
-        network: a module or any callable.
-        names: of its first two arguments, None where it takes them by position.
-        channels: how many channels of the output are the prediction; None for all. Networks with
-            learned variance return twice the channels; keep them (None) for the solvers that read
-            them.
-        groups: conditions that the network wants together, in a dict of this name; each may be
-            given by itself.
+        network: a module or another callable.
+        names: of its first two arguments, None where they are positional.
+        channels: the number of channels of the output that are the prediction; None for all.
+            Networks with learned variance return twice the channels; solvers that use it need them
+            all (None).
+        groups: conditions that the network takes together, in a dict of this name; each may be
+            passed alone.
 
-    Floating conditions are given in x's dtype.
+    Floating conditions are cast to x's dtype.
     """
 
     parametrization = Parametrization()
@@ -68,14 +66,14 @@ class Adapter(torch.nn.Module):
 
 
 class DenoiserAdapter(Adapter):
-    """A denoiser D(x, sigma) -> x0 of x0 + sigma eps: k-diffusion's, or EDM's with preconditioning
-    (Karras et al. 2022).
+    """A denoiser D(x, sigma) -> x0 of x0 + sigma eps.
 
-    Where the schedule's alpha is not 1 the network gets x_t/alpha.
+    That is k-diffusion's denoiser, or EDM's with its preconditioning (Karras et al. 2022). Where
+    the schedule's alpha is not 1 the network gets x_t/alpha.
 
     Args:
         network: (x, sigma [B], **cond) -> x0.
-        space: of the schedule it is sampled with: `ve`, `vp`, `flow` or `sub_vp`.
+        space: of the schedule that it is sampled with: `ve`, `vp`, `flow` or `sub_vp`.
 
     Raises:
         ValueError: for another space.
@@ -103,11 +101,11 @@ class DenoiserAdapter(Adapter):
 
 
 class EDMAdapter(Adapter):
-    """The raw network F of Karras et al. 2022, table 1: given c_in x and c_noise = ln(sigma)/4.
+    """The raw network F of Karras et al. 2022, table 1; it gets c_in x and c_noise = ln(sigma)/4.
 
     Args:
         network: (c_in x, c_noise [B], **cond) -> F, with D = c_skip x + c_out F.
-        sigma_data: the data's deviation it was trained with.
+        sigma_data: the standard deviation of the data that it was trained with.
     """
 
     def __init__(self, network: Callable[..., Any], *, sigma_data: float = 0.5):
@@ -120,11 +118,11 @@ class EDMAdapter(Adapter):
 
 
 class FlowAdapter(Adapter):
-    """diffusers' flow transformers (SD3, Flux, …): hidden_states and timestep = time_scale·sigma,
-    velocity out.
+    """diffusers' flow transformers (SD3, Flux, …), which return a velocity.
 
-    time_scale: 1000 for what diffusers' pipelines pass as they are (SD3), 1 where the pipeline
-        divides by 1000 (Flux).
+    They get hidden_states and timestep = time_scale·sigma. time_scale is 1000 for networks whose
+    pipelines pass the scheduler's timesteps (SD3), and 1 where the pipeline divides them by 1000
+    (Flux).
     """
 
     parametrization = Parametrization("flow")
@@ -139,16 +137,15 @@ class FlowAdapter(Adapter):
 
 
 FLOW_TIME_SCALES = {"SD3Transformer2DModel": 1000.0, "FluxTransformer2DModel": 1.0}
-"""Flow transformers of diffusers and what their sigma is multiplied with (Flux does so itself)."""
+"""The time_scale of diffusers' flow transformers (Flux multiplies by 1000 itself)."""
 
 
 def from_diffusers(network: Any, **options: Any) -> Adapter:
-    """The adapter of a diffusers network: UNet2DModel, UNet2DConditionModel, DiT, SD3 and Flux
-    transformers.
+    """Returns the adapter of a diffusers network: U-Nets, DiT, SD3 and Flux transformers.
 
-    Networks that return twice the channels they take (learned variance) are cut to the prediction,
-    unless channels= is
-    given. Other flow transformers: name their time with `FlowAdapter`.
+    The output of a network that returns twice its input's channels (learned variance) is cut to the
+    prediction, unless channels= is given. For another flow transformer use `FlowAdapter` with its
+    time_scale.
 
     Raises:
         TypeError: for an object without diffusers' config.
