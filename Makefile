@@ -1,16 +1,16 @@
-# Everything starts here. Each target does the set-up it needs; a second run repeats none.
+# Each target does the set-up that it needs; a second run repeats none of it.
 #   make demo | test | bench | report | gpu-test | gpu-report | lint | doctor | setup | clean
-#   VENV=1             an own environment (.venv) even where python3 has torch
+#   VENV=1             creates an environment (.venv) even if python3 has torch
 #   PYTHON=<path>      the interpreter to start from
-#   TORCH="<pip arguments>"   which torch an own environment gets (set-up says when that matters)
-# GNU make 3.81, a POSIX shell and Python are enough.
+#   TORCH="<pip arguments>"   the torch to install in .venv (set-up says when that matters)
+# They need GNU make 3.81, a POSIX shell and Python.
 
 SHELL = /bin/sh
 
-# Style and type checkers may be missing from a borrowed interpreter (a GPU box): said, and skipped.
+# An interpreter that set-up did not create may lack ruff or mypy; make lint then says so and skips it.
 check = sh scripts/run -c 'import $(1)' 2>/dev/null || { echo 'make lint: $(1) is not installed in the interpreter in use, skipped (make VENV=1 lint has it).'; exit 0; }; sh scripts/run -m $(1) $(2)
 
-# tests on up to four cores where pytest-xdist is there (a GPU box may lack it)
+# tests run on up to four cores if pytest-xdist is installed
 cores = `sh scripts/run -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --maxprocesses 4 --dist loadgroup'`
 
 .PHONY: demo test bench report gpu-test gpu-report lint doctor setup setup-test clean
@@ -28,16 +28,17 @@ bench: setup-test
 report: setup-test
 	@sh scripts/run -m benchmarks.report
 
-# builds the CUDA library and tests on the GPU; gpu-test.json says what ran and what was skipped
+# builds the CUDA library and tests on the GPU; gpu-test.json records what ran and what was skipped
 gpu-test: setup-test
 	@sh scripts/run scripts/gpu_test.py --out gpu-test.json
 
-# measures on the GPU, in pieces under 9 minutes; again goes on where it stopped. WHEELS=<folder> holds peers not installed
+# measures on the GPU, in pieces under 9 minutes; a second call continues. WHEELS=<folder> has wheels of peers to install
 gpu-report: setup-test
 	@sh scripts/run scripts/gpu_report.py $(if $(WHEELS),--wheels '$(WHEELS)')
 
 lint: setup-test
 	@$(call check,ruff,check .)
+	@$(call check,ruff,format --check .)
 	@$(call check,mypy,)
 
 doctor: setup
@@ -49,6 +50,6 @@ setup:
 setup-test:
 	@sh scripts/setup.sh test
 
-# what set-up and builds made; results in out/ stay
+# removes what set-up and builds made, and keeps results in out/
 clean:
 	rm -rf .venv .setup build dist fastdiff/lib fastdiff_engine.egg-info .mypy_cache .pytest_cache .ruff_cache

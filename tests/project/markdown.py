@@ -23,8 +23,8 @@ def tables(text: str) -> list[list[list[str]]]:
     found: list[list[list[str]]] = []
     rows: list[list[str]] = []
     for line in [*text.splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+        if line.lstrip().startswith("|"):
+            rows.append([cell.strip() for cell in line.strip().strip("|").split("|")])
         elif rows:
             found.append(rows[2:])
             rows = []

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from imports import ROOT, Tree
+from markdown import CODE, tables
 
 from fastdiff.moved import MOVED, new_path
 
@@ -59,6 +60,11 @@ def test_an_old_pickle_loads() -> None:
     text = pickle.dumps(Gaussian, protocol=0)  # names without their lengths
     old = text.replace(b"fastdiff.theory.", b"fastdiff.")
     assert old != text and pickle.loads(old) is Gaussian
+
+
+def test_the_changelog_lists_the_paths() -> None:
+    rows = tables((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))[0]
+    assert {CODE.findall(old)[0]: CODE.findall(new)[0] for old, new in rows} == MOVED
 
 
 def test_statements_in_a_fresh_process() -> None:
