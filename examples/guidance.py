@@ -1,13 +1,12 @@
-"""The pictures of docs/theory/guidance.md: strength against fidelity and diversity, and
-super-resolution.
+"""Draws the pictures of docs/theory/guidance.md: guidance strength, and super-resolution.
 
-    python examples/guidance.py --cache runs/judge --classifier runs/classifier --superres
-    runs/superres
+    python examples/guidance.py --cache runs/judge --classifier runs/classifier \\
+        --superres runs/superres
 
-The sampled model is the shipped one. Fidelity is the share of samples that the judge of
-benchmarks/quality.py, another network, takes for the class asked for; diversity the distance
-between two samples of a class over that between two images of it; the Fréchet distance is of the
-judge's features, over that between held-out and training images.
+The sampled model is the shipped one. Fidelity is the share of samples that the judge, the network
+of benchmarks/quality.py, assigns to the requested class. Diversity is the distance between two
+samples of a class over that between two images of the class. The Fréchet distance is computed on
+the judge's features and divided by that between held-out and training images.
 """
 
 from __future__ import annotations
@@ -34,46 +33,48 @@ BLUE, RED, GREY = "#1b6ca8", "#d1495b", "#888888"
 STEPS, BATCH, SHOWN = 20, 100, (-1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
 
 
-class Judged:
-    """What the judge says of samples."""
+class Judge:
+    """Measures samples with the judge's network."""
 
     def __init__(self, cache: Path) -> None:
         self.train, self.test = load_fashion_mnist("train"), load_fashion_mnist("test")
         self.network = cached_classifier(cache, self.train)
-        self.known = features(self.network, self.train.images)
-        self.own = frechet(features(self.network, self.test.images), self.known)
-        self.distance = spread(self.test.images, self.test.labels)
+        self.train_features = features(self.network, self.train.images)
+        held_out = features(self.network, self.test.images)
+        self.held_out_frechet = frechet(held_out, self.train_features)
+        self.held_out_spread = spread(self.test.images, self.test.labels)
 
     @torch.no_grad()
-    def of(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        seen = features(self.network, x)
+    def measure(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Returns fidelity, diversity and Fréchet distance of samples x of the classes y."""
+        found = features(self.network, x)
         return {
-            "fidelity": float((self.network[-1](seen).argmax(1) == y).float().mean()),
-            "diversity": spread(x, y) / self.distance,
-            "frechet": frechet(seen, self.known) / self.own,
+            "fidelity": float((self.network[-1](found).argmax(1) == y).float().mean()),
+            "diversity": spread(x, y) / self.held_out_spread,
+            "frechet": frechet(found, self.train_features) / self.held_out_frechet,
         }
 
 
 def drawn(sampler: Sampler, n: int, **options: Any) -> tuple[Tensor, Tensor]:
-    """(samples uint8 [n, 1, 28, 28], labels): sample i is of class i mod 10, and of the same noise
-    at every strength.
+    """Returns (samples uint8 [n, 1, 28, 28], labels).
+
+    Sample i has the class i mod 10, and the same noise at every strength.
     """
     parts, y = [], torch.arange(n) % 10
     for ids in torch.arange(n).split(BATCH):
-        given = {k: v(y[ids]) if callable(v) else v for k, v in options.items()}
+        settings = {k: v(y[ids]) if callable(v) else v for k, v in options.items()}
         parts.append(
-            to_uint8(sampler.sample((len(ids), 1, 28, 28), seed=1, sample_ids=ids, **given))
+            to_uint8(sampler.sample((len(ids), 1, 28, 28), seed=1, sample_ids=ids, **settings))
         )
     return torch.cat(parts), y
 
 
-def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str, Any]:
-    free, known = (
-        Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS),
-        load_system(classifier),
-    )
-    null = len(judged.train.classes)
-    nothing = lambda y: {"y": torch.full_like(y, null)}  # noqa: E731
+def strengths(path: Path, classifier: Path, n: int, judge: Judge) -> dict[str, Any]:
+    """Draws the picture of guidance strengths; returns the measurements."""
+    sampler = Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS)
+    guide = load_system(classifier)
+    null = len(judge.train.classes)
+    null_label = lambda y: {"y": torch.full_like(y, null)}  # noqa: E731
     found: dict[str, dict[float, dict[str, float]]] = {"classifier-free": {}, "classifier": {}}
     pictures: dict[str, list[Tensor]] = {"classifier-free": [], "classifier": []}
     for strength in SHOWN:
@@ -81,18 +82,18 @@ def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str,
             if way == "classifier-free":
                 options = {
                     "cond": lambda y: {"y": y},
-                    "uncond": nothing,
+                    "uncond": null_label,
                     "guidance_scale": strength,
                 }
             else:
                 options = {
-                    "cond": nothing,
+                    "cond": null_label,
                     "guidance_scale": 1.0,
                     "classifier_scale": strength,
-                    "classifier": lambda y: known.log_prob_of(y),
+                    "classifier": lambda y: guide.log_prob_of(y),
                 }  # type: ignore[operator]
-            x, y = drawn(free, n, **options)
-            found[way][strength] = judged.of(x, y)
+            x, y = drawn(sampler, n, **options)
+            found[way][strength] = judge.measure(x, y)
             pictures[way].append(x[:10])
             print(
                 way, strength, {k: round(v, 3) for k, v in found[way][strength].items()}, flush=True
@@ -126,33 +127,33 @@ def strengths(path: Path, classifier: Path, n: int, judged: Judged) -> dict[str,
 
 
 @torch.no_grad()
-def resolution(path: Path, folder: Path, n: int, judged: Judged) -> dict[str, float]:
+def resolution(path: Path, folder: Path, n: int, judge: Judge) -> dict[str, float]:
+    """Draws the picture of super-resolution; returns the Fréchet distances."""
     system = load_system(folder)
     network, schedule, settings = system.for_sampler()  # type: ignore[operator]
     sampler = Sampler(network, schedule, solver="ddim", steps=STEPS, **settings)
-    x0, y = judged.test.batch(torch.arange(n))
+    x0, y = judge.test.batch(torch.arange(n))
     small = system.reduce(x0)  # type: ignore[operator]
-    bicubic, ours = system.enlarge(small), []  # type: ignore[operator]
+    bicubic, parts = system.enlarge(small), []  # type: ignore[operator]
     for ids in torch.arange(n).split(BATCH):
         cond = {"image": bicubic[ids], "y": y[ids]}
-        ours.append(sampler.sample((len(ids), 1, 28, 28), seed=2, sample_ids=ids, cond=cond))
-    sharp = torch.cat(ours)
-    part = judged.test.images[:n]
-    goal = features(judged.network, part)
+        parts.append(sampler.sample((len(ids), 1, 28, 28), seed=2, sample_ids=ids, cond=cond))
+    sharp = torch.cat(parts)
+    target = features(judge.network, judge.test.images[:n])
     enlarged = {"bicubic": bicubic, "diffusion": sharp}
     distances = {
-        name: frechet(features(judged.network, to_uint8(x)), goal) for name, x in enlarged.items()
+        name: frechet(features(judge.network, to_uint8(x)), target) for name, x in enlarged.items()
     }
     off = float((system.reduce(sharp) - small).abs().mean() * 127.5)  # type: ignore[operator]
     print(
-        f"{n} enlarged: Fréchet distance to the true ones {distances}; reduced again {off:.2f}"
-        " levels off"
+        f"{n} enlarged images: Fréchet distance to the originals {distances}; reduced again they"
+        f" differ from the input by {off:.2f} levels"
     )
     rows = {
-        "given, 14 × 14": F.interpolate(small[:12], scale_factor=2),
+        "input, 14 × 14": F.interpolate(small[:12], scale_factor=2),
         "bicubic": bicubic[:12],
         "diffusion": sharp[:12],
-        "the image": x0[:12],
+        "original": x0[:12],
     }
     figure, axes = plt.subplots(len(rows), 1, figsize=(9, 3.6), layout="constrained")
     for axis, (title, row) in zip(axes, rows.items(), strict=True):
@@ -171,20 +172,22 @@ def main() -> None:
         "--classifier", type=Path, help="folder of `fastdiff train --model classifier`"
     )
     parser.add_argument("--superres", type=Path, help="folder of `fastdiff train --model superres`")
-    parser.add_argument("--cache", type=Path, required=True, help="folder to keep the judge in")
+    parser.add_argument(
+        "--cache", type=Path, required=True, help="folder in which the judge is stored"
+    )
     parser.add_argument("--samples", type=int, default=1000, help="for each strength (1000)")
     parser.add_argument("--out", type=Path, default=Path("docs/theory/figures"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    judged = Judged(arguments.cache)
+    judge = Judge(arguments.cache)
     found: dict[str, Any] = {}
     if arguments.classifier:
         found["strength"] = strengths(
-            arguments.out / "guidance.png", arguments.classifier, arguments.samples, judged
+            arguments.out / "guidance.png", arguments.classifier, arguments.samples, judge
         )
     if arguments.superres:
         found["superres"] = resolution(
-            arguments.out / "superres.png", arguments.superres, arguments.samples, judged
+            arguments.out / "superres.png", arguments.superres, arguments.samples, judge
         )
     print(json.dumps(found))
 

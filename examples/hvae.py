@@ -1,9 +1,8 @@
-"""The picture of docs/theory/hvae.md: what each level of a hierarchy decides and costs, and a
-diffusion as a hierarchy.
+"""Draws the picture of docs/theory/hvae.md: the levels of a hierarchy, and a diffusion as one.
 
     python examples/hvae.py --model runs/hvae [--out docs/theory/figures]
 
-The model folder is one that `fastdiff train --model hvae` writes. A minute of one core.
+The model folder is written by `fastdiff train --model hvae`. It takes a minute on one core.
 """
 
 from __future__ import annotations
@@ -29,17 +28,14 @@ BLUE, RED, GREY = "#1b6ca8", "#d1495b", "#888888"
 
 
 @torch.no_grad()
-def held(model: HVAE, held_levels: int, n: int, seed: int) -> Tensor:
-    """Means of p(x|z) [n, 1, S, S] whose `held_levels` uppermost levels are one draw, the others
-    each picture's own.
+def with_fixed_levels(model: HVAE, fixed: int, n: int, seed: int) -> Tensor:
+    """Returns means of p(x|z) [n, 1, S, S].
+
+    The `fixed` uppermost levels are the same draw for all n images; the others are drawn for each.
     """
     state, depth = model.start.expand(n, -1, -1, -1), len(model.levels)
     for i in reversed(range(depth)):
-        ids = (
-            torch.zeros(n, dtype=torch.int64)
-            if i >= depth - held_levels
-            else torch.arange(1, n + 1)
-        )
+        ids = torch.zeros(n, dtype=torch.int64) if i >= depth - fixed else torch.arange(1, n + 1)
         mean, logvar = model.levels[i].p(state)
         z = ops.reparameterize(mean, logvar, seed=seed, sample_ids=ids, step=i, stream=0)
         state = model.levels[i](state, z)
@@ -52,10 +48,10 @@ def levels(axis: plt.Axes, model: HVAE) -> None:
     rows = []
     for count in reversed(range(len(model.levels) + 1)):
         for seed in (3, 5):
-            rows.append(torch.cat(list(held(model, count, 10, seed)[:, 0]), dim=1))
+            rows.append(torch.cat(list(with_fixed_levels(model, count, 10, seed)[:, 0]), dim=1))
     axis.imshow(torch.cat(rows).clamp(-1, 1), cmap="gray", vmin=-1, vmax=1)
-    anew = [", ".join(f"z{i}" for i in range(1, k + 1)) for k in range(len(model.levels) + 1)]
-    labels = [f"{names} anew" if names else "all held" for names in anew]
+    redrawn = [", ".join(f"z{i}" for i in range(1, k + 1)) for k in range(len(model.levels) + 1)]
+    labels = [f"{names} redrawn" if names else "all fixed" for names in redrawn]
     axis.set(yticks=[28 + 56 * i for i in range(len(labels))], yticklabels=labels, xticks=[])
     axis.tick_params(length=0, labelsize=8)
     axis.set_title("ten draws, two seeds each")
@@ -77,8 +73,9 @@ def costs(axis: plt.Axes, model: HVAE) -> None:
 
 
 def diffusion(axis: plt.Axes) -> None:
-    """-ELBO of N(0, ¼) draw by draw: the hierarchy's log-ratio, and the diffusion's KLs, with the
-    true reverse process.
+    """Plots -ELBO of N(0, ¼) for each draw, as the hierarchy's log-ratio and the diffusion's KLs.
+
+    The model is the true reverse process.
     """
     schedule, std, n = Schedule.learned(lambda u: 9 - 18 * u, 40), 0.5, 4_000
     x0 = std * ops.randn((n, 1), seed=0, dtype=torch.float64)

@@ -1,5 +1,4 @@
-"""The picture of docs/theory/information.md: entropy, KL's two directions, and Monte Carlo with its
-standard error.
+"""Draws the picture of docs/theory/information.md: entropy, both directions of KL, Monte Carlo.
 
 python examples/information.py [--out docs/theory/figures]
 """
@@ -45,8 +44,9 @@ def coin(axis: plt.Axes) -> None:
 
 
 def directions(axis: plt.Axes) -> None:
-    """The Gaussian nearest to two bumps, by either direction of the divergence, each by quadrature
-    and gradient steps.
+    """Plots the Gaussian closest to two bumps for both directions of KL.
+
+    The divergences are computed by quadrature and minimised by gradient steps.
     """
     x = torch.linspace(-8, 8, 1601, dtype=torch.float64)[:, None]
     bumps = [

@@ -1,5 +1,4 @@
-"""The pictures of docs/theory/marginal_likelihood.md: bounds on a known log p(x), and three
-objectives trained.
+"""Draws the pictures of docs/theory/marginal_likelihood.md: bounds on log p(x), and objectives.
 
 python examples/marginal_likelihood.py [--out docs/theory/figures]
 """
@@ -34,7 +33,7 @@ STEPS, DRAWS, BATCH, EVERY = 800, 16, 128, 80
 
 
 def bounds(axis: plt.Axes) -> None:
-    """log p >= IWAE_K >= ELBO for two proposals, on a model whose log p(x) is known."""
+    """Plots log p >= IWAE_K >= ELBO for two proposals, on a model with known log p(x)."""
     torch.manual_seed(0)
     weight = torch.linalg.qr(torch.randn(6, 2, dtype=torch.float64))[0] * torch.tensor(
         [2.0, 1.5], dtype=torch.float64
@@ -42,7 +41,7 @@ def bounds(axis: plt.Axes) -> None:
     model = ProbabilisticPCA(weight, torch.zeros(6, dtype=torch.float64), 0.5)
     x = model.sample(64, seed=0)
     q = model.posterior(x)
-    wide = Gaussian(q.mean + 0.3, q.logvar + 0.8)  # an encoder that is off and too wide
+    wide = Gaussian(q.mean + 0.3, q.logvar + 0.8)  # an encoder with wrong means that is too wide
     sizes = [2**k for k in range(13)]
     for proposal, label, color in (
         (wide, "encoder", COLOR["importance"]),
@@ -72,26 +71,24 @@ def bounds(axis: plt.Axes) -> None:
 
 
 def dimensions(axis: plt.Axes) -> None:
-    """What 4,096 draws of the prior are worth as the latent grows: x = 2z + eps/2, each dimension
-    alike.
-    """
+    """Plots the quality of 4,096 draws of the prior over the dimension, for x = 2z + eps/2."""
     sizes = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-    worth: list[tuple[float, float]] = []
+    quality: list[tuple[float, float]] = []
     for latent in sizes:
         model = ProbabilisticPCA(
             2.0 * torch.eye(latent, dtype=torch.float64), torch.zeros(latent).double(), 0.5
         )
         x = model.sample(64, seed=2)
         log_w = log_weights(model, x, samples=4_096, seed=1, proposal="prior")
-        short = (model.log_prob(x) - iwae(log_w)).mean().item()
-        worth.append((effective_sample_size(log_w).median().item(), max(short, 1e-3)))
-    ess, short_by = zip(*worth, strict=True)
+        deficit = (model.log_prob(x) - iwae(log_w)).mean().item()
+        quality.append((effective_sample_size(log_w).median().item(), max(deficit, 1e-3)))
+    ess, deficits = zip(*quality, strict=True)
     axis.plot(
         sizes, ess, "o-", ms=3, color=COLOR["importance"], label="effective sample size of 4,096"
     )
-    axis.plot(sizes, short_by, "o-", ms=3, color=COLOR["prior"], label="log p(x) − estimate, nats")
+    axis.plot(sizes, deficits, "o-", ms=3, color=COLOR["prior"], label="log p(x) − estimate, nats")
     axis.axhline(1, color="#888888", lw=0.8)
-    axis.set(yscale="log", xlabel="latent dimension", title="draws of the prior miss x")
+    axis.set(yscale="log", xlabel="latent dimension", title="draws of the prior fail")
     axis.legend(frameon=False, fontsize=7)
 
 
@@ -102,10 +99,11 @@ class Curve(NamedTuple):
 
 
 def train(name: str) -> Curve:
-    """A VAE of the moons trained by one objective with DRAWS draws, its evidence by 4,096 draws of
-    the prior.
+    """Trains a VAE of the moons by one objective with DRAWS draws.
+
+    Its evidence is estimated by 4,096 draws of the prior.
     """
-    data, held = load_toy("moons", n=4_000), load_toy("moons", "test", n=64).points
+    data, held_out = load_toy("moons", n=4_000), load_toy("moons", "test", n=64).points
     torch.manual_seed(0)
     vae = VAE(
         (2,),
@@ -125,7 +123,9 @@ def train(name: str) -> Curve:
             noisy = lambda seed: objective(vae, fixed, name, samples=DRAWS, seed=seed)  # noqa: E731
             moments = gradient_moments(vae.decoder.parameters(), noisy, range(12))
             with torch.no_grad():
-                log_p = iwae(log_weights(vae, held, samples=4_096, seed=9, proposal="prior")).mean()
+                log_p = iwae(
+                    log_weights(vae, held_out, samples=4_096, seed=9, proposal="prior")
+                ).mean()
             curve.steps.append(step)
             curve.evidence.append(float(log_p))
             curve.noise.append(moments.std / max(moments.norm, 1e-12))
@@ -150,9 +150,9 @@ def trainings(axes: list[plt.Axes]) -> None:
             f"{name:11s} log p {curve.evidence[-1]:.3f} nats, gradient noise"
             f" {sum(curve.noise[-5:]) / 5:.2f}"
         )
-    held = load_toy("moons", "test", n=64)
-    entropy = held.log_density(held.points).mean()
-    axes[0].axhline(entropy, color="black", lw=1, label="the data's own density")
+    held_out = load_toy("moons", "test", n=64)
+    entropy = held_out.log_density(held_out.points).mean()
+    axes[0].axhline(entropy, color="black", lw=1, label="density of the data")
     print(f"data        log p {entropy:.3f} nats")
     axes[0].set(
         xlabel="steps",

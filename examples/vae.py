@@ -1,10 +1,9 @@
-"""The pictures of docs/theory/vae.md: small VAEs of the plane, and what a trained one makes of
-Fashion-MNIST.
+"""Draws the pictures of docs/theory/vae.md: small VAEs of the plane, and one of Fashion-MNIST.
 
     python examples/vae.py [--model out/vae] [--out docs/theory/figures]
 
-The first takes two minutes of one core. The second needs a model folder, as `fastdiff train --model
-vae` writes it.
+The first takes two minutes on one core. The second needs a model folder that `fastdiff train
+--model vae` wrote.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def train(name: str, **options: Any) -> VAE:
 
 @torch.no_grad()
 def toys(path: Path) -> None:
-    """Density by 256 importance weights a point, samples, and the latent of held-out points."""
+    """Plots densities (by 256 importance weights), samples, and latents of held-out points."""
     many = {"objective": "importance", "samples": 16}
     rows: list[tuple[str, dict[str, Any]]] = [
         ("moons", {}),
@@ -62,12 +61,12 @@ def toys(path: Path) -> None:
     ]
     figure, axes = plt.subplots(4, 4, figsize=(7.6, 7.6), layout="constrained")
     for axis, (name, options) in zip(axes, rows, strict=True):
-        held = load_toy(name, "test", n=1_000)
+        held_out = load_toy(name, "test", n=1_000)
         with torch.enable_grad():
             vae = train(name, **options)
         side = torch.linspace(-2.4, 2.4, SIDE)
         grid = torch.cartesian_prod(side, side)
-        truth = held.log_density(grid).exp().view(SIDE, SIDE).T
+        truth = held_out.log_density(grid).exp().view(SIDE, SIDE).T
         model = iwae(log_weights(vae, grid, samples=256, seed=0)).exp().view(SIDE, SIDE).T
         for part, density in zip(axis[:2], (truth, model), strict=True):
             part.pcolormesh(
@@ -75,12 +74,12 @@ def toys(path: Path) -> None:
             )
         points = vae.sample(1_000, seed=1)
         axis[2].scatter(*points.T, s=2, color="#1b6ca8", linewidths=0)
-        z = vae.posterior(held.points).mean
-        axis[3].scatter(*z.T, s=2, c=held.labels, cmap="coolwarm", linewidths=0)
-        terms = vae.bound(held.points, seed=2, samples=32, importance=False)
+        z = vae.posterior(held_out.points).mean
+        axis[3].scatter(*z.T, s=2, c=held_out.labels, cmap="coolwarm", linewidths=0)
+        terms = vae.bound(held_out.points, seed=2, samples=32, importance=False)
         elbo = -float((terms["reconstruction"] + terms["kl"]).mean())
-        log_p = float(iwae(log_weights(vae, held.points, samples=512, seed=3)).mean())
-        best = float(held.log_density(held.points).mean())
+        log_p = float(iwae(log_weights(vae, held_out.points, samples=512, seed=3)).mean())
+        best = float(held_out.log_density(held_out.points).mean())
         trained = "IWAE₁₆" if options is many else f"ELBO, {options.get('prior', 'normal')} prior"
         print(
             f"{name}, trained by the {trained}: ELBO {elbo:.3f}, IWAE_512 {log_p:.3f}, data"
@@ -102,20 +101,18 @@ def toys(path: Path) -> None:
 
 @torch.no_grad()
 def images(folder: Path, path: Path) -> None:
-    """Held-out images, their reconstructions, samples of the prior, and a walk between two
-    latents.
-    """
+    """Plots held-out images, reconstructions, samples, and an interpolation between two latents."""
     vae, data = load_system(folder), load_fashion_mnist("bundled-test")
     x, _ = data.batch(torch.arange(12))
     z = vae.posterior(x).mean  # type: ignore[operator]
-    walk = torch.lerp(z[:1], z[2:3], torch.linspace(0, 1, 12)[:, None])
+    between = torch.lerp(z[:1], z[2:3], torch.linspace(0, 1, 12)[:, None])
     sampled = vae.sample(12, seed=0, mean=True)  # type: ignore[operator]
     rows = {
         "held out": x,
         "reconstruction": vae.reconstruct(x),  # type: ignore[operator]
         "mean of p(x|z), z ~ p(z)": sampled,
         "draw of p(x|z), same z": vae.sample(12, seed=0),  # type: ignore[operator]
-        "between two latents": vae.decode(walk).mean,  # type: ignore[operator]
+        "between two latents": vae.decode(between).mean,  # type: ignore[operator]
     }
     figure, axes = plt.subplots(len(rows), 1, figsize=(8, 4.1), layout="constrained")
     for axis, (title, row) in zip(axes, rows.items(), strict=True):
@@ -132,7 +129,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         type=Path,
-        help="folder of a VAE trained on Fashion-MNIST; without it, the plane alone",
+        help="folder of a VAE trained on Fashion-MNIST; without it, only the plane",
     )
     parser.add_argument("--out", type=Path, default=Path("docs/theory/figures"))
     arguments = parser.parse_args()

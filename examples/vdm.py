@@ -1,5 +1,4 @@
-"""The pictures of docs/theory/vdm.md: three paths of gamma, both forms of the bound, and a model of
-the plane.
+"""Draws the pictures of docs/theory/vdm.md: paths of gamma, forms of the bound, a trained model.
 
 python examples/vdm.py [--out docs/theory/figures] [--steps 2000]
 """
@@ -36,13 +35,13 @@ LOW, HIGH, STD = -10.0, 6.0, 0.5
 
 
 def optimal(z: Tensor, gamma_t: Tensor) -> Tensor:
-    """eps^ of data N(0, STD²), which needs no training."""
+    """Returns the optimal eps^ for data N(0, STD²)."""
     alpha, sigma = (v[:, None] for v in point(gamma_t))
     return (sigma * z.double() / (alpha**2 * STD**2 + sigma**2)).to(z.dtype)
 
 
 def learned_path() -> LearnedGamma:
-    """gamma whose path was trained by the variance alone, its ends held."""
+    """Returns a gamma with a path trained by the variance and fixed end points."""
     gamma = LearnedGamma(LOW, HIGH)
     optimizer = torch.optim.Adam(
         [p for name, p in gamma.named_parameters() if not name.startswith("gamma")], lr=0.05
@@ -88,7 +87,7 @@ def paths(out: Path) -> None:
             f"{name:8s} mean {value.mean():.2f} (closed form {closed:.2f}), std {value.std():.2f}"
             " nats"
         )
-    axes[0].set(xlabel="t", title="γ(t) = −ln SNR between equal ends")
+    axes[0].set(xlabel="t", title="γ(t) = −ln SNR, equal end points")
     axes[1].set(
         xlabel="t", title="mean loss at t, 16 dimensions, nats", yscale="log", ylim=(1, 5e3)
     )
@@ -113,9 +112,7 @@ class Optimal:
 
 
 def two_forms(out: Path) -> None:
-    """The bound by KLs and by log-ratios: spread with one random t, and what an expected KL would
-    give.
-    """
+    """Plots the spread of the bound by KLs and by log-ratios, and its value as an expected KL."""
     sizes, n = [5, 10, 20, 50, 100, 200, 500, 1000], 4_000
     x0 = STD * ops.randn((n, 1), seed=0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -177,9 +174,7 @@ def two_forms(out: Path) -> None:
 
 
 def plane(out: Path, steps_: int) -> None:
-    """A VDM with a learned gamma trained on the two moons: terms over log-SNR, score field,
-    samples.
-    """
+    """Trains a VDM on the two moons; plots its terms over log-SNR, its score field and samples."""
     torch.manual_seed(0)
     data, held_out = load_toy("moons"), load_toy("moons", "test")
     vdm = VDM(data.shape, likelihood="gaussian", widths=[32])

@@ -1,5 +1,4 @@
-"""Writes docs/theory/equations.md from equations.toml: every numbered equation of Luo 2022, its
-functions and its tests.
+"""Writes docs/theory/equations.md from equations.toml: Luo 2022's equations, functions and tests.
 
 python docs/theory/equations.py
 """
@@ -15,24 +14,27 @@ HERE = Path(__file__).resolve().parent
 PAGE = HERE / "equations.md"
 HEAD = """# Equations
 
-<!-- Written by docs/theory/equations.py from equations.toml: edit that and run it. -->
+<!-- Written by docs/theory/equations.py from equations.toml: edit that file and run the script. -->
 
-Every numbered equation of Calvin Luo's "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970), what it
-says, the functions that compute it, the tests that hold them to it, and where it is explained or drawn. `t` is the paper's
-here: its x_1 is the timestep 0 of `Schedule`, its ω is `gamma`, minus the log-SNR, in `fastdiff.theory.variational`.
+Every numbered equation of Calvin Luo's "Understanding Diffusion Models: A Unified Perspective"
+(arXiv 2208.11970): what it says, the functions that compute it, the tests that verify them, and
+where it is explained or drawn. `t` is the paper's: its x_1 is the timestep 0 of `Schedule`, and its
+ω is `gamma`, minus the log-SNR, in `fastdiff.theory.variational`.
 
-The numbers are those of the paper's first version, which numbers each line of a derivation; the lines of one share a row.
-Numbers that other works cite, or that the paper's own text refers to, are fixed:
-{anchors}.
-The lines between them were counted. At a ~ the count may be one off: between 158 and 163 stand four numbered lines, and
-which of the equations there is without a number is not certain.
+The numbers are those of the paper's first version, which numbers every line of a derivation; the
+lines of a derivation share a row. Numbers that other works cite, or that the paper's text refers
+to, are certain: {anchors}.
+The lines between them were counted. Where a number has a ~, the count may be off by one: between
+158 and 163 there are four numbered lines, and it is not certain which of the equations there has
+no number.
 
-Functions are named without their `fastdiff.`, tests are below `tests/`. {skipped}
+Functions are named without `fastdiff.`; tests are below `tests/`. {skipped}
 """
 ANCHORS = (1, 2, 8, 15, 19, 23, 24, 28, 31, 32, 58, 69, 70, 85, 115, 125, 133, 157, 166)
 
 
 def load() -> dict[str, Any]:
+    """Reads equations.toml."""
     with open(HERE / "equations.toml", "rb") as f:
         return tomllib.load(f)
 
@@ -42,30 +44,32 @@ def rows(table: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def numbers(row: dict[str, Any]) -> range:
-    """The equation numbers of a row."""
+    """Returns the equation numbers of a row."""
     first, _, last = row["numbers"].partition("-")
     return range(int(first), int(last or first) + 1)
 
 
 def resolve(name: str) -> Any:
-    """The object behind a dotted name below fastdiff; ImportError or AttributeError where there is
-    none.
+    """Returns the object with a dotted name below fastdiff.
+
+    Raises ImportError or AttributeError if there is none.
     """
-    found: Any = importlib.import_module("fastdiff")
+    value: Any = importlib.import_module("fastdiff")
     path = "fastdiff"
     for part in name.split("."):
         path += f".{part}"
         try:
-            found = getattr(found, part)
+            value = getattr(value, part)
         except AttributeError:
             try:
-                found = importlib.import_module(path)
+                value = importlib.import_module(path)
             except ModuleNotFoundError:
                 raise AttributeError(f"{path} does not exist") from None
-    return found
+    return value
 
 
 def _line(row: dict[str, Any]) -> str:
+    """Returns the line of the page's table for a row."""
     shown = row["numbers"].replace("-", "–") + (" ~" if row.get("counted") else "")
     functions = (
         "<br>".join(f"`{name}`" for name in row.get("functions", ()))
@@ -87,12 +91,13 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def render(table: dict[str, Any]) -> str:
-    left_out = [row for row in rows(table) if "skip" in row]
-    shown = ", ".join(row["numbers"].replace("-", "–") for row in left_out)
+    """Returns the text of equations.md."""
+    skipped = [row for row in rows(table) if "skip" in row]
+    shown = ", ".join(row["numbers"].replace("-", "–") for row in skipped)
     parts = [
         HEAD.format(
             anchors=", ".join(map(str, ANCHORS)),
-            skipped=f"Not computed, with the reason in the row: {shown}.",
+            skipped=f"Not computed, for the reason in the row: {shown}.",
         )
     ]
     for section in table["section"]:
