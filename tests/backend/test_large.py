@@ -29,7 +29,7 @@ def test_index_arithmetic(source: str, folders: str, tmp_path: Path) -> None:
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or "")
     if not compiler:
         pytest.skip("no C++ compiler")
-    program, sources = tmp_path / "index", [f"tests/{source}/index.cpp"]
+    program, sources = tmp_path / "index", [f"tests/backend/{source}/index.cpp"]
     if source == "cuda":
         sources = ["-x", "c++", *sources, "csrc/cuda/api.cu"]
     command = [
