@@ -28,7 +28,7 @@ pytestmark = [
 BATCH = (256, 3, 32, 32)
 SCHEDULE = Schedule.linear(1000)
 # Half of the ratios reached: on AVX2 those measured (AMD Zen 3, November 2026), on AVX-512 those
-# of the project's goals, except for randn in bfloat16, where torch is four times as fast as the goal
+# of the project's goals, except for randn in bfloat16: torch is four times as fast as that goal
 # assumed (4.9 measured).
 FLOORS = {
     "avx512": {
