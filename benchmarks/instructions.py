@@ -28,6 +28,7 @@ import torch
 
 from benchmarks import memory
 from fastdiff.backend import library
+from fastdiff.ops.step import StepArguments
 
 Code = list[tuple[int, str, str]]  # address, operation, operands
 BYTES = {"%xmm": 16, "%ymm": 32, "%zmm": 64}
@@ -217,25 +218,7 @@ def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
         assert op == "reverse_step"
         rows = torch.zeros(51, 56, dtype=torch.float64, device=device)
         return launch.reverse_step_call(
-            like,
-            like,
-            like,
-            rows,
-            whole,
-            None,
-            None,
-            1,
-            None,
-            None,
-            None,
-            None,
-            1,
-            False,
-            uses,
-            None,
-            None,
-            None,
-            whole,
+            StepArguments(like, like, rows, whole, out=like, seed=1, used=uses, row_out=whole)
         )
 
     return call

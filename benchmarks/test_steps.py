@@ -50,14 +50,18 @@ def step(
     state, kept = x.clone(), slots.clone()
     rows = torch.full((shape[0],), k, device=device)
     following, ids = torch.empty_like(rows), torch.arange(shape[0], device=device)
-    repeated = ops.RepeatedStep(
+    bound = ops.StepArguments(
         state,
+        out,
         torch.tensor(plan.table, device=device),
+        rows,
+        slots=kept,
         seed=SEED,
         sample_ids=ids,
         used=plan.used,
-        slots=kept,
-    )
+        out=state,
+        slots_out=kept,
+    ).bind("model_output", "row", "row_out")
 
     def restore() -> None:
         state.copy_(x)
@@ -80,7 +84,7 @@ def step(
         assert (following == int(plan.column("next")[k])).all(), "the next row is the plan's"
 
     work = harness.Workload(
-        lambda: repeated(out, rows, following), check, "bits equal to NumPy", (following,), restore
+        lambda: bound(out, rows, following), check, "bits equal to NumPy", (following,), restore
     )
     called = int(plan.column("network")[:k].sum())
     return work, (plan, k, solvers.diffusers_step(solver, x, out, called) if peer else None)

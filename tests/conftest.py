@@ -20,7 +20,7 @@ import pytest  # noqa: E402
 from emulation import emulated_library  # noqa: E402
 
 import fastdiff  # noqa: E402
-from fastdiff.backend import library  # noqa: E402
+from fastdiff.backend import choice, library  # noqa: E402
 
 if device.DEVICE != "cpu":
     device.install()
@@ -53,7 +53,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
         before = os.environ.get("FASTDIFF_CUDA_LIB")
         os.environ["FASTDIFF_CUDA_LIB"] = str(path)
         library.load.cache_clear()
-        fastdiff.backend._state.cache_clear()
+        choice._state.cache_clear()
         assert library.emulated(), library.reason("cuda")
         # processes that tests start see the machine as it is
         os.environ.pop("FASTDIFF_CUDA_LIB")

@@ -8,9 +8,10 @@ first in every struct besides the sizes: the CPU's level and threads, CUDA's str
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from struct import Struct
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,6 @@ Launch = tuple[int, int, int, int]  # level, threads, stream, errors
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
-_WORD = Struct("=Q")
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
 _REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQQQ")
@@ -59,6 +59,18 @@ _GAUSSIAN_KL = Struct(f"={_HEAD}q{_VIEW * 4}QQQ{_ARRAY * 4}")
 _NLL = Struct(f"={_HEAD}q{_VIEW * 3}QQQ{_ARRAY * 2}")
 _VLB_TERMS = Struct(f"={_HEAD}{_ARRAY * 3}qQqQQQQ{_ARRAY}")
 _GROUP_NORM_SILU = Struct(f"={_HEAD}qq{_MAP * 2}{_ARRAY * 2}{_VIEW * 3}dqQQ")
+
+
+def device_of(arguments: Sequence[Any]) -> torch.device:
+    """The device of a launcher's arguments: of the first tensor, also inside a tuple."""
+    for value in arguments:
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, tuple):
+            return device_of(value)
+    raise TypeError(
+        "fastdiff.backend: expected a tensor among the arguments of a launch, got none."
+    )
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:
@@ -132,93 +144,89 @@ def q_sample(
     )
 
 
-def reverse_step(
-    at: Launch,
-    x_s: Tensor,
-    x_t: Tensor,
-    model_output: Tensor | None,
-    table: Tensor,
-    row: Tensor,
-    slots: Tensor | None,
-    noise: Tensor | None,
-    seed: int | None,
-    seeds: Tensor | None,
-    sample_ids: Tensor | None,
-    guidance: Tensor | None,
-    gradient: Tensor | None,
-    stream: int,
-    fast: bool,
-    uses: int,
-    slots_out: Tensor | None,
-    x0_out: Tensor | None,
-    input_out: Tensor | None,
-    row_out: Tensor | None,
-    rescale: Tensor | None,
-    threshold: Tensor | None,
-) -> bytes:
-    """`uses` is a hint for backends that specialise; here every row is decoded as it is met."""
-    batch = x_t.size(0)
+def reverse_step(at: Launch, step: Any) -> bytes:
+    """`step` is a checked fastdiff.ops.step.StepArguments.
+
+    Its mask of used columns is for backends that specialise; the libraries decode every row.
+    """
+    batch, size = _size(step.x_t)
+    slots, slots_out, input_out = step.slots, step.slots_out, step.input_out
+    seed = step.seed_number
     return _REVERSE_STEP.pack(
         batch,
-        x_t.numel() // batch if batch else 0,
+        size,
         *at,
         seed or 0,
-        _pointer(seeds),
-        _pointer(sample_ids),
+        _pointer(step.seeds),
+        _pointer(step.sample_ids),
         0,
-        stream,
-        seed is not None or seeds is not None,
-        x_t.data_ptr(),
-        _DTYPES[x_t.dtype],
-        x_s.data_ptr(),
-        _DTYPES[x_s.dtype],
-        *_array(model_output),
-        0 if model_output is None else _size(model_output)[1],
-        table.data_ptr(),
-        table.size(0),
-        row.data_ptr(),
+        step.stream,
+        seed is not None,
+        *_array(step.x_t),
+        *_array(step.out),
+        *_array(step.model_output),
+        0 if step.model_output is None else _size(step.model_output)[1],
+        step.table.data_ptr(),
+        step.table.size(0),
+        step.row.data_ptr(),
         _pointer(slots),
         0 if slots is None else slots.size(0),
         _pointer(slots_out),
         0 if slots_out is None else slots_out.size(0),
-        *_array(noise),
-        _pointer(guidance),
-        *_array(gradient),
-        *_array(x0_out),
+        *_array(step.noise),
+        _pointer(step.guidance),
+        *_array(step.gradient),
+        *_array(step.x0_out),
         *_array(input_out),
         input_out.size(0) // batch if input_out is not None and batch else 0,
-        _pointer(row_out),
-        _pointer(rescale),
-        _pointer(threshold),
+        _pointer(step.row_out),
+        _pointer(step.rescale),
+        _pointer(step.threshold),
     )
 
 
-class BoundStep:
-    """A packed `reverse_step` that is launched again and again: only the network's output and the
-    rows move.
+STEP_WORDS = {
+    "seed": 6,
+    "sample_ids": 8,
+    "x_t": 12,
+    "out": 14,
+    "model_output": 16,
+    "table": 19,
+    "row": 21,
+    "slots": 22,
+    "slots_out": 24,
+    "noise": 26,
+    "guidance": 28,
+    "gradient": 29,
+    "x0_out": 31,
+    "input_out": 33,
+    "row_out": 36,
+}
+"""Where the packed `reverse_step` holds the pointer of an argument, counted in 64-bit words."""
+_LEVEL = 2  # the first word of `Launch` in every struct
 
-    `argument` is what the library's function takes.
+
+def packer(step: Any, moving: Sequence[str]) -> Callable[[Launch, Sequence[Any]], bytes]:
+    """Packs a `reverse_step` for many launches: the function returned replaces the arguments called
+    `moving` by other values, which are like the packed ones in all but their memory.
     """
+    template = array("Q", reverse_step((0, 0, 0, 0), step))
+    places = [STEP_WORDS[name] for name in moving]
 
-    # places of the struct's 64-bit fields
-    _STREAM, _MODEL_OUTPUT, _ROW, _ROW_OUT = 8 * 4, 8 * 16, 8 * 21, 8 * 36
-    __slots__ = ("_memory", "argument")
+    def pack(at: Launch, values: Sequence[Any]) -> bytes:
+        words = template[:]
+        level, words[_LEVEL + 1], words[_LEVEL + 2], words[_LEVEL + 3] = at
+        words[_LEVEL] = level % 2**64
+        for place, value in zip(places, values):  # noqa: B905 (of one length: checked once)
+            if value is None:
+                words[place] = 0
+            elif type(value) is int:
+                words[place] = value
+            else:
+                words[place] = value.data_ptr()
+        return words.tobytes()
 
-    def __init__(self, packed: bytes):
-        self._memory = bytearray(packed)
-        self.argument = (ctypes.c_char * len(packed)).from_buffer(self._memory)
-
-    def point(
-        self, model_output: Tensor | None, row: Tensor, row_out: Tensor | None, stream: int = 0
-    ) -> None:
-        """Moves the pointers; the tensors are like those that were packed, in all but their
-        memory.
-        """
-        pack, memory = _WORD.pack_into, self._memory
-        pack(memory, self._STREAM, stream)
-        pack(memory, self._MODEL_OUTPUT, 0 if model_output is None else model_output.data_ptr())
-        pack(memory, self._ROW, row.data_ptr())
-        pack(memory, self._ROW_OUT, 0 if row_out is None else row_out.data_ptr())
+    return pack
 
 
 def q_posterior(

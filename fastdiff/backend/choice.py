@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .abi import device_of
+
 
 class Backend(NamedTuple):
     """A backend's state on this machine: `available`, and the `reason` in one sentence."""
@@ -153,7 +155,7 @@ def _launcher(name: str, op: str) -> Callable[..., None]:
 
     def checked(*arguments: Any) -> None:
         launch(*arguments)
-        module.check(next(a.device for a in arguments if isinstance(a, torch.Tensor)))
+        module.check(device_of(arguments))
 
     return checked
 
@@ -176,14 +178,21 @@ def backend_for(op: str, device: torch.device | str) -> str:
     return _resolve(op, torch.device(device).type, _explicit.get())[0]
 
 
+def chosen() -> str | None:
+    """The name of the explicit choice in force; None for automatic choice."""
+    return _explicit.get()
+
+
 def launcher(op: str, device: torch.device) -> Callable[..., Any]:
     """The function that launches this op on this device."""
     return _resolve(op, device.type, _explicit.get())[1]
 
 
 def binder(op: str, device: torch.device) -> Callable[..., Any] | None:
-    """What makes a cheap repeated launch of this op from its arguments, where the backend has such
-    a thing.
+    """The backend's function that packs a launch once for many calls, where it has one.
+
+    binder(arguments, names)(values) launches the op with the arguments' fields of those names
+    replaced by the values.
     """
     name, _ = _resolve(op, device.type, _explicit.get())
     if _check and name in ("triton", "cuda"):

@@ -6,7 +6,7 @@ device's error word, which `check` reads (and FASTDIFF_CHECK=1 after every op).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import library as native
-from .abi import COUNTED, PACKERS, BoundStep
+from .abi import COUNTED, PACKERS, device_of, packer
 
 _errors: dict[torch.device, Tensor] = {}
 _INDEX = {"reverse_step": "row inside the table"}
@@ -22,7 +22,7 @@ _INDEX = {"reverse_step": "row inside the table"}
 
 def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., None]:
     def launch(*arguments: Any) -> None:
-        device = next(a.device for a in arguments if isinstance(a, Tensor))
+        device = device_of(arguments)
         library = native.load("cuda")
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
@@ -39,20 +39,19 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
 LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
 
 
-def _bind_reverse_step(*arguments: Any) -> Callable[..., None]:
-    device = arguments[0].device
-    library, pack, on_gpu = native.load("cuda"), PACKERS["reverse_step"][1], device.type == "cuda"
-    bound = BoundStep(pack((-1, 0, 0, error_word(device).data_ptr()), *arguments))
+def _bind_reverse_step(step: Any, moving: Sequence[str]) -> Callable[..., None]:
+    device = step.x_t.device
+    library, pack, errors = native.load("cuda"), packer(step, moving), error_word(device)
+    call, on_gpu = library.calls["reverse_step"], device.type == "cuda"
 
-    def again(model_output: Tensor | None, row: Tensor, row_out: Tensor | None) -> None:
+    def launch(values: Sequence[Any]) -> None:
         with torch.cuda.device(device) if on_gpu else nullcontext():
             stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
-            bound.point(model_output, row, row_out, stream)
-            status = library.calls["reverse_step"](bound.argument)
+            status = call(pack((-1, 0, stream, errors.data_ptr()), values))
         if status:
             native.raise_status(library, "reverse_step", status)
 
-    return again
+    return launch
 
 
 BINDERS = {"reverse_step": _bind_reverse_step}

@@ -11,15 +11,14 @@ import ctypes
 import functools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..table import COLUMNS
-from .abi import ABI_VERSION, COUNTED, OPS, PACKERS, BoundStep
+from .abi import ABI_VERSION, COUNTED, OPS, PACKERS, packer
 
 LEVELS = ("baseline", "avx2", "avx512")
 FOLDER = Path(__file__).parents[1] / "lib"
@@ -195,20 +194,16 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
 LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
 
 
-def _bind_reverse_step(*arguments: Any) -> Callable[..., None]:
-    library, pack = load("cpu"), PACKERS["reverse_step"][1]
-    bound, call = (
-        BoundStep(pack((_level, torch.get_num_threads(), 0, 0), *arguments)),
-        library.calls["reverse_step"],
-    )
+def _bind_reverse_step(step: Any, moving: Sequence[str]) -> Callable[..., None]:
+    library, pack = load("cpu"), packer(step, moving)
+    call = library.calls["reverse_step"]
 
-    def again(model_output: Tensor | None, row: Tensor, row_out: Tensor | None) -> None:
-        bound.point(model_output, row, row_out)
-        status = call(bound.argument)
+    def launch(values: Sequence[Any]) -> None:
+        status = call(pack((_level, torch.get_num_threads(), 0, 0), values))
         if status:
             raise_status(library, "reverse_step", status)
 
-    return again
+    return launch
 
 
 BINDERS = {"reverse_step": _bind_reverse_step}

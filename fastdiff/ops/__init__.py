@@ -10,8 +10,8 @@ from .q_posterior import q_posterior
 from .q_sample import q_sample
 from .randn import randn
 from .reparameterize import reparameterize
-from .repeated_step import RepeatedStep as RepeatedStep  # a way to call an op, not one more of them
 from .reverse_step import reverse_step
+from .step import StepArguments as StepArguments  # the arguments of an op, not one more of them
 from .vlb_terms import vlb_terms
 
 __all__ = [

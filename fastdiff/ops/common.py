@@ -135,16 +135,22 @@ _transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_st
 PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def unobserved(*values: Tensor) -> bool:
-    """Whether an op on plain tensors may be launched past torch's dispatcher: nobody traces, fakes
-    or counts ops.
-
-    The dispatcher costs as much as the launch of a small step; the caller bumps the versions of
-    what it writes.
+def observed() -> bool:
+    """Whether ops are being traced, faked, counted or transformed, and must go through torch's
+    dispatcher.
     """
     if torch.compiler.is_compiling():  # first: what follows can't be traced
-        return False
-    if _depth is None or _transform is None or _depth() or _transform():
+        return True
+    return _depth is None or _transform is None or bool(_depth() or _transform())
+
+
+def unobserved(*values: Tensor) -> bool:
+    """Whether an op on these tensors may be launched past torch's dispatcher.
+
+    The dispatcher costs as much as the launch of a small step. The caller then increments the
+    version counters of the tensors it writes.
+    """
+    if observed():
         return False
     for value in values:
         if type(value) not in PLAIN or value.is_meta:

@@ -90,18 +90,21 @@ class Lanes:
                 grown[:held] = self._slots
             self._slots = grown
         self._steps = {
-            quiet: ops.RepeatedStep(
+            quiet: ops.StepArguments(
                 self.x,
+                None,
                 program.table,
+                self.row,
+                slots=self._slots,
                 seed=self._seeds,
                 sample_ids=self._ids,
-                guidance=self._gamma,
                 used=used,
-                slots=self._slots,
+                out=self.x,
+                slots_out=self._slots,
                 x0_out=self.x0,
                 input_out=self.calls.next_input,
                 workspace=self._workspace,
-            )
+            ).bind("model_output", "row", "row_out", "guidance", "gradient")
             for quiet, used in ((False, program.used), (True, program.used_quiet))
         }
 
@@ -257,7 +260,8 @@ class Lanes:
         if self.options.guidance is not None and out is not None:
             self._split(x, out, guided, push)
         else:
-            self._steps[out is None](out, self.row, self._row_out, guided=guided, gradient=push)
+            gamma = self._gamma if guided else None
+            self._steps[out is None](out, self.row, self._row_out, gamma, push)
         if self._mask is not None:
             self._replace()
         if self.options.graphs is None:

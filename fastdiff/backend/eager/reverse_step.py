@@ -6,7 +6,7 @@ combination.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,47 +53,10 @@ class Row(NamedTuple):
         return total
 
 
-def reverse_step(
-    x_s: Tensor,
-    x_t: Tensor,
-    model_output: Tensor | None,
-    table: Tensor,
-    row: Tensor,
-    slots: Tensor | None,
-    noise: Tensor | None,
-    seed: int | None,
-    seeds: Tensor | None,
-    sample_ids: Tensor | None,
-    guidance: Tensor | None,
-    gradient: Tensor | None,
-    stream: int,
-    fast: bool,
-    used: int,
-    slots_out: Tensor | None,
-    x0_out: Tensor | None,
-    input_out: Tensor | None,
-    row_out: Tensor | None,
-    rescale: Tensor | None,
-    threshold: Tensor | None,
-) -> None:
-    """`rescale` and `threshold` are room for the other backends' prepasses."""
-    r = evaluate(
-        x_t,
-        model_output,
-        table,
-        row,
-        slots,
-        noise,
-        seed,
-        seeds,
-        sample_ids,
-        guidance,
-        gradient,
-        stream,
-        fast,
-        used,
-        ROW_ERROR,
-    )
+def reverse_step(step: Any) -> None:
+    """`step` is a checked fastdiff.ops.step.StepArguments."""
+    table, slots, slots_out, input_out = step.table, step.slots, step.slots_out, step.input_out
+    r = evaluate(step, ROW_ERROR)
     x = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS])
     if r.valid is not None:
         x = torch.where(per_sample(r.valid, x), x, torch.nan)
@@ -104,11 +67,11 @@ def reverse_step(
     # every read is done: the outputs may be the inputs' memory
     for i, value in enumerate(fresh):
         written = per_sample(_written(r.c, i), value)
-        keep = slots[i] if slots is not None else slots_out[i]  # type: ignore[index]
-        slots_out[i].copy_(torch.where(written, value, keep))  # type: ignore[index]
-    x_s.copy_(x)
-    if x0_out is not None:
-        store(x0_out, r.operands["x0"])  # type: ignore[arg-type]
+        keep = slots[i] if slots is not None else slots_out[i]
+        slots_out[i].copy_(torch.where(written, value, keep))
+    step.out.copy_(x)
+    if step.x0_out is not None:
+        store(step.x0_out, r.operands["x0"])  # type: ignore[arg-type]
     if input_out is not None:
         scale = (
             table[:, INDEX["input_scale"]]
@@ -117,47 +80,36 @@ def reverse_step(
         )
         scaled = per_sample(scale, x) * x
         store(input_out, scaled if len(input_out) == len(x) else torch.cat([scaled, scaled]))
-    if row_out is not None:
-        row_out.copy_(follow)
+    if step.row_out is not None:
+        step.row_out.copy_(follow)
 
 
-def evaluate(
-    x_t: Tensor,
-    model_output: Tensor | None,
-    table: Tensor,
-    row: Tensor,
-    slots: Tensor | None,
-    noise: Tensor | None,
-    seed: int | None,
-    seeds: Tensor | None,
-    sample_ids: Tensor | None,
-    guidance: Tensor | None,
-    gradient: Tensor | None,
-    stream: int,
-    fast: bool,
-    used: int,
-    message: str | None = None,
-) -> Row:
-    """Sections 4.1 to 4.5 of kernels/README.md: all operands of the row's combinations."""
+def evaluate(step: Any, message: str | None = None) -> Row:
+    """Sections 4.1 to 4.5 of kernels/README.md: all operands of the row's combinations.
+
+    With a `message` for rows outside the table, rows and operands are checked where that needs no
+    read of a device.
+    """
+    x_t, model_output, slots, guidance = step.x_t, step.model_output, step.slots, step.guidance
+    table, gradient, used = step.table, step.gradient, step.used
     batch, compute = x_t.shape[0], compute_dtype(x_t)
-    row, valid = checked_index(row, table.shape[0], message)
+    row, valid = checked_index(step.row, table.shape[0], message)
     wide = table.index_select(0, row)
+    drawn = step.noise is not None or step.seed is not None
     if message is not None and table.device.type == "cpu":
-        learned = model_output is not None and model_output.shape[1:] != x_t.shape[1:]
-        given = 0 if slots is None else len(slots)
         _check_operands(
             wide,
             row,
-            given,
+            0 if slots is None else len(slots),
             output=model_output is not None,
-            learned=learned,
+            learned=model_output is not None and model_output.shape[1:] != x_t.shape[1:],
             gradient=gradient is not None,
-            noise=not (noise is None and seed is None and seeds is None),
+            noise=drawn,
         )
     operands: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
     operands["x"] = x_t.to(compute)
     for i in _slots(slots):
-        operands[f"s{i + 1}"] = slots[i]  # type: ignore[index]
+        operands[f"s{i + 1}"] = slots[i]
     r = Row(wide.to(compute), used, operands, None, None, None, None, None, valid)
     half = None
     if model_output is not None:
@@ -195,8 +147,8 @@ def evaluate(
             r = r._replace(divisor=torch.where(dynamic, bound, 1.0))
         r = r._replace(unclipped=~(above | below))
     operands["x0"] = x0
-    if reads(used, "z") and (noise is not None or seed is not None or seeds is not None):
-        z = _noise(x_t, wide, noise, seed or 0, seeds, sample_ids, stream, fast).to(compute)
+    if reads(used, "z") and drawn:
+        z = _noise(step, wide).to(compute)
         if half is not None and uses(used, "noise_mode"):
             lo, hi = r.coefficient("logvar_lo"), r.coefficient("logvar_hi")
             scale = exp((lo + (hi - lo) * ((half + 1) * 0.5)) * 0.5)
@@ -208,17 +160,13 @@ def evaluate(
 
 
 def vjp(
-    r: Row,
-    x_t: Tensor,
-    model_output: Tensor | None,
-    slots: Tensor | None,
-    g_x: Tensor,
-    g_slots: Tensor | None,
+    r: Row, step: Any, g_x: Tensor, g_slots: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients to (x_t, model_output, slots) of a row, from those to its next x and its slots.
 
     A sample's rescale factor and dynamic threshold count as constants.
     """
+    x_t, model_output, slots = step.x_t, step.model_output, step.slots
     upstream = {"x": g_x.to(r.c.dtype)}
     if slots is not None and g_slots is not None:
         upstream |= {f"s{i + 1}": g_slots[i] for i in _slots(slots)}
@@ -347,18 +295,9 @@ def _written(c: Tensor, i: int) -> Tensor:
     return (c[:, first : first + len(OPERANDS)] != 0).any(dim=1)
 
 
-def _noise(
-    x: Tensor,
-    wide: Tensor,
-    noise: Tensor | None,
-    seed: int,
-    seeds: Tensor | None,
-    ids: Tensor | None,
-    stream: int,
-    fast: bool,
-) -> Tensor:
-    if noise is not None:
-        return noise
-    return regenerate(
-        x, seed, seeds, ids, wide[:, INDEX["noise_index"]].to(torch.int64), stream, fast
-    )
+def _noise(step: Any, wide: Tensor) -> Tensor:
+    if step.noise is not None:
+        return step.noise
+    index = wide[:, INDEX["noise_index"]].to(torch.int64)
+    number = step.seed_number or 0
+    return regenerate(step.x_t, number, step.seeds, step.sample_ids, index, step.stream, step.fast)

@@ -1,6 +1,4 @@
-"""One row of a run's plan on tensors: checked by the op the first time, launched past the checks
-after.
-"""
+"""One row of a run's plan on tensors: checked at the first call of a kind, then only launched."""
 
 from __future__ import annotations
 
@@ -9,12 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backend.choice import launcher
 from ...ops import reverse_step
-from ...ops.common import unobserved
-from ...ops.reverse_step import columns_used
+from ...ops.step import StepArguments, columns_used
 from ...table import INDEX, OPERANDS
 from .state import Run
+
+_MOVING = (
+    "x_t",
+    "model_output",
+    "row",
+    "slots",
+    "noise",
+    "seed",
+    "out",
+    "slots_out",
+    "x0_out",
+)
+"""What of a step changes from call to call."""
 
 
 def execute(
@@ -37,75 +46,11 @@ def execute(
         return _differentiable(table, row_index, x, output, slots, slots_out, wants_x0, given)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     x0 = torch.empty(x.shape, dtype=x.dtype, device=x.device) if wants_x0 else None
-    key = _same(run, x, output, noise)
-    if key is not None and key == run.checked:
-        launcher("reverse_step", x.device)(
-            out,
-            x,
-            output,
-            table,
-            row_index,
-            slots,
-            noise,
-            seed,
-            None,
-            None,
-            None,
-            None,
-            1,
-            False,
-            run.plan.used,
-            slots_out,
-            x0,
-            None,
-            None,
-            None,
-            None,
-        )
-        return out, x0
-    reverse_step(
-        x,
-        output,
-        table,
-        row_index,
-        slots=slots,
-        noise=noise,
-        seed=seed,
-        used=run.plan.used,
-        out=out,
-        slots_out=slots_out,
-        x0_out=x0,
-    )
-    run.checked = key
+    if x.device not in run.steps:
+        step = StepArguments(x, output, table, row_index, used=run.plan.used)
+        run.steps[x.device] = step.bind(*_MOVING)
+    run.steps[x.device](x, output, row_index, slots, noise, seed, out, slots_out, x0)
     return out, x0
-
-
-def _same(run: Run, x: Tensor, output: Tensor | None, noise: Tensor | None) -> Any:
-    """What the op's checks depend on, for a step that may be launched past them once they have been
-    made; else None.
-    """
-    if (
-        output is None
-        or run.thresholds
-        or not unobserved(x, output)
-        or not (x.is_contiguous() and output.is_contiguous())
-    ):
-        return None
-    if noise is None:
-        return x.shape, x.dtype, x.device, output.shape, output.dtype, output.device
-    if type(noise) is not Tensor or not noise.is_contiguous():
-        return None
-    return (
-        x.shape,
-        x.dtype,
-        x.device,
-        output.shape,
-        output.dtype,
-        output.device,
-        noise.shape,
-        noise.dtype,
-        noise.device,
-    )
 
 
 def _differentiable(

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ...ops.step import BoundStep
 from ...schedule import Time
 from ...solvers import Plan
 
@@ -122,10 +123,9 @@ class Run:
                 self.calls.append(rows)
                 rows = []
         self.slots = plan.slots
-        self.thresholds = bool(plan.column("clip_ratio").any())
         self._tables: dict[torch.device, Tensor] = {}
         self._rows: tuple[Any, tuple[Tensor, ...]] = (None, ())
-        self.checked: Any = None  # shapes, dtypes and device of a step that the op has accepted
+        self.steps: dict[torch.device, BoundStep] = {}
 
     def table(self, device: torch.device) -> Tensor:
         if device not in self._tables:

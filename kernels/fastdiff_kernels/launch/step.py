@@ -6,8 +6,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from .common import ERRORS, Call, error_word, extent, noise_arguments, options, run, tiled
 
 # columns of the table outside the combinations that decide on the kernel's variant
@@ -20,110 +18,43 @@ _BLOCK, _PER_WARP = (
 )  # elements of a prepass's block (one program walks a sample) and of a warp
 
 
-def reverse_step(
-    x_s: Tensor,
-    x_t: Tensor,
-    model_output: Tensor | None,
-    table: Tensor,
-    row: Tensor,
-    slots: Tensor | None,
-    noise: Tensor | None,
-    seed: int | None,
-    seeds: Tensor | None,
-    sample_ids: Tensor | None,
-    guidance: Tensor | None,
-    gradient: Tensor | None,
-    stream: int,
-    fast: bool,
-    uses: int,
-    slots_out: Tensor | None,
-    x0_out: Tensor | None,
-    input_out: Tensor | None,
-    row_out: Tensor | None,
-    rescale: Tensor | None = None,
-    threshold: Tensor | None = None,
-) -> None:
-    """rescale, threshold [B]: memory for the prepasses' results, None where no row of the table
-    needs them.
-    """
-    call = reverse_step_call(
-        x_s,
-        x_t,
-        model_output,
-        table,
-        row,
-        slots,
-        noise,
-        seed,
-        seeds,
-        sample_ids,
-        guidance,
-        gradient,
-        stream,
-        fast,
-        uses,
-        slots_out,
-        x0_out,
-        input_out,
-        row_out,
-        rescale,
-        threshold,
-    )
+def reverse_step(step: Any) -> None:
+    """`step` has the attributes of fastdiff.ops.step.StepArguments, checked."""
+    call = reverse_step_call(step)
     if call.arguments["rescale"] is not None:
-        run(reverse_step_rescale_call(call), x_s)
+        run(reverse_step_rescale_call(call), step.out)
     if call.arguments["threshold"] is not None:
-        run(reverse_step_threshold_call(call), x_s)
-    run(call, x_s)
+        run(reverse_step_threshold_call(call), step.out)
+    run(call, step.out)
 
 
-def reverse_step_call(
-    x_s: Tensor,
-    x_t: Tensor,
-    model_output: Tensor | None,
-    table: Tensor,
-    row: Tensor,
-    slots: Tensor | None,
-    noise: Tensor | None,
-    seed: int | None,
-    seeds: Tensor | None,
-    sample_ids: Tensor | None,
-    guidance: Tensor | None,
-    gradient: Tensor | None,
-    stream: int,
-    fast: bool,
-    uses: int,
-    slots_out: Tensor | None,
-    x0_out: Tensor | None,
-    input_out: Tensor | None,
-    row_out: Tensor | None,
-    rescale: Tensor | None = None,
-    threshold: Tensor | None = None,
-) -> Call:
+def reverse_step_call(step: Any) -> Call:
     """Operands that no column reads become None and columns of absent operands leave `uses`: one
     variant per need.
     """
+    x_s, model_output, noise, uses = step.out, step.model_output, step.noise, step.used
+    slots, slots_out, guidance = step.slots, step.slots_out, step.guidance
     batch, size = extent(x_s)
     halves = 1 if guidance is None else 2
     width = (
         1 if model_output is None else max(1, model_output.numel() // max(1, halves * batch * size))
     )
-    seeded = seed is not None or seeds is not None
     memory, kept = 0 if slots is None else len(slots), 0 if slots_out is None else len(slots_out)
     given = [
         True,
         True,
         model_output is not None,
         *(i < memory for i in range(4)),
-        noise is not None or seeded,
+        noise is not None or step.seed is not None,
     ]
     uses &= sum(_reads(operand, 1 + kept) for operand in range(8) if given[operand]) | (1 << 16) - 1
-    reads_x0, reads_z = bool(uses & _reads(1) or x0_out is not None), bool(uses & _reads(7))
+    reads_x0, reads_z = bool(uses & _reads(1) or step.x0_out is not None), bool(uses & _reads(7))
     if not reads_x0:
         uses &= ~(X0_X | X0_OUT | CLIP_MODE)
     if model_output is None:
         uses &= ~X0_OUT
     reads_out = bool(uses & (_reads(2) | X0_OUT))
-    if gradient is None or not reads_out:
+    if step.gradient is None or not reads_out:
         uses &= ~OUT_GRAD
     if width == 1 or not reads_z:
         uses &= ~NOISE_MODE
@@ -143,42 +74,44 @@ def reverse_step_call(
     reads_output = reads_out or bool(uses & NOISE_MODE)
     arguments = {
         "x_s": x_s,
-        "x_t": x_t,
-        "table": table,
-        "row": row,
+        "x_t": step.x_t,
+        "table": step.table,
+        "row": step.row,
         "errors": error_word(x_s.device),
         "model_output": model_output if reads_output else None,
         "guidance": guidance if reads_out else None,
-        "gradient": gradient if uses & OUT_GRAD else None,
+        "gradient": step.gradient if uses & OUT_GRAD else None,
         "noise": noise if reads_z else None,
         "slots": slots if reads_slots else None,
         "slots_out": slots_out,
-        "rescale": rescale if size and reads_out and guidance is not None else None,
-        "threshold": threshold if size and uses & CLIP_MODE else None,
-        "x0_out": x0_out,
-        "input_out": input_out,
-        "row_out": row_out,
-        "table_rows": len(table),
+        "rescale": step.rescale if size and reads_out and guidance is not None else None,
+        "threshold": step.threshold if size and uses & CLIP_MODE else None,
+        "x0_out": step.x0_out,
+        "input_out": step.input_out,
+        "row_out": step.row_out,
+        "table_rows": len(step.table),
         "ERROR": ERRORS["reverse_step"],
         "USES": uses,
         "WIDTH": width if reads_output else 1,
         "COPY": kept if copied else 0,
-        "COPIES": 1 if input_out is None or not batch else len(input_out) // batch,
+        "COPIES": 1 if step.input_out is None or not batch else len(step.input_out) // batch,
     }
-    arguments |= noise_arguments(generated, seed, seeds, sample_ids, stream)
-    return tiled("reverse_step", x_s, arguments, fast and generated)
+    arguments |= noise_arguments(
+        generated, step.seed_number, step.seeds, step.sample_ids, step.stream
+    )
+    return tiled("reverse_step", x_s, arguments, step.fast and generated)
 
 
-def reverse_step_rescale_call(step: Call) -> Call:
-    return _prepass("reverse_step_rescale", step, {})
+def reverse_step_rescale_call(call: Call) -> Call:
+    return _prepass("reverse_step_rescale", call, {})
 
 
-def reverse_step_threshold_call(step: Call) -> Call:
+def reverse_step_threshold_call(call: Call) -> Call:
     names = ("threshold", "x_t", "gradient", "USES")
-    return _prepass("reverse_step_threshold", step, {name: step.arguments[name] for name in names})
+    return _prepass("reverse_step_threshold", call, {name: call.arguments[name] for name in names})
 
 
-def _prepass(op: str, step: Call, arguments: dict[str, Any]) -> Call:
+def _prepass(op: str, call: Call, arguments: dict[str, Any]) -> Call:
     names = (
         "rescale",
         "model_output",
@@ -190,7 +123,7 @@ def _prepass(op: str, step: Call, arguments: dict[str, Any]) -> Call:
         "table_rows",
         "WIDTH",
     )
-    arguments |= {name: step.arguments[name] for name in names}
+    arguments |= {name: call.arguments[name] for name in names}
     elements = min(_BLOCK, max(4, 1 << max(arguments["size"] - 1, 0).bit_length()))
     arguments |= {"E": elements, "FAST": False}
     warps = max(1, elements // _PER_WARP)

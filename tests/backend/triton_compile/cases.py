@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
+from fastdiff.ops.step import StepArguments
 from fastdiff.table import INDEX
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -95,25 +96,23 @@ def step(
     )
     guidance = torch.ones(BATCH, dtype=F64 if x == F64 else F32) if guided else None
     return launch.reverse_step_call(
-        x_t,
-        x_t,
-        tensor(output, halves * BATCH, (width * shape[0], *shape[1:])),
-        torch.zeros(10, 56, dtype=F64),
-        row,
-        memory,
-        None,
-        5,
-        None,
-        None,
-        guidance,
-        None,
-        1,
-        fast,
-        uses,
-        memory,
-        None,
-        None if network_input is None else tensor(network_input, halves * BATCH, shape),
-        torch.zeros_like(row),
+        StepArguments(
+            x_t,
+            tensor(output, halves * BATCH, (width * shape[0], *shape[1:])),
+            torch.zeros(10, 56, dtype=F64),
+            row,
+            out=x_t,
+            slots=memory,
+            seed=5,
+            guidance=guidance,
+            mode="fast" if fast else "exact",
+            used=uses,
+            slots_out=memory,
+            input_out=None
+            if network_input is None
+            else tensor(network_input, halves * BATCH, shape),
+            row_out=torch.zeros_like(row),
+        )
     )
 
 
@@ -210,27 +209,18 @@ def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> 
     """A DDIM step whose rows ask for rescaled guidance and a dynamic threshold."""
     row, memory = torch.zeros(BATCH, dtype=torch.int64), per_sample(x)
     return launch.reverse_step_call(
-        tensor(x, shape=shape),
-        tensor(x, shape=shape),
-        tensor(x, 2 * BATCH, shape),
-        torch.zeros(10, 56, dtype=F64),
-        row,
-        None,
-        None,
-        5,
-        None,
-        None,
-        memory,
-        None,
-        1,
-        False,
-        DDIM | columns("guidance_rescale", "clip_ratio"),
-        None,
-        None,
-        None,
-        torch.zeros_like(row),
-        memory,
-        memory,
+        StepArguments(
+            tensor(x, shape=shape),
+            tensor(x, 2 * BATCH, shape),
+            torch.zeros(10, 56, dtype=F64),
+            row,
+            out=tensor(x, shape=shape),
+            seed=5,
+            guidance=memory,
+            used=DDIM | columns("guidance_rescale", "clip_ratio"),
+            row_out=torch.zeros_like(row),
+            workspace=torch.stack([memory, memory]),
+        )
     )
 
 

@@ -17,6 +17,7 @@ from fastdiff_kernels.noise import philox
 from triton.runtime import interpreter
 
 from fastdiff import reference
+from fastdiff.ops.step import StepArguments
 
 BITS = {
     torch.float64: torch.int64,
@@ -201,25 +202,20 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
     network_input = poisoned((4, 6))
     row = torch.tensor([6, 0, -1, 2])
     launch.reverse_step(
-        x_s,
-        x0,
-        x0,
-        torch.from_numpy(rows),
-        row,
-        slots,
-        x0,
-        None,
-        None,
-        None,
-        None,
-        x0,
-        1,
-        False,
-        used,
-        slots,
-        None,
-        network_input,
-        following,
+        StepArguments(
+            x0,
+            x0,
+            torch.from_numpy(rows),
+            row,
+            out=x_s,
+            slots=slots,
+            noise=x0,
+            gradient=x0,
+            used=used,
+            slots_out=slots,
+            input_out=network_input,
+            row_out=following,
+        )
     )
     assert x_s.isnan().all(1).tolist() == [True, False, True, False]
     assert network_input.isnan().all(1).tolist() == [True, False, True, True]
@@ -306,25 +302,23 @@ def test_reverse_step_carries_out_any_row(
     for memory in (separate, slots):  # the last in place, of x_t too
         target = x_s if memory is separate else x_t
         launch.reverse_step(
-            target,
-            x_t,
-            output,
-            torch.from_numpy(table),
-            row,
-            slots,
-            None,
-            None,
-            seeds,
-            ids,
-            gamma,
-            gradient,
-            1,
-            False,
-            used if known else -1,
-            memory,
-            x0_out,
-            network_input,
-            following,
+            StepArguments(
+                x_t,
+                output,
+                torch.from_numpy(table),
+                row,
+                out=target,
+                slots=slots,
+                seed=seeds,
+                sample_ids=ids,
+                guidance=gamma,
+                gradient=gradient,
+                used=used if known else -1,
+                slots_out=memory,
+                x0_out=x0_out,
+                input_out=network_input,
+                row_out=following,
+            )
         )
         same_bits(target, expected.x_s)
         same_bits(memory, expected.slots)
@@ -353,25 +347,18 @@ def test_reverse_step_for_samples_of_any_size(size: int) -> None:
         gradient=gradient.numpy(),
     )
     launch.reverse_step(
-        x_t,
-        x_t,
-        output,
-        torch.from_numpy(table),
-        torch.from_numpy(row),
-        slots,
-        noise,
-        None,
-        None,
-        None,
-        None,
-        gradient,
-        1,
-        False,
-        used,
-        slots,
-        None,
-        None,
-        None,
+        StepArguments(
+            x_t,
+            output,
+            torch.from_numpy(table),
+            torch.from_numpy(row),
+            out=x_t,
+            slots=slots,
+            noise=noise,
+            gradient=gradient,
+            used=used,
+            slots_out=slots,
+        )
     )
     same_bits(x_t, expected.x_s)
     same_bits(slots, expected.slots)
@@ -388,25 +375,19 @@ def test_a_zero_coefficient_is_not_read() -> None:
     slots[0], slots[1] = 1.0, 2.0
     nan, gamma = torch.full((4, 20), torch.nan), torch.tensor([0.0, 3.0])
     launch.reverse_step(
-        x_t,
-        x_t,
-        nan,
-        torch.from_numpy(table),
-        torch.zeros(2, dtype=torch.int64),
-        slots,
-        nan[:2, :10].contiguous(),
-        None,
-        None,
-        None,
-        gamma,
-        nan[:2, :10].contiguous(),
-        1,
-        False,
-        used,
-        slots,
-        None,
-        None,
-        None,
+        StepArguments(
+            x_t,
+            nan,
+            torch.from_numpy(table),
+            torch.zeros(2, dtype=torch.int64),
+            out=x_t,
+            slots=slots,
+            noise=nan[:2, :10].contiguous(),
+            guidance=gamma,
+            gradient=nan[:2, :10].contiguous(),
+            used=used,
+            slots_out=slots,
+        )
     )
     assert (
         x_t.eq(2.5).all()
@@ -419,25 +400,19 @@ def test_a_zero_coefficient_is_not_read() -> None:
     table[0, 32 + 5] = 1.0  # s2 = s3, a NaN that is read and must stay out of the next x
     x_t, slots[0] = torch.ones(2, 10), 1.0
     launch.reverse_step(
-        x_t,
-        x_t,
-        nan,
-        torch.from_numpy(table),
-        torch.zeros(2, dtype=torch.int64),
-        slots,
-        nan[:2, :10].contiguous(),
-        None,
-        None,
-        None,
-        gamma,
-        nan[:2, :10].contiguous(),
-        1,
-        False,
-        used,
-        slots,
-        None,
-        None,
-        None,
+        StepArguments(
+            x_t,
+            nan,
+            torch.from_numpy(table),
+            torch.zeros(2, dtype=torch.int64),
+            out=x_t,
+            slots=slots,
+            noise=nan[:2, :10].contiguous(),
+            guidance=gamma,
+            gradient=nan[:2, :10].contiguous(),
+            used=used,
+            slots_out=slots,
+        )
     )
     assert x_t.eq(2.5).all() and slots[0].eq(1).all() and slots[1:].isnan().all()
 
@@ -448,25 +423,14 @@ def test_nan_passes_the_clip_and_infinity_does_not() -> None:
     x_t = torch.tensor([[torch.nan, torch.inf, -torch.inf, 2.5, -2.5, 1.5]])
     used = 1 << 6 | 1 << 8 | 1 << 9 | 1 << 17
     launch.reverse_step(
-        x_t,
-        x_t,
-        None,
-        torch.from_numpy(table),
-        torch.zeros(1, dtype=torch.int64),
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        1,
-        False,
-        used,
-        None,
-        None,
-        None,
-        None,
+        StepArguments(
+            x_t,
+            None,
+            torch.from_numpy(table),
+            torch.zeros(1, dtype=torch.int64),
+            out=x_t,
+            used=used,
+        )
     )
     same_bits(x_t, np.array([[np.nan, 2.0, -2.0, 2.0, -2.0, 1.5]], np.float32))
 
@@ -481,25 +445,15 @@ def test_tiles_cover_a_sample(size: int) -> None:
 def test_a_table_of_zeros_gives_zeros() -> None:
     x_s, x0_out, table = poisoned((3, 5)), poisoned((3, 5)), torch.zeros(1, 56, dtype=torch.float64)
     launch.reverse_step(
-        x_s,
-        torch.full((3, 5), torch.nan),
-        None,
-        table,
-        torch.zeros(3, dtype=torch.int64),
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        1,
-        False,
-        0,
-        None,
-        x0_out,
-        None,
-        None,
+        StepArguments(
+            torch.full((3, 5), torch.nan),
+            None,
+            table,
+            torch.zeros(3, dtype=torch.int64),
+            out=x_s,
+            used=0,
+            x0_out=x0_out,
+        )
     )
     assert x_s.eq(0).all() and x0_out.eq(0).all()
 

@@ -12,6 +12,7 @@ import torch
 from fastdiff_kernels import launch
 
 from fastdiff import Schedule, reference
+from fastdiff.ops.step import StepArguments
 from fastdiff.solvers import make_plan
 
 SHAPE = (3, 2, 5)
@@ -53,25 +54,18 @@ def test_a_plan_row_by_row(solver: str, options: dict[str, Any]) -> None:
         )
         following = torch.empty_like(row)
         launch.reverse_step(
-            x,
-            x,
-            out,
-            table,
-            row,
-            slots,
-            None,
-            9,
-            None,
-            None,
-            None,
-            None,
-            1,
-            False,
-            plan.used,
-            slots,
-            None,
-            None,
-            following,
+            StepArguments(
+                x,
+                out,
+                table,
+                row,
+                out=x,
+                slots=slots,
+                seed=9,
+                used=plan.used,
+                slots_out=slots,
+                row_out=following,
+            )
         )
         assert np.array_equal(x.numpy(), expected.x_s), f"row {k}"
         assert np.array_equal(slots.numpy(), expected.slots, equal_nan=True), f"slots after row {k}"

@@ -13,6 +13,7 @@ from cases import DTYPES, numbers, poisoned, same_bits
 from fastdiff_kernels import launch
 
 from fastdiff import reference
+from fastdiff.ops.step import StepArguments
 from fastdiff.reference.reverse_step import Step
 from fastdiff.table import INDEX
 
@@ -58,30 +59,20 @@ def carried_out(
         )
     kind = torch.float64 if x_t.dtype == torch.float64 else torch.float32
     x0 = poisoned(tuple(x_t.shape), kind)
-    rescale = poisoned((len(x_t),), kind) if rescaled else None
     x_s = x_t.clone()  # in place
     launch.reverse_step(
-        x_s,
-        x_s,
-        output,
-        torch.from_numpy(table),
-        row,
-        None,
-        None,
-        None,
-        None,
-        None,
-        gamma,
-        gradient,
-        1,
-        False,
-        used,
-        None,
-        x0,
-        None,
-        None,
-        rescale,
-        poisoned((len(x_t),), kind),
+        StepArguments(
+            x_s,
+            output,
+            torch.from_numpy(table),
+            row,
+            out=x_s,
+            guidance=gamma,
+            gradient=gradient,
+            used=used,
+            x0_out=x0,
+            workspace=poisoned((2, len(x_t)), kind),
+        )
     )
     launch.check("cpu")
     return x_s, x0, want
@@ -162,27 +153,17 @@ def test_the_quantile_of_ties_extremes_and_nan() -> None:
                 )
             x0 = poisoned(tuple(x.shape), kind)
             launch.reverse_step(
-                x,
-                x,
-                x,
-                torch.from_numpy(table),
-                rows,
-                None,
-                None,
-                None,
-                None,
-                None,
-                None,
-                x,
-                1,
-                False,
-                used,
-                None,
-                x0,
-                None,
-                None,
-                None,
-                poisoned((len(samples),), kind),
+                StepArguments(
+                    x,
+                    x,
+                    torch.from_numpy(table),
+                    rows,
+                    out=x,
+                    gradient=x,
+                    used=used,
+                    x0_out=x0,
+                    workspace=poisoned((2, len(samples)), kind),
+                )
             )
             same_bits(x0, want.x0)
 
@@ -205,27 +186,17 @@ def test_an_empty_sample_needs_no_prepass() -> None:
     table, used = plan(rescaled=True)
     before = launch.launches.copy()
     launch.reverse_step(
-        x,
-        x,
-        torch.empty(6, 0),
-        torch.from_numpy(table),
-        torch.zeros(3, dtype=torch.int64),
-        None,
-        None,
-        None,
-        None,
-        None,
-        torch.ones(3),
-        x,
-        1,
-        False,
-        used,
-        None,
-        None,
-        None,
-        None,
-        torch.empty(3),
-        torch.empty(3),
+        StepArguments(
+            x,
+            torch.empty(6, 0),
+            torch.from_numpy(table),
+            torch.zeros(3, dtype=torch.int64),
+            out=x,
+            guidance=torch.ones(3),
+            gradient=x,
+            used=used,
+            workspace=torch.empty(2, 3),
+        )
     )
     assert launch.launches - before == {"reverse_step": 1}
 
@@ -235,29 +206,19 @@ def test_a_row_outside_the_table_leaves_the_prepasses_alone() -> None:
     table, used = plan(rescaled=True)
     row[:] = torch.tensor([0, 5, -1, 2])
     x_t, output, gradient = values
-    rescale, threshold = poisoned((4,)), poisoned((4,))
+    rescale, threshold = workspace = poisoned((2, 4))
     launch.reverse_step(
-        x_t,
-        x_t,
-        output,
-        torch.from_numpy(table),
-        row,
-        None,
-        None,
-        None,
-        None,
-        None,
-        torch.full((4,), 3.0),
-        gradient,
-        1,
-        False,
-        used,
-        None,
-        None,
-        None,
-        None,
-        rescale,
-        threshold,
+        StepArguments(
+            x_t,
+            output,
+            torch.from_numpy(table),
+            row,
+            out=x_t,
+            guidance=torch.full((4,), 3.0),
+            gradient=gradient,
+            used=used,
+            workspace=workspace,
+        )
     )
     assert x_t.isnan().all(1).tolist() == [False, True, True, False]
     assert rescale.eq(-777).tolist() == [False, True, True, False]

@@ -1,0 +1,515 @@
+"""The arguments of `reverse_step`: checked once, launched many times.
+
+Every way to execute a row goes through `StepArguments`: the op itself, the sampling loop and the
+drop-in schedulers. `check` validates the arguments and `launch` starts the kernel for checked ones.
+`bind` makes a step for repeated calls: it checks the first call of each kind, and later moves only
+the pointers of what changes from call to call, because checks and packing cost more than a small
+step itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..backend import choice
+from ..backend.eager.common import compute_dtype
+from ..table import ALL_COLUMNS, COLUMNS, OPERANDS, READS, SLOTS, columns
+from . import common
+
+WHERE = "reverse_step"
+INPUTS = (
+    "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int"
+    " seed, Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance, Tensor? gradient, int"
+    " stream, bool fast, int used"
+)
+OUTPUTS = (
+    "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)?"
+    " row_out, Tensor(f!)? workspace"
+)
+"""The registered ops' flat arguments, in the order of `StepArguments.flat`."""
+
+
+class StepArguments(NamedTuple):
+    """What the execution of one row per sample needs (kernels/README.md section 4).
+
+    B is the batch, R the number of rows; "compute type" is float64 for a float64 `x_t`, else
+    float32. `reverse_step` documents what the arguments mean.
+    """
+
+    x_t: Tensor  # [B, …], any floating dtype
+    model_output: Tensor | None  # [B, …] or with guidance [2B, …], any floating dtype
+    table: Tensor  # float64 [R, 56]
+    row: Tensor  # int64 [B] in [0, R)
+    slots: Tensor | None = None  # compute type [S, B, …], S <= 4
+    noise: Tensor | None = None  # [B, …], any floating dtype
+    seed: int | Tensor | None = None  # in [0, 2**64), or int64 [] or [B] (two's complement)
+    sample_ids: Tensor | None = None  # int64 [B]; None: 0 … B - 1
+    guidance: Tensor | None = None  # [B], any floating dtype; checked: compute type
+    gradient: Tensor | None = None  # [B, …], any floating dtype
+    stream: int = 1  # of the noise counter, in [0, 256)
+    mode: str = "exact"  # of the noise: "exact" or "fast"
+    used: int | None = None  # bit mask of the table's columns that are not all zero; None: find out
+    out: Tensor | None = None  # [B, …] like x_t, may be x_t; None: allocate the results
+    slots_out: Tensor | None = None  # compute type [S, B, …], may be `slots`
+    x0_out: Tensor | None = None  # [B, …], any floating dtype
+    input_out: Tensor | None = None  # [B, …] or [2B, …], any floating dtype
+    row_out: Tensor | None = None  # int64 [B], not the memory of `row`
+    workspace: Tensor | None = None  # compute type [2, B], for the results of the two prepasses
+
+    @property
+    def fast(self) -> bool:
+        """Whether noise may use the hardware's approximations."""
+        return self.mode == "fast"
+
+    @property
+    def seeds(self) -> Tensor | None:
+        """The seed of each sample, where there is one for each."""
+        return self.seed if isinstance(self.seed, Tensor) else None
+
+    @property
+    def seed_number(self) -> int | None:
+        """The seed of all samples; 0 where there is one for each, None without a seed."""
+        return 0 if isinstance(self.seed, Tensor) else self.seed
+
+    @property
+    def rescale(self) -> Tensor | None:
+        """[B] memory for the factors of rescaled guidance, where rows of the table need them."""
+        workspace = self.workspace
+        return workspace[0] if workspace is not None and self._rescales() else None
+
+    @property
+    def threshold(self) -> Tensor | None:
+        """[B] memory for the dynamic thresholds, where rows of the table need them."""
+        workspace = self.workspace
+        return workspace[1] if workspace is not None and self._thresholds() else None
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """The tensors that the kernel writes, `workspace` included; None where there is none."""
+        return self[_FIRST_OUTPUT:]
+
+    def _rescales(self) -> bool:
+        return self.guidance is not None and bool(self.used & _RESCALE)  # type: ignore[operator]
+
+    def _thresholds(self) -> bool:
+        return bool(self.used & _RATIO)  # type: ignore[operator]
+
+    def check(self) -> StepArguments:
+        """Validates all arguments and returns them normalised.
+
+        Afterwards `table`, `row`, `seed`, `sample_ids` and `guidance` are dense, `seed` is an int,
+        an int64 tensor [B] or None, `guidance` has the compute type, and `used` is a mask.
+
+        Raises what `reverse_step` says.
+        """
+        x_t, table, guidance, used = self.x_t, self.table, self.guidance, self.used
+        common.batched(WHERE, "x_t", x_t)
+        batch, compute = x_t.size(0), compute_dtype(x_t)
+        _check_table(table, x_t)
+        row = common.integers(WHERE, "row", self.row, batch, x_t, "x_t")
+        if guidance is not None:
+            common.floating(WHERE, "guidance", guidance)
+            common.shaped(WHERE, "guidance", guidance, (batch,))
+            common.same_device(WHERE, "guidance", guidance, x_t, "x_t")
+            guidance = common.dense(guidance.to(compute))
+        learned = self._check_model_output()
+        self._check_state_like()
+        slots = self._check_slots(compute)
+        table = common.dense(table)
+        if used is None:
+            used = columns_used(table)
+            known = table.device.type == "cpu"
+        else:
+            # on the CPU the backends look at the rows in use, which may need less than the table
+            known = table.device.type != "cpu" and used != -1
+        if known:
+            self._check_required(used, learned, slots)
+        common.counter_arguments(WHERE, 0, self.stream, self.mode)
+        if x_t.numel() > 2**34:
+            common.sized(WHERE, common.elements(x_t.shape))
+        _, seeds = common.seed_arguments(WHERE, self.seed, batch, x_t, "x_t")
+        sample_ids = self.sample_ids
+        if sample_ids is not None:
+            sample_ids = common.integers(WHERE, "sample_ids", sample_ids, batch, x_t, "x_t")
+        self._check_outputs(compute)
+        return StepArguments(
+            x_t,
+            self.model_output,
+            table,
+            row,
+            self.slots,
+            self.noise,
+            self.seed if seeds is None else seeds,
+            sample_ids,
+            guidance,
+            self.gradient,
+            self.stream,
+            self.mode,
+            used,
+            *self.outputs,
+        )
+
+    def _check_model_output(self) -> bool:
+        """Checks the network's output and returns whether it has a variance half."""
+        x_t, model_output = self.x_t, self.model_output
+        if model_output is None:
+            return False
+        common.floating(WHERE, "model_output", model_output)
+        common.same_device(WHERE, "model_output", model_output, x_t, "x_t")
+        rows = x_t.size(0) * (1 if self.guidance is None else 2)
+        plain = x_t.shape if self.guidance is None else (rows, *x_t.shape[1:])
+        learned = model_output.shape != plain
+        if learned and (
+            x_t.ndim < 2 or model_output.shape != (rows, 2 * x_t.shape[1], *x_t.shape[2:])
+        ):
+            half = " for guidance (conditional half first)" if self.guidance is not None else ""
+            raise ValueError(
+                f"fastdiff.{WHERE}: expected model_output of shape {list(plain)}{half}, got"
+                f" {list(model_output.shape)}."
+            )
+        return learned
+
+    def _check_state_like(self) -> None:
+        """Checks the optional tensors of x_t's shape."""
+        noise, gradient, x0_out = self.noise, self.gradient, self.x0_out
+        if noise is None and gradient is None and x0_out is None:
+            return
+        for name, value in (("noise", noise), ("gradient", gradient), ("x0_out", x0_out)):
+            if value is not None:
+                common.floating(WHERE, name, value)
+                common.shaped(WHERE, name, value, self.x_t.shape)
+                common.same_device(WHERE, name, value, self.x_t, "x_t")
+
+    def _check_slots(self, compute: torch.dtype) -> int:
+        """Checks both sets of slots and returns how many there are."""
+        slots = self.slots if self.slots is not None else self.slots_out
+        if slots is None:
+            return 0
+        for name, value in (("slots", self.slots), ("slots_out", self.slots_out)):
+            if value is not None:
+                common.shaped(WHERE, name, value, (min(value.shape[0], SLOTS), *self.x_t.shape))
+                common.same_device(WHERE, name, value, self.x_t, "x_t")
+                if value.dtype != compute:
+                    raise TypeError(
+                        f"fastdiff.{WHERE}: expected {name} of dtype {compute}, got {value.dtype}."
+                    )
+        return slots.shape[0]
+
+    def _check_required(self, used: int, learned: bool, slots: int) -> None:
+        """Raises where the table reads an operand that is missing."""
+        missing = None
+        if self.model_output is None and used & _NETWORK:
+            missing = "model_output, which rows of this table read"
+        elif used & _LEARNED and used & READS["z"] and not learned:
+            missing = (
+                "model_output with a variance half (twice the channels), which rows of this table"
+                " read"
+            )
+        elif self.noise is None and self.seed is None and used & READS["z"]:
+            missing = "seed or noise, for rows that draw noise"
+        elif self.gradient is None and used & _GRADIENT:
+            missing = "gradient, which rows of this table read"
+        elif used & _BEYOND[slots]:
+            enough = next(n for n in range(slots, SLOTS + 1) if not used & _BEYOND[n])
+            missing = f"slots with at least {enough} entries"
+        if missing:
+            raise ValueError(f"fastdiff.{WHERE}: expected {missing}.")
+
+    def _check_outputs(self, compute: torch.dtype) -> None:
+        x_t, out, input_out, row_out = self.x_t, self.out, self.input_out, self.row_out
+        if out is None:
+            others = (self.slots_out, self.x0_out, input_out, row_out)
+            if any(value is not None for value in others):
+                raise ValueError(
+                    f"fastdiff.{WHERE}: expected out together with the other outputs. Pass out=."
+                )
+            return
+        batch = x_t.size(0)
+        common.shaped(WHERE, "out", out, x_t.shape)
+        if row_out is not None:
+            common.integers(WHERE, "row_out", row_out, batch, x_t, "x_t")
+        if input_out is not None and tuple(input_out.shape) not in {
+            (copies * batch, *x_t.shape[1:]) for copies in (1, 2)
+        }:
+            raise ValueError(
+                f"fastdiff.{WHERE}: expected input_out of shape {[batch, *x_t.shape[1:]]}, got"
+                f" {list(input_out.shape)}."
+            )
+        if out.dtype != x_t.dtype:
+            raise TypeError(
+                f"fastdiff.{WHERE}: expected out of dtype {x_t.dtype} like x_t, got {out.dtype}."
+            )
+        if input_out is not None:
+            common.floating(WHERE, "input_out", input_out)
+        for value in self.outputs[:-1]:
+            if value is not None and not value.is_contiguous():
+                raise ValueError(
+                    f"fastdiff.{WHERE}: expected contiguous outputs. State is stored in C order."
+                )
+        workspace = self.workspace
+        if workspace is not None:
+            common.shaped(WHERE, "workspace", workspace, (2, batch))
+            common.same_device(WHERE, "workspace", workspace, x_t, "x_t")
+            if workspace.dtype != compute or not workspace.is_contiguous():
+                raise TypeError(
+                    f"fastdiff.{WHERE}: expected a contiguous workspace of {compute}, got"
+                    f" {workspace.dtype}."
+                )
+
+    def launchable(self) -> StepArguments:
+        """Checked arguments as the kernels take them: dense inputs, and a workspace where a prepass
+        needs one.
+        """
+        dense: dict[str, Any] = {
+            name: value.contiguous()
+            for name, value in (
+                ("x_t", self.x_t),
+                ("model_output", self.model_output),
+                ("slots", self.slots),
+                ("noise", self.noise),
+                ("gradient", self.gradient),
+            )
+            if value is not None and not value.is_contiguous()
+        }
+        if self.workspace is None and (self._rescales() or self._thresholds()):
+            x_t = self.x_t
+            dense["workspace"] = torch.empty(
+                2, x_t.size(0), dtype=compute_dtype(x_t), device=x_t.device
+            )
+        return self._replace(**dense) if dense else self
+
+    def launch(self) -> None:
+        """Starts the kernel for checked arguments on the backend in use."""
+        choice.launcher(WHERE, self.x_t.device)(self.launchable())
+
+    def write(self) -> None:
+        """Executes the rows of checked arguments into `out` and the other outputs.
+
+        The launch goes past torch's dispatcher unless ops are being observed.
+        """
+        out: Any = self.out
+        if common.unobserved(self.x_t, out):
+            self.launch()
+            if not out.is_inference():
+                torch.autograd.graph.increment_version(
+                    [value for value in self.outputs if value is not None]
+                )
+        else:
+            torch.ops.fastdiff.reverse_step_out.default(*self.flat())
+
+    def bind(self, *moving: str) -> BoundStep:
+        """Returns a callable that executes rows with these arguments, except for the named ones:
+        their values are passed to every call, in the order of their names here.
+
+        See `BoundStep`.
+        """
+        return BoundStep(self, moving)
+
+    def flat(self) -> tuple[Any, ...]:
+        """The arguments of the registered op that writes its outputs; the functional op's are the
+        first `FUNCTIONAL` of them.
+        """
+        seed, seeds = self.seed, None
+        if isinstance(seed, Tensor):
+            seed, seeds = 0, seed
+        elif seed is not None and seed >= 2**63:
+            seed -= 2**64
+        return (
+            *self[:_SEED],
+            seed or 0,
+            seeds,
+            self.seed is not None,
+            *self[_SEED + 1 : _MODE],
+            self.mode == "fast",
+            *self[_MODE + 1 :],
+        )
+
+    @staticmethod
+    def from_flat(*values: Any) -> StepArguments:
+        """The inverse of `flat`; the outputs may be missing."""
+        seed, seeds, seeded = values[_SEED : _SEED + 3]
+        mode = _MODE + 2  # `flat` has two values more for the seed
+        arguments: list[Any] = [
+            *values[:_SEED],
+            (common.unsigned(seed) if seeds is None else seeds) if seeded else None,
+            *values[_SEED + 3 : mode],
+            "fast" if values[mode] else "exact",
+            *values[mode + 1 :],
+        ]
+        return StepArguments(*arguments)
+
+
+_FIELDS = StepArguments._fields
+_SEED, _MODE, _FIRST_OUTPUT = (_FIELDS.index(name) for name in ("seed", "mode", "out"))
+FUNCTIONAL = _FIRST_OUTPUT + 2
+"""How many flat arguments the functional op has."""
+MOVABLE = frozenset(_FIELDS) - {"stream", "mode", "used", "workspace"}
+"""The arguments that a bound step can take at every call."""
+_OUTPUT_NAMES = frozenset(_FIELDS[_FIRST_OUTPUT:])
+_RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
+    columns(name)
+    for name in ("guidance_rescale", "clip_ratio", "network", "out_grad", "noise_mode")
+)
+_BEYOND = [
+    sum(
+        READS[f"s{i + 1}"] | columns(*(f"s{i + 1}.{operand}" for operand in OPERANDS))
+        for i in range(count, SLOTS)
+    )
+    for count in range(SLOTS + 1)
+]
+"""By the number of slots: the columns that need more slots."""
+_MOST_KINDS, _MOST_INDICES = 64, 1024
+
+
+def columns_used(table: Tensor) -> int:
+    """Returns the bit mask of the columns with a non-zero entry.
+
+    A table on a device is not read; all columns count as used there.
+    """
+    if table.device.type != "cpu":
+        return ALL_COLUMNS
+    return sum(1 << i for i in (table != 0).any(0).nonzero().flatten().tolist())
+
+
+def _check_table(table: Tensor, x_t: Tensor) -> None:
+    if (
+        not isinstance(table, Tensor)
+        or table.dtype != torch.float64
+        or table.ndim != 2
+        or table.shape[1] != len(COLUMNS)
+    ):
+        got = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
+        raise ValueError(
+            f"fastdiff.{WHERE}: expected table as float64 [R, {len(COLUMNS)}], got {got}. Use"
+            " plan.table."
+        )
+    common.same_device(WHERE, "table", table, x_t, "x_t")
+
+
+class _Launch(NamedTuple):
+    """A kind of call that has been checked: how to launch it, and what it writes."""
+
+    launch: Callable[[Sequence[Any]], None]
+    written: list[Tensor]  # fixed outputs with a version counter, which inference tensors lack
+    moved: list[int]  # the positions of outputs among the moving values
+
+
+class BoundStep:
+    """Executes rows with fixed arguments and some that move: checked once, launched many times.
+
+    The first call of each kind (the shapes, dtypes and devices of what moves, and which of it is
+    None) is checked like `reverse_step`; later calls of that kind move the pointers and launch the
+    kernel. Calls that can't be repeated this way, because a tensor must be copied or because ops
+    are being observed (fake tensors, dispatch modes, tracing), are checked and executed every time.
+    A bound step may be called from several threads.
+    """
+
+    def __init__(self, arguments: StepArguments, moving: Sequence[str]):
+        if not MOVABLE.issuperset(moving) or len(set(moving)) < len(moving):
+            raise ValueError(
+                f"fastdiff.StepArguments.bind: expected different names in {sorted(MOVABLE)}, got"
+                f" {list(moving)}."
+            )
+        self._moving = tuple(moving)
+        # what moves belongs to the callers: nothing of it is kept between calls
+        nothing: dict[str, Any] = dict.fromkeys(moving)
+        self._fixed = arguments._replace(**nothing)
+        self._launches: dict[Any, _Launch | None] = {}
+        self._indices: dict[int, tuple[Tensor, str]] = {}
+        self._tokens: dict[Any, str] = {}
+
+    def __call__(self, *values: Any) -> None:
+        """Executes row[b] for every sample b; `values` are those of the moving arguments."""
+        kind = None if common.observed() else self._kind(values)
+        if kind is not None:
+            try:
+                known = self._launches[kind]
+            except KeyError:
+                known = self._check(kind, values)
+            if known is not None:
+                known.launch(values)
+                written = known.written
+                if known.moved:
+                    moved = [values[i] for i in known.moved]
+                    written = written + [value for value in moved if not value.is_inference()]
+                torch.autograd.graph.increment_version(written)
+                return
+        self._checked(values).write()
+
+    def _kind(self, values: Sequence[Any]) -> Any:
+        """What the checks of a call depend on; None where they depend on more."""
+        kind: list[Any] = [choice.chosen()]
+        indices = self._indices
+        for value in values:
+            if value is None:
+                kind.append(None)
+                continue
+            known = indices.get(id(value))
+            if known is not None and known[0] is value:
+                kind.append(known[1])
+            elif type(value) in common.PLAIN and value.is_contiguous():
+                dtype = value.dtype
+                if dtype is torch.int64:
+                    kind.append(self._remember(value))
+                else:
+                    kind += (value.shape, dtype, value.is_cpu or value.device)
+            elif type(value) is int and 0 <= value < 2**64:
+                kind.append(int)
+            else:
+                return None
+        return tuple(kind)
+
+    def _remember(self, index: Tensor) -> Any:
+        """The kind of a tensor of rows or ids, remembered: a run passes the same few of them again
+        and again.
+        """
+        if len(self._indices) >= _MOST_INDICES:
+            self._indices.clear()
+        kind = index.shape, index.dtype, index.device
+        token = self._tokens.setdefault(kind, f"index {len(self._tokens)}")
+        self._indices[id(index)] = index, token
+        return token
+
+    def _arguments(self, values: Sequence[Any]) -> StepArguments:
+        return self._fixed._replace(**dict(zip(self._moving, values, strict=True)))
+
+    def _checked(self, values: Sequence[Any]) -> StepArguments:
+        checked = self._arguments(values).check()
+        if checked.out is None:
+            raise ValueError(f"fastdiff.{WHERE}: expected out, got None. Pass a tensor like x_t.")
+        return checked
+
+    def _check(self, kind: Any, values: Sequence[Any]) -> _Launch | None:
+        """Checks the first call of a kind; None where such calls can't be repeated unchecked."""
+        arguments = self._arguments(values)
+        checked = self._checked(values).launchable()
+        known = None
+        if not checked.x_t.is_meta and all(
+            given is ready or not isinstance(ready, Tensor)
+            for given, ready in zip(arguments, checked, strict=True)
+        ):
+            binder = choice.binder(WHERE, checked.x_t.device) or _bind_launcher
+            fixed = self._fixed.outputs
+            written = [v for v in fixed if v is not None and not v.is_inference()]
+            moved = [
+                i
+                for i, (name, value) in enumerate(zip(self._moving, values, strict=True))
+                if name in _OUTPUT_NAMES and value is not None
+            ]
+            known = _Launch(binder(checked, self._moving), written, moved)
+        if len(self._launches) >= _MOST_KINDS:
+            self._launches.clear()
+        self._launches[kind] = known
+        return known
+
+
+def _bind_launcher(checked: StepArguments, moving: Sequence[str]) -> Callable[..., None]:
+    """The binder of backends that have none: every call launches anew."""
+    launch = choice.launcher(WHERE, checked.x_t.device)
+    nothing: dict[str, Any] = dict.fromkeys(moving)
+    fixed = checked._replace(**nothing)
+    return lambda values: launch(fixed._replace(**dict(zip(moving, values, strict=True))))
