@@ -103,7 +103,7 @@ def test_drop_in(name: str) -> None:
         text = TEXTS[filled(path, module=module)]
         short = name if path.endswith(".py") else name.removesuffix("Scheduler")
         assert re.search(rf"\b{short}\b", text), f"{path} lacks {short}"
-    tests = [p for p in TEXTS if p.startswith("tests/integrations/diffusers/diffusers/")]
+    tests = [p for p in TEXTS if p.startswith("tests/integrations/diffusers/")]
     assert any(name in TEXTS[path] for path in tests)
 
 
