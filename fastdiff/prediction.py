@@ -2,15 +2,15 @@
 
 With x_t = alpha x0 + sigma eps every common network output is a linear combination of x_t and x0:
 
-    epsilon  eps   = (x_t - alpha x0) / sigma              (Ho et al. 2020, eq. 9)
+    epsilon  eps   = (x_t - alpha x0)/sigma   (Ho et al. 2020, eq. 9)
     x0       x0
-    v        v     = alpha eps - sigma x0                  (Salimans & Ho 2022, section 4)
-    score    s     = -eps / sigma                          (Song et al. 2021, eq. 7; Tweedie, Luo 2022, eq. 133)
-    flow     u     = eps - x0                              (Lipman et al. 2023, for alpha = 1 - sigma)
-    edm      F     = -v                                    (Karras et al. 2022, eq. 7 and table 1, unit data)
+    v        v     = alpha eps - sigma x0     (Salimans & Ho 2022, section 4)
+    score    s     = -eps/sigma               (Song et al. 2021, eq. 7; Tweedie, Luo 2022, eq. 133)
+    flow     u     = eps - x0                 (Lipman et al. 2023, for alpha = 1 - sigma)
+    edm      F     = -v                       (Karras et al. 2022, eq. 7 and table 1, unit data)
 
-So a type is the pair (a, b) in output = a·x0 + b·eps, and conversions are 2×2 linear algebra,
-written here in forms without cancellation. alpha² + sigma² = 1 is not assumed.
+A type is therefore a pair (a, b) with output = a·x0 + b·eps, and a conversion is 2×2 linear
+algebra, written here in forms without cancellation. alpha² + sigma² = 1 is not assumed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
 
 def normalize(prediction_type: str) -> str:
-    """The canonical name of a prediction type; `sample`, `v_prediction` and `flow_prediction` are
-    understood.
+    """The canonical name of a prediction type.
+
+    The aliases are `sample` (x0), `v_prediction` and `flow_prediction`. Raises ValueError for an
+    unknown type.
     """
     name = _ALIASES.get(prediction_type, prediction_type)
     if name not in PREDICTION_TYPES:
@@ -36,8 +38,9 @@ def normalize(prediction_type: str) -> str:
 
 
 def to_x0_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """(a, b) with x0 = a·x_t + b·output; alpha, sigma are floats or arrays. epsilon, score: alpha >
-    0.
+    """(a, b) with x0 = a·x_t + b·output, for alpha and sigma floats, arrays or tensors.
+
+    epsilon and score need alpha > 0.
     """
     kind = normalize(prediction_type)
     zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
@@ -57,7 +60,7 @@ def to_x0_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[An
 
 
 def to_eps_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[Any, Any]:
-    """(a, b) with eps = a·x_t + b·output; x0: sigma > 0."""
+    """(a, b) with eps = a·x_t + b·output. The type x0 needs sigma > 0."""
     kind = normalize(prediction_type)
     zero, one = 0.0 * alpha, 0.0 * alpha + 1.0
     if kind == "epsilon":
@@ -76,8 +79,9 @@ def to_eps_coefficients(prediction_type: str, alpha: Any, sigma: Any) -> tuple[A
 
 
 def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
-    """What a network of this type should output for x_t = alpha x0 + sigma eps (arrays broadcast;
-    score: sigma > 0).
+    """The output that a network of this type should give for x_t = alpha x0 + sigma eps.
+
+    Arguments broadcast. The score needs sigma > 0.
     """
     kind = normalize(prediction_type)
     if kind == "epsilon":
@@ -94,10 +98,9 @@ def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> A
 
 
 def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, sigma: Any) -> Any:
-    """The output a network of type `destination` would have given instead of `output` of type
-    `source`.
+    """Converts an output of the type `source` to the type `destination`.
 
-    Shapes broadcast: output and x_t [B, …], alpha and sigma floats or [B, 1, …].
+    Arguments broadcast: output and x_t [B, …], alpha and sigma floats or [B, 1, …].
     """
     if normalize(source) == normalize(destination):
         return output
@@ -107,8 +110,9 @@ def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, si
 
 
 class Coefficients(NamedTuple):
-    """input = scale·x_t is what the network is given; x0 = x0_x·x_t + x0_out·output; eps =
-    eps_x·x_t + eps_out·output.
+    """The coefficients of a network at one point of a schedule.
+
+    Its input is scale·x_t; x0 = x0_x·x_t + x0_out·output; eps = eps_x·x_t + eps_out·output.
     """
 
     scale: float
@@ -119,14 +123,17 @@ class Coefficients(NamedTuple):
 
 
 class Parametrization(NamedTuple):
-    """What a network is given and what it returns, for a state x_t = alpha x0 + sigma eps.
+    """The input and output conventions of a network, for a state x_t = alpha x0 + sigma eps.
 
-    unit_input: the input is x_t over sqrt(alpha² sigma_data² + sigma²), of unit variance, and
-        prediction_type speaks of that
-    space, where the data are x0/sigma_data. With alpha = 1 that is the input of networks trained on
-    variance-preserving noise (sigma_data = 1) and, with the type `edm`, the preconditioning of
-    Karras et al. 2022, table 1: c_in = 1/sqrt(sigma² + sigma_data²), c_skip = sigma_data² c_in²,
-    c_out = sigma sigma_data c_in. Otherwise the input is x_t itself.
+    Attributes:
+        prediction_type: the type of the output.
+        unit_input: False if the input is x_t. True if it is x_t/sqrt(alpha² sigma_data² + sigma²),
+            which has unit variance; prediction_type then refers to that space, where the data are
+            x0/sigma_data. With alpha = 1 this is the input of networks trained on variance-
+            preserving noise (sigma_data = 1) and, with the type `edm`, the preconditioning of
+            Karras et al. 2022, table 1: c_in = 1/sqrt(sigma² + sigma_data²), c_skip = sigma_data²
+            c_in², c_out = sigma sigma_data c_in.
+        sigma_data: the standard deviation of the data, used with unit_input.
     """
 
     prediction_type: str = "epsilon"
@@ -136,8 +143,9 @@ class Parametrization(NamedTuple):
     def at(self, alpha: float, sigma: float) -> Coefficients:
         """The coefficients at a point (alpha, sigma).
 
-        Raises ValueError where the type says nothing: epsilon and the score at alpha = 0, x0 and
-            the score at sigma = 0.
+        Raises:
+            ValueError: the type is undefined there, which is the case for epsilon and the score at
+                alpha = 0, and for x0 and the score at sigma = 0.
         """
         kind = normalize(self.prediction_type)
         if (alpha == 0 and kind in ("epsilon", "score")) or (
@@ -146,7 +154,7 @@ class Parametrization(NamedTuple):
             where = "pure noise (alpha = 0)" if alpha == 0 else "clean data (sigma = 0)"
             raise ValueError(
                 f"fastdiff.prediction: expected a prediction type that is defined at {where}, got"
-                f" {kind!r}. Train v or flow, or keep that point out of the grid."
+                f" {kind!r}. Train v or flow, or choose a grid without that point."
             )
         scale, data = 1.0, 1.0
         if self.unit_input:

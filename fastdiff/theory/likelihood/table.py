@@ -1,8 +1,8 @@
 """The Gaussians of the variational bound as tables: the posterior, and the rows of `vlb_terms`.
 
 For t >= 1, L_t = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)). Both are Gaussians. Their means are
-c0 x0 + c1 x_t, with x̂0 in place of x0 for the model p. For t = 0 the term is the likelihood of the data (Ho et al.
-2020, eq. 5 and 13).
+c0 x0 + c1 x_t, with x̂0 in place of x0 for the model p. For t = 0 the term is the likelihood of the
+data (Ho et al. 2020, eq. 5 and 13).
 """
 
 from __future__ import annotations

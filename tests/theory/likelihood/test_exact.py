@@ -17,6 +17,7 @@ from scipy.special import ndtr
 
 from fastdiff import Schedule, reference
 from fastdiff.models import MLP
+from fastdiff.solvers import make_plan
 from fastdiff.theory.dequantization import dequantize, on_levels
 from fastdiff.theory.evaluation.uniform import Uniform as Uniform256
 from fastdiff.theory.likelihood import bits_per_dim, nll
@@ -50,6 +51,17 @@ def test_gaussian_data_have_a_closed_form(name: str, kind: str) -> None:
     )
     # … up to the data's mean over the noise's deviation
     np.testing.assert_allclose(got.nats, density, atol=0.05)
+
+
+@pytest.mark.parametrize("space", ["vp", "sub_vp"])
+def test_the_prior_is_what_sampling_starts_from(space: str) -> None:
+    """On a schedule that ends far from pure noise the prior's standard deviation counts."""
+    schedule = getattr(Schedule, space)(1000, beta_max=2.0)
+    data = Gaussian(MEAN, COVARIANCE)
+    got = nll(data, X, schedule, divergence="exact", prediction_type="v", **TIGHT)
+    np.testing.assert_allclose(got.nats, data.flow_nll(X, schedule), rtol=0, atol=3e-6)
+    plan = make_plan(schedule, solver="ddim", steps=10, prediction_type="v")
+    assert plan.initial_std == (1.0 if space == "vp" else schedule.sigma[-1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -362,7 +374,8 @@ def test_a_sharded_model_is_refused() -> None:
         pass
 
     with pytest.raises(
-        ValueError, match="nll: expected a model with all its weights on this rank, got a sharded one"
+        ValueError,
+        match="nll: expected a model with all its weights on this rank, got a sharded one",
     ):
         nll(FullyShardedDataParallel(), X, SCHEDULES["vp"])
 
@@ -373,6 +386,7 @@ sys.path[:0] = PATHS
 from fastdiff import Schedule
 from fastdiff.theory.likelihood import nll
 from fastdiff.models import MLP
+from fastdiff.solvers import make_plan
 
 dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
 rank = dist.get_rank()
@@ -385,7 +399,8 @@ x = torch.randn(6, 3, generator=torch.Generator().manual_seed(1)) * torch.arange
 ids = torch.tensor([[0, 1, 2, 3], [4, 5]][rank])
 calls = []
 inner.register_forward_hook(lambda *_: calls.append(1))
-got = nll(model, x[ids], Schedule.vp(1000), sample_ids=ids, prediction_type="v", seed=3, probes=2, network_batch=4)
+options = dict(prediction_type="v", seed=3, probes=2, network_batch=4)
+got = nll(model, x[ids], Schedule.vp(1000), sample_ids=ids, **options)
 everyone = [None, None]
 dist.all_gather_object(everyone, (ids, got, len(calls)))
 if rank == 0:

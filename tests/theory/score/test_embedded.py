@@ -132,7 +132,8 @@ def test_what_cannot_be_integrated_is_said() -> None:
         return (state[0] ** 2,)
 
     with pytest.raises(
-        RuntimeError, match=r"integrate: expected steps above the resolution of time, got .* in sample 0. Raise rtol"
+        RuntimeError,
+        match=r"expected steps above the resolution of time, got .* in sample 0. Raise rtol",
     ):
         integrate(singular, (y,), 0.0, 2.0)
     with pytest.raises(RuntimeError, match="expected at most 60 evaluations, got more in sample 1"):

@@ -16,6 +16,8 @@ from targets import Mixture as Targets
 from targets import follow
 
 from fastdiff import Sampler, Schedule
+from fastdiff.prediction import Parametrization
+from fastdiff.schedule import Time
 from fastdiff.solvers import make_plan
 from fastdiff.theory.score import SDE, SDES, VESDE, VPSDE, SubVPSDE
 
@@ -183,6 +185,21 @@ def test_a_networks_score_and_wrong_arguments() -> None:
     torch.testing.assert_close(
         sde.score(model, "epsilon")(x, t), mixture.score(x, alpha, sigma), rtol=1e-10, atol=1e-12
     )
+
+    class Own:  # a network with unit input and its own time, the log-SNR
+        def network_time(self, point: Time) -> float:
+            return point.log_snr
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            cos, sin = (torch.exp(0.5 * torch.nn.functional.logsigmoid(v)) for v in (t, -t))
+            return mixture.x0(x, cos.double()[:, None], sin.double()[:, None])
+
+    for other in ALL:
+        levels = torch.tensor([0.2, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
+        alphas, sigmas = (v[:, None] for v in other.marginal(levels))
+        got = other.score(Own(), Parametrization("x0", unit_input=True))(x, levels)
+        want = mixture.score(x, alphas, sigmas)
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-5)  # its times are float32
     samples = Sampler(
         mixture, sde.schedule(), solver="euler_maruyama", steps=100, prediction_type="v"
     ).sample((2000, 1), seed=0)
