@@ -167,9 +167,9 @@ def _fill(
 
     Raises ValueError, with the name of one of them, if they are those of another module.
     """
-    own = module.state_dict()
-    wrong = {k for k, v in own.items() if k not in tensors or tensors[k].shape != v.shape} | (
-        tensors.keys() - own.keys()
+    expected = module.state_dict()
+    wrong = {k for k, v in expected.items() if k not in tensors or tensors[k].shape != v.shape} | (
+        tensors.keys() - expected.keys()
     )
     if wrong:
         first = min(wrong)
@@ -178,7 +178,7 @@ def _fill(
             f"fastdiff.pretrained: expected the weights of the {name} in {path}/config.json, got"
             f" {got} for {first!r}. The two files do not belong together."
         )
-    module.load_state_dict({k: v.to(own[k].dtype) for k, v in tensors.items()})
+    module.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
 
 
 def _checked(config: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:

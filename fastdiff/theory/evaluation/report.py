@@ -113,17 +113,17 @@ def text(result: dict[str, Any], name: str) -> str:
         )
         lines += [_line("probability flow", value)]
         of_probes = value["stderr_of_probes"]
-        own = (
-            f", their own share of the error {of_probes['bits_per_dim']:.4f} bits/dim"
+        share = (
+            f", their share of the error {of_probes['bits_per_dim']:.4f} bits/dim"
             if of_probes
             else ""
         )
         lines += [
-            f"    {probes}{own}; {value['evaluations']:.0f} evaluations an image;"
+            f"    {probes}{share}; {value['evaluations']:.0f} evaluations an image;"
             f" {value['convention']}"
         ]
     if "entropy" in result:
-        lines += [_line("the data's own", result["entropy"])]
+        lines += [_line("entropy of the data", result["entropy"])]
     for key, unit in (("cross_entropy", " nats"), ("accuracy", "")):
         if key in result:
             mean, error = result[key]["mean"], _error(result[key]["stderr"])

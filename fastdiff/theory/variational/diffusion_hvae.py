@@ -32,8 +32,9 @@ from .markovian import Chain
 
 
 class DiffusionHVAE(Chain):
-    """The Markovian hierarchy whose encoder is a schedule's: levels are timesteps, z_{t+1} = x_t of
-    `Schedule`.
+    """The Markovian hierarchy with a schedule as its encoder.
+
+    Levels are timesteps: z_{t+1} is x_t of `Schedule`.
 
     Args:
         network: (x_t, t, **cond) -> output as `Sampler` calls it, or the description of a network

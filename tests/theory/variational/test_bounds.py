@@ -1,4 +1,4 @@
-"""Importance weights and bounds on probabilistic PCA, whose log p(x) is known, in float64."""
+"""Importance weights and bounds on probabilistic PCA with known log p(x), in float64."""
 
 from __future__ import annotations
 
