@@ -1,5 +1,7 @@
-"""Linear multistep methods: PNDM (Liu et al. 2022), iPNDM and LMS on the ODE in rho, and DEIS
-(Zhang & Chen 2023).
+"""Linear multistep methods: PNDM (Liu et al. 2022), iPNDM, LMS and DEIS (Zhang & Chen 2023).
+
+They integrate dx/drho = eps, with x the state over alpha and rho = sigma/alpha. A slope below is a
+value of eps at an earlier point of the grid.
 """
 
 from __future__ import annotations
@@ -38,30 +40,32 @@ def adams_bashforth(values: Sequence[Linear]) -> Linear:
 
 
 def transfer(t: Time, s: Time, x: Linear, eps: Linear) -> Linear:
-    """phi: x_s = (alpha_s/alpha_t) x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps, DDIM's step (Liu
-    et al., eq. 11).
+    """Returns DDIM's step x_s = (alpha_s/alpha_t) x_t + (sigma_s - alpha_s sigma_t/alpha_t) eps.
+
+    It is phi in Liu et al. 2022, eq. 11.
     """
     on_x, on_eps = _transfer(t, s)
     return on_x * x + on_eps * eps
 
 
 def _transfer(t: Time, s: Time) -> tuple[float, float]:
+    """Returns the coefficients of x_t and eps in `transfer`."""
     return s.alpha / t.alpha, s.sigma - s.alpha * t.sigma / t.alpha
 
 
 def _step(t: Time, s: Time, x0: Linear, eps: Linear, change: Linear) -> Linear:
-    """alpha_s (x_t/alpha_t + (rho_s - rho_t) eps) = alpha_s x0 + sigma_s eps, DDIM's step, and the
-    change of slope.
+    """Returns DDIM's step plus the term that a change of slope adds, both times alpha_s.
 
-    Out of pure noise, where rho_t is infinite, there is no change of slope: nothing is known
-        before.
+    DDIM's step is alpha_s (x_t/alpha_t + (rho_s - rho_t) eps) = alpha_s x0 + sigma_s eps. At pure
+    noise, where rho_t is infinite, the change is zero, because no earlier slope exists.
     """
     return s.alpha * x0 + s.sigma * eps + s.alpha * change
 
 
 def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
-    """(rho_s - rho_t)(Σ a_k d_k - d_0) with the even grid's weights a_k, of sum one; the latest
-    slope first.
+    """Returns (rho_s - rho_t)(Σ a_k d_k - d_0), the change of slope for `_step`.
+
+    slopes: d_k, the latest first. a_k are the weights of an even grid; their sum is 1.
     """
     if len(slopes) == 1:
         return Linear({})
@@ -83,17 +87,20 @@ def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
 def pndm(
     p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved_start: bool = False
 ) -> Linear:
-    """Adams-Bashforth of order 4 on eps, moved along by DDIM's transfer.
+    """Adams-Bashforth of order 4 on eps, with DDIM's transfer as the step.
 
-    runge_kutta: the first three steps by pseudo Runge-Kutta (four calls each, F-PNDM); else
-        Adams-Bashforth of rising
-    order. improved_start: the first step by pseudo improved Euler (two calls, S-PNDM), as PLMS
-        samplers do.
+    The order rises over the first steps, unless an option replaces these.
+
+    Args:
+        runge_kutta: take the first three steps by pseudo Runge-Kutta, with four network calls each
+            (F-PNDM).
+        improved_start: take the first step by pseudo improved Euler, with two network calls
+            (S-PNDM), as PLMS samplers do.
     """
     if runge_kutta and improved_start:
         raise ValueError(
-            "fastdiff.Sampler: expected runge_kutta or improved_start, got both. Each is a way to"
-            " start."
+            "fastdiff.Sampler: expected runge_kutta or improved_start, got both. Each replaces the"
+            " first steps; choose one."
         )
     x = p.start
     past: list[Linear] = []
@@ -109,8 +116,8 @@ def pndm(
             continue
         if runge_kutta and i < 3 and inner:
             middle = p.at(round(0.5 * (t.t + s.t)))
-            # the start is never remembered: each stage's x gives it back, which leaves room for the
-            # history
+            # the state at the start needs no slot, because the state of each stage determines it;
+            # the slots are left for the history
             to_middle, to_end = _transfer(t, middle), _transfer(t, s)
             first = p.keep(eps)
             _, e2 = p.predict_eps(transfer(t, middle, p.x(), eps), middle)
@@ -137,7 +144,10 @@ def pndm(
     peer=Peer("IPNDM", {"num_train_timesteps": 1000}, betas=False, prediction_type="v"),
 )
 def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
-    """x_s = x_t + (rho_s - rho_t) Σ a_k d_k with the even grid's weights, of rising order."""
+    """x_s = x_t + (rho_s - rho_t) Σ a_k d_k, with the weights a_k of an even grid.
+
+    order: number of slopes, 1 to 4; it rises over the first steps.
+    """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3, 4], got {order!r}.")
     x, past = p.start, []  # type: ignore[var-annotated]
@@ -169,7 +179,10 @@ def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list
     peer=Peer("LMSDiscrete", {"timestep_spacing": "leading"}, sampler="lms"),
 )
 def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
-    """x_s = x_t + Σ d_k ∫ l_k(rho) drho, the slopes interpolated by a polynomial in rho."""
+    """x_s = x_t + Σ d_k ∫ l_k(rho) drho: a polynomial in rho interpolates the slopes.
+
+    order: number of slopes, 1 to 4; it rises over the first steps.
+    """
     if order not in (1, 2, 3, 4):
         raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3, 4], got {order!r}.")
     x = p.start
@@ -191,12 +204,12 @@ def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
 
 
 def _deis_two(a: float, b: float) -> Callable[[float], float]:
-    """The antiderivative in rho of the basis polynomial in ln rho that is 1 at a and 0 at b."""
+    """Returns the antiderivative in rho of the polynomial in ln rho that is 1 at a and 0 at b."""
     return lambda r: 0.0 if r == 0 else r * (log(r) - log(b) - 1) / (log(a) - log(b))
 
 
 def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
-    """Likewise, 1 at a and 0 at b and c."""
+    """Returns the same for the polynomial that is 1 at a and 0 at b and c."""
 
     def antiderivative(r: float) -> float:
         if r == 0:
@@ -224,10 +237,12 @@ def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
 def deis(
     p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: bool = False
 ) -> Linear:
-    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho, eps interpolated by a polynomial in
-    ln rho.
+    """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho: a polynomial in ln rho for eps.
 
-    lower_order_final: the order falls to 1 over the last steps, steadier with few of them.
+    Args:
+        order: number of values of eps, 1 to 3; it rises over the first steps.
+        lower_order_final: the order falls to 1 over the last steps, which is more stable with few
+            steps.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
@@ -235,7 +250,7 @@ def deis(
     past: list[tuple[Linear, float]] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, eps = p.predict_eps(x, t)
-        past = [q for q in past if q[1] != t.rho]  # equal points tell nothing about a slope
+        past = [q for q in past if q[1] != t.rho]  # equal points give no slope
         known = [(eps, t.rho), *past][
             : 1 if s.rho == 0 else min(order, len(times) - 1 - i) if lower_order_final else order
         ]

@@ -20,10 +20,10 @@ from .trace import Linear, Trace
 def lcm(
     p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigma_data: float = 0.5
 ) -> Linear:
-    """f = c_skip x + c_out x0, then noise again: x_s = alpha_s f + sigma_s z.
+    """x_s = alpha_s f + sigma_s z, with the consistency function f = c_skip x + c_out x0.
 
-    c_skip = sd²/(u² + sd²), c_out = u/sqrt(u² + sd²), u = timestep_scaling·t: the boundary
-    condition f(x, 0) = x.
+    c_skip = sd²/(u² + sd²) and c_out = u/sqrt(u² + sd²), with u = timestep_scaling·t and sd =
+    sigma_data. They give the boundary condition f(x, 0) = x.
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
@@ -45,8 +45,9 @@ def lcm(
     peer=Peer("TCD"),
 )
 def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
-    """DDIM down to the timestep (1 - eta) s, then noise up to s; eta = 0 is DDIM, 1 multistep
-    consistency sampling.
+    """DDIM's step to the timestep (1 - eta) s, then noise that leads back to s.
+
+    eta: in [0, 1]; 0 is DDIM and 1 is multistep consistency sampling.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")

@@ -1,5 +1,6 @@
-"""DDIM: implicit sampling with noise eta, deterministic at eta = 0, and its inversion (Song et al.
-2021).
+"""DDIM and its inversion (Song, Meng & Ermon 2021).
+
+DDIM adds noise in proportion to eta and is deterministic at eta = 0.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from .trace import Linear, Trace
 
 
 def ddim_step(p: Trace, t: Time, s: Time, x0: Linear, eps: Linear, eta: float) -> Linear:
-    """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t)
-    sigma_ts.
+    """Returns x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z.
+
+    std = eta (sigma_s/sigma_t) sigma_ts, where sigma_ts is the deviation of q(x_t | x_s).
     """
     _, variance_ts = t.transition(s)
     std = eta * s.sigma / t.sigma * sqrt(variance_ts)
@@ -23,6 +25,7 @@ def ddim_step(p: Trace, t: Time, s: Time, x0: Linear, eps: Linear, eta: float) -
 
 
 def check_eta(eta: float) -> None:
+    """Raises ValueError unless eta is in [0, 1]."""
     if not 0 <= eta <= 1:
         raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
 
@@ -42,8 +45,9 @@ def ddim(
 ) -> Linear:
     """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts.
 
-    eta: 0 deterministic, 1 DDPM's posterior variance. use_clipped_model_output: eps derived anew
-        from the clipped x0.
+    Args:
+        eta: in [0, 1]; 0 is deterministic, 1 has the variance of DDPM's posterior.
+        use_clipped_model_output: compute eps from the clipped x0 instead of the network's output.
     """
     check_eta(eta)
     x = p.start
@@ -63,13 +67,13 @@ def ddim(
     peer=Peer("DDIMInverse", {"clip_sample": False}),
 )
 def ddim_inverse(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = alpha_s x0 + sigma_s eps with s noisier than t: the x_T from which DDIM comes back, to
-    first order.
+    """x_s = alpha_s x0 + sigma_s eps, with s noisier than t.
 
-    At clean data, where no network was trained, it is asked at the first noisy time.
+    To first order, the result is the x_T from which DDIM returns to the data. Networks are not
+    trained at clean data, so the first call gets the time of the first noisy point.
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
-        x0, eps, _ = p.predict(x, t, asked=s if t.sigma == 0 else t)
+        x0, eps, _ = p.predict(x, t, time_of=s if t.sigma == 0 else t)
         x = s.alpha * x0 + s.sigma * eps
     return x

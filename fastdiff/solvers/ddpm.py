@@ -1,6 +1,4 @@
-"""DDPM: ancestral sampling from q(x_s | x_t, x0) with x0 replaced by its prediction (Ho et al.
-2020).
-"""
+"""DDPM: ancestral sampling from q(x_s | x_t, x0), with the predicted x0 (Ho et al. 2020)."""
 
 from __future__ import annotations
 
@@ -33,15 +31,15 @@ def ddpm(
 ) -> Linear:
     """x_s = c0 x0 + (alpha_ts sigma_s²/sigma_t²) x_t + std z, c0 = alpha_s sigma_ts²/sigma_t².
 
-    variance_type, the std² of steps that do not end in clean data unless said:
+    variance_type chooses std². The step into clean data has no noise, except with `optimal`.
 
     - `fixed_small`: beta-tilde = sigma_ts² sigma_s²/sigma_t² (eq. 7);
     - `fixed_large`: beta = sigma_ts² (section 3.2);
-    - `learned`: e^v, v the second half of the output's channels; `learned_range`: e^(f ln beta + (1
-      - f) ln beta-tilde), f = (v + 1)/2 (Nichol & Dhariwal 2021, eq. 15);
-    - `optimal`: beta-tilde + c0² mmse_t, mmse_t = s² sigma_t²/(alpha_t² s² + sigma_t²) for data of
-      variance s² = data_variance, on the last step too (Bao et al. 2022, theorem 1, for Gaussian
-      data).
+    - `learned`: e^v, where v is the second half of the output's channels;
+    - `learned_range`: e^(f ln beta + (1 - f) ln beta-tilde), with f = (v + 1)/2 (Nichol & Dhariwal
+      2021, eq. 15);
+    - `optimal`: beta-tilde + c0² mmse_t with mmse_t = s² sigma_t²/(alpha_t² s² + sigma_t²), exact
+      for Gaussian data of variance s² = data_variance (Bao et al. 2022, theorem 1).
     """
     if variance_type not in VARIANCES:
         raise ValueError(

@@ -1,5 +1,6 @@
-"""DPM-Solver and DPM-Solver++, multistep: exponential integrators with remembered predictions (Lu
-et al. 2022a, 2022b).
+"""Multistep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b).
+
+They are exponential integrators that extrapolate from earlier predictions.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def data_prediction(
     """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2).
 
     psi and chi are those of the order and the type (`exponential.data_weights`). A prediction at a
-    level equal to the current one says nothing about a slope and is forgotten.
+    level equal to the current one gives no slope and is dropped.
 
     Args:
         order: the highest order, 1 to 3, or that of every step.
@@ -187,8 +188,12 @@ def dpmpp_3m(
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
 ) -> Linear:
-    """as_published: the published code's second difference, of order 2 (exponential.differences);
-    solver_type: of the second step, which is of order 2.
+    """Multistep of order 3.
+
+    Args:
+        as_published: see `exponential.differences`.
+        solver_type: of the second step, which has order 2.
+        lower_order_final: see `data_prediction`.
     """
     return data_prediction(
         p,
@@ -222,7 +227,7 @@ def dpmpp_2m_sde(
     s_noise: float = 1.0,
     lower_order_final: bool = False,
 ) -> Linear:
-    """eta = 0 is dpm++2m."""
+    """Multistep of order 2 on the reverse SDE; eta = 0 is dpm++2m."""
     return data_prediction(
         p,
         times,
@@ -254,9 +259,10 @@ def dpmpp_3m_sde(
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
 ) -> Linear:
-    """Of weak order 2: the remembered predictions carry noise. as_published: see dpm++3m; eta = 0
-    is dpm++3m;
-    solver_type: of the second step, which is of order 2.
+    """Multistep of order 3 on the reverse SDE; eta = 0 is dpm++3m.
+
+    Its weak order is 2, because the remembered predictions contain noise. The options are those of
+    dpm++3m, and eta and s_noise of `data_prediction`.
     """
     return data_prediction(
         p,
@@ -317,8 +323,12 @@ def dpm_3m(
     solver_type: str = "midpoint",
     lower_order_final: bool = False,
 ) -> Linear:
-    """as_published: the published code's second difference, of order 2 (exponential.differences);
-    solver_type: of the second step, which is of order 2.
+    """Multistep of order 3.
+
+    Args:
+        as_published: see `exponential.differences`.
+        solver_type: of the second step, which has order 2.
+        lower_order_final: see `data_prediction`.
     """
     return noise_prediction(
         p,

@@ -1,8 +1,7 @@
-"""DPM-Solver++ with noise inside its steps: the SDE in two stages, and the ancestral singlestep
-method.
+"""DPM-Solver++ with noise in each step: the SDE in two stages, and the ancestral singlestep method.
 
-In rho = sigma/alpha, on x/alpha: a step down to rho_d with noise of rho_u put back, rho_d² + rho_u²
-= rho_s².
+A step from rho_t = sigma_t/alpha_t goes down to rho_d and adds noise of deviation rho_u to
+x/alpha, with rho_d² + rho_u² = rho_s².
 """
 
 from __future__ import annotations
@@ -37,15 +36,21 @@ def dpmpp_sde(
     nested: bool = False,
     clock: str = "snr",
 ) -> Linear:
-    """First the fraction r of the step in log-SNR, then the whole of it with (1 - 1/2r) x0 + 1/2r
-    x0'.
+    """The fraction r of the step in log-SNR, then the whole step with (1 - 1/2r) x0 + 1/2r x0'.
 
-    Both stages follow one Brownian path. With eta = 1 the state over sigma² has independent
-    increments of variance 1/rho_s² - 1/rho_t², so the noise of the whole step is sqrt(w) z + sqrt(1
-    - w) z', z the first stage's, z' fresh and w the first stage's share. nested: the draw of the
-    second stage is the whole step's, given by who knows the path.
-    clock: the path's time, 1/rho² (`snr`), or rho itself as in the published code, which makes w
-        smaller than it is.
+    x0 is the prediction at t, and x0' that after the first stage. Both stages follow one Brownian
+    path. With eta = 1 the state over sigma² has independent increments of variance 1/rho_s² -
+    1/rho_t², so the noise of the whole step is sqrt(w) z + sqrt(1 - w) z', where z is the draw of
+    the first stage, z' is fresh and w is the first stage's share of the variance.
+
+    Args:
+        eta: factor of the noise; 0 follows the probability flow.
+        s_noise: another factor of the noise, without a change of the step down.
+        r: fraction of the step that the first stage takes.
+        nested: the second stage's draw is already that of the whole step, because the caller
+            evaluates one Brownian path.
+        clock: the time of the path: 1/rho² (`snr`), or rho as in the published code (`rho`), which
+            gives a w that is too small.
     """
     if clock not in ("snr", "rho"):
         raise ValueError(f"fastdiff.Sampler: expected clock in ['snr', 'rho'], got {clock!r}.")
@@ -53,7 +58,7 @@ def dpmpp_sde(
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
         down, up = ancestral_levels(t, s, eta)
-        if s.log_snr == inf or t.log_snr == -inf:  # there is no fraction of an infinite way
+        if s.log_snr == inf or t.log_snr == -inf:  # an infinite step has no fraction
             x = s.alpha * ((down / t.sigma) * p.x() + (1.0 - down / t.rho) * x0)
             if up > 0 and s_noise > 0:
                 x = x + s.alpha * up * s_noise * p.noise()
@@ -94,7 +99,10 @@ def dpmpp_sde(
 def dpmpp_2s_ancestral(
     p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Linear:
-    """dpm++2s from rho_t down to rho_d, then noise of rho_u."""
+    """A step of dpm++2s from rho_t down to rho_d, then noise of deviation rho_u.
+
+    eta: factor of the noise; 0 is dpm++2s. s_noise: another factor, of the noise alone.
+    """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)

@@ -1,8 +1,7 @@
-"""DPM-Solver and DPM-Solver++, singlestep: two or three network calls a step (Lu et al. 2022a,
-2022b).
+"""Singlestep DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b).
 
-The points between t and s lie at fractions r of the way in lambda; the step into clean data is of
-first order.
+A step takes two or three network calls, at t and at points that divide [t, s] evenly in lambda. The
+step into clean data is of first order.
 """
 
 from __future__ import annotations
@@ -21,9 +20,7 @@ EPSILON = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 
 
 def data_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
-    """Lu et al. 2022b, algorithm 1 (order 2, r = 1/2) and its third-order sibling (r = 1/3,
-    2/3).
-    """
+    """Integrates x0 (Lu et al. 2022b, algorithm 1 for order 2; two inner points for order 3)."""
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -49,7 +46,7 @@ def data_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
 
 
 def noise_prediction(p: Trace, times: Sequence[Time], order: int) -> Linear:
-    """Lu et al. 2022a, algorithms 1 (order 2) and 2 (order 3)."""
+    """Integrates eps (Lu et al. 2022a, algorithm 1 for order 2 and algorithm 2 for order 3)."""
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, eps = p.predict_eps(x, t)

@@ -1,13 +1,13 @@
-"""What exponential integrators share: steps exact for a constant prediction, and divided
-differences of predictions.
+"""Shared parts of exponential integrators: weights of steps and differences of predictions.
 
 With lambda = ln(alpha/sigma) and h = lambda_s - lambda_t a step from t to s is, for the data
 prediction x0 (Lu et al. 2022b, eq. 9),
 
     x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) x0 + terms in differences of x0
 
-and for eps (Lu et al. 2022a, eq. 3.7) x_s = (alpha_s/alpha_t) x_t - sigma_s (e^h - 1) eps + …; both
-first-order forms are DDIM's. Clean data lie at h = infinity: only the first-order step goes there.
+and for eps (Lu et al. 2022a, eq. 3.7) x_s = (alpha_s/alpha_t) x_t - sigma_s (e^h - 1) eps + …. Both
+first-order forms are exact for a constant prediction and equal DDIM's step. At clean data h is
+infinite, and only the first-order step is finite.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from .trace import Linear, Trace
 
 
 def step_size(t: Time, s: Time) -> float:
-    """h = lambda_s - lambda_t > 0."""
+    """Returns h = lambda_s - lambda_t, above 0."""
     return s.half_log_snr - t.half_log_snr
 
 
 def first_order(p: Trace, t: Time, s: Time, x0: Linear, x: Linear | None = None) -> Linear:
-    """x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) x0, finite at clean data."""
+    """Returns x_s = (sigma_s/sigma_t) x_t + alpha_s (1 - e^-h) x0, finite at clean data.
+
+    x: x_t; None for the state of the open row.
+    """
     start = p.x() if x is None else x
     h = step_size(t, s)
     return (s.sigma / t.sigma) * start + (s.alpha * (1.0 if h == inf else -expm1(-h))) * x0
@@ -37,8 +40,14 @@ def first_order(p: Trace, t: Time, s: Time, x0: Linear, x: Linear | None = None)
 def history(
     times: Sequence[Time], i: int, available: int, order: int, falling: bool = False
 ) -> tuple[float, int]:
-    """(h, the order that step i of the grid allows): what is remembered, and first order into clean
-    data; `falling`: no more than the steps that are left, which is steadier with few of them.
+    """Returns h and the order of step i of the grid.
+
+    The order is 1 for a step into clean data, and otherwise the highest that the history allows.
+
+    Args:
+        available: number of earlier predictions.
+        order: the highest order.
+        falling: no higher than the number of steps left, which is more stable with few steps.
     """
     h = step_size(times[i], times[i + 1])
     return h, 1 if h == inf else min(order, available + 1, len(times) - 1 - i if falling else order)
@@ -122,13 +131,19 @@ def differences(
     order: int,
     as_published: bool,
 ) -> tuple[Linear, Linear | None]:
-    """(D1, D2): h times the first and h² times the second derivative of the prediction at lambda
-    (D2 for order 3).
+    """Returns D1 and D2, h and h² times the first two derivatives of the prediction at lambda.
 
-    past: earlier predictions with their lambdas, latest first (Lu et al. 2022b, algorithm 2 and
-        appendix). The second
-    divided difference is half the second derivative. The published code, and what was copied from
-    it, takes it for the whole, and is of second order only; `as_published` does so too.
+    See Lu et al. 2022b, algorithm 2 and appendix. D2 is None below order 3.
+
+    Args:
+        now: the prediction at lambda.
+        past: earlier predictions with their lambdas, latest first.
+        lam: lambda.
+        h: step size.
+        order: 2 or 3.
+        as_published: D2 is half of that, as in the published code and its copies. They take the
+            second divided difference, which is half the second derivative, for the derivative,
+            and are of second order only.
     """
     r0 = (lam - past[0][1]) / h
     d10 = (now - past[0][0]) / r0

@@ -1,8 +1,7 @@
-"""Flow matching: Euler and Heun on the velocity u = eps - x0 (Lipman et al. 2023, eq. 20; Esser et
-al. 2024).
+"""Flow matching: Euler and Heun on the velocity u = eps - x0 (Lipman et al. 2023, eq. 20).
 
-With alpha + sigma = 1 the flow is dx/dsigma = u. A state of another space divided by alpha + sigma
-lies in that one.
+With alpha + sigma = 1 the flow is dx/dsigma = u (Esser et al. 2024). Dividing a state of another
+space by alpha + sigma gives a state of this one.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from .trace import Linear, Trace
 
 
 def velocity(t: Time, x: Linear, x0: Linear) -> Linear:
-    """u = eps - x0."""
+    """Returns u = eps - x0."""
     return slope(t, x, x0) - x0
 
 
 def _width(t: Time, s: Time) -> float:
-    """(alpha_s + sigma_s) times the step in sigma/(alpha + sigma)."""
+    """Returns (alpha_s + sigma_s) times the step in sigma/(alpha + sigma)."""
     return s.sigma - (s.alpha + s.sigma) * t.sigma / (t.alpha + t.sigma)
 
 
@@ -49,8 +48,9 @@ def flow_euler(p: Trace, times: Sequence[Time]) -> Linear:
     peer=Peer("FlowMatchHeunDiscrete", betas=False, space="flow", prediction_type="flow"),
 )
 def flow_heun(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = x + (sigma_s - sigma_t)(u_t + u_s)/2, u_s after Euler's step; the step into clean data
-    is Euler's.
+    """x_s = x + (sigma_s - sigma_t)(u_t + u_s)/2, with u_s at the end of Euler's step.
+
+    The step into clean data is Euler's.
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):

@@ -1,7 +1,7 @@
-"""Solvers of Karras et al. 2022: the probability-flow ODE in rho = sigma/alpha, dx/drho = (x -
-x0)/rho.
+"""Solvers of Karras et al. 2022 for the ODE dx/drho = (x - x0)/rho.
 
-x here is Karras' x, the state over alpha. Euler's step with this derivative is DDIM's.
+x is Karras' x, the state over alpha, and rho = sigma/alpha is his sigma. Euler's step on this ODE
+is DDIM's.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ CHURN = sqrt(4.0 / log(400))
 
 
 def euler_step(t: Time, s: Time, x: Linear, x0: Linear) -> Linear:
-    """x_s = x0 alpha_s + (sigma_s/sigma_t) (x_t - alpha_t x0): Euler from rho_t to rho_s."""
+    """Returns x_s = alpha_s x0 + (sigma_s/sigma_t) (x_t - alpha_t x0), Euler's step."""
     return (s.sigma / t.sigma) * x + (s.alpha - s.sigma * t.alpha / t.sigma) * x0
 
 
 def slope(t: Time, x: Linear, x0: Linear) -> Linear:
-    """dx/drho of Karras' x, which is eps."""
+    """Returns dx/drho of Karras' x, which is eps."""
     return (x - t.alpha * x0) / t.sigma
 
 
 def churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple[Time, Linear]:
-    """Noise added so that rho grows by 1 + gamma (algorithm 2, lines 5 and 6)."""
+    """Returns the point with 1 + gamma times rho, and the state with noise added up to there.
+
+    These are lines 5 and 6 of algorithm 2.
+    """
     if x.terms == p.start.terms:
-        x = p.pause(x, t)  # no call came before that could take the noise along
+        x = p.pause(x, t)  # the noise needs a row, and no network call has opened one
     up = p.at_log_snr(t.log_snr - 2.0 * log1p(gamma))
     added = sqrt(up.rho**2 - t.rho**2) * s_noise
     return up, (up.alpha / t.alpha) * x + up.alpha * added * p.noise()
@@ -47,8 +50,10 @@ def stochastic(
     s_tmax: float,
     s_noise: float,
 ) -> Linear:
-    """Karras et al. 2022, algorithm 2; without `heun` only its Euler part, without churn algorithm
-    1.
+    """Algorithm 2 of Karras et al. 2022.
+
+    heun: False for Euler's step alone. s_churn: 0 gives algorithm 1. The other arguments are those
+    of the paper; rho is its sigma.
     """
     if s_churn < 0 or s_noise < 0:
         raise ValueError(
@@ -74,12 +79,18 @@ def trapezoid(
     derivative: Callable[[Time, Linear, Linear], Linear],
     width: float,
 ) -> Linear:
-    """Heun's second half: x, Euler's step by `width` along the first derivative, moved on along the
-    mean of two.
+    """Returns the result of Heun's step, after one more network call at the end of Euler's step.
+
+    Args:
+        s: the point where the step ends.
+        x: the state after Euler's step.
+        first: the derivative at the start of the step.
+        derivative: (point, state, x0) -> derivative there.
+        width: length of the step.
     """
-    kept = p.keep(first)
+    before = p.keep(first)
     y0, _, _ = p.predict(x, s)
-    return p.x() + 0.5 * width * (derivative(s, p.x(), y0) - kept)
+    return p.x() + 0.5 * width * (derivative(s, p.x(), y0) - before)
 
 
 @solver(
@@ -98,7 +109,7 @@ def euler(
     s_tmax: float = inf,
     s_noise: float = 1.0,
 ) -> Linear:
-    """s_churn > 0 adds noise before steps whose rho lies in [s_tmin, s_tmax]."""
+    """Euler's method; s_churn > 0 adds noise before each step that starts in [s_tmin, s_tmax]."""
     return stochastic(
         p, times, heun=False, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise
     )
@@ -149,8 +160,9 @@ def edm(
 
 
 def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
-    """(rho to step down to, rho of the noise put back): down² + up² = rho_s² (Song et al. 2021, eq.
-    16, in rho).
+    """Returns (the rho to step down to, the rho of the noise to add): down² + up² = rho_s².
+
+    See Song, Meng & Ermon 2021, eq. 16, in rho.
     """
     up = (
         min(s.rho, eta * s.rho * sqrt(max((1.0 - s.rho / t.rho) * (1.0 + s.rho / t.rho), 0.0)))
@@ -171,8 +183,10 @@ def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
 def euler_ancestral(
     p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Linear:
-    """Euler down to `down`, then noise of `up`; eta = 0 is Euler, infinity noise from x0 at every
-    step.
+    """Euler's step down, then noise (`ancestral_levels`).
+
+    eta: factor of the noise; 0 is Euler's method, infinity draws each state anew from x0. s_noise:
+    another factor, of the noise alone.
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
@@ -185,9 +199,7 @@ def euler_ancestral(
 
 
 def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Linear:
-    """The midpoint rule in ln rho: a second slope halfway down (Karras et al. 2022, section 3 names
-    it DPM-2).
-    """
+    """The midpoint rule in ln rho, DPM-2 in Karras et al. 2022, section 3."""
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)

@@ -1,7 +1,6 @@
-"""The plan: a solver traced over a grid of times, a float64 table with one row per network call.
+"""The plan: a solver traced over a grid of times, as a float64 table with one row per network call.
 
-The table is all that a kernel needs and all that a dataset's identity needs: it prints as formulas
-and its hash goes into provenance.
+Kernels need nothing else of a solver. The table prints as formulas, and its hash identifies a run.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ class Plan:
 
     Attributes:
         table: float64 [rows, 56]; the last row is the identity.
-        info: what it was made from (solver, steps, schedule, …), JSON-safe.
-        columns: the table's column names (fastdiff.table).
-        used: bit mask of the columns that some row fills; kernels are specialised on it.
+        info: the arguments that it was made from (solver, steps, schedule, …), as JSON values.
+        columns: the names of the table's columns (`fastdiff.table`).
         initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
-        levels: float64 [rows, 2], (alpha, sigma) of the state before each row, so levels[next] is
-            the one after; None where the maker of the table did not say.
-        whole_times: whether the network is given t as whole timesteps (int64) or as real numbers
-            (float32); left out, whole where all of the table's are.
+        levels: float64 [rows, 2], (alpha, sigma) of the state before each row; levels[next] is that
+            after it. None if unknown.
+        whole_times: whether the network gets t as whole timesteps (int64) or as real numbers
+            (float32). If None is passed, it is true where all times of the table are integers.
+        used: bit mask of the columns that are not zero in every row; kernels are specialised on it.
     """
 
     table: NDArray[np.float64]
@@ -62,18 +61,18 @@ class Plan:
         self.table.flags.writeable = False
         if self.whole_times is None:
             object.__setattr__(self, "whole_times", bool((self.column("t") % 1 == 0).all()))
-        # computed here and not on demand: a traced program (torch.compile) finds a number
+        # computed here and not on demand, so that torch.compile finds a number
         object.__setattr__(
             self, "used", sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0)))
         )
 
     def __len__(self) -> int:
-        """Rows that do something; the closing identity row is not counted."""
+        """Returns the number of rows without the identity at the end."""
         return len(self.table) - 1
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of schema, table and initial deviation, hexadecimal: equal plans step equally."""
+        """SHA-256 of schema, table and initial deviation, in hexadecimal."""
         digest = hashlib.sha256(
             f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode()
         )
@@ -84,7 +83,7 @@ class Plan:
 
     @functools.cached_property
     def slots(self) -> int:
-        """How many remembered tensors a run of this plan needs."""
+        """The number of slots that a run of this plan needs."""
         names = {
             i: [INDEX[f"{to}.s{i}"] for to in ("x", "s1", "s2", "s3", "s4")]
             for i in range(1, SLOTS + 1)
@@ -102,11 +101,13 @@ class Plan:
 
     @property
     def network_calls(self) -> int:
+        """The number of rows that call the network."""
         return int(self.column("network").sum())
 
     def enterable(self, row: int) -> bool:
-        """Whether a run may begin at this row: no row from it on reads a slot that none of them has
-        written.
+        """Returns whether a run may start at this row.
+
+        It may if no later row reads a slot that an earlier row of such a run has not written.
         """
         slots = range(1, SLOTS + 1)
         written: set[int] = set()
@@ -119,12 +120,10 @@ class Plan:
 
     @classmethod
     def stack(cls, plans: Sequence[Plan]) -> tuple[Plan, list[int]]:
-        """(one plan that holds the rows of all, the first row of each in it).
+        """Returns one plan with the rows of all, and the first row of each plan in it.
 
-        Samples of one batch may then follow different plans: a sample's row says which. Levels are
-            kept where every plan
-        has them; the initial deviation is that of the first plan and concerns samples that start
-        there.
+        Samples of one batch can then follow different plans, each by its row. The result has levels
+        if every plan has them, and the initial deviation of the first plan.
         """
         if len(plans) == 1:
             return plans[0], [0]
@@ -146,7 +145,7 @@ class Plan:
         return stacked, [int(offset) for offset in offsets[:-1]]
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """One column, [rows]."""
+        """Returns one column, [rows]."""
         return self.table[:, INDEX[name]]
 
     def __str__(self) -> str:

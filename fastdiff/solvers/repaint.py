@@ -1,7 +1,7 @@
 """RePaint: inpainting by going back and forth in time (Lugmayr et al. 2022).
 
-The known part of the picture is mixed in by whoever steps through the plan, at the level of each
-row's next state.
+The plan has only the steps. The loop that executes it blends in the known part of the picture, at
+the noise level of each row's next state.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from .trace import Linear, Trace
 
 
 def resampling(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
-    """The visited grid indices, 0 … steps: whenever a multiple of jump_length steps remains,
-    jump_length of them are taken back, jump_n_sample - 1 times, unless the start would be reached
-    (Lugmayr et al. 2022, section 4.2, appendix B).
+    """Returns the visited indices of the grid, from 0 to `steps`.
+
+    Whenever a multiple of jump_length steps remains, the path goes back by jump_length steps,
+    jump_n_sample - 1 times, unless that would reach the start (Lugmayr et al. 2022, section 4.2 and
+    appendix B).
     """
     left = dict.fromkeys(range(0, steps - jump_length, jump_length), jump_n_sample - 1)
     path = [0]
@@ -52,10 +54,10 @@ def repaint(
     jump_n_sample: int = 10,
     eta: float = 1.0,
 ) -> Linear:
-    """DDPM's step (DDIM's with eta), and back x_t = alpha_ts x_s + sigma_ts z in one row without a
-    network call.
+    """DDIM's step with eta, and x_t = alpha_ts x_s + sigma_ts z to go back.
 
-    jump_length steps are taken back at a time, jump_n_sample - 1 times at each place.
+    Going back is one row without a network call. eta = 1 gives DDPM's step. `resampling` explains
+    jump_length and jump_n_sample.
     """
     check_eta(eta)
     if jump_length < 1 or jump_n_sample < 1:

@@ -1,5 +1,4 @@
-"""SA-Solver: stochastic Adams methods for the family of reverse SDEs with noise tau (Xue et al.
-2023).
+"""SA-Solver: stochastic Adams methods for the reverse SDEs with noise tau (Xue et al. 2023).
 
 With lambda = ln(alpha/sigma), h = lambda_s - lambda_t, tau constant over the step and the data
 prediction x0(lambda) interpolated by a polynomial, a step is exact (Xue et al. 2023, eq. 14):
@@ -7,8 +6,8 @@ prediction x0(lambda) interpolated by a polynomial, a step is exact (Xue et al. 
     x_s = (sigma_s/sigma_t) e^(-tau² h) x_t + Σ b_k x0_k + sigma_s sqrt(1 - e^(-2 tau² h)) z
     b_k = alpha_s (1 + tau²) ∫_0^h e^(-(1 + tau²) u) l_k(lambda_s - u) du
 
-The predictor interpolates what is known at t; the corrector adds the prediction at s, with the same
-z.
+The predictor interpolates the predictions up to t. The corrector adds the prediction at s, with the
+same z.
 """
 
 from __future__ import annotations
@@ -59,20 +58,20 @@ def moments(z: float, count: int) -> list[float]:
 def _weights(
     nodes: Sequence[Time], t: Time, s: Time, tau: float, as_published: bool
 ) -> list[float]:
-    """b_k of the nodes, by powers of v = (lambda_s - lambda)/h."""
+    """Returns b_k of the nodes, from integrals of powers of v = (lambda_s - lambda)/h."""
     h, rate = step_size(t, s), 1.0 + tau**2
     if h == inf:
         return [s.alpha, *(0.0 for _ in nodes[1:])]
-    if h == 0:  # equal points: nothing moves
+    if h == 0:  # equal points: the state does not change
         return [0.0] * len(nodes)
-    places = [(s.half_log_snr - q.half_log_snr) / h for q in nodes]
+    positions = [(s.half_log_snr - q.half_log_snr) / h for q in nodes]
     scaled = rate * h * s.alpha * np.array(moments(rate * h, len(nodes)))
-    weights = [float(np.dot(basis.coef, scaled)) for basis in lagrange_basis(places)]
+    weights = [float(np.dot(basis.coef, scaled)) for basis in lagrange_basis(positions)]
     if as_published and len(nodes) == 2:
         z = rate * h
         distance = nodes[0].half_log_snr - nodes[1].half_log_snr
-        moved = rate * s.alpha * (0.5 * h**2 - (z + expm1(-z)) / rate**2) / distance
-        weights = [weights[0] + moved, weights[1] - moved]
+        shift = rate * s.alpha * (0.5 * h**2 - (z + expm1(-z)) / rate**2) / distance
+        weights = [weights[0] + shift, weights[1] - shift]
     return weights
 
 
@@ -107,14 +106,16 @@ def sa(
     lower_order_final: bool = True,
     as_published: bool = False,
 ) -> Linear:
-    """predictor_order: 1 to 4; corrector_order: 0 (none) to 4.
+    """The predictor, and the corrector that improves its result after the next network call.
 
-    tau: the noise, 0 for the probability-flow ODE, 1 for the reverse SDE; a number that holds for
-        steps from noise levels
-    sigma/alpha in [tau_min, tau_max] (0 elsewhere), or a function of the `Time` a step begins at.
-    lower_order_final:
-    orders fall over the last steps. as_published: the published code's term of O(h³) in formulas of
-        order 2.
+    Args:
+        predictor_order: 1 to 4.
+        corrector_order: 1 to 4, or 0 for no corrector.
+        tau: the noise, 0 for the probability-flow ODE and 1 for the reverse SDE: a number for steps
+            that start at a noise level sigma/alpha in [tau_min, tau_max] (others have 0), or a
+            function of the `Time` at which a step starts.
+        lower_order_final: the orders fall over the last steps.
+        as_published: formulas of order 2 have the published code's extra term of O(h³).
     """
     if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
         raise ValueError(
@@ -122,16 +123,12 @@ def sa(
             f" {predictor_order!r} and {corrector_order!r}."
         )
     steps, x = len(times) - 1, p.start
-    past: list[
-        Known
-    ] = []  # predictions, latest first; pure noise, at lambda = -inf, tells nothing about a slope
+    past: list[Known] = []  # predictions, latest first, without one at pure noise, lambda = -inf
     base, noise_of, correct = Linear({}), 0.0, 0
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
         corrected = p.x()
-        past = [
-            known for known in past if known[1].log_snr != t.log_snr
-        ]  # equal points tell nothing about a slope
+        past = [q for q in past if q[1].log_snr != t.log_snr]  # equal points give no slope
         if correct:
             known = [(x0, t), *past][: min(correct, len(past) + 1)]
             corrected = base + _sum(known, times[i - 1], t, noise_of, as_published)
@@ -144,7 +141,7 @@ def sa(
         order = min(predictor_order, steps - i) if lower_order_final else predictor_order
         known = [(x0, t), *past][: 1 if h == inf else order]
         x = base + _sum(known, t, s, noise_of, as_published)
-        # out of pure noise a step is exact for a constant prediction: nothing to correct
+        # a step from pure noise has only the constant prediction and is not corrected
         correct = (
             0
             if h == inf

@@ -19,12 +19,12 @@ from .trace import Linear, Trace
     peer=Peer(reason="has it only among its deprecated schedulers"),
 )
 def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
-    """x_s = (1 - F) x + G score + sqrt(G) z for dx = f x du + g dw, F = ∫ f du =
-    ln(alpha_t/alpha_s), G = ∫ g² du.
+    """x_s = (1 - F) x + G score + sqrt(G) z, one Euler-Maruyama step of dx = f x du + g dw.
 
-    score = -eps/sigma_t, g² du = 2 sigma² d ln rho: G = -2F (`vp`), sigma_t² - sigma_s² (`ve`), -2F
-    - 2 (sigma_t - sigma_s) (`flow`), -2F - (alpha_s⁴ - alpha_t⁴)/2 (`sub_vp`). The last step
-    returns x0, without which the noise of the last level stays (section 4.1).
+    F = ∫ f du = ln(alpha_t/alpha_s), G = ∫ g² du with g² du = 2 sigma² d ln rho, and score =
+    -eps/sigma_t. G is -2F in VP, sigma_t² - sigma_s² in VE, -2F - 2 (sigma_t - sigma_s) in flow and
+    -2F - (alpha_s⁴ - alpha_t⁴)/2 in sub-VP. The step into clean data returns x0, because the noise
+    of the last level would remain otherwise (section 4.1).
     """
     x = p.start
     for t, s in zip(times, times[1:], strict=False):

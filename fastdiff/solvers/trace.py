@@ -1,10 +1,10 @@
 """The tracer: a solver written as in its paper becomes the rows of a table.
 
 A solver is a Python loop over a grid of times in which x, x0, eps, the raw output, remembered terms
-and noise are `Linear` terms, sums of symbols with float coefficients. `Trace.predict(x, t)` stands
-for a network call: it closes the row before, whose next x is its first argument, and opens one.
-Because every value between two calls is linear in the open row's symbols, closing a row only writes
-coefficients down; no solver needs a kernel of its own.
+and noise are `Linear` terms, sums of symbols with float coefficients. `Trace.predict(x, t)` is a
+network call: it closes the row before, with x as the next state of that row, and opens a new one.
+Every value between two calls is linear in the symbols of the open row, so a row is a list of
+coefficients, and one kernel executes the rows of all solvers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from ..prediction import Parametrization
 from ..schedule import Time
 from ..table import COLUMNS, INDEX, OPERANDS, SLOTS
 
-Symbol = tuple[str, int]  # (operand, row) or ("slot", number of the kept term)
+Symbol = tuple[str, int]  # (operand, row) or ("slot", number of the remembered term)
 
 
 class Linear:
-    """A sum of symbols with float coefficients; adds, subtracts and scales like the tensor it
-    stands for.
-    """
+    """A sum of symbols with float coefficients. It adds, subtracts and scales like a tensor."""
 
     __slots__ = ("terms",)
 
@@ -59,9 +57,7 @@ class Linear:
 
 
 class Prediction(NamedTuple):
-    """What a network call at time t gives: x0 (after the clip), eps as the network means it, and
-    the raw output.
-    """
+    """The results of a network call: x0 after the clip, eps before it, and the raw output."""
 
     x0: Linear
     eps: Linear
@@ -69,42 +65,41 @@ class Prediction(NamedTuple):
 
 
 class Points(Protocol):
-    """Where solvers find points between those of their grid, and what the network is told there; a
-    Schedule is one.
-    """
+    """Gives points between those of a grid, and the network time there; a Schedule is one."""
 
     def at(self, t: float) -> Time:
-        """The point of a timestep."""
+        """Returns the point of a timestep."""
 
     def at_log_snr(self, log_snr: float) -> Time:
-        """The point of a log-SNR."""
+        """Returns the point of a log-SNR."""
 
     def network_time(self, point: Time) -> float:
-        """The number the network gets as its time."""
+        """Returns the number that the network gets as its time."""
 
 
 class _Row(NamedTuple):
     at: Time
     header: dict[str, float]
     next_x: Linear
-    kept: dict[int, Linear]  # number of the kept term -> its value
+    remembered: dict[int, Linear]  # number of the remembered term -> its value
 
 
 class Trace:
-    """Records a solver's rows; see the module's docstring for how a solver uses it.
+    """Records the rows of a solver, as the module's docstring describes.
 
-    `start` is the x that a formula begins with; set it to a formula's result to go on with another
-    one.
+    `start` is the x that a formula starts with. To continue with another formula, set it to the
+    result of the first one.
 
     Args:
-        parametrization: how x0 and eps follow from x and the output (fastdiff.prediction), or a
-            prediction type.
-        points: where solvers find points between those of their grid.
-        clip_range: bound of the static clip on x0, or None; with dynamic_threshold the largest
-            threshold.
-        dynamic_threshold: the quantile of |x0| that dynamic thresholding takes, or None.
-        guidance_rescale: phi of the rescaled guidance.
-        guidance_interval: noise levels (low, high) between which guidance acts.
+        parametrization: how x0 and eps follow from x and the output (`fastdiff.prediction`), or the
+            name of a prediction type.
+        points: gives points between those of the grid.
+        clip_range: bound of the static clip on x0, or None for no clip; with dynamic_threshold the
+            largest threshold.
+        dynamic_threshold: the quantile of |x0| used as the threshold, or None for a static clip.
+        guidance_rescale: phi of rescaled guidance; 0 is off.
+        guidance_interval: noise levels sigma/alpha (low, high) between which guidance acts, or None
+            for all.
     """
 
     def __init__(
@@ -135,19 +130,22 @@ class Trace:
             self._clip = {"clip_mode": 1.0, "clip_bound": clip_range}
         self.rows: list[_Row] = []
         self.start = Linear({("x", 0): 1.0})
-        self._at: Time | None = None  # where the open row's state lies, None while no row is open
+        self._at: Time | None = None  # the point of the open row's state; None if no row is open
         self._header: dict[str, float] = {}
-        self._kept: dict[int, Linear] = {}
-        self._kept_total = 0
+        self._remembered: dict[int, Linear] = {}
+        self._remembered_total = 0
 
-    def predict(self, x: Linear, t: Time, *, asked: Time | None = None) -> Prediction:
-        """A network call on x at time t; `asked`: the network is told this point's time instead."""
+    def predict(self, x: Linear, t: Time, *, time_of: Time | None = None) -> Prediction:
+        """Records a network call on x at time t.
+
+        time_of: the point that gives the network time; None for t.
+        """
         self._close(x)
         self._at, row = t, len(self.rows)
         c = self.parametrization.at(t.alpha, t.sigma)
         self._header = {
             "network": 1.0,
-            "t": self.points.network_time(asked or t),
+            "t": self.points.network_time(time_of or t),
             "input_scale": c.scale,
         }
         self._header |= {"guidance_weight": 1.0, "x0_x": c.x0_x, "x0_out": c.x0_out}
@@ -155,9 +153,7 @@ class Trace:
             self.guidance_interval is not None
             and not self.guidance_interval[0] <= t.rho <= self.guidance_interval[1]
         ):
-            self._header["guidance_weight"] = (
-                0.0  # the strength is 1 there: the conditional output alone
-            )
+            self._header["guidance_weight"] = 0.0  # strength 1: the conditional output alone
         elif self.guidance_rescale:
             self._header["guidance_rescale"] = self.guidance_rescale
         self._header |= self._clip
@@ -167,34 +163,36 @@ class Trace:
         )
 
     def predict_eps(self, x: Linear, t: Time) -> tuple[Linear, Linear]:
-        """(x0, eps) for solvers that integrate eps: where x0 is clipped, eps = (x - alpha x0)/sigma
-        says so too.
+        """Records a network call and returns (x0, eps), for solvers that integrate eps.
+
+        Where x0 is clipped, eps = (x - alpha x0)/sigma follows from the clipped x0.
         """
         x0, eps, _ = self.predict(x, t)
         return x0, (self.x() - t.alpha * x0) / t.sigma if self._clip else eps
 
     def x(self) -> Linear:
-        """The state the open row started from."""
+        """Returns the state of the open row."""
         return Linear({("x", len(self.rows)): 1.0})
 
     def between(self, t: Time, s: Time, fraction: float) -> Time:
-        """The point at this fraction of the way from t to s in log-SNR; s is not clean data."""
+        """Returns the point at a fraction of the interval from t to s in log-SNR.
+
+        s is not clean data.
+        """
         return self.at_log_snr(t.log_snr + fraction * (s.log_snr - t.log_snr))
 
     def pause(self, x: Linear, t: Time) -> Linear:
-        """A row without a network call, on x at time t: what it does is written down as after a
-        call; gives its state.
-        """
+        """Opens a row without a network call, on x at time t, and returns its state."""
         self._close(x)
         self._at, self._header = t, {"input_scale": 1.0, "guidance_weight": 1.0}
         return self.x()
 
     def noise(self, *, log_variance: tuple[float, float] | None = None) -> Linear:
-        """The open row's draw of standard normal noise; a row has one.
+        """Returns the open row's draw of standard normal noise; a row has one.
 
-        log_variance: (low, high), between which the network's second half v in [-1, 1] interpolates
-            the logarithm of the
-        noise's variance, low + (high - low)(v + 1)/2 (Nichol & Dhariwal 2021, eq. 15).
+        log_variance: (low, high) for learned variance: the draw has the log-variance low + (high -
+            low)(v + 1)/2, where v is the second half of the output (Nichol & Dhariwal 2021, eq.
+            15). None for variance 1.
         """
         if self._at is None:
             raise ValueError(
@@ -211,31 +209,33 @@ class Trace:
         return Linear({("z", len(self.rows)): 1.0})
 
     def keep(self, value: Linear) -> Linear:
-        """Remembers a term across network calls; the result stands for it from the next row on."""
-        self._kept[self._kept_total] = value
-        self._kept_total += 1
-        return Linear({("slot", self._kept_total - 1): 1.0})
+        """Remembers a term and returns its symbol, which later rows may use."""
+        self._remembered[self._remembered_total] = value
+        self._remembered_total += 1
+        return Linear({("slot", self._remembered_total - 1): 1.0})
 
     def _close(self, next_x: Linear) -> None:
         if self._at is None:
-            if next_x.terms != self.start.terms or self._kept:
+            if next_x.terms != self.start.terms or self._remembered:
                 raise ValueError(
                     "fastdiff.solvers: expected the first network call on the start, got a changed"
                     " state."
                 )
             return
-        self.rows.append(_Row(self._at, self._header, next_x, self._kept))
-        self._at, self._header, self._kept = None, {}, {}
+        self.rows.append(_Row(self._at, self._header, next_x, self._remembered))
+        self._at, self._header, self._remembered = None, {}, {}
 
     def levels(self, end: Time) -> NDArray[np.float64]:
-        """(alpha, sigma) of the state before each row of the finished table, `end` being where the
-        result lies.
+        """Returns (alpha, sigma) of the state before each row of the finished table.
+
+        end: the point of the result.
         """
         return np.array([(t.alpha, t.sigma) for t in (*(row.at for row in self.rows), end)])
 
     def table(self, x: Linear) -> NDArray[np.float64]:
-        """The finished table [rows + 1, 56]: x is the solver's result, the identity row is
-        added.
+        """Returns the finished table [rows + 1, 56], with the identity as its last row.
+
+        x: the result of the solver.
         """
         self._close(x)
         slots = self._allocate()
@@ -245,7 +245,7 @@ class Trace:
                 table[i, INDEX[name]] = number
             table[i, INDEX["next"]] = i + 1
             outputs = {"x": row.next_x} | {
-                f"s{slots[k]}": v for k, v in row.kept.items() if k in slots
+                f"s{slots[k]}": v for k, v in row.remembered.items() if k in slots
             }
             for to, value in outputs.items():
                 for symbol, c in value.terms.items():
@@ -266,23 +266,24 @@ class Trace:
         return name
 
     def _allocate(self) -> dict[int, int]:
-        """Kept terms to slots 1 … 4, by linear scan: a term holds its slot from its row to its last
-        use.
+        """Returns the slot, 1 to 4, of each remembered term that is used.
+
+        A linear scan: a term has its slot from its row to the row of its last use.
         """
         last_use: dict[int, int] = {}
         for i, row in enumerate(self.rows):
-            for value in (row.next_x, *row.kept.values()):
+            for value in (row.next_x, *row.remembered.values()):
                 last_use |= {number: i for (name, number) in value.terms if name == "slot"}
         free = list(range(1, SLOTS + 1))
         held: dict[int, int] = {}
         slots: dict[int, int] = {}
         for i, row in enumerate(self.rows):
-            # all reads of a row come before its writes, so a slot read for the last time here may
-            # be written here
+            # a row reads before it writes, so it may write to a slot that it reads for the last
+            # time
             for number in [k for k in held if last_use[k] <= i]:
                 free.append(held.pop(number))
             free.sort()
-            for number in row.kept:
+            for number in row.remembered:
                 if number not in last_use:
                     continue
                 if not free:

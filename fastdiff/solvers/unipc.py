@@ -1,8 +1,7 @@
-"""UniPC: a unified predictor-corrector of any order; the corrector reuses the next prediction (Zhao
-et al. 2023).
+"""UniPC: a unified predictor-corrector of any order (Zhao et al. 2023).
 
-One network call a step: at t the corrector first improves x_t with the prediction made there, then
-    the predictor steps on.
+A step takes one network call. The prediction at t first corrects x_t, and the predictor then uses
+it for the step from t.
 """
 
 from __future__ import annotations
@@ -21,8 +20,9 @@ ALL_ORDERS = {"lower_order_final": False}
 
 
 def _weights(ratios: list[float], hh: float, variant: str) -> tuple[list[float], float]:
-    """(rho, B(h)) with R(r) rho = b (Zhao et al. 2023, eq. 10 to 12); hh is h for the noise
-    prediction, -h for data.
+    """Returns rho and B(h), with R(r) rho = b (Zhao et al. 2023, eq. 10 to 12).
+
+    hh: h where eps is interpolated, -h where x0 is.
     """
     b_h = hh if variant == "bh1" else expm1(hh)
     phi, b = expm1(hh) / hh - 1.0, []
@@ -43,15 +43,21 @@ def _update(
     variant: str,
     predict_x0: bool,
 ) -> Linear:
-    """x_s from x_t, the prediction there and others with their ratios r; a single one takes rho =
-    1/2.
+    """Returns x_s.
+
+    Args:
+        x: x_t.
+        m0: the prediction at t.
+        others: other predictions, each with its ratio r; a single one gets rho = 1/2.
+        variant: `bh1` or `bh2`.
+        predict_x0: whether predictions are of x0 or of eps.
     """
     h = step_size(t, s)
-    if h == inf:  # into clean data or out of pure noise: exact for a constant prediction
+    if h == inf:  # to clean data or from pure noise: exact for a constant prediction
         return s.alpha * (m0 if predict_x0 else (x - t.sigma * m0) / t.alpha) + (
             (s.sigma / t.sigma) * x if predict_x0 else s.sigma * m0
         )
-    if h == 0:  # equal points: nothing moves
+    if h == 0:  # equal points: the state does not change
         return x
     hh, keeps, scale = (
         (-h, s.sigma / t.sigma, s.alpha) if predict_x0 else (h, s.alpha / t.alpha, s.sigma)
@@ -69,14 +75,16 @@ def _update(
 
 
 def _ratios(t: Time, past: list[tuple[Linear, Time]], h: float) -> list[tuple[Linear, float]]:
-    """Predictions with r = (lambda - lambda_t)/h; one at pure noise, lambda = -inf, or at a point
-    that another has too, tells nothing about a slope.
+    """Returns the predictions with their r = (lambda - lambda_t)/h.
+
+    It leaves out predictions that give no slope: one at pure noise, where lambda = -inf, and one at
+    the same point as another.
     """
-    seen, ratios = {-inf, t.log_snr}, []
+    used, ratios = {-inf, t.log_snr}, []
     for m, q in past:
-        if h != 0 and q.log_snr not in seen:
+        if h != 0 and q.log_snr not in used:
             ratios.append((m, (q.half_log_snr - t.half_log_snr) / h))
-            seen.add(q.log_snr)
+            used.add(q.log_snr)
     return ratios
 
 
@@ -103,13 +111,15 @@ def unipc(
     predict_x0: bool = True,
     disable_corrector: Sequence[int] = (),
 ) -> Linear:
-    """order: of the predictor, 1 to 3 (the corrector adds one); solver_type: B(h) = h (`bh1`) or
-    e^h - 1 (`bh2`).
+    """The predictor of the given order, and the corrector of one order more.
 
-    lower_order_final: the order falls to 1 over the last steps, steadier with few of them. Into
-        clean data it is 1 anyway.
-    predict_x0: whether x0 or eps is interpolated. disable_corrector: steps, from 0, whose result is
-        not corrected.
+    Args:
+        order: of the predictor, 1 to 3.
+        solver_type: B(h) = h (`bh1`) or e^h - 1 (`bh2`).
+        lower_order_final: the order falls to 1 over the last steps, which is more stable with few
+            steps. The step into clean data always has order 1.
+        predict_x0: interpolate x0 if true, eps if not.
+        disable_corrector: indices of the steps, from 0, that are not corrected.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
