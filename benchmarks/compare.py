@@ -1,7 +1,8 @@
-"""Do two runs of the suite on one machine agree? Each ratio's median of the second within the
-first's spread, widened.
+"""Compares two runs of the suite on one machine.
 
-The first run's [p20, p80] of a ratio, widened by 15 %: [0.85 p20, 1.15 p80].
+They agree in a ratio if its median in the second run lies within its spread [p20, p80] in the first
+run, widened by 15 %: [0.85 p20, 1.15 p80]. To compare two revisions of fastdiff, see
+compare_revisions.py.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ WIDER = 0.15
 
 
 class Verdict(NamedTuple):
-    """One ratio of the first run. second: the second run's median, None where it has none."""
+    """A ratio of the first run. second: its median in the second run, None where it is missing."""
 
     row: Row
     first: Ratio
@@ -28,23 +29,23 @@ class Verdict(NamedTuple):
         return self.second is not None and low <= self.second <= high
 
     def __str__(self) -> str:
-        there = "missing" if self.second is None else figure(self.second)
-        where = f"{self.row['kind']} {self.row['what']} ({case(self.row, also=('cache',))})"
-        return f"{where}, {self.first.peer}: {self.first} then {there}"
+        second = "missing" if self.second is None else figure(self.second)
+        row = f"{self.row['kind']} {self.row['what']} ({case(self.row, also=('cache',))})"
+        return f"{row}, {self.first.peer}: {self.first} then {second}"
 
 
 def numbered(rows: Sequence[Row]) -> dict[tuple[str, int], Row]:
-    """Rows by their case; a case measured twice is numbered."""
-    seen: Counter[str] = Counter()
+    """Returns {(case, n): row}; n counts the rows of the same case."""
+    counts: Counter[str] = Counter()
     found = {}
     for row in rows:
-        seen[key(row)] += 1
-        found[key(row), seen[key(row)]] = row
+        counts[key(row)] += 1
+        found[key(row), counts[key(row)]] = row
     return found
 
 
 def compare(first: Result, second: Result) -> tuple[list[Verdict], list[Row]]:
-    """A verdict for each ratio of the first run; and the rows that only the second has."""
+    """Returns (a verdict for each ratio of the first run, the rows that only the second has)."""
     theirs = numbered(second.rows)
     verdicts = []
     ours = numbered(first.rows)
@@ -52,7 +53,6 @@ def compare(first: Result, second: Result) -> tuple[list[Verdict], list[Row]]:
         medians = {r.peer: r.median for r in ratios(theirs[name])} if name in theirs else {}
         verdicts += [Verdict(row, r, medians.get(r.peer)) for r in ratios(row)]
         if name not in theirs and not ratios(row):
-            verdicts.append(
-                Verdict(row, Ratio("no peer", 1.0, 1.0, 1.0), None)
-            )  # the row itself is what is missing
+            # the row itself is missing
+            verdicts.append(Verdict(row, Ratio("no peer", 1.0, 1.0, 1.0), None))
     return verdicts, [row for name, row in theirs.items() if name not in ours]

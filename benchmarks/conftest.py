@@ -1,7 +1,7 @@
-"""The suite's options, its tiers, its fixtures, and what pytest-benchmark's JSON says of the
-machine.
+"""The suite's options, tiers and fixtures, and the machine's entries in pytest-benchmark's JSON.
 
-One thread unless FASTDIFF_BENCH_THREADS says otherwise: ratios on shared machines are steadier so.
+The suite uses one thread unless FASTDIFF_BENCH_THREADS is set, because ratios on shared machines
+vary less with one thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick", action="store_true", help="one row of each kind, under 3 minutes on two cores"
     )
     group.addoption("--full", action="store_true", help="the whole matrix: hours on a CPU")
-    group.addoption("--device", choices=["cpu", "cuda"], help="default: cuda where torch sees it")
+    group.addoption("--device", choices=["cpu", "cuda"], help="default: cuda if torch finds it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(
             "benchmarks: expected a GPU for --device cuda, torch sees none. Use --device cpu."
         )
-    config.option.benchmark_quiet = True  # each row is told in a line of its own
+    config.option.benchmark_quiet = True  # each row prints its own line
 
 
 def device_of(config: pytest.Config) -> str:
@@ -59,19 +59,19 @@ def tier_of(config: pytest.Config) -> str:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     asked, device, folder = tier_of(config), device_of(config), Path(__file__).parent
-    kept, left = [], []
+    selected, deselected = [], []
     for item in items:
         ours = folder in item.path.parents
         keep = not ours or tiers.chosen(asked, item.get_closest_marker("tier"), device)
-        (kept if keep else left).append(item)
-    if left:
-        config.hook.pytest_deselected(items=left)
-        items[:] = kept
+        (selected if keep else deselected).append(item)
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = selected
 
 
 @pytest.fixture(autouse=True)
 def _settled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """So many threads, no gradients, and the same numbers each time; processor time is added up."""
+    """Sets threads, seed and no_grad for each row, and adds up its processor time."""
     before, begin = torch.get_num_threads(), sum(os.times()[:4])
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
@@ -88,11 +88,12 @@ def setting(request: pytest.FixtureRequest) -> harness.Setting:
 
 
 @pytest.fixture
-def tell(
+def report_row(
     request: pytest.FixtureRequest,
 ) -> Callable[[Any, dict[str, Any], Callable[[], Any]], None]:
-    """tell(benchmark, row, call): leaves the row in the JSON, has pytest-benchmark time `call`, and
-    prints a line.
+    """report_row(benchmark, row, call): puts the row into the JSON and prints its line.
+
+    pytest-benchmark also times `call`, for its own columns.
     """
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
@@ -108,13 +109,13 @@ def tell(
 
 @pytest.fixture
 def measured(
-    benchmark: Any, setting: harness.Setting, tell: Callable[..., None]
+    benchmark: Any, setting: harness.Setting, report_row: Callable[..., None]
 ) -> Callable[..., dict[str, Any]]:
-    """measured(work, …): `harness.measure` under this run's setting, told."""
+    """measured(work, …): `harness.measure` under this run's setting, and `report_row`."""
 
     def run(work: harness.Workload, **of: Any) -> dict[str, Any]:
         row = harness.measure(setting, work, **of)
-        tell(benchmark, row, work.call)
+        report_row(benchmark, row, work.call)
         return row
 
     return run
@@ -128,7 +129,7 @@ def pytest_benchmark_update_machine_info(
 
 
 def facts(device: str, tier: str) -> dict[str, Any]:
-    """What holds for all rows of a run."""
+    """Returns the facts that all rows of a run share: machine, versions, bandwidths, commit."""
     import fastdiff
     from fastdiff.backend import library
     from fastdiff.backend.hardware import has_amx, usable_cpus

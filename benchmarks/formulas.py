@@ -1,8 +1,7 @@
-"""What users write in place of the fused ops: one formula for each, for torch eager and
-torch.compile alike.
+"""The formulas that users write in place of the fused ops, for torch eager and torch.compile.
 
-formula(normal, *inputs), where normal(like) draws. Sums are taken in float32, as training codes do
-for half precision.
+formula(normal, *inputs), where normal(like) draws noise. Sums are taken in float32, as training
+codes do for half precision.
 """
 
 from __future__ import annotations
@@ -31,15 +30,13 @@ def q_sample(normal: Normal, x0: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor
 
 
 def q_posterior(
-    normal: Normal, x0: Tensor, x_t: Tensor, t: Tensor, kept: Tensor
+    normal: Normal, x0: Tensor, x_t: Tensor, t: Tensor, alphas_cumprod: Tensor
 ) -> tuple[Tensor, ...]:
-    previous = torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
-    beta = 1 - kept / previous
-    on_x0, on_x = (
-        previous.sqrt() * beta / (1 - kept),
-        (1 - beta).sqrt() * (1 - previous) / (1 - kept),
-    )
-    variance = beta * (1 - previous) / (1 - kept)
+    previous = torch.cat([torch.ones_like(alphas_cumprod[:1]), alphas_cumprod[:-1]])
+    beta, rest = 1 - alphas_cumprod / previous, 1 - alphas_cumprod
+    on_x0 = previous.sqrt() * beta / rest
+    on_x = (1 - beta).sqrt() * (1 - previous) / rest
+    variance = beta * (1 - previous) / rest
     # the log-variance at t = 0 is that of t = 1
     log_variance = torch.cat([variance[1:2], variance[1:]]).log()
     mean = wide(on_x0[t], x0) * x0 + wide(on_x[t], x0) * x_t
@@ -47,8 +44,9 @@ def q_posterior(
 
 
 def reverse_step(normal: Normal, x: Tensor, out: Tensor, numbers: tuple[float, ...]) -> Tensor:
-    """A row without memory (DDPM, DDIM): x0, then the next x of x, x0, the output and noise; what
-    is 0 is left out.
+    """A row without slots (DDPM, DDIM): x0, then the next x from x, x0, the output and noise.
+
+    Terms with coefficient 0 are left out.
     """
     on_x, on_out, *others = numbers
     x0 = on_x * x + on_out * out
@@ -79,7 +77,7 @@ def gaussian_kl(normal: Normal, *moments: Tensor) -> Tensor:
 
 
 def discretized_gaussian_nll(normal: Normal, x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """The tanh approximation of the normal's distribution, with clamps (guided-diffusion's)."""
+    """By guided-diffusion's tanh approximation of the normal distribution function, clamped."""
     x0, mean, log_scale = (v.to(_sum(v)) for v in (x0, mean, log_scale))
 
     def cdf(v: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ def discretized_gaussian_nll(normal: Normal, x0: Tensor, mean: Tensor, log_scale
 def vlb_terms(
     normal: Normal, x0: Tensor, x_t: Tensor, output: Tensor, table: Tensor, t: Tensor
 ) -> Tensor:
-    """One after the other, with a learned range of variances, as training codes write them."""
+    """All steps in sequence, with a learned range of variances, as training codes write them."""
     x0, x_t, output = (v.to(_sum(v)) for v in (x0, x_t, output))
     x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, high, _ = (
         wide(c, x0) for c in table[t].unbind(1)
@@ -111,21 +109,24 @@ def vlb_terms(
 def group_norm_silu(
     normal: Normal, x: Tensor, groups: int, weight: Tensor, bias: Tensor, add: Tensor | None
 ) -> Tensor:
-    """A residual block's: h + temb, GroupNorm, SiLU."""
+    """The start of a residual block: h + temb, GroupNorm, SiLU."""
     if add is not None:
         x = x + add[:, :, None, None]
     return F.silu(F.group_norm(x, groups, weight, bias, 1e-5))
 
 
 def _sum(v: Tensor) -> torch.dtype:
-    """The dtype in which sums over a sample are taken."""
+    """Returns the dtype in which sums over a sample are taken."""
     return torch.float64 if v.dtype == torch.float64 else torch.float32
 
 
 def arms(
     formula: Callable[..., Any], inputs: tuple[Any, ...]
 ) -> tuple[Callable[..., Any], Callable[[], Any]]:
-    """(the formula over its inputs alone, to compile; the eager arm), with torch's own normals."""
+    """Returns (the formula as a function of its inputs, to compile; the eager arm).
+
+    Both draw with torch's own generator.
+    """
 
     def bare(*inputs: Any) -> Any:
         return formula(torch.randn_like, *inputs)

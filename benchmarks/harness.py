@@ -1,13 +1,10 @@
-"""Honest timing: arms interleaved in one process, medians with their spread, results checked before
-and after.
+"""Measures a row: arms in turns in one process, medians with their spread, checked results.
 
-A row is fastdiff's time next to its peers' on the same inputs, as ratios of neighbouring
-measurements in the order A B … B A; next to it stand the bytes an ideal kernel would move and the
-copy bandwidth measured in the same run. Outputs are
-poisoned first and compared with their oracle before anything is timed and once more afterwards: a
-    row whose result is wrong
-raises and has no time. Peers that are not installed are reported as missing. `SCHEMA` names the
-row's form.
+A row compares fastdiff's time with its peers' on the same inputs, by ratios of neighbouring
+measurements in the order A B … B A. It also has the bytes that an ideal kernel would move and the
+copy bandwidth measured in the same run. Outputs are poisoned and compared with their oracle before
+the timing and again after it: a row with a wrong result raises and has no time. Peers that are not
+installed are reported as missing. `SCHEMA` is the version of the row's format.
 """
 
 from __future__ import annotations
@@ -53,12 +50,12 @@ KINDS = (
     "growth",
 )
 MOST_ROUNDS = 500
-SLOW = 0.3
-PATIENCE = 20.0  # seconds: rows whose arms take longer get as few turns as the tier allows
+SLOW = 0.3  # seconds: an arm that takes longer has only one warm-up call
+PATIENCE = 20.0  # seconds: rows that would take longer get fewer turns, at least two
 
 
 class Setting(NamedTuple):
-    """How a run measures: the device, seconds and fewest turns of a row, and its tier."""
+    """How a run measures: the device, time and fewest turns of a row, and the tier."""
 
     device: str = "cpu"
     seconds: float = 0.6
@@ -67,13 +64,14 @@ class Setting(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What a row times, and how its result is known to be right.
+    """What a row measures, and how its result is checked.
 
     Attributes:
-        call: ours. check: given what `call` returned, raises where that or the outputs are wrong.
-        outputs: tensors that `call` writes, poisoned before it. restore: puts back what `call`
-            changes in place.
+        call: fastdiff's arm.
+        check: takes what `call` returned; raises if that or the outputs are wrong.
         checked: the oracle and the tolerance, in words.
+        outputs: tensors that `call` writes, poisoned before it.
+        restore: restores what `call` changes in place.
     """
 
     call: Arm
@@ -83,7 +81,7 @@ class Workload(NamedTuple):
     restore: Callable[[], None] | None = None
 
     def verify(self) -> None:
-        """Poisons, calls, checks."""
+        """Poisons the outputs, calls and checks."""
         for out in self.outputs:
             out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).min)
         if self.restore is not None:
@@ -94,15 +92,15 @@ class Workload(NamedTuple):
 def take_turns(
     arms: Mapping[str, Arm], setting: Setting, *, before: Arm | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each arm's calls in the order A B … B A; `before` runs ahead of every call and is
-    not counted.
+    """Returns the seconds of each arm's calls, taken in the order A B … B A.
 
-    On a GPU short calls are measured several at a time.
+    `before` runs before every call and is not counted. On a GPU, several short calls are measured
+    together.
     """
     clock = memory.stopwatch(setting.device)
     names, once = list(arms), 0.0
     for arm in arms.values():
-        for _ in range(2):  # the first warms up; where it takes long it serves as the estimate too
+        for _ in range(2):  # the first call warms up; a slow one is also the estimate
             begin = time.perf_counter()
             if before is not None:
                 before()
@@ -137,8 +135,9 @@ def _several(arm: Arm, repeat: int) -> Arm:
 
 
 def _arms(peers: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Arm], dict[str, str]]:
-    """({(peer, mode): arm}, {peer: why it is missing}); a peer is an arm, a mapping of modes to
-    arms, or `Missing`.
+    """Returns ({(peer, mode): arm}, {peer: the reason why it is missing}).
+
+    peers: each is an arm, a mapping of modes to arms, or `Missing`.
     """
     arms: dict[tuple[str, str], Arm] = {}
     missing: dict[str, str] = {}
@@ -157,11 +156,13 @@ def _arms(peers: Mapping[str, Any]) -> tuple[dict[tuple[str, str], Arm], dict[st
     return arms, missing
 
 
-def _likely(
+def _fastest_modes(
     arms: dict[tuple[str, str], Arm], setting: Setting
 ) -> tuple[dict[tuple[str, str], Arm], dict[tuple[str, str], float]]:
-    """(of slow arms the quickest mode of each peer, the seconds of all): by the better of two
-    calls. Others get no turns.
+    """Returns (the arms to measure, the seconds of the modes that were tried).
+
+    Where all arms together are too slow for the row's time, only the fastest mode of each peer is
+    measured, chosen by the faster of two calls.
     """
     clock = memory.stopwatch(setting.device)
     first = {key: clock(arm) for key, arm in arms.items()}
@@ -201,10 +202,17 @@ def measure(
     instructions: Callable[[], Any] | None = None,
     compile_s: float | None = None,
 ) -> dict[str, Any]:
-    """Checks, times all arms interleaved, checks again, and returns the row.
+    """Checks the workload, measures all arms in turns, checks again, and returns the row.
 
-    divide: how many `per` one call is (steps times samples for "sample-step"). elements,
-        bytes_floor: of one call.
+    Args:
+        kind, what, case: identify the row.
+        peers: see `_arms`.
+        per, divide: the unit of the times, and how many of it one call computes (for "sample-step"
+            steps times samples).
+        elements, bytes_floor: elements and fewest bytes of one call.
+        cold: whether caches are emptied before every call.
+        instructions: returns the ceiling of benchmarks.instructions.
+        compile_s: seconds that compiling fastdiff's arm took.
     """
     if kind not in KINDS:
         raise ValueError(f"benchmarks.harness: expected kind in {KINDS}, got {kind!r}.")
@@ -213,7 +221,7 @@ def measure(
     extra = memory.extra_bytes(work.call, device)
     theirs, missing = _arms(peers)
     every = theirs
-    theirs, tried = _likely(theirs, setting)
+    theirs, tried = _fastest_modes(theirs, setting)
     before = (lambda: memory.evict(device)) if cold else None
     names: dict[Any, Arm] = {OURS: work.call, **theirs}
     times = take_turns(names, setting, before=before)
@@ -258,7 +266,7 @@ def measure(
 def _instructions(
     limit: Callable[[], Any] | None, elements: int | None, ours: list[float]
 ) -> dict[str, Any] | None:
-    """The ceiling that arithmetic sets, and how much of it the row reaches."""
+    """Returns the ceiling by arithmetic and the percentage of it that the row reaches."""
     found = limit() if limit is not None else None
     if found is None or elements is None:
         return None
@@ -272,7 +280,7 @@ def _compared(
     missing: Mapping[str, str],
     divide: float,
 ) -> Any:
-    """peers and best_peer of a row; of a peer with several modes its quickest counts."""
+    """Returns the entries peers and best_peer of a row; a peer counts with its fastest mode."""
     rows: dict[str, Any] = {}
     for (name, mode), arm in arms.items():
         found: dict[str, Any] = {
@@ -288,9 +296,8 @@ def _compared(
         else:
             modes = rows[name]["modes"] | found["modes"]
             rows[name] = {**min(rows[name], found, key=lambda row: row["us"][1]), "modes": modes}
-    others = [
-        name for name in rows if not name.startswith(OURS)
-    ]  # another way of fastdiff's own is no peer
+    # other variants of fastdiff are not peers
+    others = [name for name in rows if not name.startswith(OURS)]
     best = min(others, key=lambda name: rows[name]["faster"]["median"], default=None)
     rows |= {name: {"missing": reason} for name, reason in missing.items()}
     return {
@@ -300,18 +307,18 @@ def _compared(
 
 
 def fitted(x: list[float], y: list[float]) -> tuple[float, float]:
-    """(exponent, its standard error) of y = c x^e, by least squares between the logarithms."""
+    """Returns (exponent, its standard error) of y = c x^e, by least squares of the logarithms."""
     line = torch.tensor([x, y], dtype=torch.float64).log()
-    off = line - line.mean(1, keepdim=True)
-    square = float(off[0] @ off[0])
-    exponent = float(off[0] @ off[1]) / square
-    rest = off[1] - exponent * off[0]
+    centred = line - line.mean(1, keepdim=True)
+    square = float(centred[0] @ centred[0])
+    exponent = float(centred[0] @ centred[1]) / square
+    rest = centred[1] - exponent * centred[0]
     free = len(x) - 2
     return exponent, (float(rest @ rest) / free / square) ** 0.5 if free > 0 else 0.0
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """A row in one line."""
+    """Returns a row as one line of text."""
     values = [
         str(v) if not isinstance(v, (list, tuple)) else "x".join(map(str, v))
         for v in row["case"].values()

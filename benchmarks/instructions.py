@@ -1,15 +1,13 @@
-"""The ceiling that arithmetic sets on noise kernels: instructions per element, and elements a
-second without memory.
+"""The ceiling by arithmetic of noise kernels: instructions per element, elements per second.
 
-Instructions are counted in the machine code that is run. On a CPU objdump shows the C++ library, in
-it the loop of `draw_run` at the level in use: the innermost loop with Philox's multiplications,
-over the normals it stores per turn. On a GPU Triton's own cuobjdump shows the kernel, every
-instruction once over the elements of a thread.
+Instructions are counted in the machine code. On a CPU, objdump disassembles the C++ library; what
+counts is the main loop of `draw_run` at the level in use, that is the innermost loop with Philox's
+multiplications, divided by the normals that it stores per iteration. On a GPU, Triton's cuobjdump
+disassembles the kernel; each instruction counts once, divided by the elements of a thread.
 
-The ceiling on a CPU is measured: the slope of the op's time from 1,024 to 4,096 elements of one
-    sample, which stay in the
-first-level cache, so neither the call nor memory is in it. On a GPU it is the issue rate, four
-instructions of a warp per multiprocessor and clock, over the count.
+The ceiling on a CPU is measured: the slope of the op's time between 1,024 and 4,096 elements of one
+sample. These stay in the first-level cache, so the slope contains neither the call nor memory. On a
+GPU it is the issue rate, four warp instructions per multiprocessor and clock, divided by the count.
 """
 
 from __future__ import annotations
@@ -36,8 +34,9 @@ SMALL, LARGER = 1024, 4096
 
 
 def functions(binary: Path, containing: str, most: int = 1) -> dict[str, Code]:
-    """Up to so many disassembled functions of a library whose demangled names contain a text; empty
-    without binutils.
+    """Returns up to `most` disassembled functions whose demangled names contain a text.
+
+    Empty without binutils.
     """
     nm, objdump = shutil.which("nm"), shutil.which("objdump")
     if nm is None or objdump is None:
@@ -64,21 +63,21 @@ def _output(*command: Any) -> str:
 
 
 def loops(code: Code) -> list[Code]:
-    """The innermost loops: from the target of a jump back to the jump, with no other such span
-    inside.
+    """Returns the innermost loops: from the target of a backward jump to the jump, with no other
+    such span inside.
     """
-    place = {address: i for i, (address, _, _) in enumerate(code)}
+    index = {address: i for i, (address, _, _) in enumerate(code)}
     spans = []
     for i, (address, operation, operands) in enumerate(code):
         target = re.match(r"([0-9a-f]+)\b", operands) if operation.startswith("j") else None
-        if target and (to := int(target[1], 16)) <= address and to in place:
-            spans.append((place[to], i))
+        if target and (to := int(target[1], 16)) <= address and to in index:
+            spans.append((index[to], i))
     inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
     return [code[first : last + 1] for first, last in inner]
 
 
 def stored(code: Code) -> int:
-    """float32 values that a loop stores by vectors, spills to the stack not counted."""
+    """Returns how many float32 values a loop stores by vectors, without spills to the stack."""
     total = 0
     for _, operation, operands in code:
         found = re.match(r"(%[xyz]mm)\d+,.*\((%\w+)", operands) if "mov" in operation else None
@@ -89,8 +88,9 @@ def stored(code: Code) -> int:
 
 @functools.cache
 def of_normals(level: str) -> float | None:
-    """Instructions per normal of the C++ library's main loop at a level; None where they can't be
-    counted.
+    """Returns the instructions per normal of the C++ library's main loop at a level.
+
+    None where they can't be counted.
     """
     path = library.FOLDER / library.LIBRARIES["cpu"]
     if not path.exists():
@@ -99,19 +99,18 @@ def of_normals(level: str) -> float | None:
     for code in functions(path, f"fastdiff::{level}::draw_run(").values():
         for loop in loops(code):
             multiplies = sum("pmuludq" in operation for _, operation, _ in loop)
-            if multiplies >= 18 and stored(
-                loop
-            ):  # Philox's ten rounds, the first ones partly constant
+            # Philox's ten rounds, the first of which are partly constant
+            if multiplies >= 18 and stored(loop):
                 counts.append((stored(loop), len(loop)))
     if not counts:
         return None
-    values, instructions = max(counts)  # the loop that draws most a turn is the main one
+    values, instructions = max(counts)  # the main loop draws most normals per iteration
     return instructions / values
 
 
 @functools.cache
 def of_kernel(cubin: bytes, elements_of_a_thread: float) -> float | None:
-    """Instructions per element of a compiled Triton kernel."""
+    """Returns the instructions per element of a compiled Triton kernel."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -126,8 +125,9 @@ def of_kernel(cubin: bytes, elements_of_a_thread: float) -> float | None:
 
 
 def compiled_call(call: Any) -> float | None:
-    """Instructions per element of what Triton compiles for a launch (`fastdiff_kernels.launch`) on
-    this GPU.
+    """Returns the instructions per element of the kernel that Triton compiles for a launch.
+
+    call: what a function of `fastdiff_kernels.launch` returns.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -138,9 +138,9 @@ def compiled_call(call: Any) -> float | None:
     target = GPUTarget("cuda", 10 * major + minor, 32)
     kernel, backend = call.kernel(), make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
-    bound, specialization, given = bind(**call.arguments, **call.options)
+    bound, specialization, keywords = bind(**call.arguments, **call.options)
     options, signature, constants, attributes = kernel._pack_args(
-        backend, given, bound, specialization, given
+        backend, keywords, bound, specialization, keywords
     )
     made = triton.compile(
         ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__
@@ -152,10 +152,11 @@ def compiled_call(call: Any) -> float | None:
 def ceiling(
     make: Callable[[int], Callable[[], Any]], device: str, call: Callable[[], Any] | None = None
 ) -> dict[str, Any] | None:
-    """{per_element, ceiling_Melem_per_s, how} of a noise kernel.
+    """Returns {per_element, ceiling_Melem_per_s, how} of a noise kernel.
 
-    make: the op's call on one sample of so many elements. call: on a GPU its launch, to count the
-        instructions of.
+    Args:
+        make: returns the op's call on one sample of n elements.
+        call: on a GPU, returns the launch whose instructions are counted.
     """
     if device == "cuda":
         per = compiled_call(call()) if call is not None else None
@@ -191,8 +192,9 @@ def ceiling(
 
 
 def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
-    """The Triton launch of a noise kernel on tensors like this one; `uses` is a step's mask of
-    columns.
+    """Returns a function that makes the Triton launch of a noise kernel on tensors like this one.
+
+    uses: a step's mask of columns.
     """
 
     def call() -> Any:

@@ -1,10 +1,10 @@
-"""What a batch job adds to the bare loop, what it remembers, and what a second worker brings.
+"""Measures a batch job next to the bare loop, its resident memory, and two workers next to one.
 
     python -m benchmarks.jobs --samples 100000 --out benchmarks/results/jobs-….json
 
-The job and a bare loop of `Sampler.sample` take turns, a few units each, in one process: the ratio
-of their speeds is a median over the turns. Then one and two single-threaded workers, each a
-process, make a dataset by turns; speeds are those of the events in their logs, without start-up.
+The job and a bare loop of `Sampler.sample` take turns of a few units in one process; the ratio of
+their speeds is a median over the turns. Then one and two single-threaded workers, each a process,
+make a dataset in turns; their speeds come from the events in their logs, without the start-up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastdiff.jobs.log import resident
 
 
 def bare(job: jobs.Job, units: list[int]) -> list[np.ndarray]:
-    """What a user's own loop would do for these units: their pictures."""
+    """Returns the images of these units, made by a loop as a user would write it."""
     sampler, model, made = job.sampler, job.model, []
     for unit in units:
         block = job.spec.units.block(unit)
@@ -46,9 +46,10 @@ def bare(job: jobs.Job, units: list[int]) -> list[np.ndarray]:
     return made
 
 
-def beside(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[str, Any]:
-    """Speed relative to the bare loop (in every `every`th turn), and resident memory, over a whole
-    job.
+def next_to_bare_loop(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[str, Any]:
+    """Returns the speed of a whole job relative to the bare loop, and its resident memory.
+
+    The bare loop runs in every `every`th turn of `turn` units.
     """
     job = jobs.Job.plan(
         "fashion-mnist",
@@ -110,9 +111,7 @@ def beside(samples: int, steps: int, unit: int, turn: int, every: int) -> dict[s
 def speeds(
     worlds: list[int], samples: int, steps: int, unit: int, rounds: int
 ) -> dict[int, list[float]]:
-    """{workers: images a second of so many single-threaded processes together}, each world as often
-    and in turns.
-    """
+    """Returns {n: images per second of n single-threaded workers together, round by round}."""
     found: dict[int, list[float]] = {world: [] for world in worlds}
     for world in [*worlds, *reversed(worlds)] * rounds:
         with tempfile.TemporaryDirectory() as out:
@@ -147,7 +146,7 @@ def speeds(
                 for log in Path(out, "log").glob("*.jsonl")
             ]
             ends = [[e for e in log if e["event"] == "unit"] for log in lines]
-            # from when all are at work to when the first has no more to do
+            # while all of them work
             begin, end = max(log[0]["unix"] for log in ends), min(log[-1]["unix"] for log in ends)
             within = [e for log in ends for e in log if begin < e["unix"] <= end]
             found[world].append(sum(e["images"] for e in within) / (end - begin))
@@ -155,7 +154,7 @@ def speeds(
 
 
 def workers(samples: int, steps: int, unit: int, rounds: int) -> dict[str, Any]:
-    """Speed of two single-threaded workers together, relative to one."""
+    """Returns the speed of two single-threaded workers together, relative to one."""
     found = speeds([1, 2], samples, steps, unit, rounds)
     each = {str(k): [round(v, 1) for v in s] for k, s in found.items()}
     return {
@@ -172,9 +171,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--unit", type=int, default=64)
-    parser.add_argument("--turn", type=int, default=8, help="units a turn")
+    parser.add_argument("--turn", type=int, default=8, help="units per turn")
     parser.add_argument(
-        "--every", type=int, default=4, help="turns of the job to one of the bare loop"
+        "--every", type=int, default=4, help="turns of the job for each turn of the bare loop"
     )
     parser.add_argument(
         "--rounds", type=int, default=2, help="of one, two, two, one workers; 0 for none"
@@ -186,7 +185,7 @@ def main() -> None:
         "machine": machine.describe(torch.device("cpu")),
         "python": platform.python_version(),
     }
-    found["job"] = beside(args.samples, args.steps, args.unit, args.turn, args.every)
+    found["job"] = next_to_bare_loop(args.samples, args.steps, args.unit, args.turn, args.every)
     print(json.dumps(found["job"], indent=1), flush=True)
     if args.rounds:
         found["workers"] = workers(args.worker_samples, args.steps, args.unit, args.rounds)

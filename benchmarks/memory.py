@@ -1,7 +1,6 @@
-"""Memory beside which times stand: copy and fill bandwidth, a cache to empty, and what a call takes
-on top.
+"""Memory: the bandwidth of copy and fill, emptying the caches, and the bytes that a call allocates.
 
-All of it is measured on the row's device and with the row's number of threads.
+All of it is measured on the row's device with the row's number of threads.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Any
 
 import torch
 
-LARGE = 64 * 2**20  # bytes of a copy that no cache of common machines holds twice
-MOST = 32 * LARGE  # of a copy that no cache of a GPU holds
+LARGE = 64 * 2**20  # bytes: source and destination do not both fit a CPU's cache
+MOST = 32 * LARGE  # bytes that do not fit a GPU's cache
 
 
 @functools.cache
 def last_level_cache(device: str) -> int:
-    """Bytes of the largest cache."""
+    """Returns the bytes of the largest cache."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(0).L2_cache_size)
     sizes = [32 * 2**20]
@@ -32,18 +31,19 @@ def last_level_cache(device: str) -> int:
 
 
 @functools.cache
-def _room(nbytes: int, device: str, name: str) -> torch.Tensor:
+def _buffer(nbytes: int, device: str, name: str) -> torch.Tensor:
     return torch.ones(nbytes // 4, device=device)
 
 
 def evict(device: str) -> None:
-    """Puts other data in every cache: a write of twice the last one's size."""
-    _room(2 * last_level_cache(device), device, "evict").add_(1.0)
+    """Empties every cache by writing twice the size of the last one."""
+    _buffer(2 * last_level_cache(device), device, "evict").add_(1.0)
 
 
 def stopwatch(device: str) -> Callable[[Callable[[], Any]], float]:
-    """Seconds of one call: by the wall's clock on a CPU, between events on a GPU, which the call
-    has to reach.
+    """Returns a clock, which calls a function and returns its seconds.
+
+    On a CPU it is wall time; on a GPU the time between events before and after the call's kernels.
     """
     if device != "cuda":
 
@@ -79,26 +79,27 @@ def _rate(call: Callable[[], Any], nbytes: int, device: str, cold: bool, rounds:
 def copy_bandwidth(
     device: str = "cpu", nbytes: int = MOST, *, cold: bool = False, rounds: int = 7
 ) -> float:
-    """Bytes read and written per second by a plain copy that moves so many bytes: from 1 MiB to 64
-    MiB each way, 1 GiB on a GPU, whose last cache may hold 64.
+    """Returns the bytes read and written per second by a plain copy that moves `nbytes` bytes.
+
+    The copy's size is limited to 1 MiB to 64 MiB each way, up to 1 GiB on a GPU, where 64 MiB may
+    fit the last cache.
     """
     half = min(max(nbytes // 2, 2**20), LARGE if device == "cpu" else 16 * LARGE)
-    source, target = _room(half, device, "source"), _room(half, device, "target")
+    source, target = _buffer(half, device, "source"), _buffer(half, device, "target")
     return _rate(lambda: target.copy_(source), 2 * half, device, cold, rounds)
 
 
 def fill_bandwidth(device: str = "cpu", nbytes: int = LARGE, rounds: int = 7) -> float:
-    """Bytes written per second by a plain fill."""
-    target = _room(nbytes, device, "target")
+    """Returns the bytes written per second by a plain fill."""
+    target = _buffer(nbytes, device, "target")
     return _rate(lambda: target.fill_(1.0), nbytes, device, False, rounds)
 
 
 def extra_bytes(call: Callable[[], Any], device: str) -> int:
-    """The most bytes that one call holds at a time beyond what is there before it, by torch's
-    allocator.
+    """Returns the most bytes that a call has allocated at a time, by torch's allocator.
 
-    `call` ran before. On a CPU the profiler's record of every allocation is summed in order; what
-    libraries take from the system is not in it.
+    `call` must have run before. On a CPU, the profiler's allocations are summed in order; memory
+    that libraries take from the system is not included.
     """
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,5 +1,6 @@
-"""Networks that people sample from, with random weights by seed but for the shipped one, and a
-pipeline's loop over them.
+"""The networks that are measured, and a pipeline's loop around them.
+
+They have random weights of a fixed seed, except the shipped one.
 """
 
 from __future__ import annotations
@@ -52,8 +53,13 @@ NAMES = ("fashion-mnist", "unet-cifar", *DITS)
 
 
 class Network(NamedTuple):
-    """A network in eval mode, one sample's shape, what it is called with besides, its schedule and
-    prediction type.
+    """A network in eval mode.
+
+    Attributes:
+        module: the network.
+        shape: of one sample.
+        schedule, prediction_type: of its training.
+        condition: returns the keyword arguments of a call with this batch.
     """
 
     module: Any
@@ -64,7 +70,7 @@ class Network(NamedTuple):
 
 
 def make(name: str, device: str, dtype: torch.dtype = torch.float32) -> Network:
-    """The network of this name; raises ModuleNotFoundError for diffusers' without diffusers."""
+    """Returns the network of this name. Raises ModuleNotFoundError if it needs diffusers."""
     linear = Schedule.linear(1000)
 
     def labels(key: str, classes: int) -> Callable[[int], dict[str, Tensor]]:
@@ -87,17 +93,14 @@ def make(name: str, device: str, dtype: torch.dtype = torch.float32) -> Network:
         else:
             module = library.DiTTransformer2DModel(**DITS[name])
             found = Network(module, (4, 32, 32), linear, "epsilon", labels("class_labels", 1000))
-    placed = found.module.to(device)
-    placed = (
-        placed if dtype == torch.float32 else placed.to(dtype)
-    )  # diffusers' warns of every cast
-    return found._replace(module=placed.eval().requires_grad_(False))
+    module = found.module.to(device)
+    if dtype != torch.float32:  # diffusers warns about every cast
+        module = module.to(dtype)
+    return found._replace(module=module.eval().requires_grad_(False))
 
 
 def settings(network: Any) -> dict[str, Any]:
-    """The network as it is and in channels_last; where the processor multiplies bf16 tiles, in bf16
-    too.
-    """
+    """Returns the network in each memory format and, on a CPU with AMX, also in bf16."""
     found = {"contiguous": network}
     if any(v.ndim == 4 for v in network.parameters()):
         found["channels_last"] = copy.deepcopy(network).to(memory_format=torch.channels_last)
@@ -110,7 +113,7 @@ def settings(network: Any) -> dict[str, Any]:
 
 
 def call(network: Any, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-    """The network's output in x's dtype, whatever its own and its return type."""
+    """Returns the network's output in x's dtype."""
     out = network(x.to(next(network.parameters()).dtype), t, **condition)
     out = out if isinstance(out, Tensor) else out.sample
     return out.to(x.dtype)
@@ -126,8 +129,8 @@ KINDS = {"epsilon": "epsilon", "v": "v_prediction"}
 def pipeline(
     network: Network, solver: str, steps: int, run: Callable[[Tensor, Tensor], Tensor], batch: int
 ) -> Callable[[], Tensor] | peers.Missing:
-    """A pipeline's loop (draw, then network and scheduler in turns), without its checks and its
-    bar.
+    """Returns a pipeline's loop (draw, then network and scheduler in turns), without its checks and
+    progress bar; or `Missing`.
     """
     library = peers.diffusers()
     if isinstance(library, peers.Missing):
@@ -146,7 +149,7 @@ def pipeline(
         scheduler.set_timesteps(steps, device=first.device)
         x = torch.randn(batch, *network.shape, device=first.device, dtype=first.dtype)
         for t in scheduler.timesteps:
-            # contiguous, as what is compiled was made for
+            # contiguous, as the compiled network expects it
             out = run(scheduler.scale_model_input(x, t), t.repeat(batch))
             x = scheduler.step(out, t, x, return_dict=False)[0]
         return x

@@ -1,25 +1,25 @@
-"""Every fused op as a row: its call, its oracle, the formula that users write instead, and the
-bytes that it must move.
-"""
+"""The rows of the fused ops: each op's call, oracle, peers' formula and fewest bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import formulas, instructions
+from benchmarks import formulas
+from benchmarks.checks import as_numpy, same_bits
 from benchmarks.harness import Workload
+from benchmarks.op_inputs import SEED, Inputs, Op, same_work
 from fastdiff import Schedule, ops, reference
-from fastdiff.ops.common import workspace_for
 from fastdiff.solvers import make_plan
 from fastdiff.theory.likelihood import vlb_table
 
+__all__ = ["DTYPES", "SCHEDULE", "SEED", "SHAPES", "Maker", "Op", "same_work"]
+
 SCHEDULE = Schedule.linear(1000)
-SEED = 1
 SHAPES = {"small": (1, 3, 32, 32), "real": (256, 3, 32, 32), "large": (256, 3, 128, 128)}
 DTYPES = {
     "float32": torch.float32,
@@ -27,148 +27,10 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-SUM = {
-    torch.float64: 2e-13
-}  # relative error of sums over a sample in other dtypes: 3e-6 (tests/tolerances.py)
-# what a formula, given the op's own noise, may differ by in norm: half precision rounds at every
-# operation
-FORMULA = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-class Op(NamedTuple):
-    """A row of an op.
-
-    Attributes:
-        work: ours. result: what it left. formula, inputs: its peers'. stream: of the op's noise,
-            None without.
-        numpy: the oracle on the whole batch. bytes_floor: what an ideal kernel reads and writes.
-        tolerance: of the formula beside the op, where it is an approximation.
-    """
-
-    work: Workload
-    result: Callable[[], Any]
-    formula: Callable[..., Any]
-    inputs: tuple[Any, ...]
-    numpy: Callable[[], Any]
-    bytes_floor: int
-    elements: int
-    stream: int | None = None
-    limit: Callable[[], Any] | None = None
-    tolerance: float | None = None
-
-
-def truth(x: Tensor) -> np.ndarray:
-    """As NumPy, in which half precision is float32."""
-    x = x.detach().cpu()
-    return (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x).numpy()
-
-
-def ends(batch: int) -> list[int]:
-    """The samples that are compared with NumPy: the first and the last."""
-    return sorted({0, batch - 1})
-
-
-def same_bits(got: Tensor, expected: np.ndarray, what: str) -> None:
-    """The oracle's value, rounded once to the stored type, is what is there."""
-    rounded = torch.from_numpy(np.ascontiguousarray(expected)).to(got.dtype)
-    if not torch.equal(got.cpu(), rounded):
-        off = float((got.cpu().double() - rounded.double()).abs().max())
-        raise AssertionError(f"{what}: expected NumPy's bits, got values up to {off:.3g} away")
-
-
-def near(got: Tensor, expected: np.ndarray, rtol: float, what: str) -> None:
-    np.testing.assert_allclose(truth(got), expected, rtol=rtol, atol=0, err_msg=what)
-
-
-def same_work(op: Op) -> None:
-    """The formula with the op's noise has the op's result: the peers do what is compared."""
-
-    def normal(like: Tensor) -> Tensor:
-        assert op.stream is not None
-        return ops.randn(
-            like.shape, seed=SEED, stream=op.stream, dtype=like.dtype, device=like.device
-        )
-
-    op.work.verify()
-    ours, theirs = op.result(), op.formula(normal, *op.inputs)
-    for a, b in zip(*((v,) if isinstance(v, Tensor) else v for v in (ours, theirs)), strict=True):
-        off = float((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30))
-        if not off < (op.tolerance or FORMULA[a.dtype]):
-            raise AssertionError(f"the formula differs from the op by {off:.2g} of its norm")
-
-
-class Maker:
-    """Inputs of one shape, dtype and device, and the ops on them."""
-
-    def __init__(
-        self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu"
-    ):
-        self.shape, self.dtype, self.device = shape, dtype, device
-        self.batch, self.elements = shape[0], int(np.prod(shape))
-        self.size = torch.empty((), dtype=dtype).element_size()
-        self.ends = ends(self.batch)
-        self.g = torch.Generator(device).manual_seed(0)
-
-    def normal(self, shape: tuple[int, ...] | None = None) -> Tensor:
-        return torch.randn(shape or self.shape, generator=self.g, device=self.device).to(self.dtype)
-
-    def pixels(self) -> Tensor:
-        levels = torch.randint(0, 256, self.shape, generator=self.g, device=self.device)
-        return (levels / 127.5 - 1).to(self.dtype)
-
-    def empty(self) -> Tensor:
-        return torch.empty(self.shape, dtype=self.dtype, device=self.device)
-
-    def times(self) -> Tensor:
-        return torch.arange(self.batch, device=self.device) * 7 % 1000
-
-    def table(self, values: Any) -> Tensor:
-        return torch.tensor(values, device=self.device)
-
-    def sums(self) -> dict[str, Any]:
-        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
-        out = torch.empty(self.batch, dtype=kind, device=self.device)
-        room = workspace_for(self.batch, self.elements // self.batch, kind, out.device)
-        return {"out": out} if room is None else {"out": out, "workspace": room}
-
-    @property
-    def sum_error(self) -> float:
-        return SUM.get(self.dtype, 3e-6)
-
-    def op(
-        self,
-        work: Workload,
-        result: Callable[[], Any],
-        formula: Any,
-        inputs: tuple[Any, ...],
-        numpy: Any,
-        arrays: float,
-        **more: Any,
-    ) -> Op:
-        """arrays: how many tensors of the shape are read or written."""
-        return Op(
-            work,
-            result,
-            formula,
-            inputs,
-            numpy,
-            int(arrays * self.elements) * self.size,
-            self.elements,
-            **more,
-        )
-
-    # -- the ops
-    # ------------------------------------------------------------------------------------------------------
-
-    def limit(self, name: str, uses: int = 0) -> Callable[[], Any]:
-        """The ceiling that arithmetic sets on this op."""
-
-        def make(n: int) -> Callable[[], Any]:
-            return getattr(Maker((1, n), self.dtype, self.device), name)().work.call
-
-        return lambda: instructions.ceiling(
-            make, self.device, instructions.launch_of(name, self.empty(), uses)
-        )
+class Maker(Inputs):
+    """Makes every op, by its name, on inputs of one shape, dtype and device."""
 
     def randn(self) -> Op:
         out = self.empty()
@@ -176,7 +38,10 @@ class Maker:
         def check(_: Any) -> None:
             for b in self.ends:
                 expected = reference.randn(
-                    (1, *self.shape[1:]), seed=SEED, sample_ids=[b], dtype=truth(out[:1]).dtype.type
+                    (1, *self.shape[1:]),
+                    seed=SEED,
+                    sample_ids=[b],
+                    dtype=as_numpy(out[:1]).dtype.type,
                 )
                 same_bits(out[b : b + 1], expected, "randn")
 
@@ -196,7 +61,12 @@ class Maker:
         def oracle(b: Any = slice(None)) -> np.ndarray:
             ids = np.arange(self.batch)[b]
             return reference.q_sample(
-                truth(x0[b]), truth(t[b]), SCHEDULE.alpha, SCHEDULE.sigma, seed=SEED, sample_ids=ids
+                as_numpy(x0[b]),
+                as_numpy(t[b]),
+                SCHEDULE.alpha,
+                SCHEDULE.sigma,
+                seed=SEED,
+                sample_ids=ids,
             )
 
         def call() -> Tensor:
@@ -225,18 +95,14 @@ class Maker:
         )
 
     def q_posterior(self) -> Op:
-        x0, x_t, t, kept = (
-            self.normal(),
-            self.normal(),
-            self.times(),
-            self.table(SCHEDULE.alphas_cumprod),
-        )
-        values = self.sums()["out"]
+        x0, x_t, t = self.normal(), self.normal(), self.times()
+        alphas_cumprod = self.table(SCHEDULE.alphas_cumprod)
+        values = self.buffers()["out"]
         out = (self.empty(), values, torch.empty_like(values))
 
         def oracle(b: Any = slice(None)) -> Any:
             return reference.q_posterior(
-                truth(x0[b]), truth(x_t[b]), truth(t[b]), SCHEDULE.alphas_cumprod
+                as_numpy(x0[b]), as_numpy(x_t[b]), as_numpy(t[b]), SCHEDULE.alphas_cumprod
             )
 
         def check(_: Any) -> None:
@@ -244,9 +110,13 @@ class Maker:
                 same_bits(got[self.ends], expected, "q_posterior")
 
         work = Workload(
-            lambda: ops.q_posterior(x0, x_t, t, kept, out=out), check, "bits equal to NumPy", out
+            lambda: ops.q_posterior(x0, x_t, t, alphas_cumprod, out=out),
+            check,
+            "bits equal to NumPy",
+            out,
         )
-        return self.op(work, lambda: out, formulas.q_posterior, (x0, x_t, t, kept), oracle, 3)
+        inputs = (x0, x_t, t, alphas_cumprod)
+        return self.op(work, lambda: out, formulas.q_posterior, inputs, oracle, 3)
 
     def reverse_step(self, solver: str = "ddpm", k: int = 25) -> Op:
         plan = make_plan(SCHEDULE, solver=solver, steps=50, timestep_spacing="leading")
@@ -257,7 +127,7 @@ class Maker:
         def oracle(b: Any = slice(None)) -> np.ndarray:
             which = np.arange(self.batch)[b]
             return reference.reverse_step(
-                truth(x[b]), truth(out[b]), plan.table, k, seed=SEED, sample_ids=which
+                as_numpy(x[b]), as_numpy(out[b]), plan.table, k, seed=SEED, sample_ids=which
             ).x_s
 
         def call() -> Any:
@@ -274,8 +144,8 @@ class Maker:
         noise = {"stream": 1, "limit": self.limit("reverse_step", plan.used)} if numbers[-1] else {}
 
         def formula(normal: Any, x: Tensor, out: Tensor) -> Tensor:
-            # drawn by the row's number of the contract when compared, by torch's generator when
-            # timed
+            # `normal` draws the row's noise of the contract when the formula is compared, and
+            # torch's own noise when it is timed
             return formulas.reverse_step(normal, x, out, numbers)
 
         step = int(plan.column("noise_index")[k])
@@ -287,7 +157,7 @@ class Maker:
         def oracle(b: Any = slice(None)) -> np.ndarray:
             ids = np.arange(self.batch)[b]
             return reference.reparameterize(
-                truth(mean[b]), truth(logvar[b]), seed=SEED, sample_ids=ids
+                as_numpy(mean[b]), as_numpy(logvar[b]), seed=SEED, sample_ids=ids
             )
 
         def call() -> Tensor:
@@ -311,18 +181,18 @@ class Maker:
         )
 
     def noise_mse(self) -> Op:
-        """Against training as it is: noise made once, kept, and subtracted."""
-        prediction, room = self.normal(), self.sums()
+        """The peers' formula stores the noise and subtracts it, as training codes do."""
+        prediction, buffers = self.normal(), self.buffers()
 
         def oracle(b: Any = slice(None)) -> np.ndarray:
             return reference.noise_mse(
-                truth(prediction[b]), seed=SEED, sample_ids=np.arange(self.batch)[b]
+                as_numpy(prediction[b]), seed=SEED, sample_ids=np.arange(self.batch)[b]
             )
 
         return self._sum(
             "noise_mse",
-            lambda: ops.noise_mse(prediction, seed=SEED, **room),
-            room,
+            lambda: ops.noise_mse(prediction, seed=SEED, **buffers),
+            buffers,
             oracle,
             formulas.noise_mse,
             (prediction,),
@@ -332,15 +202,15 @@ class Maker:
         )
 
     def gaussian_kl(self) -> Op:
-        moments, room = tuple(self.normal() for _ in range(4)), self.sums()
+        moments, buffers = tuple(self.normal() for _ in range(4)), self.buffers()
 
         def oracle(b: Any = slice(None)) -> np.ndarray:
-            return reference.gaussian_kl(*(truth(v[b]) for v in moments))
+            return reference.gaussian_kl(*(as_numpy(v[b]) for v in moments))
 
         return self._sum(
             "gaussian_kl",
-            lambda: ops.gaussian_kl(*moments, **room),
-            room,
+            lambda: ops.gaussian_kl(*moments, **buffers),
+            buffers,
             oracle,
             formulas.gaussian_kl,
             moments,
@@ -350,16 +220,18 @@ class Maker:
     def discretized_gaussian_nll(self) -> Op:
         x0 = self.pixels()
         mean = (x0.double() + 0.05 * self.normal().double()).to(self.dtype)
-        log_scale, room = (self.normal().double() * 0.3 - 3).to(self.dtype), self.sums()
+        log_scale, buffers = (self.normal().double() * 0.3 - 3).to(self.dtype), self.buffers()
 
         def oracle(b: Any = slice(None)) -> np.ndarray:
-            return reference.discretized_gaussian_nll(*(truth(v[b]) for v in (x0, mean, log_scale)))
+            return reference.discretized_gaussian_nll(
+                *(as_numpy(v[b]) for v in (x0, mean, log_scale))
+            )
 
         inputs = (x0, mean, log_scale)
         return self._sum(
             "discretized_gaussian_nll",
-            lambda: ops.discretized_gaussian_nll(*inputs, **room),
-            room,
+            lambda: ops.discretized_gaussian_nll(*inputs, **buffers),
+            buffers,
             oracle,
             formulas.discretized_gaussian_nll,
             inputs,
@@ -368,10 +240,10 @@ class Maker:
         )
 
     def vlb_terms(self) -> Op:
-        x0, t, room = self.pixels(), self.times(), self.sums()
+        x0, t, buffers = self.pixels(), self.times(), self.buffers()
         alpha, sigma = self.table(SCHEDULE.alpha), self.table(SCHEDULE.sigma)
         x_t = ops.q_sample(x0, t, alpha, sigma, seed=SEED)
-        # as a trained network's: the noise, a little off, and variances within their range
+        # like a trained network's output: nearly the noise, and variances within their range
         eps = (
             ops.randn(self.shape, seed=SEED, stream=2, device=self.device)
             + 0.1 * self.normal().float()
@@ -381,13 +253,15 @@ class Maker:
         table = self.table(rows)
 
         def oracle(b: Any = slice(None)) -> np.ndarray:
-            return reference.vlb_terms(*(truth(v[b]) for v in (x0, x_t, output)), rows, truth(t[b]))
+            return reference.vlb_terms(
+                *(as_numpy(v[b]) for v in (x0, x_t, output)), rows, as_numpy(t[b])
+            )
 
         rtol = 2e-5 if self.dtype != torch.float64 else 1e-12
         return self._sum(
             "vlb_terms",
-            lambda: ops.vlb_terms(x0, x_t, output, table, t, **room),
-            room,
+            lambda: ops.vlb_terms(x0, x_t, output, table, t, **buffers),
+            buffers,
             oracle,
             formulas.vlb_terms,
             (x0, x_t, output, table, t),
@@ -397,7 +271,7 @@ class Maker:
         )
 
     def group_norm_silu(self, groups: int = 32) -> Op:
-        """On channels-last activations, with the time embedding added first."""
+        """On channels-last activations; the time embedding is added first."""
         channels = self.shape[1]
         x = self.normal().contiguous(memory_format=torch.channels_last)
         weight, bias, add = (
@@ -423,7 +297,7 @@ class Maker:
 
         def check(_: Any) -> None:
             np.testing.assert_allclose(
-                truth(out[self.ends]), oracle(self.ends), rtol=rounding, atol=rounding
+                as_numpy(out[self.ends]), oracle(self.ends), rtol=rounding, atol=rounding
             )
 
         def call() -> Any:
@@ -434,31 +308,9 @@ class Maker:
             work, lambda: out, formulas.group_norm_silu, (x, groups, weight, bias, add), oracle, 2
         )
 
-    def _sum(
-        self,
-        name: str,
-        call: Any,
-        room: dict[str, Any],
-        oracle: Any,
-        formula: Any,
-        inputs: tuple[Any, ...],
-        arrays: float,
-        rtol: float | None = None,
-        **more: Any,
-    ) -> Op:
-        """An op with a number per sample."""
-        rtol, out = rtol or self.sum_error, room["out"]
-        work = Workload(
-            call,
-            lambda _: near(out[self.ends], oracle(self.ends), rtol, name),
-            f"rtol {rtol:g} to NumPy",
-            (out,),
-        )
-        return self.op(work, lambda: out, formula, inputs, oracle, arrays, **more)
-
 
 def _at_step(formula: Callable[..., Any], step: int) -> Callable[..., Any]:
-    """The formula, whose noise in a comparison is that of the contract's `step`."""
+    """Returns the formula such that, when it is compared, its noise is that of this `step`."""
 
     def with_step(normal: Any, *inputs: Any) -> Any:
         if normal is torch.randn_like:

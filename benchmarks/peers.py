@@ -1,7 +1,6 @@
-"""What fastdiff is compared with: torch eager, torch.compile in its modes, diffusers, k-diffusion
-and NumPy.
+"""The peers: torch eager, torch.compile in its modes, diffusers, k-diffusion and NumPy.
 
-A peer that is not here is a `Missing` with the reason, and is reported as such.
+A peer that is not installed is a `Missing` with the reason, and is reported as missing.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ NAMES = ("torch", "diffusers", "k-diffusion", "numpy")
 
 
 class Missing(NamedTuple):
-    """A peer that should be in a row and is not."""
+    """The reason why a peer is missing in a row."""
 
     reason: str
 
 
 class Compiled(NamedTuple):
-    """An arm that torch.compile made, and the seconds that its first call took."""
+    """An arm compiled by torch.compile, and the seconds that its first call took."""
 
     call: Callable[[], Any]
     seconds: float
@@ -44,7 +43,7 @@ class Compiled(NamedTuple):
 
 
 def diffusers() -> Any:
-    """The module, or `Missing`."""
+    """Returns the module, or `Missing`."""
     try:
         return importlib.import_module("diffusers")
     except ImportError as error:
@@ -53,8 +52,9 @@ def diffusers() -> Any:
 
 @functools.cache
 def k_diffusion() -> Any:
-    """The module k_diffusion.sampling, or `Missing`. The package's own start imports training code,
-    so it is passed by.
+    """Returns the module k_diffusion.sampling, or `Missing`.
+
+    The package's `__init__` imports training code and is therefore not run.
     """
     spec = importlib.util.find_spec("k_diffusion")
     if spec is None:
@@ -72,9 +72,8 @@ def k_diffusion() -> Any:
     if "k_diffusion" not in sys.modules:
         package = stand_in("k_diffusion")
         package.__path__ = list(spec.submodule_search_locations or [])
-    if (
-        importlib.util.find_spec("torchvision") is None
-    ):  # its samplers do not use what they import of it
+    # the samplers import torchvision but do not use it
+    if importlib.util.find_spec("torchvision") is None:
         vision, transforms = stand_in("torchvision"), stand_in("torchvision.transforms")
         vision.transforms = transforms  # type: ignore[attr-defined]
         transforms.functional = stand_in("torchvision.transforms.functional")  # type: ignore[attr-defined]
@@ -93,7 +92,7 @@ def _why(name: str, error: ImportError) -> str:
 
 
 def versions() -> tuple[dict[str, str], list[str]]:
-    """(versions of the peers that can be used, one sentence for each that can't)."""
+    """Returns ({peer: version} of the usable ones, a sentence for each other)."""
     found, missing = {}, []
     usable = {"diffusers": diffusers, "k-diffusion": k_diffusion}
     for name in NAMES:
@@ -110,8 +109,9 @@ def versions() -> tuple[dict[str, str], list[str]]:
 
 @functools.cache
 def compiler() -> str:
-    """Why torch.compile has nothing to compile with; empty where it has. What fails later is said
-    by the mode that fails.
+    """Returns why torch.compile has no compiler; empty where it has one.
+
+    Later failures are reported by the mode that fails.
     """
     if torch.cuda.is_available():
         return "" if importlib.util.find_spec("triton") else "needs triton, which is not installed"
@@ -119,7 +119,7 @@ def compiler() -> str:
 
     try:
         get_cpp_compiler()
-    except Exception as error:  # Inductor's own type, whose place moves between versions
+    except Exception as error:  # of a type that moves between versions of Inductor
         return (str(error).strip() or type(error).__name__).splitlines()[0]
     return ""
 
@@ -127,12 +127,11 @@ def compiler() -> str:
 def compiled(
     fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODES
 ) -> dict[str, Any] | Missing:
-    """An arm for each mode of torch.compile, made for these inputs afresh: no graph and no file of
-    an earlier one is used.
+    """Returns {mode: arm} of torch.compile, compiled anew for these inputs; or `Missing`.
 
-    Files lie in a folder of this process, where no other's compiler writes; modes that come later
-    find loaded what they share with the first. Under no_grad where no input requires a gradient, as
-    one samples. A mode that fails is a `Missing` among the others.
+    No graph or file of an earlier compilation is used. The compiler writes to a folder of this
+    process; later modes reuse what they share with the first in memory. A mode that fails is a
+    `Missing` among the others.
     """
     if compiler():
         return Missing(compiler())
@@ -159,7 +158,7 @@ def compiled(
 
 @functools.cache
 def _folder() -> str:
-    """Where torch.compile writes; it goes when the process ends."""
+    """Returns the folder for torch.compile's files, which is removed when the process ends."""
     path = tempfile.mkdtemp(prefix="fastdiff-compiled-")
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

@@ -1,4 +1,4 @@
-"""A machine's rows as pictures: rates under their ceilings, ratio bars, growth curves."""
+"""The figures of a machine's rows: rates under their ceilings, bars of ratios, growth curves."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: 
 
 from benchmarks.rows import Result, Row, best, case, figure, ratios  # noqa: E402
 
-WIDTH, DPI = 8.4, 100  # inches and dots: the width of a README
-FEWEST, MOST = 4, 32  # bars a picture
+WIDTH, DPI = 8.4, 100  # inches, dots per inch: the width of a README
+FEWEST, MOST = 4, 32  # bars of a figure
 FASTER, SLOWER, GREY = "#1f77b4", "#d9541e", "#777777"
 MARKS = "osD^vP*Xhp<>"
 
 
 def draw(result: Result, out: Path) -> dict[str, str]:
-    """Draws what the rows allow; returns the file names by kind of picture."""
+    """Draws the figures that the rows allow; returns {kind of figure: file name}."""
     drawn = {}
     for name, picture in {"roofline": roofline(result.rows), "growth": growth(result.rows)}.items():
         if picture is not None:
@@ -32,7 +32,7 @@ def draw(result: Result, out: Path) -> dict[str, str]:
         drawn["overview"] = bars(compared, "all kinds")
     for kind in dict.fromkeys(row["kind"] for row in compared):
         rows = [row for row in compared if row["kind"] == kind]
-        if FEWEST <= len(rows) < len(compared):  # fewer are seen in the table
+        if FEWEST <= len(rows) < len(compared):  # fewer are easy to read in the table
             drawn[f"ratios-{kind}"] = bars(rows, kind)
     names = {}
     for name, picture in drawn.items():
@@ -43,8 +43,8 @@ def draw(result: Result, out: Path) -> dict[str, str]:
 
 
 def roofline(rows: Sequence[Row]) -> Any:
-    """Elements a second against the bytes each must move: under the copy's line, and under a noise
-    kernel's own ceiling.
+    """Draws elements per second over the bytes that each must move, under the copy's bandwidth and
+    the ceilings of noise kernels.
     """
     points: dict[tuple[Any, ...], Row] = {}
     for row in rows:
@@ -78,19 +78,18 @@ def roofline(rows: Sequence[Row]) -> Any:
     named = dict.fromkeys(name[0] for name, row in points.items() if row["kind"] != "step")
     colours = {what: f"C{i % 10}" for i, what in enumerate(named)}
     marks = {what: MARKS[i % len(MARKS)] for i, what in enumerate(named)}
-    steps = [
-        name[0] for name, row in points.items() if row["kind"] == "step"
-    ]  # of many solvers: alike, without their names
+    # the steps of many solvers look alike and have one entry in the legend
+    steps = [name[0] for name, row in points.items() if row["kind"] == "step"]
     colours |= dict.fromkeys(steps, GREY)
     marks |= dict.fromkeys(steps, ".")
-    beside: dict[float, list[str]] = {}
+    at_width: dict[float, list[str]] = {}
     for (what, _, cache, *_), row in points.items():
         width = row["bytes_floor"] / row["elements"]
-        same = beside.setdefault(width, [])  # ops of one width stand next to each other
+        same = at_width.setdefault(width, [])  # ops of one width are drawn next to each other
         if what not in same:
             same.append(what)
-        place = same.index(what)
-        x = width * 1.035 ** ((place + 1) // 2 * (1 if place % 2 else -1))
+        i = same.index(what)
+        x = width * 1.035 ** ((i + 1) // 2 * (1 if i % 2 else -1))
         y = row["elements"] / row["us"][1] / 1e3
         full = cache != "cold"
         axes.plot(
@@ -118,7 +117,7 @@ def roofline(rows: Sequence[Row]) -> Any:
 
 
 def bars(rows: Sequence[Row], title: str) -> Any:
-    """Times faster than the fastest peer, a bar a row from the line at 1; other peers as dots."""
+    """Draws a bar for each row: the ratio to the fastest peer; the ratios to others are dots."""
     ordered = sorted(rows, key=lambda row: best(row).median)  # type: ignore[union-attr]
     shown, cut = ordered[:MOST], len(ordered) > MOST
     also = [
@@ -176,8 +175,8 @@ def bars(rows: Sequence[Row], title: str) -> Any:
 
 
 def growth(rows: Sequence[Row]) -> Any:
-    """Time, and memory where a row has it, over batch, steps or workers, with the power fitted to
-    the last decade.
+    """Draws time and, where rows have it, memory over batch, steps or workers, with the power that
+    is fitted to the last decade.
     """
     every = [row for row in rows if row.get("growth") and len(row["growth"].get("x", ())) > 1]
     longest = {row["what"]: row for row in sorted(every, key=lambda row: len(row["growth"]["x"]))}
@@ -239,8 +238,8 @@ def label(row: Row, also: Sequence[str]) -> str:
 
 
 def plainly(axis: Any) -> None:
-    """Numbers instead of powers of ten: 0.8, 1, 1.2, or 1, 2, 5, or 1, 10, 100, as the range
-    wants.
+    """Labels an axis with numbers instead of powers of ten: 0.8, 1, 1.2; 1, 2, 5; or 1, 10, 100, by
+    its range.
     """
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)

@@ -1,15 +1,19 @@
-"""Are the pictures good? Four numbers that cannot all be reached by a broken sampler.
+"""Measures the quality of the shipped weights' samples by four numbers.
 
     python -m benchmarks.quality --cache DIR            (writes benchmarks/results/quality.json)
 
-A small classifier is trained on the 60,000 training images (kept in --cache). Of guided samples,
-the same number for each class, it is then asked:
+A broken sampler cannot reach all four goals. A small classifier is trained on the 60,000 training
+images (and saved in --cache). From guided samples, the same number for each class, it gives:
 
-    agreement   the share it puts in the class that was asked for. Alone it proves nothing: ten repeated pictures get 1.
-    diversity   mean pixel distance between two samples of a class, over that of two real test images of a class.
-    frechet     d² = |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^(1/2)) between its features of the samples and of the training
-                set (Heusel et al. 2017, eq. 6), as a multiple of the 10,000 test images' d².
-    copies      the share of samples nearer to a training image than 0.3 times the median test image is: memorised.
+    agreement   the share of samples that it assigns to the requested class. Alone it proves
+                nothing: ten repeated images reach 1.
+    diversity   the mean pixel distance between two samples of a class, divided by that of two real
+                test images of a class.
+    frechet     d² = |m1 - m2|² + tr(S1 + S2 - 2 (S1 S2)^(1/2)) between its features of the samples
+                and of the training set (Heusel et al. 2017, eq. 6), as a multiple of the 10,000
+                test images' d².
+    copies      the share of memorised samples: nearer to a training image than 0.3 times the median
+                distance of a test image.
 """
 
 from __future__ import annotations
@@ -44,7 +48,10 @@ RESULT = Path(__file__).parent / "results" / "quality.json"
 
 
 def classifier() -> nn.Sequential:
-    """[N, 1, 28, 28] in [-1, 1] -> [N, 10] logits; all but the last layer give 128 features."""
+    """Returns the network: [N, 1, 28, 28] in [-1, 1] -> [N, 10] logits.
+
+    All layers but the last give 128 features.
+    """
 
     def block(c_in: int, c_out: int) -> list[nn.Module]:
         return [
@@ -68,8 +75,8 @@ def classifier() -> nn.Sequential:
 
 
 def train_classifier(data: DataSet, epochs: int = 6, batch: int = 128) -> nn.Sequential:
-    """Cross-entropy on the images and their mirror images with Adam and a one-cycle learning rate;
-    seeded.
+    """Trains with cross-entropy on the images and their mirror images; AdamW with a one-cycle
+    learning rate and a fixed seed.
     """
     torch.manual_seed(0)
     network = classifier().train()
@@ -91,7 +98,7 @@ def train_classifier(data: DataSet, epochs: int = 6, batch: int = 128) -> nn.Seq
 
 
 def cached_classifier(cache: Path, data: DataSet) -> nn.Sequential:
-    """The trained classifier, from the cache where it has been trained before."""
+    """Returns the trained classifier, from the cache if it is there."""
     path = cache / "fashion-mnist-classifier.safetensors"
     if path.exists():
         network = classifier().eval()
@@ -105,12 +112,12 @@ def cached_classifier(cache: Path, data: DataSet) -> nn.Sequential:
 
 @torch.inference_mode()
 def features(network: nn.Sequential, x: Tensor) -> Tensor:
-    """[N, 128] float32 of uint8 images [N, 1, 28, 28]."""
+    """Returns the features [N, 128] float32 of uint8 images [N, 1, 28, 28]."""
     return torch.cat([network[:-1](part.to(torch.float32) / 127.5 - 1.0) for part in x.split(500)])
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """|m1 - m2|² + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)) of features [N, D], in float64."""
+    """Returns |m1 - m2|² + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)) of features [N, D]."""
     a, b = a.double(), b.double()
     s1, s2 = torch.cov(a.T), torch.cov(b.T)
     values, vectors = torch.linalg.eigh(s1)
@@ -120,9 +127,7 @@ def frechet(a: Tensor, b: Tensor) -> float:
 
 
 def spread(x: Tensor, labels: Tensor) -> float:
-    """Mean over the classes of the mean pixel distance between two different images of the
-    class.
-    """
+    """Returns the mean pixel distance between two images of a class, averaged over the classes."""
     means = []
     for k in labels.unique():
         flat = x[labels == k].flatten(1).float()
@@ -131,7 +136,7 @@ def spread(x: Tensor, labels: Tensor) -> float:
 
 
 def nearest(x: Tensor, known: Tensor) -> Tensor:
-    """Pixel distance of each image to the nearest known one, [N]."""
+    """Returns the pixel distance [N] of each image to the nearest known one."""
     flat = known.flatten(1).float()
     squares = flat.square().sum(1)
     parts = []
@@ -145,8 +150,9 @@ def nearest(x: Tensor, known: Tensor) -> Tensor:
 def draw(
     args: argparse.Namespace, classes: int, null_label: int
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(samples uint8 [N, 1, 28, 28], labels [N], how they were drawn): sample i is of class i mod
-    classes.
+    """Returns (samples uint8 [N, 1, 28, 28], labels [N], the settings of the sampler).
+
+    Sample i has the class i mod classes.
     """
     settings: dict[str, Any] = {"solver": "ddim", "steps": args.steps}
     if args.guidance is not None:
@@ -176,7 +182,7 @@ def draw(
 def measure(
     x: Tensor, y: Tensor, network: nn.Sequential, train: DataSet, test: DataSet
 ) -> dict[str, float]:
-    """The four numbers for samples x of requested classes y."""
+    """Returns the four numbers of samples x with requested classes y."""
     known = features(network, train.images)
     ours, real = features(network, x), features(network, test.images)
     radius = COPY_RADIUS * float(nearest(test.images, train.images).median())
@@ -189,7 +195,7 @@ def measure(
 
 
 def missed(numbers: dict[str, float]) -> list[str]:
-    """The goals that these numbers do not reach; NaN reaches none."""
+    """Returns the goals that these numbers do not reach; NaN reaches none."""
     reached = {">=": lambda v, g: v >= g, "<=": lambda v, g: v <= g, "<": lambda v, g: v < g}
     return [name for name, (sign, goal) in GOALS.items() if not reached[sign](numbers[name], goal)]
 
@@ -201,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--weights", default="fashion-mnist", help="model folder or shipped name")
     parser.add_argument(
-        "--cache", type=Path, required=True, help="folder to keep the classifier in"
+        "--cache", type=Path, required=True, help="folder where the classifier is saved"
     )
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     parser.add_argument("--samples", type=int, default=2000)

@@ -1,12 +1,12 @@
-"""Result files as pages with tables and pictures, and whether two runs agree.
+"""Writes result files as pages with tables and figures, or compares two runs.
 
     python -m benchmarks.report RESULT.json [OTHER.json …] [--out docs/performance]
     python -m benchmarks.report --compare A.json B.json
 
 A result is a file that `pytest benchmarks --benchmark-only --benchmark-json FILE` wrote, or a
-folder of such files of one machine, as `make gpu-report` leaves. Without names, all in
-benchmarks/results are taken. Each becomes a page in --out, with an index in its README.md; the list
-"where we lose" is made from the rows and written between two marks in README.md too.
+folder of such files of one machine, as `make gpu-report` writes. Without names, all results in
+benchmarks/results are taken. Each becomes a page in --out, with an index in its README.md. The list
+"where we lose" is made from the rows; it is also written to README.md, between two marks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ BEGIN, END = "<!-- where-we-lose:begin -->", "<!-- where-we-lose:end -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the pages, or compares; returns the exit status: 1 where two runs disagree, 2 for what
-    can't be read.
+    """Writes the pages, or compares two runs.
+
+    Returns the exit status: 1 if two runs disagree, 2 if a file can't be read.
     """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="*",
         type=Path,
         metavar="RESULT",
-        help="a JSON file, or a folder of one machine's",
+        help="a JSON file, or a folder of one machine's files",
     )
     parser.add_argument(
         "--out", type=Path, default=OUT, metavar="DIR", help="where to write (docs/performance)"
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--readme",
         type=Path,
         metavar="FILE",
-        help="whose list to rewrite (README.md with the default --out)",
+        help="file with the list to rewrite (README.md, with the default --out)",
     )
     parser.add_argument(
         "--compare", nargs=2, type=Path, metavar=("A", "B"), help="two runs on one machine"
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.compare:
-            return told(load(args.compare[0]), load(args.compare[1]))
+            return print_comparison(load(args.compare[0]), load(args.compare[1]))
         readme = args.readme or (ROOT / "README.md" if args.out.resolve() == OUT else None)
         for path in write([load(p) for p in args.results or everything()], args.out, readme):
             print(path)
@@ -66,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def everything(folder: Path = ROOT / "benchmarks" / "results") -> list[Path]:
-    """The files and folders of benchmarks/results that hold rows; records of other kinds lie there
-    too.
+    """Returns the files and folders of benchmarks/results that hold rows, not records of other
+    kinds.
     """
     found = []
     for path in sorted(folder.iterdir()):
@@ -80,12 +81,12 @@ def everything(folder: Path = ROOT / "benchmarks" / "results") -> list[Path]:
 
 
 def write(results: Sequence[Result], out: Path, readme: Path | None = None) -> list[Path]:
-    """A page and its pictures for each result, the index, and the readme's list; returns what was
-    written.
+    """Writes a page with figures for each result, the index, and the readme's list.
 
-    Raises ValueError for two results of one name, and for a readme without the two marks.
+    Returns the written files. Raises ValueError for two results of one name, and for a readme
+    without the two marks.
     """
-    from benchmarks import plots  # matplotlib, which a comparison does not need
+    from benchmarks import plots  # imports matplotlib, which a comparison does not need
 
     names = [r.name for r in results]
     if len(set(names)) < len(names):
@@ -111,7 +112,7 @@ def write(results: Sequence[Result], out: Path, readme: Path | None = None) -> l
 
 
 def summary(results: Sequence[Result]) -> str:
-    """The index: a line for each machine, and where fastdiff loses on any."""
+    """Returns the index: a line for each machine, and where fastdiff loses on any."""
     body = []
     for result in results:
         compared = [r for row in result.rows if (r := best(row)) is not None]
@@ -137,7 +138,7 @@ def summary(results: Sequence[Result]) -> str:
 
 
 def losses(results: Sequence[Result]) -> str:
-    """Where a peer is faster, machine by machine."""
+    """Returns the list of rows in which a peer is faster, machine by machine."""
     if not results:
         return (
             "No result of the suite is in benchmarks/results yet; `make report` writes this list"
@@ -148,7 +149,7 @@ def losses(results: Sequence[Result]) -> str:
 
 
 def with_list(readme: Path, text: str) -> str:
-    """The readme with the text between its two marks."""
+    """Returns the readme with the text between its two marks."""
     content = readme.read_text(encoding="utf-8")
     if (
         content.count(BEGIN) != 1
@@ -164,8 +165,8 @@ def with_list(readme: Path, text: str) -> str:
     )
 
 
-def told(first: Result, second: Result) -> int:
-    """Prints what does not repeat; 0 where all does."""
+def print_comparison(first: Result, second: Result) -> int:
+    """Prints the ratios that do not repeat; returns 0 if all do."""
     verdicts, more = compare.compare(first, second)
     outside = [v for v in verdicts if not v.within]
     for verdict in outside:

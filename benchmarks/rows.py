@@ -1,9 +1,7 @@
-"""Rows of benchmarks as they lie in result files: pytest-benchmark's JSON with a row in each
-`extra_info`.
+"""Reads the rows of result files, which are pytest-benchmark's JSON with a row as `extra_info`.
 
 A row is one measured case: fastdiff's time, its peers' times and the ratios peer / fastdiff (above
-    1: fastdiff is faster),
-each as median with 20th and 80th percentile.
+1 fastdiff is faster), each as median with 20th and 80th percentile.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 
 SCHEMA = 1
 WHERE = "benchmarks.report"
-# kinds in the order of a page, with their headings; others follow under their own names
+# kinds in the order of a page, with their headings; other kinds follow under their own names
 KINDS = {
     "ceiling": "Ceilings of the machine",
     "sampling": "Sampling, end to end",
@@ -30,13 +28,13 @@ KINDS = {
     "job": "Batch jobs",
     "growth": "Growth",
 }
-OWN = "fastdiff"  # how the names of fastdiff's own other ways begin
+OWN = "fastdiff"  # the names of other variants of fastdiff begin with it
 NEEDED = ("kind", "what", "case", "device", "us", "peers")
 Row = Mapping[str, Any]
 
 
 class NoRows(ValueError):
-    """A file of another kind."""
+    """The file holds no rows; it may be of another kind."""
 
 
 class Ratio(NamedTuple):
@@ -52,8 +50,13 @@ class Ratio(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A machine's rows. name: of its page; about: what pytest-benchmark and fastdiff say of the
-    machine.
+    """A machine's rows.
+
+    Attributes:
+        name: of its page.
+        rows: in the order of the file.
+        about: pytest-benchmark's `machine_info`, with fastdiff's facts under "fastdiff".
+        predictions: lines of benchmarks.gpu.predictions.
     """
 
     name: str
@@ -63,9 +66,9 @@ class Result(NamedTuple):
 
 
 def load(path: Path) -> Result:
-    """The rows of a file, or of all files of a folder (one machine's pieces).
+    """Returns the rows of a file, or of all files in a folder (the pieces of one machine).
 
-    Raises ValueError in one sentence for what holds none.
+    Raises ValueError in one sentence if there are none.
     """
     if path.is_dir():
         files = sorted(path.glob("*.json"))
@@ -114,7 +117,7 @@ def _rows(file: Path, content: Mapping[str, Any]) -> Iterator[Row]:
     for benchmark in content["benchmarks"]:
         row = benchmark.get("extra_info") or {}
         if "schema" not in row:
-            continue  # a benchmark that leaves no row
+            continue  # a benchmark without a row
         name = benchmark.get("name", "a row")
         if row["schema"] != SCHEMA:
             raise ValueError(
@@ -149,7 +152,7 @@ def _three(values: Any) -> bool:
 
 
 def _merge(about: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """What files of one machine say of it, `fastdiff`'s part too; the first word counts, lists are
+    """Merges the facts of several files of one machine: the first value counts, `missing` lists are
     joined.
     """
     for key, value in more.items():
@@ -162,7 +165,7 @@ def _merge(about: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def ratios(row: Row) -> list[Ratio]:
-    """Of every peer that ran, the fastest peer first."""
+    """Returns the ratio of every peer that ran, the fastest peer first."""
     found = [
         Ratio(peer, p["faster"]["median"], p["faster"]["p20"], p["faster"]["p80"])
         for peer, p in row["peers"].items()
@@ -172,14 +175,15 @@ def ratios(row: Row) -> list[Ratio]:
 
 
 def best(row: Row) -> Ratio | None:
-    """Against the fastest peer; None where no peer ran. Other ways of fastdiff, named so, are no
-    peers.
+    """Returns the ratio to the fastest peer, None where no peer ran.
+
+    Other variants of fastdiff, whose names begin with "fastdiff", are not peers.
     """
     return next((r for r in ratios(row) if not r.peer.startswith(OWN)), None)
 
 
 def lost(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose fastest peer has a median ratio below 1, the worst first."""
+    """Returns the rows in which the fastest peer's median ratio is below 1, the worst first."""
     found = [
         (r.median, i) for i, row in enumerate(rows) if (r := best(row)) is not None and r.median < 1
     ]
@@ -187,8 +191,9 @@ def lost(rows: Sequence[Row]) -> list[Row]:
 
 
 def case(row: Row, *, also: Sequence[str] = ()) -> str:
-    """What varies, in short: float32 256×3×32×32, 50 steps. also: further fields of the row to
-    name.
+    """Returns the row's case in short, such as "float32 256×3×32×32, 50 steps".
+
+    also: further fields of the row to include.
     """
     about = dict(row["case"])
     shape, words = about.pop("shape", None), []
@@ -203,7 +208,7 @@ def case(row: Row, *, also: Sequence[str] = ()) -> str:
         if key == "steps":
             rest.append(f"{value} steps")
         elif isinstance(value, str) and value in row["what"]:
-            continue  # said already
+            continue  # it is part of the row's name
         elif value is True:
             rest.append(key)
         elif value is not None and value is not False:
@@ -217,7 +222,7 @@ def case(row: Row, *, also: Sequence[str] = ()) -> str:
 
 
 def key(row: Row) -> str:
-    """Equal for the same case in two files."""
+    """Returns a text that is equal for the same case in two files."""
     parts = [
         row["kind"],
         row["what"],
@@ -228,7 +233,7 @@ def key(row: Row) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Three digits at most, never in powers of ten."""
+    """Returns a number with at most three digits, never in powers of ten."""
     if value is None:
         return ""
     size = abs(value)
@@ -242,7 +247,7 @@ def threads(count: int) -> str:
 
 
 def seconds(us: float) -> str:
-    """A time in the unit that suits it."""
+    """Returns a time with a suitable unit."""
     for size, unit in ((1e6, "s"), (1e3, "ms")):
         if us >= size:
             return f"{figure(us / size)} {unit}"
@@ -250,7 +255,7 @@ def seconds(us: float) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes in the unit that suits them."""
+    """Returns a number of bytes with a suitable unit."""
     if count is None:
         return ""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):

@@ -1,6 +1,4 @@
-"""Every solver beside diffusers' scheduler and k-diffusion's sampler that take the same number of
-network calls.
-"""
+"""Every solver, and its peers of as many network calls in diffusers and k-diffusion."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.operations import same_bits, truth
+from benchmarks.checks import as_numpy, same_bits
 from fastdiff import Sampler, Schedule, reference
 from fastdiff.solvers import SOLVERS, Peer, Plan
 
@@ -32,7 +30,9 @@ def schedule(solver: str) -> Schedule:
 
 
 def sampler(solver: str, out: Tensor, steps: int | None = None) -> Sampler:
-    """Ours, over a network that costs nothing: it always gives the same tensor."""
+    """Returns fastdiff's sampler around a network that costs nothing: it returns the same tensor at
+    every call.
+    """
     steps = steps or PEERS[solver].steps
     return Sampler(
         lambda x, t: out,
@@ -45,7 +45,7 @@ def sampler(solver: str, out: Tensor, steps: int | None = None) -> Sampler:
 
 
 def scheduler(solver: str, device: str) -> Any:
-    """diffusers' scheduler with its timesteps set, or `Missing`."""
+    """Returns diffusers' scheduler with its timesteps set, or `Missing`."""
     peer, module = PEERS[solver], peers.diffusers()
     if isinstance(module, peers.Missing) or not peer.scheduler:
         return module if isinstance(module, peers.Missing) else peers.Missing(peer.reason)
@@ -60,7 +60,7 @@ def scheduler(solver: str, device: str) -> Any:
 
 
 def diffusers_loop(solver: str, start: Tensor, out: Tensor) -> Any:
-    """A pipeline's loop with the network that costs nothing; or `Missing`."""
+    """Returns a pipeline's loop around the network that costs nothing, or `Missing`."""
     made = scheduler(solver, start.device.type)
     if isinstance(made, peers.Missing):
         return made
@@ -80,8 +80,9 @@ def diffusers_loop(solver: str, start: Tensor, out: Tensor) -> Any:
 
 
 def k_diffusion_loop(solver: str, start: Tensor, out: Tensor) -> Any:
-    """k-diffusion's sampler with a denoiser that costs nothing, over the same noise levels; None
-    where it has none.
+    """Returns k-diffusion's sampler over the same noise levels, with a denoiser that costs nothing.
+
+    None where k-diffusion has no such sampler; `Missing` where it is not installed.
     """
     module, name = peers.k_diffusion(), PEERS[solver].sampler
     if not name or isinstance(module, peers.Missing):
@@ -96,9 +97,9 @@ def k_diffusion_loop(solver: str, start: Tensor, out: Tensor) -> Any:
 
 
 def diffusers_step(solver: str, x: Tensor, out: Tensor, k: int) -> Any:
-    """The scheduler's step of the loop's k-th call, with the memory of those before; or `Missing`.
+    """Returns the scheduler's step of the loop's k-th call, or `Missing`.
 
-    What a step changes in the scheduler is put back before each, which costs a fraction of a
+    The attributes that a step changes are restored before each, which costs a fraction of a
     microsecond.
     """
     made = scheduler(solver, x.device.type)
@@ -120,26 +121,26 @@ def diffusers_step(solver: str, x: Tensor, out: Tensor, k: int) -> Any:
 
 
 def oracle(plan: Plan, x: np.ndarray, out: np.ndarray, *, seed: int, ids: list[int]) -> np.ndarray:
-    """The plan's rows one after the other, by NumPy."""
+    """Returns the result of the plan's rows, by the NumPy oracle."""
     slots, k = np.zeros((max(plan.slots, 1), *x.shape), x.dtype), 0
     while k < len(plan):
-        given = out if plan.column("network")[k] else None
+        output = out if plan.column("network")[k] else None
         step = reference.reverse_step(
-            x, given, plan.table, k, slots=slots, seed=seed, sample_ids=ids
+            x, output, plan.table, k, slots=slots, seed=seed, sample_ids=ids
         )
         x, slots, k = step.x_s, step.slots, int(plan.column("next")[k])
     return x
 
 
 def check_loop(plan: Plan, start: Tensor, out: Tensor, seed: int) -> Callable[[Any], None]:
-    """Compares the first and last sample of a loop with NumPy's, bit by bit."""
+    """Returns a check that compares a loop's first and last sample with NumPy's, bit by bit."""
     which = sorted({0, len(start) - 1})
     expected: list[np.ndarray] = []
 
     def check(x: Tensor) -> None:
         if not expected:
             expected.append(
-                oracle(plan, truth(start[which]), truth(out[which]), seed=seed, ids=which)
+                oracle(plan, as_numpy(start[which]), as_numpy(out[which]), seed=seed, ids=which)
             )
         same_bits(x[which], expected[0], "loop")
 

@@ -1,4 +1,4 @@
-"""A machine's rows as a Markdown page."""
+"""Writes a machine's rows as a Markdown page."""
 
 from __future__ import annotations
 
@@ -19,13 +19,8 @@ from benchmarks.rows import (
     threads,
 )
 
-SHARED = (
-    "device",
-    "backend",
-    "threads",
-    "cache",
-    "per",
-)  # said once above a table where all its rows agree
+# written once above a table if all its rows agree
+SHARED = ("device", "backend", "threads", "cache", "per")
 PICTURES = {
     "overview": "The rows nearest to losing",
     "roofline": "Achieved rates under their ceilings",
@@ -42,18 +37,18 @@ READING = (
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Markdown; columns that are empty in every row are left out."""
-    kept = [i for i in range(len(head)) if any(line[i] for line in body)]
+    """Returns a Markdown table, without the columns that are empty in every row."""
+    shown = [i for i in range(len(head)) if any(line[i] for line in body)]
     lines = [
-        [head[i] for i in kept],
-        ["---"] * len(kept),
-        *([line[i].replace("|", "\\|") for i in kept] for line in body),
+        [head[i] for i in shown],
+        ["---"] * len(shown),
+        *([line[i].replace("|", "\\|") for i in shown] for line in body),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def page(result: Result, pictures: Mapping[str, str]) -> str:
-    """The whole page. pictures: file names by kind of picture (see benchmarks.plots)."""
+    """Returns the whole page. pictures: {kind of figure: file name}, see benchmarks.plots."""
     parts = [
         f"# Performance: {result.name}",
         machine(result),
@@ -81,7 +76,7 @@ def page(result: Result, pictures: Mapping[str, str]) -> str:
 
 
 def machine(result: Result) -> str:
-    """What was measured on, with what, and what was missing."""
+    """Returns a sentence with the machine, versions and missing peers."""
     about = result.about.get("fastdiff", {})
     facts = []
     cpu, gpu = about.get("cpu") or {}, about.get("gpu") or {}
@@ -113,7 +108,7 @@ def machine(result: Result) -> str:
 
 
 def group(rows: Sequence[Row]) -> str:
-    """One table, what all rows share above it."""
+    """Returns one table, below a sentence with what all its rows share."""
     shared, varying = common(rows)
     head = [
         "",
@@ -149,26 +144,26 @@ def group(rows: Sequence[Row]) -> str:
 
 
 def common(rows: Sequence[Row]) -> tuple[str, list[str]]:
-    """A sentence of what is the same in all rows, and the fields that are not."""
+    """Returns (a sentence with what is the same in all rows, the fields that differ)."""
     words, varying = [], []
     for name in SHARED:
         values = {row.get(name) for row in rows}
         if len(values) > 1:
             varying.append(name)
         elif (value := values.pop()) is not None:
-            said = {
+            text = {
                 "threads": threads(value),
                 "cache": f"{value} cache",
                 "per": f"times per {value}",
                 "backend": f"backend {value}",
             }
-            words.append(said.get(name, str(value)))
+            words.append(text.get(name, str(value)))
     text = ", ".join(dict.fromkeys(words))
     return f"{text[0].upper()}{text[1:]}." if text else "", varying
 
 
 def against(row: Row) -> str:
-    """The ratio to each peer, the fastest first and bold; then the peers that are missing."""
+    """Returns the ratio to each peer, the fastest first and in bold; then the missing peers."""
     fastest, shown = best(row), []
     for r in ratios(row):
         mode = row["peers"][r.peer].get("mode")
@@ -183,7 +178,7 @@ def percent(value: float | None) -> str:
 
 
 def losses(result: Result) -> str:
-    """The rows in which the fastest peer is faster, made from the data."""
+    """Returns the list of rows in which the fastest peer is faster."""
     rows, compared = lost(result.rows), sum(best(row) is not None for row in result.rows)
     if not rows:
         return f"In none of {compared} rows with a peer." if compared else "No peer ran."
@@ -203,7 +198,7 @@ def loss_lines(rows: Sequence[Row]) -> list[str]:
 
 
 def compiled(rows: Sequence[Row]) -> str:
-    """Ours and the peers'; nothing where nothing was compiled."""
+    """Returns the table of compile times, empty if nothing was compiled."""
     body = []
     for row in rows:
         arms = {"fastdiff": row, **row["peers"]}
@@ -215,7 +210,7 @@ def compiled(rows: Sequence[Row]) -> str:
 
 
 def growth(rows: Sequence[Row]) -> list[str]:
-    """Exponents of time and memory; the points are in the picture."""
+    """Returns the table of exponents of time and memory; the figure shows the points."""
     body = []
     for row in rows:
         g = row.get("growth") or {}
@@ -236,7 +231,7 @@ def growth(rows: Sequence[Row]) -> list[str]:
 
 
 def power(g: Mapping[str, Any], name: str) -> str:
-    """x^e, with its standard error where the row has one."""
+    """Returns x^e, with its standard error if the row has one."""
     if g.get(name) is None:
         return ""
     error = g.get(f"{name}_error")
@@ -244,6 +239,6 @@ def power(g: Mapping[str, Any], name: str) -> str:
 
 
 def predicted(predictions: Sequence[Mapping[str, Any]]) -> str:
-    """Predictions beside their measurements, with `missed` where missed."""
+    """Returns the table of predictions with their measurements and verdicts."""
     names = ["kernel", "what", "predicted", "measured", "verdict"]
     return table(names, [[str(p.get(name) or "") for name in names] for p in predictions])

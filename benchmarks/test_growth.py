@@ -51,7 +51,7 @@ def loop(batch: int, steps: int, device: str) -> tuple[harness.Workload, Any]:
 def test_growth(
     benchmark: Any,
     setting: harness.Setting,
-    tell: Callable[..., None],
+    report_row: Callable[..., None],
     over: str,
     points: list[int],
 ) -> None:
@@ -83,7 +83,7 @@ def test_growth(
     found["growth"] = growth(
         over, points, [1e6 * harness.spread(times[str(x)])[1] for x in points], held
     )
-    tell(benchmark, found, work.call)
+    report_row(benchmark, found, work.call)
 
 
 def growth(
@@ -114,7 +114,7 @@ def growth(
 
 @pytest.mark.parametrize("samples", [row("default", 512), row("full", 4096)])
 def test_workers(
-    benchmark: Any, setting: harness.Setting, tell: Callable[..., None], samples: int
+    benchmark: Any, setting: harness.Setting, report_row: Callable[..., None], samples: int
 ) -> None:
     """Microseconds an image while all workers of a job are at work, without their start."""
     counts = [2**k for k in range(11) if 2**k <= usable_cpus()] or [1]
@@ -157,4 +157,4 @@ def test_workers(
         "growth": growth("workers", counts, [harness.spread(us[n])[1] for n in counts]),
         "seconds": round(took, 1),
     }
-    tell(benchmark, found, lambda: None)
+    report_row(benchmark, found, lambda: None)

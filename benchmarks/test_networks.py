@@ -206,7 +206,7 @@ def test_network(
 
 @pytest.mark.parametrize("batch", [row("full", 1), row("default", 8), row("full", 64)])
 def test_overhead(
-    benchmark: Any, setting: harness.Setting, tell: Callable[..., None], batch: int
+    benchmark: Any, setting: harness.Setting, report_row: Callable[..., None], batch: int
 ) -> None:
     """What the engine adds to the shipped U-Net: the loop, its set-up and the steps, without the
     network's calls.
@@ -234,4 +234,4 @@ def test_overhead(
         divide=batch * steps,
     )
     row["overhead_percent"] = [round(100 * share, 2) for share in harness.spread(shares)]
-    tell(benchmark, row, call)
+    report_row(benchmark, row, call)

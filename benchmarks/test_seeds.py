@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, operations, peers, solvers
+from benchmarks import checks, harness, peers, solvers
 from benchmarks.tiers import row
 from fastdiff import ops, reference
 
@@ -23,14 +23,14 @@ def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str
     device = setting.device
     seeds = torch.arange(256, device=device) * 2**33 + 5
     generators = [torch.Generator(device).manual_seed(int(seed)) for seed in seeds]
-    module, picked = peers.diffusers(), operations.ends(256)
+    module, picked = peers.diffusers(), checks.first_and_last(256)
     numpy_seeds = seeds[picked].cpu().numpy()
     if what == "randn":
         out = torch.empty(SHAPE, device=device)
 
         def check(_: Any) -> None:
             expected = reference.randn((2, *SHAPE[1:]), seed=numpy_seeds, sample_ids=picked)
-            operations.same_bits(out[picked], expected, what)
+            checks.same_bits(out[picked], expected, what)
 
         def call(seed: Any) -> Any:
             return ops.randn(SHAPE, seed=seed, out=out)
@@ -51,14 +51,14 @@ def test_seeds(measured: Callable[..., Any], setting: harness.Setting, what: str
         def check(_: Any) -> None:
             b = picked
             expected = reference.reverse_step(
-                operations.truth(x[b]),
-                operations.truth(out[b]),
+                checks.as_numpy(x[b]),
+                checks.as_numpy(out[b]),
                 plan.table,
                 k,
                 seed=numpy_seeds,
                 sample_ids=np.array(b),
             )
-            operations.same_bits(state[b], expected.x_s, what)
+            checks.same_bits(state[b], expected.x_s, what)
 
         ids = torch.arange(256, device=device)
 

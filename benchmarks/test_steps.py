@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, instructions, operations, solvers, traffic
+from benchmarks import checks, harness, instructions, solvers, traffic
 from benchmarks.tiers import row
 from fastdiff import ops, reference
 
@@ -68,19 +68,19 @@ def step(
         kept.copy_(slots)
 
     def check(_: Any) -> None:
-        b = operations.ends(shape[0])
+        b = checks.first_and_last(shape[0])
         expected = reference.reverse_step(
-            operations.truth(x[b]),
-            operations.truth(out[b]),
+            checks.as_numpy(x[b]),
+            checks.as_numpy(out[b]),
             plan.table,
             k,
-            slots=operations.truth(slots[:, b]),
+            slots=checks.as_numpy(slots[:, b]),
             seed=SEED,
             sample_ids=np.array(b),
         )
-        operations.same_bits(state[b], expected.x_s, "step")
+        checks.same_bits(state[b], expected.x_s, "step")
         assert expected.slots is not None
-        operations.same_bits(kept[:, b], expected.slots, "step's slots")
+        checks.same_bits(kept[:, b], expected.slots, "step's slots")
         assert (following == int(plan.column("next")[k])).all(), "the next row is the plan's"
 
     work = harness.Workload(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import formulas, harness, operations, peers, training
+from benchmarks import checks, formulas, harness, peers, training
 from benchmarks.tiers import row
 from fastdiff import Schedule, reference
 from fastdiff.theory.likelihood import elbo, vlb_table
@@ -118,7 +118,7 @@ def test_elbo(
     table = torch.tensor(rows, device=device)
 
     def check(got: Any) -> None:
-        clean, every = operations.truth(x0[:8]), range(0, steps, 7)
+        clean, every = checks.as_numpy(x0[:8]), range(0, steps, 7)
         for t in every:
             noised = reference.q_sample(
                 clean, np.full(8, t), schedule.alpha, schedule.sigma, seed=5, step=t
@@ -126,7 +126,7 @@ def test_elbo(
             out = model.at(noised, t).astype(np.float32)
             expected = reference.vlb_terms(clean, noised, out, rows, np.full(8, t))
             term = got.reconstruction[:8] if t == 0 else got.denoising[:8, t]
-            np.testing.assert_allclose(operations.truth(term), expected, rtol=2e-4, atol=1e-5)
+            np.testing.assert_allclose(checks.as_numpy(term), expected, rtol=2e-4, atol=1e-5)
 
     alpha, sigma = (
         torch.tensor(v, device=device, dtype=torch.float32)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import formulas, harness, operations, solvers, traffic
+from benchmarks import checks, formulas, harness, operations, solvers, traffic
+from benchmarks.checks import as_numpy, same_bits
 from benchmarks.gpu.common import Row, Rows, Target, backend, within
 from benchmarks.gpu.predictions import LARGE
-from benchmarks.operations import SCHEDULE, SEED, same_bits, truth
+from benchmarks.operations import SCHEDULE, SEED
 from fastdiff import ops, reference
 from fastdiff.solvers import make_plan
 from fastdiff.table import INDEX, OPERANDS
@@ -156,14 +157,14 @@ def step(
         if slots_in_place is not None and slots is not None:
             slots_in_place.copy_(slots)
 
-    ends = operations.ends(batch)
+    ends = checks.first_and_last(batch)
     outputs = torch.cat([out[ends], out[[batch + b for b in ends]]]) if guided else out[ends]
     expected = reference.reverse_step(
-        truth(x[ends]),
-        truth(outputs),
+        as_numpy(x[ends]),
+        as_numpy(outputs),
         table,
         k,
-        slots=None if slots is None else truth(slots[:, ends]),
+        slots=None if slots is None else as_numpy(slots[:, ends]),
         seed=SEED,
         sample_ids=np.array(ends),
         guidance=[3.0] * len(ends) if guided else None,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, solvers
+from benchmarks.checks import as_numpy, same_bits
 from benchmarks.gpu import kernels
 from benchmarks.gpu.common import Row, Rows, Target, backend
-from benchmarks.operations import same_bits, truth
 from fastdiff import Sampler, ops, reference
 
 SOLVERS = ("ddim", "ddpm", "euler", "dpm++2m", "unipc")
@@ -146,8 +146,8 @@ def seeds_step(target: Target, which: str) -> Row:
     )
     last = shape[0] - 1
     expected = reference.reverse_step(
-        truth(x[-1:]),
-        truth(out[-1:]),
+        as_numpy(x[-1:]),
+        as_numpy(out[-1:]),
         plan.table,
         k,
         seed=int(seeds[-1]),

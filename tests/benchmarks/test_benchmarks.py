@@ -18,7 +18,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
-from benchmarks import formulas, harness, memory, operations, peers, solvers, tiers  # noqa: E402
+from benchmarks import checks, formulas, harness, memory, operations, peers, solvers, tiers  # noqa: E402
 from benchmarks.peers import Missing  # noqa: E402
 
 SETTING = harness.Setting(seconds=0.02, rounds=2)
@@ -65,7 +65,7 @@ class Double:
         return self.out
 
     def check(self, got: torch.Tensor) -> None:
-        operations.same_bits(got, 2 * self.x.numpy(), "double")
+        checks.same_bits(got, 2 * self.x.numpy(), "double")
 
     def work(self, call: Any = None) -> harness.Workload:
         return harness.Workload(call or self, self.check, "bits", (self.out,))
