@@ -1,4 +1,4 @@
-"""Comparisons of results with the NumPy oracle."""
+"""Comparisons of results with the NumPy oracle and with other networks."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def same_bits(got: Tensor, expected: np.ndarray, what: str) -> None:
 
 def near(got: Tensor, expected: np.ndarray, rtol: float, what: str) -> None:
     np.testing.assert_allclose(as_numpy(got), expected, rtol=rtol, atol=0, err_msg=what)
+
+
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    """Returns |got - expected| / |expected| in float64; NaN where any value is."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm())

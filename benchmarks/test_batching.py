@@ -1,8 +1,7 @@
-"""Requests with step counts of their own: lanes that are filled again at once, against padding to
-the slowest.
+"""Requests with different step counts: lanes that are refilled at once, next to padding.
 
-The network is the shipped U-Net, whose cost grows with the batch. diffusers has one step count for
-a batch: every sample of it takes the steps of the one that wants most.
+The network is the shipped U-Net, the cost of which grows with the batch. diffusers has one step
+count for a batch: all its samples take as many steps as the slowest one.
 """
 
 from __future__ import annotations
@@ -93,16 +92,16 @@ def test_batching(
 
 
 def _loop(network: model_zoo.Network, steps: int, batch: int) -> Callable[[Tensor], Tensor]:
-    given: dict[str, Tensor] = {}
+    condition: dict[str, Tensor] = {}
 
     def run(x: Tensor, t: Tensor) -> Tensor:
-        return model_zoo.call(network.module, x, t, given)
+        return model_zoo.call(network.module, x, t, condition)
 
     loop = model_zoo.pipeline(network, "ddim", steps, run, batch)
     assert not isinstance(loop, peers.Missing)
 
     def labelled(y: Tensor) -> Tensor:
-        given["y"] = y
+        condition["y"] = y
         return loop()
 
     return labelled

@@ -1,11 +1,9 @@
-"""How time and memory grow with batch, steps and workers, over three decades: the exponent of a
-fitted power.
+"""How time and memory grow with batch, steps and workers: the exponent of a fitted power.
 
-An exponent is that of least squares between logarithms over the last decade, with its standard
-    error: what does not grow
-(the set-up of a run) fills the first one. Workers are processes that share a job, 1, 2, 4 … up to
-as many as the machine has processors; the time of an image falls with them, by an exponent of -1
-where they do not get in each other's way.
+The points span three decades. The exponent is fitted by least squares of the logarithms over the
+last decade, with its standard error, because constant costs (the set-up of a run) dominate the
+first one. Workers are processes that share a job: 1, 2, 4 … up to the number of processors. The
+time per image falls with an exponent of -1 where they do not slow each other down.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ SEED = 1
 
 
 def loop(batch: int, steps: int, device: str) -> tuple[harness.Workload, Any]:
-    """A DDIM loop with a network that costs nothing."""
+    """Returns (a DDIM loop around a network that costs nothing, its plan)."""
     g = torch.Generator(device).manual_seed(0)
     out, start = (torch.randn(batch, *SHAPE, generator=g, device=device) for _ in range(2))
     sampler = solvers.sampler("ddim", out, steps)
@@ -60,7 +58,7 @@ def test_growth(
         if x != points[-1]:  # the last one is checked by `measure`
             work.verify()
     times = harness.take_turns({str(x): work.call for x, (work, _) in made.items()}, setting)
-    held = [memory.extra_bytes(work.call, setting.device) for work, _ in made.values()]
+    allocated = [memory.extra_bytes(work.call, setting.device) for work, _ in made.values()]
     work, plan = made[points[-1]]
     batch, steps = (points[-1], STEPS) if over == "batch" else (1, points[-1])
     elements = batch * 3 * 32 * 32
@@ -81,15 +79,15 @@ def test_growth(
         bytes_floor=4 * elements * traffic.of_run(plan),
     )
     found["growth"] = growth(
-        over, points, [1e6 * harness.spread(times[str(x)])[1] for x in points], held
+        over, points, [1e6 * harness.spread(times[str(x)])[1] for x in points], allocated
     )
     report_row(benchmark, found, work.call)
 
 
 def growth(
-    over: str, x: list[int], us: list[float], held: list[int] | None = None
+    over: str, x: list[int], us: list[float], allocated: list[int] | None = None
 ) -> dict[str, Any]:
-    """The growth of a row. Bytes that are 0 somewhere have no exponent."""
+    """Returns the entry `growth` of a row. Bytes that are 0 somewhere have no exponent."""
     last = [i for i, v in enumerate(x) if 10 * v >= x[-1]]
 
     def fitted(y: list[float]) -> tuple[float, float]:
@@ -102,12 +100,12 @@ def growth(
         "us": [round(v, 2) for v in us],
         "exponent": round(exponent, 3),
         "error": round(error, 3),
-        "bytes": held,
+        "bytes": allocated,
         "bytes_exponent": None,
         "bytes_error": None,
     }
-    if held is not None and all(v > 0 for v in held):
-        exponent, error = fitted([float(v) for v in held])
+    if allocated is not None and all(v > 0 for v in allocated):
+        exponent, error = fitted([float(v) for v in allocated])
         found |= {"bytes_exponent": round(exponent, 3), "bytes_error": round(error, 3)}
     return found
 
@@ -116,7 +114,7 @@ def growth(
 def test_workers(
     benchmark: Any, setting: harness.Setting, report_row: Callable[..., None], samples: int
 ) -> None:
-    """Microseconds an image while all workers of a job are at work, without their start."""
+    """Microseconds per image while all workers of a job work, without their start-up."""
     counts = [2**k for k in range(11) if 2**k <= usable_cpus()] or [1]
     begin = time.perf_counter()
     speeds = jobs.speeds(

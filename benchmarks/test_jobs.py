@@ -1,5 +1,5 @@
-"""A batch job beside the bare loop that draws the same pictures: what hashing, encoding and fsync
-add.
+"""A batch job next to the bare loop that draws the same images: the cost of hashing, encoding and
+fsync.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def test_job(
         for first, array in made.items():
             if not torch.equal(torch.as_tensor(array), torch.as_tensor(expected[first])):
                 raise AssertionError(
-                    f"the unit from sample {first} on holds other pictures than the bare loop's"
+                    f"the unit from sample {first} on has other images than the bare loop"
                 )
 
     measured(
-        harness.Workload(whole, check, "pictures equal to the bare loop's"),
+        harness.Workload(whole, check, "images equal to the bare loop's"),
         kind="job",
-        what="job beside the bare loop",
+        what="job next to the bare loop",
         peers={"fastdiff, bare loop": bare},
         per="image",
         divide=samples,

@@ -1,6 +1,4 @@
-"""Whole sampling loops next to diffusers' and k-diffusion's, with a network that costs nothing:
-what a loop adds to it.
-"""
+"""Whole sampling loops next to diffusers' and k-diffusion's, with a network that costs nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +13,7 @@ from benchmarks import harness, solvers, traffic
 from benchmarks.peers import Missing
 from benchmarks.tiers import row
 from fastdiff import Sampler
+from fastdiff.cli.bench_measure import timed_network
 from fastdiff.pretrained import load
 
 SHAPES = {
@@ -23,7 +22,8 @@ SHAPES = {
     "1x3x32x32": (1, 3, 32, 32),
 }
 COMMON = ("ddim", "dpm++2m", "unipc", "euler_ancestral")
-SLOW = ("dpm++sde", "repaint")  # peers whose noise costs seconds a loop; hundreds of calls
+# the peer's noise costs seconds per loop; hundreds of network calls
+SLOW = ("dpm++sde", "repaint")
 CASES = [
     row(
         (
@@ -48,7 +48,7 @@ SEED = 1
 def loop(
     solver: str, shape: tuple[int, ...], device: str = "cpu"
 ) -> tuple[harness.Workload, Any, dict[str, Any]]:
-    """(a loop by `Sampler`, its plan, the same by others)."""
+    """Returns (a loop by `Sampler`, its plan, {peer: its loop})."""
     g = torch.Generator(device).manual_seed(0)
     out, start = (torch.randn(shape, generator=g, device=device) for _ in range(2))
     sampler = solvers.sampler(solver, out)
@@ -66,7 +66,7 @@ def loop(
 def loop_arms(
     solver: str, shape: tuple[int, ...]
 ) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
-    """The arms of a loop on the CPU that are installed, ours first; and the check of ours."""
+    """Returns (the installed arms of a loop on the CPU, fastdiff's first; its check)."""
     work, _, theirs = loop(solver, shape)
     found = {name: arm for name, arm in theirs.items() if not isinstance(arm, Missing)}
     return {"fastdiff": work.call, **found}, work.verify
@@ -96,39 +96,12 @@ def test_loop(
     )
 
 
-class Timed(torch.nn.Module):
-    """A network of fastdiff's that adds up the time spent in it."""
-
-    def __init__(self, network: Any):
-        super().__init__()
-        self.network, self.seconds = network, 0.0
-
-    def _time(
-        self, call: Callable[..., torch.Tensor], *arguments: Any, **named: Any
-    ) -> torch.Tensor:
-        begin = time.perf_counter()
-        out = call(*arguments, **named)
-        if out.is_cuda:
-            torch.cuda.synchronize()
-        self.seconds += time.perf_counter() - begin
-        return out
-
-    def forward(self, x: torch.Tensor, t: torch.Tensor, **cond: Any) -> torch.Tensor:
-        return self._time(self.network, x, t, **cond)
-
-    def condition(self, t: torch.Tensor, **cond: Any) -> torch.Tensor:
-        return self._time(self.network.condition, t, **cond)
-
-    def decode(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        return self._time(self.network.decode, x, condition)
-
-
 def overhead(batch: int, runs: int = 5, steps: int = 10) -> list[float]:
-    """The share of a guided run of the shipped U-Net that is spent outside the network, run by
-    run.
+    """Returns, for each run, the share of a guided run of the shipped U-Net that is spent outside
+    the network.
     """
     model, schedule, settings = load("fashion-mnist")
-    network = Timed(model)
+    network = timed_network(model)
     timed = Sampler(network, schedule, **{**settings, "steps": steps})
     y = torch.arange(batch) % 10
     shares = []

@@ -1,8 +1,6 @@
-"""Networks and whole runs of them: fastdiff's sampler against diffusers' loop in its best setting
-and torch.compile.
+"""Networks and whole runs: fastdiff next to diffusers' loop in its best setting and torch.compile.
 
-On a CPU the default tier runs 3 steps of a batch of at most 16, and a time is that of a sample and
-a step.
+On a CPU the default tier runs 3 steps of a batch of at most 16. Times are per sample and step.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from torch import Tensor
 
 import fastdiff
 from benchmarks import harness, model_zoo, peers
+from benchmarks.checks import relative_difference
 from benchmarks.test_loops import overhead
 from benchmarks.tiers import row
 from fastdiff import Sampler
@@ -24,8 +23,7 @@ from fastdiff.backend.hardware import has_amx
 STEPS = {"ddim": 50, "dpm++2m": 20}
 FEW = 3
 BATCHES = (1, 8, 16, 256)
-# of a network beside the same in eager mode, by the norm of the difference, over a run of few or
-# many steps
+# relative difference of a run from that of the eager network
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 QUICK = {("fashion-mnist", "ddim", 1)}
 DEFAULT = {
@@ -57,38 +55,33 @@ COMPILED = {("unet-cifar", "ddim", 8)}
 
 def network_or_skip(name: str, device: str, dtype: str) -> model_zoo.Network:
     if dtype == "bfloat16" and device == "cpu" and not has_amx():
-        pytest.skip("this processor multiplies no bf16 tiles (AMX)")
+        pytest.skip("this processor has no AMX, so bf16 is slow")
     try:
         return model_zoo.make(name, device, getattr(torch, dtype))
     except ModuleNotFoundError as error:
         pytest.skip(str(error))
 
 
-def off(got: Tensor, expected: Tensor) -> float:
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
-
-
 def checked_against(
     expected: Callable[[], Tensor], dtype: str
 ) -> tuple[Callable[[Any], None], str]:
-    """(a check against the eager network's result, in words)."""
-    kept: list[Tensor] = []
+    """Returns (a check against the eager network's result, its description)."""
+    results: list[Tensor] = []
 
     def check(got: Any) -> None:
-        if not kept:
-            kept.append(expected())
-        found = off(got, kept[0])
-        if not found <= TOLERANCE[dtype]:
-            raise AssertionError(f"the result is {found:.2g} of its norm from the eager network's")
+        if not results:
+            results.append(expected())
+        error = relative_difference(got, results[0])
+        if not error <= TOLERANCE[dtype]:
+            raise AssertionError(f"the result is {error:.2g} of its norm from the eager network's")
 
     return check, f"norm of the difference to the eager network <= {TOLERANCE[dtype]:g}"
 
 
 def compiled(network: model_zoo.Network, x: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Any:
-    """The network by torch.compile: {mode: arm of one call}; or `Missing`.
+    """Returns {mode: arm of one call} of the network by torch.compile; or `Missing`.
 
-    On a CPU without `reduce-overhead`, which there makes the code of `default`: each mode costs
-    minutes.
+    Each mode costs minutes. On a CPU `reduce-overhead` is left out: its code is that of `default`.
     """
     modes = tuple(mode for mode in peers.MODES if x.is_cuda or mode != "reduce-overhead")
     return peers.compiled(
@@ -153,7 +146,7 @@ def test_sampling(
 
 
 def _loop(arm: Any, network: model_zoo.Network, solver: str, steps: int, batch: int) -> Any:
-    """diffusers' loop over a compiled network."""
+    """Returns diffusers' loop around a compiled network."""
     if isinstance(arm, peers.Missing):
         return arm
     loop = model_zoo.pipeline(network, solver, steps, arm.call.func, batch)
@@ -177,7 +170,7 @@ CALLS = [
 def test_network(
     measured: Callable[..., Any], setting: harness.Setting, name: str, batch: int
 ) -> None:
-    """One call: made faster, as it is in each setting, and compiled."""
+    """One call: accelerated, plain in each setting, and compiled."""
     network = network_or_skip(name, setting.device, "float32")
     x = torch.randn(batch, *network.shape, device=setting.device)
     t, condition = torch.full((batch,), 500, device=setting.device), network.condition(batch)
@@ -208,9 +201,7 @@ def test_network(
 def test_overhead(
     benchmark: Any, setting: harness.Setting, report_row: Callable[..., None], batch: int
 ) -> None:
-    """What the engine adds to the shipped U-Net: the loop, its set-up and the steps, without the
-    network's calls.
-    """
+    """The share of a run of the shipped U-Net that the loop, its set-up and the steps take."""
     steps = 3 if setting.tier != "full" else 10
     shares = overhead(batch, runs=setting.rounds + 1, steps=steps)
     run = model_zoo.make("fashion-mnist", "cpu")

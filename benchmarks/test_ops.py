@@ -1,6 +1,4 @@
-"""Every fused op next to what its users run instead: torch eager, torch.compile and diffusers'
-schedulers.
-"""
+"""Every fused op next to what users run instead: torch eager, torch.compile and diffusers."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from benchmarks import formulas, harness, operations, peers
 from benchmarks.tiers import row, tier
 
 SHAPES, DTYPES = operations.SHAPES, operations.DTYPES
-# (dtype, shape, cache); the default tier leaves out what says the same twice
+# (dtype, shape, cache); the default tier leaves out rows that add no information
 CASES = [
     row(
         (
@@ -35,12 +33,12 @@ CASES = [
     row("default" if dtype == "float32" else "full", dtype, "real", "cold", id=f"{dtype}-real-cold")
     for dtype in DTYPES
 ]
-# where a tier waits for torch.compile; `full` does everywhere
+# ops for which a tier compiles; `full` compiles all
 COMPILED = {"quick": {"ddim"}, "default": {"q_sample", "gaussian_kl", "ddpm", "ddim"}}
 
 
 def light(cases: list[Any]) -> list[Any]:
-    """The same with large shapes in the full tier: their peers take seconds a call."""
+    """Returns the cases with large shapes in the full tier only: their peers take seconds."""
     return [
         (
             pytest.param(*case.values, marks=tier("full"), id=case.id)
@@ -52,7 +50,7 @@ def light(cases: list[Any]) -> list[Any]:
 
 
 def quick(cases: list[Any]) -> list[Any]:
-    """The same with the row at real size in float32, cache warm, in the quick tier."""
+    """Returns the cases with the row of float32, real size and warm cache in the quick tier."""
     return [
         (
             pytest.param(*case.values, marks=tier("quick"), id=case.id)
@@ -66,7 +64,7 @@ def quick(cases: list[Any]) -> list[Any]:
 def arms(
     op: operations.Op, *, compile: bool, numpy: bool, extra: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The op's peers: eager always, torch.compile and NumPy where asked for, and others."""
+    """Returns the op's peers: eager, torch.compile and NumPy if requested, and `extra`."""
     bare, eager = formulas.arms(op.formula, op.inputs)
     found: dict[str, Any] = {"torch eager": eager}
     if compile:
@@ -77,14 +75,14 @@ def arms(
 
 
 def scheduler_arm(make: Callable[[Any], Callable[[], Any]]) -> Any:
-    """An arm of diffusers', or why there is none."""
+    """Returns an arm of diffusers, or `Missing`."""
     module = peers.diffusers()
     return module if isinstance(module, peers.Missing) else make(module)
 
 
 @pytest.fixture
 def compare(measured: Callable[..., Any], setting: harness.Setting) -> Callable[..., Any]:
-    """Checks that the peers do the op's work, then measures."""
+    """Checks that the peers compute what the op computes, then measures."""
 
     def run(
         name: str,
@@ -206,7 +204,7 @@ def test_vlb_terms(
     compare("vlb_terms", maker(dtype, shape, setting).vlb_terms(), dtype, shape, cache)
 
 
-# of a U-Net's residual blocks, by its resolution
+# activations of a U-Net's residual blocks
 ACTIVATIONS = {
     "small": (1, 256, 8, 8),
     "real": (8, 128, 32, 32),
@@ -227,7 +225,7 @@ NORMS = [
 
 @pytest.mark.parametrize("dtype, shape", NORMS)
 def test_group_norm_silu(measured: Any, setting: harness.Setting, dtype: str, shape: str) -> None:
-    """On channels-last activations; eager also on contiguous ones, where torch is quicker."""
+    """On channels-last activations; eager also on contiguous ones, where torch is faster."""
     op = operations.Maker(ACTIVATIONS[shape], DTYPES[dtype], setting.device).group_norm_silu()
     operations.same_work(op)
     theirs = arms(op, compile=setting.tier == "full", numpy=False)
@@ -253,8 +251,9 @@ def test_group_norm_silu(measured: Any, setting: harness.Setting, dtype: str, sh
 def step_arms(
     solver: str, shape: tuple[int, ...]
 ) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
-    """One step in place on the CPU, by fastdiff, torch.compile's default mode and diffusers; and
-    the check of ours.
+    """Returns (the arms of one step in place on the CPU, the check of fastdiff's).
+
+    The arms are fastdiff, torch.compile's default mode, and diffusers.
     """
     op = operations.Maker(shape).reverse_step(solver)
     bare, _ = formulas.arms(op.formula, op.inputs)

@@ -1,6 +1,4 @@
-"""A step of every solver as a loop takes it: in place, checked and packed once; and what it costs
-for a single sample.
-"""
+"""A step of every solver as a loop takes it: in place, with arguments checked and packed once."""
 
 from __future__ import annotations
 
@@ -39,15 +37,16 @@ SEED = 1
 def step(
     solver: str, shape: tuple[int, ...], device: str, *, peer: bool = True
 ) -> tuple[harness.Workload, Any]:
-    """(a row in the middle of the plan that calls the network, (plan, row, diffusers' step where
-    asked for)).
+    """Returns (a row in the middle of the plan that calls the network, (plan, row, peer)).
+
+    peer: diffusers' step, or None if it is not requested.
     """
     g = torch.Generator(device).manual_seed(0)
     x, out = (torch.randn(shape, generator=g, device=device) for _ in range(2))
     plan = solvers.sampler(solver, out).plan
     k = middle(plan)
     slots = torch.randn(max(plan.slots, 1), *shape, generator=g, device=device)
-    state, kept = x.clone(), slots.clone()
+    state, slots_in_place = x.clone(), slots.clone()
     rows = torch.full((shape[0],), k, device=device)
     following, ids = torch.empty_like(rows), torch.arange(shape[0], device=device)
     bound = ops.StepArguments(
@@ -55,17 +54,17 @@ def step(
         out,
         torch.tensor(plan.table, device=device),
         rows,
-        slots=kept,
+        slots=slots_in_place,
         seed=SEED,
         sample_ids=ids,
         used=plan.used,
         out=state,
-        slots_out=kept,
+        slots_out=slots_in_place,
     ).bind("model_output", "row", "row_out")
 
     def restore() -> None:
         state.copy_(x)
-        kept.copy_(slots)
+        slots_in_place.copy_(slots)
 
     def check(_: Any) -> None:
         b = checks.first_and_last(shape[0])
@@ -80,7 +79,7 @@ def step(
         )
         checks.same_bits(state[b], expected.x_s, "step")
         assert expected.slots is not None
-        checks.same_bits(kept[:, b], expected.slots, "step's slots")
+        checks.same_bits(slots_in_place[:, b], expected.slots, "step's slots")
         assert (following == int(plan.column("next")[k])).all(), "the next row is the plan's"
 
     work = harness.Workload(
@@ -91,7 +90,7 @@ def step(
 
 
 def middle(plan: Any) -> int:
-    """The middlemost row that calls the network."""
+    """Returns the middle one of the rows that call the network."""
     calling = np.flatnonzero(plan.column("network"))
     return int(calling[len(calling) // 2])
 

@@ -1,6 +1,4 @@
-"""A training step's fused ops against eager formulas, forward and backward; and the terms of the
-bound of a data set.
-"""
+"""The fused ops of a training step next to eager formulas; and the terms of a data set's bound."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ def test_training(
 
 
 def compiled(piece: training.Piece, run: Callable[..., Any]) -> Any:
-    """The eager formula by torch.compile, its backward pass with it: {mode: arm}, or `Missing`."""
+    """Returns {mode: arm} of the eager formula and its backward pass, compiled; or `Missing`."""
     with torch.enable_grad():
         made = peers.compiled(
             lambda *leaves: piece.eager(*leaves, noise=training.fresh), *piece.leaves
@@ -76,7 +74,7 @@ MEAN, STD = 0.2, 0.5
 
 
 class Analytic:
-    """v of the best denoiser of N(m, s²): one multiply and one add a timestep."""
+    """v of the best denoiser for data N(m, s²): one multiplication and one addition."""
 
     def __init__(self, schedule: Schedule):
         alpha, sigma = schedule.alpha, schedule.sigma
@@ -98,20 +96,20 @@ class Analytic:
 def test_elbo(
     measured: Callable[..., Any], setting: harness.Setting, images: int, steps: int
 ) -> None:
-    """All terms of the bound; the network is a formula. Eager: noise, network and term, one after
-    the other.
+    """All terms of the bound; the network is a formula. Eager computes noise, network and term in
+    sequence.
     """
     schedule, device = Schedule.cosine(steps), setting.device
-    model, asked = Analytic(schedule), iter(())
+    model, timesteps = Analytic(schedule), iter(())
     levels = torch.arange(images * 4, device=device).view(images, 1, 2, 2) * 37 % 256
     x0 = levels / 127.5 - 1
 
     def network(x: Tensor, t: Tensor) -> Tensor:
-        return model.at(x, next(asked))  # the host knows the timestep: `elbo` takes them in order
+        return model.at(x, next(timesteps))  # `elbo` takes the timesteps in order
 
     def ours() -> Any:
-        nonlocal asked
-        asked = iter(range(steps))
+        nonlocal timesteps
+        timesteps = iter(range(steps))
         return elbo(network, x0, schedule, prediction_type="v", variance="fixed_large", seed=5)
 
     rows = vlb_table(schedule, prediction_type="v", variance="fixed_large")
@@ -156,7 +154,7 @@ def test_elbo(
 
 
 def _term(x0: Tensor, x_t: Tensor, out: Tensor, table: Tensor, t: Tensor) -> Tensor:
-    """formulas.vlb_terms with a fixed variance."""
+    """As formulas.vlb_terms, with a fixed variance."""
     x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, _, _ = (
         formulas.wide(c, x0) for c in table[t].unbind(1)
     )

@@ -1,13 +1,11 @@
-"""What the fused ops of a training step cost next to the eager formulas, forward and backward,
-without the networks.
+"""Measures the fused ops of a training step next to eager formulas, forward and backward.
 
     python -m benchmarks.training --out benchmarks/results/training-….json
 
-The arms are the ops as a VAE and a VDM call them on a batch, and what one writes in their place:
-    torch formulas with
-`torch.randn`. Both get the same gradients from above. A ratio is eager time over fused time: 1 and
-more is no slower. Before anything is timed the eager formula, given the op's noise, must have the
-op's values and gradients.
+The arms are the ops as a VAE and a VDM call them on a batch, without the networks, and the torch
+formulas with `torch.randn` that users write in their place. Both get the same output gradients. A
+ratio is eager time over fused time: at 1 or above the ops are not slower. Before anything is timed,
+the eager formula with the op's noise must have the op's values and gradients.
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
+from benchmarks.checks import relative_difference
 from fastdiff import Schedule, ops, rng
 from fastdiff.jobs import machine
 from fastdiff.theory.variational.gamma import point
@@ -34,8 +33,12 @@ Noise = Callable[[Tensor, int], Tensor]
 
 
 class Piece(NamedTuple):
-    """Leaves; the fused results of them; the eager ones, `noise(like, stream)` being where they
-    draw.
+    """A part of a training step.
+
+    Attributes:
+        leaves: the tensors that get gradients.
+        fused: computes the results from the leaves by fastdiff's ops.
+        eager: the same by torch's formulas; it draws with its argument `noise(like, stream)`.
     """
 
     leaves: tuple[Tensor, ...]
@@ -48,7 +51,7 @@ def fresh(like: Tensor, stream: int) -> Tensor:
 
 
 def contract(like: Tensor, stream: int) -> Tensor:
-    """The op's own noise: for the comparison of values alone."""
+    """Returns the op's own noise, for comparing values only."""
     return ops.randn(like.shape, dtype=like.dtype, device=like.device, stream=stream, **SEED)
 
 
@@ -57,7 +60,7 @@ def wide(values: Tensor) -> Tensor:
 
 
 def discretised(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """-log of the Gaussian's mass on an 8-bit level, as it is usually written: clamped at 1e-12."""
+    """Returns -log of the Gaussian's mass on an 8-bit level, clamped at 1e-12 as usual."""
     inverse, centre = torch.exp(-log_scale), x0 - mean
     upper = torch.special.ndtr(inverse * (centre + 1 / 255))
     lower = torch.special.ndtr(inverse * (centre - 1 / 255))
@@ -70,7 +73,7 @@ def kl(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
-    """The ops of a step, one by one, then together."""
+    """Returns the ops of a step, one by one and together."""
     g = torch.Generator().manual_seed(0)
 
     def leaf(
@@ -170,9 +173,7 @@ def pieces(batch: int, device: str = "cpu") -> dict[str, Piece]:
 def run(
     piece: Piece, results: Callable[..., tuple[Tensor, ...]], **more: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """(results, gradients of all leaves), each result given a gradient of ones over its batch from
-    above.
-    """
+    """Returns (results, gradients of all leaves) for output gradients of ones."""
     values = [v for v in results(*piece.leaves, **more)]
     wanted = [v for v in values if v.requires_grad]
     return values, list(
@@ -181,20 +182,18 @@ def run(
 
 
 def check(piece: Piece, ours: Any = None) -> None:
-    """The eager formulas with the ops' noise have the ops' values and gradients, by the norm of the
-    difference.
+    """Raises AssertionError unless the eager formulas with the ops' noise have the ops' values and
+    gradients.
 
-    To float32's digits, but for gradients through the eager difference of two Φ, which cancels.
+    Values agree to 1e-5 of their norm. Gradients agree to 1e-3, because the eager difference of two
+    Φ cancels.
     """
     ours = run(piece, piece.fused) if ours is None else ours
     theirs = run(piece, piece.eager, noise=contract)
     for part, limit in ((0, 1e-5), (1, 1e-3)):
         for mine, other in zip(ours[part], theirs[part], strict=True):
-            off = float(
-                (mine.detach().double() - other.detach().double()).norm()
-                / other.detach().double().norm()
-            )
-            assert off < limit, f"{off:.1e}"
+            error = relative_difference(mine.detach(), other.detach())
+            assert error < limit, f"{error:.1e}"
 
 
 def measure(batch: int, threads: int, seconds: float) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def measure(batch: int, threads: int, seconds: float) -> dict[str, Any]:
             "fused": lambda piece=piece: run(piece, piece.fused),
             "eager": lambda piece=piece: run(piece, piece.eager, noise=fresh),
         }
-        # of one thread its processor time: other processes take none of it
+        # the processor time of a single thread, which other processes do not change
         clock = time.thread_time if threads == 1 else time.perf_counter
         times = harness.interleave(arms, seconds=seconds, clock=clock)
         middle = {arm: round(1e6 * harness.spread(values)[1], 1) for arm, values in times.items()}

@@ -11,6 +11,7 @@ import torch
 
 import fastdiff
 from benchmarks import harness
+from benchmarks.checks import relative_difference
 from benchmarks.gpu.predictions import LARGE
 from benchmarks.peers import MODES, Missing, compiled
 from fastdiff.cli.timing import spread
@@ -119,11 +120,6 @@ def device_name(device: str) -> str:
     return "cpu" if device == "cpu" else str(machine.describe(torch.device(device))["name"])
 
 
-def relative_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Returns |got - expected| / |expected| in float64; NaN where any value is."""
-    return float((got.double() - expected.double()).norm() / expected.double().norm())
-
-
 def within(got: torch.Tensor, expected: torch.Tensor, limit: float, what: str) -> str:
     """Returns the error and its limit in words. Raises AssertionError above it, and for NaN."""
     error = relative_difference(got, expected)
@@ -141,6 +137,5 @@ __all__ = [
     "alone",
     "backend",
     "device_name",
-    "relative_difference",
     "within",
 ]

@@ -9,7 +9,8 @@ from torch import Tensor
 
 import fastdiff
 from benchmarks import harness, model_zoo
-from benchmarks.gpu.common import MODES, Row, Rows, Target, relative_difference
+from benchmarks.checks import relative_difference
+from benchmarks.gpu.common import MODES, Row, Rows, Target
 from benchmarks.peers import compiled
 
 # relative difference from the network's output in float32
