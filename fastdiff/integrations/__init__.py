@@ -1,1 +1,1 @@
-"""Interfaces of other libraries (diffusers, k-diffusion, EDM) over fastdiff's formulas and kernels."""
+"""Interfaces of other libraries over fastdiff's formulas and kernels."""

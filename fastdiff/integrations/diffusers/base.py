@@ -1,9 +1,9 @@
-"""The shared base of the drop-ins: configuration -> (grid, formula, parametrization) -> plan; a
-step is a row of it.
+"""The base of the drop-ins: a configuration gives a grid, a formula and a parametrization.
 
-A class says which timesteps it visits, which points they are and which formula runs over them.
-Everything else is here: the plan of a run, the index of a step, the memory, the noise, and
-diffusers' conventions for what goes in and out.
+Together they give a plan, and a step executes the rows of one network call. A class says which
+timesteps it visits, which points they are and which formula it uses. This module does the rest: the
+plan of a run, the index of a step, the slots, the noise, and diffusers' conventions for arguments
+and results.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
-from .execute import execute
-from .state import Run, State, States
+from .state import State, States
 from .tables import Points
+from .traced import TracedPlan
 
 # arguments of diffusers' steps that change the plan
 _OPTIONS = ("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise", "order")
@@ -46,7 +46,7 @@ class StepOutput(BaseOutput):
     Attributes:
         prev_sample: the next state, in the sample's dtype.
         pred_original_sample: the prediction of x0 from this call (after clipping), where diffusers'
-            class gives it.
+            class returns it.
     """
 
     prev_sample: Tensor
@@ -56,14 +56,14 @@ class StepOutput(BaseOutput):
 class Scheduler(SchedulerMixin, ConfigMixin):
     """What every drop-in shares. A class defines:
 
-    - `__init__` under `register_to_config` with diffusers' arguments and defaults, ending in
-    `self._setup()`;
+    - `__init__` under `register_to_config` with diffusers' arguments and defaults, which ends in
+      `self._setup()`;
     - `_prepare()`: training tables from the configuration;
     - `_initial()`: the State before `set_timesteps`;
-    - `set_timesteps(...)`: computes a State and hands it to `_begin`;
+    - `set_timesteps(...)`: computes a State and passes it to `_begin`;
     - `_formula(trace, state, start, **options)`: the traced result from the displayed timestep
-    `start` to the end;
-    - `step(...)` with diffusers' signature, ending in `self._advance(...)`.
+      `start` to the end;
+    - `step(...)` with diffusers' signature, which ends in `self._advance(...)`.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -72,11 +72,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     init_noise_sigma: Any = 1.0
     _space = "vp"
     _output: Any = StepOutput
-    _returns_x0 = True  # whether diffusers' step gives pred_original_sample
-    _returns_slot = (
-        False  # whether it gives another term, which `_show` writes down as what slot 1 becomes
-    )
-    _remembers = False  # whether the formula depends on where the run began
+    _returns_x0 = True  # whether diffusers' step returns pred_original_sample
+    # whether diffusers' step returns another term, which `_write_slot_1` makes the plan's slot 1
+    _returns_slot_1 = False
+    _has_history = False  # whether the formula depends on where the run began
 
     _states: States
     config: Any
@@ -102,12 +101,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         raise NotImplementedError
 
-    def _foreign(
+    def _off_grid(
         self, trace: Trace, state: State, timestep: float, **options: Any
     ) -> Linear | None:
-        """One step from a timestep that is not on the grid, where diffusers' class knows such a
-        step.
-        """
+        """One step from a timestep off the grid; None where diffusers' class has no such step."""
         return None
 
     def _parametrization(self) -> Parametrization:
@@ -127,24 +124,26 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """The point of a training timestep."""
         raise NotImplementedError
 
-    def _show(self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]) -> None:
-        """Writes down what slot 1 becomes, for classes whose steps return it."""
+    def _write_slot_1(
+        self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]
+    ) -> None:
+        """Writes the coefficients of slot 1, for classes whose steps return it."""
 
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
-        """Whether diffusers draws at this index even where the result is multiplied by zero."""
+        """Whether diffusers draws at this index even where the noise is multiplied by zero."""
         return False
 
     # -- shared
 
     def _setup(self) -> None:
         if "trained_betas" in self.config and self.config["trained_betas"] is not None:
-            # a configuration is written as JSON, which knows lists
+            # a configuration is written as JSON, which has lists only
             self.register_to_config(trained_betas=np.asarray(self.config["trained_betas"]).tolist())
         self._prepare()
         self._states = States(self._initial())
 
     def _begin(self, state: State) -> None:
-        """The calling context's run starts anew."""
+        """Starts a new run in the calling context."""
         self._states.set(state)
 
     @property
@@ -153,15 +152,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def timesteps(self) -> Tensor:
-        """[n] timesteps in the order of the network's calls, on the device given to
-        set_timesteps.
-        """
+        """[n] timesteps in the order of the network's calls, on set_timesteps' device."""
         return self._state.timesteps
 
     @timesteps.setter
     def timesteps(self, value: Tensor) -> None:
         state = self._state
-        state.timesteps, state.host = value, value.tolist()
+        state.timesteps, state.values = value, value.tolist()
         state.locate()
 
     @property
@@ -186,7 +183,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return state.num_inference_steps
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: the sample itself in variance-preserving space."""
+        """The network's input: in variance-preserving space the sample itself."""
         return sample
 
     def __len__(self) -> int:
@@ -195,76 +192,78 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def plan(self, **options: Any) -> Plan:
         """The plan of the current timesteps; options are those of `step` (eta, s_churn, order, …).
 
-        Its `t` column holds the scheduler's timesteps and `initial_std` its init_noise_sigma.
+        Its `t` column has the scheduler's timesteps, and `initial_std` is its init_noise_sigma.
         """
         parameters = inspect.signature(self.step).parameters
         defaults = {name: parameters[name].default for name in _OPTIONS if name in parameters}
-        return self._run(self._state, 0, {**defaults, **options}).plan
+        return self._traced(self._state, 0, {**defaults, **options}).plan
 
-    def _run(self, state: State, start: int, options: Mapping[str, Any]) -> Run:
-        """The traced plan from an index on, made once for each set of options."""
+    def _traced(self, state: State, start: int, options: Mapping[str, Any]) -> TracedPlan:
+        """The traced plan from an index on, traced once for each set of options."""
         if state.config is not self._internal_dict:  # pipelines replace configurations in place
             state.plans, state.config = (
                 self._states.plans(state, self._internal_dict),
                 self._internal_dict,
             )
         key = (start, *options.values())
-        run = state.plans.get(key)
-        if run is None:
+        traced = state.plans.get(key)
+        if traced is None:
             trace = self._trace()
-            run = self._finish(
+            traced = self._traced_plan(
                 trace,
                 state,
                 self._formula(trace, state, start, **options),
-                state.host[start:],
+                state.values[start:],
                 options,
             )
-            state.plans[key] = run
-        return run
+            state.plans[key] = traced
+        return traced
 
-    def _single(self, state: State, timestep: float, options: Mapping[str, Any]) -> Run:
-        """The plan of one step from a timestep off the grid."""
+    def _traced_off_grid(
+        self, state: State, timestep: float, options: Mapping[str, Any]
+    ) -> TracedPlan:
+        """The traced plan of one step from a timestep off the grid."""
         key = ("single", timestep, *options.values())
         if key not in state.plans:
             trace = self._trace()
-            end = self._foreign(trace, state, timestep, **options)
+            end = self._off_grid(trace, state, timestep, **options)
             if end is None:
                 raise ValueError(
                     f"fastdiff.{type(self).__name__}.step: expected one of scheduler.timesteps, got"
                     f" {timestep}. Call set_timesteps first and pass its timesteps."
                 )
-            run = self._finish(trace, state, end, [timestep], options)
-            # such rows share a seed and all are first rows: their draws are told apart by the
-            # timestep
-            table = run.plan.table.copy()
+            traced = self._traced_plan(trace, state, end, [timestep], options)
+            # Such rows share a seed and all are first rows: the timestep makes their noise differ.
+            table = traced.plan.table.copy()
             table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = (
                 self.config.num_train_timesteps + int(timestep)
             )
-            state.plans[key] = Run(replace(run.plan, table=table))
+            state.plans[key] = TracedPlan(replace(traced.plan, table=table))
         return state.plans[key]
 
     def _trace(self) -> Trace:
         return Trace(self._parametrization(), Points(self._space, self._point), **self._limits())
 
-    def _finish(
+    def _traced_plan(
         self,
         trace: Trace,
         state: State,
         end: Linear,
         timesteps: list[float],
         options: Mapping[str, Any],
-    ) -> Run:
+    ) -> TracedPlan:
         table = trace.table(end)
         calls = np.flatnonzero(table[:, INDEX["network"]])
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
-        self._show(table, state, options)
+        self._write_slot_1(table, state, options)
         info = {"scheduler": type(self).__name__, "timesteps": len(timesteps), **options}
         std = float(self.init_noise_sigma)
-        return Run(Plan(table, info, initial_std=std, levels=trace.levels(state.times[-1])))
+        return TracedPlan(Plan(table, info, initial_std=std, levels=trace.levels(state.times[-1])))
 
     def _index(self, state: State, timestep: Any) -> int | None:
-        """Which of the timesteps this is: by where a view lies, else by the counter, else by value;
-        None if none is.
+        """The index of a timestep, None if it is not one of the timesteps.
+
+        It is found from the memory address of a view, then by the counter, then by value.
         """
         counter = state.step_index if state.step_index is not None else state.begin_index
         if isinstance(timestep, Tensor):
@@ -278,16 +277,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             state.step_index is None or self._holds(state, counter, timestep)
         ):
             return counter
-        found = [i for i, t in enumerate(state.host) if t == timestep]
+        found = [i for i, t in enumerate(state.values) if t == timestep]
         if not found:
             return None
-        # a run that starts inside the grid starts at the second of two equal timesteps, as
-        # diffusers' do
+        # a run that starts inside the grid starts at the second of two equal timesteps, like
+        # diffusers'
         return found[1] if counter is None and len(found) > 1 else found[0]
 
     @staticmethod
     def _holds(state: State, index: int, timestep: float) -> bool:
-        return index < len(state.host) and state.host[index] == timestep
+        return index < len(state.values) and state.values[index] == timestep
 
     def _advance(
         self,
@@ -300,54 +299,50 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """One step: the rows of this network call."""
-        options = options or {}
-        state = self._state
+        """Executes one step, and returns what diffusers' step returns.
+
+        Args:
+            options: arguments of the step that change the plan.
+            generator: for the draw of a step that draws noise; None for fastdiff's noise.
+            noise: the noise of the step instead of a draw.
+        """
+        options, state = options or {}, self._state
         index = self._index(state, timestep)
-        slots = slots_out = None
+        slots = slots_out = seed = None
         if index is None:
-            single = float(timestep)
-            run, rows = self._single(state, single, options), [0]
+            traced, call = self._traced_off_grid(state, float(timestep), options), 0
         else:
-            start = self._history(state, index) if self._remembers else 0
-            run = self._run(state, start, options)
-            rows = run.calls[index - start]
-            if run.slots:
-                slots, slots_out = state.buffers(run.slots, sample, compute_dtype(sample))
-                if state.done == index:  # the step is taken again: from what it read the first time
-                    slots, slots_out = slots_out, slots
-                state.slots = [slots_out, slots]
-            state.done, state.step_index = index, index + 1
-        if self._returns_slot:
-            slots_out = torch.empty(
-                (1, *sample.shape), dtype=compute_dtype(sample), device=sample.device
-            )
-        x, second = sample, None
-        drawn = noise
-        for row in rows:
-            seed = z = None
-            if run.draws[row]:
-                if drawn is None:
-                    if generator is None:
-                        seed = self._seed(state)
-                    else:
-                        drawn = self._draw(model_output, sample, generator)
-                z = drawn
-            output = model_output if run.network[row] else None
-            x, second = execute(run, row, x, output, z, seed, slots, slots_out, self._returns_x0)
-            slots = (
-                slots_out if slots is not None else None
-            )  # a call's second row goes on from its first
-        if generator is not None and drawn is None and self._always_draws(index or 0, options):
-            self._draw(model_output, sample, generator)
-        if second is None and slots_out is not None and self._returns_slot:
+            first = self._history_start(state, index) if self._has_history else 0
+            traced, call = self._traced(state, first, options), index - first
+            slots, slots_out = state.slots(index, traced.slots, sample)
+            state.last_index, state.step_index = index, index + 1
+        if self._returns_slot_1:
+            shape = (1, *sample.shape)
+            slots_out = torch.empty(shape, dtype=compute_dtype(sample), device=sample.device)
+        if noise is None:
+            draws = traced.calls[call].draws
+            if generator is None:
+                seed = self._seed(state) if draws else None
+            elif draws or self._always_draws(index or 0, options):
+                noise = self._draw(model_output, sample, generator)
+        x, second = traced.execute(
+            call,
+            sample,
+            model_output,
+            noise=noise,
+            seed=seed,
+            slots=slots,
+            slots_out=slots_out,
+            with_x0=self._returns_x0,
+        )
+        if self._returns_slot_1 and second is None and slots_out is not None:
             second = slots_out[0].to(sample.dtype)
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
 
     @staticmethod
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
-        """diffusers' draw: of the output's dtype on the output's device."""
+        """A draw like diffusers': in the output's dtype and on its device."""
         return randn_tensor(
             tuple(sample.shape),
             generator=generator,
@@ -362,11 +357,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return state.seed
 
     @staticmethod
-    def _history(state: State, index: int) -> int:
-        """Where the history of this step begins: one that does not follow the last step begins a
-        new one.
+    def _history_start(state: State, index: int) -> int:
+        """The index at which the history of this step begins.
+
+        A step that does not follow the last one starts a new history.
         """
-        if state.start is None or state.done is None or index not in (state.done, state.done + 1):
-            state.start = index
-            state.done = None
-        return state.start
+        last = state.last_index
+        if state.history_start is None or last is None or index not in (last, last + 1):
+            state.history_start = index
+            state.last_index = None
+        return state.history_start

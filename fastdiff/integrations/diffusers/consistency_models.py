@@ -155,7 +155,7 @@ class CMStochasticIterativeScheduler(Indexed):
         return x
 
     def _always_draws(self, index: int, options: Any) -> bool:
-        return len(self._state.host) > 1
+        return len(self._state.values) > 1
 
     def step(
         self,

@@ -83,16 +83,16 @@ class DDIMScheduler(VariancePreserving):
         return self._point(t), self._point(before) if before >= 0 else self._final()
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        for t in state.host[start:]:
-            trace.start = self._one(trace, *self._pair(state, t), **options)
+        for t in state.values[start:]:
+            trace.start = self._step_formula(trace, *self._pair(state, t), **options)
         return trace.start
 
-    def _foreign(
+    def _off_grid(
         self, trace: Trace, state: State, timestep: float, **options: Any
     ) -> Linear | None:
-        return self._one(trace, *self._pair(state, timestep), **options)
+        return self._step_formula(trace, *self._pair(state, timestep), **options)
 
-    def _one(self, trace: Trace, t: Time, s: Time, **options: Any) -> Linear:
+    def _step_formula(self, trace: Trace, t: Time, s: Time, **options: Any) -> Linear:
         return ddim.ddim(trace, [t, s], **options)
 
     def _always_draws(self, index: int, options: Any) -> bool:
@@ -164,7 +164,7 @@ class DDIMParallelScheduler(DDIMScheduler):
             )
 
         def formula(trace: Trace, t: int) -> Linear:
-            return self._one(trace, *pair(t), **options)
+            return self._step_formula(trace, *pair(t), **options)
 
         return self._step_each(formula, model_output, timesteps, sample, options)
 
@@ -229,16 +229,16 @@ class DDIMInverseScheduler(VariancePreserving):
         self._begin(self._visiting(grid, device, steps=num_inference_steps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        for t in state.host[start:]:
-            trace.start = self._one(trace, state, t)
+        for t in state.values[start:]:
+            trace.start = self._step_formula(trace, state, t)
         return trace.start
 
-    def _foreign(
+    def _off_grid(
         self, trace: Trace, state: State, timestep: float, **options: Any
     ) -> Linear | None:
-        return self._one(trace, state, timestep)
+        return self._step_formula(trace, state, timestep)
 
-    def _one(self, trace: Trace, state: State, timestep: float) -> Linear:
+    def _step_formula(self, trace: Trace, state: State, timestep: float) -> Linear:
         total = self.config.num_train_timesteps
         before = min(int(timestep) - total // self._require_steps(state), total - 1)
         origin = (

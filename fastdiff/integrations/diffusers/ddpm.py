@@ -108,14 +108,14 @@ class DDPMScheduler(VariancePreserving):
                 f"fastdiff.{type(self).__name__}.previous_timestep: expected one of"
                 f" scheduler.timesteps, got {timestep}."
             )
-        return state.host[index + 1] if index + 1 < len(state.host) else -1
+        return state.values[index + 1] if index + 1 < len(state.values) else -1
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        for i in range(start, len(state.host)):
-            trace.start = self._one(trace, state.times[i], state.times[i + 1])
+        for i in range(start, len(state.values)):
+            trace.start = self._step_formula(trace, state.times[i], state.times[i + 1])
         return trace.start
 
-    def _one(self, trace: Trace, t: Time, s: Time) -> Linear:
+    def _step_formula(self, trace: Trace, t: Time, s: Time) -> Linear:
         return ddpm(trace, t, s, variance_type=self.variance_type, draws=t.t > 0)
 
     def step(
@@ -154,7 +154,7 @@ class DDPMScheduler(VariancePreserving):
         """Noise with the variance that the network predicts, or None at timestep 0."""
         state = self._state
         index = self._index(state, timestep)
-        if index is None or state.host[index] <= 0:
+        if index is None or state.values[index] <= 0:
             return None
         if generator is not None:
             z = self._draw(model_output, sample, generator)

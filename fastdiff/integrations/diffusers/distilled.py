@@ -56,7 +56,7 @@ class Distilled(VariancePreserving, Indexed):
 
     _compatibles: list[str] = []
     _returns_x0 = False
-    _returns_slot = True
+    _returns_slot_1 = True
     final_alpha_cumprod: Tensor
 
     def _prepare(self) -> None:
@@ -143,13 +143,15 @@ class Distilled(VariancePreserving, Indexed):
         """The timestep after this one on the grid, -1 after the last one."""
         state = self._state
         index = self.index_for_timestep(timestep)
-        return state.host[index + 1] if index + 1 < len(state.host) else -1
+        return state.values[index + 1] if index + 1 < len(state.values) else -1
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
         """For every step, the factor of the returned term in the next state."""
         raise NotImplementedError
 
-    def _show(self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]) -> None:
+    def _write_slot_1(
+        self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]
+    ) -> None:
         # the next state without its noise, over its scale
         for row, scale in enumerate(self._scales(state, options)):
             for operand in ("x", "x0", "out"):

@@ -224,7 +224,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
     def _initial(self) -> State:
         state = super()._initial()
         state.timesteps = state.timesteps.flip(0)
-        state.host = state.host[::-1]
+        state.values = state.values[::-1]
         state.locate()
         return state
 

@@ -90,7 +90,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
     @property
     def order_list(self) -> list[int]:
         """The orders of the steps at the current timesteps."""
-        return self.get_order_list(len(self._state.host))
+        return self.get_order_list(len(self._state.values))
 
     def set_timesteps(
         self,

@@ -156,7 +156,7 @@ class EDMEulerScheduler(Preconditioned):
     ) -> Linear:
         if given_x0:
             trace.parametrization = Parametrization("x0")  # the output is the prediction itself
-        times = state.times[: len(state.host) + 1]
+        times = state.times[: len(state.values) + 1]
         return late_churn(trace, times[start:], len(state.times) - 1, hat=True, **options)
 
     def step(
@@ -198,7 +198,7 @@ class _Multistep(Preconditioned):
     """DPM-Solver++ on EDM's levels."""
 
     _returns_x0 = False
-    _remembers = True
+    _has_history = True
     _last_for_unknown = True
 
     def _setup(self) -> None:
@@ -228,7 +228,7 @@ class _Multistep(Preconditioned):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         self._require_steps(state)
-        times: list[Time] = state.times[: len(state.host) + 1]
+        times: list[Time] = state.times[: len(state.values) + 1]
         orders = step_orders(self.config, len(times) - 1)[start:]
         if self._algorithm.startswith("sde") and max(orders) > 2:
             raise ValueError(

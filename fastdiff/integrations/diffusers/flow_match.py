@@ -120,7 +120,7 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
                 z = self._draw(model_output, sample, generator)
             x = (1.0 - there) * (sample - here * model_output) + there * z
         if index is not None:
-            state.done, state.step_index = index, index + 1
+            state.last_index, state.step_index = index, index + 1
         return x
 
 
@@ -136,7 +136,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
     """
 
     order = 2
-    _remembers = True
+    _has_history = True
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
@@ -156,8 +156,8 @@ class FlowMatchHeunDiscreteScheduler(Flow):
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first half of a step."""
-        state = self._state
-        return state.start is None or state.done is None or (state.done - state.start) % 2 == 1
+        first, last = self._state.history_start, self._state.last_index
+        return first is None or last is None or (last - first) % 2 == 1
 
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """(1 - sigma) x0 + sigma noise at the level of the next step.
@@ -180,7 +180,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
 
     def _begins(self, index: int) -> bool:
         """Whether this index is the first half of a step."""
-        return (index - (self._state.start or 0)) % 2 == 0
+        return (index - (self._state.history_start or 0)) % 2 == 0
 
     def step(
         self,
@@ -276,10 +276,10 @@ class FlowMatchLCMScheduler(Shifting):
         factors = self._scale_factors if self._upscale_mode else None
         state = self._state
         if factors:
-            if len(state.host) != len(factors) + 1:
+            if len(state.values) != len(factors) + 1:
                 raise ValueError(
                     f"fastdiff.{type(self).__name__}.step: expected one scale_factor less than"
-                    f" the {len(state.host)} timesteps, got {len(factors)}. Set that many."
+                    f" the {len(state.values)} timesteps, got {len(factors)}. Set that many."
                 )
             index = self._index(state, timestep)
             if state.step_index is None or "size" not in state.extra:

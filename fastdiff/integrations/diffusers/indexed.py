@@ -45,7 +45,7 @@ class Counted(Scheduler):
 
         Where two are equal it is the second one, at which a run that starts inside the grid begins.
         """
-        host = self._state.host if schedule_timesteps is None else schedule_timesteps.tolist()
+        host = self._state.values if schedule_timesteps is None else schedule_timesteps.tolist()
         found = [i for i, t in enumerate(host) if t == float(timestep)]
         if not found:
             if self._last_for_unknown:

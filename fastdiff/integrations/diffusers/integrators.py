@@ -63,7 +63,7 @@ class Integrator(Indexed, TrainingTables):
     """
 
     _returns_x0 = False
-    _remembers = True
+    _has_history = True
     _last_for_unknown = True
     _misread: type[Misread] = Misread
     _rises = False  # whether respaced levels go towards noise
@@ -135,7 +135,7 @@ class Integrator(Indexed, TrainingTables):
     def _index(self, state: State, timestep: Any) -> int | None:
         index = super()._index(state, timestep)
         if index is None:  # diffusers counts the steps and does not read later timesteps
-            index = state.step_index if state.step_index is not None else len(state.host) - 1
+            index = state.step_index if state.step_index is not None else len(state.values) - 1
         return index
 
     # -- grids
@@ -249,7 +249,7 @@ class Integrator(Indexed, TrainingTables):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         self._require_steps(state)
-        return self._integrate(trace, state.times[: len(state.host) + 1], start)
+        return self._integrate(trace, state.times[: len(state.values) + 1], start)
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         """The formula from times[start] on; the orders of its steps count from times[0]."""

@@ -29,7 +29,7 @@ class LMSDiscreteScheduler(Exploding):
     The integrals are exact; diffusers computes them by quadrature.
     """
 
-    _remembers = True
+    _has_history = True
 
     @register_to_config
     def __init__(
@@ -92,7 +92,7 @@ class SecondOrder(Exploding):
     """
 
     order = 2
-    _remembers = True
+    _has_history = True
 
     def _initial(self) -> State:
         return self._grid(self.config.num_train_timesteps, None)

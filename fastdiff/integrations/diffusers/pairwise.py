@@ -22,4 +22,4 @@ class Pairwise(VariancePreserving):
     def _whole(state: State, timestep: Any) -> int:
         """The timestep as an int; the device is not read where it is a view of the grid."""
         index = state.view_index(timestep) if isinstance(timestep, Tensor) else None
-        return int(timestep) if index is None else state.host[index]
+        return int(timestep) if index is None else state.values[index]

@@ -36,7 +36,7 @@ class PNDMScheduler(VariancePreserving):
     """
 
     _returns_x0 = False
-    _remembers = True
+    _has_history = True
     final_alpha_cumprod: Tensor
     pndm_order = 4
 
@@ -108,11 +108,12 @@ class PNDMScheduler(VariancePreserving):
     def counter(self) -> int:
         """The number of network calls of this run so far."""
         state = self._state
-        return 0 if state.done is None or state.start is None else state.done + 1 - state.start
+        first, last = state.history_start, state.last_index
+        return 0 if first is None or last is None else last + 1 - first
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         ratio = self.config.num_train_timesteps // self._require_steps(state)
-        visits, stages = state.host[start:], state.extra["prk"]
+        visits, stages = state.values[start:], state.extra["prk"]
         outs: list[Linear] = []
         if len(stages):
             first = visits[: len(stages)]
@@ -149,7 +150,7 @@ class IPNDMScheduler(Counted):
     """
 
     _returns_x0 = False
-    _remembers = True
+    _has_history = True
     pndm_order = 4
 
     @register_to_config

@@ -17,7 +17,8 @@ from ...solvers import Linear, Trace, ddim
 from ...solvers.repaint import resampling
 from .base import Generators
 from .pairwise import Pairwise
-from .state import Run, State
+from .state import State
+from .traced import TracedPlan
 
 
 class RePaintScheduler(Pairwise):
@@ -88,10 +89,10 @@ class RePaintScheduler(Pairwise):
         return self._point(before) if before >= 0 else self._final()
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        last = state.host[start] + 1
-        for t in state.host[start:]:
+        last = state.values[start] + 1
+        for t in state.values[start:]:
             if t < last:
-                trace.start = self._foreign(trace, state, t, **options)
+                trace.start = self._off_grid(trace, state, t, **options)
             else:
                 scale = self._undone(state, int(last))
                 x = trace.pause(trace.start, self._there(state, int(last)))
@@ -99,16 +100,16 @@ class RePaintScheduler(Pairwise):
             last = t
         return trace.start
 
-    def _foreign(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear:
+    def _off_grid(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear:
         return ddim.ddim(
             trace, [self._point(timestep), self._there(state, int(timestep))], eta=self.eta
         )
 
-    def _finish(
+    def _traced_plan(
         self, trace: Trace, state: State, end: Linear, timesteps: list[float], options: Any
-    ) -> Run:
+    ) -> TracedPlan:
         called = [t for i, t in enumerate(timesteps) if i == 0 or t < timesteps[i - 1]]
-        return super()._finish(trace, state, end, called, options)
+        return super()._traced_plan(trace, state, end, called, options)
 
     def _undone(self, state: State, t: int) -> float:
         """The factor that T // n betas from t on apply to the signal."""

@@ -1,9 +1,8 @@
-"""What a scheduler remembers between calls, one `State` for each context (thread or asyncio task)
-that set timesteps.
+"""What a scheduler remembers between calls: one `State` per context (thread or asyncio task).
 
 Pipelines share a scheduler object between requests. `set_timesteps` makes a new state in the
-calling context, and steps find the one of theirs; a context that never called it, such as a worker
-that was handed the job, gets the last one made.
+calling context, and steps in that context use it. A context that never called `set_timesteps`, such
+as a worker thread, uses the state that was made last.
 """
 
 from __future__ import annotations
@@ -15,25 +14,28 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ...ops.step import BoundStep
+from ...backend.eager.common import compute_dtype
 from ...schedule import Time
-from ...solvers import Plan
+from .traced import TracedPlan
 
 
 class State:
-    """One run's grid and where it stands.
+    """The grid of a run, and its position on it.
 
     Attributes:
-        timesteps: [n] as the pipeline iterates them, one for each network call.
-        host: the same as Python numbers.
-        times: the points of the solver's grid, the last being where the result lies.
+        timesteps: [n] as the pipeline iterates them, one per network call.
+        values: the same as Python numbers.
+        times: the points of the solver's grid; the last one is the result's.
         sigmas: noise levels as diffusers shows them, or None.
-        scales: what the network's input is divided by at each timestep, or None.
-        num_inference_steps: the number asked for; None before set_timesteps.
-        extra: whatever else the class needs for its formula and attributes.
+        scales: the divisor of the network's input at each timestep, or None.
+        num_inference_steps: as passed to set_timesteps; None before it is called.
+        extra: further values that the class needs for its formula and attributes.
         step_index, begin_index: diffusers' counters.
-        start, done: where the history that the slots hold began, and the last index stepped.
+        history_start: the index at which the history in the slots begins.
+        last_index: the index of the last step; None before the first one.
         seed: of fastdiff's noise, None until it is drawn.
+        plans: the traced plans by first index and options.
+        config: the configuration that they were traced with.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class State:
         **extra: Any,
     ):
         self.timesteps = timesteps
-        self.host = timesteps.tolist()
+        self.values = timesteps.tolist()
         self.times, self.sigmas, self.scales, self.num_inference_steps = (
             times,
             sigmas,
@@ -57,43 +59,52 @@ class State:
         self.extra = extra
         self.step_index: int | None = None
         self.begin_index: int | None = None
-        self.start: int | None = None
-        self.done: int | None = None
+        self.history_start: int | None = None
+        self.last_index: int | None = None
         self.seed: int | None = None
         self.config: Any = None
-        self.plans: dict[Any, Run] = {}
-        self.slots: list[Tensor] = []
+        self.plans: dict[Any, TracedPlan] = {}
+        self._slots: list[Tensor] = []
         self.locate()
 
     def locate(self) -> None:
-        """Notes where the timesteps lie, so that a view of one says its index without a read of the
-        device.
-        """
+        """Notes the memory of the timesteps, so that `view_index` needs no read of the device."""
         self.address, self.item = self.timesteps.data_ptr(), self.timesteps.element_size()
         self.extent = self.timesteps.numel() * self.item
 
     def view_index(self, timestep: Tensor) -> int | None:
-        """The index of a timestep that is a view into `timesteps`."""
+        """The index of a timestep that is a view into `timesteps`, None for another tensor."""
         offset = timestep.data_ptr() - self.address
         if 0 <= offset < self.extent and timestep.device == self.timesteps.device:
             return offset // self.item
         return None
 
     def fingerprint(self) -> Any:
-        """What the plans depend on, as a key; None where that is more than numbers."""
+        """A key of everything that the plans depend on; None where that is more than numbers."""
         if not all(isinstance(v, (bool, int, float, str, type(None))) for v in self.extra.values()):
             return None
-        return (self.num_inference_steps, *self.extra.values(), *self.host, *self.times)
+        return (self.num_inference_steps, *self.extra.values(), *self.values, *self.times)
 
-    def buffers(self, count: int, sample: Tensor, dtype: torch.dtype) -> list[Tensor]:
-        """Two sets of slots: what the last step read, and what it wrote."""
+    def slots(
+        self, index: int, count: int, sample: Tensor
+    ) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """The slots [count, B, …] that the step at an index reads, and those that it writes.
+
+        A step that is taken again reads the values that it read the first time.
+        """
+        if not count:
+            return None, None
         shape = (count, *sample.shape)
-        if not self.slots or self.slots[0].shape != shape or self.slots[0].device != sample.device:
-            self.slots = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
-        return self.slots
+        held = self._slots
+        if not held or held[0].shape != shape or held[0].device != sample.device:
+            dtype = compute_dtype(sample)
+            held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
+        read, written = held[::-1] if self.last_index == index else held
+        self._slots = [written, read]
+        return read, written
 
     def __getstate__(self) -> dict[str, Any]:
-        # addresses are another process's, and plans are made again; what the slots hold goes along
+        # Plans are traced again and addresses found anew; the slots are copied.
         return {**self.__dict__, "plans": {}, "config": None}
 
     def __setstate__(self, values: dict[str, Any]) -> None:
@@ -101,65 +112,21 @@ class State:
         self.locate()
 
 
-class Run:
-    """A plan with what a step of it needs at hand: its rows by network call, and its table where
-    the samples are.
-    """
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
-        table = plan.table
-        network = plan.column("network")
-        drawn = [plan.columns.index(f"{to}.z") for to in _WRITTEN]
-        self.draws = [bool(row[drawn].any()) for row in table]
-        self.network = [bool(n) for n in network]
-        self.calls: list[
-            list[int]
-        ] = []  # the rows of each network call: those without a call before it, and its own
-        rows: list[int] = []
-        for row in range(len(plan)):
-            rows.append(row)
-            if self.network[row]:
-                self.calls.append(rows)
-                rows = []
-        self.slots = plan.slots
-        self._tables: dict[torch.device, Tensor] = {}
-        self._rows: tuple[Any, tuple[Tensor, ...]] = (None, ())
-        self.steps: dict[torch.device, BoundStep] = {}
-
-    def table(self, device: torch.device) -> Tensor:
-        if device not in self._tables:
-            self._tables[device] = torch.tensor(self.plan.table, device=device)
-        return self._tables[device]
-
-    def rows(self, batch: int, device: torch.device) -> tuple[Tensor, ...]:
-        """The row index of every row for a batch, int64 [B] each."""
-        key, rows = self._rows
-        if key != (batch, device):
-            count = torch.arange(len(self.plan.table), device=device)
-            rows = count[:, None].expand(-1, batch).contiguous().unbind()
-            self._rows = ((batch, device), rows)
-        return rows
-
-
-_WRITTEN = ("x", "s1", "s2", "s3", "s4")
-
-
-_KEPT = 16  # grids whose plans a scheduler keeps
+_MAX_GRIDS = 16  # of which a scheduler caches the traced plans
 
 
 class _Context:
-    """Names a context that set timesteps; its state goes when the context does."""
+    """The key of a context's state, which is freed together with the context."""
 
     __slots__ = ("__weakref__",)
 
 
 class States:
-    """The state of each context, and the last one made."""
+    """The state of each context, and the one that was made last."""
 
     def __init__(self, first: State):
         self.last = first
-        self._plans: tuple[Any, dict[Any, dict[Any, Run]]] = (None, {})
+        self._plans: tuple[Any, dict[Any, dict[Any, TracedPlan]]] = (None, {})
         self._context: ContextVar[_Context] = ContextVar("fastdiff.scheduler")
         self._states: WeakKeyDictionary[_Context, State] = WeakKeyDictionary()
 
@@ -172,17 +139,15 @@ class States:
         self._states[context] = self.last = state
         self._context.set(context)
 
-    def plans(self, state: State, config: Any) -> dict[Any, Run]:
-        """The traced plans of a state: those of an equal one under this configuration, so that runs
-        alike trace once.
-        """
+    def plans(self, state: State, config: Any) -> dict[Any, TracedPlan]:
+        """The traced plans of a state, which equal states with this configuration share."""
         key = state.fingerprint()
         if key is None:
             return {}
         owner, known = self._plans
-        if owner is not config or len(known) > _KEPT:
+        if owner is not config or len(known) > _MAX_GRIDS:
             self._plans = (config, known := {})
         return known.setdefault(key, {})
 
-    def __reduce__(self) -> Any:  # copies and pickles carry the current context's state
+    def __reduce__(self) -> Any:  # copies and pickles contain the current context's state
         return States, (self.get(),)

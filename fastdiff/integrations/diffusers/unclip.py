@@ -64,17 +64,17 @@ class UnCLIPScheduler(Pairwise):
         self._begin(self._visiting(grid, device, steps=num_inference_steps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        host = state.host[start:]
+        host = state.values[start:]
         for t, before in zip(host, [*host[1:], host[-1] - 1], strict=True):
-            trace.start = self._one(trace, int(t), int(before))
+            trace.start = self._step_formula(trace, int(t), int(before))
         return trace.start
 
-    def _foreign(
+    def _off_grid(
         self, trace: Trace, state: State, timestep: float, **options: Any
     ) -> Linear | None:
-        return self._one(trace, int(timestep), options["before"])
+        return self._step_formula(trace, int(timestep), options["before"])
 
-    def _one(self, trace: Trace, t: int, before: int) -> Linear:
+    def _step_formula(self, trace: Trace, t: int, before: int) -> Linear:
         here = self._point(t)
         there = self._point(before) if before >= 0 else self._final()
         beta = float(self.betas[t]) if before == t - 1 else here.transition(there)[1]

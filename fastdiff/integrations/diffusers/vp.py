@@ -90,18 +90,18 @@ class VariancePreserving(TrainingTables):
         """
         state = self._state
         key = ("each", *options.values())
-        run = state.plans.get(key)
-        if run is None:
+        traced = state.plans.get(key)
+        if traced is None:
             trace = self._trace()
             for t in range(self.config.num_train_timesteps):
                 trace.start = formula(trace, t)
             timesteps_of_rows = [float(t) for t in range(self.config.num_train_timesteps)]
-            run = state.plans[key] = self._finish(
+            traced = state.plans[key] = self._traced_plan(
                 trace, state, trace.start, timesteps_of_rows, options
             )
         row = timesteps.to(device=sample.device, dtype=torch.int64)
         result = reverse_step(
-            sample, model_output, run.table(sample.device), row, used=run.plan.used
+            sample, model_output, traced.table(sample.device), row, used=traced.plan.used
         )
         assert isinstance(result, Tensor)
         return result
