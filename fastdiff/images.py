@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """round(127.5 (x + 1)) held in [0, 255], uint8: the inverse of x = level/127.5 - 1.
+    """round(127.5 (x + 1)) clipped to [0, 255], uint8: the inverse of x = level/127.5 - 1.
 
     Raises ValueError when x holds NaN.
     """
@@ -23,7 +23,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def levels(x: Tensor) -> Tensor:
-    """The same without a look at the numbers, which on a GPU would wait for them; NaN becomes any
+    """`to_uint8` without the check for NaN, which would read the device; NaN becomes an arbitrary
     level.
     """
     return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
@@ -32,8 +32,8 @@ def levels(x: Tensor) -> Tensor:
 def grid(
     pictures: np.ndarray, labels: np.ndarray | None, names: Sequence[str], *, columns: int = 16
 ) -> Image.Image:
-    """Pictures [N, H, W, C] uint8 on one sheet; with labels, a row or more per class, its name at
-    the left.
+    """Pictures [N, H, W, C] uint8 on one sheet; with labels [N], one or more rows per class with
+    its name at the left.
     """
     height, width = pictures.shape[1:3]
     scale = max(1, 56 // height)

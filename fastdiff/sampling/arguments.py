@@ -1,4 +1,4 @@
-"""What a caller gives for n samples, checked and made a `Batch`."""
+"""What a caller passes for n samples, checked and made a `Batch`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backend.eager.common import compute_dtype
-from .device_plan import Program
-from .guidance import conditions, need_levels, strength
-from .model_call import Network
+from .conditions import check_halves, conditions
+from .device_plan import DevicePlan
+from .guidance import need_levels, strength
 from .plans import Plans
 from .requests import Batch, signed
 
 
-class Given(NamedTuple):
+class SampleArguments(NamedTuple):
     """What may differ from sample to sample; see `Sampler.sample`."""
 
     seed: int | Tensor
@@ -35,12 +34,21 @@ class Given(NamedTuple):
 
 
 def prepare(
-    plans: Plans, program: Program, g: Given, shape: tuple[int, ...], tickets: np.ndarray
+    plans: Plans,
+    device_plan: DevicePlan,
+    arguments: SampleArguments,
+    shape: tuple[int, ...],
+    tickets: np.ndarray,
 ) -> Batch:
-    """The batch of these samples; their plans join the program. Raises ValueError and TypeError for
-    wrong arguments.
+    """The batch of these samples, whose plans are added to the device's.
+
+    Args:
+        shape: [n, …] of the samples.
+        tickets: int64 [n], the caller's number for each sample.
+
+    Raises ValueError and TypeError for wrong arguments.
     """
-    where, n, device = "fastdiff.Sampler.sample", shape[0], program.device
+    where, n, device, g = "fastdiff.Sampler.sample", shape[0], device_plan.device, arguments
     if g.x_T is not None and g.image is not None:
         raise ValueError(f"{where}: expected x_T (a state) or image (clean data), got both.")
     if (g.mask is None) != (g.known is None):
@@ -57,14 +65,14 @@ def prepare(
                 f"{where}: expected strength with image and without start, got another combination."
             )
         shares = zip(steps, _each("strength", g.strength, n), strict=True)
-        starts = [plans.entry(count, share) for count, share in shares]
+        starts = [plans.start_of(count, share) for count, share in shares]
     chosen = [plans.get(count, start, over) for count, start in zip(steps, starts, strict=True)]
     if g.x_T is None and g.image is None and any(starts):
         raise ValueError(
             f"{where}: expected x_T or image with start > 0, got neither. Noise is the state of"
             " row 0."
         )
-    rows = np.array([program.add(plan) + row for plan, row in chosen], np.int64).reshape(n)
+    rows = np.array([device_plan.add(plan) + row for plan, row in chosen], np.int64).reshape(n)
     different = {id(plan): plan for plan, _ in chosen}.values()
 
     uncond, cond, guided = g.uncond, g.cond, True
@@ -76,8 +84,8 @@ def prepare(
             if uncond is not None:
                 cond = uncond
             else:
-                conditions(cond, None, n, device, both=True)  # says what is missing
-    arguments = conditions(cond, uncond, n, device, both=guided)
+                check_halves(cond, None, where="fastdiff.Sampler")  # uncond is missing
+    halves = conditions(cond, uncond, n, device, both=guided)
     levels = None
     if g.image is not None:
         levels = np.array([need_levels(plan, "image")[row] for plan, row in chosen]).reshape(n, 2)
@@ -87,7 +95,7 @@ def prepare(
         ids=_ids(g.sample_ids, n, device),
         gamma=gamma.to(device) if isinstance(gamma, Tensor) else np.full(n, gamma),
         guided=guided,
-        conditions=arguments,
+        conditions=halves,
         tickets=tickets,
         std=np.array([plan.initial_std for plan, _ in chosen]),
         state=_samples("x_T", g.x_T, shape, device),
@@ -98,38 +106,8 @@ def prepare(
     )
 
 
-def state(
-    network: Network, shape: Sequence[int] | None, x_T: Tensor | None, dtype: torch.dtype | None
-) -> tuple[tuple[int, ...], torch.device, torch.dtype]:
-    """(shape, device, dtype) of a run's state: x_T's, else the network's device and float32.
-
-    Raises ValueError and TypeError for shapes and dtypes that no state has.
-    """
-    where = "fastdiff.Sampler.sample"
-    if x_T is not None:
-        if not isinstance(x_T, Tensor) or not x_T.is_floating_point() or x_T.ndim < 1:
-            raise TypeError(f"{where}: expected x_T as a floating tensor [B, …].")
-        if shape is not None and tuple(shape) != tuple(x_T.shape):
-            raise ValueError(
-                f"{where}: expected x_T of shape {list(shape)}, got {list(x_T.shape)}."
-            )
-        shape, device = x_T.shape, x_T.device
-        dtype = dtype or compute_dtype(x_T)
-    else:
-        device = network.device
-    if (
-        shape is None
-        or len(tuple(shape)) < 1
-        or any(not isinstance(s, int) or s < 0 for s in shape)
-    ):
-        raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
-    if (dtype or torch.float32) not in (torch.float32, torch.float64):
-        raise TypeError(f"{where}: expected dtype float32 or float64 (the state's), got {dtype}.")
-    return tuple(shape), device, dtype or torch.float32
-
-
 def _each(name: str, value: Any, n: int) -> list[Any]:
-    """One value for all, or a sequence of n."""
+    """A value for each of n samples, from one for all or a sequence of n."""
     if isinstance(value, (Sequence, np.ndarray)):
         if len(value) != n:
             raise ValueError(
@@ -149,7 +127,7 @@ def _samples(
             f"fastdiff.Sampler.sample: expected {name} as a tensor, got {type(value).__name__}."
         )
     if name in ("mask", "known"):
-        # one mask, or one known image, serves all samples
+        # One mask or one known image may serve all samples.
         try:
             value = torch.broadcast_to(value, shape)
         except RuntimeError:

@@ -1,56 +1,77 @@
-"""What a sampler's calls have in common: a program for the run's plans, lanes for its samples."""
+"""Runs of a network along its plans: what `Sampler` and samplers on fixed grids have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from .arguments import Given, prepare
-from .buffers import Lanes, Options
-from .device_plan import Program
+from ..backend.eager.common import compute_dtype
+from ..schedule import Schedule
+from ..solvers import Plan
+from .arguments import SampleArguments, prepare
+from .buffers import Lanes
+from .device_plan import DevicePlan
 from .graph import graphs
 from .loop import run as loop
-from .model_call import Network
+from .network import Model, Network
+from .options import GRAPH, ON_OOM, RunOptions
 from .plans import Plans
-from .requests import Batch, Requests, Source
-
-ON_OOM = ("raise", "split")
-
-
-class Run(NamedTuple):
-    """What holds for all samples of a call; see `Sampler.sample`."""
-
-    device: torch.device
-    dtype: torch.dtype
-    shape: tuple[int, ...]  # one sample's
-    inpaints: bool = False
-    callback: Callable[[int, Any, Tensor, Tensor], None] | None = None
-    classifier: Callable[[Tensor, Tensor], Tensor] | None = None
-    classifier_scale: float = 1.0
-    guidance: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
-    through_network: bool = False
+from .requests import Batch, Request, Requests, Source
+from .settings import plan_settings
 
 
 class Engine:
-    """Network, plans and the options of the loop. It keeps no state between or during calls, so
-    threads may share it.
+    """A network, its plans and the options of the loop.
 
-    Raises ValueError for options outside those of `Sampler`.
+    It keeps no state between or during calls, so threads may share it.
+
+    Args:
+        model, schedule, plan, network_batch, on_oom, graph, compile, network_dtype, channels_last:
+            see `Sampler`.
+        where: the name that error messages about the network begin with.
+        settings: of `fastdiff.solvers.make_plan`; empty with a ready plan.
+
+    Attributes:
+        network: the `Network`. plans: the `Plans`. settings: as passed, with all defaults.
+
+    Raises:
+        ValueError, TypeError: for arguments outside those of `Sampler`.
     """
 
     def __init__(
         self,
-        network: Network,
-        plans: Plans,
+        model: Model,
+        schedule: Schedule | None,
         *,
-        network_batch: int | None,
-        on_oom: str,
-        graph: bool | str,
+        plan: Plan | None = None,
+        where: str = "fastdiff.Sampler",
+        network_batch: int | None = None,
+        on_oom: str = "raise",
+        graph: bool | str = "auto",
+        compile: bool | Mapping[str, Any] = False,
+        network_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        **settings: Any,
     ):
+        self.network = Network(
+            model, dtype=network_dtype, channels_last=channels_last, compile=compile, where=where
+        )
+        if not isinstance(schedule, Schedule) and (schedule is not None or plan is None):
+            raise TypeError(
+                f"fastdiff.Sampler: expected a fastdiff.Schedule, got {type(schedule).__name__}."
+            )
+        self.settings = {} if plan is not None else plan_settings(**settings)
+        if plan is not None and settings:
+            raise ValueError(
+                "fastdiff.Sampler: expected no solver's options with a ready plan, got"
+                f" {min(settings)!r}."
+            )
+        self.plans = Plans(schedule, self.settings, plan, model)
         if network_batch is not None and (not isinstance(network_batch, int) or network_batch < 1):
             raise ValueError(
                 f"fastdiff.Sampler: expected network_batch >= 1 or None, got {network_batch!r}."
@@ -59,75 +80,206 @@ class Engine:
             raise ValueError(
                 f"fastdiff.Sampler: expected on_oom in {list(ON_OOM)}, got {on_oom!r}."
             )
-        if graph not in (True, False, "auto"):
-            raise ValueError(
-                f"fastdiff.Sampler: expected graph in [True, False, 'auto'], got {graph!r}."
-            )
-        self.network, self.plans = network, plans
-        self._network_batch, self._on_oom, self._graph = network_batch, on_oom, graph
+        if graph not in GRAPH:
+            raise ValueError(f"fastdiff.Sampler: expected graph in {list(GRAPH)}, got {graph!r}.")
+        self._calls: dict[str, Any] = {
+            "network_batch": network_batch,
+            "on_oom": on_oom,
+            "graph": graph,
+        }
 
-    def program(self, run: Run) -> Program:
-        """An empty program for a run."""
-        return Program(
-            run.device,
+    def options(
+        self,
+        shape: Sequence[int] | None,
+        x: Tensor | None,
+        dtype: torch.dtype | None,
+        *,
+        inpaints: bool = False,
+        classifier: Any = None,
+        classifier_scale: float = 1.0,
+        guidance: Any = None,
+        through_network: bool = False,
+        callback: Any = None,
+    ) -> tuple[int, RunOptions]:
+        """(number of samples, options) of a run.
+
+        The state has x's shape, device and dtype where a state or image x is passed, else the
+        network's device and float32.
+
+        Raises ValueError and TypeError for shapes and dtypes that no state has.
+        """
+        where = "fastdiff.Sampler.sample"
+        if x is not None:
+            if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
+                raise TypeError(f"{where}: expected x_T as a floating tensor [B, …].")
+            if shape is not None and tuple(shape) != tuple(x.shape):
+                raise ValueError(
+                    f"{where}: expected x_T of shape {list(shape)}, got {list(x.shape)}."
+                )
+            shape, device = x.shape, x.device
+            dtype = dtype or compute_dtype(x)
+        else:
+            device = self.network.device
+        if (
+            shape is None
+            or len(tuple(shape)) < 1
+            or any(not isinstance(s, int) or s < 0 for s in shape)
+        ):
+            raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
+        dtype = dtype or torch.float32
+        if dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"{where}: expected dtype float32 or float64 (the state's), got {dtype}."
+            )
+        scale = float(classifier_scale)
+        return shape[0], RunOptions(
+            device,
+            dtype,
+            tuple(shape[1:]),
+            inpaints,
+            callback,
+            classifier if scale else None,
+            scale,
+            guidance,
+            through_network and guidance is not None,
+            **self._calls,
+        )
+
+    def device_plan(self, options: RunOptions) -> DevicePlan:
+        """An empty plan on the device of a run."""
+        return DevicePlan(
+            options.device,
             whole_times=self.plans.own.whole_times is True,
-            classifier_scale=float(run.classifier_scale) if run.classifier is not None else 0.0,
-            splits=run.guidance is not None,
-            inpaints=run.inpaints,
+            classifier_scale=options.classifier_scale if options.classifier is not None else 0.0,
+            splits=options.guidance is not None,
+            inpaints=options.inpaints,
         )
 
     def prepare(
-        self, program: Program, given: Given, shape: tuple[int, ...], tickets: np.ndarray
+        self,
+        device_plan: DevicePlan,
+        options: RunOptions,
+        arguments: SampleArguments,
+        tickets: np.ndarray,
     ) -> Batch:
-        """Checked samples of this run."""
-        return prepare(self.plans, program, given, shape, tickets)
+        """The checked samples of a run; see `fastdiff.sampling.arguments.prepare`."""
+        shape = (len(tickets), *options.shape)
+        return prepare(self.plans, device_plan, arguments, shape, tickets)
 
     def run(
         self,
-        program: Program,
-        run: Run,
+        device_plan: DevicePlan,
+        options: RunOptions,
         source: Source | Requests,
         most: int,
         progress: Callable[[], Any] | None = None,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Yields (tickets, samples) as they are done, at most `most` of them in flight."""
-        called = run.classifier is not None or run.guidance is not None
-        options = Options(
-            network_batch=self._network_batch,
-            on_oom=self._on_oom,
-            classifier=run.classifier if program.classifier_scale else None,
-            guidance=run.guidance,
-            through_network=run.through_network and run.guidance is not None,
-            inpaints=run.inpaints,
-            wants_x0=run.callback is not None,
-            # functions of the user are not for a graph
-            graphs=None if called else graphs(self._graph, run.device),
-        )
+        captured = graphs(options.graph, options.device) if options.capturable else None
 
         def make(first: Batch, lanes: int) -> Lanes:
-            shape = (lanes, *run.shape)
-            halves = 2 if first.guided else 1
-            host = not isinstance(first.gamma, Tensor)
             return Lanes(
-                program,
+                device_plan,
                 self.network,
                 options,
-                shape,
+                lanes,
                 first.conditions,
-                halves=halves,
-                dtype=run.dtype,
-                host_strengths=host,
+                halves=2 if first.guided else 1,
+                host_strengths=not isinstance(first.gamma, Tensor),
+                graphs=captured,
             )
 
-        return loop(make, source, most, callback=run.callback, progress=progress)
+        return loop(make, source, most, callback=options.callback, progress=progress)
 
-    def in_order(
-        self, program: Program, run: Run, source: Source, n: int, size: int
+    def sample(
+        self,
+        arguments: SampleArguments,
+        shape: Sequence[int] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        progress: bool = False,
+        **hooks: Any,
+    ) -> Tensor:
+        """The samples [B, …] of one call; see `Sampler.sample`. hooks: see `options`."""
+        x = arguments.x_T if arguments.x_T is not None else arguments.image
+        n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)
+        device_plan = self.device_plan(options)
+        batch = self.prepare(device_plan, options, arguments, np.arange(n))
+        whole = (n, *options.shape)
+        if n == 0:
+            return torch.empty(whole, dtype=options.dtype, device=options.device)
+        bar = None
+        if progress:
+            longest = int((device_plan.last_row[batch.rows] - batch.rows).max())
+            bar = tqdm(total=longest, desc="sampling", unit="step")
+        result = None
+        for tickets, done in self.run(
+            device_plan, options, Source(batch), n, bar.update if bar else None
+        ):
+            if len(tickets) == n:
+                result = done
+                continue
+            if result is None:
+                result = torch.empty(whole, dtype=options.dtype, device=options.device)
+            result[torch.from_numpy(tickets).to(options.device)] = done
+        if bar:
+            bar.close()
+        assert result is not None
+        return result
+
+    def stream(
+        self,
+        arguments: SampleArguments,
+        shape: Sequence[int],
+        size: int,
+        *,
+        dtype: torch.dtype | None = None,
+        **hooks: Any,
     ) -> Iterator[Tensor]:
-        """Batches of `size` samples in the order of their tickets 0 … n - 1."""
+        """Batches [at most size, …] of the samples of the shape [n, …] in order, at most `size` of
+        them in flight; see `Sampler.stream`. hooks: see `options`.
+        """
+        x = arguments.x_T if arguments.x_T is not None else arguments.image
+        n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)
+        device_plan = self.device_plan(options)
+        batch = self.prepare(device_plan, options, arguments, np.arange(n))
+        return self._in_order(device_plan, options, Source(batch), n, size)
+
+    def serve(
+        self,
+        requests: Iterable[Request | None],
+        arguments: Callable[[Request], SampleArguments],
+        shape: Sequence[int],
+        size: int,
+        *,
+        dtype: torch.dtype | None = None,
+        **hooks: Any,
+    ) -> Iterator[tuple[Request, Tensor]]:
+        """Yields (request, its sample [*shape]) as they are done; see `Sampler.serve`.
+
+        Args:
+            arguments: of a request, for its one sample.
+            size: the number of lanes.
+            hooks: see `options`.
+        """
+        _, options = self.options((1, *shape), None, dtype, **hooks)
+        device_plan = self.device_plan(options)
+
+        def batch(number: int, request: Request) -> Batch:
+            return self.prepare(device_plan, options, arguments(request), np.array([number]))
+
+        source = Requests(iter(requests), batch)
+        for tickets, x in self.run(device_plan, options, source, size):
+            for ticket, sample in zip(tickets.tolist(), x, strict=True):
+                yield source.waiting.pop(ticket), sample.clone()
+
+    def _in_order(
+        self, device_plan: DevicePlan, options: RunOptions, source: Source, n: int, size: int
+    ) -> Iterator[Tensor]:
+        """Yields batches of `size` samples in the order of their tickets 0 … n - 1."""
         waiting: dict[int, Tensor] = {}
         begin = 0
-        for tickets, x in self.run(program, run, source, min(size, n)):
+        for tickets, x in self.run(device_plan, options, source, min(size, n)):
             if begin + size <= n and tickets.tolist() == list(range(begin, begin + size)):
                 begin += size
                 yield x

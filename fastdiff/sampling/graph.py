@@ -1,9 +1,9 @@
-"""CUDA graphs: one step of each kind (both guidance halves, one of them, none) captured once and
+"""CUDA graphs: one step of each kind (both guidance halves, one of them, none) is captured once and
 replayed.
 
-A step works on buffers that stay where they are, so what was captured is right for every later
-step. The steps before a capture are its warm-up, on a side stream as CUDA asks: libraries make
-their workspaces and kernels are compiled there.
+Steps work on static buffers, so a captured step is right for every later one. The steps before a
+capture warm up on a side stream, as CUDA requires: libraries allocate their workspaces and kernels
+are compiled there.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ Step = Callable[[], None]
 
 
 class Graphs:
-    """Runs steps, from their third repetition on as graphs.
+    """Runs steps, from the third step of a kind on as graphs.
 
-    required: raise where a capture fails, instead of warning once and going on without.
+    Args:
+        required: whether a capture that fails raises; otherwise it warns once and steps run
+            without graphs.
+        warm: runs a step on the side stream.
+        capture: captures a step and returns its replay.
     """
 
     def __init__(
@@ -28,17 +32,17 @@ class Graphs:
     ):
         self._required, self._warm, self._capture = required, warm, capture
         self._off = False
-        self._seen: dict[Hashable, int] = {}
+        self._count: dict[Hashable, int] = {}
         self._replays: dict[Hashable, Step] = {}
 
     def run(self, kind: Hashable, step: Step) -> None:
-        """One step of a kind; steps of one kind do the same to the same buffers."""
+        """Runs one step. Steps of one kind do the same to the same buffers."""
         if kind in self._replays:
             return self._replays[kind]()
         if self._off:
             return step()
-        self._seen[kind] = self._seen.get(kind, 0) + 1
-        if self._seen[kind] <= WARM_UP:
+        self._count[kind] = self._count.get(kind, 0) + 1
+        if self._count[kind] <= WARM_UP:
             return self._warm(step)
         try:
             replay = self._capture(step)
@@ -58,7 +62,7 @@ class Graphs:
 
 
 def graphs(option: bool | str, device: torch.device) -> Graphs | None:
-    """The graphs of a run, or None where they are off: `auto` is on for CUDA."""
+    """The graphs of a run, or None where they are off; `auto` means on for CUDA."""
     if option == "auto" and device.type != "cuda" or option is False:
         return None
     if device.type != "cuda":
@@ -76,7 +80,7 @@ def graphs(option: bool | str, device: torch.device) -> Graphs | None:
 
     def capture(step: Step) -> Step:
         graph = torch.cuda.CUDAGraph()
-        # other threads may go on allocating
+        # thread_local: other threads may allocate meanwhile
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             step()
         return graph.replay

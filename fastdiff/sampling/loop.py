@@ -1,4 +1,4 @@
-"""The loop itself: lanes are filled, stepped until a sample is done, emptied, and filled again."""
+"""The loop: lanes are filled, stepped until a sample is done, emptied, and filled again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from .buffers import Lanes
+from .options import Callback
 from .requests import Batch, Requests, Source
-
-Callback = Callable[[int, Any, Tensor, Tensor], None]
 
 
 def run(
@@ -25,10 +24,13 @@ def run(
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Yields (tickets, states [k, …]) as samples are done.
 
-    make: lanes, so many, for a run whose first samples these are; most: the number of lanes.
-        callback: called after every
-    step with (row in the plan, t, x, x0), or (step of the run, t [B], x, x0) while lanes are at
-    different rows.
+    Args:
+        make: (first samples of the run, n) -> n empty lanes.
+        source: of the samples.
+        most: the number of lanes.
+        callback: called after every step with (row in the plan, t, x, x0), or with (step of the
+            run, t [B], x, x0) while lanes are at different rows.
+        progress: called after every step.
     """
     arrived, steps = source.take(most), 0
     while arrived is None:
@@ -39,50 +41,48 @@ def run(
     while True:
         lanes = _fill(lanes, source, arrived)
         arrived = None
-        if not lanes.active.any():
+        if not lanes.occupied.any():
             if source.empty:
                 return
             continue
-        count = lanes.stretch()
-        if count and not source.empty and not lanes.active.all():
-            count = 1  # somebody may come for the free lanes
+        count = lanes.steps_to_next_end()
+        if count and not source.empty and not lanes.occupied.all():
+            count = 1  # a request may arrive for an empty lane
         with torch.no_grad():
-            for number, kind in enumerate(lanes.kinds(count)):
-                lanes.step(kind)
+            for number, calls in enumerate(lanes.calls_of_steps(count)):
+                lanes.step(calls)
                 if progress is not None:
                     progress()
                 if callback is not None:
-                    row, t = lanes.place(number)
+                    row, t = lanes.row_and_time(number)
                     callback(steps + number if row is None else row, t, lanes.x, lanes.x0)  # type: ignore[arg-type]
         steps += count
         done = lanes.advance(count)
         if len(done):
             last = source.empty and len(done) == lanes.batch
             x = lanes.x if last else lanes.x[torch.from_numpy(done).to(lanes.x.device)]
-            yield lanes.leave(done), x
+            yield lanes.release(done), x
         lanes = _narrow(lanes, source)
 
 
 def _fill(lanes: Lanes, source: Source | Requests, arrived: Batch | None) -> Lanes:
-    """Samples for all idle lanes, as far as there are any."""
+    """Puts samples into empty lanes, as far as there are any."""
     while True:
-        idle = np.flatnonzero(~lanes.active)
-        if arrived is None and len(idle):
-            arrived = source.take(len(idle))
-        if arrived is None or not len(idle):
+        empty = np.flatnonzero(~lanes.occupied)
+        if arrived is None and len(empty):
+            arrived = source.take(len(empty))
+        if arrived is None or not len(empty):
             return lanes
         if arrived.guided and lanes.halves == 1:
-            lanes = lanes.rebuilt(np.arange(lanes.batch), lanes.batch, 2)
-        lanes.enter(idle[: len(arrived)], arrived)
+            lanes = lanes.resized(np.arange(lanes.batch), lanes.batch, 2)
+        lanes.put(empty[: len(arrived)], arrived)
         arrived = None
 
 
 def _narrow(lanes: Lanes, source: Source | Requests) -> Lanes:
-    """Fewer lanes when half of them would stay idle to the end, where nobody counts on their
-    number.
-    """
-    active, options = np.flatnonzero(lanes.active), lanes.options
-    settled = options.graphs is not None or options.network_batch is not None or options.wants_x0
-    if settled or not source.empty or not 0 < len(active) <= lanes.batch // 2:
+    """Fewer lanes when half of them would stay empty to the end, unless their number is fixed."""
+    occupied, options = np.flatnonzero(lanes.occupied), lanes.options
+    fixed = lanes.graphs is not None or options.network_batch is not None or options.wants_x0
+    if fixed or not source.empty or not 0 < len(occupied) <= lanes.batch // 2:
         return lanes
-    return lanes.rebuilt(active, len(active), lanes.halves)
+    return lanes.resized(occupied, len(occupied), lanes.halves)

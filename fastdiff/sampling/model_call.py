@@ -6,9 +6,12 @@ than the state, return a tensor, an object with `.sample` or a tuple, return twi
 that takes a network) accepts all of these, because every door calls the network through this
 module:
 
-    prediction_of  unpacks an output and checks its type and shape
+    tensor_of      unpacks an output and checks its type
+    prediction_of  also checks its shape
     Network        a model with the dtype and memory format of its input; one checked call
     ModelCall      times, classifier-free guidance and call sizes for a door: what most doors use
+
+The first three are in fastdiff.sampling.network, and importable from here.
 
 A door builds one ModelCall per run and calls it at times of its choice:
 
@@ -34,145 +37,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..prediction import Parametrization, normalize
 from ..schedule import Time
-from .guidance import Conditions, check_halves, conditions, single_strength
+from .conditions import Conditions, check_halves, conditions
+from .guidance import single_strength
+from .network import Model, Network, out_of_memory, own_dtype, prediction_of, tensor_of
 
-Model = Callable[..., Any]
-
-
-def tensor_of(out: Any, *, where: str) -> Tensor:
-    """The tensor in a network's output: the output itself, its `.sample` or its first element.
-
-    Raises TypeError for an output without a floating tensor.
-    """
-    found = out
-    if not isinstance(found, Tensor):
-        found = getattr(found, "sample", found)
-        if isinstance(found, (tuple, list)) and found:
-            found = found[0]
-    if not isinstance(found, Tensor) or not found.is_floating_point():
-        got = str(found.dtype) if isinstance(found, Tensor) else type(out).__name__
-        raise TypeError(
-            f"{where}: expected the model to return a floating tensor, an object with .sample or a"
-            f" tuple that begins with one, got {got}."
-        )
-    return found
-
-
-def prediction_of(out: Any, x: Tensor, *, where: str, learned: bool = False) -> Tensor:
-    """The prediction in a network's output for the input x [B, C, …], of x's shape.
-
-    Args:
-        out: what the network returned; see `tensor_of`.
-        x: the input of the call.
-        where: the name that error messages begin with.
-        learned: whether an output of twice the channels (prediction and learned variance) is
-            returned whole; otherwise its prediction half is returned.
-
-    Raises:
-        TypeError: for an output without a floating tensor.
-        ValueError: for an output of another shape.
-    """
-    found = tensor_of(out, where=where)
-    shape = x.shape
-    if found.shape == shape:
-        return found
-    if len(shape) < 2 or found.shape != (shape[0], 2 * shape[1], *shape[2:]):
-        raise ValueError(
-            f"{where}: expected a model output of shape {list(shape)}, like its input, got"
-            f" {list(found.shape)}. Only learned variance adds to it: twice the channels."
-        )
-    return found if learned else found[:, : shape[1]]
-
-
-class Network:
-    """A model with the dtype and memory format of its input. It is immutable: threads share it.
-
-    A network that offers `condition(t, **cond)` and `decode(x, condition)` with forward(x, t,
-    **cond) = decode(x, condition(t, **cond)), as fastdiff's U-Net does, lets the sampling loop
-    compute its conditions for all steps ahead.
-
-    Args:
-        model: the user's network.
-        dtype: of the network and its input; None for the model's own. A dtype or memory format
-            that the model does not have is given to a copy, never to the model.
-        channels_last: whether 4D inputs and weights have that memory format.
-        compile: torch.compile for the calls; a dict has its arguments.
-        where: the name that error messages begin with.
-
-    Attributes:
-        model: the network that is called, a copy where dtype or channels_last asked for one.
-        dtype, channels_last, where: as passed.
-
-    Raises TypeError for a model that is not callable.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        dtype: torch.dtype | None = None,
-        channels_last: bool = False,
-        compile: bool | Mapping[str, Any] = False,
-        where: str = "fastdiff.Sampler",
-    ):
-        if not callable(model):
-            raise TypeError(
-                f"{where}: expected a callable model(x, t, **cond), got {type(model).__name__}."
-            )
-        self.dtype, self.channels_last, self.where = dtype, channels_last, where
-        if isinstance(model, nn.Module) and (
-            channels_last or dtype not in (None, own_dtype(model, None))
-        ):
-            model = copy.deepcopy(model).to(dtype=dtype)
-            if channels_last:
-                model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model
-        self._dtype = dtype or own_dtype(model, None)
-        self.offers_conditions = _offers_conditions(model)
-        self._forward, self._decode = model, getattr(model, "decode", None)
-        if compile:
-            options = {} if compile is True else dict(compile)
-            self._forward = torch.compile(model, **options)
-            self._decode = (
-                torch.compile(self._decode, **options) if self.offers_conditions else None
-            )
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model's first floating parameter, the CPU where it has none."""
-        first = _first_parameter(self.model)
-        return torch.device("cpu") if first is None else first.device
-
-    def input_dtype(self, default: torch.dtype) -> torch.dtype:
-        """The dtype of the network's input; `default` where the network has no dtype."""
-        return self._dtype or default
-
-    def input(self, x: Tensor) -> Tensor:
-        """x [B, …] in the network's dtype and memory format."""
-        x = x if self._dtype is None else x.to(self._dtype)
-        if self.channels_last and x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x
-
-    def forward(
-        self, x: Tensor, t: Tensor, arguments: Mapping[str, Any], *, learned: bool = True
-    ) -> Tensor:
-        """The checked output of model(x, t, **arguments); see `prediction_of`."""
-        out = self._forward(x, t, **arguments)
-        return prediction_of(out, x, where=self.where, learned=learned)
-
-    def condition(self, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-        """The part of the model that depends on time and conditions alone."""
-        return self.model.condition(t, **arguments)  # type: ignore[attr-defined]
-
-    def decode(self, x: Tensor, condition: Tensor) -> Tensor:
-        """The checked output of the model for x and its condition."""
-        assert self._decode is not None
-        return prediction_of(self._decode(x, condition), x, where=self.where, learned=True)
+__all__ = [
+    "Model",
+    "ModelCall",
+    "Network",
+    "out_of_memory",
+    "own_dtype",
+    "prediction_of",
+    "tensor_of",
+]
 
 
 class ModelCall:
@@ -318,12 +199,12 @@ class ModelCall:
                 not indexed by sample.
         """
         n, times = len(x), self._network_times(t, len(x), x.device)
-        given = self._arguments(n, x.device)
-        cond, inputs = given.cond, self.network.input(x)
+        arguments = self._arguments(n, x.device)
+        cond, inputs = arguments.cond, self.network.input(x)
         if self.both:
-            cond = {key: torch.cat([value, given.uncond[key]]) for key, value in cond.items()}
+            cond = {key: torch.cat([value, arguments.uncond[key]]) for key, value in cond.items()}
             inputs, times = torch.cat([inputs, inputs]), torch.cat([times, times])
-        out = self._called(inputs, times, cond, given.shared)
+        out = self._called(inputs, times, cond, arguments.shared)
         wide = x.dtype
         if wide not in (torch.float32, torch.float64):
             wide = torch.promote_types(x.dtype, out.dtype)
@@ -388,11 +269,11 @@ class ModelCall:
     def part(self, rows: Tensor, batch: int) -> ModelCall:
         """The call for the samples `rows` of a batch: their arguments and strengths."""
         result = copy.copy(self)
-        given = self._arguments(batch, rows.device)
+        whole = self._arguments(batch, rows.device)
         cond, uncond = (
-            {key: value[rows] for key, value in half.items()} for half in (given.cond, given.uncond)
+            {key: value[rows] for key, value in half.items()} for half in (whole.cond, whole.uncond)
         )
-        result._conditions, result._rows = Conditions(cond, uncond, given.shared), len(rows)
+        result._conditions, result._rows = Conditions(cond, uncond, whole.shared), len(rows)
         if isinstance(self.gamma, Tensor) and self.gamma.ndim:
             result.gamma = self.gamma[rows.to(self.gamma.device)]
         return result
@@ -409,41 +290,3 @@ class ModelCall:
             )
             self._rows = n
         return self._conditions
-
-
-def own_dtype(model: Model, default: torch.dtype | None) -> torch.dtype | None:
-    """The floating dtype of a model: its first floating parameter's, else the 16-bit dtype of its
-    buffers, else its attribute `dtype`.
-
-    Buffers of 32 and 64 bits are left out: they are tables of numbers rather than weights.
-    """
-    first = _first_parameter(model)
-    if first is not None:
-        return first.dtype
-    if isinstance(model, nn.Module):
-        for buffer in model.buffers():
-            if buffer.dtype in (torch.float16, torch.bfloat16):
-                return buffer.dtype
-    named = getattr(model, "dtype", None)
-    return named if isinstance(named, torch.dtype) and named.is_floating_point else default
-
-
-def _first_parameter(model: Model) -> Tensor | None:
-    parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-    return next((p for p in parameters if p.is_floating_point()), None)
-
-
-def _offers_conditions(model: Model) -> bool:
-    """Whether the model's class has `condition` and `decode`.
-
-    The class is asked because a wrapper that forwards attributes does not want the wrapped model's
-    methods to be called.
-    """
-    if not isinstance(model, nn.Module) or model._forward_hooks or model._forward_pre_hooks:
-        return False
-    return all(callable(getattr(type(model), name, None)) for name in ("condition", "decode"))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

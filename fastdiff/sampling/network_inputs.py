@@ -1,34 +1,31 @@
-"""The network's side of the lanes: its inputs as buffers that stay, cut into calls of the right
-size.
+"""The network's inputs in static buffers, cut into calls of the right size.
 
-With two guidance halves the inputs of the B lanes lie twice in a row, conditional first.
-`network_batch` = N cuts them into calls of exactly N rows, the last one filled up, so that a row's
-arithmetic never depends on how many others there are.
+With two guidance halves the inputs of the B lanes are in the buffers twice, the conditional half
+first. `network_batch` = N cuts them into calls of exactly N rows, the last one filled up, so that a
+row's arithmetic never depends on the number of other rows.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..table import INDEX
-from .device_plan import Program
-from .guidance import Conditions, same
-from .model_call import Network, out_of_memory
+from .conditions import Conditions, same
+from .device_plan import DevicePlan
+from .network import Network, out_of_memory
+from .options import RunOptions
 from .requests import Batch
 
-if TYPE_CHECKING:
-    from .buffers import Options
-
-_MOST_CONDITIONS = 2**28  # bytes of conditions worth computing ahead
+_MOST_CONDITIONS = 2**28  # bytes of conditions that are computed ahead at most
 
 
 class Call(NamedTuple):
-    """Views of the buffers for one call, of which the first `rows` rows count."""
+    """Views of the buffers for one network call, of which the first `rows` rows count."""
 
     rows: int
     x: Tensor
@@ -37,138 +34,142 @@ class Call(NamedTuple):
     arguments: dict[str, Any]
 
 
-class Calls:
-    """Buffers and calls of one set of lanes.
+class NetworkInputs:
+    """The inputs of a set of lanes, and the network calls on them.
+
+    Args:
+        plan, network, options: of the run.
+        batch: the number of lanes.
+        arguments: the network's arguments of some samples, for their shapes and dtypes.
+        halves: 2 where calls may have both guidance halves.
 
     Attributes:
-        next_input: [halves·B, …] where the step kernel writes. t: [≥ halves·B] network times, valid
-            after `output`.
-        chunk: rows of a call, where memory has forced calls to be cut.
+        next_input: [halves·B, …], where rows write the network's next input.
+        t: [at least halves·B], the network's times, set by `output`.
+        rows_per_call: the size of calls that memory has forced to be cut, else None.
     """
 
     def __init__(
         self,
-        program: Program,
+        plan: DevicePlan,
         network: Network,
-        options: Options,
-        shape: tuple[int, ...],
-        like: Conditions,
+        options: RunOptions,
+        batch: int,
+        arguments: Conditions,
         *,
         halves: int,
-        dtype: torch.dtype,
     ):
-        self._program, self._network, self._options = program, network, options
-        self._batch, self._halves, self._shape = shape[0], halves, shape[1:]
-        device, total = program.device, halves * shape[0]
+        self._plan, self._network, self._options = plan, network, options
+        self._batch, self._halves = batch, halves
+        device, total, shape = plan.device, halves * batch, options.shape
         size = options.network_batch or total
         capacity = total + size - 1 if options.network_batch else total
-        self._x = torch.zeros(
-            (capacity, *shape[1:]), dtype=network.input_dtype(dtype), device=device
-        )
+        dtype = network.input_dtype(options.dtype)
+        self._x = torch.zeros((capacity, *shape), dtype=dtype, device=device)
         self.next_input = self._x[:total]
-        self._given = self._x
-        if network.channels_last and len(shape) == 4:
-            self._given = torch.zeros_like(self._x, memory_format=torch.channels_last)
-        self.t = torch.zeros(capacity, dtype=program.times.dtype, device=device)
+        self._network_x = self._x
+        if network.channels_last and len(shape) == 3:
+            self._network_x = torch.zeros_like(self._x, memory_format=torch.channels_last)
+        self.t = torch.zeros(capacity, dtype=plan.times.dtype, device=device)
         self._halves_of_t = self.t[:total].view(halves, -1).unbind()
-        self._arguments = {k: _room(v, capacity) for k, v in like.cond.items()}
-        self._shared = like.shared
+        self._arguments = {k: _filled(v, capacity) for k, v in arguments.cond.items()}
+        self._shared = arguments.shared
         self._conditions: Tensor | None = None  # [R, total, …] computed ahead, by row and position
-        self._condition: Tensor | None = None  # [capacity, …] those of the next call
-        # t is needed by name where someone else than the network reads it
+        self._condition: Tensor | None = None  # [capacity, …] the conditions of the next call
+        # A classifier and a guidance read t, which the network then reads too.
         self._ahead = (
             network.offers_conditions and options.classifier is None and options.guidance is None
         )
         if self._ahead:
             self._position = torch.arange(total, device=device).view(halves, -1)
             self._index = torch.zeros_like(self._position)
-        self.chunk: int | None = None
-        self._made: dict[str, list[Call]] = {}
+        self.rows_per_call: int | None = None
+        self._calls: dict[str, list[Call]] = {}
         self._joined: dict[str, Tensor] = {}
 
-    def enter(
-        self,
-        where: np.ndarray,
-        index: Tensor,
-        state: Tensor,
-        batch: Batch,
-        scale: np.ndarray,
-        whole: bool,
-    ) -> None:
-        """The inputs, arguments and conditions of samples that come into the lanes `where` (`index`
-        on the device).
+    # -- samples -----------------------------------------------------------------------------------
+
+    def put(self, lanes: np.ndarray, index: Tensor, state: Tensor, batch: Batch) -> None:
+        """Sets inputs, arguments and conditions of samples that are put into these lanes.
+
+        Args:
+            lanes: [n]. index: the same on the device.
+            state: [n, …] the samples' states.
         """
+        scale, all_lanes = self._plan.input_scale[batch.rows], len(lanes) == self._batch
         if (scale != 1).any():
             factor = torch.tensor(scale, dtype=state.dtype, device=state.device)
             state = state * factor.view(-1, *(1,) * (state.ndim - 1))
-        fitting = batch.conditions
+        conditions = batch.conditions
         if (
-            fitting.cond.keys() != self._arguments.keys()
-            or fitting.shared.keys() != self._shared.keys()
-            or not all(same(value, self._shared[key]) for key, value in fitting.shared.items())
+            conditions.cond.keys() != self._arguments.keys()
+            or conditions.shared.keys() != self._shared.keys()
+            or not all(same(value, self._shared[key]) for key, value in conditions.shared.items())
         ):
             raise ValueError(
                 "fastdiff.Sampler: expected the same arguments in every request's cond, tensors per"
                 " sample and one value of all else, got others. Serve them in runs of their own."
             )
-        for half, arguments in enumerate((fitting.cond, fitting.uncond)[: self._halves]):
+        for half, arguments in enumerate((conditions.cond, conditions.uncond)[: self._halves]):
             rows = slice(half * self._batch, (half + 1) * self._batch)
             inputs = self._x[rows]
-            if whole:
+            if all_lanes:
                 inputs.copy_(state)
             else:
                 inputs.index_copy_(0, index, state.to(inputs.dtype))
             for key, value in arguments.items():
-                room = self._arguments[key]
-                if value.shape[1:] != room.shape[1:] or value.dtype != room.dtype:
+                buffer = self._arguments[key]
+                if value.shape[1:] != buffer.shape[1:] or value.dtype != buffer.dtype:
                     raise ValueError(
-                        f"fastdiff.Sampler: expected {key!r} as {room.dtype} of shape"
-                        f" {list(room.shape[1:])} in every request, got {value.dtype} of shape"
+                        f"fastdiff.Sampler: expected {key!r} as {buffer.dtype} of shape"
+                        f" {list(buffer.shape[1:])} in every request, got {value.dtype} of shape"
                         f" {list(value.shape[1:])}."
                     )
-                room[rows].index_copy_(0, index, value)
+                buffer[rows].index_copy_(0, index, value)
         if self._ahead:
-            self._compute_conditions(where, batch.rows)
+            self._compute_conditions(lanes, batch.rows)
 
     @property
-    def like(self) -> Conditions:
-        """Arguments from which other lanes' buffers can be made."""
+    def example(self) -> Conditions:
+        """The first lane's arguments, from which buffers for other lanes can be made."""
         first = {k: v[:1] for k, v in self._arguments.items()}
         return Conditions(first, first, self._shared)
 
-    def take_over(self, old: Calls, index: Tensor, x: Tensor, scale: np.ndarray) -> None:
-        """Arguments and conditions of other lanes' samples, and the inputs of their states."""
+    def copy_from(self, old: NetworkInputs, index: Tensor, x: Tensor, scale: np.ndarray) -> None:
+        """Copies the arguments and conditions of the lanes `index` of other inputs into the first
+        lanes, and sets the inputs of the states x, scaled.
+        """
         n, halves = len(index), range(min(self._halves, old._halves))
         factor = torch.tensor(scale, dtype=x.dtype, device=x.device).view(-1, *(1,) * (x.ndim - 1))
         for half in range(self._halves):
             self._x[half * self._batch : (half + 1) * self._batch].copy_(x * factor)
-            # lanes that had one half needed no unconditional arguments: any will do
+            # Samples that had one half never read unconditional arguments; theirs stand in.
             source = half if half in halves else 0
-            for key, room in self._arguments.items():
+            for key, buffer in self._arguments.items():
                 rows = old._arguments[key][source * old._batch :][index]
-                room[half * self._batch : half * self._batch + n] = rows
-        self.chunk = old.chunk
+                buffer[half * self._batch : half * self._batch + n] = rows
+        self.rows_per_call = old.rows_per_call
         self._ahead = old._ahead
-        if old._conditions is not None:
-            kept = old._conditions
-            shape = (len(kept), self._halves, self._batch, *kept.shape[2:])
-            grown = kept.new_zeros(shape)
-            view = kept.view(len(kept), old._halves, old._batch, *kept.shape[2:])
+        held = old._conditions
+        if held is not None:
+            each = held.shape[2:]
+            grown = held.new_zeros((len(held), self._halves, self._batch, *each))
+            view = held.view(len(held), old._halves, old._batch, *each)
             for half in range(self._halves):
                 grown[:, half, :n] = view[:, half if half in halves else 0, index]
-            self._conditions = grown.view(len(kept), -1, *kept.shape[2:])
-            self._condition = kept.new_zeros((len(self._x), *kept.shape[2:]))
+            self._conditions = grown.view(len(held), -1, *each)
+            self._condition = held.new_zeros((len(self._x), *each))
 
-    def _compute_conditions(self, where: np.ndarray, rows: np.ndarray) -> None:
-        """The conditions of every row that the lanes `where` will come by, in calls of the size
-        that the loop's have.
+    def _compute_conditions(self, lanes: np.ndarray, rows: np.ndarray) -> None:
+        """Computes the network's conditions for every row that these lanes will execute, in calls
+        of the size of the loop's.
         """
-        program, total = self._program, self._halves * self._batch
+        plan, total = self._plan, self._halves * self._batch
         pairs = [
             (row, lane + half * self._batch)
-            for lane, first in zip(where.tolist(), rows.tolist(), strict=True)
-            for row in range(first, int(program.stop[first]))
-            if program.network[row]
+            for lane, first in zip(lanes.tolist(), rows.tolist(), strict=True)
+            for row in range(first, int(plan.last_row[first]))
+            if plan.network[row]
             for half in range(self._halves)
         ]
         if not pairs:
@@ -176,34 +177,34 @@ class Calls:
         pairs.sort()
         size = self._options.network_batch or total
         pairs += pairs[-1:] * (-len(pairs) % size)  # every call is a full one
-        index = torch.tensor(pairs, device=program.device).view(-1, 2).T.contiguous()
-        times = program.times.index_select(0, index[0])
+        index = torch.tensor(pairs, device=plan.device).view(-1, 2).T.contiguous()
+        times = plan.times.index_select(0, index[0])
         places = torch.add(index[1], index[0], alpha=total)
+        count = len(plan.plan.table)
         for begin in range(0, len(pairs), size):
             cut = slice(begin, begin + size)
             arguments = {k: v.index_select(0, index[1, cut]) for k, v in self._arguments.items()}
             made = self._network.condition(times[cut], self._shared | arguments)
-            if (
-                len(program.plan.table) * total * made[0].numel() * made.element_size()
-                > _MOST_CONDITIONS
-            ):
+            if count * total * made[0].numel() * made.element_size() > _MOST_CONDITIONS:
                 self._ahead, self._conditions = False, None
-                self._made.clear()
+                self._calls.clear()
                 return
             held = self._conditions
-            if held is None or len(held) < len(program.plan.table):
-                grown = made.new_zeros((len(program.plan.table), total, *made.shape[1:]))
+            if held is None or len(held) < count:
+                grown = made.new_zeros((count, total, *made.shape[1:]))
                 if held is not None:
                     grown[: len(held)] = held
                 self._conditions = held = grown
             if self._condition is None:
                 self._condition = made.new_zeros((len(self._x), *made.shape[1:]))
-                self._made.clear()
+                self._calls.clear()
             held.flatten(0, 1).index_copy_(0, places[cut], made)
 
-    def output(self, kind: str, row: Tensor) -> Tensor:
-        """The network's output for one kind of step (`both`, `cond`, `uncond`), the lanes being at
-        these rows.
+    # -- calls -------------------------------------------------------------------------------------
+
+    def output(self, halves: str, row: Tensor) -> Tensor:
+        """The network's output for the lanes at these rows; `halves` is `both`, `cond` or
+        `uncond`.
         """
         if self._ahead and self._conditions is not None:
             assert self._condition is not None
@@ -212,32 +213,32 @@ class Calls:
             flat = self._conditions.flatten(0, 1)
             torch.index_select(flat, 0, self._index.view(-1), out=self._condition[:total])
         else:
-            self._read_times(row)
-        if self._given is not self._x:
-            self._given.copy_(self._x)
+            self._set_times(row)
+        if self._network_x is not self._x:
+            self._network_x.copy_(self._x)
         while True:
             try:
-                return self._run(kind)
+                return self._run(halves)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-            # outside of the handler: the error's traceback holds what filled the memory
-            self._cut(kind)
+            # After the handler, because the error's traceback holds the tensors that filled memory.
+            self._cut_calls(halves)
 
-    def _read_times(self, row: Tensor) -> None:
-        torch.index_select(self._program.times, 0, row, out=self._halves_of_t[0])
+    def _set_times(self, row: Tensor) -> None:
+        torch.index_select(self._plan.times, 0, row, out=self._halves_of_t[0])
         if self._halves == 2:
             self._halves_of_t[1].copy_(self._halves_of_t[0])
 
-    def through(self, kind: str, row: Tensor, x: Tensor) -> Tensor:
+    def output_of(self, halves: str, row: Tensor, x: Tensor) -> Tensor:
         """The output as a function of the states x [B, …], for gradients through the network."""
-        self._read_times(row)
-        scale = self._program.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
+        self._set_times(row)
+        scale = self._plan.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
         inputs = (x * scale.view(-1, *(1,) * (x.ndim - 1))).to(self._x.dtype)
-        if kind == "both":
+        if halves == "both":
             inputs = torch.cat([inputs, inputs])
-        begin, rows = self._batch if kind == "uncond" else 0, len(inputs)
-        size = self._options.network_batch or self.chunk or rows
+        begin, rows = self._batch if halves == "uncond" else 0, len(inputs)
+        size = self._options.network_batch or self.rows_per_call or rows
         if self._options.network_batch:
             inputs = torch.cat([inputs, inputs.new_zeros((-rows % size, *inputs.shape[1:]))])
         parts = []
@@ -247,31 +248,31 @@ class Calls:
             parts.append(self._network.forward(inputs[first : first + size], self.t[at], arguments))
         return torch.cat(parts)[:rows]
 
-    def _run(self, kind: str) -> Tensor:
-        calls = self._made.get(kind)
+    def _run(self, halves: str) -> Tensor:
+        calls = self._calls.get(halves)
         if calls is None:
-            calls = self._made[kind] = self._cut_into(kind)
+            calls = self._calls[halves] = self._make_calls(halves)
         if len(calls) == 1:
             out = self._call(calls[0])
             return out[: calls[0].rows] if self._options.network_batch else out
         begin, rows = 0, sum(call.rows for call in calls)
         for call in calls:
             out = self._call(call)
-            if kind not in self._joined:
-                self._joined[kind] = out.new_empty((rows, *out.shape[1:]))
-            self._joined[kind][begin : begin + call.rows] = out[: call.rows]
+            if halves not in self._joined:
+                self._joined[halves] = out.new_empty((rows, *out.shape[1:]))
+            self._joined[halves][begin : begin + call.rows] = out[: call.rows]
             begin += call.rows
-        return self._joined[kind]
+        return self._joined[halves]
 
     def _call(self, call: Call) -> Tensor:
         if call.condition is not None:
             return self._network.decode(call.x, call.condition)
         return self._network.forward(call.x, call.t, call.arguments)
 
-    def _cut_into(self, kind: str) -> list[Call]:
-        begin = self._batch if kind == "uncond" else 0
-        end = begin + self._batch * (self._halves if kind == "both" else 1)
-        size = self._options.network_batch or self.chunk or end - begin
+    def _make_calls(self, halves: str) -> list[Call]:
+        begin = self._batch if halves == "uncond" else 0
+        end = begin + self._batch * (self._halves if halves == "both" else 1)
+        size = self._options.network_batch or self.rows_per_call or end - begin
         calls = []
         for first in range(begin, end, size):
             rows = min(size, end - first)
@@ -280,15 +281,15 @@ class Calls:
                 self._condition[cut] if self._ahead and self._condition is not None else None
             )
             arguments = self._shared | {k: v[cut] for k, v in self._arguments.items()}
-            calls.append(Call(rows, self._given[cut], self.t[cut], condition, arguments))
+            calls.append(Call(rows, self._network_x[cut], self.t[cut], condition, arguments))
         return calls
 
-    def _cut(self, kind: str) -> None:
-        """Smaller calls after memory ran out, or an error that names the largest batch that
-        fits.
+    def _cut_calls(self, halves: str) -> None:
+        """Makes calls smaller after memory ran out, or raises an error that names the largest
+        batch that fits.
         """
         where, options = "fastdiff.Sampler", self._options
-        calls = self._made[kind]
+        calls = self._calls[halves]
         size = max(call.rows for call in calls)
         if options.network_batch:
             raise torch.OutOfMemoryError(
@@ -306,16 +307,16 @@ class Calls:
                 " smaller network or state."
             ) from None
         if options.on_oom != "split":
-            halves = self._halves if kind == "both" else 1
+            each = self._halves if halves == "both" else 1
             raise torch.OutOfMemoryError(
                 f"{where}: expected a batch that fits into memory, got {self._batch}: the largest"
-                f" found to fit is {fits // halves}. Pass that, or on_oom='split'."
+                f" found to fit is {fits // each}. Pass that, or on_oom='split'."
             ) from None
         warnings.warn(
             f"{where}: memory ran out, network calls are split into {fits} rows each.", stacklevel=2
         )
-        self.chunk = fits
-        self._made.clear()
+        self.rows_per_call = fits
+        self._calls.clear()
 
     def _fits(self, call: Call, rows: int) -> bool:
         if self._x.device.type == "cuda":
@@ -331,8 +332,8 @@ class Calls:
         return True
 
 
-def _room(like: Tensor, capacity: int) -> Tensor:
-    """A buffer of rows like these, each filled with the first: valid arguments wherever no sample
-    is.
+def _filled(example: Tensor, capacity: int) -> Tensor:
+    """A buffer of `capacity` rows that all repeat the example's first: valid arguments for empty
+    lanes.
     """
-    return like[:1].expand(capacity, *like.shape[1:]).clone()
+    return example[:1].expand(capacity, *example.shape[1:]).clone()

@@ -1,5 +1,5 @@
-"""Which plan a sample follows: the sampler's own, or one of other steps, of a later start, or of
-strengths of its own.
+"""The plan that a sample follows: the sampler's own, or one with other steps, a later start, or a
+guidance strength per row.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from ..solvers.grids import grid, of_timesteps
 from ..table import INDEX
 from .guidance import over_rows
 
-_MOST = 256  # plans worth keeping
+_MOST = 256  # plans that are kept
 
 
 class Retimed:
-    """A schedule whose network times are the network's own: what `network_time(point)` of the
-    network says.
-    """
+    """A schedule whose network times come from the network's own `network_time(point)`."""
 
     whole_times = False
 
@@ -37,9 +35,17 @@ class Retimed:
 
 
 class Plans:
-    """The plans of a sampler; equal wishes get the same object.
+    """The plans of a sampler. Equal requests get the same object.
 
-    Attributes: own, the sampler's.
+    Args:
+        schedule: may be None with a plan.
+        settings: of `fastdiff.solvers.make_plan`.
+        plan: a ready plan, or None.
+        model: the network, which may define its own time.
+
+    Attributes:
+        own: the plan of the settings, or the ready one.
+        ready: whether `own` was passed as a plan.
     """
 
     def __init__(
@@ -48,31 +54,33 @@ class Plans:
         self._schedule: Any = schedule
         if schedule is not None and hasattr(model, "network_time"):
             self._schedule = Retimed(schedule, model)
-        self._settings, self._ready = settings, plan is not None
-        self._kept: dict[Any, tuple[Plan, int]] = {}
+        self._settings, self.ready = settings, plan is not None
+        self._made: dict[Any, tuple[Plan, int]] = {}
         self.own = plan if plan is not None else make_plan(self._schedule, **settings)
 
     def get(
         self, steps: int | None, start: int, strengths: tuple[float, ...] | None
     ) -> tuple[Plan, int]:
-        """(plan, the row in it to begin at).
+        """(plan, the row in it to begin at) for a number of steps, a start row and strengths per
+        row.
 
-        A multistep solver that begins at a later row has no history: it follows a plan traced over
-            the rest of the grid.
-        Raises ValueError for a ready-made plan with other steps, and for rows at which a run can't
+        A multistep solver that begins at a later row has no history. It follows a plan traced over
+        the rest of the grid.
+
+        Raises ValueError for a ready plan with other steps, and for rows at which a run can't
         begin.
         """
         key = (steps, start, strengths)
-        found = self._kept.get(key)
+        found = self._made.get(key)
         if found is None:
             found = self._make(steps, start, strengths)
-            if len(self._kept) >= _MOST:
-                self._kept.clear()  # another thread may be doing so too
-            self._kept[key] = found
+            if len(self._made) >= _MOST:
+                self._made.clear()
+            self._made[key] = found
         return found
 
     def of(self, steps: int | None) -> Plan:
-        """The whole plan of so many steps."""
+        """The whole plan for a number of steps; None for the sampler's."""
         return self.get(steps, 0, None)[0]
 
     def _make(
@@ -82,9 +90,9 @@ class Plans:
             return self._later(self.get(steps, 0, strengths)[0], steps, start, strengths)
         if strengths is not None:
             return over_rows(self.of(steps), strengths), 0
-        if steps is None or (not self._ready and steps == self._settings["steps"]):
+        if steps is None or (not self.ready and steps == self._settings["steps"]):
             return self.own, 0
-        if self._ready or "timesteps" in self._settings:
+        if self.ready or "timesteps" in self._settings:
             raise ValueError(
                 "fastdiff.Sampler: expected no steps for a sampler of given timesteps or of a ready"
                 " plan."
@@ -103,7 +111,7 @@ class Plans:
             raise ValueError(f"{where}: expected start in [0, {len(plan)}], got {start}.")
         if plan.enterable(start):
             return plan, int(start)
-        times = None if self._ready else self._times(steps)
+        times = None if self.ready else self._times(steps)
         if times is None or len(times) - 1 != len(plan):
             rows = [row for row in range(len(plan)) if plan.enterable(row)]
             raise ValueError(
@@ -113,7 +121,8 @@ class Plans:
         settings = {k: v for k, v in self._settings.items() if k != "timesteps"}
         rest = make_plan(self._schedule, **settings, times=times[start:])
         table = rest.table.copy()
-        table[:-1, INDEX["noise_index"]] += start  # noise of its own, whatever was drawn before
+        # Rows draw other noise than the rows before the start.
+        table[:-1, INDEX["noise_index"]] += start
         rest = dataclasses.replace(rest, table=table)
         return (rest if strengths is None else over_rows(rest, strengths[start:])), 0
 
@@ -123,11 +132,11 @@ class Plans:
             return of_timesteps(self._schedule, s["timesteps"])
         return grid(self._schedule, s["steps"] if steps is None else steps, s["timestep_spacing"])
 
-    def entry(self, steps: int | None, strength: float) -> int:
-        """The row at which a run of this strength begins: the share of the rows that is left,
-        rounded down to a row at which a run can begin.
+    def start_of(self, steps: int | None, strength: float) -> int:
+        """The row at which a run begins that executes the share `strength` of the rows, rounded
+        down to a row at which a run can begin.
 
-        Raises ValueError outside [0, 1].
+        Raises ValueError for a strength outside [0, 1].
         """
         if not 0 <= strength <= 1:
             raise ValueError(
@@ -135,7 +144,7 @@ class Plans:
             )
         plan = self.of(steps)
         start = len(plan) - int(strength * len(plan) + 1e-9)
-        if not self._ready and len(self._times(steps)) - 1 == len(plan):
+        if not self.ready and len(self._times(steps)) - 1 == len(plan):
             return start
         while not plan.enterable(start):
             start += 1

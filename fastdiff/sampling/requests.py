@@ -1,4 +1,4 @@
-"""Samples that wait for lanes, and the sources they come from."""
+"""Samples that wait for lanes, and the sources that they come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .guidance import Conditions
+from .conditions import Conditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +19,17 @@ class Batch:
     """n samples with checked arguments, on the run's device.
 
     Attributes:
-        rows: [n] where each begins, in the program's table.
+        rows: int64 [n], the row of the device's plan at which each begins.
         seeds, ids: int64 [n].
-        gamma: [n] strengths, host numbers or a tensor that the host does not read.
-        guided: whether an unconditional half is wanted.
+        gamma: [n] guidance strengths, host numbers or a tensor that the host does not read.
+        guided: whether the unconditional half is needed.
         conditions: the network's arguments.
-        state: [n, …] what each begins with; None: noise of deviation std[n].
-        image: [n, …] clean data to begin from instead, noised to levels[n] = (alpha, sigma).
-        mask, known: [n, …] for inpainting; 1 in the mask is drawn, 0 is known.
-        tickets: [n] what the caller knows each by.
+        tickets: int64 [n], the caller's number for each sample.
+        std: [n] the deviation of the noise to begin with, where neither state nor image is given.
+        state: [n, …] the states to begin with.
+        image: [n, …] clean data to begin from, noised to levels[n] = (alpha, sigma).
+        mask, known: [n, …] for inpainting; the mask is 1 where samples are drawn, 0 where they are
+            known.
     """
 
     rows: NDArray[np.int64]
@@ -48,7 +50,7 @@ class Batch:
         return len(self.rows)
 
     def part(self, rows: slice) -> Batch:
-        """Some of the samples."""
+        """The batch of some of the samples."""
         cut = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         for name, value in cut.items():
             if isinstance(value, (Tensor, np.ndarray, Conditions)):
@@ -57,13 +59,13 @@ class Batch:
 
 
 class Source:
-    """Hands out samples in order: a whole batch, as many at a time as there are lanes free."""
+    """Hands out the samples of one batch in order."""
 
     def __init__(self, batch: Batch):
         self._batch, self._next = batch, 0
 
     def take(self, most: int) -> Batch | None:
-        """At least one and at most `most` samples, None when there are no more."""
+        """The next samples, at most `most`; None when there are no more."""
         if self._next >= len(self._batch):
             return None
         begin, self._next = self._next, min(self._next + most, len(self._batch))
@@ -72,16 +74,20 @@ class Source:
 
     @property
     def empty(self) -> bool:
-        """Whether it is known that there are no more."""
+        """Whether there are no more samples."""
         return self._next >= len(self._batch)
 
 
 class Requests:
-    """Hands out samples one request at a time, pulled when a lane is free for it.
+    """Hands out one request at a time, pulled from an iterator when a lane is free.
 
-    prepare(number, request) makes a batch of one sample whose ticket is the number; `waiting` holds
-    what was pulled.
-    None in place of a request: none now.
+    Args:
+        requests: a None among them means that no request waits now.
+        prepare: (number, request) -> the batch of its sample, whose ticket is the number.
+
+    Attributes:
+        waiting: the requests in flight by number, which the caller removes.
+        empty: whether the iterator has ended.
     """
 
     def __init__(self, requests: Iterator[Any], prepare: Callable[[int, Any], Batch]):
@@ -90,6 +96,7 @@ class Requests:
         self.empty = False
 
     def take(self, most: int) -> Batch | None:
+        """The next request's sample; None where no request waits."""
         try:
             request = next(self._requests)
         except StopIteration:
@@ -113,11 +120,10 @@ def signed(seed: int | Tensor, n: int, device: torch.device) -> Tensor:
 
 @dataclasses.dataclass
 class Request:
-    """One sample that somebody waits for, with wishes of its own; see `Sampler.serve` and
-    `Sampler.sample`.
+    """A request for one sample with its own arguments; see `Sampler.serve` and `Sampler.sample`.
 
-    Tensors are one sample's, without a batch dimension, those in cond and uncond too. None stands
-    for the sampler's own steps and guidance_scale.
+    Tensors are one sample's, without a batch dimension, also those in cond and uncond. None for
+    steps and guidance_scale means the sampler's own.
     """
 
     sample_id: int

@@ -171,7 +171,7 @@ def test_a_multistep_run_from_a_later_row_has_a_plan_of_its_own(solver: str) -> 
         sampler.sample(x_T=x, start=4, cond=y, seed=0), rest.sample(x_T=x, cond=y, seed=0)
     )
     sde = Sampler(network, SCHEDULE, solver="dpm++2m_sde", steps=8)
-    rest, row = sde._plans.get(None, 4, None)
+    rest, row = sde._engine.plans.get(None, 4, None)
     assert row == 0 and rest.column("noise_index")[:3].tolist() == [
         4,
         5,

@@ -1,8 +1,8 @@
-"""A diffusers pipeline's network and scheduler in fastdiff's loop: the scheduler's plan, run on
-latents.
+"""The parts of a diffusers pipeline that `Sampler.from_diffusers` puts together: its network, the
+plan of its scheduler, and its decoder.
 
-The plan of a drop-in is its formula traced over the timesteps it shows to pipelines, so the loop
-takes the pipeline's steps, with quirks and all; noise is fastdiff's.
+The plan of a drop-in is its formula traced over the timesteps that it shows to pipelines, so
+fastdiff's loop takes the pipeline's steps, quirks included. The noise is fastdiff's.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ...sampler import Sampler
 from ...solvers import Plan
 from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
@@ -36,41 +33,9 @@ _OF_A_CALL = {
 }
 
 
-class PipelineSampler(Sampler):
-    """A Sampler of a ready plan that ends in a VAE's decoder where it is given one.
-
-    Args:
-        model, plan, settings: as for `Sampler`.
-        decode: an autoencoder of diffusers, whose scaling, shift or statistics of the latents are
-            undone before it; None for latents.
-    """
-
-    def __init__(self, model: Any, plan: Plan, *, decode: Any = None, **settings: Any):
-        super().__init__(model, plan=plan, **settings)
-        self._vae = decode
-
-    def sample(self, shape: Any = None, **arguments: Any) -> Tensor:
-        """`Sampler.sample` of latents, then decoded."""
-        return self.decode(super().sample(shape, **arguments))
-
-    def stream(self, n: int, shape: Any, **arguments: Any) -> Iterator[Tensor]:
-        """`Sampler.stream` of latents, each batch decoded."""
-        return map(self.decode, super().stream(n, shape, **arguments))
-
-    def serve(self, requests: Any, shape: Any, **arguments: Any) -> Iterator[Any]:
-        """`Sampler.serve` of latents, each decoded alone."""
-        for request, latents in super().serve(requests, shape, **arguments):
-            yield request, self.decode(latents[None])[0]
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """The pictures of latents [B, C, …], or the latents themselves without a decoder."""
-        return latents if self._vae is None else pictures(self._vae, latents)
-
-
 def pictures(vae: Any, latents: Tensor) -> Tensor:
-    """What an autoencoder of diffusers decodes from latents [B, C, …], their scaling, shift or
-    statistics undone.
+    """What an autoencoder of diffusers decodes from latents [B, C, …], after their scaling, shift
+    or statistics are undone.
 
     Raises ValueError for packed latents.
     """
@@ -94,10 +59,13 @@ def pictures(vae: Any, latents: Tensor) -> Tensor:
     return vae.decode((latents + shift).to(vae.dtype)).sample
 
 
-def from_pipeline(
-    pipe: Any, *, steps: int | None = None, decode: Any = None, **settings: Any
-) -> PipelineSampler:
-    """See `Sampler.from_diffusers`."""
+def network_and_plan(
+    pipe: Any, *, steps: int | None = None, **settings: Any
+) -> tuple[Adapter, Plan, dict[str, Any]]:
+    """(network, plan, the settings that are not the scheduler's) of a pipeline.
+
+    Arguments and errors: see `Sampler.from_diffusers`.
+    """
     where = "fastdiff.Sampler.from_diffusers"
     network = getattr(pipe, "unet", None)
     network = getattr(pipe, "transformer", None) if network is None else network
@@ -133,14 +101,12 @@ def from_pipeline(
     )  # others leave a learned variance alone
     learned = reads and scheduler.config.variance_type == "learned_range"
     model = from_diffusers(network, **({"channels": None} if learned else {}))
-    return PipelineSampler(
-        model, _told(scheduler.plan(**options), model), decode=decode, **settings
-    )
+    return model, _network_times(scheduler.plan(**options), model), settings
 
 
-def _told(plan: Plan, model: Adapter) -> Plan:
-    """The plan with the times that the network is told: some flow transformers' pipelines divide
-    the scheduler's by 1000.
+def _network_times(plan: Plan, model: Adapter) -> Plan:
+    """The plan with the network's times: the pipelines of some flow transformers divide the
+    scheduler's by 1000.
     """
     scale = model.time_scale / 1000.0 if isinstance(model, FlowAdapter) else 1.0
     if scale == 1.0:

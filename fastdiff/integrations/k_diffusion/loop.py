@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ...sampling.adaptive.rows import run
 from ...sampling.adaptive.samplers import path
 from ...sampling.model_call import Network
+from ...sampling.stepper import run_plan
 from .formulas import FORMULAS
 from .plans import Recipe, point, recipe
 
@@ -153,7 +153,7 @@ def run_recipe(
             if row + 1 == len(plan) or made.steps[row + 1] != made.steps[row]:
                 bar.update()
 
-        return run(
+        return run_plan(
             plan,
             predict,
             x,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ...sampling.adaptive.rows import draws_noise
+from ...sampling.stepper import draws_noise
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Plan, Trace
 from .formulas import FORMULAS

@@ -116,15 +116,16 @@ def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> M
     settings: dict[str, Any] = {"guidance_scale": sampler.guidance_scale}
     settings |= {"network_dtype": engine.dtype} if engine.dtype else {}
     settings |= {"channels_last": True} if engine.channels_last else {}
-    vae = getattr(sampler, "_vae", None)
-    decode = None if vae is None else Decoder(vae, {"weights_sha256": digest.of_module(vae)})
+    decode = sampler.decoder
+    if hasattr(decode, "decode"):  # an autoencoder
+        decode = Decoder(decode, {"weights_sha256": digest.of_module(decode)})
     conditions = _conditioning(network)
-    if sampler._settings:
+    if sampler._engine.settings:
         return Model(
             network,
             shape,
             schedule=sampler.schedule,
-            settings=sampler._settings | settings,
+            settings=sampler._engine.settings | settings,
             conditions=conditions,
             decode=decode,
         )

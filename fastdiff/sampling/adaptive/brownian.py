@@ -1,16 +1,14 @@
 """A virtual Brownian tree: W on a fixed interval as a pure function of (seed, sample id, time).
 
-Levy's construction: W(low) = 0, W(high) = sqrt(high - low) z_0, and the middle of an interval of
-length l lies at the mean of its ends plus sqrt(l)/2 times a normal of its own. So W(t) = Σ w_k(t)
-z_k over the tree's path to t, w_k being hat functions, and an increment W(b) - W(a) is one sum over
-both paths. Nodes are numbered as in a heap; z_k is the draw of
-step k of the noise contract, in a stream of its own. Nothing is stored, and no query depends on
-    another: a sample's
-path is the same in every batch and on every grid of times (Li et al. 2020, algorithm 3, with a
-counter for their keys).
+Levy's construction: W(low) = 0, W(high) = sqrt(high - low) z_0, and W in the middle of an interval
+of length l is the mean of its ends plus sqrt(l)/2 times a new normal. So W(t) = Σ w_k(t) z_k over
+the tree's path to t, where w_k are hat functions, and an increment W(b) - W(a) is one sum over both
+paths. Nodes are numbered as in a heap; z_k is the draw of step k of the noise contract, in a
+separate stream. Nothing is stored, and no query depends on another: a sample's path is the same in
+every batch and on every grid of times (Li et al. 2020, algorithm 3, with a counter for their keys).
 
-Times are held to the tree's grid of 2**depth equal parts, which makes marginals and increments
-exact on it.
+Times are rounded to the tree's grid of 2**depth equal parts, on which marginals and increments are
+exact.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ from ...rng import STREAM_TREE
 class BrownianTree:
     """W over [low, high] for every sample and element.
 
-    The default interval holds every lambda = ln(alpha/sigma) that diffusion models use, in parts of
-    2.4e-4.
+    The default interval contains every lambda = ln(alpha/sigma) that diffusion models use, in parts
+    of 2.4e-4.
 
     Args:
         shape: [B, …] of the increments.
@@ -62,9 +60,10 @@ class BrownianTree:
         self.low, self.high, self.depth = float(low), float(high), depth
         self.dtype, self.device = dtype, device
 
-    def place(self, t: float) -> int:
-        """The grid's point nearest to t, in [0, 2**depth]. Raises ValueError outside the
-        interval.
+    def grid_index(self, t: float) -> int:
+        """The index in [0, 2**depth] of the grid point nearest to t.
+
+        Raises ValueError for a time outside the interval.
         """
         part = (t - self.low) / (self.high - self.low) * 2**self.depth
         if not -0.5 <= part <= 2**self.depth + 0.5:
@@ -73,13 +72,13 @@ class BrownianTree:
             )
         return min(max(round(part), 0), 2**self.depth)
 
-    def weights(self, place: int) -> dict[int, float]:
-        """W at a point of the grid as weights of the tree's normals."""
+    def weights(self, index: int) -> dict[int, float]:
+        """W at a grid point as weights of the tree's normals, by the number of their node."""
         span = self.high - self.low
-        weights = {0: place / 2**self.depth * math.sqrt(span)}
+        weights = {0: index / 2**self.depth * math.sqrt(span)}
         for level in range(self.depth):
             length = 2 ** (self.depth - level)
-            node, offset = divmod(place, length)
+            node, offset = divmod(index, length)
             if offset == 0:
                 break
             hat = 2.0 * min(offset, length - offset) / length
@@ -91,7 +90,7 @@ class BrownianTree:
         for node, weight in self.weights(a).items():
             weights[node] = weights.get(node, 0.0) - weight
         total = torch.zeros(self.shape, dtype=self.dtype, device=self.device)
-        room = torch.empty_like(total)
+        normal = torch.empty_like(total)
         for node, weight in sorted(weights.items()):
             if weight:
                 ops.randn(
@@ -100,21 +99,21 @@ class BrownianTree:
                     sample_ids=self.sample_ids,
                     step=node,
                     stream=STREAM_TREE,
-                    out=room,
+                    out=normal,
                 )
-                total.add_(room, alpha=weight)
+                total.add_(normal, alpha=weight)
         return total
 
     def increment(self, a: float, b: float) -> Tensor:
-        """W(b) - W(a), [B, …]; negative time steps give the negative of the forward increment."""
-        return self._increment(self.place(a), self.place(b))
+        """W(b) - W(a) [B, …]; for b < a the negative of the forward increment."""
+        return self._increment(self.grid_index(a), self.grid_index(b))
 
     def normal(self, a: float, b: float) -> Tensor:
         """(W(b) - W(a)) / sqrt(|b - a|): a standard normal, independent over disjoint intervals.
 
-        Raises ValueError where a and b fall together on the tree's grid.
+        Raises ValueError where a and b have the same grid point.
         """
-        first, last = self.place(a), self.place(b)
+        first, last = self.grid_index(a), self.grid_index(b)
         if first == last:
             raise ValueError(
                 "fastdiff.BrownianTree: expected times at least"

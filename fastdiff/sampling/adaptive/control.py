@@ -1,13 +1,11 @@
 """A PID controller of step sizes, one for every sample.
 
-The error e of a step, in units of the tolerance, asks for the step times
+The error e of a step, in units of the tolerance, asks for a step f times as long,
 f = e_n^-b1 · e_(n-1)^-b2 · e_(n-2)^-b3, b = (P + I + D, -(P + 2D), D)/order (Söderlind 2003; Hairer
-& Wanner, Solving ODEs II, section IV.2). Two ways hold the change in bounds: softly, 1 + atan(f -
-1), as in the adaptive DPM-Solver of Lu et
-al. 2022a, appendix C, or by limits: safety·f between two numbers, no growth right after a refused
-    step, and a step is
-taken where e < 1 (Hairer, Nørsett & Wanner, Solving ODEs I, section II.4). All on the host, in
-float64.
+& Wanner, Solving ODEs II, section IV.2). The change is bounded in one of two ways. Soft bound: 1 +
+atan(f - 1), as in the adaptive DPM-Solver of Lu et al. 2022a, appendix C. Limits: safety·f clipped
+to two numbers, no growth right after a refused step, and a step is taken where e < 1 (Hairer,
+Nørsett & Wanner, Solving ODEs I, section II.4). All numbers are float64 on the host.
 """
 
 from __future__ import annotations
@@ -20,17 +18,18 @@ _TINY = 1e-8  # keeps an error of zero from asking for an infinite step
 
 
 class StepSize:
-    """Step sizes h [B] and the memory of errors that changes them.
+    """Step sizes h [B] and the past errors that change them.
 
     Args:
-        h: the first step, of every sample or [B].
+        h: the first step, of all samples or [B].
         batch: B.
         order: the order of the error estimate.
-        pcoeff, icoeff, dcoeff: the controller's weights; the plain one is (0, 1, 0).
-        accept_safety: a step is taken if it would not have to shrink below this share; without
-            limits.
-        limits: (least, largest) change of a step, instead of the soft bound. safety: the share of f
-            that is asked for.
+        pcoeff, icoeff, dcoeff: the controller's weights P, I and D; (0, 1, 0) is the usual
+            controller.
+        accept_safety: with the soft bound, a step is taken if it would not have to shrink below
+            this share.
+        limits: (least, largest) change of a step, instead of the soft bound.
+        safety: with limits, the factor of f.
     """
 
     def __init__(
@@ -53,12 +52,15 @@ class StepSize:
             dcoeff / order,
         )
         self.accept_safety, self.limits, self.safety = accept_safety, limits, safety
-        self._before: tuple[Array, Array] | None = None  # 1/error of the two steps taken before
-        self.refused = np.zeros(batch, dtype=bool)  # in the try before
+        self._before: tuple[Array, Array] | None = None  # 1/error of the last two steps taken
+        self.refused = np.zeros(batch, dtype=bool)  # in the last try
 
     def propose(self, error: Array, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which of the active samples' steps are taken; their h is changed for the next try, others
-        stay.
+        """Which of the active samples' steps are taken, bool [B]; changes their h for the next try.
+
+        Args:
+            error: [B] errors of the tried steps, in units of the tolerance.
+            active: bool [B]; other samples keep their h.
         """
         inverse = 1.0 / (error + (_TINY if self.limits is None else np.finfo(np.float64).tiny))
         one, two = self._before or (inverse, inverse)
@@ -77,7 +79,7 @@ class StepSize:
         return taken
 
     def keep(self, rows: NDArray[np.bool_]) -> None:
-        """Forgets the other samples."""
+        """Keeps the state of these samples only."""
         self.h, self.refused = self.h[rows], self.refused[rows]
         if self._before is not None:
             self._before = self._before[0][rows], self._before[1][rows]

@@ -1,11 +1,10 @@
 """DPM-Solver with adaptive steps: orders 1 and 2 or 2 and 3 embedded (Lu et al. 2022a, appendix C).
 
-On x/alpha and rho = sigma/alpha with lambda = -ln rho, where DPM-Solver's steps of orders 1 to 3
-(ibid., algorithms 1 and 2) share their network calls, the difference of two orders is the error.
-Each sample has its own lambda, step and
-verdict, so that its path is the same in every batch. Samples that have arrived wait for the others:
-    every network call
-has the whole batch.
+On x/alpha and rho = sigma/alpha with lambda = -ln rho, DPM-Solver's steps of orders 1 to 3 (ibid.,
+algorithms 1 and 2) share their network calls, and the difference of two orders is the error. Each
+sample has its own lambda, step size and decision whether a step is taken, so that its path is the
+same in every batch. Samples that have arrived wait for the others: every network call has the whole
+batch.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from ...backend.eager.sums import sum_samples
 from .control import StepSize
 
 Array = NDArray[np.float64]
-CLOSE = 1e-5  # in lambda: this near the end is there
+CLOSE = 1e-5  # in lambda: a sample this close to the end has arrived
 
 
-class Report(NamedTuple):
-    """What an adaptive run did: steps taken and refused by each sample [B], and calls of the
-    network (whole batches).
+class AdaptiveReport(NamedTuple):
+    """What an adaptive run did: int64 [B] steps taken and refused by each sample, and the number of
+    network calls, each of the whole batch.
     """
 
     accepted: NDArray[np.int64]
@@ -36,9 +35,7 @@ class Report(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One tried step of the batch, for whoever watches: the state after it and each sample's
-    numbers [B].
-    """
+    """One tried step of the batch: the state after it and each sample's numbers [B]."""
 
     number: int  # of the try, from 0
     x: Tensor
@@ -53,8 +50,8 @@ class Attempt(NamedTuple):
 
 
 def ancestral(before: Array, after: Array, end: float, eta: float) -> tuple[Array, Array]:
-    """(lambda to step to, deviation of the noise put back) so that the noise level after both is
-    that of `after`.
+    """(lambda to step to, deviation of the noise added after the step), which together reach the
+    noise level of `after`.
     """
     if not eta:
         return after, np.zeros_like(after)
@@ -83,25 +80,29 @@ def integrate(
     s_noise: float = 1.0,
     noise: Callable[[int, Array, Array], Tensor] | None = None,
     watch: Callable[[Attempt], None] | None = None,
-) -> tuple[Tensor, Report]:
-    """Solves from lambda = start to end; the error of a step is ‖low - high‖ over max(atol, rtol
-    |x|), per element.
+) -> tuple[Tensor, AdaptiveReport]:
+    """Solves from lambda = start to end.
 
+    The error of a step is the root mean square over elements of (low - high)/max(atol, rtol |x|).
     |x| is the larger of the states before and after the step, as published: a step that crosses
-    many noise levels is measured by the noisier one, and loose tolerances can be wide of the mark.
+    many noise levels is measured by the noisier one, so loose tolerances can miss the solution.
 
     Args:
         denoise: (x, lambda [B]) -> x0.
         x: [B, …], state over alpha.
         order: 2 (orders 1 and 2) or 3 (orders 2 and 3), which is also the number of calls of a
             step.
-        eta, s_noise, noise: each step goes further down and noise(attempt, before, after) of the
-            missing level is added.
+        rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety: see `dpm_adaptive`.
+        eta, s_noise, noise: with eta each step goes to a lower noise level, and noise(attempt,
+            before, after) [B, …] is added to return to the step's own.
         watch: called after each attempt.
 
+    Returns:
+        (x [B, …] over alpha at the end, report).
+
     Raises:
-        ValueError: for another order, eta when going up, tolerances that are not positive, an error
-            that is not finite and a step too small to move.
+        ValueError: for another order, eta on the way from data to noise, tolerances that are not
+            positive, an error that is not finite and a step too small to move.
     """
     where, batch = "fastdiff.sampling.adaptive", x.shape[0]
     if order not in (2, 3):
@@ -156,11 +157,11 @@ def integrate(
         if watch is not None:
             watch(Attempt(index, x, x0, before, at, error, steps.h, accepted, rejected, calls))
         index += 1
-    return x, Report(accepted, rejected, calls)
+    return x, AdaptiveReport(accepted, rejected, calls)
 
 
 def column(values: Array, like: Tensor) -> Tensor:
-    """Numbers [B] beside a tensor [B, …], to be multiplied with it."""
+    """Numbers [B] as a tensor [B, 1, …] to be multiplied with `like` [B, …]."""
     return (
         torch.as_tensor(values, dtype=like.dtype).to(like.device).view(-1, *(1,) * (like.ndim - 1))
     )
@@ -169,11 +170,10 @@ def column(values: Array, like: Tensor) -> Tensor:
 def _embedded(
     denoise: Callable[[Tensor, Array], Tensor], x: Tensor, t: Array, s: Array, order: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_s of order - 1, x_s of this order, x0 at t). A sample with s = t stays where it is."""
+    """(x_s of order - 1, x_s of this order, x0 at t). A sample with s = t keeps its state."""
     h = s - t
-    inside = np.where(
-        h == 0, 1.0, h
-    )  # what divides: a step of nothing has coefficients of zero all the same
+    # the divisor: coefficients of a step of length 0 are set to zero below
+    inside = np.where(h == 0, 1.0, h)
 
     def predict(x: Tensor, at: Array) -> tuple[Tensor, Tensor]:
         x0 = denoise(x, at)

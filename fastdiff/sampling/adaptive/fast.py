@@ -1,5 +1,5 @@
-"""DPM-Solver-fast: a number of network calls in steps of order 3, lower ones last (Lu et al. 2022a,
-section 3.4).
+"""DPM-Solver-fast: a fixed number of network calls in steps of order 3, with lower orders last (Lu
+et al. 2022a, section 3.4).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ...solvers.trace import Points
 
 
 def fast_orders(calls: int) -> list[int]:
-    """The orders of the steps; they sum to `calls`."""
+    """The orders of the steps, which sum to `calls`."""
     if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
         raise ValueError(
             f"fastdiff.sampling.adaptive.dpm_fast: expected at least one call, got {calls!r}."
@@ -24,7 +24,7 @@ def fast_orders(calls: int) -> list[int]:
 
 
 def fast_times(points: Points, high: Time, low: Time, calls: int) -> tuple[list[Time], list[int]]:
-    """(points even in lambda, orders of the steps between them)."""
+    """(points evenly spaced in lambda, orders of the steps between them)."""
     orders = fast_orders(calls)
     start, end = high.log_snr, low.log_snr
     between = [
@@ -41,8 +41,8 @@ def dpm_fast_formula(
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Linear:
-    """DPM-Solver's steps of these orders; with eta each goes further down, never below the end, and
-    gets the missing noise back.
+    """DPM-Solver's steps of these orders. With eta each goes to a lower noise level, not below the
+    end, and noise is added to return to the step's own.
     """
     x, end = p.start, times[-1]
     for t, s, order in zip(times, times[1:], orders, strict=False):

@@ -1,4 +1,6 @@
-"""The samplers outside plans, called like `Sampler.sample`."""
+"""The adaptive samplers, DPM-Solver-fast and samplers on a Brownian path, called like
+`Sampler.sample`.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,10 @@ from ... import ops
 from ...prediction import Parametrization
 from ...schedule import Schedule
 from ...solvers import Plan, Trace, make_plan
+from ..stepper import draws_noise
 from .brownian import BrownianTree
 from .dpm import Array, integrate
 from .fast import dpm_fast_formula, fast_times
-from .rows import draws_noise
 from .start import Model, Start, ends, point
 
 
@@ -50,30 +52,30 @@ def dpm_adaptive(
     denoise: bool = True,
     return_info: bool = False,
 ) -> Any:
-    """Samples by DPM-Solver-12 or -23 with steps chosen for each sample by its own error (Lu et al.
-    2022a, appendix C).
+    """Samples by DPM-Solver-12 or -23, whose steps are chosen for each sample by its own error (Lu
+    et al. 2022a, appendix C).
 
-    Error, step and verdict are per sample: a sample is the same alone and in any batch, to the bit
-        where the network's rows
-    are. The batch makes as many calls as its hardest sample needs.
+    Error, step size and the decision to take a step are per sample: a sample is the same alone and
+    in any batch, to the bit where the network's rows are. The batch makes as many calls as its
+    hardest sample needs.
 
     Args:
         model, schedule, prediction_type, clip_range, cond, uncond, guidance_scale, seed,
             sample_ids, dtype: see `Sampler`.
-        shape: [B, …], or x_T: the state at sigma_max.
-        order: 2 or 3. rtol, atol: tolerances on x/alpha, the data's own scale.
-        h_init: the first step in lambda. pcoeff, icoeff, dcoeff, accept_safety: see
-            `fastdiff.sampling.adaptive.StepSize`.
-        eta, s_noise: share of the ancestral noise, stream 1 of the noise contract with the number
-            of the try as its step.
-        sigma_max, sigma_min: noise levels sigma/alpha to go from and to, default the schedule's
-            ends.
-        denoise: a last call takes the state at sigma_min to the x0 predicted there; otherwise that
-            state is returned.
-        return_info: also return what each sample needed.
+        shape: [B, …], or x_T: [B, …] the state at sigma_max.
+        order: 2 or 3.
+        rtol, atol: tolerances on x/alpha, which has the scale of the data.
+        h_init: the first step in lambda.
+        pcoeff, icoeff, dcoeff, accept_safety: see `fastdiff.sampling.adaptive.StepSize`.
+        eta, s_noise: share and scale of the ancestral noise, stream 1 of the noise contract at the
+            number of the attempt.
+        sigma_max, sigma_min: noise levels sigma/alpha of the first and the last state, default the
+            schedule's ends.
+        denoise: whether a last call replaces the state at sigma_min by the x0 predicted there.
+        return_info: whether the report is returned too.
 
     Returns:
-        Samples [B, …]; with return_info, (samples, Report).
+        Samples [B, …]; with return_info, (samples, AdaptiveReport).
 
     Raises:
         ValueError, TypeError: for arguments outside these, and where a state or step is no longer
@@ -154,12 +156,11 @@ def dpm_fast(
     sigma_max: float | None = None,
     sigma_min: float | None = None,
 ) -> Tensor:
-    """Samples by DPM-Solver-fast: `calls` network calls in steps of order 3 even in lambda (Lu et
+    """Samples by DPM-Solver-fast: `calls` network calls in steps of order 3, even in lambda (Lu et
     al. 2022a, section 3.4).
 
-    It ends at sigma_min. Arguments and errors: see `dpm_adaptive`; its steps do not depend on the
-        samples, so they are a
-    plan (`fastdiff.sampling.adaptive.fast`).
+    The samples are states at sigma_min. The steps do not depend on the samples, so they are a plan
+    (`fastdiff.sampling.adaptive.fast`). Arguments and errors: see `dpm_adaptive`.
     """
     high, low = ends(schedule, sigma_max, sigma_min)
     start = Start(
@@ -201,22 +202,22 @@ def on_tree(
     dtype: torch.dtype = torch.float32,
     **settings: Any,
 ) -> Tensor:
-    """Samples by a stochastic solver whose noise is one Brownian path, the same for every number of
-    steps.
-
-    A row's draw is the path's increment in lambda since the draw before, of unit variance. With
-    more steps a seed's sample converges, where independent draws give another sample for every
+    """Samples by a stochastic solver with noise from one Brownian path, which is the same for every
     number of steps.
+
+    A row's draw is the path's increment in lambda since the previous draw, scaled to unit variance.
+    With more steps the sample of a seed converges; independent draws would give another sample for
+    every number of steps.
 
     Args:
         solver: `dpm++sde`, `dpm++2m_sde`, `dpm++3m_sde`, `euler_ancestral` … (`fastdiff solvers`:
             stochastic).
         steps, settings: as for `Sampler` (prediction_type, clip_range, timestep_spacing, eta …).
-        Others: see `dpm_adaptive`.
+        other arguments: see `dpm_adaptive`.
 
     Raises:
-        ValueError, TypeError: for arguments outside these, and churn before the first step, whose
-            noise does not go towards the data.
+        ValueError, TypeError: for arguments outside these, and for solvers with churn, which adds
+            noise without a step towards the data.
     """
     plan = make_plan(schedule, solver=solver, steps=steps, **settings)
     start = Start(
@@ -246,8 +247,8 @@ def path(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Callable[[int], Tensor]:
-    """noise(row): the increment of one Brownian path in lambda since the row before that drew, of
-    unit variance.
+    """A function row -> noise [B, …]: the increment of one Brownian path in lambda since the
+    previous row that draws, scaled to unit variance.
     """
     tree = BrownianTree(shape, seed=seed, sample_ids=ids, dtype=dtype, device=device)
     lam = [

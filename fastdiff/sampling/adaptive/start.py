@@ -1,5 +1,5 @@
-"""Where a run outside `Sampler` begins: its ends on the schedule, the state there, its noise and
-the network.
+"""What runs outside `Sampler` have in common: checked arguments, the state to begin with, its noise
+and the network.
 """
 
 from __future__ import annotations
@@ -17,13 +17,28 @@ from ...prediction import Parametrization
 from ...schedule import Schedule, Time
 from ...solvers import Plan
 from ..model_call import ModelCall
-from .rows import run
+from ..stepper import run_plan
 
 Model = Callable[..., Any]
 
 
 class Start:
-    """Where a run begins: the state at a point, its noise, and the network."""
+    """A run outside `Sampler`, ready to begin: its initial state, noise and network.
+
+    Args:
+        where: the name that error messages begin with.
+        point: of the schedule at which the run begins.
+        options: further arguments of `ModelCall`.
+        other arguments: see `Sampler`.
+
+    Attributes:
+        x: [B, …] the state at the point. shape, device, dtype: its properties.
+        seed, ids: of the noise contract.
+        call: the network as a `ModelCall`.
+
+    Raises:
+        ValueError, TypeError: for arguments outside these.
+    """
 
     def __init__(
         self,
@@ -71,12 +86,9 @@ class Start:
         ids = torch.arange(self.shape[0]) if sample_ids is None else torch.as_tensor(sample_ids)
         self.ids = ids.to(device)
         if x_T is None:
-            x = (
-                ops.randn(
-                    self.shape, seed=self.seed, sample_ids=self.ids, dtype=dtype, device=device
-                )
-                * schedule.prior_std(point)
-            )
+            x = ops.randn(
+                self.shape, seed=self.seed, sample_ids=self.ids, dtype=dtype, device=device
+            ) * schedule.prior_std(point)
         else:
             x = x_T.to(dtype)
         self.x = x
@@ -87,7 +99,7 @@ class Start:
         noise: Callable[[int], Tensor] | None = None,
         correct: Callable[[int, Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """The result of a plan's rows from this start; noise and correct: see `rows.run`."""
+        """The state [B, …] after the rows of a plan; noise and correct: see `run_plan`."""
         times: list[Any] = plan.column("t").tolist()
         if self.call.own_time:
             assert plan.levels is not None
@@ -97,14 +109,16 @@ class Start:
         def predict(row: int, x: Tensor) -> Tensor:
             return self.call(x, table[row].expand(len(x)))
 
-        return run(
+        return run_plan(
             plan, predict, self.x, seed=self.seed, sample_ids=self.ids, noise=noise, correct=correct
         )
 
 
 def ends(schedule: Schedule, sigma_max: float | None, sigma_min: float | None) -> tuple[Time, Time]:
-    """The schedule's noisiest point with some signal and its cleanest, or those of these noise
-    levels sigma/alpha.
+    """(noisiest, cleanest) point of a run: those of the noise levels sigma_max and sigma_min, by
+    default the schedule's noisiest point with some signal and its cleanest point.
+
+    Raises ValueError and TypeError for other levels and schedules.
     """
     if not isinstance(schedule, Schedule):
         raise TypeError(
@@ -126,7 +140,7 @@ def ends(schedule: Schedule, sigma_max: float | None, sigma_min: float | None) -
 
 
 def point(plan: Plan, row: int) -> Time:
-    """Where the state lies before a row of a plan (after the last one, at row len(plan))."""
+    """The point of the schedule of the state before a row of a plan; row len(plan) is the end."""
     assert plan.levels is not None
     alpha, sigma = (float(v) for v in plan.levels[row])
     log_snr = (

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...prediction import Parametrization
-from ...sampler import Sampler
 from ...sampling.adaptive.start import Model, Start, ends
+from ...sampling.arguments import SampleArguments
+from ...sampling.engine import Engine
 from ...schedule import Schedule
 from ...solvers import find
 from .embedded import integrate
@@ -202,15 +203,14 @@ def _on_grid(
             f" {solver!r} {'with' if x0 is not None else 'without'} it. `ddim_inverse` and rk45 go"
             " from x0."
         )
-    sampler = Sampler(model, schedule, solver=solver, steps=steps, **settings)
-    given = x_T if x0 is None else x0
-    return sampler.sample(
-        None if given is not None else shape,
-        seed=seed,
-        sample_ids=sample_ids,
-        cond=cond,
-        uncond=uncond,
-        guidance_scale=guidance_scale,
-        x_T=None if given is None else given.to(dtype),
-        dtype=dtype,
+    engine = Engine(model, schedule, where=where, solver=solver, steps=steps, **settings)
+    state = x_T if x0 is None else x0
+    arguments = SampleArguments(
+        int(torch.randint(2**63 - 1, ())) if seed is None else seed,
+        sample_ids,
+        cond,
+        uncond,
+        guidance_scale,
+        x_T=None if state is None else state.to(dtype),
     )
+    return engine.sample(arguments, shape if state is None else None, dtype=dtype)

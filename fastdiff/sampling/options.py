@@ -1,0 +1,55 @@
+"""What holds for all samples of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Callback = Callable[[int, Any, Tensor, Tensor], None]
+Classifier = Callable[[Tensor, Tensor], Tensor]
+Guidance = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+HOOKS = ("callback", "classifier", "classifier_scale", "guidance", "through_network")
+"""The options of a run that are arguments of `Sampler.sample`."""
+ON_OOM = ("raise", "split")
+GRAPH = (True, False, "auto")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The state's device, dtype and shape, the user's functions, and how the network is called.
+
+    Args:
+        device, dtype: of the state.
+        shape: one sample's.
+        inpaints: whether the samples have a mask.
+        callback, classifier, classifier_scale, guidance, through_network: see `Sampler.sample`.
+        network_batch, on_oom, graph: see `Sampler`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    inpaints: bool = False
+    callback: Callback | None = None
+    classifier: Classifier | None = None
+    classifier_scale: float = 1.0
+    guidance: Guidance | None = None
+    through_network: bool = False
+    network_batch: int | None = None
+    on_oom: str = "raise"
+    graph: bool | str = "auto"
+
+    @property
+    def wants_x0(self) -> bool:
+        """Whether every row writes its prediction of x0."""
+        return self.callback is not None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step may become a CUDA graph: the user's functions may do anything."""
+        return self.classifier is None and self.guidance is None

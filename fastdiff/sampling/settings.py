@@ -1,0 +1,70 @@
+"""The settings of a sampler's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..prediction import Parametrization
+from ..solvers import SOLVERS, find
+
+DEFAULT_SOLVER = "dpm++2m"
+
+
+def plan_settings(
+    *,
+    solver: str = DEFAULT_SOLVER,
+    steps: int = 25,
+    prediction_type: Any = "epsilon",
+    clip_range: float | None = None,
+    timestep_spacing: str = "trailing",
+    timesteps: Sequence[int] | None = None,
+    dynamic_threshold: float | None = None,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    eta: float = 0.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """The settings of `make_plan` with all defaults.
+
+    Settings that change nothing are left out, so that saved folders keep their text.
+    """
+    if eta != 0.0:
+        options["eta"] = eta
+    further = {
+        "timesteps": timesteps,
+        "dynamic_threshold": dynamic_threshold,
+        "guidance_rescale": guidance_rescale or None,
+        "guidance_interval": guidance_interval,
+    }
+    return {
+        "solver": solver,
+        "steps": steps,
+        "prediction_type": prediction_type,
+        "clip_range": clip_range,
+        "timestep_spacing": timestep_spacing,
+        **options,
+        **{name: value for name, value in further.items() if value is not None},
+    }
+
+
+def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's settings as a folder stores them, with some replaced.
+
+    Options that another solver does not have are left out if `overrides` names that solver, and a
+    grid if they have a number of steps.
+
+    Raises ValueError for an unknown solver.
+    """
+    settings = dict(settings)
+    if "unit_input" in settings:
+        names = Parametrization._fields
+        kind = Parametrization(**{name: settings.pop(name) for name in names if name in settings})
+        settings["prediction_type"] = kind
+    solver = find(overrides.get("solver", settings.get("solver", DEFAULT_SOLVER)))
+    others = {option for other in SOLVERS.values() for option in other.options} - set(
+        solver.options
+    )
+    if "steps" in overrides:
+        others |= {"timesteps", "sigmas"}
+    return {**{k: v for k, v in settings.items() if k not in others}, **overrides}

@@ -1,0 +1,253 @@
+"""The buffers of a state, and one row of a plan as one kernel on them.
+
+Everything that steps through a plan uses a `Stepper`: the lanes of the sampling loop, and
+`run_plan`, which adds hooks around each row, for the samplers outside `Sampler`. A Stepper owns the
+state x, the solver's slots, the row of every sample and the network's next input, and executes a
+row through `fastdiff.ops.StepArguments`:
+
+    stepper = Stepper(DevicePlan.of(plan, x.device), x.clone(), seed=0)
+    for row in range(len(plan)):
+        stepper.step(network(stepper.input, t[row]))
+    stepper.x
+
+A step overwrites these buffers, or with `keep` writes x and the next input to new memory, so that
+the caller may keep what it has seen. After the first step nothing else is allocated, and nothing is
+read from the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..backend.eager.common import compute_dtype
+from ..ops.step import BoundStep
+from ..solvers import Plan
+from .device_plan import DevicePlan
+
+_MOVING = ("model_output", "row", "row_out", "noise", "guidance", "gradient")
+_MOVING_KEPT = (*_MOVING, "x_t", "out", "input_out", "x0_out")
+
+
+class Stepper:
+    """B samples on the rows of a plan, which may grow between steps.
+
+    Args:
+        plan: the rows.
+        x: [B, …] contiguous, the state's buffer, which steps overwrite.
+        seed: for rows that draw noise, an int or int64 [B]; None where these rows get noise=.
+        sample_ids: int64 [B], default 0 … B - 1.
+        input: where rows write the network's next input, [B, …] or, for both guidance halves,
+            [2B, …]; None where the network reads x itself.
+        wants_x0: whether rows write their prediction of x0.
+        static: whether `row` keeps its memory, as CUDA graphs need it.
+
+    Attributes:
+        x: [B, …] the state.
+        slots: compute type [S, B, …], what the solver remembers; None without slots.
+        row: int64 [B], the row that each sample executes next; row 0 at first.
+        input: the network's next input.
+        x0: [B, …] the prediction of the latest row, None unless asked for.
+    """
+
+    def __init__(
+        self,
+        plan: DevicePlan,
+        x: Tensor,
+        *,
+        seed: int | Tensor | None = None,
+        sample_ids: Tensor | None = None,
+        input: Tensor | None = None,
+        wants_x0: bool = False,
+        static: bool = False,
+    ):
+        self.plan, self.x, self.seed, self.sample_ids = plan, x, seed, sample_ids
+        self._input = input
+        self.x0 = torch.empty_like(x) if wants_x0 else None
+        self.row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.next_row = torch.empty_like(self.row)
+        self.slots: Tensor | None = None
+        self.workspace = torch.empty((2, len(x)), dtype=compute_dtype(x), device=x.device)
+        self._static, self._version = static, -1
+        self._bound: dict[tuple[bool, bool], BoundStep] = {}
+
+    @property
+    def input(self) -> Tensor:
+        return self.x if self._input is None else self._input
+
+    def fit(self) -> None:
+        """Fits slots and launches to the plan, where it has changed; `execute` does so too."""
+        if self._version == self.plan.version:
+            return
+        self._version = self.plan.version
+        count = self.plan.plan.slots
+        held = 0 if self.slots is None else len(self.slots)
+        if count > held:
+            shape = (count, *self.x.shape)
+            slots = torch.zeros(shape, dtype=self.workspace.dtype, device=self.x.device)
+            if self.slots is not None:
+                slots[:held] = self.slots
+            self.slots = slots
+        self._bound.clear()
+
+    def step(
+        self,
+        output: Tensor | None,
+        *,
+        noise: Tensor | None = None,
+        guidance: Tensor | None = None,
+        gradient: Tensor | None = None,
+        keep: bool = False,
+    ) -> None:
+        """Executes row[b] for every sample b and moves the rows on.
+
+        Args:
+            output: the network's output, None on rows without a network call.
+            noise, guidance, gradient: see `fastdiff.reverse_step`.
+            keep: whether x, the next input and x0 get new memory instead of being overwritten.
+        """
+        self.execute(output, noise=noise, guidance=guidance, gradient=gradient, keep=keep)
+        self.advance()
+
+    def execute(
+        self,
+        output: Tensor | None,
+        *,
+        noise: Tensor | None = None,
+        guidance: Tensor | None = None,
+        gradient: Tensor | None = None,
+        keep: bool = False,
+    ) -> None:
+        """A step that leaves `row` as it is: `next_row` has the rows that follow."""
+        if self._version != self.plan.version:
+            self.fit()
+        key = (output is None, keep)
+        bound = self._bound.get(key) or self._bind(key)
+        moving = (output, self.row, self.next_row, noise, guidance, gradient)
+        if not keep:
+            bound(*moving)
+            return
+        x, new = self.x, torch.empty_like(self.x)
+        fresh = None if self._input is None else torch.empty_like(self._input)
+        x0 = None if self.x0 is None else torch.empty_like(x)
+        bound(*moving, x, new, fresh, x0)
+        self.x, self._input, self.x0 = new, fresh, x0
+        self._bound = {key: bound for key, bound in self._bound.items() if key[1]}
+
+    def execute_rows_of(
+        self, table: Tensor, used: int, output: Tensor | None, *, guidance: Tensor | None = None
+    ) -> None:
+        """`execute` with the rows of another table of the same numbering."""
+        ops.reverse_step(
+            self.x,
+            output,
+            table,
+            self.row,
+            guidance=guidance,
+            seed=self.seed,
+            sample_ids=self.sample_ids,
+            used=used,
+            slots=self.slots,
+            workspace=self.workspace,
+            out=self.x,
+            slots_out=self.slots,
+            x0_out=self.x0,
+            input_out=self._input,
+            row_out=self.next_row,
+        )
+
+    def advance(self) -> None:
+        """Moves every sample to its next row."""
+        if self._static:
+            self.row.copy_(self.next_row)
+        else:
+            self.row, self.next_row = self.next_row, self.row
+
+    def replace(self, x: Tensor, scale: float) -> None:
+        """Goes on with another state [B, …] before a row with this input scale."""
+        if x is not self.x:
+            self.x = x.contiguous()
+            self._bound.clear()
+        if self._input is not None:
+            self._input.copy_(self.x * scale)
+
+    def _bind(self, key: tuple[bool, bool]) -> BoundStep:
+        without_network, keep = key
+        plan = self.plan
+        fixed = ops.StepArguments(
+            self.x,
+            None,
+            plan.table,
+            self.row,
+            slots=self.slots,
+            seed=self.seed,
+            sample_ids=self.sample_ids,
+            used=plan.used_without_network if without_network else plan.used,
+            out=self.x,
+            slots_out=self.slots,
+            x0_out=self.x0,
+            input_out=self._input,
+            workspace=self.workspace,
+        )
+        self._bound[key] = fixed.bind(*(_MOVING_KEPT if keep else _MOVING))
+        return self._bound[key]
+
+
+def run_plan(
+    plan: Plan,
+    predict: Callable[[int, Tensor], Tensor],
+    x: Tensor,
+    *,
+    seed: int | Tensor | None = None,
+    sample_ids: Tensor | None = None,
+    noise: Callable[[int], Tensor] | None = None,
+    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    correct: Callable[[int, Tensor], Tensor] | None = None,
+    done: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Returns x [B, …] after all rows of a plan, one kernel each.
+
+    Args:
+        predict: (row, network's input in x's dtype) -> the network's output.
+        x: [B, …], any floating dtype, not changed; the state is float32, or float64 for float64.
+        seed, sample_ids: of the noise contract.
+        noise: (row) -> the noise [B, …] of a row that draws, instead of the noise contract's.
+        watch: (row, network's input, output), called after each network call and before its row.
+            The tensors keep their values: with it every row writes to new memory.
+        correct: (row, state) -> the state to continue with, called after each row.
+        done: (row), called after each row.
+    """
+    if not len(plan):
+        return x
+    wide = compute_dtype(x)
+    rows = DevicePlan.of(plan, x.device)
+    scale = rows.input_scale.tolist()
+    state = x.to(wide, copy=True, memory_format=torch.contiguous_format)
+    buffer: Tensor | None = None
+    if x.dtype != wide or (rows.input_scale != 1).any():
+        buffer = torch.empty_like(state, dtype=x.dtype).copy_(state * scale[0])
+    stepper = Stepper(
+        rows, state, seed=seed if noise is None else 0, sample_ids=sample_ids, input=buffer
+    )
+    for k in range(len(plan)):
+        out: Tensor | None = None
+        if rows.network[k]:
+            out = predict(k, stepper.input)
+            if watch is not None:
+                watch(k, stepper.input, out)
+        drawn: Any = noise(k) if noise is not None and rows.draws[k] else None
+        stepper.step(out, noise=drawn, keep=watch is not None)
+        if correct is not None:
+            stepper.replace(correct(k, stepper.x), scale[k + 1])
+        if done is not None:
+            done(k)
+    return stepper.x.to(x.dtype)
+
+
+def draws_noise(plan: Plan) -> list[bool]:
+    """Whether each row of a plan draws noise."""
+    return DevicePlan.of(plan, torch.device("cpu")).draws[: len(plan)].tolist()
