@@ -1,6 +1,4 @@
-"""Prediction types: all conversions are inverse to one another and agree with the definitions of
-their papers.
-"""
+"""Prediction types: conversions invert each other and agree with the papers' definitions."""
 
 from __future__ import annotations
 
@@ -58,8 +56,8 @@ def test_v_is_finite_at_both_ends(alpha: float, sigma: float) -> None:
 @pytest.mark.parametrize(
     "kind, end", [("epsilon", 0.0), ("score", 0.0), ("x0", 1.0), ("score", 1.0)]
 )
-def test_epsilon_x0_and_the_score_say_nothing_at_an_end(kind: str, end: float) -> None:
-    """Of the four classical types v alone is defined at clean data and at pure noise."""
+def test_epsilon_x0_and_the_score_are_undefined_at_an_end(kind: str, end: float) -> None:
+    """Of epsilon, x0, v and the score only v is defined at clean data and at pure noise."""
     with pytest.raises(
         ValueError, match="expected a prediction type that is defined at (pure noise|clean data)"
     ):
@@ -69,8 +67,9 @@ def test_epsilon_x0_and_the_score_say_nothing_at_an_end(kind: str, end: float) -
 
 @pytest.mark.parametrize("kind", DEFINED)
 def test_a_step_is_the_same_for_every_type(kind: str, backend: str) -> None:
-    """The kernel's conversion, in float64: DDIM's x_s = alpha_s x0 + sigma_s eps of the
-    definitions, for every timestep.
+    """The kernel's conversion gives the same DDIM step for every type, at every timestep.
+
+    x_s = alpha_s x0 + sigma_s eps by the definitions, in float64.
     """
     schedule = Schedule.linear(200)
     plan = make_plan(

@@ -1,4 +1,4 @@
-"""Schedules against their definitions, and the tables' digits near both ends."""
+"""Schedules against their definitions, and the digits of the tables near both ends."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ NAMED = [
 
 @pytest.mark.parametrize("schedule", NAMED, ids=repr)
 def test_alpha_and_sigma_have_all_their_digits(schedule: Schedule) -> None:
-    """Against 50 decimal digits of the same betas: the products and their complements to 1e-13
-    relative.
-    """
+    """alpha², sigma² and the log-SNR agree with 50-digit products of the same betas."""
     mp.dps = 50
     product = mpf(1)
     config = schedule.to_config()
@@ -75,8 +73,10 @@ def test_tables_are_read_only() -> None:
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_every_formula_is_a_schedule(name: str) -> None:
-    """Noise grows, (alpha, sigma) lies on the curve of its space, a log-SNR names one point, config
-    round trips.
+    """Every named schedule has the properties of a schedule.
+
+    Noise grows, (alpha, sigma) is on the curve of its space, a log-SNR selects one point, and the
+    config rebuilds it.
     """
     schedule = getattr(Schedule, name)(50)
     assert (np.diff(schedule.log_snr) < 0).all()
@@ -132,8 +132,9 @@ def test_flow_levels_are_shifted(shift: float) -> None:
 
 
 def test_flow_shift_of_a_resolution() -> None:
-    """Both of diffusers' time shifts are one shift of sigma: e^mu/(e^mu + 1/t - 1) = k t/(1 + (k -
-    1) t), k = e^mu.
+    """Both time shifts of diffusers are one shift of sigma.
+
+    e^mu/(e^mu + 1/t - 1) = k t/(1 + (k - 1) t) with k = e^mu.
     """
     assert flow_shift(256) == pytest.approx(math.exp(0.5)) and flow_shift(
         4096, kind="linear"
@@ -147,8 +148,9 @@ def test_flow_shift_of_a_resolution() -> None:
 
 @pytest.mark.parametrize("schedule", NAMED, ids=repr)
 def test_zero_terminal_snr(schedule: Schedule) -> None:
-    """Lin et al. 2024, algorithm 1 in 50 digits: the first alpha stays, the last is 0, sigma keeps
-    its digits.
+    """Lin et al. 2024, algorithm 1, with 50 digits.
+
+    The first alpha stays, the last is 0, and sigma keeps its digits.
     """
     rescaled = schedule.rescale_zero_terminal_snr()
     mp.dps = 50
@@ -156,7 +158,7 @@ def test_zero_terminal_snr(schedule: Schedule) -> None:
     for t in (0, 1, schedule.num_train_timesteps // 2, schedule.num_train_timesteps - 1):
         alpha = (mp.sqrt(mpf(schedule.alphas_cumprod[t])) - last) * first / (first - last)
         assert abs(rescaled.alpha[t] - alpha) <= 1e-14
-        # the schedule's own 1 - alpha² has more digits than alpha² says
+        # the schedule's 1 - alpha² has more digits than one computed from alpha²
         assert abs(rescaled.one_minus_alphas_cumprod[t] / (1 - alpha**2) - 1) < 1e-11
     assert rescaled.alpha[-1] == 0 and rescaled.sigma[-1] == 1 and rescaled.log_snr[-1] == -np.inf
     assert rescaled.betas[-1] == 1.0
@@ -168,8 +170,10 @@ def test_zero_terminal_snr(schedule: Schedule) -> None:
 
 @pytest.mark.parametrize("name", ["vp", "sub_vp"])
 def test_linear_rates_integrate_to_the_curve(name: str) -> None:
-    """dalpha/du = -beta alpha/2 and dsigma²/du = -beta sigma² + g² with g² = beta, for sub_vp beta
-    (1 - e^(-2B)), by 30 digits; the time is found again at both ends.
+    """The curves solve the differential equations of alpha and sigma², with 30 digits.
+
+    dalpha/du = -beta alpha/2 and dsigma²/du = -beta sigma² + g², g² = beta for vp and beta (1 -
+    e^(-2B)) for sub_vp. The inverse returns the time at both ends.
     """
     mp.dps = 30
     low, high = mpf("0.1"), mpf("20")
@@ -201,7 +205,7 @@ def test_linear_rates_integrate_to_the_curve(name: str) -> None:
         _ = schedule.betas
 
 
-def test_what_other_spaces_lack_is_said() -> None:
+def test_errors_name_what_other_spaces_lack() -> None:
     with pytest.raises(
         ValueError,
         match=r"fastdiff.Schedule.betas: expected a variance-preserving schedule, got .*flow",

@@ -1,6 +1,4 @@
-"""The geometry of each space against 40 digits, in every kind of number, and its uses against each
-other.
-"""
+"""The geometry of each space against 40 digits, and its users against each other."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ SHORT = {  # schedules that end far from pure noise
 
 
 def exact(space: str, log_snr: float) -> tuple[mpf, mpf]:
-    """(alpha, sigma) with 40 digits: the solution of the space's equation at this ratio."""
+    """(alpha, sigma) with 40 digits, from the equation of the space."""
     mp.dps = 40
     rho = mp.exp(-mpf(log_snr) / 2)
     alpha = {
@@ -49,7 +47,7 @@ def exact(space: str, log_snr: float) -> tuple[mpf, mpf]:
 
 @pytest.mark.parametrize("space", SPACES)
 def test_points_have_all_their_digits(space: str) -> None:
-    """Near clean data and near pure noise, of numbers, arrays and tensors."""
+    """Points near clean data and near pure noise, as numbers, arrays and tensors."""
     for value in LOG_SNR.tolist():
         for got, want in zip(geometry(space).point(value), exact(space, value), strict=True):
             assert isinstance(got, float) and abs(got / want - 1) < 4e-15
@@ -110,7 +108,7 @@ def test_curves_take_numbers_and_tensors(curve) -> None:
 
 @pytest.mark.parametrize("name", SHORT)
 def test_sampling_bounds_and_likelihoods_have_one_prior(name: str) -> None:
-    """1 in the space `vp` and sigma_{T-1} elsewhere, wherever a run or a density starts."""
+    """The prior's standard deviation is 1 in `vp` and sigma_{T-1} elsewhere, in all its uses."""
     schedule = SHORT[name]
     last = schedule.at(schedule.num_train_timesteps - 1)
     std = 1.0 if schedule.space == "vp" else float(schedule.sigma[-1])

@@ -1,5 +1,6 @@
-"""The bound term by term: against NumPy, against closed forms without sampling error, one kernel a
-term.
+"""The bound term by term: against NumPy, against closed forms, and its kernel launches.
+
+Expectations over Gaussian data are exact, without sampling error.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ NATURAL = {"vp": "epsilon", "ve": "epsilon", "flow": "flow", "sub_vp": "epsilon"
 
 
 class Optimal(Gaussian):
-    """The optimal network, told the timestep by continuous schedules too."""
+    """The optimal network, which takes the timestep in continuous schedules too."""
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return super().__call__(x, t.long())
@@ -50,8 +51,9 @@ def mmse(schedule: Schedule, std: float) -> np.ndarray:
 
 
 def corners(mean: float, std: float, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """(x0, eps) [4, 1]: the mean of a polynomial of degree 2 over these is its expectation over
-    N(m, s²) x N(0, 1).
+    """(x0, eps) [4, 1] for exact expectations over N(m, s²) x N(0, 1).
+
+    The mean of a polynomial of degree 2 over these four points is its expectation.
     """
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
     return mean + std * signs[:, :1], signs[:, 1:]
@@ -60,7 +62,7 @@ def corners(mean: float, std: float, device: str = "cpu") -> tuple[torch.Tensor,
 def expected_terms(
     schedule: Schedule, kind: str, variance, mean: float, std: float
 ) -> tuple[np.ndarray, float]:
-    """(E L_t [T], E prior) of N(m, s²) data with the optimal denoiser, no sampling error."""
+    """(E L_t [T], E prior) of N(m, s²) data with the optimal denoiser, without sampling error."""
     x0, eps = corners(mean, std)
     model = Optimal(schedule, kind, mean, std)
     call = ModelCall(model, schedule, kind, where="test", learned=True)
@@ -79,8 +81,9 @@ SPREAD = [*zip(SCHEDULES * 2, [0.3, 2.0, 1.0, 2.0, 0.3, 0.7, 1.0, 0.5], strict=F
 def test_with_the_optimal_variance_the_bound_is_tight(
     schedule: Schedule, std: float, backend: str
 ) -> None:
-    """-ELBO = H(x) + KL(N(alpha m, V_T) || p(x_T)), whatever T; terms ½ ln(1 + (SNR_{t-1} - SNR_t)
-    mmse_t).
+    """-ELBO = H(x) + KL(N(alpha m, V_T) || p(x_T)) for every T.
+
+    The terms are ½ ln(1 + (SNR_{t-1} - SNR_t) mmse_t).
     """
     mean, kind = 0.4, NATURAL[schedule.space]
     error = mmse(schedule, std)
@@ -100,7 +103,7 @@ def sampled_nll(schedule: Schedule, mean: float, std: float, start: float) -> fl
     """E -ln p(x0) of N(m, s²) data under the sampled model.
 
     The model starts from N(0, start²) and steps by the Gaussians of the bound with the optimal
-    denoiser and variance, so that p(x0) is a Gaussian whose moments follow from an affine map.
+    denoiser and variance: p(x0) is a Gaussian with the moments of an affine map.
     """
     step, variance = steps(schedule), optimal_variance(schedule, mmse(schedule, std))
     centre, spread = 0.0, start**2
@@ -115,8 +118,9 @@ def sampled_nll(schedule: Schedule, mean: float, std: float, start: float) -> fl
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_the_bound_holds_for_the_sampled_model(schedule: Schedule) -> None:
-    """The prior is the density that sampling starts from: the sum of terms is at least the model's
-    -ln p(x0), and equal to it where q(x_{T-1}) is that density.
+    """The sum of the terms is at least -ln p(x0) of the model that is sampled.
+
+    They are equal where q(x_{T-1}) is the density that sampling starts from.
     """
     kind, last = NATURAL[schedule.space], schedule.num_train_timesteps
     plan = make_plan(schedule, solver="ddim", steps=last, prediction_type=kind)
@@ -134,8 +138,10 @@ def test_the_bound_holds_for_the_sampled_model(schedule: Schedule) -> None:
 
 
 def test_with_a_unit_prior_the_terms_of_sub_vp_are_no_bound() -> None:
-    """Data whose variance at the last timestep is 1: measured from N(0, I) the prior costs nothing,
-    and the sum is below -ln p(x0) of the model that is sampled from N(0, sigma² I).
+    """With the prior N(0, I) the sum for sub-VP would be below -ln p(x0) of the sampled model.
+
+    The data are chosen so that q(x_{T-1}) has variance 1 and that prior term is 0. Sampling starts
+    from N(0, sigma² I).
     """
     std = math.sqrt((1 - SUB_VP.sigma[-1] ** 2) / SUB_VP.alpha[-1] ** 2)
     variance = optimal_variance(SUB_VP, mmse(SUB_VP, std))
@@ -149,8 +155,9 @@ def test_with_a_unit_prior_the_terms_of_sub_vp_are_no_bound() -> None:
 def test_with_the_posterior_s_variance_a_term_is_the_loss_of_snr(
     schedule: Schedule, backend: str
 ) -> None:
-    """E L_t = ½ (SNR_{t-1} - SNR_t) mmse_t (Luo 2022, eq. 110), and c1²/beta-tilde = SNR_{t-1} -
-    SNR_t.
+    """E L_t = ½ (SNR_{t-1} - SNR_t) mmse_t (Luo 2022, eq. 110).
+
+    Also c1²/beta-tilde = SNR_{t-1} - SNR_t.
     """
     kind = NATURAL[schedule.space]
     terms, _ = expected_terms(schedule, kind, "fixed_small", -0.2, 0.5)
@@ -161,8 +168,9 @@ def test_with_the_posterior_s_variance_a_term_is_the_loss_of_snr(
 
 
 def test_more_steps_lower_the_loss(backend: str) -> None:
-    """L_2T <= L_T between equal ends (Kingma et al. 2021, section 4.1), towards ½ ln((1 + s²
-    SNR_0)/(1 + s² SNR_T)).
+    """L_2T <= L_T between equal ends (Kingma et al. 2021, section 4.1).
+
+    The limit is ½ ln((1 + s² SNR_0)/(1 + s² SNR_T)).
     """
     std, ends = 0.5, (6.0, -6.0)
     losses = []
@@ -176,7 +184,7 @@ def test_more_steps_lower_the_loss(backend: str) -> None:
 
 
 class Learned:
-    """A network with a variance half, not optimal, elementwise, the same in NumPy and torch."""
+    """An elementwise network with a variance half, the same in NumPy and torch."""
 
     def __call__(self, x, t):
         wide = (x * 0).reshape(len(x), -1)[:, 0] + t
@@ -188,7 +196,7 @@ class Learned:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_the_terms_are_numpy_s(dtype: torch.dtype, backend: str) -> None:
+def test_the_terms_equal_numpy(dtype: torch.dtype, backend: str) -> None:
     schedule, model = Schedule.cosine(12), Learned()
     x0 = (
         torch.randint(0, 256, (3, 2, 5), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
@@ -228,8 +236,9 @@ def test_the_terms_are_numpy_s(dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.cpu_only
 def test_ten_thousand_images_times_a_hundred_times_are_one_kernel_a_term() -> None:
-    """With an analytic network: one q_sample and one vlb_terms a timestep, one gaussian_kl; the sum
-    is NumPy's.
+    """A timestep takes one q_sample and one vlb_terms, the prior one gaussian_kl.
+
+    The sum agrees with NumPy for an analytic network.
     """
     if not native.available():
         pytest.skip(f"the C++ library is off: {native.reason()}")
@@ -267,9 +276,7 @@ def test_ten_thousand_images_times_a_hundred_times_are_one_kernel_a_term() -> No
 
 
 def test_every_prediction_type_gives_the_same_bound(backend: str) -> None:
-    """One denoiser seen six ways: x0, epsilon, score, v, flow, edm (Luo 2022, eq. 99, 130 and
-    148).
-    """
+    """One denoiser as x0, epsilon, score, v, flow and edm (Luo 2022, eq. 99, 130 and 148)."""
     schedule = Schedule.linear(30)
     x0 = ops.randn((4, 3), seed=5, dtype=torch.float64)
     totals = [
@@ -289,8 +296,9 @@ def test_every_prediction_type_gives_the_same_bound(backend: str) -> None:
 
 
 def test_few_times_are_an_unbiased_estimate_of_all() -> None:
-    """A shared timestep's term does not depend on the others; the scaled mean over every single
-    time is the whole sum.
+    """The term of a timestep does not depend on the other requested times.
+
+    The mean of the scaled estimates over all single times is the full sum.
     """
     schedule = Schedule.linear(12)
     x0 = ops.randn((5, 4), seed=2, dtype=torch.float64)
@@ -333,7 +341,7 @@ def test_few_times_are_an_unbiased_estimate_of_all() -> None:
 
 
 def test_a_learned_density_at_t_0_is_the_fixed_one_s(backend: str) -> None:
-    """Both ways through the kernel's row of t = 0 give -ln N(x0; mean, e^v)."""
+    """Row 0 of the table gives -ln N(x0; mean, e^v) for fixed and learned variance."""
     schedule = Schedule.linear(5)
     x0 = ops.randn((3, 4), seed=2, dtype=torch.float64)
     fixed = elbo(
@@ -371,7 +379,7 @@ def test_a_learned_density_at_t_0_is_the_fixed_one_s(backend: str) -> None:
     )
 
 
-def test_the_network_is_told_its_own_time() -> None:
+def test_the_network_gets_its_own_time() -> None:
     seen = []
 
     class Network(torch.nn.Module):
@@ -411,7 +419,7 @@ def test_the_network_is_told_its_own_time() -> None:
     ], "sigma, in continuous schedules"
 
 
-def test_mistakes_are_told_in_one_sentence() -> None:
+def test_wrong_arguments_are_named() -> None:
     x0, schedule = torch.zeros(2, 3), Schedule.linear(10)
     good = {"prediction_type": "x0", "variance": "fixed_small", "seed": 0}
     for change, message in (

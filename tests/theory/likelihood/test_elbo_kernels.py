@@ -1,9 +1,8 @@
-"""What an evaluation of the bound launches, and that the largest one asked of it is NumPy's sum,
-term by term.
+"""Kernel launches of the bound, and its largest evaluation against NumPy, term by term.
 
-A term is two kernels around the network's call: `q_sample` draws x_t, `vlb_terms` makes of (x0,
-x_t, output) the sum of the term over each sample's elements. The prior is one `gaussian_kl`. No
-other pass over the images is made.
+A term takes two kernels and one network call: `q_sample` draws x_t, and `vlb_terms` sums the term
+over each sample's elements from (x0, x_t, output). The prior is one `gaussian_kl`. There is no
+other pass over the images.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def levels(images: int, *shape: int, dtype: torch.dtype) -> torch.Tensor:
 
 
 class Analytic:
-    """v of the best denoiser of N(m, s²): one multiply and one add of two numbers a timestep."""
+    """v of the best denoiser of N(m, s²): one multiplication and one addition per call."""
 
     def __init__(self, schedule: Schedule):
         alpha, sigma = schedule.alpha, schedule.sigma
@@ -49,7 +48,7 @@ class Analytic:
 
 
 class Seen(TorchDispatchMode):
-    """The names of the ops that touch a tensor of at least `size` elements."""
+    """Records the ops that use a tensor of at least `size` elements."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -106,14 +105,15 @@ def test_a_term_is_one_kernel_on_either_side_of_the_network(
 
 
 def test_every_term_of_a_large_evaluation_is_numpy_s() -> None:
-    """10,000 images and 100 timesteps in float64: each timestep's sum, and each image's total, by
-    the closed formulas.
+    """10,000 images and 100 timesteps in float64 against the closed formulas.
+
+    The sum of each timestep and the total of each image are compared.
     """
     schedule, n = Schedule.cosine(100), 10_000
     x0, model = levels(n, 1, 2, 2, dtype=torch.float64), Analytic(schedule)
     result = elbo(model, x0, schedule, prediction_type="v", variance="fixed_large", seed=5)
     assert model.called == list(range(100))
-    clean, alpha, kept, lost = (
+    clean, alpha, signal, noise = (
         x0.numpy(),
         schedule.alpha,
         schedule.alphas_cumprod,
@@ -125,14 +125,14 @@ def test_every_term_of_a_large_evaluation_is_numpy_s() -> None:
         x_t = alpha[t] * clean + schedule.sigma[t] * eps
         predicted = alpha[t] * x_t - schedule.sigma[t] * model(x_t, [t])
         if t == 0:
-            # DDPM's first step: the posterior's variance of the next one stands in
-            first = (lost[1] - lost[0]) / kept[0] * lost[0] / lost[1]
+            # DDPM's first step uses the posterior variance of the next one
+            first = (noise[1] - noise[0]) / signal[0] * noise[0] / noise[1]
             terms[:, 0] = reference.discretized_gaussian_nll(
                 clean, predicted, np.full_like(clean, 0.5 * math.log(first))
             )
             continue
-        beta = (lost[t] - lost[t - 1]) / kept[t - 1]
-        small, gain = beta * lost[t - 1] / lost[t], alpha[t - 1] * beta / lost[t]
+        beta = (noise[t] - noise[t - 1]) / signal[t - 1]
+        small, gain = beta * noise[t - 1] / noise[t], alpha[t - 1] * beta / noise[t]
         distance = ((gain * (clean - predicted)) ** 2).reshape(n, -1).sum(1)
         terms[:, t] = 0.5 * (4 * (math.log(beta / small) - 1 + small / beta) + distance / beta)
     limit = VLB_SUM["float64"] * 10  # differences of cumulated products here, sums of 10,000
@@ -141,7 +141,7 @@ def test_every_term_of_a_large_evaluation_is_numpy_s() -> None:
     np.testing.assert_allclose(got.sum(0)[1:], terms.sum(0)[1:], rtol=limit)
     np.testing.assert_allclose(got[:, 1:], terms[:, 1:], rtol=1e-9, atol=1e-9)
     mean = clean * alpha[-1]
-    prior = 0.5 * (mean**2 + lost[-1] - 1 - math.log(lost[-1])).reshape(n, -1).sum(1)
+    prior = 0.5 * (mean**2 + noise[-1] - 1 - math.log(noise[-1])).reshape(n, -1).sum(1)
     np.testing.assert_allclose(result.prior.numpy(), prior, rtol=1e-9, atol=1e-12)
     assert result.total().sum().item() == pytest.approx(terms.sum() + prior.sum(), rel=limit)
     bits = result.bits_per_dim(4).mean().item()
@@ -149,9 +149,7 @@ def test_every_term_of_a_large_evaluation_is_numpy_s() -> None:
 
 
 def test_the_large_evaluation_is_the_same_by_parts(backend: str) -> None:
-    """100 images of it alone have the terms that they have in company: sums do not depend on the
-    batch.
-    """
+    """100 images evaluated alone have the same terms as in the large batch."""
     schedule, n = Schedule.cosine(20), 600
     x0, arguments = (
         levels(n, 1, 2, 2, dtype=torch.float32),

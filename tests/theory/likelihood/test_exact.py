@@ -32,8 +32,9 @@ TIGHT: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-8}
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("kind", ["v", "epsilon", "x0", "score"])
 def test_gaussian_data_have_a_closed_form(name: str, kind: str) -> None:
-    """In every space and prediction type, by the exact divergence; no wrong sign or direction comes
-    through this.
+    """The exact divergence in every space and prediction type.
+
+    A wrong sign or direction anywhere would change the result.
     """
     schedule, data = SCHEDULES[name], Gaussian(MEAN, COVARIANCE, kind=kind)
     got = nll(data, X, schedule, divergence="exact", prediction_type=kind, **TIGHT)
@@ -42,20 +43,20 @@ def test_gaussian_data_have_a_closed_form(name: str, kind: str) -> None:
     )
     assert got.nats.dtype == got.stderr.dtype == torch.float64 and got.nfe.dtype == torch.int64
     assert not got.stderr.any() and len(set(got.nfe.tolist())) > 1
-    # and, as the prior is nearly reached, the data's own density blurred by the least noise
+    # the prior is nearly reached, so this is also the density of the data blurred by rho_min
     blurred = np.array(COVARIANCE) + schedule.at(0).rho ** 2 * np.eye(3)
     off = X.numpy() - np.array(MEAN)
     density = (
         0.5 * (off @ np.linalg.inv(blurred) * off).sum(1)
         + 0.5 * np.linalg.slogdet(2 * np.pi * blurred)[1]
     )
-    # … up to the data's mean over the noise's deviation
+    # up to the data's mean relative to the noise's deviation
     np.testing.assert_allclose(got.nats, density, atol=0.05)
 
 
 @pytest.mark.parametrize("space", ["vp", "sub_vp"])
 def test_the_prior_is_what_sampling_starts_from(space: str) -> None:
-    """On a schedule that ends far from pure noise the prior's standard deviation counts."""
+    """On a schedule that ends far from pure noise the prior's standard deviation matters."""
     schedule = getattr(Schedule, space)(1000, beta_max=2.0)
     data = Gaussian(MEAN, COVARIANCE)
     got = nll(data, X, schedule, divergence="exact", prediction_type="v", **TIGHT)
@@ -66,7 +67,7 @@ def test_the_prior_is_what_sampling_starts_from(space: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_mixtures_have_their_density(dtype: torch.dtype) -> None:
-    """Against the exact log-density of the blurred mixture; the tolerance sets the error."""
+    """The log-density of the blurred mixture, with an error that follows the tolerance."""
     data = Mixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [0.3, 0.5])
     x = torch.cat([X[:, :2], data.means]).to(dtype)
     ends = {"sigma_max": 1e6, "sigma_min": 0.01, "divergence": "exact", "prediction_type": "v"}
@@ -79,8 +80,10 @@ def test_mixtures_have_their_density(dtype: torch.dtype) -> None:
 
 
 def test_probes_have_the_variance_of_theory() -> None:
-    """Diagonal Jacobian: Rademacher probes know the trace, Gaussian ones only z·z of them;
-    otherwise both are unbiased.
+    """The variance of both kinds of probes on diagonal and full Jacobians.
+
+    On a diagonal Jacobian a Rademacher probe is exact and a Gaussian one is scaled by z·z. On a
+    full one both are unbiased.
     """
     schedule, count = SCHEDULES["vp"], 16
     settings: dict[str, Any] = {
@@ -120,9 +123,7 @@ def test_probes_have_the_variance_of_theory() -> None:
 
 
 def test_closed_form_and_sure_probes_on_every_backend(backend: str) -> None:
-    """The flow's likelihood of Gaussian data in float64, its divergence known to one Rademacher
-    probe as to many.
-    """
+    """The flow's likelihood of Gaussian data in float64, exact with Rademacher probes."""
     data, schedule = Gaussian([0.2, -0.1], np.diag([0.4, 0.4])), SCHEDULES["vp"]
     x, settings = X[:2, :2], {"prediction_type": "v", "rtol": 1e-6, "atol": 1e-6}
     got = nll(data, x, schedule, probes=2, seed=3, **settings)  # type: ignore[arg-type]
@@ -137,8 +138,9 @@ def test_closed_form_and_sure_probes_on_every_backend(backend: str) -> None:
 
 
 def test_the_control_has_eight_bits_exactly() -> None:
-    """256 equal odds a pixel: 8.000; so has an even density, with the offset -log2 of a level's
-    width.
+    """256 equal levels per pixel cost 8.000 bits.
+
+    A uniform density costs the same after adding the offset -log2 of a level's width.
     """
     x = torch.arange(4.0).view(2, 1, 2, 1)
     nats = Uniform256().bound(x)["uniform"]
@@ -148,9 +150,10 @@ def test_the_control_has_eight_bits_exactly() -> None:
         assert bits_per_dim(torch.tensor(2 * math.log(width)), 2).item() + offset == 8.0
 
 
-def test_a_sample_does_not_know_its_batch() -> None:
-    """Bits, standard error and evaluations are the same alone, in any batch and order; another seed
-    gives other probes.
+def test_a_sample_does_not_depend_on_its_batch() -> None:
+    """A sample has the same bits, standard error and evaluations in any batch and order.
+
+    Another seed gives other probes.
     """
     data, schedule = (
         Mixture([0.3, 0.7], [[-1.0, 0.5, 0.2], [0.8, 0.0, 0.1]], [0.3, 0.5]),
@@ -177,7 +180,7 @@ def test_finished_samples_cost_nothing() -> None:
     )
 
 
-def test_a_network_that_depends_on_its_batch_is_called_with_the_asked_rows() -> None:
+def test_a_network_that_depends_on_its_batch_is_called_with_network_batch_rows() -> None:
     def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return torch.tanh(x * (1.0 + 0.01 * len(x))) * (0.5 + t[:, None]) + 0.1 * y[:, None]
 
@@ -189,8 +192,9 @@ def test_a_network_that_depends_on_its_batch_is_called_with_the_asked_rows() -> 
 
 
 def test_the_way_to_noise_is_the_way_back() -> None:
-    """Encoding and decoding meet the data; a density integrated from noise to data would have the
-    sign of 2 ln p wrong.
+    """Encoding followed by decoding returns the data.
+
+    A density integrated in the wrong direction would have the wrong sign of 2 ln p.
     """
     data, schedule = Gaussian(MEAN, COVARIANCE), SCHEDULES["vp"]
     settings: dict[str, Any] = {"prediction_type": "v", "dtype": torch.float64, **TIGHT}
@@ -202,16 +206,18 @@ def test_the_way_to_noise_is_the_way_back() -> None:
         nll(data, x[None], schedule, divergence="exact", prediction_type="v").nats
         for x in (torch.tensor(MEAN).double(), torch.tensor(MEAN).double() + 3.0)
     )
-    assert float(near) < 2.0 < 8.0 < float(far), "the mode is likelier than what lies far from it"
+    assert float(near) < 2.0 < 8.0 < float(far), (
+        "the mode has more probability than points far from it"
+    )
 
 
 class Uniform(Exact):
-    """Uniform data on [-1, 1]: x0 is the mean of a normal held to it, N(x/alpha, rho²)."""
+    """Uniform data on [-1, 1]: x0 is the mean of N(x/alpha, rho²) truncated to it."""
 
     def x0(self, x: torch.Tensor, alpha: Any, sigma: Any) -> torch.Tensor:
         rho, z = sigma / alpha, x / alpha
         a, b = (-1 - z) / rho, (1 - z) / rho
-        # log-differences of Φ, by the tail that is small
+        # log-differences of Φ, computed in the smaller tail
         flip = a > 0
         lo, hi = torch.where(flip, -b, a), torch.where(flip, -a, b)
         log_hi, log_lo = torch.special.log_ndtr(hi), torch.special.log_ndtr(lo)
@@ -221,8 +227,7 @@ class Uniform(Exact):
 
 
 def test_uniform_data_have_eight_bits() -> None:
-    """256 levels, uniform: 8 bits whichever way they are made continuous, with nothing to add to
-    the nats.
+    """256 uniform levels cost 8 bits with every dequantisation, without an offset.
 
     The edges of [-1, 1] are blurred: by quadrature the data cost log2 ∫ U log2(1/U*N) more.
     """
@@ -246,7 +251,7 @@ def test_uniform_data_have_eight_bits() -> None:
     blurred = 0.5 * (ndtr((grid + 1) / rho) - ndtr((grid - 1) / rho))
     want = 7 - np.log2(blurred).mean()
     assert 8.0 < want < 8.02
-    # u is drawn: the edges' cost varies from draw to draw
+    # u is random, and so is the cost of the edges
     np.testing.assert_allclose(bits, want, atol=0.006)
     density = nll(Uniform(), dequantize(x, "uniform", rho=rho, seed=1)[0], schedule, **settings)
     np.testing.assert_allclose(bits_per_dim(density.nats, 256) + 7, bits, atol=1e-9)
@@ -288,8 +293,9 @@ def test_dequantisation_is_its_formula(convention: str) -> None:
 
 
 def test_the_bounds_of_all_conventions_lie_above_a_known_probability() -> None:
-    """Pixels that are one of two levels with equal odds have 1 bit; what `gaussian` adds is the
-    decoder's doubt alone.
+    """Pixels that take two levels with equal probability have 1 bit.
+
+    The dequantisation `gaussian` adds only the decoder's uncertainty.
     """
     pair = torch.tensor([40, 220]) / 127.5 - 1
 
@@ -323,7 +329,7 @@ def test_the_bounds_of_all_conventions_lie_above_a_known_probability() -> None:
 
 
 def test_images_on_their_levels_are_refused() -> None:
-    """Without dequantisation a density on a lattice has no bound: negative bits per dimension."""
+    """Without dequantisation a density on a lattice is unbounded: bits can be negative."""
     x = (torch.arange(64).view(2, 32) * 3 / 127.5 - 1).float()
     assert (
         on_levels(x)
@@ -347,7 +353,7 @@ def test_images_on_their_levels_are_refused() -> None:
         nll(model, x, schedule, prediction_type="v", dequantization="logit")
 
 
-def test_wrong_arguments_are_told() -> None:
+def test_wrong_arguments_are_named() -> None:
     data, schedule = Gaussian(MEAN, COVARIANCE), SCHEDULES["vp"]
     for arguments, error, message in [
         ({"divergence": "trace"}, ValueError, "expected divergence in .* got 'trace'"),
@@ -370,7 +376,7 @@ def test_wrong_arguments_are_told() -> None:
 
 
 def test_a_sharded_model_is_refused() -> None:
-    class FullyShardedDataParallel(torch.nn.Module):  # the name of torch's
+    class FullyShardedDataParallel(torch.nn.Module):  # torch's name
         pass
 
     with pytest.raises(
@@ -411,8 +417,9 @@ dist.destroy_process_group()
 
 @pytest.mark.cpu_only
 def test_ranks_with_different_numbers_of_steps_do_not_wait(tmp_path: Path) -> None:
-    """Two processes under DDP whose samples need different numbers of calls: both end, with one
-    process's bits.
+    """Two processes under DDP with different numbers of calls both finish.
+
+    They give the bits of one process.
     """
     root = Path(__file__).resolve().parents[3]
     script = tmp_path / "rank.py"

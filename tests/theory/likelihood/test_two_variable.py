@@ -1,5 +1,7 @@
-"""The bound as a log-ratio: exact per sample for the true reverse process, unbiased otherwise,
-noisier with one t.
+"""The bound as a log-ratio over neighbouring timesteps.
+
+It is exact per sample for the true reverse process, unbiased otherwise, and has more variance with
+one random t.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ EXACT = [
 def test_with_the_true_reverse_process_every_sample_has_its_own_likelihood(
     schedule: Schedule, mean: float, std: float, backend: str
 ) -> None:
-    """ln q(x_{0:T-1}|x0) - ln p(x0, x_{0:T-1}) = -ln p(x0) whatever the trajectory, where
-    p(x_{T-1}) is q's marginal.
+    """ln q(x_{0:T-1}|x0) - ln p(x0, x_{0:T-1}) = -ln p(x0) on every trajectory.
+
+    p(x_{T-1}) is the marginal of q here.
     """
     x0 = mean + std * ops.randn((6, 3), seed=1, dtype=torch.float64)
     model, variance = (
@@ -67,8 +70,9 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_forms_agree_in_expectation(case: str, backend: str) -> None:
-    """A model that is not optimal; the whole trajectory, and triples of times drawn uniformly, by 5
-    standard errors.
+    """Both forms agree within 5 standard errors for a model that is not optimal.
+
+    The form with two variables is evaluated on whole trajectories and on triples at uniform times.
     """
     variance, std = CASES[case]
     n, schedule = 40_000, Schedule.linear(8, beta_end=0.5)
@@ -111,8 +115,9 @@ def test_drawing_one_time_the_form_with_two_variables_varies_more(backend: str) 
 
 
 def gaussian_chain(schedule: Schedule, std: float) -> dict[str, np.ndarray]:
-    """For N(0, s²) data and the true reverse process p(x_t|x_{t+1}) = N(gain x_{t+1}, spread), by t
-    = 0 … T-2.
+    """The true reverse process of N(0, s²) data, p(x_t|x_{t+1}) = N(gain x_{t+1}, spread).
+
+    The arrays are indexed by t = 0 … T-2.
     """
     step, total = steps(schedule), schedule.alpha**2 * std**2 + schedule.sigma**2
     gain = total[:-1] * step.alpha[1:] / total[1:]
@@ -128,12 +133,12 @@ def gaussian_chain(schedule: Schedule, std: float) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(("steps_", "excess"), [(10, 6.158), (1000, 983.767)])
 def test_as_an_expected_kl_it_is_not_the_bound(steps_: int, excess: float) -> None:
-    """E_q(x_{t-1}, x_{t+1}|x0) KL(q(x_t|x_{t-1}) || p(x_t|x_{t+1})) treats x_t and x_{t+1} as
-    independent given x_{t-1}.
+    """E_q(x_{t-1}, x_{t+1}|x0) KL(q(x_t|x_{t-1}) || p(x_t|x_{t+1})) is not a term of the bound.
 
-    It misses 2 Cov(x_t, gain x_{t+1} | x_{t-1}) = 2 gain alpha_{t+1} variance_t, so each term is
-    too large by gain alpha_{t+1} variance_t/spread, about a nat a step and dimension; data N(0, 1),
-    linear schedule.
+    It treats x_t and x_{t+1} as independent given x_{t-1} and so omits 2 Cov(x_t, gain x_{t+1} |
+    x_{t-1}) = 2 gain alpha_{t+1} variance_t. Each term is too large by gain alpha_{t+1}
+    variance_t/spread, about one nat per step and dimension for data N(0, 1) and the linear
+    schedule.
     """
     schedule = Schedule.linear(steps_)
     c = gaussian_chain(schedule, 1.0)
@@ -157,8 +162,7 @@ def test_as_an_expected_kl_it_is_not_the_bound(steps_: int, excess: float) -> No
     )
     assert wrong - right == pytest.approx((cov / c["spread"]).sum(), rel=1e-12)
     assert wrong - right == pytest.approx(excess, abs=5e-4)
-    # only the right one makes the whole bound: with reconstruction and prior it is the entropy of
-    # the data
+    # only the right one completes the bound: with reconstruction and prior it is the entropy
     reconstruction = 0.5 * math.log(2 * math.pi * math.e * schedule.sigma[0] ** 2)
     prior = -0.5 * math.log(c["variance"][-1])
     entropy = 0.5 * math.log(2 * math.pi * math.e)
@@ -166,11 +170,10 @@ def test_as_an_expected_kl_it_is_not_the_bound(steps_: int, excess: float) -> No
 
 
 def test_neighbours_on_both_sides_say_more_than_one() -> None:
-    """q(x_{t-1}, x_t, x_{t+1}|x0) is not q(x_{t-1}, x_{t+1}|x0) q(x_t|x_{t-1}): they differ by
-    I(x_t; x_{t+1}|x_{t-1}).
+    """q(x_{t-1}, x_t, x_{t+1}|x0) is not q(x_{t-1}, x_{t+1}|x0) q(x_t|x_{t-1}).
 
-    ½ ln(1 + alpha_{t+1}² variance_t/variance_{t+1}) nats a dimension: 0.3436 at the middle of the
-    linear schedule.
+    They differ by I(x_t; x_{t+1}|x_{t-1}) = ½ ln(1 + alpha_{t+1}² variance_t/variance_{t+1}) nats
+    per dimension: 0.3436 at the middle of the linear schedule.
     """
     step = steps(Schedule.linear(1000))
     a, v, w = step.alpha[500], step.variance[499], step.variance[500]
@@ -186,8 +189,9 @@ def test_neighbours_on_both_sides_say_more_than_one() -> None:
 
 
 def test_the_variance_of_x_t_is_not_one_minus_the_root() -> None:
-    """Composed steps have variance 1 - alphas_cumprod_t; 1 - √alphas_cumprod_t is up to 0.25 off
-    and half of it early on.
+    """Composed steps have the variance 1 - alphas_cumprod_t, not 1 - √alphas_cumprod_t.
+
+    The latter is too small by up to 0.25, and by half at the first timesteps.
     """
     schedule = Schedule.linear(1000)
     scale, variance = schedule.transition(np.arange(1000), np.arange(-1, 999))
@@ -203,7 +207,7 @@ def test_the_variance_of_x_t_is_not_one_minus_the_root() -> None:
     assert total.min() == pytest.approx(0.75, abs=1e-4)
 
 
-def test_mistakes_are_told_in_one_sentence() -> None:
+def test_wrong_arguments_are_named() -> None:
     x0, schedule = torch.zeros(2, 3), Schedule.linear(10)
     good = {"prediction_type": "x0", "variance": "fixed_small", "seed": 0}
     for change, message in (

@@ -1,5 +1,6 @@
-"""The embedded pair, sample by sample, against SciPy's RK45: the same pair and control, one norm a
-system.
+"""The embedded pair against SciPy's RK45 of each sample.
+
+Both use the same pair, step control and error norm per system.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ START = torch.tensor(
 
 
 def oscillators(state: tuple[Tensor, ...], t: np.ndarray, rows: Tensor) -> tuple[Tensor, ...]:
-    """Five oscillators of different pace under a force: each needs steps of its own."""
+    """Five driven oscillators of different frequency, which need different steps."""
     (y,) = state
     at = torch.from_numpy(np.asarray(t))
     force = 0.5 * torch.cos(y[:, 0]) - RATES[rows] ** 2 * y[:, 0] * (1 + 0.5 * torch.sin(3 * at))
@@ -31,13 +32,13 @@ def oscillators(state: tuple[Tensor, ...], t: np.ndarray, rows: Tensor) -> tuple
 
 
 def alone(i: int, t: float, y: np.ndarray) -> list[float]:
-    """The same for one of them, in plain numbers."""
+    """The derivative of one of the oscillators, as plain numbers."""
     pace = float(RATES[i]) ** 2
     return [y[1], 0.5 * math.cos(y[0]) - pace * y[0] * (1 + 0.5 * math.sin(3 * t))]
 
 
 def test_the_tableau_is_dormand_princes() -> None:
-    """SciPy's numbers, and the order conditions of both formulas up to 5 and 4."""
+    """The tableau is SciPy's and satisfies the order conditions up to 5 and 4."""
     np.testing.assert_array_equal(embedded.C[:6], RK45.C)
     for s in range(1, 6):
         np.testing.assert_array_equal(embedded.A[s], RK45.A[s][:s])
@@ -55,8 +56,9 @@ def test_the_tableau_is_dormand_princes() -> None:
 @pytest.mark.parametrize("rtol", [1e-3, 1e-6, 1e-8])
 @pytest.mark.parametrize("span", [(0.0, 5.0), (4.0, -1.0)])
 def test_every_sample_takes_scipys_steps(rtol: float, span: tuple[float, float]) -> None:
-    """Steps and evaluations equal SciPy's run of that sample alone, states to rounding; DOP853
-    agrees to the tolerance.
+    """Steps and evaluations equal those of SciPy for that sample, states up to rounding.
+
+    DOP853 agrees within the tolerance.
     """
     done = integrate(oscillators, (START,), *span, rtol=rtol, atol=rtol)
     assert len(set(done.evaluations.tolist())) > 1
@@ -108,8 +110,9 @@ def test_finished_samples_cost_nothing() -> None:
 
 
 def test_parts_move_together_and_the_worst_decides() -> None:
-    """A part that integrates cos(20 t) forces the steps; both arrive at their closed forms, each
-    sample at its own time.
+    """A part that integrates cos(20 t) determines the steps.
+
+    Both parts reach their closed forms, each sample at its own end time.
     """
     end = np.array([1.0, 2.0, 0.0])
 
@@ -125,7 +128,7 @@ def test_parts_move_together_and_the_worst_decides() -> None:
     assert (done.accepted[:2] > 3 * easy.accepted[:2]).all() and done.evaluations[2] == 0
 
 
-def test_what_cannot_be_integrated_is_said() -> None:
+def test_errors_name_what_cannot_be_integrated() -> None:
     y = torch.ones(2, 3, dtype=torch.float64)
 
     def singular(state: Any, t: np.ndarray, rows: Tensor) -> Any:  # blows up at t = 1
@@ -158,9 +161,10 @@ def test_what_cannot_be_integrated_is_said() -> None:
         integrate(lambda s, t, rows: s, (y,), 0.0, float("inf"))
 
 
-def test_a_step_that_leaves_the_domain_is_tried_again() -> None:
-    """sqrt is no number below 0: trial stages there are refused, and the solution (1 - t/2)² is
-    reached.
+def test_a_step_that_leaves_the_domain_is_retried() -> None:
+    """Trial stages at negative y are rejected, where sqrt is not defined.
+
+    The solution (1 - t/2)² is reached.
     """
     y = torch.ones(1, 1, dtype=torch.float64)
     done = integrate(

@@ -1,4 +1,4 @@
-"""The probability flow: against DOP853 on mixtures, in every space, both ways, sample by sample."""
+"""The probability flow against DOP853 on mixtures, in every space and both directions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ TWO = ([0.4, 0.6], [[-1.0], [0.8]], [0.4, 0.6])
 
 
 def truth(x: np.ndarray, start: Any, end: Any) -> np.ndarray:
-    """The flow of TWO in Karras' coordinates, d(x/alpha)/d ln rho = x/alpha - x0, by a method of
-    order 8.
+    """The flow of TWO by a method of order 8.
+
+    In the coordinates of Karras et al. it is d(x/alpha)/d ln rho = x/alpha - x0.
     """
     data = Mixture(*TWO)
 
@@ -39,8 +40,9 @@ def truth(x: np.ndarray, start: Any, end: Any) -> np.ndarray:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("kind", ["v", "epsilon"])
 def test_states_are_those_of_the_flow(name: str, kind: str) -> None:
-    """Towards data and back to noise, between ρ = 60 and 0.02: the error follows the tolerance in
-    every space.
+    """States towards data and back to noise, between rho = 60 and 0.02.
+
+    The error follows the tolerance in every space.
     """
     schedule = SCHEDULES[name]
     high, low = (schedule.at_log_snr(-2 * math.log(rho)) for rho in (60.0, 0.02))
@@ -62,7 +64,7 @@ def test_states_are_those_of_the_flow(name: str, kind: str) -> None:
 
 
 def test_a_sample_takes_scipys_steps() -> None:
-    """On the circle with the exact v, step for step SciPy's RK45 of that sample alone."""
+    """On the circle with the exact v, each sample takes the steps of SciPy's RK45."""
     schedule = SCHEDULES["vp"]
     high, low = schedule.at(999), schedule.at(0)
     model = Mixture(*TWO)
@@ -112,9 +114,10 @@ def test_a_sample_is_the_same_alone_and_the_finished_leave() -> None:
     )
 
 
-def test_every_call_has_the_asked_rows() -> None:
-    """A network whose rows depend on their number: padded, a sample has the same bits alone and in
-    any batch.
+def test_every_call_has_network_batch_rows() -> None:
+    """Calls are padded to network_batch rows, for a network that depends on their number.
+
+    A sample then has the same bits alone and in any batch.
     """
 
     def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -164,7 +167,7 @@ def test_samples_have_the_datas_law_and_guidance_its_mean() -> None:
 
 
 def test_fixed_grids_are_plans() -> None:
-    """Solvers of plans by name are Sampler's own runs, and converge to what rk45 finds."""
+    """Solvers of plans give the results of `Sampler` and converge to those of rk45."""
     schedule, model = SCHEDULES["vp"], Mixture(*TWO)
     settings: dict[str, Any] = {"prediction_type": "v", "seed": 3}
     exact = probability_flow(model, schedule, (50, 1), rtol=1e-6, atol=1e-6, **settings)
@@ -205,9 +208,10 @@ def test_fixed_grids_are_plans() -> None:
     assert float((noise - back).abs().max()) < 0.1
 
 
-def test_discrete_networks_may_be_told_times_between() -> None:
-    """Whole timesteps give a kink at each, which costs evaluations; both find the flow of a network
-    without jumps.
+def test_discrete_networks_may_get_times_between_timesteps() -> None:
+    """Whole timesteps give a kink at each timestep, which takes more evaluations.
+
+    Both settings find the flow of a network that is smooth in time.
     """
     schedule, seen = Schedule.linear(1000), []
     table = torch.from_numpy(schedule.log_snr.copy())
@@ -241,7 +245,7 @@ def test_discrete_networks_may_be_told_times_between() -> None:
     )
 
 
-def test_wrong_arguments_are_told() -> None:
+def test_wrong_arguments_are_named() -> None:
     model, schedule = Mixture(*TWO), SCHEDULES["vp"]
     for arguments, message in [
         (
@@ -269,8 +273,9 @@ def test_wrong_arguments_are_told() -> None:
 
 
 def test_the_velocity_is_v_whatever_is_predicted() -> None:
-    """v of all prediction types and spaces at one state; at clean data and pure noise it is eps and
-    -x0.
+    """v is the same for all prediction types and spaces.
+
+    At clean data and pure noise it is eps and -x0.
     """
     rows, phi = torch.arange(9), np.linspace(0.05, 1.5, 9)
     want = None

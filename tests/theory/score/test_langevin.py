@@ -1,5 +1,6 @@
-"""Langevin dynamics against the recursion written out, whose law on Gaussians is known; annealed
-through noise levels.
+"""Langevin dynamics against the recursion written out, alone and annealed over noise levels.
+
+The law of the recursion on Gaussian data is known.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from fastdiff.theory.score.langevin import LIMIT, move, step_sizes
 
 
 def draw(shape: tuple[int, ...], seed: int, step: int) -> np.ndarray:
-    """Stream 1 of the contract, widened."""
+    """A draw of stream 1 of the noise contract, in float64."""
     return reference.randn(shape, seed=seed, step=step, stream=1).astype(np.float64)
 
 
 def test_the_recursion_and_its_law_on_a_gaussian() -> None:
-    """x <- g x + c m/s² + sqrt(2c) z, g = 1 - c/s², each sample with its own c; Σ g^2j 2c is s²/(1
-    - c/(2 s²)).
+    """x <- g x + c m/s² + sqrt(2c) z with g = 1 - c/s², and c of each sample.
+
+    The variance Σ g^2j 2c is s²/(1 - c/(2 s²)).
     """
     m, s2, n, steps = 0.7, 0.36, 2000, 60
     c = torch.tensor([0.02, 0.1, 0.3], dtype=torch.float64).repeat(n)
@@ -51,7 +53,7 @@ def test_the_recursion_and_its_law_on_a_gaussian() -> None:
         assert abs(float(part.mean()) - mean) < 5 * math.sqrt(law / part.numel())
 
 
-def test_a_run_goes_on_where_it_ended_and_does_not_know_its_batch() -> None:
+def test_a_run_continues_and_does_not_depend_on_its_batch() -> None:
     mixture = Mixture([0.5, 0.5], [[-1.0], [1.0]], [0.4, 0.4])
     x, seen = torch.linspace(-2, 2, 6)[:, None], []
     settings: dict[str, Any] = {"step_size": 0.05, "seed": 4}
@@ -94,8 +96,9 @@ def test_a_samples_step_follows_its_own_norm() -> None:
 @pytest.mark.parametrize("ratio", ["level", "norm"])
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_annealing_is_the_recursion_at_falling_levels(space: str, ratio: str, backend: str) -> None:
-    """On correlated Gaussian data, with noise from the contract; `level` runs as a plan of fused
-    steps on every backend.
+    """On correlated Gaussian data, with noise from the contract.
+
+    The ratio `level` runs as a plan of fused steps on every backend.
     """
     schedule = (
         Schedule.ve(100, sigma_min=0.05, sigma_max=5.0) if space == "ve" else Schedule.vp(1000)
@@ -132,8 +135,9 @@ def test_annealing_is_the_recursion_at_falling_levels(space: str, ratio: str, ba
 
 
 def test_annealing_finds_the_weights_that_langevin_misses() -> None:
-    """Two modes far apart, nine to one: from one side Langevin stays there, annealing comes to the
-    right shares.
+    """Two modes far apart with weights nine to one.
+
+    Langevin dynamics stays at the mode where it starts; annealing finds the weights.
     """
     mixture = Mixture([0.9, 0.1], [[-4.0], [4.0]], [0.5, 0.5], kind="epsilon")
     stuck = langevin(mixture.score, torch.full((500, 1), 4.0), steps=200, step_size=0.05, seed=1)
@@ -150,8 +154,9 @@ def test_annealing_finds_the_weights_that_langevin_misses() -> None:
 
 
 def test_in_many_dimensions_the_law_is_the_recursions() -> None:
-    """V <- (1 - c/V_t)² V + 2c where norms concentrate; `norm` follows the blurred data and comes
-    closer to theirs.
+    """V <- (1 - c/V_t)² V + 2c in many dimensions, where norms concentrate.
+
+    The ratio `norm` follows the blurred data and comes closer to their variance.
     """
     n, s2, errors = 1024, 0.25, {}
     data = Mixture([1.0], np.full((1, n), 0.2), [0.5], kind="epsilon")
@@ -182,7 +187,7 @@ def test_in_many_dimensions_the_law_is_the_recursions() -> None:
     assert 0 < errors["norm"] < 0.5 * errors["level"]
 
 
-def test_samples_do_not_know_their_batch_and_arguments_are_checked() -> None:
+def test_samples_do_not_depend_on_their_batch_and_arguments_are_checked() -> None:
     mixture, schedule = (
         Mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.3]], [0.3, 0.4]),
         Schedule.vp(1000),

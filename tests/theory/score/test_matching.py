@@ -1,6 +1,4 @@
-"""Score matching: the losses against their formulas and against the Fisher divergence they stand
-for.
-"""
+"""Score matching: the losses against their formulas and against the Fisher divergence."""
 
 from __future__ import annotations
 
@@ -32,8 +30,9 @@ def affine(weight: torch.Tensor, shift: torch.Tensor) -> Any:
 @pytest.mark.parametrize("weighting", ["sigma2", "none", "table"])
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_denoising_is_its_formula(kind: str, weighting: str, backend: str) -> None:
-    """lambda ‖s(x_t) + eps/sigma‖² with x_t and eps by the NumPy oracle, for any prediction type;
-    gradients too.
+    """lambda ‖s(x_t) + eps/sigma‖² for every prediction type, with gradients.
+
+    x_t and eps come from the NumPy oracle.
     """
     schedule, t = Schedule.linear(100), torch.tensor([0, 99, 40, 7])
     table = torch.linspace(0.5, 2.0, 100, dtype=torch.float64)
@@ -69,8 +68,9 @@ def test_denoising_is_its_formula(kind: str, weighting: str, backend: str) -> No
 
 
 def test_denoising_differs_from_the_fisher_divergence_by_a_constant() -> None:
-    """½ E ‖s + eps/sigma‖² - ½ E ‖s - grad ln p_t‖² is the same for two networks (Vincent 2011, eq.
-    11), by quadrature.
+    """½ E ‖s + eps/sigma‖² - ½ E ‖s - grad ln p_t‖² is the same for two networks.
+
+    Vincent 2011, eq. 11, by quadrature.
     """
     mixture, schedule = Mixture([0.4, 0.6], [[-1.0], [0.8]], [0.4, 0.6]), Schedule.linear(1000)
     t, alpha, sigma = 300, float(schedule.alpha[300]), float(schedule.sigma[300])
@@ -109,7 +109,7 @@ def test_denoising_differs_from_the_fisher_divergence_by_a_constant() -> None:
     assert abs(float(got.mean() - want)) < 5 * float(got.std()) / n**0.5
 
 
-def test_times_are_drawn_and_networks_told_their_own() -> None:
+def test_times_are_drawn_and_networks_get_their_own() -> None:
     seen: list[torch.Tensor] = []
 
     def model(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -147,9 +147,7 @@ def test_times_are_drawn_and_networks_told_their_own() -> None:
 
 
 def test_implicit_and_sliced_are_the_fisher_divergence_up_to_its_constant() -> None:
-    """For s = A x + b on N(m, S): E[tr A + ½ ‖s‖²] = ½ E ‖s - grad ln p‖² - ½ tr S^-1, in closed
-    form.
-    """
+    """E[tr A + ½ ‖s‖²] = ½ E ‖s - grad ln p‖² - ½ tr S^-1 for s = A x + b on N(m, S)."""
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     covariance, mean = (
@@ -185,8 +183,9 @@ def test_implicit_and_sliced_are_the_fisher_divergence_up_to_its_constant() -> N
 
 
 def test_minimising_them_finds_the_precision() -> None:
-    """The loss's gradient with respect to A vanishes at A = -S^-1 on data whose moments are
-    exact.
+    """The gradient of the loss with respect to A is zero at A = -S^-1.
+
+    The data have exact moments.
     """
     covariance = torch.tensor([[1.0, 0.4], [0.4, 0.5]], dtype=torch.float64)
     # four points of zero mean with exactly this covariance
@@ -240,7 +239,7 @@ def test_probes_are_the_contracts_and_traces_the_jacobians() -> None:
         probe("sphere", (1, 1), 0, seed=0, sample_ids=None, dtype=torch.float32, device="cpu")
 
 
-def test_wrong_arguments_are_told() -> None:
+def test_wrong_arguments_are_named() -> None:
     def model(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return x
 

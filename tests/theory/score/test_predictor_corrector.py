@@ -1,6 +1,4 @@
-"""Predictor and corrector against the same steps written out in NumPy, and what the corrector is
-good for.
-"""
+"""Predictor and corrector against the same steps in NumPy, and the corrector's benefit."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ def draw(shape: tuple[int, ...], step: int) -> np.ndarray:
 
 
 def times(schedule: Schedule, steps: int) -> list[Any]:
-    """Trailing: u = 1, 1 - 1/n …, then clean data."""
+    """Trailing times u = 1, 1 - 1/n …, then clean data."""
     n, first = len(schedule.sigma), schedule.origin
     return [schedule.at((steps - i) * (n - 1 - first) / steps + first) for i in range(steps)]
 
@@ -33,8 +31,9 @@ def times(schedule: Schedule, steps: int) -> list[Any]:
 def moves(
     schedule: Schedule, steps: int, corrector_steps: int, snr: float
 ) -> list[tuple[float, float, int]]:
-    """(gain, deviation of the noise, its step) on data N(0, VARIANCE), every step being x <- gain x
-    + deviation z.
+    """(gain, noise deviation, noise step) of every step on data N(0, VARIANCE).
+
+    Each step is x <- gain x + deviation z.
     """
     found, grid = [], times(schedule, steps)
     for k, t in enumerate(grid):
@@ -61,7 +60,7 @@ def moves(
 @pytest.mark.parametrize("corrector_steps", [0, 2])
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_a_run_is_its_steps_written_out(space: str, corrector_steps: int, backend: str) -> None:
-    """On centred data, in float64."""
+    """A run on data of mean 0, in float64."""
     schedule = {
         "vp": Schedule.vp(1000),
         "sub_vp": Schedule.sub_vp(1000),
@@ -88,8 +87,9 @@ def test_a_run_is_its_steps_written_out(space: str, corrector_steps: int, backen
 
 @pytest.mark.parametrize("space", ["vp", "ve"])
 def test_the_corrector_takes_the_predictors_error_away(space: str) -> None:
-    """Variances by exact propagation of those moves: twenty steps of the predictor alone miss the
-    data's.
+    """Twenty predictor steps miss the variance of the data; the corrector reduces the error.
+
+    Variances are propagated exactly.
     """
     schedule = (
         Schedule.vp(1000) if space == "vp" else Schedule.ve(1000, sigma_min=0.01, sigma_max=9.0)
@@ -116,7 +116,7 @@ def test_no_corrector_is_the_sampler() -> None:
 
 
 @pytest.mark.parametrize("ratio", ["norm", "level"])
-def test_samples_have_the_datas_law_and_do_not_know_their_batch(ratio: str) -> None:
+def test_samples_have_the_datas_law_and_do_not_depend_on_their_batch(ratio: str) -> None:
     model, schedule = Mixture([0.3, 0.7], [[-1.5] * 16, [0.6] * 16], [0.3, 0.5]), Schedule.vp(1000)
     settings: dict[str, Any] = {
         "steps": 40,
@@ -136,9 +136,7 @@ def test_samples_have_the_datas_law_and_do_not_know_their_batch(ratio: str) -> N
 
 
 def test_scaled_inputs_follow_the_correction() -> None:
-    """A parametrization that scales the network's input: the corrected state is scaled again, not
-    the old one.
-    """
+    """A parametrization that scales the network's input scales the corrected state."""
     schedule = Schedule.ve(1000, sigma_min=0.05, sigma_max=9.0)
     data = Gaussian([0.0, 0.0], np.eye(2) * VARIANCE)
 

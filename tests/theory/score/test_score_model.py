@@ -1,6 +1,4 @@
-"""The trainable system: its loss is an unbiased bound, its configuration rebuilds it, it learns a
-density.
-"""
+"""The score model: an unbiased bound as its loss, its configuration, and a learned density."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ SMALL: dict[str, Any] = {"width": 16, "depth": 1, "emb": 8}
 
 
 class ExactScore(ScoreModel):
-    """A model whose network is replaced by the exact one of N(mean, s² I): its bound is known."""
+    """A model with the exact network of N(mean, s² I), so that its bound is known."""
 
     def __init__(self, std: float, dims: int, **config: Any):
         super().__init__(network_for((dims,), **SMALL), likelihood="gaussian", **config)
@@ -45,8 +43,9 @@ class ExactScore(ScoreModel):
 @pytest.mark.parametrize("sde", ["vp", "sub_vp", "ve"])
 @pytest.mark.parametrize("kind", ["v", "epsilon"])
 def test_the_diffusion_term_is_its_integral(sde: str, kind: str) -> None:
-    """On N(0, s²) it is ½ ln((1 + s² SNR_max)/(1 + s² SNR_min)) per dimension, however the times
-    are drawn.
+    """On N(0, s²) it is ½ ln((1 + s² SNR_max)/(1 + s² SNR_min)) per dimension.
+
+    This holds however the times are drawn.
     """
     std, dims, n = 0.5, 64, 300
     x0, ids = std * fastdiff.randn((n, dims), seed=1, dtype=torch.float64), torch.arange(n)
@@ -63,8 +62,7 @@ def test_the_diffusion_term_is_its_integral(sde: str, kind: str) -> None:
         assert abs(float(means.mean()) - want) < 5 * float(means.std()) / 30**0.5
         spread[times] = float(means.std())
     assert spread["stratified"] < 0.6 * spread["independent"]
-    # drawn uniformly in t nearly all of VP's terms come from t < 0.001: the same integral, by a
-    # rule over t^(1/5)
+    # with uniform t nearly all of VP's loss comes from t < 0.001: integrate over t^(1/5) instead
     model.importance = False
     first = float(model.sde.time(model.log_snr_max))
     edges = torch.linspace(first**0.2, 1.0, n + 1, dtype=torch.float64) ** 5
@@ -78,12 +76,11 @@ def test_the_diffusion_term_is_its_integral(sde: str, kind: str) -> None:
     per_dim = {k: float(v.mean()) / dims for k, v in bound.items()}
     slack = 5 * float(bound["denoising"].std()) / n**0.5 / dims
     assert abs(per_dim["denoising"] - want) < slack
-    # the whole bound is that of the data blurred by the least noise, and a prior that is nearly
-    # reached
+    # the whole bound is that of data blurred by the lowest noise level; the prior is nearly reached
     rho = math.exp(-0.5 * model.log_snr_max)
     entropy = 0.5 * math.log(2 * math.pi * math.e * (std**2 + rho**2))
     assert abs(sum(per_dim.values()) - entropy) < slack + 0.02
-    timed = model.terms(x0, seed=5, sample_ids=ids, times=16)  # the numbers `bound` adds up
+    timed = model.terms(x0, seed=5, sample_ids=ids, times=16)  # the terms that `bound` sums
     assert torch.equal(
         timed.bound["denoising"], timed.denoising.sum(1)
     ) and timed.log_snr.shape == (n, 16)
@@ -91,8 +88,9 @@ def test_the_diffusion_term_is_its_integral(sde: str, kind: str) -> None:
 
 
 def test_the_likelihood_it_names_is_the_flows() -> None:
-    """Its bound lies above -ln p of its own probability flow, here both exact, and `nll` takes its
-    arguments.
+    """The bound is above -ln p of the model's own probability flow, both exact here.
+
+    `nll` takes the arguments of `for_likelihood`.
     """
     model = ExactScore(0.5, 3)
     x = 0.5 * fastdiff.randn((40, 3), seed=2, dtype=torch.float64)
@@ -107,7 +105,7 @@ def test_the_likelihood_it_names_is_the_flows() -> None:
 @pytest.mark.parametrize("weighting", ["likelihood", "simple"])
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_a_loss_is_the_oracles(weighting: str, backend: str) -> None:
-    """Times, noise and weights from the contract alone, in NumPy."""
+    """The loss from the times, noise and weights of the noise contract, in NumPy."""
     torch.manual_seed(0)
     model = ScoreModel(
         MLP(3, time_scale=1000.0, **SMALL), weighting=weighting, importance=False, label_dropout=0.0
@@ -126,8 +124,8 @@ def test_a_loss_is_the_oracles(weighting: str, backend: str) -> None:
     )
     x_t = alpha * x0.double().numpy() + sigma * eps
     log_snr = 2 * np.log(alpha / sigma)[:, 0]
-    told = torch.from_numpy((13.3 - log_snr) / (13.3 - model.log_snr_min)).float()
-    v = model.network(torch.from_numpy(x_t).float(), told).detach().double().numpy()
+    network_time = torch.from_numpy((13.3 - log_snr) / (13.3 - model.log_snr_min)).float()
+    v = model.network(torch.from_numpy(x_t).float(), network_time).detach().double().numpy()
     weight = (
         0.5 * (1 - first) * (0.1 + 19.9 * t) / sigma[:, 0] ** 2
         if weighting == "likelihood"
@@ -142,7 +140,7 @@ def test_a_loss_is_the_oracles(weighting: str, backend: str) -> None:
     )
 
 
-def test_a_samples_loss_does_not_know_its_batch() -> None:
+def test_a_samples_loss_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     model = ScoreModel(MLP(3, num_classes=4, time_scale=1000.0, **SMALL))
     nn.init.normal_(model.network.linear_out.weight)
@@ -204,7 +202,7 @@ def test_a_configuration_rebuilds_it_and_the_sampler_draws(sde: str) -> None:
     assert bool(found.nats.isfinite().all()) and found.nats.shape == (2,)
 
 
-def test_fourier_features_stand_beside_the_input() -> None:
+def test_fourier_features_are_appended_to_the_input() -> None:
     model = ScoreModel(
         network_for((1, 4, 4), fourier=(2, 3), widths=(8,), emb=16, mid_blocks=1), fourier=(2, 3)
     )
@@ -216,8 +214,9 @@ def test_fourier_features_stand_beside_the_input() -> None:
 
 
 def test_training_reaches_the_density() -> None:
-    """Moons in the plane, a few hundred steps: the flow's NLL comes near the entropy that a
-    Gaussian cannot reach.
+    """A few hundred steps on moons in the plane.
+
+    The flow's NLL comes near the entropy, which no Gaussian reaches.
     """
     torch.manual_seed(0)
     data = load_toy("moons", n=20_000)
@@ -264,8 +263,9 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
 
 
 def test_uniform_noise_in_training_is_not_the_forward_noise() -> None:
-    """Dequantised data: the mean loss on lattice data equals that on data made continuous by hand
-    at the shifted step.
+    """The mean loss with dequantization equals that on data dequantized beforehand.
+
+    The dequantisation noise is drawn at the shifted step.
     """
     from fastdiff.theory.dequantization import dequantize
 

@@ -1,6 +1,4 @@
-"""SDEs against their own differential equations, Euler–Maruyama's exactly propagated moments, and
-their schedules.
-"""
+"""SDEs against their differential equations, exactly propagated moments, and their schedules."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ def test_marginals_solve_the_equations_of_the_moments(sde: SDE) -> None:
 
 
 def test_marginals_are_the_published_ones() -> None:
-    """Song et al. 2021, eq. 29 and appendix C, in 64-bit NumPy as printed."""
+    """Song et al. 2021, eq. 29 and appendix C, as printed, in float64 NumPy."""
     t = TIMES.numpy()
     total = 0.5 * t**2 * (20 - 0.1) + 0.1 * t
     for sde, alpha, variance in [
@@ -65,7 +63,7 @@ def test_marginals_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("sde", ALL, ids=repr)
 def test_euler_maruyama_tends_to_the_marginals(sde: SDE) -> None:
-    """The forward SDE's discrete moments, propagated exactly: errors halve with the step."""
+    """The moments of Euler–Maruyama steps, propagated exactly: errors halve with the step."""
     alpha, sigma = (float(v) for v in sde.marginal(0.6))
     first = [float(v) for v in sde.marginal(0.1)]
     wanted = np.array(
@@ -116,8 +114,9 @@ def test_the_schedule_is_the_same_path(sde: SDE) -> None:
 @pytest.mark.parametrize("sde", ALL, ids=repr)
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 def test_time_reversed_keeps_the_marginals(sde: SDE, eta: float) -> None:
-    """On N(0, s²) the reverse drift is linear: dV/dt = 2 a V - eta² g² must be the forward
-    variance's slope, every eta.
+    """dV/dt = 2 a V - eta² g² of the reverse process is the slope of the forward variance.
+
+    On N(0, s²) the reverse drift is linear, a x; this holds for every eta.
     """
     s2 = 0.3
 
@@ -136,8 +135,9 @@ def test_time_reversed_keeps_the_marginals(sde: SDE, eta: float) -> None:
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(0.01, 50.0)], ids=repr)
 def test_the_plan_euler_maruyama_is_the_reverse_sde(sde: SDE) -> None:
-    """One fine step's drift and noise against `reverse`; whole runs reach the data's variance,
-    propagated exactly.
+    """Drift and noise of one fine step against `reverse`.
+
+    Whole runs reach the data's variance, which is propagated exactly.
     """
     schedule, data = sde.schedule(4000), Targets((1.0,), (0.0,), (0.5,))
     t, s = schedule.at(2400), schedule.at(2399)
@@ -167,8 +167,9 @@ def test_the_plan_euler_maruyama_is_the_reverse_sde(sde: SDE) -> None:
 
 
 def test_a_networks_score_and_wrong_arguments() -> None:
-    """`score` converts any prediction; a sampler on the SDE's schedule and the same network agree
-    on the data.
+    """`score` converts every prediction type, input and time of a network.
+
+    A sampler on the SDE's schedule with the same network agrees with the data.
     """
     mixture = Mixture([0.4, 0.6], [[-1.0], [0.8]], [0.3, 0.5])
     sde = VPSDE()
