@@ -35,11 +35,12 @@ from pathlib import Path
 from workers import Worker, kill, wait
 
 from fastdiff.jobs.folder import Folder
+from fastdiff.jobs.formats import FORMATS
 from fastdiff.jobs.records import read_record, unit_files
 from fastdiff.jobs.verify import verify
 
 HERE = Path(__file__).resolve().parent
-FORMATS = ("npy", "png", "webdataset", "npz")
+PICTURES = [name for name, fmt in FORMATS.items() if fmt.holds((8, 8, 1), "uint8")]
 PATIENCE = 240.0  # seconds after which a worker that neither works nor ends is a failure
 
 
@@ -308,7 +309,9 @@ def main() -> int:
             print(f"{sum(kills.values())} instants of a commit: digest as in peace", flush=True)
         wanted = args.kills + sum(kills.values())
         while sum(kills.values()) < wanted and not late():
-            campaign = Campaign(Path(place), FORMATS[runs % len(FORMATS)], args.units, draw, choice)
+            campaign = Campaign(
+                Path(place), PICTURES[runs % len(PICTURES)], args.units, draw, choice
+            )
             before = sum(kills.values())
             while (
                 not campaign.complete()

@@ -25,6 +25,7 @@ from test_engines import HERE, ROOT
 from fastdiff.cli import main
 from fastdiff.cli.exit_status import MISMATCH
 from fastdiff.jobs.folder import Folder
+from fastdiff.jobs.formats import FORMATS
 from fastdiff.jobs.verify import verify
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
@@ -45,8 +46,7 @@ TINY = (
 )
 # watched:factory is the shipped network, which refuses to compute with other than two threads
 RUNS: dict[str, tuple[str, ...]] = {
-    "tar": (*TINY, "--format", "webdataset"),
-    "latents": (*TINY, "--format", "safetensors"),
+    **{name: (*TINY, "--format", name) for name in FORMATS},
     "shipped": (
         "--model",
         "watched:factory",
@@ -149,9 +149,16 @@ def elsewhere(
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+def data_files(folder: Path) -> list[Path]:
+    """Returns the files of the samples, in any format."""
+    owns = FORMATS[Folder(folder).spec.format].owns
+    tops = [p for p in folder.iterdir() if p.name == "shards" or owns(p.name)]
+    return sorted(p for top in tops for p in top.rglob("*") if p.is_file())
+
+
 def content(folder: Path) -> dict[str, str]:
-    """Hashes of the shards and of the manifest."""
-    files = [p for p in (folder / "shards").rglob("*") if p.is_file()] + [folder / "manifest.jsonl"]
+    """Returns the hashes of the data files and of the manifest."""
+    files = [*data_files(folder), folder / "manifest.jsonl"]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -174,7 +181,7 @@ def test_what_surrounds_a_process_is_nothing_to_a_dataset(
 ) -> None:
     folders = begun(peace, tmp_path)
     told, said = elsewhere(folders, SURROUNDINGS[name], umask=0o077)
-    assert told["status"] == [0, 0, 0], said
+    assert told["status"] == [0] * len(RUNS), said
     # the surroundings were others indeed
     assert (
         told["umask"] == 0o077 and told["where"].endswith("another place") and told["zone"] != "UTC"
@@ -187,9 +194,7 @@ def test_what_surrounds_a_process_is_nothing_to_a_dataset(
         there, check = Folder(peace / folder.name), verify(Folder(folder))
         assert check.fine and check.digest == verify(there).digest, folder.name
         assert content(folder) == content(there.path), folder.name
-        assert {
-            p.stat().st_mode & 0o777 for p in (folder / "shards").rglob("*") if p.is_file()
-        } == {0o600}
+        assert {p.stat().st_mode & 0o777 for p in data_files(folder)} == {0o600}
 
 
 def test_other_instructions_of_the_network_are_refused(peace: Path, tmp_path: Path) -> None:
@@ -197,9 +202,9 @@ def test_other_instructions_of_the_network_are_refused(peace: Path, tmp_path: Pa
     lower = "SSE41" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT") else "AVX2"
     folders = begun(peace, tmp_path)
     told, said = elsewhere(folders, {"ONEDNN_MAX_CPU_ISA": lower})
-    assert told["status"] == [MISMATCH] * 3
+    assert told["status"] == [MISMATCH] * len(RUNS)
     line = rf"  machine\.settings\.ONEDNN_MAX_CPU_ISA: nothing there, '{lower}' here\n"
-    assert len(re.findall(rf"got another in a setting\.\n{line}", said)) == 3, said
+    assert len(re.findall(rf"got another in a setting\.\n{line}", said)) == len(RUNS), said
     assert not any(
         (folder / name).exists() for folder in folders for name in ("units", "shards", "log")
     ), "nothing is made"

@@ -127,11 +127,16 @@ def compact(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
-def contents(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, bytes]]:
-    """Yields (path, content) of each file of a unit.
+def contents(folder: Path, record: Mapping[str, Any], count: int) -> Iterator[tuple[Path, bytes]]:
+    """Yields (path, content) of each of the `count` files of a unit.
 
     Raises FileNotFoundError or ValueError in one sentence.
     """
+    if len(record["files"]) != count:
+        raise ValueError(
+            f"fastdiff.jobs: expected {count} file{'s' if count > 1 else ''} in the record of unit"
+            f" {record['unit']}, got {len(record['files'])}."
+        )
     for file in record["files"]:
         name = PurePosixPath(file["name"])
         if name.is_absolute() or ".." in name.parts:
@@ -146,17 +151,9 @@ def contents(folder: Path, record: Mapping[str, Any]) -> Iterator[tuple[Path, by
 
 
 def content(folder: Path, record: Mapping[str, Any]) -> tuple[Path, bytes]:
-    """Returns (path, content) of the file of a unit that has one file.
-
-    Raises FileNotFoundError or ValueError in one sentence.
-    """
-    files = list(contents(folder, record))
-    if len(files) != 1:
-        raise ValueError(
-            f"fastdiff.jobs: expected one file in the record of unit {record['unit']}, got"
-            f" {len(files)}."
-        )
-    return files[0]
+    """Returns (path, content) of the file of a unit that has one file; see `contents`."""
+    (file,) = contents(folder, record, 1)
+    return file
 
 
 class UnexpectedContent(ValueError):

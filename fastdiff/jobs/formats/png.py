@@ -95,13 +95,8 @@ class Png(Format):
 
     def read(self, folder: Path, record: Mapping[str, Any]) -> np.ndarray:
         shape = record["shape"]
-        if len(record["files"]) != shape[0]:
-            raise ValueError(
-                f"fastdiff.jobs: expected {shape[0]} files in the record of unit {record['unit']}, "
-                f"got {len(record['files'])}."
-            )
         array = np.empty(shape, dtype=np.uint8)
-        for index, (path, data) in enumerate(contents(folder, record)):
+        for index, (path, data) in enumerate(contents(folder, record, shape[0])):
             array[index] = decoded(
                 path, "a picture", partial(decode, data, shape[1:]), shape[1:], "uint8"
             )

@@ -189,9 +189,9 @@ def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
             # the inputs' dtype: some networks keep a part of their weights in float32
             settings.setdefault("network_dtype", dtype)
         if plan is not None:
-            # plans that add noise read the variance half of an output
-            reads = bool((plan.column("noise_mode") != 0).any())
-            model = from_diffusers(network, **({"channels": None} if reads else {}))
+            # plans with a learned variance read the second half of the output, others drop it
+            learned = bool((plan.column("noise_mode") != 0).any())
+            model = from_diffusers(network, **({"channels": None} if learned else {}))
             return Sampler(model, plan=plan, **execution_settings(settings))
         if settings.get("solver") is None:
             settings.pop("solver", None)
