@@ -1,14 +1,13 @@
-"""The native build: csrc/ compiled into fastdiff/lib with the C++ compiler alone; no torch, no
-Python headers.
+"""The native build: compiles csrc/ into fastdiff/lib with a C++ compiler, without torch or Python
+headers.
 
-Metadata stands in pyproject.toml. Here are a build command and the wheel's tag:
-py3-none-<platform>, since the library is loaded with ctypes and serves every Python and torch.
-`python setup.py build_native` builds in place.
+The metadata is in pyproject.toml. This file defines the build command and the wheel's tag:
+py3-none-<platform>, because the library is loaded with ctypes and works with every Python and
+torch. `python setup.py build_native` builds in place.
 
-FASTDIFF_BUILD_CPU and FASTDIFF_BUILD_CUDA are auto, 0 or 1: auto goes on without the library when
-    it can't be built and
-writes the reason to fastdiff/lib/build_info.json, which `fastdiff doctor` reads; 1 makes that
-fatal.
+FASTDIFF_BUILD_CPU and FASTDIFF_BUILD_CUDA are auto, 0 or 1. With auto, a library that can't be
+built is left out, and the reason is written to fastdiff/lib/build_info.json, which `fastdiff
+doctor` shows; with 1 that is an error.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ KERNELS = (
 ).split()
 LIBRARY, CUDA_LIBRARY = "libfastdiff_cpu.so", "libfastdiff_cuda.so"
 
-# Contraction stays off: the same bits on every processor. Never -ffast-math, never -march=native.
+# Contraction is off for the same bits on every processor; so -ffast-math and -march=native are out.
 FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-exceptions -fno-rtti -fno-math-errno"
     " -fno-trapping-math -ffp-contract=off -fopenmp-simd -Icsrc/include -Icsrc/cpu"
 ).split()
-# Scheduling before registers are given out keeps the noise's chains in lockstep: 10 % with gcc;
-# clang does so anyway.
+# Scheduling before register allocation interleaves the independent chains of the noise: 10 % faster
+# with gcc. clang does it by default.
 SCHEDULE = "-fschedule-insns -fsched-pressure".split()
-# Whatever the GPU, the oldest that runs bfloat16 up to today's, and PTX for those to come.
+# From the oldest GPU with bfloat16 to the newest, and PTX for later ones.
 CUDA_ARCHS = ("80", "90", "100")
 CUDA_FLAGS = (
     "-std=c++17 -O3 -fmad=false -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"
@@ -54,13 +53,13 @@ X86_LEVELS = {
     "avx2": "-mavx2 -mf16c".split(),
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mf16c -mprefer-vector-width=512".split(),
 }
-# Private to fastdiff.acceleration, which promises a tolerance and not bits: there multiply-adds are
-# fused where they can be.
+# Kernels of fastdiff.acceleration only, which promises a tolerance instead of bits: multiply-adds
+# are fused.
 FUSED = {"winograd": {"avx2": ["-mfma"]}}
 
 
 class NotBuilt(Exception):
-    """Why a library is left out, in one sentence."""
+    """The reason why a library is left out, in one sentence."""
 
 
 def choice(name: str) -> str:
@@ -71,7 +70,7 @@ def choice(name: str) -> str:
 
 
 def find_compiler() -> list[str]:
-    """$CXX (which may carry arguments) or c++."""
+    """Returns the command of the C++ compiler: $CXX, which may have arguments, or c++."""
     command = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(command[0]) is None:
         raise NotBuilt(
@@ -83,7 +82,7 @@ def find_compiler() -> list[str]:
 def compiles(
     compiler: list[str], flags: list[str], code: str = "int main() { return 0; }\n"
 ) -> bool:
-    """Whether a small program compiles and links with these flags."""
+    """Returns whether a small program compiles and links with these flags."""
     with TemporaryDirectory() as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(code, encoding="ascii")
@@ -92,7 +91,7 @@ def compiles(
 
 
 def wants_library() -> bool:
-    """Whether this run will try to build, so that the wheel is tagged for the platform."""
+    """Returns whether this run will try to build; then the wheel's tag names the platform."""
     try:
         find_compiler()
     except NotBuilt:
@@ -101,7 +100,7 @@ def wants_library() -> bool:
 
 
 def build_cpu(objects: Path, library: Path) -> dict[str, Any]:
-    """Compiles the library; returns what doctor shows of it. Raises NotBuilt."""
+    """Compiles the library; returns its entry of build_info.json. Raises NotBuilt."""
     compiler = find_compiler()
     if not compiles(compiler, ["-std=c++17"]):
         raise NotBuilt(f"{shlex.join(compiler)} does not compile and link a C++17 program")
@@ -160,8 +159,8 @@ def run(command: list[str]) -> None:
 
 
 def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
-    """Runs the compile commands (output: command) on all cores, by ninja where it is found: it
-    skips what is current.
+    """Runs the compile commands {output: command} on all cores; ninja, if found, skips what is
+    current.
     """
     ninja = shutil.which("ninja")
     if ninja is None:
@@ -185,7 +184,7 @@ def run_all(commands: dict[Path, list[str]], folder: Path) -> None:
 
 
 def find_nvcc() -> str:
-    """$NVCC, or nvcc of CUDA_HOME, on PATH, or where its installer puts it."""
+    """Returns $NVCC, or the nvcc of CUDA_HOME, of PATH or of /usr/local/cuda."""
     named, home = os.environ.get("NVCC"), os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if named:
         if found := shutil.which(named):
@@ -200,7 +199,7 @@ def find_nvcc() -> str:
 
 
 def build_cuda(objects: Path, library: Path) -> dict[str, Any]:
-    """Compiles the CUDA library; returns what doctor shows of it. Raises NotBuilt."""
+    """Compiles the CUDA library; returns its entry of build_info.json. Raises NotBuilt."""
     nvcc = find_nvcc()
     listed = subprocess.run(
         [nvcc, "--list-gpu-arch"], capture_output=True, text=True
@@ -241,8 +240,8 @@ def build_cuda(objects: Path, library: Path) -> dict[str, Any]:
 
 
 class BuildNative(Command):
-    """A step of `build`: into the wheel's tree, or into the source tree for editable installs and
-    direct calls.
+    """The step of `build` that compiles: into the wheel's tree, or for editable installs and direct
+    calls into the source tree.
     """
 
     description = "compile csrc/ into fastdiff/lib"
@@ -262,8 +261,7 @@ class BuildNative(Command):
 
     def run(self) -> None:
         folder = Path(str(self.build_lib), "fastdiff", "lib")
-        # a library of an earlier build, copied along as package data, must not outlive a build that
-        # leaves it out
+        # package data may have copied a library of an earlier build, which this one may leave out
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         temporary = Path(str(self.build_temp), "native").resolve()
@@ -289,7 +287,7 @@ class BuildNative(Command):
                 ) from None
             if name == "CPU":
                 print(
-                    "fastdiff set-up: going on without the C++ library, so the slower torch"
+                    "fastdiff set-up: continuing without the C++ library, so the slower torch"
                     f" backend runs: {reason}."
                 )
             return {"built": False, "reason": str(reason)}

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
-"""`make gpu-report`: measures fastdiff on a GPU, piece by piece, and compares with what was
-predicted.
+"""`make gpu-report`: measures fastdiff on a GPU in pieces, and compares with the predictions.
 
     python scripts/gpu_report.py --list
-    python scripts/gpu_report.py [--piece N …] [--out DIR] [--wheels DIR] [--minutes M] [--tier
-    default] [--device cpu]
+    python scripts/gpu_report.py [--piece N …] [--out DIR] [--wheels DIR] [--minutes M]
+                                 [--tier default] [--device cpu]
 
-Needs torch, Triton, NumPy, pytest, pytest-benchmark and nvcc, no network. A piece ends within 9
-minutes and keeps its JSON as it goes; one that has more to measure goes on where it stopped when it
-is run again, and what is finished is skipped. Without --piece all are run until they are finished.
-Peers that are not installed are taken from --wheels, a folder of wheels, or named as missing.
-`--device cpu` tries every piece on tiny tensors. The GPU's own settings are left alone.
+Needs torch, Triton, NumPy, pytest, pytest-benchmark and nvcc, but no network. A piece ends within 9
+minutes and writes its JSON after every row. If it has more to measure, the next run continues it;
+finished pieces are skipped. Without --piece all pieces run until they are finished. Peers that are
+not installed are taken from --wheels, a folder of wheels, or reported as missing. `--device cpu`
+tries every piece on tiny tensors. The settings of the GPU are not changed.
 
-Exit status: 0 all finished; 1 a row failed: wrong, or it could not run; 75 there is more to
-    measure: run it again.
+Exit status: 0 all finished; 1 a row failed (a wrong result, or it could not run); 75 there is more
+to measure: run the same command again.
 """
 
 from __future__ import annotations
@@ -31,16 +30,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("libfastdiff_cpu.so", "libfastdiff_cuda.so")
-LONGEST, BEGUN_WITHIN, AGAIN = (
-    540.0,
-    300.0,
-    75,
-)  # seconds of a piece's run, and after which no further row is begun
+LONGEST = 540.0  # seconds of a piece's run
+BEGUN_WITHIN = 300.0  # seconds after which a piece starts no further row
+AGAIN = 75  # exit status
 
 
 def environment(wheels: Path | None) -> dict[str, str]:
-    """This tree first on the path, then what the wheels hold."""
-    places = [ROOT, ROOT / "kernels"]
+    """Returns the environment of a piece: on PYTHONPATH this tree, then the unpacked wheels."""
+    folders = [ROOT, ROOT / "kernels"]
     if wheels is not None:
         found = sorted(wheels.glob("*.whl"))
         if not found:
@@ -48,13 +45,13 @@ def environment(wheels: Path | None) -> dict[str, str]:
                 f"gpu-report: expected wheels in {wheels}, got none. Leave --wheels out, or name"
                 " their folder."
             )
-        places.append(unpacked(found))
-    path = os.pathsep.join([*map(str, places), *filter(None, [os.environ.get("PYTHONPATH")])])
+        folders.append(unpacked(found))
+    path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}
 
 
 def unpacked(wheels: list[Path]) -> Path:
-    """The wheels' files in one folder, made once: libraries can't be loaded out of a wheel."""
+    """Returns a folder with the wheels' files, because libraries can't be loaded from a wheel."""
     names = "\n".join(f"{w.name} {w.stat().st_size}" for w in wheels)
     folder = ROOT / "out" / "wheels" / hashlib.sha256(names.encode()).hexdigest()[:16]
     if not (folder / ".done").exists():
@@ -66,9 +63,7 @@ def unpacked(wheels: list[Path]) -> Path:
 
 
 def build(env: dict[str, str]) -> None:
-    """The libraries of a tree that has none yet. Raises RuntimeError with the compiler's last
-    words.
-    """
+    """Builds the libraries if the tree has none. Raises RuntimeError with the messages."""
     if all((ROOT / "fastdiff" / "lib" / name).exists() for name in LIBRARIES):
         return
     print("building the C++ and CUDA libraries …", flush=True)
@@ -96,7 +91,7 @@ def child(
 
 
 def state(file: Path) -> tuple[bool, int]:
-    """(whether a piece's file is finished, how many rows were tried)."""
+    """Returns (whether the piece is finished, how many of its rows have been tried)."""
     if not file.exists():
         return False, 0
     found = json.loads(file.read_text(encoding="utf-8"))
@@ -106,9 +101,7 @@ def state(file: Path) -> tuple[bool, int]:
 
 
 def blame(file: Path, reason: str) -> None:
-    """The row that a run ended in, killed or crashed, is kept as failed, so that the next run goes
-    on after it.
-    """
+    """Records the row in which a run was killed or crashed as failed; the next run skips it."""
     if file.exists():
         found = json.loads(file.read_text(encoding="utf-8"))
         if found["now"] is not None:
@@ -117,7 +110,7 @@ def blame(file: Path, reason: str) -> None:
 
 
 def run(name: str, file: Path, env: dict[str, str], args: argparse.Namespace, until: float) -> str:
-    """Runs a piece once, or until it is finished; says how it ended: done, failed, more."""
+    """Runs a piece once, or until it is finished. Returns how it ended: done, failed or more."""
     options = ["--piece", name, "--file", str(file), "--device", args.device, "--tier", args.tier]
     while True:
         finished, before = state(file)
@@ -133,9 +126,8 @@ def run(name: str, file: Path, env: dict[str, str], args: argparse.Namespace, un
             print(f"{name}: ended with status {done.returncode}", flush=True)
             blame(file, f"the process ended with status {done.returncode}")
         finished, after = state(file)
-        if not finished and (
-            args.piece or after == before
-        ):  # one run was asked for, or nothing comes of it
+        # a single run was requested, or the run measured nothing
+        if not finished and (args.piece or after == before):
             return "more" if done is None or done.returncode == AGAIN else "failed"
 
 
@@ -143,29 +135,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--list", action="store_true", help="the pieces, and which are finished")
+    parser.add_argument(
+        "--list", action="store_true", help="list the pieces and which of them are finished"
+    )
     parser.add_argument(
         "--piece",
         type=int,
         action="append",
         metavar="N",
-        help="this one, by its number; may be repeated",
+        help="run this piece, by its number; may be repeated",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="benchmarks/results/MACHINE; out/gpu-report of a dry run",
+        help="(benchmarks/results/MACHINE; for a dry run out/gpu-report)",
     )
     parser.add_argument(
-        "--wheels", type=Path, metavar="DIR", help="a folder of wheels for what is not installed"
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="a folder of wheels of packages that are not installed",
     )
     parser.add_argument(
         "--minutes",
         type=float,
         default=1e9,
         metavar="M",
-        help="end within so many; run it again for the rest",
+        help="end within M minutes; run again for the rest",
     )
     parser.add_argument(
         "--tier",

@@ -1,15 +1,12 @@
 #!/usr/bin/env python3
-"""`make gpu-test`: builds the CUDA library, runs the op tests on a GPU's memory and what only a GPU
-shows, reports as JSON.
+"""`make gpu-test`: builds the CUDA library, runs the tests on a GPU, and writes a report as JSON.
 
     python scripts/gpu_test.py [--out gpu-test.json]
 
-Needs torch, Triton, NumPy, pytest, hypothesis and nvcc, no network. Without a GPU the suites run as
-far as they can and
-the report says what was skipped. Suites: the kernels' own (tests/backend/cuda on device memory),
-    the op tests on the backends
-`triton` and `cuda` (FASTDIFF_TEST_DEVICE=cuda), tests/backend/gpu, and compute-sanitizer over small
-shapes.
+Needs torch, Triton, NumPy, pytest, hypothesis and nvcc, but no network. Without a GPU the suites
+run as far as they can, and the report lists what was skipped. The suites are the kernels' own tests
+(tests/backend/cuda on device memory), the op tests on the backends `triton` and `cuda`
+(FASTDIFF_TEST_DEVICE=cuda), tests/backend/gpu, and compute-sanitizer on small shapes.
 """
 
 from __future__ import annotations
@@ -49,9 +46,7 @@ def run(command: list[str], **settings: str) -> subprocess.CompletedProcess[str]
 def suite(
     name: str, arguments: list[str], prefix: list[str] | None = None, **settings: str
 ) -> dict[str, Any]:
-    """Runs pytest and returns its counts, the failed tests and the end of its output where some
-    failed.
-    """
+    """Runs pytest; returns the counts and, for failures, their names and the end of the output."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder, "report.xml")
@@ -89,7 +84,7 @@ def suite(
 
 
 def sanitizer() -> list[str] | None:
-    """The command of compute-sanitizer, or None where it is missing or there is no GPU."""
+    """Returns the command of compute-sanitizer, or None if it is missing or there is no GPU."""
     found = shutil.which("compute-sanitizer") or shutil.which(
         "compute-sanitizer", path="/usr/local/cuda/bin"
     )
@@ -111,7 +106,7 @@ def main() -> int:
         + (
             torch.cuda.get_device_name()
             if GPU
-            else "none here; tests that need one are counted as skipped"
+            else "none; tests that need one are counted as skipped"
         )
     )
     suites: dict[str, Any] = {}

@@ -1,6 +1,4 @@
-"""The native build of set-up: in place, by `setup.py build_native`, repeated when its sources or
-tools change.
-"""
+"""The native build of set-up, by `setup.py build_native`, when sources or tools change."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ _TOOLS = ("c++", "g++", "clang++", "nvcc")
 
 
 def native_key(root: Path) -> str:
-    """Changes with the sources, the settings, the compilers on PATH, and when the built library is
-    gone.
-    """
+    """Returns a hash of the sources, the settings and the paths of the compilers."""
     digest = hashlib.sha256()
     for path in [root / "setup.py", *sorted((root / "csrc").rglob("*"))]:
         if path.is_file():
@@ -33,8 +29,9 @@ def built(root: Path) -> bool:
 
 
 def build_native(root: Path, python: str) -> None:
-    """Builds into fastdiff/lib. Without a compiler that writes down why, and fastdiff runs its
-    slower torch backend.
+    """Builds into fastdiff/lib.
+
+    Without a compiler, build_info.json has the reason, and fastdiff runs its slower torch backend.
     """
     if subprocess.run([python, "-c", "import setuptools"], capture_output=True).returncode:
         print(
@@ -50,6 +47,6 @@ def build_native(root: Path, python: str) -> None:
     command = [python, "setup.py", "-q", "build_native"]
     if subprocess.run(command, cwd=root, env={**os.environ, "PATH": path}).returncode:
         sys.exit(
-            "fastdiff set-up: the native build failed (the reason stands above); mend it, or go"
+            "fastdiff set-up: the native build failed (see the reason above); fix it, or build"
             " without the library: FASTDIFF_BUILD_CPU=0 FASTDIFF_BUILD_CUDA=0 make."
         )

@@ -1,6 +1,4 @@
-"""What set-up installs, read from pyproject.toml (which packages) and constraints.txt (which
-versions).
-"""
+"""What set-up installs: the packages of pyproject.toml in the versions of constraints.txt."""
 
 from __future__ import annotations
 
@@ -10,14 +8,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-# packages whose import name is another
+# packages with another import name
 IMPORT_NAMES = {
     "pillow": "PIL",
     "pytest-benchmark": "pytest_benchmark",
     "pytest-xdist": "xdist",
     "ray[data]": "ray",
 }
-# what every torch of the last years needs, on any index
+# the dependencies of every recent torch, on any index
 TORCH_NEEDS = [
     "filelock",
     "typing_extensions",
@@ -27,40 +25,40 @@ TORCH_NEEDS = [
     "fsspec",
     "setuptools",
 ]
-# a torch build pins its own triton, and TORCH may name any torch
+# a torch build pins its own triton, and TORCH may select any torch
 _UNPINNED = ("torch", "triton")
 
 
 def runtime(root: Path) -> list[str]:
-    """Names of the package's own needs, torch left out."""
+    """Returns the names of the package's dependencies, except torch."""
     return [name for name in map(_name, _project(root)["dependencies"]) if name != "torch"]
 
 
 def extra(root: Path, name: str) -> list[str]:
-    """Names of what an extra needs, with their own extras: ray[data]."""
+    """Returns the names of an extra's dependencies, with their own extras, such as ray[data]."""
     return [
         re.split(r"[^][\w.,-]", text)[0] for text in _project(root)["optional-dependencies"][name]
     ]
 
 
 def floor(root: Path, name: str) -> tuple[int, ...]:
-    """(2, 11) for torch>=2.11."""
+    """Returns the lowest version of a dependency: (2, 11) for torch>=2.11."""
     text = next(t for t in _project(root)["dependencies"] if _name(t) == name)
     return tuple(map(int, text.partition(">=")[2].split(".")))
 
 
 def pin(root: Path, name: str) -> str:
-    """The line of constraints.txt, `torch==2.13.0`."""
+    """Returns a package's line of constraints.txt, such as `torch==2.13.0`."""
     return next(line for line in _pins(root) if _name(line) == name)
 
 
 def constraints(root: Path) -> str:
-    """The constraints that hold beside any torch."""
+    """Returns the constraints that are compatible with any torch."""
     return "\n".join(line for line in _pins(root) if _name(line) not in _UNPINNED) + "\n"
 
 
 def digest(root: Path) -> str:
-    """Changes when what is to be installed changes."""
+    """Returns a hash of what is to be installed."""
     both = (root / "pyproject.toml").read_bytes() + (root / "constraints.txt").read_bytes()
     return hashlib.sha256(both).hexdigest()
 

@@ -1,15 +1,15 @@
-"""Set-up behind the make targets: one environment, one native build, nothing twice.
+"""The set-up of the make targets: makes one environment and one native build, each only once.
 
-The environment is, in this order,
-- the interpreter this file runs in, untouched, if it imports torch >= 2.11 (a GPU box; no network
-needed), or
-- .venv, an own environment with the pins of constraints.txt; VENV=1 forces it.
-Either way the package runs from the source tree (scripts/run sets PYTHONPATH) and the native
-library is built in place, so there is one way to run. What is done is written down after it is done
-(.venv/fastdiff.json, .setup/stamp.json), so an interrupted set-up starts over and a second one
+The environment is the first of these that is possible:
+- the interpreter that runs this file, unchanged, if it imports torch >= 2.11 (for example on a GPU
+  machine; no network is needed);
+- .venv, a new environment with the versions of constraints.txt; VENV=1 forces it.
+In both cases the package runs from the source tree (scripts/run sets PYTHONPATH) and the native
+library is built in place, so there is one way to run. Each step is recorded after it is done
+(.venv/fastdiff.json, .setup/stamp.json), so an interrupted set-up starts over and a repeated one
 returns at once.
 
-Standard library only; scripts/setup.sh has made sure that this is Python >= 3.11.
+This file uses the standard library only; scripts/setup.sh has checked that Python is >= 3.11.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STATE = ROOT / ".setup"
 STAMP = STATE / "stamp.json"
 VENV = ROOT / ".venv"
-MARK = VENV / "fastdiff.json"  # says that the environment is ours, and whether it is whole
+MARK = VENV / "fastdiff.json"  # present if set-up made the environment; says if it is complete
+# packages that the user's own interpreter may lack
 BORROWED_OPTIONAL = (
     "diffusers",
     "pytest-benchmark",
@@ -42,11 +43,14 @@ BORROWED_OPTIONAL = (
     "ray[data]",
     "ruff",
     "mypy",
-)  # a borrowed interpreter may lack these
+)
 
 
 def main(level: str) -> None:
-    """`level`: run (enough to sample) or test (adds what tests, benchmarks and linters need)."""
+    """Sets up the environment and the native library.
+
+    level: "run" (enough to sample) or "test" (also what tests, benchmarks and linters need).
+    """
     STATE.mkdir(exist_ok=True)
     with locked():
         stamp = read(STAMP)
@@ -58,9 +62,8 @@ def main(level: str) -> None:
                 check_borrowed(base, torch, level)
                 python = base
             else:
-                level = (
-                    read(MARK).get("level", level) if level == "run" else level
-                )  # never take test tools away
+                # test tools are never removed
+                level = read(MARK).get("level", level) if level == "run" else level
                 python = make_own(base, level, why_not)
             stamp |= {
                 "root": str(ROOT),
@@ -80,7 +83,7 @@ def main(level: str) -> None:
 
 
 def settled(stamp: dict[str, Any], level: str, base: str, force: bool) -> bool:
-    """Whether the environment written down last serves this call as it is."""
+    """Returns whether the recorded environment is complete and fits this call."""
     torch = os.environ.get("TORCH")
     return (
         stamp.get("root") == str(ROOT)
@@ -94,7 +97,7 @@ def settled(stamp: dict[str, Any], level: str, base: str, force: bool) -> bool:
 
 
 def find_torch(python: str) -> tuple[str | None, str]:
-    """(version of an importable torch that is new enough or None, why not)."""
+    """Returns (the version of a torch that imports and is new enough, or None; the reason)."""
     found = subprocess.run(
         [python, "-c", "import torch; print(torch.__version__)"], capture_output=True, text=True
     )
@@ -112,7 +115,7 @@ def find_torch(python: str) -> tuple[str | None, str]:
 
 
 def check_borrowed(python: str, torch: str, level: str) -> None:
-    """Names what a borrowed interpreter lacks; nothing is installed into it."""
+    """Reports what the user's interpreter lacks; nothing is installed into it."""
     wanted = runtime(ROOT) + (extra(ROOT, "test") if level == "test" else [])
     probe = (
         "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n)"
@@ -129,14 +132,14 @@ def check_borrowed(python: str, torch: str, level: str) -> None:
         fail(
             f"{python} has torch {torch} but lacks {', '.join(needed)}; install them there "
             f"({shlex.quote(python)} -m pip install {' '.join(needed)}) "
-            f"or let make build an own environment (make VENV=1 {target})."
+            f"or let make create a new environment (make VENV=1 {target})."
         )
     say(
-        f"using {python} with its torch {torch} as it is (make VENV=1 {target} builds an own"
-        " environment instead)."
+        f"using {python} with its torch {torch} (make VENV=1 {target} creates a new environment"
+        " instead)."
     )
     if missing:
-        say(f"it lacks {', '.join(missing)}: what needs them is skipped.")
+        say(f"it lacks {', '.join(missing)}: steps that need them are skipped.")
 
 
 def make_own(base: str, level: str, why: str) -> str:
@@ -144,7 +147,7 @@ def make_own(base: str, level: str, why: str) -> str:
     mark = read(MARK)
     if VENV.exists() and not MARK.exists():
         fail(
-            ".venv was not made by this set-up; move it away, or use it as it is with make"
+            ".venv was not made by this set-up; move it away, or use it with make"
             " PYTHON=.venv/bin/python."
         )
     python = str(VENV / "bin" / "python")
@@ -155,7 +158,7 @@ def make_own(base: str, level: str, why: str) -> str:
         announce(torch, level, why)
         shutil.rmtree(VENV, ignore_errors=True)
         VENV.mkdir()
-    # from here until the end the environment is not whole: an interruption starts it over
+    # until the end the environment is incomplete: an interruption starts it over
     write(MARK, json.dumps({"whole": False}))
     if not keep:
         step(
@@ -179,8 +182,8 @@ def make_own(base: str, level: str, why: str) -> str:
     found, why_not = find_torch(python)
     if found is None:
         fail(
-            f"TORCH='{torch}' gave no torch that works: {why_not}; name another with TORCH=<pip"
-            " arguments>."
+            f"TORCH='{torch}' did not install a torch that works: {why_not}; choose another with"
+            " TORCH=<pip arguments>."
         )
     if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
         # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no
@@ -189,7 +192,7 @@ def make_own(base: str, level: str, why: str) -> str:
     if level == "test" and not runs(
         python, "import importlib.metadata as m; m.version('k-diffusion')"
     ):
-        # a peer of which the samplers alone are used; it asks for all that training needs
+        # only its samplers are used, and its dependencies for training are not needed
         step(
             [python, *PIP, "-q", "--no-deps", *(pin(ROOT, name) for name in K_DIFFUSION)],
             "install k-diffusion",
@@ -215,9 +218,7 @@ PIP = [
 
 
 def pip_source(base: str) -> str:
-    """How .venv gets pip: from ensurepip, or from the base's own pip where Debian has split
-    ensurepip off.
-    """
+    """Returns how .venv gets pip: "ensurepip", or "pip" of the base if ensurepip is missing."""
     if runs(base, "import venv, ensurepip"):
         return "ensurepip"
     if runs(
@@ -228,16 +229,16 @@ def pip_source(base: str) -> str:
     version = platform.python_version().rpartition(".")[0]
     fail(
         f"{base} can't make virtual environments; install python3-venv (Debian, Ubuntu: apt install"
-        f" python{version}-venv), or name another interpreter with make PYTHON=<path>."
+        f" python{version}-venv), or choose another interpreter with make PYTHON=<path>."
     )
 
 
 def announce(torch: str, level: str, why: str) -> None:
-    """What is about to be downloaded, how much, and the smaller way."""
+    """Says what is about to be downloaded, its size, and how to download less."""
     target, others = (
         ("test", "0.5 GB of others") if level == "test" else ("demo", "0.05 GB of others")
     )
-    say(f"{why}: an own environment is made in .venv; to download: {torch} and about {others}.")
+    say(f"{why}: a new environment is made in .venv; to download: {torch} and about {others}.")
     if platform.system() == "Linux" and not os.environ.get("TORCH"):
         say(
             "PyPI's torch for Linux is the CUDA build, about 2.5 GB to download and 6 GB on disk;"
@@ -253,9 +254,7 @@ def whole(mark: dict[str, Any]) -> bool:
 
 
 def own_base() -> str | None:
-    """The interpreter under .venv if this file runs in .venv (a newcomer has activated it), else
-    None.
-    """
+    """Returns the base interpreter of .venv if this file runs in it (it is activated), or None."""
     return (
         getattr(sys, "_base_executable", None)
         if Path(sys.prefix) == VENV and MARK.exists()
@@ -277,17 +276,17 @@ def step(command: list[str], what: str) -> None:
     say(what)
     env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")}
     if not os.access(os.environ.get("HOME", "/nonexistent"), os.W_OK):
-        env["PIP_NO_CACHE_DIR"] = "1"  # the cache lies in HOME
+        env["PIP_NO_CACHE_DIR"] = "1"  # the cache is in HOME
     if subprocess.run(command, cwd=ROOT, env=env).returncode:
         fail(
-            f"could not {what} (the reason stands above); mend the network, proxy or disk, then run"
+            f"could not {what} (see the reason above); fix the network, proxy or disk, then run"
             " make again."
         )
 
 
 @contextmanager
 def locked() -> Iterator[None]:
-    """One set-up at a time (`make -j demo test`)."""
+    """Allows one set-up at a time (`make -j demo test`)."""
     with open(STATE / "lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -324,4 +323,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1])
     except KeyboardInterrupt:
-        fail("interrupted; make starts over from the last whole step.")
+        fail("interrupted; make continues from the last complete step.")
