@@ -8,8 +8,8 @@ An import is any of:
 - in a file that imports by string (IMPORTERS), a string constant that names a module relative to
   the file's package, `"x.y"` or `".x.y"`, and `__package__`, which names the package itself.
 
-Docstrings are no imports. Neither is a string in which a module names itself or a package it lies
-in: that is the name that its error messages begin with.
+A docstring is no import. Neither is a string in which a module names itself or a package that it is
+in: error messages begin with that name.
 
 `import fastdiff.x.y` counts as an import of the file of `fastdiff.x.y` only, although Python runs
 the `__init__.py` of `fastdiff` and `fastdiff.x` first.
@@ -31,7 +31,7 @@ _DOTTED = re.compile(r"\.?[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
 
 
 class Tree:
-    """The modules of the package under a root, by dotted name."""
+    """The modules of the package in a tree, by dotted name."""
 
     def __init__(self, root: Path = ROOT):
         self.root = root

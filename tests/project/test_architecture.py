@@ -1,6 +1,4 @@
-"""docs/architecture.md names the folders that exist, and its table and drawing are the arrows of
-the layer test.
-"""
+"""docs/architecture.md names the folders that exist; its table and drawing match the layer test."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ ENTRANCES = {"__init__", "__main__", "moved"}
 
 
 def closure(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Returns all that each node leads to."""
+    """Returns all nodes that each node leads to."""
     reached = {node: set(targets) for node, targets in edges.items()}
     changed = True
     while changed:
@@ -30,7 +28,7 @@ def closure(edges: dict[str, set[str]]) -> dict[str, set[str]]:
 
 
 def grouped(names: set[str]) -> set[str]:
-    """The names with the leaves as one."""
+    """Returns the names, with the leaves as one name."""
     return {"leaves" if name in LEAVES else name for name in names}
 
 

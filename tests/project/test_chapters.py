@@ -1,4 +1,4 @@
-"""The code blocks of docs/, run one after the other on each page as a reader would."""
+"""Runs the code blocks of each page of docs/, one after the other."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )
 def test_theory(page: str) -> None:
-    """The theory's chapters: their blocks assert what they claim, their pictures exist."""
+    """The blocks of a chapter assert what the text claims, and its pictures exist."""
     run(f"theory/{page}")
     for picture in re.findall(
         r"!\[.*?\]\((\S+?)\)", (DOCS / "theory" / page).read_text(encoding="utf-8"), flags=re.S

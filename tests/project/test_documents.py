@@ -34,7 +34,7 @@ def name(path: Path) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives to a page's headings."""
+    """Returns the anchors that GitHub gives to a page's headings."""
     found = set()
     for title in re.findall(r"^#+ (.+)$", without_blocks(text), flags=re.M):
         found.add(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-"))
@@ -42,8 +42,9 @@ def anchors(text: str) -> set[str]:
 
 
 def missing_paths(text: str) -> list[str]:
-    """The paths in backticks that begin in a folder of the repository and do not exist; capitals
-    and <angle brackets> are placeholders.
+    """Returns the paths in backticks that start in a folder of the repository and do not exist.
+
+    Capitals and <angle brackets> are placeholders.
     """
     missing = []
     for token in CODE.findall(without_blocks(text)):
@@ -102,7 +103,7 @@ def test_no_document_is_cited_that_is_not_here(path: Path) -> None:
 
 
 def test_readme_counts_what_there_is() -> None:
-    """Round numbers, so that one more solver does not change the page."""
+    """The number of solvers is a round one, so that one more solver does not change the page."""
     (solvers,) = map(int, re.findall(r"over (\d+) solvers", README, flags=re.I))
     assert solvers <= len(SOLVERS) - 1 < solvers + 10
     (schedulers,) = map(int, re.findall(r"(\d+) of diffusers' schedulers", README))
@@ -113,7 +114,7 @@ def test_readme_counts_what_there_is() -> None:
 
 
 def test_few_lines_escape_the_formatter() -> None:
-    """`fmt: skip` is for tables of numbers; dense lines hide mistakes."""
+    """`fmt: skip` is for tables of numbers, because dense lines hide mistakes."""
     escaped = [
         f"{name(path)}:{number}"
         for path in FILES

@@ -1,5 +1,5 @@
-"""docs/theory/equations.md against the repository, and the formulas that no other test states as
-Luo 2022 prints them.
+"""Compares docs/theory/equations.md with the repository, and tests formulas of Luo 2022 that no
+other test covers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def test_the_page_is_what_the_generator_writes() -> None:
 
 
 def test_every_number_has_exactly_one_row() -> None:
-    """The gap test: a number of the paper in no row, or in two, fails by name."""
+    """A number of the paper that has no row, or two, fails by name."""
     listed = [n for row in ROWS for n in equations.numbers(row)]
     assert sorted(set(range(1, TABLE["last"] + 1)) - set(listed)) == [], (
         "these equations have no row"
@@ -80,7 +80,7 @@ def test_the_checks_can_fail() -> None:
 
 
 def test_printed_numbers_are_in_the_table() -> None:
-    """What docstrings cite as `Luo 2022, eq. N` is a number of the table."""
+    """Numbers that docstrings cite as `Luo 2022, eq. N` are in the table."""
     for path in (ROOT / "fastdiff").rglob("*.py"):
         for line in path.read_text(encoding="utf-8").splitlines():
             if "Luo 2022, eq. " in line:
@@ -94,8 +94,8 @@ on_schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 
 
 class Printed:
-    """alpha_t, ᾱ_t, ᾱ_{t-1} and 1 - each, as the paper prints them, for t = 1 … T-1 (the steps with
-    a posterior).
+    """alpha_t, ᾱ_t, ᾱ_{t-1} and 1 minus each, as the paper prints them, for t = 1 … T-1, the steps
+    with a posterior.
     """
 
     def __init__(self, schedule: Schedule):
@@ -111,7 +111,7 @@ class Printed:
 
 @on_schedules
 def test_printed_coefficients_of_the_steps(schedule: Schedule) -> None:
-    """Eq. 85 and 93, of the table and of the op."""
+    """Eq. 85 and 93, in the table and in the op."""
     p, step = Printed(schedule), steps(schedule)
     on_x, on_x0 = np.sqrt(p.alpha) * p.lost_before / p.lost, np.sqrt(p.before) * p.beta / p.lost
     for got, expected in ((step.posterior, p.variance), (step.mean_x, on_x), (step.mean_x0, on_x0)):
@@ -149,8 +149,8 @@ def test_bayes_rule_of_the_steps(schedule: Schedule) -> None:
 
 @on_schedules
 def test_the_mean_by_noise_and_by_score(schedule: Schedule) -> None:
-    """Eq. 124, 125, 142 and 143: μ_q with x_0 written by eps and by the score; a DDPM row computes
-    the same.
+    """Eq. 124, 125, 142 and 143: μ_q with x_0 expressed by eps and by the score; a DDPM row
+    computes the same.
     """
     p, step = Printed(schedule), steps(schedule)
     x0, eps = np.random.default_rng(1).standard_normal((2, len(p.bar)))
@@ -185,8 +185,8 @@ def test_the_mean_by_noise_and_by_score(schedule: Schedule) -> None:
 
 @on_schedules
 def test_the_three_weights_are_one_divergence(schedule: Schedule) -> None:
-    """Eq. 99, 108, 130 and 148: one KL by the errors of x0, eps and score, that of `vlb_terms` and
-    of `vlb_weight`.
+    """Eq. 99, 108, 130 and 148: the errors of x0, eps and score give one KL, which `vlb_terms` and
+    `vlb_weight` give too.
     """
     p = Printed(schedule)
     by_x0 = p.before * p.beta**2 / (2 * p.variance * p.lost**2)
@@ -211,8 +211,8 @@ def test_the_three_weights_are_one_divergence(schedule: Schedule) -> None:
 
 
 def test_tweedie_s_formula_on_a_mixture() -> None:
-    """Eq. 133 is E[x_0|x_t]: by quadrature over x_0 of two bumps, whose density of x_t is a closed
-    form.
+    """Eq. 133 is E[x_0|x_t]: a quadrature over an x_0 with two modes, for which the density of x_t
+    has a closed form.
     """
     means, std, share = np.array([-1.5, 1.0]), 0.4, np.array([0.3, 0.7])
     grid, width = np.linspace(-5, 5, 4001, retstep=True)

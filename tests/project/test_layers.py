@@ -17,8 +17,8 @@ from fastdiff.ops import __all__ as OPS
 
 TREE = Tree()
 
-# A unit is a folder or file directly in fastdiff/; a longer name cuts a part of one out. Each maps
-# to the units that it may import besides itself.
+# A unit is a folder or file directly in fastdiff/, or a part of one under a longer name. Each maps
+# to the other units that it may import.
 LEAVES = {"images", "prediction", "rng", "schedule", "table", "versions"}
 STEPS = LEAVES | {"backend", "ops"}
 SAMPLING = STEPS | {"solvers", "sampling"}
@@ -69,7 +69,7 @@ BY_STRING = {
 
 
 def unit(module: str) -> str:
-    """Returns the unit of a module: the longest entry of ALLOWED that it lies in."""
+    """Returns the unit of a module: the longest entry of ALLOWED that the module is in."""
     if module in (PACKAGE, KERNELS):
         return "__init__" if module == PACKAGE else KERNELS
     parts = module.split(".")[1:]
@@ -248,8 +248,9 @@ def _python(code: str) -> str:
 
 
 def test_importing_is_light() -> None:
-    """Beyond torch under 0.3 s of the processor, best of five; no thread, no GPU, no Triton, no
-    native library.
+    """Importing takes less than 0.3 s of processor time on top of torch, best of five.
+
+    It starts no thread and loads no torch, no Triton and no native library.
     """
     code = (
         "import torch, time, numpy; t = time.process_time(); import fastdiff; fastdiff.Sampler; "

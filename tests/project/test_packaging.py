@@ -1,8 +1,8 @@
-"""Packaging: sdist → wheel → install, without torch and without a compiler, and what the files of
-this tree say.
+"""Packaging: sdist, wheel and installation without torch and without a compiler, and what the files
+of this tree say.
 
-The wheel is built the way a user's pip does it, in pip's own isolated environment (so torch can't
-be there); where no registry answers, from the setuptools that is installed.
+pip builds the wheel in its own isolated environment, as a user's pip does, so torch can't be there.
+Without a package registry the installed setuptools is used.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.xdist_group("packages")  # they share what they build
 
 @pytest.fixture(scope="session")
 def isolation(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """pip's options: none where a registry has setuptools."""
+    """Returns pip's options: none if a package registry has setuptools."""
     folder = tmp_path_factory.mktemp("registry")
     if run([*PIP, "download", "--no-deps", "-d", folder, "setuptools>=77"], folder).returncode == 0:
         return []
@@ -50,8 +50,8 @@ def isolation(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def quick(isolation: list[str]) -> list[str]:
-    """pip's options for builds that need not show that isolation works: the wheel of the sdist
-    does.
+    """Returns pip's options for builds that need not test isolation, which the wheel of the sdist
+    tests.
     """
     return ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else isolation
 
@@ -71,13 +71,10 @@ def sdist(tree: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, isolation: list[str]) -> Path:
-    """The wheel of the sdist; its build is timed in CPU seconds, which a busy machine does not
-    stretch much.
-    """
+    """The wheel of the sdist. Its build is timed in CPU seconds, which other load changes little."""
     folder = sdist.parent / "wheel"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # without CUDA, whose compiler takes a minute more where there is one; the tree's own set-up has
-    # built that library
+    # without CUDA: its compiler takes another minute, and set-up has built that library
     answer = run(
         [*PIP, "wheel", "--no-deps", *isolation, "-w", folder, sdist],
         sdist.parent,
@@ -85,7 +82,7 @@ def wheel(sdist: Path, isolation: list[str]) -> Path:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert answer.returncode == 0, answer.stdout
-    # a minute on two cores: 113 s of CPU alone, 131 beside other tests, whose caches it shares
+    # a minute on two cores: 113 s of CPU alone, 131 with other tests, which use the same caches
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 180
     return next(folder.glob("*.whl"))
 
@@ -97,7 +94,7 @@ def install(wheel: Path, to: Path) -> Path:
 
 
 def doctor(site: Path, cwd: Path) -> dict[str, dict[str, dict[str, object]]]:
-    """The findings of the package installed in `site`, read from elsewhere."""
+    """Returns the findings of the package installed in `site`, read from another folder."""
     answer = run([sys.executable, "-m", "fastdiff", "doctor", "--json"], cwd, PYTHONPATH=str(site))
     assert answer.returncode == 0, answer.stdout
     findings = json.loads(answer.stdout)
@@ -106,7 +103,7 @@ def doctor(site: Path, cwd: Path) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def test_groups_of_tests_stay_in_one_process(request: pytest.FixtureRequest) -> None:
-    """Or each process builds the packages anew: pytest-xdist marks the group in the name."""
+    """Otherwise each process would build the packages; pytest-xdist marks the group in the name."""
     if not getattr(request.config.option, "loadgroup", False):
         pytest.skip("one process, or without --dist loadgroup")
     assert request.node.nodeid.endswith("@packages")
@@ -153,7 +150,7 @@ def test_installed_wheel_runs_natively(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_the_tests_pass_on_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
-    """sdist, wheel, a clean folder: the op tests meet the wheel's package, not this tree's."""
+    """The op tests run on the wheel's package in a clean folder, and not on this tree's."""
     site = install(wheel, tmp_path / "site")
     shutil.copytree(
         ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__")
@@ -236,8 +233,8 @@ def test_required_cuda_library_without_nvcc_fails(tree: Path) -> None:
 
 
 def test_the_native_libraries_of_this_tree_are_built_where_they_can_be() -> None:
-    """A missing library makes its tests skip; so where a compiler is, its library must be there and
-    load.
+    """A missing library makes its tests skip, so where a compiler is installed, its library must
+    exist and load.
     """
     from fastdiff.backend import library
 
@@ -275,8 +272,8 @@ def test_no_file_names_a_registry_or_the_wrong_package() -> None:
 
 
 def test_set_up_scripts_are_plain_shell() -> None:
-    """GNU make 3.81, bash 3.2 and BSD userland: no GNU-only commands, and the shells parse the
-    scripts.
+    """GNU make 3.81, bash 3.2 and BSD tools run them: no GNU-only commands, and the shells parse
+    the scripts.
     """
     names = [ROOT / "scripts" / "run", ROOT / "scripts" / "setup.sh", ROOT / ".ci" / "run"]
     gnu = re.compile(

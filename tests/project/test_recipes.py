@@ -1,5 +1,5 @@
-"""The file lists in CONTRIBUTING.md are those that each solver, grid, op, drop-in, format and
-backend has in the tree.
+"""The file lists in CONTRIBUTING.md match the tree for each solver, grid, op, drop-in, format and
+backend.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LISTS = re.compile(r"CHANGELOG\.md|CONTRIBUTING\.md|docs/performance/|benchmarks
 
 
 def listed(title: str) -> list[str]:
-    """The paths of a recipe."""
+    """Returns the paths of a recipe."""
     paths = [CODE.findall(row[0])[0] for table in tables(section(PAGE, title)) for row in table]
     assert paths and len(set(paths)) == len(paths)
     return paths
@@ -45,12 +45,12 @@ def shared(title: str) -> list[str]:
 
 
 def filled(path: str, **names: str) -> str:
-    """A path with its placeholders filled in."""
+    """Returns a path with its placeholders filled in."""
     return re.sub(r"<(\w+)>", lambda m: names[m[1]], path)
 
 
 def naming_all(names: Iterable[str], pattern: str = r"\b{}\b") -> set[str]:
-    """The files in which every name occurs."""
+    """Returns the files in which every name occurs."""
     words = [re.compile(pattern.format(re.escape(name))) for name in names]
     return {
         path
@@ -60,7 +60,7 @@ def naming_all(names: Iterable[str], pattern: str = r"\b{}\b") -> set[str]:
 
 
 def module_of(thing: object) -> str:
-    """The file that defines something, without its folder and ending."""
+    """Returns the name of the file that defines something, without folder and ending."""
     return Path(inspect.getfile(thing)).stem  # type: ignore[arg-type]
 
 
@@ -120,7 +120,7 @@ def test_format(name: str) -> None:
 
 
 def test_the_recipe_of_a_format_is_complete() -> None:
-    """Other files of the package take a format's name from FORMATS."""
+    """No other file of the package lists the formats; it uses FORMATS."""
     found = naming_all(FORMATS, pattern=r"""["']{}["']""")
     assert {path for path in found if path.startswith("fastdiff/")} == set()
 
@@ -140,7 +140,7 @@ def test_backend() -> None:
 
 
 def test_network_family() -> None:
-    """The classes that `accelerate` knows by name are tested and on its page."""
+    """The classes that `accelerate` finds by name have tests and are on its page."""
     page, *_ = [p for p in listed("Add a network family to `accelerate`") if p.endswith(".md")]
     convert = TEXTS["fastdiff/acceleration/convert.py"]
     networks = set(re.findall(r'"(\w+Model|UNet\w+)"', convert))

@@ -1,8 +1,9 @@
-"""Set-up on machines that lack something: each works, or ends with one sentence that names the fix.
+"""Tests set-up on machines that lack something: it works, or ends with one sentence that names the
+fix.
 
-The machines are made from this one: a copy of the tree, shims on PATH, a sitecustomize that hides
-    packages, and a torch
-that is a version number (the real one takes seconds to import; the first test uses it).
+Such a machine is simulated: a copy of the tree, shims on PATH, a sitecustomize that hides packages,
+and a torch that is only a version number, because the real one takes seconds to import. The first
+test uses the real one.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ if hidden != [""]:
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tarball's content: no .git, nothing built, and a path with a space and a letter outside
-    ASCII.
+    """The contents of a tarball: no .git, nothing built, and a path with a space and a letter
+    outside ASCII.
     """
     return copy_tree(tmp_path_factory.mktemp("set-up") / "fd clone ü")
 
@@ -83,13 +84,13 @@ def make(
 
 
 def sentence(answer: subprocess.CompletedProcess[str]) -> str:
-    """The last line of set-up (make adds its own after it)."""
+    """Returns the last line of set-up; make adds a line after it."""
     return [line for line in answer.stdout.splitlines() if line.startswith("fastdiff set-up: ")][-1]
 
 
 def test_borrowed_interpreter_is_used_as_it_is(tree: Path) -> None:
-    """No network, no .git, a space and ü in the path, LC_ALL=C, HOME can't be written: all at
-    once.
+    """All at once: no network, no .git, a space and ü in the path, LC_ALL=C, and a HOME that can't
+    be written.
     """
     settings = {"LC_ALL": "C", "LANG": "C", "HOME": "/dev/null/home"}
     first = make(tree, "setup", torch=None, **settings)
@@ -123,13 +124,13 @@ def test_native_build_is_repeated_when_sources_change(tree: Path) -> None:
         (
             "setup-test",
             "pytest,hypothesis",
-            "or let make create a new environment (make VENV=1 test).",
+            "or let make build an own environment (make VENV=1 test).",
         ),
         ("setup", "safetensors", "but lacks safetensors; install them there"),
         (
             "setup-test",
             "ruff,diffusers",
-            "set-up: it lacks diffusers, ruff: steps that need them are skipped.",
+            "set-up: it lacks diffusers, ruff: what needs them is skipped.",
         ),
         ("setup", "setuptools", "lacks setuptools, so the native library is not built"),
     ],
@@ -162,38 +163,36 @@ def test_foreign_environment_is_left_alone(tree: Path) -> None:
     (tree / ".venv" / "bin").mkdir(parents=True)
     answer = make(tree, "setup", VENV="1")
     assert answer.returncode != 0
-    assert ".venv was not made by this set-up; move it away, or use it with" in sentence(answer)
+    assert ".venv was not made by this set-up; move it away, or use it as it is" in sentence(answer)
     assert (tree / ".venv" / "bin").is_dir()
 
 
 def test_old_torch_and_an_interrupted_set_up(tree: Path) -> None:
-    """torch < 2.11 leads to a new environment, announced; one that was not finished is started
-    over.
-    """
+    """With torch < 2.11 set-up announces an environment; one that is unfinished is made anew."""
     # without ensurepip, as on Debian without python3-venv, .venv gets pip from the interpreter's
     # own pip
     first = make(tree, "setup", torch="2.4.1+cu121", hidden="ensurepip")
     assert first.returncode != 0
     assert (
         "torch 2.4.1+cu121 in" in first.stdout
-        and "is older than 2.11: a new environment is made" in first.stdout
+        and "is older than 2.11: an own environment is made" in first.stdout
     )
     assert "to download: torch==2.13.0" in first.stdout
     if sys.platform == "linux":
         assert "GB to download" in first.stdout and 'TORCH="<pip arguments' in first.stdout
     assert "could not put pip into .venv" in sentence(
         first
-    ) and "fix the network, proxy or disk" in sentence(first)
+    ) and "mend the network, proxy or disk" in sentence(first)
     assert json.loads((tree / ".venv" / "fastdiff.json").read_text()) == {"whole": False}
     assert not (tree / ".setup" / "stamp.json").exists()
     (tree / ".venv" / "leftover").touch()
     second = make(tree, "setup", hidden="ensurepip,torch", torch=None)
-    assert second.returncode != 0 and "has no torch: a new environment is made" in second.stdout
+    assert second.returncode != 0 and "has no torch: an own environment is made" in second.stdout
     assert not (tree / ".venv" / "leftover").exists()
 
 
 def shims(folder: Path, **scripts: str) -> str:
-    """A PATH whose first folder holds these shell scripts."""
+    """Returns a PATH that starts with a folder of these shell scripts."""
     folder.mkdir()
     for name, body in scripts.items():
         path = folder / name.replace("_", ".")

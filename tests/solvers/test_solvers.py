@@ -1,4 +1,4 @@
-"""Solvers against closed forms on Gaussian and delta data, the tracer's slots, and plans."""
+"""Tests solvers on Gaussian and delta data with closed forms, the tracer's slots, and plans."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def _visited(sampler: Sampler) -> list[int]:
 
 
 def _affine(sampler: Sampler, dtype: torch.dtype) -> tuple[float, float, float]:
-    """(offset, gain on x_T, variance added by noise) of a sampler that acts affinely on scalars.
+    """Returns (offset, gain on x_T, variance added by noise) of a sampler that acts affinely on
+    scalars.
 
-    The noise of each row is replaced by a unit impulse in a batch of its own element, so no
-    sampling error is left.
+    A batch has one element per row, in which a unit impulse replaces the noise of that row, so the
+    result has no sampling error.
     """
     plan, rows = sampler.plan, len(sampler.plan)
     batch = rows + 2  # x_T = 0; x_T = 1; x_T = 0 with an impulse at row k
@@ -88,7 +89,7 @@ def test_ddpm_on_gaussian_data(steps: int, dtype: torch.dtype, variance_type: st
 
 
 def test_fixed_large_is_stationary_on_standard_normal_data() -> None:
-    """Variance 1 stays 1 through every step with noise; the last step, without, gives alpha²."""
+    """Variance 1 stays 1 in every step with noise; the last step, without noise, gives alpha²."""
     sampler = Sampler(
         Gaussian(SCHEDULE), SCHEDULE, solver="ddpm", steps=50, variance_type="fixed_large"
     )
@@ -147,7 +148,7 @@ def test_grids_descend_inside_the_schedule(spacing: str, steps: int) -> None:
 
 
 def test_transition_composes_to_the_marginal() -> None:
-    """q(x_t | x_s) after q(x_s | x0) is q(x_t | x0), both in its mean and in its variance."""
+    """q(x_t | x_s) after q(x_s | x0) is q(x_t | x0), in mean and variance."""
     times = grid(SCHEDULE, 1000, "trailing")
     for t, s in zip(times, times[1:], strict=False):
         alpha_ts, variance_ts = t.transition(s)
@@ -156,9 +157,7 @@ def test_transition_composes_to_the_marginal() -> None:
 
 
 def _two_slot_solver(p: Trace, times: list[Time]) -> Linear:
-    """Second-order extrapolation of x0 with memory: exercises slots, their reuse and their first
-    row.
-    """
+    """Extrapolates x0 to second order from two slots, which are reused; the first row has none."""
     x, older = p.start, None
     for t, s in zip(times, times[1:], strict=False):
         x0, eps, _ = p.predict(x, t)
@@ -248,9 +247,7 @@ def test_plans_close_with_the_identity() -> None:
 
 
 def test_ddpm_coefficients_are_those_of_the_paper() -> None:
-    """At full resolution: Ho et al. 2020, eq. 7 with beta_t, alpha_t and alpha-bar_t as printed
-    there.
-    """
+    """At full resolution they are those of Ho et al. 2020, eq. 7, as printed there."""
     plan = make_plan(SCHEDULE, solver="ddpm", steps=1000)
     beta, abar = SCHEDULE.betas, SCHEDULE.alphas_cumprod
     for k in (0, 500, 900, 998):

@@ -1,12 +1,11 @@
-"""Solvers over full loops against diffusers' schedulers that work on a table of noise levels, in
-float64 (peers.py).
+"""Compares solvers over full loops with diffusers' schedulers that work on a table of noise levels,
+in float64 (peers.py).
 
-diffusers' sigma-space schedulers keep x/alpha. Missing, because the peer is wrong and the native
-solver meets the oracle
-in test_solvers_order.py: dpm++3m_sde, where diffusers has -½ for k-diffusion's and the integral's
-    +½; Euler with churn,
-whose peer shows the network the state before the churn; ipndm's first step from pure noise, where
-the peer divides nothing by 1e-8 (here it starts later).
+These schedulers store x/alpha. Three solvers are missing because diffusers is wrong there, and
+test_solvers_order.py compares them with the exact solution: dpm++3m_sde, where diffusers has -½ and
+the integral and k-diffusion have +½; Euler with churn, where diffusers passes the network the state
+before the churn; and the first step of ipndm from pure noise, where diffusers divides by 1e-8 in
+place of 0 (the comparison starts later).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from fastdiff.solvers import make_plan
 pytest.importorskip("diffusers", reason="diffusers is not installed here (make test installs it)")
 pytest.importorskip("scipy", reason="diffusers' LMS needs scipy")
 
-# the lifted `numpy` meets diffusers' own conversions
+# diffusers converts tensors by the `numpy` that is replaced here
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`algorithm_types:FutureWarning"),
@@ -51,7 +50,7 @@ def tau(time) -> float:
 
 
 CASES = [
-    # fastdiff's solver and options, diffusers' class and configuration, whether it keeps x/alpha
+    # fastdiff's solver and options, diffusers' class and configuration, whether it stores x/alpha
     ("dpm++1", {}, DPM, {"solver_order": 1}, False),
     ("dpm++2m", {}, DPM, {"solver_order": 2, **FULL}, False),
     (
@@ -145,7 +144,7 @@ def _compare(solver, options, name, config, scaled, kind, steps, monkeypatch, sp
     scheduler.set_timesteps(steps)
     sigmas, timesteps = scheduler.sigmas, scheduler.timesteps
     assert sigmas.dtype == torch.float64
-    if name.startswith(("Heun", "KDPM2")):  # interior levels stand there twice
+    if name.startswith(("Heun", "KDPM2")):  # interior levels are there twice
         sigmas = torch.cat([sigmas[:1], sigmas[1 : 2 * steps : 2]])
     x, first, last = start(), float(sigmas[0]), float(sigmas[-1])
     expected = loop(scheduler, x * math.sqrt(first**2 + 1) if scaled else x)
@@ -155,7 +154,7 @@ def _compare(solver, options, name, config, scaled, kind, steps, monkeypatch, sp
         pytest.skip("the peer is not finite")
     times = times_of(sigmas, timesteps)
     if name == DPM and "lower_order_final" in options:
-        options = {"lower_order_final": steps < 15}  # as the peer decides
+        options = {"lower_order_final": steps < 15}  # as diffusers decides
     plan = make_plan(
         SCHEDULE, solver=solver, steps=steps, times=times, prediction_type=kind, **options
     )
@@ -173,8 +172,8 @@ def test_full_loops(case: tuple, kind: str, steps: int, monkeypatch: pytest.Monk
     "case", [c for c in CASES if c[0] in ("dpm++1", "euler", "euler_ancestral")], ids=_id
 )
 def test_a_thousand_steps(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Others of diffusers' are not finite there: their grid of 1000 of 1000 timesteps holds one
-    twice.
+    """Other schedulers of diffusers are not finite there, because their grid of 1000 steps has a
+    timestep twice.
     """
     _compare(*case, "epsilon", 1000, monkeypatch)
 
@@ -188,8 +187,8 @@ def test_a_thousand_steps(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_flow_matching(
     solver: str, name: str, shift: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From sigma = 1, pure noise. For Heun's method each interior level stands twice in the peer's
-    table.
+    """Starts at sigma = 1, pure noise. For Heun's method diffusers' table has each interior level
+    twice.
     """
     scheduler = lifted(f"{name}Scheduler", monkeypatch, shift=shift)
     scheduler.set_timesteps(steps)
@@ -208,7 +207,7 @@ def test_flow_matching(
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 50])
 def test_ipndm(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its networks predict v on alpha² + sigma² = 1, sigma its `betas`."""
+    """diffusers' networks predict v with alpha² + sigma² = 1, and its `betas` are sigma."""
     levels = torch.cat(
         [
             torch.linspace(0.99, 0.05, steps, dtype=torch.float64),
@@ -227,7 +226,7 @@ def test_ipndm(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_singlestep(
     algorithm: str, solver: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The peer's inner points are its grid's odd ones: given levels even in lambda, they are
+    """diffusers' inner points are the odd ones of its grid. On levels even in lambda they are
     fastdiff's midpoints.
     """
     config = {"solver_order": 2, "algorithm_type": algorithm, "final_sigmas_type": "sigma_min"}

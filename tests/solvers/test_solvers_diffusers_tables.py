@@ -1,11 +1,10 @@
-"""Solvers over full loops against diffusers' schedulers that work on a table of alphas_cumprod, in
-float64 (peers.py).
+"""Compares solvers over full loops with diffusers' schedulers that work on a table of
+alphas_cumprod, in float64 (peers.py).
 
-Where the peer is wrong and the native solver meets the oracle instead: DDPM's `learned`, where the
-    peer takes the
-network's second half for the variance, not its logarithm (test_solvers_variance.py has the native
-one); TCD's last step, which the peer ends at timestep 0 instead of clean data (so is the native one
-here); DDIM off the leading grid, where the peer's previous timestep is not its grid's.
+Left out is what diffusers computes differently from the papers: DDPM's `learned`, where it takes
+the network's second half for the variance and not for its logarithm (test_solvers_variance.py tests
+it); and DDIM off the leading grid, where its previous timestep is not that of the grid. TCD ends at
+timestep 0 in diffusers and at clean data in fastdiff; here both end at timestep 0.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ STEPS = (1, 2, 3, 10, 50)
 
 
 def plan_for(scheduler, timesteps, solver: str, kind: str, *, end=CLEAN, **options):
-    """The native plan on the peer's table and timesteps."""
+    """Returns fastdiff's plan on the scheduler's table and timesteps."""
     schedule = Schedule.from_alphas_cumprod(scheduler.alphas_cumprod.numpy())
     times = [*(schedule.at(int(t)) for t in timesteps), end]
     return make_plan(
@@ -75,7 +74,7 @@ def test_lcm(kind: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = lifted("LCMScheduler", monkeypatch, prediction_type=KINDS[kind])
     scheduler.set_timesteps(steps)
     plan = plan_for(scheduler, scheduler.timesteps, "lcm", kind)
-    # an int64 tensor would make the peer's boundary coefficients float32
+    # with an int64 tensor diffusers' boundary coefficients would be float32
     close(run(plan, start()), loop(scheduler, start(), timesteps=scheduler.timesteps.tolist()))
 
 
@@ -93,9 +92,9 @@ def test_tcd(eta: float, kind: str, steps: int, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("steps", [*STEPS, 1000])
 @pytest.mark.parametrize("kind", ["epsilon", "v"])
 def test_plms(kind: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its first step takes two calls, its timesteps hold the second one twice: improved Euler. v is
-    turned into epsilon with the sample of the step's start there, so v is compared where that is
-    the state itself: from one step on.
+    """The first step takes two network calls (improved Euler), so diffusers' timesteps have the
+    second one twice. For that step diffusers converts v to epsilon with a different state, so v is
+    compared for one step only.
     """
     if kind == "v" and steps > 1:
         pytest.skip("the peer's improved Euler converts v with another state")
@@ -126,8 +125,8 @@ def test_pndm_with_runge_kutta(steps: int, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("steps", [*STEPS, 1000])
 @pytest.mark.parametrize("kind", ["epsilon", "v"])
 def test_ddim_inverse(kind: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From clean data, where x0-prediction says nothing of the noise (the peer divides by zero
-    there).
+    """The run starts from clean data, where diffusers divides an x0-prediction by zero, so it is
+    left out.
     """
     scheduler = lifted(
         "DDIMInverseScheduler", monkeypatch, prediction_type=KINDS[kind], clip_sample=False
@@ -143,8 +142,8 @@ def test_ddim_inverse(kind: str, steps: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_repaint(
     jump_length: int, jump_n_sample: int, eta: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing known. The way back in one row is the peer's many steps: their draws are put
-    together here.
+    """The picture has no known part. fastdiff goes back in one row and diffusers in many steps,
+    whose draws this test adds up.
     """
     train = 20
     draws = itertools.count()
@@ -175,7 +174,7 @@ def test_repaint(
             back.append(last)
             if (
                 len(back) % jump_length == 1 or jump_length == 1
-            ):  # the first of a way back: all of it, with one draw
+            ):  # the first step back: all steps back at once, with one draw
                 share = scheduler.alphas_cumprod[last + jump_length - 1] / (
                     scheduler.alphas_cumprod[last - 1] if last > 0 else 1.0
                 )

@@ -1,5 +1,5 @@
-"""Grids, and every solver on every one of them: in all spaces, from pure noise, with few steps and
-with many.
+"""Tests grids, and every solver on every grid: in all spaces, from pure noise, with few and many
+steps.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SPACES = {
 
 @pytest.mark.parametrize("solver", sorted(SOLVERS))
 def test_every_solver_on_every_grid_is_finite(solver: str) -> None:
-    """Plans with finite tables (Plan checks them), the right number of calls, and slots that
-    suffice.
+    """The tables are finite (Plan checks that), with the right number of network calls and at most
+    four slots.
     """
     for spacing, steps in [*itertools.product(SPACINGS, (1, 2, 3, 10)), ("trailing", 1000)]:
         plan = make_plan(SCHEDULE, solver=solver, steps=steps, timestep_spacing=spacing)
@@ -49,8 +49,8 @@ def test_every_solver_on_every_grid_is_finite(solver: str) -> None:
 @pytest.mark.parametrize("name", SPACES)
 @pytest.mark.parametrize("steps", [1, 2, 10])
 def test_every_solver_in_every_space(solver: str, name: str, steps: int) -> None:
-    """Finite, or refused in one sentence: from pure noise (alpha = 0) a solver may have no first
-    step.
+    """Plans are finite, or refused in one sentence where a solver has no step from pure noise
+    (alpha = 0).
     """
     schedule = SPACES[name]
     try:
@@ -106,7 +106,7 @@ def test_solvers_are_right_from_pure_noise(solver: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("solver", ["dpm++2m", "unipc", "heun", "euler_ancestral", "edm", "lcm"])
-def test_samplers_of_new_solvers_repeat_alone_and_in_company(solver: str) -> None:
+def test_a_sample_is_the_same_alone_and_in_a_batch(solver: str) -> None:
     sampler = Sampler(
         lambda x, t: torch.tanh(x) * 0.5,
         SCHEDULE,
@@ -156,7 +156,7 @@ def test_lu_is_uniform_lambda_which_is_exponential() -> None:
 
 
 def test_align_your_steps() -> None:
-    """Ten steps are the published levels; others lie between them, log-linear."""
+    """Ten steps give the published levels; other numbers interpolate them log-linearly."""
     diffusers = pytest.importorskip("diffusers")
     published = diffusers.schedulers.AysSchedules
     names = {
@@ -181,7 +181,7 @@ def test_align_your_steps() -> None:
     assert set(AYS) == set(names)
 
 
-def test_levels_of_one_s_own() -> None:
+def test_the_user_s_own_levels() -> None:
     times = of_levels(SCHEDULE, [10.0, 1.0, 0.1, 0.0])
     assert [round(t.rho, 12) for t in times] == [10.0, 1.0, 0.1, 0.0] and times[-1] == CLEAN
     flow = of_levels(Schedule.flow(), [1.0, 0.5])

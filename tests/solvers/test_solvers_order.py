@@ -27,8 +27,8 @@ def name_of(case: tuple[str, Configuration]) -> str:
 
 CASES = [(s.name, c) for s in SOLVERS.values() for c in s.configurations if c.order is not None]
 STRONG, WEAK = ([case for case in CASES if (case[1].tau > 0) == weak] for weak in (False, True))
-# what these follow is no smooth equation: samplers of distilled networks, jumps back in time, and
-# a run from data to noise (test_solvers_variance.py)
+# These follow no smooth equation from noise to data: samplers of distilled networks, jumps back in
+# time, and a run from data to noise (test_solvers_variance.py).
 NOT_MEASURED = {"lcm", "tcd", "repaint", "ddim_inverse"}
 
 
@@ -43,7 +43,7 @@ def test_every_solver_is_measured() -> None:
 
 @functools.cache
 def exact(space: str, data: Mixture) -> tuple[np.ndarray, np.ndarray]:
-    """(states at the first level, where the probability flow takes them)."""
+    """Returns (states at the first level, the states to which the probability flow takes them)."""
     times = levels(space, 2)
     x = STARTS * math.hypot(times[0].alpha, times[0].sigma)
     return x, data.flow(x, times[0], times[-1])
@@ -52,10 +52,10 @@ def exact(space: str, data: Mixture) -> tuple[np.ndarray, np.ndarray]:
 def error(
     space: str, data: Mixture, solver: str, steps: int, short_start: bool = False, **options
 ) -> float:
-    """The largest over the starts."""
+    """Returns the largest error over the starts."""
     times = levels(space, steps, short_start=short_start)
     x, end = exact(space, data)
-    if short_start:  # it begins a little earlier
+    if short_start:  # the run starts a little earlier
         x = data.flow(end, times[-1], times[0])
     got = follow(plan_on(space, solver, times, **options), torch.tensor(x)[:, None], data)
     return float(np.abs(got[:, 0].numpy() - end).max())
@@ -83,15 +83,13 @@ def test_order_of_convergence(case: tuple[str, Configuration], space: str, data:
 
 @pytest.mark.parametrize("solver", ["dpm3m", "dpm++3m"])
 def test_the_published_third_order_is_second_order(solver: str) -> None:
-    """Half of the second derivative is missing there, in the SDE's code too (see
-    exponential.differences).
-    """
+    """It lacks half of the second derivative (see `exponential.differences`)."""
     errors = [error("vp", GAUSSIAN, solver, n, True, as_published=True) for n in (40, 80, 160)]
     assert 1.9 < slope_of(errors) < 2.3, errors
 
 
 def test_the_flow_of_one_gaussian_is_known() -> None:
-    """The Runge-Kutta reference itself: x sqrt(V_s/V_t)."""
+    """Tests the Runge-Kutta reference: the flow is x sqrt(V_s/V_t)."""
     times = levels("vp", 2)
     x, end = exact("vp", GAUSSIAN)
     before, after = (t.alpha**2 * 0.25 + t.sigma**2 for t in (times[0], times[-1]))

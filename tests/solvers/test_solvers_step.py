@@ -1,7 +1,8 @@
-"""A step of any solver is one launch without a host read, and the same bits on every backend.
+"""A step of any solver is one launch without a host read, and has the same bits on every backend.
 
-`cpu` by its launch counter; `torch` and the NumPy interpreter of the table (fastdiff.reference) by
-their results over a full loop; Triton under its interpreter in triton_interpreter/plans.py.
+The launch counter tests `cpu`. The results over a full loop compare it and `torch` with the NumPy
+interpreter of the table (`fastdiff.reference`). tests/backend/triton_interpreter/plans.py tests
+Triton.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def plan_of(solver: str, options: dict[str, Any]) -> Plan:
 
 
 def network(x: Tensor, channels: int) -> Tensor:
-    """Additions and products of float32: the same in NumPy and torch."""
+    """A network of float32 additions and products, which NumPy and torch compute alike."""
     return (0.25 * x + 0.125).repeat(1, channels, 1)
 
 

@@ -1,4 +1,4 @@
-"""DDPM's variances on Gaussian data, RePaint's paths and moments, DDIM's inversion."""
+"""Tests DDPM's variances on Gaussian data, RePaint's paths and moments, and DDIM's inversion."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPACES = {"vp": SCHEDULE, "ve": Schedule.ve(), "flow": Schedule.flow(shift=2.0)}
 
 
 def _moments(plan, data: Mixture) -> tuple[float, float, float]:
-    """(offset, gain, variance of the noise) of a run, which is affine on Gaussian data."""
+    """Returns (offset, gain, variance of the noise) of a run, which is affine on Gaussian data."""
     rows = len(plan)
     impulses = torch.cat([torch.zeros(rows, 2), torch.eye(rows)], dim=1)[..., None].double()
     x = torch.zeros(rows + 2, 1, dtype=torch.float64)
@@ -34,7 +34,7 @@ def _moments(plan, data: Mixture) -> tuple[float, float, float]:
 def test_the_optimal_variance_is_exact_for_any_number_of_steps(
     std: float, steps: int, space: str
 ) -> None:
-    """From the data's own q(x_T), variance s² and mean m come out, to rounding."""
+    """A run from the data's own q(x_T) gives the data's mean and variance, to rounding."""
     schedule, mean = SPACES[space], 0.7
     plan = make_plan(
         schedule,
@@ -66,9 +66,11 @@ def test_optimal_lies_between_the_fixed_variances_for_narrow_data() -> None:
 
 @pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
 def test_learned_variances(variance_type: str) -> None:
-    """The network's second half is the log-variance, or says where between ln beta-tilde and ln
-    beta it lies (Nichol & Dhariwal 2021, eq. 15). diffusers takes `learned` for the variance
-    itself; improved-diffusion, whose networks these are, for its logarithm.
+    """The network's second half is the log-variance, or interpolates it between ln beta-tilde and
+    ln beta (Nichol & Dhariwal 2021, eq. 15).
+
+    For `learned`, diffusers takes it for the variance. improved-diffusion, which published these
+    networks, takes it for the logarithm, as fastdiff does.
     """
     times = [SCHEDULE.at(600), SCHEDULE.at(300), SCHEDULE.at(10)]
     plan = make_plan(SCHEDULE, solver="ddpm", steps=2, times=times, variance_type=variance_type)
@@ -96,11 +98,11 @@ def test_learned_variances(variance_type: str) -> None:
 
 
 def test_the_resampling_path_is_the_published_one() -> None:
-    """Lugmayr et al. 2022, appendix B: 250 steps, jumps of 10 at 24 places, ten samples at each:
+    """Lugmayr et al. 2022, appendix B: 250 steps with jumps of 10 at 24 points, ten visits of each:
     250 + 24·9·20 moves.
     """
     assert resampling(4, 1, 2) == [0, 1, 2, 1, 2, 3, 2, 3, 4, 3, 4]
-    assert resampling(5, 10, 3) == [0, 1, 2, 3, 4, 5], "no room to jump"
+    assert resampling(5, 10, 3) == [0, 1, 2, 3, 4, 5], "too few steps for a jump"
     path = resampling(250, 10, 10)
     moves = np.diff(path)
     assert (
@@ -117,9 +119,7 @@ def test_the_resampling_path_is_the_published_one() -> None:
 
 @pytest.mark.parametrize("space", SPACES)
 def test_the_way_back_keeps_the_marginal(space: str) -> None:
-    """With the optimal denoiser of N(0, 1) data in `vp` and a state of unit variance nothing
-    changes on a way back; in any space q(x_t) comes from q(x_s).
-    """
+    """Going back in time turns q(x_s) into q(x_t), in any space."""
     plan = make_plan(
         SPACES[space],
         solver="repaint",
@@ -144,7 +144,7 @@ def test_the_way_back_keeps_the_marginal(space: str) -> None:
 
 @pytest.mark.parametrize("space", ["vp", "flow"])
 def test_inversion_is_undone_by_ddim(space: str) -> None:
-    """To first order: twice the steps, half the error. Between the ends of a grid without clean
+    """It is undone to first order: twice the steps give half the error. The grid leaves out clean
     data and pure noise.
     """
     data = Mixture((0.4, 0.6), (-1.0, 0.8), (0.4, 0.6))
