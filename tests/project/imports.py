@@ -39,6 +39,7 @@ class Tree:
         for path in sorted((root / PACKAGE).rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
             self.modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+        self._found: dict[str, dict[str, int]] = {}
 
     def find(self, name: str) -> str | None:
         """Returns the longest prefix of a dotted name that is a module, or None."""
@@ -58,8 +59,12 @@ class Tree:
 
         source: text to read in place of the module's file.
         """
-        text = self.modules[module].read_text(encoding="utf-8") if source is None else source
-        tree = ast.parse(text)
+        if source is None:
+            if module not in self._found:
+                text = self.modules[module].read_text(encoding="utf-8")
+                self._found[module] = self.imports(module, text)
+            return self._found[module]
+        tree = ast.parse(source)
         found: dict[str, int] = {}
         for name, line, is_string in self._names(tree, self.package_of(module)):
             if name.split(".")[0] == KERNELS:

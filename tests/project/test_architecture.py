@@ -87,3 +87,11 @@ def test_every_folder_is_named() -> None:
     others = {CODE.findall(row[0])[0].rstrip("/") for row in rows[1]}
     folders = {p.relative_to(ROOT).parts[0] for p in files() if p.parent != ROOT}
     assert {f for f in folders if not f.startswith(".")} - {"fastdiff"} == others
+
+
+def test_tests_mirror_the_package() -> None:
+    """A folder of tests has the name of a folder of the package."""
+    others = {"benchmarks", "golden", "project"}
+    for path in (ROOT / "tests").iterdir():
+        if path.is_dir() and path.name not in others | {"__pycache__"}:
+            assert (ROOT / "fastdiff" / path.name).is_dir(), path.name

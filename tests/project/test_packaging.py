@@ -71,7 +71,7 @@ def sdist(tree: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(sdist: Path, isolation: list[str]) -> Path:
-    """The wheel of the sdist. Its build is timed in CPU seconds, which other load changes little."""
+    """The wheel of the sdist; its build is timed in CPU seconds, which load hardly changes."""
     folder = sdist.parent / "wheel"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     # without CUDA: its compiler takes another minute, and set-up has built that library
