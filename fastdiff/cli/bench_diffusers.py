@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..sampler import Sampler
-from ..sampling.guidance import conditions
+from ..sampling.conditions import conditions
 from ..sampling.model_call import Network
 from ..schedule import Schedule
 
