@@ -149,21 +149,31 @@ def reverse_step(at: Launch, step: Any) -> bytes:
 
     Its mask of used columns is for backends that specialise; the libraries decode every row.
     """
-    batch, size = _size(step.x_t)
-    slots, slots_out, input_out = step.slots, step.slots_out, step.input_out
-    seed = step.seed_number
+    x_t, out, slots, slots_out, input_out = (
+        step.x_t,
+        step.out,
+        step.slots,
+        step.slots_out,
+        step.input_out,
+    )
+    batch, size = _size(x_t)
+    workspace, seed, seeds = step.workspace, step.seed, None
+    if not (seed is None or isinstance(seed, int)):
+        seed, seeds = 0, seed
     return _REVERSE_STEP.pack(
         batch,
         size,
         *at,
         seed or 0,
-        _pointer(step.seeds),
+        _pointer(seeds),
         _pointer(step.sample_ids),
         0,
         step.stream,
         seed is not None,
-        *_array(step.x_t),
-        *_array(step.out),
+        x_t.data_ptr(),
+        _DTYPES[x_t.dtype],
+        out.data_ptr(),
+        _DTYPES[out.dtype],
         *_array(step.model_output),
         0 if step.model_output is None else _size(step.model_output)[1],
         step.table.data_ptr(),
@@ -180,8 +190,8 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         *_array(input_out),
         input_out.size(0) // batch if input_out is not None and batch else 0,
         _pointer(step.row_out),
-        _pointer(step.rescale),
-        _pointer(step.threshold),
+        0 if workspace is None else _pointer(step.rescale),
+        0 if workspace is None else _pointer(step.threshold),
     )
 
 
@@ -203,7 +213,8 @@ STEP_WORDS = {
     "row_out": 36,
 }
 """Where the packed `reverse_step` holds the pointer of an argument, counted in 64-bit words."""
-_LEVEL = 2  # the first word of `Launch` in every struct
+_LEVEL, _THREADS, _STREAM, _ERRORS = 2, 3, 4, 5  # where every struct holds its `Launch`
+_UNSIGNED = 2**64 - 1
 
 
 def packer(step: Any, moving: Sequence[str]) -> Callable[[Launch, Sequence[Any]], bytes]:
@@ -211,19 +222,18 @@ def packer(step: Any, moving: Sequence[str]) -> Callable[[Launch, Sequence[Any]]
     `moving` by other values, which are like the packed ones in all but their memory.
     """
     template = array("Q", reverse_step((0, 0, 0, 0), step))
-    places = [STEP_WORDS[name] for name in moving]
+    values = [(i, STEP_WORDS[name], getattr(step, name)) for i, name in enumerate(moving)]
+    pointers = [(i, word) for i, word, value in values if isinstance(value, Tensor)]
+    numbers = [(i, word) for i, word, value in values if isinstance(value, int)]
 
     def pack(at: Launch, values: Sequence[Any]) -> bytes:
         words = template[:]
-        level, words[_LEVEL + 1], words[_LEVEL + 2], words[_LEVEL + 3] = at
-        words[_LEVEL] = level % 2**64
-        for place, value in zip(places, values):  # noqa: B905 (of one length: checked once)
-            if value is None:
-                words[place] = 0
-            elif type(value) is int:
-                words[place] = value
-            else:
-                words[place] = value.data_ptr()
+        level, words[_THREADS], words[_STREAM], words[_ERRORS] = at
+        words[_LEVEL] = level & _UNSIGNED
+        for i, word in pointers:
+            words[word] = values[i].data_ptr()
+        for i, word in numbers:
+            words[word] = values[i]
         return words.tobytes()
 
     return pack

@@ -9,7 +9,7 @@ values and the same backward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -42,13 +42,18 @@ def differentiable(
         tensors = [value for value in inputs if isinstance(value, Tensor)]
         if not common.unobserved(*tensors):
             return dispatched(*inputs)
-        if torch.is_grad_enabled():
-            for value in tensors:
-                if value.requires_grad:
-                    return function.apply(*inputs)
-        return launch(*inputs)
+        return function.apply(*inputs) if recorded(tensors) else launch(*inputs)
 
     return call
+
+
+def recorded(tensors: Iterable[Tensor]) -> bool:
+    """Whether autograd records an op on these tensors."""
+    if torch.is_grad_enabled():
+        for value in tensors:
+            if value.requires_grad:
+                return True
+    return False
 
 
 def inner(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:

@@ -85,7 +85,7 @@ def seed_arguments(
     """
     if seed is None:
         return 0, None
-    if isinstance(seed, Tensor):
+    if type(seed) is not int and isinstance(seed, Tensor):  # isinstance of a Tensor is slow
         if seed.ndim == 0:
             seed = seed.expand(batch)
         return 0, integers(where, "seed", seed, batch, like, like_name)

@@ -6,6 +6,7 @@ a table; see fastdiff.table and kernels/README.md section 4.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -18,15 +19,25 @@ from . import autograd, common
 from .step import FUNCTIONAL, INPUTS, OUTPUTS, WHERE, StepArguments
 
 
+_SLOTS = StepArguments._fields.index("slots")
+
+
 def _launch_out(*flat: Any) -> None:
     StepArguments.from_flat(*flat).launch()
 
 
 def _launch(*flat: Any) -> tuple[Tensor, Tensor]:
-    arguments = StepArguments.from_flat(*flat)
+    slots: Tensor | None = flat[_SLOTS]
+    out, slots_out = _results(flat[0], slots)
+    written = None if slots is None else slots_out
+    StepArguments.from_flat(*flat, out, written).launch()
+    return out, slots_out
+
+
+def _launch_new(arguments: StepArguments) -> tuple[Tensor, Tensor]:
+    """Launches into new tensors."""
     out, slots_out = _results(arguments.x_t, arguments.slots)
-    written = slots_out if arguments.slots is not None else None
-    arguments._replace(out=out, slots_out=written).launch()
+    arguments.into(out, None if arguments.slots is None else slots_out).launch()
     return out, slots_out
 
 
@@ -51,16 +62,20 @@ def _(*_):
     return None
 
 
+_TENSORS = [i for i, name in enumerate(INPUTS.split(", ")) if name.startswith("Tensor")]
+_NUMBERS = [i for i in range(FUNCTIONAL) if i not in _TENSORS]
+_tensors, _numbers = itemgetter(*_TENSORS), itemgetter(*_NUMBERS)
+
+
 def _save(ctx, inputs, output):
-    ctx.save_for_backward(*(v if isinstance(v, Tensor) else None for v in inputs))
-    ctx.others = [None if isinstance(v, Tensor) else v for v in inputs]
+    ctx.save_for_backward(*_tensors(inputs))
+    ctx.numbers = _numbers(inputs)
 
 
 def _backward(ctx, g_x, g_slots):
-    saved = zip(ctx.saved_tensors, ctx.others, strict=True)
-    step = StepArguments.from_flat(
-        *(other if tensor is None else tensor for tensor, other in saved)
-    )
+    tensors = zip(_TENSORS, ctx.saved_tensors, strict=True)
+    flat = dict(tensors) | dict(zip(_NUMBERS, ctx.numbers, strict=True))
+    step = StepArguments.from_flat(*(flat[i] for i in range(FUNCTIONAL)))
     grads = vjp(evaluate(step), step, g_x, None if step.slots is None else g_slots)
     needed: list[Tensor | None] = [None] * FUNCTIONAL
     for name, grad in zip(("x_t", "model_output", "slots"), grads, strict=True):
@@ -163,5 +178,9 @@ def _run(arguments: StepArguments) -> Tensor | tuple[Tensor, Tensor]:
     if arguments.out is not None:
         arguments.write()
         return arguments.out
-    x_s, slots = _functional(*arguments.flat()[:FUNCTIONAL])
+    tensors = arguments.tensors
+    if autograd.recorded(tensors) or not common.unobserved(*tensors):
+        x_s, slots = _functional(*arguments.flat()[:FUNCTIONAL])
+    else:
+        x_s, slots = _launch_new(arguments)
     return x_s if arguments.slots is None else (x_s, slots)

@@ -68,12 +68,14 @@ class StepArguments(NamedTuple):
     @property
     def seeds(self) -> Tensor | None:
         """The seed of each sample, where there is one for each."""
-        return self.seed if isinstance(self.seed, Tensor) else None
+        seed = self.seed
+        return None if seed is None or isinstance(seed, int) else seed
 
     @property
     def seed_number(self) -> int | None:
         """The seed of all samples; 0 where there is one for each, None without a seed."""
-        return 0 if isinstance(self.seed, Tensor) else self.seed
+        seed = self.seed
+        return seed if seed is None or isinstance(seed, int) else 0
 
     @property
     def rescale(self) -> Tensor | None:
@@ -86,6 +88,12 @@ class StepArguments(NamedTuple):
         """[B] memory for the dynamic thresholds, where rows of the table need them."""
         workspace = self.workspace
         return workspace[1] if workspace is not None and self._thresholds() else None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The inputs that are tensors."""
+        inputs: tuple[Any, ...] = (*self[:_SEED], self.seeds, *self[_SEED + 1 : _STREAM])
+        return [value for value in inputs if value is not None]
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -116,9 +124,12 @@ class StepArguments(NamedTuple):
             common.shaped(WHERE, "guidance", guidance, (batch,))
             common.same_device(WHERE, "guidance", guidance, x_t, "x_t")
             guidance = common.dense(guidance.to(compute))
-        learned = self._check_model_output()
-        self._check_state_like()
-        slots = self._check_slots(compute)
+        learned = self.model_output is not None and self._check_model_output()
+        if not (self.noise is None and self.gradient is None and self.x0_out is None):
+            self._check_state_like()
+        slots = 0
+        if not (self.slots is None and self.slots_out is None):
+            slots = self._check_slots(compute)
         table = common.dense(table)
         if used is None:
             used = columns_used(table)
@@ -136,6 +147,16 @@ class StepArguments(NamedTuple):
         if sample_ids is not None:
             sample_ids = common.integers(WHERE, "sample_ids", sample_ids, batch, x_t, "x_t")
         self._check_outputs(compute)
+        seed = self.seed if seeds is None else seeds
+        if (
+            table is self.table
+            and row is self.row
+            and seed is self.seed
+            and sample_ids is self.sample_ids
+            and guidance is self.guidance
+            and used is self.used
+        ):
+            return self
         return StepArguments(
             x_t,
             self.model_output,
@@ -143,7 +164,7 @@ class StepArguments(NamedTuple):
             row,
             self.slots,
             self.noise,
-            self.seed if seeds is None else seeds,
+            seed,
             sample_ids,
             guidance,
             self.gradient,
@@ -156,29 +177,25 @@ class StepArguments(NamedTuple):
     def _check_model_output(self) -> bool:
         """Checks the network's output and returns whether it has a variance half."""
         x_t, model_output = self.x_t, self.model_output
-        if model_output is None:
-            return False
+        assert model_output is not None
         common.floating(WHERE, "model_output", model_output)
         common.same_device(WHERE, "model_output", model_output, x_t, "x_t")
-        rows = x_t.size(0) * (1 if self.guidance is None else 2)
+        rows = x_t.size(0) if self.guidance is None else 2 * x_t.size(0)
         plain = x_t.shape if self.guidance is None else (rows, *x_t.shape[1:])
-        learned = model_output.shape != plain
-        if learned and (
-            x_t.ndim < 2 or model_output.shape != (rows, 2 * x_t.shape[1], *x_t.shape[2:])
-        ):
+        if model_output.shape == plain:
+            return False
+        if x_t.ndim < 2 or model_output.shape != (rows, 2 * x_t.shape[1], *x_t.shape[2:]):
             half = " for guidance (conditional half first)" if self.guidance is not None else ""
             raise ValueError(
                 f"fastdiff.{WHERE}: expected model_output of shape {list(plain)}{half}, got"
                 f" {list(model_output.shape)}."
             )
-        return learned
+        return True
 
     def _check_state_like(self) -> None:
         """Checks the optional tensors of x_t's shape."""
-        noise, gradient, x0_out = self.noise, self.gradient, self.x0_out
-        if noise is None and gradient is None and x0_out is None:
-            return
-        for name, value in (("noise", noise), ("gradient", gradient), ("x0_out", x0_out)):
+        for name in ("noise", "gradient", "x0_out"):
+            value = getattr(self, name)
             if value is not None:
                 common.floating(WHERE, name, value)
                 common.shaped(WHERE, name, value, self.x_t.shape)
@@ -186,9 +203,6 @@ class StepArguments(NamedTuple):
 
     def _check_slots(self, compute: torch.dtype) -> int:
         """Checks both sets of slots and returns how many there are."""
-        slots = self.slots if self.slots is not None else self.slots_out
-        if slots is None:
-            return 0
         for name, value in (("slots", self.slots), ("slots_out", self.slots_out)):
             if value is not None:
                 common.shaped(WHERE, name, value, (min(value.shape[0], SLOTS), *self.x_t.shape))
@@ -197,7 +211,8 @@ class StepArguments(NamedTuple):
                     raise TypeError(
                         f"fastdiff.{WHERE}: expected {name} of dtype {compute}, got {value.dtype}."
                     )
-        return slots.shape[0]
+        slots = self.slots if self.slots is not None else self.slots_out
+        return slots.shape[0]  # type: ignore[union-attr]
 
     def _check_required(self, used: int, learned: bool, slots: int) -> None:
         """Raises where the table reads an operand that is missing."""
@@ -220,39 +235,32 @@ class StepArguments(NamedTuple):
             raise ValueError(f"fastdiff.{WHERE}: expected {missing}.")
 
     def _check_outputs(self, compute: torch.dtype) -> None:
-        x_t, out, input_out, row_out = self.x_t, self.out, self.input_out, self.row_out
+        x_t, out, workspace = self.x_t, self.out, self.workspace
+        others = not (
+            self.slots_out is None
+            and self.x0_out is None
+            and self.input_out is None
+            and self.row_out is None
+        )
         if out is None:
-            others = (self.slots_out, self.x0_out, input_out, row_out)
-            if any(value is not None for value in others):
+            if others:
                 raise ValueError(
                     f"fastdiff.{WHERE}: expected out together with the other outputs. Pass out=."
                 )
             return
-        batch = x_t.size(0)
-        common.shaped(WHERE, "out", out, x_t.shape)
-        if row_out is not None:
-            common.integers(WHERE, "row_out", row_out, batch, x_t, "x_t")
-        if input_out is not None and tuple(input_out.shape) not in {
-            (copies * batch, *x_t.shape[1:]) for copies in (1, 2)
-        }:
-            raise ValueError(
-                f"fastdiff.{WHERE}: expected input_out of shape {[batch, *x_t.shape[1:]]}, got"
-                f" {list(input_out.shape)}."
-            )
-        if out.dtype != x_t.dtype:
-            raise TypeError(
-                f"fastdiff.{WHERE}: expected out of dtype {x_t.dtype} like x_t, got {out.dtype}."
-            )
-        if input_out is not None:
-            common.floating(WHERE, "input_out", input_out)
-        for value in self.outputs[:-1]:
-            if value is not None and not value.is_contiguous():
-                raise ValueError(
-                    f"fastdiff.{WHERE}: expected contiguous outputs. State is stored in C order."
+        if out is not x_t:
+            common.shaped(WHERE, "out", out, x_t.shape)
+            if out.dtype != x_t.dtype:
+                raise TypeError(
+                    f"fastdiff.{WHERE}: expected out of dtype {x_t.dtype} like x_t, got"
+                    f" {out.dtype}."
                 )
-        workspace = self.workspace
+        if others:
+            self._check_other_outputs()
+        if not out.is_contiguous():
+            raise ValueError(_CONTIGUOUS)
         if workspace is not None:
-            common.shaped(WHERE, "workspace", workspace, (2, batch))
+            common.shaped(WHERE, "workspace", workspace, (2, x_t.size(0)))
             common.same_device(WHERE, "workspace", workspace, x_t, "x_t")
             if workspace.dtype != compute or not workspace.is_contiguous():
                 raise TypeError(
@@ -260,27 +268,47 @@ class StepArguments(NamedTuple):
                     f" {workspace.dtype}."
                 )
 
+    def _check_other_outputs(self) -> None:
+        x_t, input_out, batch = self.x_t, self.input_out, self.x_t.size(0)
+        if self.row_out is not None:
+            common.integers(WHERE, "row_out", self.row_out, batch, x_t, "x_t")
+        if input_out is not None:
+            if input_out.shape not in (x_t.shape, (2 * batch, *x_t.shape[1:])):
+                raise ValueError(
+                    f"fastdiff.{WHERE}: expected input_out of shape {list(x_t.shape)}, got"
+                    f" {list(input_out.shape)}."
+                )
+            common.floating(WHERE, "input_out", input_out)
+        for value in (self.slots_out, self.x0_out, input_out, self.row_out):
+            if value is not None and not value.is_contiguous():
+                raise ValueError(_CONTIGUOUS)
+
     def launchable(self) -> StepArguments:
         """Checked arguments as the kernels take them: dense inputs, and a workspace where a prepass
         needs one.
         """
-        dense: dict[str, Any] = {
+        lacks = self.workspace is None and (self._rescales() or self._thresholds())
+        for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient):
+            if lacks or not (value is None or value.is_contiguous()):
+                break
+        else:
+            return self
+        ready: dict[str, Any] = {
             name: value.contiguous()
-            for name, value in (
-                ("x_t", self.x_t),
-                ("model_output", self.model_output),
-                ("slots", self.slots),
-                ("noise", self.noise),
-                ("gradient", self.gradient),
-            )
-            if value is not None and not value.is_contiguous()
+            for name, value in self._asdict().items()
+            if name in _DENSE and value is not None
         }
-        if self.workspace is None and (self._rescales() or self._thresholds()):
+        if lacks:
             x_t = self.x_t
-            dense["workspace"] = torch.empty(
+            ready["workspace"] = torch.empty(
                 2, x_t.size(0), dtype=compute_dtype(x_t), device=x_t.device
             )
-        return self._replace(**dense) if dense else self
+        return self._replace(**ready)
+
+    def into(self, out: Tensor, slots_out: Tensor | None) -> StepArguments:
+        """The same inputs with these outputs and no others."""
+        inputs: tuple[Any, ...] = self[:_FIRST_OUTPUT]
+        return StepArguments(*inputs, out, slots_out)
 
     def launch(self) -> None:
         """Starts the kernel for checked arguments on the backend in use."""
@@ -313,15 +341,11 @@ class StepArguments(NamedTuple):
         """The arguments of the registered op that writes its outputs; the functional op's are the
         first `FUNCTIONAL` of them.
         """
-        seed, seeds = self.seed, None
-        if isinstance(seed, Tensor):
-            seed, seeds = 0, seed
-        elif seed is not None and seed >= 2**63:
-            seed -= 2**64
+        seed = self.seed_number or 0
         return (
             *self[:_SEED],
-            seed or 0,
-            seeds,
+            seed if seed < 2**63 else seed - 2**64,
+            self.seeds,
             self.seed is not None,
             *self[_SEED + 1 : _MODE],
             self.mode == "fast",
@@ -343,12 +367,16 @@ class StepArguments(NamedTuple):
         return StepArguments(*arguments)
 
 
+_CONTIGUOUS = f"fastdiff.{WHERE}: expected contiguous outputs. State is stored in C order."
 _FIELDS = StepArguments._fields
-_SEED, _MODE, _FIRST_OUTPUT = (_FIELDS.index(name) for name in ("seed", "mode", "out"))
+_SEED, _STREAM, _MODE, _FIRST_OUTPUT = (
+    _FIELDS.index(name) for name in ("seed", "stream", "mode", "out")
+)
 FUNCTIONAL = _FIRST_OUTPUT + 2
 """How many flat arguments the functional op has."""
 MOVABLE = frozenset(_FIELDS) - {"stream", "mode", "used", "workspace"}
 """The arguments that a bound step can take at every call."""
+_DENSE = ("x_t", "model_output", "slots", "noise", "gradient")
 _OUTPUT_NAMES = frozenset(_FIELDS[_FIRST_OUTPUT:])
 _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
     columns(name)
@@ -432,10 +460,10 @@ class BoundStep:
                 known = self._check(kind, values)
             if known is not None:
                 known.launch(values)
-                written = known.written
-                if known.moved:
-                    moved = [values[i] for i in known.moved]
-                    written = written + [value for value in moved if not value.is_inference()]
+                written = known.written.copy()
+                for i in known.moved:
+                    if not values[i].is_inference():
+                        written.append(values[i])
                 torch.autograd.graph.increment_version(written)
                 return
         self._checked(values).write()
