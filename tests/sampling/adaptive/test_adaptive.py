@@ -21,7 +21,7 @@ from fastdiff.sampling.adaptive import (
     integrate,
     on_tree,
 )
-from fastdiff.sampling.adaptive.network import Network
+from fastdiff.sampling.model_call import ModelCall
 from fastdiff.solvers import make_plan
 
 SCHEDULE = Schedule.linear(1000)
@@ -29,7 +29,7 @@ STD = 0.5
 
 
 class Exact:
-    """The optimal eps for N(mean, STD²), told log-SNR: its time is a number, not a timestep."""
+    """The optimal eps for N(mean, STD²). Its time is the log-SNR, not a timestep."""
 
     def __init__(self, schedule: Schedule = SCHEDULE, mean: float = 0.0):
         self.schedule, self.mean, self.calls = schedule, mean, 0
@@ -210,11 +210,17 @@ def test_a_network_for_some_samples_has_their_arguments() -> None:
     x, y, none = torch.randn(5, 3), torch.arange(5.0), torch.full((5,), -1.0)
     rows = torch.tensor([3, 0])
     for gamma in (1.0, torch.tensor([0.0, 0.5, 1.0, 2.0, 3.0])):
-        network = Network(
-            model, SCHEDULE, "v", None, {"y": y, "scale": 2.0}, {"y": none, "scale": 2.0}, gamma
+        call = ModelCall(
+            model,
+            SCHEDULE,
+            "v",
+            cond={"y": y, "scale": 2.0},
+            uncond={"y": none, "scale": 2.0},
+            guidance_scale=gamma,
+            where="test",
         )
-        whole = network.output(x, [1.0] * 5)
-        assert torch.equal(network.part(rows, 5).output(x[rows], [1.0] * 2), whole[rows])
+        whole = call(x, [1.0] * 5)
+        assert torch.equal(call.part(rows, 5)(x[rows], [1.0] * 2), whole[rows])
 
 
 def test_dpm_fast_counts_its_calls_and_converges() -> None:
