@@ -1,5 +1,4 @@
-"""The pictures of docs/theory/likelihood.md: a learnt density, the steps that each point takes,
-what probes cost.
+"""The figures of docs/theory/likelihood.md: a learned density, its evaluations, and probes.
 
 python examples/likelihood.py [--out docs/theory/figures]
 """
@@ -13,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from score import BLUE, GREY, RED, train  # beside this file
+from score import BLUE, GREY, RED, train  # examples/score.py
 
 from fastdiff import Schedule
 from fastdiff.data import Toy, load_toy
@@ -27,9 +26,7 @@ EDGE, SIDE = 2.4, 64
 
 
 def maps(axes: list[plt.Axes], model: ScoreModel, data: Toy) -> None:
-    """p(x) of the flow on a grid beside the truth, and the evaluations that each point of it
-    took.
-    """
+    """p(x) of the data and of the flow on a grid, and the evaluations of each grid point."""
     side = torch.linspace(-EDGE, EDGE, SIDE)
     grid = torch.cartesian_prod(side, side)
     got = nll(x=grid, **model.for_likelihood(), divergence="exact")
@@ -51,22 +48,23 @@ def maps(axes: list[plt.Axes], model: ScoreModel, data: Toy) -> None:
         axis.set(title=title, xticks=[], yticks=[])
     held = load_toy("moons", "test", n=1_000)
     found = nll(x=held.points, **model.for_likelihood(), divergence="exact")
-    off = found.nats + held.log_density(held.points)
-    stderr = float(off.std()) / math.sqrt(len(off))
+    excess = found.nats + held.log_density(held.points)
+    stderr = float(excess.std()) / math.sqrt(len(excess))
     print(
-        f"KL of the flow to the data: {float(off.mean()):.3f} ± {stderr:.3f} nats on 1,000 held-out"
-        " points"
+        f"KL of the flow to the data: {float(excess.mean()):.3f} ± {stderr:.3f} nats on 1,000"
+        " held-out points"
     )
     bound = sum(
         model.bound(held.points, seed=0, sample_ids=torch.arange(1_000), times=256).values()
     )
     print(
-        f"its bound lies {float((bound - found.nats).mean()):.3f} nats above its probability flow"
+        f"the bound is {float((bound - found.nats).mean()):.3f} nats above the probability flow's"
+        " -ln p"
     )
 
 
 def probes(axis: plt.Axes) -> None:
-    """Standard errors over probes on correlated data of 64 dimensions, whose flow is known."""
+    """Standard errors over probes on correlated Gaussian data of 64 dimensions."""
     dims, generator = 64, torch.Generator().manual_seed(0)
     root = torch.randn(dims, dims, generator=generator, dtype=torch.float64) / math.sqrt(dims)
     values, vectors = torch.linalg.eigh(root @ root.T + 0.3 * torch.eye(dims).double())

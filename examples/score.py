@@ -1,5 +1,4 @@
-"""The pictures of docs/theory/score.md: Langevin paths, a learnt score, SDE and ODE side by side,
-what a corrector does.
+"""The figures of docs/theory/score.md: Langevin paths, a learned score, SDE and ODE, a corrector.
 
 python examples/score.py [--out docs/theory/figures]
 """
@@ -35,8 +34,9 @@ STEPS, BATCH = 1_000, 512
 
 
 class Mixture:
-    """Σ w_k N(m_k, s² I) blurred by noise: the exact eps, for networks that are told log-SNRs, and
-    the score.
+    """Σ w_k N(m_k, s² I) blurred by noise: its score, and its exact eps as a network.
+
+    The network's time is the log-SNR.
     """
 
     def __init__(self, weights: list[float], means: list[list[float]], std: float):
@@ -48,7 +48,7 @@ class Mixture:
     def score(
         self, x: Tensor, alpha: Tensor | float = 1.0, variance: Tensor | float = 0.0
     ) -> Tensor:
-        """grad ln p of alpha x0 + sqrt(variance) eps."""
+        """grad ln p at x of alpha x0 + sqrt(variance) eps."""
         total = torch.as_tensor(alpha) ** 2 * self.std**2 + variance
         off = torch.as_tensor(alpha)[..., None] * self.means - x[:, None]
         share = torch.softmax(self.weights.log() - 0.5 * off.square().sum(2) / total, dim=1)
@@ -60,7 +60,7 @@ class Mixture:
 
 
 def train(name: str = "moons") -> tuple[ScoreModel, Toy]:
-    """A score model of points of the plane by likelihood: half a minute on one core."""
+    """Trains a score model of points in the plane by likelihood: half a minute on one core."""
     torch.manual_seed(0)
     data = load_toy(name, n=20_000)
     model = ScoreModel(
@@ -83,7 +83,7 @@ def train(name: str = "moons") -> tuple[ScoreModel, Toy]:
 def arrows(
     axis: plt.Axes, score: Callable[[Tensor], Tensor], edge: float, color: str = GREY
 ) -> None:
-    """A field on a grid, its lengths by their square root."""
+    """Draws a vector field on a grid, with arrow lengths proportional to the root of its size."""
     side = torch.linspace(-edge, edge, 22)
     grid = torch.cartesian_prod(side, side)
     with torch.no_grad():
@@ -94,43 +94,42 @@ def arrows(
 
 
 def paths(axis: plt.Axes) -> None:
-    """Langevin from one point: the noise decides which mode a path finds, and the modes' weights do
-    not.
-    """
+    """Langevin paths from one point: the noise selects the mode that a path finds."""
     mixture = Mixture([0.2, 0.2, 0.6], [[-1.5, 1.0], [1.5, 1.0], [0.0, -1.5]], 0.55)
     arrows(axis, mixture.score, 3.0)
     for i, color in enumerate((BLUE, RED, GREEN)):
-        seen = [torch.tensor([[0.0, 0.4]])]
+        states = [torch.tensor([[0.0, 0.4]])]
         langevin(
             mixture.score,
-            seen[0],
+            states[0],
             steps=250,
             step_size=0.012,
             seed=11,
             sample_ids=torch.tensor([i]),
-            watch=lambda _, x, seen=seen: seen.append(x),
+            watch=lambda _, x, states=states: states.append(x),
         )
-        axis.plot(*torch.cat(seen).T, color=color, lw=0.9)
+        axis.plot(*torch.cat(states).T, color=color, lw=0.9)
     axis.plot(0.0, 0.4, "ko", ms=4)
     axis.set_title("x ← x + c·score + √2c·z from one point")
 
 
 def shares(axis: plt.Axes) -> None:
-    """Nine to one: Langevin from noise divides the samples by where they start, annealing by the
-    weights.
+    """Two modes of weights nine to one.
+
+    Langevin dynamics divides the samples by where they start, annealing by the weights.
     """
     mixture = Mixture([0.9, 0.1], [[-4.0, 0.0], [4.0, 0.0]], 0.5)
     n, schedule = 1_500, Schedule.ve(100, sigma_min=0.1, sigma_max=30.0)
     start = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)) * 4
     plain = langevin(mixture.score, start, steps=640, step_size=0.02, seed=1)
 
-    class Blurred(Mixture):  # alpha is 1 here
+    class Blurred(Mixture):  # the schedule has alpha = 1
         def __call__(self, x: Tensor, t: Tensor) -> Tensor:
             variance = torch.exp(-t)[:, None]
             return -variance.sqrt() * self.score(x, 1.0, variance)
 
-    told = Blurred([0.9, 0.1], [[-4.0, 0.0], [4.0, 0.0]], 0.5)
-    annealed = annealed_langevin(told, schedule, (n, 2), levels=40, steps=16, snr=0.2, seed=1)
+    blurred = Blurred([0.9, 0.1], [[-4.0, 0.0], [4.0, 0.0]], 0.5)
+    annealed = annealed_langevin(blurred, schedule, (n, 2), levels=40, steps=16, snr=0.2, seed=1)
     right = [0.1, *(float((x[:, 0] > 0).float().mean()) for x in (plain, annealed))]
     for y, (value, color) in enumerate(zip(right, (GREY, RED, BLUE), strict=True)):
         axis.barh(y, 1 - value, color=color, alpha=0.9)
@@ -146,24 +145,22 @@ def shares(axis: plt.Axes) -> None:
     axis.set_title("samples at the left and the right mode")
 
 
-def learnt(axis: plt.Axes, model: ScoreModel, data: Toy) -> None:
-    """The score of moons at sigma/alpha = 0.3, learnt; behind it the data."""
+def learned(axis: plt.Axes, model: ScoreModel, data: Toy) -> None:
+    """The learned score of moons at sigma/alpha = 0.3, and the data."""
     point = model.schedule.at_log_snr(-2 * math.log(0.3))
-    told = model.network_time(point)
+    time = model.network_time(point)
 
     def score(x: Tensor) -> Tensor:
-        v = model(point.alpha * x, torch.full((len(x),), told))
+        v = model(point.alpha * x, torch.full((len(x),), time))
         return -(point.sigma * point.alpha * x + point.alpha * v) / point.sigma
 
     axis.plot(*data.points[:1500].T, ".", ms=1.5, color=RED, alpha=0.5)
     arrows(axis, score, 2.6, BLUE)
-    axis.set_title("a learnt score at σ/α = 0.3")
+    axis.set_title("a learned score at σ/α = 0.3")
 
 
 def reverse(sde_axis: plt.Axes, ode_axis: plt.Axes) -> None:
-    """p_t of a mixture on the line, and the same noise carried back by the reverse SDE and by the
-    probability flow.
-    """
+    """p_t of a mixture on the line, with paths of the reverse SDE and the probability flow."""
     sde, mixture = VPSDE(), Mixture([0.35, 0.65], [[-1.2], [1.0]], 0.25)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
@@ -184,7 +181,7 @@ def reverse(sde_axis: plt.Axes, ode_axis: plt.Axes) -> None:
         density.append(sum(parts))
     generator = torch.Generator().manual_seed(3)
     for axis, eta, title in ((sde_axis, 1.0, "reverse SDE"), (ode_axis, 0.0, "probability flow")):
-        back, x, seen = sde.reverse(score, eta), start, [start]
+        back, x, states = sde.reverse(score, eta), start, [start]
         for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
             noise = (
                 torch.randn(x.shape, generator=generator)
@@ -192,7 +189,7 @@ def reverse(sde_axis: plt.Axes, ode_axis: plt.Axes) -> None:
                 * math.sqrt(t - s)
             )
             x = x - (t - s) * back.drift(x, t) + noise
-            seen.append(x)
+            states.append(x)
         axis.pcolormesh(
             times,
             x_axis,
@@ -201,13 +198,14 @@ def reverse(sde_axis: plt.Axes, ode_axis: plt.Axes) -> None:
             shading="nearest",
             rasterized=True,
         )
-        axis.plot(times, torch.cat(seen, 1).T, color=BLUE if eta else RED, lw=0.8)
+        axis.plot(times, torch.cat(states, 1).T, color=BLUE if eta else RED, lw=0.8)
         axis.set(xlim=(1, 0), ylim=(-3, 3), xlabel="t, from noise to data", title=title)
 
 
 def corrected(axis: plt.Axes) -> None:
-    """The deviation that samples of N(0, s² I) miss, over noise levels, with and without a
-    corrector on the exact score.
+    """The error of the standard deviation of samples of N(0, s² I), with and without a corrector.
+
+    It is drawn over the number of predictor steps, for the exact score.
     """
     dims, n, std, schedule = 32, 1_000, 0.25, Schedule.vp(1000)
     gaussian = Mixture([1.0], [[0.0] * dims], std)
@@ -215,7 +213,7 @@ def corrected(axis: plt.Axes) -> None:
     for corrector, color, label in (
         (0, RED, "predictor alone"),
         (1, BLUE, "1 corrector step"),
-        (4, GREEN, "4 of them"),
+        (4, GREEN, "4 corrector steps"),
     ):
         found = [
             predictor_corrector(
@@ -243,7 +241,7 @@ def corrected(axis: plt.Axes) -> None:
         xscale="log",
         yscale="log",
         xlabel="steps of the predictor",
-        title="missing deviation, |std/s − 1|",
+        title="error of the deviation, |std/s − 1|",
     )
     axis.set_xticks(levels, [str(k) for k in levels])
     axis.xaxis.minorticks_off()
@@ -259,7 +257,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
     paths(axes[0])
     shares(axes[1])
-    learnt(axes[2], *train())
+    learned(axes[2], *train())
     figure.savefig(out / "score.png", dpi=80)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.5), layout="constrained")
     reverse(axes[0], axes[1])

@@ -4,8 +4,8 @@
     L_t      E_q(x_t|x0) KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t))   denoising matching, t = 1 … T-1
     L_prior  KL(q(x_{T-1}|x0) || p(x_{T-1}))                        prior matching
 
-Luo 2022, eq. 58. Timesteps are those of `Schedule`: t = 0 is the least noisy point, Luo's x_1. With
-the posterior's own variance L_t = ½ (SNR_{t-1} - SNR_t)·||x0 - x̂0||² (Luo 2022, eq. 110).
+(Luo 2022, eq. 58). Timesteps are those of `Schedule`: t = 0 is the least noisy point, Luo's x_1.
+With the posterior's variance L_t = ½ (SNR_{t-1} - SNR_t)·||x0 - x̂0||² (Luo 2022, eq. 110).
 
 The prior p(x_{T-1}) is the density that sampling starts from, N(0, s² I) with s =
 `schedule.prior_std()`: otherwise the sum would bound the likelihood of another model than the one

@@ -11,68 +11,13 @@ import numpy as np
 import pytest
 import torch
 from gaussian import Gaussian
+from optimal import NATURAL, SCHEDULES, expected_terms, mmse
 from tolerances import BOUND, VLB_SUM
 
 import fastdiff
 from fastdiff import Schedule, ops, reference
 from fastdiff.backend import library as native
-from fastdiff.sampling.model_call import ModelCall
-from fastdiff.schedule import Time
-from fastdiff.solvers import make_plan
 from fastdiff.theory.likelihood import elbo, optimal_variance, steps, vlb_table
-from fastdiff.theory.likelihood.bound import TimestepTerm, prior_term
-
-VE = Schedule.ve(30, sigma_max=20.0)
-SUB_VP = Schedule.sub_vp(15, beta_max=4.0)  # it ends at sigma = 0.87, far from pure noise
-SCHEDULES = [
-    Schedule.linear(200),
-    Schedule.linear(10),
-    Schedule.cosine(50),
-    VE,
-    Schedule.flow(20),
-    SUB_VP,
-]
-NATURAL = {"vp": "epsilon", "ve": "epsilon", "flow": "flow", "sub_vp": "epsilon"}
-
-
-class Optimal(Gaussian):
-    """The optimal network, which takes the timestep in continuous schedules too."""
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return super().__call__(x, t.long())
-
-    def network_time(self, point: Time) -> float:
-        return point.t
-
-
-def mmse(schedule: Schedule, std: float) -> np.ndarray:
-    """E (x0 - x̂0)² of N(m, s²) data: s² sigma²/V."""
-    return std**2 * schedule.sigma**2 / (schedule.alpha**2 * std**2 + schedule.sigma**2)
-
-
-def corners(mean: float, std: float, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
-    """(x0, eps) [4, 1] for exact expectations over N(m, s²) x N(0, 1).
-
-    The mean of a polynomial of degree 2 over these four points is its expectation.
-    """
-    signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]], dtype=torch.float64)
-    return mean + std * signs[:, :1], signs[:, 1:]
-
-
-def expected_terms(
-    schedule: Schedule, kind: str, variance, mean: float, std: float
-) -> tuple[np.ndarray, float]:
-    """(E L_t [T], E prior) of N(m, s²) data with the optimal denoiser, without sampling error."""
-    x0, eps = corners(mean, std)
-    model = Optimal(schedule, kind, mean, std)
-    call = ModelCall(model, schedule, kind, where="test", learned=True)
-    term = TimestepTerm(call, x0, variance, "gaussian", None)
-    values = []
-    for t in range(schedule.num_train_timesteps):
-        x_t = schedule.alpha[t] * x0 + schedule.sigma[t] * eps
-        values.append(term.of(x_t, torch.full((4,), t)).mean().item())
-    return np.array(values), prior_term(x0, schedule).mean().item()
-
 
 SPREAD = [*zip(SCHEDULES * 2, [0.3, 2.0, 1.0, 2.0, 0.3, 0.7, 1.0, 0.5], strict=False)]
 
@@ -97,58 +42,6 @@ def test_with_the_optimal_variance_the_bound_is_tight(
     p = 1.0 if schedule.space == "vp" else schedule.sigma[-1] ** 2
     mismatch = 0.5 * ((total + (schedule.alpha[-1] * mean) ** 2) / p - 1 - math.log(total / p))
     assert terms.sum() + prior == pytest.approx(entropy + mismatch, rel=BOUND, abs=BOUND)
-
-
-def sampled_nll(schedule: Schedule, mean: float, std: float, start: float) -> float:
-    """E -ln p(x0) of N(m, s²) data under the sampled model.
-
-    The model starts from N(0, start²) and steps by the Gaussians of the bound with the optimal
-    denoiser and variance: p(x0) is a Gaussian with the moments of an affine map.
-    """
-    step, variance = steps(schedule), optimal_variance(schedule, mmse(schedule, std))
-    centre, spread = 0.0, start**2
-    for t in reversed(range(schedule.num_train_timesteps)):
-        alpha, sigma = schedule.alpha[t], schedule.sigma[t]
-        on_x = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
-        gain = step.mean_x0[t] * on_x + step.mean_x[t]
-        centre = gain * centre + step.mean_x0[t] * mean * (1 - alpha * on_x)
-        spread = gain**2 * spread + variance[t]
-    return 0.5 * (math.log(2 * math.pi * spread) + (std**2 + (mean - centre) ** 2) / spread)
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_the_bound_holds_for_the_sampled_model(schedule: Schedule) -> None:
-    """The sum of the terms is at least -ln p(x0) of the model that is sampled.
-
-    They are equal where q(x_{T-1}) is the density that sampling starts from.
-    """
-    kind, last = NATURAL[schedule.space], schedule.num_train_timesteps
-    plan = make_plan(schedule, solver="ddim", steps=last, prediction_type=kind)
-    assert schedule.prior_std() == plan.initial_std
-    for mean, std in ((0.0, 1e-4), (0.0, 1.0), (0.4, 0.5), (-1.0, 2.0)):
-        variance = optimal_variance(schedule, mmse(schedule, std))
-        terms, prior = expected_terms(schedule, kind, variance, mean, std)
-        truth = sampled_nll(schedule, mean, std, plan.initial_std)
-        bound = terms.sum() + prior
-        assert bound >= truth - BOUND * max(1.0, abs(truth))
-        alpha, start = schedule.alpha[-1], plan.initial_std
-        ends_there = alpha**2 * (std**2 + mean**2) + schedule.sigma[-1] ** 2 - start**2
-        if abs(ends_there) < 1e-7:
-            assert bound == pytest.approx(truth, rel=1e-6)
-
-
-def test_with_a_unit_prior_the_terms_of_sub_vp_are_no_bound() -> None:
-    """With the prior N(0, I) the sum for sub-VP would be below -ln p(x0) of the sampled model.
-
-    The data are chosen so that q(x_{T-1}) has variance 1 and that prior term is 0. Sampling starts
-    from N(0, sigma² I).
-    """
-    std = math.sqrt((1 - SUB_VP.sigma[-1] ** 2) / SUB_VP.alpha[-1] ** 2)
-    variance = optimal_variance(SUB_VP, mmse(SUB_VP, std))
-    terms, prior = expected_terms(SUB_VP, "epsilon", variance, 0.0, std)
-    truth = sampled_nll(SUB_VP, 0.0, std, SUB_VP.sigma[-1])
-    assert terms.sum() < truth - 1e-3  # a prior term of 0
-    assert truth < terms.sum() + prior < truth + 0.05
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
@@ -196,7 +89,7 @@ class Learned:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_the_terms_equal_numpy(dtype: torch.dtype, backend: str) -> None:
+def test_the_terms_are_numpy_s(dtype: torch.dtype, backend: str) -> None:
     schedule, model = Schedule.cosine(12), Learned()
     x0 = (
         torch.randint(0, 256, (3, 2, 5), generator=torch.Generator().manual_seed(0)) / 127.5 - 1

@@ -12,24 +12,11 @@ import numpy as np
 import pytest
 import torch
 from gaussian import Gaussian
+from optimal import Optimal, mmse
 from tolerances import BOUND
 
 from fastdiff import Schedule, ops
-from fastdiff.schedule import Time
 from fastdiff.theory.likelihood import elbo, elbo_two_variable, optimal_variance, steps
-
-
-class Optimal(Gaussian):
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return super().__call__(x, t.long())
-
-    def network_time(self, point: Time) -> float:
-        return point.t
-
-
-def mmse(schedule: Schedule, std: float) -> np.ndarray:
-    return std**2 * schedule.sigma**2 / (schedule.alpha**2 * std**2 + schedule.sigma**2)
-
 
 EXACT = [
     (Schedule.linear(30), 0.0, 1.0),
