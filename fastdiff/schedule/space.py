@@ -71,7 +71,7 @@ class _Flow(Space):
     name = "flow"
 
     def point(self, log_snr: Values) -> tuple[Values, Values]:
-        ratio = functions(log_snr).exp(-0.5 * abs(log_snr))  # of the smaller to the larger
+        ratio = functions(log_snr).exp(0.5 * _minus_abs(log_snr))  # of the smaller to the larger
         return _ordered(log_snr, 1.0 / (1.0 + ratio), ratio / (1.0 + ratio))
 
     def inverse_alpha(self, rho: Values) -> Values:
@@ -98,12 +98,12 @@ class _VariancePreserving(RateSpace):
 
     def point(self, log_snr: Values) -> tuple[Values, Values]:
         f = functions(log_snr)
-        ratio = f.exp(-abs(log_snr))  # of the smaller square to the larger; cannot overflow
+        ratio = f.exp(_minus_abs(log_snr))  # of the smaller square to the larger; cannot overflow
         return _ordered(log_snr, f.exp(-0.5 * f.log1p(ratio)), f.sqrt(ratio / (1.0 + ratio)))
 
     def squares(self, log_snr: Values) -> tuple[Values, Values]:
         """(alpha², sigma²) = (sigmoid(log_snr), sigmoid(-log_snr))."""
-        ratio = functions(log_snr).exp(-abs(log_snr))
+        ratio = functions(log_snr).exp(_minus_abs(log_snr))
         return _ordered(log_snr, 1.0 / (1.0 + ratio), ratio / (1.0 + ratio))
 
     def inverse_alpha(self, rho: Values) -> Values:
@@ -193,6 +193,11 @@ def select(condition: Values, yes: Values, no: Values) -> Values:
     if isinstance(condition, (bool, np.bool_)):
         return yes if condition else no
     return functions(condition).where(condition, yes, no)
+
+
+def _minus_abs(log_snr: Values) -> Values:
+    """-|log_snr|, with the right derivatives at 0, where abs of a tensor has none."""
+    return select(log_snr > 0, -log_snr, log_snr)
 
 
 def _ordered(log_snr: Values, larger: Values, smaller: Values) -> tuple[Values, Values]:

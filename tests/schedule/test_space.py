@@ -66,6 +66,16 @@ def test_points_have_all_their_digits(space: str) -> None:
 
 
 @pytest.mark.parametrize("space", SPACES)
+def test_points_have_derivatives(space: str) -> None:
+    """Of alpha and sigma by the log-SNR, at 0 too, where two formulas meet."""
+    values = torch.tensor([-9.0, -0.5, 0.0, 0.3, 9.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(geometry(space).point, values)
+    alpha, sigma = geometry(space).point(values)
+    (slope,) = torch.autograd.grad((2 * (alpha.log() - sigma.log())).sum(), values)
+    torch.testing.assert_close(slope, torch.ones_like(slope), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("space", SPACES)
 def test_noise_levels_and_angles_select_the_same_points(space: str) -> None:
     for value in LOG_SNR.tolist():
         alpha, sigma = geometry(space).point(value)
