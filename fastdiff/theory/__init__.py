@@ -9,4 +9,6 @@ systems/       trainable denoisers, classifiers and super-resolution
 evaluation/    the measurements of `fastdiff eval`
 system.py      what a trainable system must provide
 registry.py    the table of trainable systems by name
+
+tensors.py and dequantization.py serve several of these.
 """

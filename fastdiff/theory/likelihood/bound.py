@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ... import ops, rng
+from ...prediction import normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
 from ...table import VLB_COLUMNS
@@ -108,7 +109,7 @@ def elbo(
     call = ModelCall(
         model,
         schedule,
-        prediction_type,
+        normalize(prediction_type),
         cond=cond,
         where="fastdiff.theory.likelihood.elbo",
         learned=True,

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ... import ops, rng
+from ...prediction import normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
 from ...table import VLB_COLUMNS
@@ -65,7 +66,8 @@ def elbo_two_variable(
         raise ValueError(
             f"{_WHERE}: expected likelihood in {list(LIKELIHOODS)}, got {likelihood!r}."
         )
-    call = ModelCall(model, schedule, prediction_type, cond=cond, where=_WHERE, learned=True)
+    kind = normalize(prediction_type)
+    call = ModelCall(model, schedule, kind, cond=cond, where=_WHERE, learned=True)
     chain = _Chain(call, x0, variance, clip_range, seed, sample_ids)
     reconstruction = TimestepTerm(call, x0, variance, likelihood, clip_range)
     last = schedule.num_train_timesteps - 1

@@ -17,6 +17,7 @@ from tolerances import BOUND, VLB_SUM
 import fastdiff
 from fastdiff import Schedule, ops, reference
 from fastdiff.backend import library as native
+from fastdiff.prediction import Parametrization
 from fastdiff.theory.likelihood import elbo, optimal_variance, steps, vlb_table
 
 SPREAD = [*zip(SCHEDULES * 2, [0.3, 2.0, 1.0, 2.0, 0.3, 0.7, 1.0, 0.5], strict=False)]
@@ -332,6 +333,7 @@ def test_wrong_arguments_are_named() -> None:
             r"expected variance as a name or positive numbers \[10\], got an array .* with 0",
         ),
         ({"prediction_type": "noise"}, "expected prediction_type in"),
+        ({"prediction_type": Parametrization("v", unit_input=True)}, "expected prediction_type in"),
     ):
         with pytest.raises(ValueError, match=message):
             elbo(lambda x, t: x, x0, schedule, **good | change)
