@@ -1,19 +1,17 @@
-"""Kills workers of batch jobs with SIGKILL until nobody doubts it, and compares what is left with
-an undisturbed run.
+"""Kills workers of batch jobs many times, and compares the datasets with undisturbed runs.
 
     python tests/jobs/chaos.py --kills 100 --seed 0 --engines shard,torchrun --minutes 30
 
-Runs of a tiny network are made in all formats by 1 to 4 workers of changing engines. They die at
-random instants, also right before and after any fsync, rename, link and unlink
-(tests/jobs/tiny.py). After each round no unit may be damaged and none that was there may be gone;
-in the end the digest and every byte of the shards are those of a run that nobody disturbed, and no
-worker has left a file behind. Ends with the figures as one line of JSON; a difference raises
-AssertionError.
+Runs of a tiny network are made in all picture formats by 1 to 4 workers of changing engines. The
+workers are killed with SIGKILL at random instants, and also immediately before and after calls of
+fsync, rename, link and unlink (tests/jobs/tiny.py). After each round no unit may be damaged, and no
+finished unit may be missing. In the end the digest and every byte of the data files must be those
+of an undisturbed run, and no worker may have left a file behind. The last line of the output is
+JSON with the figures; a difference raises AssertionError.
 
-Most workers are forked from this process, which has imported torch already; of the engine `fresh`
-and of torchrun they are processes of their own. A kill counts as one during an unfinished unit when
-the worker's own log began a unit whose end it did not tell, and whose record is not its work
-either.
+Most workers are forked from this process, which has imported torch already; those of the engine
+`fresh` and of torchrun are separate processes. A kill counts as one within a unit when the log of
+the worker has begun a unit and not finished it, and the unit's record is not from this worker.
 """
 
 from __future__ import annotations
@@ -41,22 +39,23 @@ from fastdiff.jobs.verify import verify
 
 HERE = Path(__file__).resolve().parent
 PICTURES = [name for name, fmt in FORMATS.items() if fmt.holds((8, 8, 1), "uint8")]
-PATIENCE = 240.0  # seconds after which a worker that neither works nor ends is a failure
+PATIENCE = 240.0  # seconds after which a round without an end is a failure
 
 
 def unfinished(folder: Folder) -> dict[int, bool]:
-    """Of the workers that were killed after their log began: process id -> whether it had a unit in
-    hand.
+    """Returns {process id: whether it was computing a unit} of the workers that were killed.
+
+    Workers that were killed before their log began are not included.
     """
     killed = {}
     for path in (folder.path / "log").glob("*.jsonl"):
         events = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
         if any(event["event"] == "stop" for event in events):
             continue
-        told = {
+        units = {
             name: {e["unit"] for e in events if e["event"] == name} for name in ("begin", "unit")
         }
-        open = [folder.record_path(unit) for unit in told["begin"] - told["unit"]]
+        open = [folder.record_path(unit) for unit in units["begin"] - units["unit"]]
         mine = [
             p.exists() and read_record(p, int(p.stem))["made"]["worker"] == path.stem for p in open
         ]
@@ -65,7 +64,7 @@ def unfinished(folder: Folder) -> dict[int, bool]:
 
 
 class Campaign:
-    """One dataset under fire, beside the same one made in peace."""
+    """A dataset whose workers are killed, and the same dataset from an undisturbed run."""
 
     patience = PATIENCE
 
@@ -100,20 +99,20 @@ class Campaign:
             "--format",
             format,
         ]
-        self.peace = place / f"{format}-{units}-in-peace"
+        self.undisturbed = place / f"{format}-{units}-undisturbed"
         self.kills: Counter[str] = Counter()
         self.rounds: Counter[str] = Counter()
         self.done: set[int] = set()
         self.dead: set[int] = set()
-        if not self.peace.exists():
+        if not self.undisturbed.exists():
             worker = Worker(
-                "forked", ["sample", "--out", str(self.peace), *self.asked], {}, self.output
+                "forked", ["sample", "--out", str(self.undisturbed), *self.asked], {}, self.output
             )
             wait([worker])
-            assert worker.status == 0, self.told()
+            assert worker.status == 0, self.tail()
 
     def command(self) -> list[str]:
-        """What starts a worker, or restarts it: as people and schedulers do, in one of two ways."""
+        """Returns the arguments that start or restart a worker, in one of the two possible ways."""
         if self.begun and self.draw.random() < 0.5:
             return ["resume", str(self.path)]
         return ["sample", "--out", str(self.path), *self.asked]
@@ -126,19 +125,19 @@ class Campaign:
         return self.begun and len(self.done) == len(Folder(self.path).spec.units)
 
     def round(self) -> None:
-        """Workers start, die one after another, and what they leave is looked at."""
+        """Starts workers, kills them one after another, and checks what they leave."""
         draw = self.draw
         number, slow = (
             sum(self.rounds.values()),
             [e for e in self.engines if e in ("torchrun", "ray")],
         )
-        turn = number % 6 == 5 and slow  # each of these is sure to have its rounds
+        turn = number % 6 == 5 and slow  # the slow engines are certain to be used
         engine, world = (
             (slow[number // 6 % len(slow)] if turn else draw.choice(self.engines)),
             draw.randint(1, 4),
         )
         if engine == "torchrun":
-            world = draw.randint(1, 2)  # each imports torch anew
+            world = draw.randint(1, 2)  # each imports torch
         self.rounds[f"{engine} x{world}"] += 1
         workers = []
         for number in range(1 if engine in ("torchrun", "ray") else world):
@@ -149,16 +148,16 @@ class Campaign:
                 arguments += ["--shard", f"{number}/{world}"]
             environment = {"TINY_SLEEP": "0.005"}
             if draw.random() < 0.5:
-                # Ray starts the dead anew, at the cost of importing torch, and its round ends with
-                # the run
+                # Ray restarts dead workers, which then import torch, and a round of Ray ends only
+                # with the run
                 often = draw.choice([0.003, 0.01, 0.1]) if engine != "ray" else 0.003
                 environment["TINY_KILL"] = f"{often}:{draw.getrandbits(32)}"
             workers.append(Worker(engine, arguments, environment, self.output, world))
         self._fire(engine, workers)
-        self.look()
+        self.check()
 
-    def look(self) -> None:
-        """Nothing may be damaged, and nothing that was there may be gone."""
+    def check(self) -> None:
+        """Raises AssertionError for damaged units, and for finished units that are gone."""
         if self.begun:
             folder = Folder(self.path)
             check = verify(folder)
@@ -170,12 +169,12 @@ class Campaign:
     def _fire(self, engine: str, workers: list[Worker]) -> None:
         draw, logs, end = self.draw, self.path / "log", time.monotonic() + self.patience
         agent = engine in ("torchrun", "ray")
-        early = not agent and draw.random() < 0.15  # some die before they have begun
+        early = not agent and draw.random() < 0.15  # kill some before they have begun
         fired: set[int] = set()
         while not all(worker.ended() for worker in workers):
-            assert time.monotonic() < end, f"{engine} hangs:\n{self.told()}"
+            assert time.monotonic() < end, f"{engine} hangs:\n{self.tail()}"
             if agent and fired:
-                time.sleep(0.05)  # the others below it are told to finish their units
+                time.sleep(0.05)  # the agent lets the other workers finish their units
                 continue
             targets = [
                 pid
@@ -194,13 +193,13 @@ class Campaign:
         for worker in workers:
             if agent:
                 worker.end()
-                assert worker.status != 2, self.told()
+                assert worker.status != 2, self.tail()
             else:
                 assert worker.status in (
                     0,
                     75,
                     -signal.SIGKILL,
-                ), f"status {worker.status}:\n{self.told()}"
+                ), f"status {worker.status}:\n{self.tail()}"
         dead = {w.pid for w in workers if w.status == -signal.SIGKILL} if not agent else fired
         if agent and self.begun:
             dead |= unfinished(Folder(self.path)).keys() - self.dead
@@ -209,22 +208,25 @@ class Campaign:
         self.dead |= dead
 
     def finish(self) -> Counter[str]:
-        """Lets one worker make the rest, and compares. Returns how many were killed after they had
-        begun, and how.
+        """Lets one worker complete the run, and compares the result.
+
+        Returns how many workers were killed after their start, and how many of them within a unit.
         """
         worker = Worker("forked", self.command(), {}, self.output)
         wait([worker])
-        assert worker.status == 0, f"status {worker.status}:\n{self.told()}"
+        assert worker.status == 0, f"status {worker.status}:\n{self.tail()}"
         said = self.path.with_suffix(".json")
         worker = Worker("forked", ["verify", str(self.path), "--json"], {}, said)
         wait([worker])
         assert worker.status == 0, said.read_text()
         check, folder = json.loads(said.read_text()), Folder(self.path)
         assert check["fine"] and not check["foreign"], check
-        assert check["digest"] == verify(Folder(self.peace)).digest, (
-            "another digest than of the run in peace"
+        assert check["digest"] == verify(Folder(self.undisturbed)).digest, (
+            "another digest than that of the undisturbed run"
         )
-        assert _tree(self.path) == _tree(self.peace), "other shards than those of the run in peace"
+        assert _tree(self.path) == _tree(self.undisturbed), (
+            "other shards than those of the undisturbed run"
+        )
         assert [unit for unit, _ in unit_files(self.path)] == list(folder.spec.units.numbers)
         left = [p.name for p in self.path.iterdir() if p.name.startswith(".")] + os.listdir(
             self.path / "tmp"
@@ -233,13 +235,14 @@ class Campaign:
         killed = unfinished(folder)
         return Counter(killed_after_start=len(killed), killed_within_a_unit=sum(killed.values()))
 
-    def told(self) -> str:
-        return self.output.read_text()[-3000:] if self.output.exists() else "nothing was said"
+    def tail(self) -> str:
+        return self.output.read_text()[-3000:] if self.output.exists() else "no output"
 
 
 def every_instant(place: Path, draw: random.Random, stride: int) -> Counter[str]:
-    """Runs of three units whose worker dies right before call 0, 1, 2 … of those that put a file on
-    disk.
+    """Kills the worker of a run of three units before call 0, 1, 2 … that puts a file on disk.
+
+    The calls are those of tests/jobs/tiny.py; every run is a new one.
     """
     kills: Counter[str] = Counter()
     for call in range(draw.randrange(stride), 10_000, stride):
@@ -248,9 +251,9 @@ def every_instant(place: Path, draw: random.Random, stride: int) -> Counter[str]
         wait([worker])
         if worker.status == 0:
             break
-        assert worker.status == -signal.SIGKILL, campaign.told()
+        assert worker.status == -signal.SIGKILL, campaign.tail()
         kills["forked, at every instant of a commit"] += 1
-        campaign.look()
+        campaign.check()
         kills += campaign.finish()
     return kills
 
@@ -306,7 +309,7 @@ def main() -> int:
             kills["forked, at every instant of a commit"] = found.pop(
                 "forked, at every instant of a commit"
             )
-            print(f"{sum(kills.values())} instants of a commit: digest as in peace", flush=True)
+            print(f"{sum(kills.values())} instants of a commit: digest as undisturbed", flush=True)
         wanted = args.kills + sum(kills.values())
         while sum(kills.values()) < wanted and not late():
             campaign = Campaign(
@@ -321,11 +324,11 @@ def main() -> int:
                 campaign.round()
             found += campaign.finish()
             kills, rounds, runs = kills + campaign.kills, rounds + campaign.rounds, runs + 1
-            told = (
+            line = (
                 f"run {runs} ({campaign.path.name}): {sum(campaign.kills.values())} kills, digest"
-                " as in peace"
+                " as undisturbed"
             )
-            print(told, flush=True)
+            print(line, flush=True)
     figures = {
         "runs": runs,
         "kills": sum(kills.values()),

@@ -17,14 +17,14 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole dataset, which nobody touches."""
-    path = tmp_path_factory.mktemp("peace") / "run"
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete dataset, which no test modifies."""
+    path = tmp_path_factory.mktemp("undisturbed") / "run"
     assert main(["sample", "--out", str(path), *RUN]) == 0
     return path
 
 
 @pytest.fixture
-def run(peace: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
-    return shutil.copytree(peace, tmp_path / "run")
+def run(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of it, to modify."""
+    return shutil.copytree(undisturbed, tmp_path / "run")

@@ -16,7 +16,10 @@ SHARD, RECORD = "shards/00000/000000003.npy", "units/00000/000000003.json"
 
 
 class Cli:
-    """Runs commands in this process. Attributes: out, err: of the latest one."""
+    """Runs commands in this process.
+
+    Attributes: out, err: the output of the latest command.
+    """
 
     def __init__(self, capsys: pytest.CaptureFixture[str]):
         self._capsys = capsys
@@ -27,13 +30,13 @@ class Cli:
         return status
 
     def digest(self, folder: Path) -> str:
-        """Of a dataset that must be whole."""
+        """Returns the digest of a dataset that must be intact."""
         assert self("verify", folder, "--json") == 0, self.out
         return json.loads(self.out)["digest"]
 
 
 def state(folder: Path, without: int | None = None) -> dict[str, tuple[str, int]]:
-    """Hash and time of every file of the units, except one unit's."""
+    """Returns the hash and modification time of every file of the units, except one unit's."""
     paths = [p for kind in ("shards", "units") for p in (folder / kind).rglob("*") if p.is_file()]
     return {
         str(p.relative_to(folder)): (

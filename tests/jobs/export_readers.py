@@ -93,8 +93,10 @@ READERS: dict[str, Callable[[Path], Exported]] = {
 
 
 def edm_dataset(path: Path) -> tuple[list[str], list[np.ndarray], list[int] | None]:
-    """ImageFolderDataset of NVlabs/edm: every file below with an extension Pillow knows, sorted as
-    text; the classes from dataset.json by the picture's name.
+    """Reads a folder as ImageFolderDataset of NVlabs/edm does: (names, pictures, classes).
+
+    It takes every file with an extension that Pillow knows, sorted as text, and the classes from
+    dataset.json by the picture's name.
     """
     Image.init()
     every = {
@@ -112,8 +114,9 @@ def edm_dataset(path: Path) -> tuple[list[str], list[np.ndarray], list[int] | No
 
 
 def adm_batches(path: Path, batch: int) -> Iterator[np.ndarray]:
-    """As open_npz_array of guided-diffusion's evaluator streams arr_0: the member opened in place,
-    its header read, then batches of bytes.
+    """Streams arr_0 as open_npz_array of guided-diffusion's evaluator does.
+
+    The member is opened in place and its header is read, then batches of bytes.
     """
     with open(path, "rb") as file, zipfile.ZipFile(file, "r") as archive:
         assert "arr_0.npy" in archive.namelist()

@@ -1,6 +1,4 @@
-"""Tiny random pipelines of diffusers with text encoders and tokenizers, made from configurations
-and saved to a folder.
-"""
+"""Makes tiny random diffusers pipelines with text encoders and tokenizers, saved to folders."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ def seeded(make: Callable[[], Any], seed: int = 7) -> Any:
 
 
 def tokenizer() -> Any:
-    """Of letters and digits, with the two marks that CLIP's texts lie between."""
+    """Returns a tokenizer of letters and digits, with the start and end tokens of CLIP's texts."""
     letters = string.ascii_lowercase + string.digits
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return transformers.CLIPTokenizer(
@@ -81,7 +79,7 @@ def vae(**more: Any) -> Any:
 
 
 def plain(scheduler: Any = None, learned: bool = False, **more: Any) -> Any:
-    """A U-Net of pictures, without conditions unless it has classes."""
+    """Returns a pipeline with a U-Net of pictures, without conditions unless it has classes."""
     network = seeded(
         lambda: diffusers.UNet2DModel(
             sample_size=8,

@@ -1,11 +1,10 @@
-"""Runs on a local Ray cluster, in a process of its own: Ray leaves threads behind in a process that
-used it.
+"""Runs jobs on a local Ray cluster, in a separate process, because Ray leaves threads behind.
 
     python tests/jobs/ray_driver.py FOLDER
 
-FOLDER/run is left by one pool and finished by another, which the command line starts;
-FOLDER/refused has other weights, and
-FOLDER/wide more threads than the machine has CPUs. Ends with a line of JSON: what came of each.
+One pool begins FOLDER/run and another one, started by the command line, finishes it.
+FOLDER/refused has other weights, and FOLDER/wide needs more threads than the machine has CPUs. The
+last line of the output is JSON with the results.
 """
 
 from __future__ import annotations
@@ -43,5 +42,5 @@ if __name__ == "__main__":
         refused = error(lambda: run_pool(Folder(where / "refused"), workers=1))
         wide = error(lambda: run_pool(Folder(where / "wide")))
     assert not ray.is_initialized()
-    told = {"stopped": left.stopped, "made": left.made, "done": left.done, "status": status}
-    print("\n" + json.dumps(told | {"refused": refused, "wide": wide}))
+    results = {"stopped": left.stopped, "made": left.made, "done": left.done, "status": status}
+    print("\n" + json.dumps(results | {"refused": refused, "wide": wide}))

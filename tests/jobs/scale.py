@@ -1,10 +1,9 @@
-"""Times `fastdiff info` and the start of `fastdiff resume` over very many units.
+"""Times `fastdiff info` and the start of `fastdiff resume` on datasets of very many units.
 
     python tests/jobs/scale.py --units 100000 --out /dev/shm/many
 
-The folder is written directly, as its layout says: tiny shards with their records, all but the last
-    one. Beside the time
-stands that of the CPU, which other work on the machine does not lengthen.
+The dataset is written directly: tiny shards with their records, all but the last unit. CPU times
+are reported next to the times, since other work on the machine does not lengthen them.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ UNIT = 64
 
 
 def make(path: Path, units: int) -> Folder:
-    """A run of tiny:factory of which the last unit is missing. The pixels are not the network's."""
+    """Writes a run of tiny:factory without its last unit; the pixels are not the network's."""
     sys.path.insert(0, str(HERE))
     job = Job.plan("tiny:factory", ids=(0, units * UNIT - 1), unit=UNIT, steps=2, threads=1)
     folder, spec, npy = Folder.create(path, job.spec), job.spec, FORMATS["npy"]
@@ -83,13 +82,13 @@ def fastdiff(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def cpu() -> float:
-    """Seconds of CPU that commands took so far."""
+    """Returns the CPU seconds that child processes have used."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def first_unit(folder: Path) -> float | None:
-    """When the worker of the latest log began its first unit, seconds since the epoch."""
+    """Returns when the worker of the latest log began its first unit, in seconds since 1970."""
     log = max((folder / "log").glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
     return next(
         (e["unix"] for e in map(json.loads, log.read_text().splitlines()) if e["event"] == "begin"),
@@ -117,9 +116,9 @@ def main() -> int:
             ("info", str(path)),
         ):
             begun, clock, before = time.time(), time.monotonic(), cpu()
-            told = fastdiff(*command)
+            done = fastdiff(*command)
             taken = time.monotonic() - clock
-            assert told.returncode == 0, told.stderr
+            assert done.returncode == 0, done.stderr
             drawn = first_unit(path) if command[0] == "resume" else None
             said = "" if drawn is None else f", first unit begun after {drawn - begun:.2f} s"
             print(f"{command[0]}: {taken:.2f} s, {cpu() - before:.2f} s of CPU{said}", flush=True)

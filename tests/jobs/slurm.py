@@ -1,6 +1,4 @@
-"""A SLURM cluster of this one machine, while a test takes: munged, slurmctld and slurmd, in a
-folder of their own.
-"""
+"""A SLURM cluster of this machine for the duration of a test: munged, slurmctld and slurmd."""
 
 from __future__ import annotations
 
@@ -57,13 +55,13 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class CannotStart(Exception):
-    """What keeps the daemons from running here."""
+    """The daemons cannot run here; the message says why."""
 
 
 class Cluster:
-    """Raises CannotStart. Call `stop` at the end; it leaves no process behind.
+    """A cluster with its own folder. Raises CannotStart. Call `stop` at the end.
 
-    Attributes: environment: with which SLURM's commands, and the jobs they start, find it.
+    Attributes: environment: variables with which SLURM's commands and jobs find the cluster.
     """
 
     def __init__(self, seconds: float = 30.0):
@@ -72,7 +70,7 @@ class Cluster:
             raise CannotStart(
                 f"{', '.join(missing)} not installed (Debian: munge slurmctld slurmd slurm-client)"
             )
-        self.here = Path(tempfile.mkdtemp(prefix="slurm-"))  # a socket's path is short
+        self.here = Path(tempfile.mkdtemp(prefix="slurm-"))  # the path of a socket must be short
         self.environment = os.environ | {"SLURM_CONF": str(self.here / "slurm.conf"), "PATH": WHERE}
         self._daemons: list[subprocess.Popen[bytes]] = []
         try:
@@ -121,7 +119,7 @@ class Cluster:
             )
 
     def _check(self, end: float) -> None:
-        """Waits a moment. Raises CannotStart when a daemon has ended, or after too long a time."""
+        """Waits briefly. Raises CannotStart when a daemon has ended, or after too long a time."""
         time.sleep(0.1)
         if time.monotonic() > end or any(daemon.poll() is not None for daemon in self._daemons):
             last = [
@@ -131,7 +129,7 @@ class Cluster:
             raise CannotStart(f"the daemons do not start here: {last}")
 
     def ask(self, *command: str, check: bool = True, **environment: str) -> str:
-        """What a command prints."""
+        """Returns the output of a command."""
         done = subprocess.run(
             command, env=self.environment | environment, capture_output=True, text=True, timeout=120
         )
@@ -140,7 +138,7 @@ class Cluster:
         return done.stdout.strip()
 
     def wait(self, job: str, seconds: float = 240.0) -> None:
-        """Until a job, with all tasks of its array, has left the queue."""
+        """Waits until a job, with all tasks of its array, has left the queue."""
         end = time.monotonic() + seconds
         while self.ask("squeue", "--noheader", "--jobs", job, check=False):
             assert time.monotonic() < end, self.ask("squeue", "--long")

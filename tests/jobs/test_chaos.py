@@ -1,6 +1,4 @@
-"""SIGKILL at any instant, by one to four workers: the short form of chaos.py, which tells what it
-checks.
-"""
+"""A short run of chaos.py: SIGKILL at any instant, one to four workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries by sample id: classes in turn, and files with a line per id, read at random."""
+"""Entries by sample id: cycles of classes, and files with a line per id, read by seeking."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_classes_in_turn() -> None:
     given = Conditions.of(model, ids=(5, 99), classes="3, Coat,Ankle boot")
     assert given.entries(0, 7) == [3, 1, 2, 3, 1, 2, 3] and given.entries(6, 6) == []
     assert given.identity == {"classes": [3, 1, 2]} and given.file is None
-    # an id's class is the same whatever the run
+    # an id's class is the same in every run
     other = Conditions.of(model, ids=(0, 10**9), classes='3,"Coat","Ankle boot"')
     assert other.entries(10**9, 10**9 + 2) == given.entries(10**9, 10**9 + 2) == [1, 2]
     assert Conditions.of(model, ids=(0, 9), classes='"bag, purse",purse').identity == {
@@ -101,7 +101,7 @@ def test_models_without_classes() -> None:
 
 
 def test_a_file_of_classes(tmp_path: Path) -> None:
-    """Names, numbers, JSON and both ends of lines; line k is the id first + k."""
+    """Names, numbers, JSON and both line endings; line k is the id first + k."""
     text = 'Coat\n3\r\n "2"\n{"y": 1}\n{"class": "T-shirt"}\nbag, purse'
     path = written(tmp_path / "labels.txt", text)
     given = Conditions.of(of_classes(), ids=(100, 105), file=path)
@@ -111,7 +111,7 @@ def test_a_file_of_classes(tmp_path: Path) -> None:
         and given.entries(105, 106) == [3]
         and given.entries(103, 103) == []
     )
-    # a unit that is filled up repeats the nearest sample's entry
+    # ids outside the run have the entry of the nearest sample
     assert given.entries(98, 102) == [1, 1, 1, 3] and given.entries(104, 109) == [0, 3, 3, 3, 3]
     assert given.identity == {"file": hashlib.sha256(text.encode()).hexdigest(), "lines": 6}
     assert given.file == path
@@ -220,9 +220,7 @@ def test_other_refusals(tmp_path: Path) -> None:
 def test_a_worker_reads_what_the_writer_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not every line again; a file that changes under it is noticed; it goes to other processes as
-    it is.
-    """
+    """A worker does not parse every line again, and notices a file that changes during the run."""
     path = written(tmp_path / "labels.txt", "1\n2\n3\n")
     model = open_model("fashion-mnist")
     written_by = Conditions.of(model, ids=(0, 2), file=path)
@@ -243,7 +241,7 @@ def test_a_worker_reads_what_the_writer_checked(
 
 
 def test_any_range_of_a_long_file(tmp_path: Path) -> None:
-    """Against all lines in a list; lines of 1 to 300 bytes cross the chunks of the index."""
+    """Ranges equal those of a list; lines of 1 to 300 bytes cross the chunks of the index."""
     draw = random.Random(0)
     lines = [str(i) + " " + "é" * draw.choice((0, 1, 5, 149)) for i in range(60_000)]
     path = written(tmp_path / "prompts.txt", "\n".join(lines) + "\n")
@@ -257,7 +255,7 @@ def test_any_range_of_a_long_file(tmp_path: Path) -> None:
 
 
 def test_a_long_file_takes_little_time_and_memory(tmp_path: Path) -> None:
-    """A million lines, checked in 3 s of a core at most (0.2 measured)."""
+    """A million lines are checked in at most 3 s of a core (0.2 measured)."""
     lines = 10**6
     path = written(tmp_path / "labels.txt", "".join(f"{i % 4}\n" for i in range(lines)))
     model, ids = of_classes(), (0, lines - 1)
@@ -266,16 +264,16 @@ def test_a_long_file_takes_little_time_and_memory(tmp_path: Path) -> None:
     assert time.process_time() - begin < 3
     tracemalloc.start()
     again = Conditions.restore(given.identity, model, ids=ids, file=path)
-    kept, most = tracemalloc.get_traced_memory()
+    retained, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (
-        most < 48 << 20 and kept < 1 << 20
+        most < 48 << 20 and retained < 1 << 20
     )  # 16 bytes for each 64 lines, and one chunk with its line ends
     assert again.entries(777_777, 777_781) == [1, 2, 3, 0]
 
 
 def test_entries_reach_the_network(tmp_path: Path) -> None:
-    """A file's classes and the same classes by hand: the same samples, bit for bit."""
+    """A file's classes give the same samples, bit for bit, as the same classes passed directly."""
     model = open_model("fashion-mnist")
     path = written(tmp_path / "labels.txt", "Coat\nBag\n3\n")
     entries = Conditions.of(model, ids=(10, 12), file=path).entries(10, 14)

@@ -1,4 +1,4 @@
-"""Damage to the files of a dataset: each is named in a sentence, and `resume` restores the digest."""
+"""Damaged files of a dataset: each is named in a sentence, and `resume` restores the digest."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ from fastdiff.jobs.verify import has_manifest
 NONE = f"fastdiff.jobs: expected the record of unit 3 in {{run}}/{RECORD}, got no JSON object. "
 NONE += "Run `fastdiff resume {run}`."
 DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
-    # what is done; what verify says of unit 3; whether a look at names, sizes and records sees it,
-    # too
+    # damage; what verify says about unit 3; whether the quick check finds it
     "a byte of a shard": (
         lambda r: flip(r / SHARD),
         "{run}/" + SHARD + " is not as it was written",
@@ -57,15 +56,17 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_damage_of_a_unit_is_named_and_mended(what: str, run: Path, peace: Path, cli: Cli) -> None:
+def test_damage_of_a_unit_is_named_and_repaired(
+    what: str, run: Path, undisturbed: Path, cli: Cli
+) -> None:
     damage, says, seen = DAMAGE[what]
-    expected, before = cli.digest(peace), state(run, without=3)
+    expected, before = cli.digest(undisturbed), state(run, without=3)
     damage(run)
     assert cli("info", run) == 0
     assert (
         "5 of 6 units done" in cli.out and "0 missing, 0 failed, 1 corrupt" in cli.out
     ) == seen, cli.out
-    if seen:  # a worker sees it by itself
+    if seen:  # a worker finds it without verify
         assert cli("resume", run) == 0 and cli.out.startswith("4 images")
         assert cli.digest(run) == expected
         damage(run)
@@ -76,27 +77,25 @@ def test_damage_of_a_unit_is_named_and_mended(what: str, run: Path, peace: Path,
     assert lines[2] == f"not whole: `fastdiff resume {run}` makes the rest"
     assert state(run, without=3) == before, "verify changes nothing"
     assert cli("resume", run) == 0 and cli.out.startswith("4 images")
-    assert cli.digest(run) == expected and pixels(run) == pixels(peace)
+    assert cli.digest(run) == expected and pixels(run) == pixels(undisturbed)
     assert state(run, without=3) == before and not (run / "verify.json").exists()
 
 
-def test_what_is_missing_is_made_before_anything_is_looked_for(
-    run: Path, peace: Path, cli: Cli
+def test_missing_units_are_made_before_others_are_checked(
+    run: Path, undisturbed: Path, cli: Cli
 ) -> None:
-    """A worker of a large run does not read all records first: it finds unit 3 damaged when unit 4
-    is made.
-    """
+    """A worker makes missing units first, and then checks the others: unit 4, then unit 3."""
     (run / RECORD.replace("3.json", "4.json")).unlink()
     cut(run / SHARD, 300)
     before = set((run / "log").glob("*.jsonl"))
-    assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(peace)
+    assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(undisturbed)
     (log,) = set((run / "log").glob("*.jsonl")) - before
-    told = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [event["unit"] for event in told if event["event"] == "begin"] == [4, 3]
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["unit"] for event in events if event["event"] == "begin"] == [4, 3]
 
 
-def test_missing_units_are_named_and_made(run: Path, peace: Path, cli: Cli) -> None:
-    expected = cli.digest(peace)
+def test_missing_units_are_named_and_made(run: Path, undisturbed: Path, cli: Cli) -> None:
+    expected = cli.digest(undisturbed)
     (run / RECORD).unlink()
     before = state(run, without=3)
     assert cli("verify", run) == 4 and cli.out.startswith(
@@ -119,7 +118,7 @@ def test_missing_units_are_named_and_made(run: Path, peace: Path, cli: Cli) -> N
 
 
 def test_any_bit_of_a_record_counts(run: Path) -> None:
-    """Whatever bit is wrong, a look at the records finds it, in that unit alone."""
+    """The quick check finds any flipped bit of a record, in that unit alone."""
     folder, path = Folder(run), run / RECORD
     for position in range(0, path.stat().st_size, 3):
         flip(path, position, position % 8)
@@ -131,25 +130,27 @@ def test_any_bit_of_a_record_counts(run: Path) -> None:
     assert not any(s.problem for s in quick_check(folder))
 
 
-def test_a_look_is_the_same_near_and_far(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By one thread where files are near, by many where they are not."""
+def test_the_quick_check_is_the_same_with_threads(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread (local files) and many threads (a network file system) give the same result."""
     (run / read_record(run / RECORD, 3)["files"][0]["name"]).unlink()
-    looks = []
+    checks = []
     for seconds in (0.0, math.inf):
         monkeypatch.setattr(module, "LOCAL", seconds)
         monkeypatch.setattr(module, "PART", 1)
-        looks.append(list(quick_check(Folder(run))))
-    assert looks[0] == looks[1] and [s.unit for s in looks[0] if s.problem] == [3]
+        checks.append(list(quick_check(Folder(run))))
+    assert checks[0] == checks[1] and [s.unit for s in checks[0] if s.problem] == [3]
 
 
 def test_any_bit_of_the_spec_counts(run: Path, cli: Cli) -> None:
-    """A spec is the same or it is refused in one sentence: a run never goes on as another."""
+    """A modified spec is refused in one sentence, so that a run never continues as another one."""
     path = run / "spec.json"
     spec, refused = Folder(run).spec, 0
     size, step = path.stat().st_size, 151  # most of it is the plan's table
     positions = sorted(
         {*range(0, 1500, 3), *range(1500, size, step)}
-    )  # what comes first, and every part of the rest
+    )  # the first part, and samples of the rest
     for position in positions:
         flip(path, position, position % 7)
         try:
@@ -182,9 +183,11 @@ def _changed(path: Path) -> str:
     raise AssertionError("the changed spec is taken for the former one")
 
 
-def test_pixels_that_nobody_can_tell_but_by_making_them(run: Path, peace: Path, cli: Cli) -> None:
-    """A shard and its record agree with each other, only not with the model."""
-    expected, before = cli.digest(peace), state(run, without=3)
+def test_wrong_pixels_with_a_matching_record_are_found_by_recomputing(
+    run: Path, undisturbed: Path, cli: Cli
+) -> None:
+    """A shard and its record agree with each other, but not with the model."""
+    expected, before = cli.digest(undisturbed), state(run, without=3)
     record = read_record(run / RECORD, 3)
     flip(run / SHARD)
     content = (run / SHARD).read_bytes()
@@ -203,8 +206,10 @@ def test_pixels_that_nobody_can_tell_but_by_making_them(run: Path, peace: Path, 
     assert cli("verify", run, "--recompute", "6") == 0
 
 
-def test_what_is_made_from_the_records_is_made_again(run: Path, peace: Path, cli: Cli) -> None:
-    manifest = (peace / "manifest.jsonl").read_bytes()
+def test_what_is_made_from_the_records_is_made_again(
+    run: Path, undisturbed: Path, cli: Cli
+) -> None:
+    manifest = (undisturbed / "manifest.jsonl").read_bytes()
     for position in (40, len(manifest) // 2, len(manifest) - 30):
         flip(run / "manifest.jsonl", position)
         assert not has_manifest(Folder(run))
@@ -214,17 +219,15 @@ def test_what_is_made_from_the_records_is_made_again(run: Path, peace: Path, cli
     before = (run / "manifest.jsonl").stat().st_mtime_ns
     assert (
         cli("resume", run) == 0
-        and (run / "grid.png").read_bytes() == (peace / "grid.png").read_bytes()
+        and (run / "grid.png").read_bytes() == (undisturbed / "grid.png").read_bytes()
     )
-    assert (run / "manifest.jsonl").stat().st_mtime_ns == before, "written anew without need"
-    (run / "verify.json").write_text('{"bad": {"x": 1}}')  # damaged itself: it names nothing
+    assert (run / "manifest.jsonl").stat().st_mtime_ns == before, "rewritten without need"
+    (run / "verify.json").write_text('{"bad": {"x": 1}}')  # damaged itself: it is ignored
     assert cli("resume", run) == 0 and cli.digest(run)
 
 
-def test_what_is_no_part_of_the_run_stays(run: Path, peace: Path, cli: Cli) -> None:
-    """A record of a unit beyond the run counts for nothing, and files of people are named and left
-    alone.
-    """
+def test_what_is_no_part_of_the_run_stays(run: Path, undisturbed: Path, cli: Cli) -> None:
+    """The record of a unit beyond the run is ignored, and other files are named and not touched."""
     record = with_checksum({**read_record(run / RECORD, 3), "unit": 99})
     (run / "units/00000/000000099.json").write_text(json.dumps(record) + "\n")
     (run / "notes.txt").write_text("keep me")
@@ -232,8 +235,8 @@ def test_what_is_no_part_of_the_run_stays(run: Path, peace: Path, cli: Cli) -> N
     assert cli("resume", run) == 0 and "6 of 6 units" in cli.out
     assert cli("verify", run) == 4
     assert "unit 99 is bad" in cli.out and "notes.txt is no part of the dataset" in cli.out
-    assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(peace)
+    assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(undisturbed)
     assert (run / "notes.txt").read_text() == "keep me" and not (
         run / "units/00000/000000099.json"
     ).exists()
-    assert (run / "manifest.jsonl").read_bytes() == (peace / "manifest.jsonl").read_bytes()
+    assert (run / "manifest.jsonl").read_bytes() == (undisturbed / "manifest.jsonl").read_bytes()

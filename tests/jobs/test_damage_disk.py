@@ -1,4 +1,4 @@
-"""Full and read-only disks: named in a sentence, nothing finished is lost, and `resume` continues."""
+"""Full and read-only disks: each is named in a sentence, and no finished unit is lost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     def mount(options: str) -> Path:
         if not place.exists():
             place.mkdir()
-            told = subprocess.run(
+            mounted = subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", options, "tmpfs", place],
                 capture_output=True,
                 text=True,
             )
-            if told.returncode:
+            if mounted.returncode:
                 place.rmdir()
-                pytest.skip(f"no file system can be mounted here: {told.stderr.strip()}")
+                pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
         else:
             subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
         return place
@@ -51,46 +51,46 @@ FULL = re.compile(
 )
 
 
-def told(err: str) -> str:
-    """What is left of stderr without the progress line."""
+def without_progress(err: str) -> str:
+    """Returns stderr without the progress line."""
     return "".join(
         line for line in err.splitlines(keepends=True) if not line.startswith(("\r", "sampling"))
     ).lstrip("\n")
 
 
-def test_a_full_disk(disk: Callable[[str], Path], peace: Path, cli: Cli) -> None:
-    """The disk ends at any page of the run: what is there is whole, and with more room the run goes
-    on.
-    """
-    expected, interrupted = cli.digest(peace), 0
+def test_a_full_disk(disk: Callable[[str], Path], undisturbed: Path, cli: Cli) -> None:
+    """The disk is full after any page: finished units are intact, and more space lets it resume."""
+    expected, interrupted = cli.digest(undisturbed), 0
     for pages in range(2, 60, 3):
         place = disk(f"size={4 * pages}k")
         status = cli("sample", "--out", place / "run", *RUN)
         if status == 0:
             break
-        assert status == 1 and FULL.fullmatch(told(cli.err)), cli.err
+        assert status == 1 and FULL.fullmatch(without_progress(cli.err)), cli.err
         if (place / "run/spec.json").exists():
             interrupted += 1
             before = state(place / "run")
             check = verify(Folder(place / "run"))
             assert not check.bad and check.done == len(before) - len(pixels(place / "run"))
-            assert cli("resume", place / "run") == 1 and FULL.fullmatch(told(cli.err)), cli.err
+            assert cli("resume", place / "run") == 1 and FULL.fullmatch(
+                without_progress(cli.err)
+            ), cli.err
             assert {name: value[0] for name, value in before.items()}.items() <= dict(
                 (name, value[0]) for name, value in state(place / "run").items()
             ).items()
         disk("size=1m")
         assert cli("sample", "--out", place / "run", *RUN) == 0, cli.err
-        assert cli.digest(place / "run") == expected and pixels(place / "run") == pixels(peace)
+        assert cli.digest(place / "run") == expected and pixels(place / "run") == pixels(
+            undisturbed
+        )
         shutil.rmtree(place / "run")
     else:
         raise AssertionError("no size was enough")
     assert interrupted >= 5
 
 
-def test_files_that_may_not_grow(tmp_path: Path, peace: Path, cli: Cli) -> None:
-    """The same where nothing can be mounted: no file may be longer than a shard, so that no record
-    can be written.
-    """
+def test_files_that_may_not_grow(tmp_path: Path, undisturbed: Path, cli: Cli) -> None:
+    """The same without mounting: a limit on the file size, so that no record can be written."""
     job = tmp_path / "run"
     assert cli("sample", "--out", job, *RUN) == 0
     shutil.rmtree(job / "units")
@@ -100,38 +100,38 @@ def test_files_that_may_not_grow(tmp_path: Path, peace: Path, cli: Cli) -> None:
         assert cli("resume", job) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert FULL.fullmatch(told(cli.err)) and "'File too large'; unit " in cli.err
+    assert FULL.fullmatch(without_progress(cli.err)) and "'File too large'; unit " in cli.err
     assert (
         pixels(job) == before
         and not list((job / "tmp").iterdir())
         and not list((job / "units").rglob("*.json"))
     )
-    assert cli("resume", job) == 0 and cli.digest(job) == cli.digest(peace)
+    assert cli("resume", job) == 0 and cli.digest(job) == cli.digest(undisturbed)
 
 
 @pytest.fixture
 def locked(
-    disk: Callable[[str], Path], peace: Path, tmp_path: Path
+    disk: Callable[[str], Path], undisturbed: Path, tmp_path: Path
 ) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """(a dataset in which nothing can be written and of which unit 3 is missing, what unlocks
-    it).
-    """
+    """Returns (a read-only dataset without unit 3, a function that makes it writable)."""
     if os.geteuid() == 0:
-        run = shutil.copytree(peace, disk("size=4m") / "run")
+        run = shutil.copytree(undisturbed, disk("size=4m") / "run")
         (run / RECORD).unlink()
         disk("ro")
         yield run, lambda: disk("rw") and None
         return
-    run = shutil.copytree(peace, tmp_path / "run")
+    run = shutil.copytree(undisturbed, tmp_path / "run")
     (run / RECORD).unlink()
     subprocess.run(["chmod", "-R", "a-w", run], check=True)
     yield run, lambda: subprocess.run(["chmod", "-R", "u+w", run], check=True) and None
     subprocess.run(["chmod", "-R", "u+w", run], check=True)
 
 
-def test_a_read_only_folder(locked: tuple[Path, Callable[[], None]], peace: Path, cli: Cli) -> None:
+def test_a_read_only_folder(
+    locked: tuple[Path, Callable[[], None]], undisturbed: Path, cli: Cli
+) -> None:
     run, unlock = locked
-    expected, before = cli.digest(peace), state(run)
+    expected, before = cli.digest(undisturbed), state(run)
     assert cli("info", run) == 0 and "1 missing" in cli.out
     assert cli("verify", run) == 4 and "1 of 6 units have no record: 3" in cli.out
     sentence = re.compile(

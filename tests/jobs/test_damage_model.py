@@ -1,4 +1,4 @@
-"""Other runs, other models and samples that are not finite: each is named, and `resume` continues."""
+"""Other runs, other models, and samples that are not finite: each is refused or named."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from damaged_runs import RECORD, RUN, Cli, pixels, state
 
 from fastdiff import Schedule
 from fastdiff.jobs import Folder
+from fastdiff.jobs.formats import FORMATS
 
 
 def test_folders_of_other_things(tmp_path: Path, cli: Cli) -> None:
@@ -76,13 +77,11 @@ def test_other_weights_and_other_code_are_refused(
 
 
 def test_a_unit_without_finite_samples(
-    tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sample 9, of unit 2, is not a number from the second step, at time 66: tried twice, named,
-    left out, mended.
-    """
+    """Sample 9 of unit 2 is NaN from the second step: tried twice, named, left out, made later."""
     run = tmp_path / "run"
-    levels = Folder(peace).spec.plan.levels
+    levels = Folder(undisturbed).spec.plan.levels
     assert levels is not None
     sigma = float(levels[1][1])
     assert sigma == pytest.approx(float(Schedule.linear(100).sigma[66]), rel=1e-12)
@@ -99,7 +98,7 @@ def test_a_unit_without_finite_samples(
     [log] = (run / "log").iterdir()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [e["event"] for e in events if e.get("unit") == 2] == ["begin", "unfinite", "failed"]
-    others = {name: value for name, value in pixels(peace).items() if "000000002" not in name}
+    others = {name: value for name, value in pixels(undisturbed).items() if "000000002" not in name}
     assert pixels(run) == others
     assert (
         cli("verify", run) == 4
@@ -114,11 +113,11 @@ def test_a_unit_without_finite_samples(
     monkeypatch.delenv("TINY_NAN")
     assert cli("resume", run) == 5
     assert cli("resume", run, "--retry-failed") == 0 and cli.out.startswith("4 images")
-    assert cli.digest(run) == cli.digest(peace) and pixels(run) == pixels(peace)
+    assert cli.digest(run) == cli.digest(undisturbed) and pixels(run) == pixels(undisturbed)
 
 
-def test_numbers_that_are_none_once(
-    tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_samples_that_are_not_finite_once(
+    tmp_path: Path, undisturbed: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.setenv("TINY_NAN", "9@66 once")
@@ -126,20 +125,20 @@ def test_numbers_that_are_none_once(
     [log] = (run / "log").iterdir()
     events = [json.loads(line) for line in log.read_text().splitlines()]
     assert [e["event"] for e in events if e.get("unit") == 2] == ["begin", "unfinite", "unit"]
-    assert cli.digest(run) == cli.digest(peace) and not (run / "failed").exists()
+    assert cli.digest(run) == cli.digest(undisturbed) and not (run / "failed").exists()
 
 
-def test_samples_outside_the_run_may_be_what_they_are(
-    tmp_path: Path, peace: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+def test_samples_outside_the_run_need_not_be_finite(
+    tmp_path: Path, undisturbed: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sample 1 is computed with unit 0, whose ids in the run are 2 and 3."""
     monkeypatch.setenv("TINY_NAN", "1@66")
     assert cli("sample", "--out", tmp_path / "run", *RUN) == 0
-    assert cli.digest(tmp_path / "run") == cli.digest(peace)
+    assert cli.digest(tmp_path / "run") == cli.digest(undisturbed)
 
 
-def test_a_unit_that_somebody_else_could_make(run: Path, peace: Path, cli: Cli) -> None:
-    """One worker gave a unit up, another one made it: it is made."""
+def test_a_unit_that_another_worker_could_make(run: Path, undisturbed: Path, cli: Cli) -> None:
+    """A unit that failed for one worker and was made by another is done."""
     (run / "failed").mkdir()
     (run / "failed/000000002.json").write_text(
         json.dumps({"unit": 2, "what": "sample 9 is not finite"})
@@ -152,18 +151,17 @@ def test_a_unit_that_somebody_else_could_make(run: Path, peace: Path, cli: Cli) 
         and "unit 2" not in cli.out
     )
     assert f"{run / 'failed/000000003.json'} is not as it was written" in cli.out
-    assert cli("resume", run, "--retry-failed") == 0 and cli.digest(run) == cli.digest(peace)
+    assert cli("resume", run, "--retry-failed") == 0 and cli.digest(run) == cli.digest(undisturbed)
 
 
-def test_the_digest_is_of_the_samples_alone(peace: Path, tmp_path: Path, cli: Cli) -> None:
-    """Over a line a unit of first id, stop id and the SHA-256 of the pixels, whatever the
-    format.
-    """
+def test_the_digest_is_of_the_samples_alone(undisturbed: Path, tmp_path: Path, cli: Cli) -> None:
+    """A line per unit of first id, stop id and the SHA-256 of the pixels, in every format."""
     expected = hashlib.sha256(b"fastdiff dataset 1\n")
     for unit, (first, stop) in enumerate([(2, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 22)]):
-        array = np.load(peace / f"shards/00000/{unit:09d}.npy")
+        array = np.load(undisturbed / f"shards/00000/{unit:09d}.npy")
         expected.update(f"{first} {stop} {hashlib.sha256(array.tobytes()).hexdigest()}\n".encode())
-    assert cli.digest(peace) == expected.hexdigest()
-    for format in ("png", "webdataset", "npz"):
+    assert cli.digest(undisturbed) == expected.hexdigest()
+    pictures = [name for name, fmt in FORMATS.items() if fmt.holds((8, 8, 1), "uint8")]
+    for format in pictures:
         assert cli("sample", "--out", tmp_path / format, *RUN, "--format", format) == 0
         assert cli.digest(tmp_path / format) == expected.hexdigest()

@@ -1,6 +1,7 @@
-"""What surrounds a process has no part in a dataset: what is known to change NumPy's sums, sets'
-order, names and numbers' spelling or files' modes changes no byte. What changes a network's sums is
-refused by name.
+"""The environment of a process changes no byte of a dataset, or is refused by name.
+
+Changes of NumPy's instructions, hash seeds, locale, time zone and umask must not change a byte.
+Changes of the network's instructions are refused.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ RUNS: dict[str, tuple[str, ...]] = {
         "cpu",
     ),
 }
-# goes on with each folder, then says what it was: the last line is JSON
+# resumes each folder, then prints its environment: the last line is JSON
 PROGRAM = """
 import hashlib, json, locale, os, sys, time
 locale.setlocale(locale.LC_ALL, "")
@@ -74,18 +75,17 @@ import numpy as np
 import torch
 os.umask(umask := os.umask(0))
 exp = np.exp(np.linspace(-9, 9, 4001, dtype=np.float32))
-print(json.dumps({"status": status, "exp": hashlib.sha256(exp.tobytes()).hexdigest(), "hash": hash("fastdiff"),
+digest = hashlib.sha256(exp.tobytes()).hexdigest()
+print(json.dumps({"status": status, "exp": digest, "hash": hash("fastdiff"),
                   "umask": umask, "zone": time.tzname[0], "locale": locale.setlocale(locale.LC_ALL),
                   "where": os.getcwd()}))
 """
-# what NumPy has code for and this CPU can
+# instruction sets that NumPy has code for and this CPU supports
 LEVELS = [level for level in __cpu_dispatch__ if __cpu_features__.get(level)]
 
 
 def turkish() -> str:
-    """A locale whose lower and upper case and decimal point differ, else one that this system
-    has.
-    """
+    """Returns a locale with another decimal point and other case rules, if the system has one."""
     before = locale.setlocale(locale.LC_ALL)
     for name in ("tr_TR.UTF-8", "de_DE.UTF-8", "C.UTF-8"):
         try:
@@ -97,7 +97,7 @@ def turkish() -> str:
     return "C"
 
 
-SURROUNDINGS: dict[str, dict[str, str]] = {
+ENVIRONMENTS: dict[str, dict[str, str]] = {
     "numpy's lowest level, one thread, C": {
         "NPY_DISABLE_CPU_FEATURES": " ".join(LEVELS),
         "OMP_NUM_THREADS": "1",
@@ -115,19 +115,19 @@ SURROUNDINGS: dict[str, dict[str, str]] = {
 }
 
 
-def begun(peace: Path, where: Path) -> list[Path]:
-    """The same runs, of which no more is there than the specs."""
+def begun(undisturbed: Path, where: Path) -> list[Path]:
+    """Makes folders of the same runs that hold only the specs."""
     folders = [where / name for name in RUNS]
     for folder in folders:
         folder.mkdir(parents=True)
-        shutil.copy(peace / folder.name / "spec.json", folder)
+        shutil.copy(undisturbed / folder.name / "spec.json", folder)
     return folders
 
 
-def elsewhere(
+def resume_in_process(
     folders: list[Path], environment: dict[str, str], umask: int = -1
 ) -> tuple[dict[str, Any], str]:
-    """(what the process that went on with them was, what it printed on stderr)."""
+    """Resumes the runs in another process; returns (its environment and result, its stderr)."""
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "kernels", HERE)))}
     cleaned = {
         k: v
@@ -163,9 +163,9 @@ def content(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The runs, made by this process as it is."""
-    place = tmp_path_factory.mktemp("peace")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs, made by this process."""
+    place = tmp_path_factory.mktemp("undisturbed")
     sys.path.insert(0, str(HERE))
     try:
         for name, arguments in RUNS.items():
@@ -175,34 +175,36 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", SURROUNDINGS)
-def test_what_surrounds_a_process_is_nothing_to_a_dataset(
-    name: str, peace: Path, tmp_path: Path
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_environment_of_a_process_changes_no_byte(
+    name: str, undisturbed: Path, tmp_path: Path
 ) -> None:
-    folders = begun(peace, tmp_path)
-    told, said = elsewhere(folders, SURROUNDINGS[name], umask=0o077)
-    assert told["status"] == [0] * len(RUNS), said
-    # the surroundings were others indeed
+    folders = begun(undisturbed, tmp_path)
+    found, said = resume_in_process(folders, ENVIRONMENTS[name], umask=0o077)
+    assert found["status"] == [0] * len(RUNS), said
+    # the environment was different indeed
     assert (
-        told["umask"] == 0o077 and told["where"].endswith("another place") and told["zone"] != "UTC"
+        found["umask"] == 0o077
+        and found["where"].endswith("another place")
+        and found["zone"] != "UTC"
     )
-    assert told["hash"] != hash("fastdiff")
+    assert found["hash"] != hash("fastdiff")
     here = hashlib.sha256(np.exp(np.linspace(-9, 9, 4001, dtype=np.float32)).tobytes()).hexdigest()
-    if "X86_V3" in LEVELS and "X86_V3" in SURROUNDINGS[name]["NPY_DISABLE_CPU_FEATURES"]:
-        assert told["exp"] != here, "NumPy computed exp with the same instructions"
+    if "X86_V3" in LEVELS and "X86_V3" in ENVIRONMENTS[name]["NPY_DISABLE_CPU_FEATURES"]:
+        assert found["exp"] != here, "NumPy computed exp with the same instructions"
     for folder in folders:
-        there, check = Folder(peace / folder.name), verify(Folder(folder))
+        there, check = Folder(undisturbed / folder.name), verify(Folder(folder))
         assert check.fine and check.digest == verify(there).digest, folder.name
         assert content(folder) == content(there.path), folder.name
         assert {p.stat().st_mode & 0o777 for p in data_files(folder)} == {0o600}
 
 
-def test_other_instructions_of_the_network_are_refused(peace: Path, tmp_path: Path) -> None:
-    """oneDNN told to leave out what this CPU can do: the network's sums would be others."""
+def test_other_instructions_of_the_network_are_refused(undisturbed: Path, tmp_path: Path) -> None:
+    """oneDNN is restricted to older instructions, with which the network's sums are different."""
     lower = "SSE41" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT") else "AVX2"
-    folders = begun(peace, tmp_path)
-    told, said = elsewhere(folders, {"ONEDNN_MAX_CPU_ISA": lower})
-    assert told["status"] == [MISMATCH] * len(RUNS)
+    folders = begun(undisturbed, tmp_path)
+    found, said = resume_in_process(folders, {"ONEDNN_MAX_CPU_ISA": lower})
+    assert found["status"] == [MISMATCH] * len(RUNS)
     line = rf"  machine\.settings\.ONEDNN_MAX_CPU_ISA: nothing there, '{lower}' here\n"
     assert len(re.findall(rf"got another in a setting\.\n{line}", said)) == len(RUNS), said
     assert not any(
@@ -213,7 +215,7 @@ def test_other_instructions_of_the_network_are_refused(peace: Path, tmp_path: Pa
 def test_a_run_of_other_instructions_is_refused_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The other way round, and torch's own choice of them."""
+    """The reverse case, and torch's own choice of instructions."""
     monkeypatch.syspath_prepend(HERE)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert main(["sample", "--out", str(tmp_path / "run"), *TINY]) == 0

@@ -1,6 +1,4 @@
-"""Processes that others start: torchrun, plain shards, signals. Whatever starts them, the dataset
-is that of one worker.
-"""
+"""Workers under torchrun, plain shards and signals make the dataset of a single worker."""
 
 from __future__ import annotations
 
@@ -71,7 +69,7 @@ def events(out: Path, *names: str) -> list[dict[str, Any]]:
 
 
 def twice(out: Path) -> int:
-    """How many units were computed in vain."""
+    """Returns how many units were computed more than once."""
     begun = Counter(event["unit"] for event in events(out, "begin"))
     return sum(begun.values()) - len(begun)
 
@@ -79,9 +77,7 @@ def twice(out: Path) -> int:
 def test_torchrun(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two ranks of the shipped model. torchrun sets OMP_NUM_THREADS=1; the run's two threads
-    compute nevertheless.
-    """
+    """Two ranks of the shipped model use the run's two threads, although torchrun sets one."""
     monkeypatch.syspath_prepend(HERE)
     spec = [
         "--model",
@@ -135,11 +131,9 @@ def test_torchrun(
 
 
 def test_shards_race_for_an_empty_folder(tmp_path: Path, tiny_digest: str) -> None:
-    """Two workers with nothing but their number: one spec is written, the same samples are made,
-    few of them twice.
-    """
+    """Two workers that know only their number write one spec and make few units twice."""
     out = tmp_path / "run"
-    slow = PATH | {"TINY_SLEEP": "0.03"}  # a unit takes so long that both have a part in it
+    slow = PATH | {"TINY_SLEEP": "0.03"}  # units are slow, so that both workers make some
     workers = [
         Worker(
             "fresh",
@@ -163,25 +157,23 @@ def test_shards_race_for_an_empty_folder(tmp_path: Path, tiny_digest: str) -> No
 
 
 def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -> None:
-    """SIGTERM and SIGUSR1: what is in hand is put on disk, the status says that there is more to
-    do, and it is done.
-    """
+    """After SIGTERM and SIGUSR1 the unit is on disk, the status is 75, and the run resumes."""
     out = tmp_path / "run"
-    for number, told in ((signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
+    for number, text in ((signal.SIGUSR1, "USR1"), (signal.SIGTERM, "TERM")):
         before = len(events(out, "unit"))
         worker = Worker(
             "fresh",
             ["sample", "--out", str(out), *TINY],
             PATH | {"TINY_SLEEP": "0.2"},
-            tmp_path / told,
+            tmp_path / text,
         )
         until = time.monotonic() + 120
         while len(events(out, "unit")) == before:
-            assert time.monotonic() < until and not worker.ended(), (tmp_path / told).read_text()
+            assert time.monotonic() < until and not worker.ended(), (tmp_path / text).read_text()
             time.sleep(0.02)
         os.kill(worker.pid, number)
         wait([worker])
-        assert worker.status == AGAIN == 75, (tmp_path / told).read_text()
+        assert worker.status == AGAIN == 75, (tmp_path / text).read_text()
         units = len(events(out, "unit"))
         assert before < units < 32 and len(events(out, "begin")) == units, "none was thrown away"
         assert len(Folder(out).done()) == units and not list((out / "tmp").iterdir())
@@ -189,10 +181,8 @@ def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -
     assert digest(out) == tiny_digest and twice(out) == 0
 
 
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, tiny_digest: str) -> None:
-    """In the midst of a unit, of a new run and of a resumed one: what is finished is on disk, the
-    rest is not begun.
-    """
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, tiny_digest: str) -> None:
+    """During a unit, of a new and of a resumed run: finished units stay, others are not begun."""
     out = tmp_path / "run"
     for count, command in enumerate(
         (["sample", "--out", str(out), *TINY], ["resume", str(out)]), 1
@@ -206,10 +196,10 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, tiny_digest: str) -> N
         os.kill(worker.pid, signal.SIGINT)
         wait([worker])
         assert worker.status == INTERRUPTED == 130, said.read_text()
-        told = said.read_text()
+        text = said.read_text()
         assert (
-            told.endswith(f"fastdiff {command[0]}: interrupted. What was finished is on disk.\n")
-            and "Trace" not in told
+            text.endswith(f"fastdiff {command[0]}: interrupted. What was finished is on disk.\n")
+            and "Trace" not in text
         )
         check, folder = verify(Folder(out)), Folder(out)
         assert not check.bad and not check.foreign and before < check.done < 32

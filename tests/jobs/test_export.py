@@ -1,4 +1,4 @@
-"""`fastdiff export` in all formats alike: other readers see the samples; memory does not grow."""
+"""`fastdiff export` in all formats: other readers see the samples, and memory does not grow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_format_has_a_reader() -> None:
 def test_every_format_becomes_every_other(
     source: str, target: str, kind: str, tmp_path: Path
 ) -> None:
-    """Units of 8 over the ids 5 … 30: the first and the last are cut."""
+    """Units of 8 over the ids 5 … 30: the first and the last are partial."""
     out = tmp_path / "out" / SUFFIX[target]
     assert export(dataset(tmp_path / "run", kind, format=source), target, out) == 26
     got, labels, _ = read(target, out)
@@ -139,7 +139,7 @@ def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> Non
         assert file["arr_1"].tolist() == [(3 * i + 1) % 10 for i in ids]
     assert export(run, "png", tmp_path / "set", partial=True) == 15
     assert [int(Path(n).stem) for n in edm_dataset(tmp_path / "set")[0]] == ids
-    # what is complete within the range needs no --partial, and with it is no different
+    # a complete range needs no --partial, which then changes nothing
     assert export(run, "npy", tmp_path / "a.npy", ids=(8, 15)) == 8
     assert export(run, "npy", tmp_path / "b.npy", ids=(8, 15), partial=True) == 8
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
@@ -157,9 +157,7 @@ def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("target", FORMATS)
 def test_memory_does_not_grow_with_the_dataset(target: str, tmp_path: Path) -> None:
-    """Peaks of traced memory over 4 and over 40 units of 192 KiB: within 5 %, and far below the
-    larger dataset.
-    """
+    """Peaks of traced memory over 4 and 40 units of 192 KiB differ by 5 % at most."""
     kind, shape = ("rgb", (64, 64, 3)) if "rgb" in kinds_of(target) else ("latents", (3, 64, 16))
     small, large = (
         dataset(tmp_path / name, kind, first=0, last=units * 16 - 1, unit=16, shape=shape)
@@ -224,7 +222,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["export", str(tmp_path / "none"), "--format", "npz", "--out", str(tmp_path / "x")])
         == USAGE
     )
-    # a place that cannot be written is neither the arguments' fault nor the dataset's
+    # a path that cannot be written is neither a usage error nor damage
     assert (
         main(["export", str(run), "--format", "npz", "--out", str(out / "below"), "--partial"])
         == FAILED
@@ -241,7 +239,7 @@ def test_progress_counts_samples(tmp_path: Path) -> None:
 
 
 def test_units_that_no_longer_belong_are_not_read(tmp_path: Path) -> None:
-    """Records beyond the spec's ids, of another run say, are never touched."""
+    """Records beyond the spec's ids, such as those of another run, are never read."""
     run = dataset(tmp_path / "run")
     commit(run, "npy", block("rgb", range(80, 88), unit=10))
     assert export(run, "npz", tmp_path / "set.npz") == 26

@@ -114,7 +114,7 @@ def test_a_damaged_unit_is_named_and_nothing_stays(
     )
     assert "unit 2" in text and "\n" not in text
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    # units before and after it are good
+    # units before and after it are intact
     assert export(run, target, out, ids=(24, 30)) == 7
 
 
@@ -194,7 +194,7 @@ REFUSED: list[tuple[Mapping[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("change, message", REFUSED)
-def test_wrong_wishes_are_refused(change: Mapping[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_arguments_raise(change: Mapping[str, Any], message: str, tmp_path: Path) -> None:
     arguments = {"format": "npz", "out": tmp_path / "set", **change}
     with pytest.raises(ValueError) as refused:
         export(dataset(tmp_path / "run"), **arguments)
@@ -235,7 +235,7 @@ def test_what_is_no_dataset_is_named(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device that is always full stands for one that fills up."""
+    """/dev/full represents a disk that fills up."""
     run = dataset(tmp_path / "run")
     stream, place = FORMATS[target].export, SUFFIX[target]
 
@@ -299,7 +299,7 @@ def test_the_earlier_export_comes_back_where_the_new_one_cannot_be_named(
 
 
 def test_leftovers_of_a_killed_process_do_not_count(tmp_path: Path) -> None:
-    """Process numbers return, in containers at once."""
+    """Process ids are reused, and occur in several containers."""
     write(tmp_path, f".set.{os.getpid()}.tmp/000000/000001.png", b"half")
     write(tmp_path, f".set.{os.getpid()}.old/000000/000001.png", b"earlier")
     export(dataset(tmp_path / "run"), "png", tmp_path / "set")

@@ -1,4 +1,4 @@
-"""Exports of single formats, read as the tools do that they are made for."""
+"""Exports of single formats, read like the tools that use them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ ORIGIN = {"spec": SPEC_HASH, "plan": "91a7" * 16, "fastdiff": "0.1.0"}
 
 
 def test_adm_streams_the_npz(tmp_path: Path) -> None:
-    """arr_0 uint8 [N, H, W, C] and arr_1 int64 [N], as scripts/image_sample.py saves them and
-    evaluator.py reads them.
-    """
+    """arr_0 uint8 [N, H, W, C], arr_1 int64 [N], as in scripts/image_sample.py and evaluator.py."""
     out = tmp_path / "samples_26x4x6x3.npz"
     export(dataset(tmp_path / "run", "rgb"), "npz", out)
     batches = list(adm_batches(out, 7))
@@ -49,9 +47,7 @@ def test_adm_streams_the_npz(tmp_path: Path) -> None:
 def test_npz_beyond_four_gibibytes_has_the_wide_headers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit is lowered: sizes known beforehand must make the header of the member a wide one
-    from the start.
-    """
+    """With a lower limit, the header of the member is a zip64 one from the start."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
     out = tmp_path / "set.npz"
     export(dataset(tmp_path / "run", "rgb"), "npz", out)
@@ -84,7 +80,7 @@ def test_edm_walks_the_tree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "per_shard, sizes", [(10, [10, 10, 6]), (13, [13, 13]), (1000, [26]), (26, [26]), (25, [25, 1])]
 )
-def test_archives_hold_so_many_samples(per_shard: int, sizes: list[int], tmp_path: Path) -> None:
+def test_archives_hold_per_shard_samples(per_shard: int, sizes: list[int], tmp_path: Path) -> None:
     export(dataset(tmp_path / "run"), "webdataset", tmp_path / "set", per_shard=per_shard)
     paths = sorted((tmp_path / "set").glob("*.tar"))
     assert [p.name for p in paths] == [f"{i:06d}.tar" for i in range(len(sizes))]

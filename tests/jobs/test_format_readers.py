@@ -1,4 +1,4 @@
-"""Each format by itself: other readers of its files as oracles, its layout and its own refusals."""
+"""Each format alone: other readers of its files as oracles, its layout and its refusals."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ def test_a_picture_says_where_it_comes_from(tmp_path: Path) -> None:
 
 
 def test_tarfile_reads_the_archive_as_webdataset_groups_it() -> None:
-    """Members up to the first dot are a sample; they follow each other; owner, mode and date are
-    fixed.
-    """
+    """Members of a sample follow each other; owner, mode and date are fixed."""
     made = block("rgb", range(41, 44))
     ((_, content),) = FORMATS["webdataset"].files(made, PROVENANCE)
     assert content[257:265] == b"ustar\x0000" and content.endswith(bytes(1024))
@@ -170,8 +168,9 @@ def test_safetensors_reads_latents(tmp_path: Path) -> None:
 
 
 def edm_folder(path: Path) -> list[tuple[str, np.ndarray]]:
-    """What ImageFolderDataset of NVlabs/edm (training/dataset.py) sees: every file below that
-    Pillow has a reader for, sorted by its name as text, HWC.
+    """Reads a folder as ImageFolderDataset of NVlabs/edm (training/dataset.py) does.
+
+    Returns (name, HWC picture) of every file that Pillow has a reader for, sorted by name as text.
     """
     Image.init()
     names = [
@@ -189,7 +188,7 @@ def edm_folder(path: Path) -> list[tuple[str, np.ndarray]]:
 
 @pytest.mark.parametrize("kind", ["grey", "rgb"])
 def test_edm_walks_the_dataset_itself(kind: str, tmp_path: Path) -> None:
-    """Sidecars beside the pictures are no pictures to it; names sort as ids do."""
+    """Records next to the pictures are ignored, and names sort as ids do."""
     for unit, ids in ((2, range(1990, 2005)), (0, range(995, 1001)), (1, range(1001, 1003))):
         commit(tmp_path, "png", block(kind, ids, unit=unit))
     (tmp_path / "spec.json").write_text("{}")
@@ -202,9 +201,7 @@ def test_edm_walks_the_dataset_itself(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["npy", "npz"])
 def test_another_header_is_refused(name: str, tmp_path: Path) -> None:
-    """The same bytes under another shape or type are what other tools would read: not the samples
-    of the record.
-    """
+    """The same bytes under another shape or type are other samples for every tool."""
     made = block("grey", range(3), labelled=False)
     record = commit(tmp_path, name, made)
     for array in (
@@ -237,7 +234,7 @@ def test_latents_of_another_type_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["png", "webdataset"])
 def test_pictures_of_another_size_are_refused(name: str, tmp_path: Path) -> None:
-    """Portrait for landscape has as many bytes; a small file may hold a huge picture."""
+    """Portrait and landscape have equal bytes; a small file may hold a huge picture."""
     record = commit(tmp_path, name, block("rgb", range(2)))
     for shape, said in (
         ((6, 4, 3), "RGB of 4 x 6 pixels"),

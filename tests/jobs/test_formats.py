@@ -1,4 +1,4 @@
-"""All formats alike: bytes that depend on the samples alone, reading back, refusals and damage."""
+"""All formats: bytes depend on the samples alone; reading back; refusals and damage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PINNED = {
 
 
 def hashes() -> dict[str, str]:
-    """SHA-256 over the names and contents of all files, for each format and kind."""
+    """Returns the SHA-256 over the names and contents of all files, for each format and kind."""
     found = {}
     for name, kind in CASES:
         total = hashlib.sha256()
@@ -43,9 +43,7 @@ def hashes() -> dict[str, str]:
 
 
 def test_bytes_depend_on_the_samples_alone() -> None:
-    """Another process with other hash seed, locale, umask, zone, home and hour writes the same
-    bytes.
-    """
+    """A process with another hash seed, locale, umask, time zone and home writes the same bytes."""
     here = hashes()
     code = (
         "import os; os.umask(0o077); import json, test_formats;"
@@ -58,7 +56,7 @@ def test_bytes_depend_on_the_samples_alone() -> None:
         "LANG": "tr_TR.UTF-8",
         "TZ": "Pacific/Auckland",
         "HOME": "/",
-        "USER": "somebody",
+        "USER": "another",
         "SOURCE_DATE_EPOCH": "1",
         "PYTHONUTF8": "0",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
@@ -197,9 +195,9 @@ def test_a_missing_file_is_named(name: str, kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_damage_is_seen_or_refused_in_a_sentence(name: str, kind: str, tmp_path: Path) -> None:
-    """Lengths a file may be cut to, and bytes with one bit flipped, every one of small files: the
-    samples are right, or their hash differs, or a ValueError names the file. Nothing else is
-    raised.
+    """Truncates a file and flips single bits, all of them in small files.
+
+    The samples are equal, or their hash differs, or a ValueError names the file.
     """
     made = block(kind, range(2), labelled=False, shape=(2, 3, 1) if kind == "grey" else None)
     record = commit(tmp_path, name, made)

@@ -1,5 +1,6 @@
-"""Models by name: what is drawn is what a Sampler made by hand draws, bit for bit; identities;
-refusals.
+"""Models by name: their samples are those of a Sampler, bit for bit; identities; refusals.
+
+One file over 400 lines: all cases use the same module of factories.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ SOURCE = """
             return torch.tanh(x + self.weight[y]) + 0.001 * t.to(x.dtype)[:, None]
 
     def whole():
-        return Model(Small(), (2,), schedule=Schedule.cosine(100), settings={"solver": "ddim", "prediction_type": "v",
-                     "guidance_scale": 2.0, "steps": 4}, classes=("a", "b", "c"))
+        settings = {"solver": "ddim", "prediction_type": "v", "guidance_scale": 2.0, "steps": 4}
+        return Model(Small(), (2,), schedule=Schedule.cosine(100), settings=settings,
+                     classes=("a", "b", "c"))
 
     def sampler():
         torch.manual_seed(0)
@@ -59,19 +61,20 @@ SOURCE = """
     def ready():
         return Sampler(lambda x, t: 0.5 * x, plan=sampler().plan, guidance_scale=1.0)
 
-    def told(x, t, *, level, size=1):
+    def conditioned(x, t, *, level, size=1):
         return x * level[:, None] * size
 
     def arguments():
-        return Model(told, (2,), schedule=Schedule.cosine(100))
+        return Model(conditioned, (2,), schedule=Schedule.cosine(100))
 
     def own():
         def conditions(entries):
             y = torch.tensor([len(entry) for entry in entries])
             return {"y": y}, {"y": torch.zeros_like(y)}
 
-        return Model(lambda x, t, y: x + y[:, None], (2,), schedule=Schedule.cosine(100), conditions=conditions,
-                     decode=lambda x: x[:, :, None, None], facts={"texts": 1})
+        return Model(lambda x, t, y: x + y[:, None], (2,), schedule=Schedule.cosine(100),
+                     conditions=conditions, decode=lambda x: x[:, :, None, None],
+                     facts={"texts": 1})
 
     def needy(path):
         return whole()
@@ -80,7 +83,8 @@ SOURCE = """
         return 3
 
     def unsafe():
-        return Model(Small(), (2,), schedule=Schedule.cosine(100), classes="abc", facts={"where": object()})
+        return Model(Small(), (2,), schedule=Schedule.cosine(100), classes="abc",
+                     facts={"where": object()})
 
     number = 3
 """
@@ -88,7 +92,7 @@ SOURCE = """
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module in the current directory, found as by `python -m`."""
+    """A module in the current directory, found as with `python -m`."""
     (tmp_path / "my_models.py").write_text(textwrap.dedent(SOURCE), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != ""])
@@ -131,8 +135,8 @@ def test_the_shipped_model() -> None:
     assert not model.network.training and not any(
         p.requires_grad for p in model.network.parameters()
     )
-    # a setting that is asked for replaces the model's, and options of its solver that another lacks
-    # are left out
+    # a setting of the run replaces the model's, and options that only the model's solver has are
+    # dropped
     other = Sampler.from_pretrained(SHIPPED, solver="dpm++2m", steps=4, guidance_scale=1.0)
     mine = model.sampler(solver="dpm++2m", steps=4, guidance_scale=1.0)
     assert mine.plan.hash == other.plan.hash and mine.guidance_scale == 1
@@ -162,14 +166,14 @@ def test_a_workers_sampler_computes_no_table(solver: str, monkeypatch: pytest.Mo
         draw(model.sampler(plan=stored, solver=solver, steps=3, **settings), model, entries),
         expected,
     )
-    # settings beside the plan are the model's own where nothing else is asked for
+    # execution settings are the model's where the run sets no others
     assert model.sampler(plan=stored).guidance_scale == 1.9
     with pytest.raises(AssertionError, match="a plan was made"):
         model.sampler(solver=solver, steps=3)
 
 
 def test_folders_of_other_networks(tmp_path: Path) -> None:
-    """Vectors without classes, a U-Net without class names, and one that needs an image."""
+    """Vectors without classes, a U-Net without class names, and a network that needs an image."""
     schedule = Schedule.cosine(50)
     Sampler(MLP(3, width=8, depth=1, emb=8), schedule, prediction_type="v").save_pretrained(
         tmp_path / "mlp"
@@ -222,9 +226,7 @@ def test_a_factorys_model(module: str) -> None:
 
 
 def test_a_factorys_sampler(module: str) -> None:
-    """Its schedule, settings and network_dtype are kept, and the classes that its network says it
-    has.
-    """
+    """Its schedule, settings and network_dtype are used, and the classes of its network."""
     model = open_model(f"{module}:sampler", shape=(2,))
     assert open_model(f"{module}:shaped").shape == (2,)
     by_hand = sys.modules[module].sampler()
@@ -324,7 +326,7 @@ def test_identities_name_what_samples_depend_on(module: str) -> None:
     code = (
         "import json, sys; from fastdiff.jobs import open_model;"
         " print(json.dumps([open_model(n).identity for n in {}]));"
-        # not before a pipeline is opened
+        # imported only when a pipeline is opened
         "assert not {{'diffusers', 'transformers'}} & sys.modules.keys()"
     )
     names = [SHIPPED, f"{module}:whole"]
@@ -346,7 +348,7 @@ def test_identities_name_what_samples_depend_on(module: str) -> None:
         again.network.weight[2, 1] += 2.0**-20
     changed = again.identity
     assert changed["weights_sha256"] != model.identity["weights_sha256"]
-    # an edit of the source, though it changes no weight
+    # a change of the source that changes no weight
     path = Path(f"{module}.py")
     path.write_text(path.read_text().replace("torch.tanh", "torch.sin"))
     edited = open_model(f"{module}:whole").identity
@@ -364,8 +366,8 @@ def test_a_folders_identity_follows_its_weights(tmp_path: Path) -> None:
     assert {k for k in found[0] if found[0][k] != found[1][k]} == {"weights_sha256"}
 
 
-def test_weights_of_every_dtype_are_told_apart() -> None:
-    """Names, dtypes and shapes enter, not bytes alone; methods of a module count as the module."""
+def test_weights_of_every_dtype_are_distinguished() -> None:
+    """The hash depends on names, dtypes, shapes and bytes; a method counts as its module."""
 
     def identity(**tensors: torch.Tensor) -> Any:
         holder = torch.nn.Module()
@@ -453,7 +455,7 @@ def test_other_refusals(module: str, tmp_path: Path) -> None:
 
 
 def test_class_names() -> None:
-    """Exact names first, then parts of names that one class alone has, then numbers."""
+    """Exact names come first, then parts of names that only one class has, then numbers."""
     takes = Classes(4, ("tench, Tinca tinca", "crane", "crane, machine", "2"), null_label=4)
     assert [takes.parse(v) for v in ("tench", "Tinca tinca", "tench, Tinca tinca", "machine")] == [
         0,

@@ -1,5 +1,6 @@
-"""Folders of diffusers pipelines as models: the pipelines' own calls as oracle,
-`Sampler.from_diffusers` bit for bit.
+"""Folders of diffusers pipelines as models: compared with the pipelines' own calls.
+
+One file over 400 lines: all cases use the same saved pipelines.
 """
 
 from __future__ import annotations
@@ -72,9 +73,8 @@ def loaded(folder: str) -> Any:
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            part.requires_grad_(
-                False
-            )  # torch multiplies another way by weights that want gradients, also under no_grad
+            # torch uses another matrix product for weights that require gradients, also under no_grad
+            part.requires_grad_(False)
     return pipe
 
 
@@ -95,11 +95,11 @@ def draw(sampler: Sampler, model: Model, entries: list[Any], **more: Any) -> tor
 
 
 def same_as_a_workers(model: Model, entries: list[Any], **settings: Any) -> torch.Tensor:
-    """What the writer's sampler draws, and a worker's too, bit for bit."""
+    """Returns the samples of a new plan, after comparing a worker's with them bit for bit."""
     first = model.sampler(**settings)
     drawn = draw(first, model, entries)
-    beside = {k: v for k, v in settings.items() if k in ("guidance_scale", "network_dtype")}
-    assert torch.equal(draw(model.sampler(plan=first.plan, **beside), model, entries), drawn)
+    execution = {k: v for k, v in settings.items() if k in ("guidance_scale", "network_dtype")}
+    assert torch.equal(draw(model.sampler(plan=first.plan, **execution), model, entries), drawn)
     assert torch.isfinite(drawn).all()
     return drawn
 
@@ -135,14 +135,14 @@ def test_classes_of_pictures(folders: Callable[[str], str]) -> None:
     assert torch.equal(
         by_hand.sample((2, 3, 8, 8), seed=1, cond={"class_labels": torch.tensor([2, 0])}), drawn
     )
-    assert model.conditions([0])[1] is None  # the network has no label for "none"
+    assert model.conditions([0])[1] is None  # the network has no label for "no class"
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
 def test_classes_of_latents_against_the_pipeline(
     scale: float, folders: Callable[[str], str]
 ) -> None:
-    """DiTPipeline draws its latents from a generator: the same ones are given."""
+    """DiTPipeline draws its latents from a generator: the same ones are passed here."""
     model = open_model(folders("dit"), decode="pipe")
     sampler = model.sampler(steps=5, guidance_scale=scale)
     pipe = loaded(folders("dit"))
@@ -189,7 +189,7 @@ def test_names_of_classes(folders: Callable[[str], str], tmp_path: Path) -> None
 def test_prompts_against_the_pipeline(
     name: str, scale: float, folders: Callable[[str], str]
 ) -> None:
-    """Each entry as the pipeline draws it alone: a neighbour's negative prompt changes nothing."""
+    """Each entry is as the pipeline samples it alone: other negative prompts change nothing."""
     model = open_model(folders(name))
     entries = [
         model.conditioning.parse({"prompt": p, "negative_prompt": n})
@@ -276,7 +276,7 @@ def test_other_sizes_and_decoders(folders: Callable[[str], str], tmp_path: Path)
         LATENTS
     )
     assert own.decode is not None and torch.equal(own.decode(LATENTS), by_hand)
-    # another VAE, of a folder, and one by another name
+    # another VAE, from a folder, and one with another class name
     shifted = tiny.vae(shift_factor=0.25, scaling_factor=0.5).requires_grad_(False)
     other = open_model(folder, decode=tiny.saved(shifted, tmp_path / "vae"))
     assert other.decode is not None
@@ -296,9 +296,7 @@ def test_other_sizes_and_decoders(folders: Callable[[str], str], tmp_path: Path)
 
 
 def test_solvers_of_ones_own(folders: Callable[[str], str]) -> None:
-    """On the betas, prediction type and clipping of the scheduler's configuration; on a flow's
-    shift.
-    """
+    """Solvers use the scheduler's betas, prediction type and clipping, or the flow's shift."""
     model, pipe = open_model(folders("plain")), loaded(folders("plain"))
     drawn = same_as_a_workers(model, [None, None], solver="dpm++2m", steps=4)
     schedule = Schedule.from_betas(pipe.scheduler.betas.double().numpy())
@@ -358,17 +356,17 @@ def test_identities_follow_weights_and_configurations(
         ("scheduler", "scheduler_config.json", "config_sha256"),
     ):
         path = folder / part / file
-        kept = path.read_bytes()
+        original = path.read_bytes()
         if file.endswith(".json"):
-            path.write_bytes(kept + b"\n")
+            path.write_bytes(original + b"\n")
         else:
             tensors = load_file(path)
             next(iter(tensors.values())).view(-1)[0] += 2.0**-20
             save_file(tensors, path, metadata={"format": "pt"})
         after = open_model(str(folder)).identity
         assert {k for k in after if after[k] != before[k]} == {fact}
-        path.write_bytes(kept)
-    # weights that are not read, and other people's files, change nothing
+        path.write_bytes(original)
+    # weights that are not loaded, and foreign files, change nothing
     shutil.copy(
         folder / "unet" / "diffusion_pytorch_model.safetensors",
         folder / "unet" / "diffusion_pytorch_model.ema.safetensors",

@@ -1,7 +1,7 @@
-"""Which worker a process is, from the environments that launchers give it.
+"""The placement of a worker from the environments that launchers set.
 
-SLURM's are those that Debian's SLURM 22.05 gave on one node (tests/jobs/test_slurm.py asks it again
-where it is installed).
+SLURM's are those that Debian's SLURM 22.05 set on one node (tests/jobs/test_slurm.py reads them
+from SLURM where it is installed).
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ STEP = BATCH | {
 
 
 def array(ids: list[int], task: int, count: int | None = None, step: int = 1) -> dict[str, str]:
-    """What SLURM tells a task of an array: of --array=0,3,7 no more than its ends, its step 1 and
-    how many there are.
-    """
+    """Returns what SLURM sets in a task of an array: of --array=0,3,7 the ends and the count."""
     return {
         "SLURM_ARRAY_TASK_ID": str(task),
         "SLURM_ARRAY_TASK_MIN": str(min(ids)),
@@ -47,13 +45,13 @@ def array(ids: list[int], task: int, count: int | None = None, step: int = 1) ->
     }
 
 
-def test_nobody_and_shards() -> None:
+def test_alone_and_shards() -> None:
     assert find_placement(None, {}) == Placement("alone", 0, 1, 0, 1)
     assert find_placement("2/3", TORCHRUN)[:3] == (
         "shard",
         2,
         3,
-    ), "the flag counts, whatever the environment says"
+    ), "the flag overrides the environment"
     assert [find_placement(f"{i}/4", {}).local for i in range(4)] == [0, 1, 2, 3]
     for shard in ("3/3", "-1/3", "1", "a/b", "1/0"):
         with pytest.raises(
@@ -64,7 +62,7 @@ def test_nobody_and_shards() -> None:
 
 def test_torchrun() -> None:
     assert find_placement(None, TORCHRUN) == Placement("torchrun", 5, 16, 1, 4)
-    within = TORCHRUN | STEP  # started by srun, a torchrun a node: its ranks count, not srun's
+    within = TORCHRUN | STEP  # srun starts one torchrun per node: the ranks of torchrun count
     assert find_placement(None, within)[:3] == ("torchrun", 5, 16)
     with pytest.raises(
         ValueError, match="expected RANK in the environment as a whole number, got 'x'"
@@ -87,9 +85,7 @@ def test_slurm_steps() -> None:
 
 @pytest.mark.parametrize("ids, step", [([0, 1, 2, 3], 1), ([4, 5, 6], 1), ([1, 3, 5], 2), ([7], 1)])
 def test_slurm_arrays(ids: list[int], step: int) -> None:
-    """Tasks of an array count, times the tasks of its srun, times the ranks of its torchrun: each
-    number once.
-    """
+    """Tasks of an array, of its srun and ranks of its torchrun multiply; numbers are unique."""
     found = [find_placement(None, BATCH | array(ids, task, step=step)) for task in ids]
     assert [p.worker for p in found] == list(range(len(ids))) and {p.world for p in found} == {
         len(ids)
@@ -109,17 +105,13 @@ def test_slurm_arrays(ids: list[int], step: int) -> None:
 
 
 def test_a_list_of_array_tasks() -> None:
-    """--array=0,3,7: nobody is told which tasks there are; each finds a place, though not each its
-    own.
-    """
+    """For --array=0,3,7 SLURM does not set the list of tasks: numbers are valid, but not unique."""
     found = [find_placement(None, BATCH | array([0, 3, 7], task)) for task in (0, 3, 7)]
     assert all(p.worker < p.world == 3 for p in found)
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker's share of the CPUs: what its process may run on, what SLURM gave the task, divided
-    among neighbours.
-    """
+    """A worker's share of the CPUs: those of its process, those that SLURM assigned, divided."""
 
     def affinity(cpus: int) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
@@ -139,7 +131,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         find_placement(None, STEP).threads == 4
         and find_placement(None, STEP | {"SLURM_CPUS_PER_TASK": "3"}).threads == 3
     )
-    affinity(4)  # those that it binds see their own, which are not divided once more
+    affinity(4)  # tasks that SLURM binds see their own CPUs, which are not divided again
     assert (
         find_placement(None, STEP).threads == 4
         and find_placement(None, STEP | {"SLURM_CPUS_PER_TASK": "4"}).threads == 4
@@ -147,9 +139,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_devices() -> None:
-    """One of several GPUs by the worker's number on its machine, unless one was named or only one
-    is shown.
-    """
+    """One of several GPUs by the worker's local number, unless the user or SLURM chose one."""
     for place in (
         find_placement(None, TORCHRUN),
         find_placement(None, STEP),

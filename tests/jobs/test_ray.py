@@ -1,6 +1,4 @@
-"""A pool of actors on a real Ray cluster, started here for this file: the dataset of one worker,
-also when actors die.
-"""
+"""A pool of actors on a real Ray cluster makes the dataset of one worker, also when actors die."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ RUN: dict[str, Any] = {
 
 
 def nodes() -> set[int]:
-    """Process ids of all nodes of Ray on this machine."""
+    """Returns the process ids of all Ray nodes on this machine."""
     lines = subprocess.run(
         ["ps", "-eo", "pid=,comm="], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -42,7 +40,7 @@ def nodes() -> set[int]:
 
 
 def actors(out: Path) -> dict[int, int]:
-    """Process id -> units begun, of the actors by their logs."""
+    """Returns {process id: units begun} of the actors, from their logs."""
     found = {}
     for path in (out / "log").glob("*.jsonl"):
         text = path.read_text()
@@ -52,9 +50,7 @@ def actors(out: Path) -> dict[int, int]:
 
 
 def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One pool is told to stop, the next loses an actor to SIGKILL at work; every unit is there in
-    the end.
-    """
+    """One pool is stopped, the next loses an actor to SIGKILL: at the end every unit is there."""
     if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
         pytest.skip("ray[data] is not installed here (make test installs it)")
     monkeypatch.syspath_prepend(HERE)
@@ -65,7 +61,7 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("TINY_WEIGHTS", "1")
         Folder.create(tmp_path / "refused", Job.plan("tiny:factory", **RUN).spec)
-    with open(tmp_path / "told", "w") as output:
+    with open(tmp_path / "output", "w") as output:
         driver = subprocess.Popen(
             [sys.executable, HERE / "ray_driver.py", tmp_path],
             stdout=output,
@@ -75,11 +71,11 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         first, killed, end = set[int](), 0, time.monotonic() + 300
         while driver.poll() is None:
-            assert time.monotonic() < end, (tmp_path / "told").read_text()
+            assert time.monotonic() < end, (tmp_path / "output").read_text()
             if not first:
                 first = (
                     set(actors(out)) if events(out, "stop") else first
-                )  # the pool that was told to stop
+                )  # the pool that was stopped
             elif not killed:
                 killed = next(
                     (pid for pid, begun in actors(out).items() if pid not in first and begun >= 2),
@@ -90,15 +86,15 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             time.sleep(0.02)
     finally:
         driver.kill()
-    told = (tmp_path / "told").read_text()
-    assert driver.returncode == 0, told
+    output = (tmp_path / "output").read_text()
+    assert driver.returncode == 0, output
     assert killed, "no actor was seen at work"
-    found = json.loads(told.splitlines()[-1])
+    found = json.loads(output.splitlines()[-1])
     assert found["stopped"] and 0 < found["made"] <= found["done"] < 32
     assert found["status"] == 0 and digest(out) == expected
     assert twice(out) <= 6, "what an actor had put on disk was made again"
     assert not list((out / "tmp").iterdir()), "what dead actors left is swept"
-    kind, message = found["refused"]  # an actor with other weights: its own words, not Ray's
+    kind, message = found["refused"]  # an actor with other weights: fastdiff's message, not Ray's
     assert kind == "SpecMismatch"
     assert re.search(r"got another in a setting\.\n  model\.\S*sha256: '\w+' there", message), (
         message
@@ -131,18 +127,16 @@ def test_how_many_actors() -> None:
 def test_ray_that_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On a machine that is too busy Ray gives up with a bare Exception: told in a sentence, and the
-    run is as it was.
-    """
+    """On a busy machine Ray raises a bare Exception: it becomes a sentence."""
     ray = pytest.importorskip(
         "ray", reason="ray[data] is not installed here (make test installs it)"
     )
     pytest.importorskip("ray.data")
-    told = "The current node timed out during startup."
+    output = "The current node timed out during startup."
 
     def init(address: str, **_: Any) -> None:
         raise (
-            Exception(told)
+            Exception(output)
             if address == "local"
             else ConnectionError("Could not find any running Ray instance.")
         )
@@ -155,8 +149,8 @@ def test_ray_that_does_not_start(
         == 1
     )
     assert capsys.readouterr().err.endswith(
-        f"fastdiff sample: fastdiff.jobs: expected Ray to start on this machine, got '{told}'."
-        " Start one with `ray start --head`, set RAY_ADDRESS=auto, and go on with `fastdiff"
+        f"fastdiff sample: fastdiff.jobs: expected Ray to start on this machine, got '{output}'."
+        " Start one with `ray start --head`, set RAY_ADDRESS=auto, and continue with `fastdiff"
         " resume`.\n"
     )
     folder = Folder(tmp_path / "run")
@@ -170,8 +164,8 @@ def test_without_ray(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["sample", "--out", str(tmp_path / "run"), "--engine", "ray"]) == 2
-    told = (
+    output = (
         "expected Ray for --engine ray, got none installed. Install the extra fastdiff-engine[ray]."
     )
-    assert told in capsys.readouterr().err
+    assert output in capsys.readouterr().err
     assert not (tmp_path / "run").exists(), "before anything is written"

@@ -1,6 +1,4 @@
-"""The loop of a worker: samples are those of a plain call, units are finished as they come, and
-nothing is left behind.
-"""
+"""The loop of a worker: samples equal those of a plain call, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ def images(folder: Folder) -> np.ndarray:
 
 
 def test_samples_are_those_of_a_plain_call(run_once: Folder) -> None:
-    """Each unit is one call of `sample` over its whole block, with network calls of its size, and
-    pixels are equal.
-    """
+    """Each unit is one call of `sample` over its whole block; the pixels are equal."""
     sampler = Sampler.from_pretrained("fashion-mnist", steps=2, network_batch=UNIT)
     found = []
     with repeatable(1):
@@ -82,9 +78,7 @@ def test_what_is_in_the_folder(run_once: Folder) -> None:
 
 
 def test_ids_decide_not_the_run(run_once: Folder, tmp_path: Path) -> None:
-    """Units lie at the same ids in every run: a sample is the same picture in another range of
-    ids.
-    """
+    """A sample is the same picture in a run with another range of ids."""
     other = run(Job.plan("fashion-mnist", **{**PLAN, "ids": (5, 6)}), tmp_path / "part")  # type: ignore[arg-type]
     assert other.images == 2
     assert np.array_equal(images(Folder(tmp_path / "part")), images(run_once)[3:5])
@@ -101,7 +95,7 @@ def test_units_come_as_they_are_finished(tmp_path: Path) -> None:
     assert Folder(out).record_path(first.unit).exists(), (
         "it is on disk by the time it is handed out"
     )
-    work.close()  # whoever embeds it may leave at any time
+    work.close()  # a program may close the generator at any time
     folder = Folder(out)
     half = info(folder)
     assert 1 <= half.done < 4 or half.complete
@@ -134,8 +128,8 @@ def test_threads_are_the_specs_and_given_back(run_once: Folder) -> None:
     assert run_once.spec.threads == 1
 
 
-def test_info_of_a_run_at_work(run_once: Folder, tmp_path: Path) -> None:
-    """Two workers' logs: speeds add up, silent and stopped ones do not count."""
+def test_info_of_a_running_job(run_once: Folder, tmp_path: Path) -> None:
+    """Two workers' logs: speeds add up; inactive and stopped workers do not count."""
     job = Job.plan("fashion-mnist", **{**PLAN, "ids": (0, 99)})  # type: ignore[arg-type]
     folder = Folder.create(tmp_path / "run", job.spec)
     (folder.path / "log").mkdir()

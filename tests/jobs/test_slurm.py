@@ -1,6 +1,4 @@
-"""Under a real SLURM of one node: where srun and arrays put a worker, and a signal that ends it to
-be queued again.
-"""
+"""A real SLURM of one node: placements by srun and arrays, and a signal that requeues a task."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 def environments(text: str) -> list[dict[str, str]]:
-    """Of the tasks of `srun --label env`, in order."""
+    """Returns the environments of the tasks of `srun --label env`, in order."""
     found: dict[int, dict[str, str]] = {}
     for line in text.splitlines():
         task, _, rest = line.partition(": ")
@@ -40,17 +38,19 @@ def environments(text: str) -> list[dict[str, str]]:
     return [found[task] for task in sorted(found)]
 
 
-def test_places(cluster: Cluster, tmp_path: Path) -> None:
-    """What srun and arrays say, read by the code that workers read it with."""
+def test_placements(cluster: Cluster, tmp_path: Path) -> None:
+    """The placements that workers find in the environments of srun and arrays."""
     step = environments(cluster.ask("srun", "--label", "--ntasks=2", "--overcommit", "env"))
     assert [find_placement(None, e)[:5] for e in step] == [
         ("slurm", 0, 2, 0, 2),
         ("slurm", 1, 2, 1, 2),
     ]
-    given = environments(cluster.ask("srun", "--label", f"--cpus-per-task={os.cpu_count()}", "env"))
+    cpus = os.cpu_count()
+    single = environments(
+        cluster.ask("srun", "--label", f"--cpus-per-task={os.cpu_count()}", "env")
+    )
     assert (
-        find_placement(None, given[0]).cpus == os.cpu_count()
-        and find_placement(None, given[0]).world == 1
+        find_placement(None, single[0]).cpus == cpus and find_placement(None, single[0]).world == 1
     )
     script = tmp_path / "job"
     script.write_text(
@@ -81,16 +81,14 @@ def test_places(cluster: Cluster, tmp_path: Path) -> None:
             assert [(p.worker, p.world, p.local) for p in steps] == [
                 (i, 6, i % 2) for i in range(6)
             ]
-        else:  # SLURM does not tell which tasks there are
+        else:  # SLURM does not report the list of tasks
             assert all(p.worker < p.world == 3 for p in batch) and all(
                 p.worker < p.world == 6 for p in steps
             )
 
 
 def test_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
-    """The job script of docs/clusters.md: USR1 ends a task's worker after its unit, and its status
-    queues the task again.
-    """
+    """The script of docs/clusters.md: after USR1 the worker ends, and its task is requeued."""
     expected = alone(TINY, tmp_path / "alone")
     out, script = tmp_path / "run", tmp_path / "job"
     command = f"{sys.executable} -m fastdiff sample --out {out} {' '.join(TINY)}"
@@ -115,8 +113,8 @@ def test_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
         time.sleep(0.1)
     cluster.ask("scancel", "--signal=USR1", f"{job}_0")
     cluster.wait(job)
-    told = [(tmp_path / str(i)).read_text() for i in (0, 1)]
+    outputs = [(tmp_path / str(i)).read_text() for i in (0, 1)]
     starts = sorted((e["worker"], e["world"]) for e in events(out, "start"))
-    assert starts == [(0, 2), (0, 2), (1, 2)], told
-    assert digest(out) == expected, told
+    assert starts == [(0, 2), (0, 2), (1, 2)], outputs
+    assert digest(out) == expected, outputs
     assert twice(out) <= 6, "what the first worker had in hand was finished, not thrown away"

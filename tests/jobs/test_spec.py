@@ -55,10 +55,8 @@ def test_a_plan_is_stored_exactly(schedule: Schedule, settings: dict) -> None:
         assert torch.equal(*drawn), "a sampler of the stored plan is the sampler of the schedule"
 
 
-def test_a_plan_of_fractional_times_on_a_discrete_schedule_is_told_rounded_ones() -> None:
-    """Whether t is whole belongs to the plan: fractions of a timestep are rounded for networks that
-    count them.
-    """
+def test_fractional_times_on_a_discrete_schedule_are_rounded_for_the_network() -> None:
+    """A plan knows whether its times are whole; networks with timesteps get rounded ones."""
     plan = make_plan(Schedule.linear(1000), solver="euler", steps=5, timestep_spacing="karras")
     assert (plan.column("t") % 1 != 0).any(), "the case is none"
     assert plan.whole_times is True and plan_from_json(plan_to_json(plan)).whole_times is True

@@ -1,6 +1,4 @@
-"""Units and the order in which workers take them, by simulation: nothing is lost, little is done
-twice.
-"""
+"""Units and the order in which workers take them, simulated: all are made, few of them twice."""
 
 from __future__ import annotations
 
@@ -37,8 +35,9 @@ def test_units_that_are_none(first: int, last: int, size: int) -> None:
 def simulate(
     count: int, seconds: list[float], die: dict[int, float] | None = None
 ) -> tuple[list[int], set[int]]:
-    """Workers that take `seconds` a unit; (every unit computed, in order of its end; the units
-    done).
+    """Simulates workers that take `seconds` per unit.
+
+    Returns (every computed unit, in order of its end; the units done).
     """
     units = Units(0, count - 1, 1)
     done: set[int] = set()
@@ -56,7 +55,7 @@ def simulate(
     while events:
         now, worker, unit = heapq.heappop(events)
         if die is not None and now > die.get(worker, float("inf")):
-            continue  # it never came to write this one
+            continue  # it did not write this one
         computed.append(unit)
         done.add(unit)
         start(worker, now)
@@ -69,30 +68,28 @@ def test_alone_every_unit_once_in_order() -> None:
 
 @pytest.mark.parametrize("count", [400, 1000])
 def test_one_slow_worker_of_eight_makes_few_units_twice(count: int) -> None:
-    """Of 8 workers one is 4 times slower: at most 10 % of the units are computed twice."""
+    """One of 8 workers is 4 times slower: at most 10 % of the units are computed twice."""
     speeds = [1.0 + 0.01 * i for i in range(7)] + [4.0]
     computed, done = simulate(count, speeds)
     assert len(done) == count
     assert len(computed) - count <= 0.10 * count, f"{len(computed) - count} of {count} twice"
 
 
-def test_a_look_before_the_sweep_spares_a_million_questions() -> None:
-    """What others did meanwhile is listed once; only units that are missing then are asked for one
-    by one.
-    """
-    units, done, asked, looks = Units(0, 999, 1), set[int](), [], []
+def test_finished_units_are_listed_once() -> None:
+    """Finished units are listed once; then only missing units are looked up one by one."""
+    units, done, asked, refreshes = Units(0, 999, 1), set[int](), [], []
 
     def finished(unit: int) -> bool:
         if unit not in done:
             asked.append(unit)
         return unit in done
 
-    def look() -> None:
-        looks.append(len(asked))
+    def refresh() -> None:
+        refreshes.append(len(asked))
         done.update(range(0, 990))
 
-    order = list(unit_order(units, 1, 4, finished, look))
-    assert order[:250] == list(range(1, 1000, 4)) and looks == [250], (
+    order = list(unit_order(units, 1, 4, finished, refresh))
+    assert order[:250] == list(range(1, 1000, 4)) and refreshes == [250], (
         "not before its own units are through"
     )
     assert sorted(order[250:]) == list(range(990, 1000)) and len(asked) == 250 + 2 * 10
@@ -107,18 +104,16 @@ def test_workers_that_die_leave_nothing_undone() -> None:
 
 
 def test_a_stride_over_missing_units_would_lose_some() -> None:
-    """The trap: two workers each take every second of the units that *they* find missing, at
-    different times.
-    """
+    """Two workers that each take every second of the units that *they* find missing lose units."""
     units = Units(0, 9, 1)
     done: set[int] = set()
     early = [u for u in units.numbers if u not in done][0::2]  # 0 2 4 6 8
-    done |= {0, 2}  # the first worker has gone on by the time that the second looks
+    done |= {0, 2}  # the first worker has made progress when the second lists the missing units
     late = [u for u in units.numbers if u not in done][1::2]  # of 1 3 4 5 …: 3 5 7 9
     assert set(early) | set(late) != set(units.numbers), (
         "the stride covers all after all: the trap is none"
     )
-    # the order in use, with the same late look
+    # the order in use, with the same late listing
     done = set()
     first, second = (
         unit_order(units, 0, 2, done.__contains__),
@@ -137,9 +132,7 @@ def test_the_sweep_is_each_workers_own() -> None:
     orders = []
     for worker in range(4):
         order = list(unit_order(units, worker, 4, lambda unit: unit % 4 == 0))
-        assert set(order) == {u for u in units.numbers if u % 4}, (
-            "whatever is missing, whoever's it was"
-        )
+        assert set(order) == {u for u in units.numbers if u % 4}, "all missing units, of any worker"
         orders.append(tuple(order))
     assert len(set(orders)) == 4 and list(unit_order(units, 1, 4, lambda u: u % 4 == 0)) == list(
         orders[1]

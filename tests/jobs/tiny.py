@@ -1,16 +1,14 @@
-"""A real network of a few hundred weights for tests of batch jobs, named `tiny:factory`, and what
-can befall its process.
+"""A small real network for tests of batch jobs, named `tiny:factory`, with faults on demand.
 
-The classes are the sample ids, so that the network knows which sample it is shown. The environment
-of a process says what happens in it; nothing of that is part of the model's identity, except its
-weights:
+The classes are the sample ids, so that the network knows which sample it computes. Environment
+variables set the faults; except for the weights they are not part of the model's identity:
 
-    TINY_WEIGHTS=1         other weights
-    TINY_SLEEP=0.01        seconds that each network call takes longer
-    TINY_NAN=17@50         the network's output for sample 17 at time 50 is not a number; `17@50 once`: the first time only
-    TINY_KILL=0.01:5       SIGKILL right before or right after a call of os.fsync, os.replace, os.link or os.unlink, each
-                           with this probability, drawn with this seed and the process's number in
-                           the run; `@17`: right before call 17 of these, the first being 0
+    TINY_WEIGHTS=1      other weights
+    TINY_SLEEP=0.01     additional seconds of each network call
+    TINY_NAN=17@50      the output for sample 17 at time 50 is NaN; `17@50 once`: the first time
+    TINY_KILL=0.01:5    SIGKILL immediately before or after a call of os.fsync, os.replace, os.link
+                        or os.unlink, each with this probability, drawn with this seed and the
+                        process's number in the run; `@17`: before call 17 of these, from 0
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ from torch import Tensor, nn
 from fastdiff import Schedule
 from fastdiff.jobs import Model
 
-CALLS = ("fsync", "replace", "link", "unlink")  # what a commit consists of
-MOST = 10_000  # sample ids below this are classes of their own
+CALLS = ("fsync", "replace", "link", "unlink")  # the calls of a commit
+MOST = 10_000  # number of classes: sample ids below this
 
 
 class Tiny(nn.Module):
@@ -86,7 +84,7 @@ def _deadly(call: Callable[..., Any], dies: Callable[[bool], bool]) -> Callable[
 
 
 def _fate(text: str) -> Callable[[bool], bool]:
-    """dies(before): whether the process dies now, before or after one of the calls."""
+    """Returns dies(before): whether the process dies now, before or after one of the calls."""
     chance, _, seed = text.partition(":")
     if chance.startswith("@"):
         count = itertools.count()

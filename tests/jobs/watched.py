@@ -1,5 +1,6 @@
-"""The shipped network, named `watched:factory`, for runs of two CPU threads: it refuses to compute
-with any other number.
+"""The shipped network as `watched:factory`, for runs with two CPU threads.
+
+It refuses to compute with any other number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes that work on a run, to be watched and killed."""
+"""Worker processes to watch and kill."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ TORCHRUN = ("--standalone", "--max-restarts=0", "-m")
 
 
 class Worker:
-    """A process that runs `fastdiff` with these arguments: one worker, or an agent (torchrun, Ray)
-    with several below it.
+    """A process that runs `fastdiff`: one worker, or an agent (torchrun, Ray) of several.
 
     Args:
-        engine: forked: a copy of this process, which has imported all there is to import; torchrun:
-            the agent is such a copy, its `world` workers are processes of their own; others: a
-            process of its own.
-        environment: what is added to this process's. output: file that takes what it prints.
+        engine: forked: a copy of this process, which has imported everything; torchrun: the agent
+            is such a copy, and its `world` workers are separate processes; others: a separate
+            process.
+        arguments: of `fastdiff`.
+        environment: added to this process's.
+        output: file for its output.
+        world: workers of torchrun.
     """
 
     def __init__(
@@ -57,12 +59,12 @@ class Worker:
         return self.status is not None
 
     def at_work(self, logs: Path) -> list[int]:
-        """The process ids of its workers that have begun a unit, by their logs, and live."""
+        """Returns the process ids of running workers that have begun a unit, from their logs."""
         below = {self.pid} if self.engine in ("forked", "fresh") else _descendants(self.pid)
         return [pid for pid in below if _begun(logs, pid) and _lives(pid)]
 
     def end(self) -> None:
-        """Kills all that is left of it."""
+        """Kills all remaining processes of it."""
         for pid in sorted(_descendants(self.pid) | {self.pid}):
             kill(pid)
         while not self.ended():
@@ -70,12 +72,12 @@ class Worker:
 
 
 def _interruptible() -> None:
-    """Shells start what runs in the background deaf to Ctrl-C, and children inherit it."""
+    """Restores SIGINT: shells let background processes ignore it, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(workers: Sequence[Worker], seconds: float = 240.0) -> None:
-    """Until all have ended. Raises AssertionError when it takes too long."""
+    """Waits until all have ended. Raises AssertionError when it takes too long."""
     end = time.monotonic() + seconds
     while not all(worker.ended() for worker in workers):
         assert time.monotonic() < end, "a worker neither works nor ends"
@@ -108,7 +110,7 @@ def _fork(
             status = fastdiff.cli.main(arguments)
         sys.stdout.flush()
         sys.stderr.flush()
-    except BaseException as error:  # as a process of its own would end
+    except BaseException as error:  # as a separate process would end
         status = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     finally:
@@ -116,7 +118,7 @@ def _fork(
 
 
 def kill(pid: int) -> bool:
-    """Whether there was a process to kill."""
+    """Kills a process and returns whether it was running."""
     alive = _lives(pid)
     try:
         os.kill(pid, signal.SIGKILL)
