@@ -190,7 +190,7 @@ class _FileConditions(Conditions):
             self._check()
 
     def entries(self, first: int, stop: int) -> list[Any]:
-        """Returns the entries; an id outside the run, in its first or last unit, gets the nearest."""
+        """Returns the entries; ids outside the run, in its first and last unit, get the nearest."""
         numbers = np.clip(np.arange(first, stop) - self._first, 0, self._index.lines - 1).tolist()
         if not numbers:
             return []

@@ -272,3 +272,13 @@ def test_the_documentation_lists_the_formats() -> None:
     assert list(listed) == list(FORMATS), "docs/jobs.md has a row for each of FORMATS, in order"
     for name, fmt in FORMATS.items():
         assert ("one file" in listed[name]) == (not fmt.folder), name
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_record_of_another_number_of_files_is_refused(name: str, tmp_path: Path) -> None:
+    record = commit(tmp_path, name, block(kinds_of(name)[0], range(2), unit=7))
+    count = len(record["files"])
+    for files in ([], record["files"] * 2):
+        expected = f"expected {count} files? in the record of unit 7, got {len(files)}"
+        with pytest.raises(ValueError, match=f"^fastdiff.jobs: {expected}"):
+            FORMATS[name].read(tmp_path, {**record, "files": files})

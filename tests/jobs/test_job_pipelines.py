@@ -73,7 +73,7 @@ def loaded(folder: str) -> Any:
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
-            # torch uses another matrix product for weights that require gradients, also under no_grad
+            # for weights that require gradients torch uses another product, also under no_grad
             part.requires_grad_(False)
     return pipe
 
