@@ -180,3 +180,19 @@ def test_foreign_files_are_left_alone(job: Job, tmp_path: Path) -> None:
 def test_plans_that_can_not_be(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Job.plan("fashion-mnist", **arguments)
+
+
+def test_a_format_that_cannot_store_the_samples_is_refused_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vectors.py").write_text(
+        "from fastdiff import Schedule\n"
+        "from fastdiff.jobs import Model\n\n\n"
+        "def factory():\n"
+        "    return Model(lambda x, t: x, (2,), schedule=Schedule.cosine(100))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"\[H, W, C\] uint8 .* format png, got float32 \[2\]"):
+        Job.plan("vectors:factory", format="png", steps=2)
+    assert Job.plan("vectors:factory", format="npy", steps=2).spec.format == "npy"
