@@ -52,9 +52,9 @@ int64_t best_level() {
 #endif
 }
 
-const int64_t BEST_LEVEL = best_level();  // asked once: a virtual machine may take long to answer
+const int64_t BEST_LEVEL = best_level();  // determined once: cpuid is slow in a virtual machine
 
-// A sum over empty samples is 0 and a posterior has a variance whatever its size; the rest has nothing to write then.
+// For empty samples, a sum is 0 and a posterior still has a variance; the other ops write nothing.
 enum Empty { SKIP, RUN };
 
 template <class Args>

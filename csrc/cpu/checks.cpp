@@ -1,5 +1,5 @@
-// Argument checks of every op. Shapes and dtypes were validated in Python; what is left depends on values: times, rows,
-// and whether the rows in use read operands that were not given.
+// The argument checks of every op. Python has validated shapes and dtypes. The checks here depend on
+// values: times, rows, and whether the rows in use read operands that are missing.
 #include "checks.h"
 
 #include <stdarg.h>
@@ -48,7 +48,7 @@ bool reads(const double* row, int operand) {
 
 bool inside(double value, double end) { return value >= 0 && value < end; }
 
-// What one row needs, for sample b.
+// Checks that the operands of one row are there, for sample b.
 int check_row(const fd_reverse_step_args& a, int64_t b) {
     const long long row = a.row[b], at = b;
     const double* r = a.table + row * COLUMNS;
@@ -141,7 +141,7 @@ int check(const fd_group_norm_silu_args& a) {
 
 int check(const fd_reverse_step_args& a) {
     if (int status = check_launch(a.launch, a.draw)) return status;
-    // neighbours mostly share rows: a row is looked at again only after another one took its place
+    // neighbouring samples mostly share rows: a row is checked again only after a different one
     constexpr int KEPT = 256;
     int64_t checked[KEPT];
     for (int64_t& row : checked) row = -1;

@@ -1,4 +1,4 @@
-// Everything that can be wrong with a call, found before the first write; the text is one sentence per thread.
+// Checks of all arguments before the first write. The error text is one sentence, kept per thread.
 #pragma once
 
 #include "fastdiff/ops.h"

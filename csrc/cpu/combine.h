@@ -1,5 +1,6 @@
-// Linear combinations of a row over a block: c1*v1 + c2*v2 + …, started at +0, in column order, every product and sum
-// rounded. One pass per output, unrolled for the number of operands; and the other elementwise passes of a step.
+// The elementwise passes of a step over a block. A row's linear combination c1*v1 + c2*v2 + … starts
+// at +0 and is added in column order; every product and sum is rounded. There is one pass per output,
+// unrolled for the number of operands.
 #pragma once
 
 #include "convert.h"
@@ -7,7 +8,8 @@
 
 namespace fastdiff::FD_LEVEL {
 
-// Exact aliasing (to == a v) is fine: an element is read before it is written, and no other element is touched.
+// `to` may be the same memory as an operand: an element is read before it is written, and no other
+// element is accessed.
 template <int K, class C>
 static void combine_some(const C* const* operands, const Combination<C>& c, int64_t n, C* to) {
     const C* v[K];
@@ -46,14 +48,14 @@ static void clip(C* x, C bound, int64_t n) {
     for (int64_t i = 0; i < n; ++i) x[i] = held(x[i], bound);
 }
 
-// the dynamic threshold s instead of a bound, then divided by it
+// clip to the dynamic threshold s, then divide by it
 template <class C>
 static void threshold(C* x, C s, int64_t n) {
     FD_SIMD
     for (int64_t i = 0; i < n; ++i) x[i] = held(x[i], s) / s;
 }
 
-// A plain row in one pass: x0 never leaves its register. The same roundings as combine, clip, combine.
+// A plain row in one pass, which keeps x0 in a register. It rounds like combine, clip, combine.
 template <bool CLIP, bool NOISE, class C>
 static void step_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
     const C *x = v[X], *out = v[OUT], *z = v[Z];

@@ -1,8 +1,9 @@
-// Operands of any dtype in the compute type: converted when loaded, rounded once (to nearest even) when stored.
+// Conversion of operands to the compute type: converted when loaded, rounded once (to nearest even)
+// when stored.
 //
-// A block that already has the compute type is used in place; others pass through a scratch block that stays in the
-// first-level cache. The integer formulas give the bits of the F16C instructions, quieted NaN payloads included, so
-// levels with and without them agree.
+// A block that already has the compute type is used in place. Others pass through a scratch block that
+// stays in the first-level cache. The integer formulas give the bits of the F16C instructions,
+// including quieted NaN payloads, so levels with and without them agree.
 #pragma once
 
 #include "fastdiff/formulas.h"
@@ -45,7 +46,7 @@ static inline uint16_t to_bfloat(float f) {
     return (uint16_t)((bits & 0x7FFFFFFFu) > 0x7F800000u ? (bits >> 16) | 0x0040u : rounded);
 }
 
-// A float with the last bit set when digits were lost ("round to odd"), so that rounding it again rounds only once.
+// Rounds to odd: sets the last bit of the float if digits were lost, so a second rounding is exact.
 static inline float to_odd(double d) {
     float f = (float)d;
     double back = f;
@@ -80,7 +81,7 @@ static void to_halves(const C* from, uint16_t* to, int64_t n) {
     for (; i < n; ++i) to[i] = to_half(to_odd(from[i]));
 }
 
-// n elements of `input` in the compute type: in place when they have it, else in scratch.
+// Returns n elements of `input` in the compute type: in place if they have it, else in scratch.
 template <class C>
 static const C* load(const fd_input& input, int64_t first, int64_t n, C* scratch) {
     const int64_t type = input.type;
@@ -101,7 +102,7 @@ static const C* load(const fd_input& input, int64_t first, int64_t n, C* scratch
     return scratch;
 }
 
-// Rounds n values into `output`. Values already there (from == to) stay.
+// Rounds n values into `output`; nothing is done where from == to.
 template <class C>
 static void save(const fd_output& output, int64_t first, int64_t n, const C* from) {
     const int64_t type = output.type;
@@ -122,7 +123,7 @@ static void save(const fd_output& output, int64_t first, int64_t n, const C* fro
     }
 }
 
-// Where to compute n values that are to be saved: straight in the output when it has the compute type.
+// Returns where to compute n values of an output: in the output itself if it has the compute type.
 template <class C>
 static C* target(const fd_output& to, int64_t first, C* scratch) {
     return to.type == TYPE_OF<C> ? (C*)at(to.data, to.type, first) : scratch;

@@ -43,7 +43,7 @@ struct GaussianKl {
         for (int64_t b = t.b0; b < t.b1; ++b) {
             const C g = ((const C*)a.grad)[b];
             const int64_t begin = (b - t.b0) * t.elements, end = begin + t.elements;
-            // two loops: a choice inside one between N(0, I) and a second Gaussian would leave it scalar
+            // two loops, because a branch between N(0, I) and a second Gaussian would not vectorise
             if (m2) {
                 FD_SIMD
                 for (int64_t i = begin; i < end; ++i) {

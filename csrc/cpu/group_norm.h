@@ -1,5 +1,6 @@
-// What group_norm_silu adds up and how: blocks of 64 positions by 16 channels, sums over their rows and columns in a fixed
-// order, partial sums in float64. The order is that of kernels/README.md section 12, at any width of the vectors.
+// The sums of group_norm_silu: blocks of 64 positions by 16 channels, sums over their rows and columns
+// in a fixed order, partial sums in float64. The order is that of kernels/README.md section 12 at any
+// vector width.
 #pragma once
 
 #include "convert.h"
@@ -11,11 +12,11 @@ namespace fastdiff::FD_LEVEL {
 
 constexpr int64_t POSITIONS = FD_POSITIONS;
 constexpr int64_t SIDE = 16;                  // channels of a block; partial sums of section 12
-constexpr int64_t WIDE = 32;                  // channels of a piece, at least, where there are so many
-constexpr int64_t COLUMNS = 8;                // blocks side by side in a strip, whose rows are read from end to end
+constexpr int64_t WIDE = 32;                  // fewest channels of a piece
+constexpr int64_t COLUMNS = 8;                // blocks next to each other in a strip, whose rows are contiguous
 constexpr int64_t STRIP = COLUMNS * SIDE;
 constexpr int64_t SIZE = POSITIONS * SIDE;
-constexpr int64_t MOST = STRIP;               // groups of a piece, at most
+constexpr int64_t MOST = STRIP;               // most groups of a piece
 
 static_assert(SIZE == BLOCK, "a block is a tile");
 
@@ -34,7 +35,7 @@ using Lanes = typename LanesOf<C>::Type;
 template <class C>
 constexpr int64_t LANES = FD_WIDTH / sizeof(C);
 
-// Partial sums J, J + 2*HALF …: folded by halves, depth first, so that few are alive at once.
+// Partial sums J, J + 2*HALF …: folded by halves, depth first, so few are live at a time.
 template <int64_t J, int64_t STEP, class Partial>
 static inline __attribute__((always_inline)) auto folded(const Partial& partial) {
     if constexpr (STEP == SIDE)
@@ -43,7 +44,7 @@ static inline __attribute__((always_inline)) auto folded(const Partial& partial)
         return folded<J, 2 * STEP>(partial) + folded<J + STEP, 2 * STEP>(partial);
 }
 
-// The sum of term(row) over the rows of a block: row i goes to partial sum i mod 16 in order.
+// Sums term(row) over the rows of a block: row i is added to partial sum i mod 16, in order.
 template <class C, class Term>
 static inline __attribute__((always_inline)) Lanes<C> sum_rows(int64_t rows, const Term& term) {
     if (rows == POSITIONS)
@@ -64,7 +65,7 @@ static inline Lanes<C> lanes_at(const C* from) {
     return v;
 }
 
-// The same of the n terms of one row.
+// Sums the n terms of one row in the same way.
 template <class C, class Term>
 static inline __attribute__((always_inline)) C sum_row(const C* row, int64_t n, const Term& term) {
     alignas(64) C part[SIDE];
@@ -77,7 +78,7 @@ static inline __attribute__((always_inline)) C sum_row(const C* row, int64_t n, 
     return folded<0, 1>([&](int64_t j) __attribute__((always_inline)) { return part[j]; });
 }
 
-// Partial sums in float64, of N values at a time
+// Partial sums in float64, for N values at a time.
 template <int64_t N>
 struct Partials {
     double v[SIDE][N];
@@ -94,14 +95,15 @@ struct Partials {
     }
 };
 
-// what float64 knows of a group while its channels come in order: distances to the first channel's mean
+// The float64 sums of a group while its channels are added in order: distances to the first channel's
+// mean.
 struct Group {
     Partials<1> distance, square;
     double pivot;
 };
 
-// u of n positions by SIDE channels: where it stands, and how far it is from one row to the next. A row is a position with
-// channels last, else a channel.
+// u of n positions by SIDE channels: its address and the stride between rows. A row is a position if
+// channels are last in memory, else a channel.
 template <class C>
 struct Rows {
     const C* at;
@@ -113,7 +115,7 @@ struct Coefficients {
     alignas(64) C mean[SIDE], gain[SIDE], shift[SIDE];
 };
 
-// What is known of the channels of a block while their chunks come in order, and then of their groups.
+// The sums of a block's channels while their chunks are added in order, and then of their groups.
 template <class C>
 struct Column {
     alignas(64) C first[SIDE], squares[SIDE];

@@ -1,9 +1,10 @@
 // group_norm_silu: y = silu(((u - mean_g)*rstd_g*weight_c + bias_c)*(1 + scale_bc) + shift_bc), u = x + add_bc, over groups
 // of channels, kernels/README.md section 12.
 //
-// A piece of work is a few groups of one sample: their channels fill whole cache lines. It is read in blocks of 64 positions
-// by 16 channels, in place where the type allows, once for the statistics and, from the cache, once more for the result.
-// Channels stand side by side in memory (channels last) or positions do; sums take the same order.
+// A piece of work is a few groups of one sample, whose channels fill whole cache lines. It is read in
+// blocks of 64 positions by 16 channels, in place where the dtype allows: once for the statistics and
+// once more, from the cache, for the result. Either channels are contiguous in memory (channels last)
+// or positions are; sums have the same order in both cases.
 #include "group_norm.h"
 
 namespace fastdiff::FD_LEVEL {
@@ -31,7 +32,8 @@ struct GroupNormSilu {
           pieces_per_sample((a.groups + together - 1) / together),
           channels_last(a.x.channel_stride == 1 && (a.out.channel_stride == 1 || a.channels == 1)) {}
 
-    // Groups whose channels fill a strip, or less where threads would wait: at least whole cache lines. No value depends on it.
+    // Groups whose channels fill a strip, or fewer if threads would be idle, but at least whole cache
+    // lines. No value depends on it.
     static int64_t groups_together(const fd_group_norm_silu_args& a) {
         int64_t n = 1;
         for (int64_t wide = a.x.channel_stride == 1 ? STRIP : WIDE; wide >= WIDE; wide /= 2) {
@@ -42,7 +44,7 @@ struct GroupNormSilu {
         return n;
     }
 
-    // As many as fit into so many channels, if possible of whole blocks; at least one.
+    // The groups that fit into this many channels, if possible whole blocks; at least one.
     static int64_t aligned_groups(int64_t per_group, int64_t wide) {
         const int64_t most = wide / per_group;
         for (int64_t n = most; 2 * n > most; --n)
@@ -83,7 +85,7 @@ struct GroupNormSilu {
     static int64_t width_of(int64_t c, int64_t j, int64_t end) { return end - c - j * SIDE < SIDE ? end - c - j * SIDE : SIDE; }
     int64_t rows_of(int64_t p) const { return positions - p < POSITIONS ? positions - p : POSITIONS; }
 
-    // which group of the piece, and which channel of it, comes next
+    // the next group of the piece, and its next channel
     struct Walk {
         int64_t group, channel;
     };
@@ -91,7 +93,7 @@ struct GroupNormSilu {
         if (++w.channel == per_group) w = {w.group + 1, 0};
     }
 
-    // What float64 is to know of a strip's channels: means of chunks put together, then channels.
+    // Adds a strip's channels in float64: combines the means of chunks, then the channels.
     void gather(int64_t b, int64_t c, int64_t end, Walk& walk, State& s) const {
         const bool several = positions > POSITIONS;
         const int64_t columns = columns_of(c, end);
@@ -128,7 +130,7 @@ struct GroupNormSilu {
         }
     }
 
-    // One value a channel, at [b, c] of a [batch, channels] view, or `absent`.
+    // One value per channel, at [b, c] of a [batch, channels] view, or `absent`.
     static void channel_values(const fd_view& v, int64_t b, int64_t c, int64_t width, C absent, C* to) {
         for (int64_t i = 0; i < SIDE; ++i) to[i] = absent;
         if (!v.data) return;
@@ -142,7 +144,8 @@ struct GroupNormSilu {
         }
     }
 
-    // In place where it stands as it is needed, else in the block, where absent channels are 0.
+    // Returns the data in place if its layout and dtype fit, else a copy in the block, where absent
+    // channels are 0.
     Rows<C> fetch(int64_t b, int64_t c, int64_t width, int64_t p, int64_t n, State& s) const {
         const fd_input x = {a.x.data, a.x.type};
         const int64_t start = b * a.x.sample_stride + c * a.x.channel_stride + p * a.x.position_stride;
@@ -174,7 +177,7 @@ struct GroupNormSilu {
         return {to, SIDE};
     }
 
-    // mean and sum of squared distances to it, for each channel
+    // mean, and sum of squared distances to the mean, of each channel
     void moments(const Rows<C>& u, int64_t n, C* mean, C* squares) const {
         const C count = (C)n;
         if (!channels_last) {
@@ -216,7 +219,7 @@ struct GroupNormSilu {
         }
     }
 
-    // The result of a block, straight into the output where it stands as it is computed.
+    // Computes the result of a block, directly in the output if its layout and dtype fit.
     void write(int64_t b, int64_t c, int64_t width, int64_t p, int64_t n, const Rows<C>& u, const Coefficients<C>& k, State& s) const {
         const fd_output out = {a.out.data, a.out.type};
         const int64_t start = b * a.out.sample_stride + c * a.out.channel_stride + p * a.out.position_stride;

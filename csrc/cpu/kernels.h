@@ -1,4 +1,4 @@
-// The kernels of every level, as the dispatcher in api.cpp sees them. Arguments have been checked.
+// The kernels of every level, which api.cpp calls after it has checked the arguments.
 #pragma once
 
 #include "fastdiff/ops.h"

@@ -1,8 +1,9 @@
-// The vectors of a CPU level: one width of lanes and the four operations that C++ has no portable word for.
+// The vectors of a CPU level: the number of lanes and the four operations that have no portable C++.
 //
-// Everything else is written with the compiler's vector extensions, which behave lane by lane like scalars: the same
-// roundings, hence the same bits, at every width. Included once per level; all names are local to that level's namespace,
-// since an inline function compiled for AVX-512 must never be the one the linker keeps for the baseline.
+// Everything else uses the compiler's vector extensions, which act on each lane as on a scalar: the
+// same roundings, hence the same bits, at every width. Included once per level. All names are local to
+// that level's namespace, because the linker must never keep an inline function compiled for AVX-512
+// for the baseline.
 #pragma once
 
 #include <math.h>
@@ -84,7 +85,7 @@ static inline void interleave(Floats a, Floats b, Floats& low, Floats& high) {
 #endif
 }
 
-// Which 64-bit lane carries the i-th counter, so that interleave() leaves the normals in order.
+// The 64-bit lane of the i-th counter, such that interleave() gives the normals in order.
 constexpr int lane_of(int i) { return i < LONGS / 2 ? 2 * i : 2 * (i - LONGS / 2) + 1; }
 
 static inline void store(float* to, Floats a) { memcpy(to, &a, sizeof a); }

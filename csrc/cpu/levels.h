@@ -1,4 +1,4 @@
-// A kernel at every CPU level of this build, in the order of the levels; null where one is not compiled.
+// A kernel at every CPU level of this build, in the order of the levels; null if it is not compiled.
 #pragma once
 
 #if defined(FD_HAVE_AVX2)

@@ -1,8 +1,9 @@
 // Noise contract version 1 (kernels/README.md section 1): Philox4x32-10 and the exact Box-Muller transform on lanes.
 //
-// A counter sits in the low half of a 64-bit lane. The widening multiply reads low halves only, and its product is the
-// next low word in place and the next high word after one shift: eight instructions a round for LONGS counters. High
-// halves carry rubbish until the words are taken out.
+// A counter is in the low half of a 64-bit lane. The widening multiply reads only low halves. Its
+// product contains the next low word in place and the next high word after one shift: eight
+// instructions per round for LONGS counters. High halves have arbitrary bits until the words are
+// extracted.
 #pragma once
 
 #include <type_traits>
@@ -21,9 +22,9 @@ struct Counters {
 constexpr int GROUP = 4 * LONGS;  // normals in a vector of counters
 constexpr int CHUNK = 2 * GROUP;  // normals drawn at once, see Pack
 
-// V vectors in lockstep. The transform is one long chain of dependent operations, and a processor's window hardly reaches
-// beyond it; two chains side by side keep more units busy, and their registers still suffice. A pack has a scalar's
-// operators, so that arithmetic.h serves both.
+// V vectors that are computed in lockstep. The transform is one long chain of dependent operations,
+// about as long as the processor's reorder window. Two interleaved chains use more execution units and
+// still fit the registers. A pack has the operators of a scalar, so arithmetic.h works for both.
 template <class T, int V>
 struct Pack {
     T v[V];
@@ -132,8 +133,8 @@ static void draw_run(const fd_noise& d, uint64_t step, int64_t b, int64_t first,
     }
 }
 
-// Normals of all n elements of samples [b0, b1) at step_of(b): every lane has its own sample, so short samples fill the
-// vectors.
+// Normals of all n elements of samples [b0, b1) at step_of(b). Every lane has a different sample, so
+// short samples fill the vectors.
 template <class StepOf>
 static void draw_short(const fd_noise& d, StepOf step_of, int64_t b0, int64_t b1, int64_t n, float* out) {
     constexpr int LANES = 2 * LONGS;

@@ -1,5 +1,6 @@
-// The prepasses of reverse_step, kernels/README.md section 4: what a row needs to know of a whole sample first. A sample is
-// one thread's, so its value depends on nothing else; the sample's x0 is computed again in every pass, never stored.
+// The prepasses of reverse_step, kernels/README.md section 4: values of a whole sample that a row
+// needs first. One thread computes a sample, so the value depends on nothing else. The sample's x0 is
+// computed again in every pass and never stored.
 #include "kernels.h"
 #include "step.h"
 
@@ -108,7 +109,7 @@ struct Prepass : StepInputs<C> {
         return prefix;
     }
 
-    // The magnitude that follows `low` (of that rank) in order, or `low` where it is the largest.
+    // The next larger magnitude after `low` (of that rank), or `low` if it is the largest.
     template <class Make>
     Bits follower(int64_t b, Make make, Bits low, int64_t rank) const {
         int64_t up_to = 0;

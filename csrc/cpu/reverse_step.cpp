@@ -1,8 +1,9 @@
 // reverse_step: one row of a plan for every sample, kernels/README.md section 4.
 //
-// A tile's samples that share a row are carried out together: operands into the compute type, the network output through
-// guidance and gradient, x0 and its clip, the noise, then one pass per output. Results that another output may still
-// read stay in scratch until all are there, so outputs may be the inputs' memory.
+// The samples of a tile that share a row are computed together: conversion to the compute type,
+// guidance and gradient of the network output, x0 and its clip, the noise, then one pass per output.
+// Results that another output may still read stay in scratch until all are computed, so outputs may be
+// the same memory as inputs.
 #include "kernels.h"
 
 #include "step.h"
@@ -16,7 +17,7 @@ struct ReverseStep : StepInputs<C> {
     using StepInputs<C>::a;
 
     struct State : StepScratch<C> {
-        int64_t drawn_to;  // the tile's samples before this one have their normals
+        int64_t drawn_to;  // samples of the tile before this one have their normals
         alignas(64) float normals[BLOCK];
         alignas(64) C variance[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
     };
@@ -81,7 +82,7 @@ struct ReverseStep : StepInputs<C> {
         return to;
     }
 
-    // The step of a sample's noise. Rows that draw none may hold anything there.
+    // The step of a sample's noise; meaningless for rows that draw none.
     uint64_t step_of(int64_t b) const {
         const double index = a.table[a.row[b] * COLUMNS + NOISE_INDEX];
         return index >= 0 && index < 0x1p32 ? (uint64_t)index : 0;
@@ -92,7 +93,7 @@ struct ReverseStep : StepInputs<C> {
         if (a.noise.data) {
             z = load(a.noise, t.flat(a.launch.elements), t.n(), s.loaded[Z]);
         } else {
-            // once for the whole tile: short samples at different rows still share vectors
+            // once for the whole tile, so short samples at different rows share vectors
             float* normals = s.normals + (t.b0 - whole.b0) * t.elements;
             if (s.drawn_to <= t.b0) {
                 draw_tile(a.draw, [&](int64_t b) { return step_of(b); }, {t.b0, whole.b1, t.e0, t.elements}, a.launch.elements,

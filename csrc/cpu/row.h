@@ -1,7 +1,7 @@
 // A row of a plan, decoded: for every output the operands it reads, in column order, with their coefficients.
 //
-// Decoding costs about as much as ten elements' work, and neighbouring samples mostly share rows, so each thread keeps
-// the rows it decoded last.
+// Decoding costs about as much as ten elements. Neighbouring samples mostly share rows, so each thread
+// caches the rows that it decoded last.
 #pragma once
 
 #include "fastdiff/schema.h"
@@ -27,7 +27,7 @@ struct Row {
 
 template <class C>
 static void append(Combination<C>& to, int operand, double coefficient) {
-    // the cast coefficient may underflow to zero in float32, and is then not read either
+    // an operand whose coefficient underflows to zero in float32 is not read
     if ((C)coefficient == 0) return;
     to.operand[to.count] = operand;
     to.coefficient[to.count++] = (C)coefficient;

@@ -1,5 +1,5 @@
-// What a row of a plan starts from: the network's output through guidance, rescale and gradient, and x0 before its clip.
-// Shared by reverse_step and its prepasses, which need the same values of a whole sample first.
+// The start of a row: the network's output after guidance, rescale and gradient, and x0 before its
+// clip. Shared by reverse_step and its prepasses, which need these values of a whole sample first.
 #pragma once
 
 #include "combine.h"

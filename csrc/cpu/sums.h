@@ -1,7 +1,8 @@
 // Sums over a sample, kernels/README.md section 7: the same bits at any batch size, thread count and level.
 //
-// The terms of a tile stand in a block. Term i of a chunk goes to partial sum i mod 64 in order, and the partial sums are
-// folded by halves; absent partial sums take no part. Chunks are added in order in float64.
+// The terms of a tile are in a block. Term i of a chunk is added to partial sum i mod 64 in order, and
+// the partial sums are folded by halves; missing partial sums are left out. Chunks are added in order
+// in float64.
 #pragma once
 
 #include "tiles.h"
@@ -35,7 +36,8 @@ static C fold(C* terms, int64_t n) {
     return terms[0];
 }
 
-// Sums the terms of the tile's samples into `out` [batch], or into `workspace` [batch, chunks] where there are several.
+// Sums the terms of the tile's samples into `out` [batch], or with several chunks into `workspace`
+// [batch, chunks].
 template <class C, class Finish>
 static void sum_tile(const fd_launch& l, const Tile& t, C* terms, void* out, void* workspace, Finish finish) {
     if (l.elements > FD_CHUNK) {
@@ -46,7 +48,7 @@ static void sum_tile(const fd_launch& l, const Tile& t, C* terms, void* out, voi
         ((C*)out)[b] = (C)finish(b, (double)fold(terms + (b - t.b0) * t.elements, t.elements));
 }
 
-// What is left where samples have several chunks, or none.
+// The rest of the sum where samples have several chunks, or none.
 template <class C, class Finish>
 static void sum_chunks(const fd_launch& l, void* out, const void* workspace, Finish finish) {
     if (l.elements != 0 && l.elements <= FD_CHUNK) return;
@@ -57,7 +59,7 @@ static void sum_chunks(const fd_launch& l, void* out, const void* workspace, Fin
     }
 }
 
-// A view's values for a tile, in the compute type. A value that serves a whole sample is repeated.
+// A view's values for a tile, in the compute type. A value for a whole sample is repeated.
 template <class C>
 static const C* load(const fd_view& v, const Tile& t, int64_t per_sample, C* scratch) {
     const fd_input flat = {v.data, v.type};

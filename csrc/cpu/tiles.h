@@ -1,7 +1,7 @@
 // Work in tiles of at most BLOCK elements, whose scratch stays in the first-level cache.
 //
-// A long sample is cut into blocks; short samples are taken several at a time. The cut depends on the sizes alone, and no
-// value depends on the cut, so any number of threads gives the same bits.
+// A long sample is divided into blocks; several short samples form one tile. The division depends on
+// the sizes only, and no value depends on it, so any number of threads gives the same bits.
 #pragma once
 
 #include "fastdiff/ops.h"
@@ -10,8 +10,8 @@
 namespace fastdiff::FD_LEVEL {
 
 constexpr int64_t BLOCK = 1024;      // a multiple of CHUNK
-constexpr int64_t SHORT = 256;       // below it, drawing several samples at once wastes fewer lanes
-constexpr int64_t GRAIN = 32 * 1024;  // elements that are worth a thread
+constexpr int64_t SHORT = 256;       // below it, drawing several samples together wastes fewer lanes
+constexpr int64_t GRAIN = 32 * 1024;  // fewest elements for one more thread
 
 static_assert(BLOCK % CHUNK == 0 && BLOCK >= SHORT, "blocks start at whole vectors");
 

@@ -1,5 +1,5 @@
-// vlb_terms: the posterior against the model's Gaussian, or the data's likelihood under it, in one pass over x0, x_t and
-// the network's output, kernels/README.md section 11.
+// vlb_terms: the KL of the posterior and the model's Gaussian, or the data's likelihood under it, in
+// one pass over x0, x_t and the network's output, kernels/README.md section 11.
 #include "kernels.h"
 
 #include "convert.h"

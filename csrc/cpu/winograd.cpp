@@ -1,10 +1,13 @@
-// Winograd's F(4x4, 3x3), with vectors over channels: 6x6 input tiles transformed, 36 matrix products, 4x4 outputs.
+// Winograd's F(4x4, 3x3), vectorised over channels: 6x6 input tiles are transformed, then 36 matrix
+// products, then 4x4 outputs.
 //
-// The interpolation points are 0, ±a, ±b and infinity with a = 1/sqrt 2, b = sqrt 2: products of them stay near 1, which
-// leaves less rounding error than the usual ±1, ±2. fastdiff/acceleration/winograd.py transforms the weights by them.
+// The interpolation points are 0, ±a, ±b and infinity with a = 1/sqrt 2, b = sqrt 2. Their products
+// stay near 1, which gives less rounding error than the usual ±1, ±2.
+// fastdiff/acceleration/winograd.py transforms the weights by them.
 //
-// An element of the product is one chain of multiply-adds over the channels, first to last, whatever surrounds it: a sample's
-// bits do not depend on its batch or on the threads. They do depend on the level, since only some have fused multiply-adds.
+// An element of the product is one chain of multiply-adds over the channels, first to last, in every
+// batch: a sample's bits do not depend on its batch or on the threads. They depend on the level,
+// because only some levels have fused multiply-adds.
 #include "winograd.h"
 
 #include "lanes.h"
@@ -105,7 +108,7 @@ static inline void transform_in(const Square& s, int64_t c, float* out, int64_t 
     }
 }
 
-struct Target {  // what is added to a square of outputs, and where it goes; at most 4x4 pixels
+struct Target {  // a square of at most 4x4 outputs: its destination and what is added to it
     const fd_winograd_args& a;
     const float *add, *residual;
     float* out;
@@ -138,8 +141,8 @@ static inline void transform_out(const Target& t, int64_t c, const float* in, in
 
 #define FD_INLINE inline __attribute__((always_inline))
 
-// Vectors in a row, and such rows under each other, by recursion: as members with fixed places they are kept in registers,
-// where arrays that loops go over are stored back at every turn.
+// Rows of vectors by recursion: as members they stay in registers, while arrays in loops are stored to
+// memory in every iteration.
 template <int N>
 struct Panel {
     Panel<N - 1> before;
@@ -234,7 +237,7 @@ void winograd_product(const Winograd& w, int64_t begin, int64_t end) {
         const float* weight = w.args.weight + unit * channels * FD_WINOGRAD_PANEL;
         float* out = w.product() + position * w.out_stride() + panel * FD_WINOGRAD_PANEL;
         for (int64_t n = 0, many; n < w.tiles; n += many) {
-            const int64_t left = w.tiles - n;  // the last two are shared evenly: few rows leave the multipliers waiting
+            const int64_t left = w.tiles - n;  // the last two blocks are equal: few rows would leave the multipliers idle
             many = left >= 2 * ROWS || left == ROWS ? ROWS : left > ROWS ? (left + 1) / 2 : left;
             some_rows<ROWS>(many, in + n * channels, channels, weight, out + n * w.width(), w.width());
         }

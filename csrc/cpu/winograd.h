@@ -1,4 +1,5 @@
-// The two parts of a Winograd convolution that are compiled once per level, and how its workspace is laid out.
+// The two parts of a Winograd convolution that are compiled once per level, and the layout of its
+// workspace.
 #pragma once
 
 #include "fastdiff/winograd.h"
@@ -7,10 +8,11 @@ namespace fastdiff {
 
 struct Winograd {
     const fd_winograd_args& args;
-    int64_t first, tiles;  // the block of tiles in work
+    int64_t first, tiles;  // the current block of tiles
 
     static int64_t panels(int64_t out_channels) { return (out_channels + FD_WINOGRAD_PANEL - 1) / FD_WINOGRAD_PANEL; }
-    // A position's matrix begins an odd number of cache lines after a page: 36 streams would else meet in one cache set.
+    // A position's matrix begins an odd number of cache lines after a page; otherwise 36 streams would
+    // use the same cache set.
     static int64_t stride(int64_t elements) { return (elements + 1023) / 1024 * 1024 + 16; }
 
     int64_t across() const { return (args.width + 3) / 4; }

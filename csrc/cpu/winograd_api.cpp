@@ -15,9 +15,10 @@ const Pass INPUT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_input);
 const Pass PRODUCT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_product);
 const Pass OUTPUT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_output);
 
-constexpr int64_t GRAIN = 1 << 20;  // multiplications of the product that are worth a thread
+constexpr int64_t GRAIN = 1 << 20;  // fewest multiplications for one more thread
 
-// Any cut gives the same bits: a tile, and an element of the product, are computed by one thread in one order.
+// Every division gives the same bits: one thread computes a tile, or an element of the product, in one
+// order.
 void over(Pass pass, const Winograd& w, int64_t units, int64_t threads) {
     threads = threads < units ? threads : units;
 #if defined(_OPENMP)

@@ -1,5 +1,5 @@
-// What the library says about itself, the texts of its errors, and the checks that the host can make: of sizes. Indices
-// live on the device and are checked there.
+// The library's information about itself, its error texts, and the checks of sizes on the host.
+// Indices are on the device and are checked there.
 #include "launch.h"
 
 #include <stdarg.h>
@@ -78,7 +78,7 @@ const char* fd_cuda_unusable(void) {
     else if (100 * major + 10 * minor < ARCHS[0])
         snprintf(why, sizeof why, "The GPU has compute capability %d.%d, and this library needs %d.%d.", major, minor,
                  ARCHS[0] / 100, ARCHS[0] % 100 / 10);
-    cudaGetLastError();  // what was said here is not the next launch's error
+    cudaGetLastError();  // clears the error, which the next launch would report
     return why;
 }
 

@@ -1,14 +1,15 @@
 // group_norm_silu: silu(((u - mean)*rstd*weight + bias)*(1 + scale) + shift), u = x + add, kernels/README.md section 12.
 //
-// Three kernels: moments of chunks of 64 positions, one block for 16 channels of a chunk; statistics of groups from them, in
-// float64; and the result. Sums go in the order of the section, so the statistics have the bits of the CPU's.
+// Three kernels: the moments of chunks of 64 positions, one block for 16 channels of a chunk; the
+// statistics of groups from them, in float64; and the result. Sums have the order of the section, so
+// the statistics have the same bits as on the CPU.
 #include "memory.h"
 
 namespace fastdiff::FD_LEVEL {
 
-enum { SIDE = 16, MAP = SIDE * SIDE, PITCH = SIDE + 1 };  // PITCH: columns and rows fall on different banks
+enum { SIDE = 16, MAP = SIDE * SIDE, PITCH = SIDE + 1 };  // PITCH: columns and rows use different banks
 
-// The sum of 16 values `step` apart, folded by halves, depth first.
+// Sums 16 values that are `step` apart, folded by halves, depth first.
 template <int J = 0, int STEP = 1, class T>
 FD_HD T folded(const T* part, int step) {
     if constexpr (STEP == SIDE)
@@ -36,7 +37,7 @@ struct Shape {
         : positions(a.launch.elements / a.channels), chunks((positions + FD_POSITIONS - 1) / FD_POSITIONS), per_group(a.channels / a.groups) {}
 };
 
-// A thread adds up to four positions of one channel: row i of the chunk goes to partial sum i mod 16.
+// A thread adds up to four positions of one channel: row i of the chunk is added to partial sum i mod 16.
 template <class C>
 struct GroupNormMoments {
     fd_group_norm_silu_args a;
@@ -86,7 +87,7 @@ struct GroupNormMoments {
     }
 };
 
-// 16 threads a group: thread i takes its channels i, i + 16 …
+// 16 threads per group: thread i adds its channels i, i + 16 …
 template <class C>
 struct GroupNormStatistics {
     fd_group_norm_silu_args a;
@@ -151,13 +152,13 @@ struct GroupNormStatistics {
     }
 };
 
-// A thread has four values side by side (channels, or positions of one channel) in each of its rows.
+// A thread has four contiguous values (channels, or positions of one channel) in each of its rows.
 template <class C, bool LAST>
 struct GroupNormSilu {
     fd_group_norm_silu_args a;
     Shape s;
     int width;    // threads along a row
-    bool vector;  // four can be moved at once
+    bool vector;  // four values can be moved at once
 
     using Shared = None;
     enum { PHASES = 1, THREADS = 256, ROWS = LAST ? 8 : 1 };
@@ -214,7 +215,7 @@ struct GroupNormSilu {
     }
 };
 
-// Whether every row of a map starts where four values can be moved at once.
+// Whether every row of a map is aligned for moving four values at once.
 static bool whole(const fd_map& m, bool last, int64_t length) {
     const int64_t bytes = m.type == FD_FLOAT16 || m.type == FD_BFLOAT16 ? 8 : 16;
     return length % 4 == 0 && m.sample_stride % 4 == 0 && (last ? m.position_stride : m.channel_stride) % 4 == 0 &&

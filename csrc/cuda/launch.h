@@ -6,10 +6,10 @@
 //         FD_MEMBER void phase(int k, Block block, int thread, Shared& shared) const;
 //     };
 //
-// On the GPU all threads of a block run phase 0, then 1, and so on, with a barrier between. A plain C++ compiler makes of
-// the same sources a library that runs blocks, phases and threads in loops on host memory, so the bodies are tested
-// without a GPU. Nothing is allocated, no stream is waited for and no state is kept on the device: launches can be
-// captured in a graph.
+// On the GPU all threads of a block run phase 0, then 1, and so on, with a barrier between them. A plain
+// C++ compiler turns the same sources into a library that runs blocks, phases and threads in loops on
+// host memory, so the bodies are tested without a GPU. Launches allocate nothing, wait for no stream
+// and keep no state on the device, so they can be captured in a graph.
 #pragma once
 
 #include <atomic>
@@ -32,7 +32,7 @@ int check(const fd_launch& launch, const fd_noise& draw);
 extern std::atomic<uint64_t> launches[FD_OPS];
 
 struct Block {
-    int64_t x, chunk;  // chunk comes from the axes y and z together and may lie behind the last
+    int64_t x, chunk;  // chunk is made of the axes y and z and may be after the last one
 };
 
 struct Grid {
@@ -59,10 +59,10 @@ template <class Body>
 void run(const Body& body, int64_t x, int64_t chunks, int threads) {
     for (int64_t block = 0; block < x * chunks; ++block) {
         typename Body::Shared shared;
-        memset((void*)&shared, 0xFF, sizeof shared);  // NaN, so that a value that nobody wrote shows
+        memset((void*)&shared, 0xFF, sizeof shared);  // NaN, so that reading an unwritten value shows
         for (int k = 0; k < Body::PHASES; ++k)
             for (int i = 0; i < threads; ++i)
-                // now upwards, now downwards, so that a phase that needs its neighbours' results shows
+                // in alternating order, so that a phase that reads its neighbours' results shows
                 body.phase(k, {block % x, block / x}, (block + k) % 2 ? threads - 1 - i : i, shared);
     }
 }
@@ -84,12 +84,13 @@ int launch(int op, [[maybe_unused]] const fd_launch& l, const Grid& grid, const 
     return FD_OK;
 }
 
-// The error word of the device keeps the op whose index left its table.
+// Writes the op whose index is outside its table to the device's error word.
 FD_HD void report(const fd_launch& l, int op) {
     if (l.errors) *l.errors = op + 1;
 }
 
-// ---- who works on what. A thread owns four consecutive elements of a sample: one counter of Philox, one 16-byte access.
+// ---- tiling. A thread owns four consecutive elements of a sample: one counter of Philox, one 16-byte
+// access.
 
 struct Tiling {
     enum { THREADS = 256 };
@@ -102,12 +103,12 @@ struct Tiling {
 
 static_assert(FD_CHUNK == 4 * Tiling::THREADS, "a block sums a chunk");
 
-// One thread's share.
+// The elements of one thread.
 struct Spot {
     int64_t b, e;  // sample, first element
     int count;     // elements, 0 to 4
     bool live;     // the sample exists
-    int lane;      // number of the thread among those of the sample
+    int lane;      // index of the thread among those of the sample
 
     FD_MEMBER bool first() const { return live && e == 0; }  // the one that writes the sample's own values
 };
@@ -123,7 +124,7 @@ static inline Grid grid(const Tiling& t) {
     return {(t.batch + samples - 1) / samples, chunks ? chunks : 1, Tiling::THREADS};
 }
 
-// LONG: the block has one sample, whose number is then the same for all threads.
+// LONG: the block has one sample, so its index is the same for all threads.
 template <bool LONG>
 FD_HD Spot spot(const Tiling& t, Block block, int thread) {
     const int width = LONG ? (int)Tiling::THREADS : 1 << t.shift, lane = thread & (width - 1);
@@ -133,7 +134,8 @@ FD_HD Spot spot(const Tiling& t, Block block, int thread) {
     return {b, e, !live || left < 0 ? 0 : left > 4 ? 4 : (int)left, live, lane};
 }
 
-// Runs Body<C, LONG, PLAIN>{args, tiling, more…} over all elements. PLAIN: every array is float32 and moves four at once.
+// Runs Body<C, LONG, PLAIN>{args, tiling, more…} over all elements. PLAIN: every array is float32, and
+// four values are moved at once.
 template <template <class, bool, bool> class Body, class Args, class... More>
 int over_elements(int op, const Args& a, int64_t type, const Tiling& t, bool plain, More... more) {
     const Grid g = grid(t);

@@ -1,6 +1,6 @@
-// Operands of any dtype in the compute type C, four at a time: converted when loaded, rounded once (to nearest even) when
-// stored. The dtype is one code for the whole grid, so switching on it never splits a warp; with PLAIN (float32 arrays,
-// aligned) nothing is left but a 16-byte access.
+// Conversion of operands to the compute type C, four at a time: converted when loaded, rounded once (to
+// nearest even) when stored. The dtype is the same for the whole grid, so a switch on it never diverges
+// within a warp. With PLAIN (float32 arrays, aligned) only a 16-byte access is left.
 #pragma once
 
 #include "launch.h"
@@ -24,7 +24,8 @@ struct alignas(sizeof(T) == 2 ? 8 : 16) Four {
     T v[4];
 };
 
-// One access of 8 bytes, or one or two of 16. Spelled out, since nvcc splits a plain assignment into its members.
+// One access of 8 bytes, or one or two of 16. It is explicit because nvcc splits a plain assignment into
+// its members.
 #if defined(__CUDA_ARCH__)
 FD_HD void put(void* to, const Four<float>& f) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "f"(f.v[0]), "f"(f.v[1]),
@@ -48,7 +49,7 @@ FD_HD void put(void* to, const Four<T>& from) {
 }
 #endif
 
-// A float with the last bit set when digits were lost ("round to odd"), so that rounding it again rounds only once.
+// Rounds to odd: sets the last bit of the float if digits were lost, so a second rounding is exact.
 FD_HD float to_odd(double d) {
     const float f = (float)d;
     const double back = f;
@@ -187,9 +188,9 @@ FD_HD void draw(const fd_noise& d, uint64_t step, const Spot& p, C (&z)[4]) {
     for (int i = 0; i < 4; ++i) z[i] = normal[i];
 }
 
-// What the host finds out about an op's arrays, one by one; absent ones do not count.
+// The layout of an op's arrays, as the host finds it array by array; missing ones are ignored.
 struct Arrays {
-    bool vector, plain;  // all move four elements at once; all are float32, too
+    bool vector, plain;  // all move four elements at once; all are also float32
 
     explicit Arrays(const fd_launch& l) : vector(l.elements % 4 == 0), plain(vector) {}
 
@@ -203,7 +204,7 @@ struct Arrays {
     Arrays& add(const fd_output& a) { return add(a.data, a.type); }
     Arrays& add(const fd_view& a) {
         if (!a.data) return *this;
-        // a sample's single value is loaded by itself
+        // a single value for a sample is loaded alone
         if (a.element_stride == 0) return plain = false, *this;
         vector = vector && a.sample_stride % 4 == 0;
         return add(a.data, a.type);

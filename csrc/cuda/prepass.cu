@@ -1,5 +1,6 @@
-// The prepasses of reverse_step, kernels/README.md section 4: what a row needs to know of a whole sample first. One block
-// a sample, whatever the batch; the values are computed again in every pass over the sample, never stored.
+// The prepasses of reverse_step, kernels/README.md section 4: values of a whole sample that a row needs
+// first. Each sample has one block at any batch size. The sample's values are computed again in every
+// pass and never stored.
 #include "step.h"
 #include "sums.h"
 
@@ -51,7 +52,7 @@ struct Rescale {
         }
     }
 
-    // Every thread's sum of the values or, `centered`, of the squares of what they differ from the mean.
+    // Each thread's sum of the values or, if `centered`, of their squared differences from the mean.
     FD_MEMBER void gather(bool centered, int64_t b, int thread, C g, Shared& s) const {
         double sum[2] = {0, 0};
         for_spots(in.t, b, thread, threads, [&](const Spot& p) {
@@ -82,7 +83,7 @@ struct Magnitude<double> {
     using Bits = unsigned long long;
 };
 
-// Shared memory that all threads of a block change. Integers: the order does not matter.
+// Shared memory that all threads of a block modify. It holds integers, so the order has no effect.
 FD_HD void count_up(uint32_t& to, uint32_t by) {
 #if defined(__CUDA_ARCH__)
     atomicAdd(&to, by);
@@ -99,8 +100,8 @@ FD_HD void lower(Bits& to, Bits value) {
 #endif
 }
 
-// The quantile of abs(x0) that clips dynamically: item 4 of the section. A radix select on the bit patterns finds the
-// value of rank i digit by digit from the top, one more pass the value that follows it.
+// The quantile of abs(x0) for dynamic thresholding: item 4 of the section. A radix select on the bit
+// patterns finds the value of rank i digit by digit from the top; one more pass finds the next value.
 template <class C>
 struct Threshold {
     StepInputs<C, false> in;
@@ -161,8 +162,8 @@ struct Threshold {
         });
     }
 
-    // Round n of the select: count the next digit of the values that begin like the one sought, add the counts up in
-    // groups and groups of groups, and let one thread walk down them to the digit.
+    // Round n of the select: counts the next digit of the values that have the prefix found so far, adds
+    // the counts in groups and groups of groups, and one thread finds the digit from them.
     FD_MEMBER void round(int n, int part, int64_t b, const Row<C, false>& r, int thread, Shared& s) const {
         uint32_t(&bins)[BINS] = s.bins[n % 2];
         const int top = WIDTH - n * DIGIT, shift = top > DIGIT ? top - DIGIT : 0;
@@ -193,7 +194,7 @@ struct Threshold {
         return sum;
     }
 
-    // Which of the counts has the value of this rank; the rank becomes that inside it.
+    // Finds the count that contains the value of this rank; the rank becomes that within it.
     static FD_MEMBER int walk(const uint32_t* counts, int size, uint32_t& rank) {
         int i = 0;
         for (; i < size - 1 && rank >= counts[i]; ++i) rank -= counts[i];

@@ -11,7 +11,7 @@ struct QPosterior {
     struct Shared {
         C x0, x;
     };
-    // a block with one sample divides and takes roots once, in float64; with several samples every thread does
+    // a block with one sample computes quotients and roots once, in float64; otherwise every thread does
     enum { PHASES = LONG ? 2 : 1, THREADS = Tiling::THREADS };
 
     FD_MEMBER void phase(int k, Block block, int thread, Shared& s) const {

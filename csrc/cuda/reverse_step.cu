@@ -1,8 +1,8 @@
 // reverse_step: one row of a plan for every sample, kernels/README.md section 4, in a single pass over memory.
 //
-// Long samples have blocks to themselves: the block decodes the row once, in shared memory. Where short samples share a
-// block every thread decodes its own. All that a thread reads it reads before it writes, and nobody else touches its
-// elements, so outputs may be the inputs' memory.
+// A block of a long sample has no other sample: it decodes the row once, in shared memory. If short
+// samples share a block, every thread decodes its own row. A thread reads all its inputs before it
+// writes, and no other thread accesses its elements, so outputs may be the same memory as inputs.
 #include "step.h"
 
 namespace fastdiff::FD_LEVEL {
@@ -28,7 +28,7 @@ struct ReverseStep {
 
     FD_MEMBER void decode(const Row<C, false>& r, int thread, Shared& s) const {
         if (thread < COLUMNS) s.value[thread] = r[thread];
-        // by another warp, so that both wait for the table at the same time
+        // by another warp, so both wait for the table at the same time
         const int output = thread - 64;
         if (output >= 0 && output < OUTPUTS) s.operands[output] = (uint8_t)r.operands(output);
         if (thread == 96) s.row = r.row;
@@ -98,7 +98,7 @@ struct ReverseStep {
         return (P)((const C*)slots + i * all);
     }
 
-    // A slot that the row leaves alone moves along where the new ones have memory of their own.
+    // A slot that the row does not write is copied if the new slots have separate memory.
     FD_MEMBER bool copies(int i, const View& r) const {
         const fd_reverse_step_args& a = in.a;
         return a.slots_out && a.slots != a.slots_out && i < a.slots_out_count && (in.given >> (S1 + i) & 1) && r.row &&

@@ -1,7 +1,8 @@
-// What a row of a plan starts from: its decoded columns, the network's output through guidance, rescale and gradient, and
-// x0 before its clip. Shared by reverse_step and its prepasses, which need the same values of a whole sample first.
+// The start of a row: its decoded columns, the network's output after guidance, rescale and gradient,
+// and x0 before its clip. Shared by reverse_step and its prepasses, which need these values of a whole
+// sample first.
 //
-// An operand that was not given counts as one that no column reads: nothing is ever loaded through a null pointer.
+// A missing operand is treated as one that no column reads: null pointers are never dereferenced.
 #pragma once
 
 #include "fastdiff/schema.h"
@@ -9,7 +10,7 @@
 
 namespace fastdiff::FD_LEVEL {
 
-// Which operands there are: bit i is operand i.
+// Which operands are present: bit i is operand i.
 static inline unsigned given_operands(const fd_reverse_step_args& a) {
     const int64_t slots = a.slots ? a.slot_count : 0;
     unsigned given = 1u << X | 1u << X0;
@@ -20,7 +21,7 @@ static inline unsigned given_operands(const fd_reverse_step_args& a) {
     return given;
 }
 
-// A row as a block with one sample decodes it, once.
+// A row, decoded once by a block with one sample.
 template <class C>
 struct SharedRow {
     const double* row;

@@ -1,6 +1,7 @@
-// Sums over a sample, kernels/README.md section 7: every thread adds its four terms, a chunk's threads are folded by
-// quarters in shared memory, and the chunks are added in order in float64 by a second, tiny kernel. Which terms meet
-// depends on the sample's size alone, so its sum has the same bits in any batch.
+// Sums over a sample, kernels/README.md section 7: every thread adds its four terms, the sums of a
+// chunk's threads are folded by quarters in shared memory, and a second small kernel adds the chunks in
+// order in float64. The order depends on the sample's size only, so its sum has the same bits in any
+// batch.
 #pragma once
 
 #include "memory.h"
@@ -20,7 +21,7 @@ FD_HD void fold(C* part, int lane, int width, int k) {
     part[lane] = sum;
 }
 
-// What becomes of a sample's sum: itself, or with a mean weight * (sum / elements).
+// The result of a sample's sum: the sum, or for a mean weight * (sum / elements).
 template <class C>
 struct Finish {
     C* out;           // [batch]
@@ -64,7 +65,7 @@ struct Sum {
     }
 };
 
-// The second pass: one thread a sample.
+// The second pass: one thread per sample.
 template <class C>
 struct SumChunks {
     const C* workspace;
@@ -78,7 +79,7 @@ struct SumChunks {
         const int64_t b = block.x * THREADS + thread;
         if (b >= batch) return;
         double sum = 0;
-        // loads are independent of each other, only the additions wait
+        // the loads are independent; only the additions depend on each other
 #if defined(__CUDACC__)
 #pragma unroll 8
 #endif

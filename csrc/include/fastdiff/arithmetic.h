@@ -1,9 +1,10 @@
-// Noise and elementary functions (kernels/README.md, sections 1 and 1.1), written once for every CPU level and for CUDA: what
-// is tested on the CPU is what runs on the GPU. Compiled without contraction (-ffp-contract=off, -fmad=false).
+// Noise and elementary functions (kernels/README.md, sections 1 and 1.1), written once for every CPU
+// level and for CUDA: the code that is tested on the CPU runs on the GPU. It is compiled without
+// contraction (-ffp-contract=off, -fmad=false).
 //
-// Everything is branch-free (values are selected), so a loop over it becomes vector code. All names are local to the
-// namespace of one level, since an inline function compiled for AVX-512 must never be the one the linker keeps for the
-// baseline. C is the compute type, float or double.
+// Everything is branch-free (values are selected), so loops over it are vectorised. All names are local
+// to the namespace of one level, because the linker must never keep an inline function compiled for
+// AVX-512 for the baseline. C is the compute type, float or double.
 #pragma once
 
 #include <math.h>
@@ -41,8 +42,8 @@ struct BitsOf<double> {
 template <class C>
 using Bits = typename BitsOf<C>::Bits;
 
-// condition ? a : b. Compilers like to branch around expensive operands, and a loop with branches stays scalar: on the CPU
-// the choice is made of bits.
+// condition ? a : b. Compilers tend to branch around expensive operands, and a loop with branches is
+// not vectorised, so on the CPU the selection uses bit masks.
 template <class C>
 FD_HD C select(bool condition, C a, C b) {
 #if defined(__CUDA_ARCH__)
@@ -62,7 +63,7 @@ FD_HD X horner(const C (&c)[N], X x) {
     return p;
 }
 
-// ---- section 1: noise. The operations that scalars and packs of vectors spell differently are overloaded.
+// ---- section 1: noise. Operations that differ between scalars and packs of vectors are overloaded.
 
 FD_HD float float_of(uint32_t integer) { return (float)(int32_t)integer; }
 FD_HD float float_bits(uint32_t bits) { return bit_cast<float>(bits); }
@@ -143,7 +144,7 @@ constexpr float EXP_HIGH = 0x1.617d78p+6f, EXP_LOW = -0x1.5d589ep+6f;
 FD_HD Exponent exponent(float x) {
     const float e[] = {0x1.0p-1f, 0x1.55549p-3f, 0x1.55545ep-5f, 0x1.123b46p-7f, 0x1.6db414p-10f};
     const float magic = 12582912.0f;
-    // outside [EXP_LOW, EXP_HIGH], where the README holds x, nobody looks at the result
+    // outside [EXP_LOW, EXP_HIGH], to which the README clamps x, the result is not used
     const float k = (x * 0x1.715476p+0f + magic) - magic;
     const float r = (x - k * 0x1.62e4p-1f) - k * 0x1.7f7d1cp-20f;
     return {k, r, (r * r) * horner(e, r)};
@@ -151,7 +152,7 @@ FD_HD Exponent exponent(float x) {
 
 FD_HD float exponential(float x, Exponent s) {
     const float y = 1.0f + (s.r + s.q);
-    const uint32_t power = bits_of(s.k + 12582912.0f) << 23;  // k's low bits stand in the mantissa; a NaN's shift out
+    const uint32_t power = bits_of(s.k + 12582912.0f) << 23;  // k's low bits are in the mantissa; those of a NaN are shifted out
     const float scaled = float_bits(bits_of(y) + power);
     return select(x > EXP_HIGH, INFINITY, select(x < EXP_LOW, 0.0f, scaled));
 }
@@ -187,7 +188,7 @@ FD_HD float log_1_plus(float x) {
 }
 FD_HD double log_1_plus(double x) { return log1p(x); }
 
-// Q(t)/phi(t) for t >= 0: the normal's upper tail over its density
+// Q(t)/phi(t) for t >= 0: the normal distribution's upper tail over its density
 FD_HD float mills(float t) {
     const float p[] = {0x1.7261bep+0f,  -0x1.628358p-3f, -0x1.079782p-3f,  0x1.5d1e96p-3f,  -0x1.336a9cp-4f, 0x1.e0cfb6p-10f,
                        0x1.47a39p-7f,   -0x1.f02c52p-11f, -0x1.a0bc5cp-10f, 0x1.743e3ap-14f, 0x1.abb1e6p-13f};

@@ -1,5 +1,6 @@
-// The formulas of the ops (kernels/README.md, sections 4 to 12) for one element, made of the functions of arithmetic.h and
-// under its rules: once for every CPU level and for CUDA, branch-free, C the compute type.
+// The formulas of the ops (kernels/README.md, sections 4 to 12) for one element, made of the functions
+// of arithmetic.h and under its rules: written once for every CPU level and for CUDA, branch-free; C is
+// the compute type.
 #pragma once
 
 #include "fastdiff/arithmetic.h"
@@ -195,7 +196,7 @@ FD_HD VlbTerm<C> vlb_term(const VlbRow<C>& r, C x0, C x_t, C out, C logvar) {
 // negation; where it is 0, 1 + e^-z is 1 and the result z.
 FD_HD float silu(float z) {
     const float e[] = {0x1.0p-1f, 0x1.55549p-3f, 0x1.55545ep-5f, 0x1.123b46p-7f, 0x1.6db414p-10f};
-    // above, nobody looks at the quotient
+    // above, the quotient is not used
     const float t = 12582912.0f - z * 0x1.715476p+0f, k = t - 12582912.0f;
     const float r = (z + k * 0x1.62e4p-1f) + k * 0x1.7f7d1cp-20f;
     float p = e[3] - r * e[4];

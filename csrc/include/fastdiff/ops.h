@@ -1,10 +1,11 @@
 // The C ABI of libfastdiff_cpu and libfastdiff_cuda: the fused ops of kernels/README.md behind plain structs.
 //
-// Every op takes one struct of 64-bit fields, so that a caller packs it in one go (fastdiff/backend/abi.py uses struct.pack) and
-// passes a single pointer. Arrays are dense in C order, views have strides; absent ones are null. On the CPU everything
-// is checked before the first write: a status other than FD_OK means that no output was touched. fd_last_error() says why
-// in one sentence. CUDA checks what the host can see; an index outside its table makes that sample NaN and sets the
-// device's error word. A library keeps no state besides that text (per thread) and the launch counters.
+// Every op takes a pointer to one struct of 64-bit fields, which a caller can pack in one call
+// (fastdiff/backend/abi.py uses struct.pack). Arrays are dense in C order, views have strides; missing
+// ones are null. On the CPU everything is checked before the first write: with a status other than FD_OK
+// no output has been written, and fd_last_error() gives the reason in one sentence. CUDA checks sizes on
+// the host; an index outside its table makes that sample NaN and sets the device's error word. A library
+// has no state except that text (per thread) and the launch counters.
 #ifndef FASTDIFF_OPS_H
 #define FASTDIFF_OPS_H
 
@@ -21,23 +22,23 @@ enum { FD_OK = 0, FD_VALUE_ERROR = 1, FD_INDEX_ERROR = 2, FD_RUNTIME_ERROR = 3 }
 enum { FD_FLOAT32 = 0, FD_FLOAT64 = 1, FD_FLOAT16 = 2, FD_BFLOAT16 = 3 };
 enum { FD_BEST = -1, FD_BASELINE = 0, FD_AVX2 = 1, FD_AVX512 = 2, FD_LEVEL_COUNT = 3 };
 
-// what fd_launches counts; prepasses (of reverse_step, and on GPUs of group_norm_silu) are kernels of their own, and so is
-// the second pass of a sum
+// what fd_launches counts; prepasses (of reverse_step, and on GPUs of group_norm_silu) and the second
+// pass of a sum are separate kernels
 enum {
     FD_RANDN, FD_Q_SAMPLE, FD_REVERSE_STEP, FD_REVERSE_STEP_RESCALE, FD_REVERSE_STEP_THRESHOLD, FD_Q_POSTERIOR,
     FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS,
     FD_GROUP_NORM_SILU, FD_GROUP_NORM_MOMENTS, FD_GROUP_NORM_STATISTICS, FD_OPS
 };
 
-// elements of a sample whose terms are summed together (section 7)
+// elements of a chunk, the terms of which are summed together (section 7)
 enum { FD_CHUNK = 1024 };
-// positions of a channel whose moments are taken together (section 12)
+// positions of a chunk, the moments of which are computed together (section 12)
 enum { FD_POSITIONS = 64 };
 
 typedef struct {
     int64_t batch;
     int64_t elements;  // in a sample, at most 2^34
-    int64_t level;     // CPU: FD_BASELINE … fd_cpu_level(), or FD_BEST: the latter
+    int64_t level;     // CPU: FD_BASELINE … fd_cpu_level(), or FD_BEST for fd_cpu_level()
     int64_t threads;   // CPU: at most this many
     void* stream;      // CUDA
     int32_t* errors;   // CUDA: the device's error word; ops write their number of `enum` above + 1
@@ -190,7 +191,7 @@ typedef struct {
 typedef struct {
     fd_launch launch;  // elements: channels * positions
     int64_t channels, groups;
-    fd_map x;    // read alone
+    fd_map x;    // read only
     fd_map out;  // stride 1 where x has it
     fd_input weight, bias;      // [channels], or null: 1 and 0
     fd_view scale, shift, add;  // [batch, channels], or null: 0
@@ -218,12 +219,12 @@ FD_EXPORT const char* fd_last_error(void);   // of this thread
 
 // libfastdiff_cpu only
 FD_EXPORT const char* fd_levels(void);  // the levels compiled in, separated by commas
-FD_EXPORT int64_t fd_cpu_level(void);   // the best of them that this processor runs
+FD_EXPORT int64_t fd_cpu_level(void);   // the best of them that this processor supports
 FD_EXPORT int64_t fd_openmp(void);      // 1: threaded
 
 // libfastdiff_cuda only
-FD_EXPORT const char* fd_cuda_archs(void);      // what it was compiled for, separated by commas
-FD_EXPORT const char* fd_cuda_unusable(void);   // why no kernel can run here, in one sentence; "" where they can
+FD_EXPORT const char* fd_cuda_archs(void);      // the architectures it was compiled for, separated by commas
+FD_EXPORT const char* fd_cuda_unusable(void);   // why no kernel can run on this machine, in one sentence; "" if they can
 
 #ifdef __cplusplus
 }

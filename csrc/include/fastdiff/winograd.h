@@ -1,7 +1,8 @@
 // Winograd's 3x3 convolution F(4x4, 3x3) in float32, private to fastdiff.acceleration.
 //
-// It is no op of the library: its weights are transformed and packed by its caller, it keeps a tolerance and not bits, and a
-// GPU does without it. So it stands apart from ops.h and has a version of its own.
+// It is not one of the library's ops: the caller transforms and packs the weights, results have a
+// tolerance instead of fixed bits, and there is no GPU version. So it is separate from ops.h and has its
+// own version.
 #ifndef FASTDIFF_WINOGRAD_H
 #define FASTDIFF_WINOGRAD_H
 
@@ -15,7 +16,7 @@
 extern "C" {
 #endif
 
-enum { FD_WINOGRAD_POSITIONS = 36, FD_WINOGRAD_PANEL = 16 };  // of a 6x6 tile; output channels that lie side by side
+enum { FD_WINOGRAD_POSITIONS = 36, FD_WINOGRAD_PANEL = 16 };  // positions of a 6x6 tile; adjacent output channels
 
 // float32, channels innermost, stride 1, padding 1: out = (conv(image, weight) + bias + add + residual) * scale
 typedef struct {
