@@ -1,6 +1,5 @@
-"""Triton kernels of fastdiff's fused ops: one file an op, the formulas in kernels/README.md, no
-policy.
+"""The Triton kernels of fastdiff's fused ops: one file per op, formulas in kernels/README.md.
 
-Use `fastdiff_kernels.launch`. Importing it loads no triton: that happens at the first launch, so
-the package can be imported (and its absence explained) where triton is not installed.
+They validate and choose nothing. Use `fastdiff_kernels.launch`. Importing this package does not
+import triton, which happens at the first launch, so it can be imported without triton installed.
 """

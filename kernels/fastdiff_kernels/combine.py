@@ -1,11 +1,11 @@
 """Linear combinations with coefficients from a plan's table, kernels/README.md section 4.
 
-    sum over operands in column order of c_i * v_i, from +0, each product and sum rounded, c_i = 0
-    meaning "not read"
+    the sum of c_i * v_i over operands in column order, starting from +0, each product and sum
+    rounded; an operand with c_i = 0 is not read
 
-USES is the table's column mask: a column that is zero in every row costs nothing. A column used by
-some rows is selected away in the samples whose coefficient is zero, and its operand is loaded only
-where some coefficient needs it.
+USES is the table's column mask: a column that is zero in every row costs nothing. For a column that
+only some rows use, samples with a zero coefficient ignore it, and its operand is loaded only where
+a coefficient is not zero.
 """
 
 import triton
@@ -27,19 +27,19 @@ X0_X, X0_OUT = tl.constexpr(6), tl.constexpr(7)
 
 @triton.constexpr_function
 def used(mask, column):
-    """Whether some row of the table has a non-zero entry in the column."""
+    """Whether any row of the table has a non-zero entry in the column."""
     return mask >> column & 1 == 1
 
 
 @triton.constexpr_function
 def operand_used(mask, operand):
-    """Whether some output of some row reads the operand."""
+    """Whether any output of any row reads the operand."""
     return any(mask >> 16 + 8 * output + operand & 1 for output in range(5))
 
 
 @triton.constexpr_function
 def output_used(mask, output):
-    """Whether some row defines the output."""
+    """Whether any row defines the output."""
     return mask >> 16 + 8 * output & 255 != 0
 
 
@@ -51,7 +51,7 @@ def entry(rows, COLUMN: tl.constexpr, valid, COMPUTE: tl.constexpr):
 
 @triton.jit
 def nonzero(flag, rows, COLUMN: tl.constexpr, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """flag, or True where the sample's row has a non-zero entry there."""
+    """flag, or True where the sample's row has a non-zero entry in the column."""
     if used(USES, COLUMN):
         flag = flag | (entry(rows, COLUMN, valid, COMPUTE) != 0.0)
     return flag
@@ -59,7 +59,7 @@ def nonzero(flag, rows, COLUMN: tl.constexpr, valid, USES: tl.constexpr, COMPUTE
 
 @triton.jit
 def reads(operand: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """[S, 1]: which samples' rows read the operand in one of the five outputs."""
+    """[S, 1]: whether each sample's row reads the operand in any of the five outputs."""
     flag = valid & False
     for output in tl.static_range(5):
         flag = nonzero(flag, rows, FIRST + output * OPERANDS + operand, valid, USES, COMPUTE)
@@ -68,7 +68,7 @@ def reads(operand: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.co
 
 @triton.jit
 def writes(output: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """[S, 1]: which samples' rows define the output."""
+    """[S, 1]: whether each sample's row defines the output."""
     flag = valid & False
     for operand in tl.static_range(OPERANDS):
         flag = nonzero(flag, rows, FIRST + output * OPERANDS + operand, valid, USES, COMPUTE)
@@ -90,8 +90,9 @@ def term(
 def combination(
     zero, output: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COMPUTE: tl.constexpr
 ):
-    """Output 0 is the next x, outputs 1 to 4 the slots; an operand that no column uses is not
-    looked at.
+    """The combination of an output: 0 is the next x, 1 to 4 are the slots.
+
+    An operand that no column uses is ignored.
     """
     total = zero
     for operand in tl.static_range(OPERANDS):

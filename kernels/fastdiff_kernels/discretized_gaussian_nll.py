@@ -1,12 +1,13 @@
 """discretized_gaussian_nll, -ln of a Gaussian's mass on the bin of a pixel (Ho et al. 2020, eq.
 13), in nats.
 
-    nll = -ln(Q(a) - Q(b)),   a, b = |x0 - mean| * exp(-log_scale) -+ h,   h half the bin's width in standard deviations
+    nll = -ln(Q(a) - Q(b)),   a, b = |x0 - mean| * exp(-log_scale) -+ h
+    h: half the bin's width in standard deviations
 
-Q is the normal's upper tail; the first and the last bin reach to infinity. The difference cancels
-where bins are narrow and underflows in the tail, so the mass comes from a series, from Mills'
-ratio, or from 1 - (what is missing): kernels/README.md section 10. Inputs are views [B, n] as in
-gaussian_kl.
+Q is the upper tail of the normal distribution; the first and the last bin extend to infinity. The
+difference cancels where bins are narrow and underflows in the tail, so the mass is computed from a
+series, from Mills' ratio, or from 1 minus the rest: kernels/README.md section 10. Inputs are views
+[B, n] as in gaussian_kl.
 """
 
 import math
@@ -51,8 +52,8 @@ def narrow_series(hh, yy, K: tl.constexpr, J: tl.constexpr):
 
 @triton.jit
 def level_minus(u, mean):
-    """u/255 - mean to full relative precision: high*255 is exact, so the quotient is known to twice
-    the digits.
+    """u/255 - mean to full relative precision: high*255 is exact, so the quotient has twice the
+    digits.
     """
     quotient = divided(u, tl.full([1, 1], 255.0, u.dtype))
     if u.dtype == tl.float64:
@@ -64,9 +65,7 @@ def level_minus(u, mean):
 
 @triton.jit
 def wide_bins(a, b, e, end):
-    """D of the tail, what is missing of the whole mass in the middle, and the densities at a and
-    b.
-    """
+    """D of the tail, 1 minus the mass in the middle, and the densities at a and b."""
     mills_a, mills_b = mills(tl.abs(a)), mills(tl.where(b < 0.0, 0.0, b))
     outer = tl.where(end, mills_a, (mills_a - mills_b) - mills_b * e)
     fa = exponential((-0.5 * a) * a) * DENSITY
@@ -76,8 +75,9 @@ def wide_bins(a, b, e, end):
 
 @triton.jit
 def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
-    """The term, or with GRADIENT its derivatives by mean and by log_scale. A NaN in the distance is
-    the result.
+    """The term, or with GRADIENT its derivatives by mean and by log_scale.
+
+    A NaN in the distance is the result.
     """
     DOUBLE: tl.constexpr = x0.dtype == tl.float64
     MAGIC: tl.constexpr = (
@@ -107,7 +107,7 @@ def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
         e = exp_minus_1(-2.0 * y)
         by_mean, by_log_scale = e, a * e + w * (1.0 + e)
         below = (w * (1.0 + s1)) * exponential((0.5 * h) * h - y)
-        if tl.max((narrow == 0).to(tl.int32)) != 0:  # the rest costs three times as much
+        if tl.max((narrow == 0).to(tl.int32)) != 0:  # wide bins cost three times as much
             e = tl.where(end, -1.0, e)
             outer, missing, fa, fb = wide_bins(a, b, e, end)
             outside = narrow | tail
@@ -119,7 +119,7 @@ def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
         by_log_scale = divided(by_log_scale, below)
         return tl.where(m != m, m, by_mean), tl.where(m != m, m, by_log_scale)
     else:
-        # -ln(1 + s1), -ln(1 - missing) and -ln(outer), of which an element takes one
+        # -ln(1 + s1), -ln(1 - missing) or -ln(outer); an element uses one of them
         squared, argument, outer = m, s1, m
         if tl.max((narrow == 0).to(tl.int32)) != 0:
             e = tl.where(end, -1.0, exp_minus_1(-2.0 * y))

@@ -2,8 +2,9 @@
 
     x = k ln 2 + r:  e^x = 2^k (1 + r + q),  q = r^2 p(r)         x = 2^n m:  ln x = n ln 2 + ln m
 
-float32 takes the README's polynomials; float64 takes the platform's exp and log, and builds on them
-what Triton lacks. NaN passes through the exponentials; the logarithms' arguments are positive.
+float32 uses the README's polynomials. float64 uses the platform's exp and log, from which functions
+that Triton lacks are computed. NaN passes through the exponentials; the logarithms' arguments are
+positive.
 """
 
 import math
@@ -28,8 +29,8 @@ MILLS_32 = tl.constexpr(
     tuple(
         float.fromhex(number)
         for number in """
-        0x1.7261bep+0 -0x1.628358p-3 -0x1.079782p-3 0x1.5d1e96p-3 -0x1.336a9cp-4 0x1.e0cfb6p-10 0x1.47a39p-7
-        -0x1.f02c52p-11 -0x1.a0bc5cp-10 0x1.743e3ap-14 0x1.abb1e6p-13
+        0x1.7261bep+0 -0x1.628358p-3 -0x1.079782p-3 0x1.5d1e96p-3 -0x1.336a9cp-4 0x1.e0cfb6p-10
+        0x1.47a39p-7 -0x1.f02c52p-11 -0x1.a0bc5cp-10 0x1.743e3ap-14 0x1.abb1e6p-13
         """.split()
     )
 )
@@ -37,7 +38,8 @@ MILLS_64 = tl.constexpr(
     tuple(
         float.fromhex(number)
         for number in """
-        0x1.e4aa012912ddep-1 -0x1.2781b2400ff5fp-2 0x1.ab0eaedcc9331p-4 0x1.21676855029b8p-7 -0x1.516c590cb6dabp-5
+        0x1.e4aa012912ddep-1 -0x1.2781b2400ff5fp-2 0x1.ab0eaedcc9331p-4 0x1.21676855029b8p-7
+        -0x1.516c590cb6dabp-5
         0x1.d144a67134be9p-6 -0x1.29bd13850eaa6p-7 -0x1.1e9125529eb9bp-13 0x1.37b638fc4e051p-10
         -0x1.b02b929be4895p-13 -0x1.34b8064a4d0b7p-13 0x1.6783b91f1b6f5p-15 0x1.808bc86681798p-16
         -0x1.d4e3dcd3b691cp-18 -0x1.2dc178fd9686ep-18 0x1.eb5bf293ed918p-21 0x1.06583411e019bp-20
@@ -79,9 +81,7 @@ def divided(x, y):
 
 @triton.jit
 def exponent(x):
-    """k, r, q of a float32 x, held where 2^k is a normal number: x = k ln 2 + r and q = e^r - 1 -
-    r.
-    """
+    """k, r, q of a float32 x, clamped such that 2^k is normal: x = k ln 2 + r, q = e^r - 1 - r."""
     x = tl.where(x > EXP_HIGH, EXP_HIGH, x)
     x = tl.where(x < EXP_LOW, EXP_LOW, x)
     k = (x * LOG2E + MAGIC) - MAGIC
@@ -92,7 +92,7 @@ def exponent(x):
 
 @triton.jit
 def scaled(x, k, r, q):
-    """2^k (1 + r + q), infinite and zero outside the range that `exponent` holds."""
+    """2^k (1 + r + q); infinite above and zero below the range of `exponent`."""
     y = 1.0 + (r + q)
     y = (y.to(tl.int32, bitcast=True) + (k.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
     return tl.where(x > EXP_HIGH, float("inf"), tl.where(x < EXP_LOW, 0.0, y))
@@ -140,14 +140,14 @@ def logarithm(x):
 
 @triton.jit
 def log_1_plus(x):
-    """ln(1 + x) for x > -1: what 1 + x rounds away is put back."""
+    """ln(1 + x) for x > -1, corrected for the rounding error of 1 + x."""
     u = 1.0 + x
     return logarithm(u) + divided(x - (u - 1.0), u)
 
 
 @triton.jit
 def mills(t):
-    """Q(t)/phi(t) for t >= 0: the normal's upper tail over its density."""
+    """Q(t)/phi(t) for t >= 0: the normal distribution's upper tail over its density."""
     if t.dtype == tl.float64:
         s = tl.where(t > 1e150, 1.0, (t - 4.0) / (t + 4.0))
         return horner(s, MILLS_64) / (1.0 + 0.75 * t)

@@ -1,11 +1,12 @@
 """gaussian_kl between diagonal Gaussians (Kingma & Welling 2014, appendix B), nats,
 kernels/README.md section 9.
 
-    term = 0.5 * (expm1x(d) + (m*m)*i2),   d = logvar1 - logvar2,  m = mean1 - mean2,  i2 = exp(-logvar2)
+    term = 0.5 * (expm1x(d) + (m*m)*i2)
+    d = logvar1 - logvar2,  m = mean1 - mean2,  i2 = exp(-logvar2)
 
-Inputs are views [B, n] with any stride between samples; a STEP of 0 between elements is one value
-for the whole sample, read and transformed once. Without a second Gaussian it is the standard
-normal.
+Inputs are views [B, n] with any stride between samples. A STEP of 0 between elements means one
+value for the whole sample, which is read and transformed once. Without a second Gaussian it is the
+standard normal.
 """
 
 import triton
@@ -23,7 +24,7 @@ def kl_term(d, m, inverse2):
 
 @triton.jit
 def kl_gradient(d, m, inverse2):
-    """By mean1, logvar1 and logvar2; that by mean2 is the first with its sign changed."""
+    """The derivatives by mean1, logvar1 and logvar2; that by mean2 is minus the first."""
     expm1 = exp_minus_1(d)
     return m * inverse2, 0.5 * expm1, -0.5 * (expm1 + (m * m) * inverse2)
 
@@ -49,7 +50,7 @@ def differences(
     LOGVAR2_STEP: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """d, m and i2, each [S, E], or [S, 1] where no operand differs within a sample."""
+    """d, m and i2, each [S, E], or [S, 1] where all operands are constant within a sample."""
     m = strided(mean1, mean1_stride, MEAN1_STEP, b, first, e, live, inside, COMPUTE)
     d = strided(logvar1, logvar1_stride, LOGVAR1_STEP, b, first, e, live, inside, COMPUTE)
     inverse2 = tl.full([1, 1], 1.0, COMPUTE)

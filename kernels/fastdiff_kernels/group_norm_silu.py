@@ -1,11 +1,10 @@
 """group_norm_silu: silu(((u - mean)*rstd*weight + bias)*(1 + scale) + shift), u = x + add,
 kernels/README.md section 12.
 
-Three kernels: moments of chunks of 64 positions, statistics of groups from them in float64, and the
-    result. x and out are
-[batch, channels, positions] with any strides of which LAST says whether channels (else positions)
-stand side by side. Sums take the section's order (see `sum16`), so the statistics have the bits of
-every other backend.
+Three kernels: the moments of chunks of 64 positions, the statistics of groups from them in float64,
+and the result. x and out are [batch, channels, positions] with any strides; with LAST channels are
+contiguous, otherwise positions. Sums have the section's order (see `sum16`), so the statistics have
+the same bits as on every other backend.
 """
 
 import triton
@@ -19,7 +18,7 @@ SIDE = tl.constexpr(16)
 
 @triton.jit
 def sum16(total, N: tl.constexpr, C: tl.constexpr):
-    """[N, C] to [1, C]: folded by halves. tl.sum over two elements leaves no choice of order."""
+    """[N, C] to [1, C]: folded by halves. The order of tl.sum over two elements is unique."""
     if N == 1:
         return total
     else:
@@ -46,7 +45,7 @@ def channelwise(pointer, stride, b, c, inside, ABSENT: tl.constexpr, COMPUTE: tl
 
 @triton.jit
 def tile16(x, add, offset, plus, p, positions, live, COMPUTE: tl.constexpr):
-    """u and its mask, of 16 rows."""
+    """u of 16 rows, and its mask."""
     inside = (p < positions) & live
     u = tl.load(x + offset, mask=inside, other=0.0).to(COMPUTE)
     if add is not None:
@@ -71,8 +70,9 @@ def group_norm_moments_kernel(
     LAST: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """Mean and sum of squared distances to it of E channels of a chunk of S (64) positions: [2,
-    batch, chunks, channels].
+    """Mean and sum of squared distances to the mean, for E channels of a chunk of S (64) positions.
+
+    They are stored as [2, batch, chunks, channels].
     """
     COMPUTE: tl.constexpr = workspace.dtype.element_ty
     tiles = (channels + E - 1) // E
@@ -107,9 +107,7 @@ def group_norm_moments_kernel(
 
 @triton.jit
 def channel_moments(workspace, squares, b, c, live, channels, positions, E: tl.constexpr):
-    """Mean and sum of squared distances [1, E] in float64 of channels c [1, E]: their chunks put
-    together.
-    """
+    """Mean and sum of squared distances [1, E] in float64 of channels c [1, E], by their chunks."""
     chunks = (positions + POSITIONS - 1) // POSITIONS
     base = workspace + b * chunks * channels + c
     first = tl.load(base, mask=live, other=0.0).to(tl.float64)
@@ -145,8 +143,9 @@ def group_norm_statistics_kernel(
     E: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """mean and 1/deviation of one group, into [2, batch, groups]; eps comes as the halves of its
-    bits.
+    """mean and 1/deviation of one group, stored as [2, batch, groups].
+
+    eps is passed as the two halves of its float64 bits.
     """
     chunks = (positions + POSITIONS - 1) // POSITIONS
     squares = workspace + batch.to(tl.int64) * chunks * channels

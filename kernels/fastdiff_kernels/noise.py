@@ -6,11 +6,11 @@ four 32-bit words; Box-Muller maps two words to two normals:
 
     sqrt(-2 ln u1) * cos(2 pi u2),   sqrt(-2 ln u1) * sin(2 pi u2),   u = ((word >> 8) | 1) * 2^-24
 
-With FAST off only float32 add, multiply and correctly rounded sqrt occur, in the README's order, so
-(launched with enable_fp_fusion=False) the bits are those of every other backend. FAST takes the
-hardware's approximate sqrt and is launched with fused multiply-adds. The polynomials stay: tl.sin
-and tl.cos carry a reduction for large arguments that an exact fraction of a turn never needs (125
-instructions an element against 40), and lg2.approx loses the small radii.
+Without FAST, only float32 add, multiply and correctly rounded sqrt occur, in the README's order, so
+the bits (launched with enable_fp_fusion=False) are those of every other backend. FAST uses the
+hardware's approximate sqrt and is launched with fused multiply-adds. It keeps the polynomials:
+tl.sin and tl.cos contain a reduction for large arguments that is not needed here (125 instructions
+per element instead of 40), and lg2.approx is inaccurate for small radii.
 """
 
 import triton
@@ -34,18 +34,17 @@ L0, L1, L2, L3, L4, L5, L6, L7 = _constants(
 LN2_HI, LN2_LO = _constants("0x1.62e4p-1", "0x1.7f7d1cp-20")
 S0, S1, S2, S3 = _constants("0x1.921fb6p+1", "-0x1.4abbbap+2", "0x1.465ec6p+1", "-0x1.2d9bb6p-1")
 C0, C1, C2, C3 = _constants("-0x1.3bd3ccp+2", "0x1.03c1dep+2", "-0x1.55c664p+0", "0x1.d9f7bcp-3")
-# an integer below 2^23 put into the mantissa of 2^23 becomes a float by a subtraction, cheaper than
-# a conversion
+# an integer below 2^23 in the mantissa of 2^23 becomes a float by a subtraction, which is faster
+# than a conversion
 BITS_OF_2_23 = tl.constexpr(0x4B000000)
 EXPONENT_BIAS = tl.constexpr(8388608.0 + 127 + 24)
 
 
 @triton.jit
 def philox(c0, c1, c2, c3, k0, k1):
-    """Ten rounds on uint32 operands that broadcast; what a whole row shares is computed once a row.
+    """Ten rounds on uint32 operands that broadcast; values that a row shares are computed once.
 
-    64-bit products become one IMAD.WIDE each, where umulhi beside a low product takes two
-    instructions.
+    A 64-bit product is one IMAD.WIDE instruction; umulhi and a low product would be two.
     """
     for _ in tl.static_range(10):
         p0 = c0.to(tl.uint64) * 0xD2511F53
@@ -59,8 +58,9 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def logarithm_of_bits(h, n):
-    """ln(2^n m), m in [sqrt(1/2), sqrt(2)) given by its bits' distance h from sqrt(1/2), the
-    exponent's bits ignored.
+    """ln(2^n m) for m in [sqrt(1/2), sqrt(2)).
+
+    m is given by the distance h of its bits from those of sqrt(1/2), without the exponent's bits.
     """
     d = ((h & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
     p = L7 * d + L6
@@ -112,9 +112,7 @@ def normal_pair(a, b, FAST: tl.constexpr):
 
 @triton.jit
 def stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live):
-    """Key and id of the samples b, [S, 1]: from the tensors where given, else the one seed and the
-    id b.
-    """
+    """Key and id [S, 1] of the samples b, from the tensors or, without them, the seed and id b."""
     if seeds is None:
         k0 = seed_lo.to(tl.uint32)
         k1 = seed_hi.to(tl.uint32)
@@ -139,5 +137,5 @@ def normals(first, k0, k1, sample_id, step, stream_index, E: tl.constexpr, FAST:
     w0, w1, w2, w3 = philox(group, step.to(tl.uint32), sample_id.to(tl.uint32), c3, k0, k1)
     n0, n1 = normal_pair(w0, w1, FAST)
     n2, n3 = normal_pair(w2, w3, FAST)
-    # four neighbours stay in one thread, so that they are stored in one 16-byte access
+    # four neighbouring elements stay in one thread, which stores them in one 16-byte access
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))

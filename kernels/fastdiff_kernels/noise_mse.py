@@ -1,9 +1,10 @@
 """noise_mse, the loss against regenerated noise (Ho et al. 2020, eq. 14), kernels/README.md section
 8.
 
-    loss = w * (sum of (prediction - eps)^2 / n)        g_prediction = ((2*g*w)/n) * (prediction - eps)
+    loss = w * (sum of (prediction - eps)^2 / n)
+    g_prediction = ((2*g*w)/n) * (prediction - eps)
 
-w is weight[b] or 1, eps regenerated in both directions and never stored.
+w is weight[b] or 1; eps is regenerated in the forward and the backward pass and never stored.
 """
 
 import triton

@@ -3,8 +3,8 @@ kernels/README.md section 5.
 
     mean = (c0 * x0) + (c1 * x_t)
 
-The coefficients follow from alphas_cumprod in float64, once a sample. A t outside the table is
-never used as an address: that sample becomes NaN and the error word is set.
+The coefficients are computed from alphas_cumprod in float64, once per sample. A t outside the table
+is never used as an address: that sample becomes NaN and the error word is set.
 """
 
 import triton
@@ -52,7 +52,7 @@ def q_posterior_kernel(
     start = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
     result = (c0.to(COMPUTE) * start) + (c1.to(COMPUTE) * x)
     tl.store(at(mean, b, size, first, e), result.to(mean.dtype.element_ty), mask=inside)
-    if first == 0:  # one program a sample
+    if first == 0:  # in one program per sample
         _, _, floor = coefficients(
             alphas_cumprod, tl.where(index < 1, 1, index), valid & (times > 1)
         )

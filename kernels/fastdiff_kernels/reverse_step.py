@@ -5,11 +5,9 @@ over memory.
     x0   = clip(x0_x * x + x0_out * out)
     next x and new slots = combinations over (x, x0, out, s1, s2, s3, s4, z)
 
-The variant is fixed by USES (which columns the plans use, with the columns of absent operands taken
-out by the launcher)
-and by which arguments are None. A row outside the table is never used as an address: that sample
-    becomes NaN and the
-error word is set.
+USES (the columns that the plan uses; the launcher removes the columns of missing operands) and the
+arguments that are None determine the compiled variant. A row outside the table is never used as an
+address: that sample becomes NaN and the error word is set.
 """
 
 import triton
@@ -51,7 +49,7 @@ LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(13), tl.constexpr(14), tl.constexpr(15
 
 @triton.jit
 def guidance_strength(guidance, rows, b, live, valid, COMPUTE: tl.constexpr):
-    """gamma, or with the row's weight w in 1 + w (gamma - 1)."""
+    """gamma, or 1 + w (gamma - 1) with the row's weight w."""
     gamma = tl.load(guidance + b, mask=live, other=1.0).to(COMPUTE)
     weight = entry(rows, GUIDANCE_WEIGHT, valid, COMPUTE)
     return tl.where(weight == 1.0, gamma, 1.0 + weight * (gamma - 1.0))
@@ -77,8 +75,9 @@ def guided_output(
     WIDTH: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """c alone, or u + gamma (c - u) where gamma is neither 1 (c alone is read) nor 0 (u alone);
-    rescaled and with the gradient's share where the row asks for it.
+    """u + gamma (c - u), where 1 reads c only and 0 reads u only; without guidance c.
+
+    It is rescaled, and the guidance gradient is added, for rows that do so.
     """
     width = (
         size * WIDTH
@@ -113,7 +112,7 @@ def guided_output(
 
 @triton.jit
 def predicted_x0(zero, rows, x, out, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """Before the clip."""
+    """x0 before the clip."""
     return term(
         term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE
     )
@@ -136,9 +135,7 @@ def old_slot(
     COPY: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """Slot `index` (0 to 3) where the row reads it or, with COPY, where the row leaves it as it
-    is.
-    """
+    """Slot `index` (0 to 3) where the row reads it or, with COPY, where the row keeps it."""
     value = zero
     if operand_used(USES, S1 + index) or COPY > index:
         wanted = reads(S1 + index, rows, valid, USES, COMPUTE)
@@ -163,8 +160,9 @@ def new_slot(
     COPY: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """The slot's new value and which samples [S, 1] store it; a slot that a row does not define
-    keeps its value.
+    """The slot's new value and which samples [S, 1] store it.
+
+    A slot that a row does not define keeps its value.
     """
     value = zero
     stored = valid
@@ -235,9 +233,10 @@ def reverse_step_kernel(
     COPY: tl.constexpr,
     COPIES: tl.constexpr,
 ):
-    """USES: column mask; WIDTH: model output elements per state element (1 or 2); COPY: how many
-    slots are carried over into separate memory; COPIES: how many times the network's next input is
-    written.
+    """One row of a plan for the samples of a tile.
+
+    USES: column mask. WIDTH: model output elements per state element (1 or 2). COPY: how many slots
+    are copied to separate memory. COPIES: how many times the network's next input is written.
     """
     COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
     b, first, e, live, inside = tile(batch, size, S, E)
@@ -246,7 +245,7 @@ def reverse_step_kernel(
     tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
     rows = table + tl.where(valid, index, 0) * COLUMNS
 
-    # what every combination starts from; it also stands for operands that no column reads
+    # the start of every combination; also used for operands that no column reads
     zero = tl.where(valid, 0.0, float("nan")).to(COMPUTE)
     wants_x = nonzero(reads(X, rows, valid, USES, COMPUTE), rows, X0_X, valid, USES, COMPUTE)
     x = tl.load(at(x_t, b, size, first, e), mask=inside & wants_x, other=0.0).to(COMPUTE)
@@ -316,7 +315,7 @@ def reverse_step_kernel(
             if threshold is not None:
                 s = tl.load(threshold + b, mask=live & (mode == 2.0), other=1.0)
                 bound = tl.where(mode == 2.0, s, bound)
-            x0 = tl.where(x0 > bound, bound, x0)  # not min and max: NaN must pass
+            x0 = tl.where(x0 > bound, bound, x0)  # unlike min and max, it keeps NaN
             x0 = tl.where(x0 < -bound, -bound, x0)
             if threshold is not None:
                 x0 = tl.where(mode == 2.0, divided(x0, s), x0)
@@ -336,7 +335,7 @@ def reverse_step_kernel(
         ).to(COMPUTE)
         scaled = (scale * x_next).to(input_out.dtype.element_ty)
 
-    # outputs may be the inputs' memory, and a value's loader need not be its writer
+    # outputs may be the inputs' memory, and another thread may have loaded a value
     tl.debug_barrier()
     tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
     store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
@@ -348,5 +347,5 @@ def reverse_step_kernel(
     if input_out is not None:
         for half in tl.static_range(COPIES):
             tl.store(at(input_out, b + half * batch, size, first, e), scaled, mask=inside)
-    if row_out is not None:  # one program a sample
+    if row_out is not None:  # in one program per sample
         tl.store(row_out + b, tl.where(valid, following, index), mask=live & (first == 0))

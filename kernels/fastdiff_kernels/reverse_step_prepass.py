@@ -1,14 +1,14 @@
-"""What a step needs to know about a whole sample before it can begin, kernels/README.md section 4,
-items 1 and 4.
+"""The prepasses: values of a whole sample that a row needs first, kernels/README.md section 4.
 
-    rescale   = phi * (std(c) / std(out)) + (1 - phi)                     (Lin et al. 2024, eq. 15-16)
-    threshold = the clip_ratio-quantile of |x0|, held in [1, bound]       (Saharia et al. 2022, section 2.3)
+    rescale   = phi * (std(c) / std(out)) + (1 - phi)       (Lin et al. 2024, eq. 15-16)
+    threshold = the clip_ratio-quantile of |x0|, clamped to [1, bound]
+                                                            (Saharia et al. 2022, section 2.3)
 
-One program a sample walks through it in blocks of E elements. The standard deviations take two
-passes (the mean, then centred squares) in float64. The quantile is a radix select: magnitudes order
-like their bit patterns (NaN last), a pass counts the values of the next eight bits among the keys
-that begin like the one sought, and after the last pass its bits are known. Samples whose row asks
-for neither are left alone.
+One program per sample processes it in blocks of E elements. The standard deviations take two passes
+(the mean, then centred squares) in float64. The quantile is a radix select: magnitudes have the
+order of their bit patterns (NaN last). Each pass counts the values of the next eight bits among the
+keys with the prefix found so far; after the last pass all bits are found. Samples whose row needs
+neither are skipped.
 """
 
 import triton
@@ -32,7 +32,7 @@ CLIP_RATIO = tl.constexpr(10)
 
 @triton.jit
 def sample_row(row, table, table_rows):
-    """This program's sample and its row, [1, 1] each, and whether it has one."""
+    """This program's sample and its row, [1, 1] each, and whether the row is in the table."""
     b = tl.full([1, 1], 0, tl.int64) + tl.program_id(0)
     index = tl.load(row + b)
     valid = (index >= 0) & (index < table_rows)
@@ -41,7 +41,7 @@ def sample_row(row, table, table_rows):
 
 @triton.jit
 def both_outputs(model_output, g, b, batch, size, first, e, WIDTH: tl.constexpr):
-    """The conditional and the guided output of a block, and which of its elements exist."""
+    """The conditional and the guided output of a block, and the mask of its elements."""
     inside = e < size - first
     c = tl.load(at(model_output, b, size * WIDTH, first, e), mask=inside, other=0.0).to(g.dtype)
     u = tl.load(at(model_output, b + batch, size * WIDTH, first, e), mask=inside, other=0.0).to(
@@ -111,7 +111,7 @@ def magnitude_bits(
     WIDTH: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """|x0| before the clip as integers of the same order, and which of them exist, [E] each."""
+    """|x0| before the clip as integers of the same order, and their mask, [E] each."""
     inside = e < size - first
     zero = tl.zeros([1, 1], COMPUTE)
     wants_x = nonzero(valid & False, rows, X0_X, valid, USES, COMPUTE)
@@ -171,13 +171,13 @@ def reverse_step_threshold_kernel(
         bins = tl.arange(0, 256)
         position = tl.sum(tl.load(rows + CLIP_RATIO)) * (size - 1)
         below = position.to(tl.int64)
-        rank = below  # of the value sought, among the keys that begin like it
+        rank = below  # of the wanted value, among the keys with its prefix
         prefix = tl.full([], 0, KEY)
         bin = 0
         counts = tl.zeros([256], tl.int32)
         larger = tl.full(
             [E], LARGEST, KEY
-        )  # of the keys that begin with more than the value's last prefix, the least
+        )  # the smallest key with a larger prefix than the value's last one
         for digit in tl.static_range(DIGITS):
             shift = 8 * (DIGITS - 1 - digit)
             counts = tl.zeros([256], tl.int32)
@@ -210,8 +210,8 @@ def reverse_step_threshold_kernel(
             bin = tl.sum((tl.cumsum(counts, 0) <= rank).to(tl.int32))
             rank -= tl.sum(tl.where(bins < bin, counts, 0))
             prefix = (prefix << 8) | bin
-        # the next value in order: an equal one, or the next in the same 256, or the least beyond
-        # them
+        # the next value in order: an equal one, the next of the same 256, or the smallest after
+        # those
         following = tl.min(tl.where((bins > bin) & (counts > 0), bins, 256))
         least = tl.min(larger)
         above = tl.where(following < 256, (prefix - bin) | following, least)

@@ -1,17 +1,17 @@
-"""Sums over a sample, kernels/README.md section 7: chunks of CHUNK elements, each by a fixed tree,
-then over the chunks.
+"""Sums over a sample, kernels/README.md section 7: a fixed tree in chunks of CHUNK elements, then
+over the chunks.
 
-A tile holds one whole chunk of each of its samples (short samples share a program), so a chunk's
-sum depends on the sample alone. tl.sum over a row would add in an order that follows the registers'
-layout, hence the alignment of the pointers; over two elements it leaves no choice, so the tree is
-spelled out: neighbours are added until one is left.
+A tile contains one whole chunk of each of its samples (short samples share a program), so a chunk's
+sum depends on the sample only. tl.sum over a row would add in an order that depends on the layout
+of the registers and thus on the alignment of the pointers. Over two elements its order is unique,
+so the tree is explicit: neighbours are added until one value is left.
 """
 
 import triton
 import triton.language as tl
 
 CHUNK = tl.constexpr(1024)
-IN_FLIGHT = tl.constexpr(16)  # loads under way while partial sums are added one after the other
+IN_FLIGHT = tl.constexpr(16)  # concurrent loads while partial sums are added in order
 
 
 @triton.jit
@@ -25,14 +25,14 @@ def folded(total, S: tl.constexpr, E: tl.constexpr):
 
 @triton.jit
 def row_sum(terms, inside, S: tl.constexpr, E: tl.constexpr):
-    """[S, 1]: each row's sum; what lies outside the sample counts exactly 0, whatever it holds."""
+    """[S, 1]: each row's sum; elements outside the sample count as exactly 0, even if NaN."""
     return folded(tl.where(inside, terms, 0.0), S, E)
 
 
 @triton.jit
 def mean_of(total, weight, b, live, size):
     """weight * (total / size) in float64; 0 for an empty sample."""
-    count = (b * 0 + size).to(tl.float64)  # size may be a constant, the sum never is
+    count = (b * 0 + size).to(tl.float64)  # a tensor even if size is a constant
     mean = total.to(tl.float64) / tl.where(count > 0.0, count, 1.0)
     if weight is not None:
         mean = tl.load(weight + b, mask=live, other=0.0).to(tl.float64) * mean
@@ -41,9 +41,7 @@ def mean_of(total, weight, b, live, size):
 
 @triton.jit
 def store_sum(out, workspace, weight, total, b, first, live, size, MEAN: tl.constexpr):
-    """The sums of a tile's rows: the result where a sample is one chunk (no workspace), else its
-    partial sum.
-    """
+    """Stores the sums of a tile's rows: results if a sample is one chunk, else partial sums."""
     if workspace is None:
         if MEAN:
             total = mean_of(total, weight, b, live, size)

@@ -1,8 +1,8 @@
-"""Which part of a [batch, size] tensor a program owns: S whole rows (samples) by E elements.
+"""The part of a [batch, size] tensor that a program computes: S rows (samples) by E elements.
 
-Samples lie along grid axis 0, chunks of the element axis along axes 1 and 2 (axis 1 ends at
-65,535). What belongs to a sample is a [S, 1] column, so nothing is divided per element, and offsets
-are int64.
+Samples are on grid axis 0, chunks of the element axis on axes 1 and 2 (axis 1 is limited to
+65,535). Values of a sample are a [S, 1] column, so no index is divided per element. Offsets are
+int64.
 """
 
 import triton
@@ -11,9 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def tile(batch, size, S: tl.constexpr, E: tl.constexpr):
-    """Samples b [S, 1] and the chunk's first element (int64), offsets e [1, E], and the masks of
-    samples and elements.
-    """
+    """Samples b [S, 1], the chunk's first element (int64), offsets e [1, E], and both masks."""
     b = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)[:, None]
     first = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * E
     e = tl.arange(0, E)[None, :]
@@ -23,16 +21,15 @@ def tile(batch, size, S: tl.constexpr, E: tl.constexpr):
 
 @triton.jit
 def at(pointer, sample, size, first, e):
-    """Addresses [S, E] of the tile, in a tensor whose rows `sample` (int64) have `size`
-    elements.
-    """
+    """Addresses [S, E] of the tile, in a tensor with rows `sample` (int64) of `size` elements."""
     return pointer + (sample * size + first) + e
 
 
 @triton.jit
 def strided(pointer, stride, STEP: tl.constexpr, b, first, e, live, inside, COMPUTE: tl.constexpr):
-    """The tile of a view [batch, size] with any stride between samples; [S, 1] with STEP 0 (one
-    value a sample).
+    """The tile of a view [batch, size] with any stride between samples.
+
+    With STEP 0, one value per sample, it is [S, 1].
     """
     if STEP == 0:
         return tl.load(pointer + b * stride, mask=live, other=0.0).to(COMPUTE)

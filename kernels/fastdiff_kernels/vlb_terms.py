@@ -5,9 +5,8 @@
     term = KL between the two posteriors, whose means differ by mean_x0 * (x0 - x0'); at the table's
            `first` rows the discretised Gaussian's -ln p(x0 | x_1)
 
-kernels/README.md section 11. The tile leaves out the branch that none of its samples takes. A t
-outside the table is
-never used as an address: that sample becomes NaN and the error word is set.
+kernels/README.md section 11. A tile skips the branch that none of its samples takes. A t outside
+the table is never used as an address: that sample becomes NaN and the error word is set.
 """
 
 import triton
@@ -27,8 +26,9 @@ X0_X, X0_OUT, CLIP_BOUND, MEAN_X0, MEAN_X, LOGVAR_Q, LOGVAR_LO, LOGVAR_HI, FIRST
 
 @triton.jit
 def known_rows(table, t, times, errors, b, live, ERROR: tl.constexpr):
-    """Each sample's row, which samples have one, and which of those are `first`; the others set the
-    error word.
+    """Each sample's row, whether it is in the table, and whether it is a `first` row.
+
+    A row outside the table sets the error word.
     """
     index = tl.load(t + b, mask=live, other=0)
     valid = live & (index >= 0) & (index < times)
