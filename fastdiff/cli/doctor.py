@@ -1,7 +1,6 @@
-"""`fastdiff doctor`: what runs on this machine, what does not, and why.
+"""`fastdiff doctor`: reports which backends run on this machine and why the others do not.
 
-One dictionary holds every finding; --json prints it and the text is made from it, so the two can't
-disagree.
+One dictionary has all findings. --json prints it, and the text is made from it, so the two agree.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from ..backend.hardware import usable_cpus
 from ..versions import __version__
 
 TORCH_FLOOR = (2, 11)
-# file systems whose files are on another machine: slow, and Triton's cache has races there
+# network file systems: they are slow, and Triton's cache has races on them
 NETWORK_FILESYSTEMS = {
     "nfs",
     "nfs4",
@@ -42,9 +41,9 @@ NETWORK_FILESYSTEMS = {
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "doctor",
-        help="say what runs on this machine and why the rest does not",
+        help="report what runs on this machine and why the rest does not",
         description=(
-            "Say what runs on this machine and why the rest does not. Exit status 0 when sampling"
+            "Report what runs on this machine and why the rest does not. Exit status 0 if sampling"
             " works."
         ),
     )
@@ -59,12 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Every finding; `problems` are sentences that name a fix, `usable` says whether sampling
-    works.
-    """
+    """Returns all findings; `problems` are sentences with a fix, `usable`: sampling works."""
     states = {
         name: state._asdict() for name, state in backends().items()
-    }  # loads the library, after torch
+    }  # loads the library after torch
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     runtimes = openmp_runtimes()
     problems = []
@@ -107,7 +104,7 @@ def examine() -> dict[str, Any]:
 
 
 def describe(findings: dict[str, Any]) -> str:
-    """The findings as text."""
+    """Returns the findings as text."""
     threads, cpu = findings["threads"], findings["cpu"]
     rows = [(name, value or "not installed") for name, value in findings["versions"].items()]
     rows += [
@@ -143,19 +140,19 @@ def version(distribution: str) -> str | None:
 
 
 def foreign_fastdiff() -> str | None:
-    """PyPI's text-diff library of the same import name, which overwrites or hides this package."""
+    """Returns a problem if PyPI's text-diff library, of the same import name, is installed."""
     found = version("fastdiff")
     if found is None:
         return None
     return (
         f"the distribution fastdiff {found}, a text-diff library with the same import name, is"
-        f" installed beside fastdiff-engine: {sys.executable} -m pip uninstall fastdiff, then"
+        f" installed next to fastdiff-engine: {sys.executable} -m pip uninstall fastdiff, then"
         " install fastdiff-engine again."
     )
 
 
 def openmp_runtimes(maps: str | None = None) -> list[str]:
-    """Files of OpenMP runtimes mapped into this process; `maps` is the text of /proc/self/maps."""
+    """Returns the files of loaded OpenMP runtimes; `maps` is the text of /proc/self/maps."""
     if maps is None:
         try:
             maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
@@ -171,12 +168,12 @@ def second_openmp(runtimes: list[str]) -> str | None:
     return (
         f"{len(runtimes)} OpenMP runtimes are loaded ({', '.join(runtimes)}), which start twice the"
         " threads and can hang: import torch before other libraries, or rebuild with the compiler"
-        " that torch's runtime belongs to."
+        " of torch's runtime."
     )
 
 
 def triton_cache_problem(home: str | None = None, mounts: str | None = None) -> str | None:
-    """A cache folder that can't be written, or is on a network disk, where Triton's files race."""
+    """Returns a problem if Triton's cache folder can't be written or is on a network disk."""
     if version("triton") is None:
         return None
     folder = Path(
@@ -196,7 +193,7 @@ def triton_cache_problem(home: str | None = None, mounts: str | None = None) -> 
 
 
 def filesystem(path: Path, mounts: str | None = None) -> str | None:
-    """The type of the file system that holds `path`; `mounts` is the text of /proc/mounts."""
+    """Returns the type of the file system of `path`; `mounts` is the text of /proc/mounts."""
     if mounts is None:
         try:
             mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")

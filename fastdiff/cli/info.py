@@ -1,4 +1,4 @@
-"""`fastdiff info`: how far a run is, while it works or afterwards."""
+"""`fastdiff info`: reports the progress of a dataset, during a run or after it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHOWN = 10
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "info",
-        help="say how far a dataset is",
+        help="report the progress of a dataset",
         description=(
-            "Say what is done, missing, failed and corrupt in a dataset, who works on it, and when"
-            " it will be done; from any machine that sees the folder. Files are not read: `fastdiff"
-            " verify` does that."
+            "Report what is done, missing, failed and corrupt in a dataset, its workers, and when"
+            " it will be done, on any machine that can read the folder. Files are not read:"
+            " `fastdiff verify` does that."
         ),
     )
     parser.add_argument("folder", metavar="DIR")
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run)
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def describe(folder: Folder, found: Info) -> str:
-    """What was found, as text."""
+    """Returns the report as text."""
     spec = folder.spec
     plan = spec.plan.info
     lines = [
@@ -76,5 +76,5 @@ def describe(folder: Folder, found: Info) -> str:
             f"  {found.images_per_second} images/s together, {timedelta(seconds=found.eta_s)} to go"
         )
     else:
-        lines.append(f"  nobody works on it: `fastdiff resume {folder.path}`")
+        lines.append(f"  no worker is active: `fastdiff resume {folder.path}`")
     return "\n".join(lines)

@@ -142,7 +142,9 @@ def worker_of(args: argparse.Namespace) -> Placement:
     return Placement("ray", locals=args.workers or 1)
 
 
-def device_of(name: str | None, place: Placement, gpus: int | None = None) -> torch.device | None:
+def device_of(
+    name: str | None, placement: Placement, gpus: int | None = None
+) -> torch.device | None:
     """Returns the device of this worker.
 
     That is the named device. With several visible GPUs, "cuda" without an index, or no name, is the
@@ -154,7 +156,7 @@ def device_of(name: str | None, place: Placement, gpus: int | None = None) -> to
     device = None if name is None else torch.device(name)
     gpus = torch.cuda.device_count() if gpus is None else gpus
     if gpus > 1 and (device is None or (device.type == "cuda" and device.index is None)):
-        return torch.device("cuda", place.local % gpus)
+        return torch.device("cuda", placement.local % gpus)
     return device
 
 
@@ -164,18 +166,18 @@ def run(args: argparse.Namespace) -> int:
     with usage_errors():
         if args.out is None:
             raise ValueError("expected --out, the dataset's folder, got none.")
-        place = worker_of(args)
+        placement = worker_of(args)
         requested = _requested(args)
         out = Path(args.out)
         if (out / SPEC).exists():
             folder = Folder(out)
-            device = device_of(args.device or folder.spec.machine["device"], place)
+            device = device_of(args.device or folder.spec.machine["device"], placement)
             job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
         else:
             plan = dict(requested)
-            plan.setdefault("threads", place.threads)
+            plan.setdefault("threads", placement.threads)
             plan.setdefault("steps", 25)
-            device = device_of(args.device, place)
+            device = device_of(args.device, placement)
             job = Job.plan(**plan, device=device)
             folder = Folder.create(out, job.spec, job.conditions.file)
     if folder.spec.hash != job.spec.hash or (out / SPEC).exists():
@@ -187,10 +189,10 @@ def run(args: argparse.Namespace) -> int:
             raise SpecMismatch(f"{mismatch(str(out), lines)}\n{advice}")
     if folder.spec.hash != job.spec.hash:  # another worker has written the same run's spec first
         job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
-    return work(folder, job, args, place)
+    return work(folder, job, args, placement)
 
 
-def work(folder: Folder, job: Job, args: argparse.Namespace, place: Placement) -> int:
+def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placement) -> int:
     """Computes units as this worker, or as a pool, until none is left; returns the exit status."""
     with stopping() as stop:
         if args.engine == "ray":
@@ -205,10 +207,10 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, place: Placement) -
             report = runner.run(
                 job,
                 folder.path,
-                worker=place.worker,
-                world=place.world,
+                worker=placement.worker,
+                world=placement.world,
                 retry_failed=args.retry_failed,
-                progress=place.worker == 0,
+                progress=placement.worker == 0,
                 stop=stop,
             )
     for unit, what in sorted(report.failed.items()):
@@ -218,7 +220,7 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, place: Placement) -
         f" ({report.images / max(report.seconds, 1e-9):.1f} images/s)"
     )
     print(f"{speed}; {report.done} of {report.units} units are in {folder.path}")
-    if report.complete and place.worker == 0 and write_grid(folder, job.model.classes):
+    if report.complete and placement.worker == 0 and write_grid(folder, job.model.classes):
         print(
             f"  {folder.path / 'grid.png'}: the first images; see `fastdiff info`, `verify` and"
             " `export`"

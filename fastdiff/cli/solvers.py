@@ -1,4 +1,4 @@
-"""`fastdiff solvers`: every solver with its order, network calls, options and paper."""
+"""`fastdiff solvers`: lists every solver with its order, network calls, options and paper."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..solvers import SOLVERS
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "solvers", help="list the solvers: order, calls a step, options, paper"
+        "solvers", help="list the solvers: order, calls per step, options, paper"
     )
-    parser.add_argument("--json", action="store_true", help="the list as JSON")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
     parser.set_defaults(run=run)
 
 

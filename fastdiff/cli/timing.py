@@ -1,8 +1,8 @@
-"""Honest ratios of times: arms interleaved in one process, medians with their spread.
+"""Ratios of times: arms interleaved in one process, medians with their spread.
 
-A machine's speed drifts and other processes come and go, but two measurements next to each other
-share it. So the arms take turns, A B … B A, and a ratio is the median of ratios of neighbours, with
-its 20th and 80th percentile.
+An arm is a call that is measured in comparison with others. The speed of a machine drifts and other
+processes disturb it, but two neighbouring measurements are affected alike. So the arms take turns,
+A B … B A, and a ratio is the median of the ratios of neighbours, with its 20th and 80th percentile.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ def interleave(
     rounds: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Times of each arm in seconds, taken in the order A B … B A, round by round.
+    """Returns the times of each arm in seconds, taken in the order A B … B A, round by round.
 
-    Every arm is run twice first; `rounds` defaults to what fits the time, at least 7. With
-    `time.thread_time` as the clock the processor's time of a single thread counts: other processes
-    then take none of it.
+    Args:
+        arms: each is called twice before it is measured.
+        seconds, rounds: `rounds` defaults to as many as fit in `seconds`, at least 7.
+        clock: `time.thread_time` counts the processor time of a single thread, which other
+            processes do not change.
     """
     for arm in arms.values():
         arm()
@@ -48,14 +50,15 @@ def interleave(
 
 
 def spread(values: list[float]) -> tuple[float, float, float]:
-    """(20th percentile, median, 80th percentile)."""
+    """Returns (20th percentile, median, 80th percentile)."""
     cuts = statistics.quantiles(values, n=5, method="inclusive")
     return cuts[0], statistics.median(values), cuts[3]
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
-    """How many times faster we are, pair by pair of neighbouring measurements: median and 20th to
-    80th percentile.
+    """Returns how many times faster `ours` is, as median with 20th and 80th percentile.
+
+    The ratios are theirs / ours of neighbouring measurements.
     """
     low, middle, high = spread([b / a for a, b in zip(ours, theirs, strict=True)])
     return {"median": round(middle, 3), "p20": round(low, 3), "p80": round(high, 3)}

@@ -19,20 +19,24 @@ def register(subparsers: Any) -> None:
         "verify",
         help="read and check a dataset",
         description=(
-            "Read every file of a dataset, compare it with its hashes, and tell the digest of its"
-            " pixels. What is found wrong is mended by `fastdiff resume`."
+            "Read every file of a dataset, compare it with its hashes, and print the digest of the"
+            " pixels. `fastdiff resume` repairs what is wrong."
         ),
         epilog=(
-            "Exit status: 0 whole and right, 4 not, 3 another machine than the run's (with"
+            "Exit status: 0 complete and right, 4 not, 3 another machine than the run's (with"
             " --recompute)."
         ),
     )
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument(
-        "--recompute", type=int, default=0, metavar="N", help="make N units, taken at random, again"
+        "--recompute",
+        type=int,
+        default=0,
+        metavar="N",
+        help="compute N random units again and compare them",
     )
-    parser.add_argument("--threads", type=int, help="files read at a time (the CPUs)")
-    parser.add_argument("--json", action="store_true", help="what was found as JSON")
+    parser.add_argument("--threads", type=int, help="files to read at a time (the number of CPUs)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
@@ -58,13 +62,13 @@ def run(args: argparse.Namespace) -> int:
         )
         print(f"{len(check.missing)} of {check.units} units have no record: {shown}")
     for name in check.foreign[:SHOWN]:
-        print(f"{name} is no part of the dataset")
+        print(f"{name} is not part of the dataset")
     if check.recomputed:
-        print(f"made again and compared: units {', '.join(map(str, check.recomputed))}")
+        print(f"computed again and compared: units {', '.join(map(str, check.recomputed))}")
     print(f"{check.done} of {check.units} units, {check.images} samples, digest {check.digest}")
     if not check.fine:
         print(
-            f"not whole: `fastdiff resume {args.folder}` makes the rest"
+            f"not complete: `fastdiff resume {args.folder}` computes the rest"
             + (" (--retry-failed)" * bool(check.failed))
         )
     return 0 if check.fine else UNSOUND

@@ -287,13 +287,13 @@ def test_peers_come_out_of_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with zipfile.ZipFile(wheels / "peer-1.0-py3-none-any.whl", "w") as file:
         file.writestr("peer/__init__.py", "SPEED = 3\n")
     env = gpu_report.environment(wheels)
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", "import peer; print(peer.SPEED)"],
         env=env,
         capture_output=True,
         text=True,
     )
-    assert told.stdout == "3\n", told.stderr
+    assert printed.stdout == "3\n", printed.stderr
 
 
 def test_the_row_that_a_run_died_in_is_passed_by(

@@ -286,11 +286,11 @@ def test_bad_files_get_a_sentence(
     if text is not None:
         path.write_text(text)
     assert report.main([str(path), "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err.strip()
+    printed = capsys.readouterr().err.strip()
     assert (
-        sentence.replace("FILE", str(path)) in told
-        and told.startswith("benchmarks.report: ")
-        and "\n" not in told
+        sentence.replace("FILE", str(path)) in printed
+        and printed.startswith("benchmarks.report: ")
+        and "\n" not in printed
     )
     assert not (tmp_path / "out").exists()
 

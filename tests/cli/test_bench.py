@@ -1,6 +1,4 @@
-"""`fastdiff bench` with a tiny network: what it prints, what it refuses, and that planted costs
-show.
-"""
+"""`fastdiff bench` with a tiny network: its output, its errors, and costs planted in it."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ def as_sampler() -> Sampler:
 
 @pytest.fixture
 def factory(monkeypatch: pytest.MonkeyPatch) -> str:
-    """This module's functions as factories, by the name it has while the tests run."""
+    """This module's functions as factories, by the name that it has during the tests."""
     monkeypatch.setitem(sys.modules, "a_users_module", sys.modules[__name__])
     return "a_users_module:make"
 
@@ -106,8 +104,8 @@ def test_a_table_and_rows_that_the_report_reads(
 
 
 def test_planted_costs_show(factory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 ms in the network are 10 a sample-step, and most of a run; 20 more in an accelerated one
-    halve its speed.
+    """20 ms in the network are 10 ms per sample-step and most of a run; 20 ms more in the
+    accelerated network halve its speed.
     """
     module = factory.split(":")[0]
     monkeypatch.setattr(sys.modules[__name__], "slow_model", lambda: make(slow), raising=False)
@@ -172,14 +170,14 @@ def _shaped(sampler: Sampler) -> Sampler:
 def test_diffusers_runs_the_same_formula(
     solver: str, factory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the comparison would be of other work. PNDM starts otherwise, and is said to."""
+    """Both loops compute the same, except PNDM, which starts differently."""
     pytest.importorskip("diffusers")
     made = opened(factory, monkeypatch, solver=solver, steps=8)
     theirs, ours = made.diffusers_run(made.network), made.run_of(made.network)
     assert not isinstance(theirs, str)
     x = ours()
-    off = float((theirs() - x).abs().max() / x.abs().max())
-    assert off < (0.1 if solver == "pndm" else 2e-3), off
+    difference = float((theirs() - x).abs().max() / x.abs().max())
+    assert difference < (0.1 if solver == "pndm" else 2e-3), difference
 
 
 @pytest.mark.parametrize("kind", ["DDIM", "learned variance", "flow"])

@@ -58,7 +58,7 @@ def test_sample_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[st
         )
     drawn = np.concatenate([np.load(out / f"shards/00000/{u:09d}.npy") for u in range(3)])
     assert drawn.shape == (12, 28, 28, 1) and drawn.dtype == np.uint8
-    # sample 11 alone, by its id, from Python: the same picture up to the network's rounding at
+    # sample 11 alone, by its id, from Python: the same image up to the network's rounding at
     # another batch size
     sampler = Sampler.from_pretrained("fashion-mnist", steps=2)
     y = torch.tensor([1])
@@ -66,13 +66,13 @@ def test_sample_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (1, 1, 28, 28), seed=7, sample_ids=[11], cond={"y": y}, uncond={"y": torch.full_like(y, 10)}
     )
     assert np.abs(images.to_uint8(x)[0, 0].numpy().astype(int) - drawn[11, :, :, 0]).max() <= 1
-    # from the dataset: the same bits, since its whole unit is made again
+    # from the dataset: the same bits, because its whole unit is computed again
     alone = tmp_path / "alone"
     assert main(["sample", "--ids", "11", "--spec", str(out), "--out", str(alone)]) == 0
     assert "as in the dataset" in capsys.readouterr().out
     with Image.open(alone / "000011.png") as picture:
         assert np.array_equal(np.asarray(picture), drawn[11, :, :, 0])
-    # again: nothing to do. What is asked for differently is refused, and nothing is touched
+    # again: nothing to do. Other settings are refused, and no file is touched
     before = {p: p.read_bytes() for p in out.rglob("*.npy")}
     assert main(arguments) == 0 and "0 images in" in capsys.readouterr().out
     assert main([*arguments[:-1], "8", "--guidance", "1.9", "--classes", "Bag,0"]) == 3
@@ -87,8 +87,8 @@ def test_sample_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = json.loads(capsys.readouterr().out)
     assert found["fine"] and found["done"] == 3 and len(found["digest"]) == 64
     assert main(["info", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "3 of 3 units done (12 of 12 samples" in told and told.rstrip().endswith("complete")
+    report = capsys.readouterr().out
+    assert "3 of 3 units done (12 of 12 samples" in report and report.rstrip().endswith("complete")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_sample_errors(
     assert not (tmp_path / "x").exists()
 
 
-def test_commands_want_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_need_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("resume", "info", "verify"):
         assert main([command, str(tmp_path)]) == 2
         assert (
@@ -151,7 +151,7 @@ def test_commands_want_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_train_then_sample(tmp_path: Path) -> None:
-    """Out of the box, in a process of its own: train, be refused, resume nothing, sample."""
+    """In separate processes: train, train again (refused), resume nothing (refused), sample."""
 
     def fastdiff(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -1,6 +1,4 @@
-"""`fastdiff eval`: its numbers are the systems' own, the control's is known, and processes do not
-change them.
-"""
+"""`fastdiff eval`: its numbers are those of the systems, for any number of processes."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ COMMON = ("--images", "30", "--unit", "8", "--threads", "1")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    place = tmp_path_factory.mktemp("eval")
+    folder = tmp_path_factory.mktemp("eval")
     few = (
         "--data",
         "moons",
@@ -41,8 +39,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "8",
     )
     for name in ("vae", "vdm"):
-        assert main(["train", "--model", name, *few, "--out", str(place / name)]) == 0
-    return {name: str(place / name) for name in ("vae", "vdm")}
+        assert main(["train", "--model", name, *few, "--out", str(folder / name)]) == 0
+    return {name: str(folder / name) for name in ("vae", "vdm")}
 
 
 def measured(path: Path, *arguments: str) -> list[dict[str, Any]]:
@@ -59,7 +57,7 @@ def test_the_uniform_control_has_eight_bits(tmp_path: Path) -> None:
 
 
 def test_a_bound_is_the_mean_of_the_systems(folders: dict[str, str], tmp_path: Path) -> None:
-    """Of a VAE trained by 8 importance weights: those, unless asked otherwise."""
+    """A VAE that was trained with 8 importance weights is measured with 8 by default."""
     system, ids = load_system(folders["vae"]).eval(), torch.arange(30)
     x0, _ = load("moons", "test").batch(ids)
     with torch.no_grad():
@@ -85,7 +83,7 @@ def test_terms_over_times_sum_to_the_bound(folders: dict[str, str], tmp_path: Pa
 
 
 def test_two_processes_give_the_same_numbers(folders: dict[str, str], tmp_path: Path) -> None:
-    """Adaptive steps differ from rank to rank: nobody waits for another's evaluation."""
+    """Adaptive steps differ from rank to rank: no rank waits for another's evaluation."""
     arguments = [folders["vdm"], "--times", "4", "--probes", "1", "--tolerance", "1e-2"]
     alone = measured(tmp_path / "one.json", *arguments)
     command = [

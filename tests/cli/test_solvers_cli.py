@@ -1,4 +1,4 @@
-"""`fastdiff solvers` and `fastdiff plan`: every solver, every schedule, and the picture."""
+"""`fastdiff solvers` and `fastdiff plan`: every solver, every schedule, and the figure."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_options_of_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("solver", ["sa", "flow_heun", "ddim_inverse", "repaint"])
 def test_a_plan_is_drawn(solver: str, tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A panel for each level and output, each with a line for each operand it reads."""
+    """There is a panel for each level and output, with a line for each operand that it reads."""
     pytest.importorskip("matplotlib", reason="matplotlib is not installed here (the extra `plot`)")
     from PIL import Image
 

@@ -1,6 +1,4 @@
-"""`fastdiff train` as users run it, and as machines stop it: kill -9 at any instant costs no bit of
-the run.
-"""
+"""`fastdiff train`: runs, errors, and runs that are killed: kill -9 at any time changes no bit."""
 
 from __future__ import annotations
 
@@ -123,7 +121,7 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path: Path) -> None:
         os.kill(process.pid or 0, number)
         process.join(60)
         assert process.exitcode == status, log.read_text()
-        assert f"go on with: fastdiff train --out {out} --resume" in log.read_text()
+        assert f"continue with: fastdiff train --out {out} --resume" in log.read_text()
     assert int(read(out)[1]["step"]) > 0 and not (out / "config.json").exists()
 
 

@@ -74,7 +74,7 @@ def test_damage_of_a_unit_is_named_and_repaired(
     lines = cli.out.splitlines()
     assert lines[0] == f"unit 3 is bad: {says.format(run=run)}"
     assert lines[1].startswith("5 of 6 units, 16 samples, digest ") and expected not in lines[1]
-    assert lines[2] == f"not whole: `fastdiff resume {run}` makes the rest"
+    assert lines[2] == f"not complete: `fastdiff resume {run}` computes the rest"
     assert state(run, without=3) == before, "verify changes nothing"
     assert cli("resume", run) == 0 and cli.out.startswith("4 images")
     assert cli.digest(run) == expected and pixels(run) == pixels(undisturbed)
@@ -104,7 +104,7 @@ def test_missing_units_are_named_and_made(run: Path, undisturbed: Path, cli: Cli
     assert (
         cli("info", run) == 0
         and "1 missing, 0 failed, 0 corrupt" in cli.out
-        and "nobody works on it" in cli.out
+        and "no worker is active" in cli.out
     )
     assert (
         cli("resume", run) == 0 and cli.digest(run) == expected and state(run, without=3) == before
@@ -197,7 +197,7 @@ def test_wrong_pixels_with_a_matching_record_are_found_by_recomputing(
     assert cli("verify", run) == 0 and expected not in cli.out
     assert cli("verify", run, "--recompute", "6") == 4
     assert cli.out.startswith(
-        "unit 3 is bad: made again, it has other pixels\nmade again and compared: units 0, 1, 2, 3,"
+        "unit 3 is bad: made again, it has other pixels\ncomputed again and compared: units 0, 1, 2, 3,"
         " 4, 5\n"
     )
     assert (
@@ -234,7 +234,7 @@ def test_what_is_no_part_of_the_run_stays(run: Path, undisturbed: Path, cli: Cli
     (run / RECORD).unlink()
     assert cli("resume", run) == 0 and "6 of 6 units" in cli.out
     assert cli("verify", run) == 4
-    assert "unit 99 is bad" in cli.out and "notes.txt is no part of the dataset" in cli.out
+    assert "unit 99 is bad" in cli.out and "notes.txt is not part of the dataset" in cli.out
     assert cli("resume", run) == 0 and cli.digest(run) == cli.digest(undisturbed)
     assert (run / "notes.txt").read_text() == "keep me" and not (
         run / "units/00000/000000099.json"
