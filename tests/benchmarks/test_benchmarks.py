@@ -1,5 +1,5 @@
-"""The benchmarks' own promises: a wrong result has no time, a delay shows, a missing peer is named,
-tiers hold rows.
+"""The benchmark suite: a wrong result has no time, a delay shows, missing peers are named, every op
+and tier has rows.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from benchmarks import checks, formulas, harness, memory, operations, peers, solvers, tiers  # noqa: E402
 from benchmarks.peers import Missing  # noqa: E402
+from fastdiff import ops  # noqa: E402
 
 SETTING = harness.Setting(seconds=0.02, rounds=2)
 OF = {"kind": "op", "what": "double", "case": {"batch": 1}}
@@ -50,18 +51,18 @@ KEYS = {
 
 
 class Double:
-    """out = 2 x, wrong from a given call on, and slowed."""
+    """out = 2 x, slowed, and wrong from a given call on."""
 
-    def __init__(self, wrong_from: float = math.inf, sleep: float = 0.0, off: float = 1e-3):
+    def __init__(self, wrong_from: float = math.inf, sleep: float = 0.0, error: float = 1e-3):
         self.x, self.out = torch.arange(8.0), torch.empty(8)
-        self.calls, self.wrong_from, self.sleep, self.off = 0, wrong_from, sleep, off
+        self.calls, self.wrong_from, self.sleep, self.error = 0, wrong_from, sleep, error
 
     def __call__(self) -> torch.Tensor:
         self.calls += 1
         time.sleep(self.sleep)
         torch.mul(self.x, 2.0, out=self.out)
         if self.calls >= self.wrong_from:
-            self.out[-1] += self.off
+            self.out[-1] += self.error
         return self.out
 
     def check(self, got: torch.Tensor) -> None:
@@ -77,7 +78,7 @@ def eager() -> torch.Tensor:
 
 @pytest.mark.parametrize("wrong_from", [1, 3])
 def test_a_wrong_result_is_an_error_and_no_time(wrong_from: int) -> None:
-    """At once, and where it becomes wrong only while it is timed."""
+    """It is found at once, and if it becomes wrong during the timing."""
     ours = Double(wrong_from=wrong_from)
     with pytest.raises(AssertionError, match="expected NumPy's bits"):
         harness.measure(SETTING, ours.work(), peers={"torch eager": eager}, **OF)
@@ -85,7 +86,7 @@ def test_a_wrong_result_is_an_error_and_no_time(wrong_from: int) -> None:
 
 
 def test_an_output_that_is_not_written_is_an_error() -> None:
-    """The right values of an earlier call do not stand in for it: outputs are poisoned."""
+    """Outputs are poisoned, so the values of an earlier call are not mistaken for results."""
     ours = Double()
     ours()
     with pytest.raises(AssertionError):
@@ -180,6 +181,15 @@ def test_the_form_of_a_row() -> None:
         harness.measure(SETTING, Double().work(), peers={}, **(OF | {"kind": "other"}))
 
 
+def test_every_op_has_a_row_a_formula_and_an_oracle() -> None:
+    from benchmarks import test_ops
+
+    for name in ops.__all__:
+        assert callable(getattr(test_ops, f"test_{name}", None)), f"a row of {name}"
+        assert callable(getattr(operations.Maker, name, None)), f"inputs and oracle of {name}"
+        assert callable(getattr(formulas, name, None)), f"the peers' formula of {name}"
+
+
 def test_a_cold_cache_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     harness.take_turns(
@@ -202,7 +212,7 @@ def test_spread_ratio_and_exponent() -> None:
     x = [1.0, 10.0, 100.0, 1000.0]
     exponent, error = harness.fitted(x, [3 * v**1.5 for v in x])
     assert exponent == pytest.approx(1.5) and error == pytest.approx(0, abs=1e-9)
-    # against NumPy's least squares, with scatter
+    # compared with NumPy's least squares, on points with scatter
     y = [1.0, 12.0, 90.0, 1100.0]
     logs = torch.tensor([x, y], dtype=torch.float64).log().numpy()
     import numpy as np
@@ -246,7 +256,7 @@ def run(*arguments: str) -> str:
         "cpu",
         *arguments,
     ]
-    # a worker of pytest-xdist would time nothing
+    # pytest-benchmark is disabled in a worker of pytest-xdist
     alone = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
     }

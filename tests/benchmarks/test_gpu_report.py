@@ -1,5 +1,5 @@
-"""`make gpu-report` on a machine without a GPU: pieces keep what they measure, go on where they
-stopped, and are judged.
+"""`make gpu-report` without a GPU: pieces save their rows, continue, and are compared with the
+predictions.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_a_dry_run_keeps_its_rows_and_repeats_none(tmp_path: Path) -> None:
 def test_the_kernels_of_the_predictions_are_measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Every kernel predicted has a row of its name, mode and dtype, right by NumPy."""
+    """Every predicted kernel has a row of its name, mode and dtype that agrees with NumPy."""
     pytest.importorskip("diffusers")
     assert not predictions.check([])[0]["verdict"]
     names = {
@@ -178,7 +178,7 @@ def test_a_piece_stops_in_time_and_goes_on_where_it_stopped(
 
 
 def test_the_suites_rows_are_kept_one_by_one(tmp_path: Path) -> None:
-    """In pytest: a row, a failure with no time, a skip; and time that is up after the first."""
+    """In pytest: a row, a failure without a time, a skip; the time is over after the first row."""
     (tmp_path / "test_mine.py").write_text(
         "import pytest, time\n"
         "def test_a(benchmark):\n"
@@ -219,10 +219,8 @@ def test_the_suites_rows_are_kept_one_by_one(tmp_path: Path) -> None:
     assert "no such thing here" in next(iter(content["skipped"].values()))
 
 
-def test_predictions_beside_measurements() -> None:
-    """DDIM, float32: 94 % of copy, 5 times diffusers, 1.0 times torch.compile; 3 % are the
-    spread.
-    """
+def test_predictions_next_to_measurements() -> None:
+    """DDIM, float32: 94 % of copy, 5 times diffusers, 1.0 times torch.compile; within 3 %."""
     copy = row("copy", kind="ceiling", rate=4300.0)
     case = {"dtype": "float32", "size": "large"}
 

@@ -1,4 +1,4 @@
-"""Result files as pages: rows made by hand, whose tables, lists and verdicts are known."""
+"""Result files as pages: rows with known tables, lists and verdicts."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_page_says_what_the_rows_hold(tmp_path: Path) -> None:
         f"{step}diffusers 4.00 [3.60, 4.40] | 31.5 | 197 | 1.00 MiB | bits equal to NumPy |" in text
     )
     assert "diffusers: not installed" in text
-    # what all rows of a table share is said above it, what differs in each line
+    # what all rows of a table share is written above it, what differs in each line
     assert "Cpu, backend cpu, 1 thread, warm cache, times per sample-step." in text
     assert "| randn | float32 256×3×32×32, cold | 300 µs" in text
     assert "| unet-cifar | float32 8×3×32×32, 3 steps | 2.50 s [2.25 s, 2.75 s] |" in text

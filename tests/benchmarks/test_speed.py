@@ -1,8 +1,8 @@
-"""Floors of speed, half of what was reached: a fallen-back kernel or a lost vectorisation shows, a
-busy machine does not.
+"""Lower limits of speed, half of what was reached: they catch a slower backend or a lost
+vectorisation, but not a busy machine.
 
-Ratios of interleaved arms on one thread (benchmarks/harness.py), the best of each arm: what other
-processes add is left out. The figures themselves are in benchmarks/NOTES.md.
+They are ratios of interleaved arms on one thread (benchmarks/harness.py), the best of each arm, so
+that other processes have no effect. The measured numbers are in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ pytestmark = [
 ]
 BATCH = (256, 3, 32, 32)
 SCHEDULE = Schedule.linear(1000)
-# Half of the ratios reached: on AVX2 those measured (AMD Zen 3, November 2026), on AVX-512 those
-# of the project's goals, except for randn in bfloat16: torch is four times as fast as that goal
-# assumed (4.9 measured).
+# Half of these ratios: on AVX2 those measured (AMD Zen 3, November 2026), on AVX-512 the project's
+# goals, except for randn in bfloat16, where torch is four times as fast as the goal assumed
+# (measured: 4.9).
 FLOORS = {
     "avx512": {
         "randn": 1.25,
@@ -119,9 +119,7 @@ def test_reverse_step(solver: str) -> None:
 
 
 def test_a_step_of_one_sample_costs_microseconds() -> None:
-    """A call, Python included, next to diffusers' step (goals: 7.5 and 10 times, measured 4.6 and
-    8).
-    """
+    """A call with Python, next to diffusers' step (goals: 7.5 and 10 times; measured: 4.6, 8)."""
     for solver, floor in (("ddim", 2.3), ("ddpm", 4)):
         arms, _ = test_ops.step_arms(solver, (1, 3, 32, 32))
         if "diffusers" not in arms:
@@ -131,8 +129,8 @@ def test_a_step_of_one_sample_costs_microseconds() -> None:
 
 
 @pytest.mark.parametrize("solver", test_loops.COMMON)
-def test_a_loop_beside_diffusers(solver: str) -> None:
-    """Goals: 4 times for a batch of 256, 5 times for one sample; half of that here."""
+def test_a_loop_next_to_diffusers(solver: str) -> None:
+    """Goals: 4 times for a batch of 256, 5 times for one sample; the limit is half of that."""
     for shape, floor in (("256x3x32x32", 2.0), ("1x3x32x32", 2.5)):
         arms, check = test_loops.loop_arms(solver, test_loops.SHAPES[shape])
         check()
@@ -143,6 +141,6 @@ def test_a_loop_beside_diffusers(solver: str) -> None:
         assert got >= floor, f"{got:.2f}x at {shape}"
 
 
-def test_the_engine_costs_little_beside_a_network() -> None:
-    """Goal: 2 % of a run of the shipped U-Net; twice that here, the best of five."""
+def test_the_engine_costs_little_compared_with_a_network() -> None:
+    """Goal: 2 % of a run of the shipped U-Net; the limit is twice that, for the best of five."""
     assert min(test_loops.overhead(8)) <= 0.04

@@ -1,4 +1,4 @@
-"""`fastdiff doctor`: what it finds, on machines described by text."""
+"""`fastdiff doctor`: its findings on machines that are described by text."""
 
 from __future__ import annotations
 

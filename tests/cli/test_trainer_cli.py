@@ -52,9 +52,7 @@ def test_every_system_is_trained_here() -> None:
 
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_killed_and_resumed_is_undisturbed(name: str, tmp_path: Path) -> None:
-    """SIGKILL after a random few checkpoints and a random instant, three times, against a run that
-    nothing stopped.
-    """
+    """SIGKILL at a random time after a few checkpoints, three times, next to an undisturbed run."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     arguments = ("train", "--model", name, *TINY[name], *COMMON)
     status, said = run(tmp_path / "log", *arguments, "--out", str(straight))
@@ -92,7 +90,7 @@ def test_killed_and_resumed_is_undisturbed(name: str, tmp_path: Path) -> None:
 
 
 def _written(folder: Path) -> int:
-    """How many steps the folder's checkpoint has behind it, in units of two."""
+    """The number of steps of the folder's checkpoint, in units of two."""
     try:
         return int(read(folder)[1]["step"]) // 2
     except (OSError, ValueError):
@@ -182,9 +180,7 @@ def test_flags_are_the_options_of_those_that_have_them(
 
 
 def test_a_picture_of_points(tmp_path: Path) -> None:
-    """The density and samples after a short training: the picture is there, and its samples lie
-    near the data.
-    """
+    """After a short training the figure shows density and samples, and these are near the data."""
     out, picture = tmp_path / "run", tmp_path / "moons.png"
     assert (
         main(
