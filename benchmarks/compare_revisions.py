@@ -266,11 +266,11 @@ def compare(
     names = [name for name in old.ask(do="rows")["rows"] if only in name]
     if not names:
         raise ValueError(f"expected --only with a part of a row's name, got {only!r}.")
-    rows, asked = [], {}
+    rows, requests = [], {}
     for name in names:
         checks = [worker.ask(do="check", row=name) for worker in (old, new)]
         once = checks[0]["seconds"]
-        asked[name] = {
+        requests[name] = {
             "do": "time",
             "row": name,
             "repeat": max(1, int(SHORTEST / once)),
@@ -282,7 +282,7 @@ def compare(
         for row in rows:
             for worker in (old, new, new, old):
                 times = row.old if worker is old else row.new
-                times.append(worker.ask(**asked[row.name])["seconds"])
+                times.append(worker.ask(**requests[row.name])["seconds"])
     return rows
 
 

@@ -58,11 +58,11 @@ def tier_of(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked, device, folder = tier_of(config), device_of(config), Path(__file__).parent
+    tier, device, folder = tier_of(config), device_of(config), Path(__file__).parent
     selected, deselected = [], []
     for item in items:
         ours = folder in item.path.parents
-        keep = not ours or tiers.chosen(asked, item.get_closest_marker("tier"), device)
+        keep = not ours or tiers.chosen(tier, item.get_closest_marker("tier"), device)
         (selected if keep else deselected).append(item)
     if deselected:
         config.hook.pytest_deselected(items=deselected)

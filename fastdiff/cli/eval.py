@@ -152,12 +152,13 @@ def run(args: argparse.Namespace) -> int:
     plain = dataclasses.replace(
         request, samples=None, options={}, probes=0, divergence="rademacher"
     )
-    asked = [(name, request) for name in args.models]
+    permuted = dataclasses.replace(request, permute=True)
+    measurements = [(name, request) for name in args.models]
     if args.controls:
-        asked += [(args.models[0], dataclasses.replace(request, permute=True))] + [(UNIFORM, plain)]
+        measurements += [(args.models[0], permuted), (UNIFORM, plain)]
     workers, results = Workers(args.timeout), []
-    for name, wanted in asked:
-        wanted = plain if name == UNIFORM else wanted
+    for name, settings in measurements:
+        settings = plain if name == UNIFORM else settings
         system, facts = _system(name)
         # the progress bar shows the images of this process
         share = (
@@ -166,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
         )
         hidden = not sys.stderr.isatty() or workers.rank > 0
         with tqdm(total=min(share, request.images), unit="img", desc=name, disable=hidden) as bar:
-            result = evaluate(system, data, wanted, workers, bar.update)
+            result = evaluate(system, data, settings, workers, bar.update)
         if result is None:
             continue
         results.append({"model": name, **facts, **result})

@@ -260,20 +260,20 @@ def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]
         "guidance_scale": spec.guidance_scale,
         "dtype": spec.dtype,
     }
-    asked = dict(requested)
+    settings = dict(requested)
     lines = []
-    if {"classes", "conditions"} & asked.keys():
+    if {"classes", "conditions"} & settings.keys():
         conditions = Conditions.of(
             job.model,
             ids=spec.ids,
-            classes=asked.pop("classes", None),
-            file=asked.pop("conditions", None),
+            classes=settings.pop("classes", None),
+            file=settings.pop("conditions", None),
         )
         if conditions.identity != dict(spec.conditions):
             lines.append(f"conditions: {dict(spec.conditions)} there, {conditions.identity} here")
-    if asked.get("dtype") == "auto":
-        del asked["dtype"]
-    for name, value in asked.items():
+    if settings.get("dtype") == "auto":
+        del settings["dtype"]
+    for name, value in settings.items():
         known = (
             in_spec[name] if name in in_spec else spec.sampling.get(name, spec.plan.info.get(name))
         )
