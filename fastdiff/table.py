@@ -55,6 +55,20 @@ def reads(mask: int, operand: str) -> bool:
     return mask & READS[operand] != 0
 
 
+OPS = (
+    "randn",
+    "q_sample",
+    "reverse_step",
+    "q_posterior",
+    "reparameterize",
+    "noise_mse",
+    "gaussian_kl",
+    "discretized_gaussian_nll",
+    "vlb_terms",
+    "group_norm_silu",
+)
+"""The fused ops. Each has its name in every layer (CONTRIBUTING.md, "Add an op")."""
+
 VLB_COLUMNS = (
     "x0_x",
     "x0_out",

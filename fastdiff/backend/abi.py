@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..table import OPS
+
 ABI_VERSION = 3
 COUNTED = (
     "randn",
@@ -35,15 +37,8 @@ COUNTED = (
     "group_norm_statistics",
 )
 """What a library counts launches of, in the order of the C enum."""
-PASSES = (
-    "reverse_step_rescale",
-    "reverse_step_threshold",
-    "sum_chunks",
-    "group_norm_moments",
-    "group_norm_statistics",
-)
+PASSES = tuple(name for name in COUNTED if name not in OPS)
 """Kernels that are part of an op: prepasses, and the second pass of a sum."""
-OPS = tuple(name for name in COUNTED if name not in PASSES)
 
 Launch = tuple[int, int, int, int]  # level, threads, stream, errors
 

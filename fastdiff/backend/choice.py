@@ -35,7 +35,7 @@ ORDER = ("triton", "cuda", "cpu", "torch")
 _MODULES = {
     "triton": "fastdiff_kernels.launch",
     "cuda": "fastdiff.backend.cuda",
-    "cpu": "fastdiff.backend.library",
+    "cpu": "fastdiff.backend.cpu",
     "torch": "fastdiff.backend.eager",
 }
 _DEVICES: dict[str, tuple[str, ...]] = {

@@ -1,8 +1,7 @@
-"""The C++ and the CUDA library: found, checked and called through one plain C ABI
-(fastdiff/backend/abi.py packs the structs).
+"""The native libraries: finds, checks and loads the C++ and the CUDA library.
 
-They are loaded on first use, after torch, so that all share one OpenMP runtime; nothing in them
-links against torch.
+Both have one plain C ABI (fastdiff/backend/abi.py packs its structs) and don't link against torch.
+They are loaded at first use, after torch, so that all share one OpenMP runtime.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import ctypes
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ..table import COLUMNS
-from .abi import ABI_VERSION, COUNTED, OPS, PACKERS, packer
+from .abi import ABI_VERSION, COUNTED, OPS
 
 LEVELS = ("baseline", "avx2", "avx512")
 FOLDER = Path(__file__).parents[1] / "lib"
@@ -28,8 +27,10 @@ _ERRORS = {1: ValueError, 2: IndexError, 3: RuntimeError}
 
 
 class Library(NamedTuple):
-    """A loaded library; `handle` is None when it can't be used, and `reason` says why, else what it
-    is.
+    """A loaded library.
+
+    `handle` is None when the library can't be used; `reason` says why, and otherwise what it is.
+    `calls` holds the C function of each op.
     """
 
     handle: Any
@@ -37,12 +38,12 @@ class Library(NamedTuple):
     calls: dict[str, Callable[[Any], int]]
 
 
-_level = -1  # the CPU library's own choice: the best
+level = -1  # the number of a forced CPU level; -1: the library takes the best
 
 
 @functools.cache
 def load(kind: str) -> Library:
-    """The library `cpu` or `cuda`."""
+    """Returns the library `cpu` or `cuda`, loaded at the first call."""
     path = Path(os.environ.get(_OVERRIDES[kind]) or FOLDER / LIBRARIES[kind])
     if not path.exists():
         return Library(
@@ -105,19 +106,20 @@ def available(kind: str = "cpu") -> bool:
 
 
 def reason(kind: str = "cpu") -> str:
-    """What the library is (level and threading, architectures), or why it is off."""
+    """Returns what the library is (level and threading, architectures), or why it is off."""
     return load(kind).reason
 
 
 def emulated() -> bool:
-    """Whether the CUDA library in use is the one whose kernels run in loops on host memory."""
+    """Whether the CUDA library in use is compiled for the host, with its kernels as loops."""
     library = load("cuda")
     return library.handle is not None and library.handle.fd_cuda_archs() == b"host"
 
 
 def build_info() -> dict[str, Any]:
-    """How the native libraries were built (compiler, flags, levels), or why not; empty before a
-    build.
+    """Returns how the native libraries were built (compiler, flags, levels), or why they were not.
+
+    It is empty before a build.
     """
     try:
         return json.loads((FOLDER / "build_info.json").read_text(encoding="utf-8"))
@@ -126,42 +128,42 @@ def build_info() -> dict[str, Any]:
 
 
 def compiled_levels() -> list[str]:
-    """The CPU levels in the library, lowest first."""
+    """Returns the CPU levels that are compiled into the library, lowest first."""
     return _handle("cpu").fd_levels().decode().split(",")
 
 
 def levels() -> list[str]:
-    """Those of them that this processor runs."""
+    """Returns the compiled CPU levels that this processor runs."""
     return list(LEVELS[: _handle("cpu").fd_cpu_level() + 1])
 
 
 def set_level(name: str | None) -> None:
-    """Forces a CPU level in this process; None returns to the best. FASTDIFF_CPU_LEVEL does so from
-    outside.
+    """Forces a CPU level in this process; None takes the best again.
 
-    Raises ValueError for a level that is not compiled in or that this processor lacks.
+    The environment variable FASTDIFF_CPU_LEVEL does the same at start-up. Raises ValueError for a
+    level that is not compiled in or that this processor lacks.
     """
     _force(name, levels()[-1], "fastdiff.backend.library.set_level")
 
 
 def forced_level() -> int:
-    """The number of the CPU level that is forced, or -1: the best that runs here."""
-    load("cpu")
-    return _level
+    """Returns the number of the forced CPU level; -1 stands for the best one that runs here."""
+    load("cpu")  # reads FASTDIFF_CPU_LEVEL
+    return level
 
 
 def _force(name: str | None, best: str, where: str) -> None:
-    global _level
+    global level
     runs = LEVELS[: LEVELS.index(best) + 1]
     if name is not None and name not in runs:
         raise ValueError(
             f"{where}: expected a CPU level that runs here, one of {list(runs)}, got {name!r}."
         )
-    _level = -1 if name is None else LEVELS.index(name)
+    level = -1 if name is None else LEVELS.index(name)
 
 
 def launches(op: str, kind: str = "cpu") -> int:
-    """How many kernels of this op (or prepass) the library has launched in this process."""
+    """Returns how many kernels of this op or prepass the library has launched in this process."""
     return _handle(kind).fd_launches(COUNTED.index(op))
 
 
@@ -176,34 +178,5 @@ def _handle(kind: str) -> Any:
 
 
 def raise_status(library: Library, op: str, status: int) -> None:
-    """Raises the error that a status other than 0 stands for, with the library's sentence."""
+    """Raises the error of a status other than 0, with the library's message."""
     raise _ERRORS[status](f"fastdiff.{op}: {library.handle.fd_last_error().decode()}")
-
-
-def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., None]:
-    def launch(*arguments: Any) -> None:
-        library = load("cpu")
-        status = library.calls[op](pack((_level, torch.get_num_threads(), 0, 0), *arguments))
-        if status:
-            raise_status(library, op, status)
-
-    launch.__name__ = launch.__qualname__ = name
-    return launch
-
-
-LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
-
-
-def _bind_reverse_step(step: Any, moving: Sequence[str]) -> Callable[..., None]:
-    library, pack = load("cpu"), packer(step, moving)
-    call = library.calls["reverse_step"]
-
-    def launch(values: Sequence[Any]) -> None:
-        status = call(pack((_level, torch.get_num_threads(), 0, 0), values))
-        if status:
-            raise_status(library, "reverse_step", status)
-
-    return launch
-
-
-BINDERS = {"reverse_step": _bind_reverse_step}

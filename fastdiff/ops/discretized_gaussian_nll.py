@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from . import autograd, common
 
 _ARGUMENTS = "Tensor x0, Tensor mean, Tensor log_scale"
@@ -17,7 +17,7 @@ _ARGUMENTS = "Tensor x0, Tensor mean, Tensor log_scale"
 
 def _launch_out(x0, mean, log_scale, out, workspace):
     views = [common.flat_view(v, x0.shape) for v in (x0, mean, log_scale)]
-    backends.launcher("discretized_gaussian_nll", out.device)(out, workspace, *views)
+    choice.launcher("discretized_gaussian_nll", out.device)(out, workspace, *views)
 
 
 def _output(x0, mean, log_scale):
@@ -38,7 +38,7 @@ def _launch(x0, mean, log_scale):
 def _launch_backward(grad, x0, mean, log_scale):
     views = [common.flat_view(v, x0.shape) for v in (x0, mean, log_scale)]
     grads = _gradients(grad, x0, mean, log_scale)
-    launch = backends.launcher("discretized_gaussian_nll_backward", grad.device)
+    launch = choice.launcher("discretized_gaussian_nll_backward", grad.device)
     launch(*(g.view(views[0].shape) for g in grads), grad.contiguous(), *views)
     return grads
 
@@ -118,7 +118,7 @@ def discretized_gaussian_nll(
     common.check_sum(
         where, out, workspace, x0, shape[0], common.elements(shape), common.compute_dtype(*wide)
     )
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*wide)
         _into(*wide, out, workspace)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from . import autograd, common
 
 _ARGUMENTS = "Tensor mean1, Tensor logvar1, Tensor? mean2, Tensor? logvar2"
@@ -18,7 +18,7 @@ def _views(shape, *values):
 
 
 def _launch_out(mean1, logvar1, mean2, logvar2, out, workspace):
-    backends.launcher("gaussian_kl", out.device)(
+    choice.launcher("gaussian_kl", out.device)(
         out, workspace, *_views(mean1.shape, mean1, logvar1, mean2, logvar2)
     )
 
@@ -46,7 +46,7 @@ def _launch_backward(grad, mean1, logvar1, mean2, logvar2, need):
         g.view(views[0].shape) if n and v is not None else None
         for g, n, v in zip(grads, need, values, strict=True)
     ]
-    backends.launcher("gaussian_kl_backward", grad.device)(*wanted, grad.contiguous(), *views)
+    choice.launcher("gaussian_kl_backward", grad.device)(*wanted, grad.contiguous(), *views)
     return grads
 
 
@@ -149,7 +149,7 @@ def gaussian_kl(
     common.check_sum(
         where, out, workspace, mean1, shape[0], common.elements(shape), common.compute_dtype(*wide)
     )
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*wide)
         _into(*wide, out, workspace)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from ..backend.eager.group_norm_silu import chunks, group_norm_silu_backward
 from . import autograd, common
 
@@ -66,7 +66,7 @@ def _launch_to(out, to, x, strides, groups, weight, bias, scale, shift, add, eps
     batch, channels = x.shape[:2]
     flat = batch, channels, x.numel() // (batch * channels)
     workspace = statistics = None
-    if backends.backend_for("group_norm_silu", x.device) in ("cuda", "triton"):
+    if choice.backend_for("group_norm_silu", x.device) in ("cuda", "triton"):
         compute = common.compute_dtype(x)
         workspace = torch.empty(
             2 * batch * chunks(flat[2]) * channels, dtype=compute, device=x.device
@@ -74,7 +74,7 @@ def _launch_to(out, to, x, strides, groups, weight, bias, scale, shift, add, eps
         statistics = torch.empty(2 * batch * groups, dtype=compute, device=x.device)
     weight, bias = (None if v is None else common.dense(v) for v in (weight, bias))
     views = out.as_strided(flat, to), x.as_strided(flat, strides)
-    launch = backends.launcher("group_norm_silu", x.device)
+    launch = choice.launcher("group_norm_silu", x.device)
     launch(
         views[0],
         workspace,
@@ -213,7 +213,7 @@ def group_norm_silu(
             common.same_device(where, name, value, x, "x")
     common.sized(where, common.elements(x.shape))
     arguments = (x, groups, weight, bias, scale, shift, add, float(eps), bool(silu))
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         common.shaped(where, "out", out, x.shape)

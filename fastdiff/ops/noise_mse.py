@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from . import autograd, common
 
 _NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
@@ -17,7 +17,7 @@ _ARGUMENTS = f"Tensor prediction, Tensor? weight, {_NOISE}"
 
 
 def _launch_out(prediction, weight, seed, seeds, ids, step, stream, fast, out, workspace):
-    launch = backends.launcher("noise_mse", prediction.device)
+    launch = choice.launcher("noise_mse", prediction.device)
     dense = prediction.contiguous()
     launch(out, workspace, dense, weight, common.unsigned(seed), seeds, ids, step, stream, fast)
 
@@ -39,7 +39,7 @@ def _launch(prediction, weight, seed, seeds, ids, step, stream, fast):
 def _launch_backward(grad, prediction, weight, seed, seeds, ids, step, stream, fast):
     dense = prediction.contiguous()
     result = torch.empty_like(dense)
-    launch = backends.launcher("noise_mse_backward", prediction.device)
+    launch = choice.launcher("noise_mse_backward", prediction.device)
     launch(
         result,
         grad.contiguous(),
@@ -137,7 +137,7 @@ def noise_mse(
         )
     common.check_sum(where, out, workspace, prediction, batch, n, compute)
     arguments = (prediction, weight, number, seeds, sample_ids, step, stream, fast)
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         _into(*arguments, out, workspace)

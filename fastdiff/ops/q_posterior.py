@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from ..backend.eager.common import per_sample
 from ..backend.eager.q_posterior import coefficients
 from . import autograd, common
@@ -17,7 +17,7 @@ _OUTPUTS = "Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) log_variance"
 
 
 def _launch_out(x0, x_t, t, alphas_cumprod, mean, variance, log_variance):
-    launch = backends.launcher("q_posterior", x0.device)
+    launch = choice.launcher("q_posterior", x0.device)
     launch(mean, variance, log_variance, x0.contiguous(), x_t.contiguous(), t, alphas_cumprod)
 
 
@@ -109,7 +109,7 @@ def q_posterior(
         )
     common.same_device(where, "alphas_cumprod", alphas_cumprod, x0, "x0")
     arguments = (x0, x_t, t, alphas_cumprod.contiguous())
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         expected = ((x0.shape, x0.dtype), *(((x0.shape[0],), common.compute_dtype(x0)),) * 2)

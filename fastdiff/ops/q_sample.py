@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from ..backend.eager.q_sample import coefficients
 from . import autograd, common
 
@@ -19,7 +19,7 @@ _ARGUMENTS = (
 
 def _launch_out(x0, t, alpha, sigma, noise, seed, seeds, sample_ids, step, stream, fast, out):
     noise = None if noise is None else noise.contiguous()
-    launch = backends.launcher("q_sample", x0.device)
+    launch = choice.launcher("q_sample", x0.device)
     launch(
         out,
         x0.contiguous(),
@@ -172,7 +172,7 @@ def q_sample(
         stream,
         fast,
     )
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         common.shaped("q_sample", "out", out, x0.shape)

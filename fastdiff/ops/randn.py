@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from . import common
 
 _SCHEMA = (
@@ -26,7 +26,7 @@ def _launch(
     stream: int,
     fast: bool,
 ) -> None:
-    backends.launcher("randn", out.device)(
+    choice.launcher("randn", out.device)(
         out, common.unsigned(seed), seeds, sample_ids, step, stream, fast
     )
 
@@ -97,7 +97,7 @@ def randn(
     if sample_ids is not None:
         sample_ids = common.integers("randn", "sample_ids", sample_ids, shape[0], out, "out")
     given = [v for v in (out, seeds, sample_ids) if v is not None]
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if common.unobserved(*given):
             torch.autograd.graph.increment_version(out)
             _launch(out, number, seeds, sample_ids, step, stream, fast)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from . import autograd, common
 
 _NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
@@ -17,7 +17,7 @@ _ARGUMENTS = f"Tensor mean, Tensor logvar, {_NOISE}"
 
 
 def _launch_out(mean, logvar, seed, seeds, ids, step, stream, fast, out):
-    launch = backends.launcher("reparameterize", mean.device)
+    launch = choice.launcher("reparameterize", mean.device)
     launch(
         out,
         mean.contiguous(),
@@ -43,7 +43,7 @@ def _launch(mean, logvar, seed, seeds, ids, step, stream, fast):
 
 def _launch_backward(grad, logvar, seed, seeds, ids, step, stream, fast):
     g_mean, g_logvar = _grads(grad, logvar, seed, seeds, ids, step, stream, fast)
-    launch = backends.launcher("reparameterize_backward", grad.device)
+    launch = choice.launcher("reparameterize_backward", grad.device)
     launch(
         g_mean,
         g_logvar,
@@ -129,7 +129,7 @@ def reparameterize(
     if sample_ids is not None:
         sample_ids = common.integers(where, "sample_ids", sample_ids, mean.shape[0], mean, "mean")
     arguments = (mean, logvar, number, seeds, sample_ids, step, stream, fast)
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         common.shaped(where, "out", out, mean.shape)

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from ..backend import choice as backends
+from ..backend import choice
 from ..table import VLB_COLUMNS
 from . import autograd, common
 
@@ -15,7 +15,7 @@ _ARGUMENTS = "Tensor x0, Tensor x_t, Tensor model_output, Tensor table, Tensor t
 
 
 def _launch_out(x0, x_t, model_output, table, t, out, workspace):
-    launch = backends.launcher("vlb_terms", x0.device)
+    launch = choice.launcher("vlb_terms", x0.device)
     launch(out, workspace, x0.contiguous(), x_t.contiguous(), model_output.contiguous(), table, t)
 
 
@@ -33,7 +33,7 @@ def _launch(x0, x_t, model_output, table, t):
 def _launch_backward(grad, x0, x_t, model_output, table, t):
     dense = model_output.contiguous()
     result = torch.empty_like(dense)
-    launch = backends.launcher("vlb_terms_backward", x0.device)
+    launch = choice.launcher("vlb_terms_backward", x0.device)
     launch(result, grad.contiguous(), x0.contiguous(), x_t.contiguous(), dense, table, t)
     return result
 
@@ -132,7 +132,7 @@ def vlb_terms(
         where, out, workspace, x0, x0.shape[0], common.elements(x0.shape), common.compute_dtype(x0)
     )
     arguments = (x0, x_t, model_output, table.contiguous(), t)
-    with backends.use(backend) if backend else nullcontext():
+    with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
         _into(*arguments, out, workspace)

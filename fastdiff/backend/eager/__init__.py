@@ -5,6 +5,7 @@ rounding are those of kernels/README.md, so its elementwise results equal the ke
 in float32 and float64 (float64 exp aside).
 """
 
+from ...table import OPS
 from .discretized_gaussian_nll import discretized_gaussian_nll, discretized_gaussian_nll_backward
 from .gaussian_kl import gaussian_kl, gaussian_kl_backward
 from .group_norm_silu import group_norm_silu
@@ -17,22 +18,11 @@ from .reverse_step import reverse_step
 from .vlb_terms import vlb_terms, vlb_terms_backward
 
 LAUNCHERS = {
-    launch.__name__: launch
-    for launch in (
-        randn,
-        q_sample,
-        reverse_step,
-        q_posterior,
-        reparameterize,
-        reparameterize_backward,
-        noise_mse,
-        noise_mse_backward,
-        gaussian_kl,
-        gaussian_kl_backward,
-        discretized_gaussian_nll,
-        discretized_gaussian_nll_backward,
-        vlb_terms,
-        vlb_terms_backward,
-        group_norm_silu,
-    )
+    name: globals()[name]
+    for op in OPS
+    for name in (op, f"{op}_backward")
+    if name in globals()
 }
+"""The launchers, by the names that every backend shares: an op, and where it has one its backward
+pass.
+"""

@@ -8,14 +8,14 @@ from typing import Any
 
 from .common import ERRORS, Call, error_word, extent, noise_arguments, options, run, tiled
 
-# columns of the table outside the combinations that decide on the kernel's variant
-# (kernels/README.md section 4)
+# Bit masks of columns of the table (kernels/README.md section 4): those outside the combinations
+# that decide on the kernel's variant, and all columns before the coefficients.
+# tests/backend/test_columns.py compares them with fastdiff.table.
 OUT_GRAD, X0_X, X0_OUT, CLIP_MODE, NOISE_MODE = (1 << column for column in (5, 6, 7, 8, 12))
+HEADER = (1 << 16) - 1
 
-_BLOCK, _PER_WARP = (
-    4096,
-    256,
-)  # elements of a prepass's block (one program walks a sample) and of a warp
+# Elements of a prepass's block, of which one program processes a sample, and elements per warp.
+_BLOCK, _PER_WARP = 4096, 256
 
 
 def reverse_step(step: Any) -> None:
@@ -47,7 +47,7 @@ def reverse_step_call(step: Any) -> Call:
         *(i < memory for i in range(4)),
         noise is not None or step.seed is not None,
     ]
-    uses &= sum(_reads(operand, 1 + kept) for operand in range(8) if given[operand]) | (1 << 16) - 1
+    uses &= sum(_reads(operand, 1 + kept) for operand in range(8) if given[operand]) | HEADER
     reads_x0, reads_z = bool(uses & _reads(1) or step.x0_out is not None), bool(uses & _reads(7))
     if not reads_x0:
         uses &= ~(X0_X | X0_OUT | CLIP_MODE)
