@@ -1,5 +1,4 @@
-"""The noise contract on torch: noise is a pure function of (seed, sample id, stream, step,
-element).
+"""The noise contract on torch: noise is a function of (seed, sample id, stream, step, element).
 
 Philox4x32-10 (Salmon et al. 2011) turns key = seed and counter = (element // 4, step, id, stream |
 id) into four words; Box-Muller turns two words into two normals. Every float operation is a float32
@@ -43,7 +42,7 @@ _COS = tuple(map(_h, "-0x1.3bd3ccp+2 0x1.03c1dep+2 -0x1.55c664p+0 0x1.d9f7bcp-3"
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, ...]:
-    """Philox4x32-10 on words held in int64 tensors [0, 2^32); counters and keys broadcast."""
+    """Computes Philox4x32-10 on words in [0, 2^32), stored as int64; counters, keys broadcast."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -67,7 +66,7 @@ def words(
     step: int | Tensor,  # int, or int64 [B], in [0, 2^32)
     stream: int,
 ) -> tuple[Tensor, ...]:
-    """The four Philox words of each (sample, group): int64 tensors [B, G]."""
+    """Returns the four Philox words of each (sample, group): int64 tensors [B, G]."""
     if not isinstance(seed, Tensor):
         seed = torch.full((1,), _signed(seed), dtype=torch.int64, device=groups.device)
     if not isinstance(step, Tensor):
@@ -88,8 +87,9 @@ def normals(
     stream: int,
     fast: bool = False,
 ) -> Tensor:
-    """Standard normals float32 [B, n]: element e of sample b is f(seed[b], id[b], stream, step[b],
-    e).
+    """Returns standard normals, float32 [B, n].
+
+    Element e of sample b is f(seed[b], id[b], stream, step[b], e).
     """
     groups = torch.arange((n + 3) // 4, device=sample_ids.device)
     w0, w1, w2, w3 = words(groups, seed=seed, sample_ids=sample_ids, step=step, stream=stream)
@@ -145,8 +145,9 @@ def randint(
     stream: int = STREAM_TIMES,
     word: int = 0,
 ) -> Tensor:
-    """Integers in [0, high), int64 [B]: (word · high) >> 32 of the sample's first group, high <=
-    2^31.
+    """Returns integers in [0, high), int64 [B], high <= 2^31.
+
+    They are (word · high) >> 32 of the sample's first group.
     """
     group = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
     w = words(group, seed=seed, sample_ids=sample_ids, step=step, stream=stream)[word][:, 0]
@@ -161,8 +162,9 @@ def uniform(
     stream: int = STREAM_TIMES,
     word: int = 0,
 ) -> Tensor:
-    """Uniform numbers inside (0, 1), float32 [B]: ((word >> 8) | 1)·2^-24 of the sample's first
-    group.
+    """Returns uniform numbers inside (0, 1), float32 [B].
+
+    They are ((word >> 8) | 1)·2^-24 of the sample's first group.
     """
     group = torch.zeros(1, dtype=torch.int64, device=sample_ids.device)
     w = words(group, seed=seed, sample_ids=sample_ids, step=step, stream=stream)[word][:, 0]
@@ -170,5 +172,5 @@ def uniform(
 
 
 def _signed(seed: int) -> int:
-    """An unsigned 64-bit seed as the int64 of the same bits."""
+    """Returns the int64 with the bits of an unsigned 64-bit seed."""
     return seed - 2**64 if seed >= 2**63 else seed

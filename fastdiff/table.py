@@ -1,5 +1,4 @@
-"""The schema of a plan's table: one row of numbers is one solver step (kernels/README.md section
-4).
+"""The columns of a plan's table, one row per network call (kernels/README.md section 4).
 
 x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear combinations of
 (x, x0, out, s1, s2, s3, s4, z). A zero coefficient means that the operand is not read.
@@ -35,7 +34,7 @@ ALL_COLUMNS = (1 << len(COLUMNS)) - 1
 
 
 def columns(*names: str) -> int:
-    """The bit mask of the named columns."""
+    """Returns the bit mask of the named columns."""
     return sum(1 << INDEX[name] for name in names)
 
 
@@ -44,14 +43,15 @@ READS = {operand: columns(*(f"{to}.{operand}" for to in OUTPUTS)) for operand in
 
 
 def uses(mask: int, *names: str) -> bool:
-    """Whether any of the named columns is non-zero in some row, by the bit mask of a table (-1:
-    unknown, so yes).
+    """Returns whether any of the named columns is non-zero in some row.
+
+    `mask` is the bit mask of a table's columns; -1 is an unknown table, which may use all.
     """
     return mask & columns(*names) != 0
 
 
 def reads(mask: int, operand: str) -> bool:
-    """Whether some output of some row reads this operand."""
+    """Returns whether some output of some row reads this operand."""
     return mask & READS[operand] != 0
 
 

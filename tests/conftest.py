@@ -1,8 +1,7 @@
-"""Fixtures: every backend that runs on this machine's CPU in this process (Triton's interpreter has
-its own).
+"""Fixtures: the backends that run on this machine's CPU in this process.
 
-The CUDA kernels take part too: a C++ compiler makes of their sources a library that runs them in
-    loops on host memory.
+The CUDA kernels are among them: a C++ compiler builds a library that runs them in loops on host
+memory. Triton's interpreter needs processes of its own (tests/backend/test_triton.py).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # as many processes as cores: threads would wait for each other's
+    # there are as many processes as cores: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import device  # noqa: E402
@@ -27,7 +26,7 @@ if device.DEVICE != "cpu":
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cpu_only: says something about CPU tensors alone")
+    config.addinivalue_line("markers", "cpu_only: tests CPU tensors only")
     config.addinivalue_line(
         "markers", "tier(name, gpu_only): of benchmarks, which some tests import"
     )
@@ -40,13 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if device.DEVICE != "cpu":
         for item in items:
             if item.get_closest_marker("cpu_only"):
-                item.add_marker(pytest.mark.skip(reason="speaks of CPU tensors"))
+                item.add_marker(pytest.mark.skip(reason="tests CPU tensors only"))
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """The CUDA kernels for the host, loaded as this process's `cuda` library; None without a
-    compiler.
+    """Returns the CUDA kernels compiled for the host, and loads them as the `cuda` library.
+
+    None without a compiler.
     """
     path = emulated_library(tmp_path_factory)
     if path is not None:
@@ -55,7 +55,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
         library.load.cache_clear()
         choice._state.cache_clear()
         assert library.emulated(), library.reason("cuda")
-        # processes that tests start see the machine as it is
+        # processes that tests start use the machine's library
         os.environ.pop("FASTDIFF_CUDA_LIB")
         if before:
             os.environ["FASTDIFF_CUDA_LIB"] = before

@@ -1,9 +1,8 @@
-"""The op tests on a GPU: FASTDIFF_TEST_DEVICE=cuda makes the tensors they create live there.
+"""Runs the op tests on a GPU: with FASTDIFF_TEST_DEVICE=cuda they create their tensors there.
 
-The tests are written for CPU tensors and NumPy. With another default device, torch's factories do
-the rest; here are the
-crossings that torch refuses: a device tensor as an array, an array as a device tensor, and draws of
-    a CPU generator.
+The tests are written for CPU tensors and NumPy. torch's factories follow the default device. This
+file adds the conversions that torch refuses: from a device tensor to an array, from an array to a
+device tensor, and draws of a CPU generator.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ BACKENDS = ["triton", "cuda"] if DEVICE != "cpu" else ["torch", "cpu", "cuda"]
 
 
 def install() -> None:
-    """Routes the crossings through DEVICE for the rest of the process."""
+    """Makes these conversions use DEVICE for the rest of the process."""
     torch.set_default_device(DEVICE)
     to_array, to_tensor = torch.Tensor.numpy, torch.from_numpy
 

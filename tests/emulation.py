@@ -1,6 +1,4 @@
-"""The CUDA sources compiled by the C++ compiler: kernels that run in loops on host memory
-(csrc/cuda/launch.h).
-"""
+"""Compiles the CUDA sources for the host: kernels become loops (csrc/cuda/launch.h)."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ _made: dict[str, Path | None] = {}
 
 
 def emulated_library(folders: pytest.TempPathFactory) -> Path | None:
-    """Built once a session; None without a compiler."""
+    """Returns the path of the library, built once per session; None without a compiler."""
     if "path" not in _made:
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
         _made["path"] = (

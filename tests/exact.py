@@ -1,11 +1,11 @@
-"""Networks that know the score of their data exactly, differentiable, for schedules of every space.
+"""Differentiable networks with the exact score of their data, for schedules of every space.
 
-Networks are told float32 times; these are told the number of a point that they were asked about,
-and so know it to all digits.
+Networks are passed float32 times. These are passed the number of a point in a list of times, which
+they know to all digits.
 
-A mixture Σ w_k N(m_k, diag s_k²) over vectors, or a Gaussian of full covariance: both stay what
-they are under noise, so scores, densities and the probability flow of one Gaussian are closed
-forms.
+The data are a mixture Σ w_k N(m_k, diag s_k²) over vectors, or a Gaussian of full covariance. With
+noise both remain a mixture and a Gaussian, so scores, densities and the probability flow of one
+Gaussian are closed forms.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from fastdiff.schedule import Time
 
 
 class Exact:
-    """The optimal network of this prediction type; the data are given by `x0(x, alpha, sigma)` of a
-    subclass.
+    """The optimal network of a prediction type; a subclass defines the data by `x0`.
+
+    x0(x, alpha, sigma) is E[x0 | x].
     """
 
     def __init__(self, kind: str = "v"):

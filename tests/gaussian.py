@@ -1,4 +1,4 @@
-"""Gaussian data N(m, s²): the optimal denoiser and what samplers must do to it, in closed form.
+"""Gaussian data N(m, s²): the optimal denoiser and the samplers' results, in closed form.
 
 With a = alpha², V = a s² + 1 - a the denoiser is affine in x, so a sampler maps (x_T, noise) to x
 affinely; running it on 0, on 1 and on unit noise gives its mean and variance without sampling
@@ -41,8 +41,9 @@ class Gaussian:
 
 
 def ddim_gain(schedule: Schedule, timesteps: list[int], std: float = 1.0) -> float:
-    """prod (sqrt(a_p a_t) s² + sqrt((1 - a_p)(1 - a_t)))/V_t: what DDIM multiplies x_T by on N(0,
-    s²) data.
+    """Returns the factor by which DDIM multiplies x_T on N(0, s²) data.
+
+    It is prod (sqrt(a_p a_t) s² + sqrt((1 - a_p)(1 - a_t)))/V_t.
     """
     gain = 1.0
     for t, p in zip(timesteps, [*timesteps[1:], None], strict=True):
@@ -53,7 +54,7 @@ def ddim_gain(schedule: Schedule, timesteps: list[int], std: float = 1.0) -> flo
 
 
 def ddim_gain_by_angles(schedule: Schedule, timesteps: list[int]) -> float:
-    """On N(0, 1): prod cos(theta_t - theta_prev), cos theta = alpha."""
+    """Returns the same factor on N(0, 1): prod cos(theta_t - theta_prev), cos theta = alpha."""
     theta = [math.atan2(schedule.sigma[t], schedule.alpha[t]) for t in timesteps] + [0.0]
     return float(np.prod([math.cos(a - b) for a, b in zip(theta, theta[1:], strict=False)]))
 
@@ -61,8 +62,9 @@ def ddim_gain_by_angles(schedule: Schedule, timesteps: list[int]) -> float:
 def ddpm_moments(
     schedule: Schedule, timesteps: list[int], variance_type: str
 ) -> tuple[float, float]:
-    """(gain on x_T, variance added by noise) of DDPM on N(0, 1) data: the posterior mean is
-    sqrt(a_t/a_p)·x.
+    """Returns (gain on x_T, variance added by noise) of DDPM on N(0, 1) data.
+
+    The posterior mean is sqrt(a_t/a_p)·x.
     """
     gain, variance = 1.0, 0.0
     for t, p in zip(timesteps, [*timesteps[1:], None], strict=True):

@@ -1,10 +1,9 @@
-"""diffusers' schedulers lifted to float64, their pipelines' loops, and the same loop through a
-plan.
+"""diffusers' schedulers in float64, the loops of their pipelines, and the same loops with a plan.
 
-The peer's module is given a `torch` and a `numpy` whose float32 is float64 before its scheduler is
-made, since tables and several steps are cast; both sides have its table of noise levels, and what
-remains is the formula. The network ignores the time, so that its rounding of interpolated timesteps
-plays no part.
+Before a scheduler of the peer is made, its module gets a `torch` and a `numpy` that replace float32
+by float64, because it casts tables and results. Both sides use the peer's table of noise levels, so
+the comparison is one of formulas. The network ignores the time: the rounding of interpolated
+timesteps has no effect.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ TOLERANCE = 1e-9
 
 
 class Lifted:
-    """A module whose float32 is its float64."""
+    """A module in which float32 is replaced by float64."""
 
     def __init__(self, module: Any):
         self._module = module
@@ -43,8 +42,9 @@ class Lifted:
 def lifted(
     name: str, monkeypatch: pytest.MonkeyPatch, draws: Iterator[int] | None = None, **config: Any
 ) -> Any:
-    """A diffusers scheduler that computes in float64; `draws`: the steps whose noise it is given,
-    one by one.
+    """Returns a diffusers scheduler that computes in float64.
+
+    `draws` are the steps of the noise that it uses, one after the other.
     """
     import diffusers
 
@@ -59,7 +59,7 @@ def lifted(
 
 
 def noise(step: int) -> Tensor:
-    """What a plan's row draws whose noise index is `step`."""
+    """Returns the noise of a plan's row with noise index `step`."""
     return randn(SHAPE, seed=3, step=step, stream=1, dtype=torch.float64)
 
 
@@ -72,7 +72,7 @@ def network(x: Tensor) -> Tensor:
 
 
 def learned(x: Tensor) -> Tensor:
-    """A network that gives its noise's variance too, in [-1, 1]."""
+    """A network that also outputs a learned variance, in [-1, 1]."""
     return torch.cat([network(x), torch.sin(3 * x)], dim=1)
 
 
@@ -92,7 +92,7 @@ def times_of(sigmas: Tensor, timesteps: Tensor, space: str = "vp") -> list[Time]
 
 
 def run(plan: Plan, x: Tensor, model: Callable[[Tensor], Tensor] = network) -> Tensor:
-    """The plan's loop, one launch a row."""
+    """Runs the plan's loop, one launch per row."""
     x, table = x.clone(), torch.tensor(plan.table)
     slots = torch.zeros(max(plan.slots, 1), *x.shape, dtype=x.dtype)
     for k in range(len(plan)):
@@ -111,7 +111,7 @@ def loop(
     timesteps: Sequence[Any] | None = None,
     **arguments: Any,
 ) -> Tensor:
-    """The loop of a pipeline."""
+    """Runs the loop of a pipeline."""
     scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
     for t in scheduler.timesteps if timesteps is None else timesteps:
         x = scheduler.step(model(scaled(x, t)), t, x, **arguments).prev_sample

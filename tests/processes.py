@@ -1,6 +1,4 @@
-"""Commands in processes of their own, which can be killed; forked from a server that has imported
-torch once.
-"""
+"""Runs commands in processes that can be killed, forked from a server that has imported torch."""
 
 from __future__ import annotations
 
@@ -31,14 +29,14 @@ CONTEXT.set_forkserver_preload(
 
 
 def start(log: Path, *arguments: str, env: dict[str, str] | None = None) -> BaseProcess:
-    """`fastdiff *arguments`, its output into a file."""
+    """Starts `fastdiff *arguments`, with its output in a file."""
     process = CONTEXT.Process(target=_run, args=(str(log), arguments, env or {}), daemon=True)
     process.start()
     return process
 
 
 def run(log: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """(exit status, output) of a command that ends by itself."""
+    """Runs a command to its end and returns (exit status, output)."""
     process = start(log, *arguments, env=env)
     process.join(120)
     status = process.exitcode
@@ -49,7 +47,7 @@ def run(log: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[
 
 
 def wait(reached: Callable[[], bool], process: BaseProcess, seconds: float = 60.0) -> bool:
-    """Waits until something is so, or the process has ended; whether it is so."""
+    """Waits until a condition holds or the process has ended; returns whether it holds."""
     end = time.monotonic() + seconds
     while not reached() and process.is_alive() and time.monotonic() < end:
         time.sleep(0.002)

@@ -1,7 +1,8 @@
-"""Data whose denoiser is known in closed form, and what solvers must do to a state of it.
+"""Data with a denoiser in closed form, and what solvers must do to a state.
 
-N(m, s²): x0 = m + alpha s²/V (x - alpha m), V = alpha² s² + sigma². A mixture of them: the same,
-weighed by the responsibilities of its parts, which makes a non-linear target. Along the probability
+N(m, s²): x0 = m + alpha s²/V (x - alpha m), V = alpha² s² + sigma². For a
+mixture, the same weighted by the responsibilities of its parts, which makes the target non-linear.
+Along the probability
 flow d(x/alpha)/d ln rho = x/alpha - x0; on one Gaussian x - alpha m grows with sqrt(V).
 """
 
@@ -45,14 +46,12 @@ class Mixture(NamedTuple):
         return ((r * each).sum(axis=0) / r.sum(axis=0)).reshape(np.shape(x))
 
     def output(self, x: Tensor, alpha: float, sigma: float, kind: str) -> Tensor:
-        """What the optimal network of this prediction type gives."""
+        """Returns the output of the optimal network of this prediction type."""
         x0 = torch.from_numpy(self.x0(x.numpy(), alpha, sigma))
         return prediction.target(kind, x0, (x - alpha * x0) / sigma if sigma else x0, alpha, sigma)
 
     def flow(self, x: np.ndarray, t: Time, s: Time) -> np.ndarray:
-        """The end of the probability flow from x at t to s, by a Runge-Kutta method of order 8 to
-        1e-13.
-        """
+        """Returns the probability flow from x at t to s, by an 8th-order Runge-Kutta to 1e-13."""
 
         def slope(u: float, scaled: np.ndarray) -> np.ndarray:
             point = SCHEDULES["ve"].at_log_snr(-2 * u)
@@ -68,9 +67,10 @@ TWO = Mixture((0.4, 0.6), (-1.0, 0.8), (0.4, 0.6))
 
 
 def levels(space: str, steps: int, *, short_start: bool = False) -> list[Time]:
-    """Even in log-SNR from rho = 20 to 0.05. Multistep solvers start at first order, which leaves
-    an error of h² however small the rest; two first steps that are a thousandth of the others take
-    it away.
+    """Returns levels that are even in log-SNR from rho = 20 to 0.05.
+
+    Multistep solvers start at first order, which leaves an error of h² however small the rest is.
+    Two first steps of a thousandth of the others remove it.
     """
     log_snr = list(np.linspace(-2 * math.log(20), -2 * math.log(0.05), steps + 1))
     if short_start:
@@ -88,9 +88,7 @@ def follow(
     noise: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """The plan's loop over the optimal network of `data`; noise [rows, B, 1] of each row, else
-    none.
-    """
+    """Runs the plan's loop over the optimal network of `data`; noise [rows, B, 1] or None."""
     assert plan.levels is not None
     table, slots = torch.tensor(plan.table), torch.zeros(4, *x.shape, dtype=torch.float64)
     for k in range(len(plan)):
@@ -119,11 +117,9 @@ def moments(
 ) -> tuple[float, float]:
     """Errors (of the gain on the start, of the variance at the end, both relative) on N(0, std²).
 
-    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t) ((std² +
-    rho_s²)/(std² + rho_t²))^(tau²/2)
-    in the mean and ends with variance V_s. A run is affine in state and draws: unit impulses
-        propagate both without
-    sampling error.
+    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t)
+    ((std² + rho_s²)/(std² + rho_t²))^(tau²/2) in the mean and ends with variance V_s. A run is
+    affine in state and draws: unit impulses propagate both without sampling error.
     """
     times = levels(space, steps)
     plan, (t, s) = plan_on(space, solver, times, **options), (times[0], times[-1])

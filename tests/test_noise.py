@@ -103,8 +103,9 @@ def test_other_dtypes_are_the_float32_values(dtype: torch.dtype, backend: str) -
 
 
 def test_statistics_of_a_hundred_million_draws() -> None:
-    """Four moments at five standard errors and a chi-square over 256 equal-probability bins,
-    float64 sums.
+    """Four moments at five standard errors, and a chi-square test over 256 equal bins.
+
+    Sums are float64.
     """
     batches, per_batch = 25, 4_000_000
     n = batches * per_batch

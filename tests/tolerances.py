@@ -1,5 +1,6 @@
-"""Every tolerance of the suite, with its reason. A test that needs another one adds it here and
-says why.
+"""All tolerances of the tests, each with its reason.
+
+A test that needs another one adds it here, with the reason.
 """
 
 import math

@@ -1,5 +1,4 @@
-"""Backends: which implementation runs an op on a device, and the implementations in C++, CUDA C++
-and torch.
+"""Backends: the choice of an implementation for an op, and the implementations except Triton's.
 
     choice.py    the choice of a backend, automatic or explicit, with its reason
     library.py   the native libraries: found, checked and loaded through a plain C ABI

@@ -1,9 +1,9 @@
-"""The C ABI's structs (csrc/include/fastdiff/ops.h) packed from tensors: one function per op,
-shared by both libraries.
+"""Packs tensors into the structs of the C ABI (csrc/include/fastdiff/ops.h).
 
-Every argument is a 64-bit field of one struct, packed into bytes and passed by one pointer.
-`Launch` holds what comes
-first in every struct besides the sizes: the CPU's level and threads, CUDA's stream and error word.
+There is one function per op, which both libraries share. All arguments of an op are 64-bit fields
+of one struct, which is passed by pointer. Every struct begins with the batch, the elements of a
+sample and `Launch`: the CPU's level and threads, and CUDA's stream and error word. The file is
+longer than others because it holds one such function for each op and each backward pass.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _GROUP_NORM_SILU = Struct(f"={_HEAD}qq{_MAP * 2}{_ARRAY * 2}{_VIEW * 3}dqQQ")
 
 
 def device_of(arguments: Sequence[Any]) -> torch.device:
-    """The device of a launcher's arguments: of the first tensor, also inside a tuple."""
+    """Returns the device of a launcher's arguments: of the first tensor, also inside a tuple."""
     for value in arguments:
         if isinstance(value, Tensor):
             return value.device
@@ -69,7 +69,7 @@ def device_of(arguments: Sequence[Any]) -> torch.device:
 
 
 def _size(tensor: Tensor) -> tuple[int, int]:
-    """Batch, and the elements of one sample."""
+    """Returns the batch and the number of elements in a sample."""
     batch = tensor.size(0)
     return batch, tensor.numel() // batch if batch else 0
 
@@ -79,12 +79,12 @@ def _pointer(tensor: Tensor | None) -> int:
 
 
 def _array(tensor: Tensor | None) -> tuple[int, int]:
-    """Pointer and dtype."""
+    """Returns pointer and dtype."""
     return (0, 0) if tensor is None else (tensor.data_ptr(), _DTYPES[tensor.dtype])
 
 
 def _view(tensor: Tensor | None) -> tuple[int, int, int, int]:
-    """A [B, n] view: pointer, dtype and strides."""
+    """Returns pointer, dtype and strides of a [B, n] view."""
     if tensor is None:
         return 0, 0, 0, 0
     return tensor.data_ptr(), _DTYPES[tensor.dtype], tensor.stride(0), tensor.stride(1)
@@ -100,7 +100,7 @@ def randn(
     stream: int,
     fast: bool,
 ) -> bytes:
-    """`fast` promises no bits, and the libraries' fastest is the exact code."""
+    """Packs `randn`. `fast` changes nothing: exact noise is the fastest that the libraries have."""
     return _RANDN.pack(
         *_size(out), *at, seed, _pointer(seeds), _pointer(sample_ids), step, stream, *_array(out)
     )
@@ -140,7 +140,7 @@ def q_sample(
 
 
 def reverse_step(at: Launch, step: Any) -> bytes:
-    """`step` is a checked fastdiff.ops.step.StepArguments.
+    """Packs `reverse_step`; `step` is a checked fastdiff.ops.step.StepArguments.
 
     Its mask of used columns is for backends that specialise; the libraries decode every row.
     """
@@ -213,8 +213,10 @@ _UNSIGNED = 2**64 - 1
 
 
 def packer(step: Any, moving: Sequence[str]) -> Callable[[Launch, Sequence[Any]], bytes]:
-    """Packs a `reverse_step` for many launches: the function returned replaces the arguments called
-    `moving` by other values, which are like the packed ones in all but their memory.
+    """Packs a `reverse_step` once for many launches.
+
+    The function returned replaces the arguments called `moving` by other values. They equal the
+    packed ones in shape, dtype and device.
     """
     template = array("Q", reverse_step((0, 0, 0, 0), step))
     values = [(i, STEP_WORDS[name], getattr(step, name)) for i, name in enumerate(moving)]
@@ -551,7 +553,7 @@ def group_norm_silu(
     eps: float,
     silu: bool,
 ) -> bytes:
-    """`out` and `x` are [B, C, n] views; room for statistics is for GPUs."""
+    """Packs `group_norm_silu`; `out` and `x` are [B, C, n] views, `statistics` is for GPUs."""
     batch, channels, positions = x.shape
     return _GROUP_NORM_SILU.pack(
         batch,

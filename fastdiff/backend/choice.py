@@ -1,11 +1,11 @@
-"""Which backend runs an op, and why.
+"""Chooses the backend that runs an op, and reports the reason.
 
 Backends are `triton` (GPU default), `cuda` (CUDA C++, GPU fallback), `cpu` (C++, CPU default) and
-`torch` (eager, everywhere). Each is one module whose LAUNCHERS hold one function per launcher, all
-of the same signatures. Automatic choice takes the first that can serve the device and falls back
-silently; an explicit choice (`backend=`, `fastdiff.use(...)`, FASTDIFF_BACKEND) that can't be met
-raises with the reason. A choice is made once per (op, device type, explicit name) and remembered;
-the environment is read once, at import.
+`torch` (eager, on every device). Each is one module with a dict LAUNCHERS, which has the same names
+and signatures in all of them. Automatic choice takes the first backend that runs on the device. An
+explicit choice (`backend=`, `fastdiff.use(...)`, FASTDIFF_BACKEND) that can't be met raises with
+the reason. The choice is cached by op, device type and explicit name; the environment is read once,
+at import.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ _explicit: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 
 def _interpreting() -> bool:
-    """Whether Triton runs its kernels by its interpreter, which takes CPU tensors."""
+    """Returns whether Triton runs its kernels in its interpreter, which takes CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _on_host(name: str) -> bool:
-    """Whether a GPU backend runs on CPU tensors: interpreted Triton, or CUDA kernels compiled for
-    the host.
+    """Returns whether a GPU backend runs on CPU tensors.
+
+    Interpreted Triton kernels do, and CUDA kernels that are compiled for the host.
     """
     if name == "triton":
         return _interpreting()
@@ -89,14 +90,13 @@ def _state(name: str) -> Backend:
 
 
 def backends() -> dict[str, Backend]:
-    """Every backend with whether it can be used here and why, in order of preference."""
+    """Returns every backend, in order of preference: whether it can be used here, and why."""
     return {name: _state(name) for name in ORDER}
 
 
 @contextmanager
 def use(name: str | None) -> Iterator[None]:
-    """Within the block, ops run on the named backend or raise with the reason; None restores
-    automatic choice.
+    """Runs the ops within the block on the named backend; None restores automatic choice.
 
     Raises ValueError for an unknown name and RuntimeError for a backend that is off on this
     machine.
@@ -135,7 +135,7 @@ def _resolve(op: str, device: str, explicit: str | None) -> tuple[str, Callable[
                 " tensors or name another."
             )
         return explicit, _launcher(explicit, op)
-    # GPU kernels on the host are for tests: automatic choice on a CPU never lands there
+    # GPU kernels on the host are for tests only: automatic choice never takes them for a CPU
     candidates = [n for n in ORDER if not _DEVICES[n] or device in _DEVICES[n]]
     chosen = next(n for n in candidates if _state(n).available)
     required = os.environ.get("FASTDIFF_REQUIRE")
@@ -161,12 +161,10 @@ def _launcher(name: str, op: str) -> Callable[..., None]:
 
 
 def check(device: torch.device | str) -> None:
-    """Raises IndexError if a GPU kernel met a time or row outside its table on this device since
-    the last check.
+    """Raises IndexError if a GPU kernel met a time or row outside its table since the last check.
 
     Kernels never read out of range: they make such samples NaN and set an error word. Reading it
-        waits for the device,
-    so it is done after a run, or after every op with FASTDIFF_CHECK=1.
+    waits for the device, so it is read after a run, or after every op with FASTDIFF_CHECK=1.
     """
     for name in ("triton", "cuda"):
         if _state(name).available and _serves(name, torch.device(device).type):
@@ -174,22 +172,22 @@ def check(device: torch.device | str) -> None:
 
 
 def backend_for(op: str, device: torch.device | str) -> str:
-    """The name of the backend that would run this op on this device now."""
+    """Returns the name of the backend that would run this op on this device now."""
     return _resolve(op, torch.device(device).type, _explicit.get())[0]
 
 
 def chosen() -> str | None:
-    """The name of the explicit choice in force; None for automatic choice."""
+    """Returns the name of the explicitly chosen backend; None for automatic choice."""
     return _explicit.get()
 
 
 def launcher(op: str, device: torch.device) -> Callable[..., Any]:
-    """The function that launches this op on this device."""
+    """Returns the function that launches this op on this device."""
     return _resolve(op, device.type, _explicit.get())[1]
 
 
 def binder(op: str, device: torch.device) -> Callable[..., Any] | None:
-    """The backend's function that packs a launch once for many calls, where it has one.
+    """Returns the backend's function that packs a launch once for many calls, or None.
 
     binder(arguments, names)(values) launches the op with the arguments' fields of those names
     replaced by the values.

@@ -58,7 +58,7 @@ BINDERS = {"reverse_step": _bind_reverse_step}
 
 
 def error_word(device: torch.device) -> Tensor:
-    """The int32 [1] that kernels on this device write an op's number to."""
+    """Returns the int32 [1] to which kernels on this device write an op's number."""
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     word = _errors.get(device)
@@ -68,8 +68,9 @@ def error_word(device: torch.device) -> Tensor:
 
 
 def check(device: torch.device | str) -> None:
-    """Raises IndexError if a kernel on the device met an index outside its table since the last
-    check (this waits).
+    """Raises IndexError if a kernel met an index outside its table since the last check.
+
+    It waits for the device.
     """
     word = error_word(torch.device(device))
     code = int(word.item())

@@ -1,7 +1,7 @@
-"""What this processor is good for: how many threads, and the network's dtype.
+"""What this processor offers: the number of threads, and the dtype of networks.
 
-bf16 pays where the processor multiplies bf16 tiles (AMX); without it bf16 convolutions are several
-times slower than fp32, so fp32 is chosen.
+bf16 is faster only where the processor multiplies bf16 tiles (AMX). Without AMX, bf16 convolutions
+are several times slower than fp32, so fp32 is chosen.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import torch
 
 
 def has_amx() -> bool:
-    """Whether oneDNN will use AMX's bf16 tiles here: the processor has them and ONEDNN_MAX_CPU_ISA
-    allows them.
+    """Returns whether oneDNN uses AMX's bf16 tiles here.
+
+    The processor must have them and ONEDNN_MAX_CPU_ISA allow them.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     if limit not in ("ALL", "DEFAULT") and "AMX" not in limit:
@@ -27,14 +28,15 @@ def has_amx() -> bool:
 
 
 def network_dtype(name: str = "auto") -> torch.dtype:
-    """`fp32`, `bf16`, or `auto`: bf16 with AMX, else fp32."""
+    """Returns the dtype of `fp32`, `bf16` or `auto`, which is bf16 with AMX and fp32 without."""
     if name == "auto":
         name = "bf16" if has_amx() else "fp32"
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on (a container or taskset may leave fewer than the machine
-    has).
+    """Returns the number of CPUs this process may run on.
+
+    A container or taskset may allow fewer than the machine has.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

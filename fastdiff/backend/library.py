@@ -147,7 +147,7 @@ def set_level(name: str | None) -> None:
 
 
 def forced_level() -> int:
-    """Returns the number of the forced CPU level; -1 stands for the best one that runs here."""
+    """Returns the number of the forced CPU level; -1: the best one that runs here."""
     load("cpu")  # reads FASTDIFF_CPU_LEVEL
     return level
 

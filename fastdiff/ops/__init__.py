@@ -1,5 +1,6 @@
-"""The fused ops: validate, choose a backend, launch, differentiate; registered with torch.library
-as `fastdiff::…`.
+"""The fused ops. Each validates its arguments, chooses a backend, launches and differentiates.
+
+They are registered with torch.library as `fastdiff::<name>`.
 """
 
 from .discretized_gaussian_nll import discretized_gaussian_nll
@@ -11,7 +12,7 @@ from .q_sample import q_sample
 from .randn import randn
 from .reparameterize import reparameterize
 from .reverse_step import reverse_step
-from .step import StepArguments as StepArguments  # the arguments of an op, not one more of them
+from .step import StepArguments as StepArguments  # the arguments of reverse_step
 from .vlb_terms import vlb_terms
 
 __all__ = [

@@ -1,10 +1,9 @@
-"""Ops with gradients: registered with torch.library, and called past its dispatcher where nobody
-watches.
+"""Gradients of the ops: registered with torch.library, and a shorter way for plain tensors.
 
-torch.library's gradients cost some 60 microseconds a call, the op of a small batch five. Whoever
-traces, fakes, counts or transforms ops (torch.compile, FakeTensorMode, torch.func) gets the
-registered op; plain tensors get a torch.autograd.Function of the same forward, the same saved
-values and the same backward.
+The gradients of torch.library cost about 60 microseconds a call, an op on a small batch about five.
+Where ops are traced, faked, counted or transformed (torch.compile, FakeTensorMode, torch.func), the
+registered op is called. For plain tensors a torch.autograd.Function with the same forward pass, the
+same saved values and the same backward pass is called instead.
 """
 
 from __future__ import annotations
@@ -21,11 +20,12 @@ from . import common
 def differentiable(
     name: str, launch: Callable[..., Any], save: Callable[..., None], backward: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """Registers the gradients of fastdiff::<name> and returns how to call it.
+    """Registers the gradients of fastdiff::<name> and returns the function that calls the op.
 
     Args:
-        launch: the op on real tensors. save(ctx, inputs, output) and backward(ctx, *gradients): as
-            of torch.library.register_autograd; inner ops of `backward` are `inner`'s.
+        launch: executes the op on real tensors.
+        save, backward: save(ctx, inputs, output) and backward(ctx, *gradients), as in
+            torch.library.register_autograd. Ops inside `backward` are called through `inner`.
     """
     torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=save)
     dispatched = getattr(torch.ops.fastdiff, name).default
@@ -57,8 +57,9 @@ def recorded(tensors: Iterable[Tensor]) -> bool:
 
 
 def inner(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
-    """How a backward pass calls fastdiff::<name>, which has no gradients itself: torch says so
-    where they are asked for.
+    """Returns the function by which a backward pass calls fastdiff::<name>.
+
+    That op has no gradients; where they are needed, torch raises an error.
     """
     dispatched = getattr(torch.ops.fastdiff, name).default
 

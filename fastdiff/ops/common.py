@@ -15,9 +15,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def define(name: str, schema: str, launch) -> None:
-    """Registers fastdiff::<name> with one implementation for real devices; backends are chosen
-    inside it.
-    """
+    """Registers fastdiff::<name>; one implementation for all devices chooses the backend."""
     library.define(name + schema)
     for key in ("CPU", "CUDA", "MPS", "XPU"):
         library.impl(name, launch, key)
@@ -62,7 +60,7 @@ def same_device(where: str, name: str, value: Tensor, like: Tensor, like_name: s
 def integers(
     where: str, name: str, value: Tensor, batch: int, like: Tensor, like_name: str
 ) -> Tensor:
-    """An int64 [B] tensor beside `like`."""
+    """Checks an int64 [B] tensor on the device of `like` and returns it dense."""
     if not isinstance(value, Tensor) or value.dtype != torch.int64:
         got = (
             str(value.dtype).removeprefix("torch.")
@@ -80,8 +78,9 @@ def integers(
 def seed_arguments(
     where: str, seed: int | Tensor | None, batch: int, like: Tensor, like_name: str
 ) -> tuple[int, Tensor | None]:
-    """(seed as the int64 of its bits, seeds [B] or None); None becomes 0, the callers know whether
-    noise is needed.
+    """Checks a seed and returns (the int64 with its bits, seeds [B] or None).
+
+    A seed of None becomes 0: the callers check whether noise is needed.
     """
     if seed is None:
         return 0, None
@@ -100,7 +99,7 @@ def seed_arguments(
 
 
 def unsigned(seed: int) -> int:
-    """The inverse of the int64 encoding of a seed."""
+    """Returns the seed in [0, 2**64) with the bits of an int64."""
     return seed % 2**64
 
 
@@ -124,7 +123,7 @@ def sized(where: str, per_sample: int) -> None:
 
 
 def dense(value: Tensor) -> Tensor:
-    """value.contiguous(), which costs a dispatch even where there is nothing to do."""
+    """Returns value.contiguous(), without its dispatch where there is nothing to copy."""
     return value if value.is_contiguous() else value.contiguous()
 
 
@@ -136,8 +135,9 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def observed() -> bool:
-    """Whether ops are being traced, faked, counted or transformed, and must go through torch's
-    dispatcher.
+    """Returns whether ops are being traced, faked, counted or transformed.
+
+    They must then go through torch's dispatcher.
     """
     if torch.compiler.is_compiling():  # first: what follows can't be traced
         return True
@@ -145,7 +145,7 @@ def observed() -> bool:
 
 
 def unobserved(*values: Tensor) -> bool:
-    """Whether an op on these tensors may be launched past torch's dispatcher.
+    """Returns whether an op on these tensors may be launched past torch's dispatcher.
 
     The dispatcher costs as much as the launch of a small step. The caller then increments the
     version counters of the tensors it writes.
@@ -159,7 +159,7 @@ def unobserved(*values: Tensor) -> bool:
 
 
 def elements(shape: Sequence[int]) -> int:
-    """Elements in a sample of shape [B, …]."""
+    """Returns the number of elements in a sample of shape [B, …]."""
     n = 1
     for size in shape[1:]:
         n *= size
@@ -167,7 +167,7 @@ def elements(shape: Sequence[int]) -> int:
 
 
 def compute_dtype(*values: Tensor | None) -> torch.dtype:
-    """float64 if any of the values is, else float32."""
+    """Returns float64 if any of the values is float64, else float32."""
     return (
         torch.float64
         if any(v is not None and v.dtype == torch.float64 for v in values)
@@ -178,9 +178,7 @@ def compute_dtype(*values: Tensor | None) -> torch.dtype:
 def workspace_for(
     batch: int, per_sample: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor | None:
-    """Room for the partial sums of samples of several chunks; None where one chunk holds a
-    sample.
-    """
+    """Returns a buffer for the partial sums of samples; None where one chunk holds a sample."""
     if isinstance(per_sample, int) and per_sample <= CHUNK:
         return None
     return torch.empty(batch * chunks(per_sample), dtype=dtype, device=device)
@@ -219,15 +217,16 @@ def check_sum(
                 "none" if workspace is None else f"{workspace.numel()} of {_name(workspace.dtype)}"
             )
             raise ValueError(
-                f"fastdiff.{where}: expected a workspace of {needed} {_name(dtype)} values beside"
+                f"fastdiff.{where}: expected a workspace of {needed} {_name(dtype)} values with"
                 f" out, got {got}."
             )
         same_device(where, "workspace", workspace, like, "the inputs")
 
 
 def flat_view(value: Tensor, shape: Sequence[int]) -> Tensor:
-    """The value broadcast to the shape, as a [B, n] view of element stride 1 or 0; copied only
-    where no view serves.
+    """Returns the value broadcast to the shape, as a [B, n] view with an element stride of 1 or 0.
+
+    It is copied only where no such view exists.
     """
     batch, n = shape[0], elements(shape)
     if value.shape == shape and value.is_contiguous():
@@ -253,7 +252,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Tensor:
-    """The value expanded to the shape (gradients sum back)."""
+    """Returns the value expanded to the shape; its gradient is summed back."""
     if value.shape == tuple(shape):
         return value
     try:
@@ -266,7 +265,7 @@ def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Ten
 
 
 def common_shape(where: str, values: dict[str, Tensor]) -> tuple[int, ...]:
-    """The shape [B, …] that all values broadcast to."""
+    """Returns the shape [B, …] that all values broadcast to."""
     shapes = [v.shape for v in values.values()]
     try:
         shape = tuple(

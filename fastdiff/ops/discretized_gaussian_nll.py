@@ -1,5 +1,6 @@
-"""`discretized_gaussian_nll`: the likelihood of 8-bit data under a Gaussian integrated over each
-level's bin.
+"""`discretized_gaussian_nll`: the likelihood of 8-bit data under a Gaussian.
+
+The density is integrated over the bin of each level.
 """
 
 from __future__ import annotations
@@ -85,18 +86,17 @@ def discretized_gaussian_nll(
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """-log p(x0) [B] in nats, p the Gaussian's mass on the level's bin (Ho et al. 2020, eq. 13).
+    """Computes -log p(x0) in nats, p the Gaussian's mass on a level's bin (Ho et al. 2020, eq. 13).
 
-        p = Π_e [Φ((c + 1/255)/s) - Φ((c - 1/255)/s)],   c = k/127.5 - 1 - mean,   k = round(127.5 (x0 + 1)),
-        s = e^log_scale
+        p = Π_e [Φ((c + 1/255)/s) - Φ((c - 1/255)/s)],   s = e^log_scale
+        c = k/127.5 - 1 - mean,   k = round(127.5 (x0 + 1))
 
     The first and the last bin are open. Φ is exact: the result is finite wherever the true one is,
-        far tails and narrow
-    bins included, and nothing is clamped.
+    also in the far tails and for narrow bins, and nothing is clamped.
 
     Args:
-        x0: [B, …] floating in [-1, 1], 8-bit levels; outside, the nearest level. No gradient flows
-            to it.
+        x0: [B, …] floating in [-1, 1], 8-bit levels; values outside become the nearest
+            level. No gradient flows to it.
         mean, log_scale: floating, broadcastable with x0; a value constant over a sample is read
             once.
         out, workspace: see `noise_mse`.
@@ -106,14 +106,14 @@ def discretized_gaussian_nll(
         [B] in float32, float64 if any input is. Gradients flow to mean and log_scale.
 
     Raises:
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "discretized_gaussian_nll"
-    given = {"x0": x0, "mean": mean, "log_scale": log_scale}
-    for name, value in given.items():
+    inputs = {"x0": x0, "mean": mean, "log_scale": log_scale}
+    for name, value in inputs.items():
         common.floating(where, name, value)
         common.same_device(where, name, value, x0, "x0")
-    shape = common.common_shape(where, given)
+    shape = common.common_shape(where, inputs)
     wide = [v if v.shape == shape else v.expand(shape) for v in (x0, mean, log_scale)]
     common.check_sum(
         where, out, workspace, x0, shape[0], common.elements(shape), common.compute_dtype(*wide)

@@ -103,15 +103,16 @@ def gaussian_kl(
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """KL(N(mean1, exp(logvar1)) || N(mean2, exp(logvar2))) [B] in nats (Kingma & Welling 2014,
-    appendix B).
+    """Computes KL(N(mean1, exp(logvar1)) || N(mean2, exp(logvar2))) in nats, per sample.
 
         ½ Σ_e (e^d - 1 - d + (mean1 - mean2)² e^-logvar2),   d = logvar1 - logvar2
+
+    (Kingma & Welling 2014, appendix B.)
 
     Args:
         mean1, logvar1, mean2, logvar2: floating tensors that broadcast to one shape [B, …]; logvar
             = log sigma². A value that is constant over a sample or the batch is read once, never
-            expanded. Without the second Gaussian it is N(0, I).
+            expanded. The second Gaussian defaults to N(0, I).
         out, workspace: see `noise_mse`.
         backend: see `randn`.
 
@@ -120,7 +121,7 @@ def gaussian_kl(
         sample's KL has the same bits in any batch. Gradients flow to all inputs.
 
     Raises:
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "gaussian_kl"
     if (mean2 is None) != (logvar2 is None):
@@ -128,7 +129,7 @@ def gaussian_kl(
             "fastdiff.gaussian_kl: expected mean2 and logvar2 together or neither (then N(0, I)),"
             " got one."
         )
-    given = {
+    inputs = {
         name: value
         for name, value in (
             ("mean1", mean1),
@@ -138,10 +139,10 @@ def gaussian_kl(
         )
         if value is not None
     }
-    for name, value in given.items():
+    for name, value in inputs.items():
         common.floating(where, name, value)
         common.same_device(where, name, value, mean1, "mean1")
-    shape = common.common_shape(where, given)
+    shape = common.common_shape(where, inputs)
     wide = [
         v if v is None or v.shape == shape else v.expand(shape)
         for v in (mean1, logvar1, mean2, logvar2)

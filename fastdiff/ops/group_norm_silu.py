@@ -19,10 +19,12 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Strides of x as [B, C, n], or None where its positions are no one dimension or neither it nor
-    channels are dense.
+    """Returns the strides of x as [B, C, n].
+
+    None where its positions are not one dimension, or where neither they nor the channels are
+    dense.
     """
-    if x.ndim == 4:  # the common case costs two questions
+    if x.ndim == 4:  # the common case needs two tests only
         _, channels, height, width = x.shape
         if x.is_contiguous():
             return channels * height * width, height * width, 1
@@ -39,7 +41,7 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
         size *= length
     channel = x.stride(1) if x.shape[1] != 1 else position * size
     if size == 1:
-        # channels alone: dense ones stand side by side
+        # no positions: dense channels are next to each other
         position = 1 if channel != 1 else max(x.shape[1], 1)
     if position < 1 or channel < 1 or (channel != 1 and position != 1):
         return None
@@ -47,9 +49,7 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
 
 
 def _as_stored(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """x, or its copy in its own memory format where its strides serve no kernel, and the
-    strides.
-    """
+    """Returns x and its strides; where no kernel takes the strides, a copy in x's memory format."""
     strides = _strides(x)
     if strides is None:
         last = x.ndim in _FORMATS and x.stride(1) == 1 and x.shape[1] > 1
@@ -60,7 +60,7 @@ def _as_stored(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
 
 
 def _launch_to(out, to, x, strides, groups, weight, bias, scale, shift, add, eps, silu):
-    """`to` and `strides`: how out and x stand as [B, C, n]."""
+    """Launches into `out`; `to` and `strides` are the strides of out and x as [B, C, n]."""
     if out.numel() == 0:
         return
     batch, channels = x.shape[:2]
@@ -124,11 +124,11 @@ def _backward(ctx, grad):
     x, weight, bias, scale, shift, add = ctx.saved_tensors
     groups, eps, silu = ctx.constants
     by = group_norm_silu_backward(grad, x, groups, weight, bias, scale, shift, add, eps, silu)
-    given = (x, weight, bias, scale, shift, add)
+    inputs = (x, weight, bias, scale, shift, add)
     need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]
     g = [
         v.to(like.dtype) if n and like is not None else None
-        for v, like, n in zip(by, given, need, strict=True)
+        for v, like, n in zip(by, inputs, need, strict=True)
     ]
     return g[0], None, *g[1:], None, None
 
@@ -151,7 +151,7 @@ def group_norm_silu(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """silu(((u - mean)/sqrt(var + eps)·weight + bias)(1 + scale) + shift), u = x + add.
+    """Computes silu(((u - mean)/sqrt(var + eps)·weight + bias)(1 + scale) + shift), u = x + add.
 
     Group normalisation (Wu & He 2018, eq. 1–4), conditioned as in Dhariwal & Nichol 2021, section
     3. Mean and (biased) variance are those of a group of channels of one sample. It is what a
@@ -168,19 +168,17 @@ def group_norm_silu(
         add: [B, C], or None: 0; added to x first, as DDPM's residual blocks do with the time
             embedding.
         silu: False leaves the activation out.
-        out: a tensor like x in shape, dtype and memory format to fill, x itself or none of its
-            memory; no gradient is recorded.
+        out: where to write the result: like x in shape, dtype and memory format, and either x
+            itself or other memory; no gradient is recorded.
         backend: see `randn`.
 
-    Statistics are taken in pieces of 64 positions in the compute type (float64 for float64, else
-    float32), each around
-    its own mean, and put together in float64: a large mean does no harm, and a sample's result has
-        the same bits at any
-    batch size, position, memory format and thread count. Gradients flow to x, weight, bias, scale,
-    shift and add.
+    Statistics are computed in chunks of 64 positions in the compute type (float64 for float64, else
+    float32), each around the chunk's mean, and combined in float64. So a large mean costs no
+    precision, and a sample's result has the same bits at any batch size, position, memory format
+    and thread count. Gradients flow to x, weight, bias, scale, shift and add.
 
     Raises:
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "group_norm_silu"
     common.floating(where, "x", x)
@@ -223,8 +221,8 @@ def group_norm_silu(
                 f"fastdiff.{where}: expected out with the dtype and memory format of x ({x.dtype},"
                 f" strides {x.stride()}), got {out.dtype}, strides {out.stride()}."
             )
-        given = [v for v in (x, weight, bias, scale, shift, add, out) if v is not None]
-        if common.unobserved(*given):
+        tensors = [v for v in (x, weight, bias, scale, shift, add, out) if v is not None]
+        if common.unobserved(*tensors):
             torch.autograd.graph.increment_version(out)
             _launch_out(*arguments, out)
         else:
@@ -233,8 +231,8 @@ def group_norm_silu(
 
 
 def _alike(out: Tensor, x: Tensor) -> bool:
-    """Whether channels (or positions) stand side by side in both."""
+    """Returns whether both have dense channels, or both dense positions."""
     if out.numel() == 0 or (out.stride() == x.stride() and _strides(x) is not None):
         return True
-    to, given = _strides(out), _as_stored(x)[1]
-    return to is not None and (to[1] == 1) == (given[1] == 1) and out.stride(0) > 0
+    to, stored = _strides(out), _as_stored(x)[1]
+    return to is not None and (to[1] == 1) == (stored[1] == 1) and out.stride(0) > 0

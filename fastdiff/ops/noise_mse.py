@@ -1,6 +1,4 @@
-"""`noise_mse`: the weighted squared error against regenerated noise; training never stores the
-noise.
-"""
+"""`noise_mse`: the weighted squared error against regenerated noise, which is never stored."""
 
 from __future__ import annotations
 
@@ -100,21 +98,23 @@ def noise_mse(
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """L_b = w_b mean_e (prediction - eps)² [B], eps as `q_sample` drew it (Ho et al. 2020, eq. 14).
+    """Computes L_b = w_b mean_e (prediction - eps)², [B] (Ho et al. 2020, eq. 14).
+
+    eps is the noise that `q_sample` draws with the same arguments.
 
     Args:
         prediction: [B, …] floating, the network's estimate of the noise.
-        seed, sample_ids, step, stream, mode, backend: see `randn`; those given to `q_sample`.
+        seed, sample_ids, step, stream, mode, backend: see `randn`; the same as for `q_sample`.
         weight: [B], w; None for 1. No gradient flows to it.
-        out, workspace: [B] to fill, and for samples of more than 1,024 elements ceil(n/1024)·B
-            values; nothing is allocated and no gradient recorded.
+        out, workspace: where to write the result [B], and for samples of more than 1,024 elements
+            a buffer of ceil(n/1024)·B values; nothing is allocated and no gradient recorded.
 
     Returns:
         [B] in float32 (float64 for float64); a sample's loss has the same bits in any batch. The
         gradient goes to the prediction; eps is regenerated for it, never stored.
 
     Raises:
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "noise_mse"
     common.batched(where, "prediction", prediction)

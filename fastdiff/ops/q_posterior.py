@@ -70,8 +70,7 @@ def q_posterior(
     out: tuple[Tensor, Tensor, Tensor] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q(x_{t-1} | x_t, x0) = N(mean, variance I) of the forward process (Ho et al. 2020, eq. 6 and
-    7).
+    """Computes the posterior q(x_{t-1} | x_t, x0) = N(mean, variance I) (Ho et al. 2020, eq. 6, 7).
 
         mean = sqrt(ᾱ_{t-1}) β_t/(1 - ᾱ_t) x0 + sqrt(α_t) (1 - ᾱ_{t-1})/(1 - ᾱ_t) x_t
         variance = β_t (1 - ᾱ_{t-1})/(1 - ᾱ_t),   α_t = ᾱ_t/ᾱ_{t-1},   β_t = 1 - α_t,   ᾱ_{-1} = 1
@@ -80,7 +79,8 @@ def q_posterior(
         x0: [B, …] floating; x_t: like it in any floating dtype.
         t: int64 [B] in [0, T).
         alphas_cumprod: float64 [T], ᾱ.
-        out: (mean, variance, log-variance) to fill; nothing is allocated and no gradient recorded.
+        out: where to write (mean, variance, log-variance); nothing is allocated and no gradient
+            recorded.
         backend: see `randn`.
 
     Returns:
@@ -90,7 +90,7 @@ def q_posterior(
 
     Raises:
         IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "q_posterior"
     common.batched(where, "x0", x0)

@@ -1,4 +1,4 @@
-"""`q_sample`: forward noising x_t = alpha_t x0 + sigma_t eps, the noise given or regenerated."""
+"""`q_sample`: forward noising x_t = alpha_t x0 + sigma_t eps with passed or regenerated noise."""
 
 from __future__ import annotations
 
@@ -63,8 +63,9 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    """d x0 = alpha g, d noise = sigma g, d alpha = <g, x0>, d sigma = <g, eps>, the last two summed
-    into their tables.
+    """d x0 = alpha g, d noise = sigma g, d alpha = <g, x0>, d sigma = <g, eps>.
+
+    The last two are summed into their tables.
     """
     x0, t, alpha, sigma, noise, seeds, sample_ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter
@@ -78,7 +79,7 @@ def _backward(ctx, grad):
         g_alpha = _to_table(g * x0, t, alpha)
     if need[3]:
         if noise is None:
-            # regenerated: the forward pass kept no noise
+            # the forward pass stores no noise
             noise = torch.empty(x0.shape, dtype=torch.float32, device=x0.device)
             torch.ops.fastdiff.randn_out(noise, seed, seeds, sample_ids, step, stream, fast)
         g_sigma = _to_table(g * noise, t, sigma)
@@ -86,7 +87,7 @@ def _backward(ctx, grad):
 
 
 def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
-    # float32 is summed as it is: widening it first would cost another pass of twice the bytes
+    # float32 is summed without conversion, which would read and write twice the bytes
     rows = products.flatten(1)
     sums = (rows if rows.dtype.itemsize > 2 else rows.float()).sum(1).to(table.dtype)
     return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
@@ -111,25 +112,27 @@ def q_sample(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """q(x_t | x0) = N(alpha_t x0, sigma_t² I), sampled: x_t = alpha_t x0 + sigma_t eps (Ho et al.
-    2020, eq. 4).
+    """Samples q(x_t | x0) = N(alpha_t x0, sigma_t² I) (Ho et al. 2020, eq. 4).
+
+        x_t = alpha_t x0 + sigma_t eps
 
     Args:
         x0: [B, …] floating; the result has its dtype and shape.
         t: int64 [B] in [0, T), with alpha and sigma [T]; or None, with alpha and sigma [B]
             (continuous time).
         alpha, sigma: float64.
-        noise: eps like x0; or None, then regenerated from seed, sample_ids, step and stream as
-            `randn` would.
+        noise: eps, like x0; None: the noise of seed, sample_ids, step and stream, as `randn`
+            draws it.
         seed, sample_ids, step, stream, mode, backend: see `randn`.
-        out: a contiguous tensor like x0 to fill; nothing is allocated and no gradient is recorded.
+        out: where to write the result, contiguous and like x0; nothing is allocated and no gradient
+            is recorded.
 
-    Gradients flow to x0, noise, alpha and sigma; noise that was regenerated is regenerated again,
-    never stored.
+    Gradients flow to x0, noise, alpha and sigma. The backward pass draws regenerated noise again;
+    it is never stored.
 
     Raises:
         IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     common.batched("q_sample", "x0", x0)
     batch = x0.shape[0]

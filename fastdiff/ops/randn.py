@@ -53,23 +53,24 @@ def randn(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """out[b, e] ~ N(0, 1), Philox4x32-10 and Box-Muller (Salmon et al. 2011; kernels/README.md
-    section 1).
+    """Draws standard normals by Philox4x32-10 and Box-Muller (Salmon et al. 2011).
+
+    kernels/README.md section 1 defines their bits.
 
     Args:
         shape: [B, …]; element e counts inside a sample in C order.
         seed: int in [0, 2**64), or int64 [] or [B] carrying one in two's complement.
         sample_ids: int64 [B] in [0, 2**56), default 0 … B-1.
         step, stream: the rest of the counter, in [0, 2**32) and [0, 256).
-        mode: `exact` has the same bits on every backend; `fast` the hardware's approximations of
+        mode: `exact` gives the same bits on every backend, `fast` the hardware's approximations of
             the same numbers.
         dtype: of the output, default float32; values are float32 normals, rounded or widened.
         device: default that of seed or sample_ids where they are tensors, else the CPU.
-        out: a contiguous tensor of this shape to fill instead of allocating.
-        backend: run on this backend or raise.
+        out: where to write them: a contiguous tensor of this shape.
+        backend: the backend to run on; an error where it can't. None chooses one.
 
     Raises:
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     shape = tuple(shape)
     if out is None or out.shape != shape:
@@ -96,9 +97,9 @@ def randn(
     number, seeds = common.seed_arguments("randn", seed, shape[0], out, "out")
     if sample_ids is not None:
         sample_ids = common.integers("randn", "sample_ids", sample_ids, shape[0], out, "out")
-    given = [v for v in (out, seeds, sample_ids) if v is not None]
+    tensors = [v for v in (out, seeds, sample_ids) if v is not None]
     with choice.use(backend) if backend else nullcontext():
-        if common.unobserved(*given):
+        if common.unobserved(*tensors):
             torch.autograd.graph.increment_version(out)
             _launch(out, number, seeds, sample_ids, step, stream, fast)
         else:

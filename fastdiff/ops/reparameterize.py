@@ -1,6 +1,4 @@
-"""`reparameterize`: a draw of N(mean, exp(logvar)) with gradients, its noise regenerated in the
-backward pass.
-"""
+"""`reparameterize`: a differentiable draw of N(mean, exp(logvar)); no noise is stored."""
 
 from __future__ import annotations
 
@@ -105,18 +103,18 @@ def reparameterize(
     out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """z = mean + exp(logvar/2) eps, eps ~ N(0, I) (Kingma & Welling 2014, section 2.4).
+    """Draws z = mean + exp(logvar/2) eps, eps ~ N(0, I) (Kingma & Welling 2014, section 2.4).
 
     Args:
         mean: [B, …] floating; z has its dtype and shape.
         logvar: log sigma², broadcastable to mean, any floating dtype.
         seed, sample_ids, step, stream, mode, backend: see `randn`.
-        out: a contiguous tensor like mean to fill; no gradient is recorded.
+        out: where to write z, contiguous and like mean; no gradient is recorded.
 
-    Gradients flow to mean and logvar; eps is regenerated in the backward pass, never stored.
+    Gradients flow to mean and logvar; the backward pass regenerates eps.
 
     Raises:
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "reparameterize"
     common.batched(where, "mean", mean)

@@ -18,7 +18,6 @@ from ..backend.eager.reverse_step import evaluate, vjp
 from . import autograd, common
 from .step import FUNCTIONAL, INPUTS, OUTPUTS, WHERE, StepArguments
 
-
 _SLOTS = StepArguments._fields.index("slots")
 
 
@@ -111,8 +110,9 @@ def reverse_step(
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x_s = c_x x_t + c_x0 x0 + c_out out + Σ c_k slot_k + c_z z for the table's row[b] of each
-    sample b.
+    """Executes row[b] of a plan's table for every sample b.
+
+        x_s = c_x x_t + c_x0 x0 + c_out out + Σ c_k slot_k + c_z z
 
     x0 is the (clipped) prediction from x_t and the network's output, e.g. (x_t - sigma eps)/alpha
     (Ho et al. 2020, eq. 15); the coefficients are a solver's, DDPM's posterior for instance (ibid.,
@@ -123,20 +123,23 @@ def reverse_step(
         model_output: [B, …] like x_t in any floating dtype, with guidance [2B, …], conditional half
             first; twice the channels with learned variance; None for rows without a network call.
         table: float64 [R, 56], see fastdiff.table. row: int64 [B] in [0, R).
-        slots: [S, B, …] in the compute type, S <= 4, the solver's memory.
-        noise: like x_t, else regenerated from seed, sample_ids and the row's noise_index (see
-            `randn`).
+        slots: [S, B, …] in the compute type, S <= 4: what the solver remembers between rows.
+        noise: like x_t; None: the noise of seed, sample_ids and the row's noise_index, as `randn`
+            draws it.
         guidance: [B] strength: out = u + gamma (c - u) (Ho & Salimans 2022, eq. 6); 1 and 0 select
             c and u.
         gradient: like x_t, added to the output with the row's `out_grad` (Dhariwal & Nichol 2021,
             eq. 14).
-        used: the table's column mask (`Plan.used`); None reads it from a table on the CPU.
-        out, slots_out: where to write x_s and the slots (x_t and slots themselves are fine);
-            nothing is allocated and no gradient recorded. Optional further outputs: x0_out like
-            x_t, input_out (the network's next input, [B, …] or [2B, …]), row_out int64 [B] (not
-            row's own memory).
-        workspace: [2, B] in the compute type, room for rescale factors and dynamic thresholds where
-            rows have them; allocated when missing.
+        stream, mode: see `randn`.
+        used: the bit mask of the columns that the table uses (`Plan.used`); None reads it from a
+            table on the CPU.
+        out, slots_out: where to write x_s and the slots, which may be x_t and slots; nothing is
+            allocated and no gradient recorded.
+        x0_out, input_out, row_out: optional outputs next to `out`: x0 like x_t, the network's next
+            input [B, …] or [2B, …], and the next rows, int64 [B] in other memory than `row`.
+        workspace: [2, B] in the compute type, a buffer for rescale factors and dynamic thresholds
+            where rows have them; None allocates it.
+        backend: see `randn`.
 
     Returns:
         x_s; with slots and without `out`, (x_s, new slots). Gradients flow to x_t, model_output and
@@ -144,7 +147,7 @@ def reverse_step(
 
     Raises:
         IndexError: row outside the table (CPU; other devices give NaN for that sample).
-        ValueError, TypeError: for arguments outside these, or rows that read what is not given.
+        ValueError, TypeError: for other arguments, or rows that read an operand that is missing.
     """
     arguments = StepArguments(
         x_t,
@@ -174,7 +177,7 @@ def reverse_step(
 
 
 def _run(arguments: StepArguments) -> Tensor | tuple[Tensor, Tensor]:
-    """The op with checked arguments: into their outputs, or functional."""
+    """Executes the op with checked arguments: into their outputs, or into new tensors."""
     if arguments.out is not None:
         arguments.write()
         return arguments.out

@@ -62,42 +62,42 @@ class StepArguments(NamedTuple):
 
     @property
     def fast(self) -> bool:
-        """Whether noise may use the hardware's approximations."""
+        """Returns whether noise may use the hardware's approximations."""
         return self.mode == "fast"
 
     @property
     def seeds(self) -> Tensor | None:
-        """The seed of each sample, where there is one for each."""
+        """Returns the seeds [B] of the samples, or None where they share one."""
         seed = self.seed
         return None if seed is None or isinstance(seed, int) else seed
 
     @property
     def seed_number(self) -> int | None:
-        """The seed of all samples; 0 where there is one for each, None without a seed."""
+        """Returns the seed that all samples share: 0 where each has one, None without a seed."""
         seed = self.seed
         return seed if seed is None or isinstance(seed, int) else 0
 
     @property
     def rescale(self) -> Tensor | None:
-        """[B] memory for the factors of rescaled guidance, where rows of the table need them."""
+        """Returns the buffer [B] for factors of rescaled guidance; None where no row needs them."""
         workspace = self.workspace
         return workspace[0] if workspace is not None and self._rescales() else None
 
     @property
     def threshold(self) -> Tensor | None:
-        """[B] memory for the dynamic thresholds, where rows of the table need them."""
+        """Returns the buffer [B] for dynamic thresholds; None where no row needs them."""
         workspace = self.workspace
         return workspace[1] if workspace is not None and self._thresholds() else None
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The inputs that are tensors."""
+        """Returns the tensors among the inputs."""
         inputs: tuple[Any, ...] = (*self[:_SEED], self.seeds, *self[_SEED + 1 : _STREAM])
         return [value for value in inputs if value is not None]
 
     @property
     def outputs(self) -> tuple[Any, ...]:
-        """The tensors that the kernel writes, `workspace` included; None where there is none."""
+        """Returns the outputs and the workspace, None for each that is missing."""
         return self[_FIRST_OUTPUT:]
 
     def _rescales(self) -> bool:
@@ -112,7 +112,7 @@ class StepArguments(NamedTuple):
         Afterwards `table`, `row`, `seed`, `sample_ids` and `guidance` are dense, `seed` is an int,
         an int64 tensor [B] or None, `guidance` has the compute type, and `used` is a mask.
 
-        Raises what `reverse_step` says.
+        Raises the errors that `reverse_step` documents.
         """
         x_t, table, guidance, used = self.x_t, self.table, self.guidance, self.used
         common.batched(WHERE, "x_t", x_t)
@@ -284,8 +284,9 @@ class StepArguments(NamedTuple):
                 raise ValueError(_CONTIGUOUS)
 
     def launchable(self) -> StepArguments:
-        """Checked arguments as the kernels take them: dense inputs, and a workspace where a prepass
-        needs one.
+        """Returns checked arguments as the kernels take them.
+
+        Inputs are dense, and there is a workspace where a prepass needs one.
         """
         lacks = self.workspace is None and (self._rescales() or self._thresholds())
         for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient):
@@ -306,7 +307,7 @@ class StepArguments(NamedTuple):
         return self._replace(**ready)
 
     def into(self, out: Tensor, slots_out: Tensor | None) -> StepArguments:
-        """The same inputs with these outputs and no others."""
+        """Returns the same inputs with only these outputs."""
         inputs: tuple[Any, ...] = self[:_FIRST_OUTPUT]
         return StepArguments(*inputs, out, slots_out)
 
@@ -330,16 +331,17 @@ class StepArguments(NamedTuple):
             torch.ops.fastdiff.reverse_step_out.default(*self.flat())
 
     def bind(self, *moving: str) -> BoundStep:
-        """Returns a callable that executes rows with these arguments, except for the named ones:
-        their values are passed to every call, in the order of their names here.
+        """Returns a callable that executes rows with these arguments, except for the named ones.
 
-        See `BoundStep`.
+        Each call takes the values of the named arguments, in the order of the names. See
+        `BoundStep`.
         """
         return BoundStep(self, moving)
 
     def flat(self) -> tuple[Any, ...]:
-        """The arguments of the registered op that writes its outputs; the functional op's are the
-        first `FUNCTIONAL` of them.
+        """Returns the arguments of the registered op that writes its outputs.
+
+        The first `FUNCTIONAL` of them are those of the op that returns new tensors.
         """
         seed = self.seed_number or 0
         return (
@@ -354,9 +356,9 @@ class StepArguments(NamedTuple):
 
     @staticmethod
     def from_flat(*values: Any) -> StepArguments:
-        """The inverse of `flat`; the outputs may be missing."""
+        """Returns the arguments from those of a registered op: the inverse of `flat`."""
         seed, seeds, seeded = values[_SEED : _SEED + 3]
-        mode = _MODE + 2  # `flat` has two values more for the seed
+        mode = _MODE + 2  # `flat` has three values for the seed
         arguments: list[Any] = [
             *values[:_SEED],
             (common.unsigned(seed) if seeds is None else seeds) if seeded else None,
@@ -419,7 +421,7 @@ def _check_table(table: Tensor, x_t: Tensor) -> None:
 
 
 class _Launch(NamedTuple):
-    """A kind of call that has been checked: how to launch it, and what it writes."""
+    """How to launch a kind of call that has been checked, and the tensors that it writes."""
 
     launch: Callable[[Sequence[Any]], None]
     written: list[Tensor]  # fixed outputs with a version counter, which inference tensors lack
@@ -443,7 +445,7 @@ class BoundStep:
                 f" {list(moving)}."
             )
         self._moving = tuple(moving)
-        # what moves belongs to the callers: nothing of it is kept between calls
+        # moving tensors belong to the caller: no reference to them stays between calls
         nothing: dict[str, Any] = dict.fromkeys(moving)
         self._fixed = arguments._replace(**nothing)
         self._launches: dict[Any, _Launch | None] = {}
@@ -469,7 +471,7 @@ class BoundStep:
         self._checked(values).write()
 
     def _kind(self, values: Sequence[Any]) -> Any:
-        """What the checks of a call depend on; None where they depend on more."""
+        """Returns the key of all calls that pass the same checks; None where there is none."""
         kind: list[Any] = [choice.chosen()]
         indices = self._indices
         for value in values:
@@ -492,8 +494,9 @@ class BoundStep:
         return tuple(kind)
 
     def _remember(self, index: Tensor) -> Any:
-        """The kind of a tensor of rows or ids, remembered: a run passes the same few of them again
-        and again.
+        """Returns a short key for a tensor of rows or ids, and stores it.
+
+        A run passes the same few of them many times.
         """
         if len(self._indices) >= _MOST_INDICES:
             self._indices.clear()
@@ -512,7 +515,7 @@ class BoundStep:
         return checked
 
     def _check(self, kind: Any, values: Sequence[Any]) -> _Launch | None:
-        """Checks the first call of a kind; None where such calls can't be repeated unchecked."""
+        """Checks the first call of a kind; None where every call of the kind must be checked."""
         arguments = self._arguments(values)
         checked = self._checked(values).launchable()
         known = None
@@ -536,7 +539,7 @@ class BoundStep:
 
 
 def _bind_launcher(checked: StepArguments, moving: Sequence[str]) -> Callable[..., None]:
-    """The binder of backends that have none: every call launches anew."""
+    """Binds a step on a backend without a binder: each call replaces the values and launches."""
     launch = choice.launcher(WHERE, checked.x_t.device)
     nothing: dict[str, Any] = dict.fromkeys(moving)
     fixed = checked._replace(**nothing)

@@ -77,11 +77,12 @@ def vlb_terms(
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """L_{t-1} = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), at the first step -log p(x0|x_1) (Ho et
-    al. 2020, eq. 5).
+    """Computes the bound's term L_{t-1} in nats, per sample (Ho et al. 2020, eq. 5).
+
+        L_{t-1} = KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)),   at the first step -log p(x0|x_1)
 
     One pass converts the output to x0, clips it, forms the model's mean and (learned) log-variance
-    and sums the term; what both means share cancels exactly.
+    and sums the term. The terms that both means have in common cancel exactly.
 
     Args:
         x0, x_t: [B, …] floating of one shape.
@@ -98,7 +99,7 @@ def vlb_terms(
 
     Raises:
         IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
-        ValueError, TypeError: for arguments outside these.
+        ValueError, TypeError: for other arguments.
     """
     where = "vlb_terms"
     common.batched(where, "x0", x0)

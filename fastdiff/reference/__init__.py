@@ -1,9 +1,9 @@
 """The oracle: every fused op in plain NumPy, written from kernels/README.md and the papers alone.
 
-Nothing here is used at run time; tests and benchmarks compare the other backends with it. Noise
-follows the contract in float32 to the bit; elementwise ops are evaluated in the compute type
-(float64 for float64 inputs, else float32), so that `dtype=np.float64` states give the float64
-truth; sums over a sample are always float64.
+Tests and benchmarks compare the backends with it; it is not used at run time. Noise follows the
+contract to the bit, in float32. Elementwise ops are evaluated in the compute type (float64 for
+float64 inputs, else float32), so float64 states give results in float64. Sums over a sample are
+always float64.
 """
 
 from .discretized_gaussian_nll import discretized_gaussian_nll

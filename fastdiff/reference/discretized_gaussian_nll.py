@@ -1,6 +1,4 @@
-"""The discretised Gaussian's negative log-likelihood in NumPy, in float64 (kernels/README.md
-section 10).
-"""
+"""The discretised Gaussian's NLL in NumPy, in float64 (kernels/README.md section 10)."""
 
 from __future__ import annotations
 
@@ -14,11 +12,10 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(40)
 
 
 def discretized_gaussian_nll(x0: NDArray, mean: NDArray, log_scale: NDArray) -> NDArray[np.float64]:
-    """-log of the Gaussian's mass on the pixel's bin [B] in nats, summed over a sample (Ho et al.
-    2020, eq. 13).
+    """Computes -log of the Gaussian's mass on each bin, summed: [B] in nats.
 
-    x0 in [-1, 1] is level k = round(127.5 (x0 + 1)) of 256; bins end at k ± ½, the first and the
-    last at ±infinity.
+    (Ho et al. 2020, eq. 13.) x0 in [-1, 1] is level k = round(127.5 (x0 + 1)) of 256; bins end at
+    k ± ½, the first and the last at ±infinity.
     """
     shape = np.broadcast_shapes(x0.shape, mean.shape, log_scale.shape)
     x, m, s = (np.broadcast_to(v.astype(np.float64), shape) for v in (x0, mean, log_scale))
@@ -26,13 +23,13 @@ def discretized_gaussian_nll(x0: NDArray, mean: NDArray, log_scale: NDArray) -> 
 
 
 def bins(x: NDArray, mean: NDArray, log_scale: NDArray) -> NDArray[np.float64]:
-    """The terms of the sum."""
+    """Returns the terms of the sum."""
     level = np.clip(np.rint(127.5 * (x + 1)), 0, 255)
     center = (2 * level - 255) / 255 - mean
     inverse = np.exp(-log_scale)
     low, high = (center - 1 / 255) * inverse, (center + 1 / 255) * inverse
     first, last = level == 0, level == 255
-    # by symmetry the bin lies in the upper half: [a, b] with a + b >= 0
+    # by symmetry the bin is [a, b] with a + b >= 0
     flip = first | (~last & (center < 0))
     a, b = np.where(flip, -high, low), np.where(flip, -low, high)
     b = np.where(first | last, np.inf, b)
@@ -41,7 +38,7 @@ def bins(x: NDArray, mean: NDArray, log_scale: NDArray) -> NDArray[np.float64]:
 
 
 def _minus_log_mass(a: NDArray, b: NDArray) -> NDArray[np.float64]:
-    """-log ∫_a^b of the standard normal density, a + b >= 0."""
+    """Returns -log ∫_a^b of the standard normal density, a + b >= 0."""
     # narrow: quadrature of exp((a² - t²)/2), whose exponent stays moderate
     width = b - a
     narrow = width * (np.abs(a) + width + 1) < 8
@@ -64,8 +61,9 @@ def _minus_log_mass(a: NDArray, b: NDArray) -> NDArray[np.float64]:
 
 
 def _minus_log_tail(t: NDArray) -> NDArray[np.float64]:
-    """-log Q(t), Q the normal's upper tail at t >= 0: erfc, and far out the continued fraction of
-    Laplace.
+    """Returns -log Q(t), Q the normal's upper tail, t >= 0.
+
+    By erfc, and for large t by Laplace's continued fraction.
     """
     near = -np.log(0.5 * _erfc(np.where(t < 20, t, 0.0) / math.sqrt(2)))
     fraction = np.maximum(t, 20.0)

@@ -9,7 +9,10 @@ EXP_HIGH = np.float32(float.fromhex("0x1.617d78p+6"))
 
 
 def exp(x: NDArray) -> NDArray:
-    """NumPy's in float64; in float32 the polynomial, infinite above 88.37 and zero below -87.33."""
+    """Returns e^x: NumPy's in float64, the polynomial in float32.
+
+    The polynomial is infinite above 88.37 and zero below -87.33.
+    """
     if x.dtype == np.float64:
         return np.exp(x)
     f = np.float32

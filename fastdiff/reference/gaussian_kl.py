@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 def gaussian_kl(
     mean1: NDArray, logvar1: NDArray, mean2: NDArray | None = None, logvar2: NDArray | None = None
 ) -> NDArray[np.float64]:
-    """KL(N(mean1, e^logvar1) || N(mean2, e^logvar2)) [B] in nats, summed over a sample; the second
-    defaults to N(0, I).
+    """Computes KL(N(mean1, e^logvar1) || N(mean2, e^logvar2)), [B] in nats.
+
+    The second Gaussian defaults to N(0, I).
 
     ½ Σ (e^d - 1 - d + (mean1 - mean2)² e^-logvar2) with d = logvar1 - logvar2 (Kingma & Welling
     2014, appendix B).

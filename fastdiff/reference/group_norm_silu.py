@@ -20,18 +20,16 @@ def group_norm_silu(
     add: NDArray | None = None,
     silu: bool = True,
 ) -> NDArray:
-    """silu(((u - mean)/sqrt(var + eps)·weight + bias)·(1 + scale) + shift), u = x + add, in x's
-    dtype.
+    """Computes silu(((u - mean)/sqrt(var + eps)·weight + bias)·(1 + scale) + shift), u = x + add.
 
-    Mean and variance of every group of channels of a sample are taken in float64 (Wu & He 2018, eq.
-    1–4); the rest is in
-    the compute type: float64 for float64, else float32.
+    Mean and variance of every group of channels of a sample are computed in float64 (Wu & He 2018,
+    eq. 1–4), the rest in the compute type: float64 for float64, else float32.
     """
     compute = np.float64 if x.dtype == np.float64 else np.float32
     batch, channels = x.shape[:2]
 
     def channelwise(values: NDArray | None, absent: float) -> NDArray:
-        """[B or 1, C, 1, …] in the compute type."""
+        """Returns values [B or 1, C, 1, …] in the compute type."""
         values = np.full(channels, absent) if values is None else values
         return values.astype(compute).reshape(-1, channels, *(1,) * (x.ndim - 2))
 

@@ -17,7 +17,7 @@ def noise_mse(
     stream: int = 2,
     weight: ArrayLike | None = None,
 ) -> NDArray[np.float64]:
-    """w_b mean_e (prediction - eps)² [B] (Ho et al. 2020, eq. 14)."""
+    """Computes w_b mean_e (prediction - eps)² [B] (Ho et al. 2020, eq. 14)."""
     noise = randn(
         prediction.shape,
         seed=seed,

@@ -9,11 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 def q_posterior(
     x0: NDArray, x_t: NDArray, t: ArrayLike, alphas_cumprod: ArrayLike
 ) -> tuple[NDArray, NDArray, NDArray]:
-    """(mean [B, …], variance [B], log-variance [B]) of q(x_{t-1} | x_t, x0) (Ho et al. 2020, eq. 6
-    and 7).
+    """Computes (mean [B, …], variance [B], log-variance [B]) of q(x_{t-1} | x_t, x0).
 
-    t int [B] into alphas_cumprod float64 [T]. At t = 0 the variance is 0 and the log-variance that
-    of t = 1.
+    (Ho et al. 2020, eq. 6 and 7.) t int [B] into alphas_cumprod float64 [T]. At t = 0 the variance
+    is 0 and the log-variance that of t = 1.
     """
     compute = np.float64 if x0.dtype == np.float64 else np.float32
     cumulative = np.asarray(alphas_cumprod, np.float64)
@@ -28,7 +27,7 @@ def q_posterior(
         return np.sqrt(p) * (beta / (1.0 - a)), np.sqrt(alpha) * left, beta * left
 
     on_x0, on_x, variance = parts(index)
-    # T = 1 has no t = 1: its beta stands in
+    # T = 1 has no t = 1: the log of its beta
     log_variance = (
         np.log(parts(np.maximum(index, 1))[2])
         if len(cumulative) > 1

@@ -20,7 +20,7 @@ def q_sample(
     step: int = 0,
     stream: int = 2,
 ) -> NDArray:
-    """x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4).
+    """Computes x_t = alpha_t x0 + sigma_t eps (Ho et al. 2020, eq. 4).
 
     x0 [B, …]; t int [B] into alpha, sigma float64 [T], or None with alpha, sigma [B].
     """

@@ -24,8 +24,9 @@ _COS = [
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike, rounds: int = 10) -> NDArray[np.uint32]:
-    """Philox4x32 (Salmon et al. 2011, section 4.3): uint32 counter [..., 4] and key [..., 2] to
-    words [..., 4].
+    """Computes the words of Philox4x32 (Salmon et al. 2011, section 4.3), uint32 [..., 4].
+
+    counter: uint32 [..., 4]; key: uint32 [..., 2].
     """
     c = [np.asarray(counter, dtype=np.uint64)[..., i] for i in range(4)]
     k = [np.asarray(key, dtype=np.uint64)[..., i] for i in range(2)]
@@ -70,8 +71,9 @@ def _horner(coefficients: list[float], x: NDArray[np.float32]) -> NDArray[np.flo
 def normals(
     n: int, seed: ArrayLike, sample_ids: NDArray[np.int64], step: ArrayLike, stream: int
 ) -> NDArray[np.float32]:
-    """float32 [B, n] normals of the contract; seed and step are scalars or [B] (uint64 and
-    integers).
+    """Returns the normals of the contract, float32 [B, n].
+
+    seed and step are scalars or [B], uint64 and integers.
     """
     batch, groups = len(sample_ids), (n + 3) // 4
     seeds = np.broadcast_to(np.asarray(seed).astype(np.uint64), (batch,))
@@ -100,7 +102,7 @@ def randn(
     stream: int = 0,
     dtype: type = np.float32,
 ) -> NDArray:
-    """Standard normals [B, …] as a pure function of (seed, sample id, stream, step, element).
+    """Draws standard normals [B, …], a function of (seed, sample id, stream, step, element).
 
     seed: uint64 scalar or [B]; sample_ids: int [B], default 0 … B-1; values are float32, then cast
         to dtype.

@@ -20,7 +20,7 @@ def reparameterize(
     step: int = 0,
     stream: int = 3,
 ) -> NDArray:
-    """A draw of N(mean, exp(logvar)) (Kingma & Welling 2014, section 2.4)."""
+    """Draws from N(mean, exp(logvar)) (Kingma & Welling 2014, section 2.4)."""
     compute: Any = np.float64 if mean.dtype == np.float64 else np.float32
     noise = randn(mean.shape, seed=seed, sample_ids=sample_ids, step=step, stream=stream).astype(
         compute

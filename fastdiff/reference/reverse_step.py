@@ -1,8 +1,7 @@
-"""One row of a plan, sample by sample: an interpreter of the table schema that shares no code with
-the solvers.
+"""One row of a plan: an interpreter of the table's columns that shares no code with the solvers.
 
-Written from kernels/README.md section 4 alone; it walks the samples in a Python loop, so that what
-a per-sample row means is plain to see.
+It is written from kernels/README.md section 4 alone. The samples are processed one by one in a
+Python loop, which shows what a row per sample means.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ COLUMNS = (
 
 
 class Step(NamedTuple):
-    """What a row gives: x_s [B, …]; slots [S, B, …] or None; x0 [B, …] after the clip;
+    """The results of a row: x_s [B, …]; slots [S, B, …] or None; x0 [B, …] after the clip;
     network_input [B or 2B, …]; row [B]."""
 
     x_s: NDArray
@@ -47,7 +46,7 @@ def reverse_step(
     gradient: NDArray | None = None,
     stream: int = 1,
 ) -> Step:
-    """Carries out row[b] of table [R, 56] for every sample b; see kernels/README.md section 4."""
+    """Executes row[b] of table [R, 56] for every sample b; see kernels/README.md section 4."""
     compute = np.float64 if x_t.dtype == np.float64 else np.float32
     batch = x_t.shape[0]
     rows = np.broadcast_to(np.asarray(row), (batch,))
@@ -128,7 +127,7 @@ def _combine(
 
 
 def _split(out: NDArray, shape: tuple[int, ...]) -> tuple[NDArray, NDArray | None]:
-    """A model output with twice the channels is (prediction, variance half)."""
+    """Splits a model output with twice the channels into (prediction, variance half)."""
     if out.shape == shape:
         return out, None
     half = out.shape[0] // 2
@@ -136,8 +135,9 @@ def _split(out: NDArray, shape: tuple[int, ...]) -> tuple[NDArray, NDArray | Non
 
 
 def _rescale(cond: NDArray, guided: NDArray, phi: float) -> Any:
-    """phi std(cond)/std(guided) + 1 - phi in float64, cast to the compute type (Lin et al. 2024,
-    eq. 15 and 16).
+    """Returns phi std(cond)/std(guided) + 1 - phi in float64, cast to the compute type.
+
+    (Lin et al. 2024, eq. 15 and 16.)
     """
     spread = [
         np.sqrt(v.astype(np.float64).var(ddof=1)) if v.size > 1 else np.nan for v in (cond, guided)
@@ -147,8 +147,9 @@ def _rescale(cond: NDArray, guided: NDArray, phi: float) -> Any:
 
 
 def _threshold(x0: NDArray, ratio: float, bound: Any) -> Any:
-    """The ratio-quantile of |x0|, interpolated, held in [1, bound] (Saharia et al. 2022, section
-    2.3).
+    """Returns the ratio-quantile of |x0|, interpolated and clamped to [1, bound].
+
+    (Saharia et al. 2022, section 2.3.)
     """
     ordered = np.sort(np.abs(x0), axis=None)  # NaN sorts to the end
     position = ratio * (ordered.size - 1)

@@ -23,8 +23,9 @@ VLB_COLUMNS = (
 def vlb_terms(
     x0: NDArray, x_t: NDArray, model_output: NDArray, table: NDArray[np.float64], t: ArrayLike
 ) -> NDArray[np.float64]:
-    """L_{t-1} [B] in nats (Ho et al. 2020, eq. 5): KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), at
-    `first` -log p(x0|x_1).
+    """Computes the bound's term L_{t-1}, [B] in nats (Ho et al. 2020, eq. 5).
+
+    It is KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t)), and -log p(x0|x_1) in rows with `first`.
 
     table: float64 [T, 9], see VLB_COLUMNS; model_output with twice the channels carries the
         variance's half.

@@ -1,4 +1,4 @@
-"""More than 2³¹ elements: the launchers' index arithmetic by itself, and one real tensor of more
+"""More than 2³¹ elements: the launchers' index arithmetic alone, and one real tensor of more
 than 2³¹ bytes.
 """
 
@@ -70,9 +70,9 @@ def test_a_tensor_of_more_than_two_to_the_31_bytes() -> None:
     sentinels around untouched.
     """
     n = 2**28 + 3
-    room = torch.empty(2 * n + 2)
-    room[0] = room[-1] = 7.0
-    x = room[1:-1].view(2, n)
+    buffer = torch.empty(2 * n + 2)
+    buffer[0] = buffer[-1] = 7.0
+    x = buffer[1:-1].view(2, n)
     with fastdiff.use("cpu"):
         ops.randn((2, n), seed=5, stream=1, out=x)
     for b in (0, 1):
@@ -81,10 +81,10 @@ def test_a_tensor_of_more_than_two_to_the_31_bytes() -> None:
             first, second = _box_muller(words[[0, 2]], words[[1, 3]])
             expected = np.stack([first, second], axis=1).ravel()[: n - 4 * group]
             assert np.array_equal(x[b, 4 * group : 4 * group + 4].numpy(), expected)
-    assert room[0] == 7 and room[-1] == 7
+    assert buffer[0] == 7 and buffer[-1] == 7
     with fastdiff.use("cpu"):  # in place, a whole step: x * 0.5 - 0.25 x = 0.25 x
         table = torch.zeros(1, 56, dtype=torch.float64)
         table[0, [6, 7, 16, 17]] = torch.tensor([1.0, -1.0, 0.5, -0.25], dtype=torch.float64)
         tail = x[1, -5:].clone()
         ops.reverse_step(x, x, table, torch.zeros(2, dtype=torch.int64), out=x)
-    assert torch.equal(x[1, -5:], tail * 0.5) and room[-1] == 7
+    assert torch.equal(x[1, -5:], tail * 0.5) and buffer[-1] == 7

@@ -3,7 +3,7 @@ level).
 
 tests/backend/native/digests.txt holds the digests of contract version 1; the baseline level is
 checked against the oracle by the op tests, so equal digests mean right bits at every level.
-tests/backend/native/README.md tells how a level that this machine lacks is run in an emulator.
+tests/backend/native/README.md says how a level that this machine lacks is run in an emulator.
 """
 
 from __future__ import annotations

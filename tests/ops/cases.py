@@ -50,14 +50,15 @@ def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarra
     table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
     table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
     table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
-    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that is kept
+    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that keeps its value
     table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
     return table
 
 
 def outside(backend: str, call: Callable[[], torch.Tensor], message: str, bad: int) -> None:
-    """A time outside its table: the CPU raises before it writes; a GPU makes the sample `bad` NaN,
-    and tells later.
+    """Tests a time outside its table.
+
+    The CPU raises before it writes; a GPU makes the sample `bad` NaN and reports it later.
     """
     if backend not in ("cuda", "triton"):
         with pytest.raises(IndexError) as error:
@@ -71,7 +72,7 @@ def outside(backend: str, call: Callable[[], torch.Tensor], message: str, bad: i
     )
     with pytest.raises(IndexError, match=message.split(":")[0] + ".*those samples are NaN"):
         fastdiff.backend.check(result.device)
-    fastdiff.backend.check(result.device)  # told once
+    fastdiff.backend.check(result.device)  # the error is raised once
 
 
 def truth(x: torch.Tensor) -> np.ndarray:

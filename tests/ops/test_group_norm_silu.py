@@ -21,8 +21,9 @@ from fastdiff.backend import library
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 SHAPES = [
-    ((2, 32, 16, 16), 8), ((3, 64, 4, 4), 32), ((1, 320, 7, 9), 32), ((2, 30, 65), 3), ((4, 16), 4), ((2, 8, 1, 1), 2),
-    ((2, 33, 10, 10), 1), ((2, 24, 3, 4, 5), 24), ((1, 20, 33, 67), 4), ((2, 144, 8, 8), 1), ((5, 1, 9), 1),
+    ((2, 32, 16, 16), 8), ((3, 64, 4, 4), 32), ((1, 320, 7, 9), 32), ((2, 30, 65), 3), ((4, 16), 4),
+    ((2, 8, 1, 1), 2), ((2, 33, 10, 10), 1), ((2, 24, 3, 4, 5), 24), ((1, 20, 33, 67), 4),
+    ((2, 144, 8, 8), 1), ((5, 1, 9), 1),
 ]  # fmt: skip
 IDS = ["x".join(map(str, shape)) + f"/{groups}" for shape, groups in SHAPES]
 
@@ -50,7 +51,7 @@ def oracle(x: torch.Tensor, groups: int, options: dict[str, Any]) -> np.ndarray:
 
 
 def close(got: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
-    """Relative to the largest value, beside one rounding of the stored type."""
+    """Relative to the largest value, plus one rounding of the stored type."""
     size = max(float(np.abs(expected).max()), 1e-30)
     limit = GROUP_NORM["float64" if dtype == torch.float64 else "float32"] * size
     bound = np.abs(expected) * ROUNDING[name(dtype)] + limit
@@ -186,10 +187,10 @@ def test_in_place_and_into_a_part(dtype: torch.dtype, backend: str) -> None:
 )
 def test_any_layout(backend: str, order: list[int], steps: list[int], offset: int) -> None:
     shape = (2, 6, 5, 7)
-    room = torch.randn(
+    buffer = torch.randn(
         [shape[i] * steps[i] + offset for i in order], generator=torch.Generator().manual_seed(1)
     )
-    view = room.permute([order.index(i) for i in range(4)])
+    view = buffer.permute([order.index(i) for i in range(4)])
     x = view[tuple(slice(offset, offset + n * k, k) for n, k in zip(shape, steps, strict=True))]
     assert torch.equal(
         ops.group_norm_silu(x, 3),

@@ -100,7 +100,7 @@ def test_equals_the_op(solver: str, guided: bool, backend: str) -> None:
     """
     if solver == "random":
         table = torch.from_numpy(random_table(9, 1, learned=False))
-        table[:, 5] = 0.0  # no gradient is given
+        table[:, 5] = 0.0  # no gradient is passed
     else:
         plan = make_plan(
             Schedule.linear(1000),

@@ -24,10 +24,10 @@ def layouts(draw: st.DrawFn) -> torch.Tensor:
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.integers(1, 3)) for _ in shape]
     starts = [draw(st.integers(0, 2)) for _ in shape]
-    room = torch.randn(
+    buffer = torch.randn(
         [shape[i] * steps[i] + starts[i] for i in order], generator=torch.Generator().manual_seed(1)
     )
-    view = room.permute([order.index(i) for i in range(len(shape))])
+    view = buffer.permute([order.index(i) for i in range(len(shape))])
     view = view[tuple(slice(s, s + n * k, k) for s, n, k in zip(starts, shape, steps, strict=True))]
     for dim in range(1, view.ndim):
         if draw(st.booleans()):
@@ -61,8 +61,8 @@ def test_any_layout(backend: str, x: torch.Tensor) -> None:
 def test_unaligned_memory(offset: int, backend: str) -> None:
     """Addresses that are no multiple of 16 bytes, in every dtype."""
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        room = torch.randn(3 * 97 + offset, dtype=torch.float64).to(dtype)
-        x = room[offset:].view(3, 97)
+        buffer = torch.randn(3 * 97 + offset, dtype=torch.float64).to(dtype)
+        x = buffer[offset:].view(3, 97)
         for name, run in _runs(x).items():
             assert torch.equal(run(x), run(x.clone())), name
         out = torch.full((3 * 97 + offset + 1,), 7.0, dtype=dtype)

@@ -137,7 +137,7 @@ def test_out_and_workspace_allocate_nothing(op, backend, monkeypatch) -> None:
     monkeypatch.undo()
     assert torch.equal(out, expected)
     with pytest.raises(
-        ValueError, match="expected a workspace of 6 float32 values beside out, got none"
+        ValueError, match="expected a workspace of 6 float32 values with out, got none"
     ):
         op.run(**inputs, out=out)
     with pytest.raises(TypeError, match="expected a contiguous out of dtype float32"):

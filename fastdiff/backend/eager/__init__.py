@@ -1,11 +1,10 @@
-"""The `torch` backend: every fused op as plain tensor operations, for any device torch runs on.
+"""The `torch` backend: every fused op as plain tensor operations, on any device torch runs on.
 
-It is the fallback that always works, and the formula a gradient is taken of. Operation order and
+It is the fallback that always works, and its formulas define the gradients. Operation order and
 rounding are those of kernels/README.md, so its elementwise results equal the kernels' bit for bit
 in float32 and float64 (float64 exp aside).
 """
 
-from ...table import OPS
 from .discretized_gaussian_nll import discretized_gaussian_nll, discretized_gaussian_nll_backward
 from .gaussian_kl import gaussian_kl, gaussian_kl_backward
 from .group_norm_silu import group_norm_silu
@@ -18,11 +17,23 @@ from .reverse_step import reverse_step
 from .vlb_terms import vlb_terms, vlb_terms_backward
 
 LAUNCHERS = {
-    name: globals()[name]
-    for op in OPS
-    for name in (op, f"{op}_backward")
-    if name in globals()
+    launch.__name__: launch
+    for launch in (
+        randn,
+        q_sample,
+        reverse_step,
+        q_posterior,
+        reparameterize,
+        reparameterize_backward,
+        noise_mse,
+        noise_mse_backward,
+        gaussian_kl,
+        gaussian_kl_backward,
+        discretized_gaussian_nll,
+        discretized_gaussian_nll_backward,
+        vlb_terms,
+        vlb_terms_backward,
+        group_norm_silu,
+    )
 }
-"""The launchers, by the names that every backend shares: an op, and where it has one its backward
-pass.
-"""
+"""The launchers, named as in every backend: the ops, and the backward passes that some have."""

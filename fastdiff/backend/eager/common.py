@@ -1,6 +1,4 @@
-"""Pieces the eager ops share: the compute type, per-sample broadcasting and checked table
-look-ups.
-"""
+"""Functions that the eager ops share: the compute type, broadcasting and table look-ups."""
 
 from __future__ import annotations
 
@@ -9,27 +7,26 @@ from torch import Tensor
 
 
 def compute_dtype(state: Tensor) -> torch.dtype:
-    """float64 for a float64 state, else float32."""
+    """Returns the compute type: float64 for a float64 state, else float32."""
     return torch.float64 if state.dtype == torch.float64 else torch.float32
 
 
 def iota(batch: int, device: torch.device) -> Tensor:
-    """The default sample ids 0 … B-1."""
+    """Returns the default sample ids 0 … B-1."""
     return torch.arange(batch, device=device)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """[B] as [B, 1, …], to broadcast against `like`."""
+    """Returns values [B] as [B, 1, …], to broadcast against `like`."""
     return values.view(values.shape[0], *(1,) * (like.ndim - 1))
 
 
 def checked_index(index: Tensor, size: int, message: str | None) -> tuple[Tensor, Tensor | None]:
-    """(index held in range, validity [B] or None): the CPU raises IndexError, other devices mark
-    bad samples.
+    """Returns (index clamped into range, validity [B] or None).
 
-    A device is never read here: its bad samples become NaN, as in the GPU kernels. Without a
-        message (in a backward
-    pass, after the forward has checked) nothing is read anywhere.
+    A bad index on the CPU raises IndexError. Other devices are never read; the validity marks their
+    bad samples, which become NaN as in the GPU kernels. Without a message (in a backward pass, where
+    the forward pass has checked) the CPU is not read either.
     """
     valid = (index >= 0) & (index < size)
     if message is not None and index.device.type == "cpu":
@@ -41,15 +38,15 @@ def checked_index(index: Tensor, size: int, message: str | None) -> tuple[Tensor
 
 
 def store(out: Tensor, value: Tensor) -> None:
-    """out.copy_(value), rounded once: torch takes float64 to 16 bits by way of float32, which
-    rounds ties a second time.
+    """Stores out.copy_(value) with one rounding.
+
+    torch converts float64 to 16 bits through float32, which rounds twice.
     """
     if value.dtype == torch.float64 and out.element_size() == 2:
         single = value.to(torch.float32)
         back = single.to(torch.float64)
         bits = single.view(torch.int32)
-        # "round to odd": the last bit remembers that digits were lost, and the second rounding sees
-        # it
+        # "round to odd": the last bit records lost digits, so that the second rounding is right
         odd = (torch.where(back.abs() > value.abs(), bits - 1, bits) | 1).view(torch.float32)
         value = torch.where((back == value) | value.isnan(), single, odd)
     out.copy_(value)

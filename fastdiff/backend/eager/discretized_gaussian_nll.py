@@ -1,9 +1,8 @@
-"""`discretized_gaussian_nll` on torch: -log of the Gaussian's mass on each pixel's bin, summed over
-a sample.
+"""`discretized_gaussian_nll` on torch: -log of the Gaussian's mass on each pixel's bin, summed.
 
-A bin is turned into the upper half of the normal. A narrow one is integrated by a series around its
-middle; a wide one takes a difference of Mills ratios in the tail, and the complement's mass around
-the middle. Nothing is clamped.
+By symmetry a bin is moved into the upper half of the normal. A narrow bin is integrated by a series
+around its middle. A wide bin is a difference of Mills ratios in the tail, and one minus the
+complement's mass around the middle. Nothing is clamped.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _NARROW = {
 
 
 class Bins(NamedTuple):
-    """Terms and their derivatives, in the inputs' shape."""
+    """The terms and their derivatives, in the inputs' shape."""
 
     nll: Tensor
     by_mean: Tensor
@@ -93,8 +92,9 @@ def bins(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Bins:
 
 
 def _level_minus(u: Tensor, mean: Tensor) -> Tensor:
-    """u/255 - mean to full relative precision: high*255 is exact, so the quotient is known to twice
-    the digits.
+    """Returns u/255 - mean to full relative precision.
+
+    high*255 is exact, so the quotient has twice the digits.
     """
     integers = torch.int64 if u.dtype == torch.float64 else torch.int32
     high = ((u / 255).view(integers) & ~0xFFF).view(u.dtype)
@@ -106,7 +106,7 @@ def _density(t: Tensor) -> Tensor:
 
 
 def _series(hh: Tensor, yy: Tensor, orders_k: int, orders_j: int) -> Tensor:
-    """Σ_k (-h²/2)^k/k! Σ_j y^2j/((2j)! (2k + 2j + 1)) - 1."""
+    """Returns Σ_k (-h²/2)^k/k! Σ_j y^2j/((2j)! (2k + 2j + 1)) - 1."""
     total = torch.zeros_like(hh)
     power = torch.ones_like(hh)
     for k in range(orders_k):

@@ -1,5 +1,6 @@
-"""Elementary functions as the kernels compute them (kernels/README.md section 1.1); float64 takes
-torch's.
+"""Elementary functions as the kernels compute them (kernels/README.md section 1.1).
+
+float64 uses torch's functions.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def horner(coefficients: list[float], x: Tensor) -> Tensor:
 
 
 def _exponent(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(k, r, q): x = k ln 2 + r and q = e^r - 1 - r."""
+    """Returns (k, r, q): x = k ln 2 + r and q = e^r - 1 - r."""
     x = torch.where(x > EXP_HIGH, EXP_HIGH, x)
     x = torch.where(x < _LOW, _LOW, x)
     k = (x * float.fromhex("0x1.715476p+0") + 12582912.0) - 12582912.0
@@ -58,7 +59,7 @@ def _exponent(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def exp(x: Tensor) -> Tensor:
-    """e^x; in float32 the polynomial, infinite above 88.37 and zero below -87.33."""
+    """Returns e^x; in float32 by the polynomial, infinite above 88.37 and zero below -87.33."""
     if x.dtype == torch.float64:
         return torch.exp(x)
     k, r, q = _exponent(x)
@@ -69,7 +70,7 @@ def exp(x: Tensor) -> Tensor:
 
 
 def exp_minus_1_minus(x: Tensor) -> Tensor:
-    """e^x - 1 - x without cancellation near 0."""
+    """Returns e^x - 1 - x without cancellation near 0."""
     if x.dtype == torch.float64:
         series = (x * x) * horner([1 / math.factorial(n) for n in range(2, 15)], x)
         return torch.where(x.abs() < 0.25, series, torch.expm1(x) - x)
@@ -78,7 +79,7 @@ def exp_minus_1_minus(x: Tensor) -> Tensor:
 
 
 def mills(t: Tensor) -> Tensor:
-    """Q(t)/phi(t) for t >= 0: the normal's upper tail over its density."""
+    """Returns Q(t)/phi(t) for t >= 0: the normal's upper tail over its density."""
     center, slope, hexadecimal = _MILLS[t.dtype]
     s = torch.where(t > 1e30, 1.0, (t - center) / (t + center))
     return horner([float.fromhex(h) for h in hexadecimal.split()], s) / (1.0 + slope * t)

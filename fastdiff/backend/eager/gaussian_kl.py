@@ -1,5 +1,6 @@
-"""`gaussian_kl` on torch: 0.5 (e^d - 1 - d + (mean1 - mean2)² e^-logvar2) with d = logvar1 -
-logvar2, summed.
+"""`gaussian_kl` on torch, summed over a sample.
+
+0.5 (e^d - 1 - d + (mean1 - mean2)² e^-logvar2),   d = logvar1 - logvar2
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def kl_term(d: Tensor, m: Tensor, inverse: Tensor | float) -> Tensor:
 
 
 def kl_gradient(d: Tensor, m: Tensor, inverse: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-    """By mean1, logvar1 and logvar2."""
+    """Returns the derivatives by mean1, logvar1 and logvar2."""
     e = torch.expm1(d)
     return m * inverse, e * 0.5, (e + (m * m) * inverse) * -0.5
 
@@ -63,7 +64,7 @@ def _parts(
     mean2: Tensor | None,
     logvar2: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | float]:
-    """(d, mean difference, e^-logvar2), [B, n]."""
+    """Returns (d, mean difference, e^-logvar2), [B, n]."""
     m1, v1 = mean1.to(compute), logvar1.to(compute)
     if mean2 is None or logvar2 is None:
         return v1, m1, 1.0

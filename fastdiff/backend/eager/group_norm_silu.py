@@ -1,10 +1,10 @@
-"""`group_norm_silu` on torch, and its gradient: silu(((u - mean)·rstd·weight + bias)(1 + scale) +
-shift), u = x + add.
+"""`group_norm_silu` on torch, and its gradient.
+
+    silu(((u - mean)·rstd·weight + bias)(1 + scale) + shift),   u = x + add
 
 The forward pass sums in the order of the C++ kernels (kernels/README.md section 12), so float32
-results agree bit for bit.
-The gradient is a formula of differentiable operations: it can be compiled, and differentiated
-    again.
+results agree bit for bit. The gradient is a formula of differentiable operations: it can be
+compiled, and differentiated again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch.nn.functional import pad
 from .common import store
 from .elementary import EXP_HIGH, exp
 
-POSITIONS = 64  # of a channel whose moments are taken together
+POSITIONS = 64  # positions of a channel that share one pair of moments
 PARTIALS = 16
 
 
 def chunks(positions: int) -> int:
-    """How many chunks of positions a channel has."""
+    """Returns how many chunks of positions a channel has."""
     return -(-positions // POSITIONS)
 
 
@@ -39,7 +39,7 @@ def group_norm_silu(
     eps: float,
     silu: bool,
 ) -> None:
-    """`out` and `x` are [B, C, n] views; room for statistics is for backends that need it."""
+    """Launches the op; `out` and `x` are [B, C, n] views. The buffers are for other backends."""
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     u = x.to(compute)
     u = u if add is None else u + add.to(compute)[:, :, None]
@@ -58,14 +58,15 @@ def group_norm_silu(
 
 
 def silu_of(z: Tensor) -> Tensor:
-    """z/(1 + e^-z); 0 in float32 where e^-z is infinite."""
+    """Returns z/(1 + e^-z); 0 in float32 where e^-z is infinite."""
     y = z / (1 + exp(-z))
     return y if z.dtype == torch.float64 else torch.where(z < -EXP_HIGH, 0.0, y)
 
 
 def moments(u: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """float64 [B, groups]: mean and 1/sqrt(variance + eps) of [B, C, n], summed as the kernels
-    do.
+    """Returns mean and 1/sqrt(variance + eps) of x [B, C, n], float64 [B, groups] each.
+
+    They are summed in the order of the kernels.
     """
     batch, channels, positions = u.shape
     count, width = chunks(positions), channels // groups
@@ -78,8 +79,7 @@ def moments(u: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     squares = sum16(apart * apart).double()
     mean, sizes = mean.double(), sizes.double()
 
-    # from chunks to channels, then from channels to groups; distances are taken to the first of
-    # each
+    # from chunks to channels, then from channels to groups; means are relative to the first of each
     apart = mean - mean[..., :1]
     weighted = sizes * apart
     total = sum16(weighted)
@@ -95,8 +95,9 @@ def moments(u: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def sum16(terms: Tensor) -> Tensor:
-    """Sums over the last dimension: term i goes to partial sum i mod 16 in order, the 16 are folded
-    by halves.
+    """Sums over the last dimension: term i is added to partial sum i mod 16, in order.
+
+    The 16 partial sums are then added by halves.
     """
     rows = -(-terms.shape[-1] // PARTIALS)
     parts = pad(terms, (0, rows * PARTIALS - terms.shape[-1])).view(
@@ -124,7 +125,7 @@ def group_norm_silu_backward(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by x, weight, bias, scale, shift and add, in the compute type.
+    """Returns the gradients by x, weight, bias, scale, shift and add, in the compute type.
 
     With h the normalised u, n = h·weight + bias, z = n(1 + scale) + shift and G = dL/dz:
     dL/du = rstd(e - mean(e) - h·mean(e·h)) with e = G(1 + scale)weight and means over the group.
@@ -138,8 +139,9 @@ def group_norm_silu_backward(
         return values.to(compute).view(-1, channels, *(1,) * len(spatial))
 
     def by_group(values: Tensor) -> Tensor:
-        """[B, C] of a mean over positions: the mean over its group, for each channel, [B, C, 1,
-        …].
+        """Returns, from a mean over positions [B, C], each channel's mean over its group.
+
+        Its shape is [B, C, 1, …].
         """
         groupwise = values.view(batch, groups, -1).mean(2)
         return groupwise.repeat_interleave(channels // groups, 1).view(

@@ -42,7 +42,7 @@ def q_posterior(
 def coefficients(
     t: Tensor, alphas_cumprod: Tensor, message: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Float64 [B]: the mean's factors of x0 and x_t, the variance; and t's validity."""
+    """Returns the mean's factors of x0 and x_t and the variance, float64 [B], and t's validity."""
     t, valid = checked_index(t, len(alphas_cumprod), message)
     a = alphas_cumprod.index_select(0, t)
     p = torch.where(t > 0, alphas_cumprod.index_select(0, (t - 1).clamp(min=0)), 1.0)

@@ -45,7 +45,7 @@ def q_sample(
 def coefficients(
     x0: Tensor, t: Tensor | None, alpha: Tensor, sigma: Tensor, message: str | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """alpha and sigma of each sample, [B, 1, …] in the compute type, and the validity of t."""
+    """Returns alpha and sigma, [B, 1, …] in the compute type, and the validity of t."""
     compute, valid = compute_dtype(x0), None
     if t is not None:
         t, valid = checked_index(t, alpha.shape[0], message)
@@ -62,7 +62,7 @@ def regenerate(
     stream: int,
     fast: bool,
 ) -> Tensor:
-    """The op's noise, float32 in the shape of `like`."""
+    """Returns the op's noise, float32 in the shape of `like`."""
     batch = like.shape[0]
     return rng.normals(
         math.prod(like.shape[1:]),

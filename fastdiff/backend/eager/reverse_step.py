@@ -23,9 +23,7 @@ ROW_ERROR = (
 
 
 class Row(NamedTuple):
-    """Everything a step reads, evaluated: coefficients [B, 56] and the operands of the
-    combinations.
-    """
+    """What a row reads: its coefficients [B, 56] and the operands of the combinations."""
 
     c: Tensor
     mask: int
@@ -38,12 +36,13 @@ class Row(NamedTuple):
     valid: Tensor | None
 
     def coefficient(self, name: str) -> Tensor:
-        """[B, 1, …]"""
+        """Returns a coefficient of each sample, [B, 1, …]."""
         return per_sample(self.c[:, INDEX[name]], self.operands["x"])  # type: ignore[arg-type]
 
     def combine(self, names: list[tuple[str, Tensor | None]]) -> Tensor:
-        """sum of coefficient·operand over (column, operand), from +0 and in order, zero
-        coefficients unread.
+        """Returns the sum of coefficient·operand over (column, operand), from +0 and in order.
+
+        Operands with a zero coefficient are not read.
         """
         total = torch.zeros_like(self.operands["x"])  # type: ignore[arg-type]
         for name, value in names:
@@ -54,7 +53,7 @@ class Row(NamedTuple):
 
 
 def reverse_step(step: Any) -> None:
-    """`step` is a checked fastdiff.ops.step.StepArguments."""
+    """Executes a row per sample; `step` is a checked fastdiff.ops.step.StepArguments."""
     table, slots, slots_out, input_out = step.table, step.slots, step.slots_out, step.input_out
     r = evaluate(step, ROW_ERROR)
     x = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS])
@@ -64,7 +63,7 @@ def reverse_step(step: Any) -> None:
         r.combine([(f"s{i + 1}.{o}", r.operands[o]) for o in OPERANDS]) for i in _slots(slots_out)
     ]
     follow = r.c[:, INDEX["next"]].to(torch.int64)
-    # every read is done: the outputs may be the inputs' memory
+    # everything has been read: the outputs may be the inputs' memory
     for i, value in enumerate(fresh):
         written = per_sample(_written(r.c, i), value)
         keep = slots[i] if slots is not None else slots_out[i]
@@ -85,10 +84,9 @@ def reverse_step(step: Any) -> None:
 
 
 def evaluate(step: Any, message: str | None = None) -> Row:
-    """Sections 4.1 to 4.5 of kernels/README.md: all operands of the row's combinations.
+    """Computes all operands of the row's combinations (kernels/README.md sections 4.1 to 4.5).
 
-    With a `message` for rows outside the table, rows and operands are checked where that needs no
-    read of a device.
+    With a `message` for rows outside the table, rows and operands are checked, on the CPU.
     """
     x_t, model_output, slots, guidance = step.x_t, step.model_output, step.slots, step.guidance
     table, gradient, used = step.table, step.gradient, step.used
@@ -162,7 +160,7 @@ def evaluate(step: Any, message: str | None = None) -> Row:
 def vjp(
     r: Row, step: Any, g_x: Tensor, g_slots: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Gradients to (x_t, model_output, slots) of a row, from those to its next x and its slots.
+    """Returns the gradients to (x_t, model_output, slots), from those to next x and next slots.
 
     A sample's rescale factor and dynamic threshold count as constants.
     """
@@ -223,9 +221,7 @@ def _check_operands(
     gradient: bool,
     noise: bool,
 ) -> None:
-    """Raises ValueError where a sample's row reads an operand that was not given, as the C++
-    backend does.
-    """
+    """Raises ValueError where a sample's row reads an operand that is missing, as in C++."""
 
     def read(operand: str) -> Tensor:
         return (wide[:, [INDEX[f"{to}.{operand}"] for to in OUTPUTS]] != 0).any(1)
@@ -242,8 +238,8 @@ def _check_operands(
             read("z") & (wide[:, INDEX["noise_mode"]] == 1),
         ),
     } | {f"at least {i} slots": (i <= slots, read(f"s{i}")) for i in range(1, SLOTS + 1)}
-    for name, (given, needed) in needs.items():
-        if not given and bool(needed.any()):
+    for name, (present, needed) in needs.items():
+        if not present and bool(needed.any()):
             at = int(needed.to(torch.int8).argmax())
             raise ValueError(
                 f"fastdiff.reverse_step: expected {name}, which row {int(row[at])} reads at index"
@@ -252,8 +248,9 @@ def _check_operands(
 
 
 def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    """[B, 1, …]: phi std(cond)/std(guided) + 1 - phi, statistics in float64; 1 where the row does
-    not rescale.
+    """Returns phi std(cond)/std(guided) + 1 - phi, [B, 1, …]; 1 where the row does not rescale.
+
+    The statistics are float64.
     """
 
     def deviation(v: Tensor) -> Tensor:
@@ -264,7 +261,7 @@ def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tens
 
 
 def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
-    """[B, 1, …]: the ratio-quantile of |x0|, interpolated, held in [1, bound]."""
+    """Returns the ratio-quantile of |x0|, interpolated and clamped to [1, bound], [B, 1, …]."""
     n = x0[0].numel() if len(x0) else 0
     if n == 0:
         return bound
@@ -278,7 +275,7 @@ def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
 
 
 def split(out: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A model output with twice the channels is (prediction, variance half)."""
+    """Splits a model output with twice the channels into (prediction, variance half)."""
     if out.shape[1:] == x.shape[1:]:
         return out, None
     first, second = out.chunk(2, dim=1)
@@ -290,7 +287,7 @@ def _slots(slots: Tensor | None) -> range:
 
 
 def _written(c: Tensor, i: int) -> Tensor:
-    """[B]: whether the row defines slot i + 1."""
+    """Returns whether each sample's row defines slot i + 1, [B]."""
     first = INDEX[f"s{i + 1}.x"]
     return (c[:, first : first + len(OPERANDS)] != 0).any(dim=1)
 

@@ -1,5 +1,6 @@
-"""Sums over a sample on torch (kernels/README.md section 7): 64 partial sums a chunk of 1,024,
-chunks in float64.
+"""Sums over a sample on torch (kernels/README.md section 7).
+
+A chunk of 1,024 elements has 64 partial sums; chunks are added in float64.
 
 torch's own sum adds in an order that may change with the batch; this one depends on the sample's
 size alone, and is the order of the C++ kernels.
@@ -11,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-CHUNK = 1024  # elements of a sample whose terms are summed together
+CHUNK = 1024  # elements of a chunk
 PARTIALS = 64
 
 
 def chunks(per_sample: int) -> int:
-    """How many of them a sample has."""
+    """Returns how many chunks a sample has."""
     return -(-per_sample // CHUNK)
 
 
 def sum_samples(terms: Tensor) -> Tensor:
-    """float64 [B] from terms [B, …]."""
+    """Returns the sums, float64 [B], of terms [B, …]."""
     batch = len(terms)
     flat = terms.reshape(batch, -1) if terms.numel() else terms.new_zeros(batch, 0)
     n = flat.shape[1]

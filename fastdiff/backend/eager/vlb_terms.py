@@ -1,6 +1,4 @@
-"""`vlb_terms` on torch: KL of the posterior to the model's Gaussian, or the data's NLL at the first
-step.
-"""
+"""`vlb_terms` on torch: the posterior's KL to the model's Gaussian, at the first step the NLL."""
 
 from __future__ import annotations
 
@@ -54,7 +52,7 @@ def vlb_terms_backward(
 def _evaluate(
     compute: torch.dtype, x0: Tensor, x_t: Tensor, model_output: Tensor, table: Tensor, t: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Terms and their derivatives by the two halves of the output."""
+    """Returns the terms and their derivatives by the two halves of the output."""
     rows = table.index_select(0, t).to(compute)
     x0_x, x0_out, bound, mean_x0, mean_x, logvar_q, lo, hi, first = (
         per_sample(c, x0) for c in rows.unbind(1)

@@ -1,9 +1,8 @@
-"""Launches the kernels: argument lists, tile sizes, launch counters and the error word. Imports
-triton at first use.
+"""Launches the kernels: argument lists, tile sizes, launch counters and the error word.
 
-Every function takes validated, contiguous tensors on one device (None where absent) and starts its
-kernels on the current stream without reading the device. `launches` counts launches by kernel;
-`check` reads a device's error word.
+Triton is imported at the first launch. Every function takes validated, contiguous tensors on one
+device (None where absent) and starts its kernels on the current stream without reading the device.
+`launches` counts launches by kernel; `check` reads a device's error word.
 """
 
 from .common import TILE, WARPS, Call, check, launches, run, tile_shape

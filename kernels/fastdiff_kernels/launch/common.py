@@ -1,6 +1,4 @@
-"""What every launch shares: the call itself, tiles, noise arguments, counters and the error
-word.
-"""
+"""Functions that all launches share: the call, tiles, noise arguments, counters, error word."""
 
 from __future__ import annotations
 
@@ -24,14 +22,14 @@ _OUTSIDE = {
     4: "vlb_terms: expected t inside the table",
 }
 
-# elements a program: 8 a thread, so that loads overlap and registers suffice for full occupancy
+# elements of a program: 8 per thread, so that loads overlap at full occupancy
 TILE = 1024
 WARPS = 4
 _CHUNKS_Y = 65535  # what CUDA allows on grid axes 1 and 2
 
 
 class Call(NamedTuple):
-    """One kernel launch: everything Triton is given."""
+    """One kernel launch: all that is passed to Triton."""
 
     op: str
     module: str
@@ -46,11 +44,10 @@ class Call(NamedTuple):
 
 
 def tile_shape(size: int) -> tuple[int, int]:
-    """(samples, elements) of a tile: powers of two with product TILE (short samples share a
-    program).
+    """Returns (samples, elements) of a tile: powers of two with product TILE.
 
-    Among the longer rows the one that wastes fewest lanes on a sample of `size` elements, the
-    longest of equals.
+    Short samples share a program. For longer ones the number of elements leaves the fewest threads
+    idle at the end of a sample of `size` elements; among equals it is the largest.
     """
     if size <= 128:
         elements = max(4, 1 << max(size - 1, 0).bit_length())
@@ -60,7 +57,7 @@ def tile_shape(size: int) -> tuple[int, int]:
 
 
 def extent(out: Tensor) -> tuple[int, int]:
-    """(samples, elements of a sample)."""
+    """Returns (samples, elements of a sample)."""
     batch = len(out)
     return batch, out.numel() // batch if batch else 0
 
@@ -73,10 +70,13 @@ def tiled(
     whole_chunks: bool = False,
     warps: int = WARPS,
 ) -> Call:
-    """A call over the samples and elements of `like`; <op>_backward lives in the module of <op>."""
+    """Returns a call over the samples and elements of `like`.
+
+    The kernel of <op>_backward is in the module of <op>.
+    """
     batch, size = extent(like)
     samples, elements = tile_shape(size)
-    if whole_chunks:  # of TILE elements, so that a sum's tree depends on the size alone
+    if whole_chunks:  # of TILE elements: the order of a sum depends on the size alone
         elements = min(TILE, max(4, 1 << max(size - 1, 0).bit_length()))
         samples = TILE // elements
     chunks = max(1, -(-size // elements))
@@ -92,7 +92,7 @@ def tiled(
 
 
 def options(fast: bool = False, warps: int = WARPS) -> dict[str, Any]:
-    """Exact means no contraction of a product and a sum into one rounding."""
+    """Returns compiler options; exact kernels don't fuse a product and a sum into one rounding."""
     return {"num_warps": warps, "enable_fp_fusion": fast}
 
 
@@ -105,8 +105,9 @@ def run(call: Call, out: Tensor) -> None:
 
 
 def check(device: torch.device | str) -> None:
-    """Raises IndexError if a kernel on the device met an index outside its table since the last
-    check (this waits).
+    """Raises IndexError if a kernel met an index outside its table since the last check.
+
+    It waits for the device.
     """
     error = _errors.get(_canonical(torch.device(device)))
     code = 0 if error is None else int(error.item())
@@ -121,8 +122,9 @@ def check(device: torch.device | str) -> None:
 def noise_arguments(
     generated: bool, seed: int | None, seeds: Tensor | None, sample_ids: Tensor | None, stream: int
 ) -> dict[str, Any]:
-    """The noise counter's arguments; integers go as int32, so that no value brings another
-    variant.
+    """Returns the noise counter's arguments.
+
+    Integers are passed as int32, because Triton compiles another variant for wider ones.
     """
     seed = seed or 0
     return {
@@ -135,7 +137,7 @@ def noise_arguments(
 
 
 def int32(word: int) -> int:
-    """The signed number with the bits of a 32-bit word."""
+    """Returns the signed number with the bits of a 32-bit word."""
     return word - (1 << 32) if word >= 1 << 31 else word
 
 

@@ -1,4 +1,4 @@
-"""randn and q_sample."""
+"""Launches randn and q_sample."""
 
 from __future__ import annotations
 

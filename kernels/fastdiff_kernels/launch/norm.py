@@ -1,4 +1,4 @@
-"""group_norm_silu: moments of chunks, statistics of groups, then the result."""
+"""Launches group_norm_silu: moments of chunks, statistics of groups, then the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from .common import _CHUNKS_Y, Call, int32, options, run
 
 _POSITIONS = 64  # of a chunk
-# of a program, at most, where they stand side by side: 16 bytes a thread and whole cache lines
+# at most, of a program, where channels are dense: 16 bytes per thread, whole cache lines
 _CHANNELS = 64
 _TILE = 2048  # elements of a program of the last kernel
 _WARPS = 8
@@ -30,8 +30,9 @@ def group_norm_silu(
     eps: float,
     silu: bool,
 ) -> None:
-    """`out` and `x` are [B, C, n] views; workspace [2, B, chunks of 64 positions, C], statistics
-    [2, B, groups].
+    """Launches the three kernels; `out` and `x` are [B, C, n] views.
+
+    The workspace is [2, B, chunks of 64 positions, C], the statistics are [2, B, groups].
     """
     run(group_norm_moments_call(workspace, x, add), x)
     run(group_norm_statistics_call(statistics, workspace, x, groups, eps), x)
@@ -54,7 +55,7 @@ def group_norm_moments_call(workspace: Tensor, x: Tensor, add: Tensor | None) ->
 def group_norm_statistics_call(
     statistics: Tensor, workspace: Tensor, x: Tensor, groups: int, eps: float
 ) -> Call:
-    low, high = struct.unpack("<Ii", struct.pack("<d", eps))  # Triton takes numbers as float32
+    low, high = struct.unpack("<Ii", struct.pack("<d", eps))  # Triton passes numbers as float32
     arguments: dict[str, Any] = {"statistics": statistics, "workspace": workspace}
     arguments |= {"eps_lo": int32(low), "eps_hi": high}
     arguments |= _sizes(x) | {"groups": groups, "E": 1, "FAST": False}
@@ -136,7 +137,7 @@ def _strides(name: str, x: Tensor) -> dict[str, Any]:
 
 
 def _rows(**views: Tensor | None) -> dict[str, Any]:
-    """[B, C] views of element stride 1 with the distance of their rows."""
+    """Returns [B, C] views of element stride 1, with the stride of their rows."""
     dense: dict[str, Any] = {
         name: v if v is None or v.stride(1) == 1 or v.shape[1] == 1 else v.contiguous()
         for name, v in views.items()

@@ -1,4 +1,4 @@
-"""q_posterior and reparameterize."""
+"""Launches q_posterior and reparameterize."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""reverse_step: decides on the kernel's variant, and runs the prepasses that the table's rows
-need.
-"""
+"""Launches reverse_step: the kernel's variant, and the prepasses that the table's rows need."""
 
 from __future__ import annotations
 
@@ -19,7 +17,10 @@ _BLOCK, _PER_WARP = 4096, 256
 
 
 def reverse_step(step: Any) -> None:
-    """`step` has the attributes of fastdiff.ops.step.StepArguments, checked."""
+    """Launches the kernels; `step` has the attributes of a checked StepArguments.
+
+    (fastdiff.ops.step, which this package does not import.)
+    """
     call = reverse_step_call(step)
     if call.arguments["rescale"] is not None:
         run(reverse_step_rescale_call(call), step.out)
@@ -29,8 +30,10 @@ def reverse_step(step: Any) -> None:
 
 
 def reverse_step_call(step: Any) -> Call:
-    """Operands that no column reads become None and columns of absent operands leave `uses`: one
-    variant per need.
+    """Returns the main kernel's call.
+
+    Operands that no column reads become None, and columns of absent operands leave the mask, so
+    that equal work compiles one variant.
     """
     x_s, model_output, noise, uses = step.out, step.model_output, step.noise, step.used
     slots, slots_out, guidance = step.slots, step.slots_out, step.guidance
@@ -39,15 +42,15 @@ def reverse_step_call(step: Any) -> Call:
     width = (
         1 if model_output is None else max(1, model_output.numel() // max(1, halves * batch * size))
     )
-    memory, kept = 0 if slots is None else len(slots), 0 if slots_out is None else len(slots_out)
-    given = [
+    memory, stored = 0 if slots is None else len(slots), 0 if slots_out is None else len(slots_out)
+    present = [
         True,
         True,
         model_output is not None,
         *(i < memory for i in range(4)),
         noise is not None or step.seed is not None,
     ]
-    uses &= sum(_reads(operand, 1 + kept) for operand in range(8) if given[operand]) | HEADER
+    uses &= sum(_reads(operand, 1 + stored) for operand in range(8) if present[operand]) | HEADER
     reads_x0, reads_z = bool(uses & _reads(1) or step.x0_out is not None), bool(uses & _reads(7))
     if not reads_x0:
         uses &= ~(X0_X | X0_OUT | CLIP_MODE)
@@ -93,7 +96,7 @@ def reverse_step_call(step: Any) -> Call:
         "ERROR": ERRORS["reverse_step"],
         "USES": uses,
         "WIDTH": width if reads_output else 1,
-        "COPY": kept if copied else 0,
+        "COPY": stored if copied else 0,
         "COPIES": 1 if step.input_out is None or not batch else len(step.input_out) // batch,
     }
     arguments |= noise_arguments(
@@ -133,5 +136,5 @@ def _prepass(op: str, call: Call, arguments: dict[str, Any]) -> Call:
 
 
 def _reads(operand: int, outputs: int = 5) -> int:
-    """The columns by which the next x and the slots read an operand."""
+    """Returns the columns by which the next x and the slots read an operand."""
     return sum(1 << (16 + 8 * output + operand) for output in range(outputs))

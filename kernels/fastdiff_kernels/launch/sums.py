@@ -1,8 +1,8 @@
-"""Sums over a sample: noise_mse, gaussian_kl, discretized_gaussian_nll and vlb_terms, and their
-gradients.
+"""Launches the ops that sum over a sample, and their gradients.
 
-A sample of more than TILE elements leaves partial sums in the workspace, which a second small
-kernel adds.
+They are noise_mse, gaussian_kl, discretized_gaussian_nll and vlb_terms. For a sample of more than
+TILE elements the first kernel writes partial sums to the workspace, and a second small one adds
+them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .common import (
 
 _SAMPLES = 32  # of a program of sum_chunks
 _BIN_WARPS = (
-    8  # 4 elements a thread where a bin's mass is computed: registers suffice in float64 too
+    8  # 4 elements per thread where a bin's mass is computed: float64 has enough registers too
 )
 
 
@@ -296,7 +296,7 @@ def _run_sum(call: Call, out: Tensor, weight: Tensor | None = None, mean: bool =
 
 
 def _views(**views: Tensor | None) -> dict[str, Any]:
-    """Views [B, n] with their strides; a STEP between elements of 0 or 1 is part of the variant."""
+    """Returns views [B, n] with their strides; the element stride, 0 or 1, fixes a variant."""
     arguments: dict[str, Any] = {}
     for name, view in views.items():
         # an empty view has no value that a whole sample could share

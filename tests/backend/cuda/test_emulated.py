@@ -121,7 +121,7 @@ def _table(rows: int, seed: int, learned: bool, clip: int, rescale: float) -> np
     table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
     table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
     table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
-    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that is kept
+    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that keeps its value
     table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
     return table
 

@@ -158,10 +158,10 @@ def test_the_second_launch_equals_the_first(gpu: str) -> None:
 
 def test_more_than_two_to_the_31_elements(gpu: str) -> None:
     n = 2**31 + 11
-    room = torch.full((n + 2,), 7.0, dtype=torch.bfloat16, device="cuda")
-    x = room[1:-1].view(1, n)
+    buffer = torch.full((n + 2,), 7.0, dtype=torch.bfloat16, device="cuda")
+    x = buffer[1:-1].view(1, n)
     ops.randn((1, n), seed=3, out=x)
-    assert room[0] == 7 and room[-1] == 7
+    assert buffer[0] == 7 and buffer[-1] == 7
     whole = ops.randn((1, 64), seed=3, device="cuda", dtype=torch.bfloat16)
     assert torch.equal(x[:, :64], whole)
     # the tail, sample by sample: element 2³¹ and on are the same counters as far into any other
@@ -180,7 +180,7 @@ def test_more_than_two_to_the_31_elements(gpu: str) -> None:
     t = torch.zeros(1, dtype=torch.int64, device="cuda")
     one = torch.ones(1, dtype=torch.float64, device="cuda")
     ops.q_sample(x, t, one, one * 0, seed=1, out=x)
-    assert room[0] == 7 and room[-1] == 7 and bool(x[0, -1].isfinite())
+    assert buffer[0] == 7 and buffer[-1] == 7 and bool(x[0, -1].isfinite())
 
 
 def test_fast_mode_is_near_exact_mode(gpu: str) -> None:

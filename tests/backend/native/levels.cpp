@@ -167,11 +167,11 @@ uint64_t run_prepass_step(int64_t level, int64_t type) {
 struct Arrays {
     int64_t n, type, compute;
     std::vector<unsigned char> a, b, c, d, out;
-    std::vector<double> sums, room, grad;
+    std::vector<double> sums, buffer, grad;
 
     Arrays(int64_t n, int64_t type) : n(n), type(type), compute(type == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32),
         a(values(3, n, type, 1)), b(values(3, n, type, 2)), c(values(3, n, type, 3)), d(values(3, n, type, 4)),
-        out(a.size()), sums(3), room(3 * ((n + FD_CHUNK - 1) / FD_CHUNK) + 3), grad(3) {
+        out(a.size()), sums(3), buffer(3 * ((n + FD_CHUNK - 1) / FD_CHUNK) + 3), grad(3) {
         for (int i = 0; i < 3; ++i)
             if (compute == FD_FLOAT64) grad[size_t(i)] = 0.5 + i;
             else reinterpret_cast<float*>(grad.data())[i] = 0.5f + float(i);
@@ -199,7 +199,7 @@ uint64_t run_noise_mse(int64_t level, int64_t type) {
     return every_size(type, [&](Arrays& v, bool backward) {
         fd_noise_mse_args a = {};
         a.launch = {3, v.n, level, 1}, a.draw = {7, nullptr, nullptr, 0, 2}, a.prediction = v.in(v.a);
-        a.loss = v.sums.data(), a.workspace = v.room.data();
+        a.loss = v.sums.data(), a.workspace = v.buffer.data();
         if (backward) a.grad = v.grad.data(), a.g_prediction = {v.out.data(), type};
         return fd_noise_mse(&a);
     });
@@ -210,7 +210,7 @@ uint64_t run_gaussian_kl(int64_t level, int64_t type) {
         fd_gaussian_kl_args a = {};
         a.launch = {3, v.n, level, 1}, a.compute = v.compute;
         a.mean1 = v.view(v.a), a.logvar1 = v.view(v.b), a.mean2 = v.view(v.c), a.logvar2 = {v.d.data(), type, 0, 0};
-        a.kl = v.sums.data(), a.workspace = v.room.data();
+        a.kl = v.sums.data(), a.workspace = v.buffer.data();
         if (backward) a.grad = v.grad.data(), a.g_logvar2 = {v.out.data(), type};
         return fd_gaussian_kl(&a);
     });
@@ -221,7 +221,7 @@ uint64_t run_nll(int64_t level, int64_t type) {
         fd_discretized_gaussian_nll_args a = {};
         a.launch = {3, v.n, level, 1}, a.compute = v.compute;
         a.x0 = v.view(v.a), a.mean = v.view(v.b), a.log_scale = v.view(v.c);
-        a.nll = v.sums.data(), a.workspace = v.room.data();
+        a.nll = v.sums.data(), a.workspace = v.buffer.data();
         if (backward) a.grad = v.grad.data(), a.g_log_scale = {v.out.data(), type};
         return fd_discretized_gaussian_nll(&a);
     });
@@ -234,7 +234,7 @@ uint64_t run_vlb_terms(int64_t level, int64_t type) {
         fd_vlb_terms_args a = {};
         a.launch = {3, v.n, level, 1}, a.x0 = v.in(v.a), a.x_t = v.in(v.b), a.model_output = v.in(v.c);
         a.output_elements = v.n, a.table = table, a.rows = 2, a.t = t;
-        a.terms = v.sums.data(), a.workspace = v.room.data();
+        a.terms = v.sums.data(), a.workspace = v.buffer.data();
         if (backward) a.grad = v.grad.data(), a.g_output = {v.out.data(), type};
         return fd_vlb_terms(&a);
     });
@@ -255,7 +255,7 @@ uint64_t run_reparameterize(int64_t level, int64_t type) {
     return h;
 }
 
-// Groups of 1, 3, 10 and 24 channels, channels last and first, with all that can be given.
+// Groups of 1, 3, 10 and 24 channels, channels last and first, with all optional arguments.
 uint64_t run_group_norm_silu(int64_t level, int64_t type) {
     uint64_t h = SEED;
     const int64_t sizes[][3] = {{32, 32, 70}, {24, 8, 130}, {40, 4, 1030}, {24, 1, 3}};
@@ -280,14 +280,14 @@ uint64_t run_group_norm_silu(int64_t level, int64_t type) {
 }
 
 uint64_t run_q_posterior(int64_t level, int64_t type) {
-    const double kept[4] = {0.99, 0.9, 0.5, 0.01};
+    const double cumulative[4] = {0.99, 0.9, 0.5, 0.01};
     const int64_t t[3] = {0, 3, 1};
     uint64_t h = SEED;
     for (int64_t n : {1, 5, 64, 1030}) {
         Arrays v(n, type);
         fd_q_posterior_args a = {};
-        a.launch = {3, n, level, 1}, a.x0 = v.in(v.a), a.x_t = v.in(v.b), a.t = t, a.alphas_cumprod = kept, a.times = 4;
-        a.mean = {v.out.data(), type}, a.variance = v.sums.data(), a.log_variance = v.room.data();
+        a.launch = {3, n, level, 1}, a.x0 = v.in(v.a), a.x_t = v.in(v.b), a.t = t, a.alphas_cumprod = cumulative, a.times = 4;
+        a.mean = {v.out.data(), type}, a.variance = v.sums.data(), a.log_variance = v.buffer.data();
         if (fd_q_posterior(&a)) return 0;
         h = digest(digest(h, v.out.data(), v.out.size()), v.sums.data(), 3 * size_of(v.compute));
     }

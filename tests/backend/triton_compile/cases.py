@@ -227,9 +227,7 @@ def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> 
 def group_norm(
     which: str, dtype: torch.dtype = F32, last: bool = True, silu: bool = True
 ) -> launch.Call:
-    """One of the op's three kernels, with all that can be given, on 128 channels of 32 x 32
-    positions.
-    """
+    """One of the op's three kernels with all optional inputs, 128 channels of 32 x 32 positions."""
     x = (
         tensor(dtype, shape=(1024, 128)).transpose(1, 2)
         if last

@@ -139,8 +139,9 @@ def test_the_quantile_of_ties_extremes_and_nan() -> None:
     table[:, INDEX["x0_x"]], table[:, INDEX["x0_out"]] = 1, 0
     table[:, [INDEX["x.x"], INDEX["x.out"]]], table[:, INDEX["clip_bound"]] = 0, np.inf
     samples = [
-        [3.0] * 6, [0.0] * 6, [-0.0, 0.0, 5.0, -5.0, 0.0, 1.0], [1e-45, 2e-45, 1.0, 2.0, 3e38, -3e38],
-        [np.nan, 1, 2, 3, 4, 5], [np.nan] * 4 + [1, 2], [np.inf, 1, 2, 3, 4, 5], [np.inf] * 4 + [2, 3],
+        [3.0] * 6, [0.0] * 6, [-0.0, 0.0, 5.0, -5.0, 0.0, 1.0],
+        [1e-45, 2e-45, 1.0, 2.0, 3e38, -3e38], [np.nan, 1, 2, 3, 4, 5], [np.nan] * 4 + [1, 2],
+        [np.inf, 1, 2, 3, 4, 5], [np.inf] * 4 + [2, 3],
         [4.0, 4.0000005, 4.000001, -4.0000015, 4.000002, 8.0],
     ]  # fmt: skip
     for kind in (torch.float32, torch.float64):
