@@ -228,10 +228,12 @@ class Lanes:
     def _step(self, calls: str) -> None:
         stepper, options = self.stepper, self.options
         gamma = self._gamma if calls == BOTH else None
-        x, out, push = self.x, None, None
+        x = stepper.x
+        out: Tensor | None = None
+        push: Tensor | None = None
         if calls != NONE and options.through_network:
             with torch.enable_grad():
-                x = self.x.clone().requires_grad_()
+                x = x.clone().requires_grad_()
                 out = self.inputs.output_of(calls, stepper.row, x)
         elif calls != NONE:
             out = self.inputs.output(calls, stepper.row)

@@ -136,6 +136,9 @@ class Network:
     ) -> Tensor:
         """The checked output of model(x, t, **arguments); see `prediction_of`."""
         out = self._forward(x, t, **arguments)
+        # the usual case, which costs a tenth of a small step less than the call
+        if out.__class__ is Tensor and out.shape == x.shape and out.is_floating_point():
+            return out
         return prediction_of(out, x, where=self.where, learned=learned)
 
     def condition(self, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:

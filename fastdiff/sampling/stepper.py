@@ -125,16 +125,16 @@ class Stepper:
         """A step that leaves `row` as it is: `next_row` has the rows that follow."""
         if self._version != self.plan.version:
             self.fit()
-        key = (output is None, keep)
-        bound = self._bound.get(key) or self._bind(key)
-        moving = (output, self.row, self.next_row, noise, guidance, gradient)
+        bound = self._bound.get((output is None, keep))
+        if bound is None:
+            bound = self._bind(output is None, keep)
         if not keep:
-            bound(*moving)
+            bound(output, self.row, self.next_row, noise, guidance, gradient)
             return
         x, new = self.x, torch.empty_like(self.x)
         fresh = None if self._input is None else torch.empty_like(self._input)
         x0 = None if self.x0 is None else torch.empty_like(x)
-        bound(*moving, x, new, fresh, x0)
+        bound(output, self.row, self.next_row, noise, guidance, gradient, x, new, fresh, x0)
         self.x, self._input, self.x0 = new, fresh, x0
         self._bound = {key: bound for key, bound in self._bound.items() if key[1]}
 
@@ -175,8 +175,7 @@ class Stepper:
         if self._input is not None:
             self._input.copy_(self.x * scale)
 
-    def _bind(self, key: tuple[bool, bool]) -> BoundStep:
-        without_network, keep = key
+    def _bind(self, without_network: bool, keep: bool) -> BoundStep:
         plan = self.plan
         fixed = ops.StepArguments(
             self.x,
@@ -193,8 +192,9 @@ class Stepper:
             input_out=self._input,
             workspace=self.workspace,
         )
-        self._bound[key] = fixed.bind(*(_MOVING_KEPT if keep else _MOVING))
-        return self._bound[key]
+        bound = fixed.bind(*(_MOVING_KEPT if keep else _MOVING))
+        self._bound[without_network, keep] = bound
+        return bound
 
 
 def run_plan(
