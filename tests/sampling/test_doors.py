@@ -21,6 +21,7 @@ from fastdiff import Schedule
 from fastdiff.cli.bench_diffusers import loop as diffusers_loop
 from fastdiff.cli.bench_diffusers import scheduler_of
 from fastdiff.integrations import k_diffusion
+from fastdiff.jobs import Model
 from fastdiff.sampling.adaptive import dpm_adaptive, dpm_fast, on_tree
 from fastdiff.schedule import Time
 from fastdiff.theory.likelihood import elbo, elbo_two_variable, nll
@@ -97,14 +98,19 @@ def _sigma(point: Time) -> float:
 
 
 class Door(NamedTuple):
-    """A door: the start of its error messages, what it computes, and the time of a point for a
-    network that reads times like the plain one.
+    """A door.
+
+    Attributes:
+        name: that its error messages begin with.
+        run: a network -> what the door computes.
+        time: a point -> the time that the door passes to a network without its own time.
+        opens: the name that errors begin with where no network is passed, if it is another one.
     """
 
     name: str
     run: Callable[[Any], Tensor]
     time: Callable[[Time], float] = lambda point: float(round(point.t))
-    learned_shape: bool = True  # whether an output of twice the channels is a learned variance
+    opens: str = ""
 
 
 def noise() -> Tensor:
@@ -147,6 +153,13 @@ def serve(network: Any) -> Tensor:
 def through(network: Any) -> Tensor:
     sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
     return sampler.sample(SHAPE, seed=0, guidance=lambda x0, x, t: x0 * 0.5, through_network=True)
+
+
+def job(network: Any) -> Tensor:
+    """What the workers of a job sample with."""
+    settings = {"prediction_type": "v", "steps": STEPS}
+    model = Model(network, SHAPE[1:], schedule=SCHEDULE, settings=settings)
+    return model.sampler().sample(SHAPE, seed=0)
 
 
 def bench(network: Any) -> Tensor:
@@ -246,6 +259,9 @@ DOORS = {
         SCORE + "probability_flow",
         outside(probability_flow, rtol=1e-2, atol=1e-2, network_batch=2),
     ),
+    "probability_flow on a grid": Door(
+        SCORE + "probability_flow", outside(probability_flow, solver="heun", steps=STEPS)
+    ),
     "predictor_corrector": Door(
         SCORE + "predictor_corrector", outside(predictor_corrector, steps=STEPS, ratio="norm")
     ),
@@ -275,6 +291,7 @@ DOORS = {
         denoising_between("sample_dpm_adaptive", rtol=10.0, atol=10.0, h_init=1.0),
         _sigma,
     ),
+    "job": Door("fastdiff.Sampler", job, opens="fastdiff.jobs.Model"),
     "bench": Door("fastdiff.bench", bench),
 }
 
@@ -344,5 +361,5 @@ def test_doors_say_the_same_about_bad_networks(name: str, kind: str) -> None:
 def test_doors_say_the_same_about_what_is_no_network(name: str) -> None:
     door = DOORS[name]
     sentence = r"expected a callable model\(x, t, \*\*cond\), got str\."
-    with pytest.raises(TypeError, match=f"^{re.escape(door.name)}: {sentence}"):
+    with pytest.raises(TypeError, match=f"^{re.escape(door.opens or door.name)}: {sentence}"):
         door.run("network")

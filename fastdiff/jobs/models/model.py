@@ -82,7 +82,7 @@ class Model:
         where = "fastdiff.jobs.Model"
         if not callable(network):
             raise TypeError(
-                f"{where}: expected a callable network(x, t, **cond), got {type(network).__name__}."
+                f"{where}: expected a callable model(x, t, **cond), got {type(network).__name__}."
             )
         if sampler is None and not isinstance(schedule, Schedule):
             raise TypeError(
