@@ -23,6 +23,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .points import Time
+
 Values = Any
 """A Python number, a NumPy array or a torch tensor."""
 
@@ -53,6 +55,14 @@ class Space:
         """
         return sigma
 
+    def diffusion(self, t: Time, s: Time) -> float:
+        """∫ g² du from s to t, s less noisy, of the SDE dx = f x du + g dw with these marginals.
+
+        f du = d ln alpha and g² du = 2 sigma² d ln(sigma/alpha) (Song et al. 2021, eq. 5 and 29).
+        Needs alpha > 0 at t.
+        """
+        raise NotImplementedError
+
 
 class _VarianceExploding(Space):
     name = "ve"
@@ -65,6 +75,9 @@ class _VarianceExploding(Space):
 
     def radius(self, cos: Values, sin: Values) -> Values:
         return 1.0 / cos
+
+    def diffusion(self, t: Time, s: Time) -> float:
+        return t.sigma**2 - s.sigma**2
 
 
 class _Flow(Space):
@@ -79,6 +92,9 @@ class _Flow(Space):
 
     def radius(self, cos: Values, sin: Values) -> Values:
         return 1.0 / (cos + sin)
+
+    def diffusion(self, t: Time, s: Time) -> float:
+        return -2.0 * math.log(t.alpha / s.alpha) - 2.0 * (t.sigma - s.sigma)
 
 
 class RateSpace(Space):
@@ -115,6 +131,9 @@ class _VariancePreserving(RateSpace):
     def prior_std(self, sigma: float) -> float:
         return 1.0
 
+    def diffusion(self, t: Time, s: Time) -> float:
+        return -2.0 * math.log(t.alpha / s.alpha)
+
     def at_integral(self, integral: Values) -> tuple[Values, Values]:
         f = functions(integral)
         return f.exp(-0.5 * integral), f.sqrt(-f.expm1(-integral))
@@ -135,6 +154,11 @@ class _SubVariancePreserving(RateSpace):
     def radius(self, cos: Values, sin: Values) -> Values:
         # the root of r² cos² + r sin = 1 that does not cancel
         return 2.0 / (sin + functions(sin).sqrt(sin**2 + 4.0 * cos**2))
+
+    def diffusion(self, t: Time, s: Time) -> float:
+        drift = math.log(t.alpha / s.alpha)
+        # (alpha_s⁴ - alpha_t⁴)/2 without cancellation
+        return -2.0 * drift - 0.5 * s.alpha**4 * -math.expm1(4.0 * drift)
 
     def at_integral(self, integral: Values) -> tuple[Values, Values]:
         f = functions(integral)

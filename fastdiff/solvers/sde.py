@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import expm1, log, sqrt
+from math import log, sqrt
 
+from ..schedule import geometry
 from .grids import Time
 from .registry import Peer, solver
 from .trace import Linear, Trace
@@ -35,10 +36,6 @@ def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
         if t.alpha == 0:
             raise ZeroDivisionError("the drift of pure noise is infinite")
         drift = log(t.alpha / s.alpha)
-        spread = t.sigma**2 - s.sigma**2 if p.space == "ve" else -2.0 * drift
-        if p.space == "flow":
-            spread -= 2.0 * (t.sigma - s.sigma)
-        if p.space == "sub_vp":
-            spread -= 0.5 * s.alpha**4 * -expm1(4.0 * drift)
+        spread = geometry(p.space).diffusion(t, s)
         x = (1.0 - drift) * p.x() - (spread / t.sigma) * eps + sqrt(spread) * p.noise()
     return x

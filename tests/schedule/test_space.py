@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from mpmath import mp, mpf
+from scipy.integrate import quad
 from scipy.stats import norm
 
 from fastdiff import Schedule, ops
 from fastdiff.integrations.networks import DenoiserAdapter
 from fastdiff.sampling.adaptive.start import Start
-from fastdiff.schedule import SPACES, geometry, on_curve
+from fastdiff.schedule import SPACES, Time, geometry, on_curve
 from fastdiff.schedule.curves import Flow, Karras, SubVp, Ve, Vp
 from fastdiff.schedule.space import RateSpace
 from fastdiff.solvers import SOLVERS, make_plan
@@ -114,6 +115,20 @@ def test_curves_take_numbers_and_tensors(curve) -> None:
         assert curve.time(end)[1] == 1.0
     else:
         assert curve.time(math.inf) == math.inf and torch.isinf(curve.time(end)[1])
+
+
+@pytest.mark.parametrize("curve", CURVES, ids=repr)
+def test_the_diffusion_is_its_integral(curve) -> None:
+    """∫ g² du = ∫ 2 sigma² d ln rho, by quadrature."""
+    for first, last in ((0.1, 0.35), (0.35, 0.9)):
+        s, t = (Time(u, *curve.point(u), 0.0) for u in (first, last))
+        want, _ = quad(
+            lambda ln_rho: 2 * curve.space.point(-2 * ln_rho)[1] ** 2,
+            math.log(s.rho),
+            math.log(t.rho),
+            epsrel=1e-12,
+        )
+        assert curve.space.diffusion(t, s) == pytest.approx(want, rel=1e-10)
 
 
 @pytest.mark.parametrize("name", SHORT)
