@@ -190,18 +190,17 @@ def _on_grid(
     dtype: torch.dtype,
     **settings: Any,
 ) -> Tensor:
-    """The same by a plan."""
+    """The probability flow on a fixed grid, by the rows of a plan."""
     chosen = find(solver)
     if chosen.stochastic or settings.get("eta"):
         raise ValueError(
             f"{where}: expected a deterministic solver, got {solver!r} with noise. Use Sampler"
-            " for it."
+            " with it."
         )
     if chosen.reverse != (x0 is not None):
         raise ValueError(
-            f"{where}: expected x0 with solvers from data to noise and with no other, got"
-            f" {solver!r} {'with' if x0 is not None else 'without'} it. `ddim_inverse` and rk45 go"
-            " from x0."
+            f"{where}: expected x0 only with solvers from data to noise, got {solver!r}"
+            f" {'with' if x0 is not None else 'without'} it. Use ddim_inverse or rk45 with x0."
         )
     engine = Engine(model, schedule, where=where, solver=solver, steps=steps, **settings)
     state = x_T if x0 is None else x0

@@ -254,7 +254,7 @@ def test_wrong_arguments_are_named() -> None:
         ),
         (
             {"solver": "ddim", "steps": 5, "x0": X},
-            "expected x0 with solvers from data to noise .* 'ddim' with it",
+            "expected x0 only with solvers from data to noise, got 'ddim' with it",
         ),
         ({"solver": "ddim_inverse", "steps": 5, "shape": (1, 1)}, "got 'ddim_inverse' without it"),
         ({"x0": X, "x_T": X}, "expected one of shape, x_T and x0"),
