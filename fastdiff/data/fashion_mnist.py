@@ -1,8 +1,7 @@
-"""Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 28×28 grey images of ten kinds of clothes, MIT
-licence.
+"""Fashion-MNIST: 28×28 grey images of ten kinds of clothes.
 
-The 10,000 test images are part of the package; the full set is read from IDX files, as Debian's
-package dataset-fashion-mnist installs them.
+(Xiao, Rasul & Vollgraf 2017; MIT licence.) The 10,000 test images are part of the package; the full
+set is read from IDX files, as Debian's package dataset-fashion-mnist installs them.
 """
 
 from __future__ import annotations

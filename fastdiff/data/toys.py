@@ -30,8 +30,9 @@ _DOMAIN = (
 
 @dataclass(frozen=True)
 class Curves:
-    """A mixture of curves of equal weight, with u uniform in [0, 1] along each, blurred by
-    N(0, deviation² I).
+    """A mixture of curves of equal weight, blurred by N(0, deviation² I).
+
+    The position u along each curve is uniform in [0, 1].
 
     Attributes:
         number: of curves.

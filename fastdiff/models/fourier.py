@@ -1,5 +1,4 @@
-"""Fourier features of 8-bit levels; with them a network resolves noise much finer than its input's
-range.
+"""Fourier features of 8-bit levels: they resolve noise much finer than the range of the input.
 
     x, sin(2^n pi x'), cos(2^n pi x'),   x' = x 255/256         (Kingma et al. 2021, appendix C)
 

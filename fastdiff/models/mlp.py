@@ -20,9 +20,7 @@ from .unet import sinusoids
 
 
 class Layer(nn.Module):
-    """y = h + W2 silu((1 + a) norm(W1 silu(norm(h))) + c), with (a, c) a linear map of the
-    embedding.
-    """
+    """y = h + W2 silu((1 + a) norm(W1 silu(norm(h))) + c); (a, c) is linear in the embedding."""
 
     def __init__(self, width: int, emb: int) -> None:
         super().__init__()

@@ -46,8 +46,9 @@ def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 
 
 
 class Block(nn.Module):
-    """y = skip(x) + conv2(silu((1 + a) norm(conv1(silu(norm(x)))) + b)), with (a, b) a linear map
-    of the embedding.
+    """y = skip(x) + conv2(silu((1 + a) norm(conv1(silu(norm(x)))) + b)).
+
+    (a, b) is a linear map of the embedding.
     """
 
     def __init__(self, c_in: int, c_out: int, emb: int, groups: int) -> None:

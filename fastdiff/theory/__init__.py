@@ -1,5 +1,6 @@
-"""The theory of Luo, "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970), as
-working systems.
+"""The theory of diffusion models as working systems.
+
+It follows Luo, "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970).
 
 information/   entropies and divergences, estimated with their standard errors
 variational/   ELBO, VAE, hierarchical VAE, variational diffusion and its learned schedule

@@ -31,8 +31,9 @@ class TimedBound(NamedTuple):
 
 
 class System(Protocol):
-    """What the trainer, `fastdiff eval` and model folders require of a system, in addition to
-    `nn.Module`.
+    """What the trainer, `fastdiff eval` and model folders require of a system.
+
+    A system is also an `nn.Module`.
 
     Attributes:
         config: keyword arguments, as JSON can hold them, that rebuild it: type(self)(**config).
@@ -77,10 +78,9 @@ def drop_labels(
     sample_ids: Tensor,
     step: int,
 ) -> Tensor:
-    """Returns the labels [B], each replaced by the null label with probability `share` (Ho &
-    Salimans 2022, algorithm 1).
+    """Returns the labels [B], each replaced by the null label with probability `share`.
 
-    The decision is word 1 of stream 4 of the noise contract.
+    (Ho & Salimans 2022, algorithm 1.) The decision is word 1 of stream 4 of the noise contract.
     """
     dropped = rng.uniform(seed=seed, sample_ids=sample_ids, step=step, word=1) < share
     return torch.where(dropped, torch.full_like(labels, null_label), labels)

@@ -55,9 +55,7 @@ class Settings:
 
 
 class Entry(NamedTuple):
-    """A row of the loss curve: means over the steps since the previous row, and the last learning
-    rate.
-    """
+    """A row of the loss curve: means over the steps since the previous row, and the last lr."""
 
     step: int
     loss: float

@@ -33,9 +33,7 @@ def test_a_point_is_a_function_of_seed_and_id(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TOYS))
 def test_the_density_sums_to_one(name: str) -> None:
-    """A trapezoid rule with steps smaller than the blur is exact to rounding (the integrand is
-    analytic).
-    """
+    """A trapezoid rule with steps below the blur is exact to rounding (analytic integrand)."""
     toy = load_toy(name, n=1)
     side = torch.linspace(-3.5, 3.5, 141, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)

@@ -1,6 +1,4 @@
-"""The networks: a config rebuilds each, conditions reach the output, and samples of a batch are
-independent.
-"""
+"""The networks: configs, conditions that reach the output, independence of a batch's samples."""
 
 from __future__ import annotations
 
@@ -236,9 +234,7 @@ def test_features_of_levels() -> None:
 
 
 def test_waves_of_points() -> None:
-    """An MLP with waves of lengths 4, 2 and 1 equals one without, applied to the points with their
-    sines and cosines.
-    """
+    """An MLP with waves equals one without, applied to the points with their sines and cosines."""
     torch.manual_seed(0)
     waved, x, t = MLP(2, width=16, emb=8, waves=(-1, 0, 1)), torch.randn(5, 2), torch.arange(5)
     torch.nn.init.normal_(waved.linear_out.weight)

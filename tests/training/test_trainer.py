@@ -72,8 +72,9 @@ def test_every_example_is_seen_once_an_epoch() -> None:
 
 
 def test_a_step_is_adamw_s_on_the_clipped_mean() -> None:
-    """Three steps computed in NumPy: the gradient of the mean, clipped to clip_norm, and Kingma &
-    Ba's algorithm 1 with weight decay.
+    """Three steps in NumPy: the clipped gradient of the mean, and AdamW.
+
+    (Kingma & Ba, algorithm 1, with weight decay.)
     """
     t = line(lr=0.05, clip_norm=0.02, weight_decay=0.1)
     w, m, v = np.array([0.5, -0.25]), np.zeros(2), np.zeros(2)

@@ -1,5 +1,6 @@
-"""Evaluation of systems: bounds and likelihoods in bits per dimension with standard errors, in one
-process or several.
+"""Evaluation of systems: bounds and likelihoods in bits per dimension, with standard errors.
+
+It runs in one process or several.
 """
 
 from .measure import evaluate

@@ -32,8 +32,7 @@ def evaluate(
     workers: Workers | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Returns the report (see `fastdiff.theory.evaluation.report`) in the first process, None in
-    the others.
+    """Returns the report in the first process, None in the others; see the module `report`.
 
     Args:
         system: a `fastdiff.theory.system.System` in eval mode.

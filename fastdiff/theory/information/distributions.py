@@ -1,6 +1,4 @@
-"""The distributions that the measures accept: probabilities, diagonal Gaussians, and densities that
-can be evaluated and drawn from.
-"""
+"""Distributions: probabilities, diagonal Gaussians, and densities with draws."""
 
 from __future__ import annotations
 

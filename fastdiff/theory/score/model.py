@@ -35,7 +35,7 @@ from ...prediction import Parametrization, normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule, Time
 from ..dequantization import DEQUANTIZATIONS, dequantize
-from ..system import TimedBound
+from ..system import TimedBound, drop_labels
 from .matching import eps_error
 from .sde import SDES
 
@@ -214,9 +214,8 @@ class ScoreModel(nn.Module):
         network_time, alpha, sigma = self._at(log_snr)
         cond = self._cond(labels)
         if cond:
-            dropped = rng.uniform(**counter, word=1) < self.label_dropout
-            cond["y"] = torch.where(
-                dropped, torch.full_like(cond["y"], self.network.null_label), cond["y"]
+            cond["y"] = drop_labels(
+                cond["y"], self.network.null_label, self.label_dropout, **counter
             )
         call = self._call(cond)
         return eps_error(call, x0, network_time, alpha, sigma, weight=weight, **counter)

@@ -1,5 +1,4 @@
-"""Systems made of a network and a schedule: the denoiser, super-resolution, the noise-aware
-classifier.
+"""Systems made of a network and a schedule: denoiser, super-resolution, noise-aware classifier.
 
 The names of this package load on first use. `fastdiff.theory.registry` finds the systems by name.
 """

@@ -28,11 +28,12 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
 }
 # options of these systems (except score) in addition to their constructors' arguments
 SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
-# default arguments of the constructors, for images and for points
-SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}  # points lie on curves
+# of densities of points, which are near curves
+SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}
 # sines and cosines of wave lengths 4, 2 and 1; without them a network learns a ring instead of the
 # eight points of the mixture
 WAVES = (-1, 0, 1)
+# default arguments of the constructors, for images and for points
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
     "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),

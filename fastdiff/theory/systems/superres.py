@@ -44,8 +44,9 @@ class SuperResolution(Denoiser):
         self.config |= {"factor": factor}
 
     def reduce(self, x0: Tensor) -> Tensor:
-        """Returns the small image [B, C, H/factor, W/factor]: means of blocks, rounded to the 256
-        levels of an 8-bit file.
+        """Returns the small image [B, C, H/factor, W/factor].
+
+        It has the means of blocks, rounded to the 256 levels of an 8-bit file.
         """
         small = F.avg_pool2d(x0, self.factor)
         return ((small + 1) * 127.5).round() / 127.5 - 1

@@ -39,8 +39,9 @@ def diffusion_terms(
     step: int = 0,
     variance_path: float | None = None,
 ) -> Tensor:
-    """Returns the loss at the times u, [B] in nats: for uniform u an unbiased estimate of the mean
-    over all times.
+    """Returns the loss at the times u, [B] in nats.
+
+    For uniform u it is an unbiased estimate of the mean over all times.
 
     Args:
         predict: (z_t [B, …], gamma_t float64 [B]) -> output like z_t, of the prediction type.

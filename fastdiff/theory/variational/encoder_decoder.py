@@ -26,8 +26,9 @@ DEFAULT_WIDTHS: dict[str, tuple[int, ...]] = {
 
 
 class Residual(nn.Module):
-    """y = x + conv(silu(conv(silu(x)))), with the weight (not the bias) of the second convolution
-    initialised to 0.
+    """y = x + conv(silu(conv(silu(x)))).
+
+    The weight, but not the bias, of the second convolution is initialised to 0.
     """
 
     def __init__(self, channels: int):

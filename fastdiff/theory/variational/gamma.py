@@ -1,5 +1,6 @@
-"""Noise schedules as functions: gamma(u) = -ln SNR, rising over u in [0, 1] from gamma_min (data)
-to gamma_max (noise).
+"""Noise schedules as functions gamma(u) = -ln SNR of u in [0, 1].
+
+gamma rises from gamma_min (data) to gamma_max (noise).
 
     alpha² = sigmoid(-gamma),  sigma² = sigmoid(gamma)
     gamma(u) = gamma_min + (gamma_max - gamma_min)·s(u),  s(0) = 0, s(1) = 1

@@ -1,5 +1,4 @@
-"""Probabilistic principal component analysis: a latent-variable model with known evidence and
-posterior.
+"""Probabilistic PCA: a latent-variable model with known evidence and posterior.
 
     z ~ N(0, I),  x|z ~ N(W z + μ, s² I)   =>   x ~ N(μ, C),  C = W Wᵀ + s² I
     p(z|x) = N(M⁻¹ Wᵀ (x - μ), s² M⁻¹),  M = Wᵀ W + s² I

@@ -1,5 +1,6 @@
-"""The variational autoencoder (Kingma & Welling 2014; Luo 2022, section "Variational
-Autoencoders").
+"""The variational autoencoder.
+
+(Kingma & Welling 2014; Luo 2022, section "Variational Autoencoders".)
 
     p(x, z) = p(x|z) p(z),   q(z|x) = N(μ(x), diag σ²(x))              (Luo, eq. 20 and 21)
     log p(x) >= ELBO = E_q[log p(x|z)] - KL(q(z|x)‖p(z))               (Luo, eq. 19)

@@ -1,5 +1,6 @@
-"""Variational diffusion models (Kingma et al. 2021; Luo 2022, section "Variational Diffusion
-Models").
+"""Variational diffusion models.
+
+(Kingma et al. 2021; Luo 2022, section "Variational Diffusion Models".)
 
     -log p(x) <= E -ln p(x|z_0) + KL(q(z_1|x) || N(0, I)) + L_T(x)
     q(z_t|x) = N(alpha_t x, sigma_t² I)

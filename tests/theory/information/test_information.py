@@ -175,9 +175,7 @@ def test_gradients_of_gaussian_measures(backend: str) -> None:
 
 
 def test_monte_carlo_agrees_with_closed_forms(backend: str) -> None:
-    """Estimates agree within five standard errors; the standard error halves with four times the
-    draws.
-    """
+    """Estimates agree within five standard errors, which halve with four times the draws."""
     p, q = gaussians((4, 3), 10), gaussians((4, 3), 11)
     sampled = Sampled(p.log_prob, p.sample)
     for got, expected in [

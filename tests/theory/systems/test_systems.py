@@ -100,8 +100,9 @@ def test_a_sample_s_loss_does_not_depend_on_its_batch() -> None:
 
 
 def test_times_are_spread_without_bias() -> None:
-    """scale·Σ_j f(t_j) is Σ f(t) for K = T - 1, and has this mean for small K, with less variance
-    than independent times.
+    """scale·Σ_j f(t_j) is Σ f(t) for K = T - 1, and has this mean for small K.
+
+    Its variance is less than with independent times.
     """
     system = denoiser(schedule=Schedule.cosine(50))
     f = torch.arange(50, dtype=torch.float64).square()

@@ -91,8 +91,9 @@ def test_the_prior_as_proposal_rises_with_draws(backend: str) -> None:
 
 
 def test_the_prior_fails_in_high_dimension() -> None:
-    """The number of draws that is needed grows exponentially with the dimension of the latent: the
-    effective sample size of 4,096 draws falls to a few, and the bound falls by many nats.
+    """The number of draws that is needed grows exponentially with the dimension of the latent.
+
+    The effective sample size of 4,096 draws falls to a few, and the bound falls by many nats.
     """
     sizes, deficit = [], []
     for latent in (1, 4, 16, 64):
@@ -132,9 +133,7 @@ def test_a_squared_likelihood_is_no_marginal_likelihood(backend: str) -> None:
 
 
 def test_a_sum_over_draws_is_no_expectation(backend: str) -> None:
-    """Without 1/L the reconstruction counts L times: the best encoder is the posterior for s²/L,
-    which is too narrow.
-    """
+    """Without 1/L the best encoder is the posterior for s²/L, which is too narrow."""
     model, x, draws = ppca(), normal((8, 5), 3), 4
     counted = ProbabilisticPCA(model.weight, model.mean, model.std / math.sqrt(draws))
     zero = Gaussian(*(torch.zeros(8, 3, dtype=torch.float64) for _ in range(2)))
@@ -209,8 +208,9 @@ def test_draws_do_not_depend_on_batch_number_or_memory(backend: str) -> None:
 
 
 def test_gradients_of_the_bounds(backend: str) -> None:
-    """Gradients with respect to the proposal against finite differences; the backward pass
-    regenerates the noise of z.
+    """Gradients with respect to the proposal agree with finite differences.
+
+    The backward pass regenerates the noise of z.
     """
     model, x = ppca(), normal((3, 5), 3)
     q = [v.clone().requires_grad_() for v in worse(model.posterior(x))]
@@ -222,9 +222,7 @@ def test_gradients_of_the_bounds(backend: str) -> None:
 
 
 def test_the_reparameterised_gradient_against_the_score_functions(backend: str) -> None:
-    """Gradients of E (μ + σ eps)²: both estimators have the means 2μ and 2σ; the score function's
-    variance is larger.
-    """
+    """Gradients of E (μ + σ eps)²: equal means 2μ and 2σ, larger variance of the score function."""
     n, mu, sigma = 100_000, 0.7, 1.3
     values = [
         torch.full((n, 1), v, dtype=torch.float64, requires_grad=True)

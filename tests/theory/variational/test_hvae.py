@@ -59,9 +59,7 @@ class Linear(Chain):
         return torch.distributions.MultivariateNormal(zero, self.covariances[0]).log_prob(x0)
 
     def gap(self) -> float:
-        """Returns Σ_l KL(q(z_{l+1}|z_l) ‖ p(z_{l+1}|z_l)): diagonal against full covariance, equal
-        means.
-        """
+        """Returns Σ_l KL(q(z_{l+1}|z_l) ‖ p(z_{l+1}|z_l)), of equal means."""
         total = 0.0
         for level in range(self.depth):
             _, rest = self.posterior(level)
@@ -222,9 +220,7 @@ def test_the_kl_s_weight_rises(images: Tensor) -> None:
 
 
 def test_a_markovian_chain_s_weights_and_warmup() -> None:
-    """The importance-weighted bound of K chains follows from their log-ratios; the warm-up does not
-    change the reconstruction.
-    """
+    """-IWAE_K follows from the log-ratios of K chains; the warm-up leaves the reconstruction."""
     torch.manual_seed(0)
     model = MarkovianHVAE((3,), (2, 2), widths=(8,), kl_warmup=10).double()
     x0 = torch.randn(6, 3, dtype=torch.float64)

@@ -152,8 +152,9 @@ def terms(
 def test_the_ends_get_the_gradient_of_the_loss_and_the_path_that_of_its_square(
     backend: str,
 ) -> None:
-    """One backward pass gives two gradients: that of the loss, and that of E[loss²]/c, which is
-    checked by autograd and by central differences.
+    """One backward pass gives the gradients of the loss and of E[loss²]/c.
+
+    The second is checked by autograd and by central differences.
     """
     gamma, scale = bent(), 3.0
     plain = gradients(gamma, terms(gamma).mean())
@@ -195,9 +196,7 @@ def test_the_square_s_gradient_is_the_variance_s() -> None:
 
 
 def test_the_ends_gradients_are_those_of_the_closed_form() -> None:
-    """d/d gamma_min of ½ ln((1 + s² e^-min)/(1 + s² e^-max)) per dimension, within 5 standard
-    errors.
-    """
+    """Derivatives of ½ ln((1 + s² e^-min)/(1 + s² e^-max)), within 5 standard errors."""
     gamma = bent(-4.0, -1.0)
     estimates = [
         gradients(gamma, terms(gamma, 4_096, seed=seed, scale=1.0).mean()) for seed in range(12)
@@ -219,9 +218,7 @@ def test_with_finite_steps_the_path_learns_by_the_bound() -> None:
 
 
 def test_learning_the_path_lowers_the_variance_and_leaves_the_bound() -> None:
-    """On N(0, s²) data, a path that starts as a line becomes one with a more even loss over u; the
-    mean keeps its closed form.
-    """
+    """On N(0, s²) data, training makes the loss more even over u and keeps the mean."""
     gamma, line = LearnedGamma(-10.0, 6.0, hidden=32), LinearGamma(-10.0, 6.0)
     optimizer = torch.optim.Adam(
         [p for n, p in gamma.named_parameters() if not n.startswith("gamma")], lr=0.05
@@ -245,8 +242,9 @@ def test_learning_the_path_lowers_the_variance_and_leaves_the_bound() -> None:
 
 
 def test_vdm_s_loss_routes_the_gradients() -> None:
-    """In bits per dimension: the end points get the gradient of the bound, the path that of E[L²],
-    where L is the diffusion loss.
+    """The end points get the gradient of the bound, the path that of E[L²], in bits per dimension.
+
+    L is the diffusion loss.
     """
     torch.manual_seed(0)
     vdm = VDM(shape=[3], likelihood="gaussian", widths=[4], gamma_min=-5.0, gamma_max=3.0)

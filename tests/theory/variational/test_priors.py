@@ -49,9 +49,7 @@ def test_a_learned_mixture_prior(backend: str) -> None:
 
 
 def test_gradients_of_a_mixtures_weights_through_its_draws(backend: str) -> None:
-    """The gradient of naive Monte Carlo reaches the mixture's weights: it is that of log p(x),
-    computed on a grid.
-    """
+    """Naive Monte Carlo's gradient for the mixture is that of log p(x), computed on a grid."""
     vae = build(
         shape=(1,),
         latent=1,

@@ -71,8 +71,9 @@ def test_draws_are_averaged(backend: str) -> None:
 
 
 def test_without_its_kl_it_is_the_autoencoder(backend: str) -> None:
-    """With kl_weight=0, z = μ(x) and the loss is the squared error: the gradients are those of
-    decoder(encoder(x)), and 0 for the log-variance.
+    """With kl_weight=0, z = μ(x) and the gradients are those of decoder(encoder(x)).
+
+    The gradient of the log-variance is 0.
     """
     vae = build(**FLAT, covariance="isotropic", std=1.0, kl_weight=0.0).double()
     x = normal((7, 4), 1)
@@ -100,9 +101,7 @@ def test_the_kl_weight_weighs_the_kl(backend: str) -> None:
 
 @pytest.mark.parametrize("covariance", ["isotropic", "diagonal", "full"])
 def test_gradients_against_differences(covariance: str, backend: str) -> None:
-    """The gradient of the whole loss (encoder, regenerated noise, KL and likelihood) equals a
-    directional difference in float64.
-    """
+    """The gradient of the whole loss equals a directional difference in float64."""
     vae = build(**FLAT, covariance=covariance, samples=2).double()
     x, parameters = normal((3, 4), 1), list(vae.parameters())
     direction = [normal(tuple(p.shape), 5 + i) for i, p in enumerate(parameters)]

@@ -1,6 +1,4 @@
-"""The variational diffusion model: its discrete and continuous losses against closed forms, and the
-model as a system.
-"""
+"""The variational diffusion model: losses against closed forms, and the model as a system."""
 
 from __future__ import annotations
 
@@ -210,9 +208,7 @@ SYSTEMS = {
 
 @pytest.mark.parametrize("options", SYSTEMS.values(), ids=SYSTEMS)
 def test_as_a_system(options: dict, images: Tensor) -> None:
-    """The model is rebuilt from JSON; loss and bound are functions of (seed, step, ids); the terms
-    are finite.
-    """
+    """JSON rebuilds the model; loss and bound are functions of (seed, step, ids)."""
     vdm = small(**options)
     again = VDM(**json.loads(json.dumps(vdm.config)))
     again.load_state_dict(vdm.state_dict())
@@ -240,9 +236,7 @@ def test_as_a_system(options: dict, images: Tensor) -> None:
 
 
 def test_the_loss_is_the_bound_at_one_time_in_bits() -> None:
-    """The mean of the loss over steps is the bound per dimension; the terms include the scale of
-    their sum.
-    """
+    """The mean of the loss over steps is the bound per dimension, as is the sum of the terms."""
     torch.manual_seed(0)
     vdm = VDM([2], likelihood="gaussian", gamma_min=-6.0, widths=[4]).double()
     x0 = ops.randn((4_000, 2), seed=0, dtype=torch.float64)

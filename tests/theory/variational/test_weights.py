@@ -90,9 +90,7 @@ def test_the_losses_are_their_definitions(backend: str) -> None:
 
 
 def test_the_mean_of_l_vlb_is_the_bound() -> None:
-    """The mean of T·L_t over all timesteps is the reconstruction plus the denoising terms, in bits
-    per dimension.
-    """
+    """The mean of T·L_t over all timesteps is reconstruction plus denoising, in bits per dim."""
     schedule = Schedule.cosine(8)
     x0 = (
         torch.randint(0, 256, (3, 4), generator=torch.Generator().manual_seed(0)) / 127.5 - 1
