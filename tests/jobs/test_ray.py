@@ -88,12 +88,12 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         driver.kill()
     output = (tmp_path / "output").read_text()
     assert driver.returncode == 0, output
-    assert killed, "no actor was seen at work"
+    assert killed, "no actor was working"
     found = json.loads(output.splitlines()[-1])
     assert found["stopped"] and 0 < found["made"] <= found["done"] < 32
     assert found["status"] == 0 and digest(out) == expected
-    assert twice(out) <= 6, "what an actor had put on disk was made again"
-    assert not list((out / "tmp").iterdir()), "what dead actors left is swept"
+    assert twice(out) <= 6, "finished units were made again"
+    assert not list((out / "tmp").iterdir()), "files of dead actors are left"
     kind, message = found["refused"]  # an actor with other weights: fastdiff's message, not Ray's
     assert kind == "SpecMismatch"
     assert re.search(r"got another in a setting\.\n  model\.\S*sha256: '\w+' there", message), (
@@ -103,7 +103,7 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, message = found["wide"]
     assert kind == "ValueError"
     assert re.search(
-        r"expected a Ray cluster with 1000 CPU for an actor, got \d+\. Say --workers", message
+        r"expected a Ray cluster with 1000 CPU for an actor, got \d+\. Pass --workers", message
     )
     end = time.monotonic() + 20
     while nodes() - before:
