@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from .exit_status import UsageError
@@ -29,8 +29,12 @@ def add_options(parser: Any, help: str, flag: str = "--option") -> None:
     )
 
 
-def parse_options(texts: Iterable[str], flag: str = "--option") -> dict[str, Any]:
+def parse_options(
+    texts: Iterable[str], flag: str = "--option", also: Collection[str] = ()
+) -> dict[str, Any]:
     """Returns {name: value} of NAME=VALUE texts. Hyphens in a name become underscores.
+
+    also: names that other flags of the command have set.
 
     Raises UsageError for a text without a name or "=", and for a name that is given twice.
     """
@@ -42,6 +46,8 @@ def parse_options(texts: Iterable[str], flag: str = "--option") -> dict[str, Any
         name = name.replace("-", "_")
         if name in found:
             raise UsageError(f"expected {flag} {name} once, got it twice.")
+        if name in also:
+            raise UsageError(f"expected {name} once, got it by a flag and by {flag}.")
         found[name] = parse_value(value)
     return found
 

@@ -48,15 +48,14 @@ def run(args: argparse.Namespace) -> int:
         schedule = schedule.rescale_zero_terminal_snr()
     # epsilon does not determine x0 at pure noise, where these two start
     default = "flow" if schedule.space == "flow" else "v" if args.zero_snr else "epsilon"
-    plan = make_plan(
-        schedule,
-        solver=args.solver,
-        steps=args.steps,
-        prediction_type=args.prediction or default,
-        clip_range=args.clip,
-        timestep_spacing=args.spacing,
-        **parse_options(args.option),
-    )
+    settings = {
+        "solver": args.solver,
+        "steps": args.steps,
+        "prediction_type": args.prediction or default,
+        "clip_range": args.clip,
+        "timestep_spacing": args.spacing,
+    }
+    plan = make_plan(schedule, **settings, **parse_options(args.option, also=settings))
     if args.json:
         print(
             json.dumps({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()})

@@ -313,11 +313,7 @@ def _requested(args: argparse.Namespace) -> dict[str, Any]:
         requested["ids"] = parse_id_range(args.ids)
     if args.shape is not None:
         requested["shape"] = parse_shape(args.shape)
-    for name, value in parse_options(args.option).items():
-        if name in requested:
-            raise ValueError(f"expected {name} once, got it by a flag and by --option.")
-        requested[name] = value
-    return requested
+    return requested | parse_options(args.option, also=requested)
 
 
 def _recompute(args: argparse.Namespace) -> int:

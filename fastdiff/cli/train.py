@@ -185,10 +185,11 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     from ..training.folder import read
 
     flags = {k: getattr(args, k) for k in RUN if getattr(args, k) is not None}
-    options = parse_options(args.option)
     shorthands = {
         k: parse_value(getattr(args, k)) for k in SHORTHANDS if getattr(args, k) is not None
     }
+    set_by_flags = [name for flag in shorthands for name in SHORTHANDS[flag]]
+    options = parse_options(args.option, also=set_by_flags)
     saved: dict[str, Any] | None = None
     if args.resume:
         if not (out / CHECKPOINT).exists():
@@ -218,9 +219,9 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
                 f"expected no --{flag.replace('_', '-')} for {arguments['model']}, which has no"
                 " such option."
             )
-        options = {
-            name: [value] if flag == "widths" and not isinstance(value, list) else value
-        } | options
+        if flag == "widths" and not isinstance(value, list):
+            value = [value]
+        options = {name: value} | options
     arguments["options"] = {**(saved or {"options": {}})["options"], **options}
     for key, value in (saved or {}).items():
         if arguments[key] != value:

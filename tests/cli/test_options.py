@@ -126,9 +126,19 @@ def test_a_wrong_option_is_a_usage_error(
     assert capsys.readouterr().err == f"fastdiff {command}: {sentence.format(flag=flag)}\n"
 
 
-def test_a_setting_by_its_flag_and_by_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "--out", "x", "--steps", "3", "--option", "steps=4"]) == 2
-    assert "expected steps once, got it by a flag and by --option." in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (["sample", "--out", "x", "--steps", "3", "--option", "steps=4"], "steps"),
+        (["plan", "--option", "steps=4"], "steps"),
+        (["train", "--out", "x", "--latent", "8", "--option", "latent=4"], "latent"),
+    ],
+)
+def test_a_setting_by_its_flag_and_by_option(
+    arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert f"expected {name} once, got it by a flag and by --option." in capsys.readouterr().err
 
 
 def test_shapes() -> None:
