@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# what .gitignore leaves out, and the repository itself: a copy is a tarball without .git
+# what .gitignore lists, and .git: a copy is like a tarball
 LEFT_OUT = (
     ".git",
     ".venv",
@@ -30,7 +30,7 @@ def copy_tree(to: Path) -> Path:
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """The files of the tree, without what builds and tools leave in it."""
+    """Returns the files of the tree, without those that builds and tools make."""
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [
@@ -43,8 +43,9 @@ def files(root: Path = ROOT) -> list[Path]:
 def run(
     command: Sequence[str | Path], cwd: Path, **settings: str | None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs with settings of the environment changed (None removes one) and those of an outer make
-    removed.
+    """Runs a command in an environment without the settings of an outer make.
+
+    settings: changed variables; None removes one.
     """
     outer = (
         "MAKEFLAGS",
