@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -116,9 +116,12 @@ _MAX_GRIDS = 16  # of which a scheduler caches the traced plans
 
 
 class _Context:
-    """The key of a context's state, which is freed together with the context."""
+    """The key of a context's state, which is freed with the context or with the scheduler."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("__weakref__", "state")
+
+    def __init__(self, state: State):
+        self.state = ref(state)
 
 
 class States:
@@ -132,10 +135,11 @@ class States:
 
     def get(self) -> State:
         context = self._context.get(None)
-        return self.last if context is None else self._states.get(context, self.last)
+        state = None if context is None else context.state()
+        return self.last if state is None else state
 
     def set(self, state: State) -> None:
-        context = _Context()
+        context = _Context(state)
         self._states[context] = self.last = state
         self._context.set(context)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,8 +54,9 @@ class TracedPlan:
                 self.calls.append(Call(rows, any(self._draws[r] for r in rows)))
                 rows = []
         self._tables: dict[torch.device, Tensor] = {}
-        self._bound: dict[torch.device, BoundStep] = {}
-        self._rows: tuple[int, torch.device | None, tuple[Tensor, ...]] = (-1, None, ())
+        self._steps: dict[torch.device, BoundStep] = {}
+        # batch, device, and what `_prepare` returns for them; replaced as a whole, for threads
+        self._ready: tuple[int, torch.device | None, tuple[Tensor, ...], Any] = (-1, None, (), None)
 
     def table(self, device: torch.device) -> Tensor:
         """The plan's table on a device."""
@@ -90,7 +91,10 @@ class TracedPlan:
             slots carry no gradient.
         """
         records = torch.is_grad_enabled() and (x.requires_grad or output.requires_grad)
-        rows, x0 = self._row_tensors(x), None
+        batch, device, rows, step = self._ready
+        if batch != x.shape[0] or device != x.device:
+            rows, step = self._prepare(x)
+        x0 = None
         for row in self.calls[call].rows:
             calls = self._network[row]
             row_output = output if calls else None
@@ -100,34 +104,26 @@ class TracedPlan:
                     x, row_output, rows[row], row_noise, row_seed, slots, slots_out, with_x0
                 )
             else:
-                new = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+                x_s = torch.empty_like(x, memory_format=torch.contiguous_format)
                 if with_x0 and calls:
-                    x0 = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-                self._step(x)(
-                    x, row_output, rows[row], slots, row_noise, row_seed, new, slots_out, x0
-                )
-                x = new
+                    x0 = torch.empty_like(x_s)
+                step(x, row_output, rows[row], slots, row_noise, row_seed, x_s, slots_out, x0)
+                x = x_s
             if slots is not None:
                 slots = slots_out  # a second row continues from the first one's slots
         return x, x0
 
-    def _row_tensors(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The number of every row for a batch, int64 [B] each."""
-        batch, device, rows = self._rows
-        if batch != len(x) or device != x.device:
-            numbers = torch.arange(len(self.plan.table), device=x.device)
-            rows = numbers[:, None].expand(-1, len(x)).contiguous().unbind()
-            self._rows = len(x), x.device, rows
-        return rows
-
-    def _step(self, x: Tensor) -> BoundStep:
-        bound = self._bound.get(x.device)
-        if bound is None:
-            arguments = StepArguments(
-                x, None, self.table(x.device), self._row_tensors(x)[0], used=self.plan.used
-            )
-            bound = self._bound[x.device] = arguments.bind(*_MOVING)
-        return bound
+    def _prepare(self, x: Tensor) -> tuple[tuple[Tensor, ...], BoundStep]:
+        """For batches like x: the number of every row, int64 [B] each, and the bound step."""
+        device = x.device
+        numbers = torch.arange(len(self.plan.table), device=device)
+        rows = numbers[:, None].expand(-1, x.shape[0]).contiguous().unbind()
+        if device not in self._steps:
+            arguments = StepArguments(x, None, self.table(device), rows[0], used=self.plan.used)
+            self._steps[device] = arguments.bind(*_MOVING)
+        step = self._steps[device]
+        self._ready = x.shape[0], device, rows, step
+        return rows, step
 
     def _differentiable(
         self,
