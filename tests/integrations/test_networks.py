@@ -91,7 +91,7 @@ def test_edm_sampler_is_algorithm_2(churn: float, steps: int) -> None:
         return fastdiff.randn(SHAPE, seed=3, step=rows[i], stream=1, dtype=torch.float64).numpy()
 
     expected = algorithm_2(start.numpy(), [*levels, 0.0], churn, 0.05, 90, 1.003, draw)
-    # the network gets sigma in float32; a difference in the level's last bit may round it differently
+    # the network gets sigma in float32, where a last bit of the level may round differently
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=2e-6)
 
 

@@ -278,8 +278,8 @@ class FlowMatchLCMScheduler(Shifting):
         if factors:
             if len(state.values) != len(factors) + 1:
                 raise ValueError(
-                    f"fastdiff.{type(self).__name__}.step: expected scale_factors to be one fewer than"
-                    f" the {len(state.values)} timesteps, got {len(factors)}."
+                    f"fastdiff.{type(self).__name__}.step: expected scale_factors to be one fewer"
+                    f" than the {len(state.values)} timesteps, got {len(factors)}."
                 )
             index = self._index(state, timestep)
             if state.step_index is None or "size" not in state.extra:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...ops import reverse_step
 from ...ops.step import BoundStep, StepArguments, columns_used
+from ...sampling.device_plan import DevicePlan
+from ...sampling.stepper import draws_noise
 from ...solvers import Plan
-from ...table import INDEX, OPERANDS, OUTPUTS
+from ...table import INDEX, OPERANDS
 
 _MOVING = (
     "x_t",
@@ -44,8 +45,7 @@ class TracedPlan:
     def __init__(self, plan: Plan):
         self.plan, self.slots = plan, plan.slots
         self._network = [bool(v) for v in plan.column("network")]
-        drawn = np.any([plan.column(f"{to}.z") != 0 for to in OUTPUTS], axis=0)
-        self._draws = [bool(v) for v in drawn]
+        self._draws = draws_noise(plan)
         self.calls: list[Call] = []
         rows: list[int] = []
         for row in range(len(plan)):
@@ -53,16 +53,13 @@ class TracedPlan:
             if self._network[row]:
                 self.calls.append(Call(rows, any(self._draws[r] for r in rows)))
                 rows = []
-        self._tables: dict[torch.device, Tensor] = {}
         self._steps: dict[torch.device, BoundStep] = {}
         # batch, device, and what `_prepare` returns for them; replaced as a whole, for threads
         self._ready: tuple[int, torch.device | None, tuple[Tensor, ...], Any] = (-1, None, (), None)
 
     def table(self, device: torch.device) -> Tensor:
         """The plan's table on a device."""
-        if device not in self._tables:
-            self._tables[device] = torch.tensor(self.plan.table, device=device)
-        return self._tables[device]
+        return DevicePlan.of(self.plan, device).table
 
     def execute(
         self,
