@@ -1,6 +1,4 @@
-"""Small networks of every class that `fastdiff.accelerate` knows, each with what it is called
-with.
-"""
+"""Small networks of every class that `fastdiff.accelerate` knows, with arguments to call them."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ WIDTHS = (32, 64)
 
 
 def seeded(make: Callable[[], Any]) -> Any:
-    """The network with every parameter drawn anew: zero initialisations would hide what comes
-    before them.
-    """
+    """The network with random parameters: zero initialisations would hide what precedes them."""
     torch.manual_seed(3)
     network = make().eval()
     with torch.no_grad():

@@ -1,6 +1,4 @@
-"""An accelerated network as a module: what it shares with the original, what it follows, what is
-refused.
-"""
+"""An accelerated network as a module: what it shares with the original, and what is refused."""
 
 from __future__ import annotations
 

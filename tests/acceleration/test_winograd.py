@@ -25,8 +25,9 @@ SHAPES = [
 
 
 def oracle(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """The definition, float64: out[b, k, i, j] = sum over c, m, n of x[b, c, i + m - 1, j + n - 1]
-    w[k, c, m, n].
+    """The definition in float64.
+
+    out[b, k, i, j] = sum over c, m, n of x[b, c, i + m - 1, j + n - 1] w[k, c, m, n].
     """
     windows = sliding_window_view(
         np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), axis=(2, 3)
@@ -39,8 +40,9 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_transform_is_winograds() -> None:
-    """In one dimension: A' [(G g) * (B' d)] is the convolution, with B' and A' as
-    csrc/cpu/winograd.cpp has them.
+    """In one dimension A' [(G g) * (B' d)] is the convolution.
+
+    B' and A' are those of csrc/cpu/winograd.cpp.
     """
     a, b = winograd.A, winograd.B
     b_t = np.zeros((6, 6))
@@ -77,8 +79,8 @@ def test_against_float64(shape: tuple[int, ...], level: int) -> None:
 def test_error_at_real_width() -> None:
     """The error is within a factor 16 of the direct convolution's.
 
-    The factor depends on how oneDNN sums: 4 with its AVX2 kernels, 8.5 with its AVX-512 kernels,
-    whose longer vectors make the direct convolution more exact.
+    The factor depends on how oneDNN sums: it is 4 with its AVX2 kernels and 8.5 with its AVX-512
+    kernels, which make the direct convolution more exact.
     """
     x, w = drawn(1, 256, 16, 16), drawn(64, 256, 3, 3, seed=1)
     expected = torch.nn.functional.conv2d(x.double(), w.double(), padding=1)
@@ -123,9 +125,7 @@ def test_where_it_serves() -> None:
 
 
 def test_a_forced_level_is_heeded() -> None:
-    """At the baseline torch's convolution is the faster one; any other level is the one that
-    computes.
-    """
+    """At the baseline torch's faster convolution is used; otherwise the forced level."""
     x = drawn(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
     packed = winograd.pack(drawn(16, 16, 3, 3))
     try:

@@ -1,6 +1,6 @@
-"""k_diffusion.sampling alone, and what both sides are given.
+"""The module k_diffusion.sampling, and the inputs of both sides.
 
-The package imports training code, and what of torchvision its samplers name is not used here.
+The rest of the package is not imported: it is training code, and it needs torchvision.
 """
 
 from __future__ import annotations

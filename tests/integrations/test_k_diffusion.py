@@ -1,9 +1,8 @@
-"""k-diffusion's samplers over full loops against k-diffusion 0.1.1.post1, in float64 and as they
-are.
+"""k-diffusion's samplers over full loops against k-diffusion 0.1.1.post1.
 
-Both sides get the same noise: by noise_sampler where a sampler takes one, for churn by a `torch`
-    whose randn_like asks for
-fastdiff's draw of the row. The network sees x and sigma.
+They are compared in float64 and unmodified. Both sides get the same noise: by noise_sampler where a
+sampler takes one, and for churn by a `torch` whose randn_like returns fastdiff's draw of the row.
+The network uses x and sigma.
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ IDS = [f"{name}{options or ''}" for name, options in CASES]
 
 
 class Churned:
-    """k-diffusion's `torch` with randn_like giving, for each step in turn, fastdiff's draw of the
-    row that churns it.
-    """
+    """k-diffusion's `torch`, with a randn_like that returns fastdiff's draw of a step's churn."""
 
     def __init__(self, seed: int, rows: Iterator[int]):
         self.seed, self.rows = seed, rows
@@ -88,8 +85,9 @@ def grid(steps: int, clean: bool, dtype: torch.dtype) -> torch.Tensor:
 def churn_rows(
     sigmas: torch.Tensor, calls: int, s_churn: float, s_tmin: float = 0.0, s_tmax: float = 1e9
 ) -> Iterator[int]:
-    """For each step the row that draws its churn: the last one before it, which is a row of its own
-    for step 0.
+    """For each step the row that draws its churn.
+
+    It is the last row of the step before; step 0 has an additional row for it.
     """
     row, first = 0, s_tmin <= float(sigmas[0]) <= s_tmax and s_churn > 0
     yield 0

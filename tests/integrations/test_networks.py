@@ -1,6 +1,4 @@
-"""Adapters: EDM's, k-diffusion's and diffusers' networks in a `Sampler`, against the peers' loops
-and an oracle.
-"""
+"""Adapters of EDM's, k-diffusion's and diffusers' networks, against the peers' loops."""
 
 from __future__ import annotations
 
@@ -96,9 +94,7 @@ def test_edm_sampler_is_algorithm_2(churn: float, steps: int) -> None:
 
 
 def test_raw_edm_networks_and_preconditioned_ones_agree() -> None:
-    """D = c_skip x + c_out F(c_in x, c_noise) by Parametrization, against D written out (table
-    1).
-    """
+    """D = c_skip x + c_out F(c_in x, c_noise) by Parametrization, and D written out (table 1)."""
     data = 0.5
 
     def raw(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
@@ -138,8 +134,9 @@ def test_k_diffusion_denoisers_in_a_sampler_equal_k_diffusion() -> None:
 
 @pytest.mark.parametrize("space", ["ve", "vp", "flow", "sub_vp"])
 def test_a_denoiser_serves_schedules_of_every_space(space: str) -> None:
-    """The probability flow of x/alpha is one in every space: from equal x/alpha at equal levels to
-    equal data.
+    """The probability flow of x/alpha is the same in every space.
+
+    Equal x/alpha at equal levels lead to equal data.
     """
     schedule = {
         "ve": Schedule.karras(),

@@ -14,16 +14,15 @@ SCALED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_lin
 
 
 class Case(NamedTuple):
-    """A class with a configuration and what is passed to each step.
+    """A class with a configuration, and the arguments of its steps.
 
-    kinds: prediction types that the peer knows ("" where it has none). learned: the network gives
-        twice the channels.
-    exact: steps agree to 1e-6 (else 1e-5). high: of third order or more, so loops agree to 2e-4
-        (else 2e-5).
-    narrow: of these those compared in float32, where with more of them the peer's own roundings
-        grow beyond any tolerance.
-    steps: numbers of steps that the peer survives. set: further arguments of set_timesteps, or a
-        function of n.
+    kinds: the prediction types that the peer has ("" where it has none). learned: whether the
+    network returns twice the channels. exact: whether steps agree to 1e-6, otherwise to 1e-5. high:
+    whether the order is 3 or more; then loops agree to 2e-4, otherwise to 2e-5. steps: numbers of
+    steps that work in the peer. narrow: those of them that are compared in float32; with more, the
+    peer's own roundings grow beyond
+        any tolerance.
+    set: further arguments of set_timesteps, or a function of n that returns them.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""What the conformance suite runs: every drop-in with the configurations that change its numbers.
+"""The conformance suite's cases: every drop-in with the configurations that change its numbers.
 
-A class joins the suite by a line here. Each case is run in every prediction type and number of
-steps that the peer knows, with the same start, network and draws on both sides (test_numbers.py),
-and once per class through diffusers' conventions (test_contract.py).
+A class joins the suite by a line here. Each case is run for every prediction type and number of
+steps that the peer has, with the same start, network and draws on both sides (test_numbers.py), and
+once per class through diffusers' conventions (test_contract.py).
 """
 
 from __future__ import annotations
@@ -204,10 +204,10 @@ def start(scheduler: Any, dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) ->
 
 
 def network(x: torch.Tensor, kind: str = "epsilon", learned: bool = False) -> torch.Tensor:
-    """A smooth network that ignores the time; with `learned` a second half in (0, 1).
+    """A smooth network that ignores the time; with `learned` it has a second half in (0, 1).
 
-    For data and noise of unit variance a perfect velocity is 0: larger ones make an unstable flow,
-        in which roundings grow.
+    For data and noise of unit variance a perfect velocity is 0. Larger ones make an unstable flow,
+    in which roundings grow.
     """
     out = torch.tanh(0.7 * x + 0.1) - 0.2 * x / (1 + 0.01 * x * x)
     out = {"sample": 0.8, "v_prediction": 0.2}.get(kind, 1.0) * out

@@ -1,6 +1,4 @@
-"""The suite's cases of distilled networks, flow matching, RePaint, unCLIP and consistency
-models.
-"""
+"""The cases of distilled networks, flow matching, RePaint, unCLIP and consistency models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The conformance suite's cases of exponential integrators: DPM-Solver(++), UniPC, DEIS, SA-Solver,
-and EDM's.
-"""
+"""The cases of exponential integrators: DPM-Solver(++), UniPC, DEIS, SA-Solver and EDM's."""
 
 from __future__ import annotations
 
@@ -275,8 +273,9 @@ _EVERY: list[Case] = [
 
 
 def _by_turns(cases: list[Case]) -> list[Case]:
-    """A class's first case in every prediction type, its variants in one of ALL by turns: the full
-    product, which agrees as well, takes minutes.
+    """A class's first case with every prediction type, and each variant with one of them in turn.
+
+    The full product agrees too, but takes minutes.
     """
     seen: dict[str, int] = {}
     taken = []

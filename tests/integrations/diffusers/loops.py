@@ -1,4 +1,4 @@
-"""Loops of a case on both sides, and what they may differ by."""
+"""Loops of a case on both sides, and the tolerances of their comparison."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ def plain(name: str) -> Case:
 
 
 def counts(case: Case) -> tuple[int, ...]:
-    """The numbers of steps a case runs: all of them for a class's first, without the long run for
-    its variants.
+    """The numbers of steps that a case runs.
+
+    A class's first case runs all of them, its variants all except for the long run.
     """
     return (
         case.steps
@@ -58,8 +59,10 @@ def same_grid(theirs: Any, ours: Any) -> None:
 
 
 def amplified(theirs: Any, index: int | None = None) -> float:
-    """By how much the second stage of a second-order step raises roundings: it divides by its small
-    level what it then multiplies by the step. Without an index the largest of the grid.
+    """The factor by which the second stage of a second-order step amplifies roundings.
+
+    The stage divides by its small level what it then multiplies by the step. Without an index it is
+    the largest factor of the grid.
     """
     if (
         hasattr(theirs, "prk_timesteps") and index is not None
@@ -93,9 +96,10 @@ def integrates_eps(theirs: Any) -> bool:
 
 
 def integrator_amplified(theirs: Any, index: int | None) -> float:
-    """By how much steps of eps multiply x (alpha_s/alpha_t, from the start of a group of three), or
-    steps towards noise (sigma_s/sigma_t); the terms in the network's outputs take nearly all of it
-    away again.
+    """The factor by which steps multiply x, and with it roundings.
+
+    It is alpha_s/alpha_t for steps of eps (from the start of a group of three), and sigma_s/sigma_t
+    for steps towards noise; the terms in the network's outputs cancel nearly all of it.
     """
     rho = theirs.sigmas.double()
     inward, c = bool(rho[0] < rho[1]), theirs.config

@@ -1,6 +1,4 @@
-"""Configurations of drop-ins: saved, loaded, swapped to and fro, rewritten in place; twins; names
-at the package's top.
-"""
+"""Configurations of drop-ins: saved, loaded, converted both ways and rewritten; public names."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from loops import plain
 
 import fastdiff
-from fastdiff.integrations import diffusers as twins
+from fastdiff.integrations import diffusers as drop_ins
 
 KARRAS = sorted({e.name for e in KarrasDiffusionSchedulers} & set(CLASSES))
 
@@ -101,16 +99,16 @@ def test_every_kind_of_trained_betas_is_saved(tmp_path: Path) -> None:
 def test_twins_and_what_has_none() -> None:
     for name in CLASSES:
         theirs, _ = made(name)
-        twin = fastdiff.from_scheduler(theirs)
-        assert type(twin) is getattr(fastdiff, name)
-        assert {**twin.config, "_use_default_values": 0} == {
+        drop_in = fastdiff.from_scheduler(theirs)
+        assert type(drop_in) is getattr(fastdiff, name)
+        assert {**drop_in.config, "_use_default_values": 0} == {
             **theirs.config,
             "_use_default_values": 0,
         }
-        assert set(twin.config["_use_default_values"]) == set(
+        assert set(drop_in.config["_use_default_values"]) == set(
             theirs.config.get("_use_default_values", [])
         )
-        assert fastdiff.from_scheduler(twin) is twin
+        assert fastdiff.from_scheduler(drop_in) is drop_in
     rewritten = diffusers.DDIMScheduler()
     rewritten._internal_dict = FrozenDict({**rewritten.config, "steps_offset": 1})
     assert fastdiff.from_scheduler(rewritten).config.steps_offset == 1
@@ -121,7 +119,7 @@ def test_twins_and_what_has_none() -> None:
 
 
 def test_names_at_the_top_are_those_of_the_package() -> None:
-    assert set(fastdiff._DIFFUSERS) == set(twins.__all__)
+    assert set(fastdiff._DIFFUSERS) == set(drop_ins.__all__)
 
 
 def python(code: str) -> str:

@@ -1,6 +1,4 @@
-"""What pipelines expect of a scheduler, for every drop-in (the notes' checklist of diffusers'
-conventions).
-"""
+"""What pipelines expect of a scheduler, checked for every drop-in."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from cases import CASES, CLASSES, Case, arguments, both, network, set_timesteps,
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 import fastdiff
-from fastdiff.integrations import diffusers as twins
+from fastdiff.integrations import diffusers as drop_ins
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`algorithm_types:FutureWarning"),
@@ -213,9 +211,7 @@ def img2img(scheduler: Any, case: Case, index: int, *, as_views: bool) -> torch.
 @pytest.mark.parametrize("as_views", [True, False])
 @pytest.mark.parametrize("name", CLASSES)
 def test_runs_that_begin_inside_the_grid(name: str, as_views: bool) -> None:
-    """Image-to-image: histories begin there, counters too, and a timestep need not be a view of the
-    grid.
-    """
+    """Image-to-image: histories and counters begin there; timesteps may be no views of the grid."""
     case = plain(name)
     theirs, ours = made(name)
     expected = img2img(theirs, case, 4, as_views=as_views)
@@ -236,7 +232,7 @@ def test_a_step_taken_again_gives_the_same(name: str) -> None:
 
 
 def test_skipped_steps_do_not_move_the_index() -> None:
-    """Callbacks may interrupt a run and go on: the timestep says where the step stands."""
+    """Callbacks may interrupt a run and continue: the timestep determines the step."""
     for name in ("EulerDiscreteScheduler", "DDIMScheduler", "EulerAncestralDiscreteScheduler"):
         case, (theirs, ours) = plain(name), ready(name)
         x = start(ours, torch.float32)
@@ -325,7 +321,11 @@ def test_gradients_flow_through_a_step() -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    ddim, ddpm, euler = twins.DDIMScheduler(), twins.DDPMScheduler(), twins.EulerDiscreteScheduler()
+    ddim, ddpm, euler = (
+        drop_ins.DDIMScheduler(),
+        drop_ins.DDPMScheduler(),
+        drop_ins.EulerDiscreteScheduler(),
+    )
     x = torch.zeros(1, 1, 2, 2)
     with pytest.raises(ValueError, match="set_timesteps"):
         ddim.step(x, 0, x)
@@ -334,8 +334,8 @@ def test_wrong_arguments_are_named() -> None:
         lambda: ddpm.set_timesteps(timesteps=[3, 5]),
         lambda: ddpm.set_timesteps(5, timesteps=[5]),
         lambda: euler.set_timesteps(5, sigmas=[1.0, 0.0]),
-        lambda: twins.DDIMScheduler(timestep_spacing="even").set_timesteps(5),
-        lambda: twins.EulerDiscreteScheduler(use_karras_sigmas=True, use_beta_sigmas=True),
+        lambda: drop_ins.DDIMScheduler(timestep_spacing="even").set_timesteps(5),
+        lambda: drop_ins.EulerDiscreteScheduler(use_karras_sigmas=True, use_beta_sigmas=True),
     ):
         with pytest.raises(ValueError, match=r"fastdiff\.\w+(\.set_timesteps)?: expected"):
             call()
@@ -346,7 +346,7 @@ def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ValueError, match="scheduler.timesteps"):
         ddpm.step(x, 7, x)
     with pytest.raises(NotImplementedError, match="beta_schedule"):
-        twins.DDIMScheduler(beta_schedule="steep")
+        drop_ins.DDIMScheduler(beta_schedule="steep")
 
 
 def test_parallel_steps_equal_diffusers() -> None:

@@ -1,12 +1,9 @@
-"""DDIM and DDPM against diffusers 0.42.1, step by step on the leading grid, its known quirks
-stated.
+"""DDIM and DDPM against diffusers 0.42.1, step by step on the leading grid, with its known quirks.
 
-diffusers' tables are float32; the schedule here starts from its alphas_cumprod, upcast. Each step
-is compared twice: in float32 as users run it, within what float32 makes of 1 - a and 1 - a_t/a_p,
-and with diffusers' own formulas carried out
-in float64, where nothing but the formula is left. Random draws are shared: each diffusers step is
-    given the noise that
-fastdiff's row draws.
+diffusers' tables are float32; the schedule here starts from its alphas_cumprod in float64. Each
+step is compared twice: in float32 as users run it, within the error of 1 - a and 1 - a_t/a_p in
+float32, and with diffusers' formulas computed in float64, where only the formula can differ. Random
+draws are shared: every step of diffusers gets the noise that fastdiff's row draws.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Drop-ins whose noise is diffusers' only in distribution: both follow a Brownian path, each its
-own.
+"""Drop-ins with diffusers' noise in distribution only: each side follows its own Brownian path.
 
 With a linear network a loop of linear steps is Gaussian, so mean and variance over many elements
-say everything; the correlation of a step's two draws enters the variance.
+determine it; the correlation of a step's two draws enters the variance.
 """
 
 from __future__ import annotations
@@ -47,9 +46,7 @@ def loop(scheduler: Any, x: torch.Tensor, steps: int, **arguments: Any) -> torch
 def test_mean_and_variance_are_those_of_diffusers(
     name: str, config: dict[str, Any], steps: int, stop: Any
 ) -> None:
-    """From one constant state, the variance is the noise's alone: its weights, and how a step's
-    draws correlate.
-    """
+    """From a constant state all variance comes from the noise: its weights and its correlations."""
     results = []
     for module in (diffusers, fastdiff):
         scheduler = getattr(module, name)(**config)

@@ -1,6 +1,4 @@
-"""What only some drop-ins have: RePaint's masks, unCLIP's pairs of timesteps, tokens and pictures
-of growing size.
-"""
+"""What only some drop-ins have: masks, pairs of timesteps, tokens, growing images."""
 
 from __future__ import annotations
 
@@ -99,8 +97,9 @@ def test_repaint_keeps_the_known_part_and_draws_anew_at_repeated_timesteps() -> 
 
 
 def test_repaint_undoes_a_step_in_one_draw_of_the_same_variance() -> None:
-    """Without a generator T // n draws are one: the variance of n betas' noise is that of their
-    product.
+    """Without a generator one draw replaces T // n draws.
+
+    The variance of n betas' noise is that of their product.
     """
     scheduler = ours.RePaintScheduler()
     scheduler.set_timesteps(10, 2, 2)
@@ -115,9 +114,7 @@ def test_repaint_undoes_a_step_in_one_draw_of_the_same_variance() -> None:
 
 
 def test_repaints_plan_is_the_way_of_an_empty_mask() -> None:
-    """Rows without a call stand for the steps back; the rows with one hold the pipeline's
-    timesteps.
-    """
+    """Rows without a network call are the jumps back; the others have the pipeline's timesteps."""
     scheduler = ours.RePaintScheduler(eta=1.0)
     scheduler.set_timesteps(6, 2, 2)
     plan = scheduler.plan()

@@ -1,6 +1,4 @@
-"""The pipelines that few-step, flow and inpainting schedulers were made for, with their drop-ins:
-diffusers' results.
-"""
+"""Pipelines of few-step, flow and inpainting schedulers give diffusers' results with drop-ins."""
 
 from __future__ import annotations
 
@@ -151,9 +149,7 @@ def test_pipelines_give_what_diffusers_gives(
 
 
 def test_a_network_with_learned_variance_in_the_loop() -> None:
-    """DDPM reads both halves of the output; the loop with the drop-in's seed takes the pipeline's
-    steps.
-    """
+    """DDPM reads both halves of the output; the loop with the drop-in's seed gives the same."""
     pipe = diffusers.DDPMPipeline(pixels(6), diffusers.DDPMScheduler(variance_type="learned_range"))
     pipe.set_progress_bar_config(disable=True)
     fastdiff.swap(pipe)

@@ -1,6 +1,4 @@
-"""`Sampler.from_diffusers` against the pipelines themselves, their drop-ins installed: the same
-latents and pictures.
-"""
+"""`Sampler.from_diffusers` against pipelines with drop-ins: the same latents and images."""
 
 from __future__ import annotations
 
@@ -102,9 +100,7 @@ def test_pictures_of_stable_diffusion_also_streamed() -> None:
 
 
 def test_ancestral_noise_is_the_drop_ins() -> None:
-    """Without a generator a drop-in draws fastdiff's noise: the loop with its seed takes the same
-    steps.
-    """
+    """Without a generator a drop-in draws fastdiff's noise, as the loop with its seed does."""
     pipe = fastdiff.swap(made("ddpm", "DDPMScheduler"))
     torch.manual_seed(11)
     pictures = drawn(pipe, "ddpm")

@@ -1,6 +1,4 @@
-"""The exponential integrators' drop-ins beside diffusers' numbers: where diffusers fails, and what
-comes in and out.
-"""
+"""The exponential integrators' drop-ins: where diffusers fails, and their arguments and results."""
 
 from __future__ import annotations
 
@@ -31,8 +29,10 @@ def loop(scheduler: Any, x: torch.Tensor, **arguments: Any) -> torch.Tensor:
 @pytest.mark.parametrize("name", [MULTISTEP, SINGLESTEP])
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
 def test_a_timestep_that_comes_twice_is_a_step_of_nothing(name: str, order: int, at: int) -> None:
-    """diffusers divides by the step between them; here the run is the one without the second, to
-    the differences it lost.
+    """diffusers divides by the step between equal timesteps.
+
+    The result here is that of the run without the second one, within the digits that the
+    differences lose.
     """
     once, x = [900, 700, 400, 200, 100], fastdiff.randn((2, 3, 4, 4), seed=1)
     results = []
@@ -56,9 +56,7 @@ def test_a_timestep_that_comes_twice_is_a_step_of_nothing(name: str, order: int,
     ],
 )
 def test_as_many_steps_as_training_timesteps(name: str, config: dict[str, Any]) -> None:
-    """diffusers' default grid then holds one timestep twice, and its result is NaN (pains.md
-    7.4).
-    """
+    """diffusers' default grid then has one timestep twice, and its result is NaN."""
     scheduler = getattr(fastdiff, name)(num_train_timesteps=100, beta_end=0.2, **config)
     scheduler.set_timesteps(100)
     assert len(scheduler.timesteps.unique()) == 99
@@ -66,7 +64,7 @@ def test_as_many_steps_as_training_timesteps(name: str, config: dict[str, Any]) 
 
 
 def test_a_step_into_clean_data_with_bh1_is_the_prediction() -> None:
-    """NaN in diffusers with its own defaults (pains.md 7.3)."""
+    """With the default configuration diffusers gives NaN."""
     x, steps = fastdiff.randn((2, 3, 4, 4), seed=1), {}
     for variant in ("bh1", "bh2"):
         scheduler = fastdiff.UniPCMultistepScheduler(solver_type=variant, solver_order=1)
@@ -147,9 +145,7 @@ def test_a_network_with_learned_variance_gives_its_first_three_channels() -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_noise_given_or_drawn_is_diffusers_at_every_dtype(dtype: torch.dtype) -> None:
-    """float32 draws whatever the sample's dtype; a variance_noise in the draw's place leaves the
-    generator alone.
-    """
+    """Draws are float32 whatever the sample's dtype; with a variance_noise nothing is drawn."""
     x = fastdiff.randn((2, 3, 4, 4), seed=1).to(dtype)
     given = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(2))
     for arguments in ({"variance_noise": given}, {}):

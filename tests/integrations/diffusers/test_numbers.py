@@ -1,6 +1,4 @@
-"""Drop-ins against diffusers 0.42.1 as they are: the same grid, every step from the peer's own
-state, and the loop.
-"""
+"""Drop-ins against unmodified diffusers 0.42.1: grids, each step from the peer's state, loops."""
 
 from __future__ import annotations
 

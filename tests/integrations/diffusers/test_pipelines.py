@@ -1,6 +1,4 @@
-"""Drop-ins inside diffusers' pipelines, with tiny random networks made from configurations: nothing
-is downloaded.
-"""
+"""Drop-ins inside diffusers' pipelines, with tiny random networks; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -333,7 +331,7 @@ def test_saved_pipelines_come_back_with_their_drop_in(pipeline: str, tmp_path: P
 
 
 def test_the_pipeline_that_makes_its_scheduler_anew() -> None:
-    """DDIMPipeline's constructor replaces what it is given; swap assigns afterwards."""
+    """DDIMPipeline's constructor replaces its scheduler; swap assigns one afterwards."""
     pipe = diffusers.DDIMPipeline(made("ddim", "DDIMScheduler").unet, fastdiff.DDIMScheduler())
     assert not type(pipe.scheduler).__module__.startswith("fastdiff")
     assert type(fastdiff.swap(pipe).scheduler) is fastdiff.DDIMScheduler

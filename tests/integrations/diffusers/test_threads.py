@@ -1,6 +1,4 @@
-"""One scheduler object used by several threads and asyncio tasks at once, each with its own number
-of steps.
-"""
+"""One scheduler object used by several threads and asyncio tasks, with different step counts."""
 
 from __future__ import annotations
 
