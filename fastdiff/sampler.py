@@ -162,7 +162,7 @@ class Sampler:
                 (`fastdiff.from_scheduler`).
             ValueError: for settings outside these, and where the scheduler makes no plan.
         """
-        from .integrations.diffusers.sampler import network_and_plan
+        from .integrations.diffusers.pipeline import network_and_plan
 
         model, plan, settings = network_and_plan(pipe, steps=steps, **settings)
         return cls(model, plan=plan, decode=decode, **settings)
@@ -436,7 +436,7 @@ def _decode_function(decode: Any) -> Callable[[Tensor], Tensor] | None:
     Raises TypeError for anything else.
     """
     if hasattr(decode, "decode") and hasattr(decode, "config"):
-        from .integrations.diffusers.sampler import pictures
+        from .integrations.diffusers.pipeline import pictures
 
         return partial(pictures, decode)
     if decode is None or callable(decode):

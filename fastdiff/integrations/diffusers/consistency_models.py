@@ -123,7 +123,7 @@ class CMStochasticIterativeScheduler(Indexed):
         grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         steps = self.num_inference_steps
         if timesteps is not None:
-            indices = grids.given(name, total, timesteps)
+            indices = grids.descending(name, total, timesteps)
         else:
             assert num_inference_steps is not None
             grids.at_most(name, num_inference_steps, total)

@@ -88,7 +88,7 @@ class DDPMScheduler(VariancePreserving):
         name, c = type(self).__name__, self.config
         grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         if timesteps is not None:
-            grid = grids.given(name, c.num_train_timesteps, timesteps)
+            grid = grids.descending(name, c.num_train_timesteps, timesteps)
             self._begin(self._visiting(grid, device, steps=self.num_inference_steps, custom=True))
             return
         assert num_inference_steps is not None

@@ -113,7 +113,7 @@ class Distilled(VariancePreserving, Indexed):
         grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
         available = self._distilled(original_inference_steps, strength)
         if timesteps is not None:
-            grid = grids.given(name, c.num_train_timesteps, timesteps)
+            grid = grids.descending(name, c.num_train_timesteps, timesteps)
             steps = len(grid)
             grid = grid[steps - min(int(steps * strength), steps) :]
         else:

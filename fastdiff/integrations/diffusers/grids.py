@@ -64,7 +64,7 @@ def without_last(
     return values.astype(np.int64)
 
 
-def given(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
+def descending(where: str, total: int, timesteps: Any) -> NDArray[np.int64]:
     """The user's timesteps. Raises ValueError unless they descend below `total`."""
     values = [int(t) for t in timesteps]
     if (

@@ -30,7 +30,7 @@ class Decoder:
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         # diffusers is imported only where it is needed
-        from ...integrations.diffusers.sampler import pictures
+        from ...integrations.diffusers.pipeline import pictures
 
         return pictures(self.vae, latents).float()
 

@@ -1,8 +1,7 @@
-"""The parts of a diffusers pipeline that `Sampler.from_diffusers` puts together: its network, the
-plan of its scheduler, and its decoder.
+"""The parts of a diffusers pipeline that `Sampler.from_diffusers` needs: network, plan and decoder.
 
 The plan of a drop-in is its formula traced over the timesteps that it shows to pipelines, so
-fastdiff's loop takes the pipeline's steps, quirks included. The noise is fastdiff's.
+fastdiff's loop executes the pipeline's steps, quirks included. The noise is fastdiff's.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
 from .conversion import from_scheduler
 
-_OF_A_CALL = {
+_CALL_ARGUMENTS = {
     "model_output",
     "timestep",
     "sample",
@@ -34,10 +33,9 @@ _OF_A_CALL = {
 
 
 def pictures(vae: Any, latents: Tensor) -> Tensor:
-    """What an autoencoder of diffusers decodes from latents [B, C, …], after their scaling, shift
-    or statistics are undone.
+    """Decodes latents [B, C, …] with an autoencoder of diffusers.
 
-    Raises ValueError for packed latents.
+    Their scaling, shift or statistics are undone first. Raises ValueError for packed latents.
     """
     config = vae.config
     if latents.ndim < 4:
@@ -62,7 +60,7 @@ def pictures(vae: Any, latents: Tensor) -> Tensor:
 def network_and_plan(
     pipe: Any, *, steps: int | None = None, **settings: Any
 ) -> tuple[Adapter, Plan, dict[str, Any]]:
-    """(network, plan, the settings that are not the scheduler's) of a pipeline.
+    """Returns the network, the plan and the settings that are not the scheduler's.
 
     Arguments and errors: see `Sampler.from_diffusers`.
     """
@@ -77,36 +75,35 @@ def network_and_plan(
     scheduler = copy.deepcopy(from_scheduler(pipe.scheduler))
     if getattr(scheduler, "_scale_factors", None):
         raise ValueError(
-            f"{where}: expected no scale_factors: pictures that grow from step to step make no"
-            " plan."
+            f"{where}: expected no scale_factors: images that grow from step to step have no plan."
         )
     if scheduler.config.get("variance_type") == "learned":
         raise ValueError(
             f"{where}: expected variance_type other than 'learned'. Networks in use learn a range."
         )
-    setting = {
+    of_grid = {
         k: settings.pop(k)
         for k in list(settings)
         if k in inspect.signature(scheduler.set_timesteps).parameters
     }
-    wanted = set(inspect.signature(scheduler.step).parameters) - _OF_A_CALL
-    options = {k: settings.pop(k) for k in list(settings) if k in wanted}
-    if steps is None and not {"timesteps", "sigmas"} & set(setting):
+    names = set(inspect.signature(scheduler.step).parameters) - _CALL_ARGUMENTS
+    options = {k: settings.pop(k) for k in list(settings) if k in names}
+    if steps is None and not {"timesteps", "sigmas"} & set(of_grid):
         steps = 25
     if steps is not None:
-        setting["num_inference_steps"] = steps
-    scheduler.set_timesteps(**setting)
-    reads = type(scheduler).__name__.startswith(
-        ("DDPM", "UnCLIP")
-    )  # others leave a learned variance alone
-    learned = reads and scheduler.config.variance_type == "learned_range"
+        of_grid["num_inference_steps"] = steps
+    scheduler.set_timesteps(**of_grid)
+    # other schedulers do not use a learned variance
+    uses_variance = type(scheduler).__name__.startswith(("DDPM", "UnCLIP"))
+    learned = uses_variance and scheduler.config.variance_type == "learned_range"
     model = from_diffusers(network, **({"channels": None} if learned else {}))
     return model, _network_times(scheduler.plan(**options), model), settings
 
 
 def _network_times(plan: Plan, model: Adapter) -> Plan:
-    """The plan with the network's times: the pipelines of some flow transformers divide the
-    scheduler's by 1000.
+    """The plan with the network's times.
+
+    The pipelines of some flow transformers divide the scheduler's timesteps by 1000.
     """
     scale = model.time_scale / 1000.0 if isinstance(model, FlowAdapter) else 1.0
     if scale == 1.0:
