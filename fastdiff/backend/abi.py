@@ -152,14 +152,13 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         step.input_out,
     )
     batch, size = _size(x_t)
-    workspace, seed, seeds = step.workspace, step.seed, None
-    if not (seed is None or isinstance(seed, int)):
-        seed, seeds = 0, seed
+    workspace, seed = step.workspace, step.seed
+    seeds = None if seed is None or isinstance(seed, int) else seed
     return _REVERSE_STEP.pack(
         batch,
         size,
         *at,
-        seed or 0,
+        0 if seed is None or seeds is not None else seed,
         _pointer(seeds),
         _pointer(step.sample_ids),
         0,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backend.eager.sums import CHUNK, chunks
 from ..rng import MODES
+from ..table import ALL_COLUMNS
 
 library = torch.library.Library("fastdiff", "DEF")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -156,6 +157,16 @@ def unobserved(*values: Tensor) -> bool:
         if type(value) not in PLAIN or value.is_meta:
             return False
     return True
+
+
+def columns_used(table: Tensor) -> int:
+    """Returns the bit mask of the columns with a non-zero entry.
+
+    A table on a device is not read; all columns count as used there.
+    """
+    if table.device.type != "cpu":
+        return ALL_COLUMNS
+    return sum(1 << i for i in (table != 0).any(0).nonzero().flatten().tolist())
 
 
 def elements(shape: Sequence[int]) -> int:

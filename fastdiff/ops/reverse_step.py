@@ -16,7 +16,19 @@ from ..backend import choice
 from ..backend.eager.common import compute_dtype
 from ..backend.eager.reverse_step import evaluate, vjp
 from . import autograd, common
-from .step import FUNCTIONAL, INPUTS, OUTPUTS, WHERE, StepArguments
+from .bound_step import WHERE
+from .step import FUNCTIONAL, StepArguments
+
+INPUTS = (
+    "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int"
+    " seed, Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance, Tensor? gradient, int"
+    " stream, bool fast, int used"
+)
+OUTPUTS = (
+    "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)?"
+    " row_out, Tensor(f!)? workspace"
+)
+"""The registered ops' flat arguments, in the order of `StepArguments.flat`."""
 
 _SLOTS = StepArguments._fields.index("slots")
 

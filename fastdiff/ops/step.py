@@ -9,7 +9,6 @@ step itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,20 +16,9 @@ from torch import Tensor
 
 from ..backend import choice
 from ..backend.eager.common import compute_dtype
-from ..table import ALL_COLUMNS, COLUMNS, OPERANDS, READS, SLOTS, columns
+from ..table import COLUMNS, OPERANDS, READS, SLOTS, columns
 from . import common
-
-WHERE = "reverse_step"
-INPUTS = (
-    "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int"
-    " seed, Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance, Tensor? gradient, int"
-    " stream, bool fast, int used"
-)
-OUTPUTS = (
-    "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)?"
-    " row_out, Tensor(f!)? workspace"
-)
-"""The registered ops' flat arguments, in the order of `StepArguments.flat`."""
+from .bound_step import WHERE, BoundStep
 
 
 class StepArguments(NamedTuple):
@@ -132,7 +120,7 @@ class StepArguments(NamedTuple):
             slots = self._check_slots(compute)
         table = common.dense(table)
         if used is None:
-            used = columns_used(table)
+            used = common.columns_used(table)
             known = table.device.type == "cpu"
         else:
             # on the CPU the backends look at the rows in use, which may need less than the table
@@ -308,8 +296,8 @@ class StepArguments(NamedTuple):
 
     def into(self, out: Tensor, slots_out: Tensor | None) -> StepArguments:
         """Returns the same inputs with only these outputs."""
-        inputs: tuple[Any, ...] = self[:_FIRST_OUTPUT]
-        return StepArguments(*inputs, out, slots_out)
+        arguments: list[Any] = [*self[:_FIRST_OUTPUT], out, slots_out]
+        return StepArguments(*arguments)
 
     def launch(self) -> None:
         """Starts the kernel for checked arguments on the backend in use."""
@@ -392,17 +380,6 @@ _BEYOND = [
     for count in range(SLOTS + 1)
 ]
 """By the number of slots: the columns that need more slots."""
-_MOST_KINDS, _MOST_INDICES = 64, 1024
-
-
-def columns_used(table: Tensor) -> int:
-    """Returns the bit mask of the columns with a non-zero entry.
-
-    A table on a device is not read; all columns count as used there.
-    """
-    if table.device.type != "cpu":
-        return ALL_COLUMNS
-    return sum(1 << i for i in (table != 0).any(0).nonzero().flatten().tolist())
 
 
 def _check_table(table: Tensor, x_t: Tensor) -> None:
@@ -418,129 +395,3 @@ def _check_table(table: Tensor, x_t: Tensor) -> None:
             " plan.table."
         )
     common.same_device(WHERE, "table", table, x_t, "x_t")
-
-
-class _Launch(NamedTuple):
-    """How to launch a kind of call that has been checked, and the tensors that it writes."""
-
-    launch: Callable[[Sequence[Any]], None]
-    written: list[Tensor]  # fixed outputs with a version counter, which inference tensors lack
-    moved: list[int]  # the positions of outputs among the moving values
-
-
-class BoundStep:
-    """Executes rows with fixed arguments and some that move: checked once, launched many times.
-
-    The first call of each kind (the shapes, dtypes and devices of what moves, and which of it is
-    None) is checked like `reverse_step`; later calls of that kind move the pointers and launch the
-    kernel. Calls that can't be repeated this way, because a tensor must be copied or because ops
-    are being observed (fake tensors, dispatch modes, tracing), are checked and executed every time.
-    A bound step may be called from several threads.
-    """
-
-    def __init__(self, arguments: StepArguments, moving: Sequence[str]):
-        if not MOVABLE.issuperset(moving) or len(set(moving)) < len(moving):
-            raise ValueError(
-                f"fastdiff.StepArguments.bind: expected different names in {sorted(MOVABLE)}, got"
-                f" {list(moving)}."
-            )
-        self._moving = tuple(moving)
-        # moving tensors belong to the caller: no reference to them stays between calls
-        nothing: dict[str, Any] = dict.fromkeys(moving)
-        self._fixed = arguments._replace(**nothing)
-        self._launches: dict[Any, _Launch | None] = {}
-        self._indices: dict[int, tuple[Tensor, str]] = {}
-        self._tokens: dict[Any, str] = {}
-
-    def __call__(self, *values: Any) -> None:
-        """Executes row[b] for every sample b; `values` are those of the moving arguments."""
-        kind = None if common.observed() else self._kind(values)
-        if kind is not None:
-            try:
-                known = self._launches[kind]
-            except KeyError:
-                known = self._check(kind, values)
-            if known is not None:
-                known.launch(values)
-                written = known.written.copy()
-                for i in known.moved:
-                    if not values[i].is_inference():
-                        written.append(values[i])
-                torch.autograd.graph.increment_version(written)
-                return
-        self._checked(values).write()
-
-    def _kind(self, values: Sequence[Any]) -> Any:
-        """Returns the key of all calls that pass the same checks; None where there is none."""
-        kind: list[Any] = [choice.chosen()]
-        indices = self._indices
-        for value in values:
-            if value is None:
-                kind.append(None)
-                continue
-            known = indices.get(id(value))
-            if known is not None and known[0] is value:
-                kind.append(known[1])
-            elif type(value) in common.PLAIN and value.is_contiguous():
-                dtype = value.dtype
-                if dtype is torch.int64:
-                    kind.append(self._remember(value))
-                else:
-                    kind += (value.shape, dtype, value.is_cpu or value.device)
-            elif type(value) is int and 0 <= value < 2**64:
-                kind.append(int)
-            else:
-                return None
-        return tuple(kind)
-
-    def _remember(self, index: Tensor) -> Any:
-        """Returns a short key for a tensor of rows or ids, and stores it.
-
-        A run passes the same few of them many times.
-        """
-        if len(self._indices) >= _MOST_INDICES:
-            self._indices.clear()
-        kind = index.shape, index.dtype, index.device
-        token = self._tokens.setdefault(kind, f"index {len(self._tokens)}")
-        self._indices[id(index)] = index, token
-        return token
-
-    def _arguments(self, values: Sequence[Any]) -> StepArguments:
-        return self._fixed._replace(**dict(zip(self._moving, values, strict=True)))
-
-    def _checked(self, values: Sequence[Any]) -> StepArguments:
-        checked = self._arguments(values).check()
-        if checked.out is None:
-            raise ValueError(f"fastdiff.{WHERE}: expected out, got None. Pass a tensor like x_t.")
-        return checked
-
-    def _check(self, kind: Any, values: Sequence[Any]) -> _Launch | None:
-        """Checks the first call of a kind; None where every call of the kind must be checked."""
-        arguments = self._arguments(values)
-        checked = self._checked(values).launchable()
-        known = None
-        if not checked.x_t.is_meta and all(
-            given is ready or not isinstance(ready, Tensor)
-            for given, ready in zip(arguments, checked, strict=True)
-        ):
-            binder = choice.binder(WHERE, checked.x_t.device) or _bind_launcher
-            fixed = self._fixed.outputs
-            written = [v for v in fixed if v is not None and not v.is_inference()]
-            moved = [
-                i
-                for i, (name, value) in enumerate(zip(self._moving, values, strict=True))
-                if name in _OUTPUT_NAMES and value is not None
-            ]
-            known = _Launch(binder(checked, self._moving), written, moved)
-        if len(self._launches) >= _MOST_KINDS:
-            self._launches.clear()
-        self._launches[kind] = known
-        return known
-
-
-def _bind_launcher(checked: StepArguments, moving: Sequence[str]) -> Callable[..., None]:
-    """Binds a step on a backend without a binder: each call replaces the values and launches."""
-    launch = choice.launcher(WHERE, checked.x_t.device)
-    nothing: dict[str, Any] = dict.fromkeys(moving)
-    fixed = checked._replace(**nothing)
-    return lambda values: launch(fixed._replace(**dict(zip(moving, values, strict=True))))

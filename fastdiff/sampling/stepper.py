@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .. import ops
 from ..backend.eager.common import compute_dtype
-from ..ops.step import BoundStep
+from ..ops.bound_step import BoundStep
 from ..solvers import Plan
 from .device_plan import DevicePlan
 

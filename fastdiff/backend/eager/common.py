@@ -24,9 +24,9 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
 def checked_index(index: Tensor, size: int, message: str | None) -> tuple[Tensor, Tensor | None]:
     """Returns (index clamped into range, validity [B] or None).
 
-    A bad index on the CPU raises IndexError. Other devices are never read; the validity marks their
-    bad samples, which become NaN as in the GPU kernels. Without a message (in a backward pass, where
-    the forward pass has checked) the CPU is not read either.
+    A bad index on the CPU raises IndexError. Other devices are never read: the validity marks their
+    bad samples, which become NaN as in the GPU kernels. Without a message (in a backward pass,
+    after the checks of the forward pass) the CPU is not read either.
     """
     valid = (index >= 0) & (index < size)
     if message is not None and index.device.type == "cpu":

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ...ops import reverse_step
-from ...ops.step import BoundStep, StepArguments, columns_used
+from ...ops.bound_step import BoundStep
+from ...ops.common import columns_used
+from ...ops.step import StepArguments
 from ...sampling.device_plan import DevicePlan
 from ...sampling.stepper import draws_noise
 from ...solvers import Plan

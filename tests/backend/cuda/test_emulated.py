@@ -3,6 +3,8 @@ edge, without a GPU.
 
 The executor of csrc/cuda/launch.h runs a phase's threads now forwards, now backwards and starts
 from poisoned shared memory, so a missing barrier or an unwritten value shows here.
+
+It is long because its kernels share the conversions and comparisons at the top.
 """
 
 from __future__ import annotations

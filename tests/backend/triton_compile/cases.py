@@ -4,6 +4,8 @@ tests/backend/test_triton.py.
 The limits are of sm_90. Instructions an element count every instruction of the program once (slow
 paths of the square root included) over the elements of a thread; memory allows 93 for the float32
 step on an H200, 47 for bfloat16.
+
+It is long because it has a launch and its limits for every kernel.
 """
 
 from __future__ import annotations

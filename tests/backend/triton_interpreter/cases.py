@@ -1,5 +1,7 @@
 """The kernels under TRITON_INTERPRET=1 against the NumPy oracle, bit for bit. Started by
 tests/backend/test_triton.py.
+
+It is long because its kernels share the conversions and comparisons at the top.
 """
 
 from __future__ import annotations
