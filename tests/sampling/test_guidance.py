@@ -192,7 +192,7 @@ def test_a_strength_per_row_makes_the_calls_it_needs() -> None:
 
 
 def test_a_row_of_strength_zero_is_not_rescaled_in_company() -> None:
-    """Alone it makes only the unconditional call; beside others both, and its bits are the same."""
+    """Alone it makes only the unconditional call, among others both. Its bits are the same."""
     from fastdiff import Request
 
     sampler = Sampler(Classes(), SCHEDULE, solver="ddim", steps=4, guidance_rescale=0.7)
@@ -432,4 +432,4 @@ def test_inpainted_gaussian_pixels_follow_the_conditional() -> None:
     assert (
         np.abs(once).max() > 2 * np.abs(x.mean(axis=0) - mean).max() and np.abs(once).max() < 0.65
     )
-    assert mean.min() > 0.6, "the known part tells something"
+    assert mean.min() > 0.6, "the known part is informative"

@@ -23,19 +23,19 @@ SCHEDULE = Schedule.linear(1000)
 
 
 class InPlace:
-    """An elementwise network that writes into memory of its own, as a captured one would."""
+    """An elementwise network that writes into static memory, like a captured one."""
 
     def __init__(self) -> None:
-        self.rooms: dict[int, Tensor] = {}
+        self.buffers: dict[int, Tensor] = {}
         self.rows: list[int] = []
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         self.rows.append(len(x))
-        if len(x) not in self.rooms:
-            self.rooms[len(x)] = torch.empty_like(x)
-        room = self.rooms[len(x)]
-        torch.mul(x, 0.3, out=room)
-        return room if y is None else room.add_(y.view(-1, 1))
+        if len(x) not in self.buffers:
+            self.buffers[len(x)] = torch.empty_like(x)
+        buffer = self.buffers[len(x)]
+        torch.mul(x, 0.3, out=buffer)
+        return buffer if y is None else buffer.add_(y.view(-1, 1))
 
 
 class Watch(TorchDispatchMode):

@@ -222,22 +222,24 @@ def test_image_to_image_begins_at_the_level_of_its_row() -> None:
 def test_threads_and_tasks_with_different_steps_share_a_sampler(solver: str) -> None:
     sampler = Sampler(network, SCHEDULE, solver=solver, steps=7)
     y = {"y": torch.tensor([1, 2, 3])}
-    wishes = {f"{s} {n}": {"steps": n, "seed": s, "cond": y} for s in range(3) for n in (3, 20, 11)}
-    expected = {k: sampler.sample((3, 40), **w) for k, w in wishes.items()}  # type: ignore[arg-type]
+    arguments = {
+        f"{s} {n}": {"steps": n, "seed": s, "cond": y} for s in range(3) for n in (3, 20, 11)
+    }
+    expected = {k: sampler.sample((3, 40), **w) for k, w in arguments.items()}  # type: ignore[arg-type]
     got: dict[str, Tensor] = {}
     threads = [
         threading.Thread(target=lambda k=k, w=w: got.__setitem__(k, sampler.sample((3, 40), **w)))
-        for k, w in wishes.items()
+        for k, w in arguments.items()
     ]
     for t in threads:
         t.start()
     for t in threads:
         t.join()
-    assert all(torch.equal(got[k], expected[k]) for k in wishes)
+    assert all(torch.equal(got[k], expected[k]) for k in arguments)
 
     async def task(key: str) -> list[Tensor]:
         parts = []
-        w: dict[str, Any] = {**wishes[key], "cond": {"y": torch.tensor([1, 2, 3])}}
+        w: dict[str, Any] = {**arguments[key], "cond": {"y": torch.tensor([1, 2, 3])}}
         for part in sampler.stream(3, (40,), batch_size=1, **w):
             parts.append(part)
             await asyncio.sleep(0)  # another task steps in between

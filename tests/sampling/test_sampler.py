@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiff import Sampler, Schedule, reference
+from fastdiff import Request, Sampler, Schedule, reference
 from fastdiff.models import UNet
 
 SCHEDULE = Schedule.linear(1000)
@@ -284,7 +284,7 @@ def test_rescale_and_dynamic_threshold_in_a_run(solver: str, backend: str) -> No
         )
         x, slots = step.x_s, step.slots
     np.testing.assert_allclose(got.numpy(), x, rtol=1e-10, atol=1e-10)
-    assert got.abs().max() <= 1 + 1e-9, "thresholded x0 lies in [-1, 1]"
+    assert got.abs().max() <= 1 + 1e-9, "thresholded x0 is in [-1, 1]"
 
 
 def test_timesteps_of_one_s_own() -> None:
@@ -318,3 +318,33 @@ def test_folders_keep_parametrizations_and_strengths_per_row(tmp_path) -> None: 
     assert again.plan.hash == sampler.plan.hash and again.guidance_scale == [1.0, 2.0, 1.0]
     plain = Sampler(network, Schedule.cosine(100), steps=3, prediction_type="v")
     assert again.plan.hash != plain.plan.hash
+
+
+def test_samples_are_decoded() -> None:
+    """sample, stream and serve decode by the function that was passed."""
+
+    def decode(latents: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled()
+        return doubled(latents)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return 0.5 * x
+
+    plain = Sampler(network, SCHEDULE, steps=4)
+    decoded = Sampler(network, SCHEDULE, steps=4, decode=decode)
+    latents = plain.sample((3, 2), seed=1)
+    assert plain.decoder is None and decoded.decoder is decode
+    assert plain.decode(latents) is latents
+    assert torch.equal(decoded.sample((3, 2), seed=1), doubled(latents))
+    batches = list(decoded.stream(3, (2,), batch_size=2, seed=1))
+    assert [b.shape for b in batches] == [(2, 4), (1, 4)]
+    assert torch.equal(torch.cat(batches), doubled(latents))
+    requests = [Request(sample_id=i, seed=1) for i in range(3)]
+    for request, x in decoded.serve(requests, (2,), batch_size=2):
+        assert torch.equal(x, doubled(latents)[request.sample_id])
+    with pytest.raises(TypeError, match="expected decode as a function of latents or an autoenc"):
+        Sampler(network, SCHEDULE, decode=3)
+
+
+def doubled(latents: Tensor) -> Tensor:
+    return torch.cat([latents, 2 * latents], 1)

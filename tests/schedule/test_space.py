@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from fastdiff import Schedule, ops
 from fastdiff.integrations.networks import DenoiserAdapter
-from fastdiff.sampling.adaptive.start import Start
+from fastdiff.sampling.adaptive.prepared_run import PreparedRun
 from fastdiff.schedule import SPACES, Time, geometry, on_curve
 from fastdiff.schedule.curves import Flow, Karras, SubVp, Ve, Vp
 from fastdiff.schedule.space import RateSpace
@@ -152,11 +152,11 @@ def test_sampling_bounds_and_likelihoods_have_one_prior(name: str) -> None:
         if found.reverse
     )
     drawn = ops.randn((4, 6), seed=3, dtype=torch.float64)
-    start = Start(
+    run = PreparedRun(
         "test", lambda x, t: x, schedule, (4, 6), last, None, 3, None, torch.float64, None, None,
         1.0, "v", None,
     )  # fmt: skip
-    assert torch.equal(start.x, drawn * std)
+    assert torch.equal(run.x, drawn * std)
     x0 = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
     ratio = schedule.sigma[-1] ** 2 / std**2
     kl = 0.5 * ((x0 * schedule.alpha[-1] / std) ** 2 + ratio - 1 - math.log(ratio)).sum()

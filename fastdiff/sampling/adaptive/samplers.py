@@ -19,7 +19,7 @@ from ..stepper import draws_noise
 from .brownian import BrownianTree
 from .dpm import Array, integrate
 from .fast import dpm_fast_formula, fast_times
-from .start import Model, Start, ends, point
+from .prepared_run import Model, PreparedRun, ends, point
 
 
 @torch.no_grad()
@@ -82,7 +82,7 @@ def dpm_adaptive(
             finite.
     """
     high, low = ends(schedule, sigma_max, sigma_min)
-    start = Start(
+    run = PreparedRun(
         "fastdiff.sampling.adaptive.dpm_adaptive",
         model,
         schedule,
@@ -101,18 +101,18 @@ def dpm_adaptive(
 
     def noise(index: int, before: Array, after: Array) -> Tensor:
         return ops.randn(
-            start.shape,
-            seed=start.seed,
-            sample_ids=start.ids,
+            run.shape,
+            seed=run.seed,
+            sample_ids=run.ids,
             step=index,
             stream=1,
             dtype=dtype,
-            device=start.device,
+            device=run.device,
         )
 
     x, report = integrate(
-        start.call.x0,
-        start.x / high.alpha,
+        run.call.x0,
+        run.x / high.alpha,
         high.half_log_snr,
         low.half_log_snr,
         order=order,
@@ -128,7 +128,7 @@ def dpm_adaptive(
         noise=noise,
     )
     if denoise:
-        x = start.call.x0(x, np.full(len(x), low.half_log_snr)) if len(x) else x
+        x = run.call.x0(x, np.full(len(x), low.half_log_snr)) if len(x) else x
         report = report._replace(network_calls=report.network_calls + 1)
     else:
         x = x * low.alpha
@@ -163,7 +163,7 @@ def dpm_fast(
     (`fastdiff.sampling.adaptive.fast`). Arguments and errors: see `dpm_adaptive`.
     """
     high, low = ends(schedule, sigma_max, sigma_min)
-    start = Start(
+    run = PreparedRun(
         "fastdiff.sampling.adaptive.dpm_fast",
         model,
         schedule,
@@ -180,9 +180,9 @@ def dpm_fast(
         None,
     )
     times, orders = fast_times(schedule, high, low, calls)
-    trace = Trace(start.call.parametrization, schedule, clip_range=clip_range)
+    trace = Trace(run.call.parametrization, schedule, clip_range=clip_range)
     table = trace.table(dpm_fast_formula(trace, times, orders, eta=eta, s_noise=s_noise))
-    return start.along(Plan(table, levels=trace.levels(low)))
+    return run.follow(Plan(table, levels=trace.levels(low)))
 
 
 @torch.no_grad()
@@ -220,7 +220,7 @@ def on_tree(
             noise without a step towards the data.
     """
     plan = make_plan(schedule, solver=solver, steps=steps, **settings)
-    start = Start(
+    run = PreparedRun(
         "fastdiff.sampling.adaptive.on_tree",
         model,
         schedule,
@@ -236,7 +236,7 @@ def on_tree(
         settings.get("prediction_type", "epsilon"),
         None,
     )
-    return start.along(plan, path(plan, start.shape, start.seed, start.ids, dtype, start.device))
+    return run.follow(plan, path(plan, run.shape, run.seed, run.ids, dtype, run.device))
 
 
 def path(

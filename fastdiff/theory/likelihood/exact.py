@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ...backend.eager.sums import sum_samples
 from ...prediction import Parametrization
-from ...sampling.adaptive.start import Start, ends
+from ...sampling.adaptive.prepared_run import PreparedRun, ends
 from ...schedule import Schedule
 from ..dequantization import dequantize, on_levels
 from ..score.divergence import exact_trace, probe, quadratic_forms
@@ -118,7 +118,7 @@ def nll(
         x, constant = dequantize(
             x, dequantization, rho=low.rho, seed=seed, sample_ids=ids, step=step
         )
-    start = Start(
+    run = PreparedRun(
         _WHERE,
         local_model(model, _WHERE),
         schedule,
@@ -136,7 +136,7 @@ def nll(
         fractional_times=fractional_times,
         network_batch=network_batch,
     )
-    velocity, dims = Velocity(start.call, len(x)), math.prod(x.shape[1:])
+    velocity, dims = Velocity(run.call, len(x)), math.prod(x.shape[1:])
     zs = []
     if divergence != "exact":
         zs = [

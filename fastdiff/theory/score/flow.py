@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...prediction import Parametrization
-from ...sampling.adaptive.start import Model, Start, ends
+from ...sampling.adaptive.prepared_run import Model, PreparedRun, ends
 from ...sampling.arguments import SampleArguments
 from ...sampling.engine import Engine
 from ...schedule import Schedule
@@ -132,7 +132,7 @@ def probability_flow(
     if options:
         raise ValueError(f"{where}: expected no further options with rk45, got {min(options)!r}.")
     high, low = ends(schedule, sigma_max, sigma_min)
-    start = Start(
+    run = PreparedRun(
         where,
         local_model(model, where),
         schedule,
@@ -150,10 +150,10 @@ def probability_flow(
         fractional_times=fractional_times,
         network_batch=network_batch,
     )
-    velocity = Velocity(start.call, len(start.x))
+    velocity = Velocity(run.call, len(run.x))
     begin, end = (high, low) if x0 is None else (low, high)
     # x0 is taken for the state at the cleanest point, divided by alpha
-    y = start.x / radius(high) if x0 is None else start.x * (low.alpha / radius(low))
+    y = run.x / radius(high) if x0 is None else run.x * (low.alpha / radius(low))
     done = integrate(
         lambda y, phi, samples: (velocity(y[0], phi, samples),),
         (y,),

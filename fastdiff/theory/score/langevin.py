@@ -33,7 +33,7 @@ from torch import Tensor
 from ... import ops, rng
 from ...backend.eager.sums import sum_samples
 from ...prediction import Parametrization
-from ...sampling.adaptive.start import Model, Start
+from ...sampling.adaptive.prepared_run import Model, PreparedRun
 from ...schedule import CLEAN, Schedule, Time
 from ...solvers import Linear, Plan, Trace
 from ...solvers.grids import grid
@@ -160,7 +160,7 @@ def annealed_langevin(
     where = "fastdiff.theory.score.annealed_langevin"
     check(where, snr, ratio, steps)
     times = [t for t in grid(schedule, levels, spacing) if t is not CLEAN and t.alpha > 0]
-    start = Start(
+    run = PreparedRun(
         where,
         local_model(model, where),
         schedule,
@@ -177,14 +177,12 @@ def annealed_langevin(
         clip_range,
     )
     if ratio == "level":
-        return start.along(annealed_plan(start, times, steps, snr, denoise, clip_range))
-    x, number = start.x, 0
+        return run.follow(annealed_plan(run, times, steps, snr, denoise, clip_range))
+    x, number = run.x, 0
     for t in times:
-        x, number = at_level(start, x, t, steps, snr, number, ratio), number + steps
+        x, number = at_level(run, x, t, steps, snr, number, ratio), number + steps
     return (
-        start.call.x0(x / times[-1].alpha, np.full(len(x), times[-1].half_log_snr))
-        if denoise
-        else x
+        run.call.x0(x / times[-1].alpha, np.full(len(x), times[-1].half_log_snr)) if denoise else x
     )
 
 
@@ -203,21 +201,21 @@ def check(where: str, snr: float, ratio: str, steps: int) -> None:
 
 
 def at_level(
-    start: Start, x: Tensor, t: Time, steps: int, snr: float, number: int, ratio: str
+    run: PreparedRun, x: Tensor, t: Time, steps: int, snr: float, number: int, ratio: str
 ) -> Tensor:
     """x after Langevin steps at the level t; noise is drawn at the steps number, number + 1, …"""
     c: Tensor | float = 2.0 * (snr * t.sigma) ** 2
     for k in range(steps):
-        x0 = start.call.x0(x / t.alpha, np.full(len(x), t.half_log_snr))
+        x0 = run.call.x0(x / t.alpha, np.full(len(x), t.half_log_snr))
         score = (t.alpha * x0 - x) / t.sigma**2
         if ratio == "norm" and k == 0 and len(x):
             c = step_sizes(score, snr=snr, sigma=t.sigma)
-        x = move(x, score, _draw(x, start.seed, start.ids, number + k), c)
+        x = move(x, score, _draw(x, run.seed, run.ids, number + k), c)
     return x
 
 
 def annealed_plan(
-    start: Start,
+    run: PreparedRun,
     times: Sequence[Time],
     steps: int,
     snr: float,
@@ -225,7 +223,7 @@ def annealed_plan(
     clip_range: float | None,
 ) -> Plan:
     """The plan of a run with ratio `level`, whose steps are linear in x, the output and noise."""
-    p = Trace(start.call.parametrization, start.call.schedule, clip_range=clip_range)
+    p = Trace(run.call.parametrization, run.call.schedule, clip_range=clip_range)
     x: Linear = p.start
     for t in times:
         c = 2.0 * (snr * t.sigma) ** 2

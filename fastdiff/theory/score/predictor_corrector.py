@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...prediction import Parametrization
-from ...sampling.adaptive.start import Model, Start, point
+from ...sampling.adaptive.prepared_run import Model, PreparedRun, point
 from ...schedule import Schedule
 from ...solvers import make_plan
 from .langevin import at_level, check
@@ -80,7 +80,7 @@ def predictor_corrector(
             f"{where}: expected a predictor without memory, got {predictor!r}, which uses earlier"
             " states that the corrector has changed. Use euler_maruyama, ddpm or ddim."
         )
-    start = Start(
+    run = PreparedRun(
         where,
         local_model(model, where),
         schedule,
@@ -102,7 +102,7 @@ def predictor_corrector(
         if level.sigma == 0:
             return x
         return at_level(
-            start, x, level, corrector_steps, snr, len(plan) + row * corrector_steps, ratio
+            run, x, level, corrector_steps, snr, len(plan) + row * corrector_steps, ratio
         )
 
-    return start.along(plan, correct=correct if corrector_steps else None)
+    return run.follow(plan, correct=correct if corrector_steps else None)

@@ -22,7 +22,7 @@ from ..stepper import run_plan
 Model = Callable[..., Any]
 
 
-class Start:
+class PreparedRun:
     """A run outside `Sampler`, ready to begin: its initial state, noise and network.
 
     Args:
@@ -93,7 +93,7 @@ class Start:
             x = x_T.to(dtype)
         self.x = x
 
-    def along(
+    def follow(
         self,
         plan: Plan,
         noise: Callable[[int], Tensor] | None = None,
