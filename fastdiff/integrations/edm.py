@@ -7,6 +7,7 @@ from typing import Any
 
 from ..sampler import Sampler
 from ..schedule import Schedule
+from ..solvers.grids import karras_levels
 from .networks import Adapter, DenoiserAdapter
 
 
@@ -34,8 +35,7 @@ def sampler(
     model = network if isinstance(network, Adapter) else DenoiserAdapter(network)
     schedule = Schedule.karras(sigma_min=sigma_min, sigma_max=sigma_max, rho=rho)
     ramp = [i / max(num_steps - 1, 1) for i in range(num_steps)]
-    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    levels = [(ends[0] + u * (ends[1] - ends[0])) ** rho for u in ramp]
+    levels = [karras_levels(u, sigma_max, sigma_min, rho) for u in ramp]
     return Sampler(
         model,
         schedule,

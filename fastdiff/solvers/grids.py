@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -236,3 +236,12 @@ def _check_steps(total: int | None, steps: int) -> int:
         )
         raise ValueError(f"fastdiff.Sampler: expected steps {bounds}")
     return total or 0
+
+
+def karras_levels(fractions: Any, first: float, last: float, rho: float = _KARRAS_RHO) -> Any:
+    """The levels of Karras et al. 2022, eq. 5, at fractions of the way from the first to the last.
+
+    fractions: in [0, 1], a number, an array or a tensor; the levels are of the same type.
+    """
+    a, b = first ** (1 / rho), last ** (1 / rho)
+    return (a + fractions * (b - a)) ** rho

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...prediction import Coefficients, Parametrization
 from ...solvers import Linear, Trace
+from ...solvers.grids import karras_levels
 from . import grids, tables
 from .base import Generators
 from .indexed import Indexed
@@ -78,8 +79,7 @@ class CMStochasticIterativeScheduler(Indexed):
     def _levels(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
         """The levels of Karras et al. 2022, eq. 5, at fractions from sigma_max to sigma_min."""
         c = self.config
-        high, low = c.sigma_max ** (1 / c.rho), c.sigma_min ** (1 / c.rho)
-        return (high + fractions * (low - high)) ** c.rho
+        return karras_levels(fractions, c.sigma_max, c.sigma_min, c.rho)
 
     def _initial(self) -> State:
         levels = self._levels(np.linspace(0, 1, self.config.num_train_timesteps))

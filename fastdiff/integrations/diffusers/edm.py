@@ -14,6 +14,7 @@ from ... import ops
 from ...prediction import Coefficients, Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Trace
+from ...solvers.grids import karras_levels
 from . import tables
 from .base import Generators
 from .indexed import Indexed
@@ -81,8 +82,7 @@ class Preconditioned(Indexed):
                 f"fastdiff.{type(self).__name__}: expected sigma_schedule in ['karras',"
                 f" 'exponential'], got {c.sigma_schedule!r}."
             )
-        low, high = c.sigma_min ** (1 / c.rho), c.sigma_max ** (1 / c.rho)
-        return ((high + ramp * (low - high)) ** c.rho).to(tables.FLOAT)
+        return karras_levels(ramp, c.sigma_max, c.sigma_min, c.rho).to(tables.FLOAT)
 
     def _last_level(self) -> float:
         kind = self.config.final_sigmas_type

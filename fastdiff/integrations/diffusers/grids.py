@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...solvers.grids import karras_levels
 from .tables import numpy_float
 
-_KARRAS_RHO = 7.0
 _BETA = 0.6
 
 
@@ -141,8 +141,7 @@ def respaced(
     low = float(levels[-1]) if low is None else low
     high = float(levels[0]) if high is None else high
     if kind == "karras":
-        ends = [v ** (1 / _KARRAS_RHO) for v in (high, low)]
-        return (ends[0] + np.linspace(0, 1, steps) * (ends[1] - ends[0])) ** _KARRAS_RHO
+        return karras_levels(np.linspace(0, 1, steps), high, low)
     if kind == "exponential":
         return np.exp(np.linspace(math.log(high), math.log(low), steps))
     from scipy.stats import beta  # only this grid needs it
