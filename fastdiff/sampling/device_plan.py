@@ -150,7 +150,7 @@ class DevicePlan:
 
         `noising` takes known clean data to the level that row r leads to: alpha x + sigma z. After
         a row without a network call, such as RePaint's steps back in time, the known part of the
-        state is kept instead: there the result is the slot. `entering` leaves the state as it is
+        state is kept instead: there the result is the slot. `entering` keeps the state
         and writes the network's input for row r.
         """
         assert self.plan.levels is not None

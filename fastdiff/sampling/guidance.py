@@ -66,7 +66,7 @@ def single_strength(value: Any, where: str) -> float | Tensor:
     Raises ValueError for anything else.
     """
     if isinstance(value, Tensor):
-        if value.ndim > 1 or not value.is_floating_point():
+        if value.ndim > 1:
             raise ValueError(f"{where}: expected guidance_scale as a number or a tensor [B].")
         return value
     if isinstance(value, Sequence):

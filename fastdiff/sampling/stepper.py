@@ -1,9 +1,8 @@
 """The buffers of a state, and one row of a plan as one kernel on them.
 
-Everything that steps through a plan uses a `Stepper`: the lanes of the sampling loop, and
-`run_plan`, which adds hooks around each row, for the samplers outside `Sampler`. A Stepper owns the
-state x, the solver's slots, the row of every sample and the network's next input, and executes a
-row through `fastdiff.ops.StepArguments`:
+A `Stepper` owns the state x, the solver's slots, the row of every sample and the network's next
+input, and executes a row through `fastdiff.ops.StepArguments`. The lanes of the sampling loop use
+it, and so does `run_plan`, which adds hooks around each row, for samplers outside `Sampler`:
 
     stepper = Stepper(DevicePlan.of(plan, x.device), x.clone(), seed=0)
     for row in range(len(plan)):
