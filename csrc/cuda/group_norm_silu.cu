@@ -256,6 +256,6 @@ int fd_group_norm_silu(const fd_group_norm_silu_args* args) {
                     (long long)args->channels, (long long)args->groups);
     if (l.batch == 0 || l.elements == 0) return FD_OK;
     if (!args->workspace || !args->statistics)
-        return fail(FD_VALUE_ERROR, "expected a workspace and room for statistics, got none.");
+        return fail(FD_VALUE_ERROR, "expected a workspace and memory for statistics, got none.");
     return args->x.type == FD_FLOAT64 ? run_group_norm<double>(*args) : run_group_norm<float>(*args);
 }

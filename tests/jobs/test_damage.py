@@ -197,8 +197,8 @@ def test_wrong_pixels_with_a_matching_record_are_found_by_recomputing(
     assert cli("verify", run) == 0 and expected not in cli.out
     assert cli("verify", run, "--recompute", "6") == 4
     assert cli.out.startswith(
-        "unit 3 is bad: made again, it has other pixels\ncomputed again and compared: units 0, 1, 2, 3,"
-        " 4, 5\n"
+        "unit 3 is bad: made again, it has other pixels\n"
+        "computed again and compared: units 0, 1, 2, 3, 4, 5\n"
     )
     assert (
         cli("resume", run) == 0 and cli.digest(run) == expected and state(run, without=3) == before
