@@ -68,6 +68,9 @@ def load(kind: str) -> Library:
     handle.fd_launches.argtypes, handle.fd_launches.restype = [ctypes.c_int64], ctypes.c_uint64
     if handle.fd_schema().decode() != ",".join(COLUMNS):
         return Library(None, f"{path.name} has another table schema: build it again", {})
+    missing = [op for op in OPS if not hasattr(handle, f"fd_{op}")]
+    if missing:
+        return Library(None, f"{path.name} lacks {', '.join(missing)}: build it again", {})
     calls = {op: getattr(handle, f"fd_{op}") for op in OPS}
     for call in calls.values():
         call.argtypes = [ctypes.c_char_p]
