@@ -11,6 +11,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from . import moved
+from .table import OPS as _OPS
 from .versions import __version__
 
 moved.install()
@@ -23,18 +24,9 @@ _WHERE = {
     "Trainer": "training",
     "accelerate": "acceleration",
     "backends": "backend",
-    "discretized_gaussian_nll": "ops",
-    "gaussian_kl": "ops",
-    "group_norm_silu": "ops",
-    "noise_mse": "ops",
-    "q_posterior": "ops",
-    "q_sample": "ops",
-    "randn": "ops",
-    "reparameterize": "ops",
-    "reverse_step": "ops",
     "to_uint8": "images",
     "use": "backend",
-    "vlb_terms": "ops",
+    **dict.fromkeys(_OPS, "ops"),
 }
 # Drop-ins have the names of diffusers' schedulers. A saved pipeline stores the name of this package
 # and looks the class up in it.

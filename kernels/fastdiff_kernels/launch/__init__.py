@@ -47,26 +47,8 @@ from .sums import (
     vlb_terms_call,
 )
 
-LAUNCHERS = {
-    launch.__name__: launch
-    for launch in (
-        randn,
-        q_sample,
-        reverse_step,
-        q_posterior,
-        reparameterize,
-        reparameterize_backward,
-        noise_mse,
-        noise_mse_backward,
-        gaussian_kl,
-        gaussian_kl_backward,
-        discretized_gaussian_nll,
-        discretized_gaussian_nll_backward,
-        vlb_terms,
-        vlb_terms_backward,
-        group_norm_silu,
-    )
-}
+LAUNCHERS = {name: value for name, value in globals().items() if f"{name}_call" in globals()}
+"""The functions above that launch an op or its backward pass; each has its call, `<name>_call`."""
 
 __all__ = [
     "LAUNCHERS",

@@ -14,13 +14,14 @@ launches: Counter[str] = Counter()
 """How many times each kernel has been launched in this process."""
 
 _errors: dict[torch.device, Tensor] = {}
-ERRORS = {"q_sample": 1, "reverse_step": 2, "q_posterior": 3, "vlb_terms": 4}
-_OUTSIDE = {
-    1: "q_sample: expected t inside the tables",
-    2: "reverse_step: expected row inside the table",
-    3: "q_posterior: expected t inside alphas_cumprod",
-    4: "vlb_terms: expected t inside the table",
+_INDEX = {
+    "q_sample": "t inside the tables",
+    "reverse_step": "row inside the table",
+    "q_posterior": "t inside alphas_cumprod",
+    "vlb_terms": "t inside the table",
 }
+ERRORS = {op: number for number, op in enumerate(_INDEX, 1)}
+"""What a kernel writes to the error word when an index is outside its table."""
 
 # elements of a program: 8 per thread, so that loads overlap at full occupancy
 TILE = 1024
@@ -113,9 +114,10 @@ def check(device: torch.device | str) -> None:
     code = 0 if error is None else int(error.item())
     if error is not None and code:
         error.zero_()
+        op, expected = list(_INDEX.items())[code - 1]
         raise IndexError(
-            f"fastdiff.{_OUTSIDE[code]}, got one outside; those samples are NaN. Indices count"
-            " from 0."
+            f"fastdiff.{op}: expected {expected}, got one outside; those samples are NaN. Indices"
+            " count from 0."
         )
 
 

@@ -8,6 +8,7 @@ fastdiff's own binding, so a mistake there cannot hide one in the library.
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from pathlib import Path
 
@@ -16,30 +17,13 @@ from torch import Tensor
 
 ROOT = Path(__file__).parents[3]
 SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
-OPS = (
-    "randn",
-    "q_sample",
-    "reverse_step",
-    "reverse_step_rescale",
-    "reverse_step_threshold",
-    "q_posterior",
-    "reparameterize",
-    "noise_mse",
-    "gaussian_kl",
-    "discretized_gaussian_nll",
-    "vlb_terms",
-    "sum_chunks",
-    "group_norm_silu",
-    "group_norm_moments",
-    "group_norm_statistics",
-)
-PASSES = {
-    "reverse_step_rescale",
-    "reverse_step_threshold",
-    "sum_chunks",
-    "group_norm_moments",
-    "group_norm_statistics",
-}
+HEADER = (ROOT / "csrc/include/fastdiff/ops.h").read_text(encoding="utf-8")
+_COUNTED = re.search(r"enum \{\s*FD_RANDN,[^}]*\}", HEADER)
+assert _COUNTED
+OPS = tuple(name.lower() for name in re.findall(r"\bFD_(\w+)", _COUNTED[0]))[:-1]
+"""What a library counts launches of: the members of the header's enum, without its end, FD_OPS."""
+PASSES = {op for op in OPS if f"int fd_{op}(" not in HEADER}
+"""The parts of an op, which the library does not export."""
 CHUNK = 1024
 Field = Tensor | int | None
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
