@@ -13,9 +13,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastdiff_kernels.launch import common as launch_common
 from fastdiff_kernels.launch import step as launch_step
 
-from fastdiff import reference, table
+from fastdiff import ops, reference, table
 from fastdiff.backend import abi
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -142,4 +143,8 @@ def test_the_numbers_of_the_ops() -> None:
     names = [name.lower().removeprefix("fd_") for name in re.findall(r"\w+", members[1])]
     assert names == [*abi.COUNTED, "ops"]
     assert set(abi.PASSES) < set(abi.COUNTED)
-    assert set(abi.OPS) == set(table.OPS)
+    assert set(launch_common.ERRORS) < set(table.OPS)
+
+
+def test_the_list_of_ops_is_that_of_the_public_functions() -> None:
+    assert set(ops.__all__) == set(table.OPS)

@@ -72,6 +72,12 @@ def test_gradients(backend) -> None:
     assert torch.autograd.gradcheck(lambda a, b: ops.q_posterior(a, b, t, KEPT)[0], (x0, x_t))
 
 
+def test_opcheck(backend) -> None:
+    x0, x_t = (torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    inputs = (x0, x_t, torch.tensor([0, 5, 99]), KEPT)
+    torch.library.opcheck(torch.ops.fastdiff.q_posterior.default, inputs)
+
+
 def test_layouts_and_out(backend) -> None:
     x0, x_t, t = (
         torch.randn(4, 6, 5),

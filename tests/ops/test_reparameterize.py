@@ -51,6 +51,12 @@ def test_gradcheck_and_broadcasting(backend) -> None:
     assert torch.autograd.gradcheck(lambda m, v: ops.reparameterize(m, v, seed=1), (mean, logvar))
 
 
+def test_opcheck(backend) -> None:
+    mean, logvar = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    inputs = (mean, logvar, 5, None, None, 0, 3, False)
+    torch.library.opcheck(torch.ops.fastdiff.reparameterize.default, inputs)
+
+
 def test_the_gradient_of_a_square(backend) -> None:
     """d E z² / d mu = 2 mu and d / d sigma = 2 sigma (notes on oracles), within five standard
     errors.
