@@ -86,6 +86,9 @@ def test_op_has_its_files(op: str) -> None:
         assert filled(path, op=op) in TEXTS, path
         if "<" not in path:
             assert re.search(rf"(?<![a-z]){op}(?![a-z])", TEXTS[path]), f"{path} lacks {op}"
+    folder = "tests/backend/triton_interpreter/"
+    interpreted = "".join(text for path, text in TEXTS.items() if path.startswith(folder))
+    assert re.search(rf'launch\.{op}\b|"{op}"', interpreted), f"{folder} lacks {op}"
 
 
 def test_the_recipe_of_an_op_is_complete() -> None:
