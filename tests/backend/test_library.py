@@ -1,0 +1,73 @@
+"""A library of another build is refused, and the reason says what to do."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fastdiff.backend import library
+from fastdiff.backend.abi import ABI_VERSION
+from fastdiff.table import COLUMNS, OPS
+
+SCHEMA = ",".join(COLUMNS)
+
+
+def source(version: int, schema: str, ops: tuple[str, ...]) -> str:
+    """Returns a library with the functions that loading asks, and ops that do nothing."""
+    return f"""
+        extern "C" {{
+        long long fd_abi_version(void) {{ return {version}; }}
+        const char* fd_schema(void) {{ return "{schema}"; }}
+        const char* fd_last_error(void) {{ return ""; }}
+        const char* fd_levels(void) {{ return "baseline"; }}
+        unsigned long long fd_launches(long long) {{ return 0; }}
+        long long fd_cpu_level(void) {{ return 0; }}
+        long long fd_openmp(void) {{ return 0; }}
+        {"".join(f"int fd_{op}(const void*) {{ return 0; }}" for op in ops)}
+        }}
+    """
+
+
+@pytest.mark.parametrize(
+    "version, schema, ops, reason",
+    [
+        (ABI_VERSION, SCHEMA, OPS, "level baseline"),
+        (ABI_VERSION - 1, SCHEMA, OPS, f"has ABI version {ABI_VERSION - 1}, expected"),
+        (ABI_VERSION, "network,t", OPS, "has another table schema: build it again"),
+        (ABI_VERSION, SCHEMA, OPS[:-1], f"lacks {OPS[-1]}: build it again"),
+    ],
+    ids=["this build", "version", "schema", "op"],
+)
+def test_what_is_loaded(
+    version: int,
+    schema: str,
+    ops: tuple[str, ...],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or "")
+    if not compiler:
+        pytest.skip("no C++ compiler")
+    path = tmp_path / "library.so"
+    (tmp_path / "library.cpp").write_text(source(version, schema, ops), encoding="ascii")
+    command = [*compiler, "-shared", "-fPIC", str(tmp_path / "library.cpp"), "-o", str(path)]
+    subprocess.run(command, check=True)
+    monkeypatch.setenv("FASTDIFF_LIB", str(path))
+    monkeypatch.delenv("FASTDIFF_CPU_LEVEL", raising=False)
+    loaded = library.load.__wrapped__("cpu")
+    assert reason in loaded.reason
+    assert (loaded.handle is None) == ("level" not in reason)
+
+
+def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "library.so"
+    path.write_text("text", encoding="ascii")
+    monkeypatch.setenv("FASTDIFF_LIB", str(path))
+    loaded = library.load.__wrapped__("cpu")
+    assert loaded.handle is None and "library.so does not load" in loaded.reason
