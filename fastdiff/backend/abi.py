@@ -74,6 +74,9 @@ def _size(tensor: Tensor) -> tuple[int, int]:
     return batch, tensor.numel() // batch if batch else 0
 
 
+_NOTHING = (0, 0)  # pointer and dtype of a tensor that is missing
+
+
 def _pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -144,46 +147,42 @@ def reverse_step(at: Launch, step: Any) -> bytes:
 
     Its mask of used columns is for backends that specialise; the libraries decode every row.
     """
-    x_t, out, slots, slots_out, input_out = (
-        step.x_t,
-        step.out,
-        step.slots,
-        step.slots_out,
-        step.input_out,
-    )
+    (
+        x_t, model_output, table, row, slots, noise, seed, sample_ids, guidance, gradient, stream,
+        _, _, out, slots_out, x0_out, input_out, row_out, workspace,
+    ) = step  # fmt: skip  # all at once: an attribute each costs a tenth of a small step
     batch, size = _size(x_t)
-    workspace, seed = step.workspace, step.seed
     seeds = None if seed is None or isinstance(seed, int) else seed
     return _REVERSE_STEP.pack(
         batch,
         size,
         *at,
         0 if seed is None or seeds is not None else seed,
-        _pointer(seeds),
-        _pointer(step.sample_ids),
+        0 if seeds is None else seeds.data_ptr(),
+        0 if sample_ids is None else sample_ids.data_ptr(),
         0,
-        step.stream,
+        stream,
         seed is not None,
         x_t.data_ptr(),
         _DTYPES[x_t.dtype],
         out.data_ptr(),
         _DTYPES[out.dtype],
-        *_array(step.model_output),
-        0 if step.model_output is None else _size(step.model_output)[1],
-        step.table.data_ptr(),
-        step.table.size(0),
-        step.row.data_ptr(),
-        _pointer(slots),
+        *(_NOTHING if model_output is None else _array(model_output)),
+        0 if model_output is None else _size(model_output)[1],
+        table.data_ptr(),
+        table.size(0),
+        row.data_ptr(),
+        0 if slots is None else slots.data_ptr(),
         0 if slots is None else slots.size(0),
-        _pointer(slots_out),
+        0 if slots_out is None else slots_out.data_ptr(),
         0 if slots_out is None else slots_out.size(0),
-        *_array(step.noise),
-        _pointer(step.guidance),
-        *_array(step.gradient),
-        *_array(step.x0_out),
-        *_array(input_out),
+        *(_NOTHING if noise is None else _array(noise)),
+        0 if guidance is None else guidance.data_ptr(),
+        *(_NOTHING if gradient is None else _array(gradient)),
+        *(_NOTHING if x0_out is None else _array(x0_out)),
+        *(_NOTHING if input_out is None else _array(input_out)),
         input_out.size(0) // batch if input_out is not None and batch else 0,
-        _pointer(step.row_out),
+        0 if row_out is None else row_out.data_ptr(),
         0 if workspace is None else _pointer(step.rescale),
         0 if workspace is None else _pointer(step.threshold),
     )
@@ -211,17 +210,32 @@ _LEVEL, _THREADS, _STREAM, _ERRORS = 2, 3, 4, 5  # where every struct holds its 
 _UNSIGNED = 2**64 - 1
 
 
-def packer(step: Any, moving: Sequence[str]) -> Callable[[Launch, Sequence[Any]], bytes]:
+Pack = Callable[[Launch, Sequence[Any]], bytes]
+
+
+def packers(step: Any, moving: Sequence[str], both_ways: bool = False) -> list[Pack]:
     """Packs a `reverse_step` once for many launches.
 
-    The function returned replaces the arguments called `moving` by other values. They equal the
-    packed ones in shape, dtype and device.
+    The functions returned replace the arguments called `moving` by other values. They equal the
+    packed ones in shape, dtype and device. With `both_ways` a second function exchanges `row` and
+    `row_out`.
     """
     template = array("Q", reverse_step((0, 0, 0, 0), step))
     values = [(i, STEP_WORDS[name], getattr(step, name)) for i, name in enumerate(moving)]
     pointers = [(i, word) for i, word, value in values if isinstance(value, Tensor)]
     numbers = [(i, word) for i, word, value in values if isinstance(value, int)]
+    templates = [template]
+    if both_ways:
+        back = template[:]
+        row, row_out = STEP_WORDS["row"], STEP_WORDS["row_out"]
+        back[row], back[row_out] = back[row_out], back[row]
+        templates.append(back)
+    return [_packer(words, pointers, numbers) for words in templates]
 
+
+def _packer(
+    template: array[int], pointers: list[tuple[int, int]], numbers: list[tuple[int, int]]
+) -> Pack:
     def pack(at: Launch, values: Sequence[Any]) -> bytes:
         words = template[:]
         level, words[_THREADS], words[_STREAM], words[_ERRORS] = at

@@ -189,8 +189,9 @@ def launcher(op: str, device: torch.device) -> Callable[..., Any]:
 def binder(op: str, device: torch.device) -> Callable[..., Any] | None:
     """Returns the backend's function that packs a launch once for many calls, or None.
 
-    binder(arguments, names)(values) launches the op with the arguments' fields of those names
-    replaced by the values.
+    binder(arguments, names, both_ways) returns functions of the values that replace the arguments'
+    fields of those names: one that launches the op, and with both_ways one that exchanges `row` and
+    `row_out`.
     """
     name, _ = _resolve(op, device.type, _explicit.get())
     if _check and name in ("triton", "cuda"):

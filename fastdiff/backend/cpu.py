@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import library as native
-from .abi import PACKERS, packer
+from .abi import PACKERS, Pack, packers
 
 
 def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., None]:
@@ -26,16 +26,21 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
 LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
 
 
-def _bind_reverse_step(step: Any, moving: Sequence[str]) -> Callable[..., None]:
-    library, pack = native.load("cpu"), packer(step, moving)
+def _bind_reverse_step(
+    step: Any, moving: Sequence[str], both_ways: bool
+) -> list[Callable[..., None]]:
+    library = native.load("cpu")
     call = library.calls["reverse_step"]
 
-    def launch(values: Sequence[Any]) -> None:
-        status = call(pack((native.level, torch.get_num_threads(), 0, 0), values))
-        if status:
-            native.raise_status(library, "reverse_step", status)
+    def launcher(pack: Pack) -> Callable[..., None]:
+        def launch(values: Sequence[Any]) -> None:
+            status = call(pack((native.level, torch.get_num_threads(), 0, 0), values))
+            if status:
+                native.raise_status(library, "reverse_step", status)
 
-    return launch
+        return launch
+
+    return [launcher(pack) for pack in packers(step, moving, both_ways)]
 
 
 BINDERS = {"reverse_step": _bind_reverse_step}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import library as native
-from .abi import COUNTED, PACKERS, device_of, packer
+from .abi import COUNTED, PACKERS, Pack, device_of, packers
 
 _errors: dict[torch.device, Tensor] = {}
 _INDEX = {"reverse_step": "row inside the table"}
@@ -39,19 +39,24 @@ def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., N
 LAUNCHERS = {name: _launcher(name, op, pack) for name, (op, pack) in PACKERS.items()}
 
 
-def _bind_reverse_step(step: Any, moving: Sequence[str]) -> Callable[..., None]:
+def _bind_reverse_step(
+    step: Any, moving: Sequence[str], both_ways: bool
+) -> list[Callable[..., None]]:
     device = step.x_t.device
-    library, pack, errors = native.load("cuda"), packer(step, moving), error_word(device)
+    library, errors = native.load("cuda"), error_word(device)
     call, on_gpu = library.calls["reverse_step"], device.type == "cuda"
 
-    def launch(values: Sequence[Any]) -> None:
-        with torch.cuda.device(device) if on_gpu else nullcontext():
-            stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
-            status = call(pack((-1, 0, stream, errors.data_ptr()), values))
-        if status:
-            native.raise_status(library, "reverse_step", status)
+    def launcher(pack: Pack) -> Callable[..., None]:
+        def launch(values: Sequence[Any]) -> None:
+            with torch.cuda.device(device) if on_gpu else nullcontext():
+                stream = torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
+                status = call(pack((-1, 0, stream, errors.data_ptr()), values))
+            if status:
+                native.raise_status(library, "reverse_step", status)
 
-    return launch
+        return launch
+
+    return [launcher(pack) for pack in packers(step, moving, both_ways)]
 
 
 BINDERS = {"reverse_step": _bind_reverse_step}

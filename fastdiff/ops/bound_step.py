@@ -6,16 +6,19 @@ arguments' methods `check`, `launchable` and `write`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..backend import choice
 from . import common
 
 WHERE = "reverse_step"
+_INDEX = torch.int64
 _FIXED = frozenset({"stream", "mode", "used", "workspace"})  # arguments that can't move
 _MOST_KINDS, _MOST_INDICES = 64, 1024  # cached by a bound step
 
@@ -23,7 +26,7 @@ _MOST_KINDS, _MOST_INDICES = 64, 1024  # cached by a bound step
 class _Launch(NamedTuple):
     """How to launch a kind of call that has been checked, and the tensors that it writes."""
 
-    launch: Callable[[Sequence[Any]], None]
+    launches: list[Callable[[Sequence[Any]], None]]  # from row to row_out and, if asked for, back
     written: list[Tensor]  # fixed outputs with a version counter, which inference tensors lack
     moved: list[int]  # the positions of outputs among the moving values
 
@@ -52,6 +55,19 @@ class BoundStep:
         self._launches: dict[Any, _Launch | None] = {}
         self._indices: dict[int, tuple[Tensor, str]] = {}
         self._tokens: dict[Any, str] = {}
+        self._way, self._both = 0, False
+
+    def both_ways(self) -> tuple[BoundStep, BoundStep]:
+        """Returns the steps from `row` to `row_out` and from `row_out` to `row`, which are fixed.
+
+        A loop that exchanges the two tensors after every step takes them in turn. They share their
+        checks: what one has checked, the other launches.
+        """
+        self._both = True
+        back = copy.copy(self)
+        fixed = self._fixed
+        back._way, back._fixed = 1, fixed._replace(row=fixed.row_out, row_out=fixed.row)
+        return self, back
 
     def __call__(self, *values: Any) -> None:
         """Executes row[b] for every sample b; `values` are those of the moving arguments."""
@@ -62,11 +78,11 @@ class BoundStep:
             except KeyError:
                 known = self._check(kind, values)
             if known is not None:
-                known.launch(values)
-                written = known.written.copy()
-                for i in known.moved:
-                    if not values[i].is_inference():
-                        written.append(values[i])
+                known.launches[self._way](values)
+                written = known.written
+                if known.moved:
+                    moved = [values[i] for i in known.moved]
+                    written = [*written, *(value for value in moved if not value.is_inference())]
                 torch.autograd.graph.increment_version(written)
                 return
         self._checked(values).write()
@@ -74,31 +90,35 @@ class BoundStep:
     def _kind(self, values: Sequence[Any]) -> Any:
         """Returns the key of all calls that pass the same checks; None where there is none."""
         kind: list[Any] = [choice.chosen()]
-        indices = self._indices
         for value in values:
-            if value is None:
-                kind.append(None)
-                continue
-            known = indices.get(id(value))
-            if known is not None and known[0] is value:
-                kind.append(known[1])
-            elif type(value) in common.PLAIN and value.is_contiguous():
+            cls = value.__class__
+            if cls is Tensor or cls is Parameter:
                 dtype = value.dtype
-                if dtype is torch.int64:
-                    kind.append(self._remember(value))
-                else:
+                if dtype is _INDEX:
+                    known = self._indices.get(id(value))
+                    token = known[1] if known and known[0] is value else self._remember(value)
+                    if token is None:
+                        return None
+                    kind.append(token)
+                elif value.is_contiguous():
                     kind += (value.shape, dtype, value.is_cpu or value.device)
-            elif type(value) is int and 0 <= value < 2**64:
+                else:
+                    return None
+            elif value is None:
+                kind.append(None)
+            elif cls is int and 0 <= value < 2**64:
                 kind.append(int)
             else:
                 return None
         return tuple(kind)
 
-    def _remember(self, index: Tensor) -> Any:
-        """Returns a short key for a tensor of rows or ids, and stores it.
+    def _remember(self, index: Tensor) -> str | None:
+        """Returns a short key for a tensor of rows or ids, and stores it; None if it is not dense.
 
         A run passes the same few of them many times.
         """
+        if not index.is_contiguous():
+            return None
         if len(self._indices) >= _MOST_INDICES:
             self._indices.clear()
         kind = index.shape, index.dtype, index.device
@@ -133,16 +153,25 @@ class BoundStep:
                 for i, (name, value) in enumerate(zip(self._moving, values, strict=True))
                 if name in outputs and value is not None
             ]
-            known = _Launch(binder(checked, self._moving), written, moved)
+            launches = binder(checked, self._moving, self._both)
+            known = _Launch(launches[::-1] if self._way else launches, written, moved)
         if len(self._launches) >= _MOST_KINDS:
             self._launches.clear()
         self._launches[kind] = known
         return known
 
 
-def _bind_launcher(checked: Any, moving: Sequence[str]) -> Callable[..., None]:
+def _bind_launcher(
+    checked: Any, moving: Sequence[str], both_ways: bool
+) -> list[Callable[..., None]]:
     """Binds a step on a backend without a binder: each call replaces the values and launches."""
     launch = choice.launcher(WHERE, checked.x_t.device)
     nothing: dict[str, Any] = dict.fromkeys(moving)
-    fixed = checked._replace(**nothing)
-    return lambda values: launch(fixed._replace(**dict(zip(moving, values, strict=True))))
+
+    def launcher(fixed: Any) -> Callable[..., None]:
+        return lambda values: launch(fixed._replace(**dict(zip(moving, values, strict=True))))
+
+    ways = [checked._replace(**nothing)]
+    if both_ways:
+        ways.append(ways[0]._replace(row=checked.row_out, row_out=checked.row))
+    return [launcher(fixed) for fixed in ways]

@@ -312,9 +312,11 @@ class StepArguments(NamedTuple):
         if common.unobserved(self.x_t, out):
             self.launch()
             if not out.is_inference():
-                torch.autograd.graph.increment_version(
-                    [value for value in self.outputs if value is not None]
-                )
+                written = [out]
+                for value in self[_FIRST_OUTPUT + 1 :]:
+                    if value is not None:
+                        written.append(value)
+                torch.autograd.graph.increment_version(written)
         else:
             torch.ops.fastdiff.reverse_step_out.default(*self.flat())
 

@@ -28,8 +28,8 @@ from ..ops.bound_step import BoundStep
 from ..solvers import Plan
 from .device_plan import DevicePlan
 
-_MOVING = ("model_output", "row", "row_out", "noise", "guidance", "gradient")
-_MOVING_KEPT = (*_MOVING, "x_t", "out", "input_out", "x0_out")
+_INPUTS = ("model_output", "noise", "guidance", "gradient")
+_KEPT = ("x_t", "out", "input_out", "x0_out")
 
 
 class Stepper:
@@ -53,6 +53,11 @@ class Stepper:
         x0: [B, …] the prediction of the latest row, None unless asked for.
     """
 
+    # Bound steps without noise, guidance and gradient: with the network's output, and without it.
+    _plain: list[tuple[BoundStep, BoundStep] | None]
+    # The others, by whether buffers are kept and by which inputs are missing.
+    _bound: dict[tuple[bool, ...], tuple[BoundStep, BoundStep]]
+
     def __init__(
         self,
         plan: DevicePlan,
@@ -69,10 +74,12 @@ class Stepper:
         self.x0 = torch.empty_like(x) if wants_x0 else None
         self.row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.next_row = torch.empty_like(self.row)
+        self._rows = self.row, self.next_row  # the two tensors that they exchange
         self.slots: Tensor | None = None
         self.workspace = torch.empty((2, len(x)), dtype=compute_dtype(x), device=x.device)
         self._static, self._version = static, -1
-        self._bound: dict[tuple[bool, bool], BoundStep] = {}
+        self._swapped = False  # which of two tensors of rows is `row`
+        self._unbind()
 
     @property
     def input(self) -> Tensor:
@@ -91,7 +98,7 @@ class Stepper:
             if self.slots is not None:
                 slots[:held] = self.slots
             self.slots = slots
-        self._bound.clear()
+        self._unbind()
 
     def step(
         self,
@@ -124,18 +131,44 @@ class Stepper:
         """A step that leaves `row` as it is: `next_row` has the rows that follow."""
         if self._version != self.plan.version:
             self.fit()
-        bound = self._bound.get((output is None, keep))
+        if keep or noise is not None or guidance is not None or gradient is not None:
+            self._execute(output, noise, guidance, gradient, keep)
+            return
+        # the usual call: what is around the launch costs time in small steps
+        bound = self._plain[output is None]
         if bound is None:
-            bound = self._bind(output is None, keep)
+            bound = self._plain[output is None] = self._bind((output, None, None, None), False)
+        if output is None:
+            bound[self._swapped]()
+        else:
+            bound[self._swapped](output)
+
+    def _execute(
+        self,
+        output: Tensor | None,
+        noise: Tensor | None,
+        guidance: Tensor | None,
+        gradient: Tensor | None,
+        keep: bool,
+    ) -> None:
+        """`execute` with any arguments."""
+        inputs = (output, noise, guidance, gradient)
+        key = (keep, output is None, noise is None, guidance is None, gradient is None)
+        both_ways = self._bound.get(key)
+        if both_ways is None:
+            both_ways = self._bound[key] = self._bind(inputs, keep)
+        bound = both_ways[self._swapped]
+        moving = [value for value in inputs if value is not None]
         if not keep:
-            bound(output, self.row, self.next_row, noise, guidance, gradient)
+            bound(*moving)
             return
         x, new = self.x, torch.empty_like(self.x)
         fresh = None if self._input is None else torch.empty_like(self._input)
         x0 = None if self.x0 is None else torch.empty_like(x)
-        bound(output, self.row, self.next_row, noise, guidance, gradient, x, new, fresh, x0)
+        bound(*moving, x, new, fresh, x0)
         self.x, self._input, self.x0 = new, fresh, x0
-        self._bound = {key: bound for key, bound in self._bound.items() if key[1]}
+        self._plain = [None, None]
+        self._bound = {key: bound for key, bound in self._bound.items() if key[0]}
 
     def execute_rows_of(
         self, table: Tensor, used: int, output: Tensor | None, *, guidance: Tensor | None = None
@@ -165,35 +198,41 @@ class Stepper:
             self.row.copy_(self.next_row)
         else:
             self.row, self.next_row = self.next_row, self.row
+            self._swapped = not self._swapped
 
     def replace(self, x: Tensor, scale: float) -> None:
         """Goes on with another state [B, …] before a row with this input scale."""
         if x is not self.x:
             self.x = x.contiguous()
-            self._bound.clear()
+            self._unbind()
         if self._input is not None:
             self._input.copy_(self.x * scale)
 
-    def _bind(self, without_network: bool, keep: bool) -> BoundStep:
+    def _unbind(self) -> None:
+        """Forgets the bound steps, because a buffer has changed."""
+        self._plain, self._bound = [None, None], {}
+
+    def _bind(self, inputs: tuple[Tensor | None, ...], keep: bool) -> tuple[BoundStep, BoundStep]:
+        """Returns the steps of all calls with the same inputs missing, for both tensors of rows."""
         plan = self.plan
         fixed = ops.StepArguments(
             self.x,
             None,
             plan.table,
-            self.row,
+            self._rows[0],
             slots=self.slots,
             seed=self.seed,
             sample_ids=self.sample_ids,
-            used=plan.used_without_network if without_network else plan.used,
+            used=plan.used_without_network if inputs[0] is None else plan.used,
             out=self.x,
             slots_out=self.slots,
             x0_out=self.x0,
             input_out=self._input,
+            row_out=self._rows[1],
             workspace=self.workspace,
         )
-        bound = fixed.bind(*(_MOVING_KEPT if keep else _MOVING))
-        self._bound[without_network, keep] = bound
-        return bound
+        given = (name for name, value in zip(_INPUTS, inputs, strict=True) if value is not None)
+        return fixed.bind(*given, *(_KEPT if keep else ())).both_ways()
 
 
 def run_plan(

@@ -135,6 +135,33 @@ def test_rows_without_a_call_take_no_output() -> None:
         assert all(torch.equal(x, y) for x, y in zip(b.state(), a.state(), strict=True))
 
 
+def test_both_ways_equal_the_op(backend: str) -> None:
+    """The two tensors of rows are exchanged after every step; either way may be checked first."""
+    plan = make_plan(Schedule.linear(1000), solver="unipc", steps=6)
+    for first in (0, 1):
+        a, b = (Buffers(torch.tensor(plan.table)) for _ in range(2))
+        fixed = ops.StepArguments(
+            b.x,
+            None,
+            b.table,
+            b.row if first == 0 else b.row_out,
+            used=plan.used,
+            out=b.x,
+            slots_out=b.slots,
+            row_out=b.row_out if first == 0 else b.row,
+            **b.draw,
+            **b.others,
+        )
+        ways = fixed.bind("model_output").both_ways()
+        for k in range(len(plan)):
+            out = outputs(k, BATCH)
+            out = out.to(torch.bfloat16) if k == 3 else out
+            a.plain(out, False)
+            ways[(k + first) % 2](out)
+            for got, expected in zip(b.state(), a.state(), strict=True):
+                assert torch.equal(got, expected), (first, k)
+
+
 @pytest.mark.cpu_only
 @pytest.mark.skipif(not library.available(), reason="the C++ library is off")
 def test_one_launch_and_the_same_errors() -> None:
@@ -328,4 +355,4 @@ def test_the_words_of_the_packed_struct(name: str) -> None:
     changed = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
     assert changed == [abi.STEP_WORDS[name]]
     assert after[changed[0]] == (8 if name == "seed" else new.data_ptr())
-    assert abi.packer(step, [name])(at, [new]) == bytes(after)
+    assert abi.packers(step, [name])[0](at, [new]) == bytes(after)

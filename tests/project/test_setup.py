@@ -124,13 +124,13 @@ def test_native_build_is_repeated_when_sources_change(tree: Path) -> None:
         (
             "setup-test",
             "pytest,hypothesis",
-            "or let make build an own environment (make VENV=1 test).",
+            "or let make create a new environment (make VENV=1 test).",
         ),
         ("setup", "safetensors", "but lacks safetensors; install them there"),
         (
             "setup-test",
             "ruff,diffusers",
-            "set-up: it lacks diffusers, ruff: what needs them is skipped.",
+            "set-up: it lacks diffusers, ruff: steps that need them are skipped.",
         ),
         ("setup", "setuptools", "lacks setuptools, so the native library is not built"),
     ],
@@ -163,7 +163,7 @@ def test_foreign_environment_is_left_alone(tree: Path) -> None:
     (tree / ".venv" / "bin").mkdir(parents=True)
     answer = make(tree, "setup", VENV="1")
     assert answer.returncode != 0
-    assert ".venv was not made by this set-up; move it away, or use it as it is" in sentence(answer)
+    assert ".venv was not made by this set-up; move it away, or use it with" in sentence(answer)
     assert (tree / ".venv" / "bin").is_dir()
 
 
@@ -175,19 +175,19 @@ def test_old_torch_and_an_interrupted_set_up(tree: Path) -> None:
     assert first.returncode != 0
     assert (
         "torch 2.4.1+cu121 in" in first.stdout
-        and "is older than 2.11: an own environment is made" in first.stdout
+        and "is older than 2.11: a new environment is made" in first.stdout
     )
     assert "to download: torch==2.13.0" in first.stdout
     if sys.platform == "linux":
         assert "GB to download" in first.stdout and 'TORCH="<pip arguments' in first.stdout
     assert "could not put pip into .venv" in sentence(
         first
-    ) and "mend the network, proxy or disk" in sentence(first)
+    ) and "fix the network, proxy or disk" in sentence(first)
     assert json.loads((tree / ".venv" / "fastdiff.json").read_text()) == {"whole": False}
     assert not (tree / ".setup" / "stamp.json").exists()
     (tree / ".venv" / "leftover").touch()
     second = make(tree, "setup", hidden="ensurepip,torch", torch=None)
-    assert second.returncode != 0 and "has no torch: an own environment is made" in second.stdout
+    assert second.returncode != 0 and "has no torch: a new environment is made" in second.stdout
     assert not (tree / ".venv" / "leftover").exists()
 
 
