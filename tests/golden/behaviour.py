@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -150,7 +151,7 @@ def fastdiff(*arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "fastdiff", *arguments],
         cwd=ROOT,
-        env={**__import__("os").environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}"},
         capture_output=True,
         text=True,
     )
