@@ -117,15 +117,32 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
             " path."
         )
+    while True:
+        version = _version(path)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+            if _version(path) != version:
+                continue
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"fastdiff.pretrained.files: expected safetensors in {path}, got unreadable content"
+                f" ({reason})."
+            ) from None
+        # safetensors opens the file twice: a writer may have replaced it between header and data
+        if _version(path) == version:
+            return tensors, metadata
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Returns what tells a file from the one that replaces it; None where there is none."""
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"fastdiff.pretrained.files: expected safetensors in {path}, got unreadable content"
-            f" ({reason})."
-        ) from None
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def load_folder(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
