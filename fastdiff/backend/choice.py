@@ -171,6 +171,28 @@ def check(device: torch.device | str) -> None:
             importlib.import_module(_MODULES[name]).check(device)
 
 
+@functools.cache
+def prepare(device: torch.device) -> None:
+    """Allocates what the GPU backends keep on a device, before a CUDA graph is captured there."""
+    for name in ("triton", "cuda"):
+        if device.type == "cuda" and _state(name).available:
+            importlib.import_module(_MODULES[name]).error_word(device)
+
+
+@torch.compiler.assume_constant_result
+def default_device(name: str | None = None) -> torch.device | None:
+    """Returns the device of new tensors for the backend `name`, default the one in use.
+
+    It is None, torch's default device, unless the backend can't run there; then it is the kind of
+    device on which the backend runs. A compiled function keeps the one of its trace.
+    """
+    name = name or chosen()
+    # an unknown name is refused where the op chooses its backend
+    if name not in _DEVICES or _serves(name, torch.empty(0).device.type):
+        return None
+    return torch.device(_DEVICES[name][0])
+
+
 def backend_for(op: str, device: torch.device | str) -> str:
     """Returns the name of the backend that would run this op on this device now."""
     return _resolve(op, torch.device(device).type, _explicit.get())[0]

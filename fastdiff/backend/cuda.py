@@ -68,8 +68,18 @@ def error_word(device: torch.device) -> Tensor:
         device = torch.device("cuda", torch.cuda.current_device())
     word = _errors.get(device)
     if word is None:
+        _refuse_capture(device)
         word = _errors[device] = torch.zeros(1, dtype=torch.int32, device=device)
     return word
+
+
+def _refuse_capture(device: torch.device) -> None:
+    """Raises RuntimeError while a CUDA graph is captured: its memory goes when the graph goes."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"fastdiff: expected a launch on {device} before the first one in a CUDA graph, got"
+            " none. Run the captured function once before, as CUDA's warm-up asks."
+        )
 
 
 def check(device: torch.device | str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backend import choice
 from . import common
 
 
@@ -26,16 +27,31 @@ def differentiable(
         launch: executes the op on real tensors.
         save, backward: save(ctx, inputs, output) and backward(ctx, *gradients), as in
             torch.library.register_autograd. Ops inside `backward` are called through `inner`.
+
+    The backward pass runs on the backend that was chosen for the forward pass: autograd may run it
+    in a thread of its own, where no `fastdiff.use` is in effect, or after the block has ended.
+    (A compiled backward pass has no such note; it chooses where it runs.)
     """
-    torch.library.register_autograd(f"fastdiff::{name}", backward, setup_context=save)
+
+    def save_all(ctx, inputs, output):
+        ctx.backend = choice.chosen()
+        save(ctx, inputs, output)
+
+    def backward_there(ctx, *gradients):
+        if ctx.backend == choice.chosen():
+            return backward(ctx, *gradients)
+        with choice.use(ctx.backend):
+            return backward(ctx, *gradients)
+
+    torch.library.register_autograd(f"fastdiff::{name}", backward_there, setup_context=save_all)
     dispatched = getattr(torch.ops.fastdiff, name).default
 
     def forward(ctx, *inputs):
         output = launch(*inputs)
-        save(ctx, inputs, output)
+        save_all(ctx, inputs, output)
         return output
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward_there)}
     function: Any = type(name, (torch.autograd.Function,), members)
 
     def call(*inputs):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
+from ..backend import choice
 from ..backend.eager.sums import CHUNK, chunks
 from ..rng import MODES
 from ..table import ALL_COLUMNS
@@ -20,6 +23,28 @@ def define(name: str, schema: str, launch) -> None:
     library.define(name + schema)
     for key in ("CPU", "CUDA", "MPS", "XPU"):
         library.impl(name, launch, key)
+
+
+def register_fake(name: str, fake: Callable[..., Any] | None = None) -> Any:
+    """Registers the shapes and dtypes of fastdiff::<name>'s results; without `fake`, a decorator.
+
+    A compiled function is traced before it runs, and the trace calls `fake`. What a backend needs
+    on the device is allocated then: the compiled function may later run in the memory of a CUDA
+    graph, where a tensor that outlives the graph must not be made.
+    """
+    if fake is None:
+        return lambda function: register_fake(name, function)
+
+    def prepared(*arguments: Any) -> Any:
+        for value in arguments:
+            if isinstance(value, Tensor):
+                with _disable_current_modes():
+                    choice.prepare(value.device)
+                break
+        return fake(*arguments)
+
+    torch.library.register_fake(f"fastdiff::{name}", prepared)
+    return fake
 
 
 def floating(where: str, name: str, value: Tensor) -> None:

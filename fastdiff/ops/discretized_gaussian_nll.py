@@ -59,9 +59,9 @@ common.define(
     f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor)",
     _launch_backward,
 )
-torch.library.register_fake("fastdiff::discretized_gaussian_nll", _output)
-torch.library.register_fake("fastdiff::discretized_gaussian_nll_out", lambda *_: None)
-torch.library.register_fake("fastdiff::discretized_gaussian_nll_backward", _gradients)
+common.register_fake("discretized_gaussian_nll", _output)
+common.register_fake("discretized_gaussian_nll_out", lambda *_: None)
+common.register_fake("discretized_gaussian_nll_backward", _gradients)
 
 
 def _save(ctx, inputs, output):

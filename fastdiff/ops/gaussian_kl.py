@@ -71,9 +71,9 @@ common.define(
     f"(Tensor grad, {_ARGUMENTS}, bool[] need) -> (Tensor, Tensor, Tensor, Tensor)",
     _launch_backward,
 )
-torch.library.register_fake("fastdiff::gaussian_kl", _output)
-torch.library.register_fake("fastdiff::gaussian_kl_out", lambda *_: None)
-torch.library.register_fake("fastdiff::gaussian_kl_backward", _gradients)
+common.register_fake("gaussian_kl", _output)
+common.register_fake("gaussian_kl_out", lambda *_: None)
+common.register_fake("gaussian_kl_backward", _gradients)
 
 
 def _save(ctx, inputs, output):

@@ -110,8 +110,8 @@ def _launch(x, *options):
 
 common.define("group_norm_silu", f"({_ARGUMENTS}) -> Tensor", _launch)
 common.define("group_norm_silu_out", f"({_ARGUMENTS}, Tensor(a!) out) -> ()", _launch_out)
-torch.library.register_fake("fastdiff::group_norm_silu", _output)
-torch.library.register_fake("fastdiff::group_norm_silu_out", lambda *_: None)
+common.register_fake("group_norm_silu", _output)
+common.register_fake("group_norm_silu_out", lambda *_: None)
 
 
 def _save(ctx, inputs, output):

@@ -35,8 +35,8 @@ def _launch(x0, x_t, t, alphas_cumprod):
 
 common.define("q_posterior", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _launch)
 common.define("q_posterior_out", f"({_ARGUMENTS}, {_OUTPUTS}) -> ()", _launch_out)
-torch.library.register_fake("fastdiff::q_posterior", _outputs)
-torch.library.register_fake("fastdiff::q_posterior_out", lambda *_: None)
+common.register_fake("q_posterior", _outputs)
+common.register_fake("q_posterior_out", lambda *_: None)
 
 
 def _save(ctx, inputs, output):

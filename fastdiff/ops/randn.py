@@ -35,7 +35,7 @@ common.define("randn_out", _SCHEMA, _launch)
 _fill = torch.ops.fastdiff.randn_out.default
 
 
-@torch.library.register_fake("fastdiff::randn_out")
+@common.register_fake("randn_out")
 def _(out, seed, seeds, sample_ids, step, stream, fast):
     return None
 
@@ -65,7 +65,8 @@ def randn(
         mode: `exact` gives the same bits on every backend, `fast` the hardware's approximations of
             the same numbers.
         dtype: of the output, default float32; values are float32 normals, rounded or widened.
-        device: default that of seed or sample_ids where they are tensors, else the CPU.
+        device: default that of seed or sample_ids where they are tensors, else torch's default
+            device, or a GPU where the backend in use runs on nothing else.
         out: where to write them: a contiguous tensor of this shape.
         backend: the backend to run on; an error where it can't. None chooses one.
 
@@ -82,9 +83,8 @@ def randn(
         raise ValueError("fastdiff.randn: expected shape [B, …] of sizes >= 0, got [].")
     if out is None:
         if device is None:
-            device = next(
-                (v.device for v in (seed, sample_ids) if isinstance(v, Tensor)), torch.device("cpu")
-            )
+            tensors = [v for v in (seed, sample_ids) if isinstance(v, Tensor)]
+            device = tensors[0].device if tensors else choice.default_device(backend)
         out = torch.empty(shape, dtype=dtype or torch.float32, device=device)
     elif not out.is_contiguous():
         raise ValueError(

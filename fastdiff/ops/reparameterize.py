@@ -68,9 +68,9 @@ common.define(
     f"(Tensor grad, Tensor logvar, {_NOISE}) -> (Tensor, Tensor)",
     _launch_backward,
 )
-torch.library.register_fake("fastdiff::reparameterize", _output)
-torch.library.register_fake("fastdiff::reparameterize_out", lambda *_: None)
-torch.library.register_fake("fastdiff::reparameterize_backward", _grads)
+common.register_fake("reparameterize", _output)
+common.register_fake("reparameterize_out", lambda *_: None)
+common.register_fake("reparameterize_backward", _grads)
 
 
 def _save(ctx, inputs, output):

@@ -62,13 +62,13 @@ common.define(WHERE, f"({INPUTS}) -> (Tensor, Tensor)", _launch)
 common.define(f"{WHERE}_out", f"({INPUTS}, {OUTPUTS}) -> ()", _launch_out)
 
 
-@torch.library.register_fake(f"fastdiff::{WHERE}")
+@common.register_fake(WHERE)
 def _(*flat):
     arguments = StepArguments.from_flat(*flat)
     return _results(arguments.x_t, arguments.slots)
 
 
-@torch.library.register_fake(f"fastdiff::{WHERE}_out")
+@common.register_fake(f"{WHERE}_out")
 def _(*_):
     return None
 

@@ -47,9 +47,9 @@ common.define(
     "vlb_terms_out", f"({_ARGUMENTS}, Tensor(a!) out, Tensor(b!)? workspace) -> ()", _launch_out
 )
 common.define("vlb_terms_backward", f"(Tensor grad, {_ARGUMENTS}) -> Tensor", _launch_backward)
-torch.library.register_fake("fastdiff::vlb_terms", _output)
-torch.library.register_fake("fastdiff::vlb_terms_out", lambda *_: None)
-torch.library.register_fake("fastdiff::vlb_terms_backward", _gradient)
+common.register_fake("vlb_terms", _output)
+common.register_fake("vlb_terms_out", lambda *_: None)
+common.register_fake("vlb_terms_backward", _gradient)
 
 
 def _save(ctx, inputs, output):

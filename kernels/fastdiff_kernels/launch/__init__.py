@@ -5,7 +5,7 @@ device (None where absent) and starts its kernels on the current stream without 
 `launches` counts launches by kernel; `check` reads a device's error word.
 """
 
-from .common import TILE, WARPS, Call, check, launches, run, tile_shape
+from .common import TILE, WARPS, Call, check, error_word, launches, run, tile_shape
 from .noise import q_sample, q_sample_call, randn, randn_call
 from .norm import (
     group_norm_moments_call,
@@ -60,6 +60,7 @@ __all__ = [
     "discretized_gaussian_nll_backward",
     "discretized_gaussian_nll_backward_call",
     "discretized_gaussian_nll_call",
+    "error_word",
     "gaussian_kl",
     "gaussian_kl_backward",
     "gaussian_kl_backward_call",

@@ -144,8 +144,16 @@ def int32(word: int) -> int:
 
 
 def error_word(device: torch.device) -> Tensor:
+    """Returns the int32 [1] to which kernels on this device write an op's number."""
+    device = _canonical(device)
     word = _errors.get(device)
     if word is None:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # memory of a captured graph goes when the graph goes
+            raise RuntimeError(
+                f"fastdiff: expected a launch on {device} before the first one in a CUDA graph, got"
+                " none. Run the captured function once before, as CUDA's warm-up asks."
+            )
         word = _errors[device] = torch.zeros(1, dtype=torch.int32, device=device)
     return word
 
