@@ -43,6 +43,7 @@ def enums(header: str) -> dict[str, list[str]]:
 
 
 def test_the_table_is_consistent() -> None:
+    """56 columns: the header, and a coefficient for every pair of output and operand."""
     assert len(table.COLUMNS) == len(table.HEADER) + len(table.OUTPUTS) * len(table.OPERANDS) == 56
     assert table.OUTPUTS == ("x", *(f"s{i + 1}" for i in range(table.SLOTS)))
     assert [table.INDEX[name] for name in table.COLUMNS] == list(range(56))
@@ -66,7 +67,7 @@ def test_the_c_headers() -> None:
 
 
 def test_the_schema_that_the_libraries_report() -> None:
-    """`fd_schema` in the C++ and the CUDA library: they refuse to load with another one."""
+    """`fd_schema` in the C++ and the CUDA library; Python refuses a library with another one."""
     for path in ("cpu/api.cpp", "cuda/api.cu"):
         text = (ROOT / "csrc" / path).read_text(encoding="utf-8")
         start = text.index("fd_schema(void) {")
@@ -81,6 +82,7 @@ def test_the_schema_that_the_libraries_report() -> None:
 
 @pytest.mark.parametrize("kernel", STEP_KERNELS)
 def test_the_triton_kernels_of_a_row(kernel: str) -> None:
+    """A constant with the name of a column or an operand has its number."""
     numbers = constants(kernel)
     assert numbers
     sizes = {
@@ -110,6 +112,7 @@ def test_the_masks_of_the_triton_kernels() -> None:
 
 
 def test_the_triton_launcher() -> None:
+    """The bit masks by which the launcher decides what a table needs."""
     for name in ("OUT_GRAD", "X0_X", "X0_OUT", "CLIP_MODE", "NOISE_MODE"):
         assert getattr(launch_step, name) == table.columns(name.lower()), name
     for number, operand in enumerate(table.OPERANDS):

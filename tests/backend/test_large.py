@@ -1,5 +1,6 @@
-"""More than 2³¹ elements: the launchers' index arithmetic alone, and one real tensor of more
-than 2³¹ bytes.
+"""Large tensors: index arithmetic past 2³¹ elements without the memory, and one real tensor.
+
+The real tensor has more than 2³¹ bytes. tests/backend/gpu has one of more than 2³¹ elements.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fastdiff
 from fastdiff import ops
 from fastdiff.backend import library as native
 from fastdiff.reference.randn import _box_muller, philox4x32
+from fastdiff.table import INDEX
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
     "source, folders", [("native", "-Icsrc/cpu"), ("cuda", "-Icsrc/cuda -DFD_LEVEL=cuda")]
 )
 def test_index_arithmetic(source: str, folders: str, tmp_path: Path) -> None:
+    """The tiles of the C++ kernels and the threads of the CUDA kernels cover every element once."""
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or "")
     if not compiler:
         pytest.skip("no C++ compiler")
@@ -47,8 +50,9 @@ def test_index_arithmetic(source: str, folders: str, tmp_path: Path) -> None:
 
 
 def test_triton_launches_cover_large_tensors() -> None:
-    """Grids of tensors that exist in name only; the kernels' offsets are int64
-    (fastdiff_kernels/tiling.py).
+    """The grid reaches every element and stays inside CUDA's limits, for tensors on `meta`.
+
+    The offsets inside a kernel are int64 (fastdiff_kernels/tiling.py).
     """
     pytest.importorskip("triton")
     from fastdiff_kernels import launch
@@ -61,13 +65,14 @@ def test_triton_launches_cover_large_tensors() -> None:
         x, y, z = call.grid
         assert x * samples >= batch and y * z * elements >= size
         assert x < 2**31 and y <= 65_535 and z <= 65_535
-        assert (x - 1) * samples < batch, "no program without a sample"
+        assert (x - 1) * samples < batch, "a program has no sample"
 
 
 @pytest.mark.skipif(not native.available(), reason="the C++ library is off")
 def test_a_tensor_of_more_than_two_to_the_31_bytes() -> None:
-    """Two samples of 2²⁸ + 3 float32 values: first and last elements against the contract,
-    sentinels around untouched.
+    """Two samples of 2²⁸ + 3 float32 values: their first and last elements equal the oracle's.
+
+    The values before and after the tensor stay as they are.
     """
     n = 2**28 + 3
     buffer = torch.empty(2 * n + 2)
@@ -82,9 +87,10 @@ def test_a_tensor_of_more_than_two_to_the_31_bytes() -> None:
             expected = np.stack([first, second], axis=1).ravel()[: n - 4 * group]
             assert np.array_equal(x[b, 4 * group : 4 * group + 4].numpy(), expected)
     assert buffer[0] == 7 and buffer[-1] == 7
-    with fastdiff.use("cpu"):  # in place, a whole step: x * 0.5 - 0.25 x = 0.25 x
-        table = torch.zeros(1, 56, dtype=torch.float64)
-        table[0, [6, 7, 16, 17]] = torch.tensor([1.0, -1.0, 0.5, -0.25], dtype=torch.float64)
+    with fastdiff.use("cpu"):  # a step in place: x0 = x - x = 0, and the next x is x/2 - x0/4
+        table = torch.zeros(1, len(INDEX), dtype=torch.float64)
+        for name, value in {"x0_x": 1.0, "x0_out": -1.0, "x.x": 0.5, "x.x0": -0.25}.items():
+            table[0, INDEX[name]] = value
         tail = x[1, -5:].clone()
         ops.reverse_step(x, x, table, torch.zeros(2, dtype=torch.int64), out=x)
     assert torch.equal(x[1, -5:], tail * 0.5) and buffer[-1] == 7

@@ -1,8 +1,7 @@
-"""Every CPU level gives the same bits: a program of its own that prints a digest per (op, type,
-level).
+"""Every CPU level gives the same bits: a C++ program prints a digest per (op, dtype, level).
 
-tests/backend/native/digests.txt holds the digests of contract version 1; the baseline level is
-checked against the oracle by the op tests, so equal digests mean right bits at every level.
+tests/backend/native/digests.txt holds the digests of version 1 of the noise contract. The op tests
+compare a level with the oracle, so equal digests mean right bits at every level.
 tests/backend/native/README.md says how a level that this machine lacks is run in an emulator.
 """
 
@@ -22,6 +21,7 @@ ROOT = HERE.parents[1]
 
 
 def digests() -> dict[tuple[str, str], str]:
+    """Returns the expected digest by (op, dtype), or `platform` where platforms may differ."""
     rows = [
         line.split()
         for line in (HERE / "native" / "digests.txt").read_text(encoding="ascii").splitlines()
@@ -31,6 +31,7 @@ def digests() -> dict[tuple[str, str], str]:
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns tests/backend/native/levels.cpp, compiled and linked with the installed library."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not native.available() or compiler is None:
         pytest.skip("the C++ library or the compiler is missing")

@@ -1,8 +1,7 @@
-"""The C++ library under AddressSanitizer and UndefinedBehaviorSanitizer, run by the op tests and
-Winograd's.
+"""The op tests and Winograd's tests on a C++ library with address and behaviour sanitizers.
 
-A build of its own, loaded by a Python whose runtime is preloaded; any report ends that process and
-fails the test.
+The library is built for this test. The process that loads it preloads the runtimes of
+AddressSanitizer and UndefinedBehaviorSanitizer; their first report ends it, which fails the test.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import pytest
 from trees import ROOT, copy_tree, run
 
 FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
+# tests of the C++ backend, without the slow ones of torch's compiler and of numerical gradients
 CHOICE = "cpu and not compil and not opcheck and not fullgraph and not gradcheck"
 TESTS = ["tests/ops", "tests/acceleration/test_winograd.py", "-k", CHOICE]
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="the runtimes are preloaded the Linux way"
+    not sys.platform.startswith("linux"), reason="preloading the runtimes is for Linux"
 )
 def test_the_op_tests_under_sanitizers(tmp_path: Path) -> None:
     compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or "")

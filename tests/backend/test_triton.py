@@ -1,8 +1,7 @@
-"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled to machine code
-without a driver.
+"""The Triton kernels without a GPU: run by Triton's interpreter, and compiled without a driver.
 
-The interpreter must be chosen before a kernel is decorated, and a kernel decorated for it cannot be
-compiled, so each suite runs in a process of its own; its output is shown when it fails.
+The variable that chooses the interpreter is read when a kernel is decorated, and a kernel decorated
+for the interpreter cannot be compiled. So each suite runs in a process of its own.
 """
 
 import importlib.util
@@ -22,7 +21,8 @@ SUITES = [
 ]
 
 
-def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def run_python(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python in this tree without the outer settings of Triton, pytest and fastdiff."""
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_", "FASTDIFF_"))
     }
@@ -42,6 +42,7 @@ def run(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[s
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("suite", SUITES)
 def test_suite(suite: str, tmp_path: Path) -> None:
+    """A file of tests passes; its output is shown when it does not."""
     interpret = str(int(suite.startswith("triton_interpreter")))
     arguments = [
         "-q",
@@ -51,7 +52,7 @@ def test_suite(suite: str, tmp_path: Path) -> None:
         f"--basetemp={tmp_path / 'tmp'}",
         f"tests/backend/{suite}.py",
     ]
-    result = run(
+    result = run_python(
         ["-m", "pytest", *arguments],
         TRITON_INTERPRET=interpret,
         TRITON_CACHE_DIR=str(tmp_path / "cache"),
@@ -63,9 +64,9 @@ def test_suite(suite: str, tmp_path: Path) -> None:
 
 
 def test_the_package_imports_without_triton_and_without_fastdiff() -> None:
-    block = (
-        "import sys; sys.modules['triton'] = sys.modules['fastdiff'] = None; import"
-        " fastdiff_kernels.launch as l; "
+    program = (
+        "import sys; sys.modules['triton'] = sys.modules['fastdiff'] = None;"
+        " import fastdiff_kernels.launch as l; print(l.launches['randn'], l.check('cpu'))"
     )
-    result = run(["-c", block + "print(l.launches['randn'], l.check('cpu'))"])
+    result = run_python(["-c", program])
     assert (result.returncode, result.stdout.split()) == (0, ["0", "None"]), result.stderr

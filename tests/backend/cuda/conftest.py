@@ -12,8 +12,9 @@ from emulation import emulated_library
 
 @pytest.fixture(scope="session")
 def cuda(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """The emulation or, under scripts/gpu_test.py, the real library, whose kernels must give the
-    same numbers.
+    """Returns the emulation or, under scripts/gpu_test.py, the library on a GPU.
+
+    The kernels of both must pass the same tests.
     """
     if path := os.environ.get("FASTDIFF_TEST_CUDA"):
         return Library(Path(path), "cuda")

@@ -1,8 +1,8 @@
-"""The CUDA library behind ctypes, with structs packed by hand: its emulation for the host, or the
-compiled one.
+"""A ctypes binding of the CUDA library for tests, with structs packed by hand.
 
-A struct of csrc/include/fastdiff/ops.h is a list of numbers, 8 bytes each. Nothing here comes from
-fastdiff's own binding, so a mistake there cannot hide one in the library.
+The library is the emulation for the host or the compiled one. A struct of
+csrc/include/fastdiff/ops.h is a list of numbers of 8 bytes each. Nothing here comes from fastdiff's
+own binding, so a mistake there cannot hide one in the library.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ HEADER = (ROOT / "csrc/include/fastdiff/ops.h").read_text(encoding="utf-8")
 _COUNTED = re.search(r"enum \{\s*FD_RANDN,[^}]*\}", HEADER)
 assert _COUNTED
 OPS = tuple(name.lower() for name in re.findall(r"\bFD_(\w+)", _COUNTED[0]))[:-1]
-"""What a library counts launches of: the members of the header's enum, without its end, FD_OPS."""
+"""The kernels whose launches a library counts: the members of the header's enum but FD_OPS."""
 PASSES = {op for op in OPS if f"int fd_{op}(" not in HEADER}
-"""The parts of an op, which the library does not export."""
-CHUNK = 1024
+"""The kernels that are a part of an op, for which the library exports no function."""
+CHUNK = 1024  # FD_CHUNK of the header: the elements whose terms are summed together
 Field = Tensor | int | None
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
 
 def load(path: Path) -> ctypes.CDLL:
+    """Returns the library with the types of its functions declared."""
     handle = ctypes.CDLL(str(path))
     for op in OPS:
         if hasattr(handle, f"fd_{op}"):
@@ -42,14 +43,14 @@ def load(path: Path) -> ctypes.CDLL:
 
 
 def array(tensor: Tensor | None) -> list[Field]:
-    """fd_input, fd_output"""
+    """Returns the fields of an fd_input or fd_output."""
     return [0, 0] if tensor is None else [tensor, _DTYPES[tensor.dtype]]
 
 
 def view(
     tensor: Tensor | None, sample_stride: int | None = None, element_stride: int = 1
 ) -> list[Field]:
-    """fd_view; by default of a dense array"""
+    """Returns the fields of an fd_view, with strides in elements; by default of a dense array."""
     if tensor is None:
         return [0, 0, 0, 0]
     return [
@@ -60,7 +61,7 @@ def view(
 
 
 def elements(tensor: Tensor) -> int:
-    """of a sample"""
+    """Returns the number of elements of a sample."""
     size = 1
     for n in tensor.shape[1:]:
         size *= n
@@ -74,16 +75,15 @@ def draw(
     step: int = 0,
     stream: int = 0,
 ) -> list[Field]:
-    """fd_noise"""
+    """Returns the fields of an fd_noise."""
     return [seed, seeds, ids, step, stream]
 
 
 class Library:
-    """Calls ops on host memory (the emulation) or, with a device, on copies of it there that come
-    back afterwards.
+    """Calls ops on host memory (the emulation) or on copies on a device, which are copied back.
 
-    A copy is of a tensor's whole storage, so tensors that share memory or are misaligned do and are
-    so on the device.
+    A copy is of a tensor's whole storage, so that tensors share memory and are misaligned on the
+    device as on the host.
     """
 
     def __init__(self, path: Path, device: str = "cpu") -> None:
@@ -92,8 +92,10 @@ class Library:
         self.errors = torch.zeros(1, dtype=torch.int32, device=device)
 
     def call(self, op: str, like: Tensor, *parts: list[Field] | Field) -> None:
-        """`like` [B, …] gives batch and elements. Tensors stand for their addresses, None for
-        null.
+        """Calls an op with the fields of its struct, in their order after `launch`.
+
+        `like` [B, …] gives batch and elements. A tensor stands for its address, None for null.
+        Raises AssertionError with the library's message if it refuses.
         """
         copies: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -109,6 +111,7 @@ class Library:
             return copies[start][1].data_ptr() + field.data_ptr() - start
 
         stream = 0 if self.device == "cpu" else torch.cuda.current_stream().cuda_stream
+        # fd_launch: batch, elements, CPU level, CPU threads, stream, error word
         fields: list[Field] = [like.size(0), elements(like), -1, 1, stream, self.errors]
         for part in parts:
             fields += part if isinstance(part, list) else [part]
@@ -120,7 +123,7 @@ class Library:
             host.copy_(there)
 
     def error(self) -> int:
-        """The error word, which is cleared."""
+        """Returns the error word and clears it."""
         value = int(self.errors.item())
         self.errors.zero_()
         return value
@@ -134,6 +137,7 @@ def compute_of(dtype: torch.dtype) -> torch.dtype:
 
 
 def workspace(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a poisoned buffer for the sums of the chunks of every sample, [B, chunks]."""
     return torch.full(
         (like.size(0), -(-elements(like) // CHUNK)), torch.nan, dtype=dtype, device=like.device
     )

@@ -1,4 +1,4 @@
-"""What the tests of the emulated CUDA kernels share: shapes, dtypes, tolerances and inputs."""
+"""Shapes, dtypes, inputs and comparisons that the tests of the emulated CUDA kernels share."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ import numpy as np
 import pytest
 import torch
 from cuda_library import compute_of
+from tolerances import CUDA_SUMS, ROUNDING
 from torch import Tensor
 
 SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 1, 33, 33), (300, 2), (2, 2, 512)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SEED, STEP = 2**63 + 5, 11
-# sums and gradients, relative to their size: a few dozen roundings of the compute type
-TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}
-# what a single rounding of a stored value may differ by
-STORED = {
-    torch.float32: 2e-6,
-    torch.float64: 1e-12,
-    torch.float16: 2.0**-10,
-    torch.bfloat16: 2.0**-7,
-}
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
 
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=name)
 
 
 def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -32,11 +29,12 @@ def normal(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def truth(x: Tensor | None) -> np.ndarray | None:
-    """In the oracle's types: 16-bit values as float32, which holds them exactly."""
+    """Returns an array for the oracle: 16-bit values as float32, which holds them exactly."""
     return None if x is None else x.to(compute_of(x.dtype)).numpy()
 
 
 def poisoned(like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns a tensor of NaN, so that a value which a kernel does not write shows."""
     return torch.full_like(like, torch.nan, dtype=dtype or like.dtype)
 
 
@@ -48,9 +46,10 @@ def rounded(expected: np.ndarray, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(expected)).to(dtype)
 
 
-def assert_close(got: Tensor, expected: np.ndarray, dtype: torch.dtype, what: str = "") -> None:
-    limit = max(STORED[dtype], TOLERANCE[compute_of(dtype)])
+def assert_close(
+    got: Tensor, expected: np.ndarray, dtype: torch.dtype, limits: dict[str, float] = CUDA_SUMS
+) -> None:
+    """Compares relative to the largest value: by `limits` of the compute type, or one rounding."""
+    limit = max(ROUNDING[name(dtype)], limits[name(compute_of(dtype))])
     scale = float(np.abs(expected).max()) if expected.size else 1.0
-    np.testing.assert_allclose(
-        got.double().numpy(), expected, rtol=limit, atol=limit * scale, err_msg=what
-    )
+    np.testing.assert_allclose(got.double().numpy(), expected, rtol=limit, atol=limit * scale)

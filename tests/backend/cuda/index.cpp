@@ -1,5 +1,5 @@
-// Which elements a thread of the CUDA kernels owns, past 2^31 and 2^32 elements, without the memory. Prints "right" or what
-// is wrong.
+// Checks which elements belong to which thread of the CUDA kernels, for tensors of more than 2^31 and 2^32 elements that are
+// not allocated. Prints "right" or what is wrong.
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>

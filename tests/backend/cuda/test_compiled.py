@@ -1,5 +1,7 @@
-"""The compiled CUDA library on a machine that need not have a driver: it loads, says why it cannot
-run, and its kernels hold nothing that rounds otherwise than kernels/README.md says.
+"""The compiled CUDA library, on a machine that need not have a driver.
+
+It loads, says why it cannot run, and its kernels have no float32 instruction that rounds
+differently from kernels/README.md.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ EXPORTED += [
 ]
 
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
-pytestmark = pytest.mark.xdist_group("nvcc")  # they share what they build
+pytestmark = pytest.mark.xdist_group("nvcc")  # the tests share one build
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +51,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "static",
         "-arch=sm_90",
     ]
-    # speed is of no concern here, only what the library says and exports
+    # the tests only ask what the library reports and exports, so the build may be a slow one
     subprocess.run(
         [NVCC, *FLAGS, *host, "-Xptxas", "-O1", *map(str, SOURCES), "-o", str(path)], check=True
     )
@@ -85,7 +87,7 @@ def test_it_exports_the_abi_and_nothing_else(compiled: Path) -> None:
 @needs_nvcc
 @pytest.mark.parametrize("source", [s for s in SOURCES if s.stem != "api"], ids=lambda s: s.stem)
 def test_no_instruction_rounds_otherwise(source: Path, tmp_path: Path) -> None:
-    """No contraction, approximation, flushed subnormal number or minimum that swallows NaN."""
+    """In float32: no contraction or approximation, no flushed subnormal, no min that drops NaN."""
     ptx = tmp_path / "kernels.ptx"
     subprocess.run(
         [NVCC, *FLAGS, "-ptx", "-arch=compute_90", str(source), "-o", str(ptx)], check=True
@@ -93,8 +95,7 @@ def test_no_instruction_rounds_otherwise(source: Path, tmp_path: Path) -> None:
     text = ptx.read_text(encoding="utf-8")
     assert ".entry" in text
     instructions = set(re.findall(r"^\s+(?:@!?%p\d+ )?([a-z][\w.]+)\s", text, re.MULTILINE))
-    # the platform's float64 exp and log may contract and approximate on their own way to a right
-    # result
+    # not float64: the platform's exp and log contract and approximate inside
     single = {i for i in instructions if i.endswith(".f32")}
     assert single and not [
         i for i in single if re.match(r"fma|max|min", i) or re.search(r"\.(approx|ftz|full)\b", i)

@@ -1,13 +1,14 @@
-"""The CUDA kernels' bodies against the oracle, compiled for the host: every op, dtype, layout and
-edge, without a GPU.
+"""The CUDA kernels of one pass over the elements, compiled for the host, against the oracle.
 
-The executor of csrc/cuda/launch.h runs a phase's threads now forwards, now backwards and starts
-from poisoned shared memory, so a missing barrier or an unwritten value shows here.
+On the host csrc/cuda/launch.h runs the threads of a phase forwards and backwards in turn, and fills
+shared memory with NaN first, so a missing barrier or an unwritten value shows here.
 
-It is long because its kernels share the conversions and comparisons at the top.
+The file is long because a step has many arguments, each with its edge cases.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 import pytest
@@ -17,16 +18,18 @@ from emulated_cases import (
     DTYPES,
     SEED,
     STEP,
-    TOLERANCE,
     assert_close,
     every_dtype,
     every_shape,
     ids_of,
+    name,
     normal,
     poisoned,
     rounded,
     truth,
 )
+from ops.cases import random_table
+from tolerances import CUDA_SUMS
 from torch import Tensor
 
 from fastdiff.reference.q_posterior import q_posterior
@@ -108,28 +111,17 @@ def test_a_time_outside_its_table_makes_its_sample_nan(cuda: Library) -> None:
 
 
 def _table(rows: int, seed: int, learned: bool, clip: int, rescale: float) -> np.ndarray:
-    """About half the coefficients zero, all modes mixed among the rows."""
-    random = np.random.default_rng(seed)
-    table = np.where(
-        random.random((rows, len(COLUMNS))) < 0.5, random.standard_normal((rows, len(COLUMNS))), 0.0
-    )
-    index = np.arange(rows)
-    table[:, INDEX["guidance_weight"]] = np.array([1.0, 0.5, 0.0, 2.0])[index % 4]
+    """Returns a random table with one clip mode, off in every third row, and rescaled guidance."""
+    table, index = random_table(rows, seed, learned=learned), np.arange(rows)
     table[:, INDEX["guidance_rescale"]] = rescale * (index % 2)
     table[:, INDEX["clip_mode"]] = clip * (index % 3 != 2)
     table[:, INDEX["clip_bound"]] = 0.7 if clip == 1 else 1.8
     table[:, INDEX["clip_ratio"]] = np.linspace(0, 1, rows)
-    table[:, INDEX["noise_index"]] = index
-    table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
-    table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
-    table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
-    table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that keeps its value
-    table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
     return table
 
 
 class _Step:
-    """A step's inputs and outputs at random, and how the library and the oracle carry it out."""
+    """Random inputs and poisoned outputs of a step, for the library and for the oracle."""
 
     def __init__(
         self,
@@ -278,11 +270,11 @@ def test_outputs_may_be_the_inputs_memory(cuda: Library, size: int) -> None:
 @pytest.mark.parametrize("size", [36, 2048])
 def test_unaligned_memory(cuda: Library, size: int) -> None:
     step = _Step((6, size), torch.float32, True, learned=True)
-    for name in ("x", "out", "slots", "gradient", "x_s", "x0", "input", "slots_out"):
-        tensor = getattr(step, name)
+    for field in ("x", "out", "slots", "gradient", "x_s", "x0", "input", "slots_out"):
+        tensor = getattr(step, field)
         moved = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:].view(tensor.shape)
         assert moved.data_ptr() % 16
-        setattr(step, name, moved.copy_(tensor))
+        setattr(step, field, moved.copy_(tensor))
     step.check(cuda)
 
 
@@ -311,7 +303,7 @@ def test_a_following_row_outside_the_table_is_an_error(cuda: Library) -> None:
 
 
 def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
-    """No output, no slots, no noise: their columns count as zero, as under Triton."""
+    """Without output, slots and noise their columns count as zero, as in the Triton kernels."""
     step = _Step((6, 5), torch.float32)
     cuda.call(
         "reverse_step",
@@ -339,9 +331,10 @@ def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
         0,
         0,
     )
-    for name in COLUMNS:
-        if name == "x0_out" or name.endswith((".out", ".z", ".s1", ".s2", ".s3", ".s4")):
-            step.table[:, INDEX[name]] = 0
+    absent = (".out", ".z", ".s1", ".s2", ".s3", ".s4")
+    for column in COLUMNS:
+        if column == "x0_out" or column.endswith(absent):
+            step.table[:, INDEX[column]] = 0
     assert torch.equal(step.x_s, rounded(step.expected()["x_s"], torch.float32))
 
 
@@ -394,7 +387,7 @@ def test_q_posterior(cuda: Library, shape: tuple[int, ...], dtype: torch.dtype) 
         assert torch.equal(mean, rounded(expected[0], dtype)) and torch.equal(
             variance, torch.from_numpy(expected[1])
         )
-        np.testing.assert_allclose(log_variance.numpy(), expected[2], rtol=TOLERANCE[compute])
+        np.testing.assert_allclose(log_variance.numpy(), expected[2], rtol=CUDA_SUMS[name(compute)])
         if batch > 1:
             t[1] = times
             cuda.call(
@@ -448,6 +441,7 @@ def test_reparameterize(cuda: Library, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 def test_launches_are_counted(cuda: Library) -> None:
+    """A step with both prepasses is three launches."""
     step = _Step((2, 2048), torch.float32, True, clip=2, rescale=0.5)
     before = [cuda.launches(op) for op in OPS]
     step.run(cuda)
@@ -456,13 +450,11 @@ def test_launches_are_counted(cuda: Library) -> None:
     assert counted == {"reverse_step": 1, "reverse_step_rescale": 1, "reverse_step_threshold": 1}
 
 
-def test_sizes_out_of_range_are_said(cuda: Library) -> None:
+def test_a_step_and_a_stream_out_of_range_are_refused(cuda: Library) -> None:
     out = torch.empty(2, 3)
     for bad, text in (
         (draw(0, step=2**32), "step in [0, 2^32)"),
         (draw(0, stream=256), "stream in [0, 256)"),
     ):
-        with pytest.raises(
-            AssertionError, match=text.replace("[", r"\[").replace("^", r"\^").replace(")", r"\)")
-        ):
+        with pytest.raises(AssertionError, match=re.escape(text)):
             cuda.call("randn", out, bad, array(out))

@@ -1,5 +1,6 @@
-"""The CUDA kernels that sum over a sample, and their gradients, compiled for the host against the
-oracle.
+"""The CUDA kernels that sum over a sample, compiled for the host, against the oracle.
+
+Their gradients are compared with autograd of the same formulas in float64.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from emulated_cases import (
     SEED,
     SHAPES,
     STEP,
-    STORED,
-    TOLERANCE,
     assert_close,
     every_dtype,
     every_shape,
+    name,
     normal,
     poisoned,
     truth,
 )
+from tolerances import CUDA_BIN_GRADIENTS, CUDA_SUMS, VLB_SUM
 from torch import Tensor
 
 from fastdiff.reference.discretized_gaussian_nll import discretized_gaussian_nll
@@ -33,7 +34,7 @@ from fastdiff.reference.vlb_terms import vlb_terms
 
 
 def _gradients(f: Callable[..., Tensor], g: Tensor, *inputs: Tensor) -> list[np.ndarray]:
-    """Of Σ g·f(inputs), by autograd in float64."""
+    """Returns the gradients of Σ g·f(inputs) to the inputs, by autograd in float64."""
     wide = [x.double().requires_grad_() for x in inputs]
     (g.double() * f(*wide)).sum().backward()
     return [np.zeros(tuple(w.shape)) if w.grad is None else w.grad.numpy() for w in wide]
@@ -48,9 +49,8 @@ def _per_sample(x: Tensor) -> Tensor:
 
 
 def _relative(got: Tensor, expected: np.ndarray, compute: torch.dtype) -> None:
-    np.testing.assert_allclose(
-        got.double().numpy(), expected, rtol=TOLERANCE[compute], atol=TOLERANCE[compute] * 1e-2
-    )
+    limit = CUDA_SUMS[name(compute)]
+    np.testing.assert_allclose(got.double().numpy(), expected, rtol=limit, atol=limit * 1e-2)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -103,9 +103,7 @@ def test_gaussian_kl(
 
 
 def test_views_that_share_a_value_or_stride_over_samples(cuda: Library) -> None:
-    """A logvar of one value a sample, one for all, and a mean that is every other row of a larger
-    array.
-    """
+    """One logvar per sample, one for all samples, and means at every other row of an array."""
     for size in (8, 2052):
         wide = normal((6, size), torch.float32)
         mean, shared, single = (
@@ -135,8 +133,9 @@ def test_views_that_share_a_value_or_stride_over_samples(cuda: Library) -> None:
 
 
 def _bins(x0: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """The terms as the difference of two tails, for autograd: mirrored to where both are small, and
-    in logarithms.
+    """Returns the negative log-likelihood of each element, from plain torch for autograd.
+
+    It is the logarithm of a difference of two tails, mirrored to the side where both are small.
     """
     level = (127.5 * (x0 + 1)).round().clamp(0, 255)
     first, last = level == 0, level == 255
@@ -165,11 +164,8 @@ def test_discretized_gaussian_nll(
     g, g_mean, g_scale = normal((batch,), compute, 3), poisoned(x0), poisoned(x0)
     cuda.call("discretized_gaussian_nll", x0, code, *views, 0, 0, g, array(g_mean), array(g_scale))
     _, *expected = _gradients(lambda *v: _per_sample(_bins(*v)), g, x0, mean, log_scale)
-    # where a bin is narrow the plain formula loses digits itself
-    limit = max(STORED[dtype], 1e-5 if compute == torch.float32 else 1e-9)
     for out, want in zip((g_mean, g_scale), expected, strict=True):
-        scale = np.abs(want).max() if want.size else 1
-        np.testing.assert_allclose(out.double().numpy(), want, rtol=limit, atol=limit * scale)
+        assert_close(out, want, dtype, CUDA_BIN_GRADIENTS)
 
 
 def _vlb_table() -> np.ndarray:
@@ -192,7 +188,7 @@ def test_vlb_terms(
     batch, compute = shape[0], compute_of(dtype)
     x0, x_t = (0.7 * normal(shape, dtype)).clamp(-1, 1), normal(shape, dtype, 1)
     out = normal((batch, shape[1] * (2 if learned else 1), *shape[2:]), dtype, 2)
-    # x_t near what the output says of x0, so that terms are moderate
+    # x_t near what the output predicts of x0, so that terms are moderate
     half = out[:, : shape[1]]
     x_t = ((x0.double() + 0.3 * half.double()) / 1.1 + 0.02 * x_t.double()).to(dtype)
     table, t = torch.from_numpy(_vlb_table()), torch.arange(batch) % 3
@@ -202,10 +198,7 @@ def test_vlb_terms(
     inputs = [array(x0), array(x_t), array(out), size, table, 3, t]
     cuda.call("vlb_terms", x0, *inputs, terms, workspace(x0, compute), 0, [0, 0])
     expected = vlb_terms(truth(x0), truth(x_t), truth(out), table.numpy(), t.numpy())
-    # x0 is a difference of larger numbers, and the term of its error's square is multiplied by e^6
-    np.testing.assert_allclose(
-        terms.double().numpy(), expected, rtol=2e-5 if compute == torch.float32 else 1e-11
-    )
+    np.testing.assert_allclose(terms.double().numpy(), expected, rtol=VLB_SUM[name(compute)])
 
     def bound(out: Tensor) -> Tensor:
         c = [table[t, i].reshape(-1, *[1] * (x0.dim() - 1)) for i in range(9)]
@@ -226,10 +219,7 @@ def test_vlb_terms(
 
     g, g_out = normal((batch,), compute, 3), poisoned(out)
     cuda.call("vlb_terms", x0, *inputs, 0, 0, g, array(g_out))
-    want = _gradients(bound, g, out)[0]
-    limit = max(STORED[dtype], 2e-5 if compute == torch.float32 else 1e-9)
-    scale = np.abs(want).max() if want.size else 1
-    np.testing.assert_allclose(g_out.double().numpy(), want, rtol=limit, atol=limit * scale)
+    assert_close(g_out, _gradients(bound, g, out)[0], dtype, CUDA_BIN_GRADIENTS)
 
 
 @pytest.mark.parametrize("size", [5, 1500])
@@ -271,7 +261,8 @@ def test_a_samples_sum_has_the_same_bits_in_any_batch(cuda: Library, size: int) 
 
 
 def test_many_short_samples(cuda: Library) -> None:
-    n = 70_000  # more than an axis of blocks other than the first can hold
+    """One launch each, without a second pass for the sums."""
+    n = 70_000  # more than the second and third axis of a grid of blocks can have
     out = torch.empty(n, 2)
     before = cuda.launches("randn"), cuda.launches("gaussian_kl"), cuda.launches("sum_chunks")
     cuda.call("randn", out, draw(SEED), array(out))

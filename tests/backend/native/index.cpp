@@ -1,5 +1,5 @@
-// The launchers' index arithmetic past 2^31 and 2^32 elements, without the memory: which elements belong to which tile of the
-// CPU kernels. Prints "right" or what is wrong.
+// Checks which elements belong to which tile of the CPU kernels, for tensors of more than 2^31 and 2^32 elements that are not
+// allocated. Prints "right" or what is wrong.
 #define FD_LEVEL baseline
 #include "tiles.h"
 #include <cstdio>

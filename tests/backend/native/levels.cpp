@@ -1,6 +1,6 @@
-// Runs every op at every CPU level this processor has and prints a digest per (op, type, level): equal digests are
-// equal bits. Linked statically it is a whole program, so a level that the machine at hand lacks can be checked in an emulator
-// (tests/backend/native/README.md). Exits 1 when two levels differ.
+// Runs every op at every CPU level that this processor has and prints a digest per (op, dtype, level): equal digests mean equal
+// bits. Linked statically, the program also runs in an emulator of a processor with more levels (tests/backend/native/README.md).
+// Exits with 1 when two levels differ.
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -21,7 +21,7 @@ uint64_t digest(uint64_t h, const void* data, size_t bytes) {  // FNV-1a
 constexpr uint64_t SEED = 14695981039346656037ull;
 size_t size_of(int64_t type) { return type == FD_FLOAT64 ? 8 : type == FD_FLOAT32 ? 4 : 2; }
 
-// Values of any type: draws of the library itself at the baseline level, so all levels start from the same bits.
+// Returns values of any dtype, drawn by `fd_randn` at the baseline level, so that all levels start from the same bits.
 std::vector<unsigned char> values(int64_t batch, int64_t n, int64_t type, uint64_t seed) {
     std::vector<unsigned char> data(size_t(batch * n) * size_of(type));
     fd_randn_args a = {{batch, n, FD_BASELINE, 1}, {seed, nullptr, nullptr, 0, 0}, {data.data(), type}};
@@ -60,7 +60,8 @@ uint64_t run_q_sample(int64_t level, int64_t type) {
     return h;
 }
 
-// Random rows that use every column: guidance, gradient, clip, learned variance (float32), slots, next input.
+// Random rows that use every column but those of the prepasses: guidance, gradient, clip, slots, next input, and learned variance
+// where the compute type is float32.
 uint64_t run_reverse_step(int64_t level, int64_t type) {
     uint64_t h = SEED;
     state = 88172645463325252ull;
@@ -77,7 +78,7 @@ uint64_t run_reverse_step(int64_t level, int64_t type) {
     const float gamma32[batch] = {0, 1, 2.5f, -1, 7.5f, 1};
     const double gamma64[batch] = {0, 1, 2.5, -1, 7.5, 1};
     const bool wide = type == FD_FLOAT64;
-    // exp of float64 is the platform's, so learned variance is compared in float32 only
+    // learned variance needs exp, which in float64 is the platform's
     for (int64_t r = 0; wide && r < rows; ++r) table[r * columns + 12] = 0;
     for (int64_t n : {2, 9, 70, 1030}) {
         const int64_t compute = wide ? FD_FLOAT64 : FD_FLOAT32;
@@ -163,7 +164,7 @@ uint64_t run_prepass_step(int64_t level, int64_t type) {
     return h;
 }
 
-// The other ops, forward and backward. Their first array fixes the compute type.
+// Inputs and buffers of the other ops, forward and backward, for three samples of n elements.
 struct Arrays {
     int64_t n, type, compute;
     std::vector<unsigned char> a, b, c, d, out;

@@ -1,11 +1,11 @@
-"""The kernels compiled to machine code without a driver: what a launch would compile. Started by
-tests/backend/test_triton.py.
+"""Compiles the Triton kernels to machine code without a driver, as a launch would.
 
-The limits are of sm_90. Instructions an element count every instruction of the program once (slow
-paths of the square root included) over the elements of a thread; memory allows 93 for the float32
-step on an H200, 47 for bfloat16.
+tests/backend/test_triton.py starts this file. The limits of registers and instructions are for
+sm_90. "Instructions per element" are all instructions of the program, each counted once (slow paths
+of the square root included), divided by the elements of a thread. On an H200 the memory of a
+float32 step takes as long as 93 instructions per element, that of a bfloat16 step as long as 47.
 
-It is long because it has a launch and its limits for every kernel.
+The file is long because it has a launch and its limits for every kernel.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from fastdiff.ops.step import StepArguments
-from fastdiff.table import INDEX
+from fastdiff.table import COLUMNS, columns
 
 HOPPER = GPUTarget("cuda", 90, 32)
 OTHERS = [GPUTarget("cuda", 80, 32), GPUTarget("cuda", 100, 32), GPUTarget("hip", "gfx942", 64)]
@@ -34,10 +34,7 @@ F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat1
 BATCH = 4
 
 
-def columns(*names: str) -> int:
-    return sum(1 << INDEX[name] for name in names)
-
-
+# the columns in use by a row of these solvers
 DDIM = columns(
     "network",
     "t",
@@ -101,7 +98,7 @@ def step(
         StepArguments(
             x_t,
             tensor(output, halves * BATCH, (width * shape[0], *shape[1:])),
-            torch.zeros(10, 56, dtype=F64),
+            torch.zeros(10, len(COLUMNS), dtype=F64),
             row,
             out=x_t,
             slots=memory,
@@ -208,13 +205,13 @@ def sum_chunks() -> launch.Call:
 
 
 def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> launch.Call:
-    """A DDIM step whose rows ask for rescaled guidance and a dynamic threshold."""
+    """Returns a DDIM step with rescaled guidance and a dynamic threshold."""
     row, memory = torch.zeros(BATCH, dtype=torch.int64), per_sample(x)
     return launch.reverse_step_call(
         StepArguments(
             tensor(x, shape=shape),
             tensor(x, 2 * BATCH, shape),
-            torch.zeros(10, 56, dtype=F64),
+            torch.zeros(10, len(COLUMNS), dtype=F64),
             row,
             out=tensor(x, shape=shape),
             seed=5,
@@ -229,7 +226,10 @@ def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> 
 def group_norm(
     which: str, dtype: torch.dtype = F32, last: bool = True, silu: bool = True
 ) -> launch.Call:
-    """One of the op's three kernels with all optional inputs, 128 channels of 32 x 32 positions."""
+    """Returns a launch of one of the op's three kernels, with all optional inputs.
+
+    x has 128 channels of 32 x 32 positions, channels last if `last`.
+    """
     x = (
         tensor(dtype, shape=(1024, 128)).transpose(1, 2)
         if last
@@ -251,7 +251,7 @@ def group_norm(
 
 
 def compiled(call: launch.Call, target: GPUTarget = HOPPER) -> Any:
-    """What Triton would compile for this launch: the specialisation is its own."""
+    """Returns what Triton compiles for this launch, with the specialisation of its own dispatch."""
     kernel, backend = call.kernel(), make_backend(target)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, given = bind(**call.arguments, **call.options)
@@ -269,7 +269,7 @@ def dump(cubin: Path, what: str) -> str:
     ).stdout
 
 
-# name: (launch, most registers, most instructions an element)
+# name: (launch, most registers, most instructions per element)
 VARIANTS = {
     "randn": (lambda: randn(), 40, 63),
     "randn, fast": (lambda: randn(fast=True), 40, 42),
@@ -301,10 +301,11 @@ VARIANTS = {
     "vlb_terms, backward": (lambda: backward("vlb_terms"), 120, 603),
     "group_norm_silu": (lambda: group_norm("silu"), 56, 106),
     "group_norm_silu, bfloat16": (lambda: group_norm("silu", BF16), 64, 120),
-    "group_norm_silu, positions side by side": (lambda: group_norm("silu", last=False), 48, 98),
+    "group_norm_silu, channels first": (lambda: group_norm("silu", last=False), 48, 98),
     "group_norm_silu: moments": (lambda: group_norm("moments"), 240, 92),
 }
-A_VALUE_A_SAMPLE = (
+# kernels that store one value per sample, chunk or channel, not one per element
+WITHOUT_WIDE_STORES = (
     "noise_mse",
     "gaussian_kl",
     "discretized_gaussian_nll",
@@ -341,14 +342,14 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
     per_element = (len(sass) - operations["NOP"]) / (
         call.arguments.get("S", 1) * call.arguments["E"] / threads
     )
-    print(f"{name}: {usage['REG']} registers, {per_element:.1f} instructions an element")
+    print(f"{name}: {usage['REG']} registers, {per_element:.1f} instructions per element")
     assert (usage["STACK"], usage["LOCAL"]) == ("0", "0")
     assert int(usage["REG"]) <= most_registers
     assert per_element <= most_instructions
-    assert operations["STG.E.128"] or call.op in A_VALUE_A_SAMPLE, (
+    assert operations["STG.E.128"] or call.op in WITHOUT_WIDE_STORES, (
         "results are stored 16 bytes at a time"
     )
-    # what stays narrower: entries of the table and other values of a sample
+    # entries of the table and other values of a sample are loaded by narrower instructions
     assert operations["LDG.E.128"] or call.op == "randn"
     assert not operations["LDG.E.U16"] and not operations["STG.E.U16"]
 
@@ -453,8 +454,9 @@ def test_an_unknown_mask_compiles() -> None:
 
 
 def test_values_bring_no_new_variants() -> None:
-    """Seeds, steps, batch sizes and table lengths are plain arguments; only sizes, types and
-    columns decide.
+    """Seeds, steps, batch sizes and table lengths do not cause another compilation.
+
+    Sizes of a sample, dtypes and columns in use do.
     """
 
     def key(call: launch.Call) -> object:

@@ -1,7 +1,8 @@
-"""The kernels under TRITON_INTERPRET=1 against the NumPy oracle, bit for bit. Started by
-tests/backend/test_triton.py.
+"""Noise, q_sample and reverse_step in Triton's interpreter against the NumPy oracle, bit for bit.
 
-It is long because its kernels share the conversions and comparisons at the top.
+tests/backend/test_triton.py starts this file with TRITON_INTERPRET=1. The other files of the folder
+import the conversions and comparisons at the top. The file is long because reverse_step has many
+arguments.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from triton.runtime import interpreter
 
 from fastdiff import reference
 from fastdiff.ops.step import StepArguments
+from fastdiff.table import COLUMNS, HEADER, INDEX
 
 BITS = {
     torch.float64: torch.int64,
@@ -28,11 +30,13 @@ BITS = {
     torch.bfloat16: torch.int16,
 }
 DTYPES = list(BITS)
+FIRST = len(HEADER)  # the column of the first coefficient
 
 
-def truncate_as_the_gpu_does(builder, source, dtype):
-    """Triton 3.6's interpreter cuts float32 off to bfloat16 (and has no float64 to bfloat16); GPUs
-    round to even.
+def round_as_the_gpu_does(builder, source, dtype):
+    """Replaces the interpreter's conversion to bfloat16 by the GPU's, which rounds to even.
+
+    Triton 3.6's interpreter drops the last bits of a float32, and cannot convert a float64.
     """
     if dtype.scalar != tl.bfloat16:
         return builder.cast_impl(source, dtype)
@@ -40,17 +44,27 @@ def truncate_as_the_gpu_does(builder, source, dtype):
     return interpreter.TensorHandle(rounded.view(torch.uint16).numpy(), dtype.scalar)
 
 
-interpreter.InterpreterBuilder.create_fp_trunc = truncate_as_the_gpu_does
+interpreter.InterpreterBuilder.create_fp_trunc = round_as_the_gpu_does
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def compute(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype in which kernels compute on values of a dtype."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def numbers(value: torch.Tensor) -> np.ndarray:
-    """For NumPy, which has no bfloat16; float32 holds every bfloat16 and float16 value."""
+    """Returns an array for the oracle: 16-bit values as float32, which holds them exactly."""
     return (value if value.dtype == torch.float64 else value.float()).numpy()
 
 
 def same_bits(got: torch.Tensor, expected: np.ndarray) -> None:
-    """`expected` holds the values before their one rounding to the dtype of `got`. NaNs of any
-    payload are equal.
+    """Compares the bits of `got` with those of `expected`, rounded once to its dtype.
+
+    NaNs of any payload are equal.
     """
     want = torch.from_numpy(np.ascontiguousarray(expected)).to(got.dtype)
     assert torch.equal(got.isnan(), want.isnan())
@@ -105,9 +119,8 @@ def test_philox_gives_the_published_words(counter_and_key: str, words: str) -> N
 
 
 def test_golden_bits() -> None:
-    golden = json.loads((Path(__file__).parents[2] / "golden" / "noise_v1.json").read_text())[
-        "cases"
-    ]
+    path = Path(__file__).parents[2] / "golden" / "noise_v1.json"
+    golden = json.loads(path.read_text(encoding="utf-8"))["cases"]
     for case in golden:
         out = poisoned((1, case["elements"]))
         launch.randn(
@@ -153,7 +166,8 @@ def test_randn_takes_a_seed_and_an_id_per_sample(dtype: torch.dtype, stream: int
     )
 
 
-def test_fast_noise_is_the_exact_noise_to_1e_6() -> None:
+def test_fast_noise_is_near_the_exact_noise() -> None:
+    """In the interpreter log, sin and cos are NumPy's; on a GPU the tolerance is FAST_NOISE."""
     fast, exact = poisoned((2, 4096)), poisoned((2, 4096))
     launch.randn(fast, 9, None, None, 0, 0, True)
     launch.randn(exact, 9, None, None, 0, 0, False)
@@ -198,7 +212,7 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
     launch.check("cpu")  # reset
 
     rows, used = random_table(np.random.default_rng(0), learned=False)
-    rows[:, 15] = [3, 0, 6, 2, 1, 0]  # row 2 leads outside
+    rows[:, INDEX["next"]] = [3, 0, 6, 2, 1, 0]  # the row after row 2 is outside
     slots = torch.randn(4, 4, 6)
     kept, x_s, following = slots.clone(), poisoned((4, 6)), torch.full((4,), -7)
     network_input = poisoned((4, 6))
@@ -226,28 +240,34 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
         launch.check("cpu")
 
 
+def mask_of(table: np.ndarray) -> int:
+    """Returns the bit mask of the columns that are not zero in some row."""
+    return sum(1 << int(i) for i in (table != 0).any(0).nonzero()[0])
+
+
 def random_table(
     generator: np.random.Generator, learned: bool, rows: int = 6
 ) -> tuple[np.ndarray, int]:
-    """A table that uses every column somewhere, with many zero coefficients, and its column
-    mask.
+    """Returns a table with many zero coefficients, and the bit mask of the columns it uses.
+
+    It uses every column somewhere, but those of the prepasses.
     """
-    table = generator.normal(size=(rows, 56))
-    table[:, 16:] *= generator.random((rows, 40)) < 0.5
-    table[1, 16:] = 0  # the next x is all zero, slots keep their values
-    table[:, 0] = 1
-    table[:, 3] = generator.choice([0.0, 0.5, 1.0], rows)
-    table[:, 4] = 0
-    table[:, 5] *= generator.random(rows) < 0.5
-    table[:, 6:8] *= generator.random((rows, 2)) < 0.8
-    table[:, 8] = generator.integers(0, 2, rows)
-    table[:, 9] = generator.random(rows)
-    table[:, 10] = 0
-    table[:, 11] = generator.integers(0, 2**32, rows)
-    table[:, 12] = generator.integers(0, 2, rows) if learned else 0
-    table[:, 13:15] = -9, 3
-    table[:, 15] = generator.integers(0, rows, rows)
-    return table, sum(1 << int(i) for i in (table != 0).any(0).nonzero()[0])
+    table = generator.normal(size=(rows, len(COLUMNS)))
+    table[:, FIRST:] *= generator.random((rows, len(COLUMNS) - FIRST)) < 0.5
+    table[1, FIRST:] = 0  # the next x is all zero, slots keep their values
+    table[:, INDEX["network"]] = 1
+    table[:, INDEX["guidance_weight"]] = generator.choice([0.0, 0.5, 1.0], rows)
+    table[:, INDEX["guidance_rescale"]] = 0
+    table[:, INDEX["out_grad"]] *= generator.random(rows) < 0.5
+    table[:, [INDEX["x0_x"], INDEX["x0_out"]]] *= generator.random((rows, 2)) < 0.8
+    table[:, INDEX["clip_mode"]] = generator.integers(0, 2, rows)
+    table[:, INDEX["clip_bound"]] = generator.random(rows)
+    table[:, INDEX["clip_ratio"]] = 0
+    table[:, INDEX["noise_index"]] = generator.integers(0, 2**32, rows)
+    table[:, INDEX["noise_mode"]] = generator.integers(0, 2, rows) if learned else 0
+    table[:, [INDEX["logvar_lo"], INDEX["logvar_hi"]]] = -9, 3
+    table[:, INDEX["next"]] = generator.integers(0, rows, rows)
+    return table, mask_of(table)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["mask", "no-mask"])
@@ -259,13 +279,13 @@ def test_reverse_step_carries_out_any_row(
 ) -> None:
     generator = np.random.default_rng([7, guided, learned, known])
     batch, shape = 13, (4, 5, 3)
-    compute = torch.float64 if dtype == torch.float64 else torch.float32
+    wide = compute(dtype)
 
     def normal(*size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.from_numpy(generator.normal(size=size)).to(dtype)
 
     table, used = random_table(generator, learned)
-    x_t, slots = normal(batch, *shape), normal(4, batch, *shape, dtype=compute)
+    x_t, slots = normal(batch, *shape), normal(4, batch, *shape, dtype=wide)
     output = normal(
         (1 + guided) * batch,
         (1 + learned) * 4,
@@ -274,7 +294,7 @@ def test_reverse_step_carries_out_any_row(
         dtype=torch.bfloat16 if dtype == torch.float32 else dtype,
     )
     row = torch.from_numpy(generator.integers(0, 6, batch))
-    gamma = torch.tensor([0, 1, 2.5, -0.3] * 4, dtype=compute)[:batch] if guided else None
+    gamma = torch.tensor([0, 1, 2.5, -0.3] * 4, dtype=wide)[:batch] if guided else None
     gradient = normal(batch, *shape)
     ids = torch.from_numpy(generator.integers(0, 2**56, batch))
     seeds = torch.from_numpy(generator.integers(-(2**63), 2**63 - 1, batch))
@@ -301,7 +321,7 @@ def test_reverse_step_carries_out_any_row(
     )
     separate = torch.full_like(slots, -777.0)
     before = launch.launches["reverse_step"]
-    for memory in (separate, slots):  # the last in place, of x_t too
+    for memory in (separate, slots):  # the second time in place, for x_t too
         target = x_s if memory is separate else x_t
         launch.reverse_step(
             StepArguments(
@@ -367,12 +387,12 @@ def test_reverse_step_for_samples_of_any_size(size: int) -> None:
 
 
 def test_a_zero_coefficient_is_not_read() -> None:
-    """Everything a row does not name is NaN, although other rows of the table use all columns."""
+    """Every operand without a coefficient in the row is NaN; other rows use all columns."""
     generator = np.random.default_rng(3)
     table, used = random_table(generator, learned=True)
-    table[0, 3:13] = 0
-    table[0, 16:] = 0
-    table[0, [16, 16 + 3, 24 + 4]] = 0.5, 2.0, 3.0  # x = x/2 + 2 s1, s1 = 3 s2
+    table[0, INDEX["guidance_weight"] : INDEX["logvar_lo"]] = 0
+    table[0, FIRST:] = 0
+    table[0, [INDEX["x.x"], INDEX["x.s1"], INDEX["s1.s2"]]] = 0.5, 2.0, 3.0
     x_t, slots = torch.ones(2, 10), torch.full((4, 2, 10), torch.nan)
     slots[0], slots[1] = 1.0, 2.0
     nan, gamma = torch.full((4, 20), torch.nan), torch.tensor([0.0, 3.0])
@@ -398,8 +418,8 @@ def test_a_zero_coefficient_is_not_read() -> None:
         and slots[2:].isnan().all()
     )
 
-    table[0, 24:] = 0
-    table[0, 32 + 5] = 1.0  # s2 = s3, a NaN that is read and must stay out of the next x
+    table[0, INDEX["s1.x"] :] = 0
+    table[0, INDEX["s2.s3"]] = 1.0  # a NaN that is read and must stay out of the next x
     x_t, slots[0] = torch.ones(2, 10), 1.0
     launch.reverse_step(
         StepArguments(
@@ -420,10 +440,10 @@ def test_a_zero_coefficient_is_not_read() -> None:
 
 
 def test_nan_passes_the_clip_and_infinity_does_not() -> None:
-    table = np.zeros((1, 56))
-    table[0, [6, 8, 9, 17]] = 1.0, 1.0, 2.0, 1.0  # x0 = x, |x0| <= 2, x = x0
+    table = np.zeros((1, len(COLUMNS)))
+    for column, value in {"x0_x": 1, "clip_mode": 1, "clip_bound": 2, "x.x0": 1}.items():
+        table[0, INDEX[column]] = value
     x_t = torch.tensor([[torch.nan, torch.inf, -torch.inf, 2.5, -2.5, 1.5]])
-    used = 1 << 6 | 1 << 8 | 1 << 9 | 1 << 17
     launch.reverse_step(
         StepArguments(
             x_t,
@@ -431,21 +451,27 @@ def test_nan_passes_the_clip_and_infinity_does_not() -> None:
             torch.from_numpy(table),
             torch.zeros(1, dtype=torch.int64),
             out=x_t,
-            used=used,
+            used=mask_of(table),
         )
     )
     same_bits(x_t, np.array([[np.nan, 2.0, -2.0, 2.0, -2.0, 1.5]], np.float32))
 
 
 @pytest.mark.parametrize("size", [1, 2, 100, 784, 3072, 2**20 + 1])
-def test_tiles_cover_a_sample(size: int) -> None:
+def test_tiles_waste_few_elements(size: int) -> None:
+    """Tiles exceed a sample by at most 15 %, or by its size if it has 128 elements or fewer."""
     samples, elements = launch.tile_shape(size)
     assert samples * elements == launch.TILE and elements % 4 == 0
     assert -(-size // elements) * elements <= max(4, 1.15 * size, 2 * size if size <= 128 else 0)
 
 
 def test_a_table_of_zeros_gives_zeros() -> None:
-    x_s, x0_out, table = poisoned((3, 5)), poisoned((3, 5)), torch.zeros(1, 56, dtype=torch.float64)
+    """Nothing is read: the state is NaN."""
+    x_s, x0_out, table = (
+        poisoned((3, 5)),
+        poisoned((3, 5)),
+        torch.zeros(1, len(COLUMNS), dtype=torch.float64),
+    )
     launch.reverse_step(
         StepArguments(
             torch.full((3, 5), torch.nan),

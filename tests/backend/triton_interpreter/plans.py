@@ -1,5 +1,6 @@
-"""Whole plans, kernel by kernel, under TRITON_INTERPRET=1 against the NumPy oracle. Started by
-tests/backend/test_triton.py.
+"""Whole plans, row by row, in Triton's interpreter against the NumPy oracle.
+
+tests/backend/test_triton.py starts this file with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PLANS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("solver, options", PLANS, ids=[name for name, _ in PLANS])
 def test_a_plan_row_by_row(solver: str, options: dict[str, Any]) -> None:
-    """One launch a row; the state, the slots and the next rows to the bit."""
+    """One launch per row; the state, the slots and the next rows have the oracle's bits."""
     plan = make_plan(
         Schedule.scaled_linear(1000), solver=solver, steps=6, clip_range=2.0, **options
     )

@@ -1,5 +1,6 @@
-"""q_posterior and reparameterize under TRITON_INTERPRET=1 against the NumPy oracle. Started by
-tests/backend/test_triton.py.
+"""q_posterior and reparameterize in Triton's interpreter against the NumPy oracle.
+
+tests/backend/test_triton.py starts this file with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, numbers, poisoned, same_bits
+from cases import DTYPES, compute, name, numbers, poisoned, same_bits
 from fastdiff_kernels import launch
 from tolerances import ROUNDING
 
@@ -22,17 +23,9 @@ SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 1, 33, 33), (300,
 SEED = 2**64 - 3
 
 
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def normal(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     generator = torch.Generator().manual_seed(math.prod(shape))
     return torch.randn((count, *shape), generator=generator, dtype=torch.float64).to(dtype)
-
-
-def compute(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @pytest.mark.parametrize("times", [1, 10])
@@ -93,7 +86,10 @@ def test_reparameterize(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_gradients_of_reparameterize(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """The bits of the README's formula; float64's analytic gradient to a few roundings."""
+    """They have the bits of the formula in kernels/README.md, and are the analytic gradient.
+
+    The comparison with the latter allows a few roundings, and 1e-7 where the noise is near zero.
+    """
     grad, logvar = normal(2, shape, dtype)
     ids, seeds = torch.arange(shape[0]) + 9, torch.arange(shape[0]) * -(2**40)
     arguments = (grad, logvar, None, seeds, ids, 5, 3, False)
@@ -106,7 +102,7 @@ def test_gradients_of_reparameterize(dtype: torch.dtype, shape: tuple[int, ...])
     same_bits(g_logvar, (numbers(grad) * eps) * (kind(0.5) * exp(kind(0.5) * numbers(logvar))))
     want = grad.double() * torch.from_numpy(eps).double() * 0.5 * torch.exp(0.5 * logvar.double())
     torch.testing.assert_close(g_logvar.double(), want, rtol=8 * ROUNDING[name(dtype)], atol=1e-7)
-    for only in range(2):
+    for only in range(2):  # a gradient alone has the same bits
         given = [poisoned(shape, dtype) if i == only else None for i in range(2)]
         launch.reparameterize_backward(*given, *arguments)
         assert torch.equal(given[only], (g_mean, g_logvar)[only])
@@ -121,7 +117,8 @@ def test_reparameterize_saturates_and_passes_nan() -> None:
     assert z[0, 0].isnan() and z[0, [1, 3]].isinf().all() and z[0, [2, 4]].eq(0).all()
 
 
-def test_fast_reparameterize_is_the_exact_one_to_1e_6() -> None:
+def test_fast_reparameterize_is_near_the_exact_one() -> None:
+    """The noise's difference, 1e-6, is multiplied by deviations up to 6."""
     mean, logvar = normal(2, (2, 500), torch.float32)
     fast, exact = poisoned((2, 500)), poisoned((2, 500))
     for z, mode in ((fast, True), (exact, False)):

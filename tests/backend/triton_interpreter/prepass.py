@@ -1,7 +1,7 @@
-"""Steps that need a whole sample first (rescaled guidance, dynamic thresholding) against the NumPy
-oracle.
+"""Steps with a prepass over whole samples in Triton's interpreter against the NumPy oracle.
 
-Under TRITON_INTERPRET=1, started by tests/backend/test_triton.py.
+The prepasses are those of rescaled guidance and of the dynamic threshold.
+tests/backend/test_triton.py starts this file with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, numbers, poisoned, same_bits
+from cases import DTYPES, compute, mask_of, name, numbers, poisoned, same_bits
 from fastdiff_kernels import launch
 
 from fastdiff import reference
 from fastdiff.ops.step import StepArguments
 from fastdiff.reference.reverse_step import Step
-from fastdiff.table import INDEX
+from fastdiff.table import COLUMNS, INDEX
 
 SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (2, 3, 7), (2, 1, 33, 33), (40, 2), (2, 4100)]
 
 
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def table_of(rescaled: bool) -> tuple[np.ndarray, int]:
+    """Returns a table and the bit mask of its columns.
 
-
-def plan(rescaled: bool) -> tuple[np.ndarray, int]:
-    """Rows with and without a threshold and a rescaled guidance."""
-    table = np.zeros((5, 56))
+    Some rows have a dynamic threshold and, if `rescaled`, rescaled guidance.
+    """
+    table = np.zeros((5, len(COLUMNS)))
 
     def fill(**columns: list[float] | float) -> None:
         for column, value in columns.items():
@@ -39,15 +38,15 @@ def plan(rescaled: bool) -> tuple[np.ndarray, int]:
     fill(guidance_weight=[1, 0.5, 1, 0, 1], out_grad=[0, 0.5, 0, 0, 1], next=[1, 2, 3, 4, 4])
     fill(guidance_rescale=[0.7, 0, 0.3, 0.7, 1] if rescaled else 0)
     fill(x__x0=[1, 1, 0.5, 1, 1], x__out=[0, 0, 1, 0.25, 0], x__x=[0.5, 0, 0, 0, 0])
-    return table, sum(1 << int(i) for i in (table != 0).any(0).nonzero()[0])
+    return table, mask_of(table)
 
 
-def carried_out(
+def run(
     values: list[torch.Tensor], row: torch.Tensor, gamma: torch.Tensor | None, rescaled: bool
 ) -> tuple[torch.Tensor, torch.Tensor, Step]:
-    """The kernels' next x and x0, and the oracle's step."""
+    """Runs one step in place; returns the kernels' next x and x0, and the oracle's step."""
     x_t, output, gradient = values
-    table, used = plan(rescaled)
+    table, used = table_of(rescaled)
     with np.errstate(all="ignore"):
         want = reference.reverse_step(
             numbers(x_t),
@@ -57,7 +56,7 @@ def carried_out(
             gradient=numbers(gradient),
             guidance=None if gamma is None else gamma.numpy(),
         )
-    kind = torch.float64 if x_t.dtype == torch.float64 else torch.float32
+    kind = compute(x_t.dtype)
     x0 = poisoned(tuple(x_t.shape), kind)
     x_s = x_t.clone()  # in place
     launch.reverse_step(
@@ -99,10 +98,10 @@ def test_dynamic_threshold_has_the_oracles_bits(
     values, row = inputs(shape, dtype, guided)
     gamma = None
     if guided:
-        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        kind = compute(dtype)
         gamma = torch.tensor([2.5, 1.0, 0.0, 7.5] * 75, dtype=kind)[: shape[0]]
     before = launch.launches.copy()
-    x_s, x0, want = carried_out(values, row, gamma, rescaled=False)
+    x_s, x0, want = run(values, row, gamma, rescaled=False)
     same_bits(x_s, want.x_s)
     same_bits(x0, want.x0)
     if values[0].numel():
@@ -112,12 +111,12 @@ def test_dynamic_threshold_has_the_oracles_bits(
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 def test_rescaled_guidance(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """To two roundings: the factor's last bit depends on the order of the statistics' sums."""
+    """To a few roundings: the factor's last bits depend on the order of the statistics' sums."""
     values, row = inputs(shape, dtype, guided=True)
-    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    kind = compute(dtype)
     gamma = torch.tensor([2.5, 1.0, 0.0, 7.5] * 75, dtype=kind)[: shape[0]]
     before = launch.launches.copy()
-    x_s, x0, want = carried_out(values, row, gamma, rescaled=True)
+    x_s, x0, want = run(values, row, gamma, rescaled=True)
     for got, expected in ((x_s, want.x_s), (x0, want.x0)):
         limits = torch.finfo(got.dtype)
         expected = torch.from_numpy(expected.astype(np.float64))
@@ -134,8 +133,8 @@ def test_rescaled_guidance(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
 
 
 def test_the_quantile_of_ties_extremes_and_nan() -> None:
-    """Row 1 takes the median, row 3 the largest; every sample is its own case."""
-    table, used = plan(rescaled=False)
+    """Row 1 takes the median and row 3 the largest value; each sample is a case of its own."""
+    table, used = table_of(rescaled=False)
     table[:, INDEX["x0_x"]], table[:, INDEX["x0_out"]] = 1, 0
     table[:, [INDEX["x.x"], INDEX["x.out"]]], table[:, INDEX["clip_bound"]] = 0, np.inf
     samples = [
@@ -172,11 +171,11 @@ def test_the_quantile_of_ties_extremes_and_nan() -> None:
 def test_a_sample_has_the_same_bits_in_any_batch() -> None:
     values, row = inputs((7, 1200), torch.float32, guided=True)
     gamma = torch.tensor([2.5, 1.0, 0.0, 7.5, 3.0, 2.0, 9.0])
-    x_s, x0, _ = carried_out(values, row, gamma, rescaled=True)
+    x_s, x0, _ = run(values, row, gamma, rescaled=True)
     for begin, end in [(0, 1), (2, 3), (6, 7), (3, 5)]:
         x_t, output, gradient = (v[begin:end].clone() for v in values)
         output = torch.cat([output, values[1][7 + begin : 7 + end]])
-        again = carried_out(
+        again = run(
             [x_t, output, gradient], row[begin:end].clone(), gamma[begin:end].clone(), rescaled=True
         )
         assert torch.equal(again[0], x_s[begin:end]) and torch.equal(again[1], x0[begin:end])
@@ -184,7 +183,7 @@ def test_a_sample_has_the_same_bits_in_any_batch() -> None:
 
 def test_an_empty_sample_needs_no_prepass() -> None:
     x = torch.empty(3, 0)
-    table, used = plan(rescaled=True)
+    table, used = table_of(rescaled=True)
     before = launch.launches.copy()
     launch.reverse_step(
         StepArguments(
@@ -204,7 +203,7 @@ def test_an_empty_sample_needs_no_prepass() -> None:
 
 def test_a_row_outside_the_table_leaves_the_prepasses_alone() -> None:
     values, row = inputs((4, 9), torch.float32, guided=True)
-    table, used = plan(rescaled=True)
+    table, used = table_of(rescaled=True)
     row[:] = torch.tensor([0, 5, -1, 2])
     x_t, output, gradient = values
     rescale, threshold = workspace = poisoned((2, 4))

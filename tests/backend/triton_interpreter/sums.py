@@ -1,7 +1,7 @@
-"""The kernels that sum over a sample, and their gradients, under TRITON_INTERPRET=1 against the
-NumPy oracle.
+"""The kernels that sum over a sample, in Triton's interpreter against the NumPy oracle.
 
-Started by tests/backend/test_triton.py.
+Their gradients are in sums_gradients.py. tests/backend/test_triton.py starts this file with
+TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import DTYPES, numbers, poisoned
+from cases import DTYPES, compute, name, numbers, poisoned
 from fastdiff_kernels import elementary, launch
 from tolerances import ROUNDING, TRITON_SUMS
 from torch import Tensor
@@ -22,18 +22,11 @@ from fastdiff.reference.discretized_gaussian_nll import bins, discretized_gaussi
 from fastdiff.reference.gaussian_kl import gaussian_kl
 from fastdiff.reference.noise_mse import noise_mse
 from fastdiff.reference.vlb_terms import vlb_terms
+from fastdiff.table import VLB_COLUMNS
 
 SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 1, 33, 33), (300, 2)]
 SUMS = ["noise_mse", "gaussian_kl", "standard_kl", "discretized_gaussian_nll", "vlb_terms"]
 SEED = 2**63 + 5
-
-
-def compute(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64, count: int = 1) -> Tensor:
@@ -42,7 +35,7 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float64, count: in
 
 
 def memory(like: Tensor) -> tuple[Tensor, Tensor]:
-    """The result [B] and the workspace, poisoned."""
+    """Returns buffers for the result [B] and for the sums of the chunks, poisoned."""
     size = like[0].numel() if len(like) else 0
     return tuple(
         poisoned((n,), compute(like.dtype)) for n in (len(like), len(like) * -(-size // 1024))
@@ -50,24 +43,28 @@ def memory(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rows(like: Tensor) -> Tensor:
+    """Returns the tensor as [B, elements]."""
     return like.reshape(len(like), math.prod(like.shape[1:]))
 
 
 def vlb_table() -> np.ndarray:
-    """Rows 0 and 3 are `first`; row 1 does not clip."""
-    table = np.zeros((5, 9))
-    table[:, 0], table[:, 1] = [1.2, 1.1, 1.5, 1.0, 2.0], [-0.3, 1.0, -0.7, -0.2, 0.8]
-    table[:, 2] = [1, np.inf, 1, 2, 0.5]
-    table[:, 3], table[:, 4] = [0.9, 0.05, 0.3, 1.0, 0.7], [0.1, 0.9, 0.5, 0.0, 0.2]
-    table[:, 5], table[:, 6], table[:, 7] = -4, [-5, -4.5, -6, -3, -4], [-3, -2, -3.5, -1, -3]
-    table[:, 8] = [1, 0, 0, 1, 0]
-    return table
+    """Returns a table for vlb_terms; row 1 does not clip."""
+    columns = {
+        "x0_x": [1.2, 1.1, 1.5, 1.0, 2.0],
+        "x0_out": [-0.3, 1.0, -0.7, -0.2, 0.8],
+        "clip_bound": [1, np.inf, 1, 2, 0.5],
+        "mean_x0": [0.9, 0.05, 0.3, 1.0, 0.7],
+        "mean_x": [0.1, 0.9, 0.5, 0.0, 0.2],
+        "logvar_q": [-4] * 5,
+        "logvar_lo": [-5, -4.5, -6, -3, -4],
+        "logvar_hi": [-3, -2, -3.5, -1, -3],
+        "first": [1, 0, 0, 1, 0],
+    }
+    return np.array([columns[column] for column in VLB_COLUMNS], np.float64).T
 
 
 class Case:
-    """Inputs of one op for samples of a shape; `launch` and `oracle` take them, `first` … `last`
-    cut samples out.
-    """
+    """Random inputs of one op, its kernel's launch, and the oracle's result."""
 
     def __init__(
         self, op: str, shape: tuple[int, ...], dtype: torch.dtype, learned: bool = True
@@ -89,6 +86,7 @@ class Case:
                 self.values[2] = torch.cat([self.values[2], 0.3 * self.values[3]], 1)
 
     def part(self, begin: int, end: int) -> Case:
+        """Returns the case of samples `begin` to `end - 1` alone."""
         part = object.__new__(Case)
         part.op, part.shape = self.op, (end - begin, *self.shape[1:])
         part.values = [value[begin:end].clone() for value in self.values]
@@ -154,9 +152,8 @@ def test_elementary_functions(dtype: torch.dtype) -> None:
         math.sqrt(math.pi / 2) * torch.special.erfcx(p / math.sqrt(2)),
     ]
     for i, (got, want) in enumerate(zip(out.double(), truth, strict=True)):
-        roundings = {2: 16, 5: 8}.get(
-            i, 4
-        )  # e^x - 1 - x loses up to three bits where its series ends
+        # e^x - 1 - x loses up to three bits where its series ends
+        roundings = {2: 16, 5: 8}.get(i, 4)
         torch.testing.assert_close(got, want, rtol=roundings * ROUNDING[name(dtype)], atol=1e-30)
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0] * 64, dtype=dtype)
     elementary_kernel[(1,)](out, special, special.abs())
@@ -213,8 +210,9 @@ VIEWS = [(0, 1, 1, 0), (1, 0, 0, 1), (0, 0, 0, 0)]
 
 
 def views_of(steps: tuple[int, ...]) -> list[Tensor]:
-    """Inputs of gaussian_kl [3, 1100]: one value a sample, one for all, and halves of a wider
-    tensor.
+    """Returns inputs of gaussian_kl [3, 1100]: two means and log-variances, of various strides.
+
+    Among them are one value per sample, one for all samples, and halves of a wider tensor.
     """
     batch, size = 3, 1100
     wide = normal(0, batch, 2 * size, dtype=torch.float32)[0]
@@ -256,9 +254,7 @@ def test_views_of_the_nll() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 def test_every_bin_at_every_distance(dtype: torch.dtype) -> None:
-    """Levels at both ends and between, scales from 2^-10 to 2^6, distances of up to 60 standard
-    deviations.
-    """
+    """Levels at both ends and between, scales from e^-7 to e^4, distances up to 60 deviations."""
     level = torch.tensor([0.0, 1, 60, 127, 200, 254, 255], dtype=dtype)
     scale = torch.linspace(-7, 4, 23, dtype=dtype)
     distance = torch.tensor([0, 0.3, -0.3, 1, -1, 3, -3, 7, -7, 20, -20, 60, -60], dtype=dtype)

@@ -1,6 +1,6 @@
-"""The gradients of the kernels that sum over a sample, under TRITON_INTERPRET=1, against float64.
+"""The gradients of the kernels that sum over a sample, in Triton's interpreter, against float64.
 
-Started by tests/backend/test_triton.py.
+tests/backend/test_triton.py starts this file with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, poisoned
+from cases import DTYPES, compute, name, poisoned
 from fastdiff_kernels import launch
-from sums import SEED, SHAPES, VIEWS, Case, compute, name, normal, rows, views_of, vlb_table
+from sums import SEED, SHAPES, VIEWS, Case, normal, rows, views_of, vlb_table
 from tolerances import ROUNDING, TRITON_BIN_GRADIENTS, TRITON_GRADIENTS
 from torch import Tensor
 
@@ -22,7 +22,10 @@ from fastdiff.reference.randn import randn
 
 
 def close(got: Tensor, want: Tensor, tolerances: dict[str, float]) -> None:
-    """Relative to the largest value, and a rounding of the stored type."""
+    """Compares relative to the largest value, plus one rounding of the stored type.
+
+    A float16 may also lose its last bits below the smallest normal number.
+    """
     assert got.shape == want.shape
     if got.numel():
         largest = float(want.abs().max())
@@ -35,9 +38,7 @@ def close(got: Tensor, want: Tensor, tolerances: dict[str, float]) -> None:
 
 
 def autograd(terms: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
-    """Gradients in float64 of the eager formula, summed over each sample and weighted by grad
-    [B].
-    """
+    """Returns the gradients of Σ_b grad_b Σ_i terms_bi to the inputs, in float64; grad is [B]."""
     leaves = [v.double().clone().requires_grad_() for v in inputs]
     (rows(terms(*leaves)).sum(1) * grad.double()).sum().backward()
     return [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
@@ -91,8 +92,9 @@ def test_gradient_of_noise_mse(dtype: torch.dtype, shape: tuple[int, ...]) -> No
 
 
 def bin_gradients(x0: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """By central differences of the oracle, of sixth order: exact to about 1e-10 of the second
-    derivative's size.
+    """Returns the NLL's derivatives by mean and log_scale, from central differences of the oracle.
+
+    They are of sixth order, with an error of about 1e-10 of the second derivative's size.
     """
     x, m, s = (v.double().numpy() for v in (x0, mean, log_scale))
 
@@ -144,7 +146,7 @@ def test_gradient_of_vlb_terms(dtype: torch.dtype, shape: tuple[int, ...], learn
     kl = 0.5 * (torch.expm1(d) - d + (mean_x0 * (x0.double() - held)) ** 2 * torch.exp(-logvar))
     mean, log_scale = mean_x0 * held + mean_x * x_t.double(), 0.5 * logvar
     by_mean, by_log_scale = bin_gradients(x0, mean.detach(), log_scale.detach())
-    # a function with the bins' derivatives
+    # not the NLL, but linear with its derivatives
     nll = by_mean * mean + by_log_scale * log_scale
     (torch.where(first != 0, nll, kl) * grad.double().reshape(first.shape)).sum().backward()
     got = poisoned(tuple(output.shape), dtype)
