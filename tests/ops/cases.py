@@ -1,4 +1,4 @@
-"""Inputs for the op tests: shapes, dtypes and random tables that fill every column."""
+"""Inputs for the op tests: shapes, dtypes and random tables that use every column but one."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def name(dtype: torch.dtype) -> str:
 
 
 def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarray:
-    """A table with about half its coefficients zero and all modes mixed among the rows; no rescaled
-    guidance.
+    """Returns a table [rows, 56] with about half its coefficients zero and all modes in its rows.
+
+    No row has rescaled guidance, whose result depends on the order of sums.
     """
     random = np.random.default_rng(seed)
     table = np.where(
@@ -56,9 +57,9 @@ def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarra
 
 
 def outside(backend: str, call: Callable[[], torch.Tensor], message: str, bad: int) -> None:
-    """Tests a time outside its table.
+    """Checks what an op does with sample `bad`, whose time is outside its table.
 
-    The CPU raises before it writes; a GPU makes the sample `bad` NaN and reports it later.
+    The CPU raises `message` before it writes; a GPU makes that sample NaN and reports it later.
     """
     if backend not in ("cuda", "triton"):
         with pytest.raises(IndexError) as error:
@@ -76,5 +77,5 @@ def outside(backend: str, call: Callable[[], torch.Tensor], message: str, bad: i
 
 
 def truth(x: torch.Tensor) -> np.ndarray:
-    """A tensor of any floating dtype as NumPy, bf16 by way of float32 (which holds it exactly)."""
+    """Returns an array for the oracle: bfloat16 as float32, which holds it exactly."""
     return x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy()

@@ -1,4 +1,4 @@
-"""What the ops that sum over a sample have in common, tested the same way for each."""
+"""Inputs, oracles and checks of the ops that sum over a sample, for the tests of all of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 4, 33, 33), (300,
 
 
 class Op(NamedTuple):
-    """An op, its oracle, and inputs [B, …] for it; `grads` names the inputs that gradients flow
-    to.
-    """
+    """An op, its oracle, and its inputs for a shape [B, …]; `grads` names those with gradients."""
 
     run: Callable[..., torch.Tensor]
     oracle: Callable[..., np.ndarray]
@@ -37,7 +35,7 @@ def normal(
 
 
 def levels(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Pixels, among them many at both ends."""
+    """Returns pixels of 256 levels in [-1, 1], many of them at both ends."""
     g = torch.Generator().manual_seed(5)
     return (torch.randint(-40, 296, shape, generator=g).clamp(0, 255) / 127.5 - 1).to(dtype)
 
@@ -48,7 +46,7 @@ def kl_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Ten
 
 
 def nll_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Scales from far below a bin's width to far above, means from near to many deviations away."""
+    """Returns scales far below and far above a bin's width, means near and many deviations away."""
     x0, log_scale = levels(shape, dtype), normal(shape, dtype, 1, 2.5) - 3
     return {"x0": x0, "mean": (x0 + normal(shape, dtype, 2, 0.4)).to(dtype), "log_scale": log_scale}
 
@@ -110,7 +108,7 @@ OPS = {
 
 
 def check(op: Op, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Against the oracle in float64 of the same (rounded) inputs."""
+    """Compares the op with its oracle for the same inputs, and checks its dtype and shape."""
     inputs = op.inputs(shape, dtype)
     got = op.run(**inputs)
     expected = op.oracle(**{k: truth(v) for k, v in inputs.items()})
@@ -124,8 +122,8 @@ def check(op: Op, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     np.testing.assert_allclose(got.numpy(), expected, rtol=limit, atol=limit)
 
 
-def alone_and_in_company(op: Op, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """A sample's sum has the same bits in batches of any size, at any position."""
+def check_batches(op: Op, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Checks that a sample's sum has the same bits in batches of any size, at any position."""
     inputs = op.inputs(shape, dtype)
     whole = op.run(**inputs)
     rows = shape[0]

@@ -1,5 +1,6 @@
-"""`discretized_gaussian_nll`: every bin, far tails, narrow bins; what all sums share is in
-test_sums.py.
+"""`discretized_gaussian_nll`: every bin, far tails, narrow bins.
+
+test_sums.py tests what it shares with the other sums.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fastdiff import ops, reference
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 def test_nll_is_finite_and_right_in_far_tails_and_narrow_bins(dtype, backend) -> None:
-    """Bins many deviations away, deviations far below and far above a bin's width, term by term."""
+    """Each sample is one bin: means up to 1.9 away, scales from e^-18 to e^12."""
     offset = torch.tensor([0.0, 1e-4, 0.02, 0.3, 1.0, 1.9], dtype=dtype)
     log_scale = torch.arange(-18.0, 12.1, 0.5, dtype=dtype)
     level = torch.tensor([0, 1, 100, 127, 128, 254, 255])
@@ -37,6 +38,7 @@ def test_nll_is_finite_and_right_in_far_tails_and_narrow_bins(dtype, backend) ->
 
 
 def test_256_bins_sum_to_one(backend) -> None:
+    """The probabilities of all levels, in float64."""
     x0 = (torch.arange(256, dtype=torch.float64) * 2 - 255)[:, None] / 255
     for mean, log_scale in [(0.0, -1.0), (0.9, -5.0), (-1.3, 0.5), (0.1, -9.0)]:
         nll = ops.discretized_gaussian_nll(
@@ -57,7 +59,7 @@ def test_any_bin(level: int, mean: float, log_scale: float) -> None:
 
 
 def test_nll_inputs_reach_every_branch() -> None:
-    """The cases above are worth something: ends, narrow bins, tails and middles all occur."""
+    """The inputs of test_sums.py have bins at the ends, narrow ones, tails and middles."""
     v = nll_inputs((2, 4, 33, 33), torch.float64)
     width = torch.exp(-v["log_scale"]) * 2 / 255
     centre = (v["x0"] - v["mean"]).abs() * torch.exp(-v["log_scale"])

@@ -1,5 +1,6 @@
-"""A step is one kernel without host reads: launch counters, fake tensors, opcheck, and fullgraph
-compilation.
+"""A step is one kernel and reads nothing from the device; the ops work under torch.compile.
+
+The first is shown by launch counters, the second by fake tensors, whose values raise when read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import pytest
 import torch
 from ops.cases import random_table
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
 
 import fastdiff
 from fastdiff import Sampler, Schedule, ops
@@ -120,20 +122,15 @@ def test_a_run_under_fake_tensors_reads_nothing() -> None:
         assert x.shape == (2, 3)
 
 
-def _opcheck(op: Any, *arguments: Any) -> None:
-    torch.library.opcheck(op, arguments)
-
-
 def test_opcheck(backend: str) -> None:
     x = torch.randn(3, 4, 2, dtype=torch.float64, requires_grad=True)
     alpha, sigma = ALPHA.clone().requires_grad_(), SIGMA.clone().requires_grad_()
     t, f = torch.tensor([1, 2, 2]), torch.ops.fastdiff
     counter = (5, None, None, 0, 2, False)
-    _opcheck(f.randn_out.default, torch.empty(3, 5), *counter)
-    _opcheck(f.q_sample.default, x, t, alpha, sigma, None, *counter)
-    _opcheck(
-        f.q_sample_out.default, x.detach(), t, ALPHA, SIGMA, None, *counter, torch.empty_like(x)
-    )
+    noised = (x.detach(), t, ALPHA, SIGMA, None, *counter, torch.empty_like(x))
+    opcheck(f.randn_out.default, (torch.empty(3, 5), *counter))
+    opcheck(f.q_sample.default, (x, t, alpha, sigma, None, *counter))
+    opcheck(f.q_sample_out.default, noised)
     table = torch.from_numpy(random_table(5))
     out = torch.randn(6, 8, 2, requires_grad=True)
     slots = torch.randn(4, 3, 4, 2, dtype=torch.float64, requires_grad=True)
@@ -153,7 +150,7 @@ def test_opcheck(backend: str) -> None:
         False,
         -1,
     )
-    _opcheck(f.reverse_step.default, x, out, *step)
+    opcheck(f.reverse_step.default, (x, out, *step))
     detached = (*step[:2], slots.detach(), *step[3:])
     results = (
         torch.empty_like(x.detach()),
@@ -163,7 +160,7 @@ def test_opcheck(backend: str) -> None:
         torch.empty_like(t),
         None,
     )
-    _opcheck(f.reverse_step_out.default, x.detach(), out.detach(), *detached, *results)
+    opcheck(f.reverse_step_out.default, (x.detach(), out.detach(), *detached, *results))
 
 
 def test_fullgraph_compilation(backend: str) -> None:

@@ -1,5 +1,6 @@
-"""`group_norm_silu`: values against float64 NumPy and torch's own operations, layouts, bits,
-gradients, errors.
+"""`group_norm_silu` against the oracle and torch's own operations.
+
+Its bits in every layout, batch, backend and CPU level; its gradients and its errors.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ IDS = ["x".join(map(str, shape)) + f"/{groups}" for shape, groups in SHAPES]
 def inputs(
     shape: tuple[int, ...], dtype: torch.dtype, what: str = "all"
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """x and the op's optional tensors: none of them, or all, the conditioning as halves of one
-    tensor.
+    """Returns x and the op's optional tensors: none if `what` is plain, else all.
+
+    scale and shift are halves of one tensor, as networks pass them.
     """
     x = normal(shape, dtype, 1, 1.5) + 0.75
     if what == "plain":
@@ -45,13 +47,13 @@ def inputs(
 
 
 def oracle(x: torch.Tensor, groups: int, options: dict[str, Any]) -> np.ndarray:
-    """In float64 throughout."""
+    """Returns the oracle's result, computed in float64."""
     arrays = {k: truth(v) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
     return reference.group_norm_silu(truth(x).astype(np.float64), groups, **arrays)
 
 
 def close(got: torch.Tensor, expected: np.ndarray, dtype: torch.dtype) -> None:
-    """Relative to the largest value, plus one rounding of the stored type."""
+    """Compares relative to the largest value, plus one rounding of the stored type."""
     size = max(float(np.abs(expected).max()), 1e-30)
     limit = GROUP_NORM["float64" if dtype == torch.float64 else "float32"] * size
     bound = np.abs(expected) * ROUNDING[name(dtype)] + limit
@@ -111,7 +113,7 @@ def test_every_backend_and_level_gives_the_same_bits(shape, groups, dtype, backe
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_sample_does_not_see_its_batch(last: bool, backend: str) -> None:
+def test_batch_and_threads_change_no_bit(last: bool, backend: str) -> None:
     x, options = inputs((5, 64, 12, 11), torch.float32)
     x = x.contiguous(memory_format=torch.channels_last) if last else x
     whole = ops.group_norm_silu(x, 16, **options)
@@ -128,9 +130,7 @@ def test_a_sample_does_not_see_its_batch(last: bool, backend: str) -> None:
 
 
 def test_a_large_mean_does_no_harm(backend: str) -> None:
-    """The squares of distances are summed, never a difference of squares: the error is that of x's
-    own rounding.
-    """
+    """The kernel sums squares of distances and subtracts no squares, which would cancel."""
     for groups, shape in ((4, (2, 16, 40, 40)), (2, (2, 8, 5))):
         x = normal(shape, torch.float32, 1) + 3000
         got = ops.group_norm_silu(x, groups, silu=False)
@@ -151,7 +151,7 @@ def test_one_far_value_and_constant_groups(backend: str) -> None:
 
 
 def test_extremes_of_silu(backend: str) -> None:
-    """Far values by way of the shift: silu(z) is z above, 0 below, and NaN stays."""
+    """silu(z) of a large z is z or 0, and NaN stays; the shift sets z."""
     z = torch.tensor([[-1e38, -200.0, -88.0, -80.0, -1.0, 0.0, 1.0, 80.0, 100.0, 3e38]])
     x = torch.zeros(1, 10, 3)
     got = ops.group_norm_silu(x, 10, shift=z)[0, :, 0]
@@ -209,9 +209,7 @@ def test_empty(backend: str) -> None:
 
 @pytest.mark.parametrize("last", [False, True])
 def test_gradients(last: bool) -> None:
-    """Of every input, first and second order, against differences; and in float32 against torch's
-    own chain.
-    """
+    """The gradients of every input, of first and second order, equal finite differences."""
     x, options = inputs((2, 6, 3, 4), torch.float64)
     tensors = [v.double().detach().requires_grad_() for v in (x, *options.values())]
     names = tuple(options)
@@ -246,7 +244,7 @@ def test_gradients_equal_those_of_torch(dtype: torch.dtype) -> None:
 
 
 def test_partial_gradients() -> None:
-    """Only what is asked for, and inputs that are absent."""
+    """Only some inputs require a gradient, and others are absent."""
     x = normal((2, 8, 5), torch.float32, 1).requires_grad_()
     ops.group_norm_silu(x, 2).sum().backward()
     assert x.grad is not None

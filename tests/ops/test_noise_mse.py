@@ -1,5 +1,6 @@
-"""`noise_mse`: the loss of training without stored noise; what all sums share is in
-test_sums.py.
+"""`noise_mse`: the training loss against noise that is drawn again instead of stored.
+
+test_sums.py tests what it shares with the other sums.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from fastdiff import Schedule, ops
 
 
 def test_the_noise_is_that_of_q_sample(backend) -> None:
-    """The exact noise as prediction has no loss, and its gradient is zero."""
+    """With the noise of q_sample as prediction the loss and its gradient are zero."""
     schedule, x0, t = Schedule.linear(100), torch.randn(4, 3, 5), torch.tensor([0, 30, 60, 99])
     ids = torch.tensor([4, 2**50, 9, 0])
     arguments = {"seed": 11, "sample_ids": ids, "step": 17}
@@ -37,6 +38,7 @@ def test_gradient_against_autograd_of_stored_noise(backend) -> None:
 
 
 def test_nothing_but_the_prediction_is_kept(backend) -> None:
+    """The backward pass draws the noise again."""
     prediction = torch.randn(8, 64, requires_grad=True)
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda v: kept.append(v) or v, lambda v: v):

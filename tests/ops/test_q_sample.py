@@ -1,5 +1,6 @@
-"""`q_sample` against the oracle: bits in float32 and float64, one rounding in the short types; and
-its gradients.
+"""`q_sample` against the oracle: bits in float32 and float64, and one rounding to 16 bits.
+
+Also its layouts and its gradients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`reverse_step` against the oracle's interpreter of the same rows, and its gradients."""
+"""`reverse_step` against the oracle for the same rows, its prepasses, and its gradients."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tolerances import ROUNDING
 
 from fastdiff import Schedule, ops, reference
 from fastdiff.backend.eager.common import compute_dtype
+from fastdiff.reference.reverse_step import Step
 from fastdiff.solvers import make_plan
 from fastdiff.table import COLUMNS, INDEX
 
@@ -23,8 +24,8 @@ def _run(
     guided: bool,
     learned: bool,
     seed: int = 0,
-) -> tuple[dict[str, torch.Tensor], reference.reverse_step.__class__]:
-    """All outputs of the op on random inputs, and the oracle's."""
+) -> tuple[dict[str, torch.Tensor], Step]:
+    """Returns all outputs of the op for random inputs, and those of the oracle."""
     g = torch.Generator().manual_seed(seed)
     compute, batch = compute_dtype(torch.empty(0, dtype=dtype)), shape[0]
     x = torch.randn(shape, generator=g).to(dtype)
@@ -130,7 +131,7 @@ def test_outputs_may_be_the_inputs_memory(backend: str) -> None:
 
 
 def test_a_zero_coefficient_is_not_read(backend: str) -> None:
-    """NaN in every operand the row has no coefficient for."""
+    """Every operand for which the row has no coefficient is NaN."""
     table = np.zeros((2, len(COLUMNS)))
     table[:, INDEX["network"]], table[:, INDEX["next"]] = 1, [1, 1]
     table[0, INDEX["x.x"]] = 0.5  # row 0 reads x alone
@@ -145,7 +146,7 @@ def test_a_zero_coefficient_is_not_read(backend: str) -> None:
     assert torch.equal(fresh[0, 1], torch.full((5,), 3.0)) and bool(torch.isnan(fresh[0, 0]).all())
 
 
-def test_nan_and_infinity_pass_the_clip(backend: str) -> None:
+def test_nan_passes_the_clip_and_infinity_does_not(backend: str) -> None:
     table = np.zeros((1, len(COLUMNS)))
     table[
         0,
@@ -206,6 +207,7 @@ def test_many_short_samples(backend: str) -> None:
 
 
 def _row(**columns: float) -> torch.Tensor:
+    """Returns a table of one row; `x__out` is the column x.out."""
     table = torch.zeros(1, len(COLUMNS), dtype=torch.float64)
     for column, value in ({"network": 1, "input_scale": 1, "guidance_weight": 1} | columns).items():
         table[0, INDEX[column.replace("__", ".")]] = value
@@ -215,8 +217,9 @@ def _row(**columns: float) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
 @pytest.mark.parametrize("phi", [0.7, 1.0])
 def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None:
-    """Against the oracle; with phi = 1 the result has the conditional output's deviation (Lin et
-    al. 2024, eq. 15).
+    """It equals the oracle; with phi = 1 it has the deviation of the conditional output.
+
+    Lin et al. 2024, eq. 15.
     """
     g = torch.Generator().manual_seed(3)
     x = torch.randn(4, 3, 900, generator=g).to(dtype)
@@ -229,7 +232,7 @@ def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None
     ).x_s
     limit = 4 * ROUNDING[name(dtype)]  # the factor's statistics are summed in another order
     np.testing.assert_allclose(got.numpy(), expected, rtol=limit, atol=limit)
-    assert torch.equal(got[2], output[2]), "strength 1 selects, and is not rescaled"
+    assert torch.equal(got[2], output[2]), "guidance 1 selects the conditional output, not rescaled"
     if phi == 1:
         deviation = output[:4].flatten(1).std(1)
         torch.testing.assert_close(got.flatten(1).std(1), deviation, rtol=1e-5, atol=0)
@@ -238,8 +241,9 @@ def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("ratio", [0.01, 0.5, 0.995, 1.0])
 def test_dynamic_threshold(ratio: float, dtype: torch.dtype, backend: str) -> None:
-    """The quantile is that of sorted values, whatever their ties, zeros, subnormals and
-    infinities.
+    """The quantile has the oracle's bits, with ties, zeros, subnormal numbers and infinities.
+
+    A NaN spoils its own sample only.
     """
     g = torch.Generator().manual_seed(4)
     x = torch.randn(6, 2, 1301, generator=g).to(dtype)
@@ -264,14 +268,15 @@ def test_dynamic_threshold(ratio: float, dtype: torch.dtype, backend: str) -> No
 
 
 def test_a_single_element_has_its_threshold(backend: str) -> None:
+    """The threshold of a value is its size, at least 1 and at most 9."""
     table = _row(x0_x=1.0, clip_mode=2, clip_bound=9.0, clip_ratio=0.9, x__x0=1.0)
     x = torch.tensor([[0.5], [3.0], [-20.0]])
     got = ops.reverse_step(x, x, table, torch.zeros(3, dtype=torch.int64))
     assert got.flatten().tolist() == [0.5, 1.0, -1.0]
 
 
-def test_prepasses_match_torch_s_quantile_and_diffusers_thresholding(backend: str) -> None:
-    """Imagen's thresholding as diffusers' schedulers do it."""
+def test_a_dynamic_threshold_equals_that_of_diffusers(backend: str) -> None:
+    """Imagen's thresholding; diffusers' quantile is torch's, which interpolates in float32."""
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDPMScheduler(
         thresholding=True, dynamic_thresholding_ratio=0.99, sample_max_value=2.5
@@ -301,7 +306,7 @@ def test_missing_operands_of_the_rows_in_use_raise(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
 def test_float64_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
-    """A double just above a tie of the short type, which float32 makes a tie again."""
+    """A float64 just above a tie of a 16-bit dtype; rounded to float32 first, it would be a tie."""
     half = 2.0**-11 if dtype == torch.float16 else 2.0**-8
     x = torch.tensor(
         [[1 + half + 2.0**-40, 1 + half, -1 - half - 2.0**-40, 0.1, torch.inf, torch.nan]],
@@ -318,7 +323,7 @@ def test_float64_is_rounded_once(dtype: torch.dtype, backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=name)
 @pytest.mark.parametrize("solver", ["ddpm", "ddim"])
-def test_short_states_are_no_further_from_float64_than_diffusers(
+def test_16_bit_states_are_no_further_from_float64_than_diffusers(
     solver: str, dtype: torch.dtype, backend: str
 ) -> None:
     diffusers = pytest.importorskip("diffusers")

@@ -1,5 +1,6 @@
-"""`StepArguments.bind`: the same bits, errors and bookkeeping as `reverse_step`, whatever changes
-from call to call.
+"""`StepArguments.bind`: a bound call does what `reverse_step` does, whatever changes between calls.
+
+It gives the same bits, errors and launches.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ MOVING = ("model_output", "row", "row_out", "guidance", "noise")
 
 
 class Buffers:
-    """Everything a loop holds, equal for equal arguments."""
+    """The buffers of a loop, with random values that are the same in every object.
+
+    `plain` executes a step by `reverse_step`, the result of `bound` by a bound call.
+    """
 
     def __init__(self, table: torch.Tensor, *, guided: bool = False):
         g = torch.Generator().manual_seed(0)
@@ -83,6 +87,7 @@ class Buffers:
         return call
 
     def state(self) -> list[torch.Tensor]:
+        """Exchanges the two tensors of rows and returns copies of what a step has written."""
         self.row, self.row_out = self.row_out, self.row
         return [v.clone() for v in (self.x, self.slots, self.x0, self.x_in, self.row)]
 
@@ -94,9 +99,7 @@ def outputs(k: int, rows: int) -> torch.Tensor:
 @pytest.mark.parametrize("solver", ["ddpm", "unipc", "heun", "edm", "random"])
 @pytest.mark.parametrize("guided", [False, True])
 def test_equals_the_op(solver: str, guided: bool, backend: str) -> None:
-    """Guidance comes and goes, outputs change their dtype and memory, and a call with noise of its
-    own lies between.
-    """
+    """Calls with and without guidance and given noise; outputs of other dtypes, strides, memory."""
     if solver == "random":
         table = torch.from_numpy(random_table(9, 1, learned=False))
         table[:, 5] = 0.0  # no gradient is passed
@@ -136,7 +139,7 @@ def test_rows_without_a_call_take_no_output() -> None:
 
 
 def test_both_ways_equal_the_op(backend: str) -> None:
-    """The two tensors of rows are exchanged after every step; either way may be checked first."""
+    """`both_ways` exchanges the two tensors of rows; either call may be the first."""
     plan = make_plan(Schedule.linear(1000), solver="unipc", steps=6)
     for first in (0, 1):
         a, b = (Buffers(torch.tensor(plan.table)) for _ in range(2))
@@ -190,6 +193,7 @@ def test_one_launch_and_the_same_errors() -> None:
 
 @pytest.mark.cpu_only
 def test_watched_calls_go_through_the_op() -> None:
+    """Under a dispatch mode a bound call is the registered op, which the mode sees."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     seen = []
@@ -208,7 +212,7 @@ def test_watched_calls_go_through_the_op() -> None:
 
 
 def test_everything_that_can_move_moves(backend: str) -> None:
-    """State, slots, noise, seed and outputs are others at every call, as in the drop-ins."""
+    """Every tensor and the seed is another one at every call, as in the drop-ins."""
     plan = make_plan(Schedule.linear(1000), solver="sa", steps=6)
     table = torch.tensor(plan.table)
     fixed = {"table", "stream", "mode", "used", "workspace"}
@@ -245,6 +249,7 @@ def test_everything_that_can_move_moves(backend: str) -> None:
 
 
 def test_a_bound_step_follows_the_choice_of_a_backend() -> None:
+    """`fastdiff.use` applies to a step that was bound before."""
     table = torch.tensor(make_plan(Schedule.linear(1000), solver="ddim", steps=5).table)
     b, names = Buffers(table), []
     step = b.bound()
@@ -310,7 +315,7 @@ def test_threads_share_a_bound_step() -> None:
         assert all(pool.map(work, range(8)))
 
 
-def test_what_does_not_move_is_refused() -> None:
+def test_bind_refuses_names_that_cannot_change() -> None:
     x = outputs(0, BATCH)
     arguments = ops.StepArguments(x, x, torch.zeros(1, 56, dtype=torch.float64), torch.zeros(3))
     for names in (("used",), ("row", "row"), ("rows",)):
@@ -325,7 +330,7 @@ def test_what_does_not_move_is_refused() -> None:
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("name", sorted(abi.STEP_WORDS))
 def test_the_words_of_the_packed_struct(name: str) -> None:
-    """Another value of one argument changes the struct in the word that the table says."""
+    """Another value of one argument changes one word of the struct: that of `abi.STEP_WORDS`."""
     batch, shape = 3, (3, 4)
     rows, states = torch.zeros(3, batch, dtype=torch.int64), torch.zeros(20, *shape)
     step = ops.StepArguments(

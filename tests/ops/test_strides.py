@@ -1,4 +1,4 @@
-"""Any layout: permuted, sliced, expanded, at odd addresses; the result is that of a dense copy."""
+"""Inputs of any layout (permuted, sliced, expanded, misaligned) give the bits of a dense copy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ops.sums import SCHEDULE
 
 from fastdiff import ops
 
-ALPHA, SIGMA, KEPT = (
+ALPHA, SIGMA, CUMPROD = (
     torch.tensor(v) for v in (SCHEDULE.alpha, SCHEDULE.sigma, SCHEDULE.alphas_cumprod)
 )
 
 
 @st.composite
 def layouts(draw: st.DrawFn) -> torch.Tensor:
-    """A float32 tensor [B, …] of one to four dimensions that is a view of something larger."""
+    """Draws a float32 tensor [B, …] of one to four dimensions that is a view of a larger one."""
     shape = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     order = draw(st.permutations(range(len(shape))))
     steps = [draw(st.integers(1, 3)) for _ in shape]
@@ -40,7 +40,7 @@ def _runs(x: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
     return {
         "q_sample": lambda v: ops.q_sample(v, t, ALPHA, SIGMA, seed=1),
         "q_sample's noise": lambda v: ops.q_sample(other, t, ALPHA, SIGMA, noise=v),
-        "q_posterior": lambda v: ops.q_posterior(v, v, t, KEPT)[0],
+        "q_posterior": lambda v: ops.q_posterior(v, v, t, CUMPROD)[0],
         "reparameterize": lambda v: ops.reparameterize(v, v, seed=3),
         "noise_mse": lambda v: ops.noise_mse(v, seed=3),
         "gaussian_kl": lambda v: ops.gaussian_kl(v, other, other, v),
