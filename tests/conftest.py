@@ -1,7 +1,8 @@
-"""Fixtures: the backends that run on this machine's CPU in this process.
+"""The fixture `backend`, which runs a test on every backend that this process can have.
 
-The CUDA kernels are among them: a C++ compiler builds a library that runs them in loops on host
-memory. Triton's interpreter needs processes of its own (tests/backend/test_triton.py).
+Without a GPU these are torch, cpu and cuda, whose kernels are compiled for the host: a library that
+runs them in loops on host memory. Triton's interpreter needs processes of its own
+(tests/backend/test_triton.py). tests/device.py runs the same tests on a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if device.DEVICE != "cpu":
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cpu_only: tests CPU tensors only")
+    config.addinivalue_line("markers", "cpu_only: skipped when the op tests run on a GPU")
     config.addinivalue_line(
-        "markers", "tier(name, gpu_only): of benchmarks, which some tests import"
+        "markers", "tier(name, gpu_only): the size of a benchmark; some tests import benchmarks"
     )
     config.addinivalue_line(
-        "markers", "xdist_group(name): run in one process, where tests run in several"
+        "markers", "xdist_group(name): tests that run in the same process under pytest-xdist"
     )
 
 
@@ -44,9 +45,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
-    """Returns the CUDA kernels compiled for the host, and loads them as the `cuda` library.
+    """Compiles the CUDA kernels for the host and loads them as the library of backend `cuda`.
 
-    None without a compiler.
+    Returns the library's path, None without a compiler.
     """
     path = emulated_library(tmp_path_factory)
     if path is not None:
@@ -64,6 +65,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @pytest.fixture(params=device.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Selects each backend in turn for the test, and returns its name."""
     if (
         request.param == "cuda"
         and device.DEVICE == "cpu"

@@ -18,7 +18,7 @@ BACKENDS = ["triton", "cuda"] if DEVICE != "cpu" else ["torch", "cpu", "cuda"]
 
 
 def install() -> None:
-    """Makes these conversions use DEVICE for the rest of the process."""
+    """Replaces torch's conversions and draws by ones that use DEVICE, until the process ends."""
     torch.set_default_device(DEVICE)
     to_array, to_tensor = torch.Tensor.numpy, torch.from_numpy
 

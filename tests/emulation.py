@@ -1,4 +1,4 @@
-"""Compiles the CUDA sources for the host: kernels become loops (csrc/cuda/launch.h)."""
+"""Compiles the CUDA sources for the host, where a launch is a loop (csrc/cuda/launch.h)."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ def emulated_library(folders: pytest.TempPathFactory) -> Path | None:
 
 
 def compile_for_the_host(compiler: list[str], folder: Path, *extra: str) -> Path:
+    """Compiles every file in csrc/cuda, with extra flags, and returns the path of the library."""
     flags = [*FLAGS.split(), *extra]
 
     def compile_one(source: Path) -> Path:

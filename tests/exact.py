@@ -1,9 +1,9 @@
 """Differentiable networks with the exact score of their data, for schedules of every space.
 
-Networks are passed float32 times. These are passed the number of a point in a list of times, which
-they know to all digits.
+A network's time is float32, which would round it. These networks get the index of a point in their
+list of points, which holds alpha and sigma in float64.
 
-The data are a mixture Σ w_k N(m_k, diag s_k²) over vectors, or a Gaussian of full covariance. With
+The data are a mixture Σ w_k N(m_k, s_k² I) over vectors, or a Gaussian of full covariance. With
 noise both remain a mixture and a Gaussian, so scores, densities and the probability flow of one
 Gaussian are closed forms.
 """
@@ -64,7 +64,7 @@ class Mixture(Exact):
         )
 
     def _parts(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """(off [K, B, …], variances [K, B or 1, …], log-weights of the parts at x [K, B])."""
+        """Returns x - alpha m_k [K, B, …], variances [K, B, …] and log(w_k density_k(x)) [K, B]."""
         k = (-1, 1) + (1,) * (x.ndim - 1)
         means = self.means.to(x.dtype).reshape(len(self.means), 1, *x.shape[1:])
         off = x - alpha * means
@@ -107,11 +107,11 @@ class Gaussian(Exact):
         return mean + (alpha * values / (alpha**2 * values + sigma**2) * off) @ vectors.T
 
     def flow_nll(self, x: Tensor, schedule: Schedule, low: Time | None = None) -> np.ndarray:
-        """-ln p(x) of the probability flow from the schedule's cleanest point with the samplers'
-        prior, [B].
+        """Returns -ln p(x) [B] by the probability flow from the point `low` to the prior.
 
-        Along it each eigendirection of y - cos(phi) m grows with the root of its variance cos²
-        value + sin².
+        `low` is the schedule's cleanest point by default. With y = x/|(alpha, sigma)| and
+        (cos, sin) = (alpha, sigma)/|(alpha, sigma)|, y - cos m grows along each eigenvector of the
+        covariance with the root of its variance cos² value + sin².
         """
         low = low or schedule.at(0)
         high = schedule.at(int(np.flatnonzero(np.isfinite(schedule.log_snr))[-1]))

@@ -1,8 +1,8 @@
 """Gaussian data N(m, s²): the optimal denoiser and the samplers' results, in closed form.
 
-With a = alpha², V = a s² + 1 - a the denoiser is affine in x, so a sampler maps (x_T, noise) to x
-affinely; running it on 0, on 1 and on unit noise gives its mean and variance without sampling
-error.
+With a = alpha² and V = a s² + 1 - a the denoiser is affine in x, so the result of a sampler is
+affine in x_T and in the noise. Running it on 0, on 1 and on unit noise gives the result's mean and
+variance without sampling error.
 """
 
 from __future__ import annotations

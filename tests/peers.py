@@ -25,7 +25,8 @@ from fastdiff.solvers import Plan
 
 SHAPE = (2, 3, 5, 4)
 KINDS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
-# times the largest value: float64 roundings of a thousand steps and of differences of predictions
+# relative to the largest value: float64 roundings of up to a thousand steps, and of differences of
+# predictions
 TOLERANCE = 1e-9
 
 
@@ -77,7 +78,7 @@ def learned(x: Tensor) -> Tensor:
 
 
 def times_of(sigmas: Tensor, timesteps: Tensor, space: str = "vp") -> list[Time]:
-    """The points of diffusers' table of sigma/alpha, in the space `flow` of sigma."""
+    """Returns the points of a diffusers table: of sigma/alpha, or of sigma in the space `flow`."""
     points = []
     for i, level in enumerate(sigmas.double().tolist()):
         t = float(timesteps[i]) if i < len(timesteps) else 0.0
@@ -119,6 +120,7 @@ def loop(
 
 
 def close(got: Tensor, expected: Tensor) -> None:
+    """Compares relative to the largest value, at least 1; skips if the peer's result overflowed."""
     if not expected.isfinite().all():
         pytest.skip("the peer is not finite")
     error = float((got - expected).abs().max() / expected.abs().max().clamp(min=1))

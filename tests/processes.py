@@ -13,7 +13,8 @@ from pathlib import Path
 from fastdiff.cli import COMMANDS
 from fastdiff.theory.registry import SYSTEMS
 
-os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # the server begins anew
+# the server is a new interpreter, which needs the paths that pytest added
+os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
@@ -36,7 +37,10 @@ def start(log: Path, *arguments: str, env: dict[str, str] | None = None) -> Base
 
 
 def run(log: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
-    """Runs a command to its end and returns (exit status, output)."""
+    """Runs `fastdiff *arguments` to its end and returns (exit status, output).
+
+    Raises AssertionError if it takes more than 120 seconds.
+    """
     process = start(log, *arguments, env=env)
     process.join(120)
     status = process.exitcode

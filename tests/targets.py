@@ -1,9 +1,9 @@
-"""Data with a denoiser in closed form, and what solvers must do to a state.
+"""Data with a denoiser in closed form, and the exact results that solvers must approach.
 
-N(m, s²): x0 = m + alpha s²/V (x - alpha m), V = alpha² s² + sigma². For a
-mixture, the same weighted by the responsibilities of its parts, which makes the target non-linear.
-Along the probability
-flow d(x/alpha)/d ln rho = x/alpha - x0; on one Gaussian x - alpha m grows with sqrt(V).
+For data N(m, s²) the denoiser is x0 = m + alpha s²/V (x - alpha m) with V = alpha² s² + sigma². For
+a mixture it is the mean of its parts' denoisers weighted by their responsibilities, which is not
+linear. With rho = sigma/alpha the probability flow is d(x/alpha)/d ln rho = x/alpha - x0; for one
+Gaussian x - alpha m grows with sqrt(V).
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ TWO = Mixture((0.4, 0.6), (-1.0, 0.8), (0.4, 0.6))
 
 
 def levels(space: str, steps: int, *, short_start: bool = False) -> list[Time]:
-    """Returns levels that are even in log-SNR from rho = 20 to 0.05.
+    """Returns levels that are evenly spaced in log-SNR, from rho = 20 to 0.05.
 
-    Multistep solvers start at first order, which leaves an error of h² however small the rest is.
-    Two first steps of a thousandth of the others remove it.
+    A multistep solver starts at first order, whose error of h² would hide its order. `short_start`
+    adds two first steps of a thousandth of the others, which remove that error.
     """
     log_snr = list(np.linspace(-2 * math.log(20), -2 * math.log(0.05), steps + 1))
     if short_start:
@@ -115,7 +115,7 @@ def plan_on(space: str, solver: str, times: list[Time], **options) -> Plan:
 def moments(
     space: str, solver: str, steps: int, noise_level: float, std: float = 0.5, **options
 ) -> tuple[float, float]:
-    """Errors (of the gain on the start, of the variance at the end, both relative) on N(0, std²).
+    """Returns the relative errors of a run's gain on x_T and of its final variance, on N(0, std²).
 
     The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t)
     ((std² + rho_s²)/(std² + rho_t²))^(tau²/2) in the mean and ends with variance V_s. A run is

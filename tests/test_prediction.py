@@ -87,7 +87,7 @@ def test_a_step_is_the_same_for_every_type(kind: str, backend: str) -> None:
         for v, end in ((alpha, 1.0), (sigma, 0.0))
     ]
     assert isinstance(got, torch.Tensor)
-    # eps of x0 is divided by sigma (0.01), x0 of the others by alpha (0.36)
+    # eps from x0 is divided by sigma (down to 0.01), x0 from the others by alpha (down to 0.36)
     torch.testing.assert_close(got, before[0] * x0 + before[1] * eps, rtol=BOUND, atol=BOUND)
 
 

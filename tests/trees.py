@@ -25,6 +25,7 @@ LEFT_OUT = (
 
 
 def copy_tree(to: Path) -> Path:
+    """Copies the source tree, without what builds and tools made, and returns the copy's path."""
     ignore = shutil.ignore_patterns(*LEFT_OUT, "*.egg-info", ".*_cache", "*.pyc")
     return Path(shutil.copytree(ROOT, to, ignore=ignore))
 
