@@ -60,7 +60,7 @@ def vlb_table() -> np.ndarray:
         "logvar_hi": [-3, -2, -3.5, -1, -3],
         "first": [1, 0, 0, 1, 0],
     }
-    return np.array([columns[column] for column in VLB_COLUMNS], np.float64).T
+    return np.stack([np.array(columns[column], float) for column in VLB_COLUMNS], axis=1)
 
 
 class Case:
