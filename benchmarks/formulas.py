@@ -1,7 +1,7 @@
 """The formulas that users write in place of the fused ops, for torch eager and torch.compile.
 
-formula(normal, *inputs), where normal(like) draws noise. Sums are taken in float32, as training
-codes do for half precision.
+Every formula is called as formula(normal, *inputs), where normal(like) draws noise of that shape.
+Sums are taken in float32, as training code does for half precision, and in float64 for float64.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def q_posterior(
 def reverse_step(normal: Normal, x: Tensor, out: Tensor, numbers: tuple[float, ...]) -> Tensor:
     """A row without slots (DDPM, DDIM): x0, then the next x from x, x0, the output and noise.
 
-    Terms with coefficient 0 are left out.
+    numbers: the coefficients of x and the output in x0, then those of x, x0, the output and the
+    noise in the next x. Terms with coefficient 0 are left out.
     """
     on_x, on_out, *others = numbers
     x0 = on_x * x + on_out * out
@@ -93,7 +94,7 @@ def discretized_gaussian_nll(normal: Normal, x0: Tensor, mean: Tensor, log_scale
 def vlb_terms(
     normal: Normal, x0: Tensor, x_t: Tensor, output: Tensor, table: Tensor, t: Tensor
 ) -> Tensor:
-    """All steps in sequence, with a learned range of variances, as training codes write them."""
+    """The bound's term at each sample's timestep, with a learned range of variances."""
     x0, x_t, output = (v.to(_sum(v)) for v in (x0, x_t, output))
     x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, high, _ = (
         wide(c, x0) for c in table[t].unbind(1)
@@ -109,7 +110,7 @@ def vlb_terms(
 def group_norm_silu(
     normal: Normal, x: Tensor, groups: int, weight: Tensor, bias: Tensor, add: Tensor | None
 ) -> Tensor:
-    """The start of a residual block: h + temb, GroupNorm, SiLU."""
+    """The start of a residual block: add the time embedding, GroupNorm, SiLU."""
     if add is not None:
         x = x + add[:, :, None, None]
     return F.silu(F.group_norm(x, groups, weight, bias, 1e-5))

@@ -2,9 +2,9 @@
 
 A row compares fastdiff's time with its peers' on the same inputs, by ratios of neighbouring
 measurements in the order A B … B A. It also has the bytes that an ideal kernel would move and the
-copy bandwidth measured in the same run. Outputs are poisoned and compared with their oracle before
-the timing and again after it: a row with a wrong result raises and has no time. Peers that are not
-installed are reported as missing. `SCHEMA` is the version of the row's format.
+copy bandwidth measured in the same run. Outputs are filled with NaN and compared with their oracle
+before the timing and again after it: a row with a wrong result raises and has no time. Peers that
+are not installed are reported as missing. benchmarks/rows.py reads the rows.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import memory
 from benchmarks.peers import Compiled, Missing
+from benchmarks.rows import KINDS, OWN, SCHEMA
 from fastdiff.backend.choice import backend_for
 from fastdiff.cli.timing import Arm, interleave, ratio, spread
 from fastdiff.jobs import machine
@@ -34,21 +35,6 @@ __all__ = [
     "take_turns",
 ]
 
-SCHEMA = 1
-OURS = "fastdiff"
-KINDS = (
-    "op",
-    "step",
-    "loop",
-    "network",
-    "sampling",
-    "seeds",
-    "batching",
-    "training",
-    "elbo",
-    "job",
-    "growth",
-)
 MOST_ROUNDS = 500
 SLOW = 0.3  # seconds: an arm that takes longer has only one warm-up call
 PATIENCE = 20.0  # seconds: rows that would take longer get fewer turns, at least two
@@ -70,7 +56,7 @@ class Workload(NamedTuple):
         call: fastdiff's arm.
         check: takes what `call` returned; raises if that or the outputs are wrong.
         checked: the oracle and the tolerance, in words.
-        outputs: tensors that `call` writes, poisoned before it.
+        outputs: tensors that `call` writes; `verify` fills them with NaN before the call.
         restore: restores what `call` changes in place.
     """
 
@@ -81,7 +67,7 @@ class Workload(NamedTuple):
     restore: Callable[[], None] | None = None
 
     def verify(self) -> None:
-        """Poisons the outputs, calls and checks."""
+        """Fills the outputs with NaN (integers with their least value), calls and checks."""
         for out in self.outputs:
             out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).min)
         if self.restore is not None:
@@ -215,7 +201,7 @@ def measure(
         compile_s: seconds that compiling fastdiff's arm took.
     """
     if kind not in KINDS:
-        raise ValueError(f"benchmarks.harness: expected kind in {KINDS}, got {kind!r}.")
+        raise ValueError(f"benchmarks.harness: expected kind in {list(KINDS)}, got {kind!r}.")
     device = setting.device
     work.verify()
     extra = memory.extra_bytes(work.call, device)
@@ -223,10 +209,10 @@ def measure(
     every = theirs
     theirs, tried = _fastest_modes(theirs, setting)
     before = (lambda: memory.evict(device)) if cold else None
-    names: dict[Any, Arm] = {OURS: work.call, **theirs}
+    names: dict[Any, Arm] = {OWN: work.call, **theirs}
     times = take_turns(names, setting, before=before)
     work.verify()
-    ours = times[OURS]
+    ours = times[OWN]
     us = _microseconds(ours, divide)
     copy = memory.copy_bandwidth(device, bytes_floor or memory.MOST, cold=cold)
     rate = None if bytes_floor is None else bytes_floor / statistics.median(ours)
@@ -285,7 +271,7 @@ def _compared(
     for (name, mode), arm in arms.items():
         found: dict[str, Any] = {
             "us": _microseconds(times[name, mode], divide),
-            "faster": ratio(times[OURS], times[name, mode]),
+            "faster": ratio(times[OWN], times[name, mode]),
         }
         if mode:
             found |= {"mode": mode, "modes": {mode: found["us"][1]}}
@@ -297,7 +283,7 @@ def _compared(
             modes = rows[name]["modes"] | found["modes"]
             rows[name] = {**min(rows[name], found, key=lambda row: row["us"][1]), "modes": modes}
     # other variants of fastdiff are not peers
-    others = [name for name in rows if not name.startswith(OURS)]
+    others = [name for name in rows if not name.startswith(OWN)]
     best = min(others, key=lambda name: rows[name]["faster"]["median"], default=None)
     rows |= {name: {"missing": reason} for name, reason in missing.items()}
     return {

@@ -27,6 +27,7 @@ import torch
 from benchmarks import memory
 from fastdiff.backend import library
 from fastdiff.ops.step import StepArguments
+from fastdiff.table import COLUMNS
 
 Code = list[tuple[int, str, str]]  # address, operation, operands
 BYTES = {"%xmm": 16, "%ymm": 32, "%zmm": 64}
@@ -77,7 +78,7 @@ def loops(code: Code) -> list[Code]:
 
 
 def stored(code: Code) -> int:
-    """Returns how many float32 values a loop stores by vectors, without spills to the stack."""
+    """Returns how many float32 values a loop stores with vector moves, except onto the stack."""
     total = 0
     for _, operation, operands in code:
         found = re.match(r"(%[xyz]mm)\d+,.*\((%\w+)", operands) if "mov" in operation else None
@@ -218,7 +219,7 @@ def launch_of(op: str, like: torch.Tensor, uses: int = 0) -> Callable[[], Any]:
         if op == "noise_mse":
             return launch.noise_mse_call(value, value.repeat(3), like, value, *draw, 2, False)
         assert op == "reverse_step"
-        rows = torch.zeros(51, 56, dtype=torch.float64, device=device)
+        rows = torch.zeros(51, len(COLUMNS), dtype=torch.float64, device=device)
         return launch.reverse_step_call(
             StepArguments(like, like, rows, whole, out=like, seed=1, used=uses, row_out=whole)
         )

@@ -1,4 +1,4 @@
-"""Measures a batch job next to the bare loop, its resident memory, and two workers next to one.
+"""Compares a batch job with the bare loop, and two workers with one; measures resident memory.
 
     python -m benchmarks.jobs --samples 100000 --out benchmarks/results/jobs-….json
 

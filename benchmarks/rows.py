@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SCHEMA = 1
+SCHEMA = 1  # the version of the row's format
 WHERE = "benchmarks.report"
 # kinds in the order of a page, with their headings; other kinds follow under their own names
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
     "job": "Batch jobs",
     "growth": "Growth",
 }
-OWN = "fastdiff"  # the names of other variants of fastdiff begin with it
+OWN = "fastdiff"  # fastdiff's arm; the names of its other variants begin with this
 NEEDED = ("kind", "what", "case", "device", "us", "peers")
 Row = Mapping[str, Any]
 
@@ -233,7 +233,7 @@ def key(row: Row) -> str:
 
 
 def figure(value: float | None) -> str:
-    """Returns a number with at most three digits, never in powers of ten."""
+    """Returns a number with two decimals below 10, one below 100, and none from 100 on."""
     if value is None:
         return ""
     size = abs(value)

@@ -1,4 +1,4 @@
-"""Every solver, and its peers of as many network calls in diffusers and k-diffusion."""
+"""Every solver, and its peers in diffusers and k-diffusion with as many network calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from benchmarks.checks import as_numpy, same_bits
+from benchmarks.checks import as_numpy, first_and_last, same_bits
 from fastdiff import Sampler, Schedule, reference
 from fastdiff.solvers import SOLVERS, Peer, Plan
 
@@ -134,7 +134,7 @@ def oracle(plan: Plan, x: np.ndarray, out: np.ndarray, *, seed: int, ids: list[i
 
 def check_loop(plan: Plan, start: Tensor, out: Tensor, seed: int) -> Callable[[Any], None]:
     """Returns a check that compares a loop's first and last sample with NumPy's, bit by bit."""
-    which = sorted({0, len(start) - 1})
+    which = first_and_last(len(start))
     expected: list[np.ndarray] = []
 
     def check(x: Tensor) -> None:

@@ -29,10 +29,10 @@ PICTURES = {
 READING = (
     "Times are medians; in brackets the 20th and 80th percentile. A ratio is the peer's time over"
     " fastdiff's, pair by pair of interleaved measurements: above 1 fastdiff is faster; the fastest"
-    " peer is in bold. GB/s are the fewest bytes the work must move over the time; `% of copy` is"
-    " that over a plain copy measured in the same run (above 100: in cache). `% of issue` is how"
-    " near a noise kernel is to the rate at which its instructions can be issued. A row whose"
-    " result was wrong has no time: the run fails there."
+    " peer is in bold. GB/s are the fewest bytes that the work must move, divided by the time;"
+    " `% of copy` compares them with a plain copy in the same run (above 100: in cache)."
+    " `% of issue` is how near a noise kernel is to the rate at which its instructions can be"
+    " issued. A row whose result was wrong has no time: the run fails there."
 )
 
 
@@ -215,7 +215,7 @@ def growth(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         g = row.get("growth") or {}
         x = g.get("x") or [None, None]
-        powers = [power(g, "exponent"), power(g, "bytes_exponent")]
+        powers = [power(g, "exponent", "error"), power(g, "bytes_exponent", "bytes_error")]
         body.append(
             [
                 row["what"],
@@ -230,12 +230,15 @@ def growth(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def power(g: Mapping[str, Any], name: str) -> str:
-    """Returns x^e, with its standard error if the row has one."""
+def power(g: Mapping[str, Any], name: str, error: str) -> str:
+    """Returns x^e with its standard error; name, error: the entries of `growth` that hold them.
+
+    An error of 0 is left out, because a line always fits two points.
+    """
     if g.get(name) is None:
         return ""
-    error = g.get(f"{name}_error")
-    return f"{g.get('over', 'x')}^{g[name]:.2f}" + (f" ± {error:.2f}" if error is not None else "")
+    found = g.get(error)
+    return f"{g.get('over', 'x')}^{g[name]:.2f}" + (f" ± {found:.2f}" if found else "")
 
 
 def predicted(predictions: Sequence[Mapping[str, Any]]) -> str:

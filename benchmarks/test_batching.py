@@ -1,4 +1,4 @@
-"""Requests with different step counts: lanes that are refilled at once, next to padding.
+"""Requests with different step counts: lanes that are refilled at once, compared with padding.
 
 The network is the shipped U-Net, the cost of which grows with the batch. diffusers has one step
 count for a batch: all its samples take as many steps as the slowest one.

@@ -1,5 +1,5 @@
-"""A batch job next to the bare loop that draws the same images: the cost of hashing, encoding and
-fsync.
+"""A batch job compared with the bare loop that draws the same images: the cost of hashing, encoding
+and fsync.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Whole sampling loops next to diffusers' and k-diffusion's, with a network that costs nothing."""
+"""Whole sampling loops around a network that costs nothing, compared with diffusers' and
+k-diffusion's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ SHAPES = {
     "1x3x32x32": (1, 3, 32, 32),
 }
 COMMON = ("ddim", "dpm++2m", "unipc", "euler_ancestral")
-# the peer's noise costs seconds per loop; hundreds of network calls
+# dpm++sde: the peer's noise costs seconds per loop; repaint: hundreds of network calls
 SLOW = ("dpm++sde", "repaint")
 CASES = [
     row(
@@ -66,7 +68,7 @@ def loop(
 def loop_arms(
     solver: str, shape: tuple[int, ...]
 ) -> tuple[dict[str, harness.Arm], Callable[[], None]]:
-    """Returns (the installed arms of a loop on the CPU, fastdiff's first; its check)."""
+    """Returns (the arms of a loop on the CPU, without missing peers; the check of fastdiff's)."""
     work, _, theirs = loop(solver, shape)
     found = {name: arm for name, arm in theirs.items() if not isinstance(arm, Missing)}
     return {"fastdiff": work.call, **found}, work.verify

@@ -1,4 +1,4 @@
-"""Every fused op next to what users run instead: torch eager, torch.compile and diffusers."""
+"""Every fused op compared with what users run instead: torch eager, torch.compile, diffusers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seed for each of 256 samples: one int64 tensor here, a list of 256 generators in diffusers."""
+"""A seed for each of 256 samples: a tensor in fastdiff, a list of generators in diffusers."""
 
 from __future__ import annotations
 

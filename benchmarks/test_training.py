@@ -1,4 +1,4 @@
-"""The fused ops of a training step next to eager formulas; and the terms of a data set's bound."""
+"""A training step's fused ops compared with eager formulas; the terms of a data set's bound."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ MEAN, STD = 0.2, 0.5
 
 
 class Analytic:
-    """v of the best denoiser for data N(m, s²): one multiplication and one addition."""
+    """The optimal network for data N(MEAN, STD²); its v is one multiplication and one addition."""
 
     def __init__(self, schedule: Schedule):
         alpha, sigma = schedule.alpha, schedule.sigma
@@ -96,8 +96,8 @@ class Analytic:
 def test_elbo(
     measured: Callable[..., Any], setting: harness.Setting, images: int, steps: int
 ) -> None:
-    """All terms of the bound; the network is a formula. Eager computes noise, network and term in
-    sequence.
+    """All terms of the bound; the network is a formula. The eager peer computes noise, network and
+    term one after the other.
     """
     schedule, device = Schedule.cosine(steps), setting.device
     model, timesteps = Analytic(schedule), iter(())
@@ -154,7 +154,7 @@ def test_elbo(
 
 
 def _term(x0: Tensor, x_t: Tensor, out: Tensor, table: Tensor, t: Tensor) -> Tensor:
-    """As formulas.vlb_terms, with a fixed variance."""
+    """Returns the terms as formulas.vlb_terms does, with a fixed variance."""
     x0_x, x0_out, _, mean_x0, mean_x, logvar_q, low, _, _ = (
         formulas.wide(c, x0) for c in table[t].unbind(1)
     )

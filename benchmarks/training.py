@@ -1,4 +1,4 @@
-"""Measures the fused ops of a training step next to eager formulas, forward and backward.
+"""Compares the fused ops of a training step with eager formulas, forward and backward.
 
     python -m benchmarks.training --out benchmarks/results/training-….json
 

@@ -86,7 +86,7 @@ def test_a_wrong_result_is_an_error_and_no_time(wrong_from: int) -> None:
 
 
 def test_an_output_that_is_not_written_is_an_error() -> None:
-    """Outputs are poisoned, so the values of an earlier call are not mistaken for results."""
+    """Outputs are filled with NaN, so values of an earlier call are not mistaken for results."""
     ours = Double()
     ours()
     with pytest.raises(AssertionError):
@@ -131,7 +131,7 @@ def test_a_missing_peer_is_reported_as_missing(monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(solvers.scheduler("ddim", "cpu"), Missing)
 
 
-def test_of_slow_modes_the_quickest_gets_turns_and_all_are_told() -> None:
+def test_of_slow_modes_only_the_quickest_takes_turns_and_all_are_reported() -> None:
     slow = {
         mode: peers.Compiled(lambda s=s: time.sleep(s), s)
         for mode, s in (("default", 0.05), ("max-autotune", 0.02))
@@ -172,7 +172,7 @@ def test_the_form_of_a_row() -> None:
         1.5,
         {"default", "max-autotune"},
     )
-    assert row["best_peer"]["name"] == "torch.compile", "another way of fastdiff's own is no peer"
+    assert row["best_peer"]["name"] == "torch.compile", "another variant of fastdiff is no peer"
     assert row["percent_of_copy"] == pytest.approx(
         100 * row["GB_per_s"] / row["copy_GB_per_s"], rel=0.2, abs=0.1
     )
@@ -280,7 +280,7 @@ def test_quick_has_a_row_of_each_kind() -> None:
         "job": "test_job",
         "growth": "test_growth",
     }
-    assert tests.keys() == set(harness.KINDS)
+    assert tests.keys() == set(harness.KINDS) - {"ceiling"}, "only `make gpu-report` has ceilings"
     for name in tests.values():
         assert f"::{name}[" in found, name
 
