@@ -1,4 +1,4 @@
-"""The native build of set-up, by `setup.py build_native`, when sources or tools change."""
+"""The native build of set-up, by `setup.py build_native` when sources, settings or tools change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-_SETTINGS = ("CXX", "CXXFLAGS", "CUDA_HOME", "FASTDIFF_BUILD_CPU", "FASTDIFF_BUILD_CUDA")
+# what setup.py reads from the environment
+_SETTINGS = (
+    "CXX",
+    "CXXFLAGS",
+    "NVCC",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "FASTDIFF_BUILD_CPU",
+    "FASTDIFF_BUILD_CUDA",
+)
 _TOOLS = ("c++", "g++", "clang++", "nvcc")
 
 
@@ -29,7 +38,7 @@ def built(root: Path) -> bool:
 
 
 def build_native(root: Path, python: str) -> None:
-    """Builds into fastdiff/lib.
+    """Builds the libraries that can be built into fastdiff/lib. Ends the process if that fails.
 
     Without a compiler, build_info.json has the reason, and fastdiff runs its slower torch backend.
     """

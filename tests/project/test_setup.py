@@ -1,21 +1,21 @@
-"""Tests set-up on machines that lack something: it works, or ends with one sentence that names the
-fix.
+"""Tests set-up on machines that lack something: it works, or ends with a sentence that names the fix.
 
-Such a machine is simulated: a copy of the tree, shims on PATH, a sitecustomize that hides packages,
-and a torch that is only a version number, because the real one takes seconds to import. The first
-test uses the real one.
+Such a machine is simulated by a copy of the tree, scripts on PATH in place of programs, a
+sitecustomize that hides packages, and a torch that is only a version number, because the real one
+takes seconds to import. The first test uses the real one.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from trees import copy_tree, run
+from trees import ROOT, copy_tree, run
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("make") is None, reason="no make"),
@@ -115,6 +115,23 @@ def test_native_build_is_repeated_when_sources_change(tree: Path) -> None:
     assert build in make(tree, "setup").stdout
     shutil.rmtree(tree / "fastdiff" / "lib")
     assert build in make(tree, "setup").stdout
+
+
+def test_native_build_is_repeated_when_a_setting_of_setup_py_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from native import native_key
+
+    read = set(
+        re.findall(r'environ\.get\("(\w+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    )
+    assert {"CXX", "NVCC"} <= read
+    for name in read | {"FASTDIFF_BUILD_CPU", "FASTDIFF_BUILD_CUDA"}:
+        monkeypatch.delenv(name, raising=False)
+        before = native_key(ROOT)
+        monkeypatch.setenv(name, "another")
+        assert native_key(ROOT) != before, name
 
 
 @pytest.mark.parametrize(
@@ -221,7 +238,7 @@ def test_no_new_python(tree: Path, tmp_path: Path, python3: str, expected: str) 
     assert expected in sentence(answer)
 
 
-def test_newer_python_beside_an_old_one_is_found(tree: Path, tmp_path: Path) -> None:
+def test_newer_python_next_to_an_old_one_is_found(tree: Path, tmp_path: Path) -> None:
     path = shims(
         tmp_path / "bin", python3=OLD, python3_13=GONE, python3_12=f'exec "{sys.executable}" "$@"'
     )
