@@ -72,9 +72,7 @@ def test_a_dry_run_keeps_its_rows_and_repeats_none(tmp_path: Path) -> None:
     )
     assert len(sizes) == 3 and all(r["us"][0] > 0 for r in found)
     assert all(r["TFLOP_per_s"] > 0 for r in found if r["what"].startswith("gemm"))
-    assert "0 of 0 measured" in done.stdout, (
-        "tiny tensors on a CPU judge no prediction"
-    )
+    assert "0 of 0 measured" in done.stdout, "tiny tensors on a CPU judge no prediction"
     assert load(tmp_path).predictions, "the report reads them from the folder"
     before = (tmp_path / "ceilings.json").read_bytes()
     again = command("--device", "cpu", "--piece", "1", "--out", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Runs the code blocks of each page of docs/, one after the other."""
+"""Runs the code blocks of README.md and of each page of docs/, one after the other."""
 
 from __future__ import annotations
 
@@ -11,15 +11,29 @@ import pytest
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def run(page: str) -> dict[str, Any]:
+def run(page: str, **names: Any) -> dict[str, Any]:
+    """Runs a page's blocks with these names defined; returns all names that are defined then."""
     blocks = re.findall(
         r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.S
     )
     assert blocks
-    names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(DOCS / page), "exec"), names)
     return names
+
+
+def test_readme() -> None:
+    pytest.importorskip(
+        "diffusers", reason="diffusers is not installed here (make test installs it)"
+    )
+    names = run("../README.md", pipe=run("diffusers.md")["pipe"])
+    assert names["again"].isfinite().all()
+    assert names["loss"].shape == names["bound"].shape == (8,)
+
+
+def test_accelerate() -> None:
+    names = run("accelerate.md")
+    assert names["x"].shape == (3, 1, 28, 28) and names["x"].isfinite().all()
 
 
 def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
