@@ -1,4 +1,4 @@
-"""Tests set-up on machines that lack something: it works, or ends with a sentence that names the fix.
+"""Tests set-up where something is missing: it works, or ends with a sentence that names the fix.
 
 Such a machine is simulated by a copy of the tree, scripts on PATH in place of programs, a
 sitecustomize that hides packages, and a torch that is only a version number, because the real one
