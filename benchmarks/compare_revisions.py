@@ -44,7 +44,7 @@ BETAS = {
 }
 
 
-# The worker's side: everything below imports fastdiff from the worker's checkout.
+# The worker's side: these functions import fastdiff from the worker's checkout.
 
 
 def workloads() -> dict[str, Callable[[], Any]]:
@@ -64,7 +64,7 @@ def workloads() -> dict[str, Callable[[], Any]]:
 
 
 def _tensors(*shape: int) -> tuple[Any, Any]:
-    """Two tensors of normal numbers, the same in every process."""
+    """Returns two tensors of normal numbers, the same in every process."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def _tensors(*shape: int) -> tuple[Any, Any]:
 
 
 def _sampler(solver: str, output: Any) -> Any:
-    """A Sampler around a network that costs nothing: it returns the same tensor at every call."""
+    """Returns a Sampler around a network that costs nothing: it always returns the same tensor."""
     import fastdiff
 
     schedule = fastdiff.Schedule.scaled_linear(1000)
@@ -80,7 +80,7 @@ def _sampler(solver: str, output: Any) -> Any:
 
 
 def _reverse_step(solver: str, batch: int) -> Callable[[], Any]:
-    """One row in the middle of a plan, by `fastdiff.reverse_step` with `out=`."""
+    """Returns a call of `fastdiff.reverse_step` with `out=` on a row in the middle of a plan."""
     import torch
 
     import fastdiff
@@ -100,13 +100,14 @@ def _reverse_step(solver: str, batch: int) -> Callable[[], Any]:
 
 
 def _loop(solver: str, batch: int) -> Callable[[], Any]:
+    """Returns a run of `Sampler` around a network that costs nothing."""
     start, output = _tensors(batch, 3, 32, 32)
     sampler = _sampler(solver, output)
     return lambda: sampler.sample(x_T=start, seed=1)
 
 
 def _drop_in(name: str) -> Callable[[], Any]:
-    """The loop of a diffusers pipeline with fastdiff's scheduler class of this name."""
+    """Returns the loop of a diffusers pipeline with fastdiff's scheduler class of this name."""
     import fastdiff
 
     scheduler = getattr(fastdiff, name)(**({} if name.startswith("Flow") else BETAS))
@@ -123,7 +124,7 @@ def _drop_in(name: str) -> Callable[[], Any]:
 
 
 def _sampling(batch: int) -> Callable[[], Any]:
-    """A guided run of the shipped U-Net."""
+    """Returns a guided run of the shipped U-Net."""
     import torch
 
     import fastdiff

@@ -9,7 +9,7 @@ Needs torch, Triton, NumPy, pytest, pytest-benchmark and nvcc, but no network. A
 minutes and writes its JSON after every row. If it has more to measure, the next run continues it;
 finished pieces are skipped. Without --piece all pieces run until they are finished. Peers that are
 not installed are taken from --wheels, a folder of wheels, or reported as missing. `--device cpu`
-tries every piece on tiny tensors. The settings of the GPU are not changed.
+tries every piece on tiny tensors. The GPU's settings are not changed.
 
 Exit status: 0 all finished; 1 a row failed (a wrong result, or it could not run); 75 there is more
 to measure: run the same command again.
@@ -81,6 +81,7 @@ def build(env: dict[str, str]) -> None:
 def child(
     env: dict[str, str], *arguments: str, longest: float = LONGEST, capture: bool = False
 ) -> Any:
+    """Runs benchmarks.gpu; returns the ended process, or None if it took `longest` seconds."""
     command = [sys.executable, "-m", "benchmarks.gpu", *arguments]
     try:
         return subprocess.run(
@@ -110,7 +111,7 @@ def blame(file: Path, reason: str) -> None:
 
 
 def run(name: str, file: Path, env: dict[str, str], args: argparse.Namespace, until: float) -> str:
-    """Runs a piece once, or until it is finished. Returns how it ended: done, failed or more."""
+    """Runs a piece once (--piece) or until it is finished; returns "done", "failed" or "more"."""
     options = ["--piece", name, "--file", str(file), "--device", args.device, "--tier", args.tier]
     while True:
         finished, before = state(file)

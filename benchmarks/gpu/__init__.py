@@ -7,5 +7,5 @@ ceilings.py            piece `ceilings`
 kernels.py             pieces `kernels-float32` and `kernels-bfloat16`
 loops.py               piece `loops`
 forward_calls.py       piece `networks`
-predictions.py         the predicted times, and whether the rows reach them
+predictions.py         the predicted speeds, and whether the rows reach them
 """

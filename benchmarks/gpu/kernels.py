@@ -1,4 +1,4 @@
-"""The kernels of the predictions, on every backend, next to what users run instead.
+"""The kernels of the predictions, on every backend, compared with what users run instead.
 
 A step in place, the middle one of 50; noise exact and fast; float32 and bfloat16; at the size of
 real use, which fits a GPU's cache, and at one that does not. Peers are the eager formula, the same

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, solvers
-from benchmarks.checks import as_numpy, same_bits
+from benchmarks.checks import as_numpy, first_and_last, same_bits
 from benchmarks.gpu import kernels
 from benchmarks.gpu.common import Row, Rows, Target, backend
 from fastdiff import Sampler, ops, reference
@@ -83,7 +83,7 @@ def loop(target: Target, solver: str, which: str) -> Row:
 
 
 def graph_step(target: Target, solver: str, which: str) -> Row:
-    """Measures a step of a long loop, next to torch.compile's kernel of the same formula.
+    """Measures a step of a long loop, compared with torch.compile's kernel of the same formula.
 
     The loop is long enough that the set-up of the call does not count.
     """
@@ -135,7 +135,7 @@ def _seeds(target: Target) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def seeds_step(target: Target, which: str) -> Row:
-    """Measures a DDPM step with a seed for each sample, next to one seed for all."""
+    """Measures a DDPM step with a seed for each sample, compared with one seed for all."""
     seeds, shape = _seeds(target)
     plan = sampler("ddpm", torch.empty(0), 50, False).plan
     x, out = tensors(target)
@@ -169,15 +169,15 @@ def seeds_step(target: Target, which: str) -> Row:
 
 
 def seeds_randn(target: Target, which: str) -> Row:
-    """Measures a batch of noise with a seed for each sample, next to a list of torch's generators,
-    which pipelines take.
+    """Measures a batch of noise with a seed for each sample, compared with a list of torch's
+    generators, which pipelines take.
     """
     seeds, shape = _seeds(target)
     generators = [torch.Generator(target.device).manual_seed(int(s)) for s in seeds]
     out, numbers = torch.empty(shape, device=target.device), np.array(seeds.cpu())
 
     def check(_: Any) -> None:
-        for b in (0, shape[0] - 1):
+        for b in first_and_last(shape[0]):
             expected = reference.randn((1, *shape[1:]), seed=int(numbers[b]), sample_ids=[b])
             same_bits(out[b : b + 1], expected.astype(np.float32), "randn")
 

@@ -1,8 +1,7 @@
-"""Digests of what a change of structure must not change: plans, drop-ins and small jobs, to the
-bit.
+"""Digests of what a change of structure must not change: plans, samples, drop-ins, small jobs.
 
-The bits of plans and of networks belong to one machine and one torch, so nothing is stored in the
-repository. Write them with the old code and compare with the new:
+The bits of plans and of networks depend on the machine and on torch, so no digests are stored in
+the repository. Write them with the old code and compare them with the new code's:
 
     python tests/golden/behaviour.py --out before.json           # in a checkout of the old revision
     python tests/golden/behaviour.py --compare before.json       # in this one
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# the folder of the cases, which an old revision may have elsewhere
 CASES = next(path.parent for path in (ROOT / "tests").rglob("cases_integrators.py"))
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(CASES), str(ROOT / "tests")]
 

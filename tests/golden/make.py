@@ -1,6 +1,6 @@
-"""Writes noise_v1.json: normals of contract version 1 as float32 bits, from the NumPy oracle.
+"""Writes noise_v1.json: normals of noise contract 1 as float32 bits, from the NumPy oracle.
 
-Run only to add cases; a changed value of an existing case is a new contract version.
+Run it only to add cases: a changed value of an existing case needs a new version of the contract.
 """
 
 from __future__ import annotations
