@@ -29,7 +29,8 @@ class DrawnUnit(NamedTuple):
 
     Attributes:
         array: uint8 pictures [n, H, W, C] or float32 data [n, …].
-        finite: bool [n], whether all numbers of a sample are finite.
+        finite: bool [n], whether all numbers of a sample were finite, before the conversion to 8
+            bits.
         labels: class of each sample, None without classes.
     """
 
@@ -44,7 +45,8 @@ class Failure(NamedTuple):
     Attributes:
         sample_id: the sample.
         step: the row of the plan, None for the decoder.
-        sigma: noise level after that row, None where the plan has none.
+        sigma: noise level before that row, at which the network was called; None where the plan
+            knows no levels.
     """
 
     sample_id: int
@@ -290,7 +292,8 @@ def _scale(value: float | tuple[float, ...]) -> float | list[float]:
 
 def _sample_kind(model: Model, fmt: Format) -> tuple[tuple[int, ...], str]:
     """Returns (shape, dtype) of the model's samples as the format stores them."""
-    return fmt.sample_kind(model.shape, decoded=model.decode is not None)
+    decoded = model.decode is not None
+    return fmt.sample_kind(model.shape, decoded=decoded, latents=model.latents)
 
 
 def _describe_machine(device: torch.device, model: Model, fmt: Format) -> dict[str, Any]:

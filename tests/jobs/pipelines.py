@@ -69,11 +69,10 @@ def vae(**more: Any) -> Any:
             block_out_channels=(8, 8),
             in_channels=3,
             out_channels=3,
-            latent_channels=4,
             norm_num_groups=4,
             down_block_types=("DownEncoderBlock2D",) * 2,
             up_block_types=("UpDecoderBlock2D",) * 2,
-            **more,
+            **{"latent_channels": 4, **more},
         )
     )
 
@@ -96,7 +95,9 @@ def plain(scheduler: Any = None, learned: bool = False, **more: Any) -> Any:
     return diffusers.DDPMPipeline(network, scheduler or diffusers.DDPMScheduler())
 
 
-def dit(classes: int = 1000, learned: bool = False, scheduler: Any = None) -> Any:
+def dit(
+    classes: int = 1000, learned: bool = False, scheduler: Any = None, channels: int = 4
+) -> Any:
     network = seeded(
         lambda: diffusers.DiTTransformer2DModel(
             sample_size=8,
@@ -104,13 +105,15 @@ def dit(classes: int = 1000, learned: bool = False, scheduler: Any = None) -> An
             patch_size=4,
             attention_head_dim=8,
             num_attention_heads=2,
-            in_channels=4,
-            out_channels=8 if learned else 4,
+            in_channels=channels,
+            out_channels=2 * channels if learned else channels,
             num_embeds_ada_norm=classes,
         )
     )
     return diffusers.DiTPipeline(
-        transformer=network, vae=vae(), scheduler=scheduler or diffusers.DDIMScheduler()
+        transformer=network,
+        vae=vae(latent_channels=channels),
+        scheduler=scheduler or diffusers.DDIMScheduler(),
     )
 
 

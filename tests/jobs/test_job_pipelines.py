@@ -20,7 +20,7 @@ from tolerances import DROP_IN_PIPELINE
 import fastdiff
 from fastdiff import Sampler, Schedule
 from fastdiff.integrations.networks import from_diffusers
-from fastdiff.jobs import Model, open_model
+from fastdiff.jobs import Job, Model, open_model
 from fastdiff.jobs.models import InvalidEntry
 
 pytest.importorskip("transformers", reason="prompts are encoded by transformers")
@@ -293,6 +293,18 @@ def test_other_sizes_and_decoders(folders: Callable[[str], str], tmp_path: Path)
         with pytest.raises(ValueError) as caught:
             open_model(name, decode=decode)
         one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_latents_are_no_pictures(channels: int, tmp_path: Path) -> None:
+    """Latents of one or three channels are stored as float32, like those of four."""
+    folder = tiny.saved(tiny.dit(channels=channels), tmp_path)
+    settings: dict[str, Any] = {"ids": (0, 1), "unit": 2, "steps": 2, "threads": 1}
+    latents = Job.plan(folder, **settings)
+    assert not latents.pictures
+    drawn = latents.draw(0).array
+    assert drawn.dtype == torch.float32 and drawn.shape == (2, channels, 8, 8)
+    assert Job.plan(folder, decode="pipe", **settings).pictures
 
 
 def test_solvers_of_ones_own(folders: Callable[[str], str]) -> None:

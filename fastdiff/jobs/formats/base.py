@@ -1,7 +1,7 @@
 """The base class of formats: what a format declares about itself, and what it implements.
 
 Everything that jobs, exports, checks and the command line ask about a format is an attribute or a
-method here, so that a new format is one module with one subclass, and one entry of the list in
+method here, so that a new format is one module with one subclass, and one entry of FORMATS in
 fastdiff.jobs.formats.
 """
 
@@ -24,7 +24,7 @@ class Format(ABC):
     library named by `encoder`, alone: they hold no dates, owners, host names or orders of dicts.
 
     Attributes:
-        name: the value of `--format`; also the extension of an exported file.
+        name: the value of `--format`.
         summary: what an export is, for `fastdiff export --help`.
         folder: an export is a folder of files; otherwise one file.
         float_samples: a run in this format keeps the network's float32 samples. It neither decodes
@@ -106,19 +106,23 @@ class Format(ABC):
             )
         return array
 
-    def sample_kind(self, shape: Sequence[int], decoded: bool) -> tuple[tuple[int, ...], str]:
+    def sample_kind(
+        self, shape: Sequence[int], *, decoded: bool, latents: bool
+    ) -> tuple[tuple[int, ...], str]:
         """Returns (shape, dtype) of a sample of a run in this format, as it is stored.
 
         Args:
             shape: of the network's samples.
             decoded: a decoder turns them into pictures. Their size is not known before the first
                 one; (1, 1, 3) represents it.
+            latents: they are an autoencoder's latents. Without a decoder they are no pictures,
+                whatever their number of channels.
         """
         shape = tuple(shape)
         if self.float_samples:
             return shape, "float32"
         if decoded:
             return (1, 1, 3), "uint8"
-        if len(shape) == 3 and shape[0] in (1, 3):
+        if not latents and len(shape) == 3 and shape[0] in (1, 3):
             return (shape[1], shape[2], shape[0]), "uint8"
         return shape, "float32"

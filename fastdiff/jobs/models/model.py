@@ -58,6 +58,8 @@ class Model:
             that of a spec.
         conditioning: parses the entries and makes the network's arguments.
         identity: JSON-safe; equal on every worker of a run.
+        latents: whether the samples are an autoencoder's latents, which only a decoder turns into
+            pictures. True for pipelines with a VAE.
 
     Raises:
         TypeError, ValueError: for other arguments.
@@ -94,7 +96,7 @@ class Model:
             )
         self.network, self.shape = network, sizes(shape)
         self.schedule, self.settings = schedule, dict(settings or {})
-        self.decode = decode
+        self.decode, self.latents = decode, False
         self.sampler: Samplers = sampler or self._sampler
         self.facts = dict(facts or {})
         count = len(classes) if num_classes is None else num_classes

@@ -109,6 +109,7 @@ def from_pipeline(
         sampler=_samplers(pipe, network, dtype),
     )
     vae = getattr(pipe, "vae", None)
+    model.latents = vae is not None
     return model, None if vae is None else Decoder(vae, {"name": "pipe"})
 
 
@@ -155,8 +156,7 @@ def _size(folder: str, network: Any, shape: Sequence[int] | None) -> tuple[int, 
         )
         raise ValueError(
             f"{_WHERE}: expected a network whose only input is the noised sample in {folder},"
-            f" got one with"
-            f" {extra}."
+            f" got one with {extra}."
         )
     if shape is None:
         side = config.sample_size
@@ -176,10 +176,10 @@ def _size(folder: str, network: Any, shape: Sequence[int] | None) -> tuple[int, 
 
 
 def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
-    """Returns the `sampler` function of the model: Model.sampler.
+    """Returns the function that makes the model's samplers: `Model.sampler`.
 
-    Its samplers have a given plan, else that of a named solver, else that of the pipeline's
-    scheduler.
+    A sampler follows the plan that is passed; without one, the plan of the solver that is named;
+    and without both, that of the pipeline's scheduler.
     """
 
     def make(plan: Any = None, **settings: Any) -> Sampler:
@@ -209,7 +209,7 @@ def _samplers(pipe: Any, network: Any, dtype: torch.dtype) -> Samplers:
 # -- the conditions of each pipeline
 
 
-def _pictures(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
+def _optional_classes(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
     """Returns the conditions of a UNet2DModel: none, or classes without a null label."""
     count = getattr(pipe.unet.config, "num_class_embeds", None)
     return Classes(count, argument="class_labels") if count else Arguments(lambda x, t: x)
@@ -227,11 +227,12 @@ def _dit(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditionin
     return Classes(count, names, null_label=count, argument="class_labels")
 
 
-def _stable(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
+def _stable_diffusion(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
+    """Returns prompts (Rombach et al. 2022)."""
     return prompts.Prompts(pipe, prompts.stable_diffusion)
 
 
-def _xl(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
+def _stable_diffusion_xl(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
     """Returns prompts with pooled embeddings and size conditions (Podell et al. 2024, section 2.2).
 
     The sizes are the pictures' own as the original and the target size, without cropping.
@@ -251,18 +252,19 @@ def _xl(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning
     )
 
 
-def _three(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
+def _stable_diffusion_3(pipe: Any, index: dict[str, Any], size: tuple[int, ...]) -> Conditioning:
+    """Returns prompts with pooled embeddings (Esser et al. 2024)."""
     return prompts.Prompts(pipe, prompts.pooled("pooled_projections", "prompt_2", "prompt_3"))
 
 
 PIPELINES: dict[str, Callable[[Any, dict[str, Any], tuple[int, ...]], Conditioning]] = {
-    "ConsistencyModelPipeline": _pictures,
-    "DDIMPipeline": _pictures,
-    "DDPMPipeline": _pictures,
+    "ConsistencyModelPipeline": _optional_classes,
+    "DDIMPipeline": _optional_classes,
+    "DDPMPipeline": _optional_classes,
     "DiTPipeline": _dit,
-    "StableDiffusion3Pipeline": _three,
-    "StableDiffusionPipeline": _stable,
-    "StableDiffusionXLPipeline": _xl,
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "StableDiffusionPipeline": _stable_diffusion,
+    "StableDiffusionXLPipeline": _stable_diffusion_xl,
 }
 """The supported diffusers pipelines, and the function that returns their conditions."""
 ENCODERS = {
@@ -270,7 +272,7 @@ ENCODERS = {
     "StableDiffusionPipeline": ("text_encoder", "tokenizer"),
     "StableDiffusionXLPipeline": ("text_encoder_2", "tokenizer_2"),
 }
-"""The parts of a pipeline that encode prompts."""
+"""The parts without which a pipeline cannot encode prompts."""
 
 
 def _configs(path: Path, parts: Sequence[str]) -> list[Path]:
