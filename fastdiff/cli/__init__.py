@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser_of(named).parse_args(argv)
     try:
         return int(args.run(args) or 0)
-    except (ValueError, TypeError, OSError, RuntimeError, IndexError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError, IndexError) as error:
         print(f"fastdiff {args.command}: {error}", file=sys.stderr)
         if isinstance(error, UsageError):
             return USAGE

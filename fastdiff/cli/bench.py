@@ -43,7 +43,9 @@ def register(subparsers: Any) -> None:
         ),
     )
     parser.add_argument(
-        "--shape", help="of one sample, as 3,32,32, if a factory does not define it"
+        "--shape",
+        help="of one sample, as 3,32,32: for factories that do not define it, and other sizes of"
+        " pipelines",
     )
     parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
     parser.add_argument("--steps", type=int, default=10, help="of a run (10); times are per step")

@@ -58,7 +58,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> dict[str, Any]:
-    """Returns all findings; `problems` are sentences with a fix, `usable`: sampling works."""
+    """Returns all findings.
+
+    `usable` is whether sampling works here, and `problems` lists sentences, each with a fix.
+    """
     states = {
         name: state._asdict() for name, state in backends().items()
     }  # loads the library after torch

@@ -5,7 +5,7 @@
 2 wrong arguments
 3 the folder belongs to another run, or weights or machine differ from the run's
 4 a dataset that is incomplete or damaged
-5 units without finite samples
+5 units with samples that are not finite
 75 stopped on request; start the same command again
 130 interrupted
 """

@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
         help="report the progress of a dataset",
         description=(
             "Report what is done, missing, failed and corrupt in a dataset, its workers, and when"
-            " it will be done, on any machine that can read the folder. Files are not read:"
+            " it will be done, on any machine that can read the folder. Samples are not read:"
             " `fastdiff verify` does that."
         ),
     )

@@ -18,7 +18,7 @@ SCHEDULE_OPTION = "--schedule-option"
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser("plan", help="print a solver's plan: the formula of each row")
     parser.add_argument("--solver", default="ddim", help="see `fastdiff solvers`")
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="of the solver (10)")
     parser.add_argument("--schedule", choices=FORMULAS, default="linear")
     add_options(parser, "an option of the schedule, such as shift=3", SCHEDULE_OPTION)
     parser.add_argument(
@@ -29,7 +29,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--prediction",
         choices=PREDICTION_TYPES,
-        help="(epsilon; v or flow if the schedule starts from pure noise)",
+        help="what the network predicts (epsilon; flow for a flow schedule, v with --zero-snr)",
     )
     parser.add_argument("--clip", type=float, default=None, help="clamp x0 to [-CLIP, CLIP]")
     add_options(parser, "an option of the solver, such as eta=0.5")

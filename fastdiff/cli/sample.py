@@ -41,8 +41,8 @@ def register(subparsers: Any) -> None:
         ),
         epilog=(
             "Exit status: 0 done, 1 failed, 2 wrong arguments, 3 another run's folder or another"
-            " machine, 5 units without finite samples, 75 stopped by SIGTERM or SIGUSR1 after a"
-            " unit (start it again), 130 interrupted."
+            " machine, 5 units with samples that are not finite, 75 stopped by SIGTERM or SIGUSR1"
+            " after a unit (start it again), 130 interrupted."
         ),
     )
     parser.add_argument("--out", metavar="DIR", help="the dataset's folder")
@@ -74,7 +74,7 @@ def register(subparsers: Any) -> None:
         "--unit",
         type=int,
         metavar="B",
-        help="samples computed together; every unit is padded to B (64)",
+        help="samples computed together: the blocks of B ids from the multiples of B (64)",
     )
     parser.add_argument(
         "--network-batch", type=int, metavar="B", help="rows of every network call (the unit)"
@@ -86,7 +86,9 @@ def register(subparsers: Any) -> None:
         help="folder of a diffusers VAE, or `pipe` for the pipeline's own",
     )
     parser.add_argument(
-        "--shape", help="of one sample, as 3,32,32, if a factory does not define it"
+        "--shape",
+        help="of one sample, as 3,32,32: for factories that do not define it, and other sizes of"
+        " pipelines",
     )
     parser.add_argument("--threads", type=int, help="CPU threads of a worker (the CPUs it may use)")
     parser.add_argument("--dtype", choices=(*DTYPES, "auto"), help="of the network (auto)")
@@ -96,8 +98,8 @@ def register(subparsers: Any) -> None:
         "--spec",
         metavar="DIR",
         help=(
-            "recompute the samples --ids of this dataset and write them as images to --out (the"
-            " working folder)"
+            "recompute the samples --ids of this dataset, compare them and write them to --out (the"
+            " working folder), pictures as PNG and other data as .npy"
         ),
     )
     parser.set_defaults(run=run)
@@ -118,7 +120,7 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="number of actors of --engine ray")
     parser.add_argument(
-        "--retry-failed", action="store_true", help="retry units without finite samples"
+        "--retry-failed", action="store_true", help="retry units whose samples were not finite"
     )
 
 
@@ -169,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
         placement = worker_of(args)
         requested = _requested(args)
         out = Path(args.out)
-        if (out / SPEC).exists():
+        begun = (out / SPEC).exists()
+        if begun:
             folder = Folder(out)
             device = device_of(args.device or folder.spec.machine["device"], placement)
             job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
@@ -180,7 +183,7 @@ def run(args: argparse.Namespace) -> int:
             device = device_of(args.device, placement)
             job = Job.plan(**plan, device=device)
             folder = Folder.create(out, job.spec, job.conditions.file)
-    if folder.spec.hash != job.spec.hash or (out / SPEC).exists():
+    if begun or folder.spec.hash != job.spec.hash:
         lines = differences(folder.spec, requested, job)
         if lines:
             advice = (
@@ -246,7 +249,13 @@ def stopping() -> Iterator[threading.Event]:
 
 
 def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]:
-    """Returns a line for each requested setting that differs from the spec."""
+    """Returns a line for each requested setting that differs from the spec.
+
+    Args:
+        spec: of the folder.
+        requested: arguments of `Job.plan` that the flags set.
+        job: whose model parses the conditions.
+    """
     in_spec: dict[str, Any] = {
         "model": spec.model["name"],
         "decode": spec.model["decode"],
@@ -268,6 +277,7 @@ def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]
             ids=spec.ids,
             classes=settings.pop("classes", None),
             file=settings.pop("conditions", None),
+            check=False,  # its hash says whether it is the run's file
         )
         if conditions.identity != dict(spec.conditions):
             lines.append(f"conditions: {dict(spec.conditions)} there, {conditions.identity} here")

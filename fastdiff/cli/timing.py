@@ -25,8 +25,8 @@ def interleave(
     """Returns the times of each arm in seconds, taken in the order A B … B A, round by round.
 
     Args:
-        arms: each is called twice before it is measured.
-        seconds, rounds: `rounds` defaults to as many as fit in `seconds`, at least 7.
+        arms: each is called three times before it is measured.
+        seconds, rounds: `rounds` defaults to as many as fit in `seconds`, from 7 to 2,000.
         clock: `time.thread_time` counts the processor time of a single thread, which other
             processes do not change.
     """

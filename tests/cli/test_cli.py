@@ -140,6 +140,35 @@ def test_sample_errors(
     assert not (tmp_path / "x").exists()
 
 
+def test_a_module_that_is_missing_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Workers elsewhere, such as Ray's actors, may lack a module that this process has."""
+
+    def lacking(*_: object, **__: object) -> None:
+        raise ImportError("fastdiff.jobs: expected a module 'mine', got none.")
+
+    monkeypatch.setattr("fastdiff.cli.sample.runner.run", lacking)
+    assert main(["sample", "--out", str(tmp_path / "run"), "--num", "1", "--steps", "1"]) == 1
+    said = capsys.readouterr().err
+    assert said == "fastdiff sample: fastdiff.jobs: expected a module 'mine', got none.\n"
+
+
+def test_a_conditions_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that begins a run parses the lines; later ones compare the file's hash."""
+    lines = tmp_path / "classes.txt"
+    lines.write_text("1\n2\n")
+    checks: list[int] = []
+    monkeypatch.setattr(
+        "fastdiff.jobs.conditions._FileConditions._check", lambda self: checks.append(1)
+    )
+    command = ["sample", "--out", str(tmp_path / "run"), "--conditions", str(lines)]
+    command += ["--num", "2", "--steps", "1", "--unit", "2"]
+    assert main(command) == 0 and main(command) == 0 and len(checks) == 1
+    lines.write_text("1\n3\n")
+    assert main(command) == 3
+
+
 def test_commands_need_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("resume", "info", "verify"):
         assert main([command, str(tmp_path)]) == 2
