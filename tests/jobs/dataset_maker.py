@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastdiff.jobs.folder import with_checksum
 from fastdiff.jobs.formats import FORMATS, Block, pixels_sha256
-from fastdiff.jobs.records import record_name
+from fastdiff.jobs.records import record_name, with_checksum
 
 SPEC_HASH = "5bec" * 16
 SHAPES = {"grey": (5, 4, 1), "rgb": (4, 6, 3), "rgba": (3, 3, 4), "latents": (4, 2, 3)}

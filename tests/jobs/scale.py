@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 
 from fastdiff.jobs import Folder, Job
-from fastdiff.jobs.folder import with_checksum
 from fastdiff.jobs.formats import FORMATS, Block, pixels_sha256
-from fastdiff.jobs.records import record_name
+from fastdiff.jobs.records import record_name, with_checksum
 
 HERE = Path(__file__).resolve().parent
 UNIT = 64

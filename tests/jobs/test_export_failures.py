@@ -15,9 +15,8 @@ from export_readers import PICTURE_FORMATS, SUFFIX, edm_dataset, read, tree
 
 from fastdiff.jobs import export as module
 from fastdiff.jobs.export import export
-from fastdiff.jobs.folder import with_checksum
 from fastdiff.jobs.formats import FORMATS
-from fastdiff.jobs.records import record_name
+from fastdiff.jobs.records import record_name, with_checksum
 from fastdiff.jobs.samples import DatasetError
 
 

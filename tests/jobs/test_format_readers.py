@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
 import tracemalloc
 import zipfile
@@ -15,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from dataset_maker import DTYPES, SHAPES, SPEC_HASH, block, classes, commit, samples
+from export_readers import edm_dataset
 from PIL import Image
 
 from fastdiff.jobs.formats import FORMATS, Block
@@ -167,35 +167,16 @@ def test_safetensors_reads_latents(tmp_path: Path) -> None:
     assert set(safetensors.torch.load_file(path)) == {"latents"}
 
 
-def edm_folder(path: Path) -> list[tuple[str, np.ndarray]]:
-    """Reads a folder as ImageFolderDataset of NVlabs/edm (training/dataset.py) does.
-
-    Returns (name, HWC picture) of every file that Pillow has a reader for, sorted by name as text.
-    """
-    Image.init()
-    names = [
-        os.path.relpath(os.path.join(root, name), path)
-        for root, _, found in os.walk(path)
-        for name in found
-        if os.path.splitext(name)[1].lower() in Image.EXTENSION
-    ]
-    seen = []
-    for name in sorted(names):
-        picture = np.array(Image.open(os.path.join(path, name)))
-        seen.append((name, picture[:, :, np.newaxis] if picture.ndim == 2 else picture))
-    return seen
-
-
 @pytest.mark.parametrize("kind", ["grey", "rgb"])
 def test_edm_walks_the_dataset_itself(kind: str, tmp_path: Path) -> None:
     """Records next to the pictures are ignored, and names sort as ids do."""
     for unit, ids in ((2, range(1990, 2005)), (0, range(995, 1001)), (1, range(1001, 1003))):
         commit(tmp_path, "png", block(kind, ids, unit=unit))
     (tmp_path / "spec.json").write_text("{}")
-    seen = edm_folder(tmp_path)
+    names, pictures, _ = edm_dataset(tmp_path)
     ids = [*range(995, 1003), *range(1990, 2005)]
-    assert [int(Path(name).stem) for name, _ in seen] == ids
-    for i, (_, picture) in zip(ids, seen, strict=True):
+    assert [int(Path(name).stem) for name in names] == ids
+    for i, picture in zip(ids, pictures, strict=True):
         assert np.array_equal(picture, samples(kind, range(i, i + 1))[0])
 
 

@@ -74,7 +74,7 @@ def test_placements(cluster: Cluster, tmp_path: Path) -> None:
             for e in environments(p.read_text())
         ]
         assert (
-            {p.engine for p in batch + steps} == {"slurm"} and len(batch) == 3 and len(steps) == 6
+            {p.launcher for p in batch + steps} == {"slurm"} and len(batch) == 3 and len(steps) == 6
         )
         if array == "1-5:2":
             assert [(p.worker, p.world) for p in batch] == [(i, 3) for i in range(3)]
