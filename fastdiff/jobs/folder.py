@@ -8,6 +8,7 @@
     failed/000012345.json        a unit whose samples were not finite in two attempts
     log/, tmp/                   per worker: a file of events, and a folder of unfinished files
     manifest.jsonl, grid.png     made from the records when all units are done
+    verify.json                  the damaged units that `fastdiff verify` found, for `resume`
 
 Files are written under tmp/, flushed to disk and renamed, and their folder is flushed, so that a
 name never refers to a partial file. Two workers that make the same unit write the same bytes over
@@ -123,7 +124,7 @@ class Folder:
     def failed(self) -> dict[int, dict[str, Any]]:
         """Returns the failed units that no worker has made since, with the content of their files.
 
-        That names the first sample that was not finite, the step and sigma.
+        A file names the first sample that was not finite, the step and sigma.
         """
         found = {}
         for entry in _scan(self.path / "failed"):

@@ -16,6 +16,7 @@ from .folder import Folder
 from .quick_check import quick_check
 
 ACTIVE = 300.0  # seconds without an event after which a worker no longer counts as active
+TAIL = 4096  # bytes that are read from the end of a log
 
 
 @dataclass
@@ -33,8 +34,9 @@ class Info:
         corrupt: units with a damaged record, or with files that are missing or have another size.
         workers: those with an event in the last five minutes, with their latest speed, queue and
             memory.
-        images_per_second: of all workers.
-        eta_s: remaining seconds at that speed, None without active workers.
+        images_per_second: of these workers together.
+        eta_s: remaining seconds at that speed; None when the run is complete or no worker has a
+            speed yet.
     """
 
     units: int
@@ -82,11 +84,11 @@ def _workers(logs: Path, found: Info, now: float) -> None:
     except FileNotFoundError:
         return
     for entry in entries:
-        last = _last(Path(entry.path))
-        latest = last[-1] if last else None
+        events = _last_events(Path(entry.path))
+        latest = events[-1] if events else None
         if latest is None or latest.get("event") == "stop" or now - latest["unix"] > ACTIVE:
             continue
-        unit: dict[str, Any] = next((e for e in reversed(last) if e.get("event") == "unit"), {})
+        unit: dict[str, Any] = next((e for e in reversed(events) if e.get("event") == "unit"), {})
         found.workers[entry.name.removesuffix(".jsonl")] = {
             "images_per_second": unit.get("images_per_second", 0.0),
             "queue": unit.get("queue"),
@@ -98,11 +100,11 @@ def _workers(logs: Path, found: Info, now: float) -> None:
         found.eta_s = round((found.samples - found.images) / found.images_per_second)
 
 
-def _last(path: Path, size: int = 4096) -> list[dict[str, Any]]:
-    """Returns the events in the last `size` bytes of a log."""
+def _last_events(path: Path) -> list[dict[str, Any]]:
+    """Returns the events in the last `TAIL` bytes of a log."""
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             lines = file.read().split(b"\n")
     except OSError:
         return []

@@ -72,7 +72,7 @@ def _name(device: torch.device) -> str:
 
 @contextmanager
 def repeatable(threads: int) -> Iterator[None]:
-    """Makes torch compute with this number of threads and, on a GPU, deterministic algorithms."""
+    """Makes torch compute with this number of threads and with cuDNN's deterministic algorithms."""
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
     torch.set_num_threads(threads)

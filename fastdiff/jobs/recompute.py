@@ -33,7 +33,7 @@ def recompute(
             drawn, failure = job.diagnose(unit)
             if failure is not None:
                 raise ValueError(
-                    f"fastdiff.jobs: expected finite samples in unit {unit}, got none: {failure}."
+                    f"fastdiff.jobs: expected finite samples in unit {unit}, got others: {failure}."
                 )
             array, ids = drawn.array.cpu().numpy(), units.ids(unit)
             try:

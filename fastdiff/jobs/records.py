@@ -32,7 +32,7 @@ def record_name(unit: int) -> str:
 def unit_files(folder: Path) -> Iterator[tuple[int, Path]]:
     """Yields (unit, path of its record) of all units that have one, in order."""
     for unit in unit_numbers(folder):
-        yield unit, Path(folder) / record_name(unit)
+        yield unit, folder / record_name(unit)
 
 
 def unit_numbers(folder: Path) -> Iterator[int]:
@@ -40,7 +40,7 @@ def unit_numbers(folder: Path) -> Iterator[int]:
 
     Only names are read: 10⁵ units take a fraction of a second.
     """
-    top = Path(folder) / UNITS
+    top = folder / UNITS
     try:
         with os.scandir(top) as entries:
             parents = sorted(

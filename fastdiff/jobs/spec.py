@@ -40,7 +40,7 @@ class RunSpec:
         ids: (first, last) sample ids, both included.
         seed: seed of the run.
         unit: samples that are computed together.
-        network_batch: rows of every network call.
+        network_batch: rows of every network call; None is the unit.
         dtype: of the network: fp32, bf16 or fp16.
         guidance_scale: gamma.
         conditions: identity of the samples' conditions (fastdiff.jobs.conditions).

@@ -19,19 +19,20 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..backend import hardware
-from .folder import Folder
+from .folder import SPEC, Folder
 from .formats import FORMATS, pixels_sha256
 from .job import Job
 from .machine import repeatable
 from .quick_check import quick_check
-from .records import intact, read_record, records, unit_files, with_checksum
+from .records import UNITS, intact, read_record, records, unit_files, with_checksum
 
 FINDINGS = "verify.json"  # the damaged units that the latest check found, for the next `resume`
-MANIFEST = "manifest.jsonl"
+MANIFEST = "manifest.jsonl"  # a line per unit, made from the records when all are done
 OTHER_PIXELS = "made again, it has other pixels"
+# names in a dataset's top folder, other than the conditions file and the data files of a format
 OWN = {
-    "spec.json",
-    "units",
+    SPEC,
+    UNITS,
     "shards",
     "failed",
     "log",

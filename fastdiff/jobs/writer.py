@@ -20,6 +20,7 @@ import torch
 from .folder import Folder
 from .formats import FORMATS, Block, pixels_sha256
 from .job import DrawnUnit
+from .samples import provenance
 
 DEPTH = 4  # units in the queue; with more, sampling waits
 
@@ -80,11 +81,7 @@ class Writers:
     def __init__(self, folder: Folder, threads: int = 2):
         spec = folder.spec
         self._folder, self._format = folder, FORMATS[spec.format]
-        self._provenance = {
-            "spec": spec.hash,
-            "plan": spec.plan.hash,
-            "fastdiff": str(spec.machine["fastdiff"]),
-        }
+        self._provenance = provenance(spec.to_json())
         self._waiting: queue.Queue[tuple[int, range, HostCopy, float] | None] = queue.Queue(DEPTH)
         self._results: queue.SimpleQueue[FinishedUnit | NonFiniteUnit] = queue.SimpleQueue()
         self._error: BaseException | None = None

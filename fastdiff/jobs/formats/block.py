@@ -91,7 +91,7 @@ def raw(array: np.ndarray) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def int64(values: Iterable[int]) -> np.ndarray:
+def int64(values: Sequence[int]) -> np.ndarray:
     """Returns the numbers as little-endian int64."""
     return np.array(values, dtype="<i8")
 

@@ -33,7 +33,8 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
         inspect.signature(factory).bind()
     except TypeError as error:
         raise TypeError(
-            f"{_WHERE}: expected {name} to be a function without arguments, got one with a {error}."
+            f"{_WHERE}: expected {name} to be a function without arguments, got one that needs"
+            f" some ({error})."
         ) from None
     except ValueError:
         pass  # functions without a signature are called as they are
