@@ -7,6 +7,7 @@ what the network gets and returns; pass it on as `prediction_type=`.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -159,11 +160,8 @@ def from_diffusers(network: Any, **options: Any) -> Adapter:
     kind = type(network).__name__
     if kind in FLOW_TIME_SCALES:
         return FlowAdapter(network, **{"time_scale": FLOW_TIME_SCALES[kind], **options})
-    first = (
-        "hidden_states"
-        if "hidden_states" in type(network).forward.__code__.co_varnames
-        else "sample"
-    )
+    parameters = inspect.signature(type(network).forward).parameters
+    first = "hidden_states" if "hidden_states" in parameters else "sample"
     takes, gives = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
     if takes is not None and gives == 2 * takes:
         options = {"channels": takes, **options}

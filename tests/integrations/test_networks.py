@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import types
+from typing import Any
 
 import numpy as np
 import peer
@@ -300,3 +303,32 @@ def test_adapters_show_the_networks_dtype() -> None:
     model.inner = network
     Sampler(model, Schedule.linear(10), solver="ddim", steps=2).sample((1, 3, 4, 4), seed=1)
     assert set(seen) == {torch.float64}
+
+
+def test_the_first_arguments_name_is_that_of_the_signature() -> None:
+    """A decorator's wrapper hides the arguments' names, and a local variable has the other name."""
+
+    def decorated(forward: Any) -> Any:
+        @functools.wraps(forward)
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            return forward(*arguments, **named)
+
+        return wrapper
+
+    class Transformer(torch.nn.Module):
+        config: Any = types.SimpleNamespace(in_channels=3, out_channels=3)
+
+        @decorated
+        def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return hidden_states + timestep.view(-1, 1)
+
+    class UNet(torch.nn.Module):
+        config: Any = types.SimpleNamespace(in_channels=3, out_channels=3)
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            hidden_states = sample + timestep.view(-1, 1)
+            return hidden_states
+
+    x, t = torch.ones(2, 3), torch.ones(2)
+    for network in (Transformer(), UNet()):
+        assert torch.equal(from_diffusers(network)(x, t), x + 1)

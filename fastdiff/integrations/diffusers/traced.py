@@ -1,4 +1,11 @@
-"""Traced plans, and the execution of their rows one network call at a time."""
+"""Traced plans, and the execution of their rows one network call at a time.
+
+`TracedPlan.execute` is the last stage of a drop-in's step (the module `base` lists all of them). A
+step of a pipeline is one network call, and that is one row of the plan, after the rows without a
+call that precede it, such as the noise that churn adds. Each row is one launch of `reverse_step`.
+Where autograd records, the row goes through the op itself; otherwise through a `BoundStep`, which
+has checked such a call before and only launches.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +16,11 @@ from torch import Tensor
 
 from ...ops import reverse_step
 from ...ops.bound_step import BoundStep
-from ...ops.common import columns_used
 from ...ops.step import StepArguments
-from ...sampling.device_plan import DevicePlan
+from ...sampling.device_plan import DevicePlan, used_without_network
 from ...sampling.stepper import draws_noise
 from ...solvers import Plan
-from ...table import INDEX, OPERANDS
+from ...table import INDEX, OPERANDS, columns
 
 _MOVING = (
     "x_t",
@@ -27,27 +33,34 @@ _MOVING = (
     "slots_out",
     "x0_out",
 )
-"""The arguments of a row that change from step to step."""
+"""The arguments of a row that change from step to step, in the order in which they are passed."""
+
+_FIRST_OF_SLOTS = INDEX["s1.x"]  # the columns from it on write slots
+_BEFORE_SLOTS = (1 << _FIRST_OF_SLOTS) - 1  # the mask of the others
 
 
 class Call(NamedTuple):
     """The rows that belong to a network call."""
 
-    rows: list[int]  # those without a network call before it, and its own
+    rows: list[int]  # its own, after the rows without a network call that precede it
     draws: bool  # whether one of them draws noise
 
 
 class TracedPlan:
-    """A plan, with its rows by network call and its table on the devices of the samples.
+    """A plan, its rows grouped by network call, and bound steps for the devices of the samples.
 
     Attributes:
-        plan: the plan. calls: its network calls in their order. slots: how many slots it needs.
+        plan: the plan.
+        calls: its network calls in their order.
+        slots: the number of slots that it needs.
     """
 
     def __init__(self, plan: Plan):
         self.plan, self.slots = plan, plan.slots
         self._network = [bool(v) for v in plan.column("network")]
         self._draws = draws_noise(plan)
+        # the column masks of rows without and with a network call
+        self._used = used_without_network(plan), plan.used
         self.calls: list[Call] = []
         rows: list[int] = []
         for row in range(len(plan)):
@@ -55,8 +68,10 @@ class TracedPlan:
             if self._network[row]:
                 self.calls.append(Call(rows, any(self._draws[r] for r in rows)))
                 rows = []
-        self._steps: dict[torch.device, BoundStep] = {}
-        # batch, device, and what `_prepare` returns for them; replaced as a whole, for threads
+        # by device: the steps of rows without and with a network call
+        self._steps: dict[torch.device, tuple[BoundStep, BoundStep]] = {}
+        # The batch and device of the latest step, and what `_prepare` returned for them. It is
+        # replaced as a whole, because several threads may take steps.
         self._ready: tuple[int, torch.device | None, tuple[Tensor, ...], Any] = (-1, None, (), None)
 
     def table(self, device: torch.device) -> Tensor:
@@ -78,11 +93,12 @@ class TracedPlan:
         """Executes the rows of a network call.
 
         Args:
-            call: its number.
+            call: its index in `calls`.
             x: [B, …] the state.
             output: the network's output.
             noise: [B, …] for rows that draw noise; None for the noise contract's with `seed`.
-            slots, slots_out: compute type [S, B, …], the slots that are read and written.
+            slots, slots_out: compute type [S, B, …], the slots that are read and written; different
+                tensors, so that a step can be taken again.
             with_x0: whether the prediction of x0 is returned.
 
         Returns:
@@ -90,14 +106,16 @@ class TracedPlan:
             slots carry no gradient.
         """
         records = torch.is_grad_enabled() and (x.requires_grad or output.requires_grad)
-        batch, device, rows, step = self._ready
+        batch, device, rows, steps = self._ready
         if batch != x.shape[0] or device != x.device:
-            rows, step = self._prepare(x)
+            rows, steps = self._prepare(x)
         x0 = None
         for row in self.calls[call].rows:
             calls = self._network[row]
             row_output = output if calls else None
-            row_noise, row_seed = (noise, seed) if self._draws[row] else (None, None)
+            # Off the CPU a launch must have what any row of the plan reads, so a row that draws
+            # nothing has a seed too
+            row_noise, row_seed = (noise, seed) if self._draws[row] else (None, 0)
             if records:
                 x, x0 = self._differentiable(
                     x, row_output, rows[row], row_noise, row_seed, slots, slots_out, with_x0
@@ -106,23 +124,25 @@ class TracedPlan:
                 x_s = torch.empty_like(x, memory_format=torch.contiguous_format)
                 if with_x0 and calls:
                     x0 = torch.empty_like(x_s)
+                step = steps[calls]
                 step(x, row_output, rows[row], slots, row_noise, row_seed, x_s, slots_out, x0)
                 x = x_s
             if slots is not None:
                 slots = slots_out  # a second row continues from the first one's slots
         return x, x0
 
-    def _prepare(self, x: Tensor) -> tuple[tuple[Tensor, ...], BoundStep]:
-        """For batches like x: the number of every row, int64 [B] each, and the bound step."""
+    def _prepare(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[BoundStep, BoundStep]]:
+        """For batches like x: every row's number as int64 [B], and the device's bound steps."""
         device = x.device
         numbers = torch.arange(len(self.plan.table), device=device)
         rows = numbers[:, None].expand(-1, x.shape[0]).contiguous().unbind()
         if device not in self._steps:
-            arguments = StepArguments(x, None, self.table(device), rows[0], used=self.plan.used)
-            self._steps[device] = arguments.bind(*_MOVING)
-        step = self._steps[device]
-        self._ready = x.shape[0], device, rows, step
-        return rows, step
+            fixed = StepArguments(x, None, self.table(device), rows[0])
+            without, with_call = (fixed._replace(used=used).bind(*_MOVING) for used in self._used)
+            self._steps[device] = without, with_call
+        steps = self._steps[device]
+        self._ready = x.shape[0], device, rows, steps
+        return rows, steps
 
     def _differentiable(
         self,
@@ -135,18 +155,17 @@ class TracedPlan:
         slots_out: Tensor | None,
         with_x0: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """A row through the differentiable op, which takes no outputs.
+        """A row through the op, which is differentiable in x and writes into no given tensors.
 
-        The second result is x0, or slot 1 where a class writes it for its users alone. Another row,
-        with that as its next x, computes it.
+        The second result is x0, or slot 1 of a class that returns it from its steps (then the plan
+        reads no slots). A second row, which has this result as its next x, computes it.
         """
-        table = self.table(x.device)
+        table, used = self.table(x.device), self._used[output is not None]
         only_written = slots is None and slots_out is not None
-        plain, used = table, self.plan.used
+        plain = table
         if only_written:
-            plain = table.clone()
-            plain[:, INDEX["s1.x"] :] = 0.0
-            used = columns_used(plain)
+            plain, used = table.clone(), used & _BEFORE_SLOTS
+            plain[:, _FIRST_OF_SLOTS:] = 0.0
         result = reverse_step(x, output, plain, row, slots=slots, noise=noise, seed=seed, used=used)
         if slots is None:
             assert isinstance(result, Tensor)
@@ -158,13 +177,16 @@ class TracedPlan:
         if not with_x0 and not only_written:
             return x_s, None
         second = table.clone()
-        second[:, INDEX["s1.x"] :] = 0.0
+        second[:, _FIRST_OF_SLOTS:] = 0.0
         of_x = [INDEX[f"x.{operand}"] for operand in OPERANDS]
         second[:, of_x] = 0.0
+        used &= _BEFORE_SLOTS & ~columns(*(f"x.{operand}" for operand in OPERANDS))
         if only_written:
             second[:, of_x] = table[:, [INDEX[f"s1.{operand}"] for operand in OPERANDS]]
+            used |= columns("x.x", "x.x0", "x.out")
         else:
             second[:, INDEX["x.x0"]] = 1.0
-        shown = reverse_step(x, output, second, row)
+            used |= columns("x.x0")
+        shown = reverse_step(x, output, second, row, used=used)
         assert isinstance(shown, Tensor)
         return x_s, shown

@@ -11,7 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from cases import CASES, CLASSES, Case, arguments, both, network, set_timesteps, start
+from cases import CASES, CLASSES, SHAPE, Case, arguments, both, network, set_timesteps, start
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 import fastdiff
@@ -376,3 +376,19 @@ def test_plans_hold_the_timesteps(name: str) -> None:
     calls = plan.column("network") == 1
     np.testing.assert_allclose(plan.column("t")[calls], ours.timesteps.double().numpy())
     assert plan.initial_std == float(ours.init_noise_sigma) and str(plan)
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.id for case in CASES])
+def test_loops_pass_the_checks_of_a_device(case: Case) -> None:
+    """Off the CPU a launch must have everything that any row of the plan reads.
+
+    Tensors without memory ("meta") get the checks of a GPU's.
+    """
+    ours = both(case, case.kinds[0])[1]
+    for gradients in (False, True):
+        set_timesteps(case, ours, next(n for n in case.steps if n > 1))
+        x = torch.empty(SHAPE, device="meta", requires_grad=gradients)
+        for t in ours.timesteps:
+            out = network(ours.scale_model_input(x, t), case.kinds[0], case.learned)
+            x = ours.step(out, t, x, **case.step)[0]
+            assert x.is_meta and x.shape == SHAPE and x.requires_grad == gradients
