@@ -1,5 +1,18 @@
 """Drop-ins: diffusers' schedulers over fastdiff's plans, with the same names, configurations,
 numbers and random draws.
+
+Read them in this order:
+
+- `base`: what all classes share, and the way of a run from `set_timesteps` to a kernel;
+- `state` and `traced`: what a run remembers, and how the rows of its plan are executed;
+- `ddim`: a class with grids of training timesteps; `vp` is its base, `tables` and `grids` have the
+  numbers as diffusers rounds them;
+- `euler`: a class with grids of noise levels; its bases are `indexed`, `vp` and `sigma`;
+- the other classes, on the bases `flow`, `integrators`, `karras`, `distilled` and `pairwise`;
+- `quirks`: diffusers' formulas where they differ from those of `fastdiff.solvers`.
+
+`conversion` turns diffusers' schedulers into drop-ins; `pipeline` and `sampler_settings` serve
+`Sampler.from_diffusers`.
 """
 
 from .base import SchedulerMixin as SchedulerMixin

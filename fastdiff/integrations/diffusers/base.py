@@ -4,6 +4,37 @@ Together they give a plan, and a step executes the rows of one network call. A c
 timesteps it visits, which points they are and which formula it uses. This module does the rest: the
 plan of a run, the index of a step, the slots, the noise, and diffusers' conventions for arguments
 and results.
+
+`set_timesteps` starts a run:
+
+1. The class computes the grid: timesteps [n] for the network, noise levels [n] as diffusers rounds
+   them, and the level that the last step goes to. Most classes do this in `_levels` and
+   `grids.ended`; those with grids of training timesteps need the timesteps alone.
+2. `_state_of` makes a `State` of the grid: the points (`Time`) of the levels, and what diffusers'
+   attributes show. Some classes have both parts in one method `_grid(steps, device)`, which
+   `_initial` calls too.
+3. `_begin` makes it the state of the calling context.
+
+`step` takes the network's output, a timestep and the sample:
+
+1. The class checks its arguments, collects those that change the plan in `options`, and calls
+   `_advance`.
+2. `_index` finds the index of the timestep on the grid.
+3. `_traced` returns the plan from the run's start to the end of the grid. The first step with these
+   options traces it: `_formula` runs symbolically and gives a table, and `TracedPlan` groups the
+   table's rows by network call.
+4. `State.slots` returns the tensors that the step reads as its history, and those that it writes.
+5. If a row draws noise, it is a draw from the generator, the user's tensor, or the noise contract's
+   with the run's seed.
+6. `TracedPlan.execute` launches `reverse_step` for each row of the call, and the next state comes
+   back as diffusers returns it.
+
+Drop-ins do not use the buffers of the sampling loop (`fastdiff.sampling.stepper`): the state
+belongs to the pipeline, which may change its values, shape and dtype between steps, skip steps or
+take them again, while a `Stepper` owns its state, overwrites it, and moves on with every step. So
+all tensors of a drop-in's step change from call to call and slots are written into another tensor
+than they are read from, while a `Stepper` binds its steps to buffers that stay. What both share is
+below that: the table of a `DevicePlan`, `StepArguments`, and the `BoundStep` that has checked them.
 """
 
 from __future__ import annotations
@@ -59,11 +90,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     - `__init__` under `register_to_config` with diffusers' arguments and defaults, which ends in
       `self._setup()`;
     - `_prepare()`: training tables from the configuration;
-    - `_initial()`: the State before `set_timesteps`;
+    - `_initial()`: the State before `set_timesteps`, in most classes of all training timesteps;
     - `set_timesteps(...)`: computes a State and passes it to `_begin`;
-    - `_formula(trace, state, start, **options)`: the traced result from the displayed timestep
-      `start` to the end;
+    - `_formula(trace, state, start, **options)`: the formula from the timestep of index `start` to
+      the end of the grid, run with `trace`; returns the final state as a linear term;
     - `step(...)` with diffusers' signature, which ends in `self._advance(...)`.
+
+    The module's docstring says in which order they are called. The methods and attributes under
+    "what classes define or change" have defaults that a class may override.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]
@@ -96,9 +130,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """Sets training tables from the configuration."""
 
     def _initial(self) -> State:
+        """The state before `set_timesteps`."""
         raise NotImplementedError
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
+        """The final state of a run from the timestep of index `start`, as a linear term."""
         raise NotImplementedError
 
     def _off_grid(
@@ -111,7 +147,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return Parametrization(self.config.prediction_type)
 
     def _limits(self) -> dict[str, Any]:
-        """The clip on x0, for Trace."""
+        """The arguments of `Trace` that clip or threshold x0."""
         c = self.config
         if c.get("thresholding"):
             return {
@@ -121,7 +157,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return {"clip_range": c.get("clip_sample_range", 1.0)} if c.get("clip_sample") else {}
 
     def _point(self, t: float) -> Time:
-        """The point of a training timestep."""
+        """The point (alpha, sigma) of a training timestep."""
         raise NotImplementedError
 
     def _write_slot_1(
@@ -199,7 +235,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return self._traced(self._state, 0, {**defaults, **options}).plan
 
     def _traced(self, state: State, start: int, options: Mapping[str, Any]) -> TracedPlan:
-        """The traced plan from an index on, traced once for each set of options."""
+        """The plan from an index to the end of the grid, traced once for each set of options."""
         if state.config is not self._internal_dict:  # pipelines replace configurations in place
             state.plans, state.config = (
                 self._states.plans(state, self._internal_dict),
@@ -222,7 +258,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _traced_off_grid(
         self, state: State, timestep: float, options: Mapping[str, Any]
     ) -> TracedPlan:
-        """The traced plan of one step from a timestep off the grid."""
+        """The plan of one step from a timestep off the grid, traced once like `_traced`."""
         key = ("single", timestep, *options.values())
         if key not in state.plans:
             trace = self._trace()
@@ -233,7 +269,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                     f" {timestep}. Call set_timesteps first and pass its timesteps."
                 )
             traced = self._traced_plan(trace, state, end, [timestep], options)
-            # Such rows share a seed and all are first rows: the timestep makes their noise differ.
+            # All such rows are the first of their plan and share a seed, so the timestep numbers
+            # their noise.
             table = traced.plan.table.copy()
             table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = (
                 self.config.num_train_timesteps + int(timestep)
@@ -252,6 +289,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         timesteps: list[float],
         options: Mapping[str, Any],
     ) -> TracedPlan:
+        """The plan of a formula whose final state is `end`, with a timestep for each call."""
         table = trace.table(end)
         calls = np.flatnonzero(table[:, INDEX["network"]])
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
@@ -263,7 +301,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _index(self, state: State, timestep: Any) -> int | None:
         """The index of a timestep, None if it is not one of the timesteps.
 
-        It is found from the memory address of a view, then by the counter, then by value.
+        A view of `timesteps` is found by its memory address, without a read of the device; another
+        timestep by diffusers' counter, or else by its value.
         """
         counter = state.step_index if state.step_index is not None else state.begin_index
         if isinstance(timestep, Tensor):
@@ -352,6 +391,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def _seed(state: State) -> int:
+        """The seed of fastdiff's noise in a run, drawn from torch's global generator once."""
         if state.seed is None:
             state.seed = int(torch.randint(2**63 - 1, ()))
         return state.seed

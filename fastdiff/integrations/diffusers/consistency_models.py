@@ -66,13 +66,6 @@ class CMStochasticIterativeScheduler(Indexed):
         return self.config.sigma_max
 
     @property
-    def sigmas(self) -> Tensor:
-        """The grid's levels on the CPU, after set_timesteps with the one the last step goes to."""
-        sigmas = self._state.sigmas
-        assert sigmas is not None
-        return sigmas
-
-    @property
     def custom_timesteps(self) -> bool:
         return bool(self._state.extra.get("custom"))
 
@@ -120,7 +113,7 @@ class CMStochasticIterativeScheduler(Indexed):
         Given indices descend. Raises ValueError for both or neither, and for other numbers.
         """
         name, total = type(self).__name__, self.config.num_train_timesteps
-        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
+        grids.exactly_one(name, num_inference_steps, timesteps)
         steps = self.num_inference_steps
         if timesteps is not None:
             indices = grids.descending(name, total, timesteps)
@@ -166,7 +159,7 @@ class CMStochasticIterativeScheduler(Indexed):
         return_dict: bool = True,
     ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict
         )

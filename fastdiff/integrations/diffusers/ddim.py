@@ -71,7 +71,7 @@ class DDIMScheduler(VariancePreserving):
         grid = grids.whole(
             name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, self._offset()
         )
-        self._begin(self._visiting(grid, device, steps=num_inference_steps))
+        self._begin(self._state_of(grid, device, steps=num_inference_steps))
 
     def _offset(self) -> int:
         return self.config.steps_offset if self.config.timestep_spacing == "leading" else 0
@@ -208,7 +208,7 @@ class DDIMInverseScheduler(VariancePreserving):
         self.initial_alpha_cumprod = torch.tensor(1.0) if self._from_one else self.alphas_cumprod[0]
 
     def _initial(self) -> State:
-        return self._visiting(range(self.config.num_train_timesteps), None, steps=None)
+        return self._state_of(range(self.config.num_train_timesteps), None, steps=None)
 
     def _final(self) -> Time:
         return self._point(self.config.num_train_timesteps - 1)
@@ -226,7 +226,7 @@ class DDIMInverseScheduler(VariancePreserving):
         grid = grids.whole(
             name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset
         )[::-1]
-        self._begin(self._visiting(grid, device, steps=num_inference_steps))
+        self._begin(self._state_of(grid, device, steps=num_inference_steps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         for t in state.values[start:]:

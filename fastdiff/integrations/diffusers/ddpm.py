@@ -86,10 +86,10 @@ class DDPMScheduler(VariancePreserving):
         numbers.
         """
         name, c = type(self).__name__, self.config
-        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
+        grids.exactly_one(name, num_inference_steps, timesteps)
         if timesteps is not None:
             grid = grids.descending(name, c.num_train_timesteps, timesteps)
-            self._begin(self._visiting(grid, device, steps=self.num_inference_steps, custom=True))
+            self._begin(self._state_of(grid, device, steps=self.num_inference_steps, custom=True))
             return
         assert num_inference_steps is not None
         grids.at_most(name, num_inference_steps, c.num_train_timesteps)
@@ -97,7 +97,7 @@ class DDPMScheduler(VariancePreserving):
         grid = grids.whole(
             name, c.num_train_timesteps, num_inference_steps, c.timestep_spacing, offset
         )
-        self._begin(self._visiting(grid, device, steps=num_inference_steps))
+        self._begin(self._state_of(grid, device, steps=num_inference_steps))
 
     def previous_timestep(self, timestep: Any) -> int:
         """The timestep after this one on the grid, -1 after the last one."""

@@ -65,9 +65,9 @@ class DEISMultistepScheduler(Integrator):
 
         mu: the logarithm of a flow's shift, for this grid.
         """
-        self._shift(mu)
+        self._check_mu(mu)
         visited = self._spaced(num_inference_steps, self.config.num_train_timesteps)
-        self._arrange(*self._levels(visited, num_inference_steps, mu), device)
+        self._begin_on(*self._levels(visited, num_inference_steps, mu), device)
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         c = self.config

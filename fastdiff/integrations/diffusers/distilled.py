@@ -74,14 +74,14 @@ class Distilled(VariancePreserving, Indexed):
         raise NotImplementedError
 
     def _end(self, last: int, *, whole: bool) -> Time:
-        """The point that the step from the last timestep goes to.
+        """The point that the step from the last timestep, `last`, goes to.
 
-        whole: whether the grid is complete, that is, not shortened by strength.
+        whole: whether the grid has all its steps, that is, none was cut off by strength.
         """
         raise NotImplementedError
 
     def _evenly(self, original: int | None, strength: float) -> NDArray[np.int64]:
-        """Every (T // original)-th timestep."""
+        """Every (T // original)-th timestep, ascending, up to the fraction `strength` of them."""
         name, total = type(self).__name__, self.config.num_train_timesteps
         count = self.config.original_inference_steps if original is None else original
         if count > total:
@@ -110,7 +110,7 @@ class Distilled(VariancePreserving, Indexed):
         Raises ValueError for both or neither, and for more steps than there are timesteps.
         """
         name, c = type(self).__name__, self.config
-        grids.exactly_one(type(self).__name__, num_inference_steps, timesteps)
+        grids.exactly_one(name, num_inference_steps, timesteps)
         available = self._distilled(original_inference_steps, strength)
         if timesteps is not None:
             grid = grids.descending(name, c.num_train_timesteps, timesteps)
@@ -134,7 +134,7 @@ class Distilled(VariancePreserving, Indexed):
                 np.int64
             )
             grid = available[::-1][chosen]
-        state = self._visiting(grid, device, steps=steps, custom=timesteps is not None)
+        state = self._state_of(grid, device, steps=steps, custom=timesteps is not None)
         if len(grid):
             state.times[-1] = self._end(int(grid[-1]), whole=len(grid) == steps)
         self._begin(state)
@@ -146,13 +146,13 @@ class Distilled(VariancePreserving, Indexed):
         return state.values[index + 1] if index + 1 < len(state.values) else -1
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
-        """For every step, the factor of the returned term in the next state."""
+        """For every step, the factor of the second returned value in the next state."""
         raise NotImplementedError
 
     def _write_slot_1(
         self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]
     ) -> None:
-        # the next state without its noise, over its scale
+        # the second returned value is the next state without its noise, divided by its factor
         for row, scale in enumerate(self._scales(state, options)):
             for operand in ("x", "x0", "out"):
                 table[row, INDEX[f"s1.{operand}"]] = table[row, INDEX[f"x.{operand}"]] / scale

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from . import tables
+from . import grids, tables
 from .base import Generators
 from .integrators import Integrator
 from .quirks.dpm import ALGORITHMS, SOLVER_TYPES, multistep, step_orders
@@ -84,7 +84,7 @@ class DPMSolverMultistepScheduler(DPMSolver):
       mirrored levels.
 
     A step between equal timesteps, whose differences are infinite in diffusers, changes nothing. mu
-    applies to one grid.
+    applies to the grid of its set_timesteps alone.
     """
 
     @register_to_config
@@ -136,14 +136,14 @@ class DPMSolverMultistepScheduler(DPMSolver):
         mu: the logarithm of a flow's shift, for this grid.
         """
         visited = own_timesteps(self, num_inference_steps, timesteps, "use_lu_lambdas")
-        self._shift(mu)
+        self._check_mu(mu)
         if visited is None:
             assert num_inference_steps is not None
             visited = self._spaced(
                 num_inference_steps, self.config.num_train_timesteps - self._clipped()
             )
         steps = len(visited) if num_inference_steps is None else num_inference_steps
-        self._arrange(*self._levels(visited, steps, mu), device)
+        self._begin_on(*self._levels(visited, steps, mu), device)
 
     @staticmethod
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
@@ -166,7 +166,7 @@ class DPMSolverMultistepScheduler(DPMSolver):
         """
         noise = variance_noise if self._stochastic else None
         return self._advance(
-            self._mean(model_output),
+            self._without_variance(model_output),
             timestep,
             sample,
             generator=generator,
@@ -242,7 +242,8 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
             visited = visited.astype(np.int64)
         levels = np.append(levels, levels[-1] if self._kind() else self._trained()[last - 1])
         _, first = np.unique(visited, return_index=True)
-        self._start(visited[np.sort(first)], levels.astype(tables.numpy_float()), device)
+        levels = levels.astype(tables.numpy_float())
+        self._begin(self._state_of(visited[np.sort(first)], levels, device))
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         if self._stochastic:
@@ -275,7 +276,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
     ) -> Any:
         """The next, noisier state from the network's output; see diffusers."""
         return self._advance(
-            self._mean(model_output),
+            self._without_variance(model_output),
             timestep,
             sample,
             generator=generator,
@@ -290,12 +291,11 @@ def own_timesteps(scheduler: Integrator, steps: int | None, timesteps: Any, *fur
     Raises ValueError unless exactly one of both arguments is given, and for timesteps where the
     levels are respaced; `further` names more configuration flags that respace.
     """
-    where = f"fastdiff.{type(scheduler).__name__}.set_timesteps"
-    if (steps is None) == (timesteps is None):
-        raise ValueError(f"{where}: expected one of num_inference_steps and timesteps.")
+    name = type(scheduler).__name__
+    grids.exactly_one(name, steps, timesteps)
     if timesteps is None:
         return None
     for flag in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", *further):
         if scheduler.config.get(flag):
-            raise ValueError(f"{where}: expected no timesteps with {flag}.")
+            raise ValueError(f"fastdiff.{name}.set_timesteps: expected no timesteps with {flag}.")
     return np.array(timesteps).astype(np.int64)

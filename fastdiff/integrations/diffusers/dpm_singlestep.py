@@ -104,7 +104,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
         mu: the logarithm of a flow's shift, for this grid.
         """
         visited = own_timesteps(self, num_inference_steps, timesteps)
-        self._shift(mu)
+        self._check_mu(mu)
         if visited is None:
             assert num_inference_steps is not None
             visited = self._spaced(
@@ -124,7 +124,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
                 c.final_sigmas_type,
             )
             self.register_to_config(lower_order_final=True)
-        self._arrange(visited, levels, device)
+        self._begin_on(visited, levels, device)
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         c, orders = self.config, self.get_order_list(len(times) - 1)
@@ -146,5 +146,9 @@ class DPMSolverSinglestepScheduler(DPMSolver):
     ) -> Any:
         """The next state from the network's output; see diffusers."""
         return self._advance(
-            self._mean(model_output), timestep, sample, generator=generator, return_dict=return_dict
+            self._without_variance(model_output),
+            timestep,
+            sample,
+            generator=generator,
+            return_dict=return_dict,
         )

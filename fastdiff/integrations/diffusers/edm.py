@@ -93,7 +93,9 @@ class Preconditioned(Indexed):
             )
         return 0.0 if kind == "zero" else float(self.config.sigma_min)
 
-    def _on(self, levels: Tensor, last: float, steps: int | None, device: Any = None) -> State:
+    def _state_of(
+        self, levels: Tensor, last: float, steps: int | None, device: Any = None
+    ) -> State:
         """A state on these levels; `last` is the level that the last step goes to."""
         sigmas = torch.cat([levels, torch.tensor([last], dtype=tables.FLOAT)])
         levels_and_last = sigmas.tolist()
@@ -133,7 +135,9 @@ class EDMEulerScheduler(Preconditioned):
         return self._ended(self._levels(torch.arange(total + 1, dtype=torch.float64) / total), None)
 
     def _ended(self, levels: Tensor, steps: int | None, device: Any = None) -> State:
-        return self._on(levels, float(levels[-1]) if self._last_level() else 0.0, steps, device)
+        return self._state_of(
+            levels, float(levels[-1]) if self._last_level() else 0.0, steps, device
+        )
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None
@@ -176,7 +180,7 @@ class EDMEulerScheduler(Preconditioned):
 
         pred_original_sample: a prediction of x0 to use instead of the output.
         """
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         options = {
             "given_x0": pred_original_sample is not None,
             "s_churn": s_churn,
@@ -207,7 +211,7 @@ class _Multistep(Preconditioned):
 
     def _initial(self) -> State:
         ramp = torch.linspace(0, 1, self.config.num_train_timesteps, dtype=tables.FLOAT)
-        return self._on(self._levels(ramp), 0.0, None)
+        return self._state_of(self._levels(ramp), 0.0, None)
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
         """Sets num_inference_steps levels from sigma_max to sigma_min."""
@@ -217,7 +221,9 @@ class _Multistep(Preconditioned):
                 " None."
             )
         ramp = torch.linspace(0, 1, num_inference_steps, dtype=tables.FLOAT)
-        self._begin(self._on(self._levels(ramp), self._last_level(), num_inference_steps, device))
+        self._begin(
+            self._state_of(self._levels(ramp), self._last_level(), num_inference_steps, device)
+        )
 
     @property
     def _algorithm(self) -> str:

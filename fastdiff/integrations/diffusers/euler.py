@@ -142,7 +142,7 @@ class EulerDiscreteScheduler(Exploding):
         return_dict: bool = True,
     ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         return self._advance(
             model_output,
@@ -158,7 +158,7 @@ class EulerDiscreteScheduler(Exploding):
 
         Quirk: alpha_bar is read at the timestep's index on the grid.
         """
-        self._refuse_whole("get_velocity", timesteps)
+        self._refuse_integer("get_velocity", timesteps)
         indices = [self.index_for_timestep(t) for t in timesteps]
         chosen = self.alphas_cumprod.to(sample)[indices].reshape(-1, *(1,) * (sample.ndim - 1))
         return chosen**0.5 * noise - (1 - chosen) ** 0.5 * sample
@@ -217,7 +217,7 @@ class EulerAncestralDiscreteScheduler(Exploding):
         return_dict: bool = True,
     ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict
         )

@@ -63,7 +63,10 @@ class Flow(Indexed):
     def _state_of(
         self, timesteps: Tensor, levels: Tensor, sigmas: Tensor, steps: int | None = None
     ) -> State:
-        """A state on these levels, the last one included; sigmas: what diffusers shows."""
+        """A state at these timesteps [n] and levels [n + 1], the last level included.
+
+        sigmas: what diffusers shows.
+        """
         times = [tables.flowing(float(v)) for v in levels]
         return State(timesteps, times, steps=steps, sigmas=sigmas)
 
@@ -74,12 +77,6 @@ class Flow(Indexed):
     def set_shift(self, shift: float) -> None:
         """Sets the shift that the next set_timesteps uses."""
         self._shift = shift
-
-    @property
-    def sigmas(self) -> Tensor:
-        sigmas = self._state.sigmas
-        assert sigmas is not None
-        return sigmas
 
     def _even(self, steps: int) -> NDArray[Any]:
         """`steps` levels between the (shifted) ends of training, not shifted themselves."""

@@ -81,7 +81,7 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
 
         per_token_timesteps: [B, L] for a sample [B, L, C] with one timestep per token.
         """
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         if per_token_timesteps is not None:
             result = (
                 self._per_token(model_output, timestep, sample, per_token_timesteps, generator),
@@ -195,7 +195,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         return_dict: bool = True,
     ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
         result = self._advance(
             model_output, timestep, sample, options=options, generator=generator, return_dict=False
@@ -272,7 +272,7 @@ class FlowMatchLCMScheduler(Shifting):
         return_dict: bool = True,
     ) -> Any:
         """The next state from the network's output; larger where scale_factors say so."""
-        self._refuse_whole("step", timestep)
+        self._refuse_integer("step", timestep)
         factors = self._scale_factors if self._upscale_mode else None
         state = self._state
         if factors:

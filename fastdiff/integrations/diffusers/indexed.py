@@ -56,7 +56,7 @@ class Counted(Scheduler):
             )
         return found[1] if len(found) > 1 else found[0]
 
-    def _refuse_whole(self, where: str, timestep: Any) -> None:
+    def _refuse_integer(self, where: str, timestep: Any) -> None:
         """Raises ValueError for an integer, which diffusers takes for an index."""
         whole = isinstance(timestep, int) or (
             isinstance(timestep, Tensor)
@@ -80,10 +80,10 @@ class Indexed(Counted):
     def _adopt(
         self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str
     ) -> None:
-        """Replaces the value that a configuration has from another scheduler class.
+        """Replaces a configuration's value that only another scheduler class knows.
 
-        Values in `others` become `replacement`. Raises NotImplementedError for values not in
-        `known` either.
+        A value in `others` becomes `replacement`. Raises NotImplementedError for a value that is
+        not in `known` either.
         """
         value = self.config[key]
         if value in others:

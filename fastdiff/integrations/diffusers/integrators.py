@@ -41,7 +41,7 @@ class Misread(Parametrization):
 
 
 class Rederived(Misread):
-    """The same for a class that keeps only eps = (x - alpha x0)/sigma.
+    """`Misread` for a class that converts every output to eps = (x - alpha x0)/sigma.
 
     Quirk: where it reads a flow it takes rho for sigma.
     """
@@ -206,7 +206,7 @@ class Integrator(Indexed, TrainingTables):
         """Whether the timesteps of a spacing are rounded before they are truncated."""
         return kind == "karras"
 
-    def _shift(self, mu: float | None) -> None:
+    def _check_mu(self, mu: float | None) -> None:
         """Raises ValueError for a mu that the configuration does not allow."""
         c = self.config
         if mu is not None and not (c.use_dynamic_shifting and c.time_shift_type == "exponential"):
@@ -230,12 +230,12 @@ class Integrator(Indexed, TrainingTables):
     def _lowest(self) -> float:
         return float(self._trained()[0])
 
-    def _arrange(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
-        """Starts a run on these timesteps and levels."""
-        self._start(visited, grids.ended(levels, self._last_level(levels)), device)
+    def _begin_on(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
+        """Starts a run on these timesteps [n] and levels [n], which end in `_last_level`."""
+        self._begin(self._state_of(visited, grids.ended(levels, self._last_level(levels)), device))
 
-    def _start(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
-        """Starts a run on these timesteps and levels, the last level included."""
+    def _state_of(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> State:
+        """A state at these timesteps [n] and levels [n + 1], the last level included."""
         values = torch.from_numpy(np.ascontiguousarray(visited)).to(
             device=device, dtype=torch.int64
         )
@@ -243,7 +243,7 @@ class Integrator(Indexed, TrainingTables):
         times = [
             self._time(shown[min(i, len(visited))], float(level)) for i, level in enumerate(levels)
         ]
-        self._begin(State(values, times, steps=len(visited), sigmas=torch.from_numpy(levels)))
+        return State(values, times, steps=len(visited), sigmas=torch.from_numpy(levels))
 
     # -- steps
 
@@ -255,10 +255,10 @@ class Integrator(Indexed, TrainingTables):
         """The formula from times[start] on; the orders of its steps count from times[0]."""
         raise NotImplementedError
 
-    def _mean(self, model_output: Tensor) -> Tensor:
-        """The predicting part of a network's output.
+    def _without_variance(self, model_output: Tensor) -> Tensor:
+        """The network's output without a learned variance.
 
-        diffusers takes the first three channels of an output with a learned variance.
+        diffusers takes the first three channels of an output that has one.
         """
         c = self.config
         if (

@@ -100,10 +100,14 @@ class SecondOrder(Exploding):
     def _grid(
         self, steps: int, device: Any, total: int | None = None, timesteps: Any = None
     ) -> State:
+        """A state of a number of steps, spaced over `total` timesteps, or at given timesteps."""
         raise NotImplementedError
 
     def _entered(self, state: State, start: int) -> list[Any]:
-        """The grid from a displayed index on; both indices of a timestep begin at that timestep."""
+        """The points from index `start` of `timesteps` on.
+
+        Both indices of a step, those of its two network calls, begin at the same point.
+        """
         return state.times[(start + 1) // 2 :]
 
 
@@ -169,7 +173,7 @@ class HeunDiscreteScheduler(SecondOrder):
 
 
 class _Midpoint(SecondOrder):
-    """What both KDPM2 classes share: levels, and the timesteps of the midpoints between them."""
+    """What both KDPM2 classes share: levels, and timesteps of the points between them."""
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
         """Levels [n - 1] of each step except the last.

@@ -89,7 +89,7 @@ class PNDMScheduler(VariancePreserving):
             # but the ends twice
             pairs = np.stack([grid[:4] + half, grid[:4]], axis=1).flatten()[1:]
             stages, rest = pairs.repeat(2)[1:-1], grid[3:]
-        state = self._visiting(
+        state = self._state_of(
             np.concatenate([stages, rest]), device, steps=num_inference_steps, prk=stages, plms=rest
         )
         self._begin(state)
@@ -168,7 +168,7 @@ class IPNDMScheduler(Counted):
             sigma = torch.tensor(self.config.trained_betas, dtype=tables.FLOAT)
         alpha = (1.0 - sigma**2) ** 0.5
         timesteps = (torch.atan2(sigma, alpha) / math.pi * 2)[:-1]
-        times = [_of(*pair) for pair in zip(alpha.tolist(), sigma.tolist(), strict=True)]
+        times = [_point_of(*pair) for pair in zip(alpha.tolist(), sigma.tolist(), strict=True)]
         return State(timesteps.to(device), times, steps=steps, alphas=alpha, betas=sigma)
 
     @property
@@ -196,7 +196,7 @@ class IPNDMScheduler(Counted):
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
 
 
-def _of(alpha: float, sigma: float) -> Time:
+def _point_of(alpha: float, sigma: float) -> Time:
     if sigma == 0:
         return CLEAN
     return Time(

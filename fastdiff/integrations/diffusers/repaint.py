@@ -79,12 +79,14 @@ class RePaintScheduler(Pairwise):
             # a jump lists every timestep that it passes
             stride = 1 if there > here else -1
             left += [steps - i for i in range(here + stride, there + stride, stride)]
-        self._begin(self._visiting(np.array(left) * (total // steps), device, steps=steps))
+        self._begin(self._state_of(np.array(left) * (total // steps), device, steps=steps))
 
     def _width(self, state: State) -> int:
+        """T // n, the number of training timesteps between two timesteps of the grid."""
         return self.config.num_train_timesteps // self._require_steps(state)
 
-    def _there(self, state: State, t: int) -> Time:
+    def _goal(self, state: State, t: int) -> Time:
+        """The point that the step from timestep t goes to."""
         before = t - self._width(state)
         return self._point(before) if before >= 0 else self._final()
 
@@ -95,14 +97,14 @@ class RePaintScheduler(Pairwise):
                 trace.start = self._off_grid(trace, state, t, **options)
             else:
                 scale = self._undone(state, int(last))
-                x = trace.pause(trace.start, self._there(state, int(last)))
+                x = trace.pause(trace.start, self._goal(state, int(last)))
                 trace.start = scale * x + sqrt(1.0 - scale**2) * trace.noise()
             last = t
         return trace.start
 
     def _off_grid(self, trace: Trace, state: State, timestep: float, **options: Any) -> Linear:
         return ddim.ddim(
-            trace, [self._point(timestep), self._there(state, int(timestep))], eta=self.eta
+            trace, [self._point(timestep), self._goal(state, int(timestep))], eta=self.eta
         )
 
     def _traced_plan(
@@ -154,7 +156,7 @@ class RePaintScheduler(Pairwise):
         unknown, x0 = self._advance(
             model_output, t, sample, options={"eta": self.eta}, noise=z, return_dict=False
         )
-        s = self._there(state, t)
+        s = self._goal(state, t)
         known = s.alpha * original_image + s.sigma * z
         x = mask * known + (1.0 - mask) * unknown
         return self._output(x, x0) if return_dict else (x, x0)

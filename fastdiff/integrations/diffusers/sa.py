@@ -78,7 +78,7 @@ class SASolverScheduler(Integrator):
         visited = self._spaced(
             num_inference_steps, self.config.num_train_timesteps - self._clipped()
         )
-        self._arrange(*self._levels(visited, num_inference_steps), device)
+        self._begin_on(*self._levels(visited, num_inference_steps), device)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise at training timesteps [B], int64."""
@@ -122,5 +122,9 @@ class SASolverScheduler(Integrator):
     ) -> Any:
         """The next state from the network's output; see diffusers."""
         return self._advance(
-            self._mean(model_output), timestep, sample, generator=generator, return_dict=return_dict
+            self._without_variance(model_output),
+            timestep,
+            sample,
+            generator=generator,
+            return_dict=return_dict,
         )

@@ -51,6 +51,9 @@ class Exploding(Indexed, TrainingTables):
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """(timesteps, levels) [steps], without the level that the last step goes to.
 
+        The first part of `set_timesteps`; `_state_of` is the second. Without `timesteps` they are
+        spaced as configured over `total` training timesteps, all by default.
+
         whole_karras: whether the timesteps of Karras' spacing are rounded.
         """
         c, name = self.config, type(self).__name__
@@ -79,6 +82,7 @@ class Exploding(Indexed, TrainingTables):
         steps: int,
         whole_karras: bool,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(timesteps, levels) where the configuration spaces sigma; otherwise those passed."""
         for kind in grids.kinds(self.config):
             levels = grids.respaced(kind, self.config, levels, steps)
             visited = grids.timestep_of(levels, log_sigmas)
@@ -97,9 +101,15 @@ class Exploding(Indexed, TrainingTables):
         scales: list[float] | None = None,
         **extra: Any,
     ) -> State:
-        """A state on these levels, the last one included.
+        """A state at these timesteps [n] and levels [n + 1], the last level included.
 
-        shown: `sigmas`, where diffusers' differ from the levels.
+        Second-order classes have two timesteps for most levels.
+
+        Args:
+            shown: what diffusers shows as `sigmas`; the levels by default.
+            scales: the divisor of the network's input at each timestep, by default
+                sqrt(sigma² + 1) of its level.
+            extra: further values for the formula or for attributes (`State.extra`).
         """
         times = [tables.exploding(float(i), float(v)) for i, v in enumerate(levels)]
         values = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(timesteps)

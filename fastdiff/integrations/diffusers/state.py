@@ -35,7 +35,7 @@ class State:
         last_index: the index of the last step; None before the first one.
         seed: of fastdiff's noise, None until it is drawn.
         plans: the traced plans by first index and options.
-        config: the configuration that they were traced with.
+        config: the configuration that `plans` were traced with.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class State:
         self.locate()
 
 
-_MAX_GRIDS = 16  # of which a scheduler caches the traced plans
+_MAX_GRIDS = 16  # the plans of about this many grids are cached by a scheduler
 
 
 class _Context:

@@ -61,7 +61,7 @@ class UnCLIPScheduler(Pairwise):
         grid = (
             np.arange(0, num_inference_steps) * ((total - 1) / (num_inference_steps - 1))
         ).round()[::-1]
-        self._begin(self._visiting(grid, device, steps=num_inference_steps))
+        self._begin(self._state_of(grid, device, steps=num_inference_steps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         host = state.values[start:]

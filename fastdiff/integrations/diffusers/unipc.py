@@ -108,7 +108,7 @@ class UniPCMultistepScheduler(Integrator):
         steps = num_inference_steps if passed is None else len(passed)
         if steps is None:
             raise ValueError(f"{where}: expected num_inference_steps or sigmas, got neither.")
-        self._arrange(
+        self._begin_on(
             *self._shifted(self._spaced(steps, c.num_train_timesteps), steps, passed, mu), device
         )
 

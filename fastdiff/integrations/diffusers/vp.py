@@ -50,10 +50,13 @@ class VariancePreserving(TrainingTables):
     """A scheduler whose timesteps are indices of the training tables."""
 
     def _initial(self) -> State:
-        return self._visiting(np.arange(0, self.config.num_train_timesteps)[::-1], None, steps=None)
+        return self._state_of(np.arange(0, self.config.num_train_timesteps)[::-1], None, steps=None)
 
-    def _visiting(self, timesteps: Any, device: Any, *, steps: int | None, **extra: Any) -> State:
-        """A state at these timesteps; its last step goes to `_final`."""
+    def _state_of(self, timesteps: Any, device: Any, *, steps: int | None, **extra: Any) -> State:
+        """A state at these timesteps [n], with the points of the training tables.
+
+        The last step goes to `_final`. extra: see `State`.
+        """
         values = torch.tensor(np.array(timesteps, dtype=np.int64), device=device)
         return State(
             values, [*(self._point(int(t)) for t in timesteps), self._final()], steps=steps, **extra

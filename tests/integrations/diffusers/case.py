@@ -20,8 +20,7 @@ class Case(NamedTuple):
     network returns twice the channels. exact: whether steps agree to 1e-6, otherwise to 1e-5. high:
     whether the order is 3 or more; then loops agree to 2e-4, otherwise to 2e-5. steps: numbers of
     steps that work in the peer. narrow: those of them that are compared in float32; with more, the
-    peer's own roundings grow beyond
-        any tolerance.
+    peer's own roundings grow beyond any tolerance.
     set: further arguments of set_timesteps, or a function of n that returns them.
     """
 

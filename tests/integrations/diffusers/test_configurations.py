@@ -64,7 +64,7 @@ def test_swapping_classes_keeps_diffusers_rules(name: str) -> None:
     assert {k: through.config[k] for k in public} == {k: theirs.config[k] for k in public}
 
 
-def test_configurations_replaced_in_place_are_heard() -> None:
+def test_configurations_replaced_in_place_take_effect() -> None:
     """Stable Diffusion's constructors rewrite steps_offset, clip_sample and skip_prk_steps so."""
     changes = {
         "DDIMScheduler": {"steps_offset": 1, "clip_sample": False},

@@ -123,7 +123,7 @@ def test_latent_consistency() -> None:
     close(got, expected)
 
 
-def test_flux_is_told_a_thousandth_of_the_timesteps() -> None:
+def test_flux_gets_a_thousandth_of_the_timesteps() -> None:
     network = seeded(
         lambda: diffusers.FluxTransformer2DModel(
             patch_size=1,
