@@ -157,7 +157,7 @@ def _seed(seed: int | Tensor, n: int) -> int | Tensor:
         )
     elif not 0 <= seed < 2**64:
         raise ValueError(f"fastdiff.Sampler.sample: expected seed in [0, 2**64), got {seed}.")
-    return seed
+    return seed if isinstance(seed, Tensor) else int(seed)  # NumPy's integers overflow
 
 
 def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Tensor:

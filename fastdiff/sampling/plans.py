@@ -1,5 +1,13 @@
 """The plan that a sample follows: the sampler's own, or one with other steps, a later start, or a
 guidance strength per row.
+
+Three classes hold plans:
+
+    Plan        the table of one solver over one grid, on the host (fastdiff.solvers.plan)
+    Plans       makes and caches the plans of one sampler: one `Plan` for each combination of
+                number of steps, start and strengths that was asked for (this module)
+    DevicePlan  the plans of the samples of one run, stacked into one table on the device, in which
+                every lane has its row (fastdiff.sampling.device_plan)
 """
 
 from __future__ import annotations
@@ -12,11 +20,12 @@ import numpy as np
 
 from ..schedule import Schedule, Time
 from ..solvers import Plan, make_plan
-from ..solvers.grids import grid, of_timesteps
+from ..solvers.grids import grid, of_levels, of_timesteps
 from ..table import INDEX
 from .guidance import over_rows
 
-_MOST = 256  # plans that are kept
+_MAX_PLANS = 256  # that a sampler caches
+_GRIDS = ("timesteps", "sigmas")  # the settings that list the points to visit
 
 
 class Retimed:
@@ -35,16 +44,17 @@ class Retimed:
 
 
 class Plans:
-    """The plans of a sampler. Equal requests get the same object.
+    """Makes and caches the plans of a sampler: equal arguments give the same `Plan` object.
 
     Args:
         schedule: may be None with a plan.
-        settings: of `fastdiff.solvers.make_plan`.
-        plan: a ready plan, or None.
+        settings: arguments of `fastdiff.solvers.make_plan`; not used with a plan.
+        plan: a ready plan, followed instead of one made from the settings; or None.
         model: the network, which may define its own time.
 
     Attributes:
-        own: the plan of the settings, or the ready one.
+        own: the plan of samples that ask for nothing else: made from the settings, or the ready
+            one.
         ready: whether `own` was passed as a plan.
     """
 
@@ -61,26 +71,32 @@ class Plans:
     def get(
         self, steps: int | None, start: int, strengths: tuple[float, ...] | None
     ) -> tuple[Plan, int]:
-        """(plan, the row in it to begin at) for a number of steps, a start row and strengths per
-        row.
+        """(the plan to follow, the row in it to begin at).
 
-        A multistep solver that begins at a later row has no history. It follows a plan traced over
-        the rest of the grid.
+        A run that begins at a later row has not filled the slots that earlier rows write. Where the
+        rest of the plan reads them, the result is a plan traced over the rest of the grid, with row
+        0.
 
-        Raises ValueError for a ready plan with other steps, and for rows at which a run can't
-        begin.
+        Args:
+            steps: the number of steps; None for the sampler's.
+            start: the row of the whole plan at which the run begins.
+            strengths: a guidance strength for every row of the whole plan; None where they do not
+                vary over rows.
+
+        Raises ValueError for steps of a ready plan or of given timesteps or sigmas, and for rows at
+        which a run can't begin.
         """
         key = (steps, start, strengths)
         found = self._made.get(key)
         if found is None:
             found = self._make(steps, start, strengths)
-            if len(self._made) >= _MOST:
+            if len(self._made) >= _MAX_PLANS:
                 self._made.clear()
             self._made[key] = found
         return found
 
     def of(self, steps: int | None) -> Plan:
-        """The whole plan for a number of steps; None for the sampler's."""
+        """The plan from its first row for a number of steps; None for the sampler's."""
         return self.get(steps, 0, None)[0]
 
     def _make(
@@ -92,16 +108,17 @@ class Plans:
             return over_rows(self.of(steps), strengths), 0
         if steps is None or (not self.ready and steps == self._settings["steps"]):
             return self.own, 0
-        if self.ready or "timesteps" in self._settings:
+        if self.ready or any(name in self._settings for name in _GRIDS):
             raise ValueError(
-                "fastdiff.Sampler: expected no steps for a sampler of given timesteps or of a ready"
-                " plan."
+                "fastdiff.Sampler: expected no steps for a sampler of given timesteps or sigmas, or"
+                " of a ready plan."
             )
         return make_plan(self._schedule, **{**self._settings, "steps": steps}), 0
 
     def _later(
         self, plan: Plan, steps: int | None, start: int, strengths: tuple[float, ...] | None
     ) -> tuple[Plan, int]:
+        """`get` for a run that begins at row `start` of the whole plan `plan`."""
         where = "fastdiff.Sampler.sample"
         if (
             isinstance(start, bool)
@@ -118,18 +135,21 @@ class Plans:
                 f"{where}: expected start at a row that remembers nothing, one of {rows}, got"
                 f" {start}."
             )
-        settings = {k: v for k, v in self._settings.items() if k != "timesteps"}
+        settings = {k: v for k, v in self._settings.items() if k not in _GRIDS}
         rest = make_plan(self._schedule, **settings, times=times[start:])
         table = rest.table.copy()
-        # Rows draw other noise than the rows before the start.
+        # Rows draw the noise that they draw in the whole plan, not that of rows before the start.
         table[:-1, INDEX["noise_index"]] += start
         rest = dataclasses.replace(rest, table=table)
         return (rest if strengths is None else over_rows(rest, strengths[start:])), 0
 
     def _times(self, steps: int | None) -> Sequence[Time]:
+        """The grid that the settings' solver is traced over."""
         s = self._settings
         if "timesteps" in s:
             return of_timesteps(self._schedule, s["timesteps"])
+        if "sigmas" in s:
+            return of_levels(self._schedule, s["sigmas"])
         return grid(self._schedule, s["steps"] if steps is None else steps, s["timestep_spacing"])
 
     def start_of(self, steps: int | None, strength: float) -> int:

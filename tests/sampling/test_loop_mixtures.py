@@ -187,6 +187,31 @@ def test_a_multistep_run_from_a_later_row_has_a_plan_of_its_own(solver: str) -> 
         heun.sample(x_T=x, start=3, cond=y, seed=0)
 
 
+@pytest.mark.parametrize(
+    "visited", [{"timesteps": [900, 600, 300, 90]}, {"sigmas": [10, 3, 1, 0.3]}]
+)
+def test_a_run_over_given_points_begins_at_one_of_them(visited: dict[str, list[float]]) -> None:
+    """Also where `steps` happens to be their number; other steps are refused."""
+    (name, points) = next(iter(visited.items()))
+    sampler = Sampler(network, SCHEDULE, solver="dpm++2m", steps=4, **visited)
+    rest = Sampler(network, SCHEDULE, solver="dpm++2m", **{name: points[2:]})
+    x, y = torch.randn(3, 5), {"y": torch.tensor([1, 2, 3])}
+    assert torch.equal(
+        sampler.sample(x_T=x, start=2, cond=y, seed=0), rest.sample(x_T=x, cond=y, seed=0)
+    )
+    with pytest.raises(ValueError, match="expected no steps for a sampler of given timesteps or"):
+        sampler.sample((3, 5), steps=10, cond=y, seed=0)
+
+
+def test_a_seed_may_be_a_numpy_integer() -> None:
+    y, seed = {"y": torch.tensor([1])}, 2**63 + 5
+    sampler = Sampler(network, SCHEDULE, steps=2)
+    assert torch.equal(
+        sampler.sample((1, 5), seed=np.uint64(seed), cond=y),  # type: ignore[arg-type]
+        sampler.sample((1, 5), seed=seed, cond=y),
+    )
+
+
 def test_image_to_image_begins_at_the_level_of_its_row() -> None:
     sampler = Sampler(network, SCHEDULE, solver="ddim", steps=10)
     image, y = torch.rand(2, 4), {"y": torch.tensor([1, 2])}
