@@ -10,7 +10,8 @@ With x_t = alpha x0 + sigma eps every common network output is a linear combinat
     edm      F     = -v                       (Karras et al. 2022, eq. 7 and table 1, unit data)
 
 A type is therefore a pair (a, b) with output = a·x0 + b·eps, and a conversion is 2×2 linear
-algebra, written here in forms without cancellation. alpha² + sigma² = 1 is not assumed.
+algebra. The coefficients are computed without differences, so they keep their digits. alpha² +
+sigma² = 1 is not assumed.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The noise contract on torch: noise is a function of (seed, sample id, stream, step, element).
 
-Philox4x32-10 (Salmon et al. 2011) turns key = seed and counter = (element // 4, step, id, stream |
-id) into four words; Box-Muller turns two words into two normals. Every float operation is a float32
-add, multiply or correctly rounded square root in the order of kernels/README.md section 1, so these
-bits equal those of every other backend.
+Philox4x32-10 (Salmon et al. 2011) turns key = seed and counter = (element // 4, step, the low 32
+bits of the id, stream << 24 | the other bits of the id) into four words; Box-Muller turns two words
+into two normals. In the mode `exact` every float operation is a float32 add, multiply or correctly
+rounded square root in the order of kernels/README.md section 1, so these bits equal those of every
+other backend. The mode `fast` uses torch's functions.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def words(
 ) -> tuple[Tensor, ...]:
     """Returns the four Philox words of each (sample, group): int64 tensors [B, G]."""
     if not isinstance(seed, Tensor):
-        seed = torch.full((1,), _signed(seed), dtype=torch.int64, device=groups.device)
+        seed = torch.full((1,), signed_seed(seed), dtype=torch.int64, device=groups.device)
     if not isinstance(step, Tensor):
         step = torch.full((1,), step, dtype=torch.int64, device=groups.device)
     seed, ids, step = seed.reshape(-1, 1), sample_ids.reshape(-1, 1), step.reshape(-1, 1)
@@ -171,6 +172,6 @@ def uniform(
     return ((w >> 8) | 1).to(torch.float32) * 2.0**-24
 
 
-def _signed(seed: int) -> int:
+def signed_seed(seed: int) -> int:
     """Returns the int64 with the bits of an unsigned 64-bit seed."""
     return seed - 2**64 if seed >= 2**63 else seed

@@ -1,8 +1,8 @@
 """The sampler: a network, a plan and the loop that runs them.
 
-x_T ~ N(0, I) from stream 0 of the noise contract; then, for each row of the plan, one network call
-and one fused `reverse_step` (fastdiff.sampling). Between calls nothing is read from the device and,
-after the first step, nothing is allocated here.
+x_T ~ N(0, s² I) from stream 0 of the noise contract, with s the plan's initial_std; then, for each
+row of the plan, one network call and one fused `reverse_step` (fastdiff.sampling). Between calls
+nothing is read from the device and, after the first step, nothing is allocated here.
 
 This file is long because it documents every public argument; the work is in fastdiff.sampling.
 """
@@ -42,9 +42,9 @@ class Sampler:
         solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`; eta only
             for solvers that have it.
         prediction_type: epsilon, x0, v, score or flow, or a `fastdiff.prediction.Parametrization`.
-        guidance_scale: gamma in u + gamma (c - u): 0 unconditional, 1 conditional and off, below 0
-            away from the condition (Ho & Salimans 2022, eq. 6, with gamma = 1 + w; Luo 2022, eq.
-            168); a sequence has one per row of the plan.
+        guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without
+            guidance, and below 0 leads away from the condition (Ho & Salimans 2022, eq. 6, with
+            gamma = 1 + w; Luo 2022, eq. 168); a sequence has one per row of the plan.
         clip_range: x0 is clipped to [-clip_range, clip_range]; None for no clip.
         dynamic_threshold: ratio of dynamic thresholding (Saharia et al. 2022, section 2.3): x0 is
             clipped to [-s, s] and divided by s, the ratio-quantile of |x0| in the sample, which is
@@ -56,7 +56,7 @@ class Sampler:
             guidance_scale is a tensor.
         timesteps: descending timesteps to visit, instead of `steps` and `timestep_spacing`.
         network_batch: the number of rows of every network call: more rows make several calls, and
-            the last one is filled up. A sample's bits then do not depend on its batch, for any
+            the last one is padded. A sample's bits then do not depend on its batch, for any
             network.
         on_oom: `raise` stops where memory runs out and names the largest batch that fits; `split`
             makes network calls smaller and warns once.
@@ -70,7 +70,8 @@ class Sampler:
             for no decoder.
 
     Attributes:
-        plan: the table of steps.
+        plan: the table of steps. settings: what it was made from.
+        network_settings: the network's dtype and memory format.
         last_seed: the seed of the latest call without seed=.
         model, schedule, guidance_scale: as passed. decoder: `decode` as passed.
 
@@ -171,6 +172,17 @@ class Sampler:
     def plan(self) -> Plan:
         """The table of steps."""
         return self._engine.plans.own
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that the plan was made from, with all defaults; empty with a ready plan."""
+        return dict(self._engine.settings)
+
+    @property
+    def network_settings(self) -> dict[str, Any]:
+        """The network's dtype and memory format, `network_dtype` and `channels_last`, as passed."""
+        network = self._engine.network
+        return {"network_dtype": network.dtype, "channels_last": network.channels_last}
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -387,11 +399,11 @@ class Sampler:
         """
         from .pretrained import save
 
-        if self.schedule is None or not self._engine.settings:
+        if self.schedule is None or not self.settings:
             raise ValueError(
                 "fastdiff.Sampler: expected a schedule and a solver to save, got a ready plan."
             )
-        settings = {**self._engine.settings, "guidance_scale": self.guidance_scale}
+        settings = {**self.settings, "guidance_scale": self.guidance_scale}
         kind = settings["prediction_type"]
         if isinstance(kind, Parametrization):
             settings |= kind._asdict()
@@ -413,9 +425,7 @@ class Sampler:
         return cls(model, schedule, **merged(settings, overrides))
 
     def __repr__(self) -> str:
-        settings = ", ".join(
-            f"{k}={v!r}" for k, v in self._engine.settings.items() if v is not None
-        )
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v is not None)
         return (
             f"Sampler({type(self.model).__name__}, {self.schedule!r},"
             f" {settings or f'plan of {len(self.plan)} rows'})"

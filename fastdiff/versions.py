@@ -1,4 +1,4 @@
-"""Version numbers that run specs and model folders record. Reading them imports nothing else."""
+"""The versions of the package and of the noise contract. Reading them imports nothing else."""
 
 __version__ = "0.1.0"
 CONTRACT_VERSION = 1

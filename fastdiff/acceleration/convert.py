@@ -23,9 +23,10 @@ DEFAULT_EXTRA = 2 * 2**30
 def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network:
     """Returns a faster network of the same weights and function; the original is not changed.
 
-    It is a new module tree over the same memory. Known are diffusers' UNet2DModel,
-    UNet2DConditionModel and DiTTransformer2DModel, and the U-Nets of fastdiff.models; in any other
-    network diffusers' residual blocks and attention, Conv2d and GroupNorm. The result is called
+    It is a new module tree over the same memory. The whole network is made faster if it is
+    diffusers' UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, or a U-Net of
+    fastdiff.models. In any other network it is diffusers' residual blocks and attention, Conv2d and
+    GroupNorm. The result is called
     like the original, has its `config`, `state_dict` and class name, follows `to`, and may be
     pickled and put into a pipeline. Weights that are changed in place later (`load_state_dict`, an
     optimizer's step) take effect. Where autograd records, it computes as the original does; its
@@ -40,9 +41,9 @@ def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network
     Args:
         network: on the device and in the dtype it will be used in; both may change later.
         extra_bytes: the memory that transformed weights of 3x3 convolutions may take in addition to
-            the weights. They are four times as large, are made at the first call, and are granted
-            in the order of the modules; 0 keeps torch's convolutions. Only float32 on the CPU uses
-            them.
+            the weights. A transformed weight is four times as large and is made at the first call;
+            convolutions get one in the order of the modules as long as memory is left, and the
+            others stay torch's. Only float32 on the CPU uses them.
 
     Raises:
         TypeError: for an object that is no module, is compiled, or has nothing to make faster.

@@ -33,7 +33,13 @@ class Convolution:
         residual: Tensor | None = None,
         scale: float = 1.0,
     ) -> Tensor:
-        """Args: x [B, C, H, W]; add: [B, K]; residual: like the result. Both in x's dtype."""
+        """See the class.
+
+        Args:
+            x: [B, C, H, W].
+            add: [B, K], for K output channels.
+            residual: [B, K, H', W'], of the shape of the result.
+        """
         weight, bias = self.weight, self.bias
         direct = x.ndim == 4 and x.shape[1] == self.in_channels and x.device == weight.device
         direct = direct and all(

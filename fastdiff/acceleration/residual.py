@@ -1,9 +1,10 @@
 """Residual blocks: norm, conditioning and SiLU are one pass, additions part of the convolutions.
 
-With (a, b) = W e, in the form of DDPM (Ho et al. 2020) and in that of ADM:
+For an embedding e, in the form of DDPM (Ho et al. 2020) and, with (a, b) = W e, in that of ADM
+(Dhariwal & Nichol 2021):
 
-    h = conv1(silu(norm1(x))) + W e;  y = (skip(x) + conv2(silu(norm2(h)))) / s h =
-    conv1(silu(norm1(x)));        y = (skip(x) + conv2(silu(norm2(h)(1 + a) + b))) / s
+    h = conv1(silu(norm1(x))) + W e;  y = (skip(x) + conv2(silu(norm2(h)))) / s
+    h = conv1(silu(norm1(x)));        y = (skip(x) + conv2(silu(norm2(h)(1 + a) + b))) / s
 
 W e is computed here from the embedding e, or it is a slice of what the network computed for all
 blocks at once (`hoist`).

@@ -27,7 +27,7 @@ from ..ops.common import unobserved
 A, B = math.sqrt(0.5), math.sqrt(2.0)
 PANEL = 16
 _VERSION = 1
-_BLOCK = 128  # tiles: all 36 positions fit the last-level cache, each position the second level
+_BLOCK = 128  # squares at a time: one of the 36 products fits the L2 cache, all fit the last level
 _STRUCT = Struct("=qqqqqqqQqqqQqqqQQQqQqqqdQq")
 _IMAGE = (
     "Tensor image, Tensor weight, int out_channels, Tensor? bias, Tensor? add, Tensor? residual,"

@@ -137,7 +137,7 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """Returns what tells a file from the one that replaces it; None where there is none."""
+    """Returns a key that changes when the file is replaced; None where there is no file."""
     try:
         status = path.stat()
     except OSError:

@@ -11,7 +11,7 @@ EXP_HIGH = np.float32(float.fromhex("0x1.617d78p+6"))
 def exp(x: NDArray) -> NDArray:
     """Returns e^x: NumPy's in float64, the polynomial in float32.
 
-    The polynomial is infinite above 88.37 and zero below -87.33.
+    The polynomial is infinite above 88.37 and zero below -87.34.
     """
     if x.dtype == np.float64:
         return np.exp(x)

@@ -1,4 +1,4 @@
-"""What a caller passes for n samples, checked and made a `Batch`."""
+"""What a caller passes for n samples: checked, and turned into a `Batch`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def prepare(
     shape: tuple[int, ...],
     tickets: np.ndarray,
 ) -> Batch:
-    """The batch of these samples, whose plans are added to the device's.
+    """The batch of these samples. Their plans are added to `device_plan`.
 
     Args:
         shape: [n, …] of the samples.

@@ -13,13 +13,13 @@ from .device_plan import DevicePlan
 from .graph import Graphs
 from .guidance import gradient
 from .network import Network
-from .network_inputs import NetworkInputs
+from .network_inputs import BOTH, COND, UNCOND, NetworkInputs
 from .options import RunOptions
 from .requests import Batch
 from .stepper import Stepper
 
-BOTH, COND, UNCOND, NONE = "both", "cond", "uncond", "none"
-"""What a step calls: both guidance halves, one of them, or no network."""
+NONE = "none"
+"""A step calls no network; otherwise it calls BOTH, COND or UNCOND."""
 
 
 class Lanes:
@@ -165,7 +165,7 @@ class Lanes:
 
     @torch.no_grad()
     def resized(self, keep: np.ndarray, batch: int, halves: int) -> Lanes:
-        """Other lanes, `batch` of them, whose first ones hold the samples of the lanes `keep`."""
+        """`batch` new lanes, of which the first ones hold the samples of the lanes `keep`."""
         new = Lanes(
             self.plan,
             self.network,
@@ -206,6 +206,7 @@ class Lanes:
         occupied = self.occupied
         rows = self.rows[occupied] + np.arange(steps)[:, None]
         calling = self.plan.network[rows]
+        # one, zero: the steps at which every calling sample has the strength 1, or 0
         if self.halves == 1:
             one = zero = np.ones(steps, bool)
         elif self._host_gamma is None:
@@ -218,7 +219,9 @@ class Lanes:
         return np.where(calling.any(axis=1), chosen, NONE).tolist()
 
     def step(self, calls: str) -> None:
-        """Executes one row for every lane. Gradients are off."""
+        """Executes one row for every lane, whose network calls are `calls`. Call it without
+        gradients.
+        """
         if self.graphs is None:
             self._step(calls)
         else:
@@ -254,14 +257,14 @@ class Lanes:
         """One row in two parts, with the user's guidance of x0 between them
         (fastdiff.sampling.guidance.split).
 
-        x: the state, with a gradient where x0 has one by it.
+        x: the state; a copy that requires a gradient where the guidance differentiates x0 by it.
         """
         stepper = self.stepper
         assert self.options.guidance is not None
-        (to_x0, used), (from_x0, used_after) = self.plan.to_x0, self.plan.from_x0
+        rows = self.plan.to_x0_rows
         with torch.set_grad_enabled(x.requires_grad):
             x0 = ops.reverse_step(
-                x, out, to_x0, stepper.row, guidance=gamma, gradient=push, used=used
+                x, out, rows.table, stepper.row, guidance=gamma, gradient=push, used=rows.used
             )
             assert isinstance(x0, Tensor)
             x0 = self.options.guidance(x0, x, self.inputs.t[: self.batch])
@@ -275,31 +278,34 @@ class Lanes:
         if out.shape[1:] != self.x.shape[1:]:  # the learned variance follows the prediction
             variance = out[: self.batch, self.x.shape[1] :]
             x0 = torch.cat([x0, variance.to(self.options.dtype)], dim=1)
-        stepper.execute_rows_of(from_x0, used_after, x0)
+        stepper.execute_rows(self.plan.from_x0_rows, x0)
 
     def _replace_known(self) -> None:
-        """x = mask x + (1 - mask)(alpha known + sigma z), at the level that the row led to."""
+        """x = mask x + (1 - mask)(alpha known + sigma z), at the level that the row leads to.
+
+        The network's next input is written again, because the row wrote it before x changed.
+        """
         assert self._mask is not None and self._known is not None and self._noised is not None
-        (noising, used), (entering, used_after) = self.plan.noising, self.plan.entering
+        rows, inputs = self.plan.known_rows, self.plan.input_rows
         ops.reverse_step(
             self._known,
             None,
-            noising,
+            rows.table,
             self.stepper.row,
             slots=self.x[None],
             seed=self._seeds,
             sample_ids=self._ids,
             stream=STREAM_FORWARD,
-            used=used,
+            used=rows.used,
             out=self._noised,
         )
         torch.lerp(self._noised, self.x, self._mask, out=self.x)
         ops.reverse_step(
             self.x,
             None,
-            entering,
+            inputs.table,
             self.stepper.next_row,
-            used=used_after,
+            used=inputs.used,
             out=self.x,
             input_out=self.inputs.next_input,
         )

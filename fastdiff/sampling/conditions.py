@@ -13,8 +13,11 @@ from torch import Tensor
 
 
 class Conditions(NamedTuple):
-    """The keyword arguments of the network: tensors [n, …] per sample for both halves, and the
-    arguments that all samples share.
+    """The keyword arguments of the network for n samples.
+
+    Attributes:
+        cond, uncond: the tensors [n, …] indexed by sample, for each guidance half.
+        shared: all other arguments, the same for all samples and both halves.
     """
 
     cond: dict[str, Tensor]
@@ -36,7 +39,7 @@ def conditions(
     both: bool,
     where: str = "fastdiff.Sampler",
 ) -> Conditions:
-    """Both halves, checked and on the device.
+    """The arguments of both halves, checked and on the device.
 
     Args:
         cond, uncond: keyword arguments of the network.

@@ -1,9 +1,15 @@
-"""The plans of a run as one table on the device, and the facts about its rows on the host."""
+"""The plans of a run as one table on the device, and what the host knows about its rows.
+
+The samples of a run may follow different plans (fastdiff.sampling.plans). Their tables are stacked,
+so that one kernel serves all lanes: each lane has a row of the stacked table. Guidance of x0 and
+inpainting need more work than a plan's row does. For them there are further tables with the same
+row numbers, `Rows`, which `reverse_step` executes like the plan's.
+"""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +37,13 @@ _built: weakref.WeakKeyDictionary[Plan, dict[Any, dict[str, Any]]] = weakref.Wea
 _without_network: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
 
+class Rows(NamedTuple):
+    """A table with the row numbers of a stacked plan, and the bit mask of the columns it uses."""
+
+    table: Tensor
+    used: int
+
+
 def used_without_network(plan: Plan) -> int:
     """The bit mask of the columns that rows without a network call fill."""
     if plan not in _without_network:
@@ -40,8 +53,10 @@ def used_without_network(plan: Plan) -> int:
 
 
 class DevicePlan:
-    """Plans stacked into one table on a device. Later samples may add plans; rows keep their
-    numbers.
+    """Plans stacked into one table on a device, empty at first.
+
+    `add` stacks a plan onto those that are there, whose rows keep their numbers. A run adds the
+    plan of every sample that it takes.
 
     Args:
         device: of the table.
@@ -54,11 +69,16 @@ class DevicePlan:
     Attributes on the device, R the number of rows:
         table: float64 [R, 56].
         times: [R] what the network gets as its time, int64 or float32.
-        to_x0, from_x0: (table, column mask) of the two halves of the rows, with `splits`.
-        noising, entering: (table, column mask) with `inpaints`, see `_build_inpainting`.
+    `Rows` on the device, whose row r belongs to row r of the plan:
+        to_x0_rows: with `splits`, compute x0, to which the user's guidance is then applied.
+        from_x0_rows: with `splits`, do the rest of row r: they read the guided x0 in place of the
+            network's output.
+        known_rows: with `inpaints`, compute the known part of the state that row r leads to.
+        input_rows: with `inpaints`, leave the state as it is and write the network's input for
+            row r, after the known part of the state was replaced.
     Attributes on the host, [R] each:
         network: whether the row calls the network. draws: whether it draws noise.
-        guidance_weight, input_scale, t: the columns of these names.
+        guidance_weight, input_scale, t: the columns of these names (`fastdiff.table`).
         last_row: the closing row of the row's plan. row_in_plan: the row's number in its plan.
     Further attributes:
         plan: the stacked plan.
@@ -69,6 +89,10 @@ class DevicePlan:
 
     plan: Plan
     table: Tensor
+    to_x0_rows: Rows
+    from_x0_rows: Rows
+    known_rows: Rows
+    input_rows: Rows
     used: int
     used_without_network: int
 
@@ -136,36 +160,40 @@ class DevicePlan:
         self.used, self.used_without_network = self.plan.used, used_without_network(self.plan)
         if self.splits:
             halves = [split(p) for p in self._plans]
-            self.to_x0, self.from_x0 = (
+            self.to_x0_rows, self.from_x0_rows = (
                 self._on_device(Plan.stack([h[i] for h in halves])[0]) for i in (0, 1)
             )
         if self.inpaints:
             self._build_inpainting()
 
-    def _on_device(self, plan: Plan) -> tuple[Tensor, int]:
-        return torch.tensor(plan.table, device=self.device), plan.used
+    def _on_device(self, plan: Plan) -> Rows:
+        return Rows(torch.tensor(plan.table, device=self.device), plan.used)
 
     def _build_inpainting(self) -> None:
-        """Tables whose rows are applied after row r of the plan.
+        """Sets `known_rows` and `input_rows`.
 
-        `noising` takes known clean data to the level that row r leads to: alpha x + sigma z. After
-        a row without a network call, such as RePaint's steps back in time, the known part of the
-        state is kept instead: there the result is the slot. `entering` keeps the state
-        and writes the network's input for row r.
+        With x the known clean data and the state in slot 1, row r of `known_rows` gives alpha x +
+        sigma z at the level that row r of the plan leads to. After a row without a network call,
+        such as RePaint's steps back in time, the known part of the state stays as it is: the result
+        is slot 1.
         """
         assert self.plan.levels is not None
         following = self.plan.column("next").astype(np.int64)
-        entering = np.zeros_like(self.plan.table)
-        entering[:, INDEX["next"]], entering[:, INDEX["x.x"]] = np.arange(len(following)), 1.0
-        entering[:, INDEX["input_scale"]] = self.input_scale
-        noising = np.zeros_like(entering)
-        noising[:, INDEX["next"]] = following
-        noising[:, INDEX["noise_index"]] = self.row_in_plan[following]
-        noising[:, [INDEX["x.x"], INDEX["x.z"]]] = np.where(
+        known = np.zeros_like(self.plan.table)
+        known[:, INDEX["next"]] = following
+        known[:, INDEX["noise_index"]] = self.row_in_plan[following]
+        known[:, [INDEX["x.x"], INDEX["x.z"]]] = np.where(
             self.network[:, None], self.plan.levels[following], 0.0
         )
-        noising[:, INDEX["x.s1"]] = ~self.network
-        used = columns("next", "x.x", "input_scale")
-        self.entering = torch.tensor(entering, device=self.device), used
-        used = columns("next", "x.x", "x.z", "x.s1", "noise_index")
-        self.noising = torch.tensor(noising, device=self.device), used
+        known[:, INDEX["x.s1"]] = ~self.network
+        # Rows that lead to themselves: `reverse_step` scales the input by the next row's column.
+        inputs = np.zeros_like(known)
+        inputs[:, INDEX["next"]], inputs[:, INDEX["x.x"]] = np.arange(len(following)), 1.0
+        inputs[:, INDEX["input_scale"]] = self.input_scale
+        self.known_rows = Rows(
+            torch.tensor(known, device=self.device),
+            columns("next", "x.x", "x.z", "x.s1", "noise_index"),
+        )
+        self.input_rows = Rows(
+            torch.tensor(inputs, device=self.device), columns("next", "x.x", "input_scale")
+        )

@@ -1,4 +1,8 @@
-"""Runs of a network along its plans: what `Sampler` and samplers on fixed grids have in common."""
+"""Runs of a network along its plans: what `Sampler` and the probability flow's fixed grids share
+(fastdiff.theory.score.flow).
+
+A call becomes `RunOptions`, a `DevicePlan` and a source of samples; `Engine.run` loops over lanes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +32,7 @@ from .settings import plan_settings
 class Engine:
     """A network, its plans and the options of the loop.
 
-    It keeps no state between or during calls, so threads may share it.
+    Calls change nothing in it but the cache of its `Plans`, so threads may share it.
 
     Args:
         model, schedule, plan, network_batch, on_oom, graph, compile, network_dtype, channels_last:
@@ -82,7 +86,7 @@ class Engine:
             )
         if graph not in GRAPH:
             raise ValueError(f"fastdiff.Sampler: expected graph in {list(GRAPH)}, got {graph!r}.")
-        self._calls: dict[str, Any] = {
+        self._call_options: dict[str, Any] = {
             "network_batch": network_batch,
             "on_oom": on_oom,
             "graph": graph,
@@ -101,10 +105,10 @@ class Engine:
         through_network: bool = False,
         callback: Any = None,
     ) -> tuple[int, RunOptions]:
-        """(number of samples, options) of a run.
+        """(number of samples, options) of a run; see `Sampler.sample` for the arguments.
 
-        The state has x's shape, device and dtype where a state or image x is passed, else the
-        network's device and float32.
+        The state has x's shape and device where a state or image x is passed, else `shape` and the
+        network's device. Without dtype it is float64 for a float64 x, else float32.
 
         Raises ValueError and TypeError for shapes and dtypes that no state has.
         """
@@ -133,20 +137,20 @@ class Engine:
             )
         scale = float(classifier_scale)
         return shape[0], RunOptions(
-            device,
-            dtype,
-            tuple(shape[1:]),
-            inpaints,
-            callback,
-            classifier if scale else None,
-            scale,
-            guidance,
-            through_network and guidance is not None,
-            **self._calls,
+            device=device,
+            dtype=dtype,
+            shape=tuple(shape[1:]),
+            inpaints=inpaints,
+            callback=callback,
+            classifier=classifier if scale else None,
+            classifier_scale=scale,
+            guidance=guidance,
+            through_network=through_network and guidance is not None,
+            **self._call_options,
         )
 
     def device_plan(self, options: RunOptions) -> DevicePlan:
-        """An empty plan on the device of a run."""
+        """The stacked plans of a run, empty at first: `prepare` adds those of its samples."""
         return DevicePlan(
             options.device,
             whole_times=self.plans.own.whole_times is True,
@@ -162,7 +166,7 @@ class Engine:
         arguments: SampleArguments,
         tickets: np.ndarray,
     ) -> Batch:
-        """The checked samples of a run; see `fastdiff.sampling.arguments.prepare`."""
+        """The samples of these arguments, checked, whose plans are added to `device_plan`."""
         shape = (len(tickets), *options.shape)
         return prepare(self.plans, device_plan, arguments, shape, tickets)
 
@@ -174,7 +178,13 @@ class Engine:
         most: int,
         progress: Callable[[], Any] | None = None,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yields (tickets, samples) as they are done, at most `most` of them in flight."""
+        """Yields (tickets, samples) as they are done.
+
+        Args:
+            source: of the samples, from `prepare` with the same device_plan and options.
+            most: the number of lanes, so of samples in flight.
+            progress: called after every step.
+        """
         captured = graphs(options.graph, options.device) if options.capturable else None
 
         def make(first: Batch, lanes: int) -> Lanes:
@@ -236,8 +246,13 @@ class Engine:
         dtype: torch.dtype | None = None,
         **hooks: Any,
     ) -> Iterator[Tensor]:
-        """Batches [at most size, …] of the samples of the shape [n, …] in order, at most `size` of
-        them in flight; see `Sampler.stream`. hooks: see `options`.
+        """Yields batches [at most size, …] of n samples in order, with at most `size` in flight;
+        see `Sampler.stream`.
+
+        Args:
+            shape: [n, …] of all samples.
+            size: the number of lanes, and the size of a batch.
+            hooks: see `options`.
         """
         x = arguments.x_T if arguments.x_T is not None else arguments.image
         n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)

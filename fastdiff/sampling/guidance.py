@@ -5,9 +5,9 @@ the conditional half of the network call first. If the host knows the strength g
 which halves are called: for 1 only the conditional one, for 0 only the unconditional one. For
 strengths in a tensor both are called.
 
-Classifier guidance (Dhariwal & Nichol 2021, eq. 14; Luo 2022, eq. 165) adds s grad log p(y | x_t)
-to the score, so x0 = x0_x x + x0_out out grows by s sigma²/alpha·grad: the row's `out_grad` is s
-sigma²/(alpha x0_out).
+Classifier guidance (Dhariwal & Nichol 2021, eq. 14; Luo 2022, eq. 166) adds s grad log p(y | x_t)
+to the score, so x0 = x0_x x + x0_out out grows by s sigma²/alpha·grad. The row adds out_grad·grad
+to the output, with out_grad = s sigma²/(alpha x0_out).
 
 A guidance of x0, any function (x0, x_t, t) -> x0, splits a row in two: the first row computes x0,
 the second reads the guided x0 as its network output. eps follows from the guided x0.
@@ -29,8 +29,12 @@ from ..table import INDEX, OPERANDS, OUTPUTS
 
 
 class Strength(NamedTuple):
-    """A parsed guidance_scale: gamma of the samples, a number or a tensor [B], and gammas over the
-    rows of the plan.
+    """A parsed guidance_scale.
+
+    Attributes:
+        gamma: of the samples, a number or a tensor [B].
+        over_rows: a gamma for every row of the plan, which `over_rows` writes into it; gamma is
+            then 2. None if the strength does not vary over rows.
     """
 
     gamma: float | Tensor
@@ -50,7 +54,7 @@ def strength(value: Any, batch: int | None = None) -> Strength:
             )
         return Strength(value)
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value):
-        return Strength(2.0, tuple(_finite(v) for v in value))
+        return Strength(2.0, tuple(_finite(v) for v in value))  # 2.0: see over_rows
     return Strength(_finite(value))
 
 
@@ -123,7 +127,7 @@ def split(plan: Plan) -> tuple[Plan, Plan]:
     Raises ValueError where the output does not follow from x0.
     """
     to_x0, from_x0 = plan.table.copy(), plan.table.copy()
-    first = INDEX["x." + OPERANDS[0]]
+    first = INDEX["x." + OPERANDS[0]]  # of the coefficients of all outputs, the last columns
     for row in range(len(plan)):
         to_x0[row, INDEX["next"]] = row
         to_x0[row, first:] = 0.0

@@ -22,7 +22,7 @@ def run(
     callback: Callback | None = None,
     progress: Callable[[], Any] | None = None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """Yields (tickets, states [k, …]) as samples are done.
+    """Yields (tickets [k], states [k, …]) of samples as they are done.
 
     Args:
         make: (first samples of the run, n) -> n empty lanes.
@@ -66,7 +66,10 @@ def run(
 
 
 def _fill(lanes: Lanes, source: Source | Requests, arrived: Batch | None) -> Lanes:
-    """Puts samples into empty lanes, as far as there are any."""
+    """Puts `arrived` and then samples of the source into empty lanes, until either runs out.
+
+    Returns the lanes, which are new ones where the first guided sample needs a second half.
+    """
     while True:
         empty = np.flatnonzero(~lanes.occupied)
         if arrived is None and len(empty):
@@ -80,7 +83,10 @@ def _fill(lanes: Lanes, source: Source | Requests, arrived: Batch | None) -> Lan
 
 
 def _narrow(lanes: Lanes, source: Source | Requests) -> Lanes:
-    """Fewer lanes when half of them would stay empty to the end, unless their number is fixed."""
+    """The occupied lanes alone, if half of all lanes or more would stay empty to the end.
+
+    The number of lanes is fixed with CUDA graphs, `network_batch` and a callback.
+    """
     occupied, options = np.flatnonzero(lanes.occupied), lanes.options
     fixed = lanes.graphs is not None or options.network_batch is not None or options.wants_x0
     if fixed or not source.empty or not 0 < len(occupied) <= lanes.batch // 2:

@@ -1,10 +1,10 @@
-"""The one place that calls a user's network.
+"""How every door except the sampling loop calls a user's network.
 
 A user's network is any callable model(x, t, **cond). It may be a module of another floating dtype
 than the state, return a tensor, an object with `.sample` or a tuple, return twice the channels
 (learned variance), and define its own time, `network_time(point)`. Every door (public entry point
-that takes a network) accepts all of these, because every door calls the network through this
-module:
+that takes a network) accepts all of these, because every door calls the network through these
+names:
 
     tensor_of      unpacks an output and checks its type
     prediction_of  also checks its shape
@@ -24,8 +24,8 @@ A door builds one ModelCall per run and calls it at times of its choice:
 with the door's name, `where`. Whether gradients are recorded is the caller's choice; nothing here
 changes the grad mode, reads the device or modifies the model.
 
-The sampling loop works on static buffers (fastdiff.sampling.network_inputs) and therefore calls
-`Network` directly.
+The sampling loop has static buffers for a network's inputs (fastdiff.sampling.network_inputs) and
+calls the methods of `Network` itself.
 """
 
 from __future__ import annotations
@@ -70,13 +70,17 @@ class ModelCall:
         where: the name that error messages begin with.
         fractional_times: whether the network of a discrete schedule gets float32 times between its
             timesteps instead of the nearest int64 timestep.
-        network_batch: the number of rows of every network call; more rows make several calls and
-            fewer are filled up. None for one call of all rows.
+        network_batch: the number of rows of every network call: more rows make several calls, and
+            a call with fewer is padded. None for one call of all rows.
         learned: whether `__call__` returns an output of twice the channels whole.
 
     Attributes:
-        network: the `Network`. own_time: whether the model defines `network_time`.
-        parametrization, schedule, where: as passed.
+        network: the `Network`. model: its model.
+        own_time: whether the model defines `network_time`.
+        whole_times: whether the network gets int64 timesteps, else float32 times.
+        both: whether a call has both guidance halves.
+        parametrization: a `Parametrization`, also where a name was passed.
+        gamma, schedule, clip_range, network_batch, learned, where: as passed.
 
     Raises:
         TypeError: for a model that is not callable.
@@ -221,7 +225,7 @@ class ModelCall:
         parts = []
         for first in range(0, len(x), size):
             rows = torch.arange(first, min(first + size, len(x)), device=x.device)
-            # filled up with copies of its first row
+            # padded with copies of its first row
             index = torch.cat([rows, rows[:1].expand(size - len(rows))])
             arguments = {**shared, **{key: value[index] for key, value in cond.items()}}
             out = self.network.forward(x[index], t[index], arguments, learned=self.learned)

@@ -1,7 +1,7 @@
 """A user's network: the dtype and memory format of its input, and one checked call.
 
-Only this module calls a user's network and unpacks its output; `fastdiff.sampling.model_call` has
-what doors use.
+Only this module calls a user's network and unpacks its output. The sampling loop uses it directly,
+all other doors through `fastdiff.sampling.model_call`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def prediction_of(out: Any, x: Tensor, *, where: str, learned: bool = False) -> 
 
 
 class Network:
-    """A model with the dtype and memory format of its input. It is immutable: threads share it.
+    """A model with the dtype and memory format of its input. It never changes, so threads may share
+    it.
 
     A network that offers `condition(t, **cond)` and `decode(x, condition)` with forward(x, t,
     **cond) = decode(x, condition(t, **cond)), as fastdiff's U-Net does, lets the sampling loop
@@ -136,7 +137,7 @@ class Network:
     ) -> Tensor:
         """The checked output of model(x, t, **arguments); see `prediction_of`."""
         out = self._forward(x, t, **arguments)
-        # the usual case, which costs a tenth of a small step less than the call
+        # the usual case: calling prediction_of would cost a tenth of a small step
         if out.__class__ is Tensor and out.shape == x.shape and out.is_floating_point():
             return out
         return prediction_of(out, x, where=self.where, learned=learned)

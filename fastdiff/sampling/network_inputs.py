@@ -1,8 +1,12 @@
 """The network's inputs in static buffers, cut into calls of the right size.
 
 With two guidance halves the inputs of the B lanes are in the buffers twice, the conditional half
-first. `network_batch` = N cuts them into calls of exactly N rows, the last one filled up, so that a
+first. `network_batch` = N cuts them into calls of exactly N rows, the last one padded, so that a
 row's arithmetic never depends on the number of other rows.
+
+A network that computes its conditioning separately (`Network.offers_conditions`) is asked for it
+when samples are put into lanes, for all rows that they will execute; the steps then only look it
+up.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from .network import Network, out_of_memory
 from .options import RunOptions
 from .requests import Batch
 
-_MOST_CONDITIONS = 2**28  # bytes of conditions that are computed ahead at most
+BOTH, COND, UNCOND = "both", "cond", "uncond"
+"""The guidance halves of a network call: both, or one of them."""
+_MAX_CONDITION_BYTES = 2**28  # of all conditions computed ahead; beyond, none are
 
 
 class Call(NamedTuple):
@@ -143,7 +149,7 @@ class NetworkInputs:
         factor = torch.tensor(scale, dtype=x.dtype, device=x.device).view(-1, *(1,) * (x.ndim - 1))
         for half in range(self._halves):
             self._x[half * self._batch : (half + 1) * self._batch].copy_(x * factor)
-            # Samples that had one half never read unconditional arguments; theirs stand in.
+            # Samples without an unconditional half never read its arguments: any will do.
             source = half if half in halves else 0
             for key, buffer in self._arguments.items():
                 rows = old._arguments[key][source * old._batch :][index]
@@ -185,7 +191,7 @@ class NetworkInputs:
             cut = slice(begin, begin + size)
             arguments = {k: v.index_select(0, index[1, cut]) for k, v in self._arguments.items()}
             made = self._network.condition(times[cut], self._shared | arguments)
-            if count * total * made[0].numel() * made.element_size() > _MOST_CONDITIONS:
+            if count * total * made[0].numel() * made.element_size() > _MAX_CONDITION_BYTES:
                 self._ahead, self._conditions = False, None
                 self._calls.clear()
                 return
@@ -203,9 +209,7 @@ class NetworkInputs:
     # -- calls -------------------------------------------------------------------------------------
 
     def output(self, halves: str, row: Tensor) -> Tensor:
-        """The network's output for the lanes at these rows; `halves` is `both`, `cond` or
-        `uncond`.
-        """
+        """The network's output for the lanes at these rows; `halves` is BOTH, COND or UNCOND."""
         if self._ahead and self._conditions is not None:
             assert self._condition is not None
             total = self._halves * self._batch
@@ -235,9 +239,9 @@ class NetworkInputs:
         self._set_times(row)
         scale = self._plan.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
         inputs = (x * scale.view(-1, *(1,) * (x.ndim - 1))).to(self._x.dtype)
-        if halves == "both":
+        if halves == BOTH:
             inputs = torch.cat([inputs, inputs])
-        begin, rows = self._batch if halves == "uncond" else 0, len(inputs)
+        begin, rows = self._batch if halves == UNCOND else 0, len(inputs)
         size = self._options.network_batch or self.rows_per_call or rows
         if self._options.network_batch:
             inputs = torch.cat([inputs, inputs.new_zeros((-rows % size, *inputs.shape[1:]))])
@@ -270,8 +274,8 @@ class NetworkInputs:
         return self._network.forward(call.x, call.t, call.arguments)
 
     def _make_calls(self, halves: str) -> list[Call]:
-        begin = self._batch if halves == "uncond" else 0
-        end = begin + self._batch * (self._halves if halves == "both" else 1)
+        begin = self._batch if halves == UNCOND else 0
+        end = begin + self._batch * (self._halves if halves == BOTH else 1)
         size = self._options.network_batch or self.rows_per_call or end - begin
         calls = []
         for first in range(begin, end, size):
@@ -307,7 +311,7 @@ class NetworkInputs:
                 " smaller network or state."
             ) from None
         if options.on_oom != "split":
-            each = self._halves if halves == "both" else 1
+            each = self._halves if halves == BOTH else 1
             raise torch.OutOfMemoryError(
                 f"{where}: expected a batch that fits into memory, got {self._batch}: the largest"
                 f" found to fit is {fits // each}. Pass that, or on_oom='split'."

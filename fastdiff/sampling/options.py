@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Callback = Callable[[int, Any, Tensor, Tensor], None]
-Classifier = Callable[[Tensor, Tensor], Tensor]
-Guidance = Callable[[Tensor, Tensor, Tensor], Tensor]
+Callback = Callable[[int, Any, Tensor, Tensor], None]  # (row or step, t, x, x0)
+Classifier = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> log p(y | x), or its gradient by x
+Guidance = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x0, x, t) -> x0
 
 HOOKS = ("callback", "classifier", "classifier_scale", "guidance", "through_network")
 """The options of a run that are arguments of `Sampler.sample`."""
@@ -51,5 +51,7 @@ class RunOptions:
 
     @property
     def capturable(self) -> bool:
-        """Whether a step may become a CUDA graph: the user's functions may do anything."""
+        """Whether a step may be captured as a CUDA graph: not with the user's own functions in it,
+        which may read the device.
+        """
         return self.classifier is None and self.guidance is None

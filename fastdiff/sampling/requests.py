@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..rng import signed_seed
 from .conditions import Conditions
 
 
@@ -113,9 +114,7 @@ def signed(seed: int | Tensor, n: int, device: torch.device) -> Tensor:
     """A seed per sample, int64 [n] in two's complement."""
     if isinstance(seed, Tensor):
         return seed.to(device).expand(n).contiguous()
-    return torch.full(
-        (n,), seed - 2**64 if seed >= 2**63 else seed, dtype=torch.int64, device=device
-    )
+    return torch.full((n,), signed_seed(seed), dtype=torch.int64, device=device)
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""The settings of a sampler's plan."""
+"""The settings of a sampler's plan: their defaults, and those of a folder with overrides."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def plan_settings(
     eta: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
-    """The settings of `make_plan` with all defaults.
+    """The arguments of `make_plan` with all defaults.
 
-    Settings that change nothing are left out, so that saved folders keep their text.
+    Later settings are left out where they change nothing, so that the config.json of a sampler
+    without them stays the same.
     """
     if eta != 0.0:
         options["eta"] = eta
@@ -49,10 +50,10 @@ def plan_settings(
 
 
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A sampler's settings as a folder stores them, with some replaced.
+    """A sampler's settings as a folder stores them, with some replaced by `overrides`.
 
-    Options that another solver does not have are left out if `overrides` names that solver, and a
-    grid if they have a number of steps.
+    If `overrides` names another solver, options that it does not have are left out. If it has
+    `steps`, the folder's timesteps and sigmas are.
 
     Raises ValueError for an unknown solver.
     """

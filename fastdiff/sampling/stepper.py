@@ -1,17 +1,18 @@
-"""The buffers of a state, and one row of a plan as one kernel on them.
+"""Executes the rows of a plan, one kernel launch each, on the buffers of a batch of samples.
 
 A `Stepper` owns the state x, the solver's slots, the row of every sample and the network's next
 input, and executes a row through `fastdiff.ops.StepArguments`. The lanes of the sampling loop use
-it, and so does `run_plan`, which adds hooks around each row, for samplers outside `Sampler`:
+it, and so does `run_plan`, which executes a whole plan with functions of the caller around each
+row, for samplers outside `Sampler`. The caller calls the network:
 
     stepper = Stepper(DevicePlan.of(plan, x.device), x.clone(), seed=0)
     for row in range(len(plan)):
         stepper.step(network(stepper.input, t[row]))
     stepper.x
 
-A step overwrites these buffers, or with `keep` writes x and the next input to new memory, so that
-the caller may keep what it has seen. After the first step nothing else is allocated, and nothing is
-read from the device.
+A step overwrites these buffers. With `keep` it writes x, the next input and x0 to new memory, so
+that the caller may keep earlier tensors. After the first step nothing else is allocated, and
+nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from .. import ops
 from ..backend.eager.common import compute_dtype
 from ..ops.bound_step import BoundStep
 from ..solvers import Plan
-from .device_plan import DevicePlan
+from .device_plan import DevicePlan, Rows
 
 _INPUTS = ("model_output", "noise", "guidance", "gradient")
 _KEPT = ("x_t", "out", "input_out", "x0_out")
@@ -38,7 +39,8 @@ class Stepper:
     Args:
         plan: the rows.
         x: [B, …] contiguous, the state's buffer, which steps overwrite.
-        seed: for rows that draw noise, an int or int64 [B]; None where these rows get noise=.
+        seed: an int or int64 [B], for rows that draw noise; None where none does or
+            `step` is given the noise.
         sample_ids: int64 [B], default 0 … B - 1.
         input: where rows write the network's next input, [B, …] or, for both guidance halves,
             [2B, …]; None where the network reads x itself.
@@ -53,9 +55,11 @@ class Stepper:
         x0: [B, …] the prediction of the latest row, None unless asked for.
     """
 
-    # Bound steps without noise, guidance and gradient: with the network's output, and without it.
+    # A bound step is a call of the kernel whose arguments were checked once (fastdiff.ops.step). It
+    # comes in two forms, which read one of two tensors of rows and write the other. `_plain`: the
+    # steps without noise, guidance, gradient and keep, at [False] with the network's output and at
+    # [True] without it. `_bound`: all others, by `keep` and by which inputs are None.
     _plain: list[tuple[BoundStep, BoundStep] | None]
-    # The others, by whether buffers are kept and by which inputs are missing.
     _bound: dict[tuple[bool, ...], tuple[BoundStep, BoundStep]]
 
     def __init__(
@@ -86,7 +90,7 @@ class Stepper:
         return self.x if self._input is None else self._input
 
     def fit(self) -> None:
-        """Fits slots and launches to the plan, where it has changed; `execute` does so too."""
+        """Makes slots for the plan if it has changed since the last call; `execute` does so too."""
         if self._version == self.plan.version:
             return
         self._version = self.plan.version
@@ -134,7 +138,7 @@ class Stepper:
         if keep or noise is not None or guidance is not None or gradient is not None:
             self._execute(output, noise, guidance, gradient, keep)
             return
-        # the usual call: what is around the launch costs time in small steps
+        # the usual call is kept short: in small steps Python's time counts
         bound = self._plain[output is None]
         if bound is None:
             bound = self._plain[output is None] = self._bind((output, None, None, None), False)
@@ -170,19 +174,16 @@ class Stepper:
         self._plain = [None, None]
         self._bound = {key: bound for key, bound in self._bound.items() if key[0]}
 
-    def execute_rows_of(
-        self, table: Tensor, used: int, output: Tensor | None, *, guidance: Tensor | None = None
-    ) -> None:
-        """`execute` with the rows of another table of the same numbering."""
+    def execute_rows(self, rows: Rows, output: Tensor | None) -> None:
+        """`execute` with other rows than the plan's."""
         ops.reverse_step(
             self.x,
             output,
-            table,
+            rows.table,
             self.row,
-            guidance=guidance,
             seed=self.seed,
             sample_ids=self.sample_ids,
-            used=used,
+            used=rows.used,
             slots=self.slots,
             workspace=self.workspace,
             out=self.x,
@@ -201,7 +202,7 @@ class Stepper:
             self._swapped = not self._swapped
 
     def replace(self, x: Tensor, scale: float) -> None:
-        """Goes on with another state [B, …] before a row with this input scale."""
+        """Continues with another state [B, …], before a row whose input scale is `scale`."""
         if x is not self.x:
             self.x = x.contiguous()
             self._unbind()
@@ -213,7 +214,7 @@ class Stepper:
         self._plain, self._bound = [None, None], {}
 
     def _bind(self, inputs: tuple[Tensor | None, ...], keep: bool) -> tuple[BoundStep, BoundStep]:
-        """Returns the steps of all calls with the same inputs missing, for both tensors of rows."""
+        """The two forms of the bound step for calls in which the same inputs are None."""
         plan = self.plan
         fixed = ops.StepArguments(
             self.x,

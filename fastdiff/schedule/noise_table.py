@@ -1,5 +1,7 @@
 """The table of a schedule: alpha_t, sigma_t and log-SNR over t = 0 … T-1, and how it is read.
 
+It has nothing to do with the table of a plan (fastdiff.table).
+
 A discrete variance-preserving schedule is given by alpha_t² and sigma_t² = 1 - alpha_t². Both are
 stored, because 1 - alpha_t² loses its digits where alpha_t² is near one. The table of a continuous
 schedule holds T points of its curve (fastdiff.schedule.curves), which also gives the points between

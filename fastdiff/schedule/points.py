@@ -28,7 +28,7 @@ class Time(NamedTuple):
         """(alpha_ts, sigma_ts²) of q(x_t | x_s) = N(alpha_ts x_s, sigma_ts² I), s less noisy.
 
         alpha_ts = alpha_t/alpha_s and sigma_ts² = -expm1(log_snr_t - log_snr_s)·sigma_t² (Kingma
-        et al. 2021, eq. 20–21), a form without cancellation.
+        et al. 2021, eq. 20–22), a form without cancellation.
         """
         return self.alpha / s.alpha, -math.expm1(self.log_snr - s.log_snr) * self.sigma**2
 

@@ -323,7 +323,7 @@ FORMULAS = (
     "vp",
     "sub_vp",
 )
-"""The schedules that need no argument but their length."""
+"""The constructors of `Schedule` whose arguments all have defaults."""
 CONSTRUCTORS = (*FORMULAS, "from_betas", "from_alphas_cumprod", "learned")
 
 

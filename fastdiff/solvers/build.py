@@ -34,7 +34,8 @@ def make_plan(
     Args:
         schedule: alpha and sigma over time.
         solver: name of a registered solver.
-        steps: number of times of the grid; ignored where one of the next three is passed.
+        steps: number of times of the grid; ignored where timesteps, sigmas or times is passed, of
+            which one is passed at most.
         timesteps: descending timesteps in [0, T) to visit instead of a grid; the last step goes
             from the last of them to clean data.
         sigmas: descending noise levels to visit instead: sigma/alpha, or sigma of a flow schedule.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .exponential import data_weights, differences, history, noise_weights
+from .exponential import data_weights, differences, noise_weights, step_order
 from .grids import Time
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
@@ -38,7 +38,7 @@ def _order(
 ) -> int:
     """The order of step i: no higher than the history, the step and `order` allow."""
     highest = order if isinstance(order, int) else order[i]
-    return history(times, i, len(past), highest, falling)[1]
+    return step_order(times, i, len(past), highest, falling)
 
 
 def data_prediction(
@@ -54,10 +54,11 @@ def data_prediction(
     lower_order_final: bool = False,
     sde_curvature: float = 0.5,
 ) -> Linear:
-    """x_s = (sigma_s/sigma_t) x + alpha_s (1 - e^-h) x0 + alpha_s (psi D1 - chi D2).
+    """x_s = (sigma_s/sigma_t) x + alpha_s ((1 - e^-h) x0 + d1 D1 + d2 D2).
 
-    psi and chi are those of the order and the type (`exponential.data_weights`). A prediction at a
-    level equal to the current one gives no slope and is dropped.
+    D1 and D2 are divided differences of the predictions (`exponential.differences`). d1 and d2 are
+    the weights of the order and the type (`exponential.data_weights`). A prediction at a level
+    equal to the current one gives no slope and is dropped.
 
     Args:
         order: the highest order, 1 to 3, or that of every step.
@@ -105,10 +106,10 @@ def noise_prediction(
     lower_order_final: bool = False,
     through_x0: bool = True,
 ) -> Linear:
-    """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + psi D1 + chi D2).
+    """x_s = (alpha_s/alpha_t) x - sigma_s ((e^h - 1) eps + d1 D1 + d2 D2).
 
-    psi and chi are those of the order and the type (`exponential.noise_weights`). The arguments
-    that `data_prediction` has too mean the same.
+    D1 and D2 are divided differences of eps, and d1 and d2 the weights of the order and the type
+    (`exponential.noise_weights`). Arguments with the names of `data_prediction`'s mean the same.
 
     Args:
         sde: integrate the reverse SDE instead: its predictions count twice, and sigma_s

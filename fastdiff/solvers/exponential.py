@@ -37,20 +37,21 @@ def first_order(p: Trace, t: Time, s: Time, x0: Linear, x: Linear | None = None)
     return (s.sigma / t.sigma) * start + (s.alpha * (1.0 if h == inf else -expm1(-h))) * x0
 
 
-def history(
+def step_order(
     times: Sequence[Time], i: int, available: int, order: int, falling: bool = False
-) -> tuple[float, int]:
-    """Returns h and the order of step i of the grid.
+) -> int:
+    """Returns the order of step i of the grid.
 
-    The order is 1 for a step into clean data, and otherwise the highest that the history allows.
+    It is 1 for a step into clean data, and otherwise the highest that the history allows.
 
     Args:
         available: number of earlier predictions.
         order: the highest order.
         falling: no higher than the number of steps left, which is more stable with few steps.
     """
-    h = step_size(times[i], times[i + 1])
-    return h, 1 if h == inf else min(order, available + 1, len(times) - 1 - i if falling else order)
+    if step_size(times[i], times[i + 1]) == inf:
+        return 1
+    return min(order, available + 1, len(times) - 1 - i if falling else order)
 
 
 class Weights(NamedTuple):

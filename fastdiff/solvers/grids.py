@@ -5,7 +5,7 @@ A spacing is a function and an entry in TIMESTEPS or LEVELS. Those in TIMESTEPS 
 unrounded. Those in LEVELS space the noise level rho = sigma/alpha, and the network gets the time
 that the schedule has there:
 
-    leading      i T/n
+    leading      i floor(T/n); i (T - 1)/n in a continuous schedule
     linspace     evenly from T - 1 to 0, both included
     trailing     evenly from T - 1, with clean data as the next one after the last
     beta         quantiles of Beta(0.6, 0.6)

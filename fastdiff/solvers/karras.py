@@ -124,6 +124,7 @@ def euler(
     peer=Peer("HeunDiscrete", LEADING, sampler="heun"),
 )
 def heun(p: Trace, times: Sequence[Time]) -> Linear:
+    """x_s = x_t + (rho_s - rho_t)(eps_t + eps_s)/2, with eps_s at the end of Euler's step."""
     return stochastic(p, times, heun=True, s_churn=0.0, s_tmin=0.0, s_tmax=inf, s_noise=1.0)
 
 
@@ -154,6 +155,7 @@ def edm(
     s_tmax: float = 50.0,
     s_noise: float = 1.003,
 ) -> Linear:
+    """Heun's method; s_churn > 0 adds noise before each step that starts in [s_tmin, s_tmax]."""
     return stochastic(
         p, times, heun=True, s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise
     )
@@ -227,6 +229,7 @@ def _kdpm2(p: Trace, times: Sequence[Time], *, eta: float, s_noise: float) -> Li
     peer=Peer("KDPM2Discrete", LEADING, sampler="dpm_2"),
 )
 def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
+    """x_s = x_t + (rho_s - rho_t) eps_m, with eps_m at the middle of the step in ln rho."""
     return _kdpm2(p, times, eta=0.0, s_noise=1.0)
 
 
@@ -243,4 +246,5 @@ def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
 def kdpm2_ancestral(
     p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Linear:
+    """A step of kdpm2 down to a lower level, then noise; eta and s_noise as in euler_ancestral."""
     return _kdpm2(p, times, eta=eta, s_noise=s_noise)

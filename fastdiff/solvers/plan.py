@@ -1,6 +1,9 @@
 """The plan: a solver traced over a grid of times, as a float64 table with one row per network call.
 
-Kernels need nothing else of a solver. The table prints as formulas, and its hash identifies a run.
+A few solvers add rows without a call, and the last row is the identity, for samples that are done.
+Kernels need nothing else of a solver. The table prints as formulas, and its hash identifies it.
+Samplers hold plans in `fastdiff.sampling.plans.Plans` and in
+`fastdiff.sampling.device_plan.DevicePlan`.
 """
 
 from __future__ import annotations
@@ -84,10 +87,7 @@ class Plan:
     @functools.cached_property
     def slots(self) -> int:
         """The number of slots that a run of this plan needs."""
-        names = {
-            i: [INDEX[f"{to}.s{i}"] for to in ("x", "s1", "s2", "s3", "s4")]
-            for i in range(1, SLOTS + 1)
-        }
+        names = {i: [INDEX[f"{to}.s{i}"] for to in OUTPUTS] for i in range(1, SLOTS + 1)}
         return max(
             (i for i, columns in names.items() if (self.table[:, columns] != 0).any()), default=0
         )
@@ -95,9 +95,7 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         """Whether any row draws noise."""
-        return bool((self.column("x.z") != 0).any()) or any(
-            (self.column(f"s{i}.z") != 0).any() for i in range(1, 5)
-        )
+        return any((self.column(f"{to}.z") != 0).any() for to in OUTPUTS)
 
     @property
     def network_calls(self) -> int:

@@ -153,9 +153,15 @@ def test_sampling_bounds_and_likelihoods_have_one_prior(name: str) -> None:
     )
     drawn = ops.randn((4, 6), seed=3, dtype=torch.float64)
     run = PreparedRun(
-        "test", lambda x, t: x, schedule, (4, 6), last, None, 3, None, torch.float64, None, None,
-        1.0, "v", None,
-    )  # fmt: skip
+        "test",
+        lambda x, t: x,
+        schedule,
+        last,
+        shape=(4, 6),
+        seed=3,
+        dtype=torch.float64,
+        prediction_type="v",
+    )
     assert torch.equal(run.x, drawn * std)
     x0 = torch.tensor([[0.3, -1.2]], dtype=torch.float64)
     ratio = schedule.sigma[-1] ** 2 / std**2

@@ -91,11 +91,20 @@ class State:
         """The slots [count, B, …] that the step at an index reads, and those that it writes.
 
         A step that is taken again reads the values that it read the first time.
+
+        Raises ValueError where the sample's shape changes after steps that filled the slots.
         """
         if not count:
             return None, None
         shape = (count, *sample.shape)
         held = self._slots
+        later = self.last_index is not None and index == self.last_index + 1
+        if later and index != self.history_start and held and held[0].shape[1:] != sample.shape:
+            raise ValueError(
+                f"fastdiff.integrations.diffusers: expected a sample of shape"
+                f" {list(held[0].shape[1:])} at step {index}, as in the steps before, got"
+                f" {list(sample.shape)}. Call set_timesteps before another batch."
+            )
         if not held or held[0].shape != shape or held[0].device != sample.device:
             dtype = compute_dtype(sample)
             held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]

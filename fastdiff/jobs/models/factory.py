@@ -113,20 +113,18 @@ def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> M
             f"{_WHERE}: expected one sample's shape for the Sampler of {name}, got none. Pass"
             " --shape, or return a fastdiff.jobs.Model, which holds it."
         )
-    engine = sampler._engine.network
     settings: dict[str, Any] = {"guidance_scale": sampler.guidance_scale}
-    settings |= {"network_dtype": engine.dtype} if engine.dtype else {}
-    settings |= {"channels_last": True} if engine.channels_last else {}
+    settings |= {name: value for name, value in sampler.network_settings.items() if value}
     decode = sampler.decoder
     if hasattr(decode, "decode"):  # an autoencoder
         decode = Decoder(decode, {"weights_sha256": digest.of_module(decode)})
     conditions = _conditioning(network)
-    if sampler._engine.settings:
+    if sampler.settings:
         return Model(
             network,
             shape,
             schedule=sampler.schedule,
-            settings=sampler._engine.settings | settings,
+            settings=sampler.settings | settings,
             conditions=conditions,
             decode=decode,
         )

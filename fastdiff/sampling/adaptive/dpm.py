@@ -170,7 +170,10 @@ def column(values: Array, like: Tensor) -> Tensor:
 def _embedded(
     denoise: Callable[[Tensor, Array], Tensor], x: Tensor, t: Array, s: Array, order: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(x_s of order - 1, x_s of this order, x0 at t). A sample with s = t keeps its state."""
+    """(x_s of order - 1, x_s of this order, x0 at t). A sample with s = t keeps its state.
+
+    `second` is the step of order 2, the higher of orders 1 and 2 or the lower of 2 and 3.
+    """
     h = s - t
     # the divisor: coefficients of a step of length 0 are set to zero below
     inside = np.where(h == 0, 1.0, h)
@@ -189,12 +192,12 @@ def _embedded(
     r = 1.0 / order
     first = t + r * h
     _, e1 = predict(move(first, h, eps), first)
-    low_or_high = move(s, np.expm1(h) / (2 * r), eps, e1 - eps)
+    second = move(s, np.expm1(h) / (2 * r), eps, e1 - eps)
     if order == 2:
-        return move(s, h, eps), low_or_high, x0
+        return move(s, h, eps), second, x0
     late, g = t + 2 * r * h, 2 * r * inside
     _, e2 = predict(
         move(late, np.where(h == 0, 0.0, 2 * (np.expm1(g) / g - 1)), eps, e1 - eps), late
     )
     high = move(s, np.where(h == 0, 0.0, (np.expm1(inside) / inside - 1) / (2 * r)), eps, e2 - eps)
-    return low_or_high, high, x0
+    return second, high, x0

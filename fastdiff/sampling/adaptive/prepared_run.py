@@ -1,11 +1,13 @@
-"""What runs outside `Sampler` have in common: checked arguments, the state to begin with, its noise
-and the network.
+"""What runs outside `Sampler` share: checked arguments, an initial state, its noise, the network.
+
+The samplers of this folder and of fastdiff.theory make a `PreparedRun` from the arguments of their
+callers. Then they either step themselves, with `run.call` as the network, or `follow` a plan.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...prediction import Parametrization
 from ...schedule import Schedule, Time
 from ...solvers import Plan
 from ..model_call import ModelCall
@@ -27,9 +28,11 @@ class PreparedRun:
 
     Args:
         where: the name that error messages begin with.
-        point: of the schedule at which the run begins.
-        options: further arguments of `ModelCall`.
-        other arguments: see `Sampler`.
+        model, schedule: see `Sampler`.
+        point: the point of the schedule at which the run begins.
+        shape, x_T, seed, sample_ids, dtype: see `Sampler.sample`; either shape or x_T is passed.
+        options: further arguments of `ModelCall`: prediction_type, cond, uncond, guidance_scale and
+            so on. clip_range is None where the caller's plan clips.
 
     Attributes:
         x: [B, …] the state at the point. shape, device, dtype: its properties.
@@ -45,17 +48,13 @@ class PreparedRun:
         where: str,
         model: Model,
         schedule: Schedule,
-        shape: Sequence[int] | None,
         point: Time,
-        x_T: Tensor | None,
-        seed: int | None,
-        sample_ids: Tensor | Sequence[int] | None,
-        dtype: torch.dtype,
-        cond: Mapping[str, Any] | None,
-        uncond: Mapping[str, Any] | None,
-        guidance_scale: float | Tensor,
-        prediction_type: str | Parametrization,
-        clip_range: float | None,
+        *,
+        shape: Sequence[int] | None = None,
+        x_T: Tensor | None = None,
+        seed: int | None = None,
+        sample_ids: Tensor | Sequence[int] | None = None,
+        dtype: torch.dtype = torch.float32,
         **options: Any,
     ):
         if not isinstance(schedule, Schedule):
@@ -66,17 +65,7 @@ class PreparedRun:
             raise TypeError(f"{where}: expected dtype float32 or float64, got {dtype}.")
         if (shape is None) == (x_T is None):
             raise ValueError(f"{where}: expected either shape [B, …] or x_T. Give one of them.")
-        self.call = ModelCall(
-            model,
-            schedule,
-            prediction_type,
-            cond=cond,
-            uncond=uncond,
-            guidance_scale=guidance_scale,
-            clip_range=clip_range,
-            where=where,
-            **options,
-        )
+        self.call = ModelCall(model, schedule, where=where, **options)
         if x_T is None:
             device = self.call.network.device
         else:

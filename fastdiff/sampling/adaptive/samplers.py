@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ... import ops
 from ...prediction import Parametrization
+from ...rng import STREAM_SOLVER
 from ...schedule import Schedule
 from ...solvers import Plan, Trace, make_plan
 from ..stepper import draws_noise
@@ -86,17 +87,17 @@ def dpm_adaptive(
         "fastdiff.sampling.adaptive.dpm_adaptive",
         model,
         schedule,
-        shape,
         high,
-        x_T,
-        seed,
-        sample_ids,
-        dtype,
-        cond,
-        uncond,
-        guidance_scale,
-        prediction_type,
-        clip_range,
+        shape=shape,
+        x_T=x_T,
+        seed=seed,
+        sample_ids=sample_ids,
+        dtype=dtype,
+        cond=cond,
+        uncond=uncond,
+        guidance_scale=guidance_scale,
+        prediction_type=prediction_type,
+        clip_range=clip_range,
     )
 
     def noise(index: int, before: Array, after: Array) -> Tensor:
@@ -105,7 +106,7 @@ def dpm_adaptive(
             seed=run.seed,
             sample_ids=run.ids,
             step=index,
-            stream=1,
+            stream=STREAM_SOLVER,
             dtype=dtype,
             device=run.device,
         )
@@ -167,17 +168,16 @@ def dpm_fast(
         "fastdiff.sampling.adaptive.dpm_fast",
         model,
         schedule,
-        shape,
         high,
-        x_T,
-        seed,
-        sample_ids,
-        dtype,
-        cond,
-        uncond,
-        guidance_scale,
-        prediction_type,
-        None,
+        shape=shape,
+        x_T=x_T,
+        seed=seed,
+        sample_ids=sample_ids,
+        dtype=dtype,
+        cond=cond,
+        uncond=uncond,
+        guidance_scale=guidance_scale,
+        prediction_type=prediction_type,
     )
     times, orders = fast_times(schedule, high, low, calls)
     trace = Trace(run.call.parametrization, schedule, clip_range=clip_range)
@@ -224,17 +224,16 @@ def on_tree(
         "fastdiff.sampling.adaptive.on_tree",
         model,
         schedule,
-        shape,
         point(plan, 0),
-        x_T,
-        seed,
-        sample_ids,
-        dtype,
-        cond,
-        uncond,
-        guidance_scale,
-        settings.get("prediction_type", "epsilon"),
-        None,
+        shape=shape,
+        x_T=x_T,
+        seed=seed,
+        sample_ids=sample_ids,
+        dtype=dtype,
+        cond=cond,
+        uncond=uncond,
+        guidance_scale=guidance_scale,
+        prediction_type=settings.get("prediction_type", "epsilon"),
     )
     return run.follow(plan, path(plan, run.shape, run.seed, run.ids, dtype, run.device))
 
