@@ -394,3 +394,16 @@ def test_loops_pass_the_checks_of_a_device(case: Case) -> None:
             out = network(ours.scale_model_input(x, t), case.kinds[0], case.learned)
             x = ours.step(out, t, x, **case.step)[0]
             assert x.is_meta and x.shape == SHAPE and x.requires_grad == gradients
+
+
+def test_a_batch_of_another_shape_is_refused_between_steps_with_a_history() -> None:
+    """Also after a step that was repeated; a first step takes any shape."""
+    scheduler = fastdiff.DPMSolverMultistepScheduler()
+    scheduler.set_timesteps(4)
+    x = torch.randn(4, 3)
+    for t in scheduler.timesteps[:2]:
+        x = scheduler.step(x * 0.1, t, x).prev_sample
+    with pytest.raises(ValueError, match=r"expected a sample of shape \[4, 3\] at step 2"):
+        scheduler.step(x[:2] * 0.1, scheduler.timesteps[2], x[:2])
+    again = scheduler.step(x[:2] * 0.1, scheduler.timesteps[0], x[:2]).prev_sample
+    assert again.shape == (2, 3)
