@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .norms import normalize
-from .tree import Prepared, differentiates, plain, turn
+from .tree import Prepared, differentiates, mix_in, plain
 
 
 class SelfAttention:
@@ -105,7 +105,7 @@ def faster_attention(attention: Any) -> bool:
         return False
     if not hasattr(attention, "processor"):
         return False
-    turn(attention, SelfAttention, _stacked=Prepared())
+    mix_in(attention, SelfAttention, _stacked=Prepared())
     return True
 
 
@@ -131,7 +131,8 @@ class OwnAttention:
 
 
 def faster_own_attention(attention: Any) -> bool:
+    """Converts the attention of a fastdiff.models.UNet; returns whether its parts allow it."""
     if not plain(getattr(attention, "norm", None), nn.GroupNorm):
         return False
-    turn(attention, OwnAttention)
+    mix_in(attention, OwnAttention)
     return True

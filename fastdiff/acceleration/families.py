@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .norms import faster_norm
 from .residual import Hoisted, OwnBlock, Residual, hoist
-from .tree import plain, turn
+from .tree import mix_in, plain
 
 
 class DiffusersUNet:
@@ -118,7 +118,7 @@ def faster_diffusers_unet(network: Any) -> None:
     # with this embedding the output is divided by the time, which decode does not get
     if network.config.time_embedding_type == "fourier":
         return
-    turn(network, DiffusersUNet, _hoisted=hoist(blocks), _first=blocks[0])
+    mix_in(network, DiffusersUNet, _hoisted=hoist(blocks), _first=blocks[0])
 
 
 class OwnUNet:
@@ -132,9 +132,10 @@ class OwnUNet:
 
 
 def faster_own_unet(network: Any) -> None:
+    """Gives a fastdiff.models.UNet a `condition` for all blocks if every block was converted."""
     blocks = [m for m in network.modules() if isinstance(m, OwnBlock)]
     if blocks and len(blocks) == len([*network.down, *network.mid, *network.up]):
-        turn(network, OwnUNet, _hoisted=hoist(blocks))
+        mix_in(network, OwnUNet, _hoisted=hoist(blocks))
 
 
 class ModulatedNorm:
@@ -223,9 +224,9 @@ def faster_dit(network: Any) -> bool:
     begin = 0
     for norm in norms:
         width = norm.linear.out_features
-        turn(norm, ModulatedNorm, _columns=slice(begin, begin + width))
+        mix_in(norm, ModulatedNorm, _columns=slice(begin, begin + width))
         begin += width
-    turn(network, DiT)
+    mix_in(network, DiT)
     return True
 
 

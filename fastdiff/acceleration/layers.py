@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import winograd
-from .tree import Prepared, differentiates, turn
+from .tree import Prepared, differentiates, mix_in
 
 
 class Convolution:
@@ -94,5 +94,5 @@ def faster_convolution(conv: nn.Conv2d, free_bytes: int) -> int:
     by_winograd = (
         square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= free_bytes
     )
-    turn(conv, Convolution, _winograd=Prepared() if by_winograd else None, _pixelwise=pixelwise)
+    mix_in(conv, Convolution, _winograd=Prepared() if by_winograd else None, _pixelwise=pixelwise)
     return size if by_winograd else 0

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ..backend.choice import backend_for
 from ..ops.group_norm_silu import group_norm_silu
-from .tree import differentiates, turn
+from .tree import differentiates, mix_in
 
 
 def normalize(
@@ -66,4 +66,5 @@ class Norm:
 
 
 def faster_norm(norm: nn.GroupNorm, silu: bool = False) -> None:
-    turn(norm, Norm, _silu=silu)
+    """Converts a GroupNorm of a shared tree, with the SiLU that follows it if `silu`."""
+    mix_in(norm, Norm, _silu=silu)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .layers import Convolution, finish
 from .norms import normalize
-from .tree import Prepared, differentiates, plain, turn
+from .tree import Prepared, differentiates, mix_in, plain
 
 
 class Projected:
@@ -45,9 +45,10 @@ class Projected:
 
 
 def hoist(blocks: Iterable[Projected]) -> Hoisted:
-    """Makes the blocks take their conditioning from columns of one matrix.
+    """Takes the blocks' projections out of the blocks, as one matrix product for all of them.
 
-    Returns the function that computes the matrix.
+    Each block then reads its conditioning from its columns of the result. Returns the function that
+    computes the result.
     """
     begin, projections = 0, []
     for block in blocks:
@@ -157,7 +158,7 @@ def faster_residual(block: Any) -> bool:
     projection = getattr(block, "time_emb_proj", None)
     if projection is None and block.time_embedding_norm != "default":
         return False
-    turn(block, Residual)
+    mix_in(block, Residual)
     return True
 
 
@@ -190,7 +191,8 @@ class OwnBlock(Projected):
 
 
 def faster_own_block(block: Any) -> bool:
+    """Converts the block of a fastdiff.models.UNet; returns whether its parts allow it."""
     if not all(plain(getattr(block, name, None), nn.GroupNorm) for name in ("norm1", "norm2")):
         return False
-    turn(block, OwnBlock)
+    mix_in(block, OwnBlock)
     return True

@@ -66,8 +66,8 @@ def _parameter(parameter: nn.Parameter | None, tensors: dict[int, Any]) -> nn.Pa
     return tensors[id(parameter)]
 
 
-def turn(module: nn.Module, mixin: type, **attributes: Any) -> None:
-    """Gives a module of a shared tree the methods of `mixin`."""
+def mix_in(module: nn.Module, mixin: type, **attributes: Any) -> None:
+    """Gives a module of a shared tree the methods of `mixin`, and these attributes."""
     module.__dict__.update(attributes)
     base: Any = type(module)
     module.__class__ = derived(mixin, base)
