@@ -20,7 +20,7 @@ from ..sampling.conditions import conditions
 from ..sampling.model_call import Network
 from ..schedule import Schedule
 
-WHERE = "fastdiff.bench"
+WHERE = "fastdiff.cli.bench_diffusers"
 
 # solver: diffusers' class, and the configuration with which it takes the same formula
 CLASSES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -125,7 +125,9 @@ def _field(system: Any, side: list[Tensor], every: int = 5) -> tuple[np.ndarray,
     """
     network, schedule, settings = system.for_sampler()
     level = schedule.at(int(np.abs(schedule.log_snr - 2 * math.log(2)).argmin()))
-    call = ModelCall(network, schedule, settings["prediction_type"], where="fastdiff.train")
+    call = ModelCall(
+        network, schedule, settings["prediction_type"], where="fastdiff.cli.system_figure"
+    )
     c = call.parametrization.at(level.alpha, level.sigma)
     points = torch.cartesian_prod(*(s[::every] for s in side))
     x_t = points * level.alpha

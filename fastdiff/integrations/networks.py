@@ -86,7 +86,8 @@ class DenoiserAdapter(Adapter):
         super().__init__(network)
         if space not in SPACES:
             raise ValueError(
-                f"fastdiff.DenoiserAdapter: expected space in {list(SPACES)}, got {space!r}."
+                f"fastdiff.integrations.networks.DenoiserAdapter: expected space in {list(SPACES)},"
+                f" got {space!r}."
             )
         self.space = space
 
@@ -154,7 +155,8 @@ def from_diffusers(network: Any, **options: Any) -> Adapter:
     config = getattr(network, "config", None)
     if config is None or not hasattr(network, "forward"):
         raise TypeError(
-            "fastdiff.from_diffusers: expected a diffusers network with a config, got"
+            "fastdiff.integrations.networks.from_diffusers: expected a diffusers network with a"
+            " config, got"
             f" {type(network).__name__}. Pass callables model(x, t, **cond) to Sampler as they are."
         )
     kind = type(network).__name__

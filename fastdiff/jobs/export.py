@@ -51,19 +51,23 @@ def export(
     """
     folder, out = Path(folder), Path(out)
     if format not in FORMATS:
-        raise ValueError(f"fastdiff.export: expected format in {list(FORMATS)}, got {format!r}.")
+        raise ValueError(
+            f"fastdiff.jobs.export: expected format in {list(FORMATS)}, got {format!r}."
+        )
     target = FORMATS[format]
     if per_shard is not None and (per_shard < 1 or target.per_shard is None):
         archives = " or ".join(f.name for f in FORMATS.values() if f.per_shard is not None)
         raise ValueError(
-            f"fastdiff.export: expected per_shard >= 1, and only for the format {archives}, got"
+            f"fastdiff.jobs.export: expected per_shard >= 1, and only for the format {archives},"
+            " got"
             f" {per_shard} for {format}."
         )
     source = Samples(folder, ids, partial, progress)
     target.check(source.shape, source.dtype)
     if source.partial and not target.export_ids:
         raise ValueError(
-            f"fastdiff.export: expected all ids for the format {format}, which cannot say which are"
+            f"fastdiff.jobs.export: expected all ids for the format {format}, which cannot say"
+            " which are"
             " missing. Use npz, or a range of --ids without gaps."
         )
     _check_out(folder, out, target.folder, overwrite)
@@ -93,7 +97,8 @@ def export(
             raise
         at = f" at {error.filename}" if error.filename else ""
         raise OSError(
-            f"fastdiff.export: expected to write {out}, got {error.strerror!r}{at}. Nothing was"
+            f"fastdiff.jobs.export: expected to write {out}, got {error.strerror!r}{at}. Nothing"
+            " was"
             " left there; free disk space or permit writing, then export again."
         ) from None
     return source.count
@@ -104,7 +109,7 @@ def _check_out(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
     here, there = out.resolve(), folder.resolve()
     if here == there or there in here.parents or here in there.parents:
         raise ValueError(
-            f"fastdiff.export: expected a path outside the dataset {folder}, got {out}. Name"
+            f"fastdiff.jobs.export: expected a path outside the dataset {folder}, got {out}. Name"
             " another one."
         )
     if not os.path.lexists(out):
@@ -112,17 +117,19 @@ def _check_out(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
     if out.is_dir() != tree:
         kinds = "a file", "a folder"
         raise ValueError(
-            f"fastdiff.export: expected {out} to become {kinds[tree]}, got {kinds[not tree]} there."
+            f"fastdiff.jobs.export: expected {out} to become {kinds[tree]}, got {kinds[not tree]}"
+            " there."
             " Name another path."
         )
     if not overwrite:
         raise FileExistsError(
-            f"fastdiff.export: expected a new {out}, got one. Name another path, or pass"
+            f"fastdiff.jobs.export: expected a new {out}, got one. Name another path, or pass"
             " --overwrite."
         )
     if tree and any(out.iterdir()) and not (out / MARK).exists():
         raise ValueError(
-            f"fastdiff.export: expected an earlier export in {out}, got a folder without {MARK}."
+            f"fastdiff.jobs.export: expected an earlier export in {out}, got a folder without"
+            f" {MARK}."
             " Name another path."
         )
 

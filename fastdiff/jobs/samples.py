@@ -51,7 +51,8 @@ class Samples:
         first, last = ids or spec["ids"]
         if not self.units.first <= first <= last <= self.units.last:
             raise ValueError(
-                f"fastdiff.export: expected ids within {self.units.first}-{self.units.last}, got"
+                f"fastdiff.jobs.export: expected ids within {self.units.first}-{self.units.last},"
+                " got"
                 f" {first}-{last}."
             )
         self.selected = Units(first, last, self.units.size)
@@ -130,7 +131,7 @@ class Samples:
 
     def _damaged(self, unit: int, expected: str, got: str) -> NoReturn:
         raise DatasetError(
-            f"fastdiff.export: expected unit {unit} to have {expected}, got {got}. "
+            f"fastdiff.jobs.export: expected unit {unit} to have {expected}, got {got}. "
             f"Run `fastdiff resume {self.folder}`, then export again."
         )
 
@@ -141,7 +142,7 @@ class Samples:
             ", or export what is there with --partial" if len(missing) < len(self.selected) else ""
         )
         raise DatasetError(
-            "fastdiff.export: expected all units of the ids"
+            "fastdiff.jobs.export: expected all units of the ids"
             f" {self.selected.first}-{self.selected.last}, got none for unit {missing[0]} (ids"
             f" {ids.start}-{ids.stop - 1}){more}. Run `fastdiff resume {self.folder}`{alternative}."
         )
@@ -174,7 +175,8 @@ def _spec(folder: Path) -> dict[str, Any]:
     path = folder / SPEC
     if not path.exists():
         raise FileNotFoundError(
-            f"fastdiff.export: expected a dataset in {folder}, got no {SPEC} there. Name the folder"
+            f"fastdiff.jobs.export: expected a dataset in {folder}, got no {SPEC} there. Name the"
+            " folder"
             " of a run."
         )
     spec = read_json(path)
@@ -183,7 +185,8 @@ def _spec(folder: Path) -> dict[str, Any]:
     whole = all(type(v) is int for v in (*pair, spec.get("unit"), spec.get("seed")))
     if not whole or spec.get("format") not in FORMATS or not isinstance(spec.get("hash"), str):
         raise ValueError(
-            f"fastdiff.export: expected ids, unit, seed, format and hash of a run in {path}, got"
+            f"fastdiff.jobs.export: expected ids, unit, seed, format and hash of a run in {path},"
+            " got"
             " others."
         )
     return spec

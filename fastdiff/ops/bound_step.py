@@ -45,7 +45,8 @@ class BoundStep:
         movable = set(arguments._fields) - _FIXED
         if not movable.issuperset(moving) or len(set(moving)) < len(moving):
             raise ValueError(
-                f"fastdiff.StepArguments.bind: expected different names in {sorted(movable)}, got"
+                "fastdiff.ops.step.StepArguments.bind: expected different names in"
+                f" {sorted(movable)}, got"
                 f" {list(moving)}."
             )
         self._moving = tuple(moving)

@@ -174,11 +174,13 @@ def flow_shift(
     """
     if kind not in ("exponential", "linear"):
         raise ValueError(
-            f"fastdiff.flow_shift: expected kind in ['exponential', 'linear'], got {kind!r}."
+            "fastdiff.schedule.flow_shift: expected kind in ['exponential', 'linear'], got"
+            f" {kind!r}."
         )
     if base_seq_len == max_seq_len:
         raise ValueError(
-            f"fastdiff.flow_shift: expected base_seq_len other than max_seq_len, got {base_seq_len}"
+            "fastdiff.schedule.flow_shift: expected base_seq_len other than max_seq_len, got"
+            f" {base_seq_len}"
             " twice."
         )
     mu = base_shift + (image_seq_len - base_seq_len) * (max_shift - base_shift) / (

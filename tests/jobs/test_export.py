@@ -128,8 +128,8 @@ def test_an_unfinished_dataset_is_exported_only_on_demand(tmp_path: Path) -> Non
         export(run, "npz", tmp_path / "set.npz")
     assert (
         str(refused.value)
-        == "fastdiff.export: expected all units of the ids 5-30, got none for unit 0 (ids 5-7) and"
-        f" 1 more. Run `fastdiff resume {run}`, or export what is there with --partial."
+        == "fastdiff.jobs.export: expected all units of the ids 5-30, got none for unit 0 (ids 5-7)"
+        f" and 1 more. Run `fastdiff resume {run}`, or export what is there with --partial."
     )
     ids = [*range(8, 16), *range(24, 31)]
     assert export(run, "npz", tmp_path / "set.npz", partial=True) == 15
@@ -179,7 +179,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == f"15 samples in {out}\n"
     assert read("npz", out)[0].shape == (15, 5, 4, 1)
     assert main(["export", str(run), "--format", "npz", "--out", str(out)]) == USAGE
-    assert capsys.readouterr().err.startswith("fastdiff export: fastdiff.export: expected a new ")
+    assert capsys.readouterr().err.startswith(
+        "fastdiff export: fastdiff.jobs.export: expected a new "
+    )
     assert main(["export", str(run), "--format", "npz", "--out", str(out), "--overwrite"]) == 0
     folder = str(tmp_path / "tars")
     assert (
@@ -227,7 +229,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["export", str(run), "--format", "npz", "--out", str(out / "below"), "--partial"])
         == FAILED
     )
-    assert "fastdiff.export: expected to write" in capsys.readouterr().err
+    assert "fastdiff.jobs.export: expected to write" in capsys.readouterr().err
 
 
 def test_progress_counts_samples(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_an_earlier_export_survives_a_failed_one(target: str, tmp_path: Path) ->
         export(run, target, out)
     assert (
         str(refused.value)
-        == f"fastdiff.export: expected a new {out}, got one. Name another path, or pass"
+        == f"fastdiff.jobs.export: expected a new {out}, got one. Name another path, or pass"
         " --overwrite."
     )
     content = (run / "shards/00000/000000002.npy").read_bytes()
@@ -167,25 +167,27 @@ def test_nothing_is_written_over_but_an_export(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[Mapping[str, Any], str]] = [
-    ({"format": "jpeg"}, f"fastdiff.export: expected format in {list(FORMATS)}, got 'jpeg'."),
+    ({"format": "jpeg"}, f"fastdiff.jobs.export: expected format in {list(FORMATS)}, got 'jpeg'."),
     (
         {"format": "safetensors"},
         "fastdiff.jobs: expected float32 latents for the format safetensors, got uint8 [5, 4, 1].",
     ),
-    ({"ids": (4, 10)}, "fastdiff.export: expected ids within 5-30, got 4-10."),
-    ({"ids": (10, 31)}, "fastdiff.export: expected ids within 5-30, got 10-31."),
-    ({"ids": (10, 9)}, "fastdiff.export: expected ids within 5-30, got 10-9."),
+    ({"ids": (4, 10)}, "fastdiff.jobs.export: expected ids within 5-30, got 4-10."),
+    ({"ids": (10, 31)}, "fastdiff.jobs.export: expected ids within 5-30, got 10-31."),
+    ({"ids": (10, 9)}, "fastdiff.jobs.export: expected ids within 5-30, got 10-9."),
     (
         {"per_shard": 0, "format": "webdataset"},
         (
-            "fastdiff.export: expected per_shard >= 1, and only for the format webdataset, got 0"
+            "fastdiff.jobs.export: expected per_shard >= 1, and only for the format webdataset, got"
+            " 0"
             " for webdataset."
         ),
     ),
     (
         {"per_shard": 10},
         (
-            "fastdiff.export: expected per_shard >= 1, and only for the format webdataset, got 10"
+            "fastdiff.jobs.export: expected per_shard >= 1, and only for the format webdataset, got"
+            " 10"
             " for npz."
         ),
     ),
@@ -248,7 +250,8 @@ def test_a_full_disk_leaves_nothing(
         export(run, target, tmp_path / place)
     assert refused.value.errno is None
     assert str(refused.value).startswith(
-        f"fastdiff.export: expected to write {tmp_path / place}, got {os.strerror(errno.ENOSPC)!r}"
+        f"fastdiff.jobs.export: expected to write {tmp_path / place}, got"
+        f" {os.strerror(errno.ENOSPC)!r}"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 

@@ -319,7 +319,9 @@ def test_bind_refuses_names_that_cannot_change() -> None:
     x = outputs(0, BATCH)
     arguments = ops.StepArguments(x, x, torch.zeros(1, 56, dtype=torch.float64), torch.zeros(3))
     for names in (("used",), ("row", "row"), ("rows",)):
-        with pytest.raises(ValueError, match="fastdiff.StepArguments.bind: expected different"):
+        with pytest.raises(
+            ValueError, match="fastdiff.ops.step.StepArguments.bind: expected different"
+        ):
             arguments.bind(*names)
     row = torch.zeros(BATCH, dtype=torch.int64)
     table = torch.tensor(make_plan(Schedule.linear(1000), solver="ddim", steps=5).table)

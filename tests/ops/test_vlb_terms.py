@@ -94,10 +94,13 @@ def test_the_table_has_the_variance_of_the_model(variance: str) -> None:
 
 
 def test_bad_names_of_the_table() -> None:
-    with pytest.raises(ValueError, match="fastdiff.vlb_table: expected variance in"):
+    with pytest.raises(
+        ValueError, match="fastdiff.theory.likelihood.vlb_table: expected variance in"
+    ):
         vlb_table(Schedule.linear(10), variance="small")
     with pytest.raises(
-        ValueError, match="fastdiff.vlb_table: expected clip_range > 0 or None, got -1"
+        ValueError,
+        match="fastdiff.theory.likelihood.vlb_table: expected clip_range > 0 or None, got -1",
     ):
         vlb_table(Schedule.linear(10), clip_range=-1)
     with pytest.raises(ValueError, match=r"expected table as float64 \[T, 9\], got \[10, 8\]"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -398,3 +401,52 @@ def test_ops(call: Callable[[], Any], kind: type[Exception], message: str, backe
 def test_sampling(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=f"^{re.escape(message)}$"):
         call()
+
+
+def _named_in_errors() -> dict[str, str]:
+    """Every `fastdiff.<path>` with which a message of the package begins -> a file that has it.
+
+    A message is "<path>: expected …"; a path that is passed on is a `where`. Of a path with a
+    placeholder, such as fastdiff.{name}, the part before it counts.
+    """
+    found = {}
+    for file in sorted(Path(fastdiff.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            texts: list[tuple[ast.AST, str]] = []
+            if isinstance(node, ast.keyword) and node.arg == "where":
+                texts.append((node.value, "where"))
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                texts.append((node.value, node.targets[0].id.strip("_").lower()))
+            elif isinstance(node, (ast.JoinedStr, ast.Constant)):
+                texts.append((node, "message"))
+            for value, kind in texts:
+                parts = value.values if isinstance(value, ast.JoinedStr) else [value]
+                text = "".join(
+                    str(p.value) if isinstance(p, ast.Constant) else "{}" for p in parts
+                )
+                end = "$" if kind == "where" else ": expected"
+                match = re.match(rf"(fastdiff(?:\.[\w{{}}]+)+){end}", text)
+                if match and kind in ("where", "message"):
+                    path = re.sub(r"\.\w*\{\}.*", "", match[1])
+                    found[path] = file.name
+    return found
+
+
+NAMED = _named_in_errors()
+
+
+@pytest.mark.parametrize("path", sorted(NAMED))
+def test_errors_name_what_exists(path: str) -> None:
+    """A reader finds the function, class or module that a message names."""
+    value: Any = fastdiff
+    names = path.split(".")
+    for i, name in enumerate(names[1:], 2):
+        try:
+            value = getattr(value, name)
+        except AttributeError:
+            assert importlib.util.find_spec(".".join(names[:i])), f"{path} of {NAMED[path]}"
+            value = importlib.import_module(".".join(names[:i]))
+
+
+def test_messages_are_found() -> None:
+    assert {"fastdiff.q_sample", "fastdiff.theory.likelihood.nll", "fastdiff.Trainer"} <= set(NAMED)

@@ -236,7 +236,7 @@ def denoising_between(name: str, **options: Any) -> Callable[[Any], Tensor]:
 
 
 ADAPTIVE = "fastdiff.sampling.adaptive."
-K_DIFFUSION = "fastdiff.k_diffusion."
+K_DIFFUSION = "fastdiff.integrations.k_diffusion."
 DOORS = {
     "sample": Door("fastdiff.Sampler", sample),
     "sample padded": Door("fastdiff.Sampler", padded),
@@ -292,7 +292,7 @@ DOORS = {
         _sigma,
     ),
     "job": Door("fastdiff.Sampler", job, opens="fastdiff.jobs.Model"),
-    "bench": Door("fastdiff.bench", bench),
+    "bench": Door("fastdiff.cli.bench_diffusers", bench),
 }
 
 GOOD: dict[str, Callable[[Door], Any]] = {

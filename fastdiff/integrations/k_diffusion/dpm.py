@@ -24,7 +24,8 @@ def _ends(where: str, sigma_min: float, sigma_max: float) -> tuple[float, float]
     low, high = float(sigma_min), float(sigma_max)
     if not (0 < low < math.inf and 0 < high < math.inf):
         raise ValueError(
-            f"fastdiff.k_diffusion.{where}: expected sigma_min and sigma_max > 0, got {low} and"
+            f"fastdiff.integrations.k_diffusion.{where}: expected sigma_min and sigma_max > 0, got"
+            f" {low} and"
             f" {high}."
         )
     return low, high
@@ -62,7 +63,8 @@ def sample_dpm_fast(
     low, high = _ends("sample_dpm_fast", sigma_min, sigma_max)
     if eta and not high > low:
         raise ValueError(
-            "fastdiff.k_diffusion.sample_dpm_fast: expected eta = 0 from data to noise, got"
+            "fastdiff.integrations.k_diffusion.sample_dpm_fast: expected eta = 0 from data to"
+            " noise, got"
             f" {eta!r}."
         )
     fast_orders(n)
@@ -73,7 +75,9 @@ def sample_dpm_fast(
     def further(step: int) -> dict[str, Any]:
         return {"t": times[step], "t_up": times[step]}
 
-    denoiser = Denoiser(model, extra_args, where="fastdiff.k_diffusion.sample_dpm_fast")
+    denoiser = Denoiser(
+        model, extra_args, where="fastdiff.integrations.k_diffusion.sample_dpm_fast"
+    )
     return run_recipe(recipe, denoiser, x, sigmas, callback, disable, noise_sampler, False, further)
 
 
@@ -107,7 +111,9 @@ def sample_dpm_adaptive(
     sample that needed most.
     """
     low, high = _ends("sample_dpm_adaptive", sigma_min, sigma_max)
-    denoiser = Denoiser(model, extra_args, where="fastdiff.k_diffusion.sample_dpm_adaptive")
+    denoiser = Denoiser(
+        model, extra_args, where="fastdiff.integrations.k_diffusion.sample_dpm_adaptive"
+    )
     batch, start = x.shape[0], x if x.dtype == torch.float64 else x.float()
 
     def like_x(values: Array) -> Tensor:

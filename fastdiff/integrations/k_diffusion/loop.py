@@ -71,7 +71,7 @@ def sample(
         ValueError: for sigmas that are not [n + 1] finite numbers above 0 (the last may be 0).
         TypeError: for an x that is not floating, and for a model that is not callable.
     """
-    where = f"fastdiff.k_diffusion.sample_{name}"
+    where = f"fastdiff.integrations.k_diffusion.sample_{name}"
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
         raise TypeError(f"{where}: expected x as a floating tensor [B, …].")
     grid = torch.as_tensor(sigmas).detach()

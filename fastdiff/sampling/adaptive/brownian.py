@@ -53,7 +53,8 @@ class BrownianTree:
     ):
         if not (-math.inf < low < high < math.inf and 1 <= depth <= 31):
             raise ValueError(
-                f"fastdiff.BrownianTree: expected low < high and depth in [1, 31], got {low!r},"
+                "fastdiff.sampling.adaptive.brownian.BrownianTree: expected low < high and depth"
+                f" in [1, 31], got {low!r},"
                 f" {high!r}, {depth!r}."
             )
         self.shape, self.seed, self.sample_ids = tuple(shape), seed, sample_ids
@@ -68,7 +69,8 @@ class BrownianTree:
         part = (t - self.low) / (self.high - self.low) * 2**self.depth
         if not -0.5 <= part <= 2**self.depth + 0.5:
             raise ValueError(
-                f"fastdiff.BrownianTree: expected a time in [{self.low}, {self.high}], got {t}."
+                f"fastdiff.sampling.adaptive.brownian.BrownianTree: expected a time in [{self.low},"
+                f" {self.high}], got {t}."
             )
         return min(max(round(part), 0), 2**self.depth)
 
@@ -116,7 +118,7 @@ class BrownianTree:
         first, last = self.grid_index(a), self.grid_index(b)
         if first == last:
             raise ValueError(
-                "fastdiff.BrownianTree: expected times at least"
+                "fastdiff.sampling.adaptive.brownian.BrownianTree: expected times at least"
                 f" {(self.high - self.low) / 2**self.depth:.3g} apart, got {a} and {b}. Take a"
                 " deeper tree."
             )

@@ -67,7 +67,10 @@ def optimal_variance(schedule: Schedule, mmse: ArrayLike) -> Array:
     """
     error = np.broadcast_to(np.asarray(mmse, np.float64), schedule.alpha.shape)
     if not (error > 0).all():
-        raise ValueError(f"fastdiff.optimal_variance: expected mmse > 0, got {float(error.min())}.")
+        raise ValueError(
+            "fastdiff.theory.likelihood.optimal_variance: expected mmse > 0, got"
+            f" {float(error.min())}."
+        )
     step = steps(schedule)
     return step.posterior + step.mean_x0**2 * error
 
@@ -97,17 +100,19 @@ def vlb_table(
     numbers = None if isinstance(variance, str) else np.asarray(variance, np.float64)
     if numbers is None and variance not in VARIANCES:
         raise ValueError(
-            f"fastdiff.vlb_table: expected variance in {list(VARIANCES)}, got {variance!r}."
+            f"fastdiff.theory.likelihood.vlb_table: expected variance in {list(VARIANCES)}, got"
+            f" {variance!r}."
         )
     if numbers is not None and (numbers.shape != schedule.alpha.shape or not (numbers > 0).all()):
         raise ValueError(
-            "fastdiff.vlb_table: expected variance as a name or positive numbers"
+            "fastdiff.theory.likelihood.vlb_table: expected variance as a name or positive numbers"
             f" [{len(schedule.alpha)}], got an array of shape {list(numbers.shape)}"
             + (f" with {numbers.min()}." if numbers.size else ".")
         )
     if clip_range is not None and not clip_range > 0:
         raise ValueError(
-            f"fastdiff.vlb_table: expected clip_range > 0 or None, got {clip_range!r}."
+            "fastdiff.theory.likelihood.vlb_table: expected clip_range > 0 or None, got"
+            f" {clip_range!r}."
         )
     step = steps(schedule)
     small = step.posterior.copy()
@@ -121,7 +126,8 @@ def vlb_table(
         )
     if not np.isfinite(table).all():
         raise ValueError(
-            "fastdiff.vlb_table: expected a prediction type that is defined at pure noise, got"
+            "fastdiff.theory.likelihood.vlb_table: expected a prediction type that is defined at"
+            " pure noise, got"
             f" {prediction_type!r} with {schedule!r}. Train v, x0 or flow."
         )
     column["clip_bound"][:] = np.inf if clip_range is None else clip_range

@@ -327,7 +327,7 @@ def test_wrong_arguments_are_named() -> None:
         ),
         ({"times": [0.5]}, r"expected times as integers .* of float32"),
         ({"likelihood": "bernoulli"}, "expected likelihood in .*, got 'bernoulli'"),
-        ({"variance": "small"}, "fastdiff.vlb_table: expected variance in"),
+        ({"variance": "small"}, "fastdiff.theory.likelihood.vlb_table: expected variance in"),
         (
             {"variance": np.zeros(10)},
             r"expected variance as a name or positive numbers \[10\], got an array .* with 0",
