@@ -46,7 +46,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--data", choices=datasets.NAMES, help="(the data of the first folder's training)"
     )
-    parser.add_argument("--data-root", help="folder of the full set's IDX files")
+    parser.add_argument("--data-root", help="folder of fashion-mnist-full's IDX files")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="(test)")
     parser.add_argument(
         "--images", type=int, help="number of images (1000, or all if there are fewer)"
@@ -160,6 +160,8 @@ def run(args: argparse.Namespace) -> int:
     for name, settings in measurements:
         settings = plain if name == UNIFORM else settings
         system, facts = _system(name)
+        if not workers.rank:
+            _warn_of_overlap(name, data, settings.first)
         # the progress bar shows the images of this process
         share = (
             len(range(workers.rank, -(-request.images // request.unit), workers.world))
@@ -194,6 +196,22 @@ def _data(args: argparse.Namespace) -> str:
                 )
             return datasets.family(trained)
     raise ValueError("expected --data for the uniform model, got none.")
+
+
+def _warn_of_overlap(name: str, data: datasets.DataSet | datasets.Toy, first: int) -> None:
+    """Warns on stderr where the test images of the full set were a model's training images."""
+    from ..pretrained import read_config
+
+    if name == UNIFORM or data.name != "fashion-mnist test" or first >= datasets.BUNDLED_TRAIN:
+        return
+    trained = read_config(name).get("data", {}).get("name")
+    if trained == "fashion-mnist bundled-train":
+        print(
+            f"fastdiff eval: {name} was trained on the images 0-{datasets.BUNDLED_TRAIN - 1} of the"
+            " test split of fashion-mnist-full. Pass --data fashion-mnist or --first"
+            f" {datasets.BUNDLED_TRAIN}.",
+            file=sys.stderr,
+        )
 
 
 def _system(name: str) -> tuple[Any, dict[str, Any]]:

@@ -24,8 +24,28 @@ DRAWS = 64  # latents for the density of one point
 LOWEST = math.exp(-12.0)  # lower densities are left white
 
 
+def check(system: Any, data: DataSet | Toy) -> None:
+    """Raises what `draw` would raise, before a training.
+
+    ValueError for a system that can't draw samples of x alone, RuntimeError without matplotlib,
+    which points need.
+    """
+    given = getattr(system, "given", ())
+    if given or not (hasattr(system, "sample") or hasattr(system, "for_sampler")):
+        name = type(system).__name__
+        got = f"{name}, which needs {given[0]} images" if given else name
+        raise ValueError(
+            f"expected a system that draws samples of x alone, got a {got}. Leave out --plot."
+        )
+    if isinstance(data, Toy):
+        from .figures import new
+
+        new(1, 1)
+
+
 def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: int = 0) -> None:
-    """Writes the figure as PNG. Raises RuntimeError without matplotlib, which points need."""
+    """Writes the figure as PNG. Raises ValueError and RuntimeError, see `check`."""
+    check(system, data)
     if isinstance(data, DataSet):
         pictures = (
             images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()
@@ -38,17 +58,9 @@ def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: i
 
 @torch.no_grad()
 def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: int = 100) -> Tensor:
-    """Returns n samples [n, *shape], by the system itself or by DDPM with its network.
-
-    Raises ValueError for systems that cannot draw samples.
-    """
+    """Returns n samples [n, *shape], by the system itself or by DDPM with its network."""
     if hasattr(system, "sample"):
         return system.sample(n, seed=seed).cpu()
-    if not hasattr(system, "for_sampler"):
-        raise ValueError(
-            f"expected a system that draws samples, got a {type(system).__name__}. Leave out"
-            " --plot."
-        )
     network, schedule, settings = system.for_sampler()
     steps = min(steps, schedule.num_train_timesteps)
     sampler = Sampler(network, schedule, **{"solver": "ddpm", "steps": steps, **settings})

@@ -42,7 +42,7 @@ SHORTHANDS = {
     "widths": ("widths",),
     "label_dropout": ("label_dropout",),
     "latent": ("latent",),
-    "levels": ("levels",),
+    "levels": ("latents",),
 }
 EPILOG = """examples:
   fastdiff train --model unet --out runs/unet --steps 3000 --data fashion-mnist-full
@@ -68,7 +68,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--model", choices=sorted(SYSTEMS), help="the system (unet)")
     parser.add_argument("--out", help="folder for checkpoints, loss curve and the finished model")
     parser.add_argument("--data", choices=datasets.NAMES, help="(fashion-mnist)")
-    parser.add_argument("--data-root", help="folder of the full set's IDX files")
+    parser.add_argument("--data-root", help="folder of fashion-mnist-full's IDX files")
     run_ = parser.add_argument_group("the run")
     run_.add_argument(
         "--steps",
@@ -100,7 +100,11 @@ def register(subparsers: Any) -> None:
     system.add_argument("--widths", help="channels or features per level, finest first: 32,64,96")
     system.add_argument("--label-dropout", help="fraction of examples trained without their label")
     system.add_argument("--latent", help="size of the latent code")
-    system.add_argument("--levels", help="levels of a hierarchy of latents")
+    system.add_argument(
+        "--levels",
+        help="latents of each level of a hierarchy, bottom to top: 64,32 for markovian,"
+        " [[4,14],[8,7]] (channels, size) for hvae",
+    )
     machine = parser.add_argument_group("this process")
     machine.add_argument("--resume", action="store_true", help="continue the run in --out")
     machine.add_argument(
@@ -138,6 +142,10 @@ def run(args: argparse.Namespace) -> int:
     data = datasets.load(arguments["data"], "train", args.data_root)
     torch.manual_seed(arguments["seed"])  # of the network's initial weights
     system = make(arguments["model"], data, **arguments["options"]).to(args.device)
+    if args.plot:
+        from .system_figure import check
+
+        check(system, data)
     settings = Settings(**{k: arguments[k] for k in RUN if k not in ("model", "data")})
     trainer = Trainer(system, data, settings, notes={"arguments": arguments})
     if args.resume:
@@ -158,7 +166,12 @@ def run(args: argparse.Namespace) -> int:
         if signals:
             return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN
     else:
-        sampled = hasattr(system, "for_sampler") and arguments["data"] in datasets.IMAGES
+        # `fastdiff sample` has no small images for super-resolution
+        sampled = (
+            hasattr(system, "for_sampler")
+            and not getattr(system, "given", ())
+            and arguments["data"] in datasets.IMAGES
+        )
         then = (
             f"fastdiff {'sample --model' if sampled else 'eval'}"
             f" {out}{' --out samples' if sampled else ''}"
@@ -219,7 +232,7 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
                 f"expected no --{flag.replace('_', '-')} for {arguments['model']}, which has no"
                 " such option."
             )
-        if flag == "widths" and not isinstance(value, list):
+        if flag in ("widths", "levels") and not isinstance(value, list):
             value = [value]
         options = {name: value} | options
     arguments["options"] = {**(saved or {"options": {}})["options"], **options}

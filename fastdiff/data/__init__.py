@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from os import PathLike
 
-from .fashion_mnist import BUNDLED, DataSet, load_fashion_mnist
+from .fashion_mnist import BUNDLED, BUNDLED_TRAIN, DataSet, load_fashion_mnist
 from .toys import TOYS, Toy, load_toy
 
 IMAGES = {
@@ -24,7 +24,7 @@ def load(name: str, split: str = "train", root: str | PathLike[str] | None = Non
 
     `fashion-mnist` is the 10,000 bundled images (9,000 and 1,000). `fashion-mnist-full` is the
     whole set: 60,000 images of `root` or the Debian package, and the 10,000 bundled ones, which are
-    its test images. The other names are points of the plane.
+    its test images. Only this set reads `root`. The other names are points of the plane.
 
     Raises ValueError for other names or splits, FileNotFoundError for missing files.
     """
@@ -57,6 +57,7 @@ def family(name: str) -> str:
 
 
 __all__ = [
+    "BUNDLED_TRAIN",
     "IMAGES",
     "NAMES",
     "TOYS",

@@ -1,9 +1,11 @@
 """A classifier of noised images, (x_t, t) -> logits: the downsampling half of the U-Net.
 
-    h_0 = conv(x);  level l: h = Block(h, e), then a stride-2 convolution;  attention
+    h = conv(x)
+    level l: h = Block(h, e), then a stride-2 convolution, after the last level attention
     logits = W mean(silu(norm(h)))
 
-with e = MLP(sinusoids(t)) (Dhariwal & Nichol 2021, section 4: the downsampling trunk of the U-Net).
+with e = silu(MLP(sinusoids(t))) (Dhariwal & Nichol 2021, section 4: the downsampling trunk of the
+U-Net).
 """
 
 from typing import Any
@@ -23,13 +25,13 @@ class Classifier(nn.Module):
         num_classes: the number of logits.
         widths: channels of each level, finest first; multiples of `groups`, the last one also of
             `heads`.
-        emb: width of the time embedding.
+        emb: width of the time embedding, even.
         heads: of the attention at the coarsest level.
         groups: of every group norm.
         time_scale: factor of t before its embedding; 1000 for times in [0, 1].
 
     Raises:
-        ValueError: for widths that are not such multiples, or no classes.
+        ValueError: for widths that are not such multiples, an odd emb, or no classes.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class Classifier(nn.Module):
             or any(w < 1 or w % groups for w in widths)
             or widths[-1] % heads
             or num_classes < 1
+            or emb < 2
+            or emb % 2
         ):
             raise ValueError(
-                "fastdiff.models.Classifier: expected num_classes >= 1 and widths that are"
-                f" multiples of groups={groups}, the last one of heads={heads} too, got"
-                f" {num_classes} and {widths}."
+                "fastdiff.models.Classifier: expected num_classes >= 1, an even emb and widths"
+                f" that are multiples of groups={groups}, the last one of heads={heads} too, got"
+                f" {num_classes}, {emb} and {widths}."
             )
         self.config: dict[str, Any] = {
             "channels": channels,

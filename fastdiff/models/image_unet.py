@@ -13,9 +13,9 @@ from .unet import UNet
 
 
 class ImageUNet(nn.Module):
-    """The network (x_t, t, y, image) -> output of x_t's shape.
+    """The network (x_t, t, y, image) -> output [B, out_channels, size, size].
 
-    Args: those of `UNet`; `channels` is the number of channels of x_t and of the image.
+    Args: those of `UNet`; `channels` is the number of channels of x_t and, likewise, of the image.
     """
 
     def __init__(self, channels: int = 1, **arguments: Any) -> None:

@@ -3,9 +3,9 @@
     h_0 = W features(x) + b;  h_{l+1} = h_l + W2 silu((1 + a) norm(W1 silu(norm(h_l))) + c)
     output = W silu(norm(h_L))
 
-with (a, c) a linear map of e = MLP(sinusoids(t)) + embedding(y), as in the U-Net. The features are
-x and optionally sines and cosines of x: a network of few layers is slow to learn functions that
-vary fast in their input (Tancik et al. 2020).
+with (a, c) a linear map of e = silu(MLP(sinusoids(t)) + embedding(y)), as in the U-Net. The
+features are x and optionally sines and cosines of x: a network of few layers is slow to learn
+functions that vary fast in their input (Tancik et al. 2020).
 """
 
 from collections.abc import Sequence

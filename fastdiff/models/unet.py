@@ -1,12 +1,13 @@
 """A class-conditional U-Net small enough for two CPU cores.
 
     h_0 = conv(x)
-    down, level l:  h_l = Block(h_{l-1}, e), stored as skip_l, then a stride-2 convolution
-    at the bottom:  Block, self-attention, Block
-    up:             h = Block(concat(h, skip_l), e), then nearest-neighbour doubling
+    down, level l:  h = Block(h, e), stored as skip_l, then a stride-2 convolution
+    at the bottom:  Block(h, e), self-attention, Block(h, e)
+    up, level l:    h = Block(concat(h, skip_l), e), then a 1×1 convolution and nearest-neighbour
+                    doubling
     output = conv(silu(norm(h)))
 
-with e = MLP(sinusoids(t)) + embedding(y) (Ho et al. 2020, section 4 and appendix B; Nichol &
+with e = silu(MLP(sinusoids(t)) + embedding(y)) (Ho et al. 2020, section 4 and appendix B; Nichol &
 Dhariwal 2021 for the scale-shift norm). The label after the last class is the null label of
 classifier-free guidance (Ho & Salimans 2022). It means "no class" and is trained on a share of the
 examples.
@@ -94,23 +95,24 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """The network (x_t, t, y) -> output of x_t's shape.
+    """The network (x_t, t, y) -> output [B, out_channels, size, size].
 
     Args:
         channels: of the images.
         size: height and width; divisible by 2^(levels - 1).
         num_classes: labels are 0 … num_classes - 1; `null_label` = num_classes means no class. 0
             for a network without classes.
-        widths: channels of each level, finest first; multiples of `groups`.
+        widths: channels of each level, finest first; multiples of `groups`, the last one also of
+            `heads`.
         mid_blocks: blocks at the coarsest level between the way down and the way up.
-        emb: width of the embedding of time and label.
+        emb: width of the embedding of time and label, even.
         heads: of the attention at the coarsest level.
         groups: of every group norm.
         out_channels: of the output, `channels` by default; twice as many for a learned variance.
         time_scale: factor of t before its embedding; 1000 for times in [0, 1].
 
     Raises:
-        ValueError: for a size or width that is not such a multiple.
+        ValueError: for a size or width that is not such a multiple, or an odd emb.
     """
 
     def __init__(
@@ -133,6 +135,8 @@ class UNet(nn.Module):
                 f"fastdiff.models.UNet: expected widths that are multiples of groups={groups}, the"
                 f" last one of heads={heads} too, got {widths}."
             )
+        if emb < 2 or emb % 2:
+            raise ValueError(f"fastdiff.models.UNet: expected an even emb, got {emb}.")
         if size < 1 or size % 2 ** (len(widths) - 1):
             raise ValueError(
                 f"fastdiff.models.UNet: expected a size divisible by {2 ** (len(widths) - 1)} for"
@@ -191,7 +195,7 @@ class UNet(nn.Module):
         return F.silu(self.time(code) + self.label(y))
 
     def decode(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Returns the output [B, C, H, W] for x [B, C, H, W] and emb [B, emb] of `condition`.
+        """Returns the output for x [B, C, H, W] and a result [B, emb] of `condition`.
 
         Raises ValueError for an x that is not of the configured shape.
         """

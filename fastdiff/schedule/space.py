@@ -11,9 +11,10 @@ One number selects a point of a space: its log-SNR ln(alpha²/sigma²) (Kingma e
 its noise level rho = sigma/alpha, or its angle phi = atan(rho). Clean data (sigma = 0) have
 log-SNR +inf and pure noise (alpha = 0) has -inf.
 
-Each formula takes a Python number, a NumPy array or a torch tensor and returns the same kind in the
-same precision; schedules use float64. All avoid cancellation except `diffusion`, a difference of
-two points, which loses digits where they are close together or have little noise.
+The formulas avoid cancellation, except `diffusion` in flow and sub_vp, a difference that loses
+digits for points close to each other near clean data. Each takes a Python number, a NumPy array or
+a torch tensor and returns the same kind in the same precision; schedules use float64. In float64,
+ve and sub_vp have no points below a log-SNR of about -1,419, where rho overflows.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Space:
         """∫ g² du from s to t, s less noisy, of the SDE dx = f x du + g dw with these marginals.
 
         f du = d ln alpha and g² du = 2 sigma² d ln(sigma/alpha) (Song et al. 2021, eq. 5 and 29).
-        Needs alpha > 0 at t. Takes points instead of arrays.
+        Needs alpha > 0 at t.
         """
         raise NotImplementedError
 

@@ -27,13 +27,22 @@ from torch import Tensor
 from .. import ops, rng
 from ..backend.eager.sums import sum_samples
 
+LIKELIHOODS = ("discretized", "gaussian")
+"""Likelihoods of data at the lowest noise level or given latents: mass on 256 levels, a density."""
 DEQUANTIZATIONS = ("uniform", "centred", "gaussian")
+FIRST_STEP = 2**31
+"""The first step of stream 2 for dequantisation next to other noise of that stream.
+
+Training steps and the times of a bound use the steps below it."""
 LEVELS = 256
 _ENOUGH = 16  # fewer elements than this may be on the lattice by chance
 
 
 def bits_per_dim(nats: Tensor, dims: int) -> Tensor:
-    """nats/(dims ln 2), for -ln P of levels; for a density of data scaled to [-1, 1] add 7."""
+    """Returns nats/(dims ln 2), the bits per dimension of -ln P of levels.
+
+    For a density of data scaled to [-1, 1] add 7.
+    """
     return nats / (dims * math.log(2))
 
 
@@ -54,7 +63,7 @@ def dequantize(
     sample_ids: Tensor | None = None,
     step: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """(z, constant [B] float64) with -ln P(x) <= E[-ln p(z) + constant].
+    """Returns (z, constant [B] float64) with -ln P(x) <= E[-ln p(z) + constant].
 
     Args:
         x: [B, …] in [-1, 1] on 256 levels.
@@ -67,7 +76,7 @@ def dequantize(
     """
     if convention not in DEQUANTIZATIONS:
         raise ValueError(
-            f"fastdiff.theory.likelihood.nll: expected dequantization in {list(DEQUANTIZATIONS)} or"
+            f"fastdiff.theory.dequantization: expected dequantization in {list(DEQUANTIZATIONS)} or"
             f" None, got {convention!r}."
         )
     k = (x.double() + 1.0) * 127.5
@@ -77,7 +86,7 @@ def dequantize(
         or bool((k.round() < 0).any() | (k.round() > 255).any())
     ):
         raise ValueError(
-            "fastdiff.theory.likelihood.nll: expected x on 256 levels of [-1, 1] with"
+            "fastdiff.theory.dequantization: expected x on 256 levels of [-1, 1] with"
             f" dequantization {convention!r}, got other values. Scale images to x/127.5 - 1, or"
             " omit dequantization for continuous data."
         )

@@ -1,6 +1,7 @@
 """The table of trainable systems by name, used by training, evaluation and model folders.
 
-Each entry is "module:class"; the module loads on first use. What a system must provide is defined
+Each entry is "module:class"; the module loads on first use. A `unet` is a `Denoiser`, with a U-Net
+for images and a perceptron for points. What a system must provide is defined
 in `fastdiff.theory.system`.
 """
 

@@ -38,11 +38,16 @@ class System(Protocol):
     Attributes:
         config: keyword arguments, as JSON can hold them, that rebuild it: type(self)(**config).
 
-    A system may also have these methods:
+    A system has `bound`, unless it models labels instead of data. It then has
+        guesses(x0, labels, *, seed, sample_ids, times) -> `systems.classifier.Guesses`.
+
+    A system may also have:
         sample(n, *, seed, sample_ids) -> [n, …]: draws n samples.
         for_sampler() -> (network, schedule, settings): arguments of `fastdiff.Sampler`.
-        for_likelihood(labels) -> dict: arguments of `likelihood.nll` other than x and the probes.
+        for_likelihood(labels=None) -> dict: arguments of `likelihood.nll` other than x and the
+            probes; with labels, of the likelihood given them.
         terms(x0, labels, *, seed, sample_ids, times) -> TimedBound: for `fastdiff eval --plot`.
+        given: names of what every density of it is conditioned on.
     """
 
     config: dict[str, Any]
@@ -62,10 +67,7 @@ class System(Protocol):
         sample_ids: Tensor,
         **options: Any,
     ) -> dict[str, Tensor]:
-        """Returns terms [B] in nats; in expectation their sum is at least -ln p(x0).
-
-        A system that models labels instead of data has no bound.
-        """
+        """Returns terms [B] in nats; in expectation their sum is at least -ln p(x0)."""
         ...
 
 

@@ -162,7 +162,7 @@ class Trainer:
             log_every: steps between rows of the loss curve.
             save_every: steps between checkpoints.
             progress: show the progress on stderr.
-            until: stop with a checkpoint at this step.
+            until: stop with a checkpoint after this number of steps; None for all.
             minutes: after this time, stop with a checkpoint and write the averaged system. The
                 learning rate depends on the step only, so `resume` continues the same run.
 
@@ -172,7 +172,7 @@ class Trainer:
         """
         folder, s = Path(out), self.settings
         folder.mkdir(parents=True, exist_ok=True)
-        stop = min(until or s.steps, s.steps)
+        stop = s.steps if until is None else min(until, s.steps)
         begin = saved = time.monotonic()
         timed_out = False
         with Progress(self.step, s.steps, s.batch_size, show=progress) as shown:
@@ -220,9 +220,13 @@ class Trainer:
         save_system(folder, self.ema, data=data, training=training)
 
     def identity(self) -> dict[str, Any]:
-        """Returns what must be the same in a checkpoint for the run to resume from it."""
+        """Returns the settings, system and data; `resume` needs a checkpoint with the same ones."""
         name = name_of(self.system) if self._registered() else type(self.system).__qualname__
-        system = {"name": name, "config": getattr(self.system, "config", None)}
+        try:
+            config = getattr(self.system, "config", None)
+        except TypeError:  # of a user's network, which has no description
+            config = None
+        system = {"name": name, "config": config}
         return {"settings": asdict(self.settings), "system": system, "data": self.data.name}
 
     def _registered(self) -> bool:

@@ -18,6 +18,10 @@ from fastdiff.cli import main
 from fastdiff.data import load
 from fastdiff.pretrained import load_system
 from fastdiff.pretrained.files import read_json
+from fastdiff.theory.dequantization import dequantize
+from fastdiff.theory.evaluation import Request, evaluate, measure
+from fastdiff.theory.evaluation.report import text
+from fastdiff.theory.systems import Denoiser, make
 
 pytestmark = pytest.mark.cpu_only
 COMMON = ("--images", "30", "--unit", "8", "--threads", "1")
@@ -109,6 +113,56 @@ def test_two_processes_give_the_same_numbers(folders: dict[str, str], tmp_path: 
     assert json.loads((tmp_path / "two.json").read_text())["results"] == alone
 
 
+def test_one_weight_of_a_hierarchy(tmp_path: Path) -> None:
+    """An HVAE does not store a number of samples: it is 1 without --samples."""
+    out = str(tmp_path / "hvae")
+    few = ("--data", "moons", "--steps", "1", "--batch-size", "4", "--widths", "8,8")
+    assert main(["train", "--model", "hvae", *few, "--out", out]) == 0
+    (result,) = measured(tmp_path / "r.json", out, "--option", "importance=true")
+    assert result["importance_weighted"]["samples"] == 1
+    (kept,) = measured(tmp_path / "r.json", out, "--samples", "4", "--option", "importance=false")
+    assert "importance_weighted" not in kept
+
+
+def test_a_density_of_images_gets_uniform_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flow's likelihood dequantises as the bound does, at a step that no bound uses."""
+    system = make("unet", load("fashion-mnist"), widths=[8], emb=8, timesteps=4)
+    system = Denoiser(system.network, system.schedule, likelihood="gaussian", clip_range=None)
+    request, steps = Request(images=2, times=1, probes=1, tolerance=0.1), []
+
+    def spy(*arguments: Any, step: int = 0, **others: Any) -> Any:
+        steps.append(step)
+        return dequantize(*arguments, step=step, **others)
+
+    monkeypatch.setattr(measure, "dequantize", spy)
+    result = evaluate(system.eval(), load("fashion-mnist", "test"), request)
+    assert result is not None and "noise uniform over a level" in result["nll"]["convention"]
+    assert steps == [2**31]
+
+
+def test_a_density_given_an_image_is_not_that_of_x() -> None:
+    system = make("superres", load("fashion-mnist"), widths=[8], emb=8, timesteps=4)
+    request = Request(images=2, times=1)
+    result = evaluate(system.eval(), load("fashion-mnist", "test"), request)
+    assert result is not None and "-ln p(x|small) of 784" in text(result, "superres")
+
+
+def test_training_images_in_the_test_split_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, few = str(tmp_path / "run"), ("--steps", "1", "--batch-size", "2", "--timesteps", "4")
+    sizes = ("--widths", "8", "--option", "emb=8")
+    assert main(["train", *few, *sizes, "--out", out]) == 0
+    short = ("--images", "2", "--times", "1")
+    for arguments, warned in (
+        (("--data", "fashion-mnist-full"), True),
+        (("--data", "fashion-mnist-full", "--first", "9000"), False),
+        ((), False),
+    ):
+        assert main(["eval", out, *short, *arguments]) == 0
+        assert ("was trained on the images 0-8999" in capsys.readouterr().err) == warned
+
+
 def test_eval_errors(folders: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (["uniform"], "expected --data for the uniform model, got none."),
@@ -118,6 +172,10 @@ def test_eval_errors(folders: dict[str, str], capsys: pytest.CaptureFixture[str]
         ),
         ([folders["vae"], "--images", "0", "--samples", "0"], "expected samples >= 1, got 0."),
         ([folders["vdm"], "--samples", "4"], "expected an option of VDM's bound"),
+        (
+            [folders["vdm"], "--option", "times=4"],
+            "expected times as a field of Request (--times), got it as an option.",
+        ),
     ):
         assert main(["eval", *arguments]) == 1
         assert message in capsys.readouterr().err

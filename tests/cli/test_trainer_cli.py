@@ -239,6 +239,33 @@ def test_train_errors(
     assert not (tmp_path / "x").exists()
 
 
+def test_the_levels_of_a_hierarchy(tmp_path: Path) -> None:
+    few = ("--steps", "1", "--batch-size", "2", *POINTS)
+    for model, levels, stored in (
+        ("markovian", "3", [3]),
+        ("markovian", "3,2", [3, 2]),
+        ("hvae", "[[3, 1]]", [[3, 1]]),
+    ):
+        out = str(tmp_path / f"{model}{levels}")
+        flags = ("--levels", levels, "--widths", "8")
+        assert main(["train", "--model", model, *few, *flags, "--out", out]) == 0
+        assert load_system(out).config["latents"] == stored  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("model", ["classifier", "superres"])
+def test_no_picture_of_a_system_that_draws_no_samples(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error comes before the training, and no command is recommended that can't work."""
+    few = (*IMAGES, "--steps", "1", "--batch-size", "2", "--timesteps", "5")
+    arguments = ["train", "--model", model, *few, "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--plot", str(tmp_path / "x.png")]) == 1
+    assert "expected a system that draws samples of x alone" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert main(arguments) == 0
+    assert "evaluate it with: fastdiff eval" in capsys.readouterr().out
+
+
 def test_out_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train"]) in (1, 2)
     assert "expected --out FOLDER, got none." in capsys.readouterr().err

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from fastdiff.models import (
     LEVELS,
@@ -201,7 +202,7 @@ def test_the_image_reaches_its_own_sample() -> None:
         (
             "Classifier",
             {"widths": [12]},
-            "expected num_classes >= 1 and widths that are multiples of groups=8",
+            "expected num_classes >= 1, an even emb and widths that are multiples of groups=8",
         ),
         ("MLP", {"hidden": 3}, "expected arguments of MLP in its config"),
         ("Perceptron", {}, "expected a model class in"),
@@ -247,3 +248,9 @@ def test_waves_of_points() -> None:
     expected = plain(torch.cat([x, *waves], dim=1), t)
     torch.testing.assert_close(waved(x, t), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(again(x, t), waved(x, t))
+
+
+@pytest.mark.parametrize("kind", [UNet, Classifier])
+def test_an_embedding_of_sines_and_cosines_is_even(kind: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=f"fastdiff.models.{kind.__name__}: expected .*even emb"):
+        kind(emb=7)

@@ -421,9 +421,7 @@ def _named_in_errors() -> dict[str, str]:
                 texts.append((node, "message"))
             for value, kind in texts:
                 parts = value.values if isinstance(value, ast.JoinedStr) else [value]
-                text = "".join(
-                    str(p.value) if isinstance(p, ast.Constant) else "{}" for p in parts
-                )
+                text = "".join(str(p.value) if isinstance(p, ast.Constant) else "{}" for p in parts)
                 end = "$" if kind == "where" else ": expected"
                 match = re.match(rf"(fastdiff(?:\.[\w{{}}]+)+){end}", text)
                 if match and kind in ("where", "message"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,34 @@ class Line(nn.Module):
 def line(steps: int = 5, **changes: object) -> Trainer:
     settings = {"steps": steps, "batch_size": 4, "warmup": 0, "lr": 0.1, "ema": 0.5, **changes}
     return Trainer(Line(), load_toy("moons", n=40), Settings(**settings))  # type: ignore[arg-type]
+
+
+def test_until_zero_takes_no_step(tmp_path: Path) -> None:
+    run = line()
+    run.run(tmp_path, until=0, progress=False)
+    assert run.step == 0 and (tmp_path / CHECKPOINT).exists()
+
+
+class Undescribed(Line):
+    """A system whose config raises, as that of a `DiffusionHVAE` of a user's network does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.__dict__["config"]
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "config":
+            raise TypeError("expected a network of fastdiff.models")
+        return super().__getattribute__(name)
+
+
+def test_a_system_without_a_description_has_checkpoints(tmp_path: Path) -> None:
+    settings = Settings(steps=2, batch_size=4, lr=0.1)
+    run = Trainer(Undescribed(), load_toy("moons", n=40), settings)
+    run.run(tmp_path, until=1, progress=False)
+    again = Trainer(Undescribed(), load_toy("moons", n=40), settings)
+    again.resume(tmp_path)
+    assert again.step == 1 and again.identity()["system"]["config"] is None
 
 
 def assert_same_run(a: Path, b: Path) -> None:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dequantization import dequantize
+from ..dequantization import FIRST_STEP, dequantize
 from ..likelihood import nll
 from .report import report
-from .request import Request, likelihood_of
+from .request import Request, dequantization_of, likelihood_of
 from .workers import Workers
 
 
@@ -86,15 +86,18 @@ def unit(system: Any, data: Any, ids: Tensor, request: Request) -> dict[str, Any
     x = x0
     if data.levels is not None and likelihood_of(system) == "gaussian":
         # the density of discrete levels is unbounded: uniform noise fills the width of a level
-        # first
-        x, rows["bound.dequantization"] = dequantize(x0, "uniform", rho=0.0, **counter)
+        # first, drawn at a step that the bound's own noise does not use
+        x, rows["bound.dequantization"] = dequantize(
+            x0, "uniform", rho=0.0, step=FIRST_STEP, **counter
+        )
     with torch.no_grad():
         bound, columns = _bound(system, x, condition, request, counter)
     rows |= {f"bound.{name}": value for name, value in bound.items()}
     if request.probes or request.divergence == "exact":
+        settings = system.for_likelihood(condition)
         flow = nll(
             x=x0,
-            **system.for_likelihood(condition),
+            **(settings | {"dequantization": dequantization_of(settings, data)}),
             probes=max(request.probes, 1),
             divergence=request.divergence,
             rtol=request.tolerance,
@@ -123,6 +126,12 @@ def _check(system: Any, request: Request) -> None:
         {"samples": request.samples} if (request.samples or 1) > 1 else {}
     )
     known = _arguments(system)
+    for option in ("times", "samples"):
+        if option in request.options:
+            raise ValueError(
+                f"fastdiff.theory.evaluation: expected {option} as a field of Request (--{option}),"
+                " got it as an option."
+            )
     for option in options:
         if option not in known:
             raise ValueError(
@@ -147,7 +156,7 @@ def _bound(
     if "samples" in known and request.samples is not None:
         options |= {"samples": request.samples}
     if "importance" in known and request.samples is not None:
-        options |= {"importance": request.samples > 1}
+        options = {"importance": request.samples > 1} | options
     if "times" not in known:
         return system.bound(x, labels, **counter, **options), {}
     options |= {"times": request.times}

@@ -8,16 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from .request import Request, likelihood_of
+from .request import Request, dequantization_of, likelihood_of
 
 
 def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the report of all units, given in order.
 
-    Its keys are a description of the measurement (data, ids, seed, …); `terms`, `bound`,
-    `importance_weighted`, `nll`, and the `entropy` of the data if its density is known, each with
-    nats and bits_per_dim and their standard errors; `over_time` if the bound is a sum over times;
-    `cross_entropy` and `accuracy` for a classifier.
+    Its keys:
+        data, ids, seed, …: what was measured; `given` lists what the density is conditioned on.
+        terms, bound, importance_weighted, nll: nats and bits_per_dim with their standard errors.
+        entropy: the same of the data, if their density is known.
+        over_time: the terms of each time, if the bound is a sum over times.
+        cross_entropy, accuracy: of a classifier.
     """
     rows = {name: np.concatenate([u["rows"][name] for u in units]) for name in units[0]["rows"]}
     dims = math.prod(data.shape)
@@ -28,6 +30,7 @@ def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]
         "seed": request.seed,
         "permuted": request.permute,
         "labels": request.with_labels,
+        "given": [*getattr(system, "given", ()), *(["y"] if request.with_labels else [])],
         "dims": dims,
         "levels": data.levels,
     }
@@ -40,7 +43,7 @@ def report(system: Any, data: Any, request: Request, units: list[dict[str, Any]]
         result["bound"] = _mean(sum(v for name, v in terms.items() if name != "importance"), dims)
     if "importance" in terms:
         result["importance_weighted"] = _mean(sum(terms.values()), dims) | {
-            "samples": request.samples or system.samples
+            "samples": request.samples or getattr(system, "samples", 1)
         }
     if "nll" in rows:
         exact = request.divergence == "exact"
@@ -68,7 +71,7 @@ def convention(system: Any, data: Any, *, flow: bool = False) -> str:
     if data.levels is None:
         return "density of continuous data; nothing to dequantise"
     if flow:
-        kind = system.for_likelihood()["dequantization"]
+        kind = dequantization_of(system.for_likelihood(), data) or ""
         shift = {
             "uniform": "noise uniform over a level, D ln 128 (7 bits a dimension) added",
             "centred": (
@@ -76,7 +79,8 @@ def convention(system: Any, data: Any, *, flow: bool = False) -> str:
                 " added"
             ),
             "gaussian": (
-                "Gaussian noise of the least noise level, the discretised Gaussian's mass taken off"
+                "Gaussian noise of the lowest noise level, -ln of the discretised Gaussian's"
+                " probability of the level added"
             ),
         }
         return f"dequantised: {shift[kind]}"
@@ -94,7 +98,8 @@ def text(result: dict[str, Any], name: str) -> str:
         f" {result['seed']}"
     ]
     if "bound" in result:
-        about = "-ln p(x|y)" if result["labels"] else "-ln p(x)"
+        given = ", ".join(result["given"])
+        about = f"-ln p(x|{given})" if given else "-ln p(x)"
         lines += [f"  {about} of {result['dims']} dimensions: {result['convention']}"]
         lines += [f"  {'':22s}{'nats':>12s}{'bits/dim':>22s}"]
         lines += [

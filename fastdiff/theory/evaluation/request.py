@@ -16,7 +16,7 @@ class Request:
         times: times per image, of a bound that is a sum over times.
         samples: draws of the latents per image, of a bound by such draws; None for the system's own
             number. With more than one, the importance-weighted bound is reported too.
-        options: further arguments of the system's `bound`.
+        options: further arguments of the system's `bound`, other than times and samples.
         probes: of the likelihood along the probability flow; 0 leaves this likelihood out.
         divergence, tolerance: see `likelihood.nll`.
         with_labels: measure p(x|y) instead of p(x).
@@ -48,6 +48,16 @@ class Request:
                 raise ValueError(
                     f"fastdiff.theory.evaluation: expected {name} >= 0, got {getattr(self, name)}."
                 )
+
+
+def dequantization_of(settings: dict[str, Any], data: Any) -> str | None:
+    """Returns how `likelihood.nll` dequantises the data, by a system's `for_likelihood()`.
+
+    A system with a density does not say it for data on levels: they get uniform noise, as for the
+    bound.
+    """
+    named = settings["dequantization"]
+    return "uniform" if named is None and data.levels is not None else named
 
 
 def likelihood_of(system: Any) -> str:

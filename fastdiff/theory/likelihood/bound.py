@@ -4,7 +4,8 @@
     L_t      E_q(x_t|x0) KL(q(x_{t-1}|x_t, x0) || p(x_{t-1}|x_t))   denoising matching, t = 1 … T-1
     L_prior  KL(q(x_{T-1}|x0) || p(x_{T-1}))                        prior matching
 
-(Luo 2022, eq. 58). Timesteps are those of `Schedule`: t = 0 is the least noisy point, Luo's x_1.
+(Luo 2022, eq. 58). x0 is the data. Timesteps are those of `Schedule`: x_0 is the state at t = 0,
+the least noisy one, which is Luo's x_1 and not the data.
 With the posterior's variance L_t = ½ (SNR_{t-1} - SNR_t)·||x0 - x̂0||² (Luo 2022, eq. 110).
 
 The prior p(x_{T-1}) is the density that sampling starts from, N(0, s² I) with s =
@@ -28,9 +29,9 @@ from ...prediction import normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
 from ...table import VLB_COLUMNS
+from ..dequantization import LIKELIHOODS, bits_per_dim
 from .table import vlb_table
 
-LIKELIHOODS = ("discretized", "gaussian")
 _FAR = 64.0  # e^-64 is below the rounding of the numbers that it is added to
 _COLUMN = {name: i for i, name in enumerate(VLB_COLUMNS)}
 
@@ -38,8 +39,8 @@ _COLUMN = {name: i for i, name in enumerate(VLB_COLUMNS)}
 class ELBO(NamedTuple):
     """The terms of -ELBO in nats: reconstruction [B], prior [B], denoising [B, K].
 
-    denoising[:, j] is the term of the j-th of the requested times, or of the timestep j without
-    `times`. The term of timestep 0 is `reconstruction`, so its column here is 0.
+    denoising[:, j] is the term of the j-th of the `times` passed to `elbo`, and of timestep j if
+    none were passed. The term of timestep 0 is `reconstruction`, so its column here is 0.
     """
 
     reconstruction: Tensor
@@ -47,16 +48,17 @@ class ELBO(NamedTuple):
     denoising: Tensor
 
     def total(self, scale: float = 1.0) -> Tensor:
-        """reconstruction + prior + scale·Σ_j denoising_j [B], at least -log p(x0) in expectation.
+        """Returns reconstruction + prior + scale·Σ_j denoising_j [B].
 
-        scale is 1 for all timesteps. For K times drawn uniformly it is (T - 1)/K if they are from 1
-        … T-1 and T/K if they are from 0 … T-1, which makes the estimate of the full sum unbiased.
+        In expectation it is at least -log p(x0). scale is 1 if all timesteps were computed. For K
+        times drawn uniformly, the estimate of the full sum is unbiased with scale = (T - 1)/K if
+        they were drawn from 1 … T-1, and T/K if from 0 … T-1.
         """
         return self.reconstruction + self.prior + scale * self.denoising.sum(1)
 
     def bits_per_dim(self, dims: int, scale: float = 1.0) -> Tensor:
-        """total/(dims ln 2) [B]; add 7 for a density of data scaled to [-1, 1]."""
-        return self.total(scale) / (dims * math.log(2))
+        """Returns total/(dims ln 2) [B]; add 7 for a density of data scaled to [-1, 1]."""
+        return bits_per_dim(self.total(scale), dims)
 
 
 def elbo(
@@ -73,7 +75,10 @@ def elbo(
     clip_range: float | None = None,
     cond: Mapping[str, Any] | None = None,
 ) -> ELBO:
-    """The terms of the bound (Luo 2022, eq. 58), without gradients.
+    """Returns the terms of -ELBO (Luo 2022, eq. 58), without gradients.
+
+    They are terms of an upper bound of -log p(x0); `theory.variational.elbo` is the lower bound of
+    +log p(x).
 
     Each timestep takes one `q_sample`, one network call and one `vlb_terms`.
 
@@ -89,10 +94,10 @@ def elbo(
             with other times for each sample; None for all T. `ELBO.total` has the scale that makes
             K times an unbiased estimate of all.
         seed, sample_ids: of the noise (stream 2). The noise of a timestep t of all samples is drawn
-            at step t, so its term does not depend on the other times; the noise of times [B, K] is
-            drawn at step T + column.
-        likelihood: of p(x0|x_0). `discretized` is for 8-bit levels in [-1, 1] (Ho et al. 2020, eq.
-            13); `gaussian` is a density.
+            at step t, so its term does not depend on the other times, and a time that is listed
+            twice gives the same term twice; the noise of times [B, K] is drawn at step T + column.
+        likelihood: p(x0|x_0), of the data given the least noisy state. `discretized` is for 8-bit
+            levels in [-1, 1] (Ho et al. 2020, eq. 13); `gaussian` is a density.
         clip_range: the bound of x̂0; None for no clip.
         cond: keyword arguments of the network.
 
@@ -185,11 +190,12 @@ class TimestepTerm:
 
 
 def density_row(table: np.ndarray) -> float:
-    """Turns row 0 of the table into -log of a Gaussian density, up to the returned constant.
+    """Changes row 0 of the table to a density's, in place, and returns what is still missing.
 
-    A KL divergence from a Gaussian of variance e^-64 is ½ (64 - 1 + logvar + distance²/variance) to
-    rounding; from one with the model's variance it is ½ distance²/variance. The constant, per
-    element, completes either to ½ (ln 2π + logvar + distance²/variance).
+    `vlb_terms` computes for this row, instead of a probability of levels, the KL divergence from a
+    Gaussian at x0. With variance e^-64 this KL is ½ (64 - 1 + logvar + distance²/variance) to
+    rounding; with the model's own variance it is ½ distance²/variance. Either plus the returned
+    constant, per element, is -ln of the density, ½ (ln 2π + logvar + distance²/variance).
     """
     row = table[0]
     low, high = row[_COLUMN["logvar_lo"]], row[_COLUMN["logvar_hi"]]

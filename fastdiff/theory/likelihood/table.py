@@ -24,8 +24,9 @@ class Steps(NamedTuple):
     """The steps t-1 -> t of a schedule as float64 arrays [T]; step 0 starts from clean data.
 
     q(x_t|x_{t-1}) = N(alpha x_{t-1}, variance I) and q(x_{t-1}|x_t, x0) = N(mean_x0 x0 + mean_x
-    x_t, posterior I), with variance 0 at t = 0 (Luo 2022, eq. 31 and 84; Kingma et al. 2021, eq.
-    20–25, for any alpha and sigma).
+    x_t, posterior I). alpha is the ratio alpha_t/alpha_{t-1} of the schedule's alpha, √α_t in Luo's
+    notation. The variance `posterior` is 0 at t = 0 (Luo 2022, eq. 31, 85 and 93; Kingma et al.
+    2021, eq. 20–25, for any alpha and sigma).
     """
 
     alpha: Array

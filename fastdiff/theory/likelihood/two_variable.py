@@ -27,7 +27,8 @@ from ...prediction import normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
 from ...table import VLB_COLUMNS
-from .bound import LIKELIHOODS, TimestepTerm, as_times
+from ..dequantization import LIKELIHOODS
+from .bound import TimestepTerm, as_times
 from .table import steps, vlb_table
 
 _WHERE = "fastdiff.theory.likelihood.elbo_two_variable"

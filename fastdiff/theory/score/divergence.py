@@ -1,9 +1,10 @@
 """Traces of Jacobians: exact, or estimated with probes.
 
 tr J = Σ_i e_i^T J e_i takes one vector-Jacobian product per dimension. With E[z z^T] = I it is also
-tr J = E[z^T J z], which is estimated by an average over probes z (Hutchinson 1990; Song et al.
-2021, eq. 40). With S = (J + J^T)/2, Rademacher probes (z_i = ±1) have the variance 2 Σ_{i≠j} S_ij²,
-which is 0 where J is diagonal; Gaussian probes have 2 Σ_ij S_ij².
+tr J = E[z^T J z], which is estimated by an average over random vectors z, the probes (Hutchinson
+1989; Song et al. 2021, eq. 40). With S = (J + J^T)/2, the estimate from one Rademacher probe
+(z_i = ±1) has the variance 2 Σ_{i≠j} S_ij², which is 0 where J is diagonal; from one Gaussian probe
+it is 2 Σ_ij S_ij².
 
 A Gaussian probe is a draw of stream 5 of the noise contract, with the probe's number as the step. A
 Rademacher probe is the sign of that draw.
@@ -32,7 +33,7 @@ def probe(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Tensor:
-    """Probe `number` of every sample, [B, …]. Raises ValueError for an unknown kind."""
+    """Returns probe `number` of every sample, [B, …]. Raises ValueError for an unknown kind."""
     if kind not in PROBES:
         raise ValueError(f"fastdiff.theory.score: expected probes in {list(PROBES)}, got {kind!r}.")
     z = ops.randn(
@@ -50,9 +51,10 @@ def probe(
 def quadratic_forms(
     f: Callable[[Tensor], Tensor], x: Tensor, probes: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(f(x), z^T J z [B, P] float64) for P probes z [B, …]: one backward pass per probe.
+    """Returns (f(x), z^T J z [B, P] float64) for P probes z [B, …], by one backward pass per probe.
 
-    f is called once and must treat samples independently. The result has no gradient.
+    J is the Jacobian of f at x. f is called once and must treat samples independently. The result
+    has no gradient.
     """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -69,7 +71,7 @@ def quadratic_forms(
 def exact_trace(
     f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """(f(x), tr J [B] float64) by one backward pass per dimension.
+    """Returns (f(x), tr J [B] float64), by one backward pass per dimension of x.
 
     With create_graph the result has a gradient.
     """

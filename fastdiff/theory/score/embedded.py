@@ -111,7 +111,11 @@ def integrate(
 
 
 class _Run:
-    """The samples that have not reached their end time."""
+    """The integration of the samples that have not reached their end time.
+
+    `samples` holds their indices in the batch, on the device, and `samples_host` the same on the
+    host; all other tensors and arrays except `result` and the counts have one entry for each.
+    """
 
     def __init__(
         self,
@@ -186,7 +190,7 @@ class _Run:
             other = np.where(
                 steep <= 1e-15, np.maximum(1e-6, h * 1e-3), (0.01 / steep) ** (1.0 / ORDER)
             )
-        # not finite if the trial step left the field's domain
+        # `other` is not finite if the field is not finite where the trial step ends
         other = np.where(np.isfinite(other), other, h)
         return np.minimum(np.minimum(100 * h, other), length)
 
@@ -209,7 +213,7 @@ class _Run:
         stages, new = [self.first], self.y
         for c, row in zip(C[1:], A[1:], strict=True):
             new = self._advanced(row, stages, signed)
-            # the last two stages are at the end of the step, whatever t + h rounds to
+            # c = 1 is the end of the step, `goal`; t + signed may round to another time
             stages.append(self._evaluate(new, goal if c == 1.0 else self.t + c * signed))
         change = tuple(per_sample(signed, k) * k for k in self._sum(E, stages))
         error = self._norm(change, self.y, new)
@@ -242,7 +246,7 @@ class _Run:
         )
 
     def _move(self, accepted: NDArray[np.bool_], goal: Array, new: State, last: State) -> None:
-        """Moves the samples that took their step, and stores those that reached their end time."""
+        """Moves the samples with an accepted step; stores and drops those at their end time."""
         chosen = torch.from_numpy(accepted).to(self.samples.device)
 
         def choose(a: State, b: State) -> State:

@@ -34,15 +34,13 @@ from ...models import build, describe, features
 from ...prediction import Parametrization, normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule, Time
-from ..dequantization import DEQUANTIZATIONS, dequantize
+from ..dequantization import DEQUANTIZATIONS, FIRST_STEP, LIKELIHOODS, dequantize
 from ..system import TimedBound, drop_labels
 from .matching import eps_error
 from .sde import SDES
 
 WEIGHTINGS = ("likelihood", "simple")
 TIMES = ("independent", "stratified")
-LIKELIHOODS = ("discretized", "gaussian")
-_DEQUANTIZE = 2**31  # first step of stream 2 for dequantisation, above those of training steps
 _WHERE = "fastdiff.theory.score.ScoreModel"
 
 
@@ -60,8 +58,8 @@ class ScoreModel(nn.Module):
         weighting: `likelihood` (g²) or `simple` (sigma²).
         importance: whether t is drawn with a density proportional to g²/sigma²; otherwise it is
             uniform. Used by `likelihood` only.
-        times: `independent` for every sample, or `stratified` over the batch's positions, which has
-            less variance.
+        times: how training times are drawn (`time_sampling` of `VDM`): `independent` for every
+            sample, or `stratified` over the batch's positions, which has less variance.
         log_snr_max: the log-SNR at the data's end, at most that of the SDE at t = 0. At 13.3 the
             noise is a sixth of the distance between 8-bit levels.
         likelihood: of the data at that end, `discretized` (8-bit levels in [-1, 1]) or `gaussian`
@@ -147,7 +145,10 @@ class ScoreModel(nn.Module):
 
     @property
     def sigma_min(self) -> float:
-        """The noise level sigma/alpha at the data's end, where `likelihood.nll` starts."""
+        """The noise level sigma/alpha at the data's end, where `likelihood.nll` starts.
+
+        It is at least the `sigma_min` of a `VESDE`, which is its level at t = 0.
+        """
         return math.exp(-0.5 * self.log_snr_max)
 
     def network_time(self, point: Time) -> float:
@@ -164,7 +165,7 @@ class ScoreModel(nn.Module):
         return self.network(x, t) if y is None else self.network(x, t, y)
 
     def _at(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(u float32, alpha, sigma) at log-SNRs [B] float64."""
+        """Returns (u float32, alpha, sigma) at log-SNRs [B] float64."""
         alpha, sigma = self.sde.at_log_snr(log_snr)
         return (
             ((self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)).float(),
@@ -173,7 +174,7 @@ class ScoreModel(nn.Module):
         )
 
     def _uniform(self, seed: int, sample_ids: Tensor, step: int) -> Tensor:
-        """[B] float64 in [0, 1)."""
+        """Returns u float64 [B], uniform in [0, 1), by the method `self.times`."""
         if self.times == "independent":
             return rng.uniform(seed=seed, sample_ids=sample_ids, step=step).double()
         # one draw for the batch, shifted by 1/B per position (Kingma et al. 2021, appendix I.1)
@@ -199,7 +200,7 @@ class ScoreModel(nn.Module):
                 rho=self.sigma_min,
                 seed=seed,
                 sample_ids=sample_ids,
-                step=step + _DEQUANTIZE,
+                step=step + FIRST_STEP,
             )
         u, weight = self._uniform(**counter), None
         if self.weighting == "likelihood" and self.importance:

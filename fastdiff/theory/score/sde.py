@@ -133,8 +133,10 @@ class SDE:
     ) -> Score:
         """The score that follows from a network's output: (x, t [B]) -> [B, …].
 
-        The network gets float32 times t, or its own time if it defines `network_time`. cond:
-        keyword arguments of the network.
+        The network gets float32 times t in [0, 1], or its own time if it defines `network_time`.
+        The point passed to `network_time` then has this t too; it is not the timestep that a point
+        of `Schedule.at` has, so `network_time` should read the point's log-SNR, alpha or sigma.
+        cond: keyword arguments of the network.
         """
         where = f"fastdiff.theory.score.{type(self).__name__}"
         call = ModelCall(model, None, prediction_type, cond=cond, where=where)

@@ -28,7 +28,12 @@ class SuperResolution(Denoiser):
 
     To draw samples, use the network, schedule and settings of `for_sampler()` in a `Sampler` with
     cond={"image": system.enlarge(small), "y": labels}; y may be left out.
+
+    Attributes:
+        given: what every density of this system is conditioned on.
     """
+
+    given = ("small",)
 
     def __init__(
         self,

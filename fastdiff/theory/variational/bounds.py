@@ -1,7 +1,7 @@
 """Importance weights of a latent-variable model, and the bounds computed from them.
 
     w_k = p(x|z_k) p(z_k)/q(z_k|x),  z_k ~ q(z|x),   E w = p(x)
-    ELBO   = E log w                    <= log p(x)     (Luo 2022, eq. 3 and 8)
+    ELBO   = E log w                    <= log p(x)     (Luo 2022, eq. 4 and 8)
     IWAE_K = E log (1/K) Σ_k w_k        <= log p(x)     (Burda et al. 2016, eq. 8)
 
 IWAE_1 is the ELBO, IWAE_K rises with K towards log p(x), and the gap of the ELBO is
@@ -52,7 +52,8 @@ class LatentModel(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Returns z ~ p(z) [batch, samples, latent] and zeros [batch, samples].
 
-        The gradient of the zeros is that of the draws' log-weights.
+        The zeros are added to the log-weights. For a prior whose draws are not differentiable in
+        all its parameters they have the gradient that the draws lack, see `priors.Mixture.draw`.
         """
         ...
 

@@ -1,4 +1,6 @@
-"""Losses of a denoiser under a discrete schedule, at one timestep per sample.
+"""Losses of a denoiser with a discrete schedule, for training loops of your own.
+
+One timestep per sample; the systems of the registry have their own losses.
 
     L_simple   mean_e (eps - eps^)²                                        (Ho et al. 2020, eq. 14)
     weighted   w(SNR_t)·L_simple                            (fastdiff.theory.variational.weights)

@@ -25,8 +25,8 @@ from ...rng import STREAM_FORWARD
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
 from ...table import VLB_COLUMNS
+from ..dequantization import LIKELIHOODS
 from ..information import Gaussian
-from ..likelihood.bound import LIKELIHOODS
 from ..likelihood.table import steps, vlb_table
 from .markovian import Chain
 
@@ -84,7 +84,10 @@ class DiffusionHVAE(Chain):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them."""
+        """The constructor's arguments, as JSON can hold them, without cond.
+
+        Raises TypeError if the network is not of fastdiff.models.
+        """
         variance = self.variance
         stored = (
             variance if isinstance(variance, str) else np.asarray(variance, np.float64).tolist()

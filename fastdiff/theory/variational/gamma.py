@@ -1,6 +1,7 @@
 """Noise schedules as functions gamma(u) = -ln SNR of u in [0, 1].
 
-gamma rises from gamma_min (data) to gamma_max (noise).
+gamma rises from gamma_min (data) to gamma_max (noise). It is Luo's ω; the γ of his section on
+guidance is `guidance_scale`.
 
     alpha² = sigmoid(-gamma),  sigma² = sigmoid(gamma)
     gamma(u) = gamma_min + (gamma_max - gamma_min)·s(u),  s(0) = 0, s(1) = 1

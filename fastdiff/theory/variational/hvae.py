@@ -86,7 +86,13 @@ class HVAE(nn.Module):
         }
         self.kl_warmup = kl_warmup
         self.observation = Observation(
-            self.shape, likelihood, "diagonal", None, initial_std, min_log_std
+            self.shape,
+            likelihood,
+            "diagonal",
+            None,
+            initial_std,
+            min_log_std,
+            where="fastdiff.theory.variational.HVAE",
         )
         sizes, channels = [self.grid[1], *(s for _, s in levels)], [self.grid[0], *map(int, widths)]
         self.down = nn.ModuleList(

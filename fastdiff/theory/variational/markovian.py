@@ -136,7 +136,13 @@ class MarkovianHVAE(Chain):
             )
         self.depth, self.kl_warmup = len(sizes), kl_warmup
         self.observation = Observation(
-            self.shape, likelihood, "diagonal", None, initial_std, min_log_std
+            self.shape,
+            likelihood,
+            "diagonal",
+            None,
+            initial_std,
+            min_log_std,
+            where="fastdiff.theory.variational.MarkovianHVAE",
         )
         chain, hidden = [math.prod(self.shape), *sizes], [int(w) for w in widths]
         self.encoders = nn.ModuleList(

@@ -4,7 +4,7 @@
     importance   -log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x),    z_k ~ q(z|x)   IWAE_K
     elbo         -(1/K) Σ_k log [p(x|z_k) p(z_k)/q(z_k|x)],  z_k ~ q(z|x)   ELBO
 
-(Burda et al. 2016, eq. 8; Luo 2022, eq. 3.) The first two are -log of unbiased estimates of p(x),
+(Burda et al. 2016, eq. 8; Luo 2022, eq. 4.) The first two are -log of unbiased estimates of p(x),
 so by Jensen's inequality all three are at least -log p(x) in the mean. Each importance weight
 contains p(x|z) once: with a second factor the mean would be ∫ p(x|z)² p(z) dz, which is not a
 marginal likelihood.

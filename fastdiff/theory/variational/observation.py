@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import ops
+from ..dequantization import LIKELIHOODS
 from ..information.distributions import LOG_2PI
 
 COVARIANCES = ("isotropic", "diagonal", "full")
-LIKELIHOODS = ("gaussian", "discretized")
 
 
 class Normal(NamedTuple):
@@ -51,6 +51,7 @@ class Observation(nn.Module):
         initial_std: the approximate initial value of a learned standard deviation.
         min_log_std: the floor of learned log standard deviations, approached smoothly. Without it a
             density grows without bound if the data are on a manifold.
+        where: the name that error messages begin with.
 
     Attributes:
         per_element: the numbers that a decoder computes for each element of x.
@@ -67,9 +68,10 @@ class Observation(nn.Module):
         std: float | None,
         initial_std: float,
         min_log_std: float,
+        *,
+        where: str = "fastdiff.theory.variational.VAE",
     ):
         super().__init__()
-        where = "fastdiff.theory.variational.VAE"
         if likelihood not in LIKELIHOODS:
             raise ValueError(
                 f"{where}: expected likelihood in {list(LIKELIHOODS)}, got {likelihood!r}."

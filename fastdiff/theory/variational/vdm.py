@@ -8,9 +8,9 @@
 
 (Kingma et al. 2021, eq. 11) with L_T of the module `diffusion`, for T steps or T → ∞. p(x|z_0) is a
 Gaussian around z_0/alpha_0 with standard deviation sigma_0/alpha_0, as mass on 8-bit levels or as a
-density. gamma is fixed or learned. Its end points are learned by the bound. Its path is learned, in
-continuous time, by the variance of the bound's estimator; with finite T the bound depends on the
-path, which is learned by it.
+density. gamma is fixed or learned. A learned gamma is trained with the network: its end points
+minimise the bound. Its path minimises the variance of the bound's estimate in continuous time, and
+with finite T, where the bound depends on the path, the bound itself.
 
 The network's time is gamma on a fixed scale. For 8-bit levels its input contains Fourier features
 of z_t in addition to z_t: at low noise they locate z_t between two levels.
@@ -29,12 +29,11 @@ from ... import ops, rng
 from ...models import LEVELS, MLP, UNet, build, describe, features
 from ...prediction import normalize
 from ...schedule import Schedule, Time
+from ..dequantization import LIKELIHOODS
 from ..system import TimedBound, drop_labels
 from . import gamma as gammas
 from .diffusion import diffusion_terms
 from .times import SAMPLINGS, draw, spread
-
-LIKELIHOODS = ("discretized", "gaussian")
 
 
 class VDM(nn.Module):

@@ -14,7 +14,9 @@ The weights are
     min_snr  min(SNR, 5) on x0                     Hang et al. 2023, eq. 8
     edm      SNR + 1/sigma_data² on x0             Karras et al. 2022, table 1:
                                                    (rho² + sigma_data²)/(rho sigma_data)²
-    vlb      ½ T·(SNR_{t-1} - SNR_t) on x0         T times a term of the bound (Luo 2022, eq. 110)
+
+The bound itself has the weight ½ (SNR_{t-1} - SNR_t) on x0 (Luo 2022, eq. 110), which needs two
+noise levels: `vlb_weight`.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ def test_errors_are_one_sentence(images: Tensor) -> None:
             r"expected shape \[C, S, S\] or \[D\], got \[1, 8, 6\]",
         ),
         (lambda: small(kl_warmup=-1), "expected kl_warmup >= 0, got -1"),
-        (lambda: small(likelihood="laplace"), "expected likelihood in .*, got 'laplace'"),
+        (lambda: small(likelihood="laplace"), r"\.HVAE: expected likelihood in .*, got 'laplace'"),
         (
             lambda: small().loss(images[:, :, :4], seed=0),
             r"HVAE: expected x0 of shape \[B, 1, 8, 8\], got \[5, 1, 4, 8\]",
@@ -295,7 +295,7 @@ def test_errors_are_one_sentence(images: Tensor) -> None:
         ),
         (
             lambda: DiffusionHVAE(lambda x, t: x, Schedule.linear(3), likelihood="l"),
-            "expected likelihood in .*, got 'l'",
+            r"\.MarkovianHVAE: expected likelihood in .*, got 'l'",
         ),
     ):
         with pytest.raises(ValueError, match=message):

@@ -235,7 +235,7 @@ def test_the_images_default_is_small_and_trains(backend: str) -> None:
         ({"samples": 0}, "expected samples >= 1, got 0."),
         (
             {"likelihood": "bernoulli"},
-            "expected likelihood in ['gaussian', 'discretized'], got 'bernoulli'.",
+            "expected likelihood in ['discretized', 'gaussian'], got 'bernoulli'.",
         ),
         (
             {"covariance": "banded"},
