@@ -295,7 +295,7 @@ def test_errors_are_one_sentence(images: Tensor) -> None:
         ),
         (
             lambda: DiffusionHVAE(lambda x, t: x, Schedule.linear(3), likelihood="l"),
-            r"\.MarkovianHVAE: expected likelihood in .*, got 'l'",
+            r"\.DiffusionHVAE: expected likelihood in .*, got 'l'",
         ),
     ):
         with pytest.raises(ValueError, match=message):
