@@ -76,12 +76,16 @@ class Workload(NamedTuple):
 
 
 def take_turns(
-    arms: Mapping[str, Arm], setting: Setting, *, before: Arm | None = None
+    arms: Mapping[str, Arm],
+    setting: Setting,
+    *,
+    before: Arm | None = None,
+    host: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Returns the seconds of each arm's calls, taken in the order A B … B A.
 
     `before` runs before every call and is not counted. On a GPU, several short calls are measured
-    together.
+    together. `host` gets the seconds of the host for the same calls.
     """
     clock = memory.stopwatch(setting.device)
     names, once = list(arms), 0.0
@@ -109,6 +113,8 @@ def take_turns(
             if before is not None:
                 before()
             times[name].append(clock(arm if repeat == 1 else _several(arm, repeat)) / repeat)
+            if host is not None:
+                host.setdefault(name, []).append(clock.host / repeat)
     return times
 
 
@@ -210,7 +216,8 @@ def measure(
     theirs, tried = _fastest_modes(theirs, setting)
     before = (lambda: memory.evict(device)) if cold else None
     names: dict[Any, Arm] = {OWN: work.call, **theirs}
-    times = take_turns(names, setting, before=before)
+    host: dict[Any, list[float]] = {}
+    times = take_turns(names, setting, before=before, host=host)
     work.verify()
     ours = times[OWN]
     us = _microseconds(ours, divide)
@@ -235,6 +242,7 @@ def measure(
         "cache": "cold" if cold else "warm",
         "per": per,
         "us": us,
+        "host_us": _microseconds(host[OWN], divide) if device == "cuda" else None,
         "rounds": len(ours),
         "elements": elements,
         "bytes_floor": bytes_floor,
@@ -311,6 +319,8 @@ def line(row: Mapping[str, Any]) -> str:
     ]
     case = " ".join(v for v in values if v not in row["what"].split())
     shown = [f"{row['what']} {case} {row['cache']}: {row['us'][1]:.1f} us/{row['per']}"]
+    if row.get("host_us") is not None:
+        shown.append(f"host {row['host_us'][1]:.1f} us")
     if row["percent_of_copy"] is not None:
         shown.append(f"{row['GB_per_s']} GB/s ({row['percent_of_copy']:.0f} % of copy)")
     for name, peer in row["peers"].items():

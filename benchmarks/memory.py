@@ -16,6 +16,8 @@ import torch
 
 LARGE = 64 * 2**20  # bytes: source and destination do not both fit a CPU's cache
 MOST = 32 * LARGE  # bytes that do not fit a GPU's cache
+_SHORTEST, _LONGEST = 2e-4, 5e-3  # seconds that a GPU is kept busy before a measured call
+_CYCLES_PER_SECOND = 2e9  # more than any GPU's clock
 
 
 @functools.cache
@@ -40,30 +42,45 @@ def evict(device: str) -> None:
     _buffer(2 * last_level_cache(device), device, "evict").add_(1.0)
 
 
-def stopwatch(device: str) -> Callable[[Callable[[], Any]], float]:
-    """Returns a clock, which calls a function and returns its seconds.
+class Stopwatch:
+    """A clock, which calls a function and returns its seconds.
 
-    On a CPU it is wall time; on a GPU the time between events before and after the call's kernels.
+    On a CPU that is wall time. On a GPU it is the time between events before and after the call's
+    kernels. The GPU is kept busy while the host prepares and starts them, because on an idle GPU
+    the time between the events is that of the host.
+
+    Attributes:
+        host: seconds after which the latest call returned, on a GPU those of the host alone.
     """
-    if device != "cuda":
 
-        def wall(call: Callable[[], Any]) -> float:
+    def __init__(self, device: str):
+        self._gpu, self.host = device == "cuda", 0.0
+        self._busy = _SHORTEST
+
+    def __call__(self, call: Callable[[], Any]) -> float:
+        if not self._gpu:
             begin = time.perf_counter()
             call()
-            return time.perf_counter() - begin
-
-        return wall
-
-    def events(call: Callable[[], Any]) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.host = time.perf_counter() - begin
+            return self.host
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
-        begin.record()
+        torch.cuda._sleep(int(self._busy * _CYCLES_PER_SECOND))
+        start.record()
+        begin = time.perf_counter()
         call()
+        self.host = time.perf_counter() - begin
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+        # The next call of this kind finds the GPU busy for long enough. A call that waits for the
+        # device never would: the longest wait is limited.
+        self._busy = min(_LONGEST, max(self._busy, 2 * self.host))
+        return start.elapsed_time(end) / 1e3
 
-    return events
+
+def stopwatch(device: str) -> Stopwatch:
+    """Returns a clock for calls on `cpu` or `cuda`."""
+    return Stopwatch(device)
 
 
 def _rate(call: Callable[[], Any], nbytes: int, device: str, cold: bool, rounds: int) -> float:

@@ -110,6 +110,7 @@ def machine(result: Result) -> str:
 def group(rows: Sequence[Row]) -> str:
     """Returns one table, below a sentence with what all its rows share."""
     shared, varying = common(rows)
+    timed = any(row.get("host_us") is not None for row in rows)  # the host, on a GPU
     head = [
         "",
         "case",
@@ -119,6 +120,7 @@ def group(rows: Sequence[Row]) -> str:
         "TFLOP/s",
         "% of copy",
         "% of issue",
+        *(["host"] if timed else []),
         "extra memory",
         "checked",
     ]
@@ -136,11 +138,16 @@ def group(rows: Sequence[Row]) -> str:
                 figure(row.get("TFLOP_per_s")),
                 percent(row.get("percent_of_copy")),
                 percent(issue),
+                *([_host(row)] if timed else []),
                 size(row.get("extra_bytes")),
                 row.get("checked") or "",
             ]
         )
     return "\n\n".join(filter(None, [shared, table(head, body)]))
+
+
+def _host(row: Row) -> str:
+    return "-" if row.get("host_us") is None else seconds(row["host_us"][1])
 
 
 def common(rows: Sequence[Row]) -> tuple[str, list[str]]:

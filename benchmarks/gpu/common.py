@@ -87,7 +87,8 @@ def alone(
     divide: float = 1.0,
 ) -> Row:
     """Measures a call without peers whose result has been checked. flops: of one call."""
-    times = harness.take_turns({"fastdiff": call}, target.setting)["fastdiff"]
+    host: dict[str, list[float]] = {}
+    times = harness.take_turns({"fastdiff": call}, target.setting, host=host)["fastdiff"]
     middle = statistics.median(times)
     rate = None if nbytes is None else round(nbytes / middle / 1e9, 3)
     return {
@@ -101,6 +102,9 @@ def alone(
         "cache": "warm",
         "per": per,
         "us": [round(1e6 * v / divide, 3) for v in spread(times)],
+        "host_us": None
+        if target.dry
+        else [round(1e6 * v / divide, 3) for v in spread(host["fastdiff"])],
         "elements": elements,
         "bytes_floor": nbytes,
         "GB_per_s": rate,

@@ -35,6 +35,7 @@ KEYS = {
     "cache",
     "per",
     "us",
+    "host_us",
     "rounds",
     "elements",
     "bytes_floor",
@@ -200,6 +201,74 @@ def test_a_cold_cache_is_emptied_before_every_call(monkeypatch: pytest.MonkeyPat
     assert order[::2] == ["evict"] * (len(order) // 2)
     assert order[-7::2] == ["a", "b", "b", "a"]
     assert memory.last_level_cache("cpu") >= 32 * 2**20
+
+
+class SimulatedGpu:
+    """A GPU with a queue: a launch takes the host a while, and runs when the queue reaches it."""
+
+    def __init__(self, launch: float, kernel: float):
+        self.launch, self.kernel = launch, kernel
+        self.now = self.done = 0.0  # the host's clock; when the queue will be empty
+
+    def enqueue(self, seconds: float) -> float:
+        self.done = max(self.done, self.now) + seconds
+        return self.done
+
+    def synchronize(self) -> None:
+        self.now = max(self.now, self.done)
+
+    def call(self) -> None:
+        for _ in range(10):
+            self.now += self.launch
+            self.enqueue(self.kernel)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        gpu = self
+
+        class Event:
+            def __init__(self, enable_timing: bool):
+                assert enable_timing
+
+            def record(self) -> None:
+                self.at = gpu.enqueue(0.0)
+
+            def synchronize(self) -> None:
+                gpu.now = max(gpu.now, self.at)
+
+            def elapsed_time(self, other: Any) -> float:
+                return 1e3 * (other.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: gpu.enqueue(cycles / 2e9))
+        monkeypatch.setattr(memory.time, "perf_counter", lambda: gpu.now)
+
+
+@pytest.mark.parametrize("launch", [1e-6, 1e-4])
+def test_a_gpu_is_timed_while_it_is_busy(launch: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten kernels of 5 us take 50 us, however slow the host starts them."""
+    gpu = SimulatedGpu(launch=launch, kernel=5e-6)
+    gpu.install(monkeypatch)
+    clock = memory.stopwatch("cuda")
+    clock(gpu.call)  # how long the host needs is found out
+    assert clock(gpu.call) == pytest.approx(50e-6)
+    assert clock.host == pytest.approx(10 * launch)
+
+
+def test_a_call_that_waits_for_the_gpu_does_not_lengthen_the_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = SimulatedGpu(launch=1e-6, kernel=5e-6)
+    gpu.install(monkeypatch)
+    clock = memory.stopwatch("cuda")
+
+    def waits() -> None:
+        gpu.call()
+        gpu.synchronize()
+
+    for _ in range(20):
+        assert clock(waits) == pytest.approx(50e-6)
+    assert clock.host < 6e-3
 
 
 def test_spread_ratio_and_exponent() -> None:
