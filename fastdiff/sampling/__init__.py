@@ -32,6 +32,9 @@ What these use:
     guidance.py        guidance written into the rows of a plan
     network.py         a user's network: its dtype, one checked call
     graph.py           steps captured as CUDA graphs
+    kept.py            buffers and graphs of ended runs, which the next run goes on with
+    fingerprint.py     what a captured step depends on besides its buffers
+    upload.py          copies to a device that wait for nothing
 
 Outside the loop:
 

@@ -14,6 +14,7 @@ from .device_plan import DevicePlan
 from .guidance import need_levels, strength
 from .plans import Plans
 from .requests import Batch, signed
+from .upload import upload
 
 
 class SampleArguments(NamedTuple):
@@ -93,7 +94,7 @@ def prepare(
         rows=rows,
         seeds=signed(_seed(g.seed, n), n, device),
         ids=_ids(g.sample_ids, n, device),
-        gamma=gamma.to(device) if isinstance(gamma, Tensor) else np.full(n, gamma),
+        gamma=upload(gamma, device) if isinstance(gamma, Tensor) else np.full(n, gamma),
         guided=guided,
         conditions=halves,
         tickets=tickets,
@@ -140,7 +141,7 @@ def _samples(
             f"fastdiff.Sampler.sample: expected {name} of shape {list(shape)}, got"
             f" {list(value.shape)}."
         )
-    return value.to(device)
+    return upload(value, device)
 
 
 def _seed(seed: int | Tensor, n: int) -> int | Tensor:
@@ -176,4 +177,4 @@ def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Te
             "fastdiff.Sampler.sample: expected sample_ids in [0, 2**56). They name samples of the"
             " run."
         )
-    return ids.to(device)
+    return upload(ids, device)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..rng import STREAM_FORWARD, STREAM_INITIAL
-from .conditions import Conditions
+from .conditions import Conditions, alike
 from .device_plan import DevicePlan
-from .graph import Graphs
+from .graph import CHUNK, Graphs
 from .guidance import gradient
 from .network import Network
 from .network_inputs import BOTH, COND, UNCOND, NetworkInputs
 from .options import RunOptions
 from .requests import Batch
 from .stepper import Stepper
+from .upload import upload
 
 NONE = "none"
 """A step calls no network; otherwise it calls BOTH, COND or UNCOND."""
@@ -32,7 +35,7 @@ class Lanes:
         halves: 2 where steps may call both guidance halves.
         host_strengths: whether the host knows all guidance strengths, so that it can leave out
             calls.
-        graphs: where steps are captured, or None.
+        graphs: of these buffers, or None.
 
     Attributes:
         rows: int64 [B] on the host, every lane's row.
@@ -73,8 +76,8 @@ class Lanes:
             sample_ids=self._ids,
             input=self.inputs.next_input,
             wants_x0=options.wants_x0,
-            static=graphs is not None,
         )
+        self._captured_version = -1
 
     @property
     def x(self) -> Tensor:
@@ -91,6 +94,26 @@ class Lanes:
         """Which lanes hold a sample, [B]."""
         return self.tickets >= 0
 
+    # -- further runs ------------------------------------------------------------------------------
+
+    def fit(self, first: Batch, lanes: int) -> bool:
+        """Whether these lanes can be those of another run that begins with these samples."""
+        return (
+            lanes == self.batch
+            and first.guided == (self.halves == 2)
+            and isinstance(first.gamma, Tensor) == (self._host_gamma is None)
+            and alike(first.conditions, self.inputs.example)
+        )
+
+    def reset(self, options: RunOptions) -> None:
+        """Empties all lanes for another run with options of the same shapes and dtypes."""
+        self.options = self.inputs.options = options
+        self.rows[:], self.tickets[:] = 0, -1
+        if self._host_gamma is not None:
+            self._host_gamma[:] = 1.0
+        self._gamma.fill_(1.0)
+        self.stepper.reset()
+
     # -- samples -----------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -98,17 +121,17 @@ class Lanes:
         """Puts the samples of a batch into these empty lanes."""
         device = self.x.device
         all_lanes = len(lanes) == self.batch
-        index = torch.from_numpy(lanes).to(device)
+        index = upload(lanes, device)
         state = self._initial_state(batch, self.x if all_lanes else None)
         self.rows[lanes], self.tickets[lanes] = batch.rows, batch.tickets
         gamma = batch.gamma
         if self._host_gamma is not None:
             assert isinstance(gamma, np.ndarray)
             self._host_gamma[lanes] = gamma
-        strengths = gamma if isinstance(gamma, Tensor) else torch.from_numpy(gamma)
+        strengths = gamma if isinstance(gamma, Tensor) else upload(gamma, device)
         values = [
             (self.x, state),
-            (self.stepper.row, torch.from_numpy(batch.rows)),
+            (self.stepper.row, upload(batch.rows, device)),
             (self._seeds, batch.seeds),
             (self._ids, batch.ids),
             (self._gamma, strengths),
@@ -136,9 +159,7 @@ class Lanes:
             return batch.state.to(device, dtype)
         if batch.image is not None:
             assert batch.levels is not None
-            alpha, sigma = (
-                torch.tensor(v, dtype=torch.float64, device=device) for v in batch.levels.T
-            )
+            alpha, sigma = (upload(v, device) for v in batch.levels.T)
             return ops.q_sample(
                 batch.image.to(device, dtype),
                 None,
@@ -153,7 +174,7 @@ class Lanes:
         noise = torch.empty(shape, dtype=dtype, device=device) if buffer is None else buffer
         ops.randn(shape, seed=batch.seeds, sample_ids=batch.ids, stream=STREAM_INITIAL, out=noise)
         if (batch.std != 1).any():
-            std = torch.tensor(batch.std, dtype=dtype, device=device)
+            std = upload(batch.std, device).to(dtype)
             noise *= std.view(-1, *(1,) * (noise.ndim - 1))
         return noise
 
@@ -174,9 +195,9 @@ class Lanes:
             self.inputs.example,
             halves=halves,
             host_strengths=self._host_gamma is not None,
-            graphs=self.graphs,
+            graphs=None if self.graphs is None else self.graphs.fresh(),
         )
-        index, n = torch.from_numpy(keep).to(self.x.device), len(keep)
+        index, n = upload(keep, self.x.device), len(keep)
         new.rows[:n], new.tickets[:n] = self.rows[keep], self.tickets[keep]
         if new._host_gamma is not None and self._host_gamma is not None:
             new._host_gamma[:n] = self._host_gamma[keep]
@@ -184,7 +205,7 @@ class Lanes:
             old = getattr(self, name)
             if old is not None:
                 getattr(new, name)[:n] = old[index]
-        new.stepper.row.copy_(torch.from_numpy(new.rows))
+        new.stepper.row.copy_(upload(new.rows, self.x.device))
         new.stepper.fit()
         old_slots, new_slots = self.stepper.slots, new.stepper.slots
         if old_slots is not None and new_slots is not None:
@@ -218,17 +239,55 @@ class Lanes:
         chosen = np.where(one, COND, np.where(zero, UNCOND, BOTH))
         return np.where(calling.any(axis=1), chosen, NONE).tolist()
 
-    def step(self, calls: str) -> None:
-        """Executes one row for every lane, whose network calls are `calls`. Call it without
-        gradients.
+    def steps(self, calls: Sequence[str], *, each: bool) -> Iterator[int]:
+        """Executes a row for every lane and each of these calls, with gradients off.
+
+        Yields how many rows have been executed since it last did: one, or with graphs several
+        unless `each` asks for single ones.
         """
         if self.graphs is None:
+            for kind in calls:
+                self._step(kind)
+                self.stepper.advance()
+                yield 1
+            return
+        if self._captured_version != self.plan.version:
+            self.graphs.forget()
+            self._captured_version = self.plan.version
+        begin = 0
+        while begin < len(calls):
+            kind = calls[begin]
+            several = not each and self._ready(kind) and set(calls[begin : begin + CHUNK]) == {kind}
+            count = CHUNK if several and len(calls) - begin >= CHUNK else 1
+            self._captured(self.graphs, kind, count)
+            begin += count
+            yield count
+
+    def _ready(self, calls: str) -> bool:
+        assert self.graphs is not None
+        return self.graphs.ready((calls, self.inputs.rows_per_call))
+
+    def _captured(self, graphs: Graphs, calls: str, count: int) -> None:
+        """Executes one row, or CHUNK rows in one graph, for every lane."""
+        stepper, kind = self.stepper, (calls, self.inputs.rows_per_call)
+
+        def one() -> None:
             self._step(calls)
+
+        def several() -> None:
+            # an even number: `row` is the same tensor after a replay, which does not run this
+            for _ in range(count):
+                self._step(calls)
+                stepper.advance()
+
+        if count == 1:
+            graphs.run(kind, (stepper.swapped, 1), one)
+            stepper.advance()
         else:
-            kind = (id(self), self.plan.version, calls, self.inputs.rows_per_call)
-            self.graphs.run(kind, lambda: self._step(calls))
+            graphs.run(kind, (stepper.swapped, count), several)
 
     def _step(self, calls: str) -> None:
+        """Executes one row for every lane, and leaves `stepper.row` as it is."""
         stepper, options = self.stepper, self.options
         gamma = self._gamma if calls == BOTH else None
         x = stepper.x
@@ -249,7 +308,6 @@ class Lanes:
             stepper.execute(out, guidance=gamma, gradient=push)
         if self._mask is not None:
             self._replace_known()
-        stepper.advance()
 
     def _step_by_guided_x0(
         self, x: Tensor, out: Tensor, gamma: Tensor | None, push: Tensor | None

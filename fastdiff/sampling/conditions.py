@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .upload import upload
+
 
 class Conditions(NamedTuple):
     """The keyword arguments of the network for n samples.
@@ -59,9 +61,9 @@ def conditions(
     for key, c in first.items():
         u = second[key]
         if _per_sample(c) and _per_sample(u):
-            result.cond[key], result.uncond[key] = c.to(device), u.to(device)
+            result.cond[key], result.uncond[key] = upload(c, device), upload(u, device)
         elif same(c, u):
-            result.shared[key] = c.to(device) if isinstance(c, Tensor) else c
+            result.shared[key] = upload(c, device) if isinstance(c, Tensor) else c
         else:
             raise ValueError(
                 f"{where}: expected one value of {key!r} for both halves, or tensors"
@@ -93,6 +95,19 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a.cpu(), b.cpu())
     return bool(a == b)
+
+
+def alike(a: Conditions, b: Conditions) -> bool:
+    """Whether two sets of arguments differ in nothing but the values of tensors per sample."""
+    return (
+        a.cond.keys() == b.cond.keys()
+        and a.shared.keys() == b.shared.keys()
+        and all(
+            value.shape[1:] == b.cond[key].shape[1:] and value.dtype == b.cond[key].dtype
+            for key, value in a.cond.items()
+        )
+        and all(same(value, b.shared[key]) for key, value in a.shared.items())
+    )
 
 
 def _per_sample(value: Any) -> bool:

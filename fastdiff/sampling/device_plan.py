@@ -18,6 +18,7 @@ from torch import Tensor
 from ..solvers import Plan
 from ..table import INDEX, OUTPUTS, columns
 from .guidance import split, with_classifier
+from .upload import upload
 
 _CACHED = (
     "table",
@@ -33,6 +34,7 @@ _CACHED = (
     "used",
     "used_without_network",
 )
+_MOST_ROWS = 4096  # of plans that later runs may use again
 _built: weakref.WeakKeyDictionary[Plan, dict[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
 _without_network: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
@@ -67,8 +69,8 @@ class DevicePlan:
         inpaints: whether known parts of the samples are replaced after each row.
 
     Attributes on the device, R the number of rows:
-        table: float64 [R, 56].
-        times: [R] what the network gets as its time, int64 or float32.
+        table: float64 [at least R, 56]; more plans are added in place while there is space.
+        times: [like table] what the network gets as its time, int64 or float32.
     `Rows` on the device, whose row r belongs to row r of the plan:
         to_x0_rows: with `splits`, compute x0, to which the user's guidance is then applied.
         from_x0_rows: with `splits`, do the rest of row r: they read the guided x0 in place of the
@@ -84,7 +86,7 @@ class DevicePlan:
         plan: the stacked plan.
         always_calls: whether all rows except the closing ones call the network.
         used, used_without_network: column masks of all rows and of those without a network call.
-        version: the number of changes of the table.
+        version: the number of times that the table moved or its columns in use changed.
     """
 
     plan: Plan
@@ -108,6 +110,7 @@ class DevicePlan:
         self.device, self.whole_times = device, whole_times
         self.classifier_scale, self.splits, self.inpaints = classifier_scale, splits, inpaints
         self.version = 0
+        self._rows = 0  # of `table` that are this object's to write; 0 where others read it too
         self._first: dict[Plan, int] = {}
         self._plans: list[Plan] = []
 
@@ -128,8 +131,12 @@ class DevicePlan:
             self._build()
         return self._first[plan]
 
+    @property
+    def long(self) -> bool:
+        """Whether the plans have so many rows that a new run should begin without them."""
+        return len(self.plan.table) > _MOST_ROWS
+
     def _build(self) -> None:
-        self.version += 1
         if len(self._plans) > 1 or self.splits or self.inpaints:
             self._stack()
             return
@@ -141,13 +148,15 @@ class DevicePlan:
             self._stack()
             built[key] = {name: value for name, value in vars(self).items() if name in _CACHED}
         vars(self).update(built[key])
+        self._rows = 0
+        self.version += 1
 
     def _stack(self) -> None:
+        before = self._kernels() if self.version else None
         self.plan, firsts = Plan.stack(self._plans)
-        self.table = torch.tensor(self.plan.table, device=self.device)
         self.t = self.plan.column("t")
         times = self.t.round().astype(np.int64) if self.whole_times else self.t.astype(np.float32)
-        self.times = torch.tensor(times, device=self.device)
+        moved = self._write(times)
         self.network = self.plan.column("network") != 0
         drawn = [self.plan.column(f"{to}.z") != 0 for to in OUTPUTS]
         self.draws = np.any(drawn, axis=0)
@@ -158,6 +167,8 @@ class DevicePlan:
         self.last_row = np.repeat(np.array(firsts) + sizes - 1, sizes)
         self.row_in_plan = np.arange(sum(sizes)) - np.repeat(firsts, sizes)
         self.used, self.used_without_network = self.plan.used, used_without_network(self.plan)
+        if moved or self.splits or self.inpaints or before != self._kernels():
+            self.version += 1
         if self.splits:
             halves = [split(p) for p in self._plans]
             self.to_x0_rows, self.from_x0_rows = (
@@ -166,8 +177,32 @@ class DevicePlan:
         if self.inpaints:
             self._build_inpainting()
 
+    def _kernels(self) -> tuple[int, int, int]:
+        """What of the plans decides which kernels a step starts."""
+        return self.used, self.used_without_network, self.plan.slots
+
+    def _write(self, times: np.ndarray) -> bool:
+        """Writes the table and the times, and returns whether they needed new memory.
+
+        A captured step reads them where they are. A run to which plans are added one by one gets
+        space for more, so that few of them move the table.
+        """
+        rows, table = len(times), self.plan.table
+        moved = rows > self._rows
+        if moved:
+            self._rows = rows if len(self._plans) == 1 else 1 << (2 * rows - 1).bit_length()
+            self.table = torch.zeros(
+                (self._rows, table.shape[1]), dtype=torch.float64, device=self.device
+            )
+            self.times = torch.zeros(
+                self._rows, dtype=torch.from_numpy(times).dtype, device=self.device
+            )
+        self.table[:rows].copy_(upload(table, self.device))
+        self.times[:rows].copy_(upload(times, self.device))
+        return moved
+
     def _on_device(self, plan: Plan) -> Rows:
-        return Rows(torch.tensor(plan.table, device=self.device), plan.used)
+        return Rows(upload(plan.table, self.device), plan.used)
 
     def _build_inpainting(self) -> None:
         """Sets `known_rows` and `input_rows`.

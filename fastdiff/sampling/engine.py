@@ -20,19 +20,22 @@ from ..solvers import Plan
 from .arguments import SampleArguments, prepare
 from .buffers import Lanes
 from .device_plan import DevicePlan
+from .fingerprint import fingerprint
 from .graph import graphs
+from .kept import KeptRuns, Run, kind_of
 from .loop import run as loop
 from .network import Model, Network
 from .options import GRAPH, ON_OOM, RunOptions
 from .plans import Plans
 from .requests import Batch, Request, Requests, Source
 from .settings import plan_settings
+from .upload import upload
 
 
 class Engine:
     """A network, its plans and the options of the loop.
 
-    Calls change nothing in it but the cache of its `Plans`, so threads may share it.
+    Threads may share it: a run has its buffers for itself (fastdiff.sampling.kept).
 
     Args:
         model, schedule, plan, network_batch, on_oom, graph, compile, network_dtype, channels_last:
@@ -86,6 +89,7 @@ class Engine:
             )
         if graph not in GRAPH:
             raise ValueError(f"fastdiff.Sampler: expected graph in {list(GRAPH)}, got {graph!r}.")
+        self._kept = KeptRuns()
         self._call_options: dict[str, Any] = {
             "network_batch": network_batch,
             "on_oom": on_oom,
@@ -149,47 +153,59 @@ class Engine:
             **self._call_options,
         )
 
-    def device_plan(self, options: RunOptions) -> DevicePlan:
-        """The stacked plans of a run, empty at first: `prepare` adds those of its samples."""
-        return DevicePlan(
+    def begin(self, options: RunOptions) -> Run:
+        """A run: one like it that has ended, with its graphs, or a new one with empty plans."""
+        kind = None
+        if options.capturable and graphs(options.graph, options.device) is not None:
+            kind = kind_of(options, fingerprint(self.network.model))
+            found = self._kept.take(kind)
+            if found is not None:
+                return found
+        device_plan = DevicePlan(
             options.device,
             whole_times=self.plans.own.whole_times is True,
             classifier_scale=options.classifier_scale if options.classifier is not None else 0.0,
             splits=options.guidance is not None,
             inpaints=options.inpaints,
         )
+        return Run(kind, device_plan)
 
     def prepare(
         self,
-        device_plan: DevicePlan,
+        run: Run,
         options: RunOptions,
         arguments: SampleArguments,
         tickets: np.ndarray,
     ) -> Batch:
-        """The samples of these arguments, checked, whose plans are added to `device_plan`."""
+        """The samples of these arguments, checked, whose plans are added to the run's."""
         shape = (len(tickets), *options.shape)
-        return prepare(self.plans, device_plan, arguments, shape, tickets)
+        return prepare(self.plans, run.device_plan, arguments, shape, tickets)
 
     def run(
         self,
-        device_plan: DevicePlan,
+        run: Run,
         options: RunOptions,
         source: Source | Requests,
         most: int,
         progress: Callable[[], Any] | None = None,
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Yields (tickets, samples) as they are done.
+        """Yields (tickets, samples) as they are done, and keeps the run for later ones.
 
         Args:
-            source: of the samples, from `prepare` with the same device_plan and options.
+            run: from `begin`.
+            source: of the samples, from `prepare` with the same run and options.
             most: the number of lanes, so of samples in flight.
             progress: called after every step.
         """
-        captured = graphs(options.graph, options.device) if options.capturable else None
 
         def make(first: Batch, lanes: int) -> Lanes:
+            found, run.lanes = run.lanes, None
+            if found is not None and found.fit(first, lanes):
+                found.reset(options)
+                return found
+            captured = graphs(options.graph, options.device) if options.capturable else None
             return Lanes(
-                device_plan,
+                run.device_plan,
                 self.network,
                 options,
                 lanes,
@@ -199,7 +215,9 @@ class Engine:
                 graphs=captured,
             )
 
-        return loop(make, source, most, callback=options.callback, progress=progress)
+        steps = loop(make, source, most, callback=options.callback, progress=progress)
+        run.lanes = yield from steps
+        self._kept.put(run)
 
     def sample(
         self,
@@ -213,25 +231,23 @@ class Engine:
         """The samples [B, …] of one call; see `Sampler.sample`. hooks: see `options`."""
         x = arguments.x_T if arguments.x_T is not None else arguments.image
         n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)
-        device_plan = self.device_plan(options)
-        batch = self.prepare(device_plan, options, arguments, np.arange(n))
+        run = self.begin(options)
+        batch = self.prepare(run, options, arguments, np.arange(n))
         whole = (n, *options.shape)
         if n == 0:
             return torch.empty(whole, dtype=options.dtype, device=options.device)
         bar = None
         if progress:
-            longest = int((device_plan.last_row[batch.rows] - batch.rows).max())
+            longest = int((run.device_plan.last_row[batch.rows] - batch.rows).max())
             bar = tqdm(total=longest, desc="sampling", unit="step")
         result = None
-        for tickets, done in self.run(
-            device_plan, options, Source(batch), n, bar.update if bar else None
-        ):
+        for tickets, done in self.run(run, options, Source(batch), n, bar.update if bar else None):
             if len(tickets) == n:
                 result = done
                 continue
             if result is None:
                 result = torch.empty(whole, dtype=options.dtype, device=options.device)
-            result[torch.from_numpy(tickets).to(options.device)] = done
+            result[upload(tickets, options.device)] = done
         if bar:
             bar.close()
         assert result is not None
@@ -256,9 +272,9 @@ class Engine:
         """
         x = arguments.x_T if arguments.x_T is not None else arguments.image
         n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)
-        device_plan = self.device_plan(options)
-        batch = self.prepare(device_plan, options, arguments, np.arange(n))
-        return self._in_order(device_plan, options, Source(batch), n, size)
+        run = self.begin(options)
+        batch = self.prepare(run, options, arguments, np.arange(n))
+        return self._in_order(run, options, Source(batch), n, size)
 
     def serve(
         self,
@@ -278,23 +294,23 @@ class Engine:
             hooks: see `options`.
         """
         _, options = self.options((1, *shape), None, dtype, **hooks)
-        device_plan = self.device_plan(options)
+        run = self.begin(options)
 
         def batch(number: int, request: Request) -> Batch:
-            return self.prepare(device_plan, options, arguments(request), np.array([number]))
+            return self.prepare(run, options, arguments(request), np.array([number]))
 
         source = Requests(iter(requests), batch)
-        for tickets, x in self.run(device_plan, options, source, size):
+        for tickets, x in self.run(run, options, source, size):
             for ticket, sample in zip(tickets.tolist(), x, strict=True):
                 yield source.waiting.pop(ticket), sample.clone()
 
     def _in_order(
-        self, device_plan: DevicePlan, options: RunOptions, source: Source, n: int, size: int
+        self, run: Run, options: RunOptions, source: Source, n: int, size: int
     ) -> Iterator[Tensor]:
         """Yields batches of `size` samples in the order of their tickets 0 … n - 1."""
         waiting: dict[int, Tensor] = {}
         begin = 0
-        for tickets, x in self.run(device_plan, options, source, min(size, n)):
+        for tickets, x in self.run(run, options, source, min(size, n)):
             if begin + size <= n and tickets.tolist() == list(range(begin, begin + size)):
                 begin += size
                 yield x

@@ -49,6 +49,19 @@ def _settings() -> Hashable:
     )
 
 
+class _Identity:
+    """An object that equals itself only, and that lives as long as it is compared."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
 class _Look:
     """One look at an object and what hangs on it; objects seen before count by their order."""
 
@@ -71,7 +84,7 @@ class _Look:
         self._seen[id(value)] = len(self._seen)
         self._held.append(value)
         if depth >= _DEEPEST and not isinstance(value, nn.Module):
-            return id(value)
+            return _Identity(value)
         if isinstance(value, nn.Module):
             return self._module(value, depth)
         return self._other(value, depth + 1)
@@ -79,7 +92,7 @@ class _Look:
     def _module(self, module: nn.Module, depth: int) -> Hashable:
         # parameters, buffers, modules and hooks are dicts among a module's attributes
         code = getattr(type(module).forward, "__code__", None)
-        return type(module), id(code), self._attributes(vars(module), depth)
+        return type(module), code, self._attributes(vars(module), depth)
 
     def _attributes(self, values: dict[str, Any], depth: int) -> Hashable:
         return tuple((name, self.at(value, depth)) for name, value in values.items())
@@ -95,17 +108,21 @@ class _Look:
             parts = (value.func, value.args, value.keywords)
             return kind, tuple(self.at(v, depth) for v in parts)
         if isinstance(value, types.MethodType):
-            return id(value.__func__), self.at(value.__self__, depth)
+            return self.at(value.__func__, depth), self.at(value.__self__, depth)
         if isinstance(value, types.FunctionType):
             cells = tuple(self._cell(cell, depth) for cell in value.__closure__ or ())
             given = self.at((value.__defaults__, value.__kwdefaults__), depth)
-            return id(value.__code__), cells, given, self._globals(value, depth)
+            return value.__code__, cells, given, self._globals(value, depth)
         if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
-            return id(value)
+            return _Identity(value)
         attributes = getattr(value, "__dict__", None)
         if kind.__module__.startswith("torch."):  # what torch keeps for itself changes at any time
             attributes = None
-        return kind, id(value), None if attributes is None else self._attributes(attributes, depth)
+        return (
+            kind,
+            _Identity(value),
+            None if attributes is None else self._attributes(attributes, depth),
+        )
 
     def _cell(self, cell: Any, depth: int) -> Hashable:
         try:

@@ -223,7 +223,7 @@ def _reads_of_the_device() -> Iterator[list[str]]:
             else:
                 show(message, *where, **options)
 
-        warnings.showwarning = note  # type: ignore[assignment]
+        warnings.showwarning = note
         torch.cuda.set_sync_debug_mode("warn")
         try:
             yield lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from .buffers import Lanes
 from .options import Callback
 from .requests import Batch, Requests, Source
+from .upload import upload
 
 
 def run(
@@ -21,8 +22,10 @@ def run(
     *,
     callback: Callback | None = None,
     progress: Callable[[], Any] | None = None,
-) -> Iterator[tuple[np.ndarray, Tensor]]:
+) -> Generator[tuple[np.ndarray, Tensor], None, Lanes | None]:
     """Yields (tickets [k], states [k, …]) of samples as they are done.
+
+    It returns the lanes, or None where the source had no sample.
 
     Args:
         make: (first samples of the run, n) -> n empty lanes.
@@ -35,7 +38,7 @@ def run(
     arrived, steps = source.take(most), 0
     while arrived is None:
         if source.empty:
-            return
+            return None
         arrived = source.take(most)
     lanes = make(arrived, most)
     while True:
@@ -43,16 +46,19 @@ def run(
         arrived = None
         if not lanes.occupied.any():
             if source.empty:
-                return
+                return lanes
             continue
         count = lanes.steps_to_next_end()
         if count and not source.empty and not lanes.occupied.all():
             count = 1  # a request may arrive for an empty lane
         with torch.no_grad():
-            for number, calls in enumerate(lanes.calls_of_steps(count)):
-                lanes.step(calls)
+            number = -1
+            calls = lanes.calls_of_steps(count)
+            for executed in lanes.steps(calls, each=callback is not None):
+                number += executed
                 if progress is not None:
-                    progress()
+                    for _ in range(executed):
+                        progress()
                 if callback is not None:
                     row, t = lanes.row_and_time(number)
                     callback(steps + number if row is None else row, t, lanes.x, lanes.x0)  # type: ignore[arg-type]
@@ -60,7 +66,10 @@ def run(
         done = lanes.advance(count)
         if len(done):
             last = source.empty and len(done) == lanes.batch
-            x = lanes.x if last else lanes.x[torch.from_numpy(done).to(lanes.x.device)]
+            if not last:
+                x = lanes.x[upload(done, lanes.x.device)]
+            else:  # the lanes of graphs stay in use
+                x = lanes.x if lanes.graphs is None else lanes.x.clone()
             yield lanes.release(done), x
         lanes = _narrow(lanes, source)
 

@@ -24,6 +24,7 @@ from .device_plan import DevicePlan
 from .network import Network, out_of_memory
 from .options import RunOptions
 from .requests import Batch
+from .upload import upload
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
 """The guidance halves of a network call: both, or one of them."""
@@ -65,7 +66,7 @@ class NetworkInputs:
         *,
         halves: int,
     ):
-        self._plan, self._network, self._options = plan, network, options
+        self._plan, self._network, self.options = plan, network, options
         self._batch, self._halves = batch, halves
         device, total, shape = plan.device, halves * batch, options.shape
         size = options.network_batch or total
@@ -104,7 +105,7 @@ class NetworkInputs:
         """
         scale, all_lanes = self._plan.input_scale[batch.rows], len(lanes) == self._batch
         if (scale != 1).any():
-            factor = torch.tensor(scale, dtype=state.dtype, device=state.device)
+            factor = upload(scale, state.device).to(state.dtype)
             state = state * factor.view(-1, *(1,) * (state.ndim - 1))
         conditions = batch.conditions
         if (
@@ -146,7 +147,7 @@ class NetworkInputs:
         lanes, and sets the inputs of the states x, scaled.
         """
         n, halves = len(index), range(min(self._halves, old._halves))
-        factor = torch.tensor(scale, dtype=x.dtype, device=x.device).view(-1, *(1,) * (x.ndim - 1))
+        factor = upload(scale, x.device).to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
         for half in range(self._halves):
             self._x[half * self._batch : (half + 1) * self._batch].copy_(x * factor)
             # Samples without an unconditional half never read its arguments: any will do.
@@ -181,12 +182,12 @@ class NetworkInputs:
         if not pairs:
             return
         pairs.sort()
-        size = self._options.network_batch or total
+        size = self.options.network_batch or total
         pairs += pairs[-1:] * (-len(pairs) % size)  # every call is a full one
-        index = torch.tensor(pairs, device=plan.device).view(-1, 2).T.contiguous()
+        index = upload(np.array(pairs), plan.device).view(-1, 2).T.contiguous()
         times = plan.times.index_select(0, index[0])
         places = torch.add(index[1], index[0], alpha=total)
-        count = len(plan.plan.table)
+        count = len(plan.table)
         for begin in range(0, len(pairs), size):
             cut = slice(begin, begin + size)
             arguments = {k: v.index_select(0, index[1, cut]) for k, v in self._arguments.items()}
@@ -242,8 +243,8 @@ class NetworkInputs:
         if halves == BOTH:
             inputs = torch.cat([inputs, inputs])
         begin, rows = self._batch if halves == UNCOND else 0, len(inputs)
-        size = self._options.network_batch or self.rows_per_call or rows
-        if self._options.network_batch:
+        size = self.options.network_batch or self.rows_per_call or rows
+        if self.options.network_batch:
             inputs = torch.cat([inputs, inputs.new_zeros((-rows % size, *inputs.shape[1:]))])
         parts = []
         for first in range(0, rows, size):
@@ -258,7 +259,7 @@ class NetworkInputs:
             calls = self._calls[halves] = self._make_calls(halves)
         if len(calls) == 1:
             out = self._call(calls[0])
-            return out[: calls[0].rows] if self._options.network_batch else out
+            return out[: calls[0].rows] if self.options.network_batch else out
         begin, rows = 0, sum(call.rows for call in calls)
         for call in calls:
             out = self._call(call)
@@ -276,11 +277,11 @@ class NetworkInputs:
     def _make_calls(self, halves: str) -> list[Call]:
         begin = self._batch if halves == UNCOND else 0
         end = begin + self._batch * (self._halves if halves == BOTH else 1)
-        size = self._options.network_batch or self.rows_per_call or end - begin
+        size = self.options.network_batch or self.rows_per_call or end - begin
         calls = []
         for first in range(begin, end, size):
             rows = min(size, end - first)
-            cut = slice(first, first + (size if self._options.network_batch else rows))
+            cut = slice(first, first + (size if self.options.network_batch else rows))
             condition = (
                 self._condition[cut] if self._ahead and self._condition is not None else None
             )
@@ -292,7 +293,7 @@ class NetworkInputs:
         """Makes calls smaller after memory ran out, or raises an error that names the largest
         batch that fits.
         """
-        where, options = "fastdiff.Sampler", self._options
+        where, options = "fastdiff.Sampler", self.options
         calls = self._calls[halves]
         size = max(call.rows for call in calls)
         if options.network_batch:

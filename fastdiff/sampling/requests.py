@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..rng import signed_seed
 from .conditions import Conditions
+from .upload import upload
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Requests:
 def signed(seed: int | Tensor, n: int, device: torch.device) -> Tensor:
     """A seed per sample, int64 [n] in two's complement."""
     if isinstance(seed, Tensor):
-        return seed.to(device).expand(n).contiguous()
+        return upload(seed, device).expand(n).contiguous()
     return torch.full((n,), signed_seed(seed), dtype=torch.int64, device=device)
 
 

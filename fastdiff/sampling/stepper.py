@@ -45,7 +45,6 @@ class Stepper:
         input: where rows write the network's next input, [B, …] or, for both guidance halves,
             [2B, …]; None where the network reads x itself.
         wants_x0: whether rows write their prediction of x0.
-        static: whether `row` keeps its memory, as CUDA graphs need it.
 
     Attributes:
         x: [B, …] the state.
@@ -53,6 +52,7 @@ class Stepper:
         row: int64 [B], the row that each sample executes next; row 0 at first.
         input: the network's next input.
         x0: [B, …] the prediction of the latest row, None unless asked for.
+        swapped: which of two tensors `row` is; every step exchanges it with `next_row`.
     """
 
     # A bound step is a call of the kernel whose arguments were checked once (fastdiff.ops.step). It
@@ -71,7 +71,6 @@ class Stepper:
         sample_ids: Tensor | None = None,
         input: Tensor | None = None,
         wants_x0: bool = False,
-        static: bool = False,
     ):
         self.plan, self.x, self.seed, self.sample_ids = plan, x, seed, sample_ids
         self._input = input
@@ -81,8 +80,8 @@ class Stepper:
         self._rows = self.row, self.next_row  # the two tensors that they exchange
         self.slots: Tensor | None = None
         self.workspace = torch.empty((2, len(x)), dtype=compute_dtype(x), device=x.device)
-        self._static, self._version = static, -1
-        self._swapped = False  # which of two tensors of rows is `row`
+        self._version = -1
+        self.swapped = False
         self._unbind()
 
     @property
@@ -143,9 +142,9 @@ class Stepper:
         if bound is None:
             bound = self._plain[output is None] = self._bind((output, None, None, None), False)
         if output is None:
-            bound[self._swapped]()
+            bound[self.swapped]()
         else:
-            bound[self._swapped](output)
+            bound[self.swapped](output)
 
     def _execute(
         self,
@@ -161,7 +160,7 @@ class Stepper:
         both_ways = self._bound.get(key)
         if both_ways is None:
             both_ways = self._bound[key] = self._bind(inputs, keep)
-        bound = both_ways[self._swapped]
+        bound = both_ways[self.swapped]
         moving = [value for value in inputs if value is not None]
         if not keep:
             bound(*moving)
@@ -195,11 +194,15 @@ class Stepper:
 
     def advance(self) -> None:
         """Moves every sample to its next row."""
-        if self._static:
-            self.row.copy_(self.next_row)
-        else:
-            self.row, self.next_row = self.next_row, self.row
-            self._swapped = not self._swapped
+        self.row, self.next_row = self.next_row, self.row
+        self.swapped = not self.swapped
+
+    def reset(self) -> None:
+        """Clears the states, the slots and the rows, for other samples in the same memory."""
+        self.x.zero_()
+        self.row.zero_()
+        if self.slots is not None:
+            self.slots.zero_()
 
     def replace(self, x: Tensor, scale: float) -> None:
         """Continues with another state [B, …], before a row whose input scale is `scale`."""
