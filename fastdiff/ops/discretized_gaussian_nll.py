@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
-from . import autograd, common
+from . import autograd, common, formulas
 
 _ARGUMENTS = "Tensor x0, Tensor mean, Tensor log_scale"
 
@@ -69,11 +69,16 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
+    if torch.is_grad_enabled():
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
+        return tuple(autograd.by_formula(formulas.discretized_gaussian_nll, inputs, needed, grad))
     return None, *_inner(grad, *ctx.saved_tensors)
 
 
 _inner = autograd.inner("discretized_gaussian_nll_backward", _launch_backward)
-_functional = autograd.differentiable("discretized_gaussian_nll", _launch, _save, _backward)
+_functional = autograd.differentiable(
+    "discretized_gaussian_nll", _launch, _save, _backward, formulas.discretized_gaussian_nll
+)
 _into = torch.ops.fastdiff.discretized_gaussian_nll_out.default
 
 

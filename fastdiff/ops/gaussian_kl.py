@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
-from . import autograd, common
+from . import autograd, common, formulas
 
 _ARGUMENTS = "Tensor mean1, Tensor logvar1, Tensor? mean2, Tensor? logvar2"
 
@@ -81,6 +81,9 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
+    if torch.is_grad_enabled():
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
+        return tuple(autograd.by_formula(formulas.gaussian_kl, inputs, needed, grad))
     need = [
         n and v is not None for n, v in zip(ctx.needs_input_grad, ctx.saved_tensors, strict=True)
     ]
@@ -89,7 +92,9 @@ def _backward(ctx, grad):
 
 
 _inner = autograd.inner("gaussian_kl_backward", _launch_backward)
-_functional = autograd.differentiable("gaussian_kl", _launch, _save, _backward)
+_functional = autograd.differentiable(
+    "gaussian_kl", _launch, _save, _backward, formulas.gaussian_kl
+)
 _into = torch.ops.fastdiff.gaussian_kl_out.default
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backend import choice
 from ..backend.eager.group_norm_silu import chunks, group_norm_silu_backward
-from . import autograd, common
+from . import autograd, common, formulas
 
 _ARGUMENTS = (
     "Tensor x, int groups, Tensor? weight, Tensor? bias, Tensor? scale, Tensor? shift, Tensor? add,"
@@ -133,7 +133,9 @@ def _backward(ctx, grad):
     return g[0], None, *g[1:], None, None
 
 
-_functional = autograd.differentiable("group_norm_silu", _launch, _save, _backward)
+_functional = autograd.differentiable(
+    "group_norm_silu", _launch, _save, _backward, formulas.group_norm_silu
+)
 _into = torch.ops.fastdiff.group_norm_silu_out.default
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
-from . import autograd, common
+from . import autograd, common, formulas
 
-_NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
+_NOISE = "SymInt seed, Tensor? seeds, Tensor? sample_ids, SymInt step, int stream, bool fast"
 _ARGUMENTS = f"Tensor prediction, Tensor? weight, {_NOISE}"
 
 
@@ -76,12 +76,15 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad):
     prediction, weight, seeds, ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter
+    if torch.is_grad_enabled():
+        inputs = (prediction, weight, seed, seeds, ids, step, stream, fast)
+        return tuple(autograd.by_formula(formulas.noise_mse, inputs, ctx.needs_input_grad, grad))
     result = _inner(grad, prediction, weight, seed, seeds, ids, step, stream, fast)
     return result, *(None,) * 7
 
 
 _inner = autograd.inner("noise_mse_backward", _launch_backward)
-_functional = autograd.differentiable("noise_mse", _launch, _save, _backward)
+_functional = autograd.differentiable("noise_mse", _launch, _save, _backward, formulas.noise_mse)
 _into = torch.ops.fastdiff.noise_mse_out.default
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..backend import choice
 from ..backend.eager.common import per_sample
 from ..backend.eager.q_posterior import coefficients
-from . import autograd, common
+from . import autograd, common, formulas
 
 _ARGUMENTS = "Tensor x0, Tensor x_t, Tensor t, Tensor alphas_cumprod"
 _OUTPUTS = "Tensor(a!) mean, Tensor(b!) variance, Tensor(c!) log_variance"
@@ -57,7 +57,9 @@ def _backward(ctx, grad, *_):
     return *grads, None, None
 
 
-_functional = autograd.differentiable("q_posterior", _launch, _save, _backward)
+_functional = autograd.differentiable(
+    "q_posterior", _launch, _save, _backward, formulas.q_posterior
+)
 _into = torch.ops.fastdiff.q_posterior_out.default
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ..backend import choice
 from ..backend.eager.q_sample import coefficients
-from . import autograd, common
+from . import autograd, common, formulas
 
 _ARGUMENTS = (
-    "Tensor x0, Tensor? t, Tensor alpha, Tensor sigma, Tensor? noise, int seed, Tensor? seeds,"
-    " Tensor? sample_ids, int step, int stream, bool fast"
+    "Tensor x0, Tensor? t, Tensor alpha, Tensor sigma, Tensor? noise, SymInt seed,"
+    " Tensor? seeds, Tensor? sample_ids, SymInt step, int stream, bool fast"
 )
 
 
@@ -93,7 +93,7 @@ def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
     return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
 
 
-_functional = autograd.differentiable("q_sample", _launch, _save, _backward)
+_functional = autograd.differentiable("q_sample", _launch, _save, _backward, formulas.q_sample)
 _into = torch.ops.fastdiff.q_sample_out.default
 
 

@@ -12,8 +12,8 @@ from ..backend import choice
 from . import common
 
 _SCHEMA = (
-    "(Tensor(a!) out, int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast)"
-    " -> ()"
+    "(Tensor(a!) out, SymInt seed, Tensor? seeds, Tensor? sample_ids, SymInt step, int stream,"
+    " bool fast) -> ()"
 )
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
-from . import autograd, common
+from . import autograd, common, formulas
 
-_NOISE = "int seed, Tensor? seeds, Tensor? sample_ids, int step, int stream, bool fast"
+_NOISE = "SymInt seed, Tensor? seeds, Tensor? sample_ids, SymInt step, int stream, bool fast"
 _ARGUMENTS = f"Tensor mean, Tensor logvar, {_NOISE}"
 
 
@@ -82,12 +82,29 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad):
     logvar, seeds, ids = ctx.saved_tensors
     seed, step, stream, fast = ctx.counter
+    if torch.is_grad_enabled():
+        # the mean's value plays no part in the gradients
+        inputs = (
+            torch.zeros_like(grad).requires_grad_(),
+            logvar,
+            seed,
+            seeds,
+            ids,
+            step,
+            stream,
+            fast,
+        )
+        return tuple(
+            autograd.by_formula(formulas.reparameterize, inputs, ctx.needs_input_grad, grad)
+        )
     g_mean, g_logvar = _inner(grad, logvar, seed, seeds, ids, step, stream, fast)
     return g_mean, g_logvar, *(None,) * 6
 
 
 _inner = autograd.inner("reparameterize_backward", _launch_backward)
-_functional = autograd.differentiable("reparameterize", _launch, _save, _backward)
+_functional = autograd.differentiable(
+    "reparameterize", _launch, _save, _backward, formulas.reparameterize
+)
 _into = torch.ops.fastdiff.reparameterize_out.default
 
 

@@ -15,14 +15,14 @@ from torch import Tensor
 from ..backend import choice
 from ..backend.eager.common import compute_dtype
 from ..backend.eager.reverse_step import evaluate, vjp
-from . import autograd, common
+from . import autograd, common, formulas
 from .bound_step import WHERE
 from .step import FUNCTIONAL, StepArguments
 
 INPUTS = (
-    "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise, int"
-    " seed, Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance, Tensor? gradient, int"
-    " stream, bool fast, int used"
+    "Tensor x_t, Tensor? model_output, Tensor table, Tensor row, Tensor? slots, Tensor? noise,"
+    " SymInt seed, Tensor? seeds, bool seeded, Tensor? sample_ids, Tensor? guidance,"
+    " Tensor? gradient, int stream, bool fast, int used"
 )
 OUTPUTS = (
     "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)?"
@@ -31,6 +31,7 @@ OUTPUTS = (
 """The registered ops' flat arguments, in the order of `StepArguments.flat`."""
 
 _SLOTS = StepArguments._fields.index("slots")
+_DIFFERENTIABLE = [StepArguments._fields.index(n) for n in ("x_t", "model_output", "slots")]
 
 
 def _launch_out(*flat: Any) -> None:
@@ -86,17 +87,21 @@ def _save(ctx, inputs, output):
 def _backward(ctx, g_x, g_slots):
     tensors = zip(_TENSORS, ctx.saved_tensors, strict=True)
     flat = dict(tensors) | dict(zip(_NUMBERS, ctx.numbers, strict=True))
-    step = StepArguments.from_flat(*(flat[i] for i in range(FUNCTIONAL)))
+    inputs = [flat[i] for i in range(FUNCTIONAL)]
+    step = StepArguments.from_flat(*inputs)
+    if torch.is_grad_enabled() or step.whole_samples:
+        given = g_slots if step.slots is not None else None
+        needed = [ctx.needs_input_grad[i] and i in _DIFFERENTIABLE for i in range(FUNCTIONAL)]
+        return tuple(autograd.by_formula(formulas.reverse_step, inputs, needed, g_x, given))
     grads = vjp(evaluate(step), step, g_x, None if step.slots is None else g_slots)
-    needed: list[Tensor | None] = [None] * FUNCTIONAL
-    for name, grad in zip(("x_t", "model_output", "slots"), grads, strict=True):
-        place = StepArguments._fields.index(name)
+    result: list[Tensor | None] = [None] * FUNCTIONAL
+    for place, grad in zip(_DIFFERENTIABLE, grads, strict=True):
         if ctx.needs_input_grad[place]:
-            needed[place] = grad
-    return tuple(needed)
+            result[place] = grad
+    return tuple(result)
 
 
-_functional = autograd.differentiable(WHERE, _launch, _save, _backward)
+_functional = autograd.differentiable(WHERE, _launch, _save, _backward, formulas.reverse_step)
 
 
 def reverse_step(
@@ -194,7 +199,7 @@ def _run(arguments: StepArguments) -> Tensor | tuple[Tensor, Tensor]:
         arguments.write()
         return arguments.out
     tensors = arguments.tensors
-    if autograd.recorded(tensors) or not common.unobserved(*tensors):
+    if autograd.recorded(tensors) or autograd.forward_mode() or not common.unobserved(*tensors):
         x_s, slots = _functional(*arguments.flat()[:FUNCTIONAL])
     else:
         x_s, slots = _launch_new(arguments)

@@ -94,6 +94,14 @@ class StepArguments(NamedTuple):
     def _thresholds(self) -> bool:
         return bool(self.used & _RATIO)  # type: ignore[operator]
 
+    @property
+    def whole_samples(self) -> bool:
+        """Returns whether rows may read a number that belongs to a whole sample.
+
+        These are the factor of rescaled guidance and the dynamic threshold.
+        """
+        return self._rescales() or self._thresholds()
+
     def check(self) -> StepArguments:
         """Validates all arguments and returns them normalised.
 

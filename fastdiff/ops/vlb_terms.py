@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..backend import choice
 from ..table import VLB_COLUMNS
-from . import autograd, common
+from . import autograd, common, formulas
 
 _ARGUMENTS = "Tensor x0, Tensor x_t, Tensor model_output, Tensor table, Tensor t"
 
@@ -57,12 +57,15 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
+    if torch.is_grad_enabled():
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad
+        return tuple(autograd.by_formula(formulas.vlb_terms, inputs, needed, grad))
     result = _inner(grad, *ctx.saved_tensors)
     return None, None, result, None, None
 
 
 _inner = autograd.inner("vlb_terms_backward", _launch_backward)
-_functional = autograd.differentiable("vlb_terms", _launch, _save, _backward)
+_functional = autograd.differentiable("vlb_terms", _launch, _save, _backward, formulas.vlb_terms)
 _into = torch.ops.fastdiff.vlb_terms_out.default
 
 

@@ -186,3 +186,26 @@ def test_training_through_a_compiled_q_sample(backend: str) -> None:
     expected = torch.autograd.grad(loss(x), x)[0]
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     assert torch.equal(torch.autograd.grad(compiled(x), x)[0], expected)
+
+
+@pytest.mark.parametrize("counts", ["step", "seed"])
+def test_a_counted_step_or_seed_compiles_once_more_at_most(counts: str) -> None:
+    """A training loop passes its step as a number that grows: one graph serves all of them."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    x0, t = torch.randn(4, 3, 8, 8), torch.arange(4)
+    weight = torch.randn(4, 3, 8, 8, requires_grad=True)
+
+    def loss(x0: torch.Tensor, number: int) -> torch.Tensor:
+        counter = {"seed": 0, "step": 0} | {counts: number}
+        x_t = ops.q_sample(x0, t, ALPHA, SIGMA, **counter)
+        z = ops.reparameterize(x_t * weight, x_t, **counter)
+        return ops.noise_mse(z + ops.randn((4, 3, 8, 8), **counter), **counter).mean()
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    for number in range(12):
+        got, want = compiled(x0, number), loss(x0, number)
+        assert torch.equal(got, want)
+        got.backward()
+    assert counter.frame_count <= 2

@@ -39,6 +39,10 @@ class Row(NamedTuple):
         """Returns a coefficient of each sample, [B, 1, …]."""
         return per_sample(self.c[:, INDEX[name]], self.operands["x"])  # type: ignore[arg-type]
 
+    def writes(self, i: int) -> Tensor:
+        """Returns whether each sample's row defines slot i + 1, [B, 1, …]."""
+        return per_sample(_written(self.c, i), self.operands["x"])  # type: ignore[arg-type]
+
     def combine(self, names: list[tuple[str, Tensor | None]]) -> Tensor:
         """Returns the sum of coefficient·operand over (column, operand), from +0 and in order.
 
@@ -141,8 +145,9 @@ def evaluate(step: Any, message: str | None = None) -> Row:
         above, below = clip & (x0 > bound), clip & (x0 < -bound)
         x0 = torch.where(above, bound, torch.where(below, -bound, x0))
         if uses(used, "clip_ratio"):
-            x0 = torch.where(dynamic, x0 / bound, x0)
-            r = r._replace(divisor=torch.where(dynamic, bound, 1.0))
+            divisor = torch.where(dynamic, bound, 1.0)
+            x0 = torch.where(dynamic, x0 / divisor, x0)
+            r = r._replace(divisor=divisor)
         r = r._replace(unclipped=~(above | below))
     operands["x0"] = x0
     if reads(used, "z") and drawn:
@@ -162,7 +167,8 @@ def vjp(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns the gradients to (x_t, model_output, slots), from those to next x and next slots.
 
-    A sample's rescale factor and dynamic threshold count as constants.
+    A sample's rescale factor and dynamic threshold count as constants; the op uses its formula
+    where rows have them (fastdiff.ops.formulas).
     """
     x_t, model_output, slots = step.x_t, step.model_output, step.slots
     upstream = {"x": g_x.to(r.c.dtype)}
@@ -253,11 +259,14 @@ def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tens
     The statistics are float64.
     """
 
+    plain = (phi == 0) | (g == 1)
+
     def deviation(v: Tensor) -> Tensor:
-        return per_sample(v.double().reshape(len(v), -1).std(dim=1), v)
+        variance = per_sample(v.double().reshape(len(v), -1).var(dim=1), v)
+        return torch.where(plain, 1.0, variance).sqrt()  # whose slope at 0 is infinite
 
     factor = phi * (deviation(cond) / deviation(guided)) + (1 - phi)
-    return torch.where((phi == 0) | (g == 1), 1.0, factor.to(cond.dtype))
+    return torch.where(plain, 1.0, factor.to(cond.dtype))
 
 
 def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
