@@ -29,7 +29,8 @@ def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network
     GroupNorm. The result is called
     like the original, has its `config`, `state_dict` and class name, follows `to`, and may be
     pickled and put into a pipeline. Weights that are changed in place later (`load_state_dict`, an
-    optimizer's step) take effect. Where autograd records, it computes as the original does; its
+    optimizer's step) take effect, and so does what is put on its layers later: hooks, adapters,
+    parametrizations, other modules and forwards. Where autograd records, it computes as the original does; its
     parameters are other objects over the same memory, so train the original. torch.compile traces
     it whole, with torch's convolutions instead of Winograd's.
 

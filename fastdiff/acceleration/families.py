@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .norms import faster_norm
+from .norms import faster_norm_and_silu
 from .residual import Hoisted, OwnBlock, Residual, hoist
 from .tree import mix_in, plain
 
@@ -35,7 +35,6 @@ class DiffusersUNet:
     up_blocks: Any
     mid_block: nn.Module | None
     _hoisted: Hoisted
-    _first: Residual
 
     def condition(self, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """The conditioning [B, n] of all blocks, for times [B] and labels."""
@@ -55,7 +54,7 @@ class DiffusersUNet:
                 "fastdiff.accelerate: expected no class_labels for a network without classes, got"
                 " some."
             )
-        return self._hoisted(self._first.code(emb))
+        return self._hoisted(emb)
 
     def decode(self, x: Tensor, condition: Tensor) -> Tensor:
         """The output for x [B, C, H, W] and the result of `condition`."""
@@ -118,7 +117,7 @@ def faster_diffusers_unet(network: Any) -> None:
     # with this embedding the output is divided by the time, which decode does not get
     if network.config.time_embedding_type == "fourier":
         return
-    mix_in(network, DiffusersUNet, _hoisted=hoist(blocks), _first=blocks[0])
+    mix_in(network, DiffusersUNet, _hoisted=hoist(blocks))
 
 
 class OwnUNet:
@@ -171,7 +170,7 @@ class DiT:
         columns, dtype = [], _dtype(self)
         for block in self.transformer_blocks:
             emb = block.norm1.emb(t, class_labels, hidden_dtype=dtype)
-            columns.append(block.norm1.linear(F.silu(emb)))
+            columns.append(block.norm1.linear(block.norm1.silu(emb)))
             if len(columns) == 1:
                 last = self.proj_out_1(F.silu(emb))
         return torch.cat([*columns, last], dim=1)
@@ -235,5 +234,4 @@ def fuse_output(network: Any) -> None:
     if plain(getattr(network, "conv_norm_out", None), nn.GroupNorm) and plain(
         getattr(network, "conv_act", None), nn.SiLU
     ):
-        faster_norm(network.conv_norm_out, silu=True)
-        network.conv_act = nn.Identity()
+        faster_norm_and_silu(network, "conv_norm_out", "conv_act")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from .layers import Convolution, finish
 from .norms import normalize
-from .tree import Prepared, differentiates, mix_in, plain
+from .tree import Prepared, differentiates, mix_in, plain, untouched
 
 
 class Projected:
@@ -35,6 +35,10 @@ class Projected:
     def code(self, emb: Tensor) -> Tensor:
         """The input of the projection, for an embedding."""
         raise NotImplementedError
+
+    def plain_code(self) -> bool:
+        """Whether all blocks of the network have the same `code`."""
+        return True
 
     def conditioning(self, emb: Tensor) -> Tensor:
         return (
@@ -50,25 +54,33 @@ def hoist(blocks: Iterable[Projected]) -> Hoisted:
     Each block then reads its conditioning from its columns of the result. Returns the function that
     computes the result.
     """
-    begin, projections = 0, []
+    begin, blocks = 0, list(blocks)
     for block in blocks:
-        projections.append(block.projection())
-        block._columns = slice(begin, begin + projections[-1].out_features)
-        begin += projections[-1].out_features
-    return Hoisted(projections)
+        width = block.projection().out_features
+        block._columns = slice(begin, begin + width)
+        begin += width
+    return Hoisted(blocks)
 
 
 class Hoisted:
     """The projections of all blocks in one matrix product."""
 
-    def __init__(self, projections: list[nn.Linear]) -> None:
-        self._projections, self._stacked = projections, Prepared()
+    def __init__(self, blocks: list[Projected]) -> None:
+        self._blocks, self._stacked = blocks, Prepared()
 
-    def __call__(self, code: Tensor) -> Tensor:
-        weights = [p.weight for p in self._projections]
-        biases = [p.bias for p in self._projections]
-        if differentiates(code, *weights, *biases):
-            return torch.cat([p(code) for p in self._projections], dim=1)
+    def __call__(self, emb: Tensor) -> Tensor:
+        projections = [block.projection() for block in self._blocks]
+        one_by_one = not all(
+            plain(p, nn.Linear) and block.plain_code()
+            for block, p in zip(self._blocks, projections, strict=True)
+        )
+        if not one_by_one:
+            weights, biases = [p.weight for p in projections], [p.bias for p in projections]
+            one_by_one = differentiates(emb, *weights, *biases)
+        if one_by_one:
+            parts = zip(self._blocks, projections, strict=True)
+            return torch.cat([p(block.code(emb)) for block, p in parts], dim=1)
+        code = self._blocks[0].code(emb)
         weight, bias = self._stacked.get((*weights, *biases), _stack)
         return F.linear(code, weight, bias)
 
@@ -89,7 +101,7 @@ def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 def convolve(conv: nn.Module, x: Tensor, **after: Any) -> Tensor:
     """conv(x) and what is added to it, computed by the convolution where it can."""
-    if isinstance(conv, Convolution):
+    if isinstance(conv, Convolution) and untouched(conv):  # type: ignore[arg-type]
         return conv(x, **after)
     return finish(conv(x), after.get("add"), after.get("residual"), after.get("scale", 1.0))
 
@@ -118,10 +130,13 @@ class Residual(Projected):
     def code(self, emb: Tensor) -> Tensor:
         return emb if self.skip_time_act else self.nonlinearity(emb)
 
+    def plain_code(self) -> bool:
+        return self.skip_time_act or _silu(self.nonlinearity)
+
     def forward(
         self, input_tensor: Tensor, temb: Tensor | None = None, *_: Any, **__: Any
     ) -> Tensor:
-        x, h = input_tensor, normalize(self.norm1, input_tensor)
+        x, h = input_tensor, self._normalized(self.norm1, input_tensor)
         resample = self.upsample if self.upsample is not None else self.downsample
         if resample is not None:
             x, h = resample(x), resample(h)
@@ -137,14 +152,20 @@ class Residual(Projected):
         if self.time_embedding_norm == "scale_shift":
             assert conditioning is not None
             scale, shift = conditioning.chunk(2, dim=1)
-            h = normalize(self.norm2, convolve(self.conv1, h), scale=scale, shift=shift)
+            h = self._normalized(self.norm2, convolve(self.conv1, h), scale=scale, shift=shift)
         else:
-            h = normalize(self.norm2, convolve(self.conv1, h, add=conditioning))
+            h = self._normalized(self.norm2, convolve(self.conv1, h, add=conditioning))
         if self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
         return convolve(
             self.conv2, self.dropout(h), residual=x, scale=1.0 / self.output_scale_factor
         )
+
+    def _normalized(self, norm: nn.GroupNorm, x: Tensor, **conditioning: Tensor) -> Tensor:
+        """The norm, the conditioning and the activation."""
+        silu = _silu(self.nonlinearity)
+        h = normalize(norm, x, silu=silu, **conditioning)
+        return h if silu else self.nonlinearity(h)
 
 
 def faster_residual(block: Any) -> bool:

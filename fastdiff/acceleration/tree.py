@@ -98,12 +98,25 @@ def _rebuild(mixin: type, base: type) -> Any:
 
 
 def plain(module: Any, kind: type[nn.Module]) -> bool:
-    """Whether a module is of exactly this class and has no hooks.
+    """Whether a module is of exactly this class, and nothing was put on it.
 
-    Then its formula may be computed elsewhere.
+    Then its formula may be computed elsewhere. What may be put on a module are hooks, a forward of
+    its own, and a parametrization or an adapter, which change its class. A module that computes the
+    formula of others asks at every call, because they may be changed at any time.
     """
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
-    return type(module) is kind and not any(getattr(module, name) for name in hooks)
+    return module.__class__ is kind and untouched(module)
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether a module has no hooks and no forward of its own."""
+    state = module.__dict__
+    return not (
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+    )
 
 
 def differentiates(*values: Tensor | None) -> bool:

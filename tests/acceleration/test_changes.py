@@ -1,0 +1,137 @@
+"""What is put on the layers of an accelerated network acts as on the original's.
+
+Hooks, a forward of its own, an adapter around the layer, and a parametrization, on one layer of
+each kind at a time, after the accelerated network has been called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from nets import CASES, noise, run, times
+from tolerances import ACCELERATED
+from torch import nn
+from torch.nn.utils import parametrize
+
+import fastdiff
+
+
+class Adapter(nn.Module):
+    """A layer with something added to its output, as LoRA adapters are: the weight is visible."""
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.base_layer = base
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, *arguments: Any, **options: Any) -> torch.Tensor:
+        return _louder(self.base_layer(*arguments, **options))
+
+
+class Scaled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 1.3 * weight
+
+
+def _louder(out: torch.Tensor) -> torch.Tensor:
+    return 1.2 * out + 0.05 if out.is_floating_point() else out  # labels stay labels
+
+
+def _hook(parent: nn.Module, name: str) -> None:
+    parent._modules[name].register_forward_hook(lambda m, a, out: _louder(out))  # type: ignore[union-attr]
+
+
+def _pre_hook(parent: nn.Module, name: str) -> None:
+    parent._modules[name].register_forward_pre_hook(lambda m, a: (_louder(a[0]), *a[1:]))  # type: ignore[union-attr]
+
+
+def _forward(parent: nn.Module, name: str) -> None:
+    module: Any = parent._modules[name]
+    before = module.forward
+    module.forward = lambda *arguments, **options: _louder(before(*arguments, **options))
+
+
+def _adapter(parent: nn.Module, name: str) -> None:
+    parent._modules[name] = Adapter(parent._modules[name])  # type: ignore[arg-type]
+
+
+def _parametrization(parent: nn.Module, name: str) -> None:
+    module: Any = parent._modules[name]
+    if getattr(module, "weight", None) is not None:
+        parametrize.register_parametrization(module, "weight", Scaled())
+
+
+CHANGES: dict[str, Callable[[nn.Module, str], None]] = {
+    "hook": _hook,
+    "pre-hook": _pre_hook,
+    "forward": _forward,
+    "adapter": _adapter,
+    "parametrization": _parametrization,
+}
+
+
+def _layers(network: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yields (path of the parent, name) of one layer of each kind: parent, name and class."""
+    seen = set()
+    for path, parent in network.named_modules():
+        for name, child in parent._modules.items():
+            if child is None or len(child._modules) or isinstance(child, nn.Dropout):
+                continue
+            key = (type(parent).__name__, name, type(child).__name__)
+            if key not in seen:
+                seen.add(key)
+                yield path, name
+
+
+FEW = ("adapter", "parametrization")
+
+
+@pytest.mark.parametrize(
+    ("case", "change"),
+    [
+        *((case, change) for case in ("unet2d", "dit", "own") for change in CHANGES),
+        *((case, change) for case in ("unet2d scale shift", "text") for change in FEW),
+    ],
+)
+def test_a_changed_layer_acts_as_on_the_original(case: str, change: str) -> None:
+    make, channels, arguments = CASES[case]
+    x, t, more = noise(channels), times(), arguments()
+    original, changed = make(), 0
+    before = run(original, x, t, **more)
+    for path, name in _layers(original):
+        plain, fast = make(), fastdiff.accelerate(make())
+        run(fast, x, t, **more)  # what is made from weights is made now
+        for network in (plain, fast):
+            CHANGES[change](network.get_submodule(path), name)
+        want, got = run(plain, x, t, **more), run(fast, x, t, **more)
+        size = float(want.abs().max())
+        assert float((got - want).abs().max()) < ACCELERATED * size, f"{path}.{name}"
+        changed += float((want - before).abs().max()) > 100 * ACCELERATED * size
+    assert changed > 8, "most changes show in the output"
+
+
+@pytest.mark.parametrize("case", ["unet2d", "own"])
+def test_a_sampler_sees_a_changed_projection(case: str) -> None:
+    """Samplers compute the conditioning of all blocks ahead, by `condition` and `decode`."""
+    make, channels, _ = CASES[case]
+    path, name = {
+        "unet2d": ("mid_block.resnets.0", "time_emb_proj"),
+        "own": ("mid.0", "emb"),
+    }[case]
+    plain, fast = make(), fastdiff.accelerate(make())
+    samples = []
+    for network in (plain, fast):
+        sampler = fastdiff.Sampler(network, fastdiff.Schedule.linear(1000), steps=3)
+        first = sampler.sample((2, channels, 16, 16), seed=1)
+        _adapter(network.get_submodule(path), name)
+        samples.append(sampler.sample((2, channels, 16, 16), seed=1))
+        assert not torch.allclose(first, samples[-1], rtol=1e-2)
+    assert float((samples[0] - samples[1]).abs().max() / samples[0].abs().max()) < 10 * ACCELERATED
