@@ -62,7 +62,7 @@ class Sampler:
             makes network calls smaller and warns once.
         graph: whether steps run as CUDA graphs; `auto` where that is possible, True raises where it
             is not. Graphs and their buffers stay for later calls of the same shapes, as long as the
-            network has the same modules, hooks, weight tensors and numbers.
+            network has the same modules, hooks, weights and numbers.
         compile: torch.compile for the network; a dict has its arguments.
         network_dtype, channels_last: dtype and memory format of the network, for a copy of it; the
             state stays float32.

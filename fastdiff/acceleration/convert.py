@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from ..models.unet import Attention as UNetAttention
@@ -26,11 +25,11 @@ def accelerate(network: Network, *, extra_bytes: int = DEFAULT_EXTRA) -> Network
     It is a new module tree over the same memory. The whole network is made faster if it is
     diffusers' UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, or a U-Net of
     fastdiff.models. In any other network it is diffusers' residual blocks and attention, Conv2d and
-    GroupNorm. The result is called
-    like the original, has its `config`, `state_dict` and class name, follows `to`, and may be
-    pickled and put into a pipeline. Weights that are changed in place later (`load_state_dict`, an
-    optimizer's step) take effect, and so does what is put on its layers later: hooks, adapters,
-    parametrizations, other modules and forwards. Where autograd records, it computes as the original does; its
+    GroupNorm. The result is called like the original, has its `config`, `state_dict` and class
+    name, follows `to`, and may be pickled and put into a pipeline. Weights that are changed in
+    place later take effect however they are written (except, on a GPU, convolutions' weights
+    through `.data`). So does what is put on its layers later: hooks, adapters, parametrizations,
+    other modules and forwards. Where autograd records, it computes as the original does; its
     parameters are other objects over the same memory, so train the original. torch.compile traces
     it whole, with torch's convolutions instead of Winograd's.
 
@@ -96,11 +95,6 @@ class _Change:
         before, name = type(module), type(module).__name__
         if plain(module, nn.Conv2d):
             assert isinstance(module, nn.Conv2d)
-            if module.weight.device.type == "cuda":  # cuDNN would copy them at every call
-                module.weight = nn.Parameter(
-                    module.weight.detach().contiguous(memory_format=torch.channels_last),
-                    module.weight.requires_grad,
-                )
             self._free_bytes -= layers.faster_convolution(module, self._free_bytes)
         elif name == "ResnetBlock2D":
             residual.faster_residual(module)

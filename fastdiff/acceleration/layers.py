@@ -23,6 +23,7 @@ class Convolution:
     in_channels: int
     out_channels: int
     _winograd: Prepared | None  # None: not by Winograd's algorithm
+    _channels_last: Prepared  # the weight in that format, which cuDNN would make at every call
     _pixelwise: bool
 
     def forward(
@@ -58,12 +59,20 @@ class Convolution:
                 )
             if self._pixelwise and x.device.type == "cpu":
                 return finish(self._product(x), add, residual, scale)
+            if x.device.type == "cuda":
+                kept = self._channels_last.get((weight,), _channels_last)
+                out = self._conv_forward(x, kept, bias)  # type: ignore[attr-defined]  # nn.Conv2d's
+                return finish(out, add, residual, scale)
         return finish(super().forward(x), add, residual, scale)  # type: ignore[misc]  # nn.Conv2d's
 
     def _product(self, x: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         out = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
         return out.permute(0, 3, 1, 2)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)
 
 
 def finish(out: Tensor, add: Tensor | None, residual: Tensor | None, scale: float) -> Tensor:
@@ -94,5 +103,11 @@ def faster_convolution(conv: nn.Conv2d, free_bytes: int) -> int:
     by_winograd = (
         square and min(conv.in_channels, conv.out_channels) >= winograd.PANEL and size <= free_bytes
     )
-    mix_in(conv, Convolution, _winograd=Prepared() if by_winograd else None, _pixelwise=pixelwise)
+    mix_in(
+        conv,
+        Convolution,
+        _winograd=Prepared() if by_winograd else None,
+        _channels_last=Prepared(by_version=True),
+        _pixelwise=pixelwise,
+    )
     return size if by_winograd else 0

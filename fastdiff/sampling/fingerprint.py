@@ -1,8 +1,7 @@
 """What a captured step depends on besides its buffers: the network's modules, weights and numbers.
 
 A CUDA graph replays the kernels of its capture. A network that has changed since, by another
-adapter, hook, weight tensor or number, must be captured again. Weights whose values are written in
-place need no new capture: graphs read them where they are.
+adapter, hook, weight or number, must be captured again.
 """
 
 from __future__ import annotations
@@ -28,7 +27,8 @@ def fingerprint(model: Any) -> Hashable:
     """Returns a value that differs after a change of the network or of torch's settings.
 
     Looked at are modules with their hooks and plain attributes, the memory of parameters and
-    buffers, the closures and defaults of functions, and objects with attributes, to a depth of 6.
+    buffers and the versions of parameters, the closures and defaults of functions, and objects with
+    attributes, to a depth of 6.
     """
     return _settings(), _Look().at(model, 0)
 
@@ -77,7 +77,10 @@ class _Look:
             return kind  # most attributes of a module are empty
         if isinstance(value, Tensor):
             where = None if value.is_meta else _memory(value)
-            return where, value.shape, value.stride(), value.dtype, value.device
+            version = 0  # of a weight: a network may keep what it has made from it
+            if kind is nn.Parameter and not value.is_inference():
+                version = value._version
+            return where, version, value.shape, value.stride(), value.dtype, value.device
         number = self._seen.get(id(value))
         if number is not None:
             return ("again", number)

@@ -135,3 +135,66 @@ def test_a_sampler_sees_a_changed_projection(case: str) -> None:
         samples.append(sampler.sample((2, channels, 16, 16), seed=1))
         assert not torch.allclose(first, samples[-1], rtol=1e-2)
     assert float((samples[0] - samples[1]).abs().max() / samples[0].abs().max()) < 10 * ACCELERATED
+
+
+def _optimizer(network: nn.Module) -> None:
+    parameters = list(network.parameters())
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    torch.optim.SGD(parameters, lr=0.02).step()
+    for p in parameters:
+        p.grad = None
+
+
+def _each(change: Callable[[nn.Parameter], Any]) -> Callable[[nn.Module], None]:
+    def write(network: nn.Module) -> None:
+        with torch.no_grad():
+            for p in network.parameters():
+                change(p)
+
+    return write
+
+
+def _one_element(network: nn.Module) -> None:
+    for p in network.parameters():
+        p.data[(0,) * p.ndim] += 0.5
+
+
+def _swap(network: nn.Module) -> None:
+    """Output channels change places: the same numbers in another order."""
+    for p in network.parameters():
+        p.data.copy_(p.data.flip(0))
+
+
+WRITES: dict[str, Callable[[nn.Module], None]] = {
+    "in place": _each(lambda p: p.mul_(1.1)),
+    "data in place": _each(lambda p: p.data.mul_(1.1)),
+    "data": _each(lambda p: setattr(p, "data", p.data * 1.1)),
+    "one element of data": _one_element,
+    "channels of data": _swap,
+    "average": _each(lambda p: p.data.copy_(0.9 * p.data + 0.01)),
+    "quantised": _each(lambda p: p.data.copy_(p.data.to(torch.float16).float() * 1.01)),
+    "numpy": _each(lambda p: p.detach().numpy().__imul__(1.1)),
+    "state dict": lambda n: n.load_state_dict({k: 1.1 * v for k, v in n.state_dict().items()}),
+    "state dict assigned": lambda n: n.load_state_dict(
+        {k: 1.1 * v for k, v in n.state_dict().items()}, assign=True
+    ),
+    "optimizer": _optimizer,
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("case", ["unet2d", "own"])
+def test_outputs_follow_the_weights_however_they_are_written(case: str, write: str) -> None:
+    """Convolutions of 64 channels use a transformed weight, attention and times a stacked one."""
+    make, channels, arguments = CASES[case]
+    x, t, more = noise(channels), times(), arguments()
+    plain, original = make(), make()
+    fast = fastdiff.accelerate(original)
+    before = run(fast, x, t, **more)
+    WRITES[write](plain)
+    WRITES[write](fast)
+    want, got = run(plain, x, t, **more), run(fast, x, t, **more)
+    size = float(want.abs().max())
+    assert float((got - want).abs().max()) < ACCELERATED * size
+    assert float((want - before).abs().max()) > 10 * ACCELERATED * size

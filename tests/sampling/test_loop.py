@@ -306,9 +306,7 @@ def test_a_changed_network_is_captured_again(
     assert not torch.equal(before, after)
 
 
-def test_weights_written_in_place_are_read_by_the_same_graphs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_weights_written_in_place_take_effect(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Quiet()
     sampler = Sampler(network, SCHEDULE, steps=8)
     recorder = Recorder()
@@ -317,8 +315,8 @@ def test_weights_written_in_place_are_read_by_the_same_graphs(
     captured = recorder.captured
     with torch.no_grad():
         network.weight.mul_(2)
-    got = _calls(sampler, range(1))[0]
-    assert recorder.captured == captured
+    got = _calls(sampler, range(2))[0]
+    assert recorder.captured > captured, "a network may keep what it made from a weight"
     monkeypatch.undo()
     assert torch.equal(got, sampler.sample((4, 5), seed=0))
 
