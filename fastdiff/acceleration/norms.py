@@ -28,7 +28,8 @@ def normalize(
     """silu(norm(x + add) (1 + scale) + shift) for x [B, C, …] and conditioning [B, C]."""
     if not _formula(norm):
         # what was put on it sees its input and gives its output
-        y = norm(x if add is None else x + _broadcast(add, x))
+        module: Any = norm
+        y = module(x if add is None else x + _broadcast(add, x))
         return _condition(y, scale, shift, silu)
     weight, bias = norm.weight, norm.bias
     fused = torch.compiler.is_compiling() or backend_for("group_norm_silu", x.device) != "torch"
@@ -52,7 +53,8 @@ def normalize(
 
 def _formula(norm: Any) -> bool:
     """Whether a module is a GroupNorm, converted or not, with nothing put on it."""
-    return norm.__class__ in (nn.GroupNorm, _CONVERTED) and untouched(norm)
+    kind: Any = norm.__class__
+    return kind in (nn.GroupNorm, _CONVERTED) and untouched(norm)
 
 
 def _condition(y: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
@@ -79,7 +81,7 @@ class Norm:
     def forward(self, x: Tensor) -> Tensor:
         if not _formula(self):
             return super().forward(x)  # type: ignore[misc]
-        return normalize(self, x, silu=self.includes_silu())  # type: ignore[arg-type]
+        return normalize(self, x, silu=self.includes_silu())
 
     def includes_silu(self) -> bool:
         """Whether the result is that of the SiLU which follows."""
@@ -92,6 +94,8 @@ class Norm:
 
 class FollowingSiLU(nn.SiLU):
     """The SiLU after a converted norm, which computes it unless something was put on either."""
+
+    _norm: Any
 
     def __init__(self, norm: nn.Module):
         super().__init__()

@@ -101,7 +101,7 @@ def _stack(*values: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 def convolve(conv: nn.Module, x: Tensor, **after: Any) -> Tensor:
     """conv(x) and what is added to it, computed by the convolution where it can."""
-    if isinstance(conv, Convolution) and untouched(conv):  # type: ignore[arg-type]
+    if isinstance(conv, Convolution) and untouched(conv):
         return conv(x, **after)
     return finish(conv(x), after.get("add"), after.get("residual"), after.get("scale", 1.0))
 

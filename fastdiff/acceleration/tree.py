@@ -170,7 +170,7 @@ def _contents(weight: Tensor) -> Tensor:
     """Returns the sum of the bits of every row of a weight, as integers that wrap around."""
     rows = weight.detach()
     if not rows.is_contiguous():  # as it lies in memory
-        rows = rows.permute(sorted(range(rows.ndim), key=lambda d: -rows.stride(d))).contiguous()
+        rows = rows.permute(sorted(range(rows.ndim), key=rows.stride, reverse=True)).contiguous()
     rows = rows.reshape(len(rows), -1) if rows.ndim > 1 else rows.reshape(1, -1)
     size = rows.element_size()
     if size < 8 and rows.shape[1] * size % 8 == 0:
