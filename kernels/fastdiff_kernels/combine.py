@@ -50,47 +50,76 @@ def entry(rows, COLUMN: tl.constexpr, valid, COMPUTE: tl.constexpr):
 
 
 @triton.jit
-def nonzero(flag, rows, COLUMN: tl.constexpr, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """flag, or True where the sample's row has a non-zero entry in the column."""
+def entries(
+    rows,
+    COLUMN: tl.constexpr,
+    COUNT: tl.constexpr,
+    valid,
+    USES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """The entries of COUNT columns, as a tuple, which are read once for all of a sample's chunks.
+
+    Columns that no row uses have 0, and are not read.
+    """
+    c = ()
+    for i in tl.static_range(COUNT):
+        if used(USES, COLUMN + i):
+            c = c + (entry(rows, COLUMN + i, valid, COMPUTE),)
+        else:
+            c = c + (0.0,)
+    return c
+
+
+@triton.jit
+def coefficients(rows, output: tl.constexpr, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """The coefficients of an output by operand: 0 is the next x, 1 to 4 are the slots."""
+    return entries(rows, FIRST + output * OPERANDS, OPERANDS, valid, USES, COMPUTE)
+
+
+@triton.jit
+def set_where(flag, c, COLUMN: tl.constexpr, USES: tl.constexpr):
+    """flag, or True where the column's entry c is not zero."""
     if used(USES, COLUMN):
-        flag = flag | (entry(rows, COLUMN, valid, COMPUTE) != 0.0)
+        flag = flag | (c != 0.0)
     return flag
 
 
 @triton.jit
-def reads(operand: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+def nonzero(flag, rows, COLUMN: tl.constexpr, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+    """flag, or True where the sample's row has a non-zero entry in the column."""
+    return set_where(flag, entries(rows, COLUMN, 1, valid, USES, COMPUTE)[0], COLUMN, USES)
+
+
+@triton.jit
+def reads(operand: tl.constexpr, outputs, valid, USES: tl.constexpr):
     """[S, 1]: whether each sample's row reads the operand in any of the five outputs."""
     flag = valid & False
     for output in tl.static_range(5):
-        flag = nonzero(flag, rows, FIRST + output * OPERANDS + operand, valid, USES, COMPUTE)
+        flag = set_where(flag, outputs[output][operand], FIRST + output * OPERANDS + operand, USES)
     return flag
 
 
 @triton.jit
-def writes(output: tl.constexpr, rows, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
+def writes(output: tl.constexpr, outputs, valid, USES: tl.constexpr):
     """[S, 1]: whether each sample's row defines the output."""
     flag = valid & False
     for operand in tl.static_range(OPERANDS):
-        flag = nonzero(flag, rows, FIRST + output * OPERANDS + operand, valid, USES, COMPUTE)
+        flag = set_where(flag, outputs[output][operand], FIRST + output * OPERANDS + operand, USES)
     return flag
 
 
 @triton.jit
-def term(
-    total, rows, COLUMN: tl.constexpr, value, valid, USES: tl.constexpr, COMPUTE: tl.constexpr
-):
-    """total + c * value, where c is not zero."""
+def term(total, c, value, COLUMN: tl.constexpr, USES: tl.constexpr):
+    """total + c * value, where the column's entry c is not zero."""
     if used(USES, COLUMN):
-        c = entry(rows, COLUMN, valid, COMPUTE)
         total = tl.where(c != 0.0, total + c * value, total)
     return total
 
 
 @triton.jit
-def combination(
-    zero, output: tl.constexpr, rows, operands, valid, USES: tl.constexpr, COMPUTE: tl.constexpr
-):
-    """The combination of an output: 0 is the next x, 1 to 4 are the slots.
+def combination(zero, output: tl.constexpr, outputs, operands, USES: tl.constexpr):
+    """The combination of an output, of operands with the coefficients outputs[output].
 
     An operand that no column uses is ignored.
     """
@@ -98,11 +127,9 @@ def combination(
     for operand in tl.static_range(OPERANDS):
         total = term(
             total,
-            rows,
-            FIRST + output * OPERANDS + operand,
+            outputs[output][operand],
             operands[operand],
-            valid,
+            FIRST + output * OPERANDS + operand,
             USES,
-            COMPUTE,
         )
     return total

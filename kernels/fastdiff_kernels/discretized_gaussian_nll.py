@@ -17,7 +17,7 @@ import triton.language as tl
 
 from .elementary import divided, exp_minus_1, exponential, logarithm, mills
 from .sums import row_sum, store_sum
-from .tiling import at, strided, tile
+from .tiling import at, samples, share, strided, tile
 
 HALF_LOG_2PI, DENSITY = (
     tl.constexpr(0.5 * math.log(2 * math.pi)),
@@ -137,7 +137,7 @@ def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
         return tl.where(m != m, m, nll)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "each"])
 def discretized_gaussian_nll_kernel(
     nll,
     workspace,
@@ -149,6 +149,7 @@ def discretized_gaussian_nll_kernel(
     log_scale_stride,
     batch,
     size,
+    each,
     S: tl.constexpr,
     E: tl.constexpr,
     FAST: tl.constexpr,
@@ -157,15 +158,19 @@ def discretized_gaussian_nll_kernel(
     LOG_SCALE_STEP: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if nll.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
-    x = strided(x0, x0_stride, X0_STEP, b, first, e, live, inside, COMPUTE)
-    m = strided(mean, mean_stride, MEAN_STEP, b, first, e, live, inside, COMPUTE)
-    s = strided(log_scale, log_scale_stride, LOG_SCALE_STEP, b, first, e, live, inside, COMPUTE)
-    total = row_sum(discretized(x, m, s, False), inside, S, E)
-    store_sum(nll, workspace, None, total, b, first, live, size, False)
+    b, live = samples(batch, S)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x = strided(x0, x0_stride, X0_STEP, b, first, e, live, inside, COMPUTE)
+        m = strided(mean, mean_stride, MEAN_STEP, b, first, e, live, inside, COMPUTE)
+        s = strided(log_scale, log_scale_stride, LOG_SCALE_STEP, b, first, e, live, inside, COMPUTE)
+        total = row_sum(discretized(x, m, s, False), inside, S, E)
+        store_sum(nll, workspace, None, total, b, chunk, live, size, False)
+        chunk += 1
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "each"])
 def discretized_gaussian_nll_backward_kernel(
     g_mean,
     g_log_scale,
@@ -178,6 +183,7 @@ def discretized_gaussian_nll_backward_kernel(
     log_scale_stride,
     batch,
     size,
+    each,
     S: tl.constexpr,
     E: tl.constexpr,
     FAST: tl.constexpr,
@@ -186,19 +192,25 @@ def discretized_gaussian_nll_backward_kernel(
     LOG_SCALE_STEP: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     g = tl.load(grad + b, mask=live, other=0.0).to(COMPUTE)
-    x = strided(x0, x0_stride, X0_STEP, b, first, e, live, inside, COMPUTE)
-    m = strided(mean, mean_stride, MEAN_STEP, b, first, e, live, inside, COMPUTE)
-    s = strided(log_scale, log_scale_stride, LOG_SCALE_STEP, b, first, e, live, inside, COMPUTE)
-    by_mean, by_log_scale = discretized(x, m, s, True)
-    if g_mean is not None:
-        tl.store(
-            at(g_mean, b, size, first, e), (g * by_mean).to(g_mean.dtype.element_ty), mask=inside
-        )
-    if g_log_scale is not None:
-        tl.store(
-            at(g_log_scale, b, size, first, e),
-            (g * by_log_scale).to(g_log_scale.dtype.element_ty),
-            mask=inside,
-        )
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x = strided(x0, x0_stride, X0_STEP, b, first, e, live, inside, COMPUTE)
+        m = strided(mean, mean_stride, MEAN_STEP, b, first, e, live, inside, COMPUTE)
+        s = strided(log_scale, log_scale_stride, LOG_SCALE_STEP, b, first, e, live, inside, COMPUTE)
+        by_mean, by_log_scale = discretized(x, m, s, True)
+        if g_mean is not None:
+            tl.store(
+                at(g_mean, b, size, first, e),
+                (g * by_mean).to(g_mean.dtype.element_ty),
+                mask=inside,
+            )
+        if g_log_scale is not None:
+            tl.store(
+                at(g_log_scale, b, size, first, e),
+                (g * by_log_scale).to(g_log_scale.dtype.element_ty),
+                mask=inside,
+            )
+        chunk += 1

@@ -81,21 +81,24 @@ def divided(x, y):
 
 @triton.jit
 def exponent(x):
-    """k, r, q of a float32 x, clamped such that 2^k is normal: x = k ln 2 + r, q = e^r - 1 - r."""
-    x = tl.where(x > EXP_HIGH, EXP_HIGH, x)
-    x = tl.where(x < EXP_LOW, EXP_LOW, x)
-    k = (x * LOG2E + MAGIC) - MAGIC
+    """t, r, q of a float32 x: x = k ln 2 + r, q = e^r - 1 - r; k = t - MAGIC are the low bits of t.
+
+    Outside the range of 2^k they are of no use, so x is not clamped: `scaled` selects there.
+    """
+    t = x * LOG2E + MAGIC
+    k = t - MAGIC
     r = (x - k * LN2_HI) - k * LN2_LO
     p = (((E4 * r + E3) * r + E2) * r + E1) * r + E0
-    return k, r, (r * r) * p
+    return t, r, (r * r) * p
 
 
 @triton.jit
-def scaled(x, k, r, q):
-    """2^k (1 + r + q); infinite above and zero below the range of `exponent`."""
+def scaled(x, t, r, q):
+    """2^k (1 + r + q); infinite above the range of 2^k, zero below it, and NaN for NaN."""
     y = 1.0 + (r + q)
-    y = (y.to(tl.int32, bitcast=True) + (k.to(tl.int32) << 23)).to(tl.float32, bitcast=True)
-    return tl.where(x > EXP_HIGH, float("inf"), tl.where(x < EXP_LOW, 0.0, y))
+    bits = y.to(tl.int32, bitcast=True) + (t.to(tl.int32, bitcast=True) << 23)
+    y = bits.to(tl.float32, bitcast=True)
+    return tl.where(x <= EXP_HIGH, tl.where(x < EXP_LOW, 0.0, y), x * float("inf"))
 
 
 @triton.jit
@@ -104,8 +107,8 @@ def exponential(x):
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:
-        k, r, q = exponent(x)
-        return scaled(x, k, r, q)
+        t, r, q = exponent(x)
+        return scaled(x, t, r, q)
 
 
 @triton.jit
@@ -114,8 +117,8 @@ def exp_minus_1(x):
     if x.dtype == tl.float64:
         return tl.where(tl.abs(x) < 0.25, x + (x * x) * horner(x, TAYLOR), tl.exp(x) - 1.0)
     else:
-        k, r, q = exponent(x)
-        return tl.where(k == 0.0, r + q, scaled(x, k, r, q) - 1.0)
+        t, r, q = exponent(x)
+        return tl.where(t == MAGIC, r + q, scaled(x, t, r, q) - 1.0)
 
 
 @triton.jit
@@ -124,8 +127,8 @@ def exp_minus_1_minus(x):
     if x.dtype == tl.float64:
         return tl.where(tl.abs(x) < 0.25, (x * x) * horner(x, TAYLOR), (tl.exp(x) - 1.0) - x)
     else:
-        k, r, q = exponent(x)
-        return tl.where(k == 0.0, q, (scaled(x, k, r, q) - 1.0) - x)
+        t, r, q = exponent(x)
+        return tl.where(t == MAGIC, q, (scaled(x, t, r, q) - 1.0) - x)
 
 
 @triton.jit

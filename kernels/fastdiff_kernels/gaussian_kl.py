@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .elementary import exp_minus_1, exp_minus_1_minus, exponential
 from .sums import row_sum, store_sum
-from .tiling import at, strided, tile
+from .tiling import at, samples, share, strided, tile
 
 
 @triton.jit
@@ -62,7 +62,7 @@ def differences(
     return d, m, inverse2
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "each"])
 def gaussian_kl_kernel(
     kl,
     workspace,
@@ -76,6 +76,7 @@ def gaussian_kl_kernel(
     logvar2_stride,
     batch,
     size,
+    each,
     S: tl.constexpr,
     E: tl.constexpr,
     FAST: tl.constexpr,
@@ -85,32 +86,36 @@ def gaussian_kl_kernel(
     LOGVAR2_STEP: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if kl.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
-    d, m, inverse2 = differences(
-        mean1,
-        logvar1,
-        mean2,
-        logvar2,
-        mean1_stride,
-        logvar1_stride,
-        mean2_stride,
-        logvar2_stride,
-        b,
-        first,
-        e,
-        live,
-        inside,
-        MEAN1_STEP,
-        LOGVAR1_STEP,
-        MEAN2_STEP,
-        LOGVAR2_STEP,
-        COMPUTE,
-    )
-    total = row_sum(kl_term(d, m, inverse2), inside, S, E)
-    store_sum(kl, workspace, None, total, b, first, live, size, False)
+    b, live = samples(batch, S)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        d, m, inverse2 = differences(
+            mean1,
+            logvar1,
+            mean2,
+            logvar2,
+            mean1_stride,
+            logvar1_stride,
+            mean2_stride,
+            logvar2_stride,
+            b,
+            first,
+            e,
+            live,
+            inside,
+            MEAN1_STEP,
+            LOGVAR1_STEP,
+            MEAN2_STEP,
+            LOGVAR2_STEP,
+            COMPUTE,
+        )
+        total = row_sum(kl_term(d, m, inverse2), inside, S, E)
+        store_sum(kl, workspace, None, total, b, chunk, live, size, False)
+        chunk += 1
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "each"])
 def gaussian_kl_backward_kernel(
     g_mean1,
     g_logvar1,
@@ -127,6 +132,7 @@ def gaussian_kl_backward_kernel(
     logvar2_stride,
     batch,
     size,
+    each,
     S: tl.constexpr,
     E: tl.constexpr,
     FAST: tl.constexpr,
@@ -136,48 +142,54 @@ def gaussian_kl_backward_kernel(
     LOGVAR2_STEP: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     g = tl.load(grad + b, mask=live, other=0.0).to(COMPUTE)
-    d, m, inverse2 = differences(
-        mean1,
-        logvar1,
-        mean2,
-        logvar2,
-        mean1_stride,
-        logvar1_stride,
-        mean2_stride,
-        logvar2_stride,
-        b,
-        first,
-        e,
-        live,
-        inside,
-        MEAN1_STEP,
-        LOGVAR1_STEP,
-        MEAN2_STEP,
-        LOGVAR2_STEP,
-        COMPUTE,
-    )
-    by_mean, by_logvar1, by_logvar2 = kl_gradient(d, m, inverse2)
-    if g_mean1 is not None:
-        tl.store(
-            at(g_mean1, b, size, first, e), (g * by_mean).to(g_mean1.dtype.element_ty), mask=inside
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        d, m, inverse2 = differences(
+            mean1,
+            logvar1,
+            mean2,
+            logvar2,
+            mean1_stride,
+            logvar1_stride,
+            mean2_stride,
+            logvar2_stride,
+            b,
+            first,
+            e,
+            live,
+            inside,
+            MEAN1_STEP,
+            LOGVAR1_STEP,
+            MEAN2_STEP,
+            LOGVAR2_STEP,
+            COMPUTE,
         )
-    if g_logvar1 is not None:
-        tl.store(
-            at(g_logvar1, b, size, first, e),
-            (g * by_logvar1).to(g_logvar1.dtype.element_ty),
-            mask=inside,
-        )
-    if g_mean2 is not None:
-        tl.store(
-            at(g_mean2, b, size, first, e),
-            (g * by_mean * -1.0).to(g_mean2.dtype.element_ty),
-            mask=inside,
-        )
-    if g_logvar2 is not None:
-        tl.store(
-            at(g_logvar2, b, size, first, e),
-            (g * by_logvar2).to(g_logvar2.dtype.element_ty),
-            mask=inside,
-        )
+        by_mean, by_logvar1, by_logvar2 = kl_gradient(d, m, inverse2)
+        if g_mean1 is not None:
+            tl.store(
+                at(g_mean1, b, size, first, e),
+                (g * by_mean).to(g_mean1.dtype.element_ty),
+                mask=inside,
+            )
+        if g_logvar1 is not None:
+            tl.store(
+                at(g_logvar1, b, size, first, e),
+                (g * by_logvar1).to(g_logvar1.dtype.element_ty),
+                mask=inside,
+            )
+        if g_mean2 is not None:
+            tl.store(
+                at(g_mean2, b, size, first, e),
+                (g * by_mean * -1.0).to(g_mean2.dtype.element_ty),
+                mask=inside,
+            )
+        if g_logvar2 is not None:
+            tl.store(
+                at(g_logvar2, b, size, first, e),
+                (g * by_logvar2).to(g_logvar2.dtype.element_ty),
+                mask=inside,
+            )
+        chunk += 1

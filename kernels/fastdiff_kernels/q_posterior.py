@@ -10,7 +10,7 @@ is never used as an address: that sample becomes NaN and the error word is set.
 import triton
 import triton.language as tl
 
-from .tiling import at, tile
+from .tiling import at, samples, share, tile
 
 
 @triton.jit
@@ -24,7 +24,7 @@ def coefficients(alphas_cumprod, t, valid):
     return tl.sqrt(p) * (beta / (1.0 - a)), tl.sqrt(alpha) * left, beta * left
 
 
-@triton.jit(do_not_specialize=["batch", "times"])
+@triton.jit(do_not_specialize=["batch", "each", "times"])
 def q_posterior_kernel(
     mean,
     variance,
@@ -36,6 +36,7 @@ def q_posterior_kernel(
     errors,
     batch,
     size,
+    each,
     times,
     S: tl.constexpr,
     E: tl.constexpr,
@@ -43,16 +44,20 @@ def q_posterior_kernel(
     ERROR: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if x0.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     index = tl.load(t + b, mask=live, other=0)
     valid = live & (index >= 0) & (index < times)
     tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
     c0, c1, v = coefficients(alphas_cumprod, index, valid)
-    x = tl.load(at(x_t, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
-    start = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
-    result = (c0.to(COMPUTE) * start) + (c1.to(COMPUTE) * x)
-    tl.store(at(mean, b, size, first, e), result.to(mean.dtype.element_ty), mask=inside)
-    if first == 0:  # in one program per sample
+    of_x0, of_x = c0.to(COMPUTE), c1.to(COMPUTE)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x = tl.load(at(x_t, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
+        start = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
+        result = (of_x0 * start) + (of_x * x)
+        tl.store(at(mean, b, size, first, e), result.to(mean.dtype.element_ty), mask=inside)
+    if tl.program_id(1) == 0:  # in one program per sample
         _, _, floor = coefficients(
             alphas_cumprod, tl.where(index < 1, 1, index), valid & (times > 1)
         )
@@ -60,3 +65,4 @@ def q_posterior_kernel(
         logarithm = tl.log(tl.where(times > 1, floor, alone))
         tl.store(variance + b, v.to(variance.dtype.element_ty), mask=live)
         tl.store(log_variance + b, logarithm.to(log_variance.dtype.element_ty), mask=live)
+        chunk += 1

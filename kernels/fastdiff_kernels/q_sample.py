@@ -9,10 +9,12 @@ import triton
 import triton.language as tl
 
 from .noise import normals, stream_identity
-from .tiling import at, tile
+from .tiling import at, samples, share, tile
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "times"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each", "times"]
+)
 def q_sample_kernel(
     out,
     x0,
@@ -29,6 +31,7 @@ def q_sample_kernel(
     stream_index,
     batch,
     size,
+    each,
     times,
     S: tl.constexpr,
     E: tl.constexpr,
@@ -36,7 +39,7 @@ def q_sample_kernel(
     ERROR: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if x0.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     if t is None:
         index = b.to(tl.int64)
         valid = live
@@ -46,11 +49,16 @@ def q_sample_kernel(
         tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
     a = tl.load(alpha + index, mask=valid, other=float("nan")).to(COMPUTE)
     s = tl.load(sigma + index, mask=valid, other=float("nan")).to(COMPUTE)
-    x = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
     if noise is None:
         k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
-        z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST).to(COMPUTE)
-    else:
-        z = tl.load(at(noise, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
-    result = (a * x) + (s * z)
-    tl.store(at(out, b, size, first, e), result.to(out.dtype.element_ty), mask=inside)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
+        if noise is None:
+            z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST).to(COMPUTE)
+        else:
+            z = tl.load(at(noise, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
+        result = (a * x) + (s * z)
+        tl.store(at(out, b, size, first, e), result.to(out.dtype.element_ty), mask=inside)
+        chunk += 1

@@ -4,10 +4,10 @@ import triton
 import triton.language as tl
 
 from .noise import normals, stream_identity
-from .tiling import at, tile
+from .tiling import at, samples, share, tile
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch"])
+@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"])
 def randn_kernel(
     out,
     seeds,
@@ -18,11 +18,16 @@ def randn_kernel(
     stream_index,
     batch,
     size,
+    each,
     S: tl.constexpr,
     E: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
-    z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST)
-    tl.store(at(out, b, size, first, e), z.to(out.dtype.element_ty), mask=inside)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST)
+        tl.store(at(out, b, size, first, e), z.to(out.dtype.element_ty), mask=inside)
+        chunk += 1

@@ -21,19 +21,21 @@ from .combine import (
     X0_X,
     X,
     Z,
+    coefficients,
     combination,
+    entries,
     entry,
-    nonzero,
     operand_used,
     output_used,
     reads,
+    set_where,
     term,
     used,
     writes,
 )
 from .elementary import divided, exponential
 from .noise import normals, stream_identity
-from .tiling import at, tile
+from .tiling import at, samples, share, tile
 
 COLUMNS = tl.constexpr(56)
 INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(2), tl.constexpr(3)
@@ -56,6 +58,73 @@ def guidance_strength(guidance, rows, b, live, valid, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def guidance_of(
+    guidance,
+    rescale,
+    rows,
+    b,
+    live,
+    valid,
+    USES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What a sample's guidance needs, [S, 1] each: gamma, the factor of the rescaled guidance and
+    where it applies, the coefficient of the guidance gradient; 0 for what the launch has not.
+    """
+    g, factor, rescaled = 0.0, 0.0, 0.0
+    if guidance is not None:
+        g = guidance_strength(guidance, rows, b, live, valid, COMPUTE)
+        if rescale is not None:
+            rescaled = (entry(rows, GUIDANCE_RESCALE, valid, COMPUTE) != 0.0) & (g != 1.0)
+            factor = tl.load(rescale + b, mask=live & rescaled, other=1.0)
+    return g, factor, rescaled, entries(rows, OUT_GRAD, 1, valid, USES, COMPUTE)[0]
+
+
+@triton.jit
+def output_of(
+    model_output,
+    guidance,
+    rescale,
+    gradient,
+    strength,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    wanted,
+    inside,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """u + gamma (c - u), where 1 reads c only and 0 reads u only; without guidance c.
+
+    It is rescaled, and the guidance gradient is added, for rows that do so. strength: the sample's
+    guidance_of. With learned variance (WIDTH 2) a row of the model's output holds the prediction,
+    then as many elements for the variance.
+    """
+    g, factor, rescaled, of_gradient = strength
+    ours = inside & wanted
+    if guidance is None:
+        out = tl.load(at(model_output, b, size, first, e, WIDTH), mask=ours, other=0.0).to(COMPUTE)
+    else:
+        c = tl.load(
+            at(model_output, b, size, first, e, WIDTH), mask=ours & (g != 0.0), other=0.0
+        ).to(COMPUTE)
+        u = tl.load(
+            at(model_output, b + batch, size, first, e, WIDTH), mask=ours & (g != 1.0), other=0.0
+        ).to(COMPUTE)
+        out = tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
+        if rescale is not None:
+            out = tl.where(rescaled, factor * out, out)
+    if used(USES, OUT_GRAD):
+        by = tl.load(at(gradient, b, size, first, e), mask=ours & (of_gradient != 0.0), other=0.0)
+        out = tl.where(of_gradient != 0.0, out + of_gradient * by.to(COMPUTE), out)
+    return out
+
+
+@triton.jit
 def guided_output(
     model_output,
     guidance,
@@ -75,47 +144,32 @@ def guided_output(
     WIDTH: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """u + gamma (c - u), where 1 reads c only and 0 reads u only; without guidance c.
-
-    It is rescaled, and the guidance gradient is added, for rows that do so.
-    """
-    width = (
-        size * WIDTH
-    )  # with learned variance a row holds the prediction, then as many elements for the variance
-    if guidance is None:
-        out = tl.load(at(model_output, b, width, first, e), mask=inside & wanted, other=0.0).to(
-            COMPUTE
-        )
-    else:
-        g = guidance_strength(guidance, rows, b, live, valid, COMPUTE)
-        ours = inside & wanted
-        c = tl.load(at(model_output, b, width, first, e), mask=ours & (g != 0.0), other=0.0).to(
-            COMPUTE
-        )
-        u = tl.load(
-            at(model_output, b + batch, width, first, e), mask=ours & (g != 1.0), other=0.0
-        ).to(COMPUTE)
-        out = tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
-        if rescale is not None:
-            rescaled = (entry(rows, GUIDANCE_RESCALE, valid, COMPUTE) != 0.0) & (g != 1.0)
-            out = tl.where(
-                rescaled, tl.load(rescale + b, mask=live & rescaled, other=1.0) * out, out
-            )
-    if used(USES, OUT_GRAD):
-        strength = entry(rows, OUT_GRAD, valid, COMPUTE)
-        by = tl.load(
-            at(gradient, b, size, first, e), mask=inside & wanted & (strength != 0.0), other=0.0
-        )
-        out = tl.where(strength != 0.0, out + strength * by.to(COMPUTE), out)
-    return out
+    """The output of a block of which the sample's guidance is not known yet."""
+    strength = guidance_of(guidance, rescale, rows, b, live, valid, USES, COMPUTE)
+    return output_of(
+        model_output,
+        guidance,
+        rescale,
+        gradient,
+        strength,
+        b,
+        batch,
+        size,
+        first,
+        e,
+        wanted,
+        inside,
+        USES,
+        WIDTH,
+        COMPUTE,
+    )
 
 
 @triton.jit
 def predicted_x0(zero, rows, x, out, valid, USES: tl.constexpr, COMPUTE: tl.constexpr):
-    """x0 before the clip."""
-    return term(
-        term(zero, rows, X0_X, x, valid, USES, COMPUTE), rows, X0_OUT, out, valid, USES, COMPUTE
-    )
+    """x0 before the clip, of a block whose coefficients are not known yet."""
+    of_x, of_out = entries(rows, X0_X, 2, valid, USES, COMPUTE)
+    return term(term(zero, of_x, x, X0_X, USES), of_out, out, X0_OUT, USES)
 
 
 @triton.jit
@@ -123,7 +177,7 @@ def old_slot(
     zero,
     slots,
     index: tl.constexpr,
-    rows,
+    outputs,
     b,
     batch,
     size,
@@ -133,14 +187,13 @@ def old_slot(
     inside,
     USES: tl.constexpr,
     COPY: tl.constexpr,
-    COMPUTE: tl.constexpr,
 ):
     """Slot `index` (0 to 3) where the row reads it or, with COPY, where the row keeps it."""
     value = zero
     if operand_used(USES, S1 + index) or COPY > index:
-        wanted = reads(S1 + index, rows, valid, USES, COMPUTE)
+        wanted = reads(S1 + index, outputs, valid, USES)
         if COPY > index:
-            wanted = wanted | (writes(1 + index, rows, valid, USES, COMPUTE) == 0)
+            wanted = wanted | (writes(1 + index, outputs, valid, USES) == 0)
         value = tl.load(
             at(slots, b + index * batch.to(tl.int64), size, first, e),
             mask=inside & wanted,
@@ -153,12 +206,11 @@ def old_slot(
 def new_slot(
     zero,
     index: tl.constexpr,
-    rows,
+    outputs,
     operands,
     valid,
     USES: tl.constexpr,
     COPY: tl.constexpr,
-    COMPUTE: tl.constexpr,
 ):
     """The slot's new value and which samples [S, 1] store it.
 
@@ -167,8 +219,8 @@ def new_slot(
     value = zero
     stored = valid
     if output_used(USES, 1 + index) or COPY > index:
-        stored = writes(1 + index, rows, valid, USES, COMPUTE)
-        value = combination(zero, 1 + index, rows, operands, valid, USES, COMPUTE)
+        stored = writes(1 + index, outputs, valid, USES)
+        value = combination(zero, 1 + index, outputs, operands, USES)
         if COPY > index:
             value = tl.where(stored, value, operands[S1 + index])
             stored = valid
@@ -198,7 +250,7 @@ def store_slot(
         )
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "table_rows"])
+@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "each", "table_rows"])
 def reverse_step_kernel(
     x_s,
     x_t,
@@ -223,6 +275,7 @@ def reverse_step_kernel(
     stream_index,
     batch,
     size,
+    each,
     table_rows,
     S: tl.constexpr,
     E: tl.constexpr,
@@ -239,7 +292,7 @@ def reverse_step_kernel(
     are copied to separate memory. COPIES: how many times the network's next input is written.
     """
     COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     index = tl.load(row + b, mask=live, other=0)
     valid = live & (index >= 0) & (index < table_rows)
     tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
@@ -247,84 +300,32 @@ def reverse_step_kernel(
 
     # the start of every combination; also used for operands that no column reads
     zero = tl.where(valid, 0.0, float("nan")).to(COMPUTE)
-    wants_x = nonzero(reads(X, rows, valid, USES, COMPUTE), rows, X0_X, valid, USES, COMPUTE)
-    x = tl.load(at(x_t, b, size, first, e), mask=inside & wants_x, other=0.0).to(COMPUTE)
-    s1 = old_slot(
-        zero, slots, 0, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
+    outputs = (
+        coefficients(rows, 0, valid, USES, COMPUTE),
+        coefficients(rows, 1, valid, USES, COMPUTE),
+        coefficients(rows, 2, valid, USES, COMPUTE),
+        coefficients(rows, 3, valid, USES, COMPUTE),
+        coefficients(rows, 4, valid, USES, COMPUTE),
     )
-    s2 = old_slot(
-        zero, slots, 1, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
-    )
-    s3 = old_slot(
-        zero, slots, 2, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
-    )
-    s4 = old_slot(
-        zero, slots, 3, rows, b, batch, size, first, e, valid, inside, USES, COPY, COMPUTE
-    )
-    out = zero
-    if operand_used(USES, OUT) or used(USES, X0_OUT):
-        wants_out = nonzero(
-            reads(OUT, rows, valid, USES, COMPUTE), rows, X0_OUT, valid, USES, COMPUTE
-        )
-        out = guided_output(
-            model_output,
-            guidance,
-            rescale,
-            gradient,
-            rows,
-            b,
-            batch,
-            size,
-            first,
-            e,
-            live,
-            valid,
-            wants_out,
-            inside,
-            USES,
-            WIDTH,
-            COMPUTE,
-        )
-    z = zero
+    from_x, from_out = entries(rows, X0_X, 2, valid, USES, COMPUTE)  # X0_X and X0_OUT
+    wants_x = set_where(reads(X, outputs, valid, USES), from_x, X0_X, USES)
+    wants_out = set_where(reads(OUT, outputs, valid, USES), from_out, X0_OUT, USES)
+    wants_z = reads(Z, outputs, valid, USES)
+    strength = guidance_of(guidance, rescale, rows, b, live, valid, USES, COMPUTE)
     if operand_used(USES, Z):
-        wants_z = reads(Z, rows, valid, USES, COMPUTE)
         if noise is None:
             k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
             step = tl.load(rows + NOISE_INDEX, mask=valid, other=0.0).to(tl.int64)
-            z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST).to(COMPUTE)
-        else:
-            z = tl.load(at(noise, b, size, first, e), mask=inside & wants_z, other=0.0).to(COMPUTE)
         if used(USES, NOISE_MODE):
             learned = entry(rows, NOISE_MODE, valid, COMPUTE) == 1.0
             lo = entry(rows, LOGVAR_LO, valid, COMPUTE)
             hi = entry(rows, LOGVAR_HI, valid, COMPUTE)
-            v = tl.load(
-                at(model_output + size, b, size * WIDTH, first, e),
-                mask=inside & wants_z & learned,
-                other=0.0,
-            )
-            logvar = lo + (hi - lo) * ((v.to(COMPUTE) + 1.0) * 0.5)
-            z = tl.where(learned, z * exponential(0.5 * logvar), z)
-
-    x0 = zero
-    if operand_used(USES, X0) or x0_out is not None:
-        x0 = predicted_x0(zero, rows, x, out, valid, USES, COMPUTE)
-        if used(USES, CLIP_MODE):
-            mode = entry(rows, CLIP_MODE, valid, COMPUTE)
-            bound = tl.where(mode == 1.0, entry(rows, CLIP_BOUND, valid, COMPUTE), float("inf"))
-            if threshold is not None:
-                s = tl.load(threshold + b, mask=live & (mode == 2.0), other=1.0)
-                bound = tl.where(mode == 2.0, s, bound)
-            x0 = tl.where(x0 > bound, bound, x0)  # unlike min and max, it keeps NaN
-            x0 = tl.where(x0 < -bound, -bound, x0)
-            if threshold is not None:
-                x0 = tl.where(mode == 2.0, divided(x0, s), x0)
-    operands = (x, x0, out, s1, s2, s3, s4, z)
-    x_next = combination(zero, 0, rows, operands, valid, USES, COMPUTE)
-    n1, stored1 = new_slot(zero, 0, rows, operands, valid, USES, COPY, COMPUTE)
-    n2, stored2 = new_slot(zero, 1, rows, operands, valid, USES, COPY, COMPUTE)
-    n3, stored3 = new_slot(zero, 2, rows, operands, valid, USES, COPY, COMPUTE)
-    n4, stored4 = new_slot(zero, 3, rows, operands, valid, USES, COPY, COMPUTE)
+    if used(USES, CLIP_MODE):
+        mode = entry(rows, CLIP_MODE, valid, COMPUTE)
+        bound = tl.where(mode == 1.0, entry(rows, CLIP_BOUND, valid, COMPUTE), float("inf"))
+        if threshold is not None:
+            s = tl.load(threshold + b, mask=live & (mode == 2.0), other=1.0)
+            bound = tl.where(mode == 2.0, s, bound)
     if input_out is not None or row_out is not None:
         following = tl.load(rows + NEXT, mask=valid, other=-1.0).to(tl.int64)
     if input_out is not None:
@@ -333,19 +334,82 @@ def reverse_step_kernel(
         scale = tl.load(
             table + following * COLUMNS + INPUT_SCALE, mask=known, other=float("nan")
         ).to(COMPUTE)
-        scaled = (scale * x_next).to(input_out.dtype.element_ty)
-
-    # outputs may be the inputs' memory, and another thread may have loaded a value
-    tl.debug_barrier()
-    tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
-    store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
-    store_slot(slots_out, 1, n2, stored2, b, batch, size, first, e, inside, USES, COPY)
-    store_slot(slots_out, 2, n3, stored3, b, batch, size, first, e, inside, USES, COPY)
-    store_slot(slots_out, 3, n4, stored4, b, batch, size, first, e, inside, USES, COPY)
-    if x0_out is not None:
-        tl.store(at(x0_out, b, size, first, e), x0.to(x0_out.dtype.element_ty), mask=inside)
-    if input_out is not None:
-        for half in tl.static_range(COPIES):
-            tl.store(at(input_out, b + half * batch, size, first, e), scaled, mask=inside)
     if row_out is not None:  # in one program per sample
-        tl.store(row_out + b, tl.where(valid, following, index), mask=live & (first == 0))
+        tl.store(
+            row_out + b, tl.where(valid, following, index), mask=live & (tl.program_id(1) == 0)
+        )
+
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x = tl.load(at(x_t, b, size, first, e), mask=inside & wants_x, other=0.0).to(COMPUTE)
+        s1 = old_slot(zero, slots, 0, outputs, b, batch, size, first, e, valid, inside, USES, COPY)
+        s2 = old_slot(zero, slots, 1, outputs, b, batch, size, first, e, valid, inside, USES, COPY)
+        s3 = old_slot(zero, slots, 2, outputs, b, batch, size, first, e, valid, inside, USES, COPY)
+        s4 = old_slot(zero, slots, 3, outputs, b, batch, size, first, e, valid, inside, USES, COPY)
+        out = zero
+        if operand_used(USES, OUT) or used(USES, X0_OUT):
+            out = output_of(
+                model_output,
+                guidance,
+                rescale,
+                gradient,
+                strength,
+                b,
+                batch,
+                size,
+                first,
+                e,
+                wants_out,
+                inside,
+                USES,
+                WIDTH,
+                COMPUTE,
+            )
+        z = zero
+        if operand_used(USES, Z):
+            if noise is None:
+                z = normals(first, k0, k1, sample_id, step, stream_index, E, FAST).to(COMPUTE)
+            else:
+                z = tl.load(at(noise, b, size, first, e), mask=inside & wants_z, other=0.0).to(
+                    COMPUTE
+                )
+            if used(USES, NOISE_MODE):
+                v = tl.load(
+                    at(model_output + size, b, size, first, e, WIDTH),
+                    mask=inside & wants_z & learned,
+                    other=0.0,
+                )
+                logvar = lo + (hi - lo) * ((v.to(COMPUTE) + 1.0) * 0.5)
+                z = tl.where(learned, z * exponential(0.5 * logvar), z)
+
+        x0 = zero
+        if operand_used(USES, X0) or x0_out is not None:
+            x0 = term(term(zero, from_x, x, X0_X, USES), from_out, out, X0_OUT, USES)
+            if used(USES, CLIP_MODE):
+                x0 = tl.where(x0 > bound, bound, x0)  # unlike min and max, it keeps NaN
+                x0 = tl.where(x0 < -bound, -bound, x0)
+                if threshold is not None:
+                    x0 = tl.where(mode == 2.0, divided(x0, s), x0)
+        operands = (x, x0, out, s1, s2, s3, s4, z)
+        x_next = combination(zero, 0, outputs, operands, USES)
+        n1, stored1 = new_slot(zero, 0, outputs, operands, valid, USES, COPY)
+        n2, stored2 = new_slot(zero, 1, outputs, operands, valid, USES, COPY)
+        n3, stored3 = new_slot(zero, 2, outputs, operands, valid, USES, COPY)
+        n4, stored4 = new_slot(zero, 3, outputs, operands, valid, USES, COPY)
+
+        # outputs may be the inputs' memory, and another thread may have loaded a value; other
+        # chunks are other memory, in this program as in others
+        tl.debug_barrier()
+        tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
+        store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
+        store_slot(slots_out, 1, n2, stored2, b, batch, size, first, e, inside, USES, COPY)
+        store_slot(slots_out, 2, n3, stored3, b, batch, size, first, e, inside, USES, COPY)
+        store_slot(slots_out, 3, n4, stored4, b, batch, size, first, e, inside, USES, COPY)
+        if x0_out is not None:
+            tl.store(at(x0_out, b, size, first, e), x0.to(x0_out.dtype.element_ty), mask=inside)
+        if input_out is not None:
+            scaled = (scale * x_next).to(input_out.dtype.element_ty)
+            for half in tl.static_range(COPIES):
+                tl.store(at(input_out, b + half * batch, size, first, e), scaled, mask=inside)
+        chunk += 1

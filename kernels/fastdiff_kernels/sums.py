@@ -40,7 +40,7 @@ def mean_of(total, weight, b, live, size):
 
 
 @triton.jit
-def store_sum(out, workspace, weight, total, b, first, live, size, MEAN: tl.constexpr):
+def store_sum(out, workspace, weight, total, b, chunk, live, size, MEAN: tl.constexpr):
     """Stores the sums of a tile's rows: results if a sample is one chunk, else partial sums."""
     if workspace is None:
         if MEAN:
@@ -48,7 +48,7 @@ def store_sum(out, workspace, weight, total, b, first, live, size, MEAN: tl.cons
         tl.store(out + b, total.to(out.dtype.element_ty), mask=live)
     else:
         chunks = (size + CHUNK - 1) // CHUNK
-        tl.store(workspace + b * chunks + first // CHUNK, total, mask=live & (first < size))
+        tl.store(workspace + b * chunks + chunk, total, mask=live)
 
 
 @triton.jit(do_not_specialize=["batch"])

@@ -16,7 +16,7 @@ from .discretized_gaussian_nll import discretized
 from .elementary import exponential
 from .gaussian_kl import kl_gradient, kl_term
 from .sums import row_sum, store_sum
-from .tiling import at, tile
+from .tiling import at, samples, share, tile
 
 COLUMNS = tl.constexpr(9)
 X0_X, X0_OUT, CLIP_BOUND, MEAN_X0, MEAN_X, LOGVAR_Q, LOGVAR_LO, LOGVAR_HI, FIRST = (
@@ -43,13 +43,27 @@ def entry(rows, COLUMN: tl.constexpr, valid, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def coefficients(rows, valid, COMPUTE: tl.constexpr):
+    """The row's columns before `first`, each [S, 1]: read once for all of a sample's chunks."""
+    return (
+        entry(rows, X0_X, valid, COMPUTE),
+        entry(rows, X0_OUT, valid, COMPUTE),
+        entry(rows, CLIP_BOUND, valid, COMPUTE),
+        entry(rows, MEAN_X0, valid, COMPUTE),
+        entry(rows, MEAN_X, valid, COMPUTE),
+        entry(rows, LOGVAR_Q, valid, COMPUTE),
+        entry(rows, LOGVAR_LO, valid, COMPUTE),
+        entry(rows, LOGVAR_HI, valid, COMPUTE),
+    )
+
+
+@triton.jit
 def prediction(
     x0,
     x_t,
     model_output,
-    rows,
+    row,
     b,
-    valid,
     size,
     first,
     e,
@@ -57,24 +71,25 @@ def prediction(
     WIDTH: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
-    """x0, x_t, the predicted x0 before and after the clip, and the log-variance."""
+    """x0, x_t, the predicted x0 before and after the clip, and the log-variance.
+
+    row: the sample's coefficients.
+    """
     x = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
     noisy = tl.load(at(x_t, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
-    out = tl.load(at(model_output, b, size * WIDTH, first, e), mask=inside, other=0.0).to(COMPUTE)
-    free = entry(rows, X0_X, valid, COMPUTE) * noisy + entry(rows, X0_OUT, valid, COMPUTE) * out
-    bound = entry(rows, CLIP_BOUND, valid, COMPUTE)
+    out = tl.load(at(model_output, b, size, first, e, WIDTH), mask=inside, other=0.0).to(COMPUTE)
+    free = row[X0_X] * noisy + row[X0_OUT] * out
+    bound = row[CLIP_BOUND]
     held = tl.where(free > bound, bound, free)
     held = tl.where(held < bound * -1.0, bound * -1.0, held)
-    logvar = entry(rows, LOGVAR_LO, valid, COMPUTE)
+    logvar = row[LOGVAR_LO]
     if WIDTH == 2:
-        v = tl.load(at(model_output + size, b, size * WIDTH, first, e), mask=inside, other=0.0).to(
-            COMPUTE
-        )
-        logvar = logvar + (entry(rows, LOGVAR_HI, valid, COMPUTE) - logvar) * ((v + 1.0) * 0.5)
+        v = tl.load(at(model_output + size, b, size, first, e, WIDTH), mask=inside, other=0.0)
+        logvar = logvar + (row[LOGVAR_HI] - logvar) * ((v.to(COMPUTE) + 1.0) * 0.5)
     return x, noisy, free, held, logvar
 
 
-@triton.jit(do_not_specialize=["batch", "times"])
+@triton.jit(do_not_specialize=["batch", "each", "times"])
 def vlb_terms_kernel(
     terms,
     workspace,
@@ -86,6 +101,7 @@ def vlb_terms_kernel(
     errors,
     batch,
     size,
+    each,
     times,
     S: tl.constexpr,
     E: tl.constexpr,
@@ -94,22 +110,27 @@ def vlb_terms_kernel(
     WIDTH: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if terms.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     rows, valid, last_step = known_rows(table, t, times, errors, b, live, ERROR)
-    x, noisy, free, held, logvar = prediction(
-        x0, x_t, model_output, rows, b, valid, size, first, e, inside, WIDTH, COMPUTE
-    )
-    scale = entry(rows, MEAN_X0, valid, COMPUTE)
-    d = entry(rows, LOGVAR_Q, valid, COMPUTE) - logvar
-    term = kl_term(d, scale * (x - held), exponential(logvar * -1.0))
-    if tl.max(last_step.to(tl.int32)) != 0:
-        mean = (scale * held) + (entry(rows, MEAN_X, valid, COMPUTE) * noisy)
-        term = tl.where(last_step, discretized(x, mean, 0.5 * logvar, False), term)
-    total = tl.where(valid, row_sum(term, inside, S, E), float("nan"))
-    store_sum(terms, workspace, None, total, b, first, live, size, False)
+    row = coefficients(rows, valid, COMPUTE)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x, noisy, free, held, logvar = prediction(
+            x0, x_t, model_output, row, b, size, first, e, inside, WIDTH, COMPUTE
+        )
+        scale = row[MEAN_X0]
+        d = row[LOGVAR_Q] - logvar
+        term = kl_term(d, scale * (x - held), exponential(logvar * -1.0))
+        if tl.max(last_step.to(tl.int32)) != 0:
+            mean = (scale * held) + (row[MEAN_X] * noisy)
+            term = tl.where(last_step, discretized(x, mean, 0.5 * logvar, False), term)
+        total = tl.where(valid, row_sum(term, inside, S, E), float("nan"))
+        store_sum(terms, workspace, None, total, b, chunk, live, size, False)
+        chunk += 1
 
 
-@triton.jit(do_not_specialize=["batch", "times"])
+@triton.jit(do_not_specialize=["batch", "each", "times"])
 def vlb_terms_backward_kernel(
     g_output,
     grad,
@@ -121,6 +142,7 @@ def vlb_terms_backward_kernel(
     errors,
     batch,
     size,
+    each,
     times,
     S: tl.constexpr,
     E: tl.constexpr,
@@ -129,35 +151,36 @@ def vlb_terms_backward_kernel(
     WIDTH: tl.constexpr,
 ):
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
-    b, first, e, live, inside = tile(batch, size, S, E)
+    b, live = samples(batch, S)
     rows, valid, last_step = known_rows(table, t, times, errors, b, live, ERROR)
     g = tl.load(grad + b, mask=live, other=0.0).to(COMPUTE)
-    x, noisy, free, held, logvar = prediction(
-        x0, x_t, model_output, rows, b, valid, size, first, e, inside, WIDTH, COMPUTE
-    )
-    scale = entry(rows, MEAN_X0, valid, COMPUTE)
-    d = entry(rows, LOGVAR_Q, valid, COMPUTE) - logvar
-    by_mean, _, by_logvar = kl_gradient(d, scale * (x - held), exponential(logvar * -1.0))
-    by_x0 = (scale * by_mean) * -1.0
-    if tl.max(last_step.to(tl.int32)) != 0:
-        mean = (scale * held) + (entry(rows, MEAN_X, valid, COMPUTE) * noisy)
-        bin_mean, bin_log_scale = discretized(x, mean, 0.5 * logvar, True)
-        by_x0 = tl.where(last_step, scale * bin_mean, by_x0)
-        by_logvar = tl.where(last_step, 0.5 * bin_log_scale, by_logvar)
-    g_out = tl.where(
-        (free > held) | (free < held), 0.0, entry(rows, X0_OUT, valid, COMPUTE) * by_x0
-    )
-    g_out = tl.where(valid, g * g_out, float("nan"))
-    tl.store(
-        at(g_output, b, size * WIDTH, first, e), g_out.to(g_output.dtype.element_ty), mask=inside
-    )
-    if WIDTH == 2:
-        span = 0.5 * (
-            entry(rows, LOGVAR_HI, valid, COMPUTE) - entry(rows, LOGVAR_LO, valid, COMPUTE)
+    row = coefficients(rows, valid, COMPUTE)
+    chunk, end = share(size, each, E)
+    while chunk < end:
+        first, e, inside = tile(chunk, size, live, E)
+        x, noisy, free, held, logvar = prediction(
+            x0, x_t, model_output, row, b, size, first, e, inside, WIDTH, COMPUTE
         )
-        g_v = tl.where(valid, g * (span * by_logvar), float("nan"))
+        scale = row[MEAN_X0]
+        d = row[LOGVAR_Q] - logvar
+        by_mean, _, by_logvar = kl_gradient(d, scale * (x - held), exponential(logvar * -1.0))
+        by_x0 = (scale * by_mean) * -1.0
+        if tl.max(last_step.to(tl.int32)) != 0:
+            mean = (scale * held) + (row[MEAN_X] * noisy)
+            bin_mean, bin_log_scale = discretized(x, mean, 0.5 * logvar, True)
+            by_x0 = tl.where(last_step, scale * bin_mean, by_x0)
+            by_logvar = tl.where(last_step, 0.5 * bin_log_scale, by_logvar)
+        g_out = tl.where((free > held) | (free < held), 0.0, row[X0_OUT] * by_x0)
+        g_out = tl.where(valid, g * g_out, float("nan"))
         tl.store(
-            at(g_output + size, b, size * WIDTH, first, e),
-            g_v.to(g_output.dtype.element_ty),
-            mask=inside,
+            at(g_output, b, size, first, e, WIDTH), g_out.to(g_output.dtype.element_ty), mask=inside
         )
+        if WIDTH == 2:
+            span = 0.5 * (row[LOGVAR_HI] - row[LOGVAR_LO])
+            g_v = tl.where(valid, g * (span * by_logvar), float("nan"))
+            tl.store(
+                at(g_output + size, b, size, first, e, WIDTH),
+                g_v.to(g_output.dtype.element_ty),
+                mask=inside,
+            )
+        chunk += 1

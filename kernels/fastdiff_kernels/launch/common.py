@@ -27,6 +27,10 @@ ERRORS = {op: number for number, op in enumerate(_INDEX, 1)}
 TILE = 1024
 WARPS = 4
 _CHUNKS_Y = 65535  # what CUDA allows on grid axes 1 and 2
+# What fills a GPU: an H200's multiprocessors, and the warps that each can hold.
+_MULTIPROCESSORS, _MOST_WARPS = 132, 64
+# Of a program: with more, its set-up would still be a twentieth of the instructions.
+_MOST_CHUNKS = 8
 
 
 class Call(NamedTuple):
@@ -57,6 +61,16 @@ def tile_shape(size: int) -> tuple[int, int]:
     return TILE // elements, elements
 
 
+def chunks_each(groups: int, chunks: int, warps: int) -> int:
+    """Returns how many chunks of each of its samples a program computes.
+
+    A program sets up what its samples need once for all of its chunks. So they are many, at most
+    _MOST_CHUNKS, but enough programs are left to fill the GPU. Only the grid's limit asks for more.
+    """
+    each = min(_MOST_CHUNKS, max(1, groups * chunks // (_MULTIPROCESSORS * _MOST_WARPS // warps)))
+    return max(each, -(-chunks // _CHUNKS_Y))
+
+
 def extent(out: Tensor) -> tuple[int, int]:
     """Returns (samples, elements of a sample)."""
     batch = len(out)
@@ -80,15 +94,17 @@ def tiled(
     if whole_chunks:  # of TILE elements: the order of a sum depends on the size alone
         elements = min(TILE, max(4, 1 << max(size - 1, 0).bit_length()))
         samples = TILE // elements
-    chunks = max(1, -(-size // elements))
-    grid = (-(-batch // samples), min(chunks, _CHUNKS_Y), -(-chunks // _CHUNKS_Y))
+    groups, chunks = -(-batch // samples), max(1, -(-size // elements))
+    each = chunks_each(groups, chunks, warps)
     arguments = arguments | {
         "batch": batch,
         "size": size,
+        "each": each,
         "S": samples,
         "E": elements,
         "FAST": fast,
     }
+    grid = (groups, -(-chunks // each), 1)
     return Call(op, op.removesuffix("_backward"), grid, arguments, options(fast, warps))
 
 
