@@ -12,7 +12,7 @@ import math
 import triton
 import triton.language as tl
 
-from .noise import LN2_HI, LN2_LO, logarithm_of_bits
+from .noise import LN2_HI, LN2_LO, SHIFT, logarithm_of_bits
 
 
 def _constants(numbers):
@@ -137,8 +137,7 @@ def logarithm(x):
     if x.dtype == tl.float64:
         return tl.log(x)
     else:
-        h = x.to(tl.int32, bitcast=True) + 0x004AFB0D
-        return logarithm_of_bits(h, ((h >> 23) - 127).to(tl.float32))
+        return logarithm_of_bits(x.to(tl.int32, bitcast=True) + SHIFT)
 
 
 @triton.jit

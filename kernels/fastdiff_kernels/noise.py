@@ -7,10 +7,12 @@ four 32-bit words; Box-Muller maps two words to two normals:
     sqrt(-2 ln u1) * cos(2 pi u2),   sqrt(-2 ln u1) * sin(2 pi u2),   u = ((word >> 8) | 1) * 2^-24
 
 Without FAST, only float32 add, multiply and correctly rounded sqrt occur, in the README's order, so
-the bits (launched with enable_fp_fusion=False) are those of every other backend. FAST uses the
-hardware's approximate sqrt and is launched with fused multiply-adds. It keeps the polynomials:
-tl.sin and tl.cos contain a reduction for large arguments that is not needed here (125 instructions
-per element instead of 40), and lg2.approx is inaccurate for small radii.
+the bits (launched with enable_fp_fusion=False) are those of every other backend. Factors that are
+powers of two move through these operations without a change of any bit, so they are part of the
+constants. FAST uses the hardware's approximate sqrt, a shorter polynomial for the logarithm, and is
+launched with fused multiply-adds. It keeps the polynomials: tl.sin and tl.cos contain a reduction
+for large arguments that is not needed here (125 instructions per element instead of 30), and
+lg2.approx is inaccurate for small radii.
 """
 
 import triton
@@ -34,10 +36,24 @@ L0, L1, L2, L3, L4, L5, L6, L7 = _constants(
 LN2_HI, LN2_LO = _constants("0x1.62e4p-1", "0x1.7f7d1cp-20")
 S0, S1, S2, S3 = _constants("0x1.921fb6p+1", "-0x1.4abbbap+2", "0x1.465ec6p+1", "-0x1.2d9bb6p-1")
 C0, C1, C2, C3 = _constants("-0x1.3bd3ccp+2", "0x1.03c1dep+2", "-0x1.55c664p+0", "0x1.d9f7bcp-3")
-# an integer below 2^23 in the mantissa of 2^23 becomes a float by a subtraction, which is faster
-# than a conversion
-BITS_OF_2_23 = tl.constexpr(0x4B000000)
-EXPONENT_BIAS = tl.constexpr(8388608.0 + 127 + 24)
+# FAST's -8 ln(1 + d)/d for 1 + d in [sqrt(1/2), sqrt(2)], by interpolation at Chebyshev nodes
+F0, F1, F2, F3, F4, F5, F6, F7 = _constants(
+    "-0x1.fffffep+2",
+    "0x1.00007ep+2",
+    "-0x1.5558acp+1",
+    "0x1.ff5cfcp+0",
+    "-0x1.97d34cp+0",
+    "0x1.61db9p+0",
+    "-0x1.4a43fcp+0",
+    "0x1.955046p-1",
+)
+# -8 ln 2, of an exponent that is not shifted to its place
+FAST_LN2 = tl.constexpr(-8.0 * 0.6931471805599453 * 2.0**-23)
+SQRT_HALF = tl.constexpr(0x3F3504F3)  # its bits
+FRACTION, EXPONENT = tl.constexpr(0x007FFFFF), tl.constexpr(-0x00800000)  # masks of a float32
+# from the bits of x to `logarithm_of_bits`, whose exponent is that of x/sqrt(1/2), rounded down
+SHIFT = tl.constexpr(0x3F800000 - 0x3F3504F3 - (127 << 23))
+UNIT = tl.constexpr(2.0**-23)
 
 
 @triton.jit
@@ -57,12 +73,18 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 
 @triton.jit
-def logarithm_of_bits(h, n):
-    """ln(2^n m) for m in [sqrt(1/2), sqrt(2)).
-
-    m is given by the distance h of its bits from those of sqrt(1/2), without the exponent's bits.
+def split(h):
+    """d = m - 1 and n * 2^23 for h = n * 2^23 + the distance of m's bits from those of sqrt(1/2);
+    m is in [sqrt(1/2), sqrt(2)).
     """
-    d = ((h & 0x007FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True) - 1.0
+    d = ((h & FRACTION) + SQRT_HALF).to(tl.float32, bitcast=True) - 1.0
+    return d, (h & EXPONENT).to(tl.float32)
+
+
+@triton.jit
+def logarithm_of_bits(h):
+    """ln(2^n m) for the h of `split`."""
+    d, n = split(h)
     p = L7 * d + L6
     p = p * d + L5
     p = p * d + L4
@@ -72,42 +94,48 @@ def logarithm_of_bits(h, n):
     p = p * d + L0
     dd = d * d
     y = (dd * d) * p
-    y = y + n * LN2_LO
+    y = y + n * (LN2_LO * UNIT)
     y = y - 0.5 * dd
-    return (d + y) + n * LN2_HI
+    return (d + y) + n * (LN2_HI * UNIT)
 
 
 @triton.jit
-def log_uniform(k):
-    """ln(k * 2^-24) for an int32 k in [1, 2^24)."""
-    h = k.to(tl.float32).to(tl.int32, bitcast=True) + 0x004AFB0D
-    # exact: the README's integer n
-    return logarithm_of_bits(
-        h, ((h >> 23) | BITS_OF_2_23).to(tl.float32, bitcast=True) - EXPONENT_BIAS
-    )
+def fast_logarithm_of_bits(h):
+    """-8 ln(2^n m) for the h of `split`, to 3e-7."""
+    d, n = split(h)
+    p = F7 * d + F6
+    p = p * d + F5
+    p = p * d + F4
+    p = p * d + F3
+    p = p * d + F2
+    p = p * d + F1
+    p = p * d + F0
+    return p * d + n * FAST_LN2
 
 
 @triton.jit
 def normal_pair(a, b, FAST: tl.constexpr):
     """Two normals (the cosine's, the sine's) from two uint32 words."""
-    k = ((a >> 8) | 1).to(tl.int32)
+    # k * 2^8, of which the float is exact; u1 = k * 2^-24
+    k = ((a & 0xFFFFFF00) | 0x100).to(tl.float32)
+    h = k.to(tl.int32, bitcast=True) + (SHIFT - (32 << 23))
+    if FAST:
+        r = tl.sqrt(fast_logarithm_of_bits(h))
+    else:
+        r = tl.sqrt_rn(-8.0 * logarithm_of_bits(h))  # the README's radius, doubled
+    # 1 + (j mod 2^23) * 2^-23 by its bits; v = 2 ((j mod 2^23) - 2^22) * 2^-24, twice the README's,
+    # follows without rounding
     j = (b >> 8) | 1
-    # 1 + (j mod 2^23) * 2^-23 by its bits; v = ((j mod 2^23) - 2^22) * 2^-24 follows without
-    # rounding
-    v = (((j & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5) * 0.5
-    g = -2.0 * log_uniform(k)
-    r = tl.sqrt(g) if FAST else tl.sqrt_rn(g)
+    v = ((j & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
     z = v * v
-    s = v * (((S3 * z + S2) * z + S1) * z + S0)
-    c = (((C3 * z + C2) * z + C1) * z + C0) * z + 1.0
-    t = s + s
-    sin2 = t * c
-    cos2 = 1.0 - t * s
+    s = v * (((S3 / 128.0 * z + S2 / 32.0) * z + S1 / 8.0) * z + S0 / 2.0)
+    c = (((C3 / 256.0 * z + C2 / 64.0) * z + C1 / 16.0) * z + C0 / 4.0) * z + 1.0
+    half_sin2 = s * c
+    half_cos2 = 0.5 - s * s
     # j >> 23 is the word's top bit: it is the sign of the radius
     r = (r.to(tl.uint32, bitcast=True) ^ (b & 0x80000000)).to(tl.float32, bitcast=True)
-    return (
-        r * -1.0
-    ) * sin2, r * cos2  # `-r` would be computed as 0 - r; a product with -1 is a free sign
+    # `-r` would be computed as 0 - r; a product with -1 is a free sign
+    return (r * -1.0) * half_sin2, r * half_cos2
 
 
 @triton.jit
@@ -132,7 +160,7 @@ def normals(first, k0, k1, sample_id, step, stream_index, E: tl.constexpr, FAST:
     """float32 normals [S, E] of the elements first ... first + E - 1 (first a multiple of 4) of S
     samples.
     """
-    group = ((first // 4).to(tl.uint32) + tl.arange(0, E // 4).to(tl.uint32))[None, :]
+    group = ((first >> 2).to(tl.uint32) + tl.arange(0, E // 4).to(tl.uint32))[None, :]
     c3 = (stream_index.to(tl.uint32) << 24) | (sample_id >> 32).to(tl.uint32)
     w0, w1, w2, w3 = philox(group, step.to(tl.uint32), sample_id.to(tl.uint32), c3, k0, k1)
     n0, n1 = normal_pair(w0, w1, FAST)
