@@ -2,8 +2,12 @@
 
 Instructions are counted in the machine code. On a CPU, objdump disassembles the C++ library; what
 counts is the main loop of `draw_run` at the level in use, that is the innermost loop with Philox's
-multiplications, divided by the normals that it stores per iteration. On a GPU, Triton's cuobjdump
-disassembles the kernel; each instruction counts once, divided by the elements of a thread.
+multiplications, divided by the normals that it stores per iteration.
+
+On a GPU, Triton's cuobjdump disassembles the kernel. What counts is what a warp issues, not what
+the file holds (`path_lengths`): the set-up once, and the loop over a program's chunks as often as
+the launch makes it run, divided by the elements of a thread. Slow paths of a square root or a
+division, which are calls, don't count: the arguments of the kernels' own never take them.
 
 The ceiling on a CPU is measured: the slope of the op's time between 1,024 and 4,096 elements of one
 sample. These stay in the first-level cache, so the slope contains neither the call nor memory. On a
@@ -13,6 +17,7 @@ GPU it is the issue rate, four warp instructions per multiprocessor and clock, d
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 import shutil
 import statistics
@@ -20,7 +25,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -109,45 +114,142 @@ def of_normals(level: str) -> float | None:
     return instructions / values
 
 
-@functools.cache
-def of_kernel(cubin: bytes, elements_of_a_thread: float) -> float | None:
-    """Returns the instructions per element of a compiled Triton kernel."""
+class Instruction(NamedTuple):
+    """An instruction of a GPU: `guard` is its predicate or empty, `target` a jump's address."""
+
+    address: int
+    guard: str
+    operation: str
+    target: int | None
+
+
+def machine_code(cubin: bytes) -> list[Instruction]:
+    """Returns the instructions of a cubin with one kernel, without the padding at its end."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        return None
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = _output(tool, "-sass", file.name)
-    sass = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\S+ )?([A-Z][\w.]*)", text)
-    return sum(name != "NOP" for name in sass) / elements_of_a_thread
+        return parsed(_output(tool, "-sass", file.name))
 
 
-def compiled_call(call: Any) -> float | None:
-    """Returns the instructions per element of the kernel that Triton compiles for a launch.
+def parsed(text: str) -> list[Instruction]:
+    """Returns the instructions that cuobjdump printed."""
+    code = []
+    pattern = r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\S+ )?([A-Z][\w.]*)([^;]*);"
+    for address, guard, operation, operands in re.findall(pattern, text):
+        jumps = operation.split(".")[0] in ("BRA", "CALL")
+        target = re.search(r"0x([0-9a-f]+)", operands) if jumps else None
+        if operation != "NOP":
+            to = int(target[1], 16) if target else None
+            code.append(Instruction(int(address, 16), guard.strip(), operation, to))
+    return code
+
+
+def path_lengths(code: list[Instruction], trips: float) -> list[float]:
+    """Returns how many instructions a warp issues on each path through a kernel, ascending.
+
+    A loop, from the target of a backward jump to the jump, runs `trips` times. Where a jump forward
+    depends on a condition, both ways are paths, except one to a call: it is the slow path of a
+    square root or a division. A conditional exit is for programs without work, and is not taken.
+    Instructions with a predicate count: they take their turn even where they do nothing. The
+    longest path is what a kernel costs where every branch has work.
+    """
+    index = {line.address: i for i, line in enumerate(code)}
+    loops: dict[int, int] = {}  # from the first instruction to the jump back
+    for i, line in enumerate(code):
+        if line.operation == "BRA" and line.target is not None and line.target < line.address:
+            first = index[line.target]
+            loops[first] = max(i, loops.get(first, i))
+
+    def calls(i: int) -> bool:
+        """Whether a call follows before the next jump."""
+        while not code[i].operation.startswith(("BRA", "EXIT", "RET")):
+            if code[i].operation.startswith("CALL"):
+                return True
+            i += 1
+        return False
+
+    def ways(i: int) -> list[int]:
+        """Where a jump leads on a usual path."""
+        target, line = index[code[i].target or 0], code[i]
+        if not line.guard:
+            return [target]
+        if any(first <= i <= end < target for first, end in loops.items()):
+            return [i + 1]  # out of a loop, which `after` counts
+        if any(i < first and end < target for first, end in loops.items()):
+            return [i + 1]  # past a loop without trips
+        return [way for way in (target, i + 1) if not calls(way)] or [i + 1]
+
+    def after(first: int) -> frozenset[int]:
+        """Where a loop leads: past its jump back, or where a jump or an exit in it leads."""
+        end = loops[first]
+        if code[end].guard:
+            return frozenset((end + 1,))
+        out = (line for line in code[first:end] if line.guard)
+        jumps = (line for line in out if line.operation == "BRA" and line.target is not None)
+        found = {index[line.target or 0] for line in jumps}
+        return frozenset(i for i in found if i > end)
+
+    @functools.cache
+    def lengths(i: int, end: int | None) -> frozenset[float]:
+        """The lengths of paths from i to the kernel's exit, or through the jump back `end`."""
+        count = 0.0
+        while True:
+            if i in loops and loops[i] != end:
+                rest = [n for way in after(i) for n in lengths(way, end)] or [0.0]
+                body = lengths(i, loops[i])
+                return frozenset(count + trips * a + b for a in body for b in rest)
+            count += 1
+            line = code[i]
+            if i == end or (line.operation == "EXIT" and not line.guard):
+                return frozenset((count,))
+            if line.operation == "BRA" and line.target is not None:
+                to = ways(i)
+                if len(to) > 1:
+                    return frozenset(count + n for way in to for n in lengths(way, end))
+                i = to[0]
+            else:
+                i += 1
+
+    return sorted(lengths(0, None))
+
+
+def compiled(call: Any, target: tuple[int, int] = (9, 0)) -> bytes:
+    """Returns the cubin that Triton compiles for a launch on a GPU of this compute capability.
 
     call: what a function of `fastdiff_kernels.launch` returns.
     """
-    import triton
+    from triton import compile as compile_kernel
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
     from triton.runtime.jit import create_function_from_signature
 
-    major, minor = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    target = GPUTarget("cuda", 10 * major + minor, 32)
-    kernel, backend = call.kernel(), make_backend(target)
+    gpu = GPUTarget("cuda", 10 * target[0] + target[1], 32)
+    kernel, backend = call.kernel(), make_backend(gpu)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     bound, specialization, keywords = bind(**call.arguments, **call.options)
     options, signature, constants, attributes = kernel._pack_args(
         backend, keywords, bound, specialization, keywords
     )
-    made = triton.compile(
-        ASTSource(kernel, signature, constants, attributes), target=target, options=options.__dict__
-    )
-    threads = 32 * call.options["num_warps"]
-    return of_kernel(made.asm["cubin"], call.arguments.get("S", 1) * call.arguments["E"] / threads)
+    source = ASTSource(kernel, signature, constants, attributes)
+    cubin: bytes = compile_kernel(source, target=gpu, options=options.__dict__).asm["cubin"]
+    return cubin
+
+
+def per_element(call: Any, target: tuple[int, int] = (9, 0)) -> list[float]:
+    """Returns the instructions per element of a launch on each of its kernel's paths, ascending.
+
+    They are those of all programs, divided by the elements of the batch: threads without an
+    element cost the others.
+    """
+    programs = call.grid[0] * call.grid[1] * call.grid[2]
+    batch, size = call.arguments["batch"], call.arguments["size"]
+    chunks = -(-size // call.arguments["E"])
+    code = machine_code(compiled(call, target))
+    of_a_thread = batch * size / (programs * 32 * call.options["num_warps"])
+    return [n / of_a_thread for n in path_lengths(code, chunks / call.grid[1])]
 
 
 def ceiling(
@@ -160,9 +262,9 @@ def ceiling(
         call: on a GPU, returns the launch whose instructions are counted.
     """
     if device == "cuda":
-        per = compiled_call(call()) if call is not None else None
-        if per is None:
+        if call is None or importlib.util.find_spec("triton") is None:
             return None
+        per = per_element(call(), torch.cuda.get_device_capability())[-1]
         properties = torch.cuda.get_device_properties(0)
         clock = getattr(properties, "clock_rate", 0) * 1e3  # Hz; absent in some versions of torch
         if not clock:

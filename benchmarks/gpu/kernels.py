@@ -122,8 +122,7 @@ def step(
         return torch.randn(*sizes, generator=g, device=device)
 
     plan = make_plan(SCHEDULE, solver=solver, steps=50, timestep_spacing="leading")
-    calling = np.flatnonzero(plan.column("network"))
-    k = int(calling[len(calling) // 2])
+    k = step_of(plan)
     x, out = normal(*shape).to(dtype), normal((2 if guided else 1) * batch, *shape[1:]).to(dtype)
     slots = normal(plan.slots, *shape) if plan.slots else None
     state, slots_in_place = x.clone(), None if slots is None else slots.clone()
@@ -203,12 +202,18 @@ def step(
         work,
         _formula(plan, k, 3.0 if guided else None),
         (x, out, *memory),
-        _bytes(plan, k, x, guided),
+        step_bytes(plan, k, x, guided),
         theirs,
     )
 
 
-def _bytes(plan: Any, k: int, x: Tensor, guided: bool) -> int:
+def step_of(plan: Any) -> int:
+    """Returns the row that is measured: the middle one of those that call the network."""
+    calling = np.flatnonzero(plan.column("network"))
+    return int(calling[len(calling) // 2])
+
+
+def step_bytes(plan: Any, k: int, x: Tensor, guided: bool) -> int:
     """Returns the bytes that row k moves.
 
     Slots are float32. With guidance, two outputs are read and the next input is also written.

@@ -57,6 +57,7 @@ def q_posterior_kernel(
         start = tl.load(at(x0, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
         result = (of_x0 * start) + (of_x * x)
         tl.store(at(mean, b, size, first, e), result.to(mean.dtype.element_ty), mask=inside)
+        chunk += 1
     if tl.program_id(1) == 0:  # in one program per sample
         _, _, floor = coefficients(
             alphas_cumprod, tl.where(index < 1, 1, index), valid & (times > 1)
@@ -65,4 +66,3 @@ def q_posterior_kernel(
         logarithm = tl.log(tl.where(times > 1, floor, alone))
         tl.store(variance + b, v.to(variance.dtype.element_ty), mask=live)
         tl.store(log_variance + b, logarithm.to(log_variance.dtype.element_ty), mask=live)
-        chunk += 1
