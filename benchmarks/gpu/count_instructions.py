@@ -128,12 +128,12 @@ CASES: dict[str, Case] = {
     "DDIM step": step("ddim"),
     "DDPM step, fast": step("ddpm", "fast"),
     "DDPM step, exact": step("ddpm"),
-    "guided DDIM step": step("ddim guided"),
+    "guidance + step, writes next input": step("ddim guided"),
     "DPM++ 2M step": step("dpm++2m"),
     "UniPC-2 step": step("unipc"),
     "normal fill, fast": randn("fast"),
     "normal fill, exact": randn("exact"),
-    "q_sample, fast": q_sample("fast"),
+    "q_sample, noise not stored": q_sample("fast"),
     "q_sample, exact": q_sample("exact"),
     "noise_mse": sums(
         1,
@@ -141,7 +141,7 @@ CASES: dict[str, Case] = {
             out, parts, tensor(dtype), None, 1, None, None, 0, 2, False
         ),
     ),
-    "Gaussian KL": sums(
+    "Gaussian KL per sample": sums(
         4, lambda launch, dtype, out, parts: launch.gaussian_kl_call(out, parts, *views(4, dtype))
     ),
     "discretised NLL": sums(
@@ -171,22 +171,22 @@ CASES: dict[str, Case] = {
 }
 
 
+def entry_of(name: str, dtype: str) -> dict[str, Any]:
+    """Returns a kernel's entry of the table."""
+    call, nbytes = CASES[name](getattr(torch, dtype))
+    paths = instructions.per_element(call)
+    return {
+        "instructions": [round(n, 1) for n in paths],
+        "bytes": nbytes,
+        "ceiling": round(issue_limits.ceiling(paths[-1], nbytes), 1),
+    }
+
+
 def counted() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Returns (kernel, dtype, its entry of the table) for each case."""
-    for name, case in CASES.items():
+    for name in CASES:
         for dtype in issue_limits.DTYPES:
-            call, nbytes = case(getattr(torch, dtype))
-            paths = instructions.per_element(call)
-            limit = issue_limits.ceiling(paths[-1], nbytes)
-            yield (
-                name,
-                dtype,
-                {
-                    "instructions": [round(n, 1) for n in paths],
-                    "bytes": nbytes,
-                    "ceiling": round(limit, 1),
-                },
-            )
+            yield name, dtype, entry_of(name, dtype)
 
 
 def difference(name: str, dtype: str, entry: dict[str, Any]) -> str | None:

@@ -30,6 +30,16 @@ def ceiling(instructions: float, nbytes: float) -> float:
     return 100 * rate * nbytes / COPY_BYTES_PER_S
 
 
+def require(kernel: str, dtype: str, percent: float) -> None:
+    """Raises ValueError for a target above the kernel's own ceiling, KeyError without an entry."""
+    limit = float(table()[kernel][dtype]["ceiling"])
+    if percent > limit:
+        raise ValueError(
+            f"{kernel}, {dtype}: expected a target of at most {limit:g} % of a copy's bandwidth,"
+            f" which its instructions allow, got {percent:g}; lower the instructions or the target."
+        )
+
+
 def reachable(kernel: str, dtype: str, memory: float, share: float = 0.9) -> float:
     """Returns the percent of a copy's bandwidth that a kernel is predicted to reach.
 
@@ -40,4 +50,6 @@ def reachable(kernel: str, dtype: str, memory: float, share: float = 0.9) -> flo
     Raises:
         KeyError: the table doesn't have the kernel.
     """
-    return min(memory, round(share * float(table()[kernel][dtype]["ceiling"])))
+    percent = min(memory, round(share * float(table()[kernel][dtype]["ceiling"])))
+    require(kernel, dtype, percent)
+    return percent

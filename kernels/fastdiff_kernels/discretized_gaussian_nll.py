@@ -155,7 +155,10 @@ def discretized(x0, mean, log_scale, GRADIENT: tl.constexpr):
         return tl.where(m != m, m, nll)
 
 
-@triton.jit(do_not_specialize=["batch", "each"])
+@triton.jit(
+    do_not_specialize=["batch", "each"],
+    do_not_specialize_on_alignment=["nll", "workspace"],
+)
 def discretized_gaussian_nll_kernel(
     nll,
     workspace,
@@ -188,7 +191,10 @@ def discretized_gaussian_nll_kernel(
         chunk += 1
 
 
-@triton.jit(do_not_specialize=["batch", "each"])
+@triton.jit(
+    do_not_specialize=["batch", "each"],
+    do_not_specialize_on_alignment=["grad"],
+)
 def discretized_gaussian_nll_backward_kernel(
     g_mean,
     g_log_scale,

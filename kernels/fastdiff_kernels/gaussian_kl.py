@@ -62,7 +62,10 @@ def differences(
     return d, m, inverse2
 
 
-@triton.jit(do_not_specialize=["batch", "each"])
+@triton.jit(
+    do_not_specialize=["batch", "each"],
+    do_not_specialize_on_alignment=["kl", "workspace"],
+)
 def gaussian_kl_kernel(
     kl,
     workspace,
@@ -115,7 +118,10 @@ def gaussian_kl_kernel(
         chunk += 1
 
 
-@triton.jit(do_not_specialize=["batch", "each"])
+@triton.jit(
+    do_not_specialize=["batch", "each"],
+    do_not_specialize_on_alignment=["grad"],
+)
 def gaussian_kl_backward_kernel(
     g_mean1,
     g_logvar1,

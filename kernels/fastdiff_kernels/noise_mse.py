@@ -15,7 +15,10 @@ from .sums import mean_of, row_sum, store_sum
 from .tiling import at, samples, share, tile
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"],
+    do_not_specialize_on_alignment=["loss", "workspace", "weight", "seeds", "sample_ids"],
+)
 def noise_mse_kernel(
     loss,
     workspace,
@@ -47,7 +50,10 @@ def noise_mse_kernel(
         chunk += 1
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"],
+    do_not_specialize_on_alignment=["grad", "weight", "seeds", "sample_ids"],
+)
 def noise_mse_backward_kernel(
     g_prediction,
     grad,

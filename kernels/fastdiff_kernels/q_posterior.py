@@ -24,7 +24,10 @@ def coefficients(alphas_cumprod, t, valid):
     return tl.sqrt(p) * (beta / (1.0 - a)), tl.sqrt(alpha) * left, beta * left
 
 
-@triton.jit(do_not_specialize=["batch", "each", "times"])
+@triton.jit(
+    do_not_specialize=["batch", "each", "times"],
+    do_not_specialize_on_alignment=["variance", "log_variance", "t", "alphas_cumprod", "errors"],
+)
 def q_posterior_kernel(
     mean,
     variance,

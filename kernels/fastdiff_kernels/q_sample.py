@@ -13,7 +13,8 @@ from .tiling import at, samples, share, tile
 
 
 @triton.jit(
-    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each", "times"]
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each", "times"],
+    do_not_specialize_on_alignment=["t", "alpha", "sigma", "seeds", "sample_ids", "errors"],
 )
 def q_sample_kernel(
     out,

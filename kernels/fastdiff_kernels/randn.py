@@ -7,7 +7,10 @@ from .noise import normals, stream_identity
 from .tiling import at, samples, share, tile
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"],
+    do_not_specialize_on_alignment=["seeds", "sample_ids"],
+)
 def randn_kernel(
     out,
     seeds,

@@ -13,7 +13,10 @@ from .noise import normals, stream_identity
 from .tiling import at, samples, share, tile
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"],
+    do_not_specialize_on_alignment=["seeds", "sample_ids"],
+)
 def reparameterize_kernel(
     z,
     mean,
@@ -45,7 +48,10 @@ def reparameterize_kernel(
         chunk += 1
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "step", "stream_index", "batch", "each"],
+    do_not_specialize_on_alignment=["seeds", "sample_ids"],
+)
 def reparameterize_backward_kernel(
     g_mean,
     g_logvar,

@@ -250,7 +250,20 @@ def store_slot(
         )
 
 
-@triton.jit(do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "each", "table_rows"])
+@triton.jit(
+    do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "each", "table_rows"],
+    do_not_specialize_on_alignment=[
+        "table",
+        "row",
+        "seeds",
+        "sample_ids",
+        "guidance",
+        "rescale",
+        "threshold",
+        "row_out",
+        "errors",
+    ],
+)
 def reverse_step_kernel(
     x_s,
     x_t,

@@ -47,16 +47,19 @@ def store_sum(out, workspace, weight, total, b, chunk, live, size, MEAN: tl.cons
             total = mean_of(total, weight, b, live, size)
         tl.store(out + b, total.to(out.dtype.element_ty), mask=live)
     else:
-        chunks = (size + CHUNK - 1) // CHUNK
+        chunks = (size - 1) // CHUNK + 1
         tl.store(workspace + b * chunks + chunk, total, mask=live)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(
+    do_not_specialize=["batch"],
+    do_not_specialize_on_alignment=["out", "workspace", "weight"],
+)
 def sum_chunks_kernel(out, workspace, weight, batch, size, S: tl.constexpr, MEAN: tl.constexpr):
     """Adds each sample's partial sums in order, in float64."""
     b = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
     live = b < batch
-    chunks = (size + CHUNK - 1) // CHUNK
+    chunks = (size - 1) // CHUNK + 1
     total = tl.zeros([S], tl.float64)
     begin = tl.full([], 0, tl.int64)
     while begin < chunks:

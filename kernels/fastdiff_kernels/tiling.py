@@ -6,7 +6,11 @@ per element. Program k on axis 1 computes the chunks from k * each, in a loop, s
 needs is set up once for several chunks. The host chooses `each` (launch/common.py). Chunks don't
 overlap, and an element's bits don't depend on `each`.
 
-Values of a sample are a [S, 1] column. Offsets are int64.
+Values of a sample are a [S, 1] column. Offsets are int64: products with `size` start from the int64
+sample. Kernels name the pointers to values of a sample and to tables in
+do_not_specialize_on_alignment: their loads are narrow at any address, so one variant serves all, such
+as the second row of a [2, batch] tensor at odd batch sizes. The addresses of elements are specialised,
+because 16-byte loads depend on them.
 """
 
 import triton
@@ -27,7 +31,7 @@ def share(size, each, E: tl.constexpr):
     An empty sample has one chunk, without elements.
     """
     begin = tl.program_id(1) * each
-    return begin, tl.minimum(begin + each, tl.maximum(tl.cdiv(size, E), 1))
+    return begin, tl.minimum(begin + each, tl.maximum((size - 1) // E + 1, 1))
 
 
 @triton.jit

@@ -89,7 +89,10 @@ def prediction(
     return x, noisy, free, held, logvar
 
 
-@triton.jit(do_not_specialize=["batch", "each", "times"])
+@triton.jit(
+    do_not_specialize=["batch", "each", "times"],
+    do_not_specialize_on_alignment=["terms", "workspace", "table", "t", "errors"],
+)
 def vlb_terms_kernel(
     terms,
     workspace,
@@ -130,7 +133,10 @@ def vlb_terms_kernel(
         chunk += 1
 
 
-@triton.jit(do_not_specialize=["batch", "each", "times"])
+@triton.jit(
+    do_not_specialize=["batch", "each", "times"],
+    do_not_specialize_on_alignment=["grad", "table", "t", "errors"],
+)
 def vlb_terms_backward_kernel(
     g_output,
     grad,

@@ -27,7 +27,7 @@ from .common import (
 
 _SAMPLES = 32  # of a program of sum_chunks
 _BIN_WARPS = (
-    4  # 4 elements per thread where a bin's mass is computed: float64 has enough registers too
+    8  # 4 elements per thread where a bin's mass is computed: float64 has enough registers too
 )
 
 
