@@ -65,9 +65,9 @@ def entries(
     c = ()
     for i in tl.static_range(COUNT):
         if used(USES, COLUMN + i):
-            c = c + (entry(rows, COLUMN + i, valid, COMPUTE),)
+            c = c + (entry(rows, COLUMN + i, valid, COMPUTE),)  # type: ignore[assignment]
         else:
-            c = c + (0.0,)
+            c = c + (0.0,)  # type: ignore[assignment]
     return c
 
 

@@ -7,10 +7,10 @@ needs is set up once for several chunks. The host chooses `each` (launch/common.
 overlap, and an element's bits don't depend on `each`.
 
 Values of a sample are a [S, 1] column. Offsets are int64: products with `size` start from the int64
-sample. Kernels name the pointers to values of a sample and to tables in
-do_not_specialize_on_alignment: their loads are narrow at any address, so one variant serves all, such
-as the second row of a [2, batch] tensor at odd batch sizes. The addresses of elements are specialised,
-because 16-byte loads depend on them.
+sample. Kernels name the pointers to values of a sample, and to tables, in
+do_not_specialize_on_alignment: their loads are narrow at any address, so one variant serves them
+all, such as the second row of a [2, batch] tensor at odd batch sizes. The addresses of elements are
+specialised, because 16-byte loads depend on them.
 """
 
 import triton
