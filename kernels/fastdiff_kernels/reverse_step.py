@@ -347,10 +347,6 @@ def reverse_step_kernel(
         scale = tl.load(
             table + following * COLUMNS + INPUT_SCALE, mask=known, other=float("nan")
         ).to(COMPUTE)
-    if row_out is not None:  # in one program per sample
-        tl.store(
-            row_out + b, tl.where(valid, following, index), mask=live & (tl.program_id(1) == 0)
-        )
 
     chunk, end = share(size, each, E)
     while chunk < end:
@@ -426,3 +422,7 @@ def reverse_step_kernel(
             for half in tl.static_range(COPIES):
                 tl.store(at(input_out, b + half * batch, size, first, e), scaled, mask=inside)
         chunk += 1
+    if row_out is not None:  # in one program per sample
+        tl.store(
+            row_out + b, tl.where(valid, following, index), mask=live & (tl.program_id(1) == 0)
+        )
