@@ -27,8 +27,9 @@ ERRORS = {op: number for number, op in enumerate(_INDEX, 1)}
 TILE = 1024
 WARPS = 4
 _CHUNKS_Y = 65535  # what CUDA allows on grid axes 1 and 2
-# What fills a GPU: an H200's multiprocessors, and the warps that each can hold.
-_MULTIPROCESSORS, _MOST_WARPS = 132, 64
+# What fills a GPU: an H200's multiprocessors, and the warps that each can hold. Programs of several
+# chunks fill it twice, so that those that end last keep only a part of it waiting.
+_MULTIPROCESSORS, _MOST_WARPS, _TIMES = 132, 64, 2
 # Of a program: with more, its set-up would still be a twentieth of the instructions.
 _MOST_CHUNKS = 8
 
@@ -67,7 +68,8 @@ def chunks_each(groups: int, chunks: int, warps: int) -> int:
     A program sets up what its samples need once for all of its chunks. So they are many, at most
     _MOST_CHUNKS, but enough programs are left to fill the GPU. Only the grid's limit asks for more.
     """
-    each = min(_MOST_CHUNKS, max(1, groups * chunks // (_MULTIPROCESSORS * _MOST_WARPS // warps)))
+    enough = _TIMES * _MULTIPROCESSORS * _MOST_WARPS // warps
+    each = min(_MOST_CHUNKS, max(1, groups * chunks // enough))
     return max(each, -(-chunks // _CHUNKS_Y))
 
 

@@ -165,7 +165,7 @@ def test_a_step_in_place(guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (256, 3 * 32 * 32, (256, 3, 1)),  # 768 tiles: fewer than the GPU holds
         (1024, 3 * 128 * 128, (1024, 6, 1)),  # 8 chunks of a program
-        (88, 3 * 128 * 128, (88, 24, 1)),  # 2 chunks leave 2,112 programs
+        (176, 3 * 128 * 128, (176, 24, 1)),  # 2 chunks leave 4,224 programs
         (1, 2**40, (1, 65533, 1)),  # a grid has at most 65,535
         (4, 0, (1, 1, 1)),
     ],
