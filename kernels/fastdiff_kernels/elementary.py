@@ -93,11 +93,17 @@ def exponent(x):
 
 
 @triton.jit
-def scaled(x, t, r, q):
-    """2^k (1 + r + q); infinite above the range of 2^k, zero below it, and NaN for NaN."""
+def power(t, r, q):
+    """2^k (1 + r + q), which is e^x in the range of 2^k."""
     y = 1.0 + (r + q)
     bits = y.to(tl.int32, bitcast=True) + (t.to(tl.int32, bitcast=True) << 23)
-    y = bits.to(tl.float32, bitcast=True)
+    return bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def scaled(x, t, r, q):
+    """e^x: infinite above the range of 2^k, zero below it, and NaN for NaN."""
+    y = power(t, r, q)
     return tl.where(x <= EXP_HIGH, tl.where(x < EXP_LOW, 0.0, y), x * float("inf"))
 
 
