@@ -1,6 +1,8 @@
 // The exported functions: check the arguments, pick the level, launch, count.
 #include "fastdiff/ops.h"
 
+#include <math.h>
+
 #include <atomic>
 
 #include "checks.h"
@@ -70,6 +72,27 @@ int launch(const Kernels<Args>& kernels, const Args& args, Empty empty = SKIP) {
     return FD_OK;
 }
 
+// Writes the time t of the row that a sample executes next; NaN where there is none.
+void write_time(const fd_reverse_step_args& a, int64_t b, double t) {
+    for (int64_t i = b; i < a.time_copies * a.launch.batch; i += a.launch.batch)
+        if (a.time_out.type == FD_INT64)
+            ((int64_t*)a.time_out.data)[i] = t == t ? (int64_t)rint(t) : 0;
+        else
+            ((float*)a.time_out.data)[i] = (float)t;
+}
+
+// Moves every sample to its next row.
+void follow(const fd_reverse_step_args& a) {
+    for (int64_t b = 0; b < a.launch.batch; ++b) {
+        const double next = a.table[a.row[b] * fastdiff::COLUMNS + fastdiff::NEXT];
+        // empty samples are moved without a check of their rows
+        const bool inside = next >= 0 && next < (double)a.rows;
+        if (a.time_out.data)
+            write_time(a, b, inside ? a.table[(int64_t)next * fastdiff::COLUMNS + fastdiff::TIME] : NAN);
+        if (a.row_out) a.row_out[b] = (int64_t)next;
+    }
+}
+
 }  // namespace
 
 int fd_randn(const fd_randn_args* args) { return launch(RANDN, *args); }
@@ -87,11 +110,9 @@ int fd_reverse_step(const fd_reverse_step_args* args) {
     if (args->rescale && args->guidance) status = launch(RESCALE, *args);
     if (status == FD_OK && args->threshold) status = launch(THRESHOLD, *args);
     if (status == FD_OK) status = launch(REVERSE_STEP, *args);
-    if (status != FD_OK || !args->row_out) return status;
     // after every sample is done, since row_out may be row's memory
-    for (int64_t b = 0; b < args->launch.batch; ++b)
-        args->row_out[b] = (int64_t)args->table[args->row[b] * fastdiff::COLUMNS + fastdiff::NEXT];
-    return FD_OK;
+    if (status == FD_OK && (args->row_out || args->time_out.data)) follow(*args);
+    return status;
 }
 
 int64_t fd_abi_version(void) { return FD_ABI_VERSION; }

@@ -142,6 +142,17 @@ struct ReverseStep {
         const int64_t next = following(r);
         if (next < 0) report(in.a.launch, FD_REVERSE_STEP);
         if (in.a.row_out) in.a.row_out[b] = r.row ? next : in.a.row[b];
+        if (in.a.time_out.data) write_time(b, next >= 0 ? in.a.table[next * COLUMNS + TIME] : (double)NAN);
+    }
+
+    // The time t of the row that a sample executes next; NaN where there is none.
+    FD_MEMBER void write_time(int64_t b, double t) const {
+        const fd_reverse_step_args& a = in.a;
+        for (int64_t i = b; i < a.time_copies * a.launch.batch; i += a.launch.batch)
+            if (a.time_out.type == FD_INT64)
+                ((int64_t*)a.time_out.data)[i] = t == t ? (int64_t)rint(t) : 0;
+            else
+                ((float*)a.time_out.data)[i] = (float)t;
     }
 };
 
@@ -151,7 +162,7 @@ int fd_reverse_step(const fd_reverse_step_args* args) {
     using namespace fastdiff::FD_LEVEL;
     const fd_launch& l = args->launch;
     if (int status = check(l, args->draw)) return status;
-    if (l.batch == 0 || (l.elements == 0 && !args->row_out)) return FD_OK;
+    if (l.batch == 0 || (l.elements == 0 && !args->row_out && !args->time_out.data)) return FD_OK;
     const int64_t compute = args->x_t.type == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32;
     const Arrays arrays = Arrays(l)
                               .add(args->x_t).add(args->x_s).add(args->model_output).add(args->noise).add(args->gradient)

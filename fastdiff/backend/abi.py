@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..table import OPS
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 COUNTED = (
     "randn",
     "q_sample",
@@ -42,11 +42,11 @@ PASSES = tuple(name for name in COUNTED if name not in OPS)
 
 Launch = tuple[int, int, int, int]  # level, threads, stream, errors
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
 _HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
-_REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQQQ")
+_REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQ")
 _Q_POSTERIOR = Struct(f"={_HEAD}{_ARRAY * 2}QQq{_ARRAY}QQ")
 _REPARAMETERIZE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 6}")
 _NOISE_MSE = Struct(f"={_HEAD}{_DRAW}{_ARRAY}QQQQ{_ARRAY}")
@@ -149,7 +149,8 @@ def reverse_step(at: Launch, step: Any) -> bytes:
     """
     (
         x_t, model_output, table, row, slots, noise, seed, sample_ids, guidance, gradient, stream,
-        _, _, out, slots_out, x0_out, input_out, row_out, workspace,
+        _, _, out, slots_out, x0_out, input_out, row_out, time_out,
+        workspace,
     ) = step  # fmt: skip  # all at once: an attribute each costs a tenth of a small step
     batch, size = _size(x_t)
     seeds = None if seed is None or isinstance(seed, int) else seed
@@ -183,6 +184,8 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         *(_NOTHING if input_out is None else _array(input_out)),
         input_out.size(0) // batch if input_out is not None and batch else 0,
         0 if row_out is None else row_out.data_ptr(),
+        *(_NOTHING if time_out is None else _array(time_out)),
+        time_out.size(0) // batch if time_out is not None and batch else 0,
         0 if workspace is None else _pointer(step.rescale),
         0 if workspace is None else _pointer(step.threshold),
     )
@@ -204,6 +207,7 @@ STEP_WORDS = {
     "x0_out": 31,
     "input_out": 33,
     "row_out": 36,
+    "time_out": 37,
 }
 """Where the packed `reverse_step` holds the pointer of an argument, counted in 64-bit words."""
 _LEVEL, _THREADS, _STREAM, _ERRORS = 2, 3, 4, 5  # where every struct holds its `Launch`

@@ -26,7 +26,7 @@ INPUTS = (
 )
 OUTPUTS = (
     "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)?"
-    " row_out, Tensor(f!)? workspace"
+    " row_out, Tensor(f!)? time_out, Tensor(g!)? workspace"
 )
 """The registered ops' flat arguments, in the order of `StepArguments.flat`."""
 
@@ -124,6 +124,7 @@ def reverse_step(
     x0_out: Tensor | None = None,
     input_out: Tensor | None = None,
     row_out: Tensor | None = None,
+    time_out: Tensor | None = None,
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -152,8 +153,10 @@ def reverse_step(
             table on the CPU.
         out, slots_out: where to write x_s and the slots, which may be x_t and slots; nothing is
             allocated and no gradient recorded.
-        x0_out, input_out, row_out: optional outputs next to `out`: x0 like x_t, the network's next
-            input [B, …] or [2B, …], and the next rows, int64 [B] in other memory than `row`.
+        x0_out, input_out, row_out, time_out: optional outputs next to `out`: x0 like x_t, the
+            network's next input [B, …] or [2B, …], the next rows, int64 [B] in other memory than
+            `row`, and the network's next times, column t of the next rows, [B] or [2B] as float32
+            or, rounded half to even, as int64.
         workspace: [2, B] in the compute type, a buffer for rescale factors and dynamic thresholds
             where rows have them; None allocates it.
         backend: see `randn`.
@@ -185,6 +188,7 @@ def reverse_step(
         x0_out,
         input_out,
         row_out,
+        time_out,
         workspace,
     ).check()
     if backend:

@@ -46,6 +46,7 @@ class StepArguments(NamedTuple):
     x0_out: Tensor | None = None  # [B, …], any floating dtype
     input_out: Tensor | None = None  # [B, …] or [2B, …], any floating dtype
     row_out: Tensor | None = None  # int64 [B], not the memory of `row`
+    time_out: Tensor | None = None  # [B] or [2B], int64 or float32
     workspace: Tensor | None = None  # compute type [2, B], for the results of the two prepasses
 
     @property
@@ -237,6 +238,7 @@ class StepArguments(NamedTuple):
             and self.x0_out is None
             and self.input_out is None
             and self.row_out is None
+            and self.time_out is None
         )
         if out is None:
             if others:
@@ -266,6 +268,7 @@ class StepArguments(NamedTuple):
 
     def _check_other_outputs(self) -> None:
         x_t, input_out, batch = self.x_t, self.input_out, self.x_t.size(0)
+        time_out = self.time_out
         if self.row_out is not None:
             common.integers(WHERE, "row_out", self.row_out, batch, x_t, "x_t")
         if input_out is not None:
@@ -275,7 +278,19 @@ class StepArguments(NamedTuple):
                     f" {list(input_out.shape)}."
                 )
             common.floating(WHERE, "input_out", input_out)
-        for value in (self.slots_out, self.x0_out, input_out, self.row_out):
+        if time_out is not None:
+            if time_out.shape not in ((batch,), (2 * batch,)):
+                raise ValueError(
+                    f"fastdiff.{WHERE}: expected time_out of shape {[batch]} or {[2 * batch]}, got"
+                    f" {list(time_out.shape)}."
+                )
+            if time_out.dtype not in (torch.int64, torch.float32):
+                raise TypeError(
+                    f"fastdiff.{WHERE}: expected time_out of int64 or float32, got"
+                    f" {time_out.dtype}."
+                )
+            common.same_device(WHERE, "time_out", time_out, x_t, "x_t")
+        for value in (self.slots_out, self.x0_out, input_out, self.row_out, time_out):
             if value is not None and not value.is_contiguous():
                 raise ValueError(_CONTIGUOUS)
 

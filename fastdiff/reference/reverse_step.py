@@ -23,13 +23,19 @@ COLUMNS = (
 
 class Step(NamedTuple):
     """The results of a row: x_s [B, …]; slots [S, B, …] or None; x0 [B, …] after the clip;
-    network_input [B or 2B, …]; row [B]."""
+    network_input [B or 2B, …]; row [B]; time [B or 2B], column t of the next row."""
 
     x_s: NDArray
     slots: NDArray | None
     x0: NDArray
     network_input: NDArray
     row: NDArray[np.int64]
+    time: NDArray[np.float64]
+
+    @property
+    def timestep(self) -> NDArray[np.int64]:
+        """Returns the time rounded to a whole timestep, half to even; 0 for NaN."""
+        return np.where(np.isnan(self.time), 0.0, np.rint(self.time)).astype(np.int64)
 
 
 def reverse_step(
@@ -56,7 +62,7 @@ def reverse_step(
     x0_all = np.empty(x_t.shape, compute)
     scaled = np.empty(x_t.shape, compute)
     new_slots = None if slots is None else slots.copy()
-    next_row = np.empty(batch, np.int64)
+    next_row, time = np.empty(batch, np.int64), np.empty(batch)
     for b in range(batch):
         r = dict(zip(COLUMNS, table[rows[b]], strict=True))
         c = {name: compute(value) for name, value in r.items()}
@@ -106,10 +112,12 @@ def reverse_step(
             if any(v != 0 for v in coefficients.values()):
                 new_slots[i, b] = _combine(coefficients, read, x_t[b].shape, compute)  # type: ignore[index]
         next_row[b] = int(r["next"])
+        time[b] = table[next_row[b], COLUMNS.index("t")]
         x_s[b] = x_next.astype(x_t.dtype)
         scaled[b] = compute(table[next_row[b], COLUMNS.index("input_scale")]) * x_next
     network_input = scaled if gammas is None else np.concatenate([scaled, scaled])
-    return Step(x_s, new_slots, x0_all, network_input, next_row)
+    times = time if gammas is None else np.concatenate([time, time])
+    return Step(x_s, new_slots, x0_all, network_input, next_row, times)
 
 
 def _coefficients(c: dict[str, Any], to: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Lanes:
             seed=self._seeds,
             sample_ids=self._ids,
             input=self.inputs.next_input,
+            times=self.inputs.next_times,
             wants_x0=options.wants_x0,
         )
         self._captured_version = -1
@@ -148,6 +149,7 @@ class Lanes:
             else:
                 buffer.index_copy_(0, index, value)
         self.inputs.put(lanes, index, state, batch)
+        self.inputs.set_times(self.stepper.row)
         self.stepper.fit()
 
     def _initial_state(self, batch: Batch, buffer: Tensor | None) -> Tensor:
@@ -211,6 +213,7 @@ class Lanes:
         if old_slots is not None and new_slots is not None:
             new_slots[: len(old_slots), :n] = old_slots[:, index]
         new.inputs.copy_from(self.inputs, index, new.x, self.plan.input_scale[new.rows])
+        new.inputs.set_times(new.stepper.row)
         return new
 
     # -- steps -------------------------------------------------------------------------------------
@@ -287,7 +290,11 @@ class Lanes:
             graphs.run(kind, (stepper.swapped, count), several)
 
     def _step(self, calls: str) -> None:
-        """Executes one row for every lane, and leaves `stepper.row` as it is."""
+        """Executes one row for every lane, and leaves `stepper.row` as it is.
+
+        The row's last kernel launch replaces the network's times by those of the next rows: what
+        reads them comes before.
+        """
         stepper, options = self.stepper, self.options
         gamma = self._gamma if calls == BOTH else None
         x = stepper.x

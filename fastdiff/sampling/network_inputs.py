@@ -52,7 +52,8 @@ class NetworkInputs:
 
     Attributes:
         next_input: [halves·B, …], where rows write the network's next input.
-        t: [at least halves·B], the network's times, set by `output`.
+        t: [at least halves·B], the network's times of the rows that the lanes execute next, which
+            `set_times` sets and then rows write, into its part `next_times` [halves·B].
         rows_per_call: the size of calls that memory has forced to be cut, else None.
     """
 
@@ -78,7 +79,7 @@ class NetworkInputs:
         if network.channels_last and len(shape) == 3:
             self._network_x = torch.zeros_like(self._x, memory_format=torch.channels_last)
         self.t = torch.zeros(capacity, dtype=plan.times.dtype, device=device)
-        self._halves_of_t = self.t[:total].view(halves, -1).unbind()
+        self.next_times = self.t[:total]
         self._arguments = {k: _filled(v, capacity) for k, v in arguments.cond.items()}
         self._shared = arguments.shared
         self._conditions: Tensor | None = None  # [R, total, …] computed ahead, by row and position
@@ -207,6 +208,10 @@ class NetworkInputs:
                 self._calls.clear()
             held.flatten(0, 1).index_copy_(0, places[cut], made)
 
+    def set_times(self, row: Tensor) -> None:
+        """Sets the network's times of all lanes, which are at these rows [B]."""
+        self.next_times.view(self._halves, -1).copy_(self._plan.times.index_select(0, row))
+
     # -- calls -------------------------------------------------------------------------------------
 
     def output(self, halves: str, row: Tensor) -> Tensor:
@@ -217,8 +222,6 @@ class NetworkInputs:
             torch.add(self._position, row, alpha=total, out=self._index)
             flat = self._conditions.flatten(0, 1)
             torch.index_select(flat, 0, self._index.view(-1), out=self._condition[:total])
-        else:
-            self._set_times(row)
         if self._network_x is not self._x:
             self._network_x.copy_(self._x)
         while True:
@@ -230,14 +233,8 @@ class NetworkInputs:
             # After the handler, because the error's traceback holds the tensors that filled memory.
             self._cut_calls(halves)
 
-    def _set_times(self, row: Tensor) -> None:
-        torch.index_select(self._plan.times, 0, row, out=self._halves_of_t[0])
-        if self._halves == 2:
-            self._halves_of_t[1].copy_(self._halves_of_t[0])
-
     def output_of(self, halves: str, row: Tensor, x: Tensor) -> Tensor:
         """The output as a function of the states x [B, …], for gradients through the network."""
-        self._set_times(row)
         scale = self._plan.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
         inputs = (x * scale.view(-1, *(1,) * (x.ndim - 1))).to(self._x.dtype)
         if halves == BOTH:

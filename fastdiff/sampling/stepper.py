@@ -10,9 +10,9 @@ row, for samplers outside `Sampler`. The caller calls the network:
         stepper.step(network(stepper.input, t[row]))
     stepper.x
 
-A step overwrites these buffers. With `keep` it writes x, the next input and x0 to new memory, so
-that the caller may keep earlier tensors. After the first step nothing else is allocated, and
-nothing is read from the device.
+A step overwrites these buffers, and the network's times where it was given memory for them. With
+`keep` it writes x, the next input and x0 to new memory, so that the caller may keep earlier
+tensors. After the first step nothing else is allocated, and nothing is read from the device.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Stepper:
         sample_ids: int64 [B], default 0 … B - 1.
         input: where rows write the network's next input, [B, …] or, for both guidance halves,
             [2B, …]; None where the network reads x itself.
+        times: where rows write the network's next times, [B] or, for both guidance halves, [2B],
+            int64 or float32; or None.
         wants_x0: whether rows write their prediction of x0.
 
     Attributes:
@@ -70,10 +72,11 @@ class Stepper:
         seed: int | Tensor | None = None,
         sample_ids: Tensor | None = None,
         input: Tensor | None = None,
+        times: Tensor | None = None,
         wants_x0: bool = False,
     ):
         self.plan, self.x, self.seed, self.sample_ids = plan, x, seed, sample_ids
-        self._input = input
+        self._input, self._times = input, times
         self.x0 = torch.empty_like(x) if wants_x0 else None
         self.row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.next_row = torch.empty_like(self.row)
@@ -190,6 +193,7 @@ class Stepper:
             x0_out=self.x0,
             input_out=self._input,
             row_out=self.next_row,
+            time_out=self._times,
         )
 
     def advance(self) -> None:
@@ -233,6 +237,7 @@ class Stepper:
             x0_out=self.x0,
             input_out=self._input,
             row_out=self._rows[1],
+            time_out=self._times,
             workspace=self.workspace,
         )
         given = (name for name, value in zip(_INPUTS, inputs, strict=True) if value is not None)

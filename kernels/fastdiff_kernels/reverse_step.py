@@ -38,7 +38,7 @@ from .noise import normals, stream_identity
 from .tiling import at, samples, share, tile
 
 COLUMNS = tl.constexpr(56)
-INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(2), tl.constexpr(3)
+TIME, INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 GUIDANCE_RESCALE, OUT_GRAD = tl.constexpr(4), tl.constexpr(5)
 CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = (
     tl.constexpr(8),
@@ -250,6 +250,18 @@ def store_slot(
         )
 
 
+@triton.jit
+def network_time(table, following, known, WHOLE: tl.constexpr):
+    """The column t of the next row, where it is WHOLE rounded half to even; NaN, or 0, without one.
+
+    Beyond 1.5 * 2**52 a float64 has no digits after the point: the sum is rounded to an integer.
+    """
+    t = tl.load(table + following * COLUMNS + TIME, mask=known, other=float("nan"))
+    if WHOLE:
+        t = tl.where(t == t, (t + 6755399441055744.0) - 6755399441055744.0, 0.0)
+    return t
+
+
 @triton.jit(
     do_not_specialize=["seed_lo", "seed_hi", "stream_index", "batch", "each", "table_rows"],
     do_not_specialize_on_alignment=[
@@ -261,6 +273,7 @@ def store_slot(
         "rescale",
         "threshold",
         "row_out",
+        "time_out",
         "errors",
     ],
 )
@@ -282,6 +295,7 @@ def reverse_step_kernel(
     x0_out,
     input_out,
     row_out,
+    time_out,
     errors,
     seed_lo,
     seed_hi,
@@ -298,11 +312,13 @@ def reverse_step_kernel(
     WIDTH: tl.constexpr,
     COPY: tl.constexpr,
     COPIES: tl.constexpr,
+    TIMES: tl.constexpr,
 ):
     """One row of a plan for the samples of a tile.
 
     USES: column mask. WIDTH: model output elements per state element (1 or 2). COPY: how many slots
-    are copied to separate memory. COPIES: how many times the network's next input is written.
+    are copied to separate memory. COPIES, TIMES: how many times the network's next input
+    and its next time are written.
     """
     COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
     b, live = samples(batch, S)
@@ -339,11 +355,12 @@ def reverse_step_kernel(
         if threshold is not None:
             s = tl.load(threshold + b, mask=live & (mode == 2.0), other=1.0)
             bound = tl.where(mode == 2.0, s, bound)
-    if input_out is not None or row_out is not None:
+    if input_out is not None or row_out is not None or time_out is not None:
         following = tl.load(rows + NEXT, mask=valid, other=-1.0).to(tl.int64)
-    if input_out is not None:
+    if input_out is not None or time_out is not None:
         known = valid & (following >= 0) & (following < table_rows)
         tl.store(errors + b * 0, ERROR, mask=live & (known == 0))
+    if input_out is not None:
         scale = tl.load(
             table + following * COLUMNS + INPUT_SCALE, mask=known, other=float("nan")
         ).to(COMPUTE)
@@ -426,3 +443,8 @@ def reverse_step_kernel(
         tl.store(
             row_out + b, tl.where(valid, following, index), mask=live & (tl.program_id(1) == 0)
         )
+    if time_out is not None:
+        t = network_time(table, following, known, time_out.dtype.element_ty == tl.int64)
+        t = t.to(time_out.dtype.element_ty)
+        for half in tl.static_range(TIMES):
+            tl.store(time_out + b + half * batch, t, mask=live & (tl.program_id(1) == 0))

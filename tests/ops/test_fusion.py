@@ -49,6 +49,7 @@ def test_a_step_is_one_launch_of_the_c_library() -> None:
             x0_out=torch.empty_like(x),
             input_out=torch.empty_like(doubled),
             row_out=torch.empty_like(row),
+            time_out=torch.empty(8),
         )
         after = {op: native.launches(op) for op in before}
     assert after == before | {"reverse_step": before["reverse_step"] + 1}
@@ -106,6 +107,7 @@ def test_the_wrappers_read_no_tensor() -> None:
             x0_out=x,
             input_out=out[:, :3].contiguous(),
             row_out=torch.empty_like(row),
+            time_out=torch.empty(8),
         )
         assert ops.randn((4, 5), seed=seeds, sample_ids=seeds).shape == (4, 5)
         t = torch.empty(4, dtype=torch.int64)
@@ -158,6 +160,7 @@ def test_opcheck(backend: str) -> None:
         None,
         torch.empty(6, 4, 2),
         torch.empty_like(t),
+        torch.empty(6, dtype=torch.int64),
         None,
     )
     opcheck(f.reverse_step_out.default, (x.detach(), out.detach(), *detached, *results))

@@ -9,6 +9,7 @@ from ops.cases import DTYPES, SHAPES, name, random_table, truth
 from tolerances import ROUNDING
 
 from fastdiff import Schedule, ops, reference
+from fastdiff import backend as backend_module
 from fastdiff.backend.eager.common import compute_dtype
 from fastdiff.reference.reverse_step import Step
 from fastdiff.solvers import make_plan
@@ -54,6 +55,7 @@ def _run(
             (batch * (2 if guided else 1), *shape[1:]), torch.nan, dtype=compute
         ),
         "row": torch.full((batch,), -1),
+        "timestep": torch.full((batch * (2 if guided else 1),), -1),
     }
     ops.reverse_step(
         x,
@@ -70,6 +72,7 @@ def _run(
         x0_out=results["x0"],
         input_out=results["network_input"],
         row_out=results["row"],
+        time_out=results["timestep"],
     )
     wide = np.float64 if dtype == torch.float64 else np.float32
     expected = reference.reverse_step(
@@ -117,6 +120,65 @@ def test_mixed_types_are_float32_arithmetic_rounded_once(
     assert torch.equal(results["x_s"], torch.from_numpy(expected.x_s).to(dtype))
     for key in ("slots", "x0", "network_input"):
         assert np.array_equal(results[key].numpy(), getattr(expected, key)), key
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=name)
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("shape", [(9, 3), (9, 700), (9, 0)], ids=str)
+def test_the_next_time(
+    shape: tuple[int, ...], copies: int, dtype: torch.dtype, backend: str
+) -> None:
+    """Whole times are rounded half to even; others are float32. Samples are at any rows."""
+    t = [0.5, 1.5, 2.5, -0.5, -1.5, 999.4999, 1e6 + 0.5, 0.49999999999999994, 1 / 3]
+    table = torch.zeros(len(t), len(COLUMNS), dtype=torch.float64)
+    table[:, INDEX["t"]], table[:, INDEX["x.x"]] = torch.tensor(t, dtype=torch.float64), 0.5
+    table[:, INDEX["next"]] = torch.arange(len(t) - 1, -1, -1)
+    row, x = torch.tensor([8, 0, 1, 1, 2, 3, 7, 6, 5]), torch.ones(shape)
+    following, times = torch.full((9,), -1), torch.full((9 * copies,), -7, dtype=dtype)
+    ops.reverse_step(x, None, table, row, out=torch.empty_like(x), time_out=times)
+    expected = reference.reverse_step(x.numpy(), None, table.numpy(), row.numpy())
+    exact = expected.timestep if dtype == torch.int64 else expected.time.astype(np.float32)
+    assert np.array_equal(times.numpy(), np.tile(exact, copies))
+    if dtype == torch.int64:
+        # what Python's round says, which rounds half to even too
+        assert times[:9].tolist() == [round(t[len(t) - 1 - k]) for k in row.tolist()]
+    times.fill_(-7)
+    ops.reverse_step(
+        x, None, table, row, out=torch.empty_like(x), time_out=times, row_out=following
+    )
+    assert np.array_equal(times.numpy(), np.tile(exact, copies))
+    assert np.array_equal(following.numpy(), expected.row)
+
+
+def test_the_next_time_of_no_samples(backend: str) -> None:
+    x, table = torch.empty(0, 3), torch.zeros(1, len(COLUMNS), dtype=torch.float64)
+    row = times = torch.empty(0, dtype=torch.int64)
+    ops.reverse_step(x, None, table, row, out=x, time_out=times)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32], ids=name)
+def test_a_time_that_is_not_a_number(dtype: torch.dtype, backend: str) -> None:
+    table = torch.zeros(1, len(COLUMNS), dtype=torch.float64)
+    table[0, INDEX["t"]] = torch.nan
+    x, times = torch.ones(2, 3), torch.full((2,), 5, dtype=dtype)
+    ops.reverse_step(x, None, table, torch.zeros(2, dtype=torch.int64), out=x, time_out=times)
+    assert bool(times.isnan().all() if dtype == torch.float32 else times.eq(0).all())
+
+
+@pytest.mark.parametrize("bad", [6.0, -1.0])
+def test_the_time_of_a_next_row_outside_the_table(bad: float, backend: str) -> None:
+    """An empty sample's rows are not checked on the CPU; a GPU checks none on the host."""
+    table = torch.zeros(2, len(COLUMNS), dtype=torch.float64)
+    table[:, INDEX["t"]], table[:, INDEX["next"]] = 3.0, torch.tensor([1.0, bad])
+    x, row = torch.ones(2, 0), torch.tensor([0, 1])
+    for dtype, last in ((torch.int64, 0.0), (torch.float32, torch.nan)):
+        times = torch.full((2,), 5, dtype=dtype)
+        ops.reverse_step(x, None, table, row, out=x, time_out=times)
+        expected = torch.tensor([3.0, last]).to(dtype)
+        torch.testing.assert_close(times, expected, rtol=0, atol=0, equal_nan=True)
+    if backend in ("cuda", "triton"):
+        with pytest.raises(IndexError, match="reverse_step"):
+            backend_module.check(x.device)
 
 
 def test_outputs_may_be_the_inputs_memory(backend: str) -> None:

@@ -40,6 +40,7 @@ class Buffers:
             torch.empty((BATCH * (2 if guided else 1), *SHAPE[1:])),
         )
         self.workspace = torch.empty(2, BATCH)
+        self.times = torch.full((BATCH * (2 if guided else 1),), -1.0)
         self.row, self.row_out = (
             torch.zeros(BATCH, dtype=torch.int64),
             torch.empty(BATCH, dtype=torch.int64),
@@ -50,6 +51,7 @@ class Buffers:
             "slots": self.slots,
             "x0_out": self.x0,
             "input_out": self.x_in,
+            "time_out": self.times,
             "workspace": self.workspace,
         }
 
@@ -89,7 +91,7 @@ class Buffers:
     def state(self) -> list[torch.Tensor]:
         """Exchanges the two tensors of rows and returns copies of what a step has written."""
         self.row, self.row_out = self.row_out, self.row
-        return [v.clone() for v in (self.x, self.slots, self.x0, self.x_in, self.row)]
+        return [v.clone() for v in (self.x, self.slots, self.x0, self.x_in, self.row, self.times)]
 
 
 def outputs(k: int, rows: int) -> torch.Tensor:
@@ -238,6 +240,7 @@ def test_everything_that_can_move_moves(backend: str) -> None:
                 "x0_out": torch.empty(SHAPE),
                 "input_out": torch.empty(SHAPE),
                 "row_out": torch.empty(BATCH, dtype=torch.int64),
+                "time_out": torch.empty(BATCH),
             }
             if call == "op":
                 ops.reverse_step(table=table, used=plan.used, **moving, **written)  # type: ignore[arg-type]
@@ -335,6 +338,7 @@ def test_the_words_of_the_packed_struct(name: str) -> None:
     """Another value of one argument changes one word of the struct: that of `abi.STEP_WORDS`."""
     batch, shape = 3, (3, 4)
     rows, states = torch.zeros(3, batch, dtype=torch.int64), torch.zeros(20, *shape)
+    times = torch.zeros(batch, dtype=torch.int64)
     step = ops.StepArguments(
         states[0],
         states[1],
@@ -352,6 +356,7 @@ def test_the_words_of_the_packed_struct(name: str) -> None:
         x0_out=states[9],
         input_out=states[10],
         row_out=rows[2],
+        time_out=times,
     )
     old = getattr(step, name)
     new = 8 if name == "seed" else old.clone()

@@ -178,6 +178,16 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "fastdiff.reverse_step: expected model_output, which rows of this table read.",
     ),
     (
+        lambda: ops.reverse_step(X, X, TABLE, T, seed=0, out=X.clone(), time_out=X[:3, 0, 0, 0]),
+        ValueError,
+        "fastdiff.reverse_step: expected time_out of shape [4] or [8], got [3].",
+    ),
+    (
+        lambda: ops.reverse_step(X, X, TABLE, T, seed=0, out=X.clone(), time_out=T.double()),
+        TypeError,
+        "fastdiff.reverse_step: expected time_out of int64 or float32, got torch.float64.",
+    ),
+    (
         lambda: ops.reverse_step(X, X, TABLE, T, seed=0, slots=X[None].double()),
         TypeError,
         "fastdiff.reverse_step: expected slots of dtype torch.float32, got torch.float64.",

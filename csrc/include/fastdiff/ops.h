@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#define FD_ABI_VERSION 3
+#define FD_ABI_VERSION 4
 #define FD_EXPORT __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 enum { FD_OK = 0, FD_VALUE_ERROR = 1, FD_INDEX_ERROR = 2, FD_RUNTIME_ERROR = 3 };
-enum { FD_FLOAT32 = 0, FD_FLOAT64 = 1, FD_FLOAT16 = 2, FD_BFLOAT16 = 3 };
+enum { FD_FLOAT32 = 0, FD_FLOAT64 = 1, FD_FLOAT16 = 2, FD_BFLOAT16 = 3, FD_INT64 = 4 };
 enum { FD_BEST = -1, FD_BASELINE = 0, FD_AVX2 = 1, FD_AVX512 = 2, FD_LEVEL_COUNT = 3 };
 
 // what fd_launches counts; prepasses (of reverse_step, and on GPUs of group_norm_silu) and the second
@@ -118,9 +118,11 @@ typedef struct {
     fd_output x0_out;
     fd_output input_out;  // [input_copies * batch, elements]
     int64_t input_copies;
-    int64_t* row_out;  // [batch], not row's own memory
-    void* rescale;     // compute type [batch], filled by the prepass; null: no row rescales
-    void* threshold;   // likewise, dynamic thresholds
+    int64_t* row_out;    // [batch], not row's own memory
+    fd_output time_out;  // [time_copies * batch], FD_INT64 or FD_FLOAT32
+    int64_t time_copies;
+    void* rescale;    // compute type [batch], filled by the prepass; null: no row rescales
+    void* threshold;  // likewise, dynamic thresholds
 } fd_reverse_step_args;
 
 typedef struct {

@@ -83,8 +83,23 @@ def reverse_step(step: Any) -> None:
         )
         scaled = per_sample(scale, x) * x
         store(input_out, scaled if len(input_out) == len(x) else torch.cat([scaled, scaled]))
+    if step.time_out is not None:
+        _write_times(step.time_out, table, follow, r.valid)
     if step.row_out is not None:
         step.row_out.copy_(follow)
+
+
+def _write_times(time_out: Tensor, table: Tensor, follow: Tensor, valid: Tensor | None) -> None:
+    """Writes column t of the rows `follow` [B], as int64 or float32; NaN for rows outside."""
+    inside = (follow >= 0) & (follow < len(table))
+    if valid is not None:
+        inside = inside & valid
+    t = table[:, INDEX["t"]].index_select(0, follow.clamp(0, len(table) - 1))
+    t = torch.where(inside, t, torch.nan)
+    if not time_out.is_floating_point():
+        t = torch.where(t.isnan(), 0.0, t.round())
+    copies = len(time_out) // max(len(t), 1)
+    time_out.copy_(t.repeat(copies))
 
 
 def evaluate(step: Any, message: str | None = None) -> Row:

@@ -92,12 +92,14 @@ def reverse_step_call(step: Any) -> Call:
         "x0_out": step.x0_out,
         "input_out": step.input_out,
         "row_out": step.row_out,
+        "time_out": step.time_out,
         "table_rows": len(step.table),
         "ERROR": ERRORS["reverse_step"],
         "USES": uses,
         "WIDTH": width if reads_output else 1,
         "COPY": stored if copied else 0,
         "COPIES": 1 if step.input_out is None or not batch else len(step.input_out) // batch,
+        "TIMES": 1 if step.time_out is None or not batch else len(step.time_out) // batch,
     }
     arguments |= noise_arguments(
         generated, step.seed_number, step.seeds, step.sample_ids, step.stream

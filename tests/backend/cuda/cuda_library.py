@@ -26,7 +26,7 @@ PASSES = {op for op in OPS if f"int fd_{op}(" not in HEADER}
 """The kernels that are a part of an op, for which the library exports no function."""
 CHUNK = 1024  # FD_CHUNK of the header: the elements whose terms are summed together
 Field = Tensor | int | None
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.int64: 4}
 
 
 def load(path: Path) -> ctypes.CDLL:

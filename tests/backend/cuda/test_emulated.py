@@ -153,6 +153,7 @@ class _Step:
         self.slots_out = poisoned(self.slots)
         self.input = torch.full((batch * self.copies, *shape[1:]), torch.nan, dtype=compute)
         self.next = torch.full((batch,), -7)
+        self.times = torch.full((batch * self.copies,), -7)
         self.factors = poisoned(torch.empty(batch), compute) if rescale else None
         self.bounds = poisoned(torch.empty(batch), compute) if clip == 2 else None
 
@@ -181,6 +182,8 @@ class _Step:
             array(self.input),
             self.copies,
             self.next,
+            array(self.times),
+            self.copies,
             self.factors,
             self.bounds,
         )
@@ -192,6 +195,7 @@ class _Step:
             "x0": self.x0,
             "network_input": self.input,
             "row": self.next,
+            "time" if self.times.is_floating_point() else "timestep": self.times,
         }
 
     def expected(self) -> dict[str, np.ndarray]:
@@ -207,7 +211,7 @@ class _Step:
             guidance=None if self.gamma is None else self.gamma.numpy(),
             gradient=truth(self.gradient),
         )
-        return step._asdict()
+        return step._asdict() | {"timestep": step.timestep}
 
     def check(self, cuda: Library, exact: bool = True) -> None:
         expected = self.expected()
@@ -287,6 +291,21 @@ def test_a_row_outside_the_table_makes_its_sample_nan(cuda: Library, size: int) 
     for got in (step.x_s, step.x0, step.input[:7], step.input[7:], *step.slots_out):
         assert torch.equal(got.isnan().all(1), bad) and torch.equal(got.isnan().any(1), bad)
     assert torch.equal(step.next[bad], step.row[bad]) and not bool((step.next[~bad] < 0).any())
+    assert torch.equal(step.times.view(2, 7)[:, bad], torch.zeros(2, 2, dtype=torch.int64))
+    assert cuda.error() == OPS.index("reverse_step") + 1
+
+
+@pytest.mark.parametrize("size", [0, 3, 2048])
+def test_float_times(cuda: Library, size: int) -> None:
+    """They are rounded to float32 once; a sample without a next row gets NaN."""
+    step = _Step((6, size), torch.float32, True)
+    step.table[:, INDEX["t"]] += 1 / 3
+    step.times = torch.zeros(12)
+    step.check(cuda)
+    step.row[2], step.table[4, INDEX["next"]] = ROWS, -1
+    step.run(cuda)
+    bad = torch.isin(torch.arange(6), torch.tensor([2, 4]))
+    assert torch.equal(step.times.view(2, 6).isnan(), bad.expand(2, 6))
     assert cuda.error() == OPS.index("reverse_step") + 1
 
 
@@ -298,6 +317,7 @@ def test_a_following_row_outside_the_table_is_an_error(cuda: Library) -> None:
         step.input[1].isnan().all()
         and not step.x_s.isnan().any()
         and step.next.tolist() == [1, -1, 3]
+        and step.times[1] == 0
     )
     assert cuda.error() == OPS.index("reverse_step") + 1
 
@@ -327,6 +347,8 @@ def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
         [0, 0],
         [0, 0],
         0,
+        0,
+        [0, 0],
         0,
         0,
         0,

@@ -111,6 +111,7 @@ def step(
             if network_input is None
             else tensor(network_input, halves * BATCH, shape),
             row_out=torch.zeros_like(row),
+            time_out=None if network_input is None else row.repeat(halves),
         )
     )
 

@@ -215,7 +215,7 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
     rows[:, INDEX["next"]] = [3, 0, 6, 2, 1, 0]  # the row after row 2 is outside
     slots = torch.randn(4, 4, 6)
     kept, x_s, following = slots.clone(), poisoned((4, 6)), torch.full((4,), -7)
-    network_input = poisoned((4, 6))
+    network_input, times = poisoned((4, 6)), torch.full((8,), -7)
     row = torch.tensor([6, 0, -1, 2])
     launch.reverse_step(
         StepArguments(
@@ -231,11 +231,13 @@ def test_an_index_outside_makes_its_sample_nan_and_sets_the_error_word() -> None
             slots_out=slots,
             input_out=network_input,
             row_out=following,
+            time_out=times,
         )
     )
     assert x_s.isnan().all(1).tolist() == [True, False, True, False]
     assert network_input.isnan().all(1).tolist() == [True, False, True, True]
     assert torch.equal(slots[:, [0, 2]], kept[:, [0, 2]]) and following.tolist() == [6, 3, -1, 6]
+    assert times.tolist() == [0, round(rows[3, INDEX["t"]]), 0, 0] * 2
     with pytest.raises(IndexError, match="reverse_step"):
         launch.check("cpu")
 
@@ -256,6 +258,7 @@ def random_table(
     table[:, FIRST:] *= generator.random((rows, len(COLUMNS) - FIRST)) < 0.5
     table[1, FIRST:] = 0  # the next x is all zero, slots keep their values
     table[:, INDEX["network"]] = 1
+    table[:, INDEX["t"]] = np.array([0.5, 1.5, 1e6 + 0.5, -0.5, 998.6, 1 / 3])[:rows]
     table[:, INDEX["guidance_weight"]] = generator.choice([0.0, 0.5, 1.0], rows)
     table[:, INDEX["guidance_rescale"]] = 0
     table[:, INDEX["out_grad"]] *= generator.random(rows) < 0.5
@@ -319,6 +322,7 @@ def test_reverse_step_carries_out_any_row(
     network_input = poisoned(
         tuple(expected.network_input.shape), torch.bfloat16 if guided else torch.float32
     )
+    whole, times = torch.full(expected.time.shape, -7), poisoned(expected.time.shape)
     separate = torch.full_like(slots, -777.0)
     before = launch.launches["reverse_step"]
     for memory in (separate, slots):  # the second time in place, for x_t too
@@ -340,6 +344,7 @@ def test_reverse_step_carries_out_any_row(
                 x0_out=x0_out,
                 input_out=network_input,
                 row_out=following,
+                time_out=whole if memory is separate else times,
             )
         )
         same_bits(target, expected.x_s)
@@ -347,6 +352,8 @@ def test_reverse_step_carries_out_any_row(
         same_bits(x0_out, expected.x0)
         same_bits(network_input, expected.network_input)
         assert following.tolist() == expected.row.tolist()
+    assert whole.tolist() == expected.timestep.tolist()
+    same_bits(times, expected.time)
     assert launch.launches["reverse_step"] == before + 2
     launch.check("cpu")
 

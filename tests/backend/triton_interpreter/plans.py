@@ -53,7 +53,7 @@ def test_a_plan_row_by_row(solver: str, options: dict[str, Any]) -> None:
             slots=slots.numpy(),
             seed=9,
         )
-        following = torch.empty_like(row)
+        following, times = torch.empty_like(row), torch.empty_like(row)
         launch.reverse_step(
             StepArguments(
                 x,
@@ -66,11 +66,13 @@ def test_a_plan_row_by_row(solver: str, options: dict[str, Any]) -> None:
                 used=plan.used,
                 slots_out=slots,
                 row_out=following,
+                time_out=times,
             )
         )
         assert np.array_equal(x.numpy(), expected.x_s), f"row {k}"
         assert np.array_equal(slots.numpy(), expected.slots, equal_nan=True), f"slots after row {k}"
         assert following.tolist() == [k + 1] * SHAPE[0]
+        assert times.tolist() == expected.timestep.tolist()
         row = following
     assert launch.launches["reverse_step"] - before == len(plan)
     launch.check("cpu")
