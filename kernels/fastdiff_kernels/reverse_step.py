@@ -252,9 +252,9 @@ def store_slot(
 
 @triton.jit
 def network_time(table, following, known, WHOLE: tl.constexpr):
-    """The column t of the next row, where it is WHOLE rounded half to even; NaN, or 0, without one.
+    """The column t of the next row, NaN without one; if WHOLE, rounded half to even, 0 for NaN.
 
-    Beyond 1.5 * 2**52 a float64 has no digits after the point: the sum is rounded to an integer.
+    A float64 near 1.5 * 2**52 has no digits after the point, so the sum is rounded to an integer.
     """
     t = tl.load(table + following * COLUMNS + TIME, mask=known, other=float("nan"))
     if WHOLE:
@@ -444,7 +444,7 @@ def reverse_step_kernel(
             row_out + b, tl.where(valid, following, index), mask=live & (tl.program_id(1) == 0)
         )
     if time_out is not None:
-        t = network_time(table, following, known, time_out.dtype.element_ty == tl.int64)
-        t = t.to(time_out.dtype.element_ty)
-        for half in tl.static_range(TIMES):
-            tl.store(time_out + b + half * batch, t, mask=live & (tl.program_id(1) == 0))
+        if tl.program_id(1) == 0:  # only that program takes the instructions
+            t = network_time(table, following, known, time_out.dtype.element_ty == tl.int64)
+            copy = b + tl.arange(0, TIMES)[None, :] * batch
+            tl.store(time_out + copy, t.to(time_out.dtype.element_ty), mask=live)

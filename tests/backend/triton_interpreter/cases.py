@@ -375,6 +375,7 @@ def test_reverse_step_for_samples_of_any_size(size: int) -> None:
         noise=noise.numpy(),
         gradient=gradient.numpy(),
     )
+    times = torch.full((2 * batch,), -7)
     launch.reverse_step(
         StepArguments(
             x_t,
@@ -387,10 +388,12 @@ def test_reverse_step_for_samples_of_any_size(size: int) -> None:
             gradient=gradient,
             used=used,
             slots_out=slots,
+            time_out=times,
         )
     )
     same_bits(x_t, expected.x_s)
     same_bits(slots, expected.slots)
+    assert times.tolist() == expected.timestep.tolist() * 2
 
 
 def test_a_zero_coefficient_is_not_read() -> None:
