@@ -14,11 +14,24 @@ import numpy as np
 import torch
 
 DEVICE = os.environ.get("FASTDIFF_TEST_DEVICE", "cpu")
-BACKENDS = ["triton", "cuda"] if DEVICE != "cpu" else ["torch", "cpu", "cuda"]
+_NAMED = os.environ.get("FASTDIFF_TEST_BACKENDS")
+"""Backends to test instead of all, separated by commas."""
+BACKENDS = (
+    _NAMED.split(",")
+    if _NAMED
+    else ["triton", "cuda"]
+    if DEVICE != "cpu"
+    else ["torch", "cpu", "cuda"]
+)
 
 
 def install() -> None:
-    """Replaces torch's conversions and draws by ones that use DEVICE, until the process ends."""
+    """Replaces torch's conversions and draws by ones that use DEVICE, until the process ends.
+
+    Without a GPU nothing is replaced: then the tests can be collected and counted, and are skipped.
+    """
+    if not torch.cuda.is_available():
+        return
     torch.set_default_device(DEVICE)
     to_array, to_tensor = torch.Tensor.numpy, torch.from_numpy
 

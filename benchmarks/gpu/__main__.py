@@ -24,8 +24,9 @@ import torch
 
 from benchmarks import tables
 from benchmarks.conftest import THREADS, facts
-from benchmarks.gpu import ceilings, forward_calls, kernels, loops, predictions
-from benchmarks.gpu.checkpointed_rows import Checkpoint, measure_rows, run_suite
+from benchmarks.gpu import ceilings, first, forward_calls, kernels, loops, predictions
+from benchmarks.gpu.checkpoint import Checkpoint
+from benchmarks.gpu.checkpointed_rows import measure_rows, run_suite
 from benchmarks.gpu.common import Rows, Target, device_name
 from benchmarks.rows import load
 
@@ -36,6 +37,7 @@ OWN: dict[str, Callable[[Target], Rows]] = {
     "kernels-bfloat16": lambda target: kernels.rows(target, torch.bfloat16),
     "loops": loops.rows,
     "networks": forward_calls.rows,
+    "first": lambda target: first.rows(target._replace(brief=True)),
 }
 AGAIN = 75
 
@@ -52,6 +54,7 @@ def pieces() -> dict[str, str]:
             "whole loops and a step's graph next to diffusers and torch.compile; seeds per sample"
         ),
         "networks": "U-Nets and DiTs in each mode",
+        "first": "kernels replayed from graphs, a graphed step, the host's time of a call: 150 s",
     }
     files = sorted(path.stem.removeprefix("test_") for path in FOLDER.glob("test_*.py"))
     return about | {f"suite-{name}": f"benchmarks/test_{name}.py" for name in files}

@@ -1,89 +1,17 @@
-"""The file of a piece, rewritten after every row, so that an interrupted piece can continue.
-
-It has the form of pytest-benchmark's JSON.
-"""
+"""Measures the rows of a piece into its checkpoint, so that an interrupted piece can continue."""
 
 from __future__ import annotations
 
 import gc
-import json
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.gpu.checkpoint import Checkpoint
 from benchmarks.gpu.common import Rows
-
-LONGEST = 300  # characters of a reason
-
-
-class Checkpoint:
-    """The rows that a piece has measured so far, and their file.
-
-    Attributes:
-        rows: by name.
-        failed, skipped: reasons by the name of the row.
-        now: the name of the row that is being measured.
-        finished: whether all rows have been tried.
-    """
-
-    def __init__(self, file: Path, piece: str, about: dict[str, Any]):
-        self.file, self.piece, self.about = file, piece, about
-        self.rows: dict[str, Any] = {}
-        self.failed: dict[str, str] = {}
-        self.skipped: dict[str, str] = {}
-        self.now: str | None = None
-        self.finished = False
-        if file.exists():
-            found = json.loads(file.read_text(encoding="utf-8"))
-            self.rows = {b["name"]: b["extra_info"] for b in found["benchmarks"]}
-            self.failed, self.skipped, self.finished = (
-                found["failed"],
-                found["skipped"],
-                found["finished"],
-            )
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.rows or name in self.failed or name in self.skipped
-
-    def begin(self, name: str) -> None:
-        self.now = name
-        self.write()
-
-    def row(self, name: str, row: Any) -> None:
-        self.rows[name], self.now = dict(row), None
-        self.write()
-
-    def fail(self, name: str, reason: str) -> None:
-        self.failed[name], self.now = reason.strip()[:LONGEST], None
-        self.write()
-
-    def skip(self, name: str, reason: str) -> None:
-        self.skipped[name], self.now = reason.strip()[:LONGEST], None
-        self.write()
-
-    def finish(self) -> None:
-        self.finished = True
-        self.write()
-
-    def write(self) -> None:
-        benchmarks = [{"name": name, "extra_info": row} for name, row in self.rows.items()]
-        content = {
-            "machine_info": self.about,
-            "piece": self.piece,
-            "finished": self.finished,
-            "failed": self.failed,
-            "skipped": self.skipped,
-            "now": self.now,
-            "benchmarks": benchmarks,
-        }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        whole = self.file.with_suffix(".part")
-        whole.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        whole.replace(self.file)
 
 
 def measure_rows(rows: Rows, checkpoint: Checkpoint, within: float) -> bool:

@@ -26,9 +26,11 @@ class Target(NamedTuple):
     """The device that is measured.
 
     device: cuda; or cpu for a dry run, which has tiny sizes and compiles only one network.
+    brief: whether rows take a third of a second and nothing is compiled by torch.compile.
     """
 
     device: str
+    brief: bool = False
 
     @property
     def dry(self) -> bool:
@@ -39,6 +41,8 @@ class Target(NamedTuple):
         return (
             harness.Setting(self.device, 0.02, 2, "quick")
             if self.dry
+            else harness.Setting(self.device, 0.3, 5, "quick")
+            if self.brief
             else harness.Setting(self.device, 1.0, 5, "full")
         )
 
@@ -59,6 +63,8 @@ class Target(NamedTuple):
     def compiled(self, fn: Callable[..., Any], *inputs: Any, modes: tuple[str, ...] = MODES) -> Any:
         if self.dry:
             return Missing("not compiled in a dry run")
+        if self.brief:
+            return Missing("not compiled in the piece `first`")
         return compiled(fn, *inputs, modes=modes)
 
 
@@ -70,6 +76,25 @@ def backend(name: str) -> Iterator[None]:
         raise RuntimeError(f"the backend {name} is off: {state.reason}")
     with fastdiff.use(name):
         yield
+
+
+def replayed(target: Target, call: Callable[[], Any]) -> Callable[[], Any]:
+    """Returns a call that replays a CUDA graph of `call`; in a dry run `call` itself.
+
+    A replay has the kernels' time without that of their launches.
+    """
+    if target.dry:
+        return call
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles kernels and allocates workspaces
+            call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 def alone(
@@ -141,5 +166,6 @@ __all__ = [
     "alone",
     "backend",
     "device_name",
+    "replayed",
     "within",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks import checks, formulas, harness, operations, solvers, traffic
 from benchmarks.checks import as_numpy, same_bits
-from benchmarks.gpu.common import Row, Rows, Target, backend, within
+from benchmarks.gpu.common import Row, Rows, Target, backend, replayed, within
 from benchmarks.gpu.predictions import LARGE
 from benchmarks.operations import SCHEDULE, SEED
 from fastdiff import ops, reference
@@ -40,13 +40,26 @@ def rows(target: Target, dtype: torch.dtype) -> Rows:
                     yield title, lambda a=(name, mode, which, shape): row(target, dtype, *a)
 
 
-def row(target: Target, dtype: torch.dtype, name: str, mode: str, which: str, shape: str) -> Row:
+def row(
+    target: Target,
+    dtype: torch.dtype,
+    name: str,
+    mode: str,
+    which: str,
+    shape: str,
+    *,
+    graph: bool = False,
+    sizes: tuple[int, ...] | None = None,
+) -> Row:
     """Measures a row.
 
     Peers run with the first backend only, torch.compile at the large size only, which the
     predictions are about.
+
+    graph: whether the kernel is replayed from a CUDA graph.
+    sizes: of the tensors, where they are not those of `shape`.
     """
-    sizes, first = target.shapes[shape], which == target.backends[0]
+    sizes, first = sizes or target.shapes[shape], which == target.backends[0]
     with backend(which):
         if name.startswith("step "):
             work, formula, inputs, nbytes, theirs = step(
@@ -55,6 +68,8 @@ def row(target: Target, dtype: torch.dtype, name: str, mode: str, which: str, sh
         else:
             work, formula, inputs, nbytes = op(sizes, dtype, target.device, name, mode)
             theirs = None
+        if graph:
+            work = work._replace(call=replayed(target, work.call))
         peers: dict[str, Any] = {}
         if first:
             peers["torch eager"] = lambda: formula(*inputs)
@@ -74,7 +89,9 @@ def row(target: Target, dtype: torch.dtype, name: str, mode: str, which: str, sh
             work,
             kind=kind,
             what=name,
-            case=case | ({"mode": mode} if name in NOISY else {}),
+            case=case
+            | ({"mode": mode} if name in NOISY else {})
+            | ({"graph": not target.dry} if graph else {}),
             peers=peers,
             elements=math.prod(sizes),
             bytes_floor=nbytes,
@@ -86,7 +103,9 @@ def op(
 ) -> tuple[Any, ...]:
     """Returns (workload, formula, inputs, bytes) of an op; `fast` is compared with `exact`."""
     maker = operations.Maker(shape, dtype, device)
-    found: operations.Op = getattr(maker, name)()
+    # images have three channels, activations a multiple of 32
+    options = {"groups": min(32, shape[1])} if name == "group_norm_silu" else {}
+    found: operations.Op = getattr(maker, name)(**options)
     work, inputs = found.work, found.inputs
     if mode == "fast":
         alpha, sigma = maker.table(SCHEDULE.alpha), maker.table(SCHEDULE.sigma)
@@ -111,9 +130,18 @@ def _near(out: Tensor, exact: Tensor, name: str) -> None:
 
 
 def step(
-    shape: tuple[int, ...], dtype: torch.dtype, device: str, solver: str, mode: str
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    solver: str,
+    mode: str,
+    *,
+    theirs: bool = True,
 ) -> tuple[Any, ...]:
-    """Returns (workload, formula, inputs, bytes, diffusers' step or None)."""
+    """Returns (workload, formula, inputs, bytes, diffusers' step or None).
+
+    theirs: whether diffusers' step is made; it is None for a guided one.
+    """
     guided, solver = solver.endswith(" guided"), solver.removesuffix(" guided")
     g = torch.Generator(device).manual_seed(0)
     batch = shape[0]
@@ -193,17 +221,17 @@ def step(
         call, check, checked, () if following is None else (following,), restore
     )
     memory = [] if slots is None else list(slots.unbind(0))
-    theirs = (
-        None
-        if guided
-        else solvers.diffusers_step(solver, x, out, int(plan.column("network")[:k].sum()))
+    peer = (
+        solvers.diffusers_step(solver, x, out, int(plan.column("network")[:k].sum()))
+        if theirs and not guided
+        else None
     )
     return (
         work,
         _formula(plan, k, 3.0 if guided else None),
         (x, out, *memory),
         step_bytes(plan, k, x, guided),
-        theirs,
+        peer,
     )
 
 
