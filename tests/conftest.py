@@ -28,6 +28,7 @@ if device.DEVICE != "cpu":
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "cpu_only: skipped when the op tests run on a GPU")
+    config.addinivalue_line("markers", "needs_gpu: skipped when tests/backend/gpu has none")
     config.addinivalue_line(
         "markers", "tier(name, gpu_only): the size of a benchmark; some tests import benchmarks"
     )
