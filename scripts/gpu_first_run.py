@@ -67,7 +67,8 @@ class Runner:
         except subprocess.TimeoutExpired:
             return KILLED
         finally:
-            end(process)
+            if end(process):
+                time.sleep(1.0)  # the GPU's memory is free a little after its process
 
     def file(self, stage: Stage) -> Path:
         return self.out / f"{stage.name}.json"
@@ -108,19 +109,21 @@ class Runner:
         return found
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and the processes that it started."""
-    for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+def end(process: subprocess.Popen[bytes]) -> bool:
+    """Ends a process and all that it started; returns whether any of them was left."""
+    left = False
+    for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
         except (ProcessLookupError, PermissionError):
             break
-        if process.poll() is None:
-            try:
-                process.wait(timeout=wait)
-            except subprocess.TimeoutExpired:
-                continue
+        left = True
+        try:
+            process.wait(timeout=GRACE)
+        except subprocess.TimeoutExpired:
+            continue
     process.wait()
+    return left
 
 
 def summary(found: Checkpoint) -> list[str]:

@@ -95,6 +95,8 @@ def run(piece: str, file: Path, device: str, tier: str, within: float) -> int:
         "fastdiff": facts(device, tier),
     }
     checkpoint = Checkpoint(file, piece, about)
+    if device == "cpu":
+        checkpoint.leave_out("sizes of real use, CUDA graphs, torch.compile", "there is no GPU")
     if piece in OWN:
         with torch.no_grad():
             done = measure_rows(OWN[piece](Target(device)), checkpoint, within)

@@ -19,7 +19,8 @@ class Checkpoint:
     Attributes:
         rows: by name.
         failed, skipped: reasons by the name of the row.
-        now: the name of the row that is being measured.
+        now: the name of the row that is being measured; in a file that was left by a kill, of the
+            row that was lost.
         finished: whether all rows have been tried.
         stage: what is known of the whole stage: its limit, how it ended, what it left out. Empty
             for a piece.
@@ -41,7 +42,7 @@ class Checkpoint:
                 found["skipped"],
                 found["finished"],
             )
-            self.stage = found.get("stage", {})
+            self.now, self.stage = found["now"], found.get("stage", {})
             self.about = found["machine_info"] | about
 
     def __contains__(self, name: str) -> bool:
@@ -69,7 +70,7 @@ class Checkpoint:
         self.write()
 
     def finish(self) -> None:
-        self.finished = True
+        self.finished, self.now = True, None
         self.write()
 
     def write(self) -> None:

@@ -24,9 +24,12 @@ MOST_PROCESSES = 12  # each has a context of about half a GiB on the GPU
 LONG, SHORT, MANY = 4000, 300, 100  # characters of a reason; of those after MANY
 
 
-def processes(suite: Suite) -> int:
-    """Returns the number of test processes, 0 without pytest-xdist."""
-    if importlib.util.find_spec("xdist") is None:
+def processes(suite: Suite, dry: bool) -> int:
+    """Returns the number of test processes; 0 without pytest-xdist, and to save time in a dry run.
+
+    A suite that is not parallel has one, too: a crash ends that process and not the suite.
+    """
+    if importlib.util.find_spec("xdist") is None or (dry and not suite.parallel):
         return 0
     return max(1, min(MOST_PROCESSES, 3 * (os.cpu_count() or 1) // 4)) if suite.parallel else 1
 
@@ -100,7 +103,7 @@ def run(name: str, checkpoint: Checkpoint, device: str) -> int:
     if dry and tests != suite.tests:
         checkpoint.leave_out(f"suite {name}", f"{' '.join(tests)} alone")
     os.environ.update(suite.dry_settings if dry else suite.settings)
-    several = processes(suite)
+    several = processes(suite, dry)
     command = ["-q", "-p", "no:cacheprovider", "--tb=short", "-p", lost_device.__name__]
     if several:
         command += ["-n", str(several), "--max-worker-restart=200"]

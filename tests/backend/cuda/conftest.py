@@ -12,7 +12,7 @@ from emulation import emulated_library
 
 @pytest.fixture(scope="session")
 def cuda(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Returns the emulation or, under scripts/gpu_test.py, the library on a GPU.
+    """Returns the emulation or, under scripts/gpu_first_run.sh, the library on a GPU.
 
     The kernels of both must pass the same tests.
     """
