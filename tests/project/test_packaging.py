@@ -275,7 +275,8 @@ def test_set_up_scripts_are_plain_shell() -> None:
     """GNU make 3.81, bash 3.2 and BSD tools run them: no GNU-only commands, and the shells parse
     the scripts.
     """
-    names = [ROOT / "scripts" / "run", ROOT / "scripts" / "setup.sh", ROOT / ".ci" / "run"]
+    scripts = [ROOT / "scripts" / name for name in ("run", "setup.sh", "gpu_first_run.sh")]
+    names = [*scripts, ROOT / ".ci" / "run"]
     gnu = re.compile(
         r"readlink -f|sed -i|sha256sum|realpath|\bmapfile\b|\$\{\w+\^\^|declare -A|cp --|<<<|stat"
         r" -c|date -d"

@@ -23,19 +23,10 @@ from benchmarks.gpu.predictions import LARGE
 from benchmarks.harness import Workload
 from fastdiff import ops, reference
 from fastdiff.solvers import make_plan
+from fastdiff.table import OPS
 
 SMALL = (2, 3, 33, 35)  # a sample is longer than a block and no multiple of one
-OPS = (
-    "randn",
-    "q_sample",
-    "q_posterior",
-    "reparameterize",
-    "noise_mse",
-    "gaussian_kl",
-    "discretized_gaussian_nll",
-    "vlb_terms",
-    "group_norm_silu",
-)
+OTHERS = tuple(op for op in OPS if op != "reverse_step")
 STEPS = (
     ("ddim", "exact"),
     ("ddpm", "exact"),
@@ -44,11 +35,11 @@ STEPS = (
     ("ddim guided", "exact"),
 )
 PREPASSES = "step with both prepasses"
-NAMES = (*OPS, *(f"step {solver} {mode}" for solver, mode in STEPS), PREPASSES)
+NAMES = (*OTHERS, *(f"step {solver} {mode}" for solver, mode in STEPS), PREPASSES)
 
 
 def workload(name: str, shape: tuple[int, ...], device: str) -> Workload:
-    if name in OPS:
+    if name in OTHERS:
         maker = operations.Maker(shape, torch.float32, device)
         options = {"groups": shape[1]} if name == "group_norm_silu" else {}
         work: Workload = getattr(maker, name)(**options).work
