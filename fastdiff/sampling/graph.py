@@ -179,6 +179,7 @@ class CudaDevice:
         finally:
             if not ended:
                 self._close_pool()
+                self._free_generator()
         if failure is not None:
             raise failure
 
@@ -192,6 +193,21 @@ class CudaDevice:
         except RuntimeError:
             return  # it is closed
         torch._C._cuda_releasePool(index, self._pool)
+
+    def _free_generator(self) -> None:
+        """Ends a capture of nothing.
+
+        A capture that can't end leaves torch's random generator marked as captured, in versions
+        that have one mark for all captures; the next capture that ends takes the mark away.
+        """
+        empty = torch.cuda.CUDAGraph()
+        try:
+            empty.capture_begin(
+                pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local"
+            )
+            empty.capture_end()
+        except RuntimeError:
+            pass  # the device is beyond help; the step's error says why
 
     def _replay(self, graph: Any) -> None:
         """Replays after all earlier replays, which use the same memory, on whatever stream."""

@@ -45,6 +45,7 @@ class Graph:
         self.cuda.open.add(pool)
         self.cuda.held[pool] = self.cuda.held.get(pool, 0) + 1
         self.pool = pool
+        self.cuda.generator_captured = True
         self.cuda.log.append("begin")
 
     def capture_end(self) -> None:
@@ -53,6 +54,7 @@ class Graph:
         if self.cuda.invalid:
             raise RuntimeError("CUDA error: operation failed due to a previous error")
         self.cuda.open.discard(self.pool)
+        self.cuda.generator_captured = False
         self.complete = True
 
     def replay(self) -> None:
@@ -75,6 +77,7 @@ class FakeCuda:
         self.held: dict[int, int] = {}
         self.dead: set[int] = set()
         self.mode, self.pools, self.sides = 0, 0, 0
+        self.generator_captured = False
 
     # what a step does
 
@@ -232,11 +235,12 @@ def test_a_failed_capture_leaves_nothing_behind(cuda: FakeCuda) -> None:
     assert count == [5]
     assert cuda.stream is cuda.default and cuda.capturing is None and cuda.mode == 0
     cuda.empty_cache()
-    assert cuda.held == {1: 1}, "one graph holds the pool"
+    assert cuda.held[1] == 1, "one graph holds the pool"
+    assert not cuda.generator_captured
     again = _graphs()
     for _ in range(WARM_UP + 1):
         again.run("both", 0, step)
-    assert count == [5 + WARM_UP + 1] and cuda.pools == 1
+    assert count == [5 + WARM_UP + 1] and cuda.held[1] == 2, "the pool is used again"
 
 
 def test_an_error_of_the_step_itself_during_a_capture_closes_the_pool(cuda: FakeCuda) -> None:
