@@ -5,6 +5,7 @@ device (None where absent) and starts its kernels on the current stream without 
 `launches` counts launches by kernel; `check` reads a device's error word.
 """
 
+from .bound import bind_reverse_step
 from .common import TILE, WARPS, Call, check, error_word, launches, run, tile_shape
 from .noise import q_sample, q_sample_call, randn, randn_call
 from .norm import (
@@ -24,6 +25,7 @@ from .posterior import (
 from .step import (
     reverse_step,
     reverse_step_call,
+    reverse_step_calls,
     reverse_step_rescale_call,
     reverse_step_threshold_call,
 )
@@ -50,7 +52,11 @@ from .sums import (
 LAUNCHERS = {name: value for name, value in globals().items() if f"{name}_call" in globals()}
 """The functions above that launch an op or its backward pass; each has its call, `<name>_call`."""
 
+BINDERS = {"reverse_step": bind_reverse_step}
+"""The functions that bind an op's launch to arguments that stay the same."""
+
 __all__ = [
+    "BINDERS",
     "LAUNCHERS",
     "TILE",
     "WARPS",
@@ -86,6 +92,7 @@ __all__ = [
     "reparameterize_call",
     "reverse_step",
     "reverse_step_call",
+    "reverse_step_calls",
     "reverse_step_rescale_call",
     "reverse_step_threshold_call",
     "run",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .compiled import Kernel, Variant
+
 launches: Counter[str] = Counter()
 """How many times each kernel has been launched in this process."""
 
+_kernels: dict[str, Kernel] = {}
+_HERE: AbstractContextManager[Any] = nullcontext()
 _errors: dict[torch.device, Tensor] = {}
 _INDEX = {
     "q_sample": "t inside the tables",
@@ -115,12 +119,32 @@ def options(fast: bool = False, warps: int = WARPS) -> dict[str, Any]:
     return {"num_warps": warps, "enable_fp_fusion": fast}
 
 
-def run(call: Call, out: Tensor) -> None:
+def run(call: Call, out: Tensor) -> Variant | None:
+    """Launches the kernel on the device of `out`, unless the batch is empty.
+
+    Returns the compiled variant that ran, None where every launch must take Triton's way.
+    """
     if len(out) == 0:
-        return
-    with torch.cuda.device(out.device) if out.is_cuda else nullcontext():
-        call.kernel()[call.grid](**call.arguments, **call.options)
+        return None
+    with on_device(out.get_device()):
+        variant = kernel_of(call).launch(call.grid, call.arguments, call.options)
     launches[call.op] += 1
+    return variant
+
+
+def kernel_of(call: Call) -> Kernel:
+    """Returns the kernel of a call, with its compiled variants."""
+    kernel = _kernels.get(call.op)
+    if kernel is None:
+        kernel = _kernels[call.op] = Kernel(call.kernel())
+    return kernel
+
+
+def on_device(index: int) -> AbstractContextManager[Any]:
+    """Returns a context in which the GPU of this index is the current one; -1 is the host."""
+    if index < 0 or torch.cuda.current_device() == index:
+        return _HERE  # torch's own context costs as much as a launch
+    return torch.cuda.device(index)
 
 
 def check(device: torch.device | str) -> None:
@@ -142,18 +166,23 @@ def check(device: torch.device | str) -> None:
 def noise_arguments(
     generated: bool, seed: int | None, seeds: Tensor | None, sample_ids: Tensor | None, stream: int
 ) -> dict[str, Any]:
-    """Returns the noise counter's arguments.
-
-    Integers are passed as int32, because Triton compiles another variant for wider ones.
-    """
-    seed = seed or 0
+    """Returns the noise counter's arguments."""
+    low, high = seed_words(seed or 0)
     return {
         "seeds": seeds if generated else None,
         "sample_ids": sample_ids if generated else None,
-        "seed_lo": int32(seed & 0xFFFFFFFF),
-        "seed_hi": int32(seed >> 32),
+        "seed_lo": low,
+        "seed_hi": high,
         "stream_index": stream,
     }
+
+
+def seed_words(seed: int) -> tuple[int, int]:
+    """Returns the low and the high word of a seed.
+
+    They are passed as int32, because Triton compiles another variant for wider integers.
+    """
+    return int32(seed & 0xFFFFFFFF), int32(seed >> 32)
 
 
 def int32(word: int) -> int:

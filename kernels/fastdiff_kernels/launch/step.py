@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from .common import ERRORS, Call, error_word, extent, noise_arguments, options, run, tiled
@@ -21,12 +22,19 @@ def reverse_step(step: Any) -> None:
 
     (fastdiff.ops.step, which this package does not import.)
     """
+    for call in reverse_step_calls(step):
+        run(call, step.out)
+
+
+def reverse_step_calls(step: Any) -> list[Call]:
+    """Returns the calls of a step in order: the prepasses that its rows may need, and the step."""
     call = reverse_step_call(step)
+    calls = []
     if call.arguments["rescale"] is not None:
-        run(reverse_step_rescale_call(call), step.out)
+        calls.append(reverse_step_rescale_call(call))
     if call.arguments["threshold"] is not None:
-        run(reverse_step_threshold_call(call), step.out)
-    run(call, step.out)
+        calls.append(reverse_step_threshold_call(call))
+    return [*calls, call]
 
 
 def reverse_step_call(step: Any) -> Call:
@@ -35,7 +43,7 @@ def reverse_step_call(step: Any) -> Call:
     Operands that no column reads become None, and columns of absent operands leave the mask, so
     that equal work compiles one variant.
     """
-    x_s, model_output, noise, uses = step.out, step.model_output, step.noise, step.used
+    x_s, model_output, noise = step.out, step.model_output, step.noise
     slots, slots_out, guidance = step.slots, step.slots_out, step.guidance
     batch, size = extent(x_s)
     halves = 1 if guidance is None else 2
@@ -43,37 +51,20 @@ def reverse_step_call(step: Any) -> Call:
         1 if model_output is None else max(1, model_output.numel() // max(1, halves * batch * size))
     )
     memory, stored = 0 if slots is None else len(slots), 0 if slots_out is None else len(slots_out)
-    present = [
-        True,
-        True,
+    uses, reads_out, reads_z, reads_slots = _needed(
+        step.used,
         model_output is not None,
-        *(i < memory for i in range(4)),
+        memory,
+        stored,
         noise is not None or step.seed is not None,
-    ]
-    uses &= sum(_reads(operand, 1 + stored) for operand in range(8) if present[operand]) | HEADER
-    reads_x0, reads_z = bool(uses & _reads(1) or step.x0_out is not None), bool(uses & _reads(7))
-    if not reads_x0:
-        uses &= ~(X0_X | X0_OUT | CLIP_MODE)
-    if model_output is None:
-        uses &= ~X0_OUT
-    reads_out = bool(uses & (_reads(2) | X0_OUT))
-    if step.gradient is None or not reads_out:
-        uses &= ~OUT_GRAD
-    if width == 1 or not reads_z:
-        uses &= ~NOISE_MODE
-    uses &= (
-        sum(_reads(operand) for operand in range(8))
-        | OUT_GRAD
-        | X0_X
-        | X0_OUT
-        | CLIP_MODE
-        | NOISE_MODE
+        step.gradient is not None,
+        step.x0_out is not None,
+        width,
     )
     generated = reads_z and noise is None
     copied = (
         slots is not None and slots_out is not None and slots.data_ptr() != slots_out.data_ptr()
     )
-    reads_slots = copied or bool(uses & sum(_reads(operand) for operand in range(3, 7)))
     reads_output = reads_out or bool(uses & NOISE_MODE)
     arguments = {
         "x_s": x_s,
@@ -85,7 +76,7 @@ def reverse_step_call(step: Any) -> Call:
         "guidance": guidance if reads_out else None,
         "gradient": step.gradient if uses & OUT_GRAD else None,
         "noise": noise if reads_z else None,
-        "slots": slots if reads_slots else None,
+        "slots": slots if copied or reads_slots else None,
         "slots_out": slots_out,
         "rescale": step.rescale if size and reads_out and guidance is not None else None,
         "threshold": step.threshold if size and uses & CLIP_MODE else None,
@@ -105,6 +96,46 @@ def reverse_step_call(step: Any) -> Call:
         generated, step.seed_number, step.seeds, step.sample_ids, step.stream
     )
     return tiled("reverse_step", x_s, arguments, step.fast and generated)
+
+
+@functools.lru_cache(maxsize=1024)
+def _needed(
+    uses: int,
+    output: bool,
+    memory: int,
+    stored: int,
+    draws: bool,
+    gradient: bool,
+    x0_out: bool,
+    width: int,
+) -> tuple[int, bool, bool, bool]:
+    """Returns the mask that decides on the variant, and whether it reads output, noise and slots.
+
+    `uses` is the table's mask. The others say which operands there are: `output` the network's
+    with `width` elements for an element of the state, `memory` slots to read and `stored` to write,
+    `draws` noise or a seed, `gradient`, and `x0_out` an output for the prediction of x0.
+    """
+    present = [True, True, output, *(i < memory for i in range(4)), draws]
+    uses &= sum(_reads(operand, 1 + stored) for operand in range(8) if present[operand]) | HEADER
+    reads_x0, reads_z = bool(uses & _reads(1) or x0_out), bool(uses & _reads(7))
+    if not reads_x0:
+        uses &= ~(X0_X | X0_OUT | CLIP_MODE)
+    if not output:
+        uses &= ~X0_OUT
+    reads_out = bool(uses & (_reads(2) | X0_OUT))
+    if not (gradient and reads_out):
+        uses &= ~OUT_GRAD
+    if width == 1 or not reads_z:
+        uses &= ~NOISE_MODE
+    uses &= (
+        sum(_reads(operand) for operand in range(8))
+        | OUT_GRAD
+        | X0_X
+        | X0_OUT
+        | CLIP_MODE
+        | NOISE_MODE
+    )
+    return uses, reads_out, reads_z, bool(uses & sum(_reads(operand) for operand in range(3, 7)))
 
 
 def reverse_step_rescale_call(call: Call) -> Call:
