@@ -11,4 +11,9 @@ first.py               piece `first`: what is worth measuring in the first minut
 first_run/             the stages of scripts/gpu_first_run.sh
 forward_calls.py       piece `networks`
 predictions.py         the predicted speeds, and whether the rows reach them
+
+Without a GPU:
+
+host_times.py          the host's time of launches of Triton kernels
+stub_driver.py         a CUDA device that does nothing, for these times and for tests of launches
 """

@@ -36,9 +36,9 @@ class BoundStep:
 
     The first call of each kind (the shapes, dtypes and devices of what moves, and which of it is
     None) is checked like `reverse_step`; later calls of that kind move the pointers and launch the
-    kernel. Calls that can't be repeated this way, because a tensor must be copied or because ops
-    are being observed (fake tensors, dispatch modes, tracing), are checked and executed every time.
-    A bound step may be called from several threads.
+    kernel. Some calls can't be repeated this way: a tensor must be copied, the table moves and its
+    columns in use are not given, or ops are being observed (fake tensors, dispatch modes, tracing).
+    They are checked and executed every time. A bound step may be called from several threads.
     """
 
     def __init__(self, arguments: Any, moving: Sequence[str]):
@@ -141,7 +141,9 @@ class BoundStep:
         arguments = self._arguments(values)
         checked = self._checked(values).launchable()
         known = None
-        if not checked.x_t.is_meta and all(
+        # a table that moves may use other columns than this call's
+        follows_table = "table" in self._moving and self._fixed.used is None
+        if not (checked.x_t.is_meta or follows_table) and all(
             given is ready or not isinstance(ready, Tensor)
             for given, ready in zip(arguments, checked, strict=True)
         ):

@@ -251,6 +251,16 @@ def test_everything_that_can_move_moves(backend: str) -> None:
             assert torch.equal(results[1][name], expected), (k, name)
 
 
+def test_a_moving_table_may_use_other_columns(backend: str) -> None:
+    """Without `used` the columns in use are those of each call's table."""
+    x, row, out = outputs(0, BATCH), torch.zeros(BATCH, dtype=torch.int64), torch.empty(SHAPE)
+    step = ops.StepArguments(x, x, None, row, seed=3, out=out).bind("table")  # type: ignore[arg-type]
+    for solver in ("ddim", "ddpm", "ddim"):
+        table = torch.tensor(make_plan(Schedule.linear(1000), solver=solver, steps=6).table)
+        step(table)
+        assert torch.equal(out, ops.reverse_step(x, x, table, row, seed=3)), solver  # type: ignore[arg-type]
+
+
 def test_a_bound_step_follows_the_choice_of_a_backend() -> None:
     """`fastdiff.use` applies to a step that was bound before."""
     table = torch.tensor(make_plan(Schedule.linear(1000), solver="ddim", steps=5).table)
