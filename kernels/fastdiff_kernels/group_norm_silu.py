@@ -53,7 +53,7 @@ def tile16(x, add, offset, plus, p, positions, live, COMPUTE: tl.constexpr):
     return u, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def group_norm_moments_kernel(
     workspace,
     x,
@@ -130,7 +130,7 @@ def channel_moments(workspace, squares, b, c, live, channels, positions, E: tl.c
     return first + off, sum16(square, SIDE, E) - off * total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def group_norm_statistics_kernel(
     statistics,
     workspace,
@@ -194,7 +194,7 @@ def silu_of(z):
         return tl.where(z < -EXP_HIGH, 0.0, y)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])
 def group_norm_silu_kernel(
     out,
     x,

@@ -1,7 +1,9 @@
 """The Triton kernels without a GPU: run by Triton's interpreter, and compiled without a driver.
 
 The variable that chooses the interpreter is read when a kernel is decorated, and a kernel decorated
-for the interpreter cannot be compiled. So each suite runs in a process of its own.
+for the interpreter cannot be compiled. So each suite runs in a process of its own. A suite of the
+interpreter writes down its launches. Those in which a number became the constant 1 are then
+compiled; `make gpu-compile` compiles all variants.
 """
 
 import importlib.util
@@ -27,7 +29,7 @@ def run_python(arguments: list[str], **variables: str) -> subprocess.CompletedPr
         k: v for k, v in os.environ.items() if not k.startswith(("TRITON_", "PYTEST_", "FASTDIFF_"))
     }
     environment["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), str(ROOT / "kernels"), environment.get("PYTHONPATH", "")]
+        [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests"), environment.get("PYTHONPATH", "")]
     )
     return subprocess.run(
         [sys.executable, *arguments],
@@ -43,24 +45,34 @@ def run_python(arguments: list[str], **variables: str) -> subprocess.CompletedPr
 @pytest.mark.parametrize("suite", SUITES)
 def test_suite(suite: str, tmp_path: Path) -> None:
     """A file of tests passes; its output is shown when it does not."""
-    interpret = str(int(suite.startswith("triton_interpreter")))
+    interpreted = suite.startswith("triton_interpreter")
+    record = tmp_path / "launches.jsonl"
+    settings = {"TRITON_CACHE_DIR": str(tmp_path / "cache")}
     arguments = [
         "-q",
         "-x",
         "-p",
         "no:cacheprovider",
+        "-p",
+        "variants",
         f"--basetemp={tmp_path / 'tmp'}",
         f"tests/backend/{suite}.py",
     ]
+    if interpreted:
+        record.touch()
+        settings["FASTDIFF_RECORD"] = str(record)
     result = run_python(
-        ["-m", "pytest", *arguments],
-        TRITON_INTERPRET=interpret,
-        TRITON_CACHE_DIR=str(tmp_path / "cache"),
+        ["-m", "pytest", *arguments], **settings, TRITON_INTERPRET=str(int(interpreted))
     )
     print(result.stdout)
     if result.returncode:
         pytest.fail(f"{suite}:\n{result.stdout[-6000:]}\n{result.stderr[-2000:]}", pytrace=False)
     assert " passed" in result.stdout
+    if interpreted:
+        assert record.stat().st_size > 0
+        result = run(["tests/backend/gpu_compile.py", "--sample", str(record)], **settings)
+        print(result.stdout)
+        assert result.returncode == 0, result.stdout + result.stderr[-2000:]
 
 
 def test_the_package_imports_without_triton_and_without_fastdiff() -> None:
