@@ -1,4 +1,4 @@
-"""Variants of the Triton kernels: recorded from launches in the interpreter, compiled without a GPU.
+"""Variants of the Triton kernels: recorded in the interpreter, and compiled without a GPU.
 
 Triton compiles a kernel anew for other dtypes, absent arguments, constants, and for numbers that
 are 1 or multiples of 16 and pointers that are aligned. As a pytest plugin (`-p variants`, with
@@ -77,10 +77,10 @@ def _record(path: Path) -> None:
     Kernels that are launched for an op are not interpreted, which takes hours: the C++ kernels
     give the op's result.
     """
+    import device
     from fastdiff_kernels import launch
     from triton.runtime import interpreter
 
-    import device
     from fastdiff.backend import cpu
 
     known: set[str] = set()

@@ -10,7 +10,7 @@ the same bits as on every other backend.
 import triton
 import triton.language as tl
 
-from .elementary import EXP_HIGH, divided, exponential
+from .elementary import EXP_HIGH, EXP_LOW, divided, exponent, exponential, power
 
 POSITIONS = tl.constexpr(64)
 SIDE = tl.constexpr(16)
@@ -26,12 +26,12 @@ def sum16(total, N: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def place(sample_stride, channel_stride, position_stride, b, p, c, LAST: tl.constexpr):
-    """Offsets [P, C] of positions p [P, 1] and channels c [1, C]."""
+def place(channel_stride, position_stride, p, c, LAST: tl.constexpr):
+    """Offsets [P, C] in a sample of positions p [P, 1] and channels c [1, C]."""
     if LAST:
-        return b * sample_stride + p * position_stride + c
+        return p * position_stride + c
     else:
-        return b * sample_stride + c * channel_stride + p
+        return c * channel_stride + p
 
 
 @triton.jit
@@ -44,13 +44,85 @@ def channelwise(pointer, stride, b, c, inside, ABSENT: tl.constexpr, COMPUTE: tl
 
 
 @triton.jit
-def tile16(x, add, offset, plus, p, positions, live, COMPUTE: tl.constexpr):
-    """u of 16 rows, and its mask."""
-    inside = (p < positions) & live
-    u = tl.load(x + offset, mask=inside, other=0.0).to(COMPUTE)
-    if add is not None:
+def halves(parts, N: tl.constexpr):
+    """The N parts of a tuple, folded by halves."""
+    if N == 1:
+        return parts[0]
+    else:
+        sums = ()
+        for i in tl.static_range(N // 2):
+            sums = sums + (parts[i] + parts[i + N // 2],)
+        return halves(sums, N // 2)
+
+
+@triton.jit
+def sum16_of(terms, S: tl.constexpr):
+    """sum16 of a tuple of S terms, which are 0 where they are missing."""
+    parts = ()
+    for j in tl.static_range(SIDE):
+        part = terms[j]
+        for k in tl.static_range(1, S // SIDE):
+            part = part + terms[j + SIDE * k]
+        parts = parts + (part,)
+    return halves(parts, SIDE)
+
+
+@triton.jit
+def moments_of_channels(x, plus, channel, left, x_position, S: tl.constexpr, COMPUTE: tl.constexpr):
+    """Mean and sum of squared distances to it [E], of `left` <= S positions of E channels.
+
+    The channels are side by side, and a thread has whole ones, so that nothing is exchanged and
+    every load of a warp is dense.
+    """
+    u = ()
+    at = x + channel
+    for k in tl.static_range(S):
+        row = tl.load(at, mask=k < left, other=0.0).to(COMPUTE)
+        if plus is not None:
+            row = tl.where(k < left, row + plus, 0.0)
+        u = u + (row,)
+        at += x_position
+    mean = divided(sum16_of(u, S), (channel * 0 + left).to(COMPUTE))
+    squares = ()
+    for k in tl.static_range(S):
+        d = u[k] - mean
+        squares = squares + (tl.where(k < left, d * d, 0.0),)
+    return mean, sum16_of(squares, S)
+
+
+@triton.jit
+def tile16(at, plus, j, left, COMPUTE: tl.constexpr):
+    """u at 16 positions, and which of them are among the `left` ones."""
+    inside = j < left
+    u = tl.load(at, mask=inside, other=0.0).to(COMPUTE)
+    if plus is not None:
         u = u + plus
     return u, inside
+
+
+@triton.jit
+def moments_of_positions(x, plus, channel, left, S: tl.constexpr, COMPUTE: tl.constexpr):
+    """Mean and sum of squared distances to it [1, E], of `left` <= S (64) positions side by side.
+
+    `channel` [1, E] is where a channel's positions begin.
+    """
+    tl.static_assert(S == 4 * SIDE)
+    j = tl.arange(0, SIDE)[:, None]
+    at = x + channel + j
+    u0, i0 = tile16(at, plus, j, left, COMPUTE)
+    u1, i1 = tile16(at + SIDE, plus, j + SIDE, left, COMPUTE)
+    u2, i2 = tile16(at + 2 * SIDE, plus, j + 2 * SIDE, left, COMPUTE)
+    u3, i3 = tile16(at + 3 * SIDE, plus, j + 3 * SIDE, left, COMPUTE)
+    total = ((tl.where(i0, u0, 0.0) + tl.where(i1, u1, 0.0)) + tl.where(i2, u2, 0.0)) + tl.where(
+        i3, u3, 0.0
+    )
+    mean = sum16(total, SIDE, channel.shape[1])
+    mean = divided(mean, (tl.zeros(mean.shape, tl.int32) + left).to(COMPUTE))
+    d0, d1, d2, d3 = u0 - mean, u1 - mean, u2 - mean, u3 - mean
+    total = (
+        (tl.where(i0, d0 * d0, 0.0) + tl.where(i1, d1 * d1, 0.0)) + tl.where(i2, d2 * d2, 0.0)
+    ) + tl.where(i3, d3 * d3, 0.0)
+    return mean, sum16(total, SIDE, channel.shape[1])
 
 
 @triton.jit(do_not_specialize=["batch"])
@@ -77,32 +149,30 @@ def group_norm_moments_kernel(
     COMPUTE: tl.constexpr = workspace.dtype.element_ty
     tiles = (channels + E - 1) // E
     b = (tl.program_id(0) // tiles).to(tl.int64)
-    c = (tl.program_id(0) % tiles) * E + tl.arange(0, E)[None, :]
+    c = (tl.program_id(0) % tiles) * E + tl.arange(0, E)
     chunk = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
-    live = c < channels
     first = chunk * S
-    p = first + tl.arange(0, SIDE)[:, None]
-    plus = channelwise(add, add_stride, b, c, live, 0.0, COMPUTE)
-    at = place(x_sample, x_channel, x_position, b, p, c.to(tl.int64), LAST)
-    along = SIDE * x_position
-    u0, i0 = tile16(x, add, at, plus, p, positions, live, COMPUTE)
-    u1, i1 = tile16(x, add, at + along, plus, p + SIDE, positions, live, COMPUTE)
-    u2, i2 = tile16(x, add, at + 2 * along, plus, p + 2 * SIDE, positions, live, COMPUTE)
-    u3, i3 = tile16(x, add, at + 3 * along, plus, p + 3 * SIDE, positions, live, COMPUTE)
-    total = ((tl.where(i0, u0, 0.0) + tl.where(i1, u1, 0.0)) + tl.where(i2, u2, 0.0)) + tl.where(
-        i3, u3, 0.0
-    )
-    count = tl.minimum(positions - first, S)
-    mean = divided(sum16(total, SIDE, E), (tl.zeros([1, E], tl.int64) + count).to(COMPUTE))
-    d0, d1, d2, d3 = u0 - mean, u1 - mean, u2 - mean, u3 - mean
-    total = (
-        (tl.where(i0, d0 * d0, 0.0) + tl.where(i1, d1 * d1, 0.0)) + tl.where(i2, d2 * d2, 0.0)
-    ) + tl.where(i3, d3 * d3, 0.0)
     chunks = (positions + POSITIONS - 1) // POSITIONS
+    left = tl.minimum(positions - first, S).to(tl.int32)
+    if not LAST:
+        c = c[None, :]
+    inner = tl.minimum(c, channels - 1)  # threads after the last channel repeat it
+    plus = None
+    if add is not None:
+        plus = channelwise(add, add_stride, b, inner, None, None, COMPUTE)
+    if LAST:
+        mean, squares = moments_of_channels(
+            x + (b * x_sample + first * x_position), plus, inner, left, x_position, S, COMPUTE
+        )
+    else:
+        channel = inner.to(tl.int64) * x_channel
+        mean, squares = moments_of_positions(
+            x + (b * x_sample + first), plus, channel, left, S, COMPUTE
+        )
     to = workspace + (b * chunks + chunk) * channels + c
-    live = live & (chunk < chunks)
+    live = (c < channels) & (chunk < chunks)
     tl.store(to, mean, mask=live)
-    tl.store(to + batch * chunks * channels, sum16(total, SIDE, E), mask=live)
+    tl.store(to + batch.to(tl.int64) * chunks * channels, squares, mask=live)
 
 
 @triton.jit
@@ -187,14 +257,16 @@ def group_norm_statistics_kernel(
 @triton.jit
 def silu_of(z):
     """z/(1 + e^-z); 0 in float32 where e^-z is infinite."""
-    y = divided(z, 1.0 + exponential(z * -1.0))
     if z.dtype == tl.float64:
-        return y
+        return divided(z, 1.0 + exponential(z * -1.0))
     else:
-        return tl.where(z < -EXP_HIGH, 0.0, y)
+        # where e^-z is 0, that of the clamped z is below half a unit in the last place of 1
+        # held where 2^k is normal: below it the result is z to all its digits
+        t, r, q = exponent(tl.where(z > -EXP_LOW, EXP_LOW, z * -1.0))
+        return tl.where(z < -EXP_HIGH, 0.0, divided(z, 1.0 + power(t, r, q)))
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "each"])
 def group_norm_silu_kernel(
     out,
     x,
@@ -217,21 +289,19 @@ def group_norm_silu_kernel(
     channels,
     groups,
     positions,
+    each,
     S: tl.constexpr,
     E: tl.constexpr,
     LAST: tl.constexpr,
     SILU: tl.constexpr,
     FAST: tl.constexpr,
 ):
-    """S positions by E channels of one sample."""
+    """`each` tiles of S positions, one after the other, of E channels of one sample."""
     COMPUTE: tl.constexpr = statistics.dtype.element_ty
     tiles = (channels + E - 1) // E
     b = (tl.program_id(0) // tiles).to(tl.int64)
     c = (tl.program_id(0) % tiles) * E + tl.arange(0, E)[None, :]
     live = c < channels
-    first = (tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)).to(tl.int64) * S
-    p = first + tl.arange(0, S)[:, None]
-    inside = live & (p < positions)
     at = statistics + b * groups + c // (channels // groups)
     mean = tl.load(at, mask=live, other=0.0)
     gain = tl.load(at + batch.to(tl.int64) * groups, mask=live, other=0.0)
@@ -244,15 +314,22 @@ def group_norm_silu_kernel(
         offset = offset * wide
     if shift is not None:
         offset = offset + channelwise(shift, shift_stride, b, c, live, 0.0, COMPUTE)
-    u = tl.load(
-        x + place(x_sample, x_channel, x_position, b, p, c.to(tl.int64), LAST),
-        mask=inside,
-        other=0.0,
-    )
-    u = u.to(COMPUTE)
     if add is not None:
-        u = u + channelwise(add, add_stride, b, c, live, 0.0, COMPUTE)
-    z = (u - mean) * gain + offset
-    y = silu_of(z) if SILU else z
-    to = out + place(out_sample, out_channel, out_position, b, p, c.to(tl.int64), LAST)
-    tl.store(to, y.to(out.dtype.element_ty), mask=inside)
+        plus = channelwise(add, add_stride, b, c, live, 0.0, COMPUTE)
+    p = tl.arange(0, S)[:, None]
+    first = tl.program_id(1).to(tl.int64) * each * S
+    end = tl.minimum(first + each * S, positions)
+    wide_c, wide_p = c.to(tl.int64), p.to(tl.int64)
+    come = place(x_channel, x_position, wide_p, wide_c, LAST)
+    go = place(out_channel, out_position, wide_p, wide_c, LAST)
+    x += b * x_sample
+    out += b * out_sample
+    while first < end:
+        inside = live & (p < (end - first).to(tl.int32))
+        u = tl.load(x + first * x_position + come, mask=inside, other=0.0).to(COMPUTE)
+        if add is not None:
+            u = u + plus
+        z = (u - mean) * gain + offset
+        y = silu_of(z) if SILU else z
+        tl.store(out + first * out_position + go, y.to(out.dtype.element_ty), mask=inside)
+        first += S

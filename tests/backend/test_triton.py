@@ -70,7 +70,7 @@ def test_suite(suite: str, tmp_path: Path) -> None:
     assert " passed" in result.stdout
     if interpreted:
         assert record.stat().st_size > 0
-        result = run(["tests/backend/gpu_compile.py", "--sample", str(record)], **settings)
+        result = run_python(["tests/backend/gpu_compile.py", "--sample", str(record)], **settings)
         print(result.stdout)
         assert result.returncode == 0, result.stdout + result.stderr[-2000:]
 

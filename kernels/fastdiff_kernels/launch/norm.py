@@ -5,15 +5,19 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, float64
 
 from .common import _CHUNKS_Y, Call, int32, options, run
 
 _POSITIONS = 64  # of a chunk
 # at most, of a program, where channels are dense: 16 bytes per thread, whole cache lines
 _CHANNELS = 64
+_MOMENTS = 128  # at most, of a program of the moments where channels are dense: one per thread
 _TILE = 2048  # elements of a program of the last kernel
 _WARPS = 8
+# What fills a GPU: an H200's multiprocessors, and the warps that each can hold.
+_MULTIPROCESSORS, _MOST_WARPS = 132, 64
+_MOST_TILES = 8
 
 
 def group_norm_silu(
@@ -42,12 +46,14 @@ def group_norm_silu(
 def group_norm_moments_call(workspace: Tensor, x: Tensor, add: Tensor | None) -> Call:
     batch, channels, positions = x.shape
     last = _last(x)
-    across = min(_CHANNELS, _power(channels)) if last else min(16, _power(channels))
+    across = min(_MOMENTS if last else 16, _power(channels))
     arguments: dict[str, Any] = (
         {"workspace": workspace, "x": x} | _strides("x", x) | _rows(add=add) | _sizes(x)
     )
     arguments |= {"S": _POSITIONS, "E": across, "LAST": last, "FAST": False}
-    warps = max(1, 16 * across // 128)
+    # of positions side by side a thread has 8 in each 16 of a channel; in float64 that is too many
+    threads = across if last else across * (4 if workspace.dtype == float64 else 2)
+    warps = max(1, threads // 32)
     grid = _grid(batch * -(-channels // across), -(-positions // _POSITIONS))
     return Call("group_norm_moments", "group_norm_silu", grid, arguments, options(warps=warps))
 
@@ -88,6 +94,9 @@ def group_norm_silu_call(
     else:
         along = min(_TILE, _power(positions))
         across = max(1, min(_TILE // along, _power(channels)))
+    warps = max(1, min(_WARPS, along * across // 256))
+    samples, tiles = batch * -(-channels // across), -(-positions // along)
+    each = _tiles_each(samples, tiles, warps)
     arguments: dict[str, Any] = {
         "out": out,
         "x": x,
@@ -103,15 +112,24 @@ def group_norm_silu_call(
     )
     arguments |= {
         "groups": groups,
+        "each": each,
         "S": along,
         "E": across,
         "LAST": last,
         "SILU": silu,
         "FAST": False,
     }
-    grid = _grid(batch * -(-channels // across), -(-positions // along))
-    warps = max(1, min(_WARPS, along * across // 256))
+    grid = (samples, -(-tiles // each), 1)
     return Call("group_norm_silu", "group_norm_silu", grid, arguments, options(warps=warps))
+
+
+def _tiles_each(samples: int, tiles: int, warps: int) -> int:
+    """Returns how many tiles a program computes, one after the other.
+
+    It sets up its channels once for all of them, but enough programs are left to fill the GPU.
+    """
+    each = min(_MOST_TILES, max(1, samples * tiles // (_MULTIPROCESSORS * _MOST_WARPS // warps)))
+    return max(each, -(-tiles // _CHUNKS_Y))
 
 
 def _last(x: Tensor) -> bool:

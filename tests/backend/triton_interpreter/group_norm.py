@@ -22,6 +22,7 @@ SHAPES = [
     ((1, 1, 1100), 1),
     ((1, 33, 65), 1),
     ((2, 1, 5), 1),
+    ((1, 130, 3), 2),
 ]
 COUNTED = ("group_norm_moments", "group_norm_statistics", "group_norm_silu")
 
@@ -77,3 +78,25 @@ def test_group_norm_silu(
         limit = GROUP_NORM[name(compute(dtype))] * want.abs().max()
         limit = limit + ROUNDING[name(dtype)] * want.abs()
         assert ((got.double() - want).abs() <= limit).all()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+def test_the_tiles_of_a_program_give_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """One tile a program, or two, of which the last program has one."""
+    x = torch.randn(1, 2, 4500, generator=torch.Generator().manual_seed(0))
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if last else x
+    statistics = torch.tensor([0.1, -0.2, 1.5, 0.7])
+    add = torch.tensor([[1.0, -3.0]])
+    results = []
+    for each in (1, 2):
+        monkeypatch.setattr(launch.norm, "_tiles_each", lambda *_, each=each: each)
+        results.append(torch.full_like(x, -777.0))  # of x's layout
+        call = launch.group_norm_silu_call(
+            results[-1], statistics, x, 2, None, None, None, None, add, True
+        )
+        tiles = -(-4500 // call.arguments["S"])
+        assert tiles % 2 == 1 and call.grid[1] == -(-tiles // each)
+        launch.run(call, x)
+    assert torch.equal(results[1], results[0]) and not results[0].eq(-777).any()
