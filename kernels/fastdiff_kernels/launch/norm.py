@@ -51,8 +51,10 @@ def group_norm_moments_call(workspace: Tensor, x: Tensor, add: Tensor | None) ->
         {"workspace": workspace, "x": x} | _strides("x", x) | _rows(add=add) | _sizes(x)
     )
     arguments |= {"S": _POSITIONS, "E": across, "LAST": last, "FAST": False}
-    # of positions side by side a thread has 8 in each 16 of a channel; in float64 that is too many
-    threads = across if last else across * (4 if workspace.dtype == float64 else 2)
+    # Of positions side by side a thread has 8 in each 16 of a channel. That is too many in float64,
+    # and where rows begin at any address, so that positions are loaded one by one.
+    each = 4 if workspace.dtype == float64 else 2
+    threads = across if last else across * (16 if positions % 16 else each)
     warps = max(1, threads // 32)
     grid = _grid(batch * -(-channels // across), -(-positions // _POSITIONS))
     return Call("group_norm_moments", "group_norm_silu", grid, arguments, options(warps=warps))
