@@ -1,5 +1,5 @@
 # Each target does the set-up that it needs; a second run repeats none of it.
-#   make demo | test | bench | report | gpu-test | gpu-report | lint | doctor | setup | clean
+#   make demo | test | bench | report | gpu-compile | gpu-test | gpu-report | lint | doctor | setup | clean
 #   VENV=1             creates an environment (.venv) even if python3 has torch
 #   PYTHON=<path>      the interpreter to start from
 #   TORCH="<pip arguments>"   the torch to install in .venv (set-up says when that matters)
@@ -13,7 +13,7 @@ check = sh scripts/run -c 'import $(1)' 2>/dev/null || { echo 'make lint: $(1) i
 # tests run on up to four cores if pytest-xdist is installed
 cores = `sh scripts/run -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --maxprocesses 4 --dist loadgroup'`
 
-.PHONY: demo test bench report gpu-test gpu-report lint doctor setup setup-test clean
+.PHONY: demo test bench report gpu-compile gpu-test gpu-report lint doctor setup setup-test clean
 
 demo: setup
 	@sh scripts/run -m fastdiff sample --out out/demo --num 256 --steps 25 --seed 0
@@ -27,6 +27,11 @@ bench: setup-test
 # pages of docs/performance/ from the results in benchmarks/results/
 report: setup-test
 	@sh scripts/run -m benchmarks.report
+
+# compiles every variant of the Triton kernels that the op tests launch, for sm_80, sm_90 and sm_100, without a GPU. A second
+# call continues. JOBS=<n> processes (default: the cores)
+gpu-compile: setup-test
+	@sh scripts/run tests/backend/gpu_compile.py $(if $(JOBS),--jobs $(JOBS))
 
 # tests and measures on the GPU, with results in OUT; on 16 cores in 10 minutes
 gpu-test: setup-test

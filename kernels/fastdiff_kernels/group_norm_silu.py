@@ -260,8 +260,8 @@ def silu_of(z):
     if z.dtype == tl.float64:
         return divided(z, 1.0 + exponential(z * -1.0))
     else:
-        # where e^-z is 0, that of the clamped z is below half a unit in the last place of 1
-        # held where 2^k is normal: below it the result is z to all its digits
+        # the argument is held where 2^k is normal: there e^-z is below half a unit in the last place
+        # of 1, as it is beyond
         t, r, q = exponent(tl.where(z > -EXP_LOW, EXP_LOW, z * -1.0))
         return tl.where(z < -EXP_HIGH, 0.0, divided(z, 1.0 + power(t, r, q)))
 

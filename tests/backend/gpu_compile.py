@@ -2,11 +2,10 @@
 
     sh scripts/run tests/backend/gpu_compile.py [--targets 80 90 100] [--jobs 2] [--every 1]
 
-It needs no GPU. The op tests and the interpreter's suites run once and write down their launches
-(tests/variants.py). Then each distinct variant is compiled for each target, on all cores. What is
-done stays in out/gpu-compile, so a run that was stopped continues; a change of the kernels, the
-launch layer or the tests starts it anew. The result is a JSON file; the exit status is 1 if a
-variant does not compile or a recorded test fails.
+It needs no GPU. The op tests run once and write down their launches (tests/variants.py). Then each
+distinct variant is compiled for each target, on all cores. What is done stays in out/gpu-compile,
+so a run that was stopped continues; a change of the kernels, the ops or their tests starts it anew.
+The result is a JSON file; the exit status is 1 if a variant does not compile or a test fails.
 """
 
 from __future__ import annotations
@@ -29,25 +28,21 @@ import triton  # noqa: E402
 import variants  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-RECORDED = ("kernels", "fastdiff/ops", "fastdiff/backend", "tests/ops", "tests/backend", "tests")
+DECIDING = ("kernels", "fastdiff/ops", "tests/ops")
 
 
 def fingerprint(folders: Iterable[str]) -> str:
     """Returns a digest of the Python files in these folders, and of Triton's version."""
     digest = hashlib.sha256(triton.__version__.encode())
     for folder in folders:
-        deep = folder != "tests"
-        for path in sorted((ROOT / folder).glob("**/*.py" if deep else "*.py")):
+        for path in sorted((ROOT / folder).glob("**/*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def suites() -> list[Path]:
     """Returns the test files whose launches are recorded."""
-    return [
-        *sorted((ROOT / "tests/backend/triton_interpreter").glob("*.py")),
-        *sorted((ROOT / "tests/ops").glob("test_*.py")),
-    ]
+    return sorted((ROOT / "tests/ops").glob("test_*.py"))
 
 
 def record(suite: Path, to: Path) -> int:
@@ -88,7 +83,7 @@ def main(given: list[str] | None = None) -> int:
     if arguments.sample:
         return sample(arguments.sample)
 
-    folder = arguments.folder / fingerprint(RECORDED)
+    folder = arguments.folder / fingerprint(DECIDING)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRITON_CACHE_DIR", str(arguments.folder / "cache"))
     files, broken = [], []
