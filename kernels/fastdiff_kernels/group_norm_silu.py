@@ -51,7 +51,7 @@ def halves(parts, N: tl.constexpr):
     else:
         sums = ()
         for i in tl.static_range(N // 2):
-            sums = sums + (parts[i] + parts[i + N // 2],)
+            sums = sums + (parts[i] + parts[i + N // 2],)  # type: ignore[assignment]
         return halves(sums, N // 2)
 
 
@@ -63,7 +63,7 @@ def sum16_of(terms, S: tl.constexpr):
         part = terms[j]
         for k in tl.static_range(1, S // SIDE):
             part = part + terms[j + SIDE * k]
-        parts = parts + (part,)
+        parts = parts + (part,)  # type: ignore[assignment]
     return halves(parts, SIDE)
 
 
@@ -80,13 +80,13 @@ def moments_of_channels(x, plus, channel, left, x_position, S: tl.constexpr, COM
         row = tl.load(at, mask=k < left, other=0.0).to(COMPUTE)
         if plus is not None:
             row = tl.where(k < left, row + plus, 0.0)
-        u = u + (row,)
+        u = u + (row,)  # type: ignore[assignment]
         at += x_position
     mean = divided(sum16_of(u, S), (channel * 0 + left).to(COMPUTE))
     squares = ()
     for k in tl.static_range(S):
         d = u[k] - mean
-        squares = squares + (tl.where(k < left, d * d, 0.0),)
+        squares = squares + (tl.where(k < left, d * d, 0.0),)  # type: ignore[assignment]
     return mean, sum16_of(squares, S)
 
 
@@ -260,8 +260,8 @@ def silu_of(z):
     if z.dtype == tl.float64:
         return divided(z, 1.0 + exponential(z * -1.0))
     else:
-        # the argument is held where 2^k is normal: there e^-z is below half a unit in the last place
-        # of 1, as it is beyond
+        # the argument is held where 2^k is normal: there, as beyond, e^-z is below half a unit in the
+        # last place of 1
         t, r, q = exponent(tl.where(z > -EXP_LOW, EXP_LOW, z * -1.0))
         return tl.where(z < -EXP_HIGH, 0.0, divided(z, 1.0 + power(t, r, q)))
 
