@@ -260,8 +260,8 @@ def silu_of(z):
     if z.dtype == tl.float64:
         return divided(z, 1.0 + exponential(z * -1.0))
     else:
-        # the argument is held where 2^k is normal: there, as beyond, e^-z is less than half a unit in
-        # the last place of 1
+        # the argument is held where 2^k is normal: there, as beyond, e^-z is less than half a
+        # unit in the last place of 1
         t, r, q = exponent(tl.where(z > -EXP_LOW, EXP_LOW, z * -1.0))
         return tl.where(z < -EXP_HIGH, 0.0, divided(z, 1.0 + power(t, r, q)))
 
