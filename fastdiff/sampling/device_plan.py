@@ -136,6 +136,7 @@ class DevicePlan:
         """Whether the plans have so many rows that a new run should begin without them."""
         return len(self.plan.table) > _MOST_ROWS
 
+    @torch.inference_mode(False)  # the tables are kept for later runs, which may need gradients
     def _build(self) -> None:
         if len(self._plans) > 1 or self.splits or self.inpaints:
             self._stack()

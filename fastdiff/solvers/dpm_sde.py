@@ -72,9 +72,12 @@ def dpmpp_sde(
             x = x + middle.alpha * up * s_noise * drawn
             if not nested:
                 h = s.log_snr - t.log_snr
-                share = expm1(r * h) / expm1(h) if h < 700 else 0.0
-                if clock == "rho":
+                if t.rho == s.rho:
+                    share = r  # a level that is there twice: the limit of a short step
+                elif clock == "rho":
                     share = (t.rho - middle.rho) / (t.rho - s.rho)
+                else:
+                    share = expm1(r * h) / expm1(h) if h < 700 else 0.0
                 before = p.keep(drawn)
         y0, _, _ = p.predict(x, middle)
         down, up = ancestral_levels(t, s, eta)

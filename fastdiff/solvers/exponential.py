@@ -157,7 +157,16 @@ def differences(
 
 
 def lagrange_basis(nodes: Sequence[float]) -> list[np.polynomial.Polynomial]:
-    """Returns the Lagrange basis polynomials: the j-th is 1 at node j and 0 at the others."""
+    """Returns the Lagrange basis polynomials: the j-th is 1 at node j and 0 at the others.
+
+    Raises ValueError for two equal nodes, through which no polynomial goes.
+    """
+    if len(set(nodes)) < len(nodes):
+        raise ValueError(
+            "fastdiff.Sampler: expected different noise levels for a solver that interpolates"
+            f" between them, got two equal ones among {[float(f'{node:.6g}') for node in nodes]}."
+            " Leave one out, or take another solver."
+        )
     polynomials = []
     for j, node in enumerate(nodes):
         basis = np.polynomial.Polynomial([1.0])

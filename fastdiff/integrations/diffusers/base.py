@@ -335,7 +335,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         *,
         options: Mapping[str, Any] | None = None,
         generator: Generators = None,
-        noise: Tensor | None = None,
+        noise: Tensor | float | None = None,
         return_dict: bool = True,
     ) -> Any:
         """Executes one step, and returns what diffusers' step returns.
@@ -343,7 +343,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         Args:
             options: arguments of the step that change the plan.
             generator: for the draw of a step that draws noise; None for fastdiff's noise.
-            noise: the noise of the step instead of a draw.
+            noise: the noise of the step instead of a draw, a number or broadcast to the sample.
         """
         options, state = options or {}, self._state
         index = self._index(state, timestep)
@@ -358,13 +358,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if self._returns_slot_1:
             shape = (1, *sample.shape)
             slots_out = torch.empty(shape, dtype=compute_dtype(sample), device=sample.device)
-        if noise is None:
+        if noise is not None:
+            noise = self._like(sample, noise)
+        else:
             draws = traced.calls[call].draws
             if generator is None:
                 seed = self._seed(state) if draws else None
             elif draws or self._always_draws(index or 0, options):
                 noise = self._draw(model_output, sample, generator)
-        x, second = traced.execute(
+        x, second, slots_out = traced.execute(
             call,
             sample,
             model_output,
@@ -374,10 +376,34 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             slots_out=slots_out,
             with_x0=self._returns_x0,
         )
+        if slots is not None and slots_out is not None:
+            state.keep_slots(slots_out)
         if self._returns_slot_1 and second is None and slots_out is not None:
             second = slots_out[0].to(sample.dtype)
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
+
+    def _like(self, sample: Tensor, noise: Tensor | float) -> Tensor:
+        """The user's noise in the sample's shape."""
+        if isinstance(noise, Tensor):
+            if noise.shape == sample.shape:
+                return noise
+            if noise.is_floating_point() and noise.device == sample.device:
+                try:
+                    return noise.expand(sample.shape)
+                except RuntimeError:
+                    pass
+        elif isinstance(noise, (int, float)):
+            return torch.full_like(sample, noise)
+        got = (
+            f"{noise.dtype} of shape {list(noise.shape)} on {noise.device}"
+            if isinstance(noise, Tensor)
+            else type(noise).__name__
+        )
+        raise ValueError(
+            f"fastdiff.{type(self).__name__}.step: expected noise as a number or a floating tensor"
+            f" that broadcasts to {list(sample.shape)} on {sample.device}, got {got}."
+        )
 
     @staticmethod
     def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:

@@ -107,10 +107,18 @@ class State:
             )
         if not held or held[0].shape != shape or held[0].device != sample.device:
             dtype = compute_dtype(sample)
-            held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
+            with torch.inference_mode(False):  # what is kept may meet autograd later
+                held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
         read, written = held[::-1] if self.last_index == index else held
+        if written.requires_grad:  # a graph may hold it
+            written = torch.zeros_like(written)
         self._slots = [written, read]
         return read, written
+
+    def keep_slots(self, written: Tensor) -> None:
+        """Keeps the slots that a step has written, where it wrote them into a tensor of its own."""
+        if written is not self._slots[0]:
+            self._slots = [written, self._slots[1]]
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.

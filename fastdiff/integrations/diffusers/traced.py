@@ -89,7 +89,7 @@ class TracedPlan:
         slots: Tensor | None,
         slots_out: Tensor | None,
         with_x0: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Executes the rows of a network call.
 
         Args:
@@ -102,10 +102,12 @@ class TracedPlan:
             with_x0: whether the prediction of x0 is returned.
 
         Returns:
-            (next x, x0 or None) in x's dtype. Where autograd records they are differentiable; the
-            slots carry no gradient.
+            (next x, x0 or None) in x's dtype, and the new slots: `slots_out`, or where autograd
+            records a new tensor. Then all of them are differentiable.
         """
-        records = torch.is_grad_enabled() and (x.requires_grad or output.requires_grad)
+        records = torch.is_grad_enabled() and (
+            x.requires_grad or output.requires_grad or (slots is not None and slots.requires_grad)
+        )
         batch, device, rows, steps = self._ready
         if batch != x.shape[0] or device != x.device:
             rows, steps = self._prepare(x)
@@ -117,7 +119,7 @@ class TracedPlan:
             # nothing has a seed too
             row_noise, row_seed = (noise, seed) if self._draws[row] else (None, 0)
             if records:
-                x, x0 = self._differentiable(
+                x, x0, slots_out = self._differentiable(
                     x, row_output, rows[row], row_noise, row_seed, slots, slots_out, with_x0
                 )
             else:
@@ -129,8 +131,9 @@ class TracedPlan:
                 x = x_s
             if slots is not None:
                 slots = slots_out  # a second row continues from the first one's slots
-        return x, x0
+        return x, x0, slots_out
 
+    @torch.inference_mode(False)  # what is kept may meet autograd later
     def _prepare(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[BoundStep, BoundStep]]:
         """For batches like x: every row's number as int64 [B], and the device's bound steps."""
         device = x.device
@@ -154,11 +157,12 @@ class TracedPlan:
         slots: Tensor | None,
         slots_out: Tensor | None,
         with_x0: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """A row through the op, which is differentiable in x and writes into no given tensors.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """A row through the op, which is differentiable and writes into no given tensors.
 
         The second result is x0, or slot 1 of a class that returns it from its steps (then the plan
-        reads no slots). A second row, which has this result as its next x, computes it.
+        reads no slots). A second row, which has this result as its next x, computes it. The third
+        result are the new slots.
         """
         table, used = self.table(x.device), self._used[output is not None]
         only_written = slots is None and slots_out is not None
@@ -171,11 +175,10 @@ class TracedPlan:
             assert isinstance(result, Tensor)
             x_s = result
         else:
-            assert isinstance(result, tuple) and slots_out is not None
-            x_s = result[0]
-            slots_out.copy_(result[1].detach())
+            assert isinstance(result, tuple)
+            x_s, slots_out = result
         if not with_x0 and not only_written:
-            return x_s, None
+            return x_s, None, slots_out
         second = table.clone()
         second[:, _FIRST_OF_SLOTS:] = 0.0
         of_x = [INDEX[f"x.{operand}"] for operand in OPERANDS]
@@ -189,4 +192,4 @@ class TracedPlan:
             used |= columns("x.x0")
         shown = reverse_step(x, output, second, row, used=used)
         assert isinstance(shown, Tensor)
-        return x_s, shown
+        return x_s, shown, slots_out

@@ -33,6 +33,12 @@ class TrainingTables(Scheduler):
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
 
     def _point(self, t: float) -> Time:
+        if not -1 <= int(t) < len(self.alphas_cumprod):
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected timesteps in"
+                f" [0, {len(self.alphas_cumprod)}), got {int(t)}. Take fewer steps, or"
+                " steps_offset=0."
+            )
         return tables.preserving(t, float(self.alphas_cumprod[int(t)]))
 
     def _mixing(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:

@@ -407,3 +407,36 @@ def test_a_batch_of_another_shape_is_refused_between_steps_with_a_history() -> N
         scheduler.step(x[:2] * 0.1, scheduler.timesteps[2], x[:2])
     again = scheduler.step(x[:2] * 0.1, scheduler.timesteps[0], x[:2]).prev_sample
     assert again.shape == (2, 3)
+
+
+@pytest.mark.parametrize("noise", [0, 0.5, "zeros", "one sample", "0-d"])
+@pytest.mark.parametrize("name", ["DDIM", "DPMSolverMultistep"])
+def test_a_given_noise_may_be_a_number_or_broadcast(name: str, noise: object) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    given = {"zeros": torch.zeros_like(x), "one sample": x[:1], "0-d": torch.tensor(0.5)}
+    value = given.get(noise, noise)  # type: ignore[call-overload]
+    config = {"algorithm_type": "sde-dpmsolver++"} if name != "DDIM" else {}
+    results = []
+    for library in (diffusers, fastdiff):
+        scheduler = getattr(library, f"{name}Scheduler")(**config)
+        scheduler.set_timesteps(10)
+        more = {"eta": 1.0} if name == "DDIM" else {}
+        t = scheduler.timesteps[3]
+        results.append(scheduler.step(0.3 * x.tanh(), t, x, variance_noise=value, **more)[0])
+    assert torch.allclose(*results, atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected noise as a number or a floating tensor that"):
+        scheduler.step(x, t, x, variance_noise=torch.zeros(3), **more)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "DDPM", "PNDM", "LMSDiscrete"])
+def test_more_timesteps_than_were_trained_are_refused_in_a_sentence(name: str) -> None:
+    more = {"skip_prk_steps": True} if name == "PNDM" else {}
+    scheduler = getattr(fastdiff, f"{name}Scheduler")(
+        steps_offset=1, timestep_spacing="leading", **more
+    )
+    x = torch.randn(1, 4, 4, 4)
+    with pytest.raises(
+        ValueError, match=r"expected (timesteps in \[0, 1000\), got 1000|different)"
+    ):
+        scheduler.set_timesteps(1000)
+        scheduler.step(0.1 * x, scheduler.timesteps[0], x)
