@@ -22,6 +22,9 @@ SUITES = [
     for path in sorted((HERE / folder).glob("*.py"))
 ]
 
+# suites that run the functions of the kernels in kernels of their own
+OF_FUNCTIONS = ("triton_interpreter/bins",)
+
 
 def run_python(arguments: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
     """Runs Python in this tree without the outer settings of Triton, pytest and fastdiff."""
@@ -69,6 +72,8 @@ def test_suite(suite: str, tmp_path: Path) -> None:
         pytest.fail(f"{suite}:\n{result.stdout[-6000:]}\n{result.stderr[-2000:]}", pytrace=False)
     assert " passed" in result.stdout
     if interpreted:
+        if suite in OF_FUNCTIONS:
+            return  # it launches no kernel of the package
         assert record.stat().st_size > 0
         result = run_python(["tests/backend/gpu_compile.py", "--sample", str(record)], **settings)
         print(result.stdout)

@@ -34,13 +34,13 @@ def results(run: Callable[[], list[Tensor]], each: int, monkeypatch: pytest.Monk
     """What `run` writes, with `each` chunks of a program, as integers; and the programs."""
     grids = []
     monkeypatch.setattr(common, "chunks_each", lambda groups, chunks, warps: each)
-    plain = common.Call.kernel
+    plain = common.kernel_of
 
     def recorded(call: launch.Call) -> object:
         grids.append(call.grid)
         return plain(call)
 
-    monkeypatch.setattr(common.Call, "kernel", recorded)
+    monkeypatch.setattr(common, "kernel_of", recorded)
     written = run()
     monkeypatch.undo()
     for value in written:
