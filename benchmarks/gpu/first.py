@@ -3,7 +3,7 @@
 The ceiling of a copy; every kernel of the predictions at the large size, replayed from a CUDA graph
 and next to torch eager, torch.randn and diffusers' step; a step of a graphed loop; and the host's
 time of an eager call, with and without bound arguments. Each row has the copy bandwidth that was
-measured beside it. Nothing is compiled by torch.compile: the other pieces do that.
+measured in the same run. The other pieces compare with torch.compile.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ drop-in schedulers. `check` validates the arguments and `launch` starts the kern
 `bind` makes a step for repeated calls: it checks the first call of each kind, and later moves only
 the pointers of what changes from call to call, because checks and packing cost more than a small
 step itself.
+
+This file is over 400 lines because the arguments and all of their checks are one class.
 """
 
 from __future__ import annotations
@@ -389,8 +391,6 @@ _SEED, _STREAM, _MODE, _FIRST_OUTPUT = (
 )
 FUNCTIONAL = _FIRST_OUTPUT + 2
 """How many flat arguments the functional op has."""
-MOVABLE = frozenset(_FIELDS) - {"stream", "mode", "used", "workspace"}
-"""The arguments that a bound step can take at every call."""
 _DENSE = ("x_t", "model_output", "slots", "noise", "gradient")
 _OUTPUT_NAMES = frozenset(_FIELDS[_FIRST_OUTPUT:])
 _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (

@@ -97,7 +97,7 @@ class Lanes:
 
     # -- further runs ------------------------------------------------------------------------------
 
-    def fit(self, first: Batch, lanes: int) -> bool:
+    def fits(self, first: Batch, lanes: int) -> bool:
         """Whether these lanes can be those of another run that begins with these samples."""
         return (
             lanes == self.batch

@@ -200,7 +200,7 @@ class Engine:
 
         def make(first: Batch, lanes: int) -> Lanes:
             found, run.lanes = run.lanes, None
-            if found is not None and found.fit(first, lanes):
+            if found is not None and found.fits(first, lanes):
                 found.reset(options)
                 return found
             captured = graphs(options.graph, options.device) if options.capturable else None

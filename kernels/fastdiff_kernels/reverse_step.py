@@ -8,6 +8,9 @@ over memory.
 USES (the columns that the plan uses; the launcher removes the columns of missing operands) and the
 arguments that are None determine the compiled variant. A row outside the table is never used as an
 address: that sample becomes NaN and the error word is set.
+
+This file is over 400 lines because one kernel executes every row, so that a step reads and writes
+memory once.
 """
 
 import triton

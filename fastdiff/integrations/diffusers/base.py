@@ -35,6 +35,8 @@ take them again, while a `Stepper` owns its state, overwrites it, and moves on w
 all tensors of a drop-in's step change from call to call and slots are written into another tensor
 than they are read from, while a `Stepper` binds its steps to buffers that stay. What both share is
 below that: the table of a `DevicePlan`, `StepArguments`, and the `BoundStep` that has checked them.
+
+This file is over 400 lines because the stages of a step, which every class shares, stand together.
 """
 
 from __future__ import annotations

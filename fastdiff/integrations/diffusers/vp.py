@@ -33,7 +33,7 @@ class TrainingTables(Scheduler):
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
 
     def _point(self, t: float) -> Time:
-        if not -1 <= int(t) < len(self.alphas_cumprod):
+        if not 0 <= int(t) < len(self.alphas_cumprod):
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected timesteps in"
                 f" [0, {len(self.alphas_cumprod)}), got {int(t)}. Take fewer steps, or"
