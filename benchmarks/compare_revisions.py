@@ -9,9 +9,14 @@ else runs on it. A ratio is old / new of two neighbouring measurements: above 1 
 faster. The table gives its median with the 20th and 80th percentile.
 
 The time that counts is the CPU time of the thread (`time.thread_time`), from which other processes
-take nothing; `--clock wall` counts elapsed time. Before anything is timed, each row's result is
-compared between the two checkouts, bit by bit. The workloads use public names only, so they run in
-old and new revisions alike. The native library of each checkout must be built (fastdiff/lib).
+take nothing; `--clock wall` counts elapsed time. What a process's memory does moves its times for
+as long as it lives. So the workers' allocator keeps freed memory (glibc otherwise gives large
+buffers back to the system or not, as other allocations happen to lie: 0 or 1,500 page faults in the
+same call), and `--processes 5` measures five pairs of new processes and pools their ratios.
+
+Before anything is timed, each row's result is compared between the two checkouts, bit by bit. The
+workloads use public names only, so they run in old and new revisions alike. The native library of
+each checkout must be built (fastdiff/lib).
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ STEPS = 50  # of a Sampler loop around a network that costs nothing
 DROP_IN_STEPS = 20
 NETWORK_STEPS = 4  # of a run of the shipped U-Net
 SHORTEST = 5e-3  # seconds: quicker calls are repeated until a measurement lasts this long
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 31), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
 WARM = 20e-3  # seconds: quicker calls are made once, untimed, before each measurement
 CLOCKS = {"cpu": time.thread_time, "wall": time.perf_counter}
 SOLVERS = ("ddim", "dpm++2m", "unipc", "euler_ancestral")
@@ -194,6 +200,7 @@ class Worker:
             raise ValueError(f"expected a checkout of fastdiff, got {tree}.")
         environment = {
             **os.environ,
+            **KEEP_MEMORY,
             "PYTHONPATH": os.pathsep.join([str(self.tree), str(self.tree / "kernels")]),
             "OMP_NUM_THREADS": "1",
         }
@@ -233,7 +240,10 @@ class Worker:
 
 
 class Row(NamedTuple):
-    """One row's measurements: seconds of neighbouring pairs, and whether the results agree."""
+    """One row's measurements: seconds of neighbouring pairs, and whether the results agree.
+
+    Measurements of several pairs of processes follow each other in `old` and `new`.
+    """
 
     name: str
     old: list[float]
@@ -248,6 +258,11 @@ class Row(NamedTuple):
             f"{self.name:<56} {old:>12,.1f} {new:>12,.1f}  {middle:.3f} [{low:.3f}, {high:.3f}]"
             f"{different}"
         )
+
+    def joined(self, other: Row) -> Row:
+        """Returns this row with the measurements of another pair of processes."""
+        assert self.name == other.name
+        return Row(self.name, self.old + other.old, self.new + other.new, self.same and other.same)
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -296,6 +311,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("old", type=Path, help="a checkout, with fastdiff/lib built")
     parser.add_argument("new", type=Path, help="the checkout to compare with it")
     parser.add_argument("--rounds", type=int, default=15, help="of old, new, new, old (15)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="pairs of new processes, each all rounds (1)"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name contains TEXT")
     parser.add_argument(
         "--clock", choices=tuple(CLOCKS), default="cpu", help="the thread's CPU time, or wall (cpu)"
@@ -304,14 +322,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"expected --rounds >= 1, got {args.rounds}.")
+    if args.processes < 1:
+        parser.error(f"expected --processes >= 1, got {args.processes}.")
     core = args.core
     if core is None and hasattr(os, "sched_getaffinity"):
         core = max(os.sched_getaffinity(0))
+    rows: list[Row] = []
     workers: list[Worker] = []
     try:
-        for tree in (args.old, args.new):
-            workers.append(Worker(tree, core))
-        rows = compare(*workers, rounds=args.rounds, clock=args.clock, only=args.only)
+        for _ in range(args.processes):
+            workers = [Worker(tree, core) for tree in (args.old, args.new)]
+            more = compare(*workers, rounds=args.rounds, clock=args.clock, only=args.only)
+            rows = [a.joined(b) for a, b in zip(rows, more, strict=True)] if rows else more
+            for worker in workers:
+                worker.close()
     except ValueError as error:
         parser.error(str(error))
     except RuntimeError as error:

@@ -15,11 +15,13 @@ SCRIPT = ROOT / "benchmarks" / "compare_revisions.py"
 
 def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def test_a_checkout_compared_with_itself() -> None:
-    run = compare(str(ROOT), str(ROOT), "--rounds", "3", "--only", "drop-in DDIM")
+    run = compare(
+        str(ROOT), str(ROOT), "--rounds", "1", "--processes", "2", "--only", "drop-in DDIM"
+    )
     assert run.returncode == 0, run.stderr
     head, line = run.stdout.splitlines()
     assert "old / new" in head and "DIFFERENT" not in line
@@ -42,6 +44,11 @@ def test_a_row_reports_neighbouring_ratios_and_other_results() -> None:
     text = str(Row("loop", [2e-6, 4e-6, 8e-6], [1e-6, 2e-6, 8e-6], same=False))
     assert "2.000 [1.400, 2.000]" in text and text.endswith("DIFFERENT RESULT")
     assert "DIFFERENT" not in str(Row("loop", [1.0, 1.0], [1.0, 1.0], same=True))
+
+
+def test_pairs_of_processes_are_pooled() -> None:
+    row = Row("loop", [2.0], [1.0], same=True).joined(Row("loop", [3.0], [1.0], same=False))
+    assert row == Row("loop", [2.0, 3.0], [1.0, 1.0], same=False)
 
 
 def test_what_is_no_checkout(tmp_path: Path) -> None:
