@@ -269,7 +269,7 @@ def test_rescale_and_dynamic_threshold_in_a_run(solver: str, backend: str) -> No
         dynamic_threshold=0.9,
         clip_range=2.0,
     )
-    # the interpreter reads the same table, so that it holds what was asked for is said apart
+    # The interpreter reads the same table, so the values in the table are compared first.
     asked = {"guidance_rescale": 0.7, "clip_mode": 2, "clip_ratio": 0.9, "clip_bound": 2}
     assert all((sampler.plan.column(name)[:-1] == value).all() for name, value in asked.items())
     start = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -287,7 +287,7 @@ def test_rescale_and_dynamic_threshold_in_a_run(solver: str, backend: str) -> No
     assert got.abs().max() <= 1 + 1e-9, "thresholded x0 is in [-1, 1]"
 
 
-def test_timesteps_of_one_s_own() -> None:
+def test_the_user_s_own_timesteps() -> None:
     sampler = Sampler(elementwise, SCHEDULE, solver="dpm++2m", timesteps=[990, 500, 499, 3])
     assert sampler.plan.column("t")[:-1].tolist() == [990, 500, 499, 3]
     assert sampler.sample((2, 3), seed=0).isfinite().all()
