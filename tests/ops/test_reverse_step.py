@@ -1,4 +1,7 @@
-"""`reverse_step` against the oracle for the same rows, its prepasses, and its gradients."""
+"""`reverse_step` against the oracle for the same rows, its prepasses, and its gradients.
+
+This file is over 400 lines because all cases share one builder of random rows and its oracle.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Bad input gets one sentence: where, expected, got, do. The table below is the contract."""
+"""Bad input gets one sentence: where, expected, got, do. The table below is the contract.
+
+This file is over 400 lines because the table has a line for every refusal.
+"""
 
 from __future__ import annotations
 
