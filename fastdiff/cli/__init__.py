@@ -53,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, UsageError):
             return USAGE
         return MISMATCH if isinstance(error, SpecMismatch) else FAILED
+    except SystemExit as error:  # a model's code may end the process, before the work is done
+        print(
+            f"fastdiff {args.command}: expected the command to return, got an exit with the status"
+            f" {error.code!r} from code that it called.",
+            file=sys.stderr,
+        )
+        return FAILED
     except KeyboardInterrupt:
         print(
             f"fastdiff {args.command}: interrupted. What was finished is on disk.", file=sys.stderr

@@ -9,7 +9,7 @@ from ..jobs.folder import Folder
 from ..jobs.job import Job
 from ..jobs.verify import verify
 from .exit_status import usage_errors
-from .sample import add_worker_flags, device_of, work, worker_of
+from .sample import add_trust_flag, add_worker_flags, device_of, work, worker_of
 
 
 def register(subparsers: Any) -> None:
@@ -27,6 +27,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--verify", action="store_true", help="read and check every file first")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (the device of the run)")
     add_worker_flags(parser)
+    add_trust_flag(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,7 +36,13 @@ def run(args: argparse.Namespace) -> int:
         placement = worker_of(args)
         folder = Folder(args.folder)
         device = device_of(args.device or folder.spec.machine["device"], placement)
-        job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=args.folder)
+        job = Job.open(
+            folder.spec,
+            conditions=folder.conditions,
+            device=device,
+            where=args.folder,
+            trust=args.trust,
+        )
     if args.verify:
         for unit, what in verify(folder).bad.items():
             print(f"unit {unit}: {what}; it is computed again")

@@ -94,6 +94,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--dtype", choices=(*DTYPES, "auto"), help="of the network (auto)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
     add_worker_flags(parser)
+    add_trust_flag(parser)
     parser.add_argument(
         "--spec",
         metavar="DIR",
@@ -122,6 +123,19 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="retry units whose samples were not finite"
     )
+
+
+def add_trust_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the code that the dataset's spec names as its model (package.module:factory)",
+    )
+
+
+def trusts(args: argparse.Namespace, spec: RunSpec) -> bool:
+    """Whether the command permits the code that a spec names: by --trust or by the same --model."""
+    return bool(args.trust) or args.model == spec.model["name"]
 
 
 def worker_of(args: argparse.Namespace) -> Placement:
@@ -175,7 +189,13 @@ def run(args: argparse.Namespace) -> int:
         if begun:
             folder = Folder(out)
             device = device_of(args.device or folder.spec.machine["device"], placement)
-            job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
+            job = Job.open(
+                folder.spec,
+                conditions=folder.conditions,
+                device=device,
+                where=str(out),
+                trust=trusts(args, folder.spec),
+            )
         else:
             plan = dict(requested)
             plan.setdefault("threads", placement.threads)
@@ -191,7 +211,13 @@ def run(args: argparse.Namespace) -> int:
             )
             raise SpecMismatch(f"{mismatch(str(out), lines)}\n{advice}")
     if folder.spec.hash != job.spec.hash:  # another worker has written the same run's spec first
-        job = Job.open(folder.spec, conditions=folder.conditions, device=device, where=str(out))
+        job = Job.open(
+            folder.spec,
+            conditions=folder.conditions,
+            device=device,
+            where=str(out),
+            trust=True,  # the same spec, whose model this command has just opened
+        )
     return work(folder, job, args, placement)
 
 
@@ -205,6 +231,7 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
                 retry_failed=args.retry_failed,
                 progress=True,
                 stop=stop,
+                trust=True,  # the job's model is open
             )
         else:
             report = runner.run(
@@ -336,7 +363,11 @@ def _recompute(args: argparse.Namespace) -> int:
         folder = Folder(args.spec)
         out = Path(args.out or ".")
         job = Job.open(
-            folder.spec, conditions=folder.conditions, device=args.device, where=args.spec
+            folder.spec,
+            conditions=folder.conditions,
+            device=args.device,
+            where=args.spec,
+            trust=trusts(args, folder.spec),
         )
         for sample in {first, last}:
             folder.spec.units.unit_of(sample)

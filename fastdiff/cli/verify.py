@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 from ..jobs.folder import Folder
+from ..jobs.job import check_trust
 from ..jobs.verify import verify
 from .exit_status import UNSOUND, usage_errors
+from .sample import add_trust_flag
 
 SHOWN = 20
 
@@ -35,6 +37,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="compute N random units again and compare them",
     )
+    add_trust_flag(parser)
     parser.add_argument("--threads", type=int, help="files to read at a time (the number of CPUs)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
@@ -48,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
                 f" {args.threads}."
             )
         folder = Folder(args.folder)
-    check = verify(folder, args.recompute, args.threads)
+        if args.recompute:
+            check_trust(folder.spec, args.trust, args.folder)
+    check = verify(folder, args.recompute, args.threads, trust=args.trust)
     if args.json:
         print(json.dumps({"fine": check.fine, **dataclasses.asdict(check)}, indent=1))
         return 0 if check.fine else UNSOUND
@@ -61,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
             " …" if len(check.missing) > SHOWN else ""
         )
         print(f"{len(check.missing)} of {check.units} units have no record: {shown}")
+    if check.conditions:
+        print(f"the conditions file is bad: {check.conditions}")
     for name in check.foreign[:SHOWN]:
         print(f"{name} is not part of the dataset")
     if check.recomputed:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .models import InvalidEntry, Model
-from .models.conditioning import Arguments
+from .models.conditioning import Arguments, Conditioning
 
 _WHERE = "fastdiff.jobs"
 _STRIDE = 64  # lines between two known offsets
@@ -74,7 +74,7 @@ class Conditions:
         if classes is not None and file is not None:
             raise ValueError(f"{_WHERE}: expected classes or a conditions file, got both.")
         if file is not None:
-            return _FileConditions(model, Path(file), ids, check)
+            return FileConditions(model.conditioning, Path(file), ids, check)
         if classes is not None:
             return _CyclicConditions(_parse_classes(model, classes), named=True)
         entries = model.default_entries
@@ -166,18 +166,24 @@ class _Index(NamedTuple):
     stamp: tuple[int, int]  # size and time of modification
 
 
-class _FileConditions(Conditions):
-    """The lines of a conditions file."""
+class FileConditions(Conditions):
+    """The lines of a conditions file.
 
-    def __init__(self, model: Model, path: Path, ids: tuple[int, int], check: bool):
+    Args:
+        conditioning: parses the entries.
+        path: of the file.
+        ids, check: see `Conditions.of`.
+    """
+
+    def __init__(self, conditioning: Conditioning, path: Path, ids: tuple[int, int], check: bool):
         if not path.is_file():
             raise FileNotFoundError(f"{_WHERE}: expected the conditions file {path}, got none.")
-        if isinstance(model.conditioning, Arguments) and model.conditioning.unconditional:
+        if isinstance(conditioning, Arguments) and conditioning.unconditional:
             raise ValueError(
                 f"{_WHERE}: expected no conditions file for a model that takes no conditions, got"
                 f" {path}."
             )
-        self.file, self._conditioning, self._first = path.absolute(), model.conditioning, ids[0]
+        self.file, self._conditioning, self._first = path.absolute(), conditioning, ids[0]
         self._index = _index(path)
         count = ids[1] - ids[0] + 1
         if self._index.lines != count:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..pretrained.files import sync_folder
-from .records import record_name, unit_numbers, with_checksum
+from .records import failed_unit, record_name, unit_numbers, with_checksum
 from .spec import RunSpec
 
 SPEC = "spec.json"
@@ -128,9 +128,9 @@ class Folder:
         """
         found = {}
         for entry in _scan(self.path / "failed"):
-            if not entry.name.endswith(".json") or not entry.name[:-5].isdecimal():
+            unit = failed_unit(entry.name)
+            if unit is None:
                 continue
-            unit = int(entry.name[:-5])
             try:
                 content = json.loads(Path(entry.path).read_text(encoding="utf-8"))
             except FileNotFoundError:

@@ -17,7 +17,7 @@ from ..sampler import Callback
 from . import machine
 from .conditions import Conditions
 from .formats import FORMATS, Format
-from .models import Model, open_model
+from .models import Model, is_code, never_exits, open_model, origin
 from .spec import RunSpec, SpecMismatch, differences
 from .units import Units
 
@@ -172,6 +172,7 @@ class Job:
         conditions: Path | None = None,
         device: str | torch.device | None = None,
         where: str = "the spec",
+        trust: bool = False,
     ) -> Job:
         """Returns the job of an existing spec.
 
@@ -180,10 +181,13 @@ class Job:
             conditions: the conditions file of the run, where it has one.
             device: where to compute; by default the kind of device that the spec names.
             where: the name of the spec in error messages.
+            trust: whether the code that the spec names as its model may run. A dataset may come
+                from someone else.
 
         Raises SpecMismatch where the model or the machine differs from the spec's, ValueError for
-        another conditions file.
+        another conditions file and for code that is not trusted.
         """
+        check_trust(spec, trust, where)
         device = find_device(device or spec.machine["device"])
         opened = open_model(
             spec.model["name"],
@@ -209,19 +213,20 @@ class Job:
         """Computes the whole block of a unit and returns the samples that belong to the run."""
         spec, block, ids = self.spec, self.spec.units.block(unit), self.spec.units.ids(unit)
         entries = self.conditions.entries(block.start, block.stop)
-        cond, uncond = self.model.conditions(entries)
-        x = self.sampler.sample(
-            (len(block), *self.model.shape),
-            seed=spec.seed,
-            sample_ids=block,
-            cond=cond,
-            uncond=uncond,
-            callback=callback,
-        )
-        if self.model.decode is not None and self.pictures:
-            size = spec.network_batch or len(block)
-            parts = [self.model.decode(part) for part in _padded_batches(x, size)]
-            x = torch.cat(parts)[: len(block)]
+        with never_exits(f"the model {spec.model['name']}"):
+            cond, uncond = self.model.conditions(entries)
+            x = self.sampler.sample(
+                (len(block), *self.model.shape),
+                seed=spec.seed,
+                sample_ids=block,
+                cond=cond,
+                uncond=uncond,
+                callback=callback,
+            )
+            if self.model.decode is not None and self.pictures:
+                size = spec.network_batch or len(block)
+                parts = [self.model.decode(part) for part in _padded_batches(x, size)]
+                x = torch.cat(parts)[: len(block)]
         own = slice(ids.start - block.start, ids.stop - block.start)
         x = x[own]
         finite = torch.isfinite(x).flatten(1).all(dim=1)
@@ -254,6 +259,20 @@ class Job:
             return drawn, None
         failure = failures[0] if failures else Failure(ids[finite.index(False)], None, None)
         return drawn, failure
+
+
+def check_trust(spec: RunSpec, trust: bool, where: str) -> None:
+    """Refuses to run the code that a spec names as its model, unless the caller trusts it.
+
+    where: the name of the spec in the message. Raises ValueError.
+    """
+    name = spec.model["name"]
+    if not trust and isinstance(name, str) and is_code(name):
+        raise ValueError(
+            f"fastdiff.jobs: expected trust in the code that {where} names, got none: its model"
+            f" {name!r} would import {name.partition(':')[0]!r} from {origin(name)} and run it."
+            " Read that, then pass --trust (in Python trust=True)."
+        )
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backend.hardware import usable_cpus
 from .folder import Folder
-from .job import Job
+from .job import Job, check_trust
 from .log import Log
 from .runner import JobReport, prepare, update_report
 from .spec import RunSpec, SpecMismatch
@@ -47,6 +47,7 @@ def run_pool(
     retry_failed: bool = False,
     progress: bool = False,
     stop: threading.Event | None = None,
+    trust: bool = False,
 ) -> JobReport:
     """Works on a run with actors on a Ray cluster until every unit is done, and returns a report.
 
@@ -58,12 +59,15 @@ def run_pool(
         progress: see `fastdiff.jobs.finished`.
         stop: an event; when it is set, the run ends as soon as an actor has put units on disk, and
             the units that other actors are computing are lost.
+        trust: whether the code that the spec names as its model may run; see `Job.open`.
 
     Raises:
         ImportError: without Ray.
+        ValueError: for code that is not trusted.
         SpecMismatch: for an actor on another kind of machine or with other weights.
         OSError: where files cannot be written.
     """
+    check_trust(folder.spec, trust, str(folder.path))
     require()
     begin, units, stop = time.monotonic(), folder.spec.units, stop or threading.Event()
     report = JobReport(len(units))
@@ -149,7 +153,8 @@ class _Actor:
             if os.path.isdir(directory):  # names of models may be relative to it
                 os.chdir(directory)
             folder = Folder(path)
-            job = Job.open(folder.spec, conditions=folder.conditions, where=path)
+            # the process that started the run has asked for trust
+            job = Job.open(folder.spec, conditions=folder.conditions, where=path, trust=True)
             self._folder, self._log = (
                 folder,
                 Log(folder, folder.spec.units.samples, 0, progress=False),

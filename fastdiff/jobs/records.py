@@ -3,6 +3,9 @@
 A unit is done when its record exists. There may be millions of records: they are listed folder by
 folder and read one by one, never all at once. A record ends with a checksum of everything before
 it, so that damage is found without interpreting its fields.
+
+A unit has one name. A file under another one (units/000012/…, or a number with more digits) is no
+record: it is not counted, and `stray_names` lists it.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 UNITS = "units"
-FOLDER = re.compile(r"[0-9]{5,}")
-FILE = re.compile(r"([0-9]{9,})\.json")
+FOLDER = re.compile(r"[0-9]{5}|[1-9][0-9]{5,}")
+FILE = re.compile(r"([0-9]{9}|[1-9][0-9]{9,})\.json")
 HASH = re.compile(r"[0-9a-f]{64}")
 CHECKSUM, FILES = b', "checksum": "', b', "files": '
 READ = 1 << 16  # bytes per read
@@ -36,22 +39,45 @@ def unit_files(folder: Path) -> Iterator[tuple[int, Path]]:
 
 
 def unit_numbers(folder: Path) -> Iterator[int]:
-    """Yields the units that have a record, in order, and ignores other files and folders.
+    """Yields the units that have a record, in order, each once, and ignores all other names.
 
     Only names are read: 10⁵ units take a fraction of a second.
     """
-    top = folder / UNITS
-    try:
-        with os.scandir(top) as entries:
-            parents = sorted(
-                int(e.name) for e in entries if FOLDER.fullmatch(e.name) and e.is_dir()
-            )
-    except FileNotFoundError:
-        return
-    for parent in parents:
-        with os.scandir(top / f"{parent:05d}") as entries:
+    for parent in _parents(folder):
+        with os.scandir(folder / UNITS / f"{parent:05d}") as entries:
             found = sorted(int(match[1]) for e in entries if (match := FILE.fullmatch(e.name)))
         yield from (unit for unit in found if unit // 1000 == parent)
+
+
+def stray_names(folder: Path) -> Iterator[str]:
+    """Yields the names below units/ that are no record's, as units/000000 or units/00000/1.json."""
+    top = folder / UNITS
+    if not top.is_dir():
+        return
+    parents = {f"{parent:05d}" for parent in _parents(folder)}
+    for entry in sorted(os.scandir(top), key=lambda e: e.name):
+        if entry.name not in parents:
+            yield f"{UNITS}/{entry.name}"
+            continue
+        for file in sorted(os.listdir(entry.path)):
+            match = FILE.fullmatch(file)
+            if not (match and int(match[1]) // 1000 == int(entry.name)):
+                yield f"{UNITS}/{entry.name}/{file}"
+
+
+def failed_unit(name: str) -> int | None:
+    """Returns the unit that a file of failed/ is about, None for other files."""
+    match = FILE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def _parents(folder: Path) -> list[int]:
+    """The numbers of the folders of records."""
+    try:
+        with os.scandir(folder / UNITS) as entries:
+            return sorted(int(e.name) for e in entries if FOLDER.fullmatch(e.name) and e.is_dir())
+    except FileNotFoundError:
+        return []
 
 
 def read_record(path: Path, unit: int) -> dict[str, Any]:

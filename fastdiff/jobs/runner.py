@@ -83,6 +83,7 @@ def finished(
     retry_failed: bool = False,
     progress: bool = False,
     stop: threading.Event | None = None,
+    trust: bool = False,
 ) -> Generator[FinishedUnit, None, JobReport]:
     """Yields each unit that this worker makes once it is on disk; returns the report. See `run`.
 
@@ -93,8 +94,9 @@ def finished(
         retry_failed: tries units again that failed.
         progress: shows a line with images/s, remaining time, queue and memory.
         stop: an event; when it is set, the worker finishes its current unit and returns.
+        trust: whether the code that the spec names as its model may run; see `Job.open`.
     """
-    folder, job = open_run(spec, out, device=device)
+    folder, job = open_run(spec, out, device=device, trust=trust)
     return _work(folder, job, worker, world, retry_failed, progress, stop or threading.Event())
 
 
@@ -102,6 +104,7 @@ def open_run(
     spec: RunSpec | Job | str | PathLike[str],
     out: str | PathLike[str] | None = None,
     device: str | torch.device | None = None,
+    trust: bool = False,
 ) -> tuple[Folder, Job]:
     """Returns the folder of a run, created if necessary, and its job. Raises as `run` does."""
     if isinstance(spec, (str, PathLike)):
@@ -112,7 +115,11 @@ def open_run(
             )
         folder = Folder(spec)
         job = Job.open(
-            folder.spec, conditions=folder.conditions, device=device, where=str(folder.path)
+            folder.spec,
+            conditions=folder.conditions,
+            device=device,
+            where=str(folder.path),
+            trust=trust,
         )
         return folder, job
     if out is None:
@@ -128,7 +135,11 @@ def open_run(
     if isinstance(spec, Job):
         return folder, spec
     return folder, Job.open(
-        folder.spec, conditions=folder.conditions, device=device, where=str(folder.path)
+        folder.spec,
+        conditions=folder.conditions,
+        device=device,
+        where=str(folder.path),
+        trust=trust,
     )
 
 

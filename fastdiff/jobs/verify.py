@@ -21,14 +21,26 @@ from typing import Any, BinaryIO
 from ..backend import hardware
 from .folder import SPEC, Folder
 from .formats import FORMATS, pixels_sha256
-from .job import Job
+from .job import Job, check_trust
+from .labels import SpecLabels
 from .machine import repeatable
 from .quick_check import quick_check
-from .records import UNITS, intact, read_record, records, unit_files, with_checksum
+from .records import (
+    UNITS,
+    intact,
+    read_record,
+    records,
+    stray_names,
+    unit_files,
+    with_checksum,
+)
+from .spec import RunSpec
 
 FINDINGS = "verify.json"  # the damaged units that the latest check found, for the next `resume`
 MANIFEST = "manifest.jsonl"  # a line per unit, made from the records when all are done
 OTHER_PIXELS = "made again, it has other pixels"
+OTHER_LABELS = "made again, it has other labels"
+OTHER_KIND = "has samples of another shape or type than the units before"
 # names in a dataset's top folder, other than the conditions file and the data files of a format
 OWN = {
     SPEC,
@@ -57,6 +69,7 @@ class DatasetCheck:
         failed: units whose samples were not finite, and why.
         bad: damaged units, and why.
         foreign: names in the folder that are no part of a dataset.
+        conditions: what is wrong with the conditions file; empty if nothing is.
         recomputed: units that were made again and compared.
         digest: of the intact units.
     """
@@ -69,12 +82,13 @@ class DatasetCheck:
     failed: dict[int, str] = field(default_factory=dict)
     bad: dict[int, str] = field(default_factory=dict)
     foreign: list[str] = field(default_factory=list)
+    conditions: str = ""
     recomputed: list[int] = field(default_factory=list)
     digest: str = ""
 
     @property
     def fine(self) -> bool:
-        return not (self.missing or self.failed or self.bad)
+        return not (self.missing or self.failed or self.bad or self.conditions)
 
 
 class Digest:
@@ -91,7 +105,9 @@ class Digest:
         return self._sum.hexdigest()
 
 
-def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> DatasetCheck:
+def verify(
+    folder: Folder, recompute: int = 0, threads: int | None = None, *, trust: bool = False
+) -> DatasetCheck:
     """Reads and hashes every file of a dataset, and recomputes some units.
 
     Damaged units are written to verify.json, where the folder permits it, and made again by the
@@ -101,13 +117,19 @@ def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Da
         folder: the dataset.
         recompute: number of units, chosen at random, to recompute and compare.
         threads: that read files; default the CPUs that this process may use.
+        trust: whether `recompute` may run the code that the spec names, see `Job.open`.
 
     Raises:
         SpecMismatch: for `recompute` on another kind of machine.
+        ValueError: for `recompute` of a model of code that is not trusted, before anything is read.
     """
     spec, digest = folder.spec, Digest()
-    check = DatasetCheck(spec.hash, len(spec.units))
+    if recompute:
+        check_trust(spec, trust, str(folder.path))
+    labels = SpecLabels(spec, folder.conditions)
+    check = DatasetCheck(spec.hash, len(spec.units), conditions=labels.problem)
     good, present = [], set()
+    kind: tuple[Any, ...] | None = None
     for (unit, path), (problem, record) in _check_units(
         folder, unit_files(folder.path), threads or hardware.usable_cpus()
     ):
@@ -119,6 +141,11 @@ def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Da
         if unit not in spec.units.numbers:
             check.bad[unit] = f"{path} belongs to no unit of the run"
             continue
+        problem = _disagreement(spec, labels, record, kind)
+        if problem:
+            check.bad[unit] = f"{path} {problem}"
+            continue
+        kind = kind_of(record)
         digest.add(record)
         check.done += 1
         check.images += record["stop"] - record["first"]
@@ -128,15 +155,41 @@ def verify(folder: Folder, recompute: int = 0, threads: int | None = None) -> Da
     check.foreign = foreign(folder)
     check.digest = digest.hex
     if recompute and good:
-        job = Job.open(spec, conditions=folder.conditions, where=str(folder.path))
+        job = Job.open(spec, conditions=folder.conditions, where=str(folder.path), trust=trust)
         check.recomputed = sorted(random.SystemRandom().sample(good, min(recompute, len(good))))
         with repeatable(spec.threads):
             for unit in check.recomputed:
-                pixels = pixels_sha256(job.draw(unit).array.cpu().numpy())
-                if pixels != read_record(folder.record_path(unit), unit)["pixels"]:
+                drawn, record = job.draw(unit), read_record(folder.record_path(unit), unit)
+                if pixels_sha256(drawn.array.cpu().numpy()) != record["pixels"]:
                     check.bad[unit] = OTHER_PIXELS
+                elif drawn.labels != record["labels"]:
+                    check.bad[unit] = OTHER_LABELS
+    for unit in check.bad.keys() & set(good):  # the units that were made again and differ
+        check.done -= 1
+        check.images -= len(spec.units.ids(unit))
     _write_findings(folder, check.bad)
     return check
+
+
+def kind_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Returns what the records of all units have in common."""
+    return tuple(record["shape"][1:]), record["dtype"], record["labels"] is None
+
+
+def _disagreement(
+    spec: RunSpec, labels: SpecLabels, record: dict[str, Any], kind: tuple[Any, ...] | None
+) -> str:
+    """Returns in what a record differs from its run's spec or from other records; "" if in nothing.
+
+    kind: `kind_of` an earlier record.
+    """
+    if record["seed"] != spec.seed:
+        return f"has the seed {record['seed']}, the run has {spec.seed}"
+    if not labels.agree(range(record["first"], record["stop"]), record["labels"]):
+        return "has other labels than the run's conditions"
+    if kind is not None and kind != kind_of(record):
+        return OTHER_KIND
+    return ""
 
 
 def _check_units(
@@ -188,10 +241,14 @@ def remove_damaged_records(folder: Folder) -> list[int]:
         status.unit for status in quick_check(folder) if status.problem and status.unit in numbers
     ]
     findings = _read_findings(folder.path / FINDINGS)
+    labels = SpecLabels(folder.spec, folder.conditions) if findings else None
     for unit, problem in findings.items():
         path = folder.record_path(unit)
         if path.exists() and (
-            problem == OTHER_PIXELS or unit not in numbers or check_unit(folder, unit, path)[0]
+            # what reading the files of the unit alone does not show
+            problem.endswith((OTHER_PIXELS, OTHER_LABELS, OTHER_KIND))
+            or unit not in numbers
+            or _problem(folder, labels, unit, path)
         ):
             damaged.append(unit)
     for unit in damaged:
@@ -201,11 +258,19 @@ def remove_damaged_records(folder: Folder) -> list[int]:
     return damaged
 
 
+def _problem(folder: Folder, labels: SpecLabels | None, unit: int, path: Path) -> str:
+    """Returns what is wrong with a unit's files and record."""
+    problem, record = check_unit(folder, unit, path)
+    if problem or record is None or labels is None:
+        return problem
+    return _disagreement(folder.spec, labels, record, None)
+
+
 def _read_findings(path: Path) -> dict[int, str]:
     """Returns the units that `verify` found damaged, and why."""
     try:
         return {
-            int(unit): problem
+            int(unit): str(problem)
             for unit, problem in json.loads(path.read_text(encoding="utf-8"))["bad"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -261,9 +326,10 @@ def has_manifest(folder: Folder) -> bool:
 def foreign(folder: Folder) -> list[str]:
     """Returns the names in the folder that are no part of a dataset."""
     own = OWN | ({folder.conditions.name} if folder.conditions else set())
-    names = (e.name for e in os.scandir(folder.path))
+    names = [e.name for e in os.scandir(folder.path)]
     fmt = FORMATS[folder.spec.format]
-    return sorted(n for n in names if n not in own and not n.startswith(".nfs") and not fmt.owns(n))
+    found = [n for n in names if n not in own and not n.startswith(".nfs") and not fmt.owns(n)]
+    return sorted(found) + list(stray_names(folder.path))
 
 
 def _write_findings(folder: Folder, bad: dict[int, str]) -> None:

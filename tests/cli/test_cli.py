@@ -160,7 +160,7 @@ def test_a_conditions_file_is_parsed_once(tmp_path: Path, monkeypatch: pytest.Mo
     lines.write_text("1\n2\n")
     checks: list[int] = []
     monkeypatch.setattr(
-        "fastdiff.jobs.conditions._FileConditions._check", lambda self: checks.append(1)
+        "fastdiff.jobs.conditions.FileConditions._check", lambda self: checks.append(1)
     )
     command = ["sample", "--out", str(tmp_path / "run"), "--conditions", str(lines)]
     command += ["--num", "2", "--steps", "1", "--unit", "2"]

@@ -114,7 +114,7 @@ class Campaign:
     def command(self) -> list[str]:
         """Returns the arguments that start or restart a worker, in one of the two possible ways."""
         if self.begun and self.draw.random() < 0.5:
-            return ["resume", str(self.path)]
+            return ["resume", str(self.path), "--trust"]
         return ["sample", "--out", str(self.path), *self.asked]
 
     @property

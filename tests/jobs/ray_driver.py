@@ -37,10 +37,12 @@ if __name__ == "__main__":
     stop.set()
     with _cluster(folder.spec, 2) as count:
         assert count == 2 and ray.is_initialized()
-        left = run_pool(folder, workers=1, stop=stop)
-        status = main(["resume", str(where / "run"), "--engine", "ray", "--workers", "2"])
-        refused = error(lambda: run_pool(Folder(where / "refused"), workers=1))
-        wide = error(lambda: run_pool(Folder(where / "wide")))
+        left = run_pool(folder, workers=1, stop=stop, trust=True)
+        status = main(
+            ["resume", str(where / "run"), "--trust", "--engine", "ray", "--workers", "2"]
+        )
+        refused = error(lambda: run_pool(Folder(where / "refused"), workers=1, trust=True))
+        wide = error(lambda: run_pool(Folder(where / "wide"), trust=True))
     assert not ray.is_initialized()
     results = {"stopped": left.stopped, "made": left.made, "done": left.done, "status": status}
     print("\n" + json.dumps(results | {"refused": refused, "wide": wide}))

@@ -9,9 +9,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from damaged_runs import RECORD, SHARD, Cli, cut, flip, pixels, state
+from damaged_runs import RECORD, RUN, SHARD, Cli, cut, flip, pixels, state
 
 from fastdiff.jobs import Folder
 from fastdiff.jobs import quick_check as module
@@ -240,3 +241,91 @@ def test_what_is_no_part_of_the_run_stays(run: Path, undisturbed: Path, cli: Cli
         run / "units/00000/000000099.json"
     ).exists()
     assert (run / "manifest.jsonl").read_bytes() == (undisturbed / "manifest.jsonl").read_bytes()
+
+
+STRAY: dict[str, Callable[[Path], object]] = {
+    "units/000000": lambda r: (r / "units/000000").mkdir(),
+    "units/000000/": lambda r: shutil.copytree(r / "units/00000", r / "units/000000"),
+    "units/00000/0000000003.json": lambda r: _copy(r, "units/00000/0000000003.json"),
+    "units/00000/3.json": lambda r: _copy(r, "units/00000/3.json"),
+    "units/00000/000001003.json": lambda r: _copy(r, "units/00000/000001003.json"),
+    "units/00001": lambda r: (r / "units/00001").mkdir(),
+    "units/1": lambda r: (r / "units/1").mkdir(),
+    "failed/3.json": lambda r: _copy(r, "failed/3.json"),
+    "failed/٣.json": lambda r: _copy(r, "failed/٣.json"),
+}
+
+
+def _copy(run: Path, name: str) -> None:
+    (run / name).parent.mkdir(exist_ok=True)
+    shutil.copy(run / RECORD, run / name)
+
+
+@pytest.mark.parametrize("name", STRAY)
+def test_names_that_are_no_record_s_count_for_nothing(
+    name: str, run: Path, undisturbed: Path, cli: Cli
+) -> None:
+    """Every unit has one name; a second one does not count it twice."""
+    expected = cli.digest(undisturbed)
+    STRAY[name](run)
+    assert cli("info", run) == 0 and "6 of 6 units done" in cli.out and "0 missing" in cli.out
+    assert cli("verify", run) == 0
+    shown = name.rstrip("/") in cli.out
+    assert shown == (name.startswith("units/") and name != "units/00001"), cli.out
+    assert cli.out.splitlines()[-1] == f"6 of 6 units, 20 samples, digest {expected}"
+    (run / "manifest.jsonl").unlink()
+    assert cli("resume", run) == 0
+    lines = (run / "manifest.jsonl").read_text().splitlines()
+    assert len(lines) == 7 and json.loads(lines[-1])["units"] == 6
+
+
+def _renewed(**changes: Any) -> Callable[[Path], None]:
+    """Returns what writes other values into the record of unit 3, with a checksum that fits."""
+
+    def damage(run: Path) -> None:
+        record = json.loads((run / RECORD).read_text())
+        for key, change in changes.items():
+            record[key] = change(record[key]) if callable(change) else change
+        (run / RECORD).write_text(json.dumps(with_checksum(record)) + "\n")
+
+    return damage
+
+
+FORGED = {
+    "seed": (_renewed(seed=1), "has the seed 1, the run has 0"),
+    "labels": (
+        _renewed(labels=lambda labels: labels[::-1]),
+        "has other labels than the run's conditions",
+    ),
+    "no labels": (_renewed(labels=None), "has other labels than the run's conditions"),
+    "shape": (
+        _renewed(shape=lambda shape: [shape[0], shape[1] * shape[2], 1, shape[3]]),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_record_with_a_new_checksum_is_compared_with_the_spec(
+    what: str, run: Path, undisturbed: Path, cli: Cli
+) -> None:
+    expected, (damage, says) = cli.digest(undisturbed), FORGED[what]
+    damage(run)
+    assert cli("verify", run) == 4
+    assert cli.out.startswith("unit 3 is bad: ") and says in cli.out.splitlines()[0]
+    assert cli("resume", run) == 0 and cli.out.startswith("4 images")
+    assert cli.digest(run) == expected
+
+
+def test_labels_of_a_conditions_file_are_compared(tmp_path: Path, cli: Cli) -> None:
+    lines = [str(i % 7) for i in range(20)]
+    file, run = tmp_path / "classes.txt", tmp_path / "run"
+    file.write_text("\n".join(lines) + "\n")
+    assert cli("sample", "--out", run, *RUN, "--conditions", file) == 0
+    assert cli("verify", run) == 0
+    _renewed(labels=[0, 0, 0, 0])(run)
+    assert cli("verify", run) == 4 and "other labels than the run's conditions" in cli.out
+    own = next(run.glob("conditions-*.txt"))
+    own.write_text(own.read_text().replace("0", "1"))
+    assert cli("verify", run) == 4
+    assert f"{own} is not the conditions file that the run began with" in cli.out

@@ -70,7 +70,7 @@ PROGRAM = """
 import hashlib, json, locale, os, sys, time
 locale.setlocale(locale.LC_ALL, "")
 from fastdiff.cli import main
-status = [main(["resume", folder]) for folder in sys.argv[1:]]
+status = [main(["resume", folder, "--trust"]) for folder in sys.argv[1:]]
 import numpy as np
 import torch
 os.umask(umask := os.umask(0))
@@ -221,8 +221,8 @@ def test_a_run_of_other_instructions_is_refused_here(
     assert main(["sample", "--out", str(tmp_path / "run"), *TINY]) == 0
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "NONE SUCH")
-    assert main(["verify", "--recompute", "1", str(tmp_path / "run")]) == MISMATCH
-    assert main(["resume", str(tmp_path / "run")]) == MISMATCH
+    assert main(["verify", "--trust", "--recompute", "1", str(tmp_path / "run")]) == MISMATCH
+    assert main(["resume", str(tmp_path / "run"), "--trust"]) == MISMATCH
     err = capsys.readouterr().err
     assert err.count("machine.settings.ONEDNN_MAX_CPU_ISA: 'AVX2' there, nothing here") == 2
     assert err.count("there, 'NONE SUCH' here") == 2 and "got another in 2 settings" in err

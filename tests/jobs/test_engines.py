@@ -150,7 +150,7 @@ def test_shards_race_for_an_empty_folder(tmp_path: Path, tiny_digest: str) -> No
     assert twice(out) <= 6, f"{twice(out)} of 32 units twice"
     assert not list((out / "tmp").iterdir())
     made = len(events(out, "begin"))
-    assert main(["resume", str(out), "--shard", "5/8"]) == 0, (
+    assert main(["resume", str(out), "--trust", "--shard", "5/8"]) == 0, (
         "a worker that comes too late has nothing to do"
     )
     assert len(events(out, "begin")) == made
@@ -177,7 +177,7 @@ def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -
         units = len(events(out, "unit"))
         assert before < units < 32 and len(events(out, "begin")) == units, "none was thrown away"
         assert len(Folder(out).done()) == units and not list((out / "tmp").iterdir())
-    assert main(["resume", str(out)]) == 0
+    assert main(["resume", str(out), "--trust"]) == 0
     assert digest(out) == tiny_digest and twice(out) == 0
 
 
@@ -185,7 +185,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, tiny_digest: st
     """During a unit, of a new and of a resumed run: finished units stay, others are not begun."""
     out = tmp_path / "run"
     for count, command in enumerate(
-        (["sample", "--out", str(out), *TINY], ["resume", str(out)]), 1
+        (["sample", "--out", str(out), *TINY], ["resume", str(out), "--trust"]), 1
     ):
         said, before = tmp_path / str(count), len(events(out, "unit"))
         worker = Worker("fresh", command, PATH | {"TINY_SLEEP": "0.3"}, said)
@@ -206,5 +206,5 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, tiny_digest: st
         assert len(events(out, "stop")) == count, "it took its leave"
         assert not list((out / "tmp").iterdir()) and not (out / "manifest.jsonl").exists()
         assert {int(p.stem) for p in (out / "shards").rglob("*.npy")} == folder.done()
-    assert main(["resume", str(out)]) == 0
+    assert main(["resume", str(out), "--trust"]) == 0
     assert digest(out) == tiny_digest

@@ -418,6 +418,12 @@ def test_pipelines_that_are_refused(folders: Callable[[str], str], tmp_path: Pat
         changed("plain", rewritten("model_index.json", _class_name="FluxPipeline")): "FluxPipeline",
         changed("plain", rewritten("model_index.json", _class_name=["a", "B"])): "among",
         changed("plain", rewritten("model_index.json", unet=[None, None])): "unet or transformer",
+        changed(
+            "plain", rewritten("model_index.json", unet=["antigravity", "UNet2DModel"])
+        ): "'unet' of 'antigravity', which would be imported",
+        changed(
+            "plain", rewritten("model_index.json", scheduler=["their.code", "Scheduler"])
+        ): "'scheduler' of 'their.code'",
         changed("plain", rewritten("unet/config.json", block_out_channels=[8, 8])): "pipeline",
         changed("plain", rewritten("unet/config.json", sample_size=None)): "sample_size",
         changed("plain", renamed): "pickle",

@@ -17,12 +17,21 @@ from torch import Tensor, nn
 from ...pretrained import shipped
 from .conditioning import Classes, Conditioning, InvalidEntry
 from .decoder import Decoder, check_latents, load_decoder
-from .factory import from_factory
+from .factory import from_factory, never_exits, origin
 from .folder import from_folder
 from .model import Model, sizes
 from .pipeline import INDEX, from_pipeline
 
-__all__ = ["Classes", "Conditioning", "InvalidEntry", "Model", "open_model"]
+__all__ = [
+    "Classes",
+    "Conditioning",
+    "InvalidEntry",
+    "Model",
+    "is_code",
+    "never_exits",
+    "open_model",
+    "origin",
+]
 
 _WHERE = "fastdiff.jobs"
 
@@ -58,7 +67,7 @@ def open_model(
         model, own = from_pipeline(name, shape=shape, dtype=dtype, device=device)
     elif Path(name).is_dir() or name in shipped():
         model = from_folder(name)
-    elif ":" in name:
+    elif is_code(name):
         model = from_factory(name, shape)
         own = model.decode
     else:
@@ -83,6 +92,11 @@ def open_model(
     _move_to_device(model, device)
     _check_identity(model, name)
     return model
+
+
+def is_code(name: str) -> bool:
+    """Whether opening the model of this name imports and calls a function of the user's."""
+    return ":" in name and not Path(name).is_dir() and name not in shipped()
 
 
 def _move_to_device(model: Model, device: Any) -> None:

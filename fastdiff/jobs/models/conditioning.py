@@ -160,6 +160,8 @@ class Arguments(Conditioning):
     unconditional half. A network that takes only (x, t) accepts no entries.
     """
 
+    KEYS = frozenset({"arguments"})  # of `identity`
+
     def __init__(self, network: Callable[..., Any]):
         self._names, self._required = network_arguments(network)
         self.default_entries = None if self._required else [None]
@@ -202,6 +204,7 @@ class Arguments(Conditioning):
 class Custom(Conditioning):
     """Texts or JSON values, which a user's function turns into (cond, uncond), B at a time."""
 
+    KEYS = frozenset({"conditions"})  # of `identity`
     any_text = True
     identity = {"conditions": "own"}
 

@@ -6,7 +6,9 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
         ) from None
     except ValueError:
         pass  # functions without a signature are called as they are
-    made = factory()
+    with never_exits(f"{name}()"):
+        made = factory()
     if isinstance(made, Sampler):
         made = _from_sampler(made, name, shape)
     if not isinstance(made, Model):
@@ -56,6 +59,45 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
     return made
 
 
+@contextmanager
+def never_exits(what: str) -> Iterator[None]:
+    """Turns an exit of the user's code into RuntimeError: a command that ends with status 0 without
+    having done its work would look like one that has.
+
+    what: that runs in the block, for the message.
+    """
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(
+            f"{_WHERE}: expected {what} to return, got an exit with the status {error.code!r}."
+        ) from error
+
+
+def origin(name: str) -> str:
+    """Returns the file that `from_factory` would import for a name, or words where there is none.
+
+    Nothing is imported, not even the packages that the module is in.
+    """
+    module = name.partition(":")[0]
+    here, found = os.getcwd(), None
+    path: Sequence[str] | None = (
+        sys.path if here in sys.path or "" in sys.path else [here, *sys.path]
+    )
+    parts = module.split(".")
+    for number in range(len(parts)):
+        full = ".".join(parts[: number + 1])
+        if full in sys.modules and number + 1 == len(parts):
+            return str(getattr(sys.modules[full], "__file__", None) or "memory")
+        found = PathFinder.find_spec(full, path)
+        if found is None:
+            break
+        path = found.submodule_search_locations
+        if path is None and number + 1 < len(parts):
+            return "nowhere"
+    return "nowhere" if found is None else str(found.origin or f"the folder of {module}")
+
+
 def _import_function(name: str) -> Any:
     """Imports the function. Raises ImportError and TypeError in one sentence."""
     module, _, path = name.partition(":")
@@ -63,7 +105,8 @@ def _import_function(name: str) -> Any:
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module)
+        with never_exits(f"the import of {module}"):
+            found: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = error.name or module
         own = module == missing or module.startswith(f"{missing}.")

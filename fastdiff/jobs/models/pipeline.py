@@ -29,6 +29,7 @@ INDEX = "model_index.json"
 _WHERE = "fastdiff.jobs"
 # parts of text pipelines that are not loaded
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+LIBRARIES = ("diffusers", "transformers")  # whose classes a folder may name
 _CONFIGS = (".json", ".txt", ".model", ".jinja")
 
 
@@ -65,6 +66,14 @@ def from_pipeline(
         and source[0] is not None
         and (path / name).is_dir()
     ]
+    for name in (*parts, "scheduler"):
+        library = str((index.get(name) or [None])[0])
+        if library not in LIBRARIES and not library.startswith("fastdiff."):
+            raise ValueError(
+                f"{_WHERE}: expected parts of {' or '.join(LIBRARIES)} in {folder}, got {name!r} of"
+                f" {library!r}, which would be imported. Write a factory that returns a"
+                " fastdiff.jobs.Model for code of your own."
+            )
     core = next((name for name in ("unet", "transformer") if name in parts), None)
     if core is None:
         raise ValueError(
