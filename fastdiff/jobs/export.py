@@ -12,7 +12,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from ..pretrained.files import sync_folder, write_atomically, write_json
+from ..pretrained.files import (
+    sweep,
+    sync_folder,
+    temporary_path,
+    write_atomically,
+    write_json,
+)
 from .formats import FORMATS
 from .samples import Samples
 
@@ -88,6 +94,7 @@ def export(
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        sweep(out.parent, out.name)
         if target.folder:
             _write_folder(out, write_marked)
         else:
@@ -136,9 +143,7 @@ def _check_out(folder: Path, out: Path, tree: bool, overwrite: bool) -> None:
 
 def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
     """Calls write(temporary) next to `out`, flushes everything to disk, then renames it."""
-    temporary, old = (out.with_name(f".{out.name}.{os.getpid()}.{end}") for end in ("tmp", "old"))
-    for leftover in (temporary, old):  # of a killed process with the same id
-        shutil.rmtree(leftover, ignore_errors=True)
+    temporary, old = (temporary_path(out, end) for end in ("tmp", "old"))
     try:
         temporary.mkdir()
         write(temporary)

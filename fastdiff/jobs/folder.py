@@ -218,7 +218,7 @@ class Folder:
         for attempt in range(3):
             self._folder(self._temporary)
             try:
-                with open(temporary, "wb") as file:
+                with open(temporary, "xb") as file:
                     if isinstance(content, bytes):
                         file.write(content)
                     else:

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import time
+import uuid
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,23 +23,68 @@ from safetensors import SafetensorError
 if TYPE_CHECKING:  # reading JSON only must not load torch
     import torch
 
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.(?:tmp|old)")
+_DAY = 86_400  # seconds
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls write(temporary) next to `path`, then fsync, rename and fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Calls write(temporary) next to `path`, then fsync, rename and fsync of the folder.
+
+    The temporary file is new, under a name that nobody can foresee: links that someone laid there
+    are not followed, and writers in other threads, processes or containers do not meet.
+    """
+    temporary = temporary_path(path)
+    created = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINKS, 0o666)
+    mode = os.fstat(created).st_mode & 0o777  # as the umask permits
+    os.close(created)
     try:
         write(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # safetensors creates files that only their owner can read
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        file = os.open(temporary, os.O_RDWR | _NO_LINKS)
+        try:
+            # safetensors creates files that only their owner can read
+            os.fchmod(file, mode) if hasattr(os, "fchmod") else temporary.chmod(mode)
+            os.fsync(file)
+        finally:
+            os.close(file)
         os.replace(temporary, path)
         sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path, end: str = "tmp") -> Path:
+    """Returns a new name next to `path` for what will become it; `sweep` knows it again."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.{end}")
+
+
+def target_of(name: str) -> str | None:
+    """Returns the name of what an unfinished file was to become; None for other files."""
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else None
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Removes unfinished files and folders that killed writers of `name` left in a folder.
+
+    Nothing in them has changed for a day; an unfinished file of a live writer is younger.
+    """
+    with os.scandir(folder) as entries:
+        found = [e for e in entries if target_of(e.name) == name]
+    for entry in found:
+        paths = [entry.path]
+        if entry.is_dir(follow_symlinks=False):
+            paths += [os.path.join(top, n) for top, _, names in os.walk(entry) for n in names]
+        try:
+            latest = max(os.lstat(path).st_mtime for path in paths)
+        except OSError:
+            continue  # a live writer has just renamed or removed it
+        if time.time() - latest > _DAY:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                Path(entry.path).unlink(missing_ok=True)
 
 
 def sync_folder(path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..pretrained.files import read_json, read_tensors, write_atomically, write_tensors
+from ..pretrained.files import read_json, read_tensors, target_of, write_atomically, write_tensors
 from .settings import Entry
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -63,8 +62,7 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def sweep(folder: Path) -> None:
     """Removes the temporary files that killed writers left behind."""
     for path in folder.glob(".*.tmp"):
-        name = re.fullmatch(r"\.(.+)\.\d+\.tmp", path.name)
-        if name and name[1] in _FILES:
+        if target_of(path.name) in _FILES:
             path.unlink(missing_ok=True)
 
 

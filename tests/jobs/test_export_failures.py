@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -300,12 +301,19 @@ def test_the_earlier_export_comes_back_where_the_new_one_cannot_be_named(
     assert tree(tmp_path) == before
 
 
-def test_leftovers_of_a_killed_process_do_not_count(tmp_path: Path) -> None:
-    """Process ids are reused, and occur in several containers."""
-    write(tmp_path, f".set.{os.getpid()}.tmp/000000/000001.png", b"half")
-    write(tmp_path, f".set.{os.getpid()}.old/000000/000001.png", b"earlier")
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    """Those in which nothing has changed for a day; younger ones may be a live process's."""
+    left, live = (f".set.{digit * 32}" for digit in "5a")
+    for name in (f"{left}.tmp", f"{left}.old", f"{live}.tmp"):
+        write(tmp_path, f"{name}/000000/000001.png", b"half")
+    write(tmp_path, f".other.{'5' * 32}.tmp", b"of another export")
+    day_ago = time.time() - 90_000
+    for path in (p for p in tmp_path.rglob("*") if live not in str(p)):
+        os.utime(path, (day_ago, day_ago))
+    os.utime(tmp_path / f"{live}.tmp", (day_ago, day_ago))  # its files are younger
     export(dataset(tmp_path / "run"), "png", tmp_path / "set")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "set"]
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == [f".other.{'5' * 32}.tmp", f"{live}.tmp", "run", "set"]
     assert [int(Path(n).stem) for n in edm_dataset(tmp_path / "set")[0]] == list(range(5, 31))
 
 

@@ -185,7 +185,7 @@ def test_a_stopped_run_has_its_checkpoint(tmp_path: Path) -> None:
 
 def test_files_of_killed_writers_are_removed(tmp_path: Path) -> None:
     trainer().run(tmp_path, progress=False, until=1)
-    left, foreign = tmp_path / f".{CHECKPOINT}.123.tmp", tmp_path / ".notes.txt.5.tmp"
+    left, foreign = (tmp_path / f".{n}.{'5' * 32}.tmp" for n in (CHECKPOINT, "notes.txt"))
     left.write_bytes(b"half"), foreign.write_bytes(b"mine")
     trainer().resume(tmp_path)
     assert not left.exists() and foreign.exists()
