@@ -157,8 +157,9 @@ def reverse_step(
             network's next input [B, …] or [2B, …], the next rows, int64 [B] in other memory than
             `row`, and the network's next times, column t of the next rows, [B] or [2B] as float32
             or, rounded half to even, as int64.
-        workspace: [2, B] in the compute type, a buffer for rescale factors and dynamic thresholds
-            where rows have them; None allocates it.
+        workspace: [R, B] in the compute type, a buffer for rescale factors and dynamic thresholds
+            where rows have them, with R from `fastdiff.ops.step.workspace_rows` (2 up to 32,768
+            elements a sample); None allocates it.
         backend: see `randn`.
 
     Returns:

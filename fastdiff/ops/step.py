@@ -49,7 +49,7 @@ class StepArguments(NamedTuple):
     input_out: Tensor | None = None  # [B, …] or [2B, …], any floating dtype
     row_out: Tensor | None = None  # int64 [B], not the memory of `row`
     time_out: Tensor | None = None  # [B] or [2B], int64 or float32
-    workspace: Tensor | None = None  # compute type [2, B], for the results of the two prepasses
+    workspace: Tensor | None = None  # compute type [workspace_rows, B], for the two prepasses
 
     @property
     def fast(self) -> bool:
@@ -260,7 +260,8 @@ class StepArguments(NamedTuple):
         if not out.is_contiguous():
             raise ValueError(_CONTIGUOUS)
         if workspace is not None:
-            common.shaped(WHERE, "workspace", workspace, (2, x_t.size(0)))
+            rows = workspace_rows(common.elements(x_t.shape), compute)
+            common.shaped(WHERE, "workspace", workspace, (rows, x_t.size(0)))
             common.same_device(WHERE, "workspace", workspace, x_t, "x_t")
             if workspace.dtype != compute or not workspace.is_contiguous():
                 raise TypeError(
@@ -314,9 +315,7 @@ class StepArguments(NamedTuple):
         }
         if lacks:
             x_t = self.x_t
-            ready["workspace"] = torch.empty(
-                2, x_t.size(0), dtype=compute_dtype(x_t), device=x_t.device
-            )
+            ready["workspace"] = workspace_for(x_t)
         return self._replace(**ready)
 
     def into(self, out: Tensor, slots_out: Tensor | None) -> StepArguments:
@@ -393,6 +392,11 @@ FUNCTIONAL = _FIRST_OUTPUT + 2
 """How many flat arguments the functional op has."""
 _DENSE = ("x_t", "model_output", "slots", "noise", "gradient")
 _OUTPUT_NAMES = frozenset(_FIELDS[_FIRST_OUTPUT:])
+WHOLE, PART, MOST_PARTS = 32_768, 16_384, 64
+"""The elements of the longest sample that one program reads as a whole, the fewest of a part of a
+longer one, and the most parts."""
+PART_WORDS, SAMPLE_WORDS = 257, 4
+"""What a part and a sample need of a workspace, in 64-bit words."""
 _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
     columns(name)
     for name in ("guidance_rescale", "clip_ratio", "network", "out_grad", "noise_mode")
@@ -405,6 +409,24 @@ _BEYOND = [
     for count in range(SLOTS + 1)
 ]
 """By the number of slots: the columns that need more slots."""
+
+
+def workspace_rows(per_sample: int, compute: torch.dtype) -> int:
+    """Returns the rows of a workspace [rows, B] of the compute type, for samples of this size.
+
+    The first two are for rescale factors and thresholds. The others are memory for what a GPU's
+    programs pass on about the parts of long samples (kernels/README.md section 4).
+    """
+    parts = min(MOST_PARTS, -(-per_sample // PART)) if per_sample > WHOLE else 0
+    words = parts * PART_WORDS + SAMPLE_WORDS if parts else 0
+    return 2 + words * 8 // compute.itemsize
+
+
+def workspace_for(x_t: Tensor) -> Tensor:
+    """Returns a workspace for rows of whole samples of states like x_t."""
+    compute = compute_dtype(x_t)
+    rows = workspace_rows(common.elements(x_t.shape), compute)
+    return torch.empty(rows, x_t.size(0), dtype=compute, device=x_t.device)
 
 
 def _check_table(table: Tensor, x_t: Tensor) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from .. import ops
 from ..backend.eager.common import compute_dtype
 from ..ops.bound_step import BoundStep
+from ..ops.step import workspace_for
 from ..solvers import Plan
 from .device_plan import DevicePlan, Rows
 
@@ -82,7 +83,7 @@ class Stepper:
         self.next_row = torch.empty_like(self.row)
         self._rows = self.row, self.next_row  # the two tensors that they exchange
         self.slots: Tensor | None = None
-        self.workspace = torch.empty((2, len(x)), dtype=compute_dtype(x), device=x.device)
+        self.workspace = workspace_for(x)
         self._version = -1
         self.swapped = False
         self._unbind()

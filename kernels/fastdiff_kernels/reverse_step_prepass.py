@@ -4,11 +4,16 @@
     threshold = the clip_ratio-quantile of |x0|, clamped to [1, bound]
                                                             (Saharia et al. 2022, section 2.3)
 
-One program per sample processes it in blocks of E elements. The standard deviations take two passes
-(the mean, then centred squares) in float64. The quantile is a radix select: magnitudes have the
-order of their bit patterns (NaN last). Each pass counts the values of the next eight bits among the
-keys with the prefix found so far; after the last pass all bits are found. Samples whose row needs
-neither are skipped.
+A program takes a part of `span` elements of a sample, in blocks of E elements; a short sample is one
+part. The host chooses the span by the size of a sample, so the bits don't depend on the batch.
+
+The standard deviations take two passes over a part (the mean, then centred squares) in float64; the
+moments of several parts are combined by a second kernel. The quantile is a radix select: magnitudes
+have the order of their bit patterns (NaN last). Each pass counts the values of the next eight bits
+among the keys with the prefix found so far; after the last pass all bits are found. One program
+makes all passes over a sample of one part. Over several parts each pass is a kernel: it writes the
+counts of its parts, and the next one begins by adding them, so nothing has to be zero before.
+Samples whose row needs neither are skipped.
 """
 
 import triton
@@ -50,31 +55,53 @@ def both_outputs(model_output, g, b, batch, size, first, e, WIDTH: tl.constexpr)
     return c.to(tl.float64), tl.where(g == 0.0, u, u + g * (c - u)).to(tl.float64), inside
 
 
+@triton.jit
+def part(size, span):
+    """The first element of this program's part, and the one after its last."""
+    begin = tl.program_id(1).to(tl.int64) * span
+    return begin, tl.minimum(begin + span, size)
+
+
+@triton.jit
+def rescale_factor(phi, c_squares, out_squares, count):
+    """phi (std(c) / std(out)) + 1 - phi, by sums of squared distances to the mean."""
+    c_std = tl.sqrt(c_squares / (count - 1.0))
+    out_std = tl.sqrt(out_squares / (count - 1.0))
+    return phi * (c_std / out_std) + (1.0 - phi)
+
+
 @triton.jit(do_not_specialize=["batch", "table_rows"])
 def reverse_step_rescale_kernel(
     rescale,
+    partials,
     model_output,
     guidance,
     table,
     row,
     batch,
     size,
+    span,
     table_rows,
     E: tl.constexpr,
     FAST: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    """The factor of a sample of one part, or the moments of a part for `partials`.
+
+    Those are float64 [batch, parts, 4]: mean and squares of c, then of out.
+    """
     COMPUTE: tl.constexpr = rescale.dtype.element_ty
     b, rows, valid = sample_row(row, table, table_rows)
     e = tl.arange(0, E)[None, :]
     phi = tl.load(rows + GUIDANCE_RESCALE, mask=valid, other=0.0)
     g = guidance_strength(guidance, rows, b, valid, valid, COMPUTE)
     if tl.max(((phi != 0.0) & (g != 1.0)).to(tl.int32)) != 0:
-        count = (b * 0 + size).to(tl.float64)
+        begin, end = part(size, span)
+        count = (b * 0 + (end - begin)).to(tl.float64)
         c_total = tl.zeros([1, E], tl.float64)
         out_total = tl.zeros([1, E], tl.float64)
-        first = tl.full([], 0, tl.int64)
-        while first < size:
+        first = begin
+        while first < end:
             c, out, inside = both_outputs(model_output, g, b, batch, size, first, e, WIDTH)
             c_total += tl.where(inside, c, 0.0)
             out_total += tl.where(inside, out, 0.0)
@@ -82,15 +109,64 @@ def reverse_step_rescale_kernel(
         c_mean, out_mean = folded(c_total, 1, E) / count, folded(out_total, 1, E) / count
         c_squares = tl.zeros([1, E], tl.float64)
         out_squares = tl.zeros([1, E], tl.float64)
-        first = tl.full([], 0, tl.int64)
-        while first < size:
+        first = begin
+        while first < end:
             c, out, inside = both_outputs(model_output, g, b, batch, size, first, e, WIDTH)
             c_squares += tl.where(inside, (c - c_mean) * (c - c_mean), 0.0)
             out_squares += tl.where(inside, (out - out_mean) * (out - out_mean), 0.0)
             first += E
-        c_std = tl.sqrt(folded(c_squares, 1, E) / (count - 1.0))
-        out_std = tl.sqrt(folded(out_squares, 1, E) / (count - 1.0))
-        tl.store(rescale + b, (phi * (c_std / out_std) + (1.0 - phi)).to(COMPUTE))
+        c_squares, out_squares = folded(c_squares, 1, E), folded(out_squares, 1, E)
+        if partials is None:
+            factor = rescale_factor(phi, c_squares, out_squares, count)
+            tl.store(rescale + b, factor.to(COMPUTE))
+        else:
+            to = partials + (b * tl.num_programs(1) + tl.program_id(1)) * 4
+            tl.store(to, c_mean)
+            tl.store(to + 1, c_squares)
+            tl.store(to + 2, out_mean)
+            tl.store(to + 3, out_squares)
+
+
+@triton.jit
+def combined_squares(moments, length, there, count, P: tl.constexpr):
+    """Squared distances to the mean of a whole, by the moments of parts of these lengths [1, P]."""
+    mean = tl.load(moments, mask=there, other=0.0)
+    squares = tl.load(moments + 1, mask=there, other=0.0)
+    apart = mean - tl.sum(tl.where(tl.arange(0, P)[None, :] == 0, mean, 0.0))
+    weighted = length * apart
+    total = folded(tl.where(there, weighted, 0.0), 1, P)
+    return folded(tl.where(there, squares + weighted * apart, 0.0), 1, P) - (total / count) * total
+
+
+@triton.jit(do_not_specialize=["table_rows", "parts"])
+def reverse_step_rescale_combine_kernel(
+    rescale,
+    partials,
+    guidance,
+    table,
+    row,
+    size,
+    span,
+    table_rows,
+    parts,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """The factors of samples of at most E parts, by the parts' moments."""
+    COMPUTE: tl.constexpr = rescale.dtype.element_ty
+    b, rows, valid = sample_row(row, table, table_rows)
+    phi = tl.load(rows + GUIDANCE_RESCALE, mask=valid, other=0.0)
+    g = guidance_strength(guidance, rows, b, valid, valid, COMPUTE)
+    needed = (phi != 0.0) & (g != 1.0)
+    k = tl.arange(0, E)[None, :]
+    there = needed & (k < parts)
+    length = tl.minimum(size - k.to(tl.int64) * span, span).to(tl.float64)
+    count = (b * 0 + size).to(tl.float64)
+    moments = partials + (b * parts + k) * 4
+    c_squares = combined_squares(moments, length, there, count, E)
+    out_squares = combined_squares(moments + 2, length, there, count, E)
+    factor = rescale_factor(phi, c_squares, out_squares, count)
+    tl.store(rescale + b, factor.to(COMPUTE), mask=needed)
 
 
 @triton.jit
@@ -143,6 +219,98 @@ def magnitude_bits(
     return x0.to(KEY, bitcast=True).reshape(x0.shape[1]), inside.reshape(x0.shape[1])
 
 
+@triton.jit
+def position_of(rows, size):
+    """Where the quantile is among the sorted values, in float64, and the rank below it."""
+    position = tl.sum(tl.load(rows + CLIP_RATIO)) * (size - 1)
+    return position, position.to(tl.int64)
+
+
+@triton.jit
+def digit_counts(
+    x_t,
+    model_output,
+    guidance,
+    rescale,
+    gradient,
+    rows,
+    b,
+    batch,
+    size,
+    first,
+    end,
+    valid,
+    prefix,
+    larger,
+    shift,
+    E: tl.constexpr,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """[256]: how often each digit follows the prefix, 8 bits above `shift`.
+
+    `larger` [E] becomes the smallest keys with a larger prefix, at the last digit (a shift of 0).
+    """
+    e = tl.arange(0, E)[None, :]
+    counts = tl.zeros([256], tl.int32)
+    while first < end:
+        key, inside = magnitude_bits(
+            x_t,
+            model_output,
+            guidance,
+            rescale,
+            gradient,
+            rows,
+            b,
+            batch,
+            size,
+            first,
+            e,
+            valid,
+            USES,
+            WIDTH,
+            COMPUTE,
+        )
+        digit = key >> shift
+        start = digit >> 8
+        if shift == 0:
+            larger = tl.where(inside & (start > prefix) & (key < larger), key, larger)
+        inside &= start == prefix
+        counts += tl.histogram((digit & 255).to(tl.int32), 256, mask=inside)
+        first += E
+    return counts, larger
+
+
+@triton.jit
+def digit_of_rank(counts, rank):
+    """The digit of the key of this rank, and its rank among the keys with the digit."""
+    bins = tl.arange(0, 256)
+    digit = tl.sum((tl.cumsum(counts, 0) <= rank).to(tl.int32))
+    return digit, rank - tl.sum(tl.where(bins < digit, counts, 0))
+
+
+@triton.jit
+def store_threshold(
+    threshold, rows, b, valid, size, prefix, rank, digit, counts, least, COMPUTE: tl.constexpr
+):
+    """Interpolates between the key found, `prefix`, and the next one, and stores the threshold."""
+    position, below = position_of(rows, size)
+    bins = tl.arange(0, 256)
+    # the next value in order: an equal one, the next of the same 256, or the smallest after those
+    following = tl.min(tl.where((bins > digit) & (counts > 0), bins, 256))
+    above = tl.where(following < 256, (prefix - digit) | following, least)
+    again = rank + 1 < tl.sum(tl.where(bins == digit, counts, 0))
+    above = tl.where(again | (below + 1 >= size), prefix, above)
+
+    low = prefix.to(COMPUTE, bitcast=True)
+    high = above.to(COMPUTE, bitcast=True)
+    s = low + (position - below.to(tl.float64)).to(COMPUTE) * (high - low)
+    bound = entry(rows, CLIP_BOUND, valid, COMPUTE)
+    s = tl.where(s > bound, bound, s)
+    tl.store(threshold + b, tl.where(s < 1.0, 1.0, s))
+
+
 @triton.jit(do_not_specialize=["batch", "table_rows"])
 def reverse_step_threshold_kernel(
     threshold,
@@ -161,66 +329,163 @@ def reverse_step_threshold_kernel(
     USES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
+    """The thresholds of samples of one part."""
     COMPUTE: tl.constexpr = threshold.dtype.element_ty
     KEY: tl.constexpr = tl.int64 if COMPUTE == tl.float64 else tl.int32
     DIGITS: tl.constexpr = KEY.primitive_bitwidth // 8
     LARGEST: tl.constexpr = (1 << (8 * DIGITS - 1)) - 1
     b, rows, valid = sample_row(row, table, table_rows)
-    e = tl.arange(0, E)[None, :]
     if tl.max((entry(rows, CLIP_MODE, valid, COMPUTE) == 2.0).to(tl.int32)) != 0:
-        bins = tl.arange(0, 256)
-        position = tl.sum(tl.load(rows + CLIP_RATIO)) * (size - 1)
-        below = position.to(tl.int64)
-        rank = below  # of the wanted value, among the keys with its prefix
+        _, rank = position_of(rows, size)
         prefix = tl.full([], 0, KEY)
-        bin = 0
+        digit = 0
         counts = tl.zeros([256], tl.int32)
-        larger = tl.full(
-            [E], LARGEST, KEY
-        )  # the smallest key with a larger prefix than the value's last one
-        for digit in tl.static_range(DIGITS):
-            shift = 8 * (DIGITS - 1 - digit)
-            counts = tl.zeros([256], tl.int32)
-            first = tl.full([], 0, tl.int64)
-            while first < size:
-                key, inside = magnitude_bits(
-                    x_t,
-                    model_output,
-                    guidance,
-                    rescale,
-                    gradient,
-                    rows,
-                    b,
-                    batch,
-                    size,
-                    first,
-                    e,
-                    valid,
-                    USES,
-                    WIDTH,
-                    COMPUTE,
-                )
-                if digit > 0:
-                    start = key >> (shift + 8)
-                    if shift == 0:
-                        larger = tl.where(inside & (start > prefix) & (key < larger), key, larger)
-                    inside &= start == prefix
-                counts += tl.histogram(((key >> shift) & 255).to(tl.int32), 256, mask=inside)
-                first += E
-            bin = tl.sum((tl.cumsum(counts, 0) <= rank).to(tl.int32))
-            rank -= tl.sum(tl.where(bins < bin, counts, 0))
-            prefix = (prefix << 8) | bin
-        # the next value in order: an equal one, the next of the same 256, or the smallest after
-        # those
-        following = tl.min(tl.where((bins > bin) & (counts > 0), bins, 256))
+        larger = tl.full([E], LARGEST, KEY)
+        for i in tl.static_range(DIGITS):
+            counts, larger = digit_counts(
+                x_t,
+                model_output,
+                guidance,
+                rescale,
+                gradient,
+                rows,
+                b,
+                batch,
+                size,
+                tl.full([], 0, tl.int64),
+                size,
+                valid,
+                prefix,
+                larger,
+                8 * (DIGITS - 1 - i),
+                E,
+                USES,
+                WIDTH,
+                COMPUTE,
+            )
+            digit, rank = digit_of_rank(counts, rank)
+            prefix = (prefix << 8) | digit
         least = tl.min(larger)
-        above = tl.where(following < 256, (prefix - bin) | following, least)
-        again = rank + 1 < tl.sum(tl.where(bins == bin, counts, 0))
-        above = tl.where(again | (below + 1 >= size), prefix, above)
+        store_threshold(
+            threshold, rows, b, valid, size, prefix, rank, digit, counts, least, COMPUTE
+        )
 
-        low = prefix.to(COMPUTE, bitcast=True)
-        high = above.to(COMPUTE, bitcast=True)
-        s = low + (position - below.to(tl.float64)).to(COMPUTE) * (high - low)
-        bound = entry(rows, CLIP_BOUND, valid, COMPUTE)
-        s = tl.where(s > bound, bound, s)
-        tl.store(threshold + b, tl.where(s < 1.0, 1.0, s))
+
+@triton.jit
+def after_digit(counts, found, b, batch, parts, index, KEY: tl.constexpr):
+    """What digit `index` >= 0 leaves: the prefix with it, the rank, the digit and all counts.
+
+    counts: int32 [2, batch, parts, 256] and found: int64 [2, batch, 2] hold the last two digits'.
+    """
+    bins = tl.arange(0, 256)[None, :]
+    several = tl.arange(0, 8)[:, None]
+    side = (index % 2).to(tl.int64) * batch + b
+    total = tl.zeros([256], tl.int32)
+    k = tl.full([], 0, tl.int32)
+    while k < parts:
+        at = counts + ((side * parts + k) + several) * 256 + bins
+        total += tl.sum(tl.load(at, mask=k + several < parts, other=0), 0)
+        k += 8
+    prefix = tl.sum(tl.load(found + side * 2))
+    rank = tl.sum(tl.load(found + side * 2 + 1))
+    digit, rank = digit_of_rank(total, rank)
+    return (prefix.to(KEY) << 8) | digit, rank, digit, total
+
+
+@triton.jit(do_not_specialize=["batch", "table_rows", "index"])
+def reverse_step_threshold_count_kernel(
+    counts,
+    found,
+    larger,
+    rescale,
+    x_t,
+    model_output,
+    guidance,
+    gradient,
+    table,
+    row,
+    batch,
+    size,
+    span,
+    table_rows,
+    index,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Counts digit `index` of the keys in a part; see `after_digit`.
+
+    larger [batch, parts] receives the smallest key with a larger prefix, at the last digit.
+    """
+    KEY: tl.constexpr = larger.dtype.element_ty
+    COMPUTE: tl.constexpr = tl.float64 if KEY == tl.int64 else tl.float32
+    DIGITS: tl.constexpr = KEY.primitive_bitwidth // 8
+    LARGEST: tl.constexpr = (1 << (8 * DIGITS - 1)) - 1
+    b, rows, valid = sample_row(row, table, table_rows)
+    if tl.max((entry(rows, CLIP_MODE, valid, COMPUTE) == 2.0).to(tl.int32)) != 0:
+        parts = tl.num_programs(1)
+        _, rank = position_of(rows, size)
+        prefix = tl.full([], 0, KEY)
+        if index > 0:
+            before = after_digit(counts, found, b, batch, parts, index - 1, KEY)
+            prefix = before[0]
+            rank = before[1]
+        side = (index % 2).to(tl.int64) * batch + b
+        begin, end = part(size, span)
+        if begin == 0:
+            tl.store(found + side * 2, prefix.to(tl.int64))
+            tl.store(found + side * 2 + 1, rank)
+        new, least = digit_counts(
+            x_t,
+            model_output,
+            guidance,
+            rescale,
+            gradient,
+            rows,
+            b,
+            batch,
+            size,
+            begin,
+            end,
+            valid,
+            prefix,
+            tl.full([E], LARGEST, KEY),
+            8 * (DIGITS - 1 - index),
+            E,
+            USES,
+            WIDTH,
+            COMPUTE,
+        )
+        at = side * parts + tl.program_id(1)
+        tl.store(counts + at * 256 + tl.arange(0, 256)[None, :], new[None, :])
+        tl.store(larger + b * parts + tl.program_id(1), tl.min(least))
+
+
+@triton.jit(do_not_specialize=["batch", "table_rows", "parts"])
+def reverse_step_threshold_finish_kernel(
+    threshold,
+    counts,
+    found,
+    larger,
+    table,
+    row,
+    batch,
+    size,
+    table_rows,
+    parts,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """The thresholds of samples of at most E parts, after the last digit."""
+    COMPUTE: tl.constexpr = threshold.dtype.element_ty
+    KEY: tl.constexpr = larger.dtype.element_ty
+    DIGITS: tl.constexpr = KEY.primitive_bitwidth // 8
+    LARGEST: tl.constexpr = (1 << (8 * DIGITS - 1)) - 1
+    b, rows, valid = sample_row(row, table, table_rows)
+    if tl.max((entry(rows, CLIP_MODE, valid, COMPUTE) == 2.0).to(tl.int32)) != 0:
+        last = tl.full([], DIGITS - 1, tl.int32)
+        prefix, rank, digit, total = after_digit(counts, found, b, batch, parts, last, KEY)
+        k = tl.arange(0, E)[None, :]
+        least = tl.min(tl.load(larger + b * parts + k, mask=k < parts, other=LARGEST))
+        store_threshold(threshold, rows, b, valid, size, prefix, rank, digit, total, least, COMPUTE)

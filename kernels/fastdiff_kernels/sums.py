@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 CHUNK = tl.constexpr(1024)
-IN_FLIGHT = tl.constexpr(16)  # concurrent loads while partial sums are added in order
 
 
 @triton.jit
@@ -55,19 +54,35 @@ def store_sum(out, workspace, weight, total, b, chunk, live, size, MEAN: tl.cons
     do_not_specialize=["batch"],
     do_not_specialize_on_alignment=["out", "workspace", "weight"],
 )
-def sum_chunks_kernel(out, workspace, weight, batch, size, S: tl.constexpr, MEAN: tl.constexpr):
-    """Adds each sample's partial sums in order, in float64."""
+def sum_chunks_kernel(
+    out,
+    workspace,
+    weight,
+    batch,
+    size,
+    S: tl.constexpr,
+    FLIGHT: tl.constexpr,
+    MEAN: tl.constexpr,
+):
+    """Adds each sample's partial sums in order, in float64.
+
+    FLIGHT of them are loaded at once, so that only the additions wait for each other.
+    """
     b = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
     live = b < batch
     chunks = (size - 1) // CHUNK + 1
     total = tl.zeros([S], tl.float64)
-    begin = tl.full([], 0, tl.int64)
+    at = workspace + b * chunks
+    begin = tl.full([], 0, tl.int32)
     while begin < chunks:
-        for i in tl.static_range(IN_FLIGHT):
-            chunk = begin + i
-            part = tl.load(workspace + b * chunks + chunk, mask=live & (chunk < chunks), other=0.0)
-            total = tl.where(chunk < chunks, total + part.to(tl.float64), total)
-        begin += IN_FLIGHT
+        left = chunks - begin
+        parts = ()
+        for i in tl.static_range(FLIGHT):
+            parts = parts + (tl.load(at + i, mask=live & (i < left), other=0.0),)
+        for i in tl.static_range(FLIGHT):
+            total += parts[i].to(tl.float64)  # a missing one adds +0, which changes no bit
+        begin += FLIGHT
+        at += FLIGHT
     if MEAN:
         total = mean_of(total, weight, b, live, size)
     tl.store(out + b, total.to(out.dtype.element_ty), mask=live)

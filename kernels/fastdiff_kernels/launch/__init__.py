@@ -26,6 +26,7 @@ from .step import (
     reverse_step,
     reverse_step_call,
     reverse_step_calls,
+    reverse_step_prepass_calls,
     reverse_step_rescale_call,
     reverse_step_threshold_call,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "reverse_step",
     "reverse_step_call",
     "reverse_step_calls",
+    "reverse_step_prepass_calls",
     "reverse_step_rescale_call",
     "reverse_step_threshold_call",
     "run",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from .common import ERRORS, Call, error_word, extent, noise_arguments, options, run, tiled
 
@@ -13,8 +16,13 @@ from .common import ERRORS, Call, error_word, extent, noise_arguments, options, 
 OUT_GRAD, X0_X, X0_OUT, CLIP_MODE, NOISE_MODE = (1 << column for column in (5, 6, 7, 8, 12))
 HEADER = (1 << 16) - 1
 
-# Elements of a prepass's block, of which one program processes a sample, and elements per warp.
+# Elements of a prepass's block, and elements per warp.
 _BLOCK, _PER_WARP = 4096, 256
+# What the prepasses keep of each part of a long sample, in 64-bit words: two sets of 256 counts and
+# one key, or four moments. And of each sample: what two digits found. fastdiff/ops/step.py
+# allocates it, and thereby chooses how many parts there are.
+PART_WORDS, SAMPLE_WORDS = 257, 4
+_MOST_PARTS = 64
 
 
 def reverse_step(step: Any) -> None:
@@ -29,12 +37,21 @@ def reverse_step(step: Any) -> None:
 def reverse_step_calls(step: Any) -> list[Call]:
     """Returns the calls of a step in order: the prepasses that its rows may need, and the step."""
     call = reverse_step_call(step)
+    return [*reverse_step_prepass_calls(call, step.workspace), call]
+
+
+def reverse_step_prepass_calls(call: Call, workspace: Tensor | None) -> list[Call]:
+    """Returns the calls that compute a row's values of whole samples, in order.
+
+    workspace: as of StepArguments, with memory for the parts of long samples.
+    """
+    parts = None if workspace is None else _parts(workspace, call)
     calls = []
     if call.arguments["rescale"] is not None:
-        calls.append(reverse_step_rescale_call(call))
+        calls += _rescale_calls(call, parts)
     if call.arguments["threshold"] is not None:
-        calls.append(reverse_step_threshold_call(call))
-    return [*calls, call]
+        calls += _threshold_calls(call, parts)
+    return calls
 
 
 def reverse_step_call(step: Any) -> Call:
@@ -138,34 +155,102 @@ def _needed(
     return uses, reads_out, reads_z, bool(uses & sum(_reads(operand) for operand in range(3, 7)))
 
 
+class _Parts(NamedTuple):
+    """How long samples are divided, and memory for what their parts pass on."""
+
+    count: int
+    span: int  # elements of a part
+    words: Tensor  # int64
+
+    def memory(self, begin: int, words: int, dtype: torch.dtype) -> Tensor:
+        return self.words[begin : begin + words].view(dtype)
+
+
+def _parts(workspace: Tensor, call: Call) -> _Parts | None:
+    """Returns the parts that the workspace has memory for; None where a sample is one part."""
+    batch, size = call.arguments["batch"], call.arguments["size"]
+    if len(workspace) == 2 or not batch:
+        return None
+    words = workspace[2:].view(-1).view(torch.int64)
+    most = min(_MOST_PARTS, (len(words) // batch - SAMPLE_WORDS) // PART_WORDS)
+    span = -(-size // (most * _BLOCK)) * _BLOCK
+    return _Parts(-(-size // span), span, words)
+
+
+def _rescale_calls(call: Call, parts: _Parts | None) -> list[Call]:
+    outputs = _named(call, "rescale", "guidance", "table", "row", "size", "table_rows")
+    reads = _named(call, "model_output", "batch", "WIDTH")
+    if parts is None:
+        whole = {"partials": None, "span": _BLOCK * -(-call.arguments["size"] // _BLOCK)}
+        return [_prepass("reverse_step_rescale", call, outputs | reads | whole)]
+    count = parts.count
+    moments = parts.memory(0, 4 * call.arguments["batch"] * count, torch.float64)
+    between = {"partials": moments, "span": parts.span}
+    return [
+        _prepass("reverse_step_rescale", call, outputs | reads | between, count),
+        _finish("reverse_step_rescale_combine", call, outputs | between | {"parts": count}),
+    ]
+
+
+def _threshold_calls(call: Call, parts: _Parts | None) -> list[Call]:
+    names = ("x_t", "gradient", "USES", "rescale", "model_output", "guidance", "WIDTH")
+    reads, row = _named(call, *names), _named(call, "table", "row", "batch", "size", "table_rows")
+    threshold = call.arguments["threshold"]
+    if parts is None:
+        whole = reads | row | {"threshold": threshold}
+        return [_prepass("reverse_step_threshold", call, whole)]
+    batch, count = call.arguments["batch"], parts.count
+    wide = threshold.dtype == torch.float64
+    between = {
+        "counts": parts.memory(SAMPLE_WORDS * batch, 256 * batch * count, torch.int32),
+        "found": parts.memory(0, SAMPLE_WORDS * batch, torch.int64),
+        "larger": parts.memory(
+            (SAMPLE_WORDS + 256 * count) * batch,
+            batch * count,
+            torch.int64 if wide else torch.int32,
+        ),
+    }
+    calls = [
+        _prepass(
+            "reverse_step_threshold_count",
+            call,
+            reads | row | between | {"span": parts.span, "index": index},
+            count,
+        )
+        for index in range(8 if wide else 4)
+    ]
+    last = row | between | {"threshold": threshold, "parts": count}
+    return [*calls, _finish("reverse_step_threshold_finish", call, last)]
+
+
 def reverse_step_rescale_call(call: Call) -> Call:
-    return _prepass("reverse_step_rescale", call, {})
+    """Returns the call that computes the factors of samples of one part."""
+    return _rescale_calls(call, None)[0]
 
 
 def reverse_step_threshold_call(call: Call) -> Call:
-    names = ("threshold", "x_t", "gradient", "USES")
-    return _prepass("reverse_step_threshold", call, {name: call.arguments[name] for name in names})
+    """Returns the call that computes the thresholds of samples of one part."""
+    return _threshold_calls(call, None)[0]
 
 
-def _prepass(op: str, call: Call, arguments: dict[str, Any]) -> Call:
-    names = (
-        "rescale",
-        "model_output",
-        "guidance",
-        "table",
-        "row",
-        "batch",
-        "size",
-        "table_rows",
-        "WIDTH",
-    )
-    arguments |= {name: call.arguments[name] for name in names}
-    elements = min(_BLOCK, max(4, 1 << max(arguments["size"] - 1, 0).bit_length()))
+def _named(call: Call, *names: str) -> dict[str, Any]:
+    return {name: call.arguments[name] for name in names}
+
+
+def _prepass(op: str, call: Call, arguments: dict[str, Any], parts: int = 1) -> Call:
+    """Returns a call with one program per part of a sample."""
+    elements = min(_BLOCK, max(4, 1 << max(call.arguments["size"] - 1, 0).bit_length()))
     arguments |= {"E": elements, "FAST": False}
     warps = max(1, elements // _PER_WARP)
-    return Call(
-        op, "reverse_step_prepass", (arguments["batch"], 1, 1), arguments, options(warps=warps)
-    )
+    grid = (call.arguments["batch"], parts, 1)
+    return Call(op, "reverse_step_prepass", grid, arguments, options(warps=warps))
+
+
+def _finish(op: str, call: Call, arguments: dict[str, Any]) -> Call:
+    """Returns a call with one program per sample, which adds what its parts left."""
+    arguments |= {"E": _MOST_PARTS, "FAST": False}
+    grid = (call.arguments["batch"], 1, 1)
+    return Call(op, "reverse_step_prepass", grid, arguments, options(warps=4))
 
 
 def _reads(operand: int, outputs: int = 5) -> int:

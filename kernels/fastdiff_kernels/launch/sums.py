@@ -25,7 +25,9 @@ from .common import (
     tiled,
 )
 
-_SAMPLES = 32  # of a program of sum_chunks
+# Of a program of sum_chunks: the samples, one per thread, and the partial sums that each loads at
+# once. Samples of more chunks have a program each, so that its loads are side by side.
+_SAMPLES, _FLIGHT, _LONG_FLIGHT = 32, 16, 64
 _BIN_WARPS = (
     8  # 4 elements per thread where a bin's mass is computed: float64 has enough registers too
 )
@@ -261,16 +263,19 @@ def vlb_terms_backward_call(
 def sum_chunks_call(
     out: Tensor, workspace: Tensor, size: int, weight: Tensor | None = None, mean: bool = False
 ) -> Call:
+    several = -(-size // TILE) > _FLIGHT
+    samples = 1 if several else _SAMPLES
     arguments = {
         "out": out,
         "workspace": workspace,
         "weight": weight,
         "batch": len(out),
         "size": size,
-        "S": _SAMPLES,
+        "S": samples,
+        "FLIGHT": _LONG_FLIGHT if several else _FLIGHT,
         "MEAN": mean,
     }
-    return Call("sum_chunks", "sums", (-(-len(out) // _SAMPLES), 1, 1), arguments, options(warps=1))
+    return Call("sum_chunks", "sums", (-(-len(out) // samples), 1, 1), arguments, options(warps=1))
 
 
 def _sum(

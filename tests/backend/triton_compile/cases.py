@@ -22,7 +22,7 @@ from fastdiff_kernels import launch
 from triton.backends.compiler import GPUTarget
 from variants import dump
 
-from fastdiff.ops.step import StepArguments
+from fastdiff.ops.step import StepArguments, workspace_for
 from fastdiff.table import COLUMNS, columns
 
 HOPPER = GPUTarget("cuda", 90, 32)
@@ -216,9 +216,18 @@ def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> 
             guidance=memory,
             used=DDIM | columns("guidance_rescale", "clip_ratio"),
             row_out=torch.zeros_like(row),
-            workspace=torch.stack([memory, memory]),
+            workspace=workspace_for(tensor(x, shape=shape)),
         )
     )
+
+
+def long_sample(which: int, x: torch.dtype = F32) -> launch.Call:
+    """One of the prepasses of samples in several parts: 0 and 1 of the factor, then the threshold's
+    digits, and -1.
+    """
+    shape = (3, 128, 128)
+    state = tensor(x, shape=shape)
+    return launch.reverse_step_prepass_calls(whole_sample(x, shape), workspace_for(state))[which]
 
 
 def group_norm(
@@ -298,6 +307,8 @@ VARIANTS = {
     "guided, rescaled, dynamic threshold": (lambda: whole_sample(), 56, 91),
     "prepass: rescale": (lambda: launch.reverse_step_rescale_call(whole_sample()), 96, 153),
     "prepass: threshold": (lambda: launch.reverse_step_threshold_call(whole_sample()), 128, 516),
+    "prepass: rescale, a part": (lambda: long_sample(0), 104, 134),
+    "prepass: threshold, a part's digit": (lambda: long_sample(3), 104, 168),
     "q_posterior": (lambda: q_posterior(), 48, 81),
     "reparameterize": (lambda: reparameterize(), 48, 95),
     "noise_mse": (lambda: noise_mse(), 56, 80),
@@ -325,6 +336,7 @@ WITHOUT_WIDE_STORES = (
     "vlb_terms",
     "reverse_step_rescale",
     "reverse_step_threshold",
+    "reverse_step_threshold_count",
     "group_norm_moments",
 )
 
@@ -381,6 +393,7 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         whole_sample,
         lambda: launch.reverse_step_rescale_call(whole_sample(BF16)),
         lambda: launch.reverse_step_threshold_call(whole_sample()),
+        *(lambda which=which: long_sample(which) for which in (0, 1, 2, -1)),
         q_posterior,
         reparameterize,
         lambda: backward("reparameterize", F64),
@@ -402,6 +415,10 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         "whole sample",
         "rescale",
         "threshold",
+        "rescale of a part",
+        "rescale of all parts",
+        "threshold's digit of a part",
+        "threshold of all parts",
         "q_posterior",
         "reparameterize",
         "reparameterize backward",
@@ -434,6 +451,7 @@ def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
         lambda: q_posterior(F64),
         lambda: launch.reverse_step_rescale_call(whole_sample(F64)),
         lambda: launch.reverse_step_threshold_call(whole_sample(F64)),
+        *(lambda which=which: long_sample(which, F64) for which in (0, 1, 2, -1)),
         *(
             lambda op=op: backward(op)
             for op in ("gaussian_kl", "discretized_gaussian_nll", "noise_mse")

@@ -13,8 +13,9 @@ from cases import DTYPES, compute, mask_of, name, numbers, poisoned, same_bits
 from fastdiff_kernels import launch
 
 from fastdiff import reference
-from fastdiff.ops.step import StepArguments
-from fastdiff.reference.reverse_step import Step
+from fastdiff.ops import step
+from fastdiff.ops.step import StepArguments, workspace_for
+from fastdiff.reference.reverse_step import Step, _threshold
 from fastdiff.table import COLUMNS, INDEX
 
 SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (2, 3, 7), (2, 1, 33, 33), (40, 2), (2, 4100)]
@@ -70,7 +71,7 @@ def run(
             gradient=gradient,
             used=used,
             x0_out=x0,
-            workspace=poisoned((2, len(x_t)), kind),
+            workspace=workspace_for(x_t).fill_(-777.0),
         )
     )
     launch.check("cpu")
@@ -179,6 +180,87 @@ def test_a_sample_has_the_same_bits_in_any_batch() -> None:
             [x_t, output, gradient], row[begin:end].clone(), gamma[begin:end].clone(), rescaled=True
         )
         assert torch.equal(again[0], x_s[begin:end]) and torch.equal(again[1], x0[begin:end])
+
+
+LONG = 33_000  # elements of three parts, of which the last is shorter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_a_long_sample_is_read_in_parts(dtype: torch.dtype) -> None:
+    """Several programs take a part each. Thresholds have the oracle's bits, factors its value, and
+    both are the same in any batch.
+    """
+    (x_t, output, gradient), _ = inputs((2, LONG), dtype, guided=True)
+    x_t[1, ::3] = 0.25  # ties
+    row = torch.tensor([0, 1])
+    table, used = plan(rescaled=True)
+    table[:, INDEX["guidance_rescale"]] = 0.7
+
+    def prepasses(samples: slice) -> tuple[list[launch.Call], torch.Tensor]:
+        x = x_t[samples].clone()
+        workspace = workspace_for(x).fill_(torch.nan)
+        arguments = StepArguments(
+            x,
+            torch.cat([output[:2][samples], output[2:][samples]]),
+            torch.from_numpy(table),
+            row[samples].clone(),
+            out=x,
+            guidance=torch.tensor([2.5, 7.5], dtype=workspace.dtype)[samples].clone(),
+            gradient=gradient[samples].clone(),
+            used=used,
+            workspace=workspace,
+        )
+        calls = launch.reverse_step_prepass_calls(launch.reverse_step_call(arguments), workspace)
+        for call in calls:
+            launch.run(call, x)
+        return calls, workspace[:2]
+
+    calls, (factor, threshold) = prepasses(slice(None))
+    digits = 8 if dtype == torch.float64 else 4
+    assert [(call.op.removeprefix("reverse_step_"), call.grid) for call in calls] == [
+        ("rescale", (2, 3, 1)),
+        ("rescale_combine", (2, 1, 1)),
+        *[("threshold_count", (2, 3, 1))] * digits,
+        ("threshold_finish", (2, 1, 1)),
+    ]
+    eps = torch.finfo(threshold.dtype).eps
+    for b, gamma in enumerate((2.5, 7.5)):
+        c, u = (numbers(output[b + 2 * half]).astype(np.float64) for half in (0, 1))
+        g = 1 + table[b, INDEX["guidance_weight"]] * (gamma - 1)
+        want = 0.7 * c.std(ddof=1) / (u + g * (c - u)).std(ddof=1) + 0.3
+        assert abs(float(factor[b]) - want) <= 4 * eps * want
+        out = factor[b] * (output[b + 2] + g * (output[b] - output[b + 2]))
+        if table[b, INDEX["out_grad"]]:
+            out = out + table[b, INDEX["out_grad"]] * gradient[b]
+        x0 = table[b, INDEX["x0_x"]] * x_t[b] + table[b, INDEX["x0_out"]] * out
+        if not table[b, INDEX["x0_x"]]:
+            x0 = table[b, INDEX["x0_out"]] * out
+        bound = numbers(x0).dtype.type(table[b, INDEX["clip_bound"]])
+        expected = _threshold(numbers(x0), table[b, INDEX["clip_ratio"]], bound)
+        assert float(threshold[b]) == float(expected)
+        _, alone = prepasses(slice(b, b + 1))
+        assert alone[0] == factor[b] and alone[1] == threshold[b]
+
+
+def test_the_op_allocates_what_the_launcher_divides() -> None:
+    assert (step.PART_WORDS, step.SAMPLE_WORDS, step.MOST_PARTS) == (
+        launch.step.PART_WORDS,
+        launch.step.SAMPLE_WORDS,
+        launch.step._MOST_PARTS,
+    )
+    for size in (1, 4096, 32_768, 32_769, 3 * 256**2, 3 * 1024**2, 16_384 * 64 + 1):
+        for dtype in (torch.float32, torch.float64):
+            x = torch.empty(1, dtype=dtype).expand(2, size)
+            call = launch.Call("", "", (0, 0, 0), {"batch": 2, "size": size}, {})
+            space = workspace_for(x)
+            parts = launch.step._parts(space, call)
+            if size <= 32_768:
+                assert parts is None and len(space) == 2
+                continue
+            assert (parts.count - 1) * parts.span < size <= parts.count * parts.span
+            assert parts.count <= 64 and parts.span % 4096 == 0
+            words = (launch.step.PART_WORDS * parts.count + launch.step.SAMPLE_WORDS) * 2
+            assert words <= len(parts.words)
 
 
 def test_an_empty_sample_needs_no_prepass() -> None:

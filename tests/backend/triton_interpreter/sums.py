@@ -206,6 +206,21 @@ def test_the_second_pass_is_launched_only_for_several_chunks() -> None:
     assert launch.launches == before
 
 
+@pytest.mark.parametrize("chunks, programs", [(2, 1), (16, 1), (17, 3), (130, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=name)
+def test_partial_sums_are_added_in_order(dtype: torch.dtype, chunks: int, programs: int) -> None:
+    """The order is that of every backend. Long samples have a program each."""
+    parts = normal(chunks, 3, chunks, dtype=dtype)[0] * torch.logspace(8, -8, chunks).to(dtype)
+    out, weight = poisoned((3,), dtype), torch.tensor([1.0, 3.0, -0.5], dtype=dtype)
+    call = launch.sum_chunks_call(out, parts.flatten(), chunks * 1024 - 5, weight, True)
+    assert call.grid == (programs, 1, 1)
+    launch.run(call, out)
+    total = torch.zeros(3, dtype=torch.float64)
+    for k in range(chunks):
+        total = total + parts[:, k].double()
+    assert torch.equal(out, (weight.double() * (total / (chunks * 1024 - 5))).to(dtype))
+
+
 VIEWS = [(0, 1, 1, 0), (1, 0, 0, 1), (0, 0, 0, 0)]
 
 
