@@ -81,7 +81,7 @@ struct SumChunks {
         double sum = 0;
         // the loads are independent; only the additions depend on each other
 #if defined(__CUDACC__)
-#pragma unroll 8
+#pragma unroll 32
 #endif
         for (int64_t i = 0; i < chunks; ++i) sum += workspace[b * chunks + i];
         finish.write(b, sum);

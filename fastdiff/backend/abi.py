@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..table import OPS
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 COUNTED = (
     "randn",
     "q_sample",
@@ -46,7 +46,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16:
 _HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
-_REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQ")
+_REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQQq")
 _Q_POSTERIOR = Struct(f"={_HEAD}{_ARRAY * 2}QQq{_ARRAY}QQ")
 _REPARAMETERIZE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 6}")
 _NOISE_MSE = Struct(f"={_HEAD}{_DRAW}{_ARRAY}QQQQ{_ARRAY}")
@@ -188,7 +188,17 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         time_out.size(0) // batch if time_out is not None and batch else 0,
         0 if workspace is None else _pointer(step.rescale),
         0 if workspace is None else _pointer(step.threshold),
+        *(_NO_PARTS if workspace is None or workspace.size(0) == 2 else _parts(workspace)),
     )
+
+
+_NO_PARTS = 0, 0
+
+
+def _parts(workspace: Tensor) -> tuple[int, int]:
+    """Returns the memory after the two rows of results, and its size in 64-bit words."""
+    rest = workspace[2:]
+    return rest.data_ptr(), rest.numel() * rest.element_size() // 8
 
 
 STEP_WORDS = {

@@ -4,7 +4,7 @@
     threshold = the clip_ratio-quantile of |x0|, clamped to [1, bound]
                                                             (Saharia et al. 2022, section 2.3)
 
-A program takes a part of `span` elements of a sample, in blocks of E elements; a short sample is one
+A program takes a part of `span` elements of a sample, in blocks of E; a short sample is one
 part. The host chooses the span by the size of a sample, so the bits don't depend on the batch.
 
 The standard deviations take two passes over a part (the mean, then centred squares) in float64; the

@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#define FD_ABI_VERSION 4
+#define FD_ABI_VERSION 5
 #define FD_EXPORT __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -32,6 +32,8 @@ enum {
 
 // elements of a chunk, the terms of which are summed together (section 7)
 enum { FD_CHUNK = 1024 };
+// what the prepasses of a sample in several parts pass on, in 64-bit words, and the most parts (section 4)
+enum { FD_PART_WORDS = 257, FD_SAMPLE_WORDS = 4, FD_MOST_PARTS = 64 };
 // positions of a chunk, the moments of which are computed together (section 12)
 enum { FD_POSITIONS = 64 };
 
@@ -121,8 +123,10 @@ typedef struct {
     int64_t* row_out;    // [batch], not row's own memory
     fd_output time_out;  // [time_copies * batch], FD_INT64 or FD_FLOAT32
     int64_t time_copies;
-    void* rescale;    // compute type [batch], filled by the prepass; null: no row rescales
-    void* threshold;  // likewise, dynamic thresholds
+    void* rescale;       // compute type [batch], filled by the prepass; null: no row rescales
+    void* threshold;     // likewise, dynamic thresholds
+    void* parts;         // CUDA: memory for the prepasses of long samples, or null: a block reads a whole sample
+    int64_t part_words;  // its 64-bit words; FD_PART_WORDS for each part of a sample and FD_SAMPLE_WORDS for each sample
 } fd_reverse_step_args;
 
 typedef struct {

@@ -156,6 +156,7 @@ class _Step:
         self.times = torch.full((batch * self.copies,), -7)
         self.factors = poisoned(torch.empty(batch), compute) if rescale else None
         self.bounds = poisoned(torch.empty(batch), compute) if clip == 2 else None
+        self.parts: Tensor | None = None  # memory for parts of long samples
 
     def run(self, cuda: Library) -> None:
         size = self.out[0].numel() if self.out.size(0) else 0
@@ -186,6 +187,8 @@ class _Step:
             self.copies,
             self.factors,
             self.bounds,
+            self.parts,
+            0 if self.parts is None else self.parts.numel(),
         )
 
     def results(self) -> dict[str, Tensor]:
@@ -322,6 +325,41 @@ def test_a_following_row_outside_the_table_is_an_error(cuda: Library) -> None:
     assert cuda.error() == OPS.index("reverse_step") + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_long_sample_is_read_in_parts(cuda: Library, dtype: torch.dtype) -> None:
+    """By a block for each part: the bits of the threshold are the same, and the factor's value."""
+    digits = torch.finfo(dtype).bits // 8
+    for size, parts in ((33_000, 3), (4 * 4096 + 1, 2)):
+        results = []
+        for several in (False, True):
+            step = _Step((5, size), dtype, True, clip=2)
+            step.x[2, ::3] = 0.25  # ties
+            step.x[3, 7] = torch.nan
+            if several:
+                step.parts = torch.full((5 * (257 * parts + 4),), -1)
+            before = cuda.launches("reverse_step_threshold")
+            step.run(cuda)
+            launched = cuda.launches("reverse_step_threshold") - before
+            assert launched == (digits + 1 if several else 1)
+            results.append((step.bounds, step.x_s, step.x0))
+            if not several:
+                want = rounded(step.expected()["x_s"], dtype)
+                assert torch.equal(step.x_s.nan_to_num(99.0), want.nan_to_num(99.0))
+        for whole, divided in zip(*results, strict=True):
+            assert torch.equal(whole.nan_to_num(99.0), divided.nan_to_num(99.0))
+
+        factors = []
+        for several in (False, True):
+            step = _Step((5, size), dtype, True, rescale=0.5)
+            if several:
+                step.parts = torch.full((5 * (257 * parts + 4),), -1)
+            before = cuda.launches("reverse_step_rescale")
+            step.run(cuda)
+            assert cuda.launches("reverse_step_rescale") - before == 1 + several
+            factors.append(step.factors.nan_to_num(99.0))
+        assert torch.allclose(*factors, rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
 def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
     """Without output, slots and noise their columns count as zero, as in the Triton kernels."""
     step = _Step((6, 5), torch.float32)
@@ -349,6 +387,8 @@ def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
         0,
         0,
         [0, 0],
+        0,
+        0,
         0,
         0,
         0,

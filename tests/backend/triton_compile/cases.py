@@ -305,7 +305,7 @@ VARIANTS = {
         69,
     ),
     "guided, rescaled, dynamic threshold": (lambda: whole_sample(), 56, 91),
-    "prepass: rescale": (lambda: launch.reverse_step_rescale_call(whole_sample()), 96, 153),
+    "prepass: rescale": (lambda: launch.reverse_step_rescale_call(whole_sample()), 104, 153),
     "prepass: threshold": (lambda: launch.reverse_step_threshold_call(whole_sample()), 128, 516),
     "prepass: rescale, a part": (lambda: long_sample(0), 104, 134),
     "prepass: threshold, a part's digit": (lambda: long_sample(3), 104, 168),
