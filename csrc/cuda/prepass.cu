@@ -1,7 +1,7 @@
 // The prepasses of reverse_step, kernels/README.md section 4: values of a whole sample that a row needs
 // first. A block has a part of a sample; a short sample is one part. How a sample is divided follows from
 // its size, so the bits don't depend on the batch. The values are computed again in every pass and never
-// stored.
+// stored. The file is over 400 lines because the kernels of one part and of several share their functions.
 #include "step.h"
 #include "sums.h"
 

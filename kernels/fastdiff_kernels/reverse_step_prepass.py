@@ -4,8 +4,8 @@
     threshold = the clip_ratio-quantile of |x0|, clamped to [1, bound]
                                                             (Saharia et al. 2022, section 2.3)
 
-A program takes a part of `span` elements of a sample, in blocks of E; a short sample is one
-part. The host chooses the span by the size of a sample, so the bits don't depend on the batch.
+A program takes a part of `span` elements of a sample, in blocks of E elements; a short sample is
+one part. The host chooses the span by the size of a sample, so the bits don't depend on the batch.
 
 The standard deviations take two passes over a part (the mean, then centred squares) in float64; the
 moments of several parts are combined by a second kernel. The quantile is a radix select: magnitudes
@@ -14,6 +14,8 @@ among the keys with the prefix found so far; after the last pass all bits are fo
 makes all passes over a sample of one part. Over several parts each pass is a kernel: it writes the
 counts of its parts, and the next one begins by adding them, so nothing has to be zero before.
 Samples whose row needs neither are skipped.
+
+This file is over 400 lines because the kernels of one part and of several share their functions.
 """
 
 import triton
@@ -48,8 +50,8 @@ def sample_row(row, table, table_rows):
 def both_outputs(model_output, g, b, batch, size, first, e, WIDTH: tl.constexpr):
     """The conditional and the guided output of a block, and the mask of its elements."""
     inside = e < size - first
-    c = tl.load(at(model_output, b, size * WIDTH, first, e), mask=inside, other=0.0).to(g.dtype)
-    u = tl.load(at(model_output, b + batch, size * WIDTH, first, e), mask=inside, other=0.0).to(
+    c = tl.load(at(model_output, b, size, first, e, WIDTH), mask=inside, other=0.0).to(g.dtype)
+    u = tl.load(at(model_output, b + batch, size, first, e, WIDTH), mask=inside, other=0.0).to(
         g.dtype
     )
     return c.to(tl.float64), tl.where(g == 0.0, u, u + g * (c - u)).to(tl.float64), inside
@@ -70,7 +72,10 @@ def rescale_factor(phi, c_squares, out_squares, count):
     return phi * (c_std / out_std) + (1.0 - phi)
 
 
-@triton.jit(do_not_specialize=["batch", "table_rows"])
+@triton.jit(
+    do_not_specialize=["batch", "table_rows"],
+    do_not_specialize_on_alignment=["rescale", "partials", "guidance", "table", "row"],
+)
 def reverse_step_rescale_kernel(
     rescale,
     partials,
@@ -138,7 +143,10 @@ def combined_squares(moments, length, there, count, P: tl.constexpr):
     return folded(tl.where(there, squares + weighted * apart, 0.0), 1, P) - (total / count) * total
 
 
-@triton.jit(do_not_specialize=["table_rows", "parts"])
+@triton.jit(
+    do_not_specialize=["table_rows", "parts"],
+    do_not_specialize_on_alignment=["rescale", "partials", "guidance", "table", "row"],
+)
 def reverse_step_rescale_combine_kernel(
     rescale,
     partials,
@@ -311,7 +319,10 @@ def store_threshold(
     tl.store(threshold + b, tl.where(s < 1.0, 1.0, s))
 
 
-@triton.jit(do_not_specialize=["batch", "table_rows"])
+@triton.jit(
+    do_not_specialize=["batch", "table_rows"],
+    do_not_specialize_on_alignment=["threshold", "rescale", "guidance", "table", "row"],
+)
 def reverse_step_threshold_kernel(
     threshold,
     rescale,
@@ -392,7 +403,18 @@ def after_digit(counts, found, b, batch, parts, index, KEY: tl.constexpr):
     return (prefix.to(KEY) << 8) | digit, rank, digit, total
 
 
-@triton.jit(do_not_specialize=["batch", "table_rows", "index"])
+@triton.jit(
+    do_not_specialize=["batch", "table_rows", "index"],
+    do_not_specialize_on_alignment=[
+        "counts",
+        "found",
+        "larger",
+        "rescale",
+        "guidance",
+        "table",
+        "row",
+    ],
+)
 def reverse_step_threshold_count_kernel(
     counts,
     found,
@@ -462,7 +484,10 @@ def reverse_step_threshold_count_kernel(
         tl.store(larger + b * parts + tl.program_id(1), tl.min(least))
 
 
-@triton.jit(do_not_specialize=["batch", "table_rows", "parts"])
+@triton.jit(
+    do_not_specialize=["batch", "table_rows", "parts"],
+    do_not_specialize_on_alignment=["threshold", "counts", "found", "larger", "table", "row"],
+)
 def reverse_step_threshold_finish_kernel(
     threshold,
     counts,

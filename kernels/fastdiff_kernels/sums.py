@@ -78,7 +78,8 @@ def sum_chunks_kernel(
         left = chunks - begin
         parts = ()
         for i in tl.static_range(FLIGHT):
-            parts = parts + (tl.load(at + i, mask=live & (i < left), other=0.0),)
+            part = tl.load(at + i, mask=live & (i < left), other=0.0)
+            parts = parts + (part,)  # type: ignore[assignment]
         for i in tl.static_range(FLIGHT):
             total += parts[i].to(tl.float64)  # a missing one adds +0, which changes no bit
         begin += FLIGHT

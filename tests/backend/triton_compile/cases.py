@@ -198,17 +198,19 @@ def reparameterize(dtype: torch.dtype = F32) -> launch.Call:
     )
 
 
-def sum_chunks() -> launch.Call:
-    return launch.sum_chunks_call(per_sample(), workspace(), 3072, per_sample(), True)
+def sum_chunks(chunks: int = 3) -> launch.Call:
+    return launch.sum_chunks_call(per_sample(), workspace(), 1024 * chunks, per_sample(), True)
 
 
-def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> launch.Call:
+def whole_sample(
+    x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32), width: int = 1
+) -> launch.Call:
     """Returns a DDIM step with rescaled guidance and a dynamic threshold."""
     row, memory = torch.zeros(BATCH, dtype=torch.int64), per_sample(x)
     return launch.reverse_step_call(
         StepArguments(
             tensor(x, shape=shape),
-            tensor(x, 2 * BATCH, shape),
+            tensor(x, 2 * BATCH, (width * shape[0], *shape[1:])),
             torch.zeros(10, len(COLUMNS), dtype=F64),
             row,
             out=tensor(x, shape=shape),
@@ -222,8 +224,9 @@ def whole_sample(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> 
 
 
 def long_sample(which: int, x: torch.dtype = F32) -> launch.Call:
-    """One of the prepasses of samples in several parts: 0 and 1 of the factor, then the threshold's
-    digits, and -1.
+    """Returns a prepass of samples of several parts.
+
+    0 and 1 are the factor's, from 2 on are the threshold's digits, and -1 is its last.
     """
     shape = (3, 128, 128)
     state = tensor(x, shape=shape)
@@ -399,6 +402,7 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         lambda: backward("reparameterize", F64),
         noise_mse,
         sum_chunks,
+        lambda: sum_chunks(48),
         gaussian_kl,
         lambda: gaussian_kl(standard=True),
         lambda: backward("gaussian_kl", BF16),
@@ -424,6 +428,7 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         "reparameterize backward",
         "noise_mse",
         "sum_chunks",
+        "sum_chunks of long samples",
         "gaussian_kl",
         "standard normal",
         "gaussian_kl backward",
@@ -496,6 +501,7 @@ def key(call: launch.Call) -> object:
 PER_SAMPLE = ("t", "row", "row_out", "grad", "guidance", "rescale", "threshold", "weight")
 PER_SAMPLE += ("loss", "kl", "nll", "terms", "workspace", "variance", "log_variance", "errors")
 PER_SAMPLE += ("seeds", "sample_ids", "table", "alpha", "sigma", "alphas_cumprod")
+PER_SAMPLE += ("partials", "counts", "found", "larger")
 
 
 def moved(call: launch.Call, names: tuple[str, ...]) -> launch.Call:
@@ -515,6 +521,9 @@ def moved(call: launch.Call, names: tuple[str, ...]) -> launch.Call:
         q_sample,
         lambda: step(DDPM | DPM2M, slots=1, guided=True, network_input=BF16),
         whole_sample,
+        lambda: launch.reverse_step_rescale_call(whole_sample()),
+        lambda: launch.reverse_step_threshold_call(whole_sample()),
+        *(lambda which=which: long_sample(which) for which in (0, 1, 2, -1)),
         q_posterior,
         noise_mse,
         gaussian_kl,
@@ -540,7 +549,14 @@ def test_addresses_of_elements_are_part_of_a_variant() -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: step(LEARNED, width=2, guided=True), vlb_terms, lambda: backward("vlb_terms")]
+    "make",
+    [
+        lambda: step(LEARNED, width=2, guided=True),
+        lambda: launch.reverse_step_rescale_call(whole_sample(width=2)),
+        lambda: launch.reverse_step_threshold_call(whole_sample(width=2)),
+        vlb_terms,
+        lambda: backward("vlb_terms"),
+    ],
 )
 def test_the_row_of_a_model_output_is_counted_in_64_bits(make: Any) -> None:
     """With learned variance it has twice a sample's elements, which overflow int32 from 2^30."""

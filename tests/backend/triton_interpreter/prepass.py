@@ -193,7 +193,7 @@ def test_a_long_sample_is_read_in_parts(dtype: torch.dtype) -> None:
     (x_t, output, gradient), _ = inputs((2, LONG), dtype, guided=True)
     x_t[1, ::3] = 0.25  # ties
     row = torch.tensor([0, 1])
-    table, used = plan(rescaled=True)
+    table, used = table_of(rescaled=True)
     table[:, INDEX["guidance_rescale"]] = 0.7
 
     def prepasses(samples: slice) -> tuple[list[launch.Call], torch.Tensor]:
