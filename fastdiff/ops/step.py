@@ -268,6 +268,12 @@ class StepArguments(NamedTuple):
                     f"fastdiff.{WHERE}: expected a contiguous workspace of {compute}, got"
                     f" {workspace.dtype}."
                 )
+            begin = workspace.storage_offset() * compute.itemsize
+            if rows > 2 and begin % 8:
+                raise ValueError(
+                    f"fastdiff.{WHERE}: expected a workspace that begins at a multiple of 8 bytes"
+                    f" in its storage, got one at {begin}. Make it by torch.empty."
+                )
 
     def _check_other_outputs(self) -> None:
         x_t, input_out, batch = self.x_t, self.input_out, self.x_t.size(0)

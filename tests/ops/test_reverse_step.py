@@ -303,27 +303,6 @@ def test_rescaled_guidance(phi: float, dtype: torch.dtype, backend: str) -> None
         torch.testing.assert_close(got.flatten(1).std(1), deviation, rtol=1e-5, atol=0)
 
 
-def test_long_samples(backend: str) -> None:
-    """Of more than 32,768 elements, which GPUs read in parts for thresholds and rescaling."""
-    generator = torch.Generator().manual_seed(3)
-    x, u, c = torch.randn(3, 2, 33_000, generator=generator)
-    table = np.zeros((2, len(COLUMNS)))
-    table[:, INDEX["network"]] = table[:, INDEX["guidance_weight"]] = 1
-    table[:, INDEX["x0_x"]], table[:, INDEX["x0_out"]], table[:, INDEX["x.x0"]] = 0.7, -0.4, 1
-    table[:, INDEX["clip_mode"]], table[:, INDEX["clip_bound"]] = 2, 9
-    table[:, INDEX["clip_ratio"]] = 0.995, 0.5
-    row, gamma = torch.tensor([0, 1]), torch.tensor([2.5, 7.5])
-    for rescale in (0.0, 0.7):
-        table[:, INDEX["guidance_rescale"]] = rescale
-        outputs = torch.cat([c, u])
-        got = ops.reverse_step(x, outputs, torch.from_numpy(table), row, guidance=gamma)
-        want = reference.reverse_step(
-            truth(x), truth(outputs), table, row.numpy(), guidance=truth(gamma)
-        ).x_s
-        limit = 16 * ROUNDING["float32"] if rescale else 0
-        np.testing.assert_allclose(truth(got), want, rtol=limit, atol=limit)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("ratio", [0.01, 0.5, 0.995, 1.0])
 def test_dynamic_threshold(ratio: float, dtype: torch.dtype, backend: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ...table import INDEX, OPERANDS, OUTPUTS, SLOTS, reads, uses
 from .common import checked_index, compute_dtype, per_sample, store
@@ -273,15 +274,32 @@ def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tens
 
     The statistics are float64.
     """
-
     plain = (phi == 0) | (g == 1)
 
     def deviation(v: Tensor) -> Tensor:
-        variance = per_sample(v.double().reshape(len(v), -1).var(dim=1), v)
+        flat = v.double().reshape(len(v), -1)
+        n = flat.shape[1]
+        apart = flat - _total(flat) / n
+        variance = per_sample((_total(apart * apart) / (n - 1)).flatten(), v)
         return torch.where(plain, 1.0, variance).sqrt()  # whose slope at 0 is infinite
 
     factor = phi * (deviation(cond) / deviation(guided)) + (1 - phi)
     return torch.where(plain, 1.0, factor.to(cond.dtype))
+
+
+def _total(values: Tensor) -> Tensor:
+    """Returns the sums [B, 1] of values [B, n], added by halves.
+
+    torch's own sum of a sample has another order, and other last bits, in other batches.
+    """
+    n, size = values.shape[1], 1
+    while size < n:
+        size *= 2
+    values = pad(values, (0, size - n))
+    while size > 1:
+        size //= 2
+        values = values[:, :size] + values[:, size:]
+    return values
 
 
 def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
