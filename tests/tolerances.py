@@ -83,6 +83,15 @@ DROP_IN_LOOP = {"low": 2e-5, "high": 2e-4}
 # roundings each, the peer's differences of logarithms among them; in float32 the peer's sigmas and
 # coefficients are float32 too.
 K_DIFFUSION = {"float64": 1e-9, "float32": 2e-5}
+# All that callbacks see while they write into the state, with half-precision callers against the
+# peer in float64: the network's inputs, its noise and the written values are rounded in each of six
+# steps; adaptive float32 steps multiply a difference that their error control sees.
+K_DIFFUSION |= {
+    "callbacks in float64": 1e-9,
+    "callbacks in float32": 1e-4,
+    "callbacks in float16": 1e-2,
+    "callbacks in bfloat16": 5e-2,
+}
 # Pipelines of six steps with random networks, which raise a step's roundings (guidance of 7.5 on
 # differences of outputs).
 DROP_IN_PIPELINE = 1e-4

@@ -253,7 +253,7 @@ def run_plan(
     seed: int | Tensor | None = None,
     sample_ids: Tensor | None = None,
     noise: Callable[[int], Tensor] | None = None,
-    watch: Callable[[int, Tensor, Tensor], None] | None = None,
+    watch: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None,
     correct: Callable[[int, Tensor], Tensor] | None = None,
     done: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -264,8 +264,10 @@ def run_plan(
         x: [B, …], any floating dtype, not changed; the state is float32, or float64 for float64.
         seed, sample_ids: of the noise contract.
         noise: (row) -> the noise [B, …] of a row that draws, instead of the noise contract's.
-        watch: (row, network's input, output), called after each network call and before its row.
-            The tensors keep their values: with it every row writes to new memory.
+        watch: (row, state, network's input, output) -> the output that the row uses, called after
+            each network call and before its row. It may write into the state; the input is the
+            state itself where it has the state's dtype and scale. The tensors keep their values:
+            with it every row writes to new memory.
         correct: (row, state) -> the state to continue with, called after each row.
         done: (row), called after each row.
     """
@@ -286,7 +288,7 @@ def run_plan(
         if rows.network[k]:
             out = predict(k, stepper.input)
             if watch is not None:
-                watch(k, stepper.input, out)
+                out = watch(k, stepper.x, stepper.input, out)
         drawn: Any = noise(k) if noise is not None and rows.draws[k] else None
         stepper.step(out, noise=drawn, keep=watch is not None)
         if correct is not None:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ... import ops
 from ...sampling.adaptive.dpm import Array, Attempt, integrate
 from ...sampling.adaptive.fast import dpm_fast_formula, fast_orders, fast_times
-from .loop import Callback, Denoiser, Model, NoiseSampler, run_recipe
+from .loop import Callback, Denoiser, Edits, Model, NoiseSampler, run_recipe
 from .plans import Recipe, Sigmas, make, point
 from .samplers import Extra
 
@@ -72,13 +72,16 @@ def sample_dpm_fast(
     sigmas = torch.tensor(recipe.sigmas, device=x.device, dtype=x.dtype)
     times = -sigmas.log()
 
-    def further(step: int) -> dict[str, Any]:
-        return {"t": times[step], "t_up": times[step]}
+    def further(step: int, denoised: Tensor) -> dict[str, Any]:
+        # k-diffusion computes its denoised from the slope: never a tensor of the model
+        return {"t": times[step], "t_up": times[step], "denoised": denoised.clone()}
 
     denoiser = Denoiser(
         model, extra_args, where="fastdiff.integrations.k_diffusion.sample_dpm_fast"
     )
-    return run_recipe(recipe, denoiser, x, sigmas, callback, disable, noise_sampler, False, further)
+    return run_recipe(
+        recipe, denoiser, x, sigmas, callback, disable, noise_sampler, False, True, further
+    )
 
 
 @torch.no_grad()
@@ -143,7 +146,7 @@ def sample_dpm_adaptive(
             eta=eta,
             s_noise=s_noise,
             noise=_noise(start, noise_sampler, seed),
-            watch=_watch(callback, like_x, order) if callback else None,
+            watch=_watch(callback, x, like_x, denoiser.where) if callback else None,
         )
     result = x_s.to(x.dtype)
     tries = (report.accepted + report.rejected).max(initial=0)
@@ -158,9 +161,13 @@ def _number(values: Any) -> Any:
 
 
 def _watch(
-    callback: Callback, like_x: Callable[[Array], Tensor], order: int
+    callback: Callback, x: Tensor, like_x: Callable[[Array], Tensor], where: str
 ) -> Callable[[Attempt], None]:
     def watch(a: Attempt) -> None:
+        # k-diffusion's state is the caller's tensor until a step is accepted
+        shown = a.x.to(x.dtype) if a.accepted.any() else x
+        edits = Edits(where, a.x, shown, a.x0, False)
+
         def scalar(values: Array) -> Tensor:
             return like_x(values)[0] if len(values) == 1 else like_x(values)
 
@@ -169,11 +176,11 @@ def _watch(
             {
                 "sigma": (-t).exp(),
                 "sigma_hat": (-t).exp(),
-                "x": a.x,
+                "x": shown,
                 "i": a.number,
                 "t": t,
                 "t_up": t,
-                "denoised": a.x0,
+                "denoised": a.x0.to(x.dtype, copy=True),
                 "error": scalar(a.error),
                 "h": _number(a.h),
                 "steps": a.number + 1,
@@ -182,6 +189,7 @@ def _watch(
                 "n_reject": _number(a.rejected),
             }
         )
+        edits.apply()
 
     return watch
 

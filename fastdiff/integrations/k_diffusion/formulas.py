@@ -77,13 +77,16 @@ class Formula(NamedTuple):
     calls: Callable[[float, float, dict[str, Any]], int]
     """The number of network calls of a step, from sigma, sigma_next and the options."""
     tree: bool = False  # whether its default noise is a Brownian path's
+    slope_first: bool = False
+    """Whether k-diffusion computes the slope (x - denoised)/sigma of a step before its callback, so
+    that the slope does not change with what the callback writes."""
 
 
 FORMULAS = {
-    "euler": Formula(partial(karras.stochastic, heun=False), _one),
-    "heun": Formula(partial(karras.stochastic, heun=True), _two),
-    "dpm_2": Formula(dpm_2, _two),
-    "lms": Formula(adams.lms, _one),
+    "euler": Formula(partial(karras.stochastic, heun=False), _one, slope_first=True),
+    "heun": Formula(partial(karras.stochastic, heun=True), _two, slope_first=True),
+    "dpm_2": Formula(dpm_2, _two, slope_first=True),
+    "lms": Formula(adams.lms, _one, slope_first=True),
     "euler_ancestral": Formula(karras.euler_ancestral, _one),
     "dpm_2_ancestral": Formula(dpm_2_ancestral, _ancestral),
     "dpmpp_2s_ancestral": Formula(dpm_sde.dpmpp_2s_ancestral, _ancestral),

@@ -33,6 +33,7 @@ class Denoiser:
     """
 
     def __init__(self, model: Model, extra_args: Mapping[str, Any] | None, *, where: str):
+        self.where = where
         self._network = Network(model, where=where)
         self._time = getattr(model, "network_time", None)
         self._arguments = dict(extra_args or {})
@@ -52,6 +53,52 @@ class Denoiser:
         inputs = x if torch.is_autocast_enabled(x.device.type) else self._network.input(x)
         out = self._network.forward(inputs, times, self._arguments, learned=False)
         return out.to(x.dtype) if x.dtype in (torch.float32, torch.float64) else out
+
+
+class Edits:
+    """What a callback writes into the x and the denoised that it is shown.
+
+    k-diffusion continues with the x that the callback leaves. Most of its samplers use the written
+    denoised as well. Those that compute the slope d = (x - denoised)/sigma before the callback keep
+    it: then the written x' goes with denoised + x' - x, which has the same slope. Where the state
+    is wider than the tensor shown, it changes only in the elements that were written.
+
+    Args:
+        where: the name that error messages begin with.
+        state: [B, …] the state of the run, which `apply` changes.
+        shown: [B, …] the tensor that the callback gets as x.
+        denoised: [B, …] the network's output.
+        slope_first: whether the slope was computed before the callback.
+    """
+
+    def __init__(
+        self, where: str, state: Tensor, shown: Tensor, denoised: Tensor, slope_first: bool
+    ):
+        self.where, self.state, self.shown, self.denoised = where, state, shown, denoised
+        self._x = shown.clone()
+        # copies, because the callback may write into what they are copied from
+        self._slope = (state.clone(), denoised.to(state.dtype, copy=True)) if slope_first else None
+
+    def apply(self) -> Tensor:
+        """Changes the state as the callback changed `shown`, and returns the denoised to go on
+        with. Nothing is read from the device.
+
+        Raises:
+            ValueError: for an x whose shape or dtype the callback has changed.
+        """
+        if self.shown.shape != self._x.shape or self.shown.dtype != self._x.dtype:
+            raise ValueError(
+                f"{self.where}: expected the callback to leave x as {list(self._x.shape)} of"
+                f" {self._x.dtype}, got {list(self.shown.shape)} of {self.shown.dtype}. Write into"
+                " x in place."
+            )
+        changed = self.shown != self._x
+        if self.shown is not self.state:
+            self.state.copy_(torch.where(changed, self.shown.to(self.state.dtype), self.state))
+        if self._slope is None:
+            return self.denoised
+        x, denoised = self._slope
+        return torch.where(changed, denoised + (self.state - x), denoised)
 
 
 def sample(
@@ -90,8 +137,10 @@ def sample(
         options = {**options, "nested": True}
     chosen = recipe(name, levels, tuple(sorted((k, _plain(v)) for k, v in options.items())))
     denoiser = Denoiser(model, extra_args, where=where)
-    tree = FORMULAS[name].tree
-    return run_recipe(chosen, denoiser, x, grid, callback, disable, noise_sampler, tree)
+    of = FORMULAS[name]
+    return run_recipe(
+        chosen, denoiser, x, grid, callback, disable, noise_sampler, of.tree, of.slope_first
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -107,11 +156,13 @@ def run_recipe(
     disable: bool | None,
     noise_sampler: NoiseSampler | None,
     tree: bool,
-    further: Callable[[int], dict[str, Any]] | None = None,
+    slope_first: bool,
+    further: Callable[[int, Tensor], dict[str, Any]] | None = None,
 ) -> Tensor:
     """Returns x at the end of the plan.
 
-    Callbacks get what k-diffusion's callbacks get, and `further(step)`. Noise comes from
+    Callbacks get what k-diffusion's callbacks get, and `further(step, denoised)`. What they write
+    into x and denoised counts where it does in k-diffusion: see `Edits`. Noise comes from
     noise_sampler(sigma, sigma_next). Without one it is the row's draw of the noise contract, or
     with `tree` the increment of a Brownian path, of a seed drawn from torch's global CPU generator;
     a plan without noise draws no seed.
@@ -124,17 +175,21 @@ def run_recipe(
     def predict(row: int, x: Tensor) -> Tensor:
         return denoiser(x, times[row])
 
-    def report(row: int, x: Tensor, denoised: Tensor) -> None:
-        if callback is not None and made.first[row]:
-            step = made.steps[row]
-            values = {
-                "x": x,
-                "i": step,
-                "sigma": sigmas[step],
-                "sigma_hat": hats[row],
-                "denoised": denoised,
-            }
-            callback(values | (further(step) if further else {}))
+    def report(row: int, state: Tensor, seen: Tensor, denoised: Tensor) -> Tensor:
+        if callback is None or not made.first[row]:
+            return denoised
+        step = made.steps[row]
+        # k-diffusion's first state is the caller's tensor, unless churn came before
+        edits = Edits(denoiser.where, state, x if row == 0 else seen, denoised, slope_first)
+        values = {
+            "x": edits.shown,
+            "i": step,
+            "sigma": sigmas[step],
+            "sigma_hat": hats[row],
+            "denoised": denoised,
+        }
+        callback(values | (further(step, denoised) if further else {}))
+        return edits.apply()
 
     seed: int | None = None
     noise: Callable[[int], Tensor] | None = None

@@ -3,12 +3,15 @@
 Each one runs a plan with one kernel per row. Their arguments are:
 
     model: (x [B, …], sigma [B], **extra_args) -> denoised x0 [B, …].
-    x: the state at sigmas[0]; it is not modified.
+    x: the state at sigmas[0]. Only a callback may modify it.
     sigmas: [n + 1], falling; the last one may be 0. They are read once, and plans are cached.
     extra_args: keyword arguments of the model.
     disable: whether the progress bar is hidden.
     callback: called after the first network call of every step with a dict of x, i, sigma,
-        sigma_hat and denoised. The run continues with an x that the callback modifies in place.
+        sigma_hat and denoised. As in k-diffusion, the run continues with an x that the callback
+        modifies in place, and x is the caller's own tensor before the first step without churn. A
+        modified denoised counts too, except where k-diffusion has computed the step's slope by then
+        (`Formula.slope_first`: Euler, Heun, DPM-2, LMS and DPM-Solver-fast); that slope is kept.
     eta, s_noise: the share and the scale of the noise of ancestral and SDE samplers.
     noise_sampler: (sigma, sigma_next) -> noise like x. By default it is fastdiff's noise of a seed
         from torch's global CPU generator.

@@ -95,7 +95,7 @@ def integrate(
         rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety: see `dpm_adaptive`.
         eta, s_noise, noise: with eta each step goes to a lower noise level, and noise(attempt,
             before, after) [B, …] is added to return to the step's own.
-        watch: called after each attempt.
+        watch: called after each attempt. It may write into the state x.
 
     Returns:
         (x [B, …] over alpha at the end, report).
@@ -150,8 +150,9 @@ def integrate(
         if eta and taken.any():
             assert noise is not None
             high = high + column(up * s_noise, x) * noise(index, at, goal)
-        chosen = torch.from_numpy(taken).to(x.device).view(-1, *(1,) * (x.ndim - 1))
-        x, previous = torch.where(chosen, high, x), torch.where(chosen, low, previous)
+        if taken.any():  # otherwise x stays the tensor that it is, for a watch that writes into it
+            chosen = torch.from_numpy(taken).to(x.device).view(-1, *(1,) * (x.ndim - 1))
+            x, previous = torch.where(chosen, high, x), torch.where(chosen, low, previous)
         before, at = at, np.where(taken, goal, at)
         accepted, rejected = accepted + taken, rejected + (active & ~taken)
         if watch is not None:
