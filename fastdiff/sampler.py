@@ -213,9 +213,19 @@ class Sampler:
         callback: Callback | None = None,
         progress: bool = False,
         dtype: torch.dtype | None = None,
+        differentiable: bool = False,
+        checkpoint: bool | int = False,
+        last_k: int | None = None,
     ) -> Tensor:
         """Samples [B, …] in the data's range; sample i of seed s is the same alone and in any
         batch.
+
+        By default gradients are off. With `differentiable` autograd records the N rows
+        x_s = reverse_step(x, network(x, t), slots), for training through the sampler: gradients
+        flow from the samples to the network's weights, x_T, image, known, mask, tensors in cond and
+        uncond, and a guidance_scale [B]. The samples have the same bits as without. Memory is N
+        network calls' activations; with `checkpoint` it is one call's (or k calls') and N/k states,
+        and the backward pass computes each network call a second time.
 
         Args:
             shape: [B, …]; not needed with x_T or image.
@@ -246,10 +256,18 @@ class Sampler:
                 what you keep. Where samples are at different rows it gets (step, t [B], x, x0).
             progress: whether a progress bar is shown.
             dtype: of the state, float32 (default) or float64.
+            differentiable: whether gradients are recorded, where torch's grad mode is on. Steps
+                then run without CUDA graphs. All samples need the same number of rows.
+            checkpoint: whether the backward pass computes the network calls again instead of
+                storing what they need (Chen et al. 2016); a number k is the rows of a segment that
+                are computed at a time, True one. The gradients have the same bits.
+            last_k: how many rows at the end are differentiated, None for all (DRaFT-K, Clark et al.
+                2024): earlier rows and x_T count as constants.
 
         Raises:
-            ValueError, TypeError: for arguments outside these, and where the model returns another
-                shape.
+            ValueError, TypeError: for arguments outside these, where the model returns another
+                shape, and for derivatives that would be wrong (through_network, and a copy of the
+                network that would get the gradients).
             torch.OutOfMemoryError: with the largest batch that fits, see `on_oom`.
         """
         arguments = SampleArguments(
@@ -276,8 +294,12 @@ class Sampler:
             classifier_scale=classifier_scale,
             guidance=guidance,
             through_network=through_network,
+            differentiable=differentiable,
+            checkpoint=checkpoint,
+            last_k=last_k,
         )
-        return self.decode(x)
+        with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+            return x if self._decode is None else self._decode(x)
 
     def stream(
         self,

@@ -125,7 +125,7 @@ def reverse_step(*flat: Any):
         for name in ("x_t", "model_output", "slots", "noise", "guidance", "gradient")
         if (value := getattr(step, name)) is not None
     }
-    r = evaluate(step._replace(**wide))
+    r = evaluate(step._replace(**wide), smooth=True)
     state = common.compute_dtype(step.x_t)
     x = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS])
     x = _marked(x, r.valid).to(step.x_t.dtype)

@@ -31,7 +31,9 @@ OUTPUTS = (
 """The registered ops' flat arguments, in the order of `StepArguments.flat`."""
 
 _SLOTS = StepArguments._fields.index("slots")
-_DIFFERENTIABLE = [StepArguments._fields.index(n) for n in ("x_t", "model_output", "slots")]
+_FAST = [StepArguments._fields.index(n) for n in ("x_t", "model_output", "slots")]
+"""The inputs whose gradients `vjp` computes; those of the next ones are the formula's."""
+_OTHERS = [INPUTS.split(", ").index(f"Tensor? {n}") for n in ("noise", "guidance", "gradient")]
 
 
 def _launch_out(*flat: Any) -> None:
@@ -89,13 +91,15 @@ def _backward(ctx, g_x, g_slots):
     flat = dict(tensors) | dict(zip(_NUMBERS, ctx.numbers, strict=True))
     inputs = [flat[i] for i in range(FUNCTIONAL)]
     step = StepArguments.from_flat(*inputs)
-    if torch.is_grad_enabled() or step.whole_samples:
+    others = any(ctx.needs_input_grad[i] for i in _OTHERS)
+    if torch.is_grad_enabled() or step.whole_samples or others:
         given = g_slots if step.slots is not None else None
-        needed = [ctx.needs_input_grad[i] and i in _DIFFERENTIABLE for i in range(FUNCTIONAL)]
+        kinds = (*_FAST, *_OTHERS)
+        needed = [ctx.needs_input_grad[i] and i in kinds for i in range(FUNCTIONAL)]
         return tuple(autograd.by_formula(formulas.reverse_step, inputs, needed, g_x, given))
     grads = vjp(evaluate(step), step, g_x, None if step.slots is None else g_slots)
     result: list[Tensor | None] = [None] * FUNCTIONAL
-    for place, grad in zip(_DIFFERENTIABLE, grads, strict=True):
+    for place, grad in zip(_FAST, grads, strict=True):
         if ctx.needs_input_grad[place]:
             result[place] = grad
     return tuple(result)
@@ -163,8 +167,8 @@ def reverse_step(
         backend: see `randn`.
 
     Returns:
-        x_s; with slots and without `out`, (x_s, new slots). Gradients flow to x_t, model_output and
-        slots.
+        x_s; with slots and without `out`, (x_s, new slots). Gradients flow to x_t, model_output,
+        slots, noise, guidance and gradient.
 
     Raises:
         IndexError: row outside the table (CPU; other devices give NaN for that sample).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from .guidance import gradient
 from .network import Network
 from .network_inputs import BOTH, COND, UNCOND, NetworkInputs
 from .options import RunOptions
+from .recorded import recorded_steps
 from .requests import Batch
 from .stepper import Stepper
 from .upload import upload
@@ -77,6 +79,7 @@ class Lanes:
             input=self.inputs.next_input,
             times=self.inputs.next_times,
             wants_x0=options.wants_x0,
+            recorded=options.differentiable,
         )
         self._captured_version = -1
 
@@ -117,9 +120,15 @@ class Lanes:
 
     # -- samples -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def put(self, lanes: np.ndarray, batch: Batch) -> None:
-        """Puts the samples of a batch into these empty lanes."""
+        """Puts the samples of a batch into these empty lanes.
+
+        Recorded steps (fastdiff.sampling.recorded) read what the caller passed, not copies of it.
+        """
+        with torch.set_grad_enabled(self.options.differentiable):
+            self._put(lanes, batch)
+
+    def _put(self, lanes: np.ndarray, batch: Batch) -> None:
         device = self.x.device
         all_lanes = len(lanes) == self.batch
         index = upload(lanes, device)
@@ -131,15 +140,22 @@ class Lanes:
             self._host_gamma[lanes] = gamma
         strengths = gamma if isinstance(gamma, Tensor) else upload(gamma, device)
         values = [
-            (self.x, state),
             (self.stepper.row, upload(batch.rows, device)),
             (self._seeds, batch.seeds),
             (self._ids, batch.ids),
-            (self._gamma, strengths),
+        ]
+        floating: list[tuple[Any, str, Tensor]] = [
+            (self.stepper, "x", state),
+            (self, "_gamma", strengths),
         ]
         if self._mask is not None:
-            assert batch.mask is not None and batch.known is not None and self._known is not None
-            values += [(self._mask, batch.mask), (self._known, batch.known)]
+            assert batch.mask is not None and batch.known is not None
+            floating += [(self, "_mask", batch.mask), (self, "_known", batch.known)]
+        for owner, name, value in floating:
+            if self.options.differentiable:
+                setattr(owner, name, value.to(device, self.options.dtype))
+            else:
+                values.append((getattr(owner, name), value))
         for buffer, value in values:
             if buffer is value:
                 continue
@@ -248,10 +264,12 @@ class Lanes:
         Yields how many rows have been executed since it last did: one, or with graphs several
         unless `each` asks for single ones.
         """
+        if self.options.differentiable:
+            yield from recorded_steps(self.stepper, self.one_step, self.options, calls, each=each)
+            return
         if self.graphs is None:
             for kind in calls:
-                self._step(kind)
-                self.stepper.advance()
+                self.one_step(kind)
                 yield 1
             return
         if self._captured_version != self.plan.version:
@@ -265,6 +283,11 @@ class Lanes:
             self._captured(self.graphs, kind, count)
             begin += count
             yield count
+
+    def one_step(self, calls: str) -> None:
+        """Executes one row for every lane, without a graph."""
+        self._step(calls)
+        self.stepper.advance()
 
     def _ready(self, calls: str) -> bool:
         assert self.graphs is not None
@@ -300,14 +323,18 @@ class Lanes:
         x = stepper.x
         out: Tensor | None = None
         push: Tensor | None = None
-        if calls != NONE and options.through_network:
+        if calls != NONE and options.differentiable:
+            out = self.inputs.output_of(calls, stepper.row, x)
+        elif calls != NONE and options.through_network:
             with torch.enable_grad():
                 x = x.clone().requires_grad_()
                 out = self.inputs.output_of(calls, stepper.row, x)
         elif calls != NONE:
             out = self.inputs.output(calls, stepper.row)
         if options.classifier is not None and out is not None:
-            push = gradient(options.classifier, self.x, self.inputs.t[: self.batch])
+            push = gradient(
+                options.classifier, self.x, self._times(), recorded=torch.is_grad_enabled()
+            )
             push = push.to(options.dtype)
         if options.guidance is not None and out is not None:
             self._step_by_guided_x0(x, out, gamma, push)
@@ -324,26 +351,32 @@ class Lanes:
 
         x: the state; a copy that requires a gradient where the guidance differentiates x0 by it.
         """
-        stepper = self.stepper
+        stepper, recorded = self.stepper, torch.is_grad_enabled()
         assert self.options.guidance is not None
         rows = self.plan.to_x0_rows
-        with torch.set_grad_enabled(x.requires_grad):
+        with torch.set_grad_enabled(recorded or x.requires_grad):
             x0 = ops.reverse_step(
                 x, out, rows.table, stepper.row, guidance=gamma, gradient=push, used=rows.used
             )
             assert isinstance(x0, Tensor)
-            x0 = self.options.guidance(x0, x, self.inputs.t[: self.batch])
+            x0 = self.options.guidance(x0, x, self._times())
         if not isinstance(x0, Tensor) or x0.shape != self.x.shape:
             got = list(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
             raise ValueError(
                 "fastdiff.Sampler: expected guidance(x0, x_t, t) to return x0 of shape"
                 f" {list(self.x.shape)}, got {got}."
             )
-        x0 = x0.detach().to(self.options.dtype)
+        x0 = (x0 if recorded else x0.detach()).to(self.options.dtype)
         if out.shape[1:] != self.x.shape[1:]:  # the learned variance follows the prediction
             variance = out[: self.batch, self.x.shape[1] :]
             x0 = torch.cat([x0, variance.to(self.options.dtype)], dim=1)
         stepper.execute_rows(self.plan.from_x0_rows, x0)
+
+    def _times(self) -> Tensor:
+        """The network's times [B] of the rows that the lanes execute next."""
+        if self.options.differentiable:
+            return self.plan.times.index_select(0, self.stepper.row)
+        return self.inputs.t[: self.batch]
 
     def _replace_known(self) -> None:
         """x = mask x + (1 - mask)(alpha known + sigma z), at the level that the row leads to.
@@ -351,8 +384,12 @@ class Lanes:
         The network's next input is written again, because the row wrote it before x changed.
         """
         assert self._mask is not None and self._known is not None and self._noised is not None
-        rows, inputs = self.plan.known_rows, self.plan.input_rows
-        ops.reverse_step(
+        rows, inputs, recorded = (
+            self.plan.known_rows,
+            self.plan.input_rows,
+            self.options.differentiable,
+        )
+        noised = ops.reverse_step(
             self._known,
             None,
             rows.table,
@@ -362,8 +399,11 @@ class Lanes:
             sample_ids=self._ids,
             stream=STREAM_FORWARD,
             used=rows.used,
-            out=self._noised,
+            out=None if recorded else self._noised,
         )
+        if recorded:
+            self.stepper.x = torch.lerp(noised[0], self.x, self._mask)
+            return
         torch.lerp(self._noised, self.x, self._mask, out=self.x)
         ops.reverse_step(
             self.x,

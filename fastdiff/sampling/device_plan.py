@@ -45,6 +45,10 @@ class Rows(NamedTuple):
     table: Tensor
     used: int
 
+    def following(self, row: Tensor) -> Tensor:
+        """The rows after these [B], in new memory."""
+        return self.table[:, INDEX["next"]].index_select(0, row).to(torch.int64)
+
 
 def used_without_network(plan: Plan) -> int:
     """The bit mask of the columns that rows without a network call fill."""

@@ -108,6 +108,9 @@ class Engine:
         guidance: Any = None,
         through_network: bool = False,
         callback: Any = None,
+        differentiable: bool = False,
+        checkpoint: bool | int = False,
+        last_k: int | None = None,
     ) -> tuple[int, RunOptions]:
         """(number of samples, options) of a run; see `Sampler.sample` for the arguments.
 
@@ -140,6 +143,7 @@ class Engine:
                 f"{where}: expected dtype float32 or float64 (the state's), got {dtype}."
             )
         scale = float(classifier_scale)
+        self._check_derivatives(differentiable, checkpoint, last_k, through_network)
         return shape[0], RunOptions(
             device=device,
             dtype=dtype,
@@ -150,8 +154,40 @@ class Engine:
             classifier_scale=scale,
             guidance=guidance,
             through_network=through_network and guidance is not None,
+            differentiable=differentiable and torch.is_grad_enabled(),
+            checkpoint=int(checkpoint),
+            last_k=last_k,
             **self._call_options,
         )
+
+    def _check_derivatives(
+        self, differentiable: bool, checkpoint: Any, last_k: Any, through_network: bool
+    ) -> None:
+        """Raises ValueError and TypeError for what has no right derivative."""
+        where = "fastdiff.Sampler.sample"
+        for name, value, least in (("checkpoint", checkpoint, 0), ("last_k", last_k, 1)):
+            if value is None or (name == "checkpoint" and isinstance(value, bool)):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise TypeError(f"{where}: expected {name} as a number of rows, got {value!r}.")
+        if not differentiable:
+            if checkpoint or last_k is not None:
+                raise ValueError(
+                    f"{where}: expected differentiable=True with checkpoint or last_k, got False."
+                )
+            return
+        if through_network:
+            raise ValueError(
+                f"{where}: expected through_network=False with differentiable=True, got True."
+                " Differentiate the samples, or x0 within a step."
+            )
+        model = self.network.model
+        if self.network.copied and any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                f"{where}: expected a network in its own dtype and memory format with"
+                " differentiable=True, got a copy whose weights get the gradients. Pass the network"
+                " as it should run, without network_dtype and channels_last."
+            )
 
     def begin(self, options: RunOptions) -> Run:
         """A run: one like it that has ended, with its graphs, or a new one with empty plans."""
@@ -234,6 +270,14 @@ class Engine:
         run = self.begin(options)
         batch = self.prepare(run, options, arguments, np.arange(n))
         whole = (n, *options.shape)
+        if options.differentiable:
+            left = run.device_plan.last_row[batch.rows] - batch.rows
+            if len(set(left.tolist())) > 1:
+                # a finished sample's network calls would add derivatives at times of no sample
+                raise ValueError(
+                    "fastdiff.Sampler.sample: expected one number of rows for all samples with"
+                    f" differentiable=True, got {sorted(set(left.tolist()))}. Sample them apart."
+                )
         if n == 0:
             return torch.empty(whole, dtype=options.dtype, device=options.device)
         bar = None

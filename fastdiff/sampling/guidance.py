@@ -175,21 +175,23 @@ def need_levels(plan: Plan, what: str) -> np.ndarray:
     return plan.levels
 
 
-def gradient(classifier: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor) -> Tensor:
+def gradient(
+    classifier: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, *, recorded: bool = False
+) -> Tensor:
     """grad log p(y | x_t) [B, …], by automatic differentiation of the log p [B] that the classifier
-    returns, or as the classifier returns it.
+    returns, or as the classifier returns it. With `recorded` it can be differentiated again.
 
     Raises ValueError for a result of another shape.
     """
     with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
+        leaf = x if recorded and x.requires_grad else x.detach().requires_grad_()
         result = classifier(leaf, t)
         if isinstance(result, Tensor) and result.requires_grad and result.shape == x.shape[:1]:
-            return torch.autograd.grad(result.sum(), leaf)[0]
+            return torch.autograd.grad(result.sum(), leaf, create_graph=recorded)[0]
     if not isinstance(result, Tensor) or result.shape != x.shape:
         got = list(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ValueError(
             f"fastdiff.Sampler: expected classifier(x, t) to give log p(y|x) [{len(x)}] that"
             f" depends on x, or its gradient {list(x.shape)}, got {got}."
         )
-    return result.detach()
+    return result if recorded else result.detach()

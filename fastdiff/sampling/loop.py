@@ -51,7 +51,7 @@ def run(
         count = lanes.steps_to_next_end()
         if count and not source.empty and not lanes.occupied.all():
             count = 1  # a request may arrive for an empty lane
-        with torch.no_grad():
+        with torch.set_grad_enabled(lanes.options.differentiable):
             number = -1
             calls = lanes.calls_of_steps(count)
             for executed in lanes.steps(calls, each=callback is not None):
@@ -94,10 +94,11 @@ def _fill(lanes: Lanes, source: Source | Requests, arrived: Batch | None) -> Lan
 def _narrow(lanes: Lanes, source: Source | Requests) -> Lanes:
     """The occupied lanes alone, if half of all lanes or more would stay empty to the end.
 
-    The number of lanes is fixed with CUDA graphs, `network_batch` and a callback.
+    The number of lanes is fixed with CUDA graphs, `network_batch`, a callback and recorded steps.
     """
     occupied, options = np.flatnonzero(lanes.occupied), lanes.options
     fixed = lanes.graphs is not None or options.network_batch is not None or options.wants_x0
+    fixed = fixed or options.differentiable
     if fixed or not source.empty or not 0 < len(occupied) <= lanes.batch // 2:
         return lanes
     return lanes.resized(occupied, len(occupied), lanes.halves)

@@ -79,6 +79,7 @@ class Network:
 
     Attributes:
         model: the network that is called, a copy where dtype or channels_last asked for one.
+        copied: whether `model` is a copy of the user's.
         dtype, channels_last, where: as passed.
 
     Raises TypeError for a model that is not callable.
@@ -98,9 +99,10 @@ class Network:
                 f"{where}: expected a callable model(x, t, **cond), got {type(model).__name__}."
             )
         self.dtype, self.channels_last, self.where = dtype, channels_last, where
-        if isinstance(model, nn.Module) and (
+        self.copied = isinstance(model, nn.Module) and (
             channels_last or dtype not in (None, own_dtype(model, None))
-        ):
+        )
+        if self.copied:
             model = copy.deepcopy(model).to(dtype=dtype)
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -121,6 +121,8 @@ class NetworkInputs:
         for half, arguments in enumerate((conditions.cond, conditions.uncond)[: self._halves]):
             rows = slice(half * self._batch, (half + 1) * self._batch)
             inputs = self._x[rows]
+            if self.options.differentiable:
+                continue
             if all_lanes:
                 inputs.copy_(state)
             else:
@@ -134,8 +136,17 @@ class NetworkInputs:
                         f" {list(value.shape[1:])}."
                     )
                 buffer[rows].index_copy_(0, index, value)
-        if self._ahead:
+        if self.options.differentiable:
+            self._record(conditions)
+        elif self._ahead:
             self._compute_conditions(lanes, batch.rows)
+
+    def _record(self, conditions: Conditions) -> None:
+        """Takes the arguments of all lanes as they are, with their gradients, not into buffers."""
+        halves = (conditions.cond, conditions.uncond)[: self._halves]
+        for key, buffer in self._arguments.items():
+            padding = buffer[self._halves * self._batch :]
+            self._arguments[key] = torch.cat([half[key] for half in halves] + [padding])
 
     @property
     def example(self) -> Conditions:
@@ -237,17 +248,21 @@ class NetworkInputs:
         """The output as a function of the states x [B, …], for gradients through the network."""
         scale = self._plan.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
         inputs = (x * scale.view(-1, *(1,) * (x.ndim - 1))).to(self._x.dtype)
+        t = self._plan.times.index_select(0, row)  # new memory: the network may keep it
         if halves == BOTH:
-            inputs = torch.cat([inputs, inputs])
+            inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
         begin, rows = self._batch if halves == UNCOND else 0, len(inputs)
         size = self.options.network_batch or self.rows_per_call or rows
         if self.options.network_batch:
             inputs = torch.cat([inputs, inputs.new_zeros((-rows % size, *inputs.shape[1:]))])
+            t = torch.cat([t, t.new_zeros(-rows % size)])
+        inputs = self._network.input(inputs)
         parts = []
         for first in range(0, rows, size):
             at = slice(begin + first, begin + min(first + size, len(inputs)))
             arguments = self._shared | {k: v[at] for k, v in self._arguments.items()}
-            parts.append(self._network.forward(inputs[first : first + size], self.t[at], arguments))
+            cut = slice(first, first + size)
+            parts.append(self._network.forward(inputs[cut], t[cut], arguments))
         return torch.cat(parts)[:rows]
 
     def _run(self, halves: str) -> Tensor:

@@ -29,6 +29,9 @@ class RunOptions:
         inpaints: whether the samples have a mask.
         callback, classifier, classifier_scale, guidance, through_network: see `Sampler.sample`.
         network_batch, on_oom, graph: see `Sampler`.
+        differentiable: whether autograd records the steps (fastdiff.sampling.recorded).
+        checkpoint: the rows of a segment that the backward pass computes again; 0 stores all.
+        last_k: the rows at the end that are recorded; None for all.
     """
 
     device: torch.device
@@ -43,6 +46,9 @@ class RunOptions:
     network_batch: int | None = None
     on_oom: str = "raise"
     graph: bool | str = "auto"
+    differentiable: bool = False
+    checkpoint: int = 0
+    last_k: int | None = None
 
     @property
     def wants_x0(self) -> bool:
@@ -52,6 +58,6 @@ class RunOptions:
     @property
     def capturable(self) -> bool:
         """Whether a step may be captured as a CUDA graph: not with the user's own functions in it,
-        which may read the device.
+        which may read the device, nor while autograd records it.
         """
-        return self.classifier is None and self.guidance is None
+        return self.classifier is None and self.guidance is None and not self.differentiable

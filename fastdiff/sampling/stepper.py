@@ -48,6 +48,8 @@ class Stepper:
         times: where rows write the network's next times, [B] or, for both guidance halves, [2B],
             int64 or float32; or None.
         wants_x0: whether rows write their prediction of x0.
+        recorded: whether a step writes x and the slots to new memory by ops that autograd records,
+            instead of into these buffers. It does not write `input` and `times`.
 
     Attributes:
         x: [B, …] the state.
@@ -75,9 +77,10 @@ class Stepper:
         input: Tensor | None = None,
         times: Tensor | None = None,
         wants_x0: bool = False,
+        recorded: bool = False,
     ):
         self.plan, self.x, self.seed, self.sample_ids = plan, x, seed, sample_ids
-        self._input, self._times = input, times
+        self._input, self._times, self._recorded = input, times, recorded
         self.x0 = torch.empty_like(x) if wants_x0 else None
         self.row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.next_row = torch.empty_like(self.row)
@@ -138,6 +141,11 @@ class Stepper:
         """A step that leaves `row` as it is: `next_row` has the rows that follow."""
         if self._version != self.plan.version:
             self.fit()
+        if self._recorded:
+            plan = self.plan
+            rows = Rows(plan.table, plan.used_without_network if output is None else plan.used)
+            self._record(rows, output, noise, guidance, gradient)
+            return
         if keep or noise is not None or guidance is not None or gradient is not None:
             self._execute(output, noise, guidance, gradient, keep)
             return
@@ -179,6 +187,9 @@ class Stepper:
 
     def execute_rows(self, rows: Rows, output: Tensor | None) -> None:
         """`execute` with other rows than the plan's."""
+        if self._recorded:
+            self._record(rows, output, None, None, None)
+            return
         ops.reverse_step(
             self.x,
             output,
@@ -196,6 +207,43 @@ class Stepper:
             row_out=self.next_row,
             time_out=self._times,
         )
+
+    def _record(
+        self,
+        rows: Rows,
+        output: Tensor | None,
+        noise: Tensor | None,
+        guidance: Tensor | None,
+        gradient: Tensor | None,
+    ) -> None:
+        """`execute` into new memory, by ops that autograd records. x0 gets no gradient."""
+        inputs: dict[str, Any] = {
+            "slots": self.slots,
+            "noise": noise,
+            "seed": self.seed,
+            "sample_ids": self.sample_ids,
+            "guidance": guidance,
+            "gradient": gradient,
+            "used": rows.used,
+        }
+        if self.x0 is not None:
+            with torch.no_grad():
+                self.x0, out = torch.empty_like(self.x0), torch.empty_like(self.x0)
+                ops.reverse_step(
+                    self.x, output, rows.table, self.row, **inputs, out=out, x0_out=self.x0
+                )
+        result = ops.reverse_step(self.x, output, rows.table, self.row, **inputs)
+        self.x, self.slots = (result, None) if isinstance(result, Tensor) else result
+        self.next_row = rows.following(self.row)
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(x, slots, row): all that a recorded step reads and changes. It can be set."""
+        return self.x, self.slots, self.row
+
+    @state.setter
+    def state(self, state: tuple[Tensor, Tensor | None, Tensor]) -> None:
+        self.x, self.slots, self.row = state
 
     def advance(self) -> None:
         """Moves every sample to its next row."""

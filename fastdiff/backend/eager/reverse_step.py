@@ -103,10 +103,11 @@ def _write_times(time_out: Tensor, table: Tensor, follow: Tensor, valid: Tensor 
     time_out.copy_(t.repeat(copies))
 
 
-def evaluate(step: Any, message: str | None = None) -> Row:
+def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> Row:
     """Computes all operands of the row's combinations (kernels/README.md sections 4.1 to 4.5).
 
-    With a `message` for rows outside the table, rows and operands are checked, on the CPU.
+    With a `message` for rows outside the table, rows and operands are checked, on the CPU. With
+    `smooth`, guidance of strength 1 and 0 has its derivative by the strength, instead of selecting.
     """
     x_t, model_output, slots, guidance = step.x_t, step.model_output, step.slots, step.guidance
     table, gradient, used = step.table, step.gradient, step.used
@@ -136,8 +137,11 @@ def evaluate(step: Any, message: str | None = None) -> Row:
             uncond, _ = split(model_output[batch:].to(compute), x_t)
             w, gamma = r.coefficient("guidance_weight"), per_sample(guidance.to(compute), x_t)
             g = torch.where(w == 1, gamma, w * (gamma - 1) + 1)
+            one, zero = out, uncond
+            if smooth:
+                one, zero = out + (g - 1) * (out - uncond), uncond + g * (out - uncond)
             guided = torch.where(
-                g == 1, out, torch.where(g == 0, uncond, uncond + g * (out - uncond))
+                g == 1, one, torch.where(g == 0, zero, uncond + g * (out - uncond))
             )
             if uses(used, "guidance_rescale"):
                 factor = rescale_factor(
