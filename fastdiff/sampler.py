@@ -253,7 +253,8 @@ class Sampler:
             through_network: whether x0 has a gradient by x_t, through the network, in guidance
                 (Chung et al. 2023, DPS).
             callback: called after each step with (row, t, x, x0); the tensors are buffers, so clone
-                what you keep. Where samples are at different rows it gets (step, t [B], x, x0).
+                what you keep. The run goes on with what it writes into x. Where samples are at
+                different rows it gets (step, t [B], x, x0).
             progress: whether a progress bar is shown.
             dtype: of the state, float32 (default) or float64.
             differentiable: whether gradients are recorded, where torch's grad mode is on. Steps

@@ -232,6 +232,20 @@ class Lanes:
         new.inputs.set_times(new.stepper.row)
         return new
 
+    def take_over_x(self) -> None:
+        """Continues with the x that a callback may have written into.
+
+        Raises ValueError for an x of another shape.
+        """
+        shape = (self.batch, *self.options.shape)
+        if self.x.shape != shape:
+            raise ValueError(
+                f"fastdiff.Sampler: expected the callback to leave x of shape {list(shape)}, got"
+                f" {list(self.x.shape)}. Write into x in place."
+            )
+        if not self.options.differentiable:
+            self.inputs.set_state(self.x, self.stepper.row)
+
     # -- steps -------------------------------------------------------------------------------------
 
     def steps_to_next_end(self) -> int:

@@ -32,7 +32,7 @@ def run(
         source: of the samples.
         most: the number of lanes.
         callback: called after every step with (row in the plan, t, x, x0), or with (step of the
-            run, t [B], x, x0) while lanes are at different rows.
+            run, t [B], x, x0) while lanes are at different rows. It may write into x.
         progress: called after every step.
     """
     arrived, steps = source.take(most), 0
@@ -62,6 +62,7 @@ def run(
                 if callback is not None:
                     row, t = lanes.row_and_time(number)
                     callback(steps + number if row is None else row, t, lanes.x, lanes.x0)  # type: ignore[arg-type]
+                    lanes.take_over_x()
         steps += count
         done = lanes.advance(count)
         if len(done):

@@ -94,6 +94,7 @@ class NetworkInputs:
         self.rows_per_call: int | None = None
         self._calls: dict[str, list[Call]] = {}
         self._joined: dict[str, Tensor] = {}
+        self._scaling: tuple[Tensor, Tensor, Tensor] | None = None  # the buffers of `set_state`
 
     # -- samples -----------------------------------------------------------------------------------
 
@@ -223,6 +224,28 @@ class NetworkInputs:
         """Sets the network's times of all lanes, which are at these rows [B]."""
         self.next_times.view(self._halves, -1).copy_(self._plan.times.index_select(0, row))
 
+    def set_state(self, x: Tensor, row: Tensor) -> None:
+        """Sets the next inputs of all lanes from their states x [B, …], which are at these rows.
+
+        After the first call of a run it allocates nothing.
+        """
+        plan = self._plan
+        if (plan.input_scale != 1).any():
+            if self._scaling is None:
+                wide = plan.table.new_empty(len(x))
+                self._scaling = wide, x.new_empty(len(x)), torch.empty_like(x)
+            wide, factor, scaled = self._scaling
+            torch.index_select(plan.table[:, INDEX["input_scale"]], 0, row, out=wide)
+            factor.copy_(wide)
+            x = torch.mul(x, factor.view(-1, *(1,) * (x.ndim - 1)), out=scaled)
+        for half in self.next_input.view(self._halves, *x.shape):
+            half.copy_(x)
+
+    def _scaled(self, x: Tensor, row: Tensor) -> Tensor:
+        """The network's inputs [B, …] for states at these rows, in the state's dtype."""
+        scale = self._plan.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
+        return x * scale.view(-1, *(1,) * (x.ndim - 1))
+
     # -- calls -------------------------------------------------------------------------------------
 
     def output(self, halves: str, row: Tensor) -> Tensor:
@@ -246,8 +269,7 @@ class NetworkInputs:
 
     def output_of(self, halves: str, row: Tensor, x: Tensor) -> Tensor:
         """The output as a function of the states x [B, …], for gradients through the network."""
-        scale = self._plan.table[:, INDEX["input_scale"]].index_select(0, row).to(x.dtype)
-        inputs = (x * scale.view(-1, *(1,) * (x.ndim - 1))).to(self._x.dtype)
+        inputs = self._scaled(x, row).to(self._x.dtype)
         t = self._plan.times.index_select(0, row)  # new memory: the network may keep it
         if halves == BOTH:
             inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])

@@ -15,6 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jvp, vmap
 
 from fastdiff import Schedule, ops
+from fastdiff.sampling.guidance import with_classifier
 from fastdiff.solvers import make_plan
 from fastdiff.theory.likelihood import vlb_table
 
@@ -58,6 +59,32 @@ def _step(solver: str, output: int = 1, **settings: float) -> Case:
     return call, (_normal(*SHAPE), _normal(*shape, seed=1), *slots)
 
 
+def _pushed_step(**settings: float) -> Case:
+    """A row as a function of its noise, guidance and gradient too. Two of the strengths select a
+    half.
+    """
+    plan = with_classifier(make_plan(SCHEDULE, solver="ddpm", steps=6, **settings), 0.5)
+    table, row = torch.tensor(plan.table), torch.tensor([2, 3, 1])
+
+    def call(x: Tensor, out: Tensor, noise: Tensor, guidance: Tensor, gradient: Tensor) -> Tensor:
+        found = ops.reverse_step(
+            x,
+            out,
+            table,
+            row,
+            noise=noise,
+            guidance=guidance,
+            gradient=gradient,
+            used=plan.used,
+        )
+        return found  # type: ignore[return-value]
+
+    shape = (3, *SHAPE[1:])
+    strength = torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64)
+    x, z, g = (_normal(*shape, seed=s) for s in range(3))
+    return call, (x, _normal(6, *SHAPE[1:], seed=3), z, strength, g)
+
+
 def _cases() -> dict[str, Case]:
     x, y, z, v = (0.5 * _normal(*SHAPE, seed=s) for s in range(4))
     per_channel = tuple(0.3 * _normal(2, 4, seed=s) for s in (6, 7, 8))
@@ -94,6 +121,8 @@ def _cases() -> dict[str, Case]:
         "reverse_step": _step("dpm++2m"),
         "reverse_step, learned variance": _step("ddpm", output=2, variance_type="learned_range"),
         "reverse_step, rescaled": _step("ddim", guidance_rescale=0.7),
+        "reverse_step, of all it reads": _pushed_step(),
+        "reverse_step, of all it reads, rescaled": _pushed_step(guidance_rescale=0.7),
         "reverse_step, threshold": _step("ddim", dynamic_threshold=0.8, clip_range=2.0),
     }
 

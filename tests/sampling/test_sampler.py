@@ -348,3 +348,35 @@ def test_samples_are_decoded() -> None:
 
 def doubled(latents: Tensor) -> Tensor:
     return torch.cat([latents, 2 * latents], 1)
+
+
+@pytest.mark.parametrize("network_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("solver", ["dpm++2m", "euler", "heun"])
+def test_a_run_goes_on_with_what_a_callback_writes_into_x(
+    solver: str, halves: int, network_dtype: torch.dtype | None
+) -> None:
+    """It equals a run that begins at that row with the written x (for a solver with a memory, after
+    a cleared state every later one is 0 where the network is).
+    """
+    seen: list[float] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(x.abs().max()))
+        return torch.zeros_like(x)
+
+    network.dtype = network_dtype  # type: ignore[attr-defined]
+    sampler = Sampler(network, SCHEDULE, solver=solver, steps=4, guidance_scale=float(halves))
+    x = sampler.sample((3, 2, 4), seed=1, uncond={}, callback=lambda row, t, x, x0: x.zero_())
+    assert seen[0] > 0 and not any(seen[1:]) and not x.any()
+
+
+def test_a_callback_that_changes_the_shape_of_x_is_refused() -> None:
+    def shrink(row: int, t: float, x: Tensor, x0: Tensor) -> None:
+        x.data = x.data[:, :2]
+
+    for differentiable in (False, True):
+        with pytest.raises(ValueError, match="expected the callback to leave x of shape"):
+            Sampler(elementwise, SCHEDULE, steps=3).sample(
+                (2, 4), seed=0, callback=shrink, differentiable=differentiable
+            )

@@ -95,9 +95,10 @@ def test_hooks(dtype: torch.dtype) -> None:
         noises.append(row)
         return torch.full((2, 4), 0.25 * row, dtype=dtype)
 
-    def watch(row: int, inputs: Tensor, out: Tensor) -> None:
+    def watch(row: int, state: Tensor, inputs: Tensor, out: Tensor) -> Tensor:
         assert inputs.dtype == dtype
         watched.append((row, inputs, inputs.clone(), out))
+        return out
 
     result = run_plan(
         made,

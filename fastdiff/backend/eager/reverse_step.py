@@ -144,10 +144,11 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
                 g == 1, one, torch.where(g == 0, zero, uncond + g * (out - uncond))
             )
             if uses(used, "guidance_rescale"):
-                factor = rescale_factor(
-                    out, guided, per_sample(wide[:, INDEX["guidance_rescale"]], x_t), g
-                )
-                guided = torch.where(factor == 1, guided, factor * guided)
+                phi = per_sample(wide[:, INDEX["guidance_rescale"]], x_t)
+                plain = phi == 0 if smooth else (phi == 0) | (g == 1)
+                factor = rescale_factor(out, guided, phi, plain)
+                scaled = factor * guided
+                guided = scaled if smooth else torch.where(factor == 1, guided, scaled)
                 r = r._replace(factor=factor)
             out = guided
             r = r._replace(strength=g)
@@ -273,12 +274,11 @@ def _check_operands(
             )
 
 
-def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, g: Tensor) -> Tensor:
-    """Returns phi std(cond)/std(guided) + 1 - phi, [B, 1, …]; 1 where the row does not rescale.
+def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, plain: Tensor) -> Tensor:
+    """Returns phi std(cond)/std(guided) + 1 - phi, [B, 1, …]; 1 for `plain` samples.
 
     The statistics are float64.
     """
-    plain = (phi == 0) | (g == 1)
 
     def deviation(v: Tensor) -> Tensor:
         flat = v.double().reshape(len(v), -1)
