@@ -6,7 +6,6 @@ x ← scheduler.step(network(scheduler.scale_model_input(x, t), t), t, x)
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pretrained.files import read_json
 from ..sampler import Sampler
 from ..sampling.conditions import conditions
 from ..sampling.model_call import Network
@@ -92,12 +92,12 @@ def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
 
 def _of_pipeline(diffusers: Any, folder: Path) -> Any:
     """Returns diffusers' scheduler of the class and configuration in a pipeline's folder."""
-    file = folder / "scheduler_config.json"
-    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+    config = read_json(folder / "scheduler_config.json")
+    name = config.get("_class_name")
     cls = getattr(diffusers, str(name), None)
     if cls is None:
         raise Missing(f"diffusers has no scheduler {name}")
-    return cls.from_pretrained(str(folder))
+    return cls.from_config(config)
 
 
 def loop(

@@ -138,6 +138,9 @@ def _parse_classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
             " conditions file."
         )
     if isinstance(classes, str):
+        # what a shell reads from a file may begin with the mark and end lines with \r\n
+        classes = classes.removeprefix("\ufeff")
+        classes = ",".join(line for line in classes.splitlines() if line.strip())
         classes = next(csv.reader([classes], skipinitialspace=True), [])
     entries = []
     for value in classes:

@@ -49,7 +49,7 @@ class Folder:
         self.path = Path(path)
         file = self.path / SPEC
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            value = json.loads(file.read_text(encoding="utf-8-sig"))  # editors write marks
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"fastdiff.jobs: expected a dataset in {self.path}, got no {SPEC} there. Name the"

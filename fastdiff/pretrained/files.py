@@ -130,14 +130,17 @@ def save_folder(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises FileNotFoundError, or ValueError for other content."""
+    """Reads a JSON object in UTF-8, with or without a byte order mark.
+
+    Raises FileNotFoundError, or ValueError for other content.
+    """
     if not path.exists():
         raise FileNotFoundError(
             f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
             " path."
         )
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError) as error:
         raise ValueError(
             f"fastdiff.pretrained.files: expected JSON in {path}, got {type(error).__name__}."
