@@ -1,4 +1,5 @@
-"""What callbacks write into x and denoised counts as it does in k-diffusion 0.1.1.post1.
+"""What callbacks write into x and denoised counts as it does in k-diffusion 0.1.1.post1, and what
+would change the state's shape is refused.
 
 Every function runs in every dtype with callbacks that write, against the installed k_diffusion.
 """
@@ -72,7 +73,7 @@ def run(
 ) -> torch.Tensor:
     function = getattr(module, name)
     given: dict[str, Any] = {**options, "disable": True, "callback": callback}
-    if takes(name, "noise_sampler"):
+    if takes(name, "noise_sampler") and "noise_sampler" not in given:
         # one draw for all levels, which half precision rounds
         wave = Noise(x.double())(1.0, 2.0).to(x.dtype)
         given["noise_sampler"] = lambda sigma, sigma_next: wave
@@ -173,3 +174,52 @@ def test_a_callback_that_changes_the_shape_of_x_is_refused(name: str) -> None:
 
     with pytest.raises(ValueError, match=rf"{name}: expected the callback to leave x as"):
         run(ours, name, {}, x, shrink)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 4, 4), (3, 1, 1)])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if takes(n, "noise_sampler")])
+def test_noise_broadcasts_as_in_k_diffusion(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(theirs, "torch", Doubled())
+    batch = 1 if name == "sample_dpm_adaptive" else 2
+    x = fastdiff.randn((batch, *SHAPE[1:]), seed=1, dtype=torch.float64) * 20
+    noise = torch.full(shape, 0.7, dtype=torch.float64)
+    results = [
+        run(m, name, {"noise_sampler": lambda *_: noise, "eta": 0.6}, x, lambda d: None)
+        for m in (ours, theirs)
+    ]
+    assert (results[0] - results[1]).abs().max() <= 1e-9 * results[1].abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 4, 4), (2, 3, 4, 8), (2, 3, 4, 2), (2, 2, 3, 4, 4)])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if takes(n, "noise_sampler")])
+def test_noise_that_would_change_the_shape_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    calls: list[int] = []
+
+    def noise(sigma: torch.Tensor, sigma_next: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return torch.ones(shape if len(calls) == 2 else SHAPE)
+
+    x = fastdiff.randn(SHAPE, seed=1) * 20
+    with pytest.raises(ValueError, match=rf"{name}: expected noise_sampler to return noise that"):
+        run(ours, name, {"noise_sampler": noise, "eta": 0.6}, x, lambda d: None)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 4, 4), (4, 3, 4, 4), (2, 3, 4, 8), (2, 3, 2, 4), (1,), ()]
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_output_whose_shape_changes_during_a_run_is_refused(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    calls: list[int] = []
+
+    def model(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return torch.ones(shape, dtype=dtype) if len(calls) == 3 else torch.tanh(x)
+
+    x = (fastdiff.randn(SHAPE, seed=1) * 20).to(dtype)
+    with pytest.raises(ValueError, match=rf"{name}: expected a model output of shape"):
+        run(ours, name, {}, x, lambda d: None, model)

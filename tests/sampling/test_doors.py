@@ -138,6 +138,11 @@ def guided(network: Any) -> Tensor:
     return sampler.sample(SHAPE, seed=0, uncond={})
 
 
+def differentiated(network: Any) -> Tensor:
+    sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
+    return sampler.sample(SHAPE, seed=0, differentiable=True, checkpoint=2)
+
+
 def stream(network: Any) -> Tensor:
     sampler = fastdiff.Sampler(network, SCHEDULE, steps=STEPS, prediction_type="v")
     return torch.cat(list(sampler.stream(SHAPE[0], SHAPE[1:], batch_size=2, seed=0)))
@@ -242,6 +247,7 @@ DOORS = {
     "sample padded": Door("fastdiff.Sampler", padded),
     "sample guided": Door("fastdiff.Sampler", guided),
     "sample through": Door("fastdiff.Sampler", through),
+    "sample differentiated": Door("fastdiff.Sampler", differentiated),
     "stream": Door("fastdiff.Sampler", stream),
     "serve": Door("fastdiff.Sampler", serve),
     "dpm_adaptive": Door(

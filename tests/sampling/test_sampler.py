@@ -380,3 +380,19 @@ def test_a_callback_that_changes_the_shape_of_x_is_refused() -> None:
             Sampler(elementwise, SCHEDULE, steps=3).sample(
                 (2, 4), seed=0, callback=shrink, differentiable=differentiable
             )
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3, 4), (4, 3, 4), (2, 3, 5), (2, 3, 2), (1,), ()])
+def test_an_output_whose_shape_changes_during_a_run_is_refused(
+    shape: tuple[int, ...], differentiable: bool
+) -> None:
+    calls: list[int] = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.ones(shape) if len(calls) == 3 else torch.tanh(x)
+
+    sampler = Sampler(network, SCHEDULE, solver="dpm++2m", steps=5)
+    with pytest.raises(ValueError, match="expected a model output of shape"):
+        sampler.sample((2, 3, 4), seed=0, differentiable=differentiable)

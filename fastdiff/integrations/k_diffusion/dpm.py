@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ... import ops
 from ...sampling.adaptive.dpm import Array, Attempt, integrate
 from ...sampling.adaptive.fast import dpm_fast_formula, fast_orders, fast_times
-from .loop import Callback, Denoiser, Edits, Model, NoiseSampler, run_recipe
+from .loop import Callback, Denoiser, Edits, Model, NoiseSampler, drawn, run_recipe
 from .plans import Recipe, Sigmas, make, point
 from .samplers import Extra
 
@@ -145,7 +145,7 @@ def sample_dpm_adaptive(
             accept_safety=accept_safety,
             eta=eta,
             s_noise=s_noise,
-            noise=_noise(start, noise_sampler, seed),
+            noise=_noise(start, noise_sampler, seed, denoiser.where),
             watch=_watch(callback, x, like_x, denoiser.where) if callback else None,
         )
     result = x_s.to(x.dtype)
@@ -195,7 +195,7 @@ def _watch(
 
 
 def _noise(
-    x: Tensor, noise_sampler: NoiseSampler | None, seed: int | None
+    x: Tensor, noise_sampler: NoiseSampler | None, seed: int | None, where: str
 ) -> Callable[[int, Array, Array], Tensor] | None:
     """Returns noise(try, lambda, lambda_next), or None for a run without noise.
 
@@ -214,7 +214,7 @@ def _noise(
         out = torch.zeros_like(x)
         for b in np.flatnonzero(before != after):
             sigmas = x.new_tensor([math.exp(-before[b]), math.exp(-after[b])])
-            out[b] = noise_sampler(*sigmas)[b]
+            out[b] = drawn(noise_sampler, *sigmas, x, where)[b]
         return out
 
     return noise

@@ -101,6 +101,24 @@ class Edits:
         return torch.where(changed, denoised + (self.state - x), denoised)
 
 
+def drawn(
+    noise_sampler: NoiseSampler, sigma: Tensor, sigma_next: Tensor, x: Tensor, where: str
+) -> Tensor:
+    """The noise [B, …] of a noise_sampler, which broadcasts to x as in k-diffusion.
+
+    Raises ValueError for noise that does not, or would change x's shape.
+    """
+    noise = torch.as_tensor(noise_sampler(sigma, sigma_next), device=x.device)
+    noise = noise if noise.is_floating_point() else noise.to(x.dtype)
+    try:
+        return noise.broadcast_to(x.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{where}: expected noise_sampler to return noise that broadcasts to {list(x.shape)},"
+            f" got {list(noise.shape)}."
+        ) from None
+
+
 def sample(
     name: str,
     model: Model,
@@ -196,7 +214,7 @@ def run_recipe(
     if made.ends and noise_sampler is not None:
         draw = noise_sampler
         intervals = {row: sigmas.new_tensor(pair) for row, pair in made.ends.items()}
-        noise = lambda row: draw(*intervals[row])  # noqa: E731
+        noise = lambda row: drawn(draw, *intervals[row], x, denoiser.where)  # noqa: E731
     elif made.ends:
         seed = int(torch.randint(2**63 - 1, ()))
         if tree:
