@@ -187,9 +187,10 @@ def unobserved(*values: Tensor) -> bool:
 def columns_used(table: Tensor) -> int:
     """Returns the bit mask of the columns with a non-zero entry.
 
-    A table on a device is not read; all columns count as used there.
+    A table on a device is not read, nor one in a function that is being compiled: all columns count
+    as used there.
     """
-    if table.device.type != "cpu":
+    if table.device.type != "cpu" or torch.compiler.is_compiling():
         return ALL_COLUMNS
     return sum(1 << i for i in (table != 0).any(0).nonzero().flatten().tolist())
 
@@ -303,10 +304,9 @@ def broadcast(where: str, name: str, value: Tensor, shape: Sequence[int]) -> Ten
 def common_shape(where: str, values: dict[str, Tensor]) -> tuple[int, ...]:
     """Returns the shape [B, …] that all values broadcast to."""
     shapes = [v.shape for v in values.values()]
+    equal = all(shape == shapes[0] for shape in shapes)  # `count` of sizes can't be traced
     try:
-        shape = tuple(
-            shapes[0] if shapes.count(shapes[0]) == len(shapes) else torch.broadcast_shapes(*shapes)
-        )
+        shape = tuple(shapes[0] if equal else torch.broadcast_shapes(*shapes))
     except RuntimeError:
         got = ", ".join(f"{name} {list(v.shape)}" for name, v in values.items())
         raise ValueError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backend.eager.common import checked_index, per_sample
+from ..backend.eager.common import by_sample, checked_index, per_sample
 from ..backend.eager.group_norm_silu import moments
 from ..backend.eager.q_posterior import coefficients as posterior
 from ..backend.eager.q_sample import coefficients, regenerate
@@ -60,7 +60,7 @@ def reparameterize(mean, logvar, seed, seeds, sample_ids, step, stream, fast):
 def noise_mse(prediction, weight, seed, seeds, sample_ids, step, stream, fast):
     seed = common.unsigned(seed)
     eps = regenerate(prediction, seed, seeds, sample_ids, step, stream, fast).double()
-    loss = (prediction.double() - eps).square().flatten(1).mean(1)
+    loss = by_sample((prediction.double() - eps).square()).mean(1)
     loss = loss if weight is None else weight.double() * loss
     return loss.to(common.compute_dtype(prediction))
 
@@ -71,13 +71,13 @@ def gaussian_kl(mean1, logvar1, mean2, logvar2):
     d, inverse = v1, torch.ones_like(v1)
     if mean2 is not None:
         m, d, inverse = m - mean2.double(), v1 - logvar2.double(), (-logvar2.double()).exp()
-    return _kl(d, m, inverse).flatten(1).sum(1).to(compute)
+    return by_sample(_kl(d, m, inverse)).sum(1).to(compute)
 
 
 def discretized_gaussian_nll(x0, mean, log_scale):
     compute = common.compute_dtype(x0, mean, log_scale)
     terms = _nll(x0.double(), mean.double(), log_scale.double())
-    return terms.flatten(1).sum(1).to(compute)
+    return by_sample(terms).sum(1).to(compute)
 
 
 def vlb_terms(x0, x_t, model_output, table, t):
@@ -97,11 +97,13 @@ def vlb_terms(x0, x_t, model_output, table, t):
     d = torch.where(start, 0.0, logvar_q - logvar)
     kl = _kl(d, mean_x0 * (x - predicted), (-logvar).exp())
     nll = _nll(x, mean_x0 * predicted + mean_x * noisy, torch.where(start, logvar * 0.5, 0.0))
-    total = torch.where(start, nll, kl).flatten(1).sum(1)
+    total = by_sample(torch.where(start, nll, kl)).sum(1)
     return _marked(total, valid).to(compute)
 
 
 def group_norm_silu(x, groups, weight, bias, scale, shift, add, eps, silu):
+    if x.numel() == 0:
+        return x.clone()
     batch, channels = x.shape[:2]
     flat = x.reshape(batch, channels, -1).double()
     u = flat if add is None else flat + add.double()[:, :, None]

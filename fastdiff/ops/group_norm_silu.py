@@ -19,7 +19,7 @@ _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Returns the strides of x as [B, C, n].
+    """Returns the strides of x as [B, C, n]; any where x is empty.
 
     None where its positions are not one dimension, or where neither they nor the channels are
     dense.
@@ -30,6 +30,8 @@ def _strides(x: Tensor) -> tuple[int, int, int] | None:
             return channels * height * width, height * width, 1
         if x.is_contiguous(memory_format=torch.channels_last):
             return channels * height * width, 1, channels
+    if x.numel() == 0:
+        return 1, 1, 1
     position, size = 1, 1
     for length, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
         if length == 1:
@@ -123,6 +125,9 @@ def _save(ctx, inputs, output):
 def _backward(ctx, grad):
     x, weight, bias, scale, shift, add = ctx.saved_tensors
     groups, eps, silu = ctx.constants
+    if x.numel() == 0:
+        inputs = (x, None, weight, bias, scale, shift, add, None, None)
+        return tuple(None if v is None else torch.zeros_like(v) for v in inputs)
     by = group_norm_silu_backward(grad, x, groups, weight, bias, scale, shift, add, eps, silu)
     inputs = (x, weight, bias, scale, shift, add)
     need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
+from ..backend.eager.common import by_sample
 from ..backend.eager.q_sample import coefficients
 from . import autograd, common, formulas
 
@@ -88,7 +89,7 @@ def _backward(ctx, grad):
 
 def _to_table(products: Tensor, t: Tensor | None, table: Tensor) -> Tensor:
     # float32 is summed without conversion, which would read and write twice the bytes
-    rows = products.flatten(1)
+    rows = by_sample(products)
     sums = (rows if rows.dtype.itemsize > 2 else rows.float()).sum(1).to(table.dtype)
     return sums if t is None else torch.zeros_like(table).index_add(0, t, sums)
 

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SCHEMA_VERSION, SLOTS
 
+# of slot i: where it is read
+_SLOT_COLUMNS = {i: [INDEX[f"{to}.s{i}"] for to in OUTPUTS] for i in range(1, SLOTS + 1)}
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -34,6 +37,7 @@ class Plan:
         whole_times: whether the network gets t as whole timesteps (int64) or as real numbers
             (float32). If None is passed, it is true where all times of the table are integers.
         used: bit mask of the columns that are not zero in every row; kernels are specialised on it.
+        slots: the number of slots that a run of this plan needs.
     """
 
     table: NDArray[np.float64]
@@ -43,6 +47,7 @@ class Plan:
     levels: NDArray[np.float64] | None = None
     whole_times: bool | None = None
     used: int = field(init=False)
+    slots: int = field(init=False)
 
     def __post_init__(self) -> None:
         if (
@@ -64,10 +69,11 @@ class Plan:
         self.table.flags.writeable = False
         if self.whole_times is None:
             object.__setattr__(self, "whole_times", bool((self.column("t") % 1 == 0).all()))
-        # computed here and not on demand, so that torch.compile finds a number
-        object.__setattr__(
-            self, "used", sum(1 << int(i) for i in np.flatnonzero((self.table != 0).any(axis=0)))
-        )
+        # computed here and not on demand, so that torch.compile finds numbers
+        used = (self.table != 0).any(axis=0)
+        object.__setattr__(self, "used", sum(1 << int(i) for i in np.flatnonzero(used)))
+        read = (i for i, columns in _SLOT_COLUMNS.items() if used[columns].any())
+        object.__setattr__(self, "slots", max(read, default=0))
 
     def __len__(self) -> int:
         """Returns the number of rows without the identity at the end."""
@@ -83,14 +89,6 @@ class Plan:
         if self.initial_std != 1.0:
             digest.update(np.float64(self.initial_std).astype("<f8").tobytes())
         return digest.hexdigest()
-
-    @functools.cached_property
-    def slots(self) -> int:
-        """The number of slots that a run of this plan needs."""
-        names = {i: [INDEX[f"{to}.s{i}"] for to in OUTPUTS] for i in range(1, SLOTS + 1)}
-        return max(
-            (i for i, columns in names.items() if (self.table[:, columns] != 0).any()), default=0
-        )
 
     @property
     def stochastic(self) -> bool:

@@ -16,6 +16,14 @@ def iota(batch: int, device: torch.device) -> Tensor:
     return torch.arange(batch, device=device)
 
 
+def by_sample(value: Tensor) -> Tensor:
+    """Returns a value [B, …] as [B, n], also where it has one dimension or no elements."""
+    n = 1
+    for size in value.shape[1:]:
+        n *= size
+    return value.reshape(value.shape[0], n)
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Returns values [B] as [B, 1, …], to broadcast against `like`."""
     return values.view(values.shape[0], *(1,) * (like.ndim - 1))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...table import INDEX, OPERANDS, OUTPUTS, SLOTS, reads, uses
-from .common import checked_index, compute_dtype, per_sample, store
+from .common import by_sample, checked_index, compute_dtype, per_sample, store
 from .elementary import exp
 from .q_sample import regenerate
 
@@ -281,7 +281,7 @@ def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, plain: Tensor) -> 
     """
 
     def deviation(v: Tensor) -> Tensor:
-        flat = v.double().reshape(len(v), -1)
+        flat = by_sample(v.double())
         n = flat.shape[1]
         apart = flat - _total(flat) / n
         variance = per_sample((_total(apart * apart) / (n - 1)).flatten(), v)
@@ -311,7 +311,7 @@ def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:
     n = x0[0].numel() if len(x0) else 0
     if n == 0:
         return bound
-    ordered = x0.abs().reshape(len(x0), -1).sort(dim=1).values  # NaN last
+    ordered = by_sample(x0.abs()).sort(dim=1).values  # NaN last
     position = ratio.flatten() * (n - 1)
     below = position.to(torch.int64).clamp(0, n - 1)
     low, high = (ordered.gather(1, i[:, None])[:, 0] for i in (below, (below + 1).clamp(max=n - 1)))
