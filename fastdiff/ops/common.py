@@ -184,13 +184,18 @@ def unobserved(*values: Tensor) -> bool:
     return True
 
 
+def readable(table: Tensor) -> bool:
+    """Whether a table's numbers may be read by the host: not on a device, not while compiling."""
+    return table.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def columns_used(table: Tensor) -> int:
     """Returns the bit mask of the columns with a non-zero entry.
 
     A table on a device is not read, nor one in a function that is being compiled: all columns count
     as used there.
     """
-    if table.device.type != "cpu" or torch.compiler.is_compiling():
+    if not readable(table):
         return ALL_COLUMNS
     return sum(1 << i for i in (table != 0).any(0).nonzero().flatten().tolist())
 

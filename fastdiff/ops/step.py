@@ -132,7 +132,7 @@ class StepArguments(NamedTuple):
         table = common.dense(table)
         if used is None:
             used = common.columns_used(table)
-            known = table.device.type == "cpu"
+            known = common.readable(table)
         else:
             # on the CPU the backends look at the rows in use, which may need less than the table
             known = table.device.type != "cpu" and used != -1
