@@ -1,6 +1,6 @@
 """The columns of a plan's table, one row per network call (kernels/README.md section 4).
 
-Here are only the columns, which solvers, ops and backends share. A `fastdiff.Plan` has the table
+Here are only the columns and their rules, which solvers, ops and backends share. A `fastdiff.Plan` has the table
 (fastdiff.solvers.plan). Two other tables have their own modules: fastdiff.schedule.noise_table is
 that of a schedule, and fastdiff.theory.likelihood.table that of `vlb_terms`.
 
@@ -9,6 +9,9 @@ x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear c
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 SCHEMA_VERSION = 2
 SLOTS = 4
@@ -57,6 +60,48 @@ def uses(mask: int, *names: str) -> bool:
 def reads(mask: int, operand: str) -> bool:
     """Returns whether some output of some row reads this operand."""
     return mask & READS[operand] != 0
+
+
+# Rules of a table's header: (column, the values that it may have in words, a function of the column
+# that says where it has them, the column and values for which the rule holds; None: every row). The
+# functions take NumPy's and torch's arrays. NaN keeps no rule.
+RULES: tuple[
+    tuple[str, str, Callable[[Any, int], Any], tuple[str, tuple[int, ...]] | None], ...
+] = (
+    ("network", "0 or 1", lambda v, rows: (v == 0) | (v == 1), None),
+    ("next", "a row of the table", lambda v, rows: (v >= 0) & (v < rows) & (v % 1 == 0), None),
+    ("clip_mode", "0, 1 or 2", lambda v, rows: (v == 0) | (v == 1) | (v == 2), None),
+    ("clip_bound", "at least 0", lambda v, rows: v >= 0, ("clip_mode", (1, 2))),
+    ("clip_ratio", "in (0, 1]", lambda v, rows: (v > 0) & (v <= 1), ("clip_mode", (2,))),
+    (
+        "noise_index",
+        "whole, in [0, 2^32)",
+        lambda v, rows: (v >= 0) & (v < 2.0**32) & (v % 1 == 0),
+        None,
+    ),
+    ("noise_mode", "0 or 1", lambda v, rows: (v == 0) | (v == 1), None),
+)
+
+
+def broken_rule(table: Any, rows: int) -> tuple[int, str] | None:
+    """Returns the first row of a table [n, 56] that breaks a rule of the header, and a sentence's
+    middle: "expected next a row of the table in row 3, got 7"; None where all keep them.
+
+    Args:
+        table: of NumPy or torch, on the host; some or all rows of a table.
+        rows: of the whole table.
+    """
+    for name, words, keeps, where in RULES:
+        values = table[:, INDEX[name]]
+        good = keeps(values, rows)
+        if where is not None:
+            column, held = table[:, INDEX[where[0]]], where[1]
+            for value in {0, 1, 2} - set(held):
+                good = good | (column == value)
+        if not bool(good.all()):
+            at = int((~good).nonzero()[0][0])
+            return at, f"expected {name} {words} in row {{row}}, got {float(values[at]):g}"
+    return None
 
 
 OPS = (

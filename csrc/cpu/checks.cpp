@@ -48,13 +48,32 @@ bool reads(const double* row, int operand) {
 
 bool inside(double value, double end) { return value >= 0 && value < end; }
 
+bool whole(double value, double end) { return inside(value, end) && value == (double)(int64_t)value; }
+
+bool flag(double value) { return value == 0 || value == 1; }
+
+int broken(const char* column, const char* words, long long row, double value) {
+    return fail(FD_VALUE_ERROR, "expected %s %s in row %lld of the table, got %g.", column, words, row, value);
+}
+
+// The rules of a row's header, as fastdiff/table.py has them.
+int check_header(const double* r, int64_t rows, long long row) {
+    if (!flag(r[NETWORK])) return broken("network", "0 or 1", row, r[NETWORK]);
+    if (!whole(r[NEXT], (double)rows)) return broken("next", "a row of the table", row, r[NEXT]);
+    if (!flag(r[CLIP_MODE]) && r[CLIP_MODE] != 2) return broken("clip_mode", "0, 1 or 2", row, r[CLIP_MODE]);
+    if (r[CLIP_MODE] != 0 && !(r[CLIP_BOUND] >= 0)) return broken("clip_bound", "at least 0", row, r[CLIP_BOUND]);
+    if (r[CLIP_MODE] == 2 && !(r[CLIP_RATIO] > 0 && r[CLIP_RATIO] <= 1))
+        return broken("clip_ratio", "in (0, 1]", row, r[CLIP_RATIO]);
+    if (!whole(r[NOISE_INDEX], 4294967296.0)) return broken("noise_index", "whole, in [0, 2^32)", row, r[NOISE_INDEX]);
+    if (!flag(r[NOISE_MODE])) return broken("noise_mode", "0 or 1", row, r[NOISE_MODE]);
+    return FD_OK;
+}
+
 // Checks that the operands of one row are there, for sample b.
 int check_row(const fd_reverse_step_args& a, int64_t b) {
     const long long row = a.row[b], at = b;
     const double* r = a.table + row * COLUMNS;
-    if (!inside(r[NEXT], (double)a.rows))
-        return fail(FD_INDEX_ERROR, "expected next in [0, %lld) in row %lld of the table, got %g.", (long long)a.rows, row,
-                    r[NEXT]);
+    if (int status = check_header(r, a.rows, row)) return status;
     const bool x0 = a.x0_out.data || reads(r, X0);
     if (!a.model_output.data && (reads(r, OUT) || (x0 && r[X0_OUT] != 0)))
         return fail(FD_VALUE_ERROR, "expected model_output, which row %lld reads at index %lld, got none.", row, at);
@@ -64,20 +83,14 @@ int check_row(const fd_reverse_step_args& a, int64_t b) {
         if (reads(r, S1 + i) && (!a.slots || i >= a.slot_count))
             return fail(FD_VALUE_ERROR, "expected at least %d slots, which row %lld reads at index %lld, got %lld.", i + 1,
                         row, at, (long long)(a.slots ? a.slot_count : 0));
-    if (r[CLIP_MODE] != 0 && r[CLIP_MODE] != 1 && r[CLIP_MODE] != 2)
-        return fail(FD_VALUE_ERROR, "expected clip_mode 0, 1 or 2 in row %lld of the table, got %g.", row, r[CLIP_MODE]);
-    if (x0 && r[CLIP_MODE] == 2 && (!a.threshold || !(r[CLIP_RATIO] > 0 && r[CLIP_RATIO] <= 1)))
-        return fail(FD_VALUE_ERROR, "expected clip_ratio in (0, 1] and a place for thresholds in row %lld, got %g.", row,
-                    r[CLIP_RATIO]);
+    if (x0 && r[CLIP_MODE] == 2 && !a.threshold)
+        return fail(FD_VALUE_ERROR, "expected a place for thresholds, which row %lld needs at index %lld, got none.", row, at);
     if (a.guidance && r[GUIDANCE_RESCALE] != 0 && !a.rescale)
         return fail(FD_VALUE_ERROR, "expected a place for rescale factors, which row %lld needs at index %lld, got none.", row,
                     at);
     if (!reads(r, Z)) return FD_OK;
     if (!a.noise.data && !a.seeded)
         return fail(FD_VALUE_ERROR, "expected seed or noise, which row %lld reads at index %lld, got neither.", row, at);
-    if (!a.noise.data && !inside(r[NOISE_INDEX], 4294967296.0))
-        return fail(FD_VALUE_ERROR, "expected noise_index in [0, 2^32) in row %lld of the table, got %g.", row,
-                    r[NOISE_INDEX]);
     if (r[NOISE_MODE] == 1 && (!a.model_output.data || a.output_elements != 2 * a.launch.elements))
         return fail(FD_VALUE_ERROR,
                     "expected model_output with a variance half, which row %lld reads at index %lld, got the elements of x_t.",

@@ -25,6 +25,7 @@ from ..table import INDEX
 from .guidance import over_rows
 
 _MAX_PLANS = 256  # that a sampler caches
+_SHOWN = 12  # rows in an error message
 _GRIDS = ("timesteps", "sigmas")  # the settings that list the points to visit
 
 
@@ -130,9 +131,10 @@ class Plans:
             return plan, int(start)
         times = None if self.ready else self._times(steps)
         if times is None or len(times) - 1 != len(plan):
-            rows = [row for row in range(len(plan)) if plan.enterable(row)]
+            rows = [str(row) for row in range(len(plan)) if plan.enterable(row)]
+            shown = ", ".join(rows[:_SHOWN]) + (", …" if len(rows) > _SHOWN else "")
             raise ValueError(
-                f"{where}: expected start at a row that remembers nothing, one of {rows}, got"
+                f"{where}: expected start at a row that remembers nothing, one of {shown}, got"
                 f" {start}."
             )
         settings = {k: v for k, v in self._settings.items() if k not in _GRIDS}

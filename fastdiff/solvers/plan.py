@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SCHEMA_VERSION, SLOTS
+from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SCHEMA_VERSION, SLOTS, broken_rule
 
-# of slot i: where it is read
+# of slot i: where it is read, and what is written to it
 _SLOT_COLUMNS = {i: [INDEX[f"{to}.s{i}"] for to in OUTPUTS] for i in range(1, SLOTS + 1)}
+_SLOT_SOURCES = {i: [INDEX[f"s{i}.{of}"] for of in OPERANDS] for i in range(1, SLOTS + 1)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,9 @@ class Plan:
                 f" {row}, column {COLUMNS[column]!r}. The schedule reaches a point where the"
                 " prediction type is undefined."
             )
+        broken = broken_rule(self.table, len(self.table))
+        if broken is not None:
+            raise ValueError(f"fastdiff.Plan: {broken[1].format(row=broken[0])}.")
         self.table.flags.writeable = False
         if self.whole_times is None:
             object.__setattr__(self, "whole_times", bool((self.column("t") % 1 == 0).all()))
@@ -105,14 +109,22 @@ class Plan:
 
         It may if no later row reads a slot that an earlier row of such a run has not written.
         """
-        slots = range(1, SLOTS + 1)
-        written: set[int] = set()
-        for line in self.table[row:-1]:
-            read = {i for i in slots if any(line[INDEX[f"{to}.s{i}"]] for to in OUTPUTS)}
-            if read - written:
-                return False
-            written |= {i for i in slots if any(line[INDEX[f"s{i}.{of}"]] for of in OPERANDS)}
-        return True
+        return bool(self._enterable[row])
+
+    @functools.cached_property
+    def _enterable(self) -> NDArray[np.bool_]:
+        """Whether a run may start at each row, [rows]."""
+
+        def mask(columns: Mapping[int, list[int]]) -> NDArray[np.int64]:
+            """The slots of which any of the columns is not zero, as bits, for every row."""
+            used = self.table != 0
+            return sum(used[:, c].any(axis=1).astype(np.int64) << i for i, c in columns.items())
+
+        read, written = mask(_SLOT_COLUMNS), mask(_SLOT_SOURCES)
+        needed = np.zeros(len(self.table), np.int64)  # of the slots, before each row
+        for row in reversed(range(len(self))):
+            needed[row] = read[row] | (needed[row + 1] & ~written[row])
+        return needed == 0
 
     @classmethod
     def stack(cls, plans: Sequence[Plan]) -> tuple[Plan, list[int]]:

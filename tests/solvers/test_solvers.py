@@ -11,7 +11,7 @@ from gaussian import Gaussian, ddim_gain, ddim_gain_by_angles, ddpm_moments
 from tolerances import CLOSED_FORM
 
 from fastdiff import Sampler, Schedule, ops
-from fastdiff.solvers import Linear, Plan, Trace, make_plan
+from fastdiff.solvers import SOLVERS, Linear, Plan, Trace, make_plan
 from fastdiff.solvers.grids import Time, grid, timesteps
 from fastdiff.table import INDEX
 
@@ -261,3 +261,29 @@ def test_ddpm_coefficients_are_those_of_the_paper() -> None:
         assert plan.column("x.z")[k] ** 2 == pytest.approx(
             (1 - abar[t - 1]) / (1 - abar[t]) * beta[t], rel=1e-10
         )
+
+
+@pytest.mark.parametrize("solver", sorted(SOLVERS))
+def test_a_run_may_start_where_nothing_is_remembered(solver: str) -> None:
+    """By the definition: no later row reads a slot that no row of the run has written."""
+    flow = solver.startswith("flow")
+    plan = make_plan(
+        Schedule.flow(1000) if flow else SCHEDULE,
+        solver=solver,
+        steps=12,
+        prediction_type="flow" if flow else "v",
+    )
+
+    def enterable(start: int) -> bool:
+        written: set[int] = set()
+        for row in plan.table[start:-1]:
+            named = {n: v for n, v in zip(plan.columns, row, strict=True) if v}
+            read = {i for i in range(1, 5) if any(n.endswith(f".s{i}") for n in named)}
+            if read - written:
+                return False
+            written |= {i for i in range(1, 5) if any(n.startswith(f"s{i}.") for n in named)}
+        return True
+
+    rows = range(len(plan) + 1)
+    assert [plan.enterable(row) for row in rows] == [enterable(row) for row in rows]
+    assert plan.enterable(0) and plan.enterable(len(plan))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...table import INDEX, OPERANDS, OUTPUTS, SLOTS, reads, uses
+from ...table import INDEX, OPERANDS, OUTPUTS, SLOTS, broken_rule, reads, uses
 from .common import by_sample, checked_index, compute_dtype, per_sample, store
 from .elementary import exp
 from .q_sample import regenerate
@@ -116,6 +116,10 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
     wide = table.index_select(0, row)
     drawn = step.noise is not None or step.seed is not None
     if message is not None and table.device.type == "cpu":
+        broken = broken_rule(wide, len(table))
+        if broken is not None:
+            sentence = broken[1].format(row=f"{int(row[broken[0]])} of the table")
+            raise ValueError(f"fastdiff.reverse_step: {sentence}.")
         _check_operands(
             wide,
             row,
