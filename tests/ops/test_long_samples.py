@@ -92,7 +92,7 @@ def test_a_sample_has_the_same_bits_in_any_batch(
         some = ops.reverse_step(
             x[at], output[torch.cat([at, at + 5])], table, row[at], guidance=gamma[at]
         )
-        assert torch.equal(some, together[at]), chosen  # type: ignore[arg-type, index]
+        assert torch.equal(some, together[at]), chosen  # type: ignore[arg-type]
 
 
 def test_a_bound_step_equals_the_op(backend: str) -> None:
@@ -154,7 +154,7 @@ def test_kernels_of_a_step(dtype: torch.dtype, emulated: Any) -> None:
 def test_a_workspace_that_does_not_fit_is_refused() -> None:
     x, output, gamma = inputs(2, WHOLE + 1, torch.float32)
     rows = workspace_rows(WHOLE + 1, torch.float32)
-    given = {"guidance": gamma, "out": torch.empty_like(x), "used": -1}
+    given: dict[str, Any] = {"guidance": gamma, "out": torch.empty_like(x), "used": -1}
 
     def call(workspace: Tensor) -> None:
         ops.reverse_step(

@@ -158,7 +158,7 @@ def _needed(
 class _Parts(NamedTuple):
     """How long samples are divided, and memory for what their parts pass on."""
 
-    count: int
+    number: int
     span: int  # elements of a part
     words: Tensor  # int64
 
@@ -183,7 +183,7 @@ def _rescale_calls(call: Call, parts: _Parts | None) -> list[Call]:
     if parts is None:
         whole = {"partials": None, "span": _BLOCK * -(-call.arguments["size"] // _BLOCK)}
         return [_prepass("reverse_step_rescale", call, outputs | reads | whole)]
-    count = parts.count
+    count = parts.number
     moments = parts.memory(0, 4 * call.arguments["batch"] * count, torch.float64)
     between = {"partials": moments, "span": parts.span}
     return [
@@ -199,7 +199,7 @@ def _threshold_calls(call: Call, parts: _Parts | None) -> list[Call]:
     if parts is None:
         whole = reads | row | {"threshold": threshold}
         return [_prepass("reverse_step_threshold", call, whole)]
-    batch, count = call.arguments["batch"], parts.count
+    batch, count = call.arguments["batch"], parts.number
     wide = threshold.dtype == torch.float64
     between = {
         "counts": parts.memory(SAMPLE_WORDS * batch, 256 * batch * count, torch.int32),

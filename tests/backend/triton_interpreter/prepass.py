@@ -257,9 +257,9 @@ def test_the_op_allocates_what_the_launcher_divides() -> None:
             if size <= 32_768:
                 assert parts is None and len(space) == 2
                 continue
-            assert (parts.count - 1) * parts.span < size <= parts.count * parts.span
-            assert parts.count <= 64 and parts.span % 4096 == 0
-            words = (launch.step.PART_WORDS * parts.count + launch.step.SAMPLE_WORDS) * 2
+            assert (parts.number - 1) * parts.span < size <= parts.number * parts.span
+            assert parts.number <= 64 and parts.span % 4096 == 0
+            words = (launch.step.PART_WORDS * parts.number + launch.step.SAMPLE_WORDS) * 2
             assert words <= len(parts.words)
 
 
