@@ -18,6 +18,7 @@ from fastdiff_kernels.launch import step as launch_step
 
 from fastdiff import ops, reference, table
 from fastdiff.backend import abi
+from fastdiff.ops import step
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "fastdiff_kernels"
@@ -151,3 +152,22 @@ def test_the_numbers_of_the_ops() -> None:
 
 def test_the_list_of_ops_is_that_of_the_public_functions() -> None:
     assert set(ops.__all__) == set(table.OPS)
+
+
+def test_the_memory_of_a_long_samples_parts() -> None:
+    """The op allocates by these numbers, and the launchers divide the memory by theirs."""
+    numbers = {
+        "PART_WORDS": step.PART_WORDS,
+        "SAMPLE_WORDS": step.SAMPLE_WORDS,
+        "MOST_PARTS": step.MOST_PARTS,
+    }
+    assert numbers == {
+        "PART_WORDS": launch_step.PART_WORDS,
+        "SAMPLE_WORDS": launch_step.SAMPLE_WORDS,
+        "MOST_PARTS": launch_step._MOST_PARTS,
+    }
+    header = (ROOT / "csrc" / "include" / "fastdiff" / "ops.h").read_text(encoding="utf-8")
+    assert numbers == {
+        name: int(value)
+        for name, value in re.findall(r"FD_(PART_WORDS|SAMPLE_WORDS|MOST_PARTS) = (\d+)", header)
+    }

@@ -13,7 +13,6 @@ from cases import DTYPES, compute, mask_of, name, numbers, poisoned, same_bits
 from fastdiff_kernels import launch
 
 from fastdiff import reference
-from fastdiff.ops import step
 from fastdiff.ops.step import StepArguments, workspace_for
 from fastdiff.reference.reverse_step import Step, _threshold
 from fastdiff.table import COLUMNS, INDEX
@@ -243,11 +242,6 @@ def test_a_long_sample_is_read_in_parts(dtype: torch.dtype) -> None:
 
 
 def test_the_op_allocates_what_the_launcher_divides() -> None:
-    assert (step.PART_WORDS, step.SAMPLE_WORDS, step.MOST_PARTS) == (
-        launch.step.PART_WORDS,
-        launch.step.SAMPLE_WORDS,
-        launch.step._MOST_PARTS,
-    )
     for size in (1, 4096, 32_768, 32_769, 3 * 256**2, 3 * 1024**2, 16_384 * 64 + 1):
         for dtype in (torch.float32, torch.float64):
             x = torch.empty(1, dtype=dtype).expand(2, size)
