@@ -122,13 +122,13 @@ def test_a_samplers_samples_do_not_depend_on_the_batch(backend: str) -> None:
         guidance_scale=3.0,
     )
 
+    start, _, _ = inputs(3, 40_000, torch.float32)
+
     def sample(ids: list[int]) -> Any:
         def y(sign: float) -> dict[str, Any]:
             return {"y": torch.tensor([[sign * (i + 1)] for i in ids])}
 
-        return sampler.sample(
-            (len(ids), 40_000), seed=1, sample_ids=ids, cond=y(0.1), uncond=y(-0.1)
-        )
+        return sampler.sample(x_T=start[ids], seed=1, sample_ids=ids, cond=y(0.1), uncond=y(-0.1))
 
     together = sample([0, 1, 2])
     assert torch.equal(sample([2]), together[2:]) and torch.equal(sample([1, 0])[1], together[0])
