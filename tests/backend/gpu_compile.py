@@ -52,6 +52,7 @@ def record(suite: Path, to: Path) -> int:
     unfinished.touch()
     folders = (ROOT, ROOT / "kernels", ROOT / "tests")
     settings = {"FASTDIFF_RECORD": str(unfinished), "TRITON_INTERPRET": "1"}
+    settings["FASTDIFF_RECORD_UNBOUND"] = "1"  # the kernels are the same ones
     settings["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "variants", "-p", "no:cacheprovider"]
     done = subprocess.run(

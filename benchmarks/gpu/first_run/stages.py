@@ -70,9 +70,9 @@ SUITES = {
         parallel=False,
     ),
     "threads": Suite(
-        (f"{GPU}/test_threads.py",),
+        (f"{GPU}/test_gpu_threads.py",),
         selects=4,
-        dry=(f"{GPU}/test_threads.py",),
+        dry=(f"{GPU}/test_gpu_threads.py",),
         dry_settings=ON_CPU,
         parallel=False,
     ),
