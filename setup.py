@@ -30,7 +30,7 @@ from setuptools.command.build import build
 ROOT = Path(__file__).resolve().parent
 SOURCES = Path("csrc/cpu")
 # compiled once; every other source of csrc/cpu is a kernel and is compiled once per CPU level
-HOST = ("api", "checks", "winograd_api")
+HOST = ("api", "checks", "contents_api", "winograd_api")
 KERNELS = sorted({path.stem for path in (ROOT / SOURCES).glob("*.cpp")} - set(HOST))
 LIBRARY, CUDA_LIBRARY = "libfastdiff_cpu.so", "libfastdiff_cuda.so"
 

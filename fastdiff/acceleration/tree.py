@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .contents import digests
+
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -127,9 +129,9 @@ def differentiates(*values: Tensor | None) -> bool:
 class Prepared:
     """A value computed from weights once, and again after they were moved or changed.
 
-    On the CPU the weights are looked at by their contents, because `.data` can be written without a
-    trace: a sum of the bits of every row costs a few percent of the layer. A GPU is not read from
-    the host; there the value is computed at every call, unless `by_version`.
+    On the CPU the weights are looked at by their contents (`contents`), because `.data` can be
+    written without a trace. A GPU is not read from the host; there the value is computed at every
+    call, unless `by_version`.
 
     It is not pickled.
 
@@ -148,14 +150,13 @@ class Prepared:
         here = all(w is None or w.device.type == "cpu" for w in weights)
         if not here and not self._by_version:
             return make(*weights)
-        key = tuple(
-            None if w is None else (w.data_ptr(), _version(w), w.dtype, w.device) for w in weights
-        )
-        contents = [_contents(w) for w in weights if w is not None] if here else []
+        key = tuple(None if w is None else _place(w) for w in weights)
         held = self._held  # read once: threads share the network
-        if held[0] != key or not all(map(torch.equal, held[1], contents)):
+        known = held[1] if held[0] == key else None
+        found = digests([w for w in weights if w is not None], known) if here else []
+        if held[0] != key or found is not known:
             with torch.no_grad():
-                held = key, contents, make(*weights)
+                held = key, found, make(*weights)
             self._held = held
         return held[2]
 
@@ -166,17 +167,14 @@ class Prepared:
         return Prepared(self._by_version)
 
 
-def _contents(weight: Tensor) -> Tensor:
-    """Returns the sum of the bits of every row of a weight, as integers that wrap around."""
-    rows = weight.detach()
-    if not rows.is_contiguous():  # as it lies in memory
-        rows = rows.permute(sorted(range(rows.ndim), key=rows.stride, reverse=True)).contiguous()
-    rows = rows.reshape(len(rows), -1) if rows.ndim > 1 else rows.reshape(1, -1)
-    size = rows.element_size()
-    if size < 8 and rows.shape[1] * size % 8 == 0:
-        return rows.view(torch.int64).sum(1)
-    return rows.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[size]).sum(1)
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+def _place(weight: Tensor) -> tuple[Any, ...]:
+    """Returns what tells where a weight is and how it is read, and torch's count of its changes."""
+    version = -1 if weight.is_inference() else weight._version
+    return (
+        weight.data_ptr(),
+        version,
+        weight.dtype,
+        weight.device,
+        weight.shape,
+        weight.stride(),
+    )

@@ -166,12 +166,34 @@ def _swap(network: nn.Module) -> None:
         p.data.copy_(p.data.flip(0))
 
 
+def _other_signs(network: nn.Module) -> None:
+    """Of every second element, from the second on."""
+    for p in network.parameters():
+        p.data.view(-1)[1::2].mul_(-1)
+
+
+def _rolled(network: nn.Module) -> None:
+    """Every row's elements move by an even number of places."""
+    for p in network.parameters():
+        p.data.copy_(p.data.roll(2 if p.ndim > 1 else 1, min(1, p.ndim - 1)))
+
+
+def _transposed(network: nn.Module) -> None:
+    """Square weights are read the other way; their memory stays as it is."""
+    for p in network.parameters():
+        if p.ndim > 1 and p.shape[0] == p.shape[1]:
+            p.data = p.data.transpose(0, 1)
+
+
 WRITES: dict[str, Callable[[nn.Module], None]] = {
     "in place": _each(lambda p: p.mul_(1.1)),
     "data in place": _each(lambda p: p.data.mul_(1.1)),
     "data": _each(lambda p: setattr(p, "data", p.data * 1.1)),
     "one element of data": _one_element,
     "channels of data": _swap,
+    "signs of data": _other_signs,
+    "places in rows of data": _rolled,
+    "strides of data": _transposed,
     "average": _each(lambda p: p.data.copy_(0.9 * p.data + 0.01)),
     "quantised": _each(lambda p: p.data.copy_(p.data.to(torch.float16).float() * 1.01)),
     "numpy": _each(lambda p: p.detach().numpy().__imul__(1.1)),
