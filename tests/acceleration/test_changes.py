@@ -167,13 +167,13 @@ def _swap(network: nn.Module) -> None:
 
 
 def _other_signs(network: nn.Module) -> None:
-    """Of every second element, from the second on."""
+    """Of every second element in memory, from the second on."""
     for p in network.parameters():
-        p.data.view(-1)[1::2].mul_(-1)
+        p.data.as_strided((p.numel(),), (1,))[1::2].mul_(-1)
 
 
 def _rolled(network: nn.Module) -> None:
-    """Every row's elements move by an even number of places."""
+    """Input channels change places, an even number of them at a time."""
     for p in network.parameters():
         p.data.copy_(p.data.roll(2 if p.ndim > 1 else 1, min(1, p.ndim - 1)))
 
