@@ -1,4 +1,5 @@
-// fd_contents: pick the level, divide the blocks among threads, add the last part of a block.
+// fd_contents and fd_contents_changed: pick the level, divide the blocks among threads, add the last part
+// of a block.
 #include "contents.h"
 
 #include <string.h>
@@ -8,6 +9,7 @@
 
 namespace {
 
+using fastdiff::CONTENTS_BLOCK;
 using fastdiff::ContentsKeys;
 
 typedef void (*Kernel)(const unsigned char*, int64_t, const ContentsKeys&, uint64_t*);
@@ -35,38 +37,61 @@ ContentsKeys keys(int64_t block) {
     return k;
 }
 
-}  // namespace
-
-int fd_contents(const void* data, int64_t bytes, uint64_t* digest, int64_t level, int64_t threads) {
+int check(const fd_contents_args& a) {
     const int64_t best = fd_cpu_level();
-    if (level == FD_BEST) level = best;
-    if (level < 0 || level > best)
+    if (a.level < FD_BEST || a.level > best)
         return fastdiff::fail(FD_VALUE_ERROR, "expected a CPU level in [0, %lld], got %lld.", (long long)best,
-                              (long long)level);
-    if (bytes < 0) return fastdiff::fail(FD_VALUE_ERROR, "expected bytes >= 0, got %lld.", (long long)bytes);
-    const Kernel kernel = KERNELS[level];
-    const unsigned char* from = (const unsigned char*)data;
-    const int64_t blocks = bytes / fastdiff::CONTENTS_BLOCK, rest = bytes % fastdiff::CONTENTS_BLOCK;
+                              (long long)a.level);
+    for (int64_t i = 0; i < a.count; ++i)
+        if (a.bytes[i] < 0)
+            return fastdiff::fail(FD_VALUE_ERROR, "expected bytes >= 0, got %lld.", (long long)a.bytes[i]);
+    return FD_OK;
+}
+
+void digest_of(const fd_contents_args& a, int64_t i, uint64_t* digest) {
+    const Kernel kernel = KERNELS[a.level == FD_BEST ? fd_cpu_level() : a.level];
+    const unsigned char* from = (const unsigned char*)a.data[i];
+    const int64_t blocks = a.bytes[i] / CONTENTS_BLOCK, rest = a.bytes[i] % CONTENTS_BLOCK;
     memset(digest, 0, WORDS * sizeof *digest);
 #if defined(_OPENMP)
-    threads = threads < blocks / GRAIN ? threads : blocks / GRAIN;
+    const int64_t threads = a.threads < blocks / GRAIN ? a.threads : blocks / GRAIN;
     if (threads > 1) {
         // sums that wrap around: their order does not matter
 #pragma omp parallel for num_threads((int)threads) schedule(static)
         for (int64_t k = 0; k < threads; ++k) {
             const int64_t begin = blocks * k / threads, end = blocks * (k + 1) / threads;
             uint64_t part[WORDS] = {};
-            kernel(from + begin * fastdiff::CONTENTS_BLOCK, end - begin, keys(begin), part);
+            kernel(from + begin * CONTENTS_BLOCK, end - begin, keys(begin), part);
 #pragma omp critical(fd_contents)
-            for (int i = 0; i < WORDS; ++i) digest[i] += part[i];
+            for (int j = 0; j < WORDS; ++j) digest[j] += part[j];
         }
     } else
 #endif
         kernel(from, blocks, keys(0), digest);
     if (rest) {
-        unsigned char last[fastdiff::CONTENTS_BLOCK] = {};
-        memcpy(last, from + blocks * fastdiff::CONTENTS_BLOCK, (size_t)rest);
+        unsigned char last[CONTENTS_BLOCK] = {};
+        memcpy(last, from + blocks * CONTENTS_BLOCK, (size_t)rest);
         kernel(last, 1, keys(blocks), digest);
+    }
+}
+
+}  // namespace
+
+int fd_contents(const fd_contents_args* args, uint64_t* digests) {
+    const int status = check(*args);
+    if (status != FD_OK) return status;
+    for (int64_t i = 0; i < args->count; ++i) digest_of(*args, i, digests + i * WORDS);
+    return FD_OK;
+}
+
+int fd_contents_changed(const fd_contents_args* args, const uint64_t* known, int64_t* changed) {
+    const int status = check(*args);
+    if (status != FD_OK) return status;
+    *changed = 0;
+    for (int64_t i = 0; i < args->count; ++i) {
+        uint64_t found[WORDS];
+        digest_of(*args, i, found);
+        *changed += memcmp(found, known + i * WORDS, sizeof found) != 0;
     }
     return FD_OK;
 }

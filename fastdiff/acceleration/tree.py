@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contents import digests
+from .contents import Contents
 
 _HOOKS = (
     "_forward_hooks",
@@ -151,12 +151,11 @@ class Prepared:
         if not here and not self._by_version:
             return make(*weights)
         key = tuple(None if w is None else _place(w) for w in weights)
+        given = [w for w in weights if w is not None] if here else []
         held = self._held  # read once: threads share the network
-        known = held[1] if held[0] == key else None
-        found = digests([w for w in weights if w is not None], known) if here else []
-        if held[0] != key or found is not known:
+        if held[0] != key or not held[1].unchanged(given):
             with torch.no_grad():
-                held = key, found, make(*weights)
+                held = key, Contents(given), make(*weights)
             self._held = held
         return held[2]
 

@@ -23,8 +23,19 @@ extern "C" {
 
 enum { FD_CONTENTS_LANES = 16 };
 
-// digest: 2 FD_CONTENTS_LANES words. level: as in fd_launch. No value depends on level and threads.
-FD_EXPORT int fd_contents(const void* data, int64_t bytes, uint64_t* digest, int64_t level, int64_t threads);
+// Memory of `count` weights. No value depends on level and threads.
+typedef struct {
+    int64_t level;  // as in fd_launch
+    int64_t threads;
+    int64_t count;
+    const void* const* data;  // [count]
+    const int64_t* bytes;     // [count]
+} fd_contents_args;
+
+// digests: [count, 2 FD_CONTENTS_LANES]
+FD_EXPORT int fd_contents(const fd_contents_args* args, uint64_t* digests);
+// changed: the number of weights whose digest is not the known one
+FD_EXPORT int fd_contents_changed(const fd_contents_args* args, const uint64_t* known, int64_t* changed);
 
 #ifdef __cplusplus
 }
