@@ -147,11 +147,13 @@ class Prepared:
     def get(self, weights: tuple[Tensor | None, ...], make: Callable[..., Any]) -> Any:
         if torch.compiler.is_compiling():  # the compiler decides what to keep
             return make(*weights)
-        here = all(w is None or w.device.type == "cpu" for w in weights)
-        if not here and not self._by_version:
-            return make(*weights)
-        key = tuple(None if w is None else _place(w) for w in weights)
-        given = [w for w in weights if w is not None] if here else []
+        given = [w for w in weights if w is not None]
+        here = all([w.is_cpu for w in given])
+        if not here:
+            if not self._by_version:
+                return make(*weights)
+            given = []  # nothing is read from the device
+        key = [None if w is None else _place(w) for w in weights]
         held = self._held  # read once: threads share the network
         if held[0] != key or not held[1].unchanged(given):
             with torch.no_grad():
