@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdiff.acceleration import contents
 from fastdiff.backend import library
 
+pytestmark = pytest.mark.cpu_only
 LANES = 16
 MOST = 2**64
 

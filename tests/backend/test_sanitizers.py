@@ -1,4 +1,4 @@
-"""The op tests and Winograd's tests on a C++ library with address and behaviour sanitizers.
+"""The op tests and those of accelerated networks' kernels on a C++ library with address and behaviour sanitizers.
 
 The library is built for this test. The process that loads it preloads the runtimes of
 AddressSanitizer and UndefinedBehaviorSanitizer; their first report ends it, which fails the test.
@@ -19,7 +19,8 @@ from trees import ROOT, copy_tree, run
 FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 # tests of the C++ backend, without the slow ones of torch's compiler and of numerical gradients
 CHOICE = "cpu and not compil and not opcheck and not fullgraph and not gradcheck"
-TESTS = ["tests/ops", "tests/acceleration/test_winograd.py", "-k", CHOICE]
+OURS = [f"tests/acceleration/test_{name}.py" for name in ("winograd", "contents")]
+TESTS = ["tests/ops", *OURS, "-k", CHOICE]
 
 
 @pytest.mark.skipif(
