@@ -10,10 +10,10 @@ and results.
 1. The class computes the grid: timesteps [n] for the network, noise levels [n] as diffusers rounds
    them, and the level that the last step goes to. Most classes do this in `_levels` and
    `grids.ended`; those with grids of training timesteps need the timesteps alone.
-2. `_state_of` makes a `State` of the grid: the points (`Time`) of the levels, and what diffusers'
-   attributes show. Some classes have both parts in one method `_grid(steps, device)`, which
-   `_initial` calls too.
-3. `_begin` makes it the state of the calling context.
+2. `_state_of` makes a `State` of the grid: the tables that diffusers' attributes show. Some classes
+   have both parts in one method `_grid(steps, device)`, which `_initial` calls too.
+3. `_begin` computes the points (`Time`) of these tables by `_points`, and makes the state that of
+   the calling context. Where a user edits a table later, `_renew` computes the points again.
 
 `step` takes the network's output, a timestep and the sample:
 
@@ -60,7 +60,7 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
-from .state import State, States
+from .state import RunTable, State, States
 from .tables import Points
 from .traced import TracedPlan
 
@@ -93,6 +93,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
       `self._setup()`;
     - `_prepare()`: training tables from the configuration;
     - `_initial()`: the State before `set_timesteps`, in most classes of all training timesteps;
+    - `_points(state)`: the points (`Time`) of a state's tables;
     - `set_timesteps(...)`: computes a State and passes it to `_begin`;
     - `_formula(trace, state, start, **options)`: the formula from the timestep of index `start` to
       the end of the grid, run with `trace`; returns the final state as a linear term;
@@ -112,6 +113,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     # whether diffusers' step returns another term, which `_write_slot_1` makes the plan's slot 1
     _returns_slot_1 = False
     _has_history = False  # whether the formula depends on where the run began
+
+    # the scheduler's own tables that its steps read, which users may edit
+    _reads: tuple[str, ...] = ()
+    _edits = 0  # the number of assignments to such tables
+
+    timesteps: Any = RunTable()  # [n] in the order of the network's calls, on set_timesteps' device
 
     _states: States
     config: Any
@@ -133,6 +140,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _initial(self) -> State:
         """The state before `set_timesteps`."""
+        raise NotImplementedError
+
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        """The points of a state's tables, and the divisor of the network's input at each timestep.
+
+        They are those of diffusers' step, whoever wrote the tables.
+        """
         raise NotImplementedError
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
@@ -178,30 +192,35 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             # a configuration is written as JSON, which has lists only
             self.register_to_config(trained_betas=np.asarray(self.config["trained_betas"]).tolist())
         self._prepare()
-        self._states = States(self._initial())
+        state = self._initial()
+        self._renew(state)
+        self._states = States(state)
 
     def _begin(self, state: State) -> None:
         """Starts a new run in the calling context."""
+        self._renew(state)
         self._states.set(state)
 
     @property
     def _state(self) -> State:
-        return self._states.get()
+        state = self._states.get()
+        if state.stale(self._edits):
+            self._renew(state)
+        return state
 
-    @property
-    def timesteps(self) -> Tensor:
-        """[n] timesteps in the order of the network's calls, on set_timesteps' device."""
-        return self._state.timesteps
-
-    @timesteps.setter
-    def timesteps(self, value: Tensor) -> None:
-        state = self._state
-        state.timesteps, state.values = value, value.tolist()
-        state.locate()
+    def _renew(self, state: State) -> None:
+        """Computes what follows from the tables of a state, which may have been edited."""
+        state.watch(self._edits, [self.__dict__.get(name) for name in self._reads])
+        state.times, state.scales = self._points(state)
+        state.plans, state.config = {}, None
 
     @property
     def num_inference_steps(self) -> int | None:
         return self._state.num_inference_steps
+
+    @num_inference_steps.setter
+    def num_inference_steps(self, value: int | None) -> None:
+        self._state.set_steps(value)
 
     @property
     def _step_index(self) -> int | None:
@@ -294,6 +313,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """The plan of a formula whose final state is `end`, with a timestep for each call."""
         table = trace.table(end)
         calls = np.flatnonzero(table[:, INDEX["network"]])
+        calls = calls[: len(timesteps)]  # edited levels may outnumber the timesteps
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
         self._write_slot_1(table, state, options)
         info = {"scheduler": type(self).__name__, "timesteps": len(timesteps), **options}
@@ -355,6 +375,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         else:
             first = self._history_start(state, index) if self._has_history else 0
             traced, call = self._traced(state, first, options), index - first
+            if call >= len(traced.calls):
+                self._refuse_levels(state, index)
             slots, slots_out = state.slots(index, traced.slots, sample)
             state.last_index, state.step_index = index, index + 1
         if self._returns_slot_1:
@@ -384,6 +406,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             second = slots_out[0].to(sample.dtype)
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
+
+    def _refuse_levels(self, state: State, index: int) -> None:
+        """Raises ValueError for a step whose levels are not there."""
+        raise ValueError(
+            f"fastdiff.{type(self).__name__}.step: expected levels for the step of index {index},"
+            f" got {len(state.times)} for {len(state.values)} timesteps. Assign one more level than"
+            " timesteps."
+        )
 
     def _like(self, sample: Tensor, noise: Tensor | float) -> Tensor:
         """The user's noise in the sample's shape."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...prediction import Coefficients, Parametrization
+from ...schedule import Time
 from ...solvers import Linear, Trace
 from ...solvers.grids import karras_levels
 from . import grids, tables
@@ -76,15 +77,12 @@ class CMStochasticIterativeScheduler(Indexed):
 
     def _initial(self) -> State:
         levels = self._levels(np.linspace(0, 1, self.config.num_train_timesteps))
-        return self._state_of(
-            levels, torch.from_numpy(levels), np.append(levels, levels[-1]), None, steps=None
-        )
+        return self._state_of(levels, torch.from_numpy(levels), None, steps=None)
 
+    @staticmethod
     def _state_of(
-        self,
         levels: NDArray[np.float64],
         sigmas: Tensor,
-        all_levels: NDArray[Any],
         device: Any,
         *,
         steps: int | None,
@@ -94,16 +92,19 @@ class CMStochasticIterativeScheduler(Indexed):
 
         Args:
             levels: [n] float64, from which the timesteps are computed.
-            sigmas: what diffusers shows.
-            all_levels: [n + 1] as diffusers rounds them, with the level that the last step goes to.
+            sigmas: what diffusers shows, after set_timesteps with the last level.
             steps, custom: the number of steps that was passed, and whether timesteps were passed.
         """
         timesteps = torch.from_numpy(1000 * 0.25 * np.log(levels + 1e-44))
-        times = [tables.exploding(float(i), float(v)) for i, v in enumerate(all_levels)]
-        scales = [hypot(t.sigma, self.config.sigma_data) for t in times[:-1]]
-        return State(
-            timesteps.to(device), times, steps=steps, sigmas=sigmas, scales=scales, custom=custom
-        )
+        return State(timesteps.to(device), steps=steps, tables={"sigmas": sigmas}, custom=custom)
+
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        levels = self._sigmas_of(state)
+        scales = [hypot(v, self.config.sigma_data) for v in levels]
+        # at the index num_train_timesteps the next level is the last one again
+        last = min(self.config.num_train_timesteps, len(levels))
+        times = [tables.exploding(float(i), v) for i, v in enumerate([*levels[:last], levels[-1]])]
+        return times, scales
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
@@ -126,7 +127,7 @@ class CMStochasticIterativeScheduler(Indexed):
         ended = grids.ended(levels, self.config.sigma_min)
         sigmas = torch.from_numpy(ended)
         self._begin(
-            self._state_of(levels, sigmas, ended, device, steps=steps, custom=timesteps is not None)
+            self._state_of(levels, sigmas, device, steps=steps, custom=timesteps is not None)
         )
 
     def _parametrization(self) -> Parametrization:

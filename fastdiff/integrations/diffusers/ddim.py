@@ -13,7 +13,7 @@ from ...solvers import Linear, Trace, ddim
 from . import grids, tables
 from .base import Generators
 from .quirks.ddpm import inversion
-from .state import State
+from .state import State, Table
 from .vp import VariancePreserving
 
 
@@ -29,7 +29,8 @@ class DDIMScheduler(VariancePreserving):
     A step from a timestep off the grid follows the same rule.
     """
 
-    final_alpha_cumprod: Tensor
+    final_alpha_cumprod: Any = Table()
+    _reads = ("alphas_cumprod", "final_alpha_cumprod")
 
     @register_to_config
     def __init__(
@@ -180,7 +181,8 @@ class DDIMInverseScheduler(VariancePreserving):
 
     ignore_for_config = ["kwargs"]
     _deprecated_kwargs = ["set_alpha_to_zero"]
-    initial_alpha_cumprod: Tensor
+    initial_alpha_cumprod: Any = Table()
+    _reads = ("alphas_cumprod", "initial_alpha_cumprod")
 
     @register_to_config
     def __init__(

@@ -12,7 +12,7 @@ from ...ops import randn
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
 from . import grids
-from .base import Generators
+from .base import Generators, Scheduler
 from .quirks.ddpm import ddpm
 from .state import State
 from .vp import VariancePreserving
@@ -77,6 +77,10 @@ class DDPMScheduler(VariancePreserving):
     def custom_timesteps(self) -> bool:
         return bool(self._state.extra.get("custom"))
 
+    @custom_timesteps.setter
+    def custom_timesteps(self, value: bool) -> None:
+        self._state.set_extra("custom", value)
+
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
     ) -> None:
@@ -99,21 +103,32 @@ class DDPMScheduler(VariancePreserving):
         )
         self._begin(self._state_of(grid, device, steps=num_inference_steps))
 
-    def previous_timestep(self, timestep: Any) -> int:
-        """The timestep after this one on the grid, -1 after the last one."""
-        state = self._state
-        index = self._index(state, timestep)
-        if index is None:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}.previous_timestep: expected one of"
-                f" scheduler.timesteps, got {timestep}."
-            )
-        return state.values[index + 1] if index + 1 < len(state.values) else -1
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The timestep after this one on the grid as a tensor [], -1 after the last one.
+
+        Without a grid of one's own it is t - 1.
+        """
+        return previous(self, timestep)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        for i in range(start, len(state.values)):
-            trace.start = self._step_formula(trace, state.times[i], state.times[i + 1])
+        # where a timestep is there twice, diffusers takes the one after its first place
+        after = dict(zip(state.values[::-1], [-1, *state.values[:0:-1]], strict=True))
+        for t in state.values[start:]:
+            trace.start = self._off_grid(trace, state, t, after=after) or trace.start
         return trace.start
+
+    def _off_grid(
+        self, trace: Trace, state: State, timestep: float, **options: Any
+    ) -> Linear | None:
+        after = options.get("after")
+        if not has_grid(state):
+            before = timestep - 1
+        elif after is None:
+            return None
+        else:
+            before = after[timestep]
+        s = self._point(before) if before >= 0 else self._final()
+        return self._step_formula(trace, self._point(timestep), s)
 
     def _step_formula(self, trace: Trace, t: Time, s: Time) -> Linear:
         return ddpm(trace, t, s, variance_type=self.variance_type, draws=t.t > 0)
@@ -167,6 +182,26 @@ class DDPMScheduler(VariancePreserving):
                 device=sample.device,
             )
         return variance**0.5 * z.to(variance.dtype)
+
+
+def has_grid(state: State) -> bool:
+    """Whether steps go to the next timestep of the grid; otherwise they go from t to t - 1."""
+    return bool(state.extra.get("custom") or state.num_inference_steps)
+
+
+def previous(scheduler: Scheduler, timestep: Any) -> Any:
+    """The timestep after this one as diffusers gives it, a tensor [] where there is a grid."""
+    state = scheduler._state
+    if not has_grid(state):
+        return timestep - 1
+    if float(timestep) not in state.values:
+        raise ValueError(
+            f"fastdiff.{type(scheduler).__name__}.previous_timestep: expected one of"
+            f" scheduler.timesteps, got {timestep}."
+        )
+    index = state.values.index(float(timestep)) + 1
+    timesteps = state.tables["timesteps"]
+    return timesteps[index] if index < len(timesteps) else torch.tensor(-1)
 
 
 class DDPMParallelScheduler(DDPMScheduler):

@@ -19,8 +19,9 @@ from ...solvers import Linear, Trace, consistency
 from ...table import INDEX
 from . import grids
 from .base import Generators
+from .ddpm import previous
 from .indexed import Indexed
-from .state import State
+from .state import State, Table
 from .vp import VariancePreserving
 
 
@@ -57,7 +58,8 @@ class Distilled(VariancePreserving, Indexed):
     _compatibles: list[str] = []
     _returns_x0 = False
     _returns_slot_1 = True
-    final_alpha_cumprod: Tensor
+    final_alpha_cumprod: Any = Table()
+    _reads = ("alphas_cumprod", "final_alpha_cumprod")
 
     def _prepare(self) -> None:
         super()._prepare()
@@ -69,16 +71,23 @@ class Distilled(VariancePreserving, Indexed):
     def custom_timesteps(self) -> bool:
         return bool(self._state.extra.get("custom"))
 
+    @custom_timesteps.setter
+    def custom_timesteps(self, value: bool) -> None:
+        self._state.set_extra("custom", value)
+
     def _distilled(self, original_steps: int | None, strength: float) -> NDArray[np.int64]:
         """The timesteps of the distillation, ascending, up to a fraction `strength` of them."""
         raise NotImplementedError
 
-    def _end(self, last: int, *, whole: bool) -> Time:
-        """The point that the step from the last timestep, `last`, goes to.
-
-        whole: whether the grid has all its steps, that is, none was cut off by strength.
-        """
+    def _end(self, last: int) -> Time:
+        """The point that the step from the last timestep, `last`, goes to, with noise."""
         raise NotImplementedError
+
+    def _steps(self, state: State, start: int) -> list[tuple[Time, Time, bool]]:
+        """(begin, end, whether noise follows) of the steps from index `start` on."""
+        values, last = state.values, (state.num_inference_steps or 0) - 1
+        ends = [*state.times[1 : len(values)], self._end(int(values[-1]))]
+        return [(state.times[i], ends[i], i != last) for i in range(start, len(values))]
 
     def _evenly(self, original: int | None, strength: float) -> NDArray[np.int64]:
         """Every (T // original)-th timestep, ascending, up to the fraction `strength` of them."""
@@ -134,16 +143,11 @@ class Distilled(VariancePreserving, Indexed):
                 np.int64
             )
             grid = available[::-1][chosen]
-        state = self._state_of(grid, device, steps=steps, custom=timesteps is not None)
-        if len(grid):
-            state.times[-1] = self._end(int(grid[-1]), whole=len(grid) == steps)
-        self._begin(state)
+        self._begin(self._state_of(grid, device, steps=steps, custom=timesteps is not None))
 
-    def previous_timestep(self, timestep: Any) -> int:
-        """The timestep after this one on the grid, -1 after the last one."""
-        state = self._state
-        index = self.index_for_timestep(timestep)
-        return state.values[index + 1] if index + 1 < len(state.values) else -1
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The timestep after this one on the grid as a tensor [], -1 after the last one."""
+        return previous(self, timestep)
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
         """For every step, the factor of the second returned value in the next state."""
@@ -196,16 +200,18 @@ class LCMScheduler(Distilled):
     def _distilled(self, original_steps: int | None, strength: float) -> NDArray[np.int64]:
         return self._evenly(original_steps, strength)
 
-    def _end(self, last: int, *, whole: bool) -> Time:
-        return CLEAN if whole else self._point(last)
+    def _end(self, last: int) -> Time:
+        return self._point(last)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return consistency.lcm(
-            trace, state.times[start:], timestep_scaling=self.config.timestep_scaling
-        )
+        scaling = self.config.timestep_scaling
+        for t, s, noisy in self._steps(state, start):
+            step = [t, s if noisy else CLEAN]
+            trace.start = consistency.lcm(trace, step, timestep_scaling=scaling)
+        return trace.start
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
-        return [s.alpha for s in state.times[1:]]
+        return [s.alpha if noisy else 1.0 for _, s, noisy in self._steps(state, 0)]
 
     def step(
         self,
@@ -267,7 +273,7 @@ class TCDScheduler(Distilled):
             return self._evenly(None, strength)
         return np.arange(0, int(self.config.num_train_timesteps * strength))
 
-    def _end(self, last: int, *, whole: bool) -> Time:
+    def _end(self, last: int) -> Time:
         return self._point(0)
 
     def _down(self, s: Time, eta: float) -> Time:
@@ -275,18 +281,22 @@ class TCDScheduler(Distilled):
         return self._point(int(torch.floor((1 - eta) * torch.tensor(int(s.t)))))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        x, times = trace.start, state.times[start:]
-        for t, s in zip(times, times[1:], strict=False):
+        x, eta = trace.start, options.get("eta", 0.3)
+        for t, s, noisy in self._steps(state, start):
             x0, eps, _ = trace.predict(x, t)
-            down = self._down(s, options.get("eta", 0.3))
-            scale, variance = s.transition(down)
+            down = self._down(s, eta)
+            scale, variance = s.transition(down) if noisy and eta > 0 else (1.0, 0.0)
             x = scale * (down.alpha * x0 + down.sigma * eps)
             if variance > 0:
                 x = x + sqrt(variance) * trace.noise()
         return x
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
-        return [s.transition(self._down(s, options.get("eta", 0.3)))[0] for s in state.times[1:]]
+        eta = options.get("eta", 0.3)
+        return [
+            s.transition(self._down(s, eta))[0] if noisy and eta > 0 else 1.0
+            for _, s, noisy in self._steps(state, 0)
+        ]
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return options["eta"] > 0 and index + 1 != self.num_inference_steps

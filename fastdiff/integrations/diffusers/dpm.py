@@ -223,9 +223,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
 
     def _initial(self) -> State:
         state = super()._initial()
-        state.timesteps = state.timesteps.flip(0)
-        state.values = state.values[::-1]
-        state.locate()
+        state.tables["timesteps"] = state.tables["timesteps"].flip(0)
         return state
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:

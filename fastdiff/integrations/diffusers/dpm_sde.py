@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -73,17 +73,8 @@ class DPMSolverSDEScheduler(SecondOrder):
             [grids.timestep_of(middle, np.log(trained)), visited[1:]], axis=1
         ).flatten()
         ended = grids.ended(levels, 0.0)
-        shown = torch.from_numpy(np.concatenate([ended[:1], ended[1:-1].repeat(2), ended[-1:]]))
-        called = np.stack([np.sqrt(ended[:-2] * ended[1:-1]), ended[1:-1]], axis=1).flatten()
-        scales = [float(np.hypot(v, 1.0)) for v in (*ended[:1], *called)]
-        state = self._state_of(
-            np.concatenate([visited[:1], between]),
-            ended,
-            device,
-            steps=steps,
-            shown=shown,
-            scales=scales,
-        )
+        shown = np.concatenate([ended[:1], ended[1:-1].repeat(2), ended[-1:]])
+        state = self._state_of(np.concatenate([visited[:1], between]), shown, device, steps=steps)
         if isinstance(c.noise_sampler_seed, int):
             state.seed = c.noise_sampler_seed % 2**64
         return state
@@ -94,8 +85,16 @@ class DPMSolverSDEScheduler(SecondOrder):
         """Sets num_inference_steps steps, spaced as configured over num_train_timesteps."""
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
+    def _scale(self, state: State, index: int) -> float:
+        if self._begins(state, index):
+            return super()._scale(state, index)
+        begin, end = state.times[index - 1 : index + 1]
+        return math.hypot(math.sqrt(begin.sigma * end.sigma), 1.0)
+
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return dpm_sde.dpmpp_sde(trace, self._entered(state, start), clock="rho", **options)
+        for step in self._steps(state, start):
+            trace.start = dpm_sde.dpmpp_sde(trace, step, clock="rho", **options)
+        return trace.start
 
     def step(
         self,

@@ -98,11 +98,13 @@ class Preconditioned(Indexed):
     ) -> State:
         """A state on these levels; `last` is the level that the last step goes to."""
         sigmas = torch.cat([levels, torch.tensor([last], dtype=tables.FLOAT)])
-        levels_and_last = sigmas.tolist()
-        times = [tables.exploding(float(i), v) for i, v in enumerate(levels_and_last)]
-        scales = [math.hypot(v, self.config.sigma_data) for v in levels_and_last[:-1]]
         timesteps = self.precondition_noise(levels.to(device))
-        return State(timesteps, times, steps=steps, sigmas=sigmas, scales=scales)
+        return State(timesteps, steps=steps, tables={"sigmas": sigmas})
+
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        levels = self._sigmas_of(state)
+        times = [tables.exploding(float(i), v) for i, v in enumerate(levels)]
+        return times, [math.hypot(v, self.config.sigma_data) for v in levels]
 
 
 class EDMEulerScheduler(Preconditioned):

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...backend.eager.common import compute_dtype
 from ...ops import randn
 from ...prediction import Parametrization
+from ...schedule import Time
 from . import grids, tables
 from .base import Generators
 from .indexed import Indexed
@@ -56,19 +57,19 @@ class Flow(Indexed):
         trained = self._trained
         return self._state_of(
             trained * self.config.num_train_timesteps,
-            torch.cat([trained, trained.new_zeros(1)]),
             trained,
         )
 
-    def _state_of(
-        self, timesteps: Tensor, levels: Tensor, sigmas: Tensor, steps: int | None = None
-    ) -> State:
-        """A state at these timesteps [n] and levels [n + 1], the last level included.
+    @staticmethod
+    def _state_of(timesteps: Tensor, sigmas: Tensor, steps: int | None = None) -> State:
+        """A state at these timesteps [n] and levels, after set_timesteps with the last one."""
+        return State(timesteps, steps=steps, tables={"sigmas": sigmas})
 
-        sigmas: what diffusers shows.
-        """
-        times = [tables.flowing(float(v)) for v in levels]
-        return State(timesteps, times, steps=steps, sigmas=sigmas)
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        times = [tables.flowing(v) for v in self._sigmas_of(state)]
+        if state.num_inference_steps is None:  # the levels of training have no last one
+            times.append(tables.CLEAN)
+        return times, None
 
     @property
     def shift(self) -> float:
@@ -200,4 +201,4 @@ class Shifting(Flow):
             else grid * c.num_train_timesteps
         )
         grid = torch.cat([grid, grid.new_full((1,), 1.0 if c.invert_sigmas else 0.0)])
-        self._begin(self._state_of(visited.to(device), grid, grid.to(device), steps))
+        self._begin(self._state_of(visited.to(device), grid.to(device), steps))

@@ -149,9 +149,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         timesteps = grid * self.config.num_train_timesteps
         timesteps = torch.cat([timesteps[:1], timesteps[1:].repeat_interleave(2)])
         grid = torch.cat([grid[:1], grid[1:].repeat_interleave(2), grid.new_zeros(1)])
-        self._begin(
-            self._state_of(timesteps.to(device), grid, grid.to(device), num_inference_steps)
-        )
+        self._begin(self._state_of(timesteps.to(device), grid.to(device), num_inference_steps))
 
     @property
     def state_in_first_order(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Scheduler
+from .state import RunTable, State
 
 
 class Counted(Scheduler):
@@ -77,6 +78,8 @@ class Indexed(Counted):
         sigmas: the levels of the timesteps and the one that the last step goes to, on the CPU.
     """
 
+    sigmas: Any = RunTable()
+
     def _adopt(
         self, key: str, known: tuple[str, ...], others: tuple[str, ...], replacement: str
     ) -> None:
@@ -93,11 +96,14 @@ class Indexed(Counted):
                 f"fastdiff.{type(self).__name__}: expected {key} in {list(known)}, got {value!r}."
             )
 
-    @property
-    def sigmas(self) -> Tensor:
-        sigmas = self._state.sigmas
-        assert sigmas is not None
-        return sigmas
+    def _sigmas_of(self, state: State) -> list[float]:
+        """The levels of a state as numbers. Raises ValueError for a negative one."""
+        levels = state.tables["sigmas"].tolist()
+        if any(v < 0 for v in levels):
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected sigmas >= 0, got {min(levels)}."
+            )
+        return levels
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample divided by its level's scale, for classes with scales.
@@ -112,7 +118,12 @@ class Indexed(Counted):
             index = self.index_for_timestep(timestep)
         if state.step_index is None:
             state.step_index = index
-        return sample / state.scales[index]
+        return sample / self._scale(state, index)
+
+    def _scale(self, state: State, index: int) -> float:
+        """The divisor of the network's input at an index."""
+        assert state.scales is not None
+        return state.scales[index]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise; timesteps [B].

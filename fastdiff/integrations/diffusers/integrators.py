@@ -89,9 +89,8 @@ class Integrator(Indexed, TrainingTables):
         `timesteps`.
         """
         shown = np.arange(self.config.num_train_timesteps, dtype=tables.numpy_float())[::-1].copy()
-        return State(
-            torch.from_numpy(shown), [], steps=None, sigmas=torch.from_numpy(self._trained())
-        )
+        trained = torch.from_numpy(self._trained())
+        return State(torch.from_numpy(shown), steps=None, tables={"sigmas": trained})
 
     # -- points
 
@@ -239,11 +238,14 @@ class Integrator(Indexed, TrainingTables):
         values = torch.from_numpy(np.ascontiguousarray(visited)).to(
             device=device, dtype=torch.int64
         )
-        shown = [*(float(int(t)) for t in visited), -1.0]
-        times = [
-            self._time(shown[min(i, len(visited))], float(level)) for i, level in enumerate(levels)
-        ]
-        return State(values, times, steps=len(visited), sigmas=torch.from_numpy(levels))
+        return State(values, steps=len(visited), tables={"sigmas": torch.from_numpy(levels)})
+
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        if state.num_inference_steps is None:
+            return [], None  # no step is taken
+        visited = [*(float(int(t)) for t in state.values), -1.0]
+        levels = enumerate(self._sigmas_of(state))
+        return [self._time(visited[min(i, len(visited) - 1)], v) for i, v in levels], None
 
     # -- steps
 

@@ -11,12 +11,13 @@ from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...schedule import Time
 from ...solvers import Linear, Trace, karras
 from . import grids, tables
 from .base import Generators
-from .quirks.karras import lms, midpoints
+from .quirks.karras import lms, midpoint
 from .sigma import Exploding
-from .state import State
+from .state import RunTable, State
 
 
 class LMSDiscreteScheduler(Exploding):
@@ -103,12 +104,24 @@ class SecondOrder(Exploding):
         """A state of a number of steps, spaced over `total` timesteps, or at given timesteps."""
         raise NotImplementedError
 
-    def _entered(self, state: State, start: int) -> list[Any]:
-        """The points from index `start` of `timesteps` on.
+    @staticmethod
+    def _begins(state: State, index: int) -> bool:
+        """Whether the call at an index is the first one of a step of this run."""
+        first, last = state.history_start, state.last_index
+        if first is None or last is None or index not in (last, last + 1):
+            return True
+        return (index - first) % 2 == 0
 
-        Both indices of a step, those of its two network calls, begin at the same point.
-        """
-        return state.times[(start + 1) // 2 :]
+    @property
+    def state_in_first_order(self) -> bool:
+        """Whether the next call is the first one of a step."""
+        state = self._state
+        return state.last_index is None or self._begins(state, state.last_index + 1)
+
+    def _steps(self, state: State, start: int) -> list[tuple[Time, Time]]:
+        """(begin, end) of the steps from index `start` of `timesteps` on, each of two indices."""
+        begins = state.times[start : len(state.values) : 2]
+        return list(zip(begins, state.times[start + 1 :: 2], strict=False))
 
 
 class HeunDiscreteScheduler(SecondOrder):
@@ -145,10 +158,9 @@ class HeunDiscreteScheduler(SecondOrder):
     ) -> State:
         visited, levels = self._levels(steps, timesteps, total)
         levels = grids.ended(levels, 0.0)
-        shown = torch.from_numpy(np.concatenate([levels[:1], levels[1:-1].repeat(2), levels[-1:]]))
+        shown = np.concatenate([levels[:1], levels[1:-1].repeat(2), levels[-1:]])
         twice = np.concatenate([visited[:1], visited[1:].repeat(2)]).astype(tables.numpy_float())
-        scales = [math.hypot(v, 1.0) for v in shown.tolist()[:-1]]
-        return self._state_of(twice, levels, device, steps=steps, shown=shown, scales=scales)
+        return self._state_of(twice, shown, device, steps=steps)
 
     def set_timesteps(
         self,
@@ -163,7 +175,9 @@ class HeunDiscreteScheduler(SecondOrder):
         self._begin(self._grid(steps, device, num_train_timesteps, timesteps))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return karras.heun(trace, self._entered(state, start))
+        for step in self._steps(state, start):
+            trace.start = karras.heun(trace, step)
+        return trace.start
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
@@ -173,35 +187,53 @@ class HeunDiscreteScheduler(SecondOrder):
 
 
 class _Midpoint(SecondOrder):
-    """What both KDPM2 classes share: levels, and timesteps of the points between them."""
+    """What both KDPM2 classes share: levels, and timesteps of the points between them.
+
+    Attributes:
+        sigmas_interpol: the levels of the second calls, in diffusers' order.
+    """
+
+    sigmas_interpol: Any = RunTable()
+    _middle = 0  # the index of a step's level in sigmas_interpol, from that of its first call
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
-        """Levels [n - 1] of each step except the last.
-
-        `middle` is the level of the second call; the others are what the formula needs.
-        """
+        """Tables [n + 1] of the levels [n + 1], of which `sigmas_interpol` is one."""
         raise NotImplementedError
+
+    def _scale(self, state: State, index: int) -> float:
+        if self._begins(state, index):
+            return super()._scale(state, index)
+        return math.hypot(float(state.tables["sigmas_interpol"][index - 1 + self._middle]), 1.0)
+
+    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
+        shown = {name: table.tolist() for name, table in state.tables.items()}
+        for i, (t, s) in enumerate(self._steps(state, start)):
+            middle = shown["sigmas_interpol"][start + 2 * i + self._middle]
+            down, up = s.sigma, 0.0
+            if "sigmas_up" in shown:
+                down, up = (shown[name][start + 2 * i] for name in ("sigmas_down", "sigmas_up"))
+            trace.start = midpoint(trace, t, middle, down, up)
+        return trace.start
 
     def _grid(
         self, steps: int, device: Any, total: int | None = None, timesteps: Any = None
     ) -> State:
         visited, levels = self._levels(steps, None, total, whole_karras=True)
         levels = grids.ended(levels, 0.0)
-        step_levels = self._between(torch.from_numpy(levels))
-        middle = step_levels["middle"].numpy()
+        levels_between = self._between(torch.from_numpy(levels))
+        middle = levels_between["sigmas_interpol"][self._middle : steps - 1 + self._middle].numpy()
         log_sigmas: NDArray[Any] = np.log(tables.sigmas(self.alphas_cumprod))
         between = grids.timestep_of(middle, log_sigmas, narrow=True).astype(visited.dtype)
         interleaved = np.stack([between, visited[1:]], axis=1).flatten()
-        sigmas = np.concatenate([levels[:1], levels[1:].repeat(2), levels[-1:]])
-        called = np.concatenate([levels[:1], np.stack([middle, levels[1:-1]], axis=1).flatten()])
         return self._state_of(
             np.concatenate([visited[:1], interleaved]),
-            levels,
+            np.concatenate([levels[:1], levels[1:].repeat(2), levels[-1:]]),
             device,
             steps=steps,
-            shown=torch.from_numpy(sigmas),
-            scales=[math.hypot(v, 1.0) for v in called.tolist()],
-            **{name: value.tolist() for name, value in step_levels.items()},
+            **{
+                name: torch.cat([v[:1], v[1:].repeat_interleave(2), v[-1:]])
+                for name, v in levels_between.items()
+            },
         )
 
     def set_timesteps(
@@ -241,11 +273,10 @@ class KDPM2DiscreteScheduler(_Midpoint):
     ):
         self._setup()
 
-    def _between(self, levels: Tensor) -> dict[str, Tensor]:
-        return {"middle": levels.log().lerp(levels.roll(1).log(), 0.5).exp()[1:-1]}
+    _middle = 1
 
-    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        return karras.kdpm2(trace, self._entered(state, start))
+    def _between(self, levels: Tensor) -> dict[str, Tensor]:
+        return {"sigmas_interpol": levels.log().lerp(levels.roll(1).log(), 0.5).exp()}
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
@@ -280,19 +311,20 @@ class KDPM2AncestralDiscreteScheduler(_Midpoint):
     ):
         self._setup()
 
-    def _between(self, levels: Tensor) -> dict[str, Tensor]:
-        above, below = levels[:-2], levels[1:-1]
-        up = (below**2 * (above**2 - below**2) / above**2) ** 0.5
-        down = (below**2 - up**2) ** 0.5
-        return {"middle": above.log().lerp(down.log(), 0.5).exp(), "down": down, "up": up}
+    sigmas_up: Any = RunTable()
+    sigmas_down: Any = RunTable()
 
-    def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        first = (start + 1) // 2
-        levels = [state.extra[name][first:] for name in ("middle", "down", "up")]
-        return midpoints(trace, state.times[first:], *levels)
+    def _between(self, levels: Tensor) -> dict[str, Tensor]:
+        below = torch.cat([levels[1:], levels.new_zeros(1)])
+        up = (below**2 * (levels**2 - below**2) / levels**2) ** 0.5
+        down = (below**2 - up**2) ** 0.5
+        down[-1] = 0.0
+        middle = levels.log().lerp(down.log(), 0.5).exp()
+        middle[-2:] = 0.0
+        return {"sigmas_interpol": middle, "sigmas_down": down, "sigmas_up": up}
 
     def _always_draws(self, index: int, options: Any) -> bool:
-        return index % 2 == 1
+        return not self._begins(self._state, index)
 
     def step(
         self,

@@ -16,7 +16,7 @@ from ...solvers import Linear, Trace
 from . import grids, tables
 from .indexed import Counted
 from .quirks.pndm import ipndm, plms, prk
-from .state import State
+from .state import RunTable, State, Table
 from .vp import VariancePreserving
 
 
@@ -37,7 +37,8 @@ class PNDMScheduler(VariancePreserving):
 
     _returns_x0 = False
     _has_history = True
-    final_alpha_cumprod: Tensor
+    final_alpha_cumprod: Any = Table()
+    _reads = ("alphas_cumprod", "final_alpha_cumprod")
     pndm_order = 4
 
     @register_to_config
@@ -168,16 +169,14 @@ class IPNDMScheduler(Counted):
             sigma = torch.tensor(self.config.trained_betas, dtype=tables.FLOAT)
         alpha = (1.0 - sigma**2) ** 0.5
         timesteps = (torch.atan2(sigma, alpha) / math.pi * 2)[:-1]
-        times = [_point_of(*pair) for pair in zip(alpha.tolist(), sigma.tolist(), strict=True)]
-        return State(timesteps.to(device), times, steps=steps, alphas=alpha, betas=sigma)
+        return State(timesteps.to(device), steps=steps, tables={"alphas": alpha, "betas": sigma})
 
-    @property
-    def alphas(self) -> Tensor:
-        return self._state.extra["alphas"]
+    alphas: Any = RunTable()
+    betas: Any = RunTable()
 
-    @property
-    def betas(self) -> Tensor:
-        return self._state.extra["betas"]
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        alphas, betas = (state.tables[name].tolist() for name in ("alphas", "betas"))
+        return [_point_of(*pair) for pair in zip(alphas, betas, strict=False)], None
 
     def _parametrization(self) -> Parametrization:
         return Parametrization("v")

@@ -15,9 +15,10 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Trace, ddim
 from ...solvers.repaint import resampling
+from . import tables
 from .base import Generators
 from .pairwise import Pairwise
-from .state import State
+from .state import State, Table
 from .traced import TracedPlan
 
 
@@ -37,6 +38,8 @@ class RePaintScheduler(Pairwise):
     """
 
     eta: float
+    final_alpha_cumprod: Any = Table()
+    _reads = ("alphas_cumprod", "alphas", "final_alpha_cumprod")
 
     @register_to_config
     def __init__(
@@ -80,6 +83,9 @@ class RePaintScheduler(Pairwise):
             stride = 1 if there > here else -1
             left += [steps - i for i in range(here + stride, there + stride, stride)]
         self._begin(self._state_of(np.array(left) * (total // steps), device, steps=steps))
+
+    def _final(self) -> Time:
+        return tables.preserving(0, float(self.final_alpha_cumprod))
 
     def _width(self, state: State) -> int:
         """T // n, the number of training timesteps between two timesteps of the grid."""

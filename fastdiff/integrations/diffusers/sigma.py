@@ -97,26 +97,20 @@ class Exploding(Indexed, TrainingTables):
         device: Any,
         *,
         steps: int | None,
-        shown: Tensor | None = None,
-        scales: list[float] | None = None,
-        **extra: Any,
+        **shown: Tensor,
     ) -> State:
         """A state at these timesteps [n] and levels [n + 1], the last level included.
 
-        Second-order classes have two timesteps for most levels.
-
-        Args:
-            shown: what diffusers shows as `sigmas`; the levels by default.
-            scales: the divisor of the network's input at each timestep, by default
-                sqrt(sigma² + 1) of its level.
-            extra: further values for the formula or for attributes (`State.extra`).
+        shown: further tables that diffusers shows.
         """
-        times = [tables.exploding(float(i), float(v)) for i, v in enumerate(levels)]
         values = timesteps if isinstance(timesteps, Tensor) else torch.from_numpy(timesteps)
-        sigmas = torch.from_numpy(levels) if shown is None else shown
-        if scales is None:
-            scales = [math.hypot(float(v), 1.0) for v in levels[:-1]]
-        return State(values.to(device), times, steps=steps, sigmas=sigmas, scales=scales, **extra)
+        sigmas = torch.from_numpy(levels)
+        return State(values.to(device), steps=steps, tables={"sigmas": sigmas, **shown})
+
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        levels = self._sigmas_of(state)
+        times = [tables.exploding(float(i), v) for i, v in enumerate(levels)]
+        return times, [math.hypot(v, 1.0) for v in levels]
 
     # -- diffusers' surface
 

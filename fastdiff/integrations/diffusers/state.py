@@ -7,6 +7,7 @@ as a worker thread, uses the state that was made last.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -18,17 +19,23 @@ from ...backend.eager.common import compute_dtype
 from ...schedule import Time
 from .traced import TracedPlan
 
+_STALE = -1  # never a scheduler's number of edits
+
 
 class State:
     """The grid of a run, and its position on it.
 
+    The tables are what diffusers shows as attributes, and users may assign them or write into them.
+    Everything that follows from them is computed by the scheduler's `_renew`: when the run starts,
+    and again when `stale` says that a table is another one or has another version counter.
+
     Attributes:
-        timesteps: [n] as the pipeline iterates them, one per network call.
-        values: the same as Python numbers.
+        tables: by diffusers' names, `timesteps` [n] as the pipeline iterates them, one per network
+            call, and for some classes noise levels.
+        num_inference_steps: as passed to set_timesteps or assigned; None before.
+        values: the timesteps as Python numbers.
         times: the points of the solver's grid; the last one is the result's.
-        sigmas: noise levels as diffusers shows them, or None.
         scales: the divisor of the network's input at each timestep, or None.
-        num_inference_steps: as passed to set_timesteps; None before it is called.
         extra: further values that the class needs for its formula and attributes.
         step_index, begin_index: diffusers' counters.
         history_start: the index at which the history in the slots begins.
@@ -41,22 +48,18 @@ class State:
     def __init__(
         self,
         timesteps: Tensor,
-        times: list[Time],
         *,
         steps: int | None,
-        sigmas: Tensor | None = None,
-        scales: list[float] | None = None,
+        tables: dict[str, Tensor] | None = None,
         **extra: Any,
     ):
-        self.timesteps = timesteps
-        self.values = timesteps.tolist()
-        self.times, self.sigmas, self.scales, self.num_inference_steps = (
-            times,
-            sigmas,
-            scales,
-            steps,
-        )
+        self.tables = {"timesteps": timesteps, **(tables or {})}
+        self.num_inference_steps = steps
+        self.values: list[Any] = []
+        self.times: list[Time] = []
+        self.scales: list[float] | None = None
         self.extra = extra
+        self._edits, self._watched, self._version = _STALE, (), 0
         self.step_index: int | None = None
         self.begin_index: int | None = None
         self.history_start: int | None = None
@@ -65,18 +68,65 @@ class State:
         self.config: Any = None
         self.plans: dict[Any, TracedPlan] = {}
         self._slots: list[Tensor] = []
-        self.locate()
 
-    def locate(self) -> None:
-        """Notes the memory of the timesteps, so that `view_index` needs no read of the device."""
-        self.address, self.item = self.timesteps.data_ptr(), self.timesteps.element_size()
-        self.extent = self.timesteps.numel() * self.item
+    def set_table(self, name: str, value: Any) -> None:
+        """Replaces a table by the user's. Raises ValueError for one that is no row of numbers."""
+        table = torch.as_tensor(value)
+        if table.ndim != 1:
+            raise ValueError(
+                f"fastdiff.integrations.diffusers: expected {name} of shape [n], got"
+                f" {list(table.shape)}."
+            )
+        self.tables[name] = table
+        self._edits = _STALE
+
+    def set_extra(self, name: str, value: Any) -> None:
+        """Replaces one of the further values by the user's."""
+        self.extra[name], self._edits = value, _STALE
+
+    def set_steps(self, steps: int | None) -> None:
+        """Replaces the number of steps by the user's."""
+        self.num_inference_steps, self._edits = steps, _STALE
+
+    def stale(self, edits: int) -> bool:
+        """Whether a table was assigned or written into since the last `watch`.
+
+        edits: the number of assignments to the scheduler's own tables. Writes raise a tensor's
+        version counter, so nothing is read; those through NumPy's view of a tensor do not.
+        """
+        if edits != self._edits:
+            return True
+        version = 0
+        for table in self._watched:
+            version += table._version
+        return version != self._version
+
+    def watch(self, edits: int, tables: Iterable[Any]) -> None:
+        """Reads the timesteps, and notes the versions of its tables and of the scheduler's."""
+        with torch.inference_mode(False):  # tensors of inference mode count no versions
+            for name, table in self.tables.items():
+                if table.is_inference():
+                    self.tables[name] = table.clone()
+        timesteps = self.tables["timesteps"]
+        self.values = timesteps.tolist()
+        # the memory of the timesteps, so that `view_index` needs no read of the device
+        self._device, self._address = timesteps.device, timesteps.data_ptr()
+        self._item = timesteps.element_size() * max(timesteps.stride()[0], 0)
+        self._extent = len(self.values) * self._item
+        self._edits = edits
+        self._watched = tuple(
+            t
+            for t in (*self.tables.values(), *tables)
+            if isinstance(t, Tensor) and not t.is_inference()
+        )
+        self._version = sum(t._version for t in self._watched)
 
     def view_index(self, timestep: Tensor) -> int | None:
         """The index of a timestep that is a view into `timesteps`, None for another tensor."""
-        offset = timestep.data_ptr() - self.address
-        if 0 <= offset < self.extent and timestep.device == self.timesteps.device:
-            return offset // self.item
+        offset = timestep.data_ptr() - self._address
+        if 0 <= offset < self._extent and timestep.device == self._device:
+            index, rest = divmod(offset, self._item)
+            return None if rest else index
         return None
 
     def fingerprint(self) -> Any:
@@ -84,6 +134,11 @@ class State:
         if not all(isinstance(v, (bool, int, float, str, type(None))) for v in self.extra.values()):
             return None
         return (self.num_inference_steps, *self.extra.values(), *self.values, *self.times)
+
+    def digest(self) -> int:
+        """A number that tells the contents of the tables from others."""
+        flat = (t.detach().cpu().contiguous().reshape(-1) for t in self._watched)
+        return hash(tuple(t.view(torch.uint8).numpy().tobytes() for t in flat))
 
     def slots(
         self, index: int, count: int, sample: Tensor
@@ -122,11 +177,40 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.
-        return {**self.__dict__, "plans": {}, "config": None}
+        stale = {"_edits": _STALE, "_watched": ()}
+        return {**self.__dict__, "plans": {}, "config": None, **stale}
 
-    def __setstate__(self, values: dict[str, Any]) -> None:
-        self.__dict__.update(values)
-        self.locate()
+
+class Table:
+    """A scheduler's own table, such as `alphas_cumprod`, whose assignment counts as an edit."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, scheduler: Any, owner: type) -> Any:
+        if scheduler is None:
+            return self
+        try:
+            return scheduler.__dict__[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
+
+    def __set__(self, scheduler: Any, value: Any) -> None:
+        scheduler.__dict__[self.name] = value
+        scheduler._edits = scheduler._edits + 1
+
+
+class RunTable:
+    """A table of the run in the calling context, such as `sigmas`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, scheduler: Any, owner: type) -> Any:
+        return self if scheduler is None else scheduler._state.tables[self.name]
+
+    def __set__(self, scheduler: Any, value: Any) -> None:
+        scheduler._state.set_table(self.name, value)
 
 
 _MAX_GRIDS = 16  # the plans of about this many grids are cached by a scheduler
@@ -165,6 +249,7 @@ class States:
         key = state.fingerprint()
         if key is None:
             return {}
+        key = (state.digest(), *key)
         owner, known = self._plans
         if owner is not config or len(known) > _MAX_GRIDS:
             self._plans = (config, known := {})

@@ -28,6 +28,8 @@ class UnCLIPScheduler(Pairwise):
     A grid of one step is refused; diffusers divides by zero.
     """
 
+    _reads = ("alphas_cumprod", "betas", "alphas")
+
     @register_to_config
     def __init__(
         self,
@@ -77,8 +79,13 @@ class UnCLIPScheduler(Pairwise):
     def _step_formula(self, trace: Trace, t: int, before: int) -> Linear:
         here = self._point(t)
         there = self._point(before) if before >= 0 else self._final()
-        beta = float(self.betas[t]) if before == t - 1 else here.transition(there)[1]
-        return posterior(trace, here, there, beta, learned=self.variance_type == "learned_range")
+        if before == t - 1:
+            beta, alpha = float(self.betas[t]), float(self.alphas[t])
+        else:
+            beta = here.transition(there)[1]
+            alpha = 1.0 - beta
+        learned = self.variance_type == "learned_range"
+        return posterior(trace, here, there, beta, alpha, learned=learned)
 
     def step(
         self,
@@ -106,14 +113,14 @@ class UnCLIPScheduler(Pairwise):
         )
 
 
-def posterior(p: Trace, t: Time, s: Time, beta: float, *, learned: bool) -> Linear:
-    """q(x_s | x_t, x0) with a given beta.
+def posterior(p: Trace, t: Time, s: Time, beta: float, alpha: float, *, learned: bool) -> Linear:
+    """q(x_s | x_t, x0) with a given beta and alpha = 1 - beta.
 
-    The beta between t and s is passed because the rounding of diffusers' table differs from that of
+    Those between t and s are passed because the rounding of diffusers' tables differs from that of
     the points.
     """
     x0, _, _ = p.predict(p.start, t)
-    x = (s.alpha * beta / t.sigma**2) * x0 + (sqrt(1.0 - beta) * s.sigma**2 / t.sigma**2) * p.x()
+    x = (s.alpha * beta / t.sigma**2) * x0 + (sqrt(alpha) * s.sigma**2 / t.sigma**2) * p.x()
     if t.t <= 0:
         return x
     variance = max((s.sigma / t.sigma) ** 2 * beta, 1e-20)

@@ -17,15 +17,15 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from . import tables
 from .base import Scheduler
-from .state import State
+from .state import State, Table
 
 
 class TrainingTables(Scheduler):
     """A scheduler with diffusers' betas, alphas and alphas_cumprod, each [T] on the CPU."""
 
-    betas: Tensor
-    alphas: Tensor
-    alphas_cumprod: Tensor
+    betas: Any = Table()
+    alphas: Any = Table()
+    alphas_cumprod: Any = Table()
 
     def _prepare(self) -> None:
         self.betas = tables.betas(self.config, type(self).__name__)
@@ -55,18 +55,18 @@ class TrainingTables(Scheduler):
 class VariancePreserving(TrainingTables):
     """A scheduler whose timesteps are indices of the training tables."""
 
+    _reads: tuple[str, ...] = ("alphas_cumprod",)
+
     def _initial(self) -> State:
         return self._state_of(np.arange(0, self.config.num_train_timesteps)[::-1], None, steps=None)
 
     def _state_of(self, timesteps: Any, device: Any, *, steps: int | None, **extra: Any) -> State:
-        """A state at these timesteps [n], with the points of the training tables.
-
-        The last step goes to `_final`. extra: see `State`.
-        """
+        """A state at these timesteps [n]. extra: see `State`."""
         values = torch.tensor(np.array(timesteps, dtype=np.int64), device=device)
-        return State(
-            values, [*(self._point(int(t)) for t in timesteps), self._final()], steps=steps, **extra
-        )
+        return State(values, steps=steps, **extra)
+
+    def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
+        return [*(self._point(int(t)) for t in state.values), self._final()], None
 
     def _final(self) -> Time:
         """The point that the last step goes to."""

@@ -63,27 +63,19 @@ def lms(p: Trace, times: Sequence[Time], start: int, *, order: int) -> Linear:
     return x
 
 
-def midpoints(
-    p: Trace,
-    times: Sequence[Time],
-    middle: Sequence[float],
-    down: Sequence[float],
-    up: Sequence[float],
-) -> Linear:
-    """`solvers.karras.kdpm2_ancestral` with levels from a table.
+def midpoint(p: Trace, t: Time, middle: float, down: float, up: float) -> Linear:
+    """A step of `solvers.karras.kdpm2_ancestral`, with levels from a table.
 
     Quirk: diffusers' sqrt(sigma_s² - up²) cancels in float32, so the levels cannot be recomputed.
 
     Args:
-        middle, down, up: for every step the level of its second call, the level it steps down to,
-            and the level of the noise that is added back.
+        middle: the level of the second call; at 0 there is none.
+        down, up: the level that the step goes down to, and that of the noise that is added back.
     """
-    x = p.start
-    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
-        x0, _, _ = p.predict(x, t)
-        if s.sigma == 0:
-            return x0
-        start, half = p.keep(p.x()), Time(t.t, 1.0, middle[i], -2.0 * log(middle[i]))
-        y0, _, _ = p.predict(euler_step(t, half, p.x(), x0), half)
-        x = start + (down[i] - t.sigma) * slope(half, p.x(), y0) + up[i] * p.noise()
-    return x
+    x0, _, _ = p.predict(p.start, t)
+    if middle == 0:
+        return x0
+    start, half = p.keep(p.x()), Time(t.t, 1.0, middle, -2.0 * log(middle))
+    y0, _, _ = p.predict(euler_step(t, half, p.x(), x0), half)
+    x = start + (down - t.sigma) * slope(half, p.x(), y0)
+    return x + up * p.noise() if up != 0 else x
