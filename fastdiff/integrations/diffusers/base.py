@@ -42,7 +42,8 @@ This file is over 400 lines because the stages of a step, which every class shar
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,6 +182,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Writes the coefficients of slot 1, for classes whose steps return it."""
 
+    def _sums(self, state: State) -> bool:
+        """Whether the last step remembered a sum with its levels, which cannot be edited."""
+        return False
+
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
         """Whether diffusers draws at this index even where the noise is multiplied by zero."""
         return False
@@ -211,8 +216,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _renew(self, state: State) -> None:
         """Computes what follows from the tables of a state, which may have been edited."""
         state.watch(self._edits, [self.__dict__.get(name) for name in self._reads])
+        before = state.times
         state.times, state.scales = self._points(state)
         state.plans, state.config = {}, None
+        if state.last_index is not None and before != state.times and self._sums(state):
+            state.broken = True
 
     @property
     def num_inference_steps(self) -> int | None:
@@ -266,15 +274,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         traced = state.plans.get(key)
         if traced is None:
             trace = self._trace()
-            traced = self._traced_plan(
-                trace,
-                state,
-                self._formula(trace, state, start, **options),
-                state.values[start:],
-                options,
-            )
+            with self._finite():
+                end = self._formula(trace, state, start, **options)
+                traced = self._traced_plan(trace, state, end, state.values[start:], options)
             state.plans[key] = traced
         return traced
+
+    @contextmanager
+    def _finite(self) -> Iterator[None]:
+        """Raises ValueError with a sentence where a formula leaves the numbers."""
+        try:
+            yield
+        except (ArithmeticError, ValueError) as error:
+            if str(error).startswith("fastdiff"):
+                raise
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected tables that give finite steps, got"
+                f" others ({error}). Assign timesteps, sigmas or alphas that differ from step to"
+                " step and are above 0 before the last one."
+            ) from None
 
     def _traced_off_grid(
         self, state: State, timestep: float, options: Mapping[str, Any]
@@ -283,7 +301,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         key = ("single", timestep, *options.values())
         if key not in state.plans:
             trace = self._trace()
-            end = self._off_grid(trace, state, timestep, **options)
+            with self._finite():
+                end = self._off_grid(trace, state, timestep, **options)
             if end is None:
                 raise ValueError(
                     f"fastdiff.{type(self).__name__}.step: expected one of scheduler.timesteps, got"
@@ -330,15 +349,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if isinstance(timestep, Tensor):
             index = state.view_index(timestep)
             if index is not None:
-                return index
+                return index + (state.shift or 0)
             if counter is not None and timestep.device.type != "cpu":
                 return counter
             timestep = timestep.item()
+        shift = state.shift or 0
         if counter is not None and (
-            state.step_index is None or self._holds(state, counter, timestep)
+            state.step_index is None or self._holds(state, counter - shift, timestep)
         ):
             return counter
-        found = [i for i, t in enumerate(state.values) if t == timestep]
+        found = [i + shift for i, t in enumerate(state.values) if t == timestep]
         if not found:
             return None
         # a run that starts inside the grid starts at the second of two equal timesteps, like
@@ -347,7 +367,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def _holds(state: State, index: int, timestep: float) -> bool:
-        return index < len(state.values) and state.values[index] == timestep
+        return 0 <= index < len(state.values) and state.values[index] == timestep
 
     def _advance(
         self,
@@ -374,6 +394,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             traced, call = self._traced_off_grid(state, float(timestep), options), 0
         else:
             first = self._history_start(state, index) if self._has_history else 0
+            if state.broken and state.last_index is not None:
+                raise ValueError(
+                    f"fastdiff.{type(self).__name__}.step: expected the tables of the last step,"
+                    " whose results this step continues from, got edited ones. Edit sigmas and"
+                    " alphas before a run or between the steps of another class."
+                )
             traced, call = self._traced(state, first, options), index - first
             if call >= len(traced.calls):
                 self._refuse_levels(state, index)

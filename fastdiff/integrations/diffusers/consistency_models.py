@@ -101,10 +101,9 @@ class CMStochasticIterativeScheduler(Indexed):
     def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
         levels = self._sigmas_of(state)
         scales = [hypot(v, self.config.sigma_data) for v in levels]
-        # at the index num_train_timesteps the next level is the last one again
-        last = min(self.config.num_train_timesteps, len(levels))
-        times = [tables.exploding(float(i), v) for i, v in enumerate([*levels[:last], levels[-1]])]
-        return times, scales
+        if len(levels) == self.config.num_train_timesteps:  # the last one is followed by itself
+            levels = [*levels, levels[-1]]
+        return [tables.exploding(float(i), v) for i, v in enumerate(levels)], scales
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None

@@ -58,6 +58,7 @@ class Distilled(VariancePreserving, Indexed):
     _compatibles: list[str] = []
     _returns_x0 = False
     _returns_slot_1 = True
+    _reads_timestep = True
     final_alpha_cumprod: Any = Table()
     _reads = ("alphas_cumprod", "final_alpha_cumprod")
 

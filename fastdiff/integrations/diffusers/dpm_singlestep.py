@@ -89,8 +89,13 @@ class DPMSolverSinglestepScheduler(DPMSolver):
 
     @property
     def order_list(self) -> list[int]:
-        """The orders of the steps at the current timesteps."""
-        return self.get_order_list(len(self._state.values))
+        """The orders of the steps that set_timesteps found."""
+        orders = self._state.extra.get("orders")
+        return self.get_order_list(self.config.num_train_timesteps) if orders is None else [*orders]
+
+    @order_list.setter
+    def order_list(self, value: list[int]) -> None:
+        self._state.set_extra("orders", tuple(value))
 
     def set_timesteps(
         self,
@@ -124,10 +129,10 @@ class DPMSolverSinglestepScheduler(DPMSolver):
                 c.final_sigmas_type,
             )
             self.register_to_config(lower_order_final=True)
-        self._begin_on(visited, levels, device)
+        self._begin_on(visited, levels, device, orders=tuple(self.get_order_list(len(visited))))
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
-        c, orders = self.config, self.get_order_list(len(times) - 1)
+        c, orders = self.config, self.order_list[: len(times) - 1]
         return singlestep(
             trace,
             times[start:],

@@ -162,8 +162,8 @@ class EDMEulerScheduler(Preconditioned):
     ) -> Linear:
         if given_x0:
             trace.parametrization = Parametrization("x0")  # the output is the prediction itself
-        times = state.times[: len(state.values) + 1]
-        return late_churn(trace, times[start:], len(state.times) - 1, hat=True, **options)
+        times, steps = state.times[start:], len(state.times) - 1
+        return late_churn(trace, times, steps, hat=True, **options)
 
     def step(
         self,

@@ -123,10 +123,9 @@ class EulerDiscreteScheduler(Exploding):
         return super()._respaced(visited, levels, log_sigmas, steps, whole_karras)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        times = state.times[: len(state.values) + 1]
-        steps = len(state.times) - 1
+        times, steps = state.times[start:], len(state.times) - 1
         return late_churn(
-            trace, times[start:], steps, hat=self.config.prediction_type == "epsilon", **options
+            trace, times, steps, hat=self.config.prediction_type == "epsilon", **options
         )
 
     def step(

@@ -157,6 +157,9 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         first, last = self._state.history_start, self._state.last_index
         return first is None or last is None or (last - first) % 2 == 1
 
+    def _sums(self, state: State) -> bool:
+        return not self.state_in_first_order
+
     def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor) -> Tensor:
         """(1 - sigma) x0 + sigma noise at the level of the next step.
 

@@ -20,6 +20,8 @@ class Counted(Scheduler):
     """
 
     _last_for_unknown = False  # whether diffusers takes an unknown timestep for the last one
+    # whether a step depends on its timestep, not on its index alone
+    _reads_timestep = False
 
     @property
     def step_index(self) -> int | None:
@@ -40,6 +42,33 @@ class Counted(Scheduler):
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Sets the index of the run's first step; pipelines that start inside the grid call it."""
         self._state.begin_index = begin_index
+
+    def _index(self, state: State, timestep: Any) -> int | None:
+        if state.step_index is None or state.shift is None:
+            self._enter(state, timestep)
+        return super()._index(state, timestep)
+
+    def _enter(self, state: State, timestep: Any) -> None:
+        """Finds the shift of a run at its first call, and where its timesteps were assigned.
+
+        diffusers' counter begins at begin_index, or at the second one of two equal timesteps, and
+        goes on from there.
+        """
+        state.shift = 0
+        place = state.view_index(timestep) if isinstance(timestep, Tensor) else None
+        if place is None:
+            return
+        places = [i for i, t in enumerate(state.values) if t == state.values[place]]
+        first = state.step_index if state.step_index is not None else state.begin_index
+        if first is None:
+            first = places[1] if len(places) > 1 else place
+        if self._reads_timestep and first != place:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected the timestep of index {first}, at"
+                f" which the run begins, got that of index {place}. Call set_begin_index with the"
+                " index of the first timestep."
+            )
+        state.shift = first - place
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """The index of a timestep's value.

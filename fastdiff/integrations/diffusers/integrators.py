@@ -229,16 +229,22 @@ class Integrator(Indexed, TrainingTables):
     def _lowest(self) -> float:
         return float(self._trained()[0])
 
-    def _begin_on(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> None:
+    def _begin_on(
+        self, visited: NDArray[Any], levels: NDArray[Any], device: Any, **extra: Any
+    ) -> None:
         """Starts a run on these timesteps [n] and levels [n], which end in `_last_level`."""
-        self._begin(self._state_of(visited, grids.ended(levels, self._last_level(levels)), device))
+        ended = grids.ended(levels, self._last_level(levels))
+        self._begin(self._state_of(visited, ended, device, **extra))
 
-    def _state_of(self, visited: NDArray[Any], levels: NDArray[Any], device: Any) -> State:
+    def _state_of(
+        self, visited: NDArray[Any], levels: NDArray[Any], device: Any, **extra: Any
+    ) -> State:
         """A state at these timesteps [n] and levels [n + 1], the last level included."""
         values = torch.from_numpy(np.ascontiguousarray(visited)).to(
             device=device, dtype=torch.int64
         )
-        return State(values, steps=len(visited), tables={"sigmas": torch.from_numpy(levels)})
+        shown = {"sigmas": torch.from_numpy(levels)}
+        return State(values, steps=len(visited), tables=shown, **extra)
 
     def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
         if state.num_inference_steps is None:

@@ -118,6 +118,9 @@ class SecondOrder(Exploding):
         state = self._state
         return state.last_index is None or self._begins(state, state.last_index + 1)
 
+    def _sums(self, state: State) -> bool:
+        return not self.state_in_first_order
+
     def _steps(self, state: State, start: int) -> list[tuple[Time, Time]]:
         """(begin, end) of the steps from index `start` of `timesteps` on, each of two indices."""
         begins = state.times[start : len(state.values) : 2]

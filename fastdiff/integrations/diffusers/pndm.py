@@ -10,7 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from ...prediction import Parametrization
+from ...prediction import Coefficients, Parametrization
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
 from . import grids, tables
@@ -129,6 +129,9 @@ class PNDMScheduler(VariancePreserving):
             trace, [self._at(t) for t in rest], [(self._at(t), self._at(s)) for t, s in steps], outs
         )
 
+    def _sums(self, state: State) -> bool:
+        return self.counter < len(state.extra.get("prk", ())) and self.counter % 4 != 0
+
     def _at(self, t: int) -> Time:
         return self._point(t) if t >= 0 else self._final()
 
@@ -137,6 +140,13 @@ class PNDMScheduler(VariancePreserving):
     ) -> Any:
         """The next state from the network's output at one of the timesteps; see diffusers."""
         return self._advance(model_output, timestep, sample, return_dict=return_dict)
+
+
+class Unnormalized(Parametrization):
+    """v read as eps = sigma x + alpha v, also where alpha² + sigma² is not 1."""
+
+    def at(self, alpha: float, sigma: float) -> Coefficients:
+        return Coefficients(1.0, alpha, -sigma, sigma, alpha)
 
 
 class IPNDMScheduler(Counted):
@@ -179,7 +189,7 @@ class IPNDMScheduler(Counted):
         return [_point_of(*pair) for pair in zip(alphas, betas, strict=False)], None
 
     def _parametrization(self) -> Parametrization:
-        return Parametrization("v")
+        return Unnormalized("v")
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Sets num_inference_steps times in (0, 1]."""
@@ -197,7 +207,7 @@ class IPNDMScheduler(Counted):
 
 def _point_of(alpha: float, sigma: float) -> Time:
     if sigma == 0:
-        return CLEAN
+        return CLEAN._replace(alpha=alpha)
     return Time(
         0.0, alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)) if alpha > 0 else -math.inf
     )

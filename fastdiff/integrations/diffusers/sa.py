@@ -14,6 +14,7 @@ from ...solvers import sa as native
 from .base import Generators
 from .integrators import Integrator
 from .quirks import sa as quirks
+from .state import State
 
 
 def _default_tau(t: float) -> float:
@@ -37,6 +38,7 @@ class SASolverScheduler(Integrator):
     """
 
     _repeats_last = True
+    _reads_timestep = True  # tau's
 
     @register_to_config
     def __init__(
@@ -84,6 +86,9 @@ class SASolverScheduler(Integrator):
         """sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) noise at training timesteps [B], int64."""
         alpha, sigma = self._mixing(original_samples, timesteps)
         return alpha * original_samples + sigma * noise
+
+    def _sums(self, state: State) -> bool:
+        return True
 
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
         return True

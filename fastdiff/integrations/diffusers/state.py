@@ -38,8 +38,11 @@ class State:
         scales: the divisor of the network's input at each timestep, or None.
         extra: further values that the class needs for its formula and attributes.
         step_index, begin_index: diffusers' counters.
+        shift: what the index of a step is above its timestep's position on the grid, where
+            diffusers' counter says so; None until it is found for newly assigned timesteps.
         history_start: the index at which the history in the slots begins.
         last_index: the index of the last step; None before the first one.
+        broken: whether a table was edited that the last step's results depend on.
         seed: of fastdiff's noise, None until it is drawn.
         plans: the traced plans by first index and options.
         config: the configuration that `plans` were traced with.
@@ -62,6 +65,8 @@ class State:
         self._edits, self._watched, self._version = _STALE, (), 0
         self.step_index: int | None = None
         self.begin_index: int | None = None
+        self.shift: int | None = 0
+        self.broken = False
         self.history_start: int | None = None
         self.last_index: int | None = None
         self.seed: int | None = None
@@ -78,6 +83,8 @@ class State:
                 f" {list(table.shape)}."
             )
         self.tables[name] = table
+        if name == "timesteps":
+            self.shift = None
         self._edits = _STALE
 
     def set_extra(self, name: str, value: Any) -> None:
@@ -131,7 +138,9 @@ class State:
 
     def fingerprint(self) -> Any:
         """A key of everything that the plans depend on; None where that is more than numbers."""
-        if not all(isinstance(v, (bool, int, float, str, type(None))) for v in self.extra.values()):
+        if not all(
+            isinstance(v, (bool, int, float, str, tuple, type(None))) for v in self.extra.values()
+        ):
             return None
         return (self.num_inference_steps, *self.extra.values(), *self.values, *self.times)
 
