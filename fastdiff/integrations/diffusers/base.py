@@ -61,6 +61,7 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
+from . import members
 from .state import RunTable, State, States
 from .tables import Points
 from .traced import TracedPlan
@@ -115,6 +116,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     _returns_slot_1 = False
     _has_history = False  # whether the formula depends on where the run began
 
+    is_scale_input_called = False
     # the scheduler's own tables that its steps read, which users may edit
     _reads: tuple[str, ...] = ()
     _edits = 0  # the number of assignments to such tables
@@ -207,6 +209,29 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._states.set(state)
 
     @property
+    def __class__(self) -> Any:  # type: ignore[override]
+        """The drop-in's class, which counts as a subclass of diffusers' class of the same name."""
+        theirs = members.peer(type(self), DROP_INS)
+        return type(self) if theirs is None else members.twin(type(self), theirs)
+
+    def __reduce__(self) -> Any:
+        return members.bare, (type(self),), self.__dict__
+
+    def __getattr__(self, name: str) -> Any:
+        if "_internal_dict" in self.__dict__ and not name.startswith("__"):
+            try:
+                return members.borrowed(self, members.peer(type(self), DROP_INS), name)
+            except AttributeError:
+                pass
+        if name in members.HISTORY:
+            raise AttributeError(
+                f"fastdiff.{type(self).__name__}.{name}: expected members other than what diffusers"
+                " remembers between steps, which is in the plan's slots here. Use diffusers' class"
+                " to read or replace it."
+            )
+        return super().__getattr__(name)
+
+    @property
     def _state(self) -> State:
         state = self._states.get()
         if state.stale(self._edits):
@@ -247,8 +272,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             )
         return state.num_inference_steps
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The network's input: in variance-preserving space the sample itself."""
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *_: Any, **__: Any) -> Tensor:
+        """The network's input: in variance-preserving space the sample itself.
+
+        Further arguments are accepted, as by most of diffusers' classes, and have no effect.
+        """
         return sample
 
     def __len__(self) -> int:

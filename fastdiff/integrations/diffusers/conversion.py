@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from . import members
 from .base import DROP_INS
 
 SUPPORTED = ("0.42", "0.43")
@@ -96,8 +97,22 @@ def swap(pipeline: Any) -> Any:
 
     They are assigned to the finished pipeline, because some constructors, such as DDIMPipeline's,
     create a scheduler themselves.
+
+    Raises:
+        TypeError: for a scheduler without a drop-in, and for a pipeline whose source touches a
+            member of its scheduler that the drop-in lacks. The pipeline then is as before.
     """
-    for name, component in list(pipeline.components.items()):
+    replacements = {}
+    for name, component in pipeline.components.items():
         if isinstance(component, SchedulerMixin):
-            setattr(pipeline, name, from_scheduler(component))
+            drop_in = replacements[name] = from_scheduler(component)
+            lacking = members.missing(pipeline, drop_in, component)
+            if lacking:
+                raise TypeError(
+                    f"fastdiff.swap: expected a pipeline that a drop-in can serve, got"
+                    f" {type(pipeline).__name__}, which uses {' and '.join(lacking)} of its"
+                    f" {type(component).__name__}. Keep diffusers' scheduler there."
+                )
+    for name, drop_in in replacements.items():
+        setattr(pipeline, name, drop_in)
     return pipeline

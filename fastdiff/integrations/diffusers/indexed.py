@@ -134,12 +134,13 @@ class Indexed(Counted):
             )
         return levels
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Any = None, *_: Any, **__: Any) -> Tensor:
         """The sample divided by its level's scale, for classes with scales.
 
-        It may be called repeatedly: it does not advance the step.
+        It may be called repeatedly: it does not advance the step. Further arguments have no effect.
         """
         state = self._state
+        self.is_scale_input_called = True
         if state.scales is None:
             return sample
         index = self._index(state, timestep)

@@ -216,7 +216,12 @@ class RunTable:
         self.name = name
 
     def __get__(self, scheduler: Any, owner: type) -> Any:
-        return self if scheduler is None else scheduler._state.tables[self.name]
+        if scheduler is None:
+            return self
+        try:
+            return scheduler._state.tables[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
 
     def __set__(self, scheduler: Any, value: Any) -> None:
         scheduler._state.set_table(self.name, value)
