@@ -61,7 +61,7 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
-from . import members
+from . import history, members
 from .state import RunTable, State, States
 from .tables import Points
 from .traced import TracedPlan
@@ -117,6 +117,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     _has_history = False  # whether the formula depends on where the run began
 
     is_scale_input_called = False
+    _history: history.Defaults = {}
     # the scheduler's own tables that its steps read, which users may edit
     _reads: tuple[str, ...] = ()
     _edits = 0  # the number of assignments to such tables
@@ -135,6 +136,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             DROP_INS[cls.__name__] = cls
         # A pipeline saves this module's name with the class's name, and loads the class from it.
         cls.__module__ = "fastdiff"
+        for name in cls._history:
+            if not hasattr(cls, name):
+                setattr(cls, name, history.Remembered(name))
 
     # -- what classes define or change
 
@@ -184,6 +188,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> None:
         """Writes the coefficients of slot 1, for classes whose steps return it."""
 
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        """Fills what diffusers remembers from the slots; whether they have all that it needs."""
+        return False
+
     def _sums(self, state: State) -> bool:
         """Whether the last step remembered a sum with its levels, which cannot be edited."""
         return False
@@ -211,24 +219,24 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def __class__(self) -> Any:  # type: ignore[override]
         """The drop-in's class, which counts as a subclass of diffusers' class of the same name."""
-        theirs = members.peer(type(self), DROP_INS)
-        return type(self) if theirs is None else members.twin(type(self), theirs)
+        return type(self) if self._peer is None else members.twin(type(self), self._peer)
+
+    @property
+    def _peer(self) -> Any:
+        """diffusers' class of the same name; None where an optional package is missing."""
+        return members.peer(type(self), DROP_INS)
 
     def __reduce__(self) -> Any:
         return members.bare, (type(self),), self.__dict__
 
     def __getattr__(self, name: str) -> Any:
         if "_internal_dict" in self.__dict__ and not name.startswith("__"):
+            if name in self._history:
+                return history.handed_over(self)[name]
             try:
-                return members.borrowed(self, members.peer(type(self), DROP_INS), name)
+                return members.borrowed(self, self._peer, name)
             except AttributeError:
                 pass
-        if name in members.HISTORY:
-            raise AttributeError(
-                f"fastdiff.{type(self).__name__}.{name}: expected members other than what diffusers"
-                " remembers between steps, which is in the plan's slots here. Use diffusers' class"
-                " to read or replace it."
-            )
         return super().__getattr__(name)
 
     @property
@@ -416,6 +424,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             noise: the noise of the step instead of a draw, a number or broadcast to the sample.
         """
         options, state = options or {}, self._state
+        if state.driven is not None:
+            more = {"generator": generator, "variance_noise": noise, "return_dict": return_dict}
+            return history.step(self, model_output, timestep, sample, **options, **more)
         index = self._index(state, timestep)
         slots = slots_out = seed = None
         if index is None:
@@ -432,7 +443,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if call >= len(traced.calls):
                 self._refuse_levels(state, index)
             slots, slots_out = state.slots(index, traced.slots, sample)
-            state.last_index, state.step_index = index, index + 1
+            state.last_index, state.step_index, state.last = index, index + 1, (traced, call)
         if self._returns_slot_1:
             shape = (1, *sample.shape)
             slots_out = torch.empty(shape, dtype=compute_dtype(sample), device=sample.device)

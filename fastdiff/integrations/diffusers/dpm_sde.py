@@ -36,6 +36,8 @@ class DPMSolverSDEScheduler(SecondOrder):
     prediction_type="sample", which diffusers refuses, works.
     """
 
+    _history = {name: lambda _: None for name in ("sample", "noise_sampler", "mid_point_sigma")}
+
     @register_to_config
     def __init__(
         self,

@@ -12,6 +12,7 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from .base import Generators
 from .dpm import DPMSolver, own_timesteps
+from .history import outputs
 from .quirks.dpm import singlestep
 
 _LOG = logging.getLogger("fastdiff")
@@ -33,6 +34,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
       order or the last level is 0.
     """
 
+    _history = {"model_outputs": outputs, "sample": lambda _: None}
     _algorithms = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")
 
     @register_to_config

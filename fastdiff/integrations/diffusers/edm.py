@@ -17,6 +17,7 @@ from ...solvers import Linear, Trace
 from ...solvers.grids import karras_levels
 from . import tables
 from .base import Generators
+from .history import MULTISTEP, recall_multistep
 from .indexed import Indexed
 from .quirks.dpm import SOLVER_TYPES, multistep, step_orders
 from .quirks.karras import late_churn
@@ -205,6 +206,11 @@ class _Multistep(Preconditioned):
 
     _returns_x0 = False
     _has_history = True
+    _history = MULTISTEP
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return recall_multistep(state, driven)
+
     _last_for_unknown = True
 
     def _setup(self) -> None:
@@ -314,6 +320,8 @@ class CosineDPMSolverMultistepScheduler(_Multistep):
     The noise is fastdiff's, with the distribution of diffusers' Brownian tree, whose increments
     over disjoint steps are independent. Order 3, which diffusers lacks, is refused.
     """
+
+    _history = {**MULTISTEP, "noise_sampler": lambda _: None}
 
     @register_to_config
     def __init__(

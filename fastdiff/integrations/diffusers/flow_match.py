@@ -137,6 +137,7 @@ class FlowMatchHeunDiscreteScheduler(Flow):
 
     order = 2
     _has_history = True
+    _history = {name: lambda _: None for name in ("prev_derivative", "dt", "sample")}
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
@@ -154,8 +155,13 @@ class FlowMatchHeunDiscreteScheduler(Flow):
     @property
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first half of a step."""
+        if self._state.driven is not None:
+            return self._peer.state_in_first_order.fget(self)
         first, last = self._state.history_start, self._state.last_index
         return first is None or last is None or (last - first) % 2 == 1
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return self.state_in_first_order  # between whole steps nothing is remembered
 
     def _sums(self, state: State) -> bool:
         return not self.state_in_first_order

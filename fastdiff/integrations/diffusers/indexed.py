@@ -141,6 +141,8 @@ class Indexed(Counted):
         """
         state = self._state
         self.is_scale_input_called = True
+        if state.driven is not None and state.scales is not None:
+            return self._peer.scale_model_input(self, sample, timestep)
         if state.scales is None:
             return sample
         index = self._index(state, timestep)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...prediction import Coefficients, Parametrization, normalize
 from ...schedule import Time
 from ...solvers import Linear, Trace
-from . import grids, tables
+from . import grids, history, tables
 from .indexed import Indexed
 from .state import State
 from .vp import TrainingTables
@@ -64,6 +64,7 @@ class Integrator(Indexed, TrainingTables):
 
     _returns_x0 = False
     _has_history = True
+    _history = history.MULTISTEP
     _last_for_unknown = True
     _misread: type[Misread] = Misread
     _rises = False  # whether respaced levels go towards noise
@@ -254,6 +255,9 @@ class Integrator(Indexed, TrainingTables):
         return [self._time(visited[min(i, len(visited) - 1)], v) for i, v in levels], None
 
     # -- steps
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return history.recall_multistep(state, driven)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         self._require_steps(state)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...schedule import Time
 from ...solvers import Linear, Trace, karras
-from . import grids, tables
+from . import grids, history, tables
 from .base import Generators
 from .quirks.karras import lms, midpoint
 from .sigma import Exploding
@@ -31,6 +31,10 @@ class LMSDiscreteScheduler(Exploding):
     """
 
     _has_history = True
+    _history: history.Defaults = {"derivatives": lambda _: []}
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return history.recall_list(state, driven, "derivatives", 4)
 
     @register_to_config
     def __init__(
@@ -116,7 +120,12 @@ class SecondOrder(Exploding):
     def state_in_first_order(self) -> bool:
         """Whether the next call is the first one of a step."""
         state = self._state
+        if state.driven is not None:
+            return self._peer.state_in_first_order.fget(self)
         return state.last_index is None or self._begins(state, state.last_index + 1)
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return self.state_in_first_order  # between whole steps nothing is remembered
 
     def _sums(self, state: State) -> bool:
         return not self.state_in_first_order
@@ -136,6 +145,8 @@ class HeunDiscreteScheduler(SecondOrder):
     - clip_sample clips the prediction of both stages.
     - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
     """
+
+    _history = {name: lambda _: None for name in ("prev_derivative", "dt", "sample")}
 
     @register_to_config
     def __init__(
@@ -277,6 +288,7 @@ class KDPM2DiscreteScheduler(_Midpoint):
         self._setup()
 
     _middle = 1
+    _history = {"sample": lambda _: None}
 
     def _between(self, levels: Tensor) -> dict[str, Tensor]:
         return {"sigmas_interpol": levels.log().lerp(levels.roll(1).log(), 0.5).exp()}
@@ -314,6 +326,7 @@ class KDPM2AncestralDiscreteScheduler(_Midpoint):
     ):
         self._setup()
 
+    _history = {"sample": lambda _: None, "dt": lambda _: None}
     sigmas_up: Any = RunTable()
     sigmas_down: Any = RunTable()
 

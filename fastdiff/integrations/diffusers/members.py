@@ -7,8 +7,8 @@ Some pipelines and much user code reach into a scheduler: they call `_get_varian
   the same name. It runs on the drop-in, that is, with the drop-in's tables, counters and
   configuration (`borrowed`).
 - A value that diffusers copies from the configuration is read from there.
-- What diffusers remembers between steps (`HISTORY`) a drop-in keeps in the slots of its plan. A
-  class shows it where `history` says how; otherwise the attribute does not exist.
+- What diffusers remembers between steps a drop-in keeps in the slots of its plan; the module
+  `history` shows it.
 - `isinstance` with diffusers' class of the same name is true (`twin`).
 
 `touched` reads which members a pipeline's source touches, and `missing` compares them with a
@@ -28,29 +28,6 @@ import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-
-HISTORY = frozenset(
-    {
-        "cur_model_output",
-        "cur_sample",
-        "derivatives",
-        "dt",
-        "ets",
-        "last_noise",
-        "last_sample",
-        "lower_order_nums",
-        "mid_point_sigma",
-        "model_outputs",
-        "noise_sampler",
-        "prev_derivative",
-        "sample",
-        "this_corrector_order",
-        "this_order",
-        "this_predictor_order",
-        "timestep_list",
-    }
-)
-"""What diffusers' schedulers remember between the steps of a run."""
 
 _CONFIGURED = frozenset(
     {
@@ -81,13 +58,13 @@ def peer(cls: type, names: Any) -> Any:
 def borrowed(scheduler: Any, cls: Any, name: str) -> Any:
     """The member that a drop-in takes from diffusers' class.
 
-    Raises AttributeError where diffusers' class has none of its own, or remembers it between steps.
+    Raises AttributeError where diffusers' class has none of its own.
     """
     if name in _CONFIGURED and name in scheduler.config:
         return scheduler.config[name]
     if name == "one":
         return torch.tensor(1.0)
-    for base in cls.__mro__ if cls is not None and name not in HISTORY else ():
+    for base in cls.__mro__ if cls is not None else ():
         if base not in _SHARED and name in base.__dict__:
             return base.__dict__[name].__get__(scheduler, type(scheduler))
     raise AttributeError(name)

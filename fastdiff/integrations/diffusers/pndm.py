@@ -14,6 +14,7 @@ from ...prediction import Coefficients, Parametrization
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
 from . import grids, tables
+from .history import handed_over, kept, recall_list
 from .indexed import Counted
 from .quirks.pndm import ipndm, plms, prk
 from .state import RunTable, State, Table
@@ -40,6 +41,12 @@ class PNDMScheduler(VariancePreserving):
     final_alpha_cumprod: Any = Table()
     _reads = ("alphas_cumprod", "final_alpha_cumprod")
     pndm_order = 4
+    _history = {
+        "ets": lambda _: [],
+        "counter": lambda _: 0,
+        "cur_model_output": lambda _: 0,
+        "cur_sample": lambda _: None,
+    }
 
     @register_to_config
     def __init__(
@@ -109,8 +116,24 @@ class PNDMScheduler(VariancePreserving):
     def counter(self) -> int:
         """The number of network calls of this run so far."""
         state = self._state
+        if state.driven is not None:
+            return state.driven["counter"]
         first, last = state.history_start, state.last_index
         return 0 if first is None or last is None else last + 1 - first
+
+    @counter.setter
+    def counter(self, value: int) -> None:
+        handed_over(self)["counter"] = value
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        count, stages = self.counter, len(state.extra.get("prk", ()))
+        if count < stages and count % 4 or not stages and count == 1:
+            return False
+        # of a Runge-Kutta step the first output is remembered
+        found = {k: v for k, v in kept(state, True)[0].items() if k >= stages or k % 4 == 0}
+        driven["ets"] = [found[number].clone() for number in sorted(found)]
+        driven["counter"] = count
+        return True
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         ratio = self.config.num_train_timesteps // self._require_steps(state)
@@ -163,6 +186,10 @@ class IPNDMScheduler(Counted):
     _returns_x0 = False
     _has_history = True
     pndm_order = 4
+    _history = {"ets": lambda _: []}
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return recall_list(state, driven, "ets", 4)
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, trained_betas: Any = None):

@@ -12,6 +12,7 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from ...solvers import sa as native
 from .base import Generators
+from .history import MULTISTEP, outputs
 from .integrators import Integrator
 from .quirks import sa as quirks
 from .state import State
@@ -87,6 +88,28 @@ class SASolverScheduler(Integrator):
         alpha, sigma = self._mixing(original_samples, timesteps)
         return alpha * original_samples + sigma * noise
 
+    _history = {
+        **MULTISTEP,
+        "timestep_list": outputs,
+        "last_sample": lambda _: None,
+        "last_noise": lambda _: None,
+        "this_predictor_order": lambda _: 1,
+        "this_corrector_order": lambda _: 1,
+    }
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        return False  # the slots have sums of what diffusers remembers
+
+    @property
+    def predict_x0(self) -> bool:
+        """Whether x0 is interpolated and not eps."""
+        return self.config.algorithm_type == "data_prediction"
+
+    @property
+    def tau_func(self) -> Callable[[Any], Any]:
+        """tau of a timestep."""
+        return self.config.tau_func or _default_tau
+
     def _sums(self, state: State) -> bool:
         return True
 
@@ -94,7 +117,7 @@ class SASolverScheduler(Integrator):
         return True
 
     def _tau(self, t: Time) -> float:
-        return float((self.config.tau_func or _default_tau)(int(t.t)))
+        return float(self.tau_func(int(t.t)))
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         c = self.config

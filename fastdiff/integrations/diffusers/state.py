@@ -42,6 +42,8 @@ class State:
             diffusers' counter says so; None until it is found for newly assigned timesteps.
         history_start: the index at which the history in the slots begins.
         last_index: the index of the last step; None before the first one.
+        driven: what diffusers' step remembers, where a user asked for it; see `history`.
+        last: the plan of the last step, and its call.
         broken: whether a table was edited that the last step's results depend on.
         seed: of fastdiff's noise, None until it is drawn.
         plans: the traced plans by first index and options.
@@ -67,6 +69,8 @@ class State:
         self.begin_index: int | None = None
         self.shift: int | None = 0
         self.broken = False
+        self.driven: dict[str, Any] | None = None
+        self.last: tuple[TracedPlan, int] | None = None
         self.history_start: int | None = None
         self.last_index: int | None = None
         self.seed: int | None = None
@@ -187,7 +191,7 @@ class State:
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.
         stale = {"_edits": _STALE, "_watched": ()}
-        return {**self.__dict__, "plans": {}, "config": None, **stale}
+        return {**self.__dict__, "plans": {}, "config": None, "last": None, **stale}
 
 
 class Table:

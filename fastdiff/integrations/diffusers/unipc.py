@@ -13,7 +13,9 @@ from torch import Tensor
 from ...schedule import Time
 from ...solvers import Linear, Trace, unipc
 from . import grids
+from .history import MULTISTEP, outputs
 from .integrators import Integrator
+from .state import State
 
 _SHORT_OF_NOISE = 1e-6  # a flow grid begins this far below pure noise
 
@@ -84,6 +86,20 @@ class UniPCMultistepScheduler(Integrator):
                 f" {c.shift_terminal!r}."
             )
         super()._setup()
+
+    _history = {
+        **MULTISTEP,
+        "timestep_list": outputs,
+        "last_sample": lambda _: None,
+        "this_order": lambda _: 1,
+    }
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        c, last = self.config, state.last_index or 0
+        rest = len(state.values) - last if c.lower_order_final else c.solver_order
+        known = super()._recall(state, driven)
+        driven["this_order"] = min(c.solver_order, rest, driven["lower_order_nums"])
+        return known
 
     def _limits(self) -> dict[str, Any]:
         return super()._limits() if self.config.predict_x0 else {}
