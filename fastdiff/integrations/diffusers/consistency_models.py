@@ -62,13 +62,16 @@ class CMStochasticIterativeScheduler(Indexed):
     ):
         self._setup()
 
-    @property
-    def init_noise_sigma(self) -> float:
-        return self.config.sigma_max
+    def _prepare(self) -> None:
+        self.init_noise_sigma = self.config.sigma_max
 
     @property
     def custom_timesteps(self) -> bool:
         return bool(self._state.extra.get("custom"))
+
+    @custom_timesteps.setter
+    def custom_timesteps(self, value: bool) -> None:
+        self._state.set_extra("custom", value)
 
     def _levels(self, fractions: NDArray[np.float64]) -> NDArray[np.float64]:
         """The levels of Karras et al. 2022, eq. 5, at fractions from sigma_max to sigma_min."""

@@ -107,10 +107,18 @@ class PNDMScheduler(VariancePreserving):
         """The timesteps of the Runge-Kutta stages."""
         return self._state.extra.get("prk")
 
+    @prk_timesteps.setter
+    def prk_timesteps(self, value: Any) -> None:
+        self._state.set_extra("prk", value)
+
     @property
     def plms_timesteps(self) -> Any:
         """The timesteps of the multistep."""
         return self._state.extra.get("plms")
+
+    @plms_timesteps.setter
+    def plms_timesteps(self, value: Any) -> None:
+        self._state.set_extra("plms", value)
 
     @property
     def counter(self) -> int:

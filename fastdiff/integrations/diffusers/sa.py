@@ -15,7 +15,7 @@ from .base import Generators
 from .history import MULTISTEP, outputs
 from .integrators import Integrator
 from .quirks import sa as quirks
-from .state import State
+from .state import State, Table
 
 
 def _default_tau(t: float) -> float:
@@ -40,6 +40,12 @@ class SASolverScheduler(Integrator):
 
     _repeats_last = True
     _reads_timestep = True  # tau's
+    tau_func: Any = Table()  # tau of a timestep
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self.tau_func = self.config.tau_func or _default_tau
+        self.predict_x0 = self.config.algorithm_type == "data_prediction"
 
     @register_to_config
     def __init__(
@@ -99,16 +105,6 @@ class SASolverScheduler(Integrator):
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         return False  # the slots have sums of what diffusers remembers
-
-    @property
-    def predict_x0(self) -> bool:
-        """Whether x0 is interpolated and not eps."""
-        return self.config.algorithm_type == "data_prediction"
-
-    @property
-    def tau_func(self) -> Callable[[Any], Any]:
-        """tau of a timestep."""
-        return self.config.tau_func or _default_tau
 
     def _sums(self, state: State) -> bool:
         return True
