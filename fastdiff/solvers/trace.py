@@ -88,7 +88,8 @@ class Trace:
     """Records the rows of a solver, as the module's docstring describes.
 
     `start` is the x that a formula starts with. To continue with another formula, set it to the
-    result of the first one.
+    result of the first one. `holds` is a number of last rows whose remembered terms stay in their
+    slots after the end, for callers that go on from there.
 
     Args:
         parametrization: how x0 and eps follow from x and the output (`fastdiff.prediction`), or the
@@ -128,6 +129,7 @@ class Trace:
             self._clip = {"clip_mode": 2.0, "clip_bound": bound, "clip_ratio": dynamic_threshold}
         elif clip_range is not None:
             self._clip = {"clip_mode": 1.0, "clip_bound": clip_range}
+        self.holds = 0
         self.rows: list[_Row] = []
         self.start = Linear({("x", 0): 1.0})
         self._at: Time | None = None  # the point of the open row's state; None if no row is open
@@ -274,6 +276,9 @@ class Trace:
         for i, row in enumerate(self.rows):
             for value in (row.next_x, *row.remembered.values()):
                 last_use |= {number: i for (name, number) in value.terms if name == "slot"}
+        if last_use and self.holds:
+            for row in self.rows[-self.holds :]:
+                last_use |= dict.fromkeys(row.remembered, len(self.rows))
         free = list(range(1, SLOTS + 1))
         held: dict[int, int] = {}
         slots: dict[int, int] = {}

@@ -62,6 +62,7 @@ from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
 from . import history, members
+from .reading import nowhere, reading
 from .state import RunTable, State, States
 from .tables import Points
 from .traced import TracedPlan
@@ -179,14 +180,31 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             }
         return {"clip_range": c.get("clip_sample_range", 1.0)} if c.get("clip_sample") else {}
 
-    def _point(self, t: float) -> Time:
-        """The point (alpha, sigma) of a training timestep."""
+    def _point_of(self, t: float) -> Time:
+        """The point (alpha, sigma) of a training timestep.
+
+        Raises ValueError for one that the tables do not have.
+        """
         raise NotImplementedError
+
+    def _point(self, t: float) -> Time:
+        """The point of a training timestep; NaN for one that the tables do not have.
+
+        Only the steps from and to it are refused, and only when they are taken.
+        """
+        try:
+            return self._point_of(t)
+        except ValueError:
+            return nowhere(t)
 
     def _write_slot_1(
         self, table: NDArray[np.float64], state: State, options: Mapping[str, Any]
     ) -> None:
         """Writes the coefficients of slot 1, for classes whose steps return it."""
+
+    def _held(self, options: Mapping[str, Any]) -> int:
+        """The number of last calls whose outputs diffusers' history has after a run."""
+        return 0
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         """Fills what diffusers remembers from the slots; whether they have all that it needs."""
@@ -269,7 +287,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @_step_index.setter
     def _step_index(self, value: int | None) -> None:
-        self._state.step_index = value
+        state = self._state
+        if self._history and state.last_index is not None and value != state.last_index + 1:
+            history.restarted(self)
+        state.step_index = value
 
     def _require_steps(self, state: State) -> int:
         """The number of steps of a run. Raises ValueError before set_timesteps."""
@@ -297,19 +318,25 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """
         parameters = inspect.signature(self.step).parameters
         defaults = {name: parameters[name].default for name in _OPTIONS if name in parameters}
-        return self._traced(self._state, 0, {**defaults, **options}).plan
+        return self._traced(self._state, 0, {**defaults, **options}, holds=False).plan
 
-    def _traced(self, state: State, start: int, options: Mapping[str, Any]) -> TracedPlan:
-        """The plan from an index to the end of the grid, traced once for each set of options."""
+    def _traced(
+        self, state: State, start: int, options: Mapping[str, Any], *, holds: bool = True
+    ) -> TracedPlan:
+        """The plan from an index to the end of the grid, traced once for each set of options.
+
+        holds: whether what diffusers remembers at the end stays in the slots.
+        """
         if state.config is not self._internal_dict:  # pipelines replace configurations in place
             state.plans, state.config = (
                 self._states.plans(state, self._internal_dict),
                 self._internal_dict,
             )
-        key = (start, *options.values())
+        key = (start, holds, *options.values())
         traced = state.plans.get(key)
         if traced is None:
             trace = self._trace()
+            trace.holds = self._held(options) if holds else 0
             with self._finite():
                 end = self._formula(trace, state, start, **options)
                 traced = self._traced_plan(trace, state, end, state.values[start:], options)
@@ -351,11 +378,14 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = (
                 self.config.num_train_timesteps + int(timestep)
             )
-            state.plans[key] = TracedPlan(replace(traced.plan, table=table))
+            undefined = np.isin(np.arange(len(table)), list(traced.undefined))
+            state.plans[key] = TracedPlan(replace(traced.plan, table=table), undefined)
         return state.plans[key]
 
     def _trace(self) -> Trace:
-        return Trace(self._parametrization(), Points(self._space, self._point), **self._limits())
+        name = type(self).__name__
+        parametrization, limits = reading(name, self._parametrization(), self._limits())
+        return Trace(parametrization, Points(self._space, self._point), **limits)
 
     def _traced_plan(
         self,
@@ -371,9 +401,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         calls = calls[: len(timesteps)]  # edited levels may outnumber the timesteps
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
         self._write_slot_1(table, state, options)
+        undefined = ~np.isfinite(table).all(axis=1)
+        table[undefined] = 0.0  # these steps are refused
+        table[undefined, INDEX["network"]] = 1.0
         info = {"scheduler": type(self).__name__, "timesteps": len(timesteps), **options}
         std = float(self.init_noise_sigma)
-        return TracedPlan(Plan(table, info, initial_std=std, levels=trace.levels(state.times[-1])))
+        levels = trace.levels(state.times[-1])
+        return TracedPlan(Plan(table, info, initial_std=std, levels=levels), undefined)
 
     def _index(self, state: State, timestep: Any) -> int | None:
         """The index of a timestep, None if it is not one of the timesteps.
@@ -442,6 +476,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             traced, call = self._traced(state, first, options), index - first
             if call >= len(traced.calls):
                 self._refuse_levels(state, index)
+            if traced.undefined and call in traced.undefined:
+                self._refuse_step(state, index)
             slots, slots_out = state.slots(index, traced.slots, sample)
             state.last_index, state.step_index, state.last = index, index + 1, (traced, call)
         if self._returns_slot_1:
@@ -471,6 +507,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             second = slots_out[0].to(sample.dtype)
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
+
+    def _refuse_step(self, state: State, index: int) -> None:
+        """Raises ValueError for a step whose coefficients are NaN."""
+        for t in state.values[index : index + 2]:
+            self._point_of(t)
+        raise ValueError(
+            f"fastdiff.{type(self).__name__}.step: expected a prediction_type and tables that give"
+            f" finite steps, got {self.config.get('prediction_type')!r} at timestep"
+            f" {state.values[index]}, where it is undefined. Train v or flow, or choose a grid"
+            " without that point."
+        )
 
     def _refuse_levels(self, state: State, index: int) -> None:
         """Raises ValueError for a step whose levels are not there."""

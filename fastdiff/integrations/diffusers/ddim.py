@@ -85,7 +85,8 @@ class DDIMScheduler(VariancePreserving):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         for t in state.values[start:]:
-            trace.start = self._step_formula(trace, *self._pair(state, t), **options)
+            pair = self._pair(state, t)
+            trace.start = self._alone(trace, self._step_formula, trace, *pair, **options)
         return trace.start
 
     def _off_grid(
@@ -232,7 +233,7 @@ class DDIMInverseScheduler(VariancePreserving):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         for t in state.values[start:]:
-            trace.start = self._step_formula(trace, state, t)
+            trace.start = self._alone(trace, self._step_formula, trace, state, t)
         return trace.start
 
     def _off_grid(

@@ -14,17 +14,10 @@ from ...solvers import Linear, Trace
 from . import grids
 from .base import Generators, Scheduler
 from .quirks.ddpm import ddpm
-from .state import State
+from .state import State, Table
 from .vp import VariancePreserving
 
-VARIANCES = (
-    "fixed_small",
-    "fixed_small_log",
-    "fixed_large",
-    "fixed_large_log",
-    "learned",
-    "learned_range",
-)
+_LEARNED_OR_LARGE = ("fixed_large", "fixed_large_log", "learned", "learned_range")
 
 
 class DDPMScheduler(VariancePreserving):
@@ -35,13 +28,14 @@ class DDPMScheduler(VariancePreserving):
     Quirks:
     - Noise is added wherever t > 0, so also in a last step from a timestep above 0, and its
       variance is at least 1e-20.
+    - Any other variance_type, None included, is fixed_small.
     - With variance_type="learned" the second half of the network's output is the variance itself.
 
     A defect of diffusers is not reproduced: fixed_large_log is fixed_large here; diffusers takes
     the root of a logarithm, which is NaN (#14569).
     """
 
-    variance_type: str
+    variance_type: Any = Table()
 
     @register_to_config
     def __init__(
@@ -67,11 +61,6 @@ class DDPMScheduler(VariancePreserving):
     def _prepare(self) -> None:
         super()._prepare()
         self.variance_type = self.config.variance_type
-        if self.variance_type not in VARIANCES:
-            raise ValueError(
-                f"fastdiff.{type(self).__name__}: expected variance_type in {list(VARIANCES)}, got"
-                f" {self.variance_type!r}."
-            )
 
     @property
     def custom_timesteps(self) -> bool:
@@ -114,7 +103,7 @@ class DDPMScheduler(VariancePreserving):
         # where a timestep is there twice, diffusers takes the one after its first place
         after = dict(zip(state.values[::-1], [-1, *state.values[:0:-1]], strict=True))
         for t in state.values[start:]:
-            trace.start = self._off_grid(trace, state, t, after=after) or trace.start
+            trace.start = self._alone(trace, self._off_grid, trace, state, t, after=after)
         return trace.start
 
     def _off_grid(
@@ -131,7 +120,8 @@ class DDPMScheduler(VariancePreserving):
         return self._step_formula(trace, self._point(timestep), s)
 
     def _step_formula(self, trace: Trace, t: Time, s: Time) -> Linear:
-        return ddpm(trace, t, s, variance_type=self.variance_type, draws=t.t > 0)
+        kind = self.variance_type if self.variance_type in _LEARNED_OR_LARGE else "fixed_small"
+        return ddpm(trace, t, s, variance_type=kind, draws=t.t > 0)
 
     def step(
         self,
@@ -224,6 +214,6 @@ class DDPMParallelScheduler(DDPMScheduler):
 
         def formula(trace: Trace, t: int) -> Linear:
             goal = self._point(t - ratio) if t >= ratio else CLEAN
-            return ddpm(trace, self._point(t), goal, variance_type=self.variance_type, draws=False)
+            return ddpm(trace, self._point(t), goal, variance_type="fixed_small", draws=False)
 
         return self._step_each(formula, model_output, timesteps, sample, {})

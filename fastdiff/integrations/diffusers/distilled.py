@@ -208,11 +208,11 @@ class LCMScheduler(Distilled):
         scaling = self.config.timestep_scaling
         for t, s, noisy in self._steps(state, start):
             step = [t, s if noisy else CLEAN]
-            trace.start = consistency.lcm(trace, step, timestep_scaling=scaling)
+            trace.start = self._alone(trace, consistency.lcm, trace, step, timestep_scaling=scaling)
         return trace.start
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
-        return [s.alpha if noisy else 1.0 for _, s, noisy in self._steps(state, 0)]
+        return [s.alpha if noisy and s.alpha else 1.0 for _, s, noisy in self._steps(state, 0)]
 
     def step(
         self,
@@ -282,20 +282,22 @@ class TCDScheduler(Distilled):
         return self._point(int(torch.floor((1 - eta) * torch.tensor(int(s.t)))))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
-        x, eta = trace.start, options.get("eta", 0.3)
-        for t, s, noisy in self._steps(state, start):
-            x0, eps, _ = trace.predict(x, t)
-            down = self._down(s, eta)
-            scale, variance = s.transition(down) if noisy and eta > 0 else (1.0, 0.0)
-            x = scale * (down.alpha * x0 + down.sigma * eps)
-            if variance > 0:
-                x = x + sqrt(variance) * trace.noise()
-        return x
+        eta = options.get("eta", 0.3)
+        for step in self._steps(state, start):
+            trace.start = self._alone(trace, self._step_formula, trace, *step, eta)
+        return trace.start
+
+    def _step_formula(self, trace: Trace, t: Time, s: Time, noisy: bool, eta: float) -> Linear:
+        x0, eps, _ = trace.predict(trace.start, t)
+        down = self._down(s, eta)
+        scale, variance = s.transition(down) if noisy and eta > 0 else (1.0, 0.0)
+        x = scale * (down.alpha * x0 + down.sigma * eps)
+        return x + sqrt(variance) * trace.noise() if variance > 0 else x
 
     def _scales(self, state: State, options: Mapping[str, Any]) -> list[float]:
         eta = options.get("eta", 0.3)
         return [
-            s.transition(self._down(s, eta))[0] if noisy and eta > 0 else 1.0
+            s.alpha / self._down(s, eta).alpha if noisy and eta > 0 and s.alpha else 1.0
             for _, s, noisy in self._steps(state, 0)
         ]
 

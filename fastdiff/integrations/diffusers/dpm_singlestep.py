@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.configuration_utils import register_to_config
@@ -12,8 +13,9 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from .base import Generators
 from .dpm import DPMSolver, own_timesteps
-from .history import outputs
+from .history import outputs, recall_multistep
 from .quirks.dpm import singlestep
+from .state import State
 
 _LOG = logging.getLogger("fastdiff")
 
@@ -33,6 +35,13 @@ class DPMSolverSinglestepScheduler(DPMSolver):
     - lower_order_final becomes True in the configuration where the steps are no multiple of the
       order or the last level is 0.
     """
+
+    def _held(self, options: Mapping[str, Any]) -> int:
+        return 0  # the state of a group would need a further slot
+
+    def _recall(self, state: State, driven: dict[str, Any]) -> bool:
+        following = self.order_list[(state.last_index or 0) + 1 :]
+        return bool(following) and recall_multistep(state, driven, following[0] - 1)
 
     _history = {"model_outputs": outputs, "sample": lambda _: None}
     _algorithms = ("dpmsolver", "dpmsolver++", "sde-dpmsolver++")

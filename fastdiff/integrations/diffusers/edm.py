@@ -208,6 +208,9 @@ class _Multistep(Preconditioned):
     _has_history = True
     _history = MULTISTEP
 
+    def _held(self, options: Mapping[str, Any]) -> int:
+        return self.config.solver_order - 1
+
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         return recall_multistep(state, driven)
 

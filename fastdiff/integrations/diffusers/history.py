@@ -75,6 +75,21 @@ def handed_over(scheduler: Any) -> dict[str, Any]:
     return state.driven
 
 
+def restarted(scheduler: Any) -> None:
+    """Lets a run go on from another index with its history, as in diffusers.
+
+    Raises ValueError where the slots do not have that history.
+    """
+    try:
+        handed_over(scheduler)
+    except AttributeError:
+        raise ValueError(
+            f"fastdiff.{type(scheduler).__name__}: expected set_timesteps before another run, got"
+            " an assigned _step_index, with which diffusers goes on with what it remembers of this"
+            " run. Call set_timesteps."
+        ) from None
+
+
 def step(scheduler: Any, *arguments: Any, **keywords: Any) -> Any:
     """diffusers' step on a drop-in, with the keywords that it takes."""
     theirs = scheduler._peer
@@ -119,8 +134,11 @@ def _written(traced: TracedPlan, row: int, call: int) -> dict[int, tuple[bool, i
     return written
 
 
-def recall_multistep(state: State, driven: dict[str, Any]) -> bool:
-    """Fills the history of a multistep solver."""
+def recall_multistep(state: State, driven: dict[str, Any], needed: int | None = None) -> bool:
+    """Fills the history of a multistep solver; whether it has the `needed` latest outputs.
+
+    By default they are all but the one that the next step replaces.
+    """
     assert state.last is not None
     found, last = kept(state, bool({"last_sample", "sample"} & set(driven)))
     call, size = state.last[1], len(driven["model_outputs"])
@@ -129,6 +147,10 @@ def recall_multistep(state: State, driven: dict[str, Any]) -> bool:
             driven["model_outputs"][number - call - 1] = value.clone()
     if "lower_order_nums" in driven:
         driven["lower_order_nums"] = min(call + 1, size)
+    # a step of a lower order leaves out what diffusers would still show
+    needed = size - 1 if needed is None else needed
+    if any(call - back not in found for back in range(min(needed, call + 1))):
+        return False
     for name in ("last_sample", "sample"):
         if name in driven:
             driven[name] = None if last is None else last.clone()
@@ -142,5 +164,10 @@ def recall_multistep(state: State, driven: dict[str, Any]) -> bool:
 def recall_list(state: State, driven: dict[str, Any], name: str, most: int) -> bool:
     """Fills a list of the latest outputs, the latest one last."""
     found, _ = kept(state, False)
-    driven[name] = [found[number].clone() for number in sorted(found)[-most:]]
+    assert state.last is not None
+    call = state.last[1]
+    latest = range(max(0, call - most + 2), call + 1)  # the next step adds one to them
+    if any(number not in found for number in latest):
+        return False
+    driven[name] = [found[number].clone() for number in latest]
     return True

@@ -9,6 +9,7 @@ timesteps truncated to integers.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ class Integrator(Indexed, TrainingTables):
         alpha = 1.0 / math.hypot(1.0, level)
         return Time(t, alpha, level * alpha, -2.0 * math.log(level))
 
-    def _point(self, t: float) -> Time:
+    def _point_of(self, t: float) -> Time:
         return self._time(t, float(self._trained()[int(t)]))
 
     def _mixture(self, sigma: Tensor) -> tuple[Any, Tensor]:
@@ -255,6 +256,9 @@ class Integrator(Indexed, TrainingTables):
         return [self._time(visited[min(i, len(visited) - 1)], v) for i, v in levels], None
 
     # -- steps
+
+    def _held(self, options: Mapping[str, Any]) -> int:
+        return self.config.get("solver_order", 1) - 1
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         return history.recall_multistep(state, driven)

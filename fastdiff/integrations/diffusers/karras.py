@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ class LMSDiscreteScheduler(Exploding):
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         return history.recall_list(state, driven, "derivatives", 4)
+
+    def _held(self, options: Mapping[str, Any]) -> int:
+        return options.get("order", 4) - 1
 
     @register_to_config
     def __init__(

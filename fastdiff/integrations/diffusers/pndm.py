@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -139,6 +140,8 @@ class PNDMScheduler(VariancePreserving):
             return False
         # of a Runge-Kutta step the first output is remembered
         found = {k: v for k, v in kept(state, True)[0].items() if k >= stages or k % 4 == 0}
+        if count - 1 not in found and (count > stages or (count - 1) % 4 == 0):
+            return False
         driven["ets"] = [found[number].clone() for number in sorted(found)]
         driven["counter"] = count
         return True
@@ -198,6 +201,9 @@ class IPNDMScheduler(Counted):
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         return recall_list(state, driven, "ets", 4)
+
+    def _held(self, options: Mapping[str, Any]) -> int:
+        return 3
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, trained_betas: Any = None):

@@ -36,7 +36,7 @@ class Exploding(Indexed, TrainingTables):
         kind = self.config.prediction_type
         return Parametrization("sample" if kind == "original_sample" else kind, unit_input=True)
 
-    def _point(self, t: float) -> Time:
+    def _point_of(self, t: float) -> Time:
         return tables.exploding(t, float(tables.sigmas(self.alphas_cumprod)[int(t)]))
 
     # -- grids

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...ops import reverse_step
@@ -20,7 +22,7 @@ from ...ops.step import StepArguments
 from ...sampling.device_plan import DevicePlan, used_without_network
 from ...sampling.stepper import draws_noise
 from ...solvers import Plan
-from ...table import INDEX, OPERANDS, columns
+from ...table import INDEX, OPERANDS, SLOTS, columns
 
 _MOVING = (
     "x_t",
@@ -35,6 +37,7 @@ _MOVING = (
 )
 """The arguments of a row that change from step to step, in the order in which they are passed."""
 
+_SLOTS = range(1, SLOTS + 1)
 _FIRST_OF_SLOTS = INDEX["s1.x"]  # the columns from it on write slots
 _BEFORE_SLOTS = (1 << _FIRST_OF_SLOTS) - 1  # the mask of the others
 
@@ -52,11 +55,14 @@ class TracedPlan:
     Attributes:
         plan: the plan.
         calls: its network calls in their order.
-        slots: the number of slots that it needs.
+        slots: the number of slots that it reads or writes.
+        undefined: the indices of the calls without coefficients, given as a mask of rows [R].
     """
 
-    def __init__(self, plan: Plan):
-        self.plan, self.slots = plan, plan.slots
+    def __init__(self, plan: Plan, undefined: NDArray[np.bool_]):
+        self.plan = plan
+        written = [plan.table[:, [INDEX[f"s{i}.{o}"] for o in OPERANDS]].any() for i in _SLOTS]
+        self.slots = max((i for i, any_ in zip(_SLOTS, written, strict=True) if any_), default=0)
         self._network = [bool(v) for v in plan.column("network")]
         self._draws = draws_noise(plan)
         # the column masks of rows without and with a network call
@@ -68,6 +74,9 @@ class TracedPlan:
             if self._network[row]:
                 self.calls.append(Call(rows, any(self._draws[r] for r in rows)))
                 rows = []
+        self.undefined = frozenset(
+            number for number, call in enumerate(self.calls) if undefined[call.rows].any()
+        )
         # by device: the steps of rows without and with a network call
         self._steps: dict[torch.device, tuple[BoundStep, BoundStep]] = {}
         # The batch and device of the latest step, and what `_prepare` returned for them. It is

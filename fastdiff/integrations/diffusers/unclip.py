@@ -13,7 +13,7 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from .base import Generators
 from .pairwise import Pairwise
-from .state import State
+from .state import State, Table
 
 
 class UnCLIPScheduler(Pairwise):
@@ -29,6 +29,7 @@ class UnCLIPScheduler(Pairwise):
     """
 
     _reads = ("alphas_cumprod", "betas", "alphas")
+    variance_type: Any = Table()
 
     @register_to_config
     def __init__(
@@ -68,7 +69,8 @@ class UnCLIPScheduler(Pairwise):
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         host = state.values[start:]
         for t, before in zip(host, [*host[1:], host[-1] - 1], strict=True):
-            trace.start = self._step_formula(trace, int(t), int(before))
+            step = self._step_formula
+            trace.start = self._alone(trace, step, trace, int(t), int(before))
         return trace.start
 
     def _off_grid(

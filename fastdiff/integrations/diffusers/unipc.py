@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,9 @@ class UniPCMultistepScheduler(Integrator):
         "last_sample": lambda _: None,
         "this_order": lambda _: 1,
     }
+
+    def _held(self, options: Mapping[str, Any]) -> int:
+        return 0  # the last state would need a further slot
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:
         c, last = self.config, state.last_index or 0

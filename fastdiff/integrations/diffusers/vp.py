@@ -5,6 +5,7 @@ Their timesteps are whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,14 +33,20 @@ class TrainingTables(Scheduler):
         self.alphas = 1.0 - self.betas
         self.alphas_cumprod = torch.cumprod(self.alphas, dim=0)
 
-    def _point(self, t: float) -> Time:
+    def _point_of(self, t: float) -> Time:
         if not 0 <= int(t) < len(self.alphas_cumprod):
             raise ValueError(
                 f"fastdiff.{type(self).__name__}: expected timesteps in"
                 f" [0, {len(self.alphas_cumprod)}), got {int(t)}. Take fewer steps, or"
                 " steps_offset=0."
             )
-        return tables.preserving(t, float(self.alphas_cumprod[int(t)]))
+        alpha_bar = float(self.alphas_cumprod[int(t)])
+        if not 0 <= alpha_bar <= 1:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected alphas_cumprod in [0, 1], got"
+                f" {alpha_bar} at timestep {int(t)}."
+            )
+        return tables.preserving(t, alpha_bar)
 
     def _mixing(self, sample: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Both coefficients, broadcast to the sample.
@@ -84,6 +91,18 @@ class VariancePreserving(TrainingTables):
         """v = sqrt(alpha_bar_t) noise - sqrt(1 - alpha_bar_t) x0 (Salimans & Ho 2022)."""
         alpha, sigma = self._mixing(sample, timesteps)
         return alpha * noise - sigma * sample
+
+    @staticmethod
+    def _alone(trace: Trace, step: Callable[..., Any], *arguments: Any, **keywords: Any) -> Linear:
+        """A step's formula; NaN, so that this step alone is refused, where it divides by zero."""
+        try:
+            result = step(*arguments, **keywords)
+        except (ArithmeticError, ValueError) as error:
+            if str(error).startswith("fastdiff"):
+                raise
+            return math.nan * trace.x()
+        assert result is not None
+        return result
 
     def _step_each(
         self,

@@ -114,3 +114,25 @@ def test_pndm_has_its_two_steps() -> None:
             x = scheduler.step_plms(0.3 * x.tanh(), t, x).prev_sample
         results.append(x)
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in WITH if n != "SASolverScheduler"])
+def test_a_second_loop_without_set_timesteps_is_diffusers_or_refused(name: str) -> None:
+    """diffusers then goes on with the first loop's history."""
+    theirs, ours = both(plain(name), plain(name).kinds[0])
+    ends = []
+    for scheduler in (theirs, ours):
+        _loop(scheduler, name, {})
+        case, generator = plain(name), torch.Generator().manual_seed(5)
+        x = start(scheduler, torch.float64) * 0.5
+        try:
+            scheduler._step_index = None
+            for t in scheduler.timesteps:
+                out = network(scaled(scheduler, x, t), case.kinds[0], case.learned)
+                x = scheduler.step(out, t, x, **arguments(case, generator))[0]
+        except ValueError as error:
+            assert scheduler is ours and "Call set_timesteps" in str(error)
+            assert name not in ("IPNDMScheduler", "LMSDiscreteScheduler")
+            return
+        ends.append(x)
+    assert (ends[0] - ends[1]).abs().max() <= 1e-4 * ends[0].abs().max().clamp(min=1)
