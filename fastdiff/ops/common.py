@@ -13,6 +13,7 @@ from ..backend import choice
 from ..backend.eager.sums import CHUNK, chunks
 from ..rng import MODES
 from ..table import ALL_COLUMNS
+from ..whole import whole
 
 library = torch.library.Library("fastdiff", "DEF")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -114,11 +115,13 @@ def seed_arguments(
         if seed.ndim == 0:
             seed = seed.expand(batch)
         return 0, integers(where, "seed", seed, batch, like, like_name)
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    number = whole(seed)
+    if number is None:
         raise TypeError(
             f"fastdiff.{where}: expected seed as an int or an int64 tensor, got"
             f" {type(seed).__name__}."
         )
+    seed = number
     if not 0 <= seed < 2**64:
         raise ValueError(f"fastdiff.{where}: expected seed in [0, 2**64), got {seed}.")
     return seed - 2**64 if seed >= 2**63 else seed, None
@@ -131,9 +134,9 @@ def unsigned(seed: int) -> int:
 
 def counter_arguments(where: str, step: int, stream: int, mode: str) -> bool:
     """Checks the noise counter's step and stream and returns whether the mode is `fast`."""
-    if not 0 <= step < 2**32:
+    if whole(step) is None or not 0 <= step < 2**32:
         raise ValueError(f"fastdiff.{where}: expected step in [0, 2**32), got {step}.")
-    if not 0 <= stream < 256:
+    if whole(stream) is None or not 0 <= stream < 256:
         raise ValueError(f"fastdiff.{where}: expected stream in [0, 256), got {stream}.")
     if mode not in MODES:
         raise ValueError(f"fastdiff.{where}: expected mode in {list(MODES)}, got {mode!r}.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..backend import choice
 from ..backend.eager.group_norm_silu import chunks, group_norm_silu_backward
+from ..whole import whole
 from . import autograd, common, formulas
 
 _ARGUMENTS = (
@@ -195,10 +196,12 @@ def group_norm_silu(
             " dimension."
         )
     batch, channels = x.shape[0], x.shape[1]
-    if isinstance(groups, bool) or not isinstance(groups, int):
+    count = whole(groups)
+    if count is None:
         raise TypeError(
             f"fastdiff.{where}: expected groups as an int, got {type(groups).__name__}."
         )
+    groups = count
     if groups < 1 or channels % groups:
         raise ValueError(
             f"fastdiff.{where}: expected groups that divide the {channels} channels, got {groups}."

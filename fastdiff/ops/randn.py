@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
+from ..whole import whole
 from . import common
 
 _SCHEMA = (
@@ -75,10 +76,12 @@ def randn(
     """
     shape = tuple(shape)
     if out is None or out.shape != shape:
-        if len(shape) < 1 or any(not isinstance(n, (int, torch.SymInt)) or n < 0 for n in shape):
+        sizes = tuple(n if isinstance(n, (int, torch.SymInt)) else whole(n) for n in shape)
+        if len(shape) < 1 or any(n is None or n < 0 for n in sizes):
             raise ValueError(
                 f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}."
             )
+        shape = sizes
     elif not shape:
         raise ValueError("fastdiff.randn: expected shape [B, …] of sizes >= 0, got [].")
     if out is None:

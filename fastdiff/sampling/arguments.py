@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..whole import whole
 from .conditions import check_halves, conditions
 from .device_plan import DevicePlan
 from .guidance import need_levels, strength
@@ -151,7 +152,7 @@ def _seed(seed: int | Tensor, n: int) -> int | Tensor:
                 f"fastdiff.Sampler.sample: expected seed as an int or an int64 tensor [{n}], got"
                 f" {seed.dtype} of shape {list(seed.shape)}."
             )
-    elif isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
+    elif whole(seed) is None:
         raise TypeError(
             "fastdiff.Sampler.sample: expected seed as an int or an int64 tensor, got"
             f" {type(seed).__name__}."

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from ..backend.eager.common import compute_dtype
 from ..schedule import Schedule
 from ..solvers import Plan
+from ..whole import whole
 from .arguments import SampleArguments, prepare
 from .buffers import Lanes
 from .device_plan import DevicePlan
@@ -79,10 +80,13 @@ class Engine:
                 f" {min(settings)!r}."
             )
         self.plans = Plans(schedule, self.settings, plan, model)
-        if network_batch is not None and (not isinstance(network_batch, int) or network_batch < 1):
-            raise ValueError(
-                f"fastdiff.Sampler: expected network_batch >= 1 or None, got {network_batch!r}."
-            )
+        if network_batch is not None:
+            rows = whole(network_batch)
+            if rows is None or rows < 1:
+                raise ValueError(
+                    f"fastdiff.Sampler: expected network_batch >= 1 or None, got {network_batch!r}."
+                )
+            network_batch = rows
         if on_oom not in ON_OOM:
             raise ValueError(
                 f"fastdiff.Sampler: expected on_oom in {list(ON_OOM)}, got {on_oom!r}."
@@ -102,6 +106,7 @@ class Engine:
         x: Tensor | None,
         dtype: torch.dtype | None,
         *,
+        name: str = "x_T",
         inpaints: bool = False,
         classifier: Any = None,
         classifier_scale: float = 1.0,
@@ -115,28 +120,28 @@ class Engine:
         """(number of samples, options) of a run; see `Sampler.sample` for the arguments.
 
         The state has x's shape and device where a state or image x is passed, else `shape` and the
-        network's device. Without dtype it is float64 for a float64 x, else float32.
+        network's device. Without dtype it is float64 for a float64 x, else float32. name: the
+        argument that x was passed as.
 
         Raises ValueError and TypeError for shapes and dtypes that no state has.
         """
         where = "fastdiff.Sampler.sample"
         if x is not None:
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
-                raise TypeError(f"{where}: expected x_T as a floating tensor [B, …].")
+                got = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x)
+                raise TypeError(f"{where}: expected {name} as a floating tensor [B, …], got {got}.")
             if shape is not None and tuple(shape) != tuple(x.shape):
                 raise ValueError(
-                    f"{where}: expected x_T of shape {list(shape)}, got {list(x.shape)}."
+                    f"{where}: expected {name} of shape {list(shape)}, got {list(x.shape)}."
                 )
             shape, device = x.shape, x.device
             dtype = dtype or compute_dtype(x)
         else:
             device = self.network.device
-        if (
-            shape is None
-            or len(tuple(shape)) < 1
-            or any(not isinstance(s, int) or s < 0 for s in shape)
-        ):
+        sizes = () if shape is None else tuple(whole(s) for s in shape)
+        if not sizes or any(s is None or s < 0 for s in sizes):
             raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
+        shape = tuple(s for s in sizes if s is not None)
         dtype = dtype or torch.float32
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -266,7 +271,9 @@ class Engine:
     ) -> Tensor:
         """The samples [B, …] of one call; see `Sampler.sample`. hooks: see `options`."""
         x = arguments.x_T if arguments.x_T is not None else arguments.image
-        n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)
+        name = "x_T" if arguments.image is None else "image"
+        inpaints = arguments.mask is not None
+        n, options = self.options(shape, x, dtype, name=name, inpaints=inpaints, **hooks)
         run = self.begin(options)
         batch = self.prepare(run, options, arguments, np.arange(n))
         whole = (n, *options.shape)
@@ -315,7 +322,9 @@ class Engine:
             hooks: see `options`.
         """
         x = arguments.x_T if arguments.x_T is not None else arguments.image
-        n, options = self.options(shape, x, dtype, inpaints=arguments.mask is not None, **hooks)
+        name = "x_T" if arguments.image is None else "image"
+        inpaints = arguments.mask is not None
+        n, options = self.options(shape, x, dtype, name=name, inpaints=inpaints, **hooks)
         run = self.begin(options)
         batch = self.prepare(run, options, arguments, np.arange(n))
         return self._in_order(run, options, Source(batch), n, size)

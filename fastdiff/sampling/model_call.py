@@ -41,6 +41,7 @@ from torch import Tensor
 
 from ..prediction import Parametrization, normalize
 from ..schedule import Time
+from ..whole import whole
 from .conditions import Conditions, check_halves, conditions
 from .guidance import single_strength
 from .network import Model, Network, out_of_memory, own_dtype, prediction_of, tensor_of
@@ -102,14 +103,12 @@ class ModelCall:
         network_batch: int | None = None,
         learned: bool = False,
     ):
-        if network_batch is not None and (
-            isinstance(network_batch, bool)
-            or not isinstance(network_batch, int)
-            or network_batch < 1
-        ):
+        rows = None if network_batch is None else whole(network_batch)
+        if network_batch is not None and (rows is None or rows < 1):
             raise ValueError(
                 f"{where}: expected network_batch >= 1 or None, got {network_batch!r}."
             )
+        network_batch = rows
         self.network = model if isinstance(model, Network) else Network(model, where=where)
         self.model, self.schedule, self.where = self.network.model, schedule, where
         self.clip_range, self.network_batch, self.learned = clip_range, network_batch, learned

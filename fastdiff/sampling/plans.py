@@ -16,12 +16,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..schedule import Schedule, Time
 from ..solvers import Plan, make_plan
 from ..solvers.grids import grid, of_levels, of_timesteps
 from ..table import INDEX
+from ..whole import whole
 from .guidance import over_rows
 
 _MAX_PLANS = 256  # that a sampler caches
@@ -121,11 +120,8 @@ class Plans:
     ) -> tuple[Plan, int]:
         """`get` for a run that begins at row `start` of the whole plan `plan`."""
         where = "fastdiff.Sampler.sample"
-        if (
-            isinstance(start, bool)
-            or not isinstance(start, (int, np.integer))
-            or not 0 <= start <= len(plan)
-        ):
+        row = whole(start)
+        if row is None or not 0 <= row <= len(plan):
             raise ValueError(f"{where}: expected start in [0, {len(plan)}], got {start}.")
         if plan.enterable(start):
             return plan, int(start)

@@ -11,14 +11,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..whole import whole
+
 
 def size(where: str, value: int) -> int:
     """num_train_timesteps as an int, at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+    count = whole(value)
+    if count is None or count < 1:
         raise ValueError(
             f"fastdiff.Schedule.{where}: expected num_train_timesteps >= 1, got {value!r}."
         )
-    return int(value)
+    return count
 
 
 def levels(where: str, sigma_min: float, sigma_max: float) -> None:

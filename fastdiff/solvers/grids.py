@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..schedule import CLEAN, Schedule, Time
+from ..whole import whole
 
 # noise levels of ten steps; after the eleventh, the last step goes to clean data (Sabour et al.
 # 2024, project page)
@@ -223,12 +224,8 @@ def _descend(values: Sequence[float]) -> bool:
 
 def _check_steps(total: int | None, steps: int) -> int:
     """Checks the number of steps, against the T of a discrete schedule, and returns T or 0."""
-    if (
-        isinstance(steps, bool)
-        or not isinstance(steps, (int, np.integer))
-        or steps < 1
-        or (total and steps > total)
-    ):
+    count = whole(steps) or 0
+    if count < 1 or (total and count > total):
         bounds = (
             f"in [1, {total}], got {steps!r}. The schedule has {total}."
             if total

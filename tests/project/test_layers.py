@@ -19,16 +19,17 @@ TREE = Tree()
 
 # A unit is a folder or file directly in fastdiff/, or a part of one under a longer name. Each maps
 # to the other units that it may import.
-LEAVES = {"images", "prediction", "rng", "schedule", "table", "versions"}
+LEAVES = {"images", "prediction", "rng", "schedule", "table", "versions", "whole"}
 STEPS = LEAVES | {"backend", "ops"}
 SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
     "images": set(),
     "prediction": set(),
     "rng": set(),
-    "schedule": set(),
+    "schedule": {"whole"},
     "table": set(),
     "versions": set(),
+    "whole": set(),
     "reference": set(),
     "models": set(),
     "data": {"rng"},

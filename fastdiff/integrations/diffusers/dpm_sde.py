@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...solvers import Linear, Trace, dpm_sde
+from ...whole import whole
 from . import grids, tables
 from .edm import named_noise
 from .karras import SecondOrder
@@ -77,8 +78,9 @@ class DPMSolverSDEScheduler(SecondOrder):
         ended = grids.ended(levels, 0.0)
         shown = np.concatenate([ended[:1], ended[1:-1].repeat(2), ended[-1:]])
         state = self._state_of(np.concatenate([visited[:1], between]), shown, device, steps=steps)
-        if isinstance(c.noise_sampler_seed, int):
-            state.seed = c.noise_sampler_seed % 2**64
+        seed = whole(c.noise_sampler_seed)
+        if seed is not None:
+            state.seed = seed % 2**64
         return state
 
     def set_timesteps(

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...whole import whole
+
 # (cond, uncond): the network's keyword arguments in the two halves of a guided call
 Halves = tuple[dict[str, Any] | None, dict[str, Any] | None]
 _SHOWN = 12  # class names in an error message
@@ -91,23 +93,19 @@ class Classes(Conditioning):
         null_label: int | None = None,
         argument: str = "y",
     ):
-        if (
-            isinstance(count, bool)
-            or not isinstance(count, int)
-            or count < 1
-            or (names and len(names) != count)
-        ):
+        number = whole(count) or 0
+        if number < 1 or (names and len(names) != number):
             raise ValueError(
                 "fastdiff.jobs.Model: expected a number of classes >= 1 and a name for each, or"
                 f" none, got {count!r} classes and {len(names)} names."
             )
-        if null_label is not None and (
-            isinstance(null_label, bool) or not isinstance(null_label, int)
-        ):
+        label = None if null_label is None else whole(null_label)
+        if null_label is not None and label is None:
             raise ValueError(
                 "fastdiff.jobs.Model: expected null_label as a whole number or None, got"
                 f" {null_label!r}."
             )
+        count, null_label = number, label
         self.count, self.names, self.null_label, self.argument = (
             count,
             tuple(names),
@@ -133,7 +131,8 @@ class Classes(Conditioning):
             found = next(iter(value.values()))
         if isinstance(found, str):
             found = self._index.get(found, int(found) if found.isdecimal() else -1)
-        if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < self.count:
+        number = whole(found)
+        if number is None or not 0 <= number < self.count:
             names = ", ".join((*self.names[:_SHOWN], *(("…",) if self.count > _SHOWN else ())))
             raise InvalidEntry(
                 f"a class among 0-{self.count - 1}{f' or {names}' if self.names else ''}", value

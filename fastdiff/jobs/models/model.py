@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...sampler import Sampler, merged
 from ...schedule import Schedule
+from ...whole import whole
 from . import digest
 from .conditioning import Arguments, Classes, Conditioning, Custom, Halves
 
@@ -181,11 +182,10 @@ def execution_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def sizes(shape: Any) -> tuple[int, ...]:
     """Returns the shape of a sample as a tuple. Raises ValueError for anything but sizes >= 1."""
-    integers = isinstance(shape, Sequence) and all(
-        isinstance(s, int) and not isinstance(s, bool) for s in shape
-    )
-    if not integers or not shape or min(shape) < 1:
+    found = [whole(s) for s in shape] if isinstance(shape, Sequence) else []
+    integers = [s for s in found if s is not None]
+    if not integers or len(integers) < len(found) or min(integers) < 1:
         raise ValueError(
             f"fastdiff.jobs.Model: expected one sample's shape, sizes >= 1, got {shape!r}."
         )
-    return tuple(shape)
+    return tuple(integers)

@@ -11,11 +11,12 @@ from ...schedule import Time
 from ...solvers import Linear, Trace, dpm_multistep, dpm_singlestep
 from ...solvers.karras import ancestral_levels
 from ...solvers.trace import Points
+from ...whole import whole
 
 
 def fast_orders(calls: int) -> list[int]:
     """The orders of the steps, which sum to `calls`."""
-    if isinstance(calls, bool) or not isinstance(calls, int) or calls < 1:
+    if (whole(calls) or 0) < 1:
         raise ValueError(
             f"fastdiff.sampling.adaptive.dpm_fast: expected at least one call, got {calls!r}."
         )

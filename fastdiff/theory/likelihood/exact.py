@@ -27,6 +27,7 @@ from ...backend.eager.sums import sum_samples
 from ...prediction import Parametrization
 from ...sampling.adaptive.prepared_run import PreparedRun, ends
 from ...schedule import Schedule
+from ...whole import whole
 from ..dequantization import dequantize, on_levels
 from ..score.divergence import exact_trace, probe, quadratic_forms
 from ..score.embedded import integrate
@@ -194,5 +195,5 @@ def _check(x: Tensor, probes: int, divergence: str) -> None:
         raise ValueError(
             f"{_WHERE}: expected divergence in {list(DIVERGENCES)}, got {divergence!r}."
         )
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 1:
+    if (whole(probes) or 0) < 1:
         raise ValueError(f"{_WHERE}: expected at least one probe, got {probes!r}.")

@@ -37,6 +37,7 @@ from ...sampling.adaptive.prepared_run import Model, PreparedRun
 from ...schedule import CLEAN, Schedule, Time
 from ...solvers import Linear, Plan, Trace
 from ...solvers.grids import grid
+from ...whole import whole
 from ..tensors import per_sample
 from .local_model import local_model
 
@@ -196,7 +197,8 @@ def check(where: str, snr: float, ratio: str, steps: int) -> None:
             f"{where}: expected snr in (0, {most:g}), got {snr!r}. Larger steps"
             " diverge from the data."
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    count = whole(steps)
+    if count is None or count < 0:
         raise ValueError(f"{where}: expected steps >= 0, got {steps!r}.")
 
 
