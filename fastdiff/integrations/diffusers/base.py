@@ -260,8 +260,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @property
     def _state(self) -> State:
         state = self._states.get()
-        if state.stale(self._edits):
-            self._renew(state)
+        if state.edits == self._edits:
+            version = 0
+            for table in state.watched:
+                version += table._version
+            if version == state.version:
+                return state
+        self._renew(state)
         return state
 
     def _renew(self, state: State) -> None:
@@ -415,15 +420,18 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         A view of `timesteps` is found by its memory address, without a read of the device; another
         timestep by diffusers' counter, or else by its value.
         """
-        counter = state.step_index if state.step_index is not None else state.begin_index
+        if state.step_index is None or state.shift is None:
+            state.shift = self._first_shift(state, timestep)
+        shift = state.shift
         if isinstance(timestep, Tensor):
             index = state.view_index(timestep)
             if index is not None:
-                return index + (state.shift or 0)
+                return index + shift
+        counter = state.step_index if state.step_index is not None else state.begin_index
+        if isinstance(timestep, Tensor):
             if counter is not None and timestep.device.type != "cpu":
                 return counter
             timestep = timestep.item()
-        shift = state.shift or 0
         if counter is not None and (
             state.step_index is None or self._holds(state, counter - shift, timestep)
         ):
@@ -434,6 +442,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         # a run that starts inside the grid starts at the second of two equal timesteps, like
         # diffusers'
         return found[1] if counter is None and len(found) > 1 else found[0]
+
+    def _first_shift(self, state: State, timestep: Any) -> int:
+        """The shift at a run's first call, and where its timesteps were assigned."""
+        return 0
 
     @staticmethod
     def _holds(state: State, index: int, timestep: float) -> bool:

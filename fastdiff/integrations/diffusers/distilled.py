@@ -18,7 +18,7 @@ from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace, consistency
 from ...table import INDEX
 from . import grids
-from .base import Generators
+from .base import Generators, Scheduler
 from .ddpm import previous
 from .indexed import Indexed
 from .state import State, Table
@@ -59,6 +59,7 @@ class Distilled(VariancePreserving, Indexed):
     _returns_x0 = False
     _returns_slot_1 = True
     _reads_timestep = True
+    scale_model_input = Scheduler.scale_model_input
     final_alpha_cumprod: Any = Table()
     _reads = ("alphas_cumprod", "final_alpha_cumprod")
 
@@ -223,7 +224,7 @@ class LCMScheduler(Distilled):
         return_dict: bool = True,
     ) -> Any:
         """Returns (next state, consistency function) from the network's output at a timestep."""
-        self._require_steps(self._state)
+        self._require_steps(self._states.get())
         return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict
         )
@@ -317,7 +318,7 @@ class TCDScheduler(Distilled):
 
         eta: in [0, 1].
         """
-        self._require_steps(self._state)
+        self._require_steps(self._states.get())
         if not 0 <= eta <= 1:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.step: expected eta in [0, 1], got {eta!r}."

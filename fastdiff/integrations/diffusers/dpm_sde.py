@@ -89,9 +89,9 @@ class DPMSolverSDEScheduler(SecondOrder):
         """Sets num_inference_steps steps, spaced as configured over num_train_timesteps."""
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
-    def _scale(self, state: State, index: int) -> float:
+    def _stage_scale(self, state: State, index: int) -> float | None:
         if self._begins(state, index):
-            return super()._scale(state, index)
+            return None
         begin, end = state.times[index - 1 : index + 1]
         return math.hypot(math.sqrt(begin.sigma * end.sigma), 1.0)
 

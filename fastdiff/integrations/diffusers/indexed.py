@@ -43,21 +43,15 @@ class Counted(Scheduler):
         """Sets the index of the run's first step; pipelines that start inside the grid call it."""
         self._state.begin_index = begin_index
 
-    def _index(self, state: State, timestep: Any) -> int | None:
-        if state.step_index is None or state.shift is None:
-            self._enter(state, timestep)
-        return super()._index(state, timestep)
-
-    def _enter(self, state: State, timestep: Any) -> None:
-        """Finds the shift of a run at its first call, and where its timesteps were assigned.
+    def _first_shift(self, state: State, timestep: Any) -> int:
+        """The shift at a run's first call, and where its timesteps were assigned.
 
         diffusers' counter begins at begin_index, or at the second one of two equal timesteps, and
         goes on from there.
         """
-        state.shift = 0
         place = state.view_index(timestep) if isinstance(timestep, Tensor) else None
         if place is None:
-            return
+            return 0
         places = [i for i, t in enumerate(state.values) if t == state.values[place]]
         first = state.step_index if state.step_index is not None else state.begin_index
         if first is None:
@@ -68,7 +62,7 @@ class Counted(Scheduler):
                 f" which the run begins, got that of index {place}. Call set_begin_index with the"
                 " index of the first timestep."
             )
-        state.shift = first - place
+        return first - place
 
     def index_for_timestep(self, timestep: Any, schedule_timesteps: Tensor | None = None) -> int:
         """The index of a timestep's value.
@@ -140,22 +134,22 @@ class Indexed(Counted):
         It may be called repeatedly: it does not advance the step. Further arguments have no effect.
         """
         state = self._state
-        self.is_scale_input_called = True
-        if state.driven is not None and state.scales is not None:
-            return self._peer.scale_model_input(self, sample, timestep)
         if state.scales is None:
             return sample
+        self.is_scale_input_called = True
+        if state.driven is not None:
+            return self._peer.scale_model_input(self, sample, timestep)
         index = self._index(state, timestep)
         if index is None:
             index = self.index_for_timestep(timestep)
         if state.step_index is None:
             state.step_index = index
-        return sample / self._scale(state, index)
+        scale = self._stage_scale(state, index)
+        return sample / (state.scales[index] if scale is None else scale)
 
-    def _scale(self, state: State, index: int) -> float:
-        """The divisor of the network's input at an index."""
-        assert state.scales is not None
-        return state.scales[index]
+    def _stage_scale(self, state: State, index: int) -> float | None:
+        """The divisor of the network's input where it is not that of the index."""
+        return None
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma noise; timesteps [B].

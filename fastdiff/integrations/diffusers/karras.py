@@ -218,9 +218,9 @@ class _Midpoint(SecondOrder):
         """Tables [n + 1] of the levels [n + 1], of which `sigmas_interpol` is one."""
         raise NotImplementedError
 
-    def _scale(self, state: State, index: int) -> float:
+    def _stage_scale(self, state: State, index: int) -> float | None:
         if self._begins(state, index):
-            return super()._scale(state, index)
+            return None
         return math.hypot(float(state.tables["sigmas_interpol"][index - 1 + self._middle]), 1.0)
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:

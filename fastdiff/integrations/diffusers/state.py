@@ -27,7 +27,7 @@ class State:
 
     The tables are what diffusers shows as attributes, and users may assign them or write into them.
     Everything that follows from them is computed by the scheduler's `_renew`: when the run starts,
-    and again when `stale` says that a table is another one or has another version counter.
+    and again when a table is another one or has another version counter.
 
     Attributes:
         tables: by diffusers' names, `timesteps` [n] as the pipeline iterates them, one per network
@@ -37,6 +37,9 @@ class State:
         times: the points of the solver's grid; the last one is the result's.
         scales: the divisor of the network's input at each timestep, or None.
         extra: further values that the class needs for its formula and attributes.
+        edits: the number of assignments to the scheduler's own tables when they were last read.
+        watched, version: the tensors that were read, and the sum of their version counters. Writes
+            raise a counter, so nothing is read to see them; those through NumPy's view do not.
         step_index, begin_index: diffusers' counters.
         shift: what the index of a step is above its timestep's position on the grid, where
             diffusers' counter says so; None until it is found for newly assigned timesteps.
@@ -64,7 +67,7 @@ class State:
         self.times: list[Time] = []
         self.scales: list[float] | None = None
         self.extra = extra
-        self._edits, self._watched, self._version = _STALE, (), 0
+        self.edits, self.watched, self.version = _STALE, (), 0
         self.step_index: int | None = None
         self.begin_index: int | None = None
         self.shift: int | None = 0
@@ -89,28 +92,15 @@ class State:
         self.tables[name] = table
         if name == "timesteps":
             self.shift = None
-        self._edits = _STALE
+        self.edits = _STALE
 
     def set_extra(self, name: str, value: Any) -> None:
         """Replaces one of the further values by the user's."""
-        self.extra[name], self._edits = value, _STALE
+        self.extra[name], self.edits = value, _STALE
 
     def set_steps(self, steps: int | None) -> None:
         """Replaces the number of steps by the user's."""
-        self.num_inference_steps, self._edits = steps, _STALE
-
-    def stale(self, edits: int) -> bool:
-        """Whether a table was assigned or written into since the last `watch`.
-
-        edits: the number of assignments to the scheduler's own tables. Writes raise a tensor's
-        version counter, so nothing is read; those through NumPy's view of a tensor do not.
-        """
-        if edits != self._edits:
-            return True
-        version = 0
-        for table in self._watched:
-            version += table._version
-        return version != self._version
+        self.num_inference_steps, self.edits = steps, _STALE
 
     def watch(self, edits: int, tables: Iterable[Any]) -> None:
         """Reads the timesteps, and notes the versions of its tables and of the scheduler's."""
@@ -124,20 +114,22 @@ class State:
         self._device, self._address = timesteps.device, timesteps.data_ptr()
         self._item = timesteps.element_size() * max(timesteps.stride()[0], 0)
         self._extent = len(self.values) * self._item
-        self._edits = edits
-        self._watched = tuple(
+        self._gaps = self._item != timesteps.element_size()
+        self.edits = edits
+        self.watched = tuple(
             t
             for t in (*self.tables.values(), *tables)
             if isinstance(t, Tensor) and not t.is_inference()
         )
-        self._version = sum(t._version for t in self._watched)
+        self.version = sum(t._version for t in self.watched)
 
     def view_index(self, timestep: Tensor) -> int | None:
         """The index of a timestep that is a view into `timesteps`, None for another tensor."""
         offset = timestep.data_ptr() - self._address
         if 0 <= offset < self._extent and timestep.device == self._device:
-            index, rest = divmod(offset, self._item)
-            return None if rest else index
+            if self._gaps and offset % self._item:
+                return None
+            return offset // self._item
         return None
 
     def fingerprint(self) -> Any:
@@ -150,7 +142,7 @@ class State:
 
     def digest(self) -> int:
         """A number that tells the contents of the tables from others."""
-        flat = (t.detach().cpu().contiguous().reshape(-1) for t in self._watched)
+        flat = (t.detach().cpu().contiguous().reshape(-1) for t in self.watched)
         return hash(tuple(t.view(torch.uint8).numpy().tobytes() for t in flat))
 
     def slots(
@@ -190,7 +182,7 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.
-        stale = {"_edits": _STALE, "_watched": ()}
+        stale = {"edits": _STALE, "watched": ()}
         return {**self.__dict__, "plans": {}, "config": None, "last": None, **stale}
 
 

@@ -62,7 +62,8 @@ class TracedPlan:
     def __init__(self, plan: Plan, undefined: NDArray[np.bool_]):
         self.plan = plan
         written = [plan.table[:, [INDEX[f"s{i}.{o}"] for o in OPERANDS]].any() for i in _SLOTS]
-        self.slots = max((i for i, any_ in zip(_SLOTS, written, strict=True) if any_), default=0)
+        # a class that returns slot 1 from its steps reads none
+        self.slots = plan.slots and max(i for i, any_ in zip(_SLOTS, written, strict=True) if any_)
         self._network = [bool(v) for v in plan.column("network")]
         self._draws = draws_noise(plan)
         # the column masks of rows without and with a network call
