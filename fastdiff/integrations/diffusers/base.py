@@ -214,6 +214,13 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         """Whether the last step remembered a sum with its levels, which cannot be edited."""
         return False
 
+    def _ignores_sample(self, state: State, call: int) -> bool:
+        """Whether a call of a run, counted from its history's start, ignores the given sample.
+
+        Then it continues from what the call before returned.
+        """
+        return False
+
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
         """Whether diffusers draws at this index even where the noise is multiplied by zero."""
         return False
@@ -491,6 +498,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             if traced.undefined and call in traced.undefined:
                 self._refuse_step(state, index)
             slots, slots_out = state.slots(index, traced.slots, sample)
+            if self._ignores_sample(state, call):
+                sample = state.given_or_returned(index, sample)
             state.last_index, state.step_index, state.last = index, index + 1, (traced, call)
         if self._returns_slot_1:
             shape = (1, *sample.shape)
@@ -515,6 +524,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         )
         if slots is not None and slots_out is not None:
             state.keep_slots(slots_out)
+        if index is not None and self._ignores_sample(state, call + 1):
+            state.keep_returned(index, x)
         if self._returns_slot_1 and second is None and slots_out is not None:
             second = slots_out[0].to(sample.dtype)
         result = (x,) if second is None else (x, second)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...schedule import Time
-from ...solvers import Linear, Trace, karras
+from ...solvers import Linear, Trace
 from . import grids, history, tables
 from .base import Generators
-from .quirks.karras import lms, midpoint
+from .quirks.karras import heun, lms, midpoint
 from .sigma import Exploding
 from .state import RunTable, State
 
@@ -146,6 +146,8 @@ class HeunDiscreteScheduler(SecondOrder):
     Quirks:
     - beta_start and beta_end have other defaults than in most classes.
     - n steps have 2n - 1 timesteps.
+    - The second call of a step continues from the state that the first one was given, whatever
+      state is given to it.
     - clip_sample clips the prediction of both stages.
     - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
     """
@@ -194,7 +196,7 @@ class HeunDiscreteScheduler(SecondOrder):
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         for step in self._steps(state, start):
-            trace.start = karras.heun(trace, step)
+            trace.start = heun(trace, step)
         return trace.start
 
     def step(

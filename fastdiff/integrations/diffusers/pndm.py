@@ -30,6 +30,8 @@ class PNDMScheduler(VariancePreserving):
     Quirks:
     - With skip_prk_steps the first step is taken twice: n steps make n + 1 calls, and the second
       timestep is listed twice.
+    - The later calls of a Runge-Kutta step, and the doubled call, continue from the state that the
+      first call was given, whatever state is given to them.
     - Steps go from t to t - T // n whatever the grid is.
     - The multistep combines the network's outputs, v-predictions included, and converts the
       combination at the point where the step begins.
@@ -165,6 +167,13 @@ class PNDMScheduler(VariancePreserving):
 
     def _sums(self, state: State) -> bool:
         return self.counter < len(state.extra.get("prk", ())) and self.counter % 4 != 0
+
+    def _ignores_sample(self, state: State, call: int) -> bool:
+        """The three later stages of a Runge-Kutta step begin where its first one did.
+
+        The doubled call does, too, but its formula remembers that state.
+        """
+        return call < len(state.extra.get("prk", ())) and call % 4 != 0
 
     def _at(self, t: int) -> Time:
         return self._point(t) if t >= 0 else self._final()

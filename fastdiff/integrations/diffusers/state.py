@@ -80,6 +80,7 @@ class State:
         self.config: Any = None
         self.plans: dict[Any, TracedPlan] = {}
         self._slots: list[Tensor] = []
+        self._returned: dict[int, Tensor] = {}
 
     def set_table(self, name: str, value: Any) -> None:
         """Replaces a table by the user's. Raises ValueError for one that is no row of numbers."""
@@ -179,6 +180,21 @@ class State:
         """Keeps the slots that a step has written, where it wrote them into a tensor of its own."""
         if written is not self._slots[0]:
             self._slots = [written, self._slots[1]]
+
+    def given_or_returned(self, index: int, sample: Tensor) -> Tensor:
+        """The state that the step at an index continues from: as the step before it returned it.
+
+        The sample, which the caller may have changed since, where there was none.
+        """
+        return self._returned.get(index, sample)
+
+    def keep_returned(self, index: int, x: Tensor) -> None:
+        """Keeps a copy of the state that the step at an index returned for the one after it.
+
+        The step may be taken again, so what it continued from stays, too.
+        """
+        before = {k: v for k, v in self._returned.items() if k == index}
+        self._returned = {**before, index + 1: x.clone()}
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.

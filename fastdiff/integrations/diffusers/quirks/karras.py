@@ -1,4 +1,7 @@
-"""Euler with churn, LMS and the midpoint rule as diffusers computes them (Karras et al. 2022)."""
+"""Euler with churn, Heun, LMS and the midpoint rule as diffusers computes them.
+
+(Karras et al. 2022.)
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,25 @@ def late_churn(
             x = p.pause(x, t) + sqrt(sigma**2 - t.sigma**2) * s_noise * p.noise()
         x0, _, _ = p.predict(x, up if hat else t)
         x = euler_step(up, s, p.x(), x0)
+    return x
+
+
+def heun(p: Trace, times: Sequence[Time]) -> Linear:
+    """x_s = x_t + (sigma_s - sigma_t)(eps_t + eps_s)/2 (Karras et al. 2022, algorithm 1).
+
+    Quirk: the second call continues from the x_t that the first one remembered, and reads the state
+    that it is given only in eps_s; callers may have changed that state. `solvers.karras.heun` is
+    the same while they do not, and continues from the given state.
+    """
+    x = p.start
+    for t, s in zip(times, times[1:], strict=False):
+        x0, _, _ = p.predict(x, t)
+        begun, first, half = p.x(), slope(t, p.x(), x0), 0.5 * (s.sigma - t.sigma)
+        x = euler_step(t, s, begun, x0)
+        if s.sigma > 0:
+            halfway = p.keep(begun + half * first)
+            y0, _, _ = p.predict(x, s)
+            x = halfway + half * slope(s, p.x(), y0)
     return x
 
 
