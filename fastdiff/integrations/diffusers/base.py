@@ -61,7 +61,8 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
-from . import history, members
+from . import checks, history, members
+from .checks import Generators as Generators
 from .reading import nowhere, reading
 from .state import RunTable, State, States
 from .tables import Points
@@ -69,8 +70,6 @@ from .traced import TracedPlan
 
 # arguments of diffusers' steps that change the plan
 _OPTIONS = ("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise", "order")
-Generators = torch.Generator | list[torch.Generator] | None
-
 DROP_INS: dict[str, type[Scheduler]] = {}
 """The drop-in classes by name, which is that of diffusers' class; they enter it when defined."""
 
@@ -116,6 +115,15 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     # whether diffusers' step returns another term, which `_write_slot_1` makes the plan's slot 1
     _returns_slot_1 = False
     _has_history = False  # whether the formula depends on where the run began
+    # whether the next state has the output's dtype, as in diffusers' class; otherwise the wider one
+    # of the sample's and the output's
+    _typed_as_output: Any = False
+    # options of the step on which the meaning of slots depends, so that they cannot change in a run
+    # or between the calls of a step, of which there are `_calls`
+    _settled: tuple[str, ...] = ()
+    _calls: int | None = None
+    # whether a sample of less precision than the output is computed in the output's dtype
+    _widens = True
 
     is_scale_input_called = False
     _history: history.Defaults = {}
@@ -131,6 +139,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        checks.checked(cls)
         if not cls.__name__.endswith("Scheduler"):
             return
         if cls.__module__.split(".")[0] == "fastdiff":
@@ -456,7 +465,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def _holds(state: State, index: int, timestep: float) -> bool:
-        return 0 <= index < len(state.values) and state.values[index] == timestep
+        if not 0 <= index < len(state.values):
+            return False
+        return timestep in (state.values[index], int(state.values[index]))
 
     def _advance(
         self,
@@ -484,6 +495,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         slots = slots_out = seed = None
         if index is None:
             traced, call = self._traced_off_grid(state, float(timestep), options), 0
+            sample = self._widened(sample, model_output)
         else:
             first = self._history_start(state, index) if self._has_history else 0
             if state.broken and state.last_index is not None:
@@ -497,9 +509,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 self._refuse_levels(state, index)
             if traced.undefined and call in traced.undefined:
                 self._refuse_step(state, index)
-            slots, slots_out = state.slots(index, traced.slots, sample)
             if self._ignores_sample(state, call):
                 sample = state.given_or_returned(index, sample)
+            sample = self._widened(sample, model_output)
+            if self._settled:
+                self._settle(state, call, {name: options[name] for name in self._settled})
+            slots, slots_out = state.slots(index, sample, traced, call)
             state.last_index, state.step_index, state.last = index, index + 1, (traced, call)
         if self._returns_slot_1:
             shape = (1, *sample.shape)
@@ -528,6 +543,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             state.keep_returned(index, x)
         if self._returns_slot_1 and second is None and slots_out is not None:
             second = slots_out[0].to(sample.dtype)
+        if self._typed_as_output:
+            x = x.to(model_output.dtype)
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
 
@@ -542,12 +559,33 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             " without that point."
         )
 
+    def _settle(self, state: State, call: int, options: dict[str, Any]) -> None:
+        """Notes the options at the first call. Raises ValueError for others at later calls."""
+        if call == 0 or (self._calls and call % self._calls == 0):
+            state.settled = options
+        elif options != state.settled:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}.step: expected {state.settled} as in the calls"
+                f" before, got {options}. Change them where a run or a step begins."
+            )
+
+    def _widened(self, sample: Tensor, model_output: Tensor) -> Tensor:
+        """The sample in the wider one of both dtypes, in which diffusers computes."""
+        if sample.dtype == model_output.dtype or not self._widens:
+            return sample
+        return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
+
     def _refuse_levels(self, state: State, index: int) -> None:
-        """Raises ValueError for a step whose levels are not there."""
+        """Raises ValueError for a step after the last one, or whose levels are not there."""
+        name, count = type(self).__name__, len(state.values)
+        if index >= count:
+            raise ValueError(
+                f"fastdiff.{name}.step: expected at most {count} steps, as many as timesteps, got"
+                " another one. Call set_timesteps before another run."
+            )
         raise ValueError(
-            f"fastdiff.{type(self).__name__}.step: expected levels for the step of index {index},"
-            f" got {len(state.times)} for {len(state.values)} timesteps. Assign one more level than"
-            " timesteps."
+            f"fastdiff.{name}.step: expected levels for the step of index {index}, got"
+            f" {len(state.times)} for {count} timesteps. Assign one more level than timesteps."
         )
 
     def _like(self, sample: Tensor, noise: Tensor | float) -> Tensor:
@@ -572,15 +610,22 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             f" that broadcasts to {list(sample.shape)} on {sample.device}, got {got}."
         )
 
-    @staticmethod
-    def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
-        """A draw like diffusers': in the output's dtype and on its device."""
+    def _draw(self, model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
+        """A draw like diffusers', on the output's device."""
+        checks.generators(type(self).__name__, generator, sample)
         return randn_tensor(
             tuple(sample.shape),
             generator=generator,
             device=model_output.device,
-            dtype=model_output.dtype,
+            dtype=self._drawn_dtype(model_output, sample),
         )
+
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        """The dtype in which diffusers' class draws: that of the output.
+
+        sample: in the dtype of the step.
+        """
+        return model_output.dtype
 
     @staticmethod
     def _seed(state: State) -> int:

@@ -81,6 +81,9 @@ class Distilled(VariancePreserving, Indexed):
         """The timesteps of the distillation, ascending, up to a fraction `strength` of them."""
         raise NotImplementedError
 
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return sample.dtype
+
     def _end(self, last: int) -> Time:
         """The point that the step from the last timestep, `last`, goes to, with noise."""
         raise NotImplementedError

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ...schedule import Time
@@ -145,11 +145,14 @@ class DPMSolverMultistepScheduler(DPMSolver):
         steps = len(visited) if num_inference_steps is None else num_inference_steps
         self._begin_on(*self._levels(visited, steps, mu), device)
 
-    @staticmethod
-    def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
-        return randn_tensor(
-            tuple(sample.shape), generator=generator, device=model_output.device, dtype=tables.FLOAT
-        )
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return tables.FLOAT
+
+    @property
+    def _typed_as_output(self) -> bool:
+        """diffusers casts to the dtype of what it integrates, x0 or the output as eps."""
+        c = self.config
+        return not c.algorithm_type.endswith("++") and c.prediction_type == "epsilon"
 
     def step(
         self,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
@@ -141,6 +142,9 @@ class DPMSolverSinglestepScheduler(DPMSolver):
             )
             self.register_to_config(lower_order_final=True)
         self._begin_on(visited, levels, device, orders=tuple(self.get_order_list(len(visited))))
+
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return sample.dtype
 
     def _integrate(self, trace: Trace, times: list[Time], start: int) -> Linear:
         c, orders = self.config, self.order_list[: len(times) - 1]

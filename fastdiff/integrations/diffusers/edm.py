@@ -15,7 +15,7 @@ from ...prediction import Coefficients, Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Trace
 from ...solvers.grids import karras_levels
-from . import tables
+from . import checks, tables
 from .base import Generators
 from .history import MULTISTEP, recall_multistep
 from .indexed import Indexed
@@ -118,6 +118,8 @@ class EDMEulerScheduler(Preconditioned):
     - Before set_timesteps the grid has num_train_timesteps + 1 levels.
     - init_noise_sigma is sqrt(sigma_max² + 1).
     """
+
+    _typed_as_output = True
 
     @register_to_config
     def __init__(
@@ -235,6 +237,9 @@ class _Multistep(Preconditioned):
         self._begin(
             self._state_of(self._levels(ramp), self._last_level(), num_inference_steps, device)
         )
+
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return sample.dtype
 
     @property
     def _algorithm(self) -> str:
@@ -358,6 +363,8 @@ class CosineDPMSolverMultistepScheduler(_Multistep):
     ) -> Any:
         """The next state from the network's output; see diffusers."""
         state, noise = self._state, None
+        if generator is not None:
+            checks.generators(type(self).__name__, generator, sample)
         if isinstance(generator, list) and len(generator) > 1:
             index = self._index(state, timestep)
             noise = named_noise(

@@ -28,6 +28,8 @@ class EulerDiscreteScheduler(Exploding):
     - interpolation_type="log_linear" makes one level too many.
     """
 
+    _typed_as_output = True
+
     @register_to_config
     def __init__(
         self,
@@ -172,6 +174,8 @@ class EulerAncestralDiscreteScheduler(Exploding):
 
     prediction_type="sample", which diffusers refuses, works.
     """
+
+    _typed_as_output = True
 
     @register_to_config
     def __init__(

@@ -13,12 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...backend.eager.common import compute_dtype
 from ...ops import randn
 from ...prediction import Parametrization
 from ...schedule import Time
 from . import grids, tables
-from .base import Generators
 from .indexed import Indexed
 from .state import State
 
@@ -90,11 +88,8 @@ class Flow(Indexed):
     def _mixture(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         return 1.0 - sigma, sigma
 
-    @staticmethod
-    def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
-        """A draw like diffusers', in the precision in which the step is computed."""
-        like = torch.empty(0, dtype=compute_dtype(sample), device=sample.device)
-        return Indexed._draw(like, sample, generator)
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return tables.FLOAT  # diffusers computes the step in float32, whatever the sample is
 
     def _drawn(self, like: Tensor, index: int) -> Tensor:
         """fastdiff's noise of a step."""

@@ -13,7 +13,6 @@ from ...solvers import Linear, Trace
 from . import tables
 from .base import Generators
 from .flow import Flow, Shifting
-from .indexed import Indexed
 from .quirks import flow as formulas
 from .state import State
 
@@ -133,10 +132,14 @@ class FlowMatchHeunDiscreteScheduler(Flow):
       instead of n, and multiplies the first slope by sigma over the churned sigma.
     - A draw is taken from the generator at second halves too, where nothing is added.
     - scale_noise takes one timestep and moves the step index there.
+
+    Both calls of a step have the same options.
     """
 
     order = 2
     _has_history = True
+    _settled = ("s_churn", "s_tmin", "s_tmax", "s_noise")
+    _calls = 2
     _history = {name: lambda _: None for name in ("prev_derivative", "dt", "sample")}
 
     @register_to_config
@@ -209,9 +212,8 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         )
         return self._typed(result, model_output, return_dict)
 
-    @staticmethod
-    def _draw(model_output: Tensor, sample: Tensor, generator: Generators) -> Tensor:
-        return Indexed._draw(model_output, sample, generator)
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return model_output.dtype
 
 
 class FlowMatchLCMScheduler(Shifting):
@@ -269,6 +271,9 @@ class FlowMatchLCMScheduler(Shifting):
 
     def _always_draws(self, index: int, options: Any) -> bool:
         return not options.get("grows")
+
+    def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
+        return torch.promote_types(tables.FLOAT, model_output.dtype)
 
     def step(
         self,

@@ -43,6 +43,14 @@ class Counted(Scheduler):
         """Sets the index of the run's first step; pipelines that start inside the grid call it."""
         self._state.begin_index = begin_index
 
+    def _index(self, state: State, timestep: Any) -> int | None:
+        index = super()._index(state, timestep)
+        if index is None:  # diffusers counts the steps and does not read later timesteps
+            if state.step_index is not None:
+                return state.step_index
+            return len(state.values) - 1 if self._last_for_unknown else None
+        return index
+
     def _first_shift(self, state: State, timestep: Any) -> int:
         """The shift at a run's first call, and where its timesteps were assigned.
 

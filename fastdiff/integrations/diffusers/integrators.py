@@ -133,12 +133,6 @@ class Integrator(Indexed, TrainingTables):
         alpha = 1 / (sigma**2 + 1) ** 0.5
         return alpha, sigma * alpha
 
-    def _index(self, state: State, timestep: Any) -> int | None:
-        index = super()._index(state, timestep)
-        if index is None:  # diffusers counts the steps and does not read later timesteps
-            index = state.step_index if state.step_index is not None else len(state.values) - 1
-        return index
-
     # -- grids
 
     def _trained(self) -> NDArray[Any]:

@@ -28,10 +28,11 @@ class LMSDiscreteScheduler(Exploding):
     - A run that begins inside the grid uses weights of the full order for the derivatives it has.
     - init_noise_sigma is sqrt(sigma_max² + 1) with timestep_spacing="leading".
 
-    The integrals are exact; diffusers computes them by quadrature.
+    The integrals are exact; diffusers computes them by quadrature. A run has one order.
     """
 
     _has_history = True
+    _settled = ("order",)
     _history: history.Defaults = {"derivatives": lambda _: []}
 
     def _recall(self, state: State, driven: dict[str, Any]) -> bool:

@@ -40,6 +40,7 @@ class SASolverScheduler(Integrator):
 
     _repeats_last = True
     _reads_timestep = True  # tau's
+    _widens = False  # diffusers returns the sample's dtype
     tau_func: Any = Table()  # tau of a timestep
 
     def _prepare(self) -> None:

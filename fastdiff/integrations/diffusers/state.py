@@ -49,6 +49,7 @@ class State:
         last: the plan of the last step, and its call.
         broken: whether a table was edited that the last step's results depend on.
         seed: of fastdiff's noise, None until it is drawn.
+        settled: the options that the run's later calls must have, too.
         plans: the traced plans by first index and options.
         config: the configuration that `plans` were traced with.
     """
@@ -81,6 +82,7 @@ class State:
         self.plans: dict[Any, TracedPlan] = {}
         self._slots: list[Tensor] = []
         self._returned: dict[int, Tensor] = {}
+        self.settled: dict[str, Any] = {}
 
     def set_table(self, name: str, value: Any) -> None:
         """Replaces a table by the user's. Raises ValueError for one that is no row of numbers."""
@@ -147,29 +149,31 @@ class State:
         return hash(tuple(t.view(torch.uint8).numpy().tobytes() for t in flat))
 
     def slots(
-        self, index: int, count: int, sample: Tensor
+        self, index: int, sample: Tensor, traced: TracedPlan, call: int
     ) -> tuple[Tensor, Tensor] | tuple[None, None]:
         """The slots [count, B, …] that the step at an index reads, and those that it writes.
 
-        A step that is taken again reads the values that it read the first time.
+        A step that is taken again reads the values that it read the first time. Where the sample's
+        dtype or device changes, the slots change theirs.
 
-        Raises ValueError where the sample's shape changes after steps that filled the slots.
+        Raises ValueError where the sample's shape changes and this step or a later one needs what
+        is in the slots.
         """
-        if not count:
+        if not traced.slots:
             return None, None
-        shape = (count, *sample.shape)
+        shape, dtype = (traced.slots, *sample.shape), compute_dtype(sample)
         held = self._slots
-        later = self.last_index is not None and index == self.last_index + 1
-        if later and index != self.history_start and held and held[0].shape[1:] != sample.shape:
+        if held and held[0].shape[1:] != sample.shape and traced.continues(call):
             raise ValueError(
                 f"fastdiff.integrations.diffusers: expected a sample of shape"
                 f" {list(held[0].shape[1:])} at step {index}, as in the steps before, got"
                 f" {list(sample.shape)}. Call set_timesteps before another batch."
             )
-        if not held or held[0].shape != shape or held[0].device != sample.device:
-            dtype = compute_dtype(sample)
-            with torch.inference_mode(False):  # what is kept may meet autograd later
+        with torch.inference_mode(False):  # what is kept may meet autograd later
+            if not held or held[0].shape != shape:
                 held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
+            elif held[0].dtype != dtype or held[0].device != sample.device:
+                held = [h.to(device=sample.device, dtype=dtype) for h in held]
         read, written = held[::-1] if self.last_index == index else held
         if written.requires_grad:  # a graph may hold it
             written = torch.zeros_like(written)

@@ -88,6 +88,10 @@ class TracedPlan:
         """The plan's table on a device."""
         return DevicePlan.of(self.plan, device).table
 
+    def continues(self, call: int) -> bool:
+        """Whether a call, or a later one, reads slots that were written before it."""
+        return not self.plan.enterable(self.calls[call].rows[0])
+
     def execute(
         self,
         call: int,

@@ -38,6 +38,8 @@ class UniPCMultistepScheduler(Integrator):
     predict_x0=False. solver_p, another scheduler as the predictor, is refused.
     """
 
+    _widens = False  # diffusers returns the sample's dtype
+
     @register_to_config
     def __init__(
         self,

@@ -54,7 +54,15 @@ class TrainingTables(Scheduler):
         alpha_bar is rounded to the sample's dtype first, as diffusers does.
         """
         table = self.alphas_cumprod.to(device=sample.device, dtype=sample.dtype)
-        chosen = table[timesteps.to(sample.device)].flatten()
+        try:
+            chosen = table[timesteps.to(sample.device)].flatten()
+        except IndexError:
+            chosen = None
+        if chosen is None:
+            raise ValueError(
+                f"fastdiff.{type(self).__name__}: expected integer timesteps in [0, {len(table)}),"
+                f" got {timesteps}. Pass elements of scheduler.timesteps."
+            )
         chosen = chosen.reshape(-1, *(1,) * (sample.ndim - 1))
         return chosen**0.5, (1 - chosen) ** 0.5
 

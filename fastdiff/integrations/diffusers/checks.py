@@ -1,0 +1,118 @@
+"""What every drop-in checks before its own methods run, and how torch.compile meets them.
+
+`Scheduler` puts `checked` around `step`, `scale_model_input` and `set_timesteps` of each class. The
+methods keep their signatures, which pipelines inspect.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo  # imports Dynamo when it is called, not before
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+def _step(method: Callable[..., Any]) -> Callable[..., Any]:
+    eager = _disable_dynamo(method)
+
+    @functools.wraps(method)
+    def step(
+        self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # a step finds its row by memory addresses and a table on the host, which graphs cannot hold
+        if torch.compiler.is_compiling():
+            return eager(self, model_output, timestep, sample, *args, **kwargs)
+        for name, value in (("model_output", model_output), ("sample", sample)):
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"fastdiff.{type(self).__name__}.step: expected {name} as a tensor, got"
+                    f" {type(value).__name__}. Pass torch tensors."
+                )
+        one_timestep(f"{type(self).__name__}.step", timestep)
+        return method(self, model_output, timestep, sample, *args, **kwargs)
+
+    return step
+
+
+def _scale_model_input(method: Callable[..., Any]) -> Callable[..., Any]:
+    eager = _disable_dynamo(method)
+
+    @functools.wraps(method)
+    def scale_model_input(self: Any, sample: Any, timestep: Any = None) -> Any:
+        if torch.compiler.is_compiling():
+            return eager(self, sample, timestep)
+        one_timestep(f"{type(self).__name__}.scale_model_input", timestep)
+        return method(self, sample, timestep)
+
+    return scale_model_input
+
+
+def _set_timesteps(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps = args[0] if args else kwargs.get("num_inference_steps")
+        if steps is not None:
+            try:
+                whole = operator.index(steps)
+            except TypeError:
+                whole = 0
+            if whole < 1:
+                raise ValueError(
+                    f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps as"
+                    f" an integer from 1 on, got {steps!r}. Pass the number of steps."
+                )
+        return method(self, *args, **kwargs)
+
+    return set_timesteps
+
+
+_CHECKED = {
+    "step": _step,
+    "scale_model_input": _scale_model_input,
+    "set_timesteps": _set_timesteps,
+}
+
+
+def checked(cls: type) -> None:
+    """Puts the checks around the methods that a class defines."""
+    for name, around in _CHECKED.items():
+        if name in cls.__dict__:
+            setattr(cls, name, around(cls.__dict__[name]))
+
+
+def one_timestep(where: str, timestep: Any) -> None:
+    """Raises TypeError or ValueError unless a timestep is one number."""
+    if isinstance(timestep, Tensor):
+        if timestep.numel() != 1:
+            raise ValueError(
+                f"fastdiff.{where}: expected one timestep for the whole batch, got a tensor of"
+                f" shape {list(timestep.shape)}. Pass an element of scheduler.timesteps."
+            )
+    elif not hasattr(timestep, "__float__"):
+        raise TypeError(
+            f"fastdiff.{where}: expected a number or a tensor as timestep, got {timestep!r}. Pass"
+            " an element of scheduler.timesteps."
+        )
+
+
+def generators(where: str, generator: Any, sample: Tensor) -> None:
+    """Raises TypeError or ValueError unless there is one generator, or one for each sample."""
+    batch = sample.shape[0] if sample.ndim else 1
+    several = generator if isinstance(generator, (list, tuple)) else [generator]
+    for one in several:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(
+                f"fastdiff.{where}.step: expected generator as a torch.Generator or a list of them,"
+                f" got {type(one).__name__}. Pass torch.Generator().manual_seed(...)."
+            )
+    if isinstance(generator, (list, tuple)) and len(several) != 1 and len(several) < batch:
+        raise ValueError(
+            f"fastdiff.{where}.step: expected a generator for each of {batch} samples, got"
+            f" {len(several)}. Pass one, or a list of {batch}."
+        )
