@@ -506,7 +506,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 )
             traced, call = self._traced(state, first, options), index - first
             if call >= len(traced.calls):
-                self._refuse_levels(state, index)
+                self._refuse_levels("step", state, index)
             if traced.undefined and call in traced.undefined:
                 self._refuse_step(state, index)
             if self._ignores_sample(state, call):
@@ -575,17 +575,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             return sample
         return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
 
-    def _refuse_levels(self, state: State, index: int) -> None:
+    def _refuse_levels(self, method: str, state: State, index: int) -> None:
         """Raises ValueError for a step after the last one, or whose levels are not there."""
-        name, count = type(self).__name__, len(state.values)
+        where, count = f"fastdiff.{type(self).__name__}.{method}", len(state.values)
         if index >= count:
             raise ValueError(
-                f"fastdiff.{name}.step: expected at most {count} steps, as many as timesteps, got"
-                " another one. Call set_timesteps before another run."
+                f"{where}: expected at most {count} steps, as many as timesteps, got one of index"
+                f" {index}. Call set_timesteps before another run."
             )
         raise ValueError(
-            f"fastdiff.{name}.step: expected levels for the step of index {index}, got"
-            f" {len(state.times)} for {count} timesteps. Assign one more level than timesteps."
+            f"{where}: expected levels for the step of index {index}, got {len(state.times)} for"
+            f" {count} timesteps. Assign one more level than timesteps."
         )
 
     def _like(self, sample: Tensor, noise: Tensor | float) -> Tensor:

@@ -150,6 +150,8 @@ class Indexed(Counted):
         index = self._index(state, timestep)
         if index is None:
             index = self.index_for_timestep(timestep)
+        if index >= len(state.scales):
+            self._refuse_levels("scale_model_input", state, index)
         if state.step_index is None:
             state.step_index = index
         scale = self._stage_scale(state, index)

@@ -158,6 +158,11 @@ class RePaintScheduler(Pairwise):
         """
         state = self._state
         t = self._whole(state, timestep)
+        if model_output.shape != sample.shape:
+            raise ValueError(
+                f"fastdiff.RePaintScheduler.step: expected model_output of shape"
+                f" {list(sample.shape)}, got {list(model_output.shape)}."
+            )
         z = self._noise(model_output, generator)
         unknown, x0 = self._advance(
             model_output, t, sample, options={"eta": self.eta}, noise=z, return_dict=False

@@ -118,7 +118,7 @@ def gradients_of_the_outputs_alone(d: Drive) -> None:
     d.show(*torch.autograd.grad(x.sum(), leaf))
 
 
-@way()
+@way(plain)
 def threads_of_one_object(d: Drive) -> None:
     """Two runs of one object at once; the peer takes them one by one, on an object each."""
 
