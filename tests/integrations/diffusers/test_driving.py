@@ -23,7 +23,7 @@ def _case(way: str, row: Row) -> object:
     [_case(way, row) for way in WAYS for row in ROWS if driving.applies(way, row)],
 )
 def test_a_drop_in_used_like_its_peer_gives_the_same(way: str, row: Row) -> None:
-    """To the rounding of float32, with the same dtypes and draws; where the peer raises, it does."""
+    """Also the same dtypes and draws; and where the peer raises, the drop-in does."""
     differs = driving.difference(WAYS[way], row)
     if differs is not None:
         raise Deviates(f"{row.id}, {way.replace('_', ' ')}: the drop-in {differs}")
