@@ -61,6 +61,8 @@ def sample_dpm_fast(
     `fastdiff.integrations.k_diffusion.samplers`; callbacks also get t and t_up, both -ln sigma.
     """
     low, high = _ends("sample_dpm_fast", sigma_min, sigma_max)
+    if low == high:
+        return x.clone()  # steps without a width
     if eta and not high > low:
         raise ValueError(
             "fastdiff.integrations.k_diffusion.sample_dpm_fast: expected eta = 0 from data to"
