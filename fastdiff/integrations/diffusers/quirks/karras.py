@@ -60,8 +60,8 @@ def heun(p: Trace, times: Sequence[Time]) -> Linear:
         x = euler_step(t, s, begun, x0)
         if s.sigma > 0:
             halfway = p.keep(begun + half * first)
-            y0, _, _ = p.predict(x, s)
-            x = halfway + half * slope(s, p.x(), y0)
+            _, eps = p.predict_eps(x, s)  # not (x - x0)/sigma, where a small sigma raises roundings
+            x = halfway + half * eps
     return x
 
 
@@ -98,6 +98,6 @@ def midpoint(p: Trace, t: Time, middle: float, down: float, up: float) -> Linear
     if middle == 0:
         return x0
     start, half = p.keep(p.x()), Time(t.t, 1.0, middle, -2.0 * log(middle))
-    y0, _, _ = p.predict(euler_step(t, half, p.x(), x0), half)
-    x = start + (down - t.sigma) * slope(half, p.x(), y0)
+    _, eps = p.predict_eps(euler_step(t, half, p.x(), x0), half)  # as in `heun`
+    x = start + (down - t.sigma) * eps
     return x + up * p.noise() if up != 0 else x
