@@ -7,13 +7,14 @@ methods keep their signatures, which pipelines inspect.
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # imports Dynamo when it is called, not before
+
+from ...whole import whole
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -58,11 +59,8 @@ def _set_timesteps(method: Callable[..., Any]) -> Callable[..., Any]:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         steps = args[0] if args else kwargs.get("num_inference_steps")
         if steps is not None:
-            try:
-                whole = operator.index(steps)
-            except TypeError:
-                whole = 0
-            if whole < 1:
+            count = whole(steps)
+            if count is None or count < 1:
                 raise ValueError(
                     f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps as"
                     f" an integer from 1 on, got {steps!r}. Pass the number of steps."
