@@ -77,6 +77,10 @@ DROP_IN_STEP = {True: 1e-6, False: 1e-5}
 # Steps of exponential integrators of order 3 and of interpolated eps: diffusers' weights are
 # float32 differences of exponentials and logarithms, which cancel (measured: 3.6e-5).
 DROP_IN_STEP_CANCELLED = 4e-5
+# One float32 step of a drop-in against its peer's formula in float64, relative to the step's
+# largest value: ten roundings, and the peer's own error where a step divides what it rounded.
+# "levels": consistency models compare a float32 level with a number, float64 in the reference.
+DROP_IN_ROUNDING = {"step": 10 * 2.0**-24, "peer": 1.0, "levels": 2.5e-6}
 DROP_IN_LOOP = {"low": 2e-5, "high": 2e-4}
 
 # Loops against k-diffusion, relative to the largest value: in float64 up to 50 steps of some

@@ -115,6 +115,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     # whether diffusers' step returns another term, which `_write_slot_1` makes the plan's slot 1
     _returns_slot_1 = False
     _has_history = False  # whether the formula depends on where the run began
+    _traces: type[Trace] = Trace
     # whether the next state has the output's dtype, as in diffusers' class; otherwise the wider one
     # of the sample's and the output's
     _typed_as_output: Any = False
@@ -406,7 +407,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _trace(self) -> Trace:
         name = type(self).__name__
         parametrization, limits = reading(name, self._parametrization(), self._limits())
-        return Trace(parametrization, Points(self._space, self._point), **limits)
+        return self._traces(parametrization, Points(self._space, self._point), **limits)
 
     def _traced_plan(
         self,

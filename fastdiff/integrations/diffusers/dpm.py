@@ -15,7 +15,7 @@ from ...solvers import Linear, Trace
 from . import grids, tables
 from .base import Generators
 from .integrators import Integrator
-from .quirks.dpm import ALGORITHMS, SOLVER_TYPES, multistep, step_orders
+from .quirks.dpm import ALGORITHMS, SOLVER_TYPES, Unrounded, multistep, step_orders
 from .state import State
 
 
@@ -223,6 +223,7 @@ class DPMSolverMultistepInverseScheduler(DPMSolver):
 
     _repeats_last = True
     _rises = True
+    _traces = Unrounded
 
     def _initial(self) -> State:
         state = super()._initial()

@@ -15,6 +15,24 @@ from ....schedule import Time
 from ....solvers import Linear, Trace, dpm_multistep
 from ....solvers.dpm_multistep import SOLVER_TYPES as SOLVER_TYPES
 from ....solvers.exponential import Weights, data_weights, noise_weights, step_size
+from ....solvers.trace import Prediction
+
+
+class Unrounded(Trace):
+    """A trace whose x0, where nothing clips it, is its formula in x and the output.
+
+    Steps towards noise multiply x and x0 by sigma_s/sigma_t, up to hundreds, and what remains is
+    their difference. A kernel's x0 is rounded before that; here both coefficients of x are added in
+    float64.
+    """
+
+    def predict(self, x: Linear, t: Time, *, time_of: Time | None = None) -> Prediction:
+        prediction = super().predict(x, t, time_of=time_of)
+        if self._clip:
+            return prediction
+        c = self.parametrization.at(t.alpha, t.sigma)
+        return prediction._replace(x0=c.x0_x * self.x() + c.x0_out * prediction.out)
+
 
 ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 _SDE_CURVATURE = -0.5
