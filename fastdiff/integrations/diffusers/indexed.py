@@ -63,7 +63,9 @@ class Counted(Scheduler):
         places = [i for i, t in enumerate(state.values) if t == state.values[place]]
         first = state.step_index if state.step_index is not None else state.begin_index
         if first is None:
-            first = places[1] if len(places) > 1 else place
+            # at the beginning of a whole grid diffusers would then leave the grid at its end
+            second = len(places) > 1 and (place > 0 or self.order > 1)
+            first = places[1] if second else place
         if self._reads_timestep and first != place:
             raise ValueError(
                 f"fastdiff.{type(self).__name__}.step: expected the timestep of index {first}, at"
