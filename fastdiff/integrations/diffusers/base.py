@@ -116,6 +116,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     _returns_slot_1 = False
     _has_history = False  # whether the formula depends on where the run began
     _traces: type[Trace] = Trace
+    _ignores = False  # whether there are calls for which `_ignores_sample` is true
     # whether the next state has the output's dtype, as in diffusers' class; otherwise the wider one
     # of the sample's and the output's
     _typed_as_output: Any = False
@@ -496,7 +497,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         slots = slots_out = seed = None
         if index is None:
             traced, call = self._traced_off_grid(state, float(timestep), options), 0
-            sample = self._widened(sample, model_output)
+            if sample.dtype != model_output.dtype:
+                sample = self._widened(sample, model_output)
         else:
             first = self._history_start(state, index) if self._has_history else 0
             if state.broken and state.last_index is not None:
@@ -510,9 +512,10 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 self._refuse_levels("step", state, index)
             if traced.undefined and call in traced.undefined:
                 self._refuse_step(state, index)
-            if self._ignores_sample(state, call):
+            if self._ignores and self._ignores_sample(state, call):
                 sample = state.given_or_returned(index, sample)
-            sample = self._widened(sample, model_output)
+            if sample.dtype != model_output.dtype:
+                sample = self._widened(sample, model_output)
             if self._settled:
                 self._settle(state, call, {name: options[name] for name in self._settled})
             slots, slots_out = state.slots(index, sample, traced, call)
@@ -540,11 +543,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         )
         if slots is not None and slots_out is not None:
             state.keep_slots(slots_out)
-        if index is not None and self._ignores_sample(state, call + 1):
+        if self._ignores and index is not None and self._ignores_sample(state, call + 1):
             state.keep_returned(index, x)
         if self._returns_slot_1 and second is None and slots_out is not None:
             second = slots_out[0].to(sample.dtype)
-        if self._typed_as_output:
+        if x.dtype != model_output.dtype and self._typed_as_output:
             x = x.to(model_output.dtype)
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
@@ -572,7 +575,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
 
     def _widened(self, sample: Tensor, model_output: Tensor) -> Tensor:
         """The sample in the wider one of both dtypes, in which diffusers computes."""
-        if sample.dtype == model_output.dtype or not self._widens:
+        if not self._widens:
             return sample
         return sample.to(torch.promote_types(sample.dtype, model_output.dtype))
 

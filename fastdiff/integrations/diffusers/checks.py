@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # imports Dynamo when it is called, not before
+from torch.compiler import is_compiling
 
 from ...whole import whole
 
@@ -27,15 +28,17 @@ def _step(method: Callable[..., Any]) -> Callable[..., Any]:
         self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
     ) -> Any:
         # a step finds its row by memory addresses and a table on the host, which graphs cannot hold
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return eager(self, model_output, timestep, sample, *args, **kwargs)
-        for name, value in (("model_output", model_output), ("sample", sample)):
-            if not isinstance(value, Tensor):
-                raise TypeError(
-                    f"fastdiff.{type(self).__name__}.step: expected {name} as a tensor, got"
-                    f" {type(value).__name__}. Pass torch tensors."
-                )
-        one_timestep(f"{type(self).__name__}.step", timestep)
+        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
+            first = not isinstance(model_output, Tensor)
+            raise TypeError(
+                f"fastdiff.{type(self).__name__}.step: expected"
+                f" {'model_output' if first else 'sample'} as a tensor, got"
+                f" {type(model_output if first else sample).__name__}. Pass torch tensors."
+            )
+        if not (isinstance(timestep, Tensor) and timestep.numel() == 1):
+            one_timestep(f"{type(self).__name__}.step", timestep)
         return method(self, model_output, timestep, sample, *args, **kwargs)
 
     return step
@@ -46,9 +49,10 @@ def _scale_model_input(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def scale_model_input(self: Any, sample: Any, timestep: Any = None) -> Any:
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return eager(self, sample, timestep)
-        one_timestep(f"{type(self).__name__}.scale_model_input", timestep)
+        if not (isinstance(timestep, Tensor) and timestep.numel() == 1):
+            one_timestep(f"{type(self).__name__}.scale_model_input", timestep)
         return method(self, sample, timestep)
 
     return scale_model_input

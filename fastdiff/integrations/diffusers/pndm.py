@@ -44,6 +44,7 @@ class PNDMScheduler(VariancePreserving):
     final_alpha_cumprod: Any = Table()
     _reads = ("alphas_cumprod", "final_alpha_cumprod")
     pndm_order = 4
+    _ignores = True
     _history = {
         "ets": lambda _: [],
         "counter": lambda _: 0,

@@ -169,10 +169,11 @@ class State:
                 f" {list(held[0].shape[1:])} at step {index}, as in the steps before, got"
                 f" {list(sample.shape)}. Call set_timesteps before another batch."
             )
-        with torch.inference_mode(False):  # what is kept may meet autograd later
-            if not held or held[0].shape != shape:
+        if not held or held[0].shape != shape:
+            with torch.inference_mode(False):  # what is kept may meet autograd later
                 held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
-            elif held[0].dtype != dtype or held[0].device != sample.device:
+        elif held[0].dtype != dtype or held[0].device != sample.device:
+            with torch.inference_mode(False):
                 held = [h.to(device=sample.device, dtype=dtype) for h in held]
         read, written = held[::-1] if self.last_index == index else held
         if written.requires_grad:  # a graph may hold it
