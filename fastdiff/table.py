@@ -1,8 +1,9 @@
 """The columns of a plan's table, one row per network call (kernels/README.md section 4).
 
-Here are only the columns and their rules, which solvers, ops and backends share. A `fastdiff.Plan` has the table
-(fastdiff.solvers.plan). Two other tables have their own modules: fastdiff.schedule.noise_table is
-that of a schedule, and fastdiff.theory.likelihood.table that of `vlb_terms`.
+Here are only the columns and their rules, which solvers, ops and backends share. A `fastdiff.Plan`
+has the table (fastdiff.solvers.plan). Two other tables have their own modules:
+fastdiff.schedule.noise_table is that of a schedule, and fastdiff.theory.likelihood.table that of
+`vlb_terms`.
 
 x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear combinations of
 (x, x0, out, s1, s2, s3, s4, z). A zero coefficient means that the operand is not read.

@@ -127,8 +127,8 @@ def _backward(ctx, grad):
     x, weight, bias, scale, shift, add = ctx.saved_tensors
     groups, eps, silu = ctx.constants
     if x.numel() == 0:
-        inputs = (x, None, weight, bias, scale, shift, add, None, None)
-        return tuple(None if v is None else torch.zeros_like(v) for v in inputs)
+        every = (x, None, weight, bias, scale, shift, add, None, None)
+        return tuple(None if v is None else torch.zeros_like(v) for v in every)
     by = group_norm_silu_backward(grad, x, groups, weight, bias, scale, shift, add, eps, silu)
     inputs = (x, weight, bias, scale, shift, add)
     need = [ctx.needs_input_grad[i] for i in (0, 2, 3, 4, 5, 6)]

@@ -186,7 +186,7 @@ class Engine:
                 f"{where}: expected through_network=False with differentiable=True, got True."
                 " Differentiate the samples, or x0 within a step."
             )
-        model = self.network.model
+        model: Any = self.network.model
         if self.network.copied and any(p.requires_grad for p in model.parameters()):
             raise ValueError(
                 f"{where}: expected a network in its own dtype and memory format with"

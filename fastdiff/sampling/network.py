@@ -102,7 +102,7 @@ class Network:
         self.copied = isinstance(model, nn.Module) and (
             channels_last or dtype not in (None, own_dtype(model, None))
         )
-        if self.copied:
+        if self.copied and isinstance(model, nn.Module):
             model = copy.deepcopy(model).to(dtype=dtype)
             if channels_last:
                 model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

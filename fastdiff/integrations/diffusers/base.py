@@ -252,15 +252,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self._renew(state)
         self._states.set(state)
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
         """The drop-in's class, which counts as a subclass of diffusers' class of the same name."""
-        return type(self) if self._peer is None else members.twin(type(self), self._peer)
+        cls: Any = type(self)
+        return cls if self._peer is None else members.twin(cls, self._peer)
 
     @property
     def _peer(self) -> Any:
         """diffusers' class of the same name; None where an optional package is missing."""
-        return members.peer(type(self), DROP_INS)
+        cls: Any = type(self)
+        return members.peer(cls, DROP_INS)
 
     def __reduce__(self) -> Any:
         return members.bare, (type(self),), self.__dict__
@@ -424,7 +426,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         calls = calls[: len(timesteps)]  # edited levels may outnumber the timesteps
         table[calls, INDEX["t"]] = timesteps[: len(calls)]
         self._write_slot_1(table, state, options)
-        undefined = ~np.isfinite(table).all(axis=1)
+        undefined: NDArray[np.bool_] = np.logical_not(np.isfinite(table).all(axis=1))
         table[undefined] = 0.0  # these steps are refused
         table[undefined, INDEX["network"]] = 1.0
         info = {"scheduler": type(self).__name__, "timesteps": len(timesteps), **options}

@@ -80,14 +80,15 @@ def twin(cls: type, theirs: Any) -> Any:
     def make(_: type, *arguments: Any, **keywords: Any) -> Any:
         return cls(*arguments, **keywords)
 
-    made = type("Twin", (cls, theirs), {"__new__": make})
+    made: type = type("Twin", (cls, theirs), {"__new__": make})
     made.__name__, made.__qualname__, made.__module__ = cls.__name__, cls.__name__, cls.__module__
     return made
 
 
 def bare(cls: type) -> Any:
     """A new object of a class, whose state pickle sets."""
-    return cls.__new__(cls)
+    new: Any = cls.__new__
+    return new(cls)
 
 
 # -- pipelines

@@ -68,7 +68,8 @@ class State:
         self.times: list[Time] = []
         self.scales: list[float] | None = None
         self.extra = extra
-        self.edits, self.watched, self.version = _STALE, (), 0
+        self.edits, self.version = _STALE, 0
+        self.watched: tuple[Tensor, ...] = ()
         self.step_index: int | None = None
         self.begin_index: int | None = None
         self.shift: int | None = 0

@@ -215,8 +215,8 @@ def _noise(
     def noise(index: int, before: Array, after: Array) -> Tensor:
         out = torch.zeros_like(x)
         for b in np.flatnonzero(before != after):
-            sigmas = x.new_tensor([math.exp(-before[b]), math.exp(-after[b])])
-            out[b] = drawn(noise_sampler, *sigmas, x, where)[b]
+            sigma, sigma_next = x.new_tensor([math.exp(-before[b]), math.exp(-after[b])])
+            out[b] = drawn(noise_sampler, sigma, sigma_next, x, where)[b]
         return out
 
     return noise

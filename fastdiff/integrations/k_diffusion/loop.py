@@ -214,7 +214,11 @@ def run_recipe(
     if made.ends and noise_sampler is not None:
         draw = noise_sampler
         intervals = {row: sigmas.new_tensor(pair) for row, pair in made.ends.items()}
-        noise = lambda row: drawn(draw, *intervals[row], x, denoiser.where)  # noqa: E731
+
+        def noise(row: int) -> Tensor:
+            sigma, sigma_next = intervals[row]
+            return drawn(draw, sigma, sigma_next, x, denoiser.where)
+
     elif made.ends:
         seed = int(torch.randint(2**63 - 1, ()))
         if tree:
