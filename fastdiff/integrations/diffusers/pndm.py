@@ -190,6 +190,8 @@ class Unnormalized(Parametrization):
     """v read as eps = sigma x + alpha v, also where alpha² + sigma² is not 1."""
 
     def at(self, alpha: float, sigma: float) -> Coefficients:
+        if abs(alpha**2 + sigma**2 - 1.0) < 1e-6:
+            return super().at(alpha, sigma)  # what the table's rounding leaves is not an edit
         return Coefficients(1.0, alpha, -sigma, sigma, alpha)
 
 

@@ -83,6 +83,8 @@ class UnCLIPScheduler(Pairwise):
         there = self._point(before) if before >= 0 else self._final()
         if before == t - 1:
             beta, alpha = float(self.betas[t]), float(self.alphas[t])
+            if abs(alpha + beta - 1.0) < 1e-6:  # no edit, but the table's rounding
+                alpha = 1.0 - beta
         else:
             beta = here.transition(there)[1]
             alpha = 1.0 - beta
