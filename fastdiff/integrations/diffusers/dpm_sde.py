@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -90,10 +89,11 @@ class DPMSolverSDEScheduler(SecondOrder):
         self._begin(self._grid(num_inference_steps, device, num_train_timesteps))
 
     def _stage_scale(self, state: State, index: int) -> float | None:
-        if self._begins(state, index):
-            return None
-        begin, end = state.times[index - 1 : index + 1]
-        return math.hypot(math.sqrt(begin.sigma * end.sigma), 1.0)
+        rounded = tables.numpy_float()  # diffusers scales in the precision of its table
+        level = rounded(state.times[index].sigma)
+        if not self._begins(state, index):
+            level = np.sqrt(rounded(state.times[index - 1].sigma) * level)
+        return float(np.hypot(level, rounded(1.0)))
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         for step in self._steps(state, start):
