@@ -381,11 +381,6 @@ DEVIATIONS: list[tuple[str, str, str]] = [
         " ".join(name for name in ROWS if name not in ("dpm_fast", "dpm_adaptive")),
         "is a grid, too",
     ),
-    (
-        "with_a_callback_that_writes with_a_callback_that_writes_into_x0",
-        "euler heun dpm_2 lms dpm_fast",
-        "the peer's slope was computed before the callback",
-    ),
 ]
 """(ways, samplers, reason) of what differs on purpose."""
 
