@@ -1,4 +1,8 @@
-"""Lanes: the buffers of B samples in flight, and one step of all of them."""
+"""Lanes: the buffers of B samples in flight, and one step of all of them.
+
+This file is over 400 lines because every kind of step (guided, inpainted, captured, recorded) uses
+the same buffers.
+"""
 
 from __future__ import annotations
 
