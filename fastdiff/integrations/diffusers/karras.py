@@ -233,11 +233,7 @@ class _Midpoint(SecondOrder):
             down, up = s.sigma, 0.0
             if "sigmas_up" in shown:
                 down, up = (shown[name][start + 2 * i] for name in ("sigmas_down", "sigmas_up"))
-            between = math.sqrt(t.sigma * s.sigma)
-            if up == 0 and abs(middle - between) < 1e-5 * between or s.sigma == middle == 0:
-                trace.start = karras.kdpm2(trace, (t, s))  # no edit
-            else:
-                trace.start = midpoint(trace, t, middle, down, up)
+            trace.start = midpoint(trace, t, middle, down, up)
         return trace.start
 
     def _grid(
