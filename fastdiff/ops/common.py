@@ -16,6 +16,7 @@ from ..table import ALL_COLUMNS
 from ..whole import whole
 
 library = torch.library.Library("fastdiff", "DEF")
+PLAIN = (Tensor, torch.nn.Parameter)  # types without a dispatch of their own
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -48,11 +49,22 @@ def register_fake(name: str, fake: Callable[..., Any] | None = None) -> Any:
     return fake
 
 
-def floating(where: str, name: str, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
+def strided(where: str, name: str, value: Tensor) -> None:
+    """Refuses what is no tensor in dense memory: numbers, arrays, lists, sparse tensors."""
+    if type(value) not in PLAIN and not isinstance(value, Tensor):  # isinstance is slow
         raise TypeError(
             f"fastdiff.{where}: expected {name} as a tensor, got {type(value).__name__}."
         )
+    if value.layout is not torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise TypeError(
+            f"fastdiff.{where}: expected {name} as a dense tensor, got {layout}. Pass"
+            f" {name}.to_dense()."
+        )
+
+
+def floating(where: str, name: str, value: Tensor) -> None:
+    strided(where, name, value)
     if value.dtype not in FLOATS:
         raise TypeError(
             f"fastdiff.{where}: expected {name} of dtype float64, float32, float16 or bfloat16, got"
@@ -88,14 +100,11 @@ def integers(
     where: str, name: str, value: Tensor, batch: int, like: Tensor, like_name: str
 ) -> Tensor:
     """Checks an int64 [B] tensor on the device of `like` and returns it dense."""
-    if not isinstance(value, Tensor) or value.dtype != torch.int64:
-        got = (
-            str(value.dtype).removeprefix("torch.")
-            if isinstance(value, Tensor)
-            else type(value).__name__
-        )
+    strided(where, name, value)
+    if value.dtype != torch.int64:
         raise TypeError(
-            f"fastdiff.{where}: expected {name} as an int64 tensor [{batch}], got {got}."
+            f"fastdiff.{where}: expected {name} as an int64 tensor [{batch}], got"
+            f" {str(value.dtype).removeprefix('torch.')}."
         )
     shaped(where, name, value, (batch,))
     same_device(where, name, value, like, like_name)
@@ -103,15 +112,22 @@ def integers(
 
 
 def seed_arguments(
-    where: str, seed: int | Tensor | None, batch: int, like: Tensor, like_name: str
+    where: str,
+    seed: int | Tensor | None,
+    batch: int,
+    like: Tensor,
+    like_name: str,
+    *,
+    optional: bool = False,
 ) -> tuple[int, Tensor | None]:
     """Checks a seed and returns (the int64 with its bits, seeds [B] or None).
 
-    A seed of None becomes 0: the callers check whether noise is needed.
+    optional: whether the seed may be None, which becomes 0, because no noise is drawn.
     """
-    if seed is None:
+    if seed is None and optional:
         return 0, None
     if type(seed) is not int and isinstance(seed, Tensor):  # isinstance of a Tensor is slow
+        strided(where, "seed", seed)
         if seed.ndim == 0:
             seed = seed.expand(batch)
         return 0, integers(where, "seed", seed, batch, like, like_name)
@@ -151,6 +167,63 @@ def sized(where: str, per_sample: int) -> None:
         )
 
 
+def written(
+    where: str, out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], *, name: str = "out"
+) -> None:
+    """Checks a result's memory: like `like` in shape, dtype and device, contiguous, and either the
+    memory of an input or apart from all of them.
+    """
+    strided(where, name, out)
+    shaped(where, name, out, like.shape)
+    same_device(where, name, out, like, "the inputs")
+    if out.dtype != like.dtype or not out.is_contiguous():
+        raise ValueError(
+            f"fastdiff.{where}: expected a contiguous {name} of dtype {_name(like.dtype)}, got"
+            f" {_name(out.dtype)} with strides {out.stride()}."
+        )
+    apart(where, name, out, inputs)
+
+
+def apart(
+    where: str,
+    name: str,
+    out: Tensor,
+    inputs: Sequence[Tensor | None],
+    *,
+    same: bool = True,
+) -> None:
+    """Refuses a result that shares a part of its memory with an input, or in another order.
+
+    Its elements are written while others are still to be read. The same memory element by element
+    is fine, unless `same` is false: an element is read before it is written. Tensors without memory
+    are not looked at.
+    """
+    if observed() or out.is_meta:
+        return
+    begin = out.data_ptr()
+    end = begin + _extent(out)
+    for value in inputs:
+        if value is None or (same and value is out):
+            continue
+        first = value.data_ptr()
+        if first >= end or first + _extent(value) <= begin:
+            continue
+        alike = first == begin and value.dtype == out.dtype and value.stride() == out.stride()
+        if not (same and alike and value.shape == out.shape):
+            raise ValueError(
+                f"fastdiff.{where}: expected {name} in the memory of an input or apart from all of"
+                " them, got one that shares a part with an input. Pass other memory."
+            )
+
+
+def _extent(value: Tensor) -> int:
+    """Returns the bytes from a tensor's first element to the end of its last one."""
+    if value.is_contiguous():
+        return value.numel() * value.element_size()
+    last = sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
+    return (last + 1) * value.element_size() if value.numel() else 0
+
+
 def dense(value: Tensor) -> Tensor:
     """Returns value.contiguous(), without its dispatch where there is nothing to copy."""
     return value if value.is_contiguous() else value.contiguous()
@@ -158,9 +231,6 @@ def dense(value: Tensor) -> Tensor:
 
 _depth = getattr(torch._C, "_len_torch_dispatch_stack", None)
 _transform = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def observed() -> bool:
@@ -243,6 +313,7 @@ def check_sum(
         if workspace is not None:
             raise ValueError(f"fastdiff.{where}: expected out together with workspace. Pass out=.")
         return
+    strided(where, "out", out)
     shaped(where, "out", out, (batch,))
     same_device(where, "out", out, like, "the inputs")
     if out.dtype != dtype or not out.is_contiguous():
@@ -252,6 +323,8 @@ def check_sum(
         )
     needed = 0 if n <= CHUNK else batch * chunks(n)
     if needed:
+        if workspace is not None:
+            strided(where, "workspace", workspace)
         if (
             workspace is None
             or workspace.numel() < needed

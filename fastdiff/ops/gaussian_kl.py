@@ -134,16 +134,9 @@ def gaussian_kl(
             "fastdiff.gaussian_kl: expected mean2 and logvar2 together or neither (then N(0, I)),"
             " got one."
         )
-    inputs = {
-        name: value
-        for name, value in (
-            ("mean1", mean1),
-            ("logvar1", logvar1),
-            ("mean2", mean2),
-            ("logvar2", logvar2),
-        )
-        if value is not None
-    }
+    inputs = {"mean1": mean1, "logvar1": logvar1}
+    if mean2 is not None and logvar2 is not None:
+        inputs |= {"mean2": mean2, "logvar2": logvar2}
     for name, value in inputs.items():
         common.floating(where, name, value)
         common.same_device(where, name, value, mean1, "mean1")

@@ -224,8 +224,10 @@ def group_norm_silu(
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
+        common.strided(where, "out", out)
         common.shaped(where, "out", out, x.shape)
         common.same_device(where, "out", out, x, "x")
+        common.apart(where, "out", out, (x, weight, bias, scale, shift, add))
         if out.dtype != x.dtype or not _alike(out, x):
             raise ValueError(
                 f"fastdiff.{where}: expected out with the dtype and memory format of x ({x.dtype},"

@@ -100,11 +100,8 @@ def q_posterior(
     common.shaped(where, "x_t", x_t, x0.shape)
     common.same_device(where, "x_t", x_t, x0, "x0")
     t = common.integers(where, "t", t, x0.shape[0], x0, "x0")
-    if (
-        not isinstance(alphas_cumprod, Tensor)
-        or alphas_cumprod.dtype != torch.float64
-        or alphas_cumprod.ndim != 1
-    ):
+    common.strided(where, "alphas_cumprod", alphas_cumprod)
+    if alphas_cumprod.dtype != torch.float64 or alphas_cumprod.ndim != 1:
         raise TypeError(
             "fastdiff.q_posterior: expected alphas_cumprod as a one-dimensional float64 tensor. Use"
             " Schedule's."

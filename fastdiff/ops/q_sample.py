@@ -138,7 +138,8 @@ def q_sample(
     common.batched("q_sample", "x0", x0)
     batch = x0.shape[0]
     for name, table in (("alpha", alpha), ("sigma", sigma)):
-        if not isinstance(table, Tensor) or table.dtype != torch.float64 or table.ndim != 1:
+        common.strided("q_sample", name, table)
+        if table.dtype != torch.float64 or table.ndim != 1:
             raise TypeError(
                 f"fastdiff.q_sample: expected {name} as a one-dimensional float64 tensor. Use"
                 " Schedule's."
@@ -160,7 +161,9 @@ def q_sample(
         )
     common.sized("q_sample", common.elements(x0.shape))
     fast = common.counter_arguments("q_sample", step, stream, mode)
-    number, seeds = common.seed_arguments("q_sample", seed, batch, x0, "x0")
+    number, seeds = common.seed_arguments(
+        "q_sample", seed, batch, x0, "x0", optional=noise is not None
+    )
     if sample_ids is not None:
         sample_ids = common.integers("q_sample", "sample_ids", sample_ids, batch, x0, "x0")
     arguments = (
@@ -179,11 +182,6 @@ def q_sample(
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
-        common.shaped("q_sample", "out", out, x0.shape)
-        if out.dtype != x0.dtype or not out.is_contiguous():
-            raise ValueError(
-                f"fastdiff.q_sample: expected a contiguous out of dtype {x0.dtype}, got"
-                f" {out.dtype}."
-            )
+        common.written("q_sample", out, x0, (x0, noise, alpha, sigma))
         _into(*arguments, out)
         return out

@@ -74,7 +74,17 @@ def randn(
     Raises:
         ValueError, TypeError: for other arguments.
     """
-    shape = tuple(shape)
+    if isinstance(shape, Tensor):
+        common.strided("randn", "shape", shape)
+        shape = shape.tolist()
+    try:
+        shape = tuple(shape)
+    except TypeError:
+        raise ValueError(
+            f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {shape!r}."
+        ) from None
+    if out is not None:
+        common.strided("randn", "out", out)
     if out is None or out.shape != shape:
         sizes = tuple(n if isinstance(n, (int, torch.SymInt)) else whole(n) for n in shape)
         if len(shape) < 1 or any(n is None or n < 0 for n in sizes):
@@ -84,6 +94,8 @@ def randn(
         shape = sizes
     elif not shape:
         raise ValueError("fastdiff.randn: expected shape [B, …] of sizes >= 0, got [].")
+    else:
+        shape = tuple(out.shape)  # equal, but perhaps of other types of numbers
     if out is None:
         if device is None:
             tensors = [v for v in (seed, sample_ids) if isinstance(v, Tensor)]

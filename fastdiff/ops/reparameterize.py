@@ -147,11 +147,6 @@ def reparameterize(
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
-        common.shaped(where, "out", out, mean.shape)
-        if out.dtype != mean.dtype or not out.is_contiguous():
-            raise ValueError(
-                f"fastdiff.{where}: expected a contiguous out of dtype {mean.dtype}, got"
-                f" {out.dtype}."
-            )
+        common.written(where, out, mean, (mean, logvar))
         _into(*arguments, out)
         return out

@@ -141,7 +141,7 @@ class StepArguments(NamedTuple):
         common.counter_arguments(WHERE, 0, self.stream, self.mode)
         if x_t.numel() > 2**34:
             common.sized(WHERE, common.elements(x_t.shape))
-        _, seeds = common.seed_arguments(WHERE, self.seed, batch, x_t, "x_t")
+        _, seeds = common.seed_arguments(WHERE, self.seed, batch, x_t, "x_t", optional=True)
         sample_ids = self.sample_ids
         if sample_ids is not None:
             sample_ids = common.integers(WHERE, "sample_ids", sample_ids, batch, x_t, "x_t")
@@ -204,6 +204,7 @@ class StepArguments(NamedTuple):
         """Checks both sets of slots and returns how many there are."""
         for name, value in (("slots", self.slots), ("slots_out", self.slots_out)):
             if value is not None:
+                common.batched(WHERE, name, value)
                 common.shaped(WHERE, name, value, (min(value.shape[0], SLOTS), *self.x_t.shape))
                 common.same_device(WHERE, name, value, self.x_t, "x_t")
                 if value.dtype != compute:
@@ -249,7 +250,9 @@ class StepArguments(NamedTuple):
                 )
             return
         if out is not x_t:
+            common.strided(WHERE, "out", out)
             common.shaped(WHERE, "out", out, x_t.shape)
+            common.same_device(WHERE, "out", out, x_t, "x_t")
             if out.dtype != x_t.dtype:
                 raise TypeError(
                     f"fastdiff.{WHERE}: expected out of dtype {x_t.dtype} like x_t, got"
@@ -259,7 +262,9 @@ class StepArguments(NamedTuple):
             self._check_other_outputs()
         if not out.is_contiguous():
             raise ValueError(_CONTIGUOUS)
+        self._check_memory(out)
         if workspace is not None:
+            common.strided(WHERE, "workspace", workspace)
             rows = workspace_rows(common.elements(x_t.shape), compute)
             common.shaped(WHERE, "workspace", workspace, (rows, x_t.size(0)))
             common.same_device(WHERE, "workspace", workspace, x_t, "x_t")
@@ -275,12 +280,34 @@ class StepArguments(NamedTuple):
                     f" in its storage, got one at {begin}. Make it by torch.empty."
                 )
 
+    def _check_memory(self, out: Tensor) -> None:
+        """Refuses outputs that share a part of their memory with inputs or with each other."""
+        # other inputs are copied first
+        inputs = [
+            value
+            for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient)
+            if value is not None and value.is_contiguous()
+        ]
+        common.apart(WHERE, "out", out, inputs)
+        before = [out]
+        for name, value in (
+            ("slots_out", self.slots_out),
+            ("x0_out", self.x0_out),
+            ("input_out", self.input_out),
+        ):
+            if value is not None:
+                common.apart(WHERE, name, value, inputs)
+                common.apart(WHERE, name, value, before, same=False)
+                before.append(value)
+
     def _check_other_outputs(self) -> None:
         x_t, input_out, batch = self.x_t, self.input_out, self.x_t.size(0)
         time_out = self.time_out
         if self.row_out is not None:
             common.integers(WHERE, "row_out", self.row_out, batch, x_t, "x_t")
         if input_out is not None:
+            common.strided(WHERE, "input_out", input_out)
+            common.same_device(WHERE, "input_out", input_out, x_t, "x_t")
             if input_out.shape not in (x_t.shape, (2 * batch, *x_t.shape[1:])):
                 raise ValueError(
                     f"fastdiff.{WHERE}: expected input_out of shape {list(x_t.shape)}, got"
@@ -288,6 +315,7 @@ class StepArguments(NamedTuple):
                 )
             common.floating(WHERE, "input_out", input_out)
         if time_out is not None:
+            common.strided(WHERE, "time_out", time_out)
             if time_out.shape not in ((batch,), (2 * batch,)):
                 raise ValueError(
                     f"fastdiff.{WHERE}: expected time_out of shape {[batch]} or {[2 * batch]}, got"
@@ -436,15 +464,11 @@ def workspace_for(x_t: Tensor) -> Tensor:
 
 
 def _check_table(table: Tensor, x_t: Tensor) -> None:
-    if (
-        not isinstance(table, Tensor)
-        or table.dtype != torch.float64
-        or table.ndim != 2
-        or table.shape[1] != len(COLUMNS)
-    ):
-        got = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
+    common.strided(WHERE, "table", table)
+    if table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != len(COLUMNS):
         raise ValueError(
-            f"fastdiff.{WHERE}: expected table as float64 [R, {len(COLUMNS)}], got {got}. Use"
+            f"fastdiff.{WHERE}: expected table as float64 [R, {len(COLUMNS)}], got"
+            f" {str(table.dtype).removeprefix('torch.')} {list(table.shape)}. Use"
             " plan.table."
         )
     common.same_device(WHERE, "table", table, x_t, "x_t")

@@ -119,15 +119,11 @@ def vlb_terms(
             f" channels, got {list(model_output.shape)}."
         )
     columns = len(VLB_COLUMNS)
-    if (
-        not isinstance(table, Tensor)
-        or table.dtype != torch.float64
-        or table.ndim != 2
-        or table.shape[1] != columns
-    ):
-        got = list(table.shape) if isinstance(table, Tensor) else type(table).__name__
+    common.strided(where, "table", table)
+    if table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != columns:
         raise ValueError(
-            f"fastdiff.{where}: expected table as float64 [T, {columns}], got {got}. Use"
+            f"fastdiff.{where}: expected table as float64 [T, {columns}], got"
+            f" {str(table.dtype).removeprefix('torch.')} {list(table.shape)}. Use"
             " fastdiff.theory.likelihood.vlb_table."
         )
     common.same_device(where, "table", table, x0, "x0")
