@@ -153,10 +153,18 @@ def test_empty_activations(what: str, shape: tuple[int, ...], backend: str) -> N
         assert all(not g.any() and g.shape == v.shape for g, v in zip(found, leaves, strict=True))
 
 
-@pytest.mark.parametrize("engine", ["aot_eager", "inductor"])
 @pytest.mark.cpu_only
-@pytest.mark.parametrize("name", [*CALLS, "group_norm_silu"])
-def test_one_graph_serves_every_batch_and_size(name: str, engine: str) -> None:
+@pytest.mark.parametrize(
+    "name, engine",
+    [
+        *((name, "aot_eager") for name in (*CALLS, "group_norm_silu")),
+        *(
+            (name, "inductor")
+            for name in ("gaussian_kl", "discretized_gaussian_nll", "reverse_step")
+        ),
+    ],
+)
+def test_one_compiled_graph_serves_every_batch_and_size(name: str, engine: str) -> None:
     """torch.compile(fullgraph=True, dynamic=True), also as it becomes dynamic by itself."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

@@ -116,7 +116,8 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
     wide = table.index_select(0, row)
     drawn = step.noise is not None or step.seed is not None
     if message is not None and table.device.type == "cpu":
-        broken = broken_rule(wide, len(table))
+        # as in C++, rows of samples without elements are not looked at
+        broken = broken_rule(wide, len(table)) if x_t.numel() else None
         if broken is not None:
             sentence = broken[1].format(row=f"{int(row[broken[0]])} of the table")
             raise ValueError(f"fastdiff.reverse_step: {sentence}.")
