@@ -18,8 +18,10 @@ import pytest
 from trees import ROOT, copy_tree, run
 
 FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
-# tests of the C++ backend, without the slow ones of torch's compiler and of numerical gradients
+# tests of the C++ backend, without the slow ones of torch's compiler, of numerical gradients, and
+# of operands that are refused in processes of their own
 CHOICE = "cpu and not compil and not opcheck and not fullgraph and not gradcheck"
+CHOICE += " and not wrong_operand"
 OURS = [f"tests/acceleration/test_{name}.py" for name in ("winograd", "contents")]
 TESTS = ["tests/ops", *OURS, "-k", CHOICE]
 
