@@ -57,9 +57,9 @@ KERNELS = ("tests/backend/cuda/test_emulated.py", "tests/backend/cuda/test_emula
 ON_CPU = {"FASTDIFF_GPU_TESTS": "cpu"}
 SUITES = {
     "gpu": Suite(
-        (f"{GPU}/test_gpu.py", f"{GPU}/test_captures.py"),
+        (f"{GPU}/test_gpu.py", f"{GPU}/test_gpu_captures.py"),
         selects=48,
-        dry=(f"{GPU}/test_gpu.py", f"{GPU}/test_captures.py"),
+        dry=(f"{GPU}/test_gpu.py", f"{GPU}/test_gpu_captures.py"),
         dry_settings=ON_CPU,
     ),
     "sampler": Suite(
@@ -78,7 +78,7 @@ SUITES = {
     ),
     "ops": Suite(
         ("tests/ops",),
-        selects=1600,
+        selects=2150,
         dry=("tests/ops/test_q_posterior.py",),
         settings={"FASTDIFF_TEST_DEVICE": "cuda"},
         dry_settings={"FASTDIFF_TEST_BACKENDS": "cpu"},
