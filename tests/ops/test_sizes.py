@@ -179,3 +179,13 @@ def test_one_compiled_graph_serves_every_batch_and_size(name: str, engine: str) 
         x, y = (v.detach().float() for v in _inputs(shape))
         torch.testing.assert_close(compiled(x, y), call(x, y), rtol=1e-6, atol=1e-6)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_lazy_views_are_read_with_their_signs(name: str, backend: str) -> None:
+    """The imaginary part of a conjugate is a view of memory with the other sign."""
+    x, y = (v.detach() for v in _inputs((2, 3, 4)))
+    lazy = [torch.complex(torch.zeros_like(v), -v).conj().imag for v in (x, y)]
+    assert all(v.is_neg() and torch.equal(v, w) for v, w in zip(lazy, (x, y), strict=True))
+    with torch.no_grad():
+        torch.testing.assert_close(CALLS[name](*lazy), CALLS[name](x, y), rtol=0, atol=0)
