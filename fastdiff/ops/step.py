@@ -282,7 +282,22 @@ class StepArguments(NamedTuple):
 
     def _check_memory(self, out: Tensor) -> None:
         """Refuses outputs that share a part of their memory with inputs or with each other."""
-        # other inputs are copied first
+        if torch.compiler.is_compiling() or type(out) is not Tensor or out.is_meta:
+            return  # without memory
+        # written out for two results that are apart, because in small steps Python's time counts
+        begin = out.data_ptr()
+        end = begin + out.nbytes
+        touching = False
+        for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient):
+            if value is not None and value is not out:
+                first = value.data_ptr()
+                touching |= first < end and begin < first + value.nbytes
+        others = self.slots_out, self.x0_out, self.input_out
+        if touching or not (others[0] is None and others[1] is None and others[2] is None):
+            self._compare_memory(out, others)
+
+    def _compare_memory(self, out: Tensor, others: tuple[Tensor | None, ...]) -> None:
+        # inputs that are not contiguous are copied first
         inputs = [
             value
             for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient)
@@ -290,11 +305,7 @@ class StepArguments(NamedTuple):
         ]
         common.apart(WHERE, "out", out, inputs)
         before = [out]
-        for name, value in (
-            ("slots_out", self.slots_out),
-            ("x0_out", self.x0_out),
-            ("input_out", self.input_out),
-        ):
+        for name, value in zip(("slots_out", "x0_out", "input_out"), others, strict=True):
             if value is not None:
                 common.apart(WHERE, name, value, inputs)
                 common.apart(WHERE, name, value, before, same=False)
