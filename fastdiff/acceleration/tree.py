@@ -169,7 +169,7 @@ class Prepared:
 
 
 def _place(weight: Tensor) -> tuple[Any, ...]:
-    """Returns what tells where a weight is and how it is read, and torch's count of its changes."""
+    """Returns a weight's address, shape and strides, and torch's count of its changes."""
     version = -1 if weight.is_inference() else weight._version
     return (
         weight.data_ptr(),

@@ -1,4 +1,5 @@
-"""The labels that the records of a run must have, as far as its spec and conditions file tell.
+"""The labels that the records of a run must have, as far as they follow from its spec and
+conditions file.
 
 The model is not opened, so that a dataset can be checked without running anybody's code. What only
 the model knows, such as the number of a class that the conditions file names by a word, is left
@@ -17,7 +18,7 @@ from .spec import RunSpec
 
 
 class SpecLabels:
-    """The labels that a run's spec tells.
+    """The labels that follow from a run's spec.
 
     Args:
         spec: of the run.

@@ -32,8 +32,8 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls write(temporary) next to `path`, then fsync, rename and fsync of the folder.
 
-    The temporary file is new, under a name that nobody can foresee: links that someone laid there
-    are not followed, and writers in other threads, processes or containers do not meet.
+    The temporary file is created exclusively under a random name. So no link at that name is
+    followed, and writers in other threads, processes or containers never share a file.
     """
     temporary = temporary_path(path)
     created = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | _NO_LINKS, 0o666)

@@ -4,6 +4,8 @@
     threshold = the clip_ratio-quantile of |x0|, clamped to [1, bound]
                                                             (Saharia et al. 2022, section 2.3)
 
+This file is over 400 lines because the kernels of one part and of several share their functions.
+
 A program takes a part of `span` elements of a sample, in blocks of E elements; a short sample is
 one part. The host chooses the span by the size of a sample, so the bits don't depend on the batch.
 

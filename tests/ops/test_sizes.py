@@ -165,7 +165,7 @@ def test_empty_activations(what: str, shape: tuple[int, ...], backend: str) -> N
     ],
 )
 def test_one_compiled_graph_serves_every_batch_and_size(name: str, engine: str) -> None:
-    """torch.compile(fullgraph=True, dynamic=True), also as it becomes dynamic by itself."""
+    """With fullgraph=True; with dynamic=True, and with None, where torch finds out what changes."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 

@@ -164,7 +164,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
         """The points of a state's tables, and the divisor of the network's input at each timestep.
 
-        They are those of diffusers' step, whoever wrote the tables.
+        They are the points that diffusers' step takes from these tables, edited or not.
         """
         raise NotImplementedError
 

@@ -104,7 +104,7 @@ class CMStochasticIterativeScheduler(Indexed):
     def _points(self, state: State) -> tuple[list[Time], list[float] | None]:
         levels = self._sigmas_of(state)
         scales = [hypot(v, self.config.sigma_data) for v in levels]
-        if len(levels) == self.config.num_train_timesteps:  # the last one is followed by itself
+        if len(levels) == self.config.num_train_timesteps:  # the last level is its own successor
             levels = [*levels, levels[-1]]
         return [tables.exploding(float(i), v) for i, v in enumerate(levels)], scales
 

@@ -145,7 +145,7 @@ class State:
         return (self.num_inference_steps, *self.extra.values(), *self.values, *self.times)
 
     def digest(self) -> int:
-        """A number that tells the contents of the tables from others."""
+        """Returns a hash of the contents of the tables."""
         flat = (t.detach().cpu().contiguous().reshape(-1) for t in self.watched)
         return hash(tuple(t.view(torch.uint8).numpy().tobytes() for t in flat))
 
@@ -211,6 +211,11 @@ class State:
 class Table:
     """A scheduler's own table, such as `alphas_cumprod`, whose assignment counts as an edit."""
 
+    def tables(self, scheduler: Any) -> dict[str, Any]:
+        """Where a scheduler has its tables."""
+        values: dict[str, Any] = scheduler.__dict__
+        return values
+
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
@@ -218,7 +223,7 @@ class Table:
         if scheduler is None:
             return self
         try:
-            return scheduler.__dict__[self.name]
+            return self.tables(scheduler)[self.name]
         except KeyError:
             raise AttributeError(self.name) from None
 
@@ -227,19 +232,13 @@ class Table:
         scheduler._edits = scheduler._edits + 1
 
 
-class RunTable:
+class RunTable(Table):
     """A table of the run in the calling context, such as `sigmas`."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, scheduler: Any, owner: type) -> Any:
-        if scheduler is None:
-            return self
-        try:
-            return scheduler._state.tables[self.name]
-        except KeyError:
-            raise AttributeError(self.name) from None
+    def tables(self, scheduler: Any) -> dict[str, Any]:
+        """Where a run has its tables."""
+        values: dict[str, Any] = scheduler._state.tables
+        return values
 
     def __set__(self, scheduler: Any, value: Any) -> None:
         scheduler._state.set_table(self.name, value)

@@ -38,8 +38,8 @@ class Deviates(AssertionError):
 class Row(NamedTuple):
     """A class with a configuration.
 
-    mark: tells rows of a class apart. numbers: False where no generator repeats the peer's noise;
-    then only shapes, dtypes and errors are compared.
+    mark: distinguishes the rows of one class.
+    numbers: False where no generator repeats the peer's noise; then only shapes, dtypes and errors are compared.
     """
 
     case: Case

@@ -1,4 +1,4 @@
-"""Ways to call: draws, gradient modes, threads, compilation, and the methods beside `step`."""
+"""Ways to call: draws, gradient modes, threads, compilation, and methods other than `step`."""
 
 from __future__ import annotations
 
