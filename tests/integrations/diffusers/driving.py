@@ -39,7 +39,8 @@ class Row(NamedTuple):
     """A class with a configuration.
 
     mark: distinguishes the rows of one class.
-    numbers: False where no generator repeats the peer's noise; then only shapes, dtypes and errors are compared.
+    numbers: False where no generator repeats the peer's noise; then only shapes, dtypes
+        and errors are compared.
     """
 
     case: Case
