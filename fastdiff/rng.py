@@ -21,6 +21,7 @@ MODES = ("exact", "fast")
     STREAM_TIMES,
     STREAM_PROBES,
 ) = range(6)
+IDS = 2**56  # sample ids are in [0, IDS): the upper 8 bits of their word hold the stream
 STREAM_TREE = 6  # nodes of a Brownian path (fastdiff.sampling.adaptive)
 
 _WORD = 0xFFFFFFFF
@@ -63,7 +64,7 @@ def words(
     groups: Tensor,  # [G] int64, element // 4
     *,
     seed: int | Tensor,  # unsigned int, or int64 [B] in two's complement
-    sample_ids: Tensor,  # [B] int64 in [0, 2^56)
+    sample_ids: Tensor,  # [B] int64 in [0, IDS)
     step: int | Tensor,  # int, or int64 [B], in [0, 2^32)
     stream: int,
 ) -> tuple[Tensor, ...]:

@@ -17,10 +17,24 @@ int check_launch(const fd_launch& l) {
     return FD_OK;
 }
 
-int check_launch(const fd_launch& l, const fd_noise& d) {
-    if (int status = check_launch(l)) return status;
+int check_id(const fd_noise& d, int64_t b) {
+    if (!d.sample_ids || (uint64_t)d.sample_ids[b] < FD_IDS) return FD_OK;
+    return fail(FD_INDEX_ERROR, "expected sample_ids in [0, 2**56), got %lld at index %lld.", (long long)d.sample_ids[b],
+                (long long)b);
+}
+
+int check_counter(const fd_noise& d) {
     if (d.stream > 255) return fail(FD_VALUE_ERROR, "expected stream in [0, 256), got %llu.", (unsigned long long)d.stream);
     if (d.step >> 32) return fail(FD_VALUE_ERROR, "expected step in [0, 2^32), got %llu.", (unsigned long long)d.step);
+    return FD_OK;
+}
+
+// Checks an op that draws noise for every sample.
+int check_launch(const fd_launch& l, const fd_noise& d) {
+    if (int status = check_launch(l)) return status;
+    if (int status = check_counter(d)) return status;
+    for (int64_t b = 0; b < l.batch && l.elements > 0; ++b)
+        if (int status = check_id(d, b)) return status;
     return FD_OK;
 }
 
@@ -113,7 +127,7 @@ const char* last_error() { return text; }
 int check(const fd_randn_args& a) { return check_launch(a.launch, a.draw); }
 
 int check(const fd_q_sample_args& a) {
-    if (int status = check_launch(a.launch, a.draw)) return status;
+    if (int status = a.noise.data ? check_launch(a.launch) : check_launch(a.launch, a.draw)) return status;
     return a.t ? check_times(a.t, a.launch.batch, a.times) : FD_OK;
 }
 
@@ -153,17 +167,24 @@ int check(const fd_group_norm_silu_args& a) {
 }
 
 int check(const fd_reverse_step_args& a) {
-    if (int status = check_launch(a.launch, a.draw)) return status;
+    if (int status = check_launch(a.launch)) return status;
+    if (int status = check_counter(a.draw)) return status;
     // neighbouring samples mostly share rows: a row is checked again only after a different one
     constexpr int KEPT = 256;
     int64_t checked[KEPT];
+    bool draws[KEPT];
     for (int64_t& row : checked) row = -1;
     for (int64_t b = 0; b < a.launch.batch; ++b) {
         const int64_t row = a.row[b];
         if (row < 0 || row >= a.rows) return out_of_range("row", a.rows, row, b, "Rows belong to the table.");
-        if (a.launch.elements == 0 || checked[row % KEPT] == row) continue;
-        if (int status = check_row(a, b)) return status;
-        checked[row % KEPT] = row;
+        if (a.launch.elements == 0) continue;
+        if (checked[row % KEPT] != row) {
+            if (int status = check_row(a, b)) return status;
+            checked[row % KEPT] = row;
+            draws[row % KEPT] = !a.noise.data && reads(a.table + row * COLUMNS, Z);
+        }
+        if (!draws[row % KEPT]) continue;
+        if (int status = check_id(a.draw, b)) return status;
     }
     return FD_OK;
 }

@@ -185,7 +185,7 @@ FD_HD void draw(const fd_noise& d, uint64_t step, const Spot& p, C (&z)[4]) {
     float normal[4];
     normals4(seed, id, d.stream, step, (uint64_t)p.e / 4, normal);
     FD_UNROLL
-    for (int i = 0; i < 4; ++i) z[i] = normal[i];
+    for (int i = 0; i < 4; ++i) z[i] = id < FD_IDS ? normal[i] : (float)NAN;
 }
 
 // The layout of an op's arrays, as the host finds it array by array; missing ones are ignored.

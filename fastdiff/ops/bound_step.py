@@ -101,7 +101,7 @@ class BoundStep:
                     if token is None:
                         return None
                     kind.append(token)
-                elif value.is_contiguous():
+                elif value.is_contiguous() and not common.lazy(value):
                     kind += (value.shape, dtype, value.is_cpu or value.device)
                 else:
                     return None
@@ -118,7 +118,7 @@ class BoundStep:
 
         A run passes the same few of them many times.
         """
-        if not index.is_contiguous():
+        if not index.is_contiguous() or common.lazy(index):
             return None
         if len(self._indices) >= _MOST_INDICES:
             self._indices.clear()
@@ -144,7 +144,7 @@ class BoundStep:
         # a table that moves may use other columns than this call's
         follows_table = "table" in self._moving and self._fixed.used is None
         if not (checked.x_t.is_meta or follows_table) and all(
-            given is ready or not isinstance(ready, Tensor)
+            not isinstance(ready, Tensor) or (given is ready and not common.lazy(ready))
             for given, ready in zip(arguments, checked, strict=True)
         ):
             binder = choice.binder(WHERE, checked.x_t.device) or _bind_launcher

@@ -151,6 +151,31 @@ def seed_arguments(
     return seed - 2**64 if seed >= 2**63 else seed, None
 
 
+def noise_arguments(
+    where: str,
+    seed: int | Tensor | None,
+    sample_ids: Tensor | None,
+    step: int,
+    stream: int,
+    mode: str,
+    like: Tensor,
+    like_name: str,
+    *,
+    optional: bool = False,
+) -> tuple[int, Tensor | None, Tensor | None, int, int, bool]:
+    """Checks what names an op's noise; returns (seed, seeds, sample_ids, step, stream, fast).
+
+    The values of seeds and ids are not read here: the backends look at ids in the CPU's memory, and
+    make samples with wrong ids NaN on other devices. optional: as in `seed_arguments`.
+    """
+    fast = counter_arguments(where, step, stream, mode)
+    batch = like.shape[0]
+    number, seeds = seed_arguments(where, seed, batch, like, like_name, optional=optional)
+    if sample_ids is not None:
+        sample_ids = integers(where, "sample_ids", sample_ids, batch, like, like_name)
+    return number, seeds, sample_ids, step, stream, fast
+
+
 def unsigned(seed: int) -> int:
     """Returns the seed in [0, 2**64) with the bits of an int64."""
     return seed % 2**64
@@ -260,9 +285,17 @@ def unobserved(*values: Tensor) -> bool:
     if observed():
         return False
     for value in values:
-        if type(value) not in PLAIN or value.is_meta:
+        if type(value) not in PLAIN or value.is_meta or lazy(value):
             return False
     return True
+
+
+def lazy(value: Tensor) -> bool:
+    """Returns whether a tensor's memory is not its values: they are negated, or zeros not stored.
+
+    torch's dispatcher gives ops a copy.
+    """
+    return value.is_neg() or value._is_zerotensor()
 
 
 def readable(table: Tensor) -> bool:

@@ -117,6 +117,7 @@ def noise_mse(
         gradient goes to the prediction; eps is regenerated for it, never stored.
 
     Raises:
+        IndexError: sample_ids outside [0, 2**56) (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for other arguments.
     """
     where = "noise_mse"
@@ -132,14 +133,10 @@ def noise_mse(
         common.same_device(where, "weight", weight, prediction, "prediction")
         weight = weight.detach().to(compute).contiguous()
     common.sized(where, n)
-    fast = common.counter_arguments(where, step, stream, mode)
-    number, seeds = common.seed_arguments(where, seed, batch, prediction, "prediction")
-    if sample_ids is not None:
-        sample_ids = common.integers(
-            where, "sample_ids", sample_ids, batch, prediction, "prediction"
-        )
+    draw = (seed, sample_ids, step, stream, mode)
+    noise = common.noise_arguments(where, *draw, prediction, "prediction")
     common.check_sum(where, out, workspace, prediction, batch, n, compute)
-    arguments = (prediction, weight, number, seeds, sample_ids, step, stream, fast)
+    arguments = (prediction, weight, *noise)
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)

@@ -132,7 +132,8 @@ def q_sample(
     it is never stored.
 
     Raises:
-        IndexError: t outside [0, T) (CPU; other devices give NaN for that sample).
+        IndexError: t outside [0, T) or, where noise is drawn, sample_ids outside [0, 2**56) (CPU;
+            other devices give NaN for that sample).
         ValueError, TypeError: for other arguments.
     """
     common.batched("q_sample", "x0", x0)
@@ -160,25 +161,9 @@ def q_sample(
             " noise."
         )
     common.sized("q_sample", common.elements(x0.shape))
-    fast = common.counter_arguments("q_sample", step, stream, mode)
-    number, seeds = common.seed_arguments(
-        "q_sample", seed, batch, x0, "x0", optional=noise is not None
-    )
-    if sample_ids is not None:
-        sample_ids = common.integers("q_sample", "sample_ids", sample_ids, batch, x0, "x0")
-    arguments = (
-        x0,
-        t,
-        alpha.contiguous(),
-        sigma.contiguous(),
-        noise,
-        number,
-        seeds,
-        sample_ids,
-        step,
-        stream,
-        fast,
-    )
+    draw = (seed, sample_ids, step, stream, mode)
+    drawn = common.noise_arguments("q_sample", *draw, x0, "x0", optional=noise is not None)
+    arguments = (x0, t, alpha.contiguous(), sigma.contiguous(), noise, *drawn)
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)

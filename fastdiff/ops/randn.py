@@ -72,6 +72,7 @@ def randn(
         backend: the backend to run on; an error where it can't. None chooses one.
 
     Raises:
+        IndexError: sample_ids outside [0, 2**56) (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for other arguments.
     """
     if isinstance(shape, Tensor):
@@ -108,15 +109,13 @@ def randn(
     common.floating("randn", "out" if dtype is None else "dtype", out)
     common.shaped("randn", "out", out, shape)
     common.sized("randn", common.elements(shape))
-    fast = common.counter_arguments("randn", step, stream, mode)
-    number, seeds = common.seed_arguments("randn", seed, shape[0], out, "out")
-    if sample_ids is not None:
-        sample_ids = common.integers("randn", "sample_ids", sample_ids, shape[0], out, "out")
-    tensors = [v for v in (out, seeds, sample_ids) if v is not None]
+    draw = (seed, sample_ids, step, stream, mode)
+    noise = common.noise_arguments("randn", *draw, out, "out")
+    tensors = [out, *(v for v in noise if isinstance(v, Tensor))]
     with choice.use(backend) if backend else nullcontext():
         if common.unobserved(*tensors):
             torch.autograd.graph.increment_version(out)
-            _launch(out, number, seeds, sample_ids, step, stream, fast)
+            _launch(out, *noise)
         else:
-            _fill(out, number, seeds, sample_ids, step, stream, fast)
+            _fill(out, *noise)
     return out

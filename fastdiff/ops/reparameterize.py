@@ -131,6 +131,7 @@ def reparameterize(
     Gradients flow to mean and logvar; the backward pass regenerates eps.
 
     Raises:
+        IndexError: sample_ids outside [0, 2**56) (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for other arguments.
     """
     where = "reparameterize"
@@ -139,11 +140,8 @@ def reparameterize(
     common.same_device(where, "logvar", logvar, mean, "mean")
     logvar = common.broadcast(where, "logvar", logvar, mean.shape)
     common.sized(where, common.elements(mean.shape))
-    fast = common.counter_arguments(where, step, stream, mode)
-    number, seeds = common.seed_arguments(where, seed, mean.shape[0], mean, "mean")
-    if sample_ids is not None:
-        sample_ids = common.integers(where, "sample_ids", sample_ids, mean.shape[0], mean, "mean")
-    arguments = (mean, logvar, number, seeds, sample_ids, step, stream, fast)
+    draw = (seed, sample_ids, step, stream, mode)
+    arguments = (mean, logvar, *common.noise_arguments(where, *draw, mean, "mean"))
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)

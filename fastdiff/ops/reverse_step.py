@@ -171,7 +171,8 @@ def reverse_step(
         slots, noise, guidance and gradient.
 
     Raises:
-        IndexError: row outside the table (CPU; other devices give NaN for that sample).
+        IndexError: row outside the table or, where noise is drawn, sample_ids outside [0, 2**56)
+            (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for other arguments, or rows that read an operand that is missing.
     """
     arguments = StepArguments(

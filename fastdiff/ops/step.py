@@ -378,13 +378,10 @@ class StepArguments(NamedTuple):
         The launch goes past torch's dispatcher unless ops are being observed.
         """
         out: Any = self.out
-        if common.unobserved(self.x_t, out):
+        written: list[Any] = [value for value in self[_FIRST_OUTPUT:] if value is not None]
+        if common.unobserved(*self.tensors, *written):
             self.launch()
             if not out.is_inference():
-                written = [out]
-                for value in self[_FIRST_OUTPUT + 1 :]:
-                    if value is not None:
-                        written.append(value)
                 torch.autograd.graph.increment_version(written)
         else:
             torch.ops.fastdiff.reverse_step_out.default(*self.flat())

@@ -114,8 +114,11 @@ def fast_logarithm_of_bits(h):
 
 
 @triton.jit
-def normal_pair(a, b, FAST: tl.constexpr):
-    """Two normals (the cosine's, the sine's) from two uint32 words."""
+def normal_pair(a, b, centre, FAST: tl.constexpr):
+    """Two normals (the cosine's, the sine's) from two uint32 words.
+
+    centre: 1.5, or NaN where the normals are to be NaN.
+    """
     # k * 2^8, of which the float is exact; u1 = k * 2^-24
     k = ((a & 0xFFFFFF00) | 0x100).to(tl.float32)
     h = k.to(tl.int32, bitcast=True) + (SHIFT - (32 << 23))
@@ -126,7 +129,7 @@ def normal_pair(a, b, FAST: tl.constexpr):
     # 1 + (j mod 2^23) * 2^-23 by its bits; v = 2 ((j mod 2^23) - 2^22) * 2^-24, twice the README's,
     # follows without rounding
     j = (b >> 8) | 1
-    v = ((j & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
+    v = ((j & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True) - centre
     z = v * v
     s = v * (((S3 / 128.0 * z + S2 / 32.0) * z + S1 / 8.0) * z + S0 / 2.0)
     c = (((C3 / 256.0 * z + C2 / 64.0) * z + C1 / 16.0) * z + C0 / 4.0) * z + 1.0
@@ -158,12 +161,13 @@ def stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live):
 @triton.jit
 def normals(first, k0, k1, sample_id, step, stream_index, E: tl.constexpr, FAST: tl.constexpr):
     """float32 normals [S, E] of the elements first ... first + E - 1 (first a multiple of 4) of S
-    samples.
+    samples; NaN for an id outside [0, 2^56), whose upper bits would be taken for another stream.
     """
+    centre = tl.where((sample_id >> 56) == 0, 1.5, float("nan")).to(tl.float32)
     group = ((first >> 2).to(tl.uint32) + tl.arange(0, E // 4).to(tl.uint32))[None, :]
     c3 = (stream_index.to(tl.uint32) << 24) | (sample_id >> 32).to(tl.uint32)
     w0, w1, w2, w3 = philox(group, step.to(tl.uint32), sample_id.to(tl.uint32), c3, k0, k1)
-    n0, n1 = normal_pair(w0, w1, FAST)
-    n2, n3 = normal_pair(w2, w3, FAST)
+    n0, n1 = normal_pair(w0, w1, centre, FAST)
+    n2, n3 = normal_pair(w2, w3, centre, FAST)
     # four neighbouring elements stay in one thread, which stores them in one 16-byte access
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))

@@ -189,3 +189,33 @@ def test_lazy_views_are_read_with_their_signs(name: str, backend: str) -> None:
     assert all(v.is_neg() and torch.equal(v, w) for v, w in zip(lazy, (x, y), strict=True))
     with torch.no_grad():
         torch.testing.assert_close(CALLS[name](*lazy), CALLS[name](x, y), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("negative", [True, False], ids=["negative view", "zeros not stored"])
+@pytest.mark.parametrize("bound", [False, True], ids=["op", "bound step"])
+def test_contiguous_lazy_tensors_are_read_by_their_values(
+    bound: bool, negative: bool, backend: str
+) -> None:
+    """Also where an output is given, or a call was checked before: neither needs a dispatcher."""
+    x, y = (v.detach() for v in _inputs((2, 3, 4)))
+
+    def given(v: Tensor) -> Tensor:
+        return (
+            torch._neg_view(-v) if negative else torch._efficientzerotensor(v.shape, dtype=v.dtype)
+        )
+
+    def step(a: Tensor, b: Tensor) -> Tensor:
+        out = torch.empty_like(x)
+        kept = {"slots": torch.zeros(PLAN.slots, *x.shape, dtype=x.dtype), "out": out}
+        kept["slots_out"] = torch.zeros_like(kept["slots"])
+        if not bound:
+            ops.reverse_step(a, b, TABLE, _rows(x), **kept)
+            return out
+        arguments = ops.step.StepArguments(x, y, TABLE, _rows(x), **kept)
+        run = arguments.bind("x_t", "model_output")
+        run(x, y)
+        run(a, b)
+        return out
+
+    values = (x, y) if negative else (torch.zeros_like(x), torch.zeros_like(y))
+    assert torch.equal(step(given(x), given(y)), step(*values))

@@ -32,6 +32,8 @@ enum {
 
 // elements of a chunk, the terms of which are summed together (section 7)
 enum { FD_CHUNK = 1024 };
+// Sample ids are below it: the upper 8 bits of their word hold the stream.
+static const uint64_t FD_IDS = (uint64_t)1 << 56;
 // what the prepasses of a sample in several parts pass on, in 64-bit words, and the most parts (section 4)
 enum { FD_PART_WORDS = 257, FD_SAMPLE_WORDS = 4, FD_MOST_PARTS = 64 };
 // positions of a chunk, the moments of which are computed together (section 12)
@@ -50,7 +52,7 @@ typedef struct {
 typedef struct {
     uint64_t seed;
     const int64_t* seeds;       // [batch] or null; overrides seed
-    const int64_t* sample_ids;  // [batch] or null: 0 … batch - 1
+    const int64_t* sample_ids;  // [batch] in [0, FD_IDS) or null: 0 … batch - 1
     uint64_t step;              // reverse_step takes the row's noise_index instead
     uint64_t stream;
 } fd_noise;

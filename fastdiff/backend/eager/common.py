@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...rng import IDS
+
 
 def compute_dtype(state: Tensor) -> torch.dtype:
     """Returns the compute type: float64 for a float64 state, else float32."""
@@ -14,6 +16,19 @@ def compute_dtype(state: Tensor) -> torch.dtype:
 def iota(batch: int, device: torch.device) -> Tensor:
     """Returns the default sample ids 0 … B-1."""
     return torch.arange(batch, device=device)
+
+
+def known_ids(sample_ids: Tensor, where: str | None) -> tuple[Tensor, Tensor | None]:
+    """Returns sample ids that the noise counter can hold, and their validity as `checked_index`.
+
+    where: the op whose forward pass draws the noise; None in a backward pass.
+    """
+    message = None
+    if where is not None:
+        message = (
+            f"fastdiff.{where}: expected sample_ids in [0, 2**56), got {{value}} at index {{at}}."
+        )
+    return checked_index(sample_ids, IDS, message)
 
 
 def by_sample(value: Tensor) -> Tensor:

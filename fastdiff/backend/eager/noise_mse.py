@@ -25,7 +25,8 @@ def noise_mse(
     if n == 0:
         loss.zero_()
         return
-    d = _difference(prediction, seed, seeds, sample_ids, step, stream, fast)
+    draw = (seed, seeds, sample_ids, step, stream, fast)
+    d = _difference(prediction, *draw, where="noise_mse")
     mean = sum_samples(d * d) / n
     loss.copy_(mean if weight is None else weight.double() * mean)
 
@@ -63,7 +64,10 @@ def _difference(
     step: int,
     stream: int,
     fast: bool,
+    *,
+    where: str | None = None,
 ) -> Tensor:
     compute = compute_dtype(prediction)
-    eps = regenerate(prediction, seed, seeds, sample_ids, step, stream, fast)
+    draw = (seed, seeds, sample_ids, step, stream, fast)
+    eps = regenerate(prediction, *draw, where=where)
     return prediction.to(compute) - eps.to(compute)

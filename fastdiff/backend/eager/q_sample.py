@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import rng
-from .common import checked_index, compute_dtype, iota, per_sample
+from .common import checked_index, compute_dtype, iota, known_ids, per_sample
 
 T_ERROR = (
     "fastdiff.q_sample: expected t in [0, {size}), got {value} at index {at}. Timesteps count"
@@ -35,7 +35,8 @@ def q_sample(
     compute = compute_dtype(x0)
     a, s, valid = coefficients(x0, t, alpha, sigma, T_ERROR)
     if noise is None:
-        noise = regenerate(x0, seed, seeds, sample_ids, step, stream, fast)
+        draw = (seed, seeds, sample_ids, step, stream, fast)
+        noise = regenerate(x0, *draw, where="q_sample")
     result = a * x0.to(compute) + s * noise.to(compute)
     if valid is not None:
         result = torch.where(per_sample(valid, x0), result, torch.nan)
@@ -61,14 +62,21 @@ def regenerate(
     step: int | Tensor,
     stream: int,
     fast: bool,
+    *,
+    where: str | None = None,
 ) -> Tensor:
-    """Returns the op's noise, float32 in the shape of `like`."""
-    batch = like.shape[0]
-    return rng.normals(
+    """Returns the op's noise, float32 in the shape of `like`; `where` as in `known_ids`."""
+    batch, valid = like.shape[0], None
+    if sample_ids is None:
+        sample_ids = iota(batch, like.device)
+    else:
+        sample_ids, valid = known_ids(sample_ids, where)
+    noise = rng.normals(
         math.prod(like.shape[1:]),
         seed=seed if seeds is None else seeds,
-        sample_ids=iota(batch, like.device) if sample_ids is None else sample_ids,
+        sample_ids=sample_ids,
         step=step,
         stream=stream,
         fast=fast,
     ).view(like.shape)
+    return noise if valid is None else torch.where(per_sample(valid, like), noise, torch.nan)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import rng
-from .common import iota
+from .q_sample import regenerate
 
 
 def randn(
@@ -19,13 +18,5 @@ def randn(
 ) -> None:
     if out.numel() == 0:
         return
-    batch = out.shape[0]
-    z = rng.normals(
-        out.numel() // batch,
-        seed=seed if seeds is None else seeds,
-        sample_ids=iota(batch, out.device) if sample_ids is None else sample_ids,
-        step=step,
-        stream=stream,
-        fast=fast,
-    )
-    out.copy_(z.view(out.shape))
+    draw = (seed, seeds, sample_ids, step, stream, fast)
+    out.copy_(regenerate(out, *draw, where="randn"))

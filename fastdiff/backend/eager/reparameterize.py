@@ -23,7 +23,8 @@ def reparameterize(
     if z.numel() == 0:
         return
     compute = compute_dtype(mean)
-    eps = regenerate(mean, seed, seeds, sample_ids, step, stream, fast).to(compute)
+    draw = (seed, seeds, sample_ids, step, stream, fast)
+    eps = regenerate(mean, *draw, where="reparameterize").to(compute)
     z.copy_(mean.to(compute) + exp(logvar.to(compute) * 0.5) * eps)
 
 

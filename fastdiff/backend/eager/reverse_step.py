@@ -17,6 +17,8 @@ from .common import by_sample, checked_index, compute_dtype, per_sample, store
 from .elementary import exp
 from .q_sample import regenerate
 
+_Z = [INDEX[f"{output}.z"] for output in OUTPUTS]  # the columns that read the noise
+
 ROW_ERROR = (
     "fastdiff.reverse_step: expected row in [0, {size}), got {value} at index {at}. Rows belong to"
     " the table."
@@ -177,7 +179,7 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
         r = r._replace(unclipped=~(above | below))
     operands["x0"] = x0
     if reads(used, "z") and drawn:
-        z = _noise(step, wide).to(compute)
+        z = _noise(step, wide, None if message is None else "reverse_step").to(compute)
         if half is not None and uses(used, "noise_mode"):
             lo, hi = r.coefficient("logvar_lo"), r.coefficient("logvar_hi")
             scale = exp((lo + (hi - lo) * ((half + 1) * 0.5)) * 0.5)
@@ -343,9 +345,12 @@ def _written(c: Tensor, i: int) -> Tensor:
     return (c[:, first : first + len(OPERANDS)] != 0).any(dim=1)
 
 
-def _noise(step: Any, wide: Tensor) -> Tensor:
+def _noise(step: Any, wide: Tensor, where: str | None) -> Tensor:
     if step.noise is not None:
         return step.noise
     index = wide[:, INDEX["noise_index"]].to(torch.int64)
-    number = step.seed_number or 0
-    return regenerate(step.x_t, number, step.seeds, step.sample_ids, index, step.stream, step.fast)
+    ids = step.sample_ids
+    if ids is not None:  # the ids of samples whose rows read no noise are not looked at
+        ids = torch.where((wide[:, _Z] != 0).any(1), ids, 0)
+    draw = (step.seed_number or 0, step.seeds, ids, index, step.stream, step.fast)
+    return regenerate(step.x_t, *draw, where=where)
