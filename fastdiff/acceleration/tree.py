@@ -75,7 +75,7 @@ def mix_in(module: nn.Module, mixin: type, **attributes: Any) -> None:
     module.__class__ = derived(mixin, base)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)  # of the user's classes
 def derived(mixin: type, base: type) -> type:
     """Returns `base` with the mixin's methods, under the name of `base`."""
 

@@ -9,8 +9,9 @@ and one step of all lanes is a network call and a kernel:
 The host puts samples into lanes and keeps a copy of every lane's row, so it knows without reading
 the device how many steps pass until a lane is done and whether both guidance halves are needed.
 Until then nothing is read and nothing is allocated. A lane that is done stays on its plan's closing
-row, the identity, until another sample is put into it. One call, a stream, and a server of requests
-with their own steps, starts and strengths therefore share one loop.
+row, the identity, until another sample is put into it, or goes on along another plan that gets
+these rows; nothing reads what it computes. One call, a stream, and a server of requests with their
+own steps, starts and strengths therefore share one loop.
 
 To follow one call of `Sampler.sample`, read the modules in this order:
 
@@ -18,7 +19,7 @@ To follow one call of `Sampler.sample`, read the modules in this order:
     requests.py        the samples of a run that wait for lanes
     arguments.py       what a caller passes for samples, checked
     plans.py           the plan that each sample follows
-    device_plan.py     the plans of a run, stacked into one table on the device
+    device_plan.py     the plans of a run, stacked into one table on the device (rows: row_space.py)
     loop.py            lanes are filled, stepped and emptied
     buffers.py         the lanes, and one step of all of them
     network_inputs.py  a step's first half: the network's inputs in static buffers, and its calls

@@ -201,7 +201,8 @@ class Lanes:
         return noise
 
     def release(self, lanes: np.ndarray) -> np.ndarray:
-        """Empties lanes and returns their tickets."""
+        """Empties lanes, whose samples are done, and returns their tickets."""
+        self.plan.release(self.rows[lanes])
         tickets = self.tickets[lanes]
         self.tickets[lanes] = -1
         return tickets

@@ -8,33 +8,32 @@ row numbers, `Rows`, which `reverse_step` executes like the plan's.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..solvers import Plan
-from ..table import INDEX, OUTPUTS, columns
+from ..table import COLUMNS, INDEX, OUTPUTS, columns
 from .guidance import split, with_classifier
+from .row_space import RowSpace
 from .upload import upload
 
-_CACHED = (
-    "table",
-    "t",
-    "times",
-    "network",
-    "draws",
-    "always_calls",
-    "guidance_weight",
-    "input_scale",
-    "last_row",
-    "row_in_plan",
-    "used",
-    "used_without_network",
-)
-_MOST_ROWS = 4096  # of plans that later runs may use again
+_HOST = {
+    "t": np.float64,
+    "network": np.bool_,
+    "draws": np.bool_,
+    "guidance_weight": np.float64,
+    "input_scale": np.float64,
+    "last_row": np.int64,
+    "row_in_plan": np.int64,
+}
+_CACHED = (*_HOST, "table", "times", "always_calls", "used", "used_without_network", "slots")
+_MOST_ROWS = 4096  # that plans which no sample follows any more may share with the others
 _built: weakref.WeakKeyDictionary[Plan, dict[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
 _without_network: weakref.WeakKeyDictionary[Plan, int] = weakref.WeakKeyDictionary()
 
@@ -62,7 +61,10 @@ class DevicePlan:
     """Plans stacked into one table on a device, empty at first.
 
     `add` stacks a plan onto those that are there, whose rows keep their numbers. A run adds the
-    plan of every sample that it takes.
+    plan of every sample that it takes, and releases the rows of samples that are done. A plan that
+    no sample follows stays for later ones; where the table grows beyond a number of rows, those
+    that were released longest ago are forgotten, and other plans get their rows. So a server's
+    table is bounded, whatever its requests ask for.
 
     Args:
         device: of the table.
@@ -82,25 +84,30 @@ class DevicePlan:
         known_rows: with `inpaints`, compute the known part of the state that row r leads to.
         input_rows: with `inpaints`, leave the state as it is and write the network's input for
             row r, after the known part of the state was replaced.
-    Attributes on the host, [R] each:
+    Attributes on the host, [at least R] each:
         network: whether the row calls the network. draws: whether it draws noise.
         guidance_weight, input_scale, t: the columns of these names (`fastdiff.table`).
         last_row: the closing row of the row's plan. row_in_plan: the row's number in its plan.
-    Further attributes:
-        plan: the stacked plan.
+    Further attributes, of all plans that were ever added:
         always_calls: whether all rows except the closing ones call the network.
+        slots: the number of slots that a run needs.
         used, used_without_network: column masks of all rows and of those without a network call.
-        version: the number of times that the table moved or its columns in use changed.
+        version: the number of times that a table moved or what decides on the kernels changed.
     """
 
-    plan: Plan
     table: Tensor
+    times: Tensor
+    t: NDArray[np.float64]
+    network: NDArray[np.bool_]
+    draws: NDArray[np.bool_]
+    guidance_weight: NDArray[np.float64]
+    input_scale: NDArray[np.float64]
+    last_row: NDArray[np.int64]
+    row_in_plan: NDArray[np.int64]
     to_x0_rows: Rows
     from_x0_rows: Rows
     known_rows: Rows
     input_rows: Rows
-    used: int
-    used_without_network: int
 
     def __init__(
         self,
@@ -114,9 +121,13 @@ class DevicePlan:
         self.device, self.whole_times = device, whole_times
         self.classifier_scale, self.splits, self.inpaints = classifier_scale, splits, inpaints
         self.version = 0
-        self._rows = 0  # of `table` that are this object's to write; 0 where others read it too
-        self._first: dict[Plan, int] = {}
-        self._plans: list[Plan] = []
+        self.always_calls, self.slots = True, 0
+        self.used = self.used_without_network = 0
+        self._capacity = 0  # rows that are this object's to write; 0 where others read them too
+        self._space = RowSpace()
+        self._stretches: dict[Plan, _Stretch] = {}
+        self._ending: dict[int, _Stretch] = {}  # by their closing row
+        self._idle: dict[Plan, None] = {}  # that no sample follows, released longest ago first
 
     @classmethod
     def of(cls, plan: Plan, device: torch.device) -> DevicePlan:
@@ -126,114 +137,186 @@ class DevicePlan:
         return result
 
     def add(self, plan: Plan) -> int:
-        """The first row of a plan, which is stacked onto the others unless it is one of them."""
-        if plan not in self._first:
-            self._first[plan] = sum(len(p.table) for p in self._plans)
-            self._plans.append(
-                with_classifier(plan, self.classifier_scale) if self.classifier_scale else plan
-            )
-            self._build()
-        return self._first[plan]
+        """The first row of a plan, which one sample more follows until it is released.
+
+        The plan is stacked onto the others unless it is one of them.
+        """
+        stretch = self._stretches.get(plan)
+        if stretch is None:
+            stretch = self._stack(plan)
+        self._idle.pop(plan, None)
+        stretch.samples += 1
+        return stretch.first
+
+    def release(self, rows: NDArray[np.int64]) -> None:
+        """Says that the samples at these rows [n] are done, and follow their plans no longer."""
+        for last, count in zip(*np.unique(self.last_row[rows], return_counts=True), strict=True):
+            stretch = self._ending[int(last)]
+            stretch.samples -= int(count)
+            if not stretch.samples:
+                self._idle[stretch.owner] = None
 
     @property
     def long(self) -> bool:
-        """Whether the plans have so many rows that a new run should begin without them."""
-        return len(self.plan.table) > _MOST_ROWS
+        """Whether the table has grown so large that a new run should begin without it."""
+        return self._capacity > 2 * _MOST_ROWS
 
     @torch.inference_mode(False)  # the tables are kept for later runs, which may need gradients
-    def _build(self) -> None:
-        if len(self._plans) > 1 or self.splits or self.inpaints:
-            self._stack()
-            return
-        # Most runs have one plan, which the next run uses again. The plan itself is not cached, or
-        # it would never be freed.
-        self.plan = self._plans[0]
-        built, key = _built.setdefault(self._plans[0], {}), (self.device, self.whole_times)
-        if key not in built:
-            self._stack()
-            built[key] = {name: value for name, value in vars(self).items() if name in _CACHED}
-        vars(self).update(built[key])
-        self._rows = 0
-        self.version += 1
+    def _stack(self, owner: Plan) -> _Stretch:
+        """Gives a plan its rows, and writes them."""
+        plan = with_classifier(owner, self.classifier_scale) if self.classifier_scale else owner
+        count = len(plan.table)
+        first = self._rows_for(count)
+        stretch = _Stretch(owner, plan, first)
+        self._stretches[owner] = self._ending[first + count - 1] = stretch
+        alone = len(self._stretches) == 1 and not self.version
+        if alone and not (self.splits or self.inpaints):
+            # Most runs have one plan, which the next run uses again. The plan itself is not cached,
+            # or it would never be freed.
+            built, key = _built.setdefault(plan, {}), (self.device, self.whole_times)
+            if key not in built:
+                self._write(stretch)
+                built[key] = {name: value for name, value in vars(self).items() if name in _CACHED}
+            vars(self).update(built[key])
+            self._capacity, self.version = 0, 1
+        else:
+            self._write(stretch)
+        return stretch
 
-    def _stack(self) -> None:
-        before = self._kernels() if self.version else None
-        self.plan, firsts = Plan.stack(self._plans)
-        self.t = self.plan.column("t")
-        times = self.t.round().astype(np.int64) if self.whole_times else self.t.astype(np.float32)
-        moved = self._write(times)
-        self.network = self.plan.column("network") != 0
-        drawn = [self.plan.column(f"{to}.z") != 0 for to in OUTPUTS]
-        self.draws = np.any(drawn, axis=0)
-        self.always_calls = int(self.network.sum()) == len(self.network) - len(self._plans)
-        self.guidance_weight = self.plan.column("guidance_weight")
-        self.input_scale = self.plan.column("input_scale")
-        sizes = [len(p.table) for p in self._plans]
-        self.last_row = np.repeat(np.array(firsts) + sizes - 1, sizes)
-        self.row_in_plan = np.arange(sum(sizes)) - np.repeat(firsts, sizes)
-        self.used, self.used_without_network = self.plan.used, used_without_network(self.plan)
-        if moved or self.splits or self.inpaints or before != self._kernels():
-            self.version += 1
-        if self.splits:
-            halves = [split(p) for p in self._plans]
-            self.to_x0_rows, self.from_x0_rows = (
-                self._on_device(Plan.stack([h[i] for h in halves])[0]) for i in (0, 1)
-            )
-        if self.inpaints:
-            self._build_inpainting()
+    def _rows_for(self, count: int) -> int:
+        """The first of `count` rows for a plan. Idle plans make room where the table is long."""
+        first = self._space.fit(count)
+        while first is None and self._idle and self._space.end + count > _MOST_ROWS:
+            stretch = self._stretches.pop(next(iter(self._idle)))
+            del self._idle[stretch.owner]
+            del self._ending[stretch.first + len(stretch.plan.table) - 1]
+            self._space.give(stretch.first, len(stretch.plan.table))
+            first = self._space.fit(count)
+        return self._space.append(count) if first is None else first
 
-    def _kernels(self) -> tuple[int, int, int]:
-        """What of the plans decides which kernels a step starts."""
-        return self.used, self.used_without_network, self.plan.slots
-
-    def _write(self, times: np.ndarray) -> bool:
-        """Writes the table and the times, and returns whether they needed new memory.
-
-        A captured step reads them where they are. A run to which plans are added one by one gets
-        space for more, so that few of them move the table.
-        """
-        rows, table = len(times), self.plan.table
-        moved = rows > self._rows
+    def _write(self, stretch: _Stretch) -> None:
+        """Writes the rows of a plan, on the host and on the device."""
+        plan, first = stretch.plan, stretch.first
+        rows = slice(first, first + len(plan.table))
+        before = self.used, self.used_without_network, self.slots
+        moved = self._space.end > self._capacity
         if moved:
-            self._rows = rows if len(self._plans) == 1 else 1 << (2 * rows - 1).bit_length()
-            self.table = torch.zeros(
-                (self._rows, table.shape[1]), dtype=torch.float64, device=self.device
-            )
-            self.times = torch.zeros(
-                self._rows, dtype=torch.from_numpy(times).dtype, device=self.device
-            )
-        self.table[:rows].copy_(upload(table, self.device))
-        self.times[:rows].copy_(upload(times, self.device))
-        return moved
+            self._grow()
+        drawn = [plan.column(f"{to}.z") != 0 for to in OUTPUTS]
+        values = {
+            **{name: plan.column(name) for name in ("t", "guidance_weight", "input_scale")},
+            "network": plan.column("network") != 0,
+            "draws": np.any(drawn, axis=0),
+            "last_row": rows.stop - 1,
+            "row_in_plan": np.arange(len(plan.table)),
+        }
+        for name, value in values.items():
+            getattr(self, name)[rows] = value
+        self.times[rows].copy_(upload(self._network_times(self.t[rows]), self.device))
+        self._put(self.table, plan.table, first)
+        self.always_calls &= bool(self.network[rows][:-1].all())
+        self.used |= plan.used
+        self.used_without_network |= used_without_network(plan)
+        self.slots = max(self.slots, plan.slots)
+        if self.splits:
+            for name, half in zip(("to_x0_rows", "from_x0_rows"), split(plan), strict=True):
+                moved |= self._put_rows(name, half.table, half.used, first)
+        if self.inpaints:
+            known, inputs = self._inpainting(plan)
+            used = columns("next", "x.x", "x.z", "x.s1", "noise_index")
+            moved |= self._put_rows("known_rows", known, used, first)
+            used = columns("next", "x.x", "input_scale")
+            moved |= self._put_rows("input_rows", inputs, used, first)
+        if moved or before != (self.used, self.used_without_network, self.slots):
+            self.version += 1
 
-    def _on_device(self, plan: Plan) -> Rows:
-        return Rows(upload(plan.table, self.device), plan.used)
+    def _grow(self) -> None:
+        """Moves everything into memory for more rows.
 
-    def _build_inpainting(self) -> None:
-        """Sets `known_rows` and `input_rows`.
+        A captured step reads the tables where they are. A run to which plans are added one by one
+        gets space for more, so that few of them move the tables.
+        """
+        end, held = self._space.end, len(self.last_row) if self.version else 0
+        self._capacity = max(held, 1 << (2 * end - 1).bit_length()) if held else end
+        for name, kind in _HOST.items():
+            grown = np.zeros(self._capacity, kind)
+            if held:
+                grown[:held] = getattr(self, name)[:held]
+            setattr(self, name, grown)
+        self.input_scale[held:] = 1.0
+        times = torch.from_numpy(self._network_times(self.t[:0])).dtype
+        for name, shape, dtype in (
+            ("table", (len(COLUMNS),), torch.float64),
+            ("times", (), times),
+        ):
+            old = getattr(self, name) if held else None
+            setattr(self, name, self._longer(old, held, shape, dtype))
+        for name in ("to_x0_rows", "from_x0_rows", "known_rows", "input_rows"):
+            rows: Rows | None = getattr(self, name, None)
+            if rows is not None:
+                longer = self._longer(rows.table, held, (len(COLUMNS),), torch.float64)
+                setattr(self, name, Rows(longer, rows.used))
+
+    def _longer(
+        self, old: Tensor | None, held: int, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> Tensor:
+        """Memory for all rows, with the first `held` of another tensor."""
+        grown = torch.zeros((self._capacity, *shape), dtype=dtype, device=self.device)
+        if old is not None:
+            grown[:held].copy_(old[:held])
+        return grown
+
+    def _network_times(self, t: NDArray[np.float64]) -> NDArray[Any]:
+        return t.round().astype(np.int64) if self.whole_times else t.astype(np.float32)
+
+    def _put(self, table: Tensor, rows: NDArray[np.float64], first: int) -> None:
+        """Writes a plan's rows into a table, from this row on."""
+        if first:
+            rows = rows.copy()
+            rows[:, INDEX["next"]] += first
+        table[first : first + len(rows)].copy_(upload(rows, self.device))
+
+    def _put_rows(self, name: str, rows: NDArray[np.float64], used: int, first: int) -> bool:
+        """Writes a plan's rows into further rows, and returns whether these changed their mask."""
+        held: Rows | None = getattr(self, name, None)
+        if held is None:
+            held = Rows(self._longer(None, 0, (len(COLUMNS),), torch.float64), 0)
+        self._put(held.table, rows, first)
+        setattr(self, name, Rows(held.table, held.used | used))
+        return held.used | used != held.used
+
+    def _inpainting(self, plan: Plan) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The rows of a plan in `known_rows` and `input_rows`.
 
         With x the known clean data and the state in slot 1, row r of `known_rows` gives alpha x +
         sigma z at the level that row r of the plan leads to. After a row without a network call,
         such as RePaint's steps back in time, the known part of the state stays as it is: the result
         is slot 1.
         """
-        assert self.plan.levels is not None
-        following = self.plan.column("next").astype(np.int64)
-        known = np.zeros_like(self.plan.table)
+        assert plan.levels is not None
+        following, network = plan.column("next").astype(np.int64), plan.column("network") != 0
+        known = np.zeros_like(plan.table)
         known[:, INDEX["next"]] = following
-        known[:, INDEX["noise_index"]] = self.row_in_plan[following]
+        known[:, INDEX["noise_index"]] = following
         known[:, [INDEX["x.x"], INDEX["x.z"]]] = np.where(
-            self.network[:, None], self.plan.levels[following], 0.0
+            network[:, None], plan.levels[following], 0.0
         )
-        known[:, INDEX["x.s1"]] = ~self.network
+        known[:, INDEX["x.s1"]] = ~network
         # Rows that lead to themselves: `reverse_step` scales the input by the next row's column.
         inputs = np.zeros_like(known)
         inputs[:, INDEX["next"]], inputs[:, INDEX["x.x"]] = np.arange(len(following)), 1.0
-        inputs[:, INDEX["input_scale"]] = self.input_scale
-        self.known_rows = Rows(
-            torch.tensor(known, device=self.device),
-            columns("next", "x.x", "x.z", "x.s1", "noise_index"),
-        )
-        self.input_rows = Rows(
-            torch.tensor(inputs, device=self.device), columns("next", "x.x", "input_scale")
-        )
+        inputs[:, INDEX["input_scale"]] = plan.column("input_scale")
+        return known, inputs
+
+
+@dataclasses.dataclass(eq=False)
+class _Stretch:
+    """The rows of one plan in the table, and the number of samples in flight that follow it.
+
+    `owner` is the plan as it was added, `plan` that with classifier guidance.
+    """
+
+    owner: Plan
+    plan: Plan
+    first: int
+    samples: int = 0

@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..recent import Recent
 from ..schedule import Schedule, Time
 from ..solvers import Plan, make_plan
 from ..solvers.grids import grid, of_levels, of_timesteps
@@ -23,7 +24,7 @@ from ..table import INDEX
 from ..whole import whole
 from .guidance import over_rows
 
-_MAX_PLANS = 256  # that a sampler caches
+_MOST_PLANS, _MOST_ROWS = 256, 2**16  # that a sampler caches
 _SHOWN = 12  # rows in an error message
 _GRIDS = ("timesteps", "sigmas")  # the settings that list the points to visit
 
@@ -44,7 +45,8 @@ class Retimed:
 
 
 class Plans:
-    """Makes and caches the plans of a sampler: equal arguments give the same `Plan` object.
+    """Makes and caches the plans of a sampler: equal arguments give the same `Plan` object, as long
+    as it is among those used last.
 
     Args:
         schedule: may be None with a plan.
@@ -65,7 +67,7 @@ class Plans:
         if schedule is not None and hasattr(model, "network_time"):
             self._schedule = Retimed(schedule, model)
         self._settings, self.ready = settings, plan is not None
-        self._made: dict[Any, tuple[Plan, int]] = {}
+        self._made: Recent[tuple[Plan, int]] = Recent(_MOST_PLANS, _rows, _MOST_ROWS)
         self.own = plan if plan is not None else make_plan(self._schedule, **settings)
 
     def get(
@@ -88,12 +90,7 @@ class Plans:
         """
         key = (steps, start, strengths)
         found = self._made.get(key)
-        if found is None:
-            found = self._make(steps, start, strengths)
-            if len(self._made) >= _MAX_PLANS:
-                self._made.clear()
-            self._made[key] = found
-        return found
+        return self._made.put(key, self._make(*key)) if found is None else found
 
     def of(self, steps: int | None) -> Plan:
         """The plan from its first row for a number of steps; None for the sampler's."""
@@ -167,3 +164,7 @@ class Plans:
         while not plan.enterable(start):
             start += 1
         return start
+
+
+def _rows(made: tuple[Plan, int]) -> int:
+    return len(made[0].table)

@@ -100,7 +100,7 @@ class Stepper:
         if self._version == self.plan.version:
             return
         self._version = self.plan.version
-        count = self.plan.plan.slots
+        count = self.plan.slots
         held = 0 if self.slots is None else len(self.slots)
         if count > held:
             shape = (count, *self.x.shape)

@@ -19,12 +19,13 @@ TREE = Tree()
 
 # A unit is a folder or file directly in fastdiff/, or a part of one under a longer name. Each maps
 # to the other units that it may import.
-LEAVES = {"images", "prediction", "rng", "schedule", "table", "versions", "whole"}
+LEAVES = {"images", "prediction", "recent", "rng", "schedule", "table", "versions", "whole"}
 STEPS = LEAVES | {"backend", "ops"}
 SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
     "images": set(),
     "prediction": set(),
+    "recent": set(),
     "rng": set(),
     "schedule": {"whole"},
     "table": set(),

@@ -64,7 +64,7 @@ from ...table import INDEX
 from . import checks, history, members
 from .checks import Generators as Generators
 from .reading import nowhere, reading
-from .state import RunTable, State, States
+from .state import RunTable, State, States, traced_plans
 from .tables import Points
 from .traced import TracedPlan
 
@@ -294,7 +294,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         state.watch(self._edits, [self.__dict__.get(name) for name in self._reads])
         before = state.times
         state.times, state.scales = self._points(state)
-        state.plans, state.config = {}, None
+        state.plans, state.config = traced_plans(), None
         if state.last_index is not None and before != state.times and self._sums(state):
             state.broken = True
 
@@ -365,7 +365,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             with self._finite():
                 end = self._formula(trace, state, start, **options)
                 traced = self._traced_plan(trace, state, end, state.values[start:], options)
-            state.plans[key] = traced
+            state.plans.put(key, traced)
         return traced
 
     @contextmanager
@@ -387,7 +387,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     ) -> TracedPlan:
         """The plan of one step from a timestep off the grid, traced once like `_traced`."""
         key = ("single", timestep, *options.values())
-        if key not in state.plans:
+        found = state.plans.get(key)
+        if found is None:
             trace = self._trace()
             with self._finite():
                 end = self._off_grid(trace, state, timestep, **options)
@@ -404,8 +405,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
                 self.config.num_train_timesteps + int(timestep)
             )
             undefined = np.isin(np.arange(len(table)), list(traced.undefined))
-            state.plans[key] = TracedPlan(replace(traced.plan, table=table), undefined)
-        return state.plans[key]
+            found = TracedPlan(replace(traced.plan, table=table), undefined)
+            state.plans.put(key, found)
+        return found
 
     def _trace(self) -> Trace:
         name = type(self).__name__

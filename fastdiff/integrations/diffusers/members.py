@@ -70,7 +70,7 @@ def borrowed(scheduler: Any, cls: Any, name: str) -> Any:
     raise AttributeError(name)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)  # of the user's classes
 def twin(cls: type, theirs: Any) -> Any:
     """A subclass of a drop-in class and of diffusers' class; calling it makes a drop-in.
 

@@ -16,10 +16,22 @@ import torch
 from torch import Tensor
 
 from ...backend.eager.common import compute_dtype
+from ...recent import Recent
 from ...schedule import Time
 from .traced import TracedPlan
 
 _STALE = -1  # never a scheduler's number of edits
+_MOST_GRIDS = 16  # whose plans are cached by a scheduler
+_MOST_PLANS, _MOST_ROWS = 1024, 2**16  # that are cached of a grid
+
+
+def traced_plans() -> Recent[TracedPlan]:
+    """An empty cache of the traced plans of a grid, by first index and options."""
+    return Recent(_MOST_PLANS, _rows, _MOST_ROWS)
+
+
+def _rows(traced: TracedPlan) -> int:
+    return len(traced.plan.table)
 
 
 class State:
@@ -80,7 +92,7 @@ class State:
         self.last_index: int | None = None
         self.seed: int | None = None
         self.config: Any = None
-        self.plans: dict[Any, TracedPlan] = {}
+        self.plans = traced_plans()
         self._slots: list[Tensor] = []
         self._returned: dict[int, Tensor] = {}
         self.settled: dict[str, Any] = {}
@@ -205,7 +217,7 @@ class State:
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.
         stale = {"edits": _STALE, "watched": ()}
-        return {**self.__dict__, "plans": {}, "config": None, "last": None, **stale}
+        return {**self.__dict__, "plans": traced_plans(), "config": None, "last": None, **stale}
 
 
 class Table:
@@ -244,9 +256,6 @@ class RunTable(Table):
         scheduler._state.set_table(self.name, value)
 
 
-_MAX_GRIDS = 16  # the plans of about this many grids are cached by a scheduler
-
-
 class _Context:
     """The key of a context's state, which is freed with the context or with the scheduler."""
 
@@ -261,7 +270,7 @@ class States:
 
     def __init__(self, first: State):
         self.last = first
-        self._plans: tuple[Any, dict[Any, dict[Any, TracedPlan]]] = (None, {})
+        self._plans: tuple[Any, Recent[Recent[TracedPlan]]] = (None, Recent(_MOST_GRIDS))
         self._context: ContextVar[_Context] = ContextVar("fastdiff.scheduler")
         self._states: WeakKeyDictionary[_Context, State] = WeakKeyDictionary()
 
@@ -275,16 +284,17 @@ class States:
         self._states[context] = self.last = state
         self._context.set(context)
 
-    def plans(self, state: State, config: Any) -> dict[Any, TracedPlan]:
+    def plans(self, state: State, config: Any) -> Recent[TracedPlan]:
         """The traced plans of a state, which equal states with this configuration share."""
         key = state.fingerprint()
         if key is None:
-            return {}
+            return traced_plans()
         key = (state.digest(), *key)
         owner, known = self._plans
-        if owner is not config or len(known) > _MAX_GRIDS:
-            self._plans = (config, known := {})
-        return known.setdefault(key, {})
+        if owner is not config:
+            self._plans = (config, known := Recent(_MOST_GRIDS))
+        found = known.get(key)
+        return known.put(key, traced_plans()) if found is None else found
 
     def __reduce__(self) -> Any:  # copies and pickles contain the current context's state
         return States, (self.get(),)

@@ -132,9 +132,8 @@ class VariancePreserving(TrainingTables):
             for t in range(self.config.num_train_timesteps):
                 trace.start = formula(trace, t)
             timesteps_of_rows = [float(t) for t in range(self.config.num_train_timesteps)]
-            traced = state.plans[key] = self._traced_plan(
-                trace, state, trace.start, timesteps_of_rows, options
-            )
+            traced = self._traced_plan(trace, state, trace.start, timesteps_of_rows, options)
+            state.plans.put(key, traced)
         row = timesteps.to(device=sample.device, dtype=torch.int64)
         result = reverse_step(
             sample, model_output, traced.table(sample.device), row, used=traced.plan.used
