@@ -69,13 +69,21 @@ class NoiseTable:
         """The point at t.
 
         Args:
-            t: a whole timestep in [0, T), or for a continuous schedule any number in
-                (origin, T - 1].
+            t: a whole timestep in [0, T), or for a continuous schedule any number above origin;
+                beyond T - 1 its curve goes on where it has levels.
+
+        Raises ValueError for other numbers.
         """
-        if self._curve is not None and t != int(t):
+        i = int(t) if -1 < t < self.num_train_timesteps else -1
+        if self._curve is not None and t != i and self.origin < t < math.inf:
             alpha, sigma = self._curve.point((t - self.origin) / self._span)
-            return Time(float(t), alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)))
-        i = int(t)
+            if alpha > 0:
+                return Time(float(t), alpha, sigma, 2.0 * (math.log(alpha) - math.log(sigma)))
+            i = -1
+        if i < 0:
+            raise ValueError(
+                f"fastdiff.Schedule.at: expected t in [0, {self.num_train_timesteps}), got {t!r}."
+            )
         return Time(float(t), float(self.alpha[i]), float(self.sigma[i]), float(self.log_snr[i]))
 
     def at_log_snr(self, log_snr: float) -> Time:

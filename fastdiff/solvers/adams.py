@@ -12,6 +12,7 @@ from math import inf, log
 from .exponential import lagrange_basis
 from .grids import Time
 from .karras import euler_step, slope
+from .options import Flag, Order3, Order4
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
@@ -85,7 +86,7 @@ def _adams(t: Time, s: Time, slopes: Sequence[Linear]) -> Linear:
     peer=Peer("PNDM", {"skip_prk_steps": True}, theirs=49),
 )
 def pndm(
-    p: Trace, times: Sequence[Time], *, runge_kutta: bool = False, improved_start: bool = False
+    p: Trace, times: Sequence[Time], *, runge_kutta: Flag = False, improved_start: Flag = False
 ) -> Linear:
     """Adams-Bashforth of order 4 on eps, with DDIM's transfer as the step.
 
@@ -143,13 +144,11 @@ def pndm(
     configurations=[Configuration(order=2), Configuration({"order": 1}, order=1)],
     peer=Peer("IPNDM", {"num_train_timesteps": 1000}, betas=False, prediction_type="v"),
 )
-def ipndm(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
+def ipndm(p: Trace, times: Sequence[Time], *, order: Order4 = 4) -> Linear:
     """x_s = x_t + (rho_s - rho_t) Σ a_k d_k, with the weights a_k of an even grid.
 
     order: number of slopes, 1 to 4; it rises over the first steps.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3, 4], got {order!r}.")
     x, past = p.start, []  # type: ignore[var-annotated]
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
         x0, _, _ = p.predict(x, t)
@@ -178,13 +177,11 @@ def lagrange_integrals(nodes: Sequence[float], begin: float, end: float) -> list
     ],
     peer=Peer("LMSDiscrete", {"timestep_spacing": "leading"}, sampler="lms"),
 )
-def lms(p: Trace, times: Sequence[Time], *, order: int = 4) -> Linear:
+def lms(p: Trace, times: Sequence[Time], *, order: Order4 = 4) -> Linear:
     """x_s = x_t + Σ d_k ∫ l_k(rho) drho: a polynomial in rho interpolates the slopes.
 
     order: number of slopes, 1 to 4; it rises over the first steps.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3, 4], got {order!r}.")
     x = p.start
     past: list[tuple[Linear, float]] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
@@ -235,7 +232,7 @@ def _deis_three(a: float, b: float, c: float) -> Callable[[float], float]:
     peer=Peer("DEISMultistep", {"solver_order": 3, "timestep_spacing": "leading"}),
 )
 def deis(
-    p: Trace, times: Sequence[Time], *, order: int = 3, lower_order_final: bool = False
+    p: Trace, times: Sequence[Time], *, order: Order3 = 3, lower_order_final: Flag = False
 ) -> Linear:
     """x_s/alpha_s = x_t/alpha_t + Σ eps_k ∫ l_k(ln rho) drho: a polynomial in ln rho for eps.
 
@@ -244,8 +241,6 @@ def deis(
         lower_order_final: the order falls to 1 over the last steps, which is more stable with few
             steps.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
     x = p.start
     past: list[tuple[Linear, float]] = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):

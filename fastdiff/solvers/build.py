@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..prediction import Parametrization, normalize
+import numpy as np
+
+from ..prediction import PREDICTION_TYPES, Parametrization, normalize
 from ..schedule import Schedule, Time
 from .grids import grid, of_levels, of_timesteps
+from .options import CLIP, INTERVAL, POSITIVE, RATIO, SHARE, shown
 from .plan import Plan
 from .registry import find
 from .trace import Trace
@@ -57,26 +60,16 @@ def make_plan(
             f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got"
             f" {unknown[0]!r}."
         )
-    if clip_range is not None and not 0 < clip_range < float("inf"):
-        raise ValueError(f"fastdiff.Sampler: expected clip_range > 0 or None, got {clip_range!r}.")
-    if isinstance(prediction_type, str):
-        prediction_type = Parametrization(normalize(prediction_type))
-    if dynamic_threshold is not None and not (
-        0 < dynamic_threshold <= 1 and (clip_range is None or clip_range >= 1)
-    ):
+    clip_range = CLIP.check("clip_range", clip_range)
+    prediction_type = _parametrization(prediction_type)
+    dynamic_threshold = RATIO.check("dynamic_threshold", dynamic_threshold)
+    if dynamic_threshold is not None and clip_range is not None and clip_range < 1:
         raise ValueError(
             "fastdiff.Sampler: expected dynamic_threshold in (0, 1] and clip_range >= 1 with it,"
             f" got {dynamic_threshold!r} and {clip_range!r}."
         )
-    if not 0 <= guidance_rescale <= 1:
-        raise ValueError(
-            f"fastdiff.Sampler: expected guidance_rescale in [0, 1], got {guidance_rescale!r}."
-        )
-    if guidance_interval is not None and not 0 <= guidance_interval[0] <= guidance_interval[1]:
-        raise ValueError(
-            "fastdiff.Sampler: expected guidance_interval (low, high) of sigmas, got"
-            f" {guidance_interval!r}."
-        )
+    guidance_rescale = SHARE.check("guidance_rescale", guidance_rescale)
+    INTERVAL.check("guidance_interval", guidance_interval)
     if timesteps is not None:
         times = of_timesteps(schedule, timesteps)
     elif sigmas is not None:
@@ -95,12 +88,21 @@ def make_plan(
         guidance_interval=guidance_interval,
     )
     try:
-        table = trace.table(chosen.formula(trace, times, **options))
-    except ZeroDivisionError:
+        with np.errstate(all="ignore"):  # the plan refuses what is not finite
+            table = trace.table(chosen.formula(trace, times, **options))
+    except (ArithmeticError, ValueError) as error:
+        if str(error).startswith("fastdiff"):
+            raise
+        if isinstance(error, ZeroDivisionError) and any(t.alpha == 0 for t in times):
+            raise ValueError(
+                "fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver"
+                f" {solver!r}, got pure noise. Use another solver, or timesteps or sigmas that"
+                " begin later."
+            ) from None
         raise ValueError(
-            "fastdiff.Sampler: expected a start with some data in it (alpha > 0) for the solver"
-            f" {solver!r}, got pure noise. Use another solver, or timesteps or sigmas that begin"
-            " later."
+            "fastdiff.Sampler: expected options and points with finite coefficients for the solver"
+            f" {solver!r}, got others ({error}). Use other options, or timesteps or sigmas that"
+            " differ more from step to step."
         ) from None
     chosen_options = {
         name: repr(v) if callable(v) else v for name, v in (chosen.options | options).items()
@@ -128,3 +130,17 @@ def make_plan(
         levels=trace.levels(times[-1]),
         whole_times=schedule.whole_times,
     )
+
+
+def _parametrization(given: Any) -> Parametrization:
+    """The parametrization of a prediction type's name, or a checked one. Raises ValueError."""
+    if isinstance(given, str):
+        return Parametrization(normalize(given))
+    if not isinstance(given, Parametrization) or not isinstance(given.prediction_type, str):
+        raise ValueError(
+            f"fastdiff.Sampler: expected prediction_type in {list(PREDICTION_TYPES)} or a"
+            f" Parametrization, got {shown(given)}."
+        )
+    if given.unit_input:
+        POSITIVE.check("sigma_data", given.sigma_data)
+    return given

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import sqrt
 
 from .grids import Time
+from .options import Factor, Share
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
@@ -18,7 +19,7 @@ from .trace import Linear, Trace
     peer=Peer("LCM"),
 )
 def lcm(
-    p: Trace, times: Sequence[Time], *, timestep_scaling: float = 10.0, sigma_data: float = 0.5
+    p: Trace, times: Sequence[Time], *, timestep_scaling: Factor = 10.0, sigma_data: Factor = 0.5
 ) -> Linear:
     """x_s = alpha_s f + sigma_s z, with the consistency function f = c_skip x + c_out x0.
 
@@ -44,20 +45,20 @@ def lcm(
     configurations=[Configuration()],
     peer=Peer("TCD"),
 )
-def tcd(p: Trace, times: Sequence[Time], *, eta: float = 0.3) -> Linear:
+def tcd(p: Trace, times: Sequence[Time], *, eta: Share = 0.3) -> Linear:
     """DDIM's step to the timestep (1 - eta) s, then noise that leads back to s.
 
     eta: in [0, 1]; 0 is DDIM and 1 is multistep consistency sampling.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, eps, _ = p.predict(x, t)
         if s.sigma == 0:
             x = s.alpha * x0
             continue
-        down = p.at(int((1 - eta) * s.t))
+        down = p.at(max(int((1 - eta) * s.t), 0))
+        if down.log_snr < s.log_snr:  # s is below all timesteps: no step down is left
+            down = s
         alpha_sd, variance_sd = s.transition(down)
         x = alpha_sd * (down.alpha * x0 + down.sigma * eps)
         if eta > 0:

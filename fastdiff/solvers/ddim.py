@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from math import sqrt
 
 from .grids import Time
+from .options import Flag, Share
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
@@ -24,12 +25,6 @@ def ddim_step(p: Trace, t: Time, s: Time, x0: Linear, eps: Linear, eta: float) -
     return x + std * p.noise() if std > 0 else x
 
 
-def check_eta(eta: float) -> None:
-    """Raises ValueError unless eta is in [0, 1]."""
-    if not 0 <= eta <= 1:
-        raise ValueError(f"fastdiff.Sampler: expected eta in [0, 1], got {eta!r}.")
-
-
 @solver(
     "ddim",
     paper="Song, Meng & Ermon 2021, eq. 12 and 16",
@@ -41,7 +36,7 @@ def check_eta(eta: float) -> None:
     peer=Peer("DDIM", {"clip_sample": False}),
 )
 def ddim(
-    p: Trace, times: Sequence[Time], *, eta: float = 0.0, use_clipped_model_output: bool = False
+    p: Trace, times: Sequence[Time], *, eta: Share = 0.0, use_clipped_model_output: Flag = False
 ) -> Linear:
     """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts.
 
@@ -49,7 +44,6 @@ def ddim(
         eta: in [0, 1]; 0 is deterministic, 1 has the variance of DDPM's posterior.
         use_clipped_model_output: compute eps from the clipped x0 instead of the network's output.
     """
-    check_eta(eta)
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, eps, _ = p.predict(x, t)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log, sqrt
+from typing import Annotated
 
 from .grids import Time
+from .options import Variance, one_of
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 VARIANCES = ("fixed_small", "fixed_large", "learned", "learned_range", "optimal")
+VarianceType = Annotated[str, one_of(sorted(VARIANCES))]
 
 
 @solver(
@@ -26,8 +29,8 @@ def ddpm(
     p: Trace,
     times: Sequence[Time],
     *,
-    variance_type: str = "fixed_small",
-    data_variance: float | None = None,
+    variance_type: VarianceType = "fixed_small",
+    data_variance: Variance = None,
 ) -> Linear:
     """x_s = c0 x0 + (alpha_ts sigma_s²/sigma_t²) x_t + std z, c0 = alpha_s sigma_ts²/sigma_t².
 
@@ -41,12 +44,7 @@ def ddpm(
     - `optimal`: beta-tilde + c0² mmse_t with mmse_t = s² sigma_t²/(alpha_t² s² + sigma_t²), exact
       for Gaussian data of variance s² = data_variance (Bao et al. 2022, theorem 1).
     """
-    if variance_type not in VARIANCES:
-        raise ValueError(
-            f"fastdiff.Sampler: expected variance_type in {sorted(VARIANCES)}, got"
-            f" {variance_type!r}."
-        )
-    if (variance_type == "optimal") != (data_variance is not None and data_variance >= 0):
+    if (variance_type == "optimal") != (data_variance is not None):
         raise ValueError(
             "fastdiff.Sampler: expected data_variance >= 0 with variance_type 'optimal' and with"
             f" no other, got {data_variance!r} with {variance_type!r}."

@@ -6,13 +6,17 @@ They are exponential integrators that extrapolate from earlier predictions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from .exponential import data_weights, differences, noise_weights, step_order
 from .grids import Time
+from .options import Factor, Flag, Strength, one_of
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
 SOLVER_TYPES = ("midpoint", "heun")
+_TYPE = one_of(SOLVER_TYPES)
+SolverType = Annotated[str, _TYPE]
 BOTH_TYPES = [
     Configuration({} if kind == "midpoint" else {"solver_type": kind}, order=2)
     for kind in SOLVER_TYPES
@@ -24,13 +28,6 @@ EPSILON = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}
 SDE = {"algorithm_type": "sde-dpmsolver++"}
 
 Past = list[tuple[Linear, float]]  # predictions with their lambdas, latest first
-
-
-def _check(solver_type: str) -> None:
-    if solver_type not in SOLVER_TYPES:
-        raise ValueError(
-            f"fastdiff.Sampler: expected solver_type in {list(SOLVER_TYPES)}, got {solver_type!r}."
-        )
 
 
 def _order(
@@ -71,7 +68,7 @@ def data_prediction(
             steps.
         sde_curvature: with sde, the constant in D2's weight, which is 1/2; diffusers has -1/2.
     """
-    _check(solver_type)
+    _TYPE.check("solver_type", solver_type)
     eta, curvature = (eta, sde_curvature) if sde else (0.0, 0.5)
     x = p.start
     past: Past = []
@@ -117,7 +114,7 @@ def noise_prediction(
         through_x0: whether a first-order step of the ODE is alpha_s x0 + sigma_s eps, which is
             finite at clean data and at pure noise.
     """
-    _check(solver_type)
+    _TYPE.check("solver_type", solver_type)
     x = p.start
     past: Past = []
     for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
@@ -165,8 +162,8 @@ def dpmpp_2m(
     p: Trace,
     times: Sequence[Time],
     *,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    solver_type: SolverType = "midpoint",
+    lower_order_final: Flag = False,
 ) -> Linear:
     return data_prediction(
         p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final
@@ -185,9 +182,9 @@ def dpmpp_3m(
     p: Trace,
     times: Sequence[Time],
     *,
-    as_published: bool = False,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    as_published: Flag = False,
+    solver_type: SolverType = "midpoint",
+    lower_order_final: Flag = False,
 ) -> Linear:
     """Multistep of order 3.
 
@@ -223,10 +220,10 @@ def dpmpp_2m_sde(
     p: Trace,
     times: Sequence[Time],
     *,
-    solver_type: str = "midpoint",
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    lower_order_final: bool = False,
+    solver_type: SolverType = "midpoint",
+    eta: Strength = 1.0,
+    s_noise: Factor = 1.0,
+    lower_order_final: Flag = False,
 ) -> Linear:
     """Multistep of order 2 on the reverse SDE; eta = 0 is dpm++2m."""
     return data_prediction(
@@ -254,11 +251,11 @@ def dpmpp_3m_sde(
     p: Trace,
     times: Sequence[Time],
     *,
-    as_published: bool = False,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    as_published: Flag = False,
+    eta: Strength = 1.0,
+    s_noise: Factor = 1.0,
+    solver_type: SolverType = "midpoint",
+    lower_order_final: Flag = False,
 ) -> Linear:
     """Multistep of order 3 on the reverse SDE; eta = 0 is dpm++3m.
 
@@ -300,8 +297,8 @@ def dpm_2m(
     p: Trace,
     times: Sequence[Time],
     *,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    solver_type: SolverType = "midpoint",
+    lower_order_final: Flag = False,
 ) -> Linear:
     return noise_prediction(
         p, times, 2, solver_type=solver_type, lower_order_final=lower_order_final
@@ -320,9 +317,9 @@ def dpm_3m(
     p: Trace,
     times: Sequence[Time],
     *,
-    as_published: bool = False,
-    solver_type: str = "midpoint",
-    lower_order_final: bool = False,
+    as_published: Flag = False,
+    solver_type: SolverType = "midpoint",
+    lower_order_final: Flag = False,
 ) -> Linear:
     """Multistep of order 3.
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import expm1, inf, log, sqrt
+from typing import Annotated
 
 from .exponential import first_order
 from .grids import Time
 from .karras import ancestral_levels
+from .options import Factor, Flag, Part, Strength, one_of
 from .registry import Peer, solver
 from .trace import Linear, Trace
 
@@ -30,11 +32,11 @@ def dpmpp_sde(
     p: Trace,
     times: Sequence[Time],
     *,
-    eta: float = 1.0,
-    s_noise: float = 1.0,
-    r: float = 0.5,
-    nested: bool = False,
-    clock: str = "snr",
+    eta: Strength = 1.0,
+    s_noise: Factor = 1.0,
+    r: Part = 0.5,
+    nested: Flag = False,
+    clock: Annotated[str, one_of(("snr", "rho"))] = "snr",
 ) -> Linear:
     """The fraction r of the step in log-SNR, then the whole step with (1 - 1/2r) x0 + 1/2r x0'.
 
@@ -52,8 +54,6 @@ def dpmpp_sde(
         clock: the time of the path: 1/rho² (`snr`), or rho as in the published code (`rho`), which
             gives a w that is too small.
     """
-    if clock not in ("snr", "rho"):
-        raise ValueError(f"fastdiff.Sampler: expected clock in ['snr', 'rho'], got {clock!r}.")
     x = p.start
     for t, s in zip(times, times[1:], strict=False):
         x0, _, _ = p.predict(x, t)
@@ -100,7 +100,7 @@ def dpmpp_sde(
     peer=Peer(sampler="dpmpp_2s_ancestral"),
 )
 def dpmpp_2s_ancestral(
-    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
+    p: Trace, times: Sequence[Time], *, eta: Strength = 1.0, s_noise: Factor = 1.0
 ) -> Linear:
     """A step of dpm++2s from rho_t down to rho_d, then noise of deviation rho_u.
 

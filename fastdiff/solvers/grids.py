@@ -25,6 +25,7 @@ import numpy as np
 
 from ..schedule import CLEAN, Schedule, Time
 from ..whole import whole
+from .options import numbers, one_of, shown
 
 # noise levels of ten steps; after the eleventh, the last step goes to clean data (Sabour et al.
 # 2024, project page)
@@ -35,6 +36,7 @@ AYS = {
 }
 _KARRAS_RHO = 7.0
 _BETA = 0.6
+_MOST_STEPS = 2**20  # of a continuous schedule, which has any number of points
 
 
 class _Timesteps(NamedTuple):
@@ -122,6 +124,7 @@ LEVELS: dict[str, _Levels] = {
     **{name: _fitted(rho) for name, rho in AYS.items()},
 }
 SPACINGS = (*TIMESTEPS, *LEVELS)
+_SPACING = one_of(SPACINGS)
 
 
 def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
@@ -150,6 +153,7 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     """
     total = schedule.num_train_timesteps
     _check_steps(None if schedule.continuous else total, steps)
+    _SPACING.check("timestep_spacing", spacing)
     if spacing in LEVELS:
 
         def ends() -> tuple[float, float]:
@@ -178,7 +182,8 @@ def of_timesteps(schedule: Schedule, timesteps: Sequence[float]) -> list[Time]:
     Raises ValueError unless they descend within [0, T).
     """
     total = schedule.num_train_timesteps
-    values = [t if schedule.continuous else int(t) for t in timesteps]
+    given = numbers("timesteps", "as a list of numbers", timesteps)
+    values = [t if schedule.continuous or not math.isfinite(t) else int(t) for t in given]
     if not values or not _descend(values) or not all(0 <= t <= total - 1 for t in values):
         raise ValueError(
             f"fastdiff.Sampler: expected descending timesteps in [0, {total}), got {values}."
@@ -193,7 +198,7 @@ def of_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[Time]:
     sigma. A 0 at the end names clean data and may be left out. Raises ValueError unless the levels
     descend and are above 0.
     """
-    values = [float(v) for v in sigmas]
+    values = [float(v) for v in numbers("sigmas", "as a list of numbers", sigmas)]
     levels = values[:-1] if values and values[-1] == 0 else values
     top = 1.0 if schedule.space == "flow" else math.inf
     if (
@@ -211,11 +216,8 @@ def of_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[Time]:
 
 
 def _entry(spacing: str) -> _Timesteps:
-    if spacing not in TIMESTEPS:
-        raise ValueError(
-            f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got {spacing!r}."
-        )
-    return TIMESTEPS[spacing]
+    chosen: str = _SPACING.check("timestep_spacing", spacing)
+    return TIMESTEPS[chosen]
 
 
 def _descend(values: Sequence[float]) -> bool:
@@ -224,12 +226,14 @@ def _descend(values: Sequence[float]) -> bool:
 
 def _check_steps(total: int | None, steps: int) -> int:
     """Checks the number of steps, against the T of a discrete schedule, and returns T or 0."""
-    count = whole(steps) or 0
-    if count < 1 or (total and count > total):
+    count, most = whole(steps) or 0, total or _MOST_STEPS
+    if not 1 <= count <= most:
         bounds = (
-            f"in [1, {total}], got {steps!r}. The schedule has {total}."
+            f"in [1, {total}], got {shown(steps)}. The schedule has {total}."
             if total
-            else f">= 1, got {steps!r}."
+            else f">= 1, got {shown(steps)}."
+            if count < 1
+            else f"in [1, {most}], got {shown(steps)}."
         )
         raise ValueError(f"fastdiff.Sampler: expected steps {bounds}")
     return total or 0

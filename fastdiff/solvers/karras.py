@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from math import inf, log, log1p, sqrt
 
 from .grids import Time
+from .options import FINITE, STRENGTH, Factor, Level, Strength
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
@@ -36,7 +37,8 @@ def churned(p: Trace, t: Time, x: Linear, gamma: float, s_noise: float) -> tuple
     if x.terms == p.start.terms:
         x = p.pause(x, t)  # the noise needs a row, and no network call has opened one
     up = p.at_log_snr(t.log_snr - 2.0 * log1p(gamma))
-    added = sqrt(up.rho**2 - t.rho**2) * s_noise
+    # a churn below the rounding of rho may round to below 0
+    added = sqrt(max(up.rho**2 - t.rho**2, 0.0)) * s_noise
     return up, (up.alpha / t.alpha) * x + up.alpha * added * p.noise()
 
 
@@ -55,10 +57,8 @@ def stochastic(
     heun: False for Euler's step alone. s_churn: 0 gives algorithm 1. The other arguments are those
     of the paper; rho is its sigma.
     """
-    if s_churn < 0 or s_noise < 0:
-        raise ValueError(
-            f"fastdiff.Sampler: expected s_churn and s_noise >= 0, got {s_churn!r} and {s_noise!r}."
-        )
+    STRENGTH.check("s_churn", s_churn)
+    FINITE.check("s_noise", s_noise)
     x = p.start
     gamma = min(s_churn / (len(times) - 1), sqrt(2.0) - 1.0)
     for t, s in zip(times, times[1:], strict=False):
@@ -104,10 +104,10 @@ def euler(
     p: Trace,
     times: Sequence[Time],
     *,
-    s_churn: float = 0.0,
-    s_tmin: float = 0.0,
-    s_tmax: float = inf,
-    s_noise: float = 1.0,
+    s_churn: Strength = 0.0,
+    s_tmin: Level = 0.0,
+    s_tmax: Level = inf,
+    s_noise: Factor = 1.0,
 ) -> Linear:
     """Euler's method; s_churn > 0 adds noise before each step that starts in [s_tmin, s_tmax]."""
     return stochastic(
@@ -150,10 +150,10 @@ def edm(
     p: Trace,
     times: Sequence[Time],
     *,
-    s_churn: float = 40.0,
-    s_tmin: float = 0.05,
-    s_tmax: float = 50.0,
-    s_noise: float = 1.003,
+    s_churn: Strength = 40.0,
+    s_tmin: Level = 0.05,
+    s_tmax: Level = 50.0,
+    s_noise: Factor = 1.003,
 ) -> Linear:
     """Heun's method; s_churn > 0 adds noise before each step that starts in [s_tmin, s_tmax]."""
     return stochastic(
@@ -183,7 +183,7 @@ def ancestral_levels(t: Time, s: Time, eta: float) -> tuple[float, float]:
     peer=Peer("EulerAncestralDiscrete", LEADING, sampler="euler_ancestral"),
 )
 def euler_ancestral(
-    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
+    p: Trace, times: Sequence[Time], *, eta: Strength = 1.0, s_noise: Factor = 1.0
 ) -> Linear:
     """Euler's step down, then noise (`ancestral_levels`).
 
@@ -244,7 +244,7 @@ def kdpm2(p: Trace, times: Sequence[Time]) -> Linear:
     peer=Peer("KDPM2AncestralDiscrete", LEADING, sampler="dpm_2_ancestral"),
 )
 def kdpm2_ancestral(
-    p: Trace, times: Sequence[Time], *, eta: float = 1.0, s_noise: float = 1.0
+    p: Trace, times: Sequence[Time], *, eta: Strength = 1.0, s_noise: Factor = 1.0
 ) -> Linear:
     """A step of kdpm2 down to a lower level, then noise; eta and s_noise as in euler_ancestral."""
     return _kdpm2(p, times, eta=eta, s_noise=s_noise)

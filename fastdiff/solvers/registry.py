@@ -10,10 +10,12 @@ a new solver needs its formula's file, with this decorator on it, and one line i
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
+from .options import Domain, domains, one_of
 from .trace import Linear
 
 Formula = Callable[..., Linear]
@@ -69,7 +71,8 @@ class Solver(NamedTuple):
 
     Attributes:
         name: the public name.
-        formula: see `fastdiff.solvers.trace`.
+        formula: see `fastdiff.solvers.trace`. It checks its options.
+        domains: what each option may be (fastdiff.solvers.options).
         paper: where the formula is published, with its equation or algorithm.
         order: of convergence on smooth problems; the weak order of a stochastic solver.
         calls: network calls of a step.
@@ -88,6 +91,7 @@ class Solver(NamedTuple):
 
     name: str
     formula: Formula
+    domains: Mapping[str, Domain]
     paper: str
     order: int
     calls: int
@@ -133,6 +137,9 @@ def solver(
 ) -> Callable[[Formula], Formula]:
     """Registers a formula under a public name; the arguments are the attributes of `Solver`.
 
+    The formula then checks its options, which it declares by the types of its keyword-only
+    parameters (`fastdiff.solvers.options`), and raises ValueError for a value outside its domain.
+
     Without configurations the tests measure the order with default options, of the probability
     flow or, of a stochastic solver, of the reverse SDE with tau = 1. A deterministic solver that
     runs from noise to data follows the probability flow with any options.
@@ -147,9 +154,17 @@ def solver(
             raise ValueError(
                 f"fastdiff.solvers: expected a new name, got {name!r} twice. Rename one."
             )
+        known = domains(formula, get_type_hints(formula, include_extras=True))
+
+        @functools.wraps(formula)
+        def checked(*arguments: Any, **options: Any) -> Linear:
+            read = {k: known[k].check(k, v) if k in known else v for k, v in options.items()}
+            return formula(*arguments, **read)
+
         SOLVERS[name] = Solver(
             name,
-            formula,
+            checked,
+            known,
             paper,
             order,
             calls,
@@ -162,13 +177,12 @@ def solver(
             tuple(configurations),
             peer or Peer(),
         )
-        return formula
+        return checked
 
     return register
 
 
 def find(name: str) -> Solver:
     """Returns the solver of this name. Raises ValueError with the known names."""
-    if name not in SOLVERS:
-        raise ValueError(f"fastdiff.Sampler: expected solver in {sorted(SOLVERS)}, got {name!r}.")
-    return SOLVERS[name]
+    chosen: str = one_of(sorted(SOLVERS)).check("solver", name)
+    return SOLVERS[chosen]

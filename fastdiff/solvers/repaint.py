@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from .ddim import check_eta, ddim_step
+from .ddim import ddim_step
 from .grids import Time
+from .options import Count, Share, shown
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
+
+_MOST_ROWS = 2**20  # of a plan
 
 
 def resampling(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
@@ -21,7 +24,15 @@ def resampling(steps: int, jump_length: int, jump_n_sample: int) -> list[int]:
     Whenever a multiple of jump_length steps remains, the path goes back by jump_length steps,
     jump_n_sample - 1 times, unless that would reach the start (Lugmayr et al. 2022, section 4.2 and
     appendix B).
+
+    Raises ValueError for a path of too many steps.
     """
+    jumps = len(range(0, steps - jump_length, jump_length))
+    if steps + jumps * (jump_n_sample - 1) * (jump_length + 1) > _MOST_ROWS:
+        raise ValueError(
+            f"fastdiff.Sampler: expected jumps that need {_MOST_ROWS} rows at most, got more with"
+            f" jump_length {jump_length} and jump_n_sample {shown(jump_n_sample)}. Jump less often."
+        )
     left = dict.fromkeys(range(0, steps - jump_length, jump_length), jump_n_sample - 1)
     path = [0]
     while path[-1] < steps:
@@ -50,21 +61,15 @@ def repaint(
     p: Trace,
     times: Sequence[Time],
     *,
-    jump_length: int = 10,
-    jump_n_sample: int = 10,
-    eta: float = 1.0,
+    jump_length: Count = 10,
+    jump_n_sample: Count = 10,
+    eta: Share = 1.0,
 ) -> Linear:
     """DDIM's step with eta, and x_t = alpha_ts x_s + sigma_ts z to go back.
 
     Going back is one row without a network call. eta = 1 gives DDPM's step. `resampling` explains
     jump_length and jump_n_sample.
     """
-    check_eta(eta)
-    if jump_length < 1 or jump_n_sample < 1:
-        raise ValueError(
-            f"fastdiff.Sampler: expected jump_length and jump_n_sample >= 1, got {jump_length!r}"
-            f" and {jump_n_sample!r}."
-        )
     x = p.start
     path = resampling(len(times) - 1, jump_length, jump_n_sample)
     for here, there in zip(path, path[1:], strict=False):

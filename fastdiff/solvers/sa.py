@@ -12,13 +12,15 @@ same z.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import exp, expm1, inf, sqrt
+from typing import Annotated
 
 import numpy as np
 
 from .exponential import lagrange_basis, step_size
 from .grids import Time
+from .options import FINITE, Flag, Level, Noise, Order4, one_of
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
@@ -98,13 +100,13 @@ def sa(
     p: Trace,
     times: Sequence[Time],
     *,
-    predictor_order: int = 2,
-    corrector_order: int = 2,
-    tau: float | Callable[[Time], float] = 1.0,
-    tau_min: float = 0.0,
-    tau_max: float = inf,
-    lower_order_final: bool = True,
-    as_published: bool = False,
+    predictor_order: Order4 = 2,
+    corrector_order: Annotated[int, one_of(range(5))] = 2,
+    tau: Noise = 1.0,
+    tau_min: Level = 0.0,
+    tau_max: Level = inf,
+    lower_order_final: Flag = True,
+    as_published: Flag = False,
 ) -> Linear:
     """The predictor, and the corrector that improves its result after the next network call.
 
@@ -117,11 +119,6 @@ def sa(
         lower_order_final: the orders fall over the last steps.
         as_published: formulas of order 2 have the published code's extra term of O(h³).
     """
-    if predictor_order not in (1, 2, 3, 4) or corrector_order not in (0, 1, 2, 3, 4):
-        raise ValueError(
-            "fastdiff.Sampler: expected predictor_order in 1 … 4 and corrector_order in 0 … 4, got"
-            f" {predictor_order!r} and {corrector_order!r}."
-        )
     steps, x = len(times) - 1, p.start
     past: list[Known] = []  # predictions, latest first, without one at pure noise, lambda = -inf
     base, noise_of, correct = Linear({}), 0.0, 0
@@ -132,7 +129,10 @@ def sa(
         if correct:
             known = [(x0, t), *past][: min(correct, len(past) + 1)]
             corrected = base + _sum(known, times[i - 1], t, noise_of, as_published)
-        noise_of = tau(t) if callable(tau) else tau if tau_min <= t.rho <= tau_max else 0.0
+        if callable(tau):
+            noise_of = FINITE.check("tau(point)", tau(t))
+        else:
+            noise_of = tau if tau_min <= t.rho <= tau_max else 0.0
         h = step_size(t, s)
         decay = exp(-(noise_of**2) * h) if noise_of else 1.0
         base = (s.sigma / t.sigma * decay) * corrected

@@ -36,6 +36,6 @@ def euler_maruyama(p: Trace, times: Sequence[Time]) -> Linear:
         if t.alpha == 0:
             raise ZeroDivisionError("the drift of pure noise is infinite")
         drift = log(t.alpha / s.alpha)
-        spread = geometry(p.space).diffusion(t, s)
+        spread = max(geometry(p.space).diffusion(t, s), 0.0)  # a short step may round to below 0
         x = (1.0 - drift) * p.x() - (spread / t.sigma) * eps + sqrt(spread) * p.noise()
     return x

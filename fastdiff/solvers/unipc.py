@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import expm1, factorial, inf
+from typing import Annotated
 
 import numpy as np
 
 from .exponential import step_size
 from .grids import Time
+from .options import Flag, Indices, Order3, one_of
 from .registry import Configuration, Peer, solver
 from .trace import Linear, Trace
 
@@ -105,11 +107,11 @@ def unipc(
     p: Trace,
     times: Sequence[Time],
     *,
-    order: int = 2,
-    solver_type: str = "bh2",
-    lower_order_final: bool = True,
-    predict_x0: bool = True,
-    disable_corrector: Sequence[int] = (),
+    order: Order3 = 2,
+    solver_type: Annotated[str, one_of(("bh1", "bh2"))] = "bh2",
+    lower_order_final: Flag = True,
+    predict_x0: Flag = True,
+    disable_corrector: Indices = (),
 ) -> Linear:
     """The predictor of the given order, and the corrector of one order more.
 
@@ -121,12 +123,6 @@ def unipc(
         predict_x0: interpolate x0 if true, eps if not.
         disable_corrector: indices of the steps, from 0, that are not corrected.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"fastdiff.Sampler: expected order in [1, 2, 3], got {order!r}.")
-    if solver_type not in ("bh1", "bh2"):
-        raise ValueError(
-            f"fastdiff.Sampler: expected solver_type in ['bh1', 'bh2'], got {solver_type!r}."
-        )
     x, steps = p.start, len(times) - 1
     past: list[tuple[Linear, Time]] = []  # predictions, latest first
     last: Linear | None = None  # the corrected state of the step before

@@ -88,7 +88,7 @@ def test_a_server_of_many_wishes(
     """More wishes than the table has rows, each twice, and samples like those of one alone."""
     wish, settings, hooks = KINDS[name]
     sampler = Sampler(**{"model": network, "schedule": SCHEDULE, **settings})
-    requests = [Request(i, seed=i % 3, **wish(i)) for i in range(60)] * 2
+    requests = [Request(i, seed=i % 3, **wish(i)) for i in range(90)] * 2
     written = 0
     upload = device_plan.upload
 
