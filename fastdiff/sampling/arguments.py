@@ -13,7 +13,7 @@ from ..whole import whole
 from .conditions import check_halves, conditions
 from .device_plan import DevicePlan
 from .guidance import need_levels, strength
-from .plans import Plans
+from .plans import Plans, check_range
 from .requests import Batch, signed
 from .upload import upload
 
@@ -41,11 +41,12 @@ def prepare(
     arguments: SampleArguments,
     shape: tuple[int, ...],
     tickets: np.ndarray,
+    dtype: torch.dtype,
 ) -> Batch:
     """The batch of these samples. Their plans are added to `device_plan`.
 
     Args:
-        shape: [n, …] of the samples.
+        shape: [n, …] of the samples. dtype: of their state.
         tickets: int64 [n], the caller's number for each sample.
 
     Raises ValueError and TypeError for wrong arguments.
@@ -74,6 +75,9 @@ def prepare(
             f"{where}: expected x_T or image with start > 0, got neither. Noise is the state of"
             " row 0."
         )
+    if dtype != torch.float64:
+        for plan, row in {(id(plan), row): (plan, row) for plan, row in chosen}.values():
+            check_range(plan, row, where)
     rows = np.array([device_plan.add(plan) + row for plan, row in chosen], np.int64).reshape(n)
     different = {id(plan): plan for plan, _ in chosen}.values()
 

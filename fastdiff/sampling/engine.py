@@ -220,7 +220,7 @@ class Engine:
     ) -> Batch:
         """The samples of these arguments, checked, whose plans are added to the run's."""
         shape = (len(tickets), *options.shape)
-        return prepare(self.plans, run.device_plan, arguments, shape, tickets)
+        return prepare(self.plans, run.device_plan, arguments, shape, tickets, options.dtype)
 
     def run(
         self,

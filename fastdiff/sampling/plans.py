@@ -168,3 +168,13 @@ class Plans:
 
 def _rows(made: tuple[Plan, int]) -> int:
     return len(made[0].table)
+
+
+def check_range(plan: Plan, row: int, where: str) -> None:
+    """Raises ValueError for a plan whose rows from this one on float32 can't hold."""
+    beyond = plan.beyond_float32(row)
+    if beyond is not None:
+        raise ValueError(
+            f"{where}: expected a plan that float32 can hold, got {beyond}. Begin at less noise, as"
+            " with timesteps=, train v or x0, or pass dtype=torch.float64."
+        )
