@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .grad_mode import restored
 from .prediction import Parametrization
 from .sampling.arguments import SampleArguments
 from .sampling.engine import Engine
@@ -185,11 +186,13 @@ class Sampler:
         network = self._engine.network
         return {"network_dtype": network.dtype, "channels_last": network.channels_last}
 
+    @restored
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """The data of latents [B, …], or the latents themselves without a decoder."""
         return latents if self._decode is None else self._decode(latents)
 
+    @restored
     def sample(
         self,
         shape: Sequence[int] | None = None,

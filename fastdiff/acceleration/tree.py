@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..grad_mode import restored
 from .contents import Contents
 
 _HOOKS = (
@@ -144,6 +145,7 @@ class Prepared:
         self._by_version = by_version
         self._held: tuple[Any, Any, Any] = (None, None, None)
 
+    @restored
     def get(self, weights: tuple[Tensor | None, ...], make: Callable[..., Any]) -> Any:
         if torch.compiler.is_compiling():  # the compiler decides what to keep
             return make(*weights)

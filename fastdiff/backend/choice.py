@@ -103,11 +103,12 @@ def use(name: str | None) -> Iterator[None]:
     """
     if name is not None:
         _require(name)
-    token = _explicit.set(name)
+    before = _explicit.get()
     try:
+        _explicit.set(name)
         yield
     finally:
-        _explicit.reset(token)
+        _explicit.set(before)
 
 
 def _require(name: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..acceleration import accelerate
 from ..backend.choice import backend_for
 from ..backend.hardware import network_dtype
+from ..grad_mode import restored
 from ..jobs.conditions import Conditions
 from ..jobs.job import DTYPES, find_device
 from ..jobs.models import open_model
@@ -150,6 +151,7 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         self.start = torch.randn(self.shape, generator=generator).to(self.device)
 
+    @restored
     def rows(self, progress: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
         """Measures everything and returns rows of the benchmarks' schema 1.
 

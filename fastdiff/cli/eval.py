@@ -13,7 +13,7 @@ import torch
 
 from .. import data as datasets
 from ..versions import __version__
-from .options import add_options, checked_threads, parse_options
+from .options import add_options, parse_options, threads
 
 UNIFORM = "uniform"
 EPILOG = """examples:
@@ -123,13 +123,16 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with threads(args.threads):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from ..theory.evaluation import Request, Workers, evaluate
     from ..theory.evaluation.report import text
 
-    if checked_threads(args.threads) is not None:
-        torch.set_num_threads(args.threads)
     if args.plot:
         from .figures import new
 

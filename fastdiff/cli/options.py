@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .exit_status import UsageError
@@ -82,6 +83,20 @@ def parse_id_range(text: str) -> tuple[int, int]:
     if not match or int(match[2] or match[1]) < int(match[1]):
         raise UsageError(f"expected --ids A-B with A <= B, both included, got {text!r}.")
     return int(match[1]), int(match[2] or match[1])
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Makes torch compute with --threads threads within the block; None changes nothing."""
+    import torch
+
+    before, count = torch.get_num_threads(), checked_threads(count)
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def checked_threads(count: int | None) -> int | None:

@@ -264,11 +264,10 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
 def stopping() -> Iterator[threading.Event]:
     """Yields an event that SIGTERM and SIGUSR1 set: the run ends after its current unit."""
     stop = threading.Event()
-    before = {
-        number: signal.signal(number, lambda *_: stop.set())
-        for number in (signal.SIGTERM, signal.SIGUSR1)
-    }
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
+        for number in before:
+            signal.signal(number, lambda *_: stop.set())
         yield stop
     finally:
         for number, handler in before.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import images
 from ..data import DataSet, Toy
+from ..grad_mode import restored
 from ..pretrained.files import write_atomically
 from ..sampler import Sampler
 from ..sampling.model_call import ModelCall
@@ -56,6 +57,7 @@ def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: i
         _points(system, data, Path(path), seed)
 
 
+@restored
 @torch.no_grad()
 def samples(system: Any, n: int, shape: tuple[int, ...], *, seed: int, steps: int = 100) -> Tensor:
     """Returns n samples [n, *shape], by the system itself or by DDPM with its network."""
@@ -106,6 +108,7 @@ def _points(system: Any, data: Toy, path: Path, seed: int) -> None:
     save(figure, path)
 
 
+@restored
 def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
     """Returns {title: the model's density [N] at points [N, 2]}, by the tightest method it has."""
     ids = torch.arange(len(grid))
@@ -129,6 +132,7 @@ def _density(system: Any, grid: Tensor, seed: int) -> dict[str, Tensor]:
     return {f"the model's, by {DRAWS} importance weights": torch.cat(parts).double().exp()}
 
 
+@restored
 @torch.no_grad()
 def _field(system: Any, side: list[Tensor], every: int = 5) -> tuple[np.ndarray, ...]:
     """Returns (x, y, u, v): the score (u, v) = σ·∇ ln p_t(x_t) where σ/α = ½, at points (x, y).

@@ -14,7 +14,7 @@ import torch
 from .. import data as datasets
 from ..theory.registry import SYSTEMS
 from .exit_status import AGAIN, INTERRUPTED
-from .options import add_options, checked_threads, parse_options, parse_value
+from .options import add_options, parse_options, parse_value, threads
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -124,11 +124,14 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with threads(args.threads):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from ..theory.systems.presets import make
     from ..training import Settings, Trainer
 
-    if checked_threads(args.threads) is not None:
-        torch.set_num_threads(args.threads)
     if args.minutes is not None and not args.minutes > 0:
         raise ValueError(f"expected --minutes > 0, got {args.minutes}.")
     if args.save_every < 1:
@@ -268,8 +271,10 @@ def _stopping(trainer: Trainer) -> Iterator[list[int]]:
         received.append(number)
         trainer.stopping = True
 
-    before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in before:
+            signal.signal(number, stop)
         yield received
     finally:
         for number, handler in before.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import images
 from ..backend import hardware
+from ..grad_mode import restored
 from ..sampler import Callback
 from . import machine
 from .conditions import Conditions
@@ -208,6 +209,7 @@ class Job:
         """Whether the samples are stored as 8-bit pictures; otherwise as float32."""
         return _sample_kind(self.model, FORMATS[self.spec.format])[1] == "uint8"
 
+    @restored
     @torch.no_grad()
     def draw(self, unit: int, callback: Callback | None = None) -> DrawnUnit:
         """Computes the whole block of a unit and returns the samples that belong to the run."""

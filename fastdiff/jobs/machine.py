@@ -75,9 +75,9 @@ def repeatable(threads: int) -> Iterator[None]:
     """Makes torch compute with this number of threads and with cuDNN's deterministic algorithms."""
     cudnn = torch.backends.cudnn
     before = torch.get_num_threads(), cudnn.benchmark, cudnn.deterministic
-    torch.set_num_threads(threads)
-    cudnn.benchmark, cudnn.deterministic = False, True
     try:
+        torch.set_num_threads(threads)
+        cudnn.benchmark, cudnn.deterministic = False, True
         yield
     finally:
         torch.set_num_threads(before[0])

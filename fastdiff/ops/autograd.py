@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
+from ..grad_mode import restored
 from . import common
 
 
@@ -94,6 +95,7 @@ _KIND = torch._C._functorch.TransformType
 _TRANSFORMS = (_KIND.Grad, _KIND.Jvp, _KIND.Vmap)
 
 
+@restored
 def by_formula(
     formula: Callable[..., Any], inputs: Sequence[Any], needed: Sequence[bool], *gradients: Any
 ) -> list[Tensor | None]:

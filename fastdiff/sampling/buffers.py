@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..grad_mode import restored
 from ..rng import STREAM_FORWARD, STREAM_INITIAL
 from .conditions import Conditions, alike
 from .device_plan import DevicePlan
@@ -124,6 +125,7 @@ class Lanes:
 
     # -- samples -----------------------------------------------------------------------------------
 
+    @restored
     def put(self, lanes: np.ndarray, batch: Batch) -> None:
         """Puts the samples of a batch into these empty lanes.
 
@@ -207,6 +209,7 @@ class Lanes:
         self.tickets[lanes] = -1
         return tickets
 
+    @restored
     @torch.no_grad()
     def resized(self, keep: np.ndarray, batch: int, halves: int) -> Lanes:
         """`batch` new lanes, of which the first ones hold the samples of the lanes `keep`."""
@@ -331,6 +334,7 @@ class Lanes:
         else:
             graphs.run(kind, (stepper.swapped, count), several)
 
+    @restored
     def _step(self, calls: str) -> None:
         """Executes one row for every lane, and leaves `stepper.row` as it is.
 
@@ -362,6 +366,7 @@ class Lanes:
         if self._mask is not None:
             self._replace_known()
 
+    @restored
     def _step_by_guided_x0(
         self, x: Tensor, out: Tensor, gamma: Tensor | None, push: Tensor | None
     ) -> None:

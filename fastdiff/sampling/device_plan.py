@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..grad_mode import outside_inference
 from ..solvers import Plan
 from ..table import COLUMNS, INDEX, OUTPUTS, columns
 from .guidance import split, with_classifier
@@ -161,7 +162,7 @@ class DevicePlan:
         """Whether the table has grown so large that a new run should begin without it."""
         return self._capacity > 2 * _MOST_ROWS
 
-    @torch.inference_mode(False)  # the tables are kept for later runs, which may need gradients
+    @outside_inference  # the tables are kept for later runs, which may need gradients
     def _stack(self, owner: Plan) -> _Stretch:
         """Gives a plan its rows, and writes them."""
         plan = with_classifier(owner, self.classifier_scale) if self.classifier_scale else owner

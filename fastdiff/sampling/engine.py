@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backend.eager.common import compute_dtype
+from ..grad_mode import each_restored
 from ..schedule import Schedule
 from ..solvers import Plan
 from ..whole import whole
@@ -327,7 +328,7 @@ class Engine:
         n, options = self.options(shape, x, dtype, name=name, inpaints=inpaints, **hooks)
         run = self.begin(options)
         batch = self.prepare(run, options, arguments, np.arange(n))
-        return self._in_order(run, options, Source(batch), n, size)
+        return each_restored(self._in_order(run, options, Source(batch), n, size))
 
     def serve(
         self,
@@ -353,7 +354,7 @@ class Engine:
             return self.prepare(run, options, arguments(request), np.array([number]))
 
         source = Requests(iter(requests), batch)
-        for tickets, x in self.run(run, options, source, size):
+        for tickets, x in each_restored(self.run(run, options, source, size)):
             for ticket, sample in zip(tickets.tolist(), x, strict=True):
                 yield source.waiting.pop(ticket), sample.clone()
 

@@ -240,8 +240,8 @@ def _reads_of_the_device() -> Iterator[list[str]]:
                 show(message, *where, **options)
 
         warnings.showwarning = note
-        torch.cuda.set_sync_debug_mode("warn")
         try:
+            torch.cuda.set_sync_debug_mode("warn")
             yield lines
         finally:
             torch.cuda.set_sync_debug_mode(mode)

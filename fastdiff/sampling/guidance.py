@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..grad_mode import restored
 from ..solvers import Plan
 from ..table import INDEX, OPERANDS, OUTPUTS
 
@@ -175,6 +176,7 @@ def need_levels(plan: Plan, what: str) -> np.ndarray:
     return plan.levels
 
 
+@restored
 def gradient(
     classifier: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, *, recorded: bool = False
 ) -> Tensor:

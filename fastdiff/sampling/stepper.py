@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .. import ops
 from ..backend.eager.common import compute_dtype
+from ..grad_mode import restored
 from ..ops.bound_step import BoundStep
 from ..ops.step import workspace_for
 from ..solvers import Plan
@@ -208,6 +209,7 @@ class Stepper:
             time_out=self._times,
         )
 
+    @restored
     def _record(
         self,
         rows: Rows,

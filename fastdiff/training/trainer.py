@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..data import DataSet, Toy
+from ..grad_mode import restored
 from ..pretrained import save_system
 from ..theory.registry import name_of
 from . import folder as folders
@@ -136,6 +137,7 @@ class Trainer:
         self._average()
         return values
 
+    @restored
     @torch.no_grad()
     def _average(self) -> None:
         # a smaller decay at first, so that the averages forget the initial weights

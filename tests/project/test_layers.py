@@ -19,10 +19,21 @@ TREE = Tree()
 
 # A unit is a folder or file directly in fastdiff/, or a part of one under a longer name. Each maps
 # to the other units that it may import.
-LEAVES = {"images", "prediction", "recent", "rng", "schedule", "table", "versions", "whole"}
+LEAVES = {
+    "grad_mode",
+    "images",
+    "prediction",
+    "recent",
+    "rng",
+    "schedule",
+    "table",
+    "versions",
+    "whole",
+}
 STEPS = LEAVES | {"backend", "ops"}
 SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
+    "grad_mode": set(),
     "images": set(),
     "prediction": set(),
     "recent": set(),

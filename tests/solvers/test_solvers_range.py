@@ -49,7 +49,7 @@ def test_a_division_by_an_alpha_below_float32(
         return network(x, t)
 
     sampler = Sampler(counting, STEEP, **settings)
-    expected = "fastdiff.Sampler.sample: expected a plan that float32 can hold, got x0 of the order"
+    expected = "fastdiff.Sampler.sample: expected a plan that float32 can hold, got"
     with pytest.raises(ValueError, match=expected):
         sampler.sample((2, 3), seed=0)
     with pytest.raises(ValueError, match=expected):

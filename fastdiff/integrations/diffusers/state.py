@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...backend.eager.common import compute_dtype
+from ...grad_mode import outside_inference
 from ...recent import Recent
 from ...schedule import Time
 from .traced import TracedPlan
@@ -23,6 +24,7 @@ from .traced import TracedPlan
 _STALE = -1  # never a scheduler's number of edits
 _MOST_GRIDS = 16  # whose plans are cached by a scheduler
 _MOST_PLANS, _MOST_ROWS = 1024, 2**16  # that are cached of a grid
+_zeros = outside_inference(torch.zeros)  # what is kept may meet autograd later
 
 
 def traced_plans() -> Recent[TracedPlan]:
@@ -120,10 +122,9 @@ class State:
 
     def watch(self, edits: int, tables: Iterable[Any]) -> None:
         """Reads the timesteps, and notes the versions of its tables and of the scheduler's."""
-        with torch.inference_mode(False):  # tensors of inference mode count no versions
-            for name, table in self.tables.items():
-                if table.is_inference():
-                    self.tables[name] = table.clone()
+        for name, table in self.tables.items():
+            if table.is_inference():  # such tensors count no versions
+                self.tables[name] = outside_inference(table.clone)()
         timesteps = self.tables["timesteps"]
         self.values = timesteps.tolist()
         # the memory of the timesteps, so that `view_index` needs no read of the device
@@ -183,11 +184,9 @@ class State:
                 f" {list(sample.shape)}. Call set_timesteps before another batch."
             )
         if not held or held[0].shape != shape:
-            with torch.inference_mode(False):  # what is kept may meet autograd later
-                held = [torch.zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
+            held = [_zeros(shape, dtype=dtype, device=sample.device) for _ in range(2)]
         elif held[0].dtype != dtype or held[0].device != sample.device:
-            with torch.inference_mode(False):
-                held = [h.to(device=sample.device, dtype=dtype) for h in held]
+            held = [outside_inference(h.to)(device=sample.device, dtype=dtype) for h in held]
         read, written = held[::-1] if self.last_index == index else held
         if written.requires_grad:  # a graph may hold it
             written = torch.zeros_like(written)

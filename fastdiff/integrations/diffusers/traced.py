@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...grad_mode import outside_inference
 from ...ops import reverse_step
 from ...ops.bound_step import BoundStep
 from ...ops.step import StepArguments
@@ -147,7 +148,7 @@ class TracedPlan:
                 slots = slots_out  # a second row continues from the first one's slots
         return x, x0, slots_out
 
-    @torch.inference_mode(False)  # what is kept may meet autograd later
+    @outside_inference  # what is kept may meet autograd later
     def _prepare(self, x: Tensor) -> tuple[tuple[Tensor, ...], tuple[BoundStep, BoundStep]]:
         """For batches like x: every row's number as int64 [B], and the device's bound steps."""
         device = x.device

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ... import ops
+from ...grad_mode import restored
 from ...sampling.adaptive.dpm import Array, Attempt, integrate
 from ...sampling.adaptive.fast import dpm_fast_formula, fast_orders, fast_times
 from .loop import Callback, Denoiser, Edits, Model, NoiseSampler, drawn, run_recipe
@@ -41,6 +42,7 @@ def _fast(low: float, high: float, calls: int, eta: float, s_noise: float) -> Re
     return make(formula, tuple(t.sigma for t in times), orders)
 
 
+@restored
 @torch.no_grad()
 def sample_dpm_fast(
     model: Model,
@@ -86,6 +88,7 @@ def sample_dpm_fast(
     )
 
 
+@restored
 @torch.no_grad()
 def sample_dpm_adaptive(
     model: Model,

@@ -28,11 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...grad_mode import restored
 from .loop import Callback, Model, NoiseSampler, sample
 
 Extra = Mapping[str, Any] | None
 
 
+@restored
 @torch.no_grad()
 def sample_euler(
     model: Model,
@@ -51,6 +53,7 @@ def sample_euler(
     return sample("euler", model, x, sigmas, extra_args, callback, disable, None, churn)
 
 
+@restored
 @torch.no_grad()
 def sample_heun(
     model: Model,
@@ -69,6 +72,7 @@ def sample_heun(
     return sample("heun", model, x, sigmas, extra_args, callback, disable, None, churn)
 
 
+@restored
 @torch.no_grad()
 def sample_dpm_2(
     model: Model,
@@ -87,6 +91,7 @@ def sample_dpm_2(
     return sample("dpm_2", model, x, sigmas, extra_args, callback, disable, None, churn)
 
 
+@restored
 @torch.no_grad()
 def sample_lms(
     model: Model,
@@ -101,6 +106,7 @@ def sample_lms(
     return sample("lms", model, x, sigmas, extra_args, callback, disable, None, {"order": order})
 
 
+@restored
 @torch.no_grad()
 def sample_euler_ancestral(
     model: Model,
@@ -120,6 +126,7 @@ def sample_euler_ancestral(
     )
 
 
+@restored
 @torch.no_grad()
 def sample_dpm_2_ancestral(
     model: Model,
@@ -139,6 +146,7 @@ def sample_dpm_2_ancestral(
     )
 
 
+@restored
 @torch.no_grad()
 def sample_dpmpp_2s_ancestral(
     model: Model,
@@ -158,6 +166,7 @@ def sample_dpmpp_2s_ancestral(
     )
 
 
+@restored
 @torch.no_grad()
 def sample_dpmpp_sde(
     model: Model,
@@ -178,6 +187,7 @@ def sample_dpmpp_sde(
     )
 
 
+@restored
 @torch.no_grad()
 def sample_dpmpp_2m(
     model: Model,
@@ -191,6 +201,7 @@ def sample_dpmpp_2m(
     return sample("dpmpp_2m", model, x, sigmas, extra_args, callback, disable, None, {})
 
 
+@restored
 @torch.no_grad()
 def sample_dpmpp_2m_sde(
     model: Model,
@@ -214,6 +225,7 @@ def sample_dpmpp_2m_sde(
     )
 
 
+@restored
 @torch.no_grad()
 def sample_dpmpp_3m_sde(
     model: Model,

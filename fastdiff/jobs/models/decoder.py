@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...grad_mode import restored
 from ...pretrained.files import read_json
 from . import digest
 from .weights import weights
@@ -27,6 +28,7 @@ class Decoder:
     def __init__(self, vae: Any, identity: dict[str, Any]):
         self.vae, self.identity = vae.eval().requires_grad_(False), identity
 
+    @restored
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         # diffusers is imported only where it is needed

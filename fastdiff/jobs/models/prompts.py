@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...grad_mode import restored
 from .conditioning import Conditioning, Halves, InvalidEntry
 
 KEYS = ("prompt", "negative_prompt")
@@ -59,6 +60,7 @@ class Prompts(Conditioning):
             raise InvalidEntry("the negative_prompt as text", negative)
         return {"prompt": entry["prompt"], "negative_prompt": negative}
 
+    @restored
     @torch.no_grad()
     def conditions(self, entries: Sequence[Any]) -> Halves:
         negative = [entry["negative_prompt"] for entry in entries]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ...grad_mode import restored
 from ...prediction import Parametrization
 from ...rng import STREAM_SOLVER
 from ...schedule import Schedule
@@ -23,6 +24,7 @@ from .fast import dpm_fast_formula, fast_times
 from .prepared_run import Model, PreparedRun, ends, point
 
 
+@restored
 @torch.no_grad()
 def dpm_adaptive(
     model: Model,
@@ -136,6 +138,7 @@ def dpm_adaptive(
     return (x, report) if return_info else x
 
 
+@restored
 @torch.no_grad()
 def dpm_fast(
     model: Model,
@@ -185,6 +188,7 @@ def dpm_fast(
     return run.follow(Plan(table, levels=trace.levels(low)))
 
 
+@restored
 @torch.no_grad()
 def on_tree(
     model: Model,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...grad_mode import restored
 from ..dequantization import FIRST_STEP, dequantize
 from ..likelihood import nll
 from .report import report
@@ -69,6 +70,7 @@ def evaluate(
     return report(system, data, request, [by_number[n] for n in range(len(units))])
 
 
+@restored
 def unit(system: Any, data: Any, ids: Tensor, request: Request) -> dict[str, Any]:
     """Returns the numbers of the images `ids` in two dicts.
 

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ... import ops, rng
+from ...grad_mode import restored
 from ...prediction import normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
@@ -61,6 +62,7 @@ class ELBO(NamedTuple):
         return bits_per_dim(self.total(scale), dims)
 
 
+@restored
 def elbo(
     model: Callable[..., Any],
     x0: Tensor,

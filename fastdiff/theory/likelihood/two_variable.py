@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ... import ops, rng
+from ...grad_mode import restored
 from ...prediction import normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
@@ -34,6 +35,7 @@ from .table import steps, vlb_table
 _WHERE = "fastdiff.theory.likelihood.elbo_two_variable"
 
 
+@restored
 def elbo_two_variable(
     model: Callable[..., Any],
     x0: Tensor,

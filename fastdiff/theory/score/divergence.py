@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ... import ops, rng
 from ...backend.eager.sums import sum_samples
+from ...grad_mode import restored
 
 PROBES = ("rademacher", "gaussian")
 
@@ -48,6 +49,7 @@ def probe(
     return z if kind == "gaussian" else torch.copysign(torch.ones_like(z), z)
 
 
+@restored
 def quadratic_forms(
     f: Callable[[Tensor], Tensor], x: Tensor, probes: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
@@ -68,6 +70,7 @@ def quadratic_forms(
     )
 
 
+@restored
 def exact_trace(
     f: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...backend.eager.sums import sum_samples
+from ...grad_mode import restored
 from ...sampling.adaptive.control import Array, StepSize
 from ..tensors import per_sample
 
@@ -59,6 +60,7 @@ class Integration(NamedTuple):
     evaluations: NDArray[np.int64]
 
 
+@restored
 @torch.no_grad()
 def integrate(
     field: Field,

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...grad_mode import restored
 from ...prediction import Parametrization
 from ...sampling.adaptive.prepared_run import Model, PreparedRun, ends
 from ...sampling.arguments import SampleArguments
@@ -36,6 +37,7 @@ class FlowReport(NamedTuple):
     evaluations: NDArray[np.int64]
 
 
+@restored
 @torch.no_grad()
 def probability_flow(
     model: Model,

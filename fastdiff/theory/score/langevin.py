@@ -32,6 +32,7 @@ from torch import Tensor
 
 from ... import ops, rng
 from ...backend.eager.sums import sum_samples
+from ...grad_mode import restored
 from ...prediction import Parametrization
 from ...sampling.adaptive.prepared_run import Model, PreparedRun
 from ...schedule import CLEAN, Schedule, Time
@@ -57,6 +58,7 @@ def step_sizes(score: Tensor, *, snr: float, sigma: float) -> Tensor:
     return 2.0 * (snr * r.clamp_(sigma, LIMIT * sigma)) ** 2
 
 
+@restored
 @torch.no_grad()
 def langevin(
     score: Callable[[Tensor], Tensor],
@@ -117,6 +119,7 @@ def _draw(x: Tensor, seed: int | Tensor, ids: Tensor | None, step: int) -> Tenso
     )
 
 
+@restored
 @torch.no_grad()
 def annealed_langevin(
     model: Model,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ... import ops, rng
 from ...backend.eager.sums import sum_samples
+from ...grad_mode import restored
 from ...prediction import Parametrization, normalize, to_eps_coefficients
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule
@@ -134,6 +135,7 @@ def implicit_score_matching(score: Score, x: Tensor) -> Tensor:
     return trace + 0.5 * sum_samples(value.double().square())
 
 
+@restored
 def sliced_score_matching(
     score: Score,
     x: Tensor,

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from ... import ops, rng
 from ...backend.eager.sums import sum_samples
+from ...grad_mode import restored
 from ...models import build, describe, features
 from ...prediction import Parametrization, normalize
 from ...sampling.model_call import ModelCall
@@ -248,6 +249,7 @@ class ScoreModel(nn.Module):
         """
         return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound
 
+    @restored
     @torch.no_grad()
     def terms(
         self,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...grad_mode import restored
 from ...prediction import Parametrization
 from ...sampling.adaptive.prepared_run import Model, PreparedRun, point
 from ...schedule import Schedule
@@ -22,6 +23,7 @@ from .langevin import at_level, check
 from .local_model import local_model
 
 
+@restored
 @torch.no_grad()
 def predictor_corrector(
     model: Model,

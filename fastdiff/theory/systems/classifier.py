@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import ops
+from ...grad_mode import restored
 from ...schedule import Schedule
 from .noising import Noised
 
@@ -65,6 +66,7 @@ class NoisyClassifier(Noised):
         """
         return lambda x_t, t: self.log_prob(x_t.to(next(self.parameters()).dtype), t, labels)
 
+    @restored
     @torch.no_grad()
     def guesses(
         self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, times: int = 64

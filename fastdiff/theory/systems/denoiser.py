@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops, rng
+from ...grad_mode import restored
 from ...prediction import normalize, target
 from ...schedule import Schedule
 from ..likelihood.bound import elbo
@@ -127,6 +128,7 @@ class Denoiser(Noised):
             x0, labels, seed=seed, sample_ids=sample_ids, times=times, variance=variance
         ).bound
 
+    @restored
     @torch.no_grad()
     def terms(
         self,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...grad_mode import restored
 from ...schedule import Schedule
 from .denoiser import Denoiser
 
@@ -71,6 +72,7 @@ class SuperResolution(Denoiser):
             " likelihood, got super-resolution. Pass its small images as cond to likelihood.nll."
         )
 
+    @restored
     def condition(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
             return {"image": self.enlarge(self.reduce(x0)), **super().condition(x0, labels)}

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...grad_mode import restored
 from ...schedule import Schedule
 
 KINDS = ("learned", "linear", "cosine")
@@ -66,6 +67,7 @@ class Gamma(nn.Module):
         s, slope = self.path(u.double())
         return low + (high - low) * s, (high - low) * slope
 
+    @restored
     @torch.no_grad()
     def log_snr(self, u: ArrayLike) -> np.ndarray:
         """Returns -gamma(u), float64 in the shape of u, for `Schedule.learned`."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ... import ops
+from ...grad_mode import restored
 from ...rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
 from ..information import Gaussian
 from .bounds import check_shape, iwae, warmup
@@ -265,6 +266,7 @@ class HVAE(nn.Module):
 
     # drawing
 
+    @restored
     @torch.no_grad()
     def sample(
         self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops
+from ...grad_mode import restored
 from ...rng import STREAM_INITIAL, STREAM_REPARAMETERIZE, STREAM_SOLVER
 from ..information import Gaussian
 from ..information.distributions import LOG_2PI
@@ -231,6 +232,7 @@ class MarkovianHVAE(Chain):
             means["importance"] = -iwae(log_w) - torch.stack(list(means.values())).sum(0)
         return means
 
+    @restored
     @torch.no_grad()
     def sample(
         self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False

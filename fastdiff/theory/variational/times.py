@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import rng
+from ...grad_mode import restored
 
 SAMPLINGS = ("stratified", "antithetic", "uniform")
 _PAIRS, _SHARED = 2, 3  # words of stream 4; 0 is a sample's own time, 1 drops its label
@@ -132,6 +133,7 @@ class LossAware(nn.Module):
         t = torch.searchsorted(edges, u.double() * edges[-1], right=True).clamp(max=len(p) - 1)
         return t, 1.0 / (len(p) * p[t])
 
+    @restored
     @torch.no_grad()
     def update(self, t: Tensor, loss: Tensor) -> None:
         """Records the unweighted losses [B] at the timesteps t [B], in the order of the batch."""

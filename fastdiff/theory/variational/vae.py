@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops
+from ...grad_mode import restored
 from ...rng import STREAM_INITIAL, STREAM_SOLVER
 from ..information import Gaussian
 from . import encoder_decoder, objectives
@@ -237,6 +238,7 @@ class VAE(nn.Module):
 
     # drawing
 
+    @restored
     @torch.no_grad()
     def sample(
         self, n: int, *, seed: int, sample_ids: Tensor | None = None, mean: bool = False
@@ -258,6 +260,7 @@ class VAE(nn.Module):
         )
         return self.observation.sample(p, eps)
 
+    @restored
     @torch.no_grad()
     def reconstruct(self, x0: Tensor) -> Tensor:
         """Returns the mean of p(x|z) at z = μ(x), [B, *shape]."""

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import ops, rng
+from ...grad_mode import restored
 from ...models import LEVELS, MLP, UNet, build, describe, features
 from ...prediction import normalize
 from ...schedule import Schedule, Time
@@ -250,6 +251,7 @@ class VDM(nn.Module):
         """
         return self.terms(x0, labels, seed=seed, sample_ids=sample_ids, times=times).bound
 
+    @restored
     @torch.no_grad()
     def terms(
         self,
