@@ -447,9 +447,11 @@ class Sampler:
         be read.
         """
         from .pretrained import load
+        from .pretrained.checks import one_sentence
 
         model, schedule, settings = load(path)
-        return cls(model, schedule, **merged(settings, overrides))
+        with one_sentence(f"fastdiff.Sampler: expected settings of a sampler for {path}"):
+            return cls(model, schedule, **merged(settings, overrides))
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if v is not None)

@@ -92,7 +92,7 @@ def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
 
 def _of_pipeline(diffusers: Any, folder: Path) -> Any:
     """Returns diffusers' scheduler of the class and configuration in a pipeline's folder."""
-    config = read_json(folder / "scheduler_config.json")
+    config = read_json(folder / "scheduler_config.json", finite=False)
     name = config.get("_class_name")
     cls = getattr(diffusers, str(name), None)
     if cls is None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..outside import NotJSON, parse_json, shown
 from .models import InvalidEntry, Model
 from .models.conditioning import Arguments, Conditioning
 
 _WHERE = "fastdiff.jobs"
 _STRIDE = 64  # lines between two known offsets
 _CHUNK = 1 << 22
+_LONGEST = 1 << 26  # bytes of a line
 _CACHED = 1 << 16  # distinct lines to remember while all are checked
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which some editors write at the start of UTF-8
 
@@ -141,7 +142,13 @@ def _parse_classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
         # what a shell reads from a file may begin with the mark and end lines with \r\n
         classes = classes.removeprefix("\ufeff")
         classes = ",".join(line for line in classes.splitlines() if line.strip())
-        classes = next(csv.reader([classes], skipinitialspace=True), [])
+        try:
+            classes = next(csv.reader([classes], skipinitialspace=True), [])
+        except csv.Error as error:
+            raise ValueError(
+                f"{_WHERE}: expected --classes as a list separated by commas, got text in which"
+                f" {error}. Put a name that has commas in double quotes."
+            ) from None
     entries = []
     for value in classes:
         try:
@@ -246,7 +253,7 @@ class FileConditions(Conditions):
                     parsed.add(line)
 
     def _where(self, number: int) -> str:
-        return f"in line {number + 1} of {self.file}"
+        return f"in line {number + 1} of {shown(self.file)}"
 
     def _read(self, line: bytes, number: int) -> Any:
         """Returns a line's text or JSON value."""
@@ -263,8 +270,8 @@ class FileConditions(Conditions):
             )
         if text[0] == "{" or (text[0] == text[-1] == '"' and len(text) > 1):
             try:
-                return json.loads(text, parse_constant=_refuse_constant)
-            except ValueError as error:
+                return parse_json(text)
+            except NotJSON as error:
                 raise ValueError(
                     f"{_WHERE}: expected JSON {self._where(number)}, got {error}."
                 ) from None
@@ -278,11 +285,6 @@ class FileConditions(Conditions):
             raise ValueError(
                 f"{_WHERE}: expected {error.expected} {self._where(number)}, got {error.got}."
             ) from None
-
-
-def _refuse_constant(name: str) -> Any:
-    """Refuses NaN and the infinities, which JSON does not have."""
-    raise ValueError(f"the number {name}")
 
 
 def _stamp(file: int) -> tuple[int, int]:
@@ -300,9 +302,18 @@ def _index(path: Path) -> _Index:
         start = len(_BYTE_ORDER_MARK) if marked else 0
         file.seek(0)
         offsets, last = [np.array([start])], b""
+        longest = begun = 0  # bytes of the longest line, and of the one that has no end yet
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
+            longest = max(longest, begun + (ends[0] + 1 if len(ends) else len(chunk)))
+            longest = max(longest, np.diff(ends).max(initial=0))
+            begun = len(chunk) - 1 - ends[-1] if len(ends) else begun + len(chunk)
+            if max(longest, begun) > _LONGEST:
+                raise ValueError(
+                    f"{_WHERE}: expected lines of at most {_LONGEST >> 20} MiB in {shown(path)},"
+                    " got a longer one."
+                )
             # line j + 1 begins after the end of line j
             offsets.append(ends[(-ended - 1) % _STRIDE :: _STRIDE] + position + 1)
             ended, position, last = ended + len(ends), position + len(chunk), chunk[-1:]

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..outside import parse_json, read_bytes, read_object, shown
 from ..pretrained.files import sync_folder
 from .records import failed_unit, record_name, unit_numbers, with_checksum
 from .spec import RunSpec
@@ -48,22 +49,12 @@ class Folder:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         file = self.path / SPEC
-        try:
-            value = json.loads(file.read_text(encoding="utf-8-sig"))  # editors write marks
-        except FileNotFoundError:
+        if not file.exists():
             raise FileNotFoundError(
-                f"fastdiff.jobs: expected a dataset in {self.path}, got no {SPEC} there. Name the"
-                " folder of a run."
-            ) from None
-        except (ValueError, OSError) as error:
-            raise ValueError(
-                f"fastdiff.jobs: expected JSON in {file}, got {_first_line(error)}."
-            ) from None
-        if not isinstance(value, dict):
-            raise ValueError(
-                f"fastdiff.jobs: expected a run spec in {file}, got {type(value).__name__}."
+                f"fastdiff.jobs: expected a dataset in {shown(self.path)}, got no {SPEC} there."
+                " Name the folder of a run."
             )
-        self.spec = RunSpec.from_json(value, str(file))
+        self.spec = RunSpec.from_json(read_object(file, "fastdiff.jobs", "a run spec"), shown(file))
         self.worker = _worker()
         self._temporary = self.path / "tmp" / self.worker
         self._made: set[Path] = set()
@@ -132,7 +123,7 @@ class Folder:
             if unit is None:
                 continue
             try:
-                content = json.loads(Path(entry.path).read_text(encoding="utf-8"))
+                content = parse_json(read_bytes(entry.path))
             except FileNotFoundError:
                 continue  # another worker is retrying it
             except (OSError, ValueError):

@@ -5,18 +5,20 @@ It can be read on any machine that sees the folder; no samples are read.
 
 from __future__ import annotations
 
-import json
 import os
+import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..outside import NotJSON, parse_json
 from .folder import Folder
 from .quick_check import quick_check
 
 ACTIVE = 300.0  # seconds without an event after which a worker no longer counts as active
 TAIL = 4096  # bytes that are read from the end of a log
+NUMBERS = ("unix", "images_per_second", "queue", "resident_mib")  # of an event
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Info:
         images_per_second: of these workers together.
         eta_s: remaining seconds at that speed; None when the run is complete or no worker has a
             speed yet.
+        unreadable: lines in the read ends of the logs that are no events.
     """
 
     units: int
@@ -50,6 +53,7 @@ class Info:
     workers: dict[str, dict[str, Any]] = field(default_factory=dict)
     images_per_second: float = 0.0
     eta_s: int | None = None
+    unreadable: int = 0
 
     @property
     def complete(self) -> bool:
@@ -84,34 +88,50 @@ def _workers(logs: Path, found: Info, now: float) -> None:
     except FileNotFoundError:
         return
     for entry in entries:
-        events = _last_events(Path(entry.path))
+        events, unreadable = _last_events(Path(entry.path))
+        found.unreadable += unreadable
         latest = events[-1] if events else None
         if latest is None or latest.get("event") == "stop" or now - latest["unix"] > ACTIVE:
             continue
         unit: dict[str, Any] = next((e for e in reversed(events) if e.get("event") == "unit"), {})
         found.workers[entry.name.removesuffix(".jsonl")] = {
-            "images_per_second": unit.get("images_per_second", 0.0),
+            "images_per_second": unit.get("images_per_second") or 0.0,
             "queue": unit.get("queue"),
             "resident_mib": unit.get("resident_mib"),
             "silent_s": round(now - latest["unix"], 1),
         }
     found.images_per_second = round(sum(w["images_per_second"] for w in found.workers.values()), 2)
-    if found.images_per_second and not found.complete:
+    if found.images_per_second > 0 and not found.complete:
         found.eta_s = round((found.samples - found.images) / found.images_per_second)
 
 
-def _last_events(path: Path) -> list[dict[str, Any]]:
-    """Returns the events in the last `TAIL` bytes of a log."""
+def _last_events(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Returns (the events in the last `TAIL` bytes of a log, the number of other lines there)."""
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-            lines = file.read().split(b"\n")
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(number, "rb") as file:
+            size = os.fstat(number).st_size
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                return [], 1
+            file.seek(max(0, size - TAIL))
+            lines = file.read(TAIL).split(b"\n")
     except OSError:
-        return []
-    events = []
-    for line in lines:
-        try:
-            events.append(json.loads(line))
-        except ValueError:  # cut by the seek, or being written
-            continue
-    return [e for e in events if isinstance(e, dict) and "unix" in e]
+        return [], 1
+    if size > TAIL:
+        del lines[0]  # cut by the seek
+    del lines[-1:]  # empty, or being written
+    events = [_event(line) for line in lines if line]
+    return [e for e in events if e is not None], events.count(None)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """Returns the event of a line of a log; None for a line that is no event."""
+    try:
+        event = parse_json(line)
+    except NotJSON:
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    numbers = {k: event[k] for k in NUMBERS if event.get(k) is not None}
+    plain = all(type(v) in (int, float) and abs(v) < 1e15 for v in numbers.values())
+    return event if plain and "unix" in numbers else None

@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import images
 from ..backend import hardware
 from ..grad_mode import restored
+from ..outside import shown
 from ..sampler import Callback
 from . import machine
 from .conditions import Conditions
@@ -284,7 +285,12 @@ def find_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = torch.device(device)
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(
+            f"fastdiff.jobs: expected a device such as cpu or cuda:0, got {shown(device)!r}."
+        ) from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             "fastdiff.jobs: expected a GPU, got a torch that finds none. Use --device cpu for a new"

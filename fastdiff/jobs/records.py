@@ -12,19 +12,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..outside import NotJSON, parse_json, read_bytes, shown
+
 UNITS = "units"
 FOLDER = re.compile(r"[0-9]{5}|[1-9][0-9]{5,}")
 FILE = re.compile(r"([0-9]{9}|[1-9][0-9]{9,})\.json")
 HASH = re.compile(r"[0-9a-f]{64}")
+NAME = re.compile(r"[\w.-][\w./-]*", re.ASCII)  # of a data file, relative to the dataset's folder
 CHECKSUM, FILES = b', "checksum": "', b', "files": '
 READ = 1 << 16  # bytes per read
-DECODER = json.JSONDecoder()
+FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+LARGEST = 1 << 28  # bytes of a record
+# deflate makes at most 1,032 bytes of one; a sample's file has fewer bytes of headers
+INFLATED, HEADERS = 1032, 1 << 20
 
 
 def record_name(unit: int) -> str:
@@ -85,16 +92,17 @@ def read_record(path: Path, unit: int) -> dict[str, Any]:
 
     Raises FileNotFoundError, or ValueError in one sentence when it is damaged.
     """
-    text = path.read_bytes()
     try:
-        record = json.loads(text)
-    except ValueError:
-        record = None
-    problem = _problem(record, unit)
+        record = parse_json(read_bytes(path, LARGEST), limit=LARGEST)
+        problem = _problem(record, unit)
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:
+        record, problem = None, f"no JSON object ({shown(error)})"
     if problem:
         raise ValueError(
-            f"fastdiff.jobs: expected the record of unit {unit} in {path}, got {problem}. "
-            f"Run `fastdiff resume {path.parents[2]}`."
+            f"fastdiff.jobs: expected the record of unit {unit} in {shown(path)}, got {problem}. "
+            f"Run `fastdiff resume {shown(path.parents[2])}`."
         )
     assert isinstance(record, dict)
     return record
@@ -109,16 +117,15 @@ def read_files(path: str, unit: int) -> list[dict[str, Any]]:
     body, _, checksum = _content(path).removesuffix(b"\n").rpartition(CHECKSUM)
     whole = checksum == b'%s"}' % hashlib.sha256(body + b"}").hexdigest().encode()
     if whole and body.startswith(b'{"unit": %d, ' % unit):
-        text = body[body.rfind(FILES) + len(FILES) :].decode("ascii", "replace")
         try:
-            files, end = DECODER.raw_decode(text)
-            if end == len(text):
+            files = parse_json(body[body.rfind(FILES) + len(FILES) :])
+            if _are_files(files):
                 return files
-        except ValueError:
+        except NotJSON:
             pass  # the list is not at the end
     record = read_record(Path(path), unit)
     if not intact(record):
-        raise ValueError(f"{path} is not as it was written")
+        raise ValueError(f"{shown(path)} is not as it was written")
     return record["files"]
 
 
@@ -149,11 +156,13 @@ def records(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _content(path: str) -> bytes:
     """Returns the content of a small file with as few system calls as possible."""
-    file = os.open(path, os.O_RDONLY)
+    file = os.open(path, FLAGS)
     try:
         parts = [os.read(file, READ)]
-        while len(parts[-1]) == READ:
+        while len(parts[-1]) == READ and len(parts) * READ <= LARGEST:
             parts.append(os.read(file, READ))
+    except BlockingIOError:  # a pipe without a writer
+        return b""
     finally:
         os.close(file)
     return b"".join(parts)
@@ -186,8 +195,12 @@ def _problem(record: Any, unit: int) -> str:
         return f"labels other than {count} whole numbers"
     if not (isinstance(record.get("pixels"), str) and HASH.fullmatch(record["pixels"])):
         return "no hash of its pixels"
-    if not (isinstance(files, list) and files and all(_is_file(f) for f in files)):
+    if not _are_files(files):
         return "no list of its files"
+    # a record can claim any shape, and the samples are allocated by it
+    claimed = math.prod(shape) * (1 if record["dtype"] == "uint8" else 4)
+    if claimed > INFLATED * sum(f["bytes"] for f in files) + HEADERS:
+        return f"{claimed} bytes of samples in files that cannot hold them"
     return ""
 
 
@@ -195,10 +208,19 @@ def _are_integers(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int for v in values)
 
 
+def _are_files(files: Any) -> bool:
+    return isinstance(files, list) and bool(files) and all(_is_file(f) for f in files)
+
+
 def _is_file(entry: Any) -> bool:
+    """Whether an entry names a file inside the dataset, its size and its hash."""
     return (
         isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
+        and isinstance(name := entry.get("name"), str)
+        and NAME.fullmatch(name) is not None
+        and ".." not in name.split("/")
         and type(entry.get("bytes")) is int
+        and entry["bytes"] >= 0
         and isinstance(entry.get("sha256"), str)
+        and HASH.fullmatch(entry["sha256"]) is not None
     )

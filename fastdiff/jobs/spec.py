@@ -11,18 +11,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..outside import shown
 from ..solvers import Plan
 from ..table import COLUMNS, INDEX, SCHEMA_VERSION
 from ..versions import CONTRACT_VERSION
+from .formats import FORMATS
 from .units import Units
 
 FORMAT_VERSION = 1
+HASH = re.compile(r"[0-9a-f]{64}")
+# limits of a spec that someone else may have written
+ROWS, CLASSES, THREADS = 1_000_000, 10_000_000, 4096
 
 
 class SpecMismatch(ValueError):
@@ -109,19 +115,20 @@ class RunSpec:
         where: the name of its file, for error messages. Raises ValueError for another format
         version, a missing key, and content that does not match its hash.
         """
-        if (
-            value.get("format_version") != FORMAT_VERSION
-            or value.get("noise_version") != CONTRACT_VERSION
-        ):
+        versions = value.get("format_version"), value.get("noise_version")
+        if versions != (FORMAT_VERSION, CONTRACT_VERSION):
+            got = " and ".join(shown(_short(version)) for version in versions)
             raise ValueError(
                 f"fastdiff.jobs: expected format_version {FORMAT_VERSION} and noise_version"
-                f" {CONTRACT_VERSION} in {where}, got {value.get('format_version')!r} and"
-                f" {value.get('noise_version')!r}. Use the fastdiff that wrote it."
+                f" {CONTRACT_VERSION} in {where}, got {got}. Use the fastdiff that wrote it."
             )
         scale = value.get("guidance_scale")
         try:
+            for name, (fits, expected) in FIELDS.items():
+                if not fits(value[name]):
+                    raise ValueError(f"{_short(value[name])} as {name}, which is {expected}")
             spec = cls(
-                ids=(int(value["ids"][0]), int(value["ids"][1])),
+                ids=(value["ids"][0], value["ids"][1]),
                 guidance_scale=tuple(scale) if isinstance(scale, list) else value["guidance_scale"],
                 plan=plan_from_json(value["plan"]),
                 **{
@@ -140,13 +147,27 @@ class RunSpec:
                     )
                 },
             )
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            got = f"{type(error).__name__}: {error}"
+        except (
+            KeyError,
+            IndexError,
+            TypeError,
+            ValueError,
+            OverflowError,
+            AttributeError,
+        ) as error:
+            got = shown(f"{type(error).__name__}: {error}")
             raise ValueError(f"fastdiff.jobs: expected a run spec in {where}, got {got}.") from None
         if spec.hash != value.get("hash"):
             raise ValueError(
-                f"fastdiff.jobs: expected the hash {value.get('hash')} in {where}, got {spec.hash}."
-                " The file was changed after it was written; take it from a backup."
+                f"fastdiff.jobs: expected the hash {shown(_short(value.get('hash')))} in {where},"
+                f" got {spec.hash}. The file was changed after it was written; take it from a"
+                " backup."
+            )
+        if spec.to_json() != value:  # the hash covers what is read, not what is not
+            lines = differences(value, spec.to_json())
+            raise ValueError(
+                f"fastdiff.jobs: expected the run spec in {where} as it was written, got"
+                f" {shown(lines[0]) if lines else 'another'}. Take it from a backup."
             )
         return spec
 
@@ -175,6 +196,10 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
     """
     if value["schema"] != SCHEMA_VERSION:
         raise ValueError(f"expected a plan of schema {SCHEMA_VERSION}, got {value['schema']!r}")
+    if not 0 < len(value["table"]) <= ROWS:
+        raise ValueError(f"expected a plan of 1 to {ROWS} rows, got {len(value['table'])}")
+    if not isinstance(value["info"], Mapping) or type(value["whole_times"]) is not bool:
+        raise ValueError("expected info as an object and whole_times as true or false")
     table = np.zeros((len(value["table"]), len(COLUMNS)))
     for row, cells in zip(table, value["table"], strict=True):
         for name, number in cells.items():
@@ -182,10 +207,16 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
     levels = value["levels"]
     if levels is not None:
         levels = np.array([[float.fromhex(v) for v in level] for level in levels])
+        # a level may be infinite, as sigma is in pure noise, but not NaN
+        if levels.shape != (len(table), 2) or np.isnan(levels).any():
+            raise ValueError(f"expected {len(table)} levels of two numbers")
+    initial_std = float.fromhex(value["initial_std"])
+    if not 0 <= initial_std < math.inf:
+        raise ValueError(f"expected initial_std as a number >= 0, got {initial_std}")
     plan = Plan(
         table,
         value["info"],
-        initial_std=float.fromhex(value["initial_std"]),
+        initial_std=initial_std,
         levels=levels,
         whole_times=value["whole_times"],
     )
@@ -214,6 +245,67 @@ def differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [f"{path}: {_short(there)} there, {_short(here)} here"]
 
 
+def _whole(value: Any, low: int = 0, high: int = 2**64 - 1) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _model(value: Any) -> bool:
+    if not isinstance(value, dict) or not isinstance(value.get("identity"), dict):
+        return False
+    takes, shape = value["identity"].get("takes", {}), value.get("shape")
+    return (
+        isinstance(value.get("name"), str)
+        and "\0" not in value["name"]
+        and (value.get("decode") is None or isinstance(value["decode"], str))
+        and isinstance(shape, list)
+        and all(_whole(size) for size in shape)
+        and isinstance(takes, dict)
+        and ("classes" not in takes or _whole(takes["classes"], 1, CLASSES))
+    )
+
+
+def _conditions(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    if value.keys() == {"file", "lines"}:  # the hash becomes the name of a file
+        return isinstance(value["file"], str) and bool(HASH.fullmatch(value["file"]))
+    classes = value.get("classes")
+    return value == {} or (value.keys() == {"classes"} and isinstance(classes, list) and classes)
+
+
+# what the fields of a spec hold: (test, words)
+FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "hash": (lambda v: isinstance(v, str), "a hash"),
+    "model": (_model, "an object with name, decode, shape and identity"),
+    "sampling": (lambda v: isinstance(v, dict), "an object"),
+    "ids": (
+        lambda v: isinstance(v, list) and len(v) == 2 and all(map(_whole, v)),
+        "a list of two whole numbers",
+    ),
+    "seed": (_whole, "a whole number"),
+    "unit": (lambda v: _whole(v, 1), "a whole number >= 1"),
+    "network_batch": (lambda v: v is None or _whole(v, 1), "a whole number >= 1 or null"),
+    "dtype": (lambda v: v in ("fp32", "bf16", "fp16"), "fp32, bf16 or fp16"),
+    "guidance_scale": (
+        lambda v: _number(v) or (isinstance(v, list) and v and all(map(_number, v))),
+        "a number or a list of numbers",
+    ),
+    "conditions": (_conditions, "{}, a list of classes, or the hash and the lines of a file"),
+    "format": (lambda v: isinstance(v, str) and v in FORMATS, f"one of {', '.join(FORMATS)}"),
+    "threads": (lambda v: _whole(v, 1, THREADS), f"a whole number from 1 to {THREADS}"),
+    "machine": (
+        lambda v: isinstance(v, dict) and isinstance(v.get("device"), str),
+        "an object with the device",
+    ),
+    "plan": (
+        lambda v: isinstance(v, dict) and isinstance(v.get("table"), list),
+        "an object with the table",
+    ),
+}
 _ABSENT = object()
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..backend import hardware
+from ..outside import parse_json, read_bytes
 from .folder import SPEC, Folder
 from .formats import FORMATS, pixels_sha256
 from .job import Job, check_trust
@@ -26,6 +28,7 @@ from .labels import SpecLabels
 from .machine import repeatable
 from .quick_check import quick_check
 from .records import (
+    LARGEST,
     UNITS,
     intact,
     read_record,
@@ -38,6 +41,7 @@ from .spec import RunSpec
 
 FINDINGS = "verify.json"  # the damaged units that the latest check found, for the next `resume`
 MANIFEST = "manifest.jsonl"  # a line per unit, made from the records when all are done
+MISSING = 10**8  # units that are listed one by one
 OTHER_PIXELS = "made again, it has other pixels"
 OTHER_LABELS = "made again, it has other labels"
 OTHER_KIND = "has samples of another shape or type than the units before"
@@ -151,6 +155,11 @@ def verify(
         check.images += record["stop"] - record["first"]
         good.append(unit)
     check.failed = {unit: str(file.get("what")) for unit, file in folder.failed().items()}
+    if len(spec.units) - len(present) > MISSING:
+        raise ValueError(
+            f"fastdiff.jobs: expected at most {MISSING} missing units, got"
+            f" {len(spec.units) - len(present)} by the spec of {folder.path}."
+        )
     check.missing = [u for u in spec.units.numbers if u not in present and u not in check.failed]
     check.foreign = foreign(folder)
     check.digest = digest.hex
@@ -214,7 +223,10 @@ def check_unit(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, An
             return f"{path} has other ids", record
         for file in record["files"]:
             name = folder.path / file["name"]
-            size = name.stat().st_size
+            status = name.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return f"{name} is no regular file", record
+            size = status.st_size
             if size != file["bytes"]:
                 return f"{name} has {size} bytes, not {file['bytes']}", record
             with open(name, "rb") as content:
@@ -271,7 +283,8 @@ def _read_findings(path: Path) -> dict[int, str]:
     try:
         return {
             int(unit): str(problem)
-            for unit, problem in json.loads(path.read_text(encoding="utf-8"))["bad"].items()
+            for unit, problem in parse_json(read_bytes(path))["bad"].items()
+            if unit.isascii() and unit.isdecimal() and len(unit) < 18
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # no file, or a damaged one
@@ -309,10 +322,10 @@ def has_manifest(folder: Folder) -> bool:
     lines, line = hashlib.sha256(), b""
     try:
         with open(folder.path / MANIFEST, "rb") as file:
-            for following in file:
+            while following := file.readline(LARGEST):
                 lines.update(line)
                 line = following
-        last = json.loads(line)
+        last = parse_json(line)
         found = last["spec"], last["units"], last["lines"]
         return intact(last) and found == (
             folder.spec.hash,

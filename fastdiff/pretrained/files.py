@@ -15,14 +15,17 @@ import uuid
 from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors
 from safetensors import SafetensorError
 
+from ..outside import read_object, shown
+
 if TYPE_CHECKING:  # reading JSON only must not load torch
     import torch
 
+T = TypeVar("T")
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{32}\.(?:tmp|old)")
 _DAY = 86_400  # seconds
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
@@ -124,33 +127,34 @@ def save_folder(
             f"fastdiff.pretrained.files: expected {folder} to be a folder, got a file. Choose"
             " another path."
         )
+    try:
+        json.dumps(config, allow_nan=False)
+    except ValueError:
+        raise ValueError(
+            f"fastdiff.pretrained.files: expected finite numbers in the config for {folder}, got"
+            " NaN or an infinity, which JSON does not have. Leave the setting out."
+        ) from None
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, finite: bool = True) -> dict[str, Any]:
     """Reads a JSON object in UTF-8, with or without a byte order mark.
+
+    finite: whether NaN and the infinities are refused; diffusers writes infinities.
 
     Raises FileNotFoundError, or ValueError for other content.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
-            " path."
-        )
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError) as error:
-        raise ValueError(
-            f"fastdiff.pretrained.files: expected JSON in {path}, got {type(error).__name__}."
-        ) from None
-    if not isinstance(value, dict):
-        raise ValueError(
-            f"fastdiff.pretrained.files: expected a JSON object in {path}, got"
-            f" {type(value).__name__}."
-        )
-    return value
+    return read_object(path, "fastdiff.pretrained.files", finite=finite)
+
+
+def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Returns the shapes and types of the tensors in a safetensors file, without reading them.
+
+    A type is named as the file names it: F32, BF16, I64. Raises as `read_tensors` does.
+    """
+    return _open(path, lambda file: {k: _slice(file.get_slice(k)) for k in file.keys()})  # noqa: SIM118
 
 
 def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -158,34 +162,48 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
     Raises FileNotFoundError, or ValueError for other content.
     """
+    return _open(
+        path,
+        lambda file: (
+            {k: file.get_tensor(k) for k in file.keys()},  # noqa: SIM118
+            file.metadata() or {},
+        ),
+    )
+
+
+def _slice(part: Any) -> tuple[tuple[int, ...], str]:
+    return tuple(part.get_shape()), str(part.get_dtype())
+
+
+def _open(path: Path, read: Callable[[Any], T]) -> T:
+    """Returns read(file) of an open safetensors file, whole even if it is being replaced."""
+    where = f"fastdiff.pretrained.files: expected safetensors in {shown(path)}, got"
     if not path.exists():
         pickles = [p.name for pattern in PICKLES for p in path.parent.glob(pattern)]
         if pickles:
             raise ValueError(
-                f"fastdiff.pretrained.files: expected {path}, got the pickle {pickles[0]}, which"
-                " can run code when read. Convert it to safetensors."
+                f"fastdiff.pretrained.files: expected {shown(path)}, got the pickle"
+                f" {shown(pickles[0])}, which can run code when read. Convert it to safetensors."
             )
         raise FileNotFoundError(
-            f"fastdiff.pretrained.files: expected the file {path}, got none. Check the folder's"
-            " path."
+            f"fastdiff.pretrained.files: expected the file {shown(path)}, got none. Check the"
+            " folder's path."
         )
+    if not path.is_file():
+        raise ValueError(f"{where} no regular file. Check the folder's path.")
     while True:
         version = _version(path)
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-        except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+                found = read(file)
+        except (SafetensorError, OSError, RuntimeError, ValueError, MemoryError) as error:
             if _version(path) != version:
                 continue
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"fastdiff.pretrained.files: expected safetensors in {path}, got unreadable content"
-                f" ({reason})."
-            ) from None
+            raise ValueError(f"{where} unreadable content ({shown(reason)}).") from None
         # safetensors opens the file twice: a writer may have replaced it between header and data
         if _version(path) == version:
-            return tensors, metadata
+            return found
 
 
 def _version(path: Path) -> tuple[int, int] | None:
@@ -197,15 +215,21 @@ def _version(path: Path) -> tuple[int, int] | None:
     return status.st_ino, status.st_mtime_ns
 
 
+def folder_of(path: str | PathLike[str]) -> Path:
+    """Returns the folder, or raises ValueError for what can only be a file."""
+    folder = Path(path)
+    if folder.is_file() or folder.suffix in {p[1:] for p in PICKLES}:
+        raise ValueError(
+            "fastdiff.pretrained.files: expected a folder with config.json and model.safetensors,"
+            f" got the file {shown(folder)}."
+        )
+    return folder
+
+
 def load_folder(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Returns (config, tensors) of a folder.
 
     Raises FileNotFoundError for a missing file and ValueError for unreadable content.
     """
-    folder = Path(path)
-    if folder.is_file() or folder.suffix in {p[1:] for p in PICKLES}:
-        raise ValueError(
-            "fastdiff.pretrained.files: expected a folder with config.json and model.safetensors,"
-            f" got the file {folder}."
-        )
+    folder = folder_of(path)
     return read_json(folder / "config.json"), read_tensors(folder / "model.safetensors")[0]

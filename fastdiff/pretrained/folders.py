@@ -8,6 +8,8 @@ is executed. The shipped models are folders next to this file.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,24 @@ from typing import Any
 import torch
 
 from ..models import MODELS, build, describe
+from ..outside import shown
 from ..prediction import normalize
 from ..schedule import Schedule
 from ..theory import registry
-from .files import load_folder, save_folder
+from .checks import FLOATING, Header, built_within, check, check_sections, one_sentence
+from .files import folder_of, read_header, read_json, read_tensors, save_folder
 
 FORMAT_VERSION = 1
+Weights = Callable[[], tuple[dict[str, torch.Tensor], Any]]  # reads them
+# safetensors' names of the types that a module counts in
+_NAMES = {
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 _NETWORK = "network."  # the prefix of the network's weights in a system's state dict
 
 
@@ -39,7 +53,9 @@ def locate(path: str | PathLike[str]) -> Path:
 
 def read_config(path: str | PathLike[str]) -> dict[str, Any]:
     """Returns the folder's config.json, checked for version and keys."""
-    return _checked(load_folder(locate(path))[0], path)
+    config = _checked(read_json(folder_of(locate(path)) / "config.json"), path)
+    check_sections(config, _file(path))
+    return config
 
 
 def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str, Any]]:
@@ -48,33 +64,34 @@ def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str
     Raises FileNotFoundError for a missing folder. Raises ValueError for files that can't be read or
     do not belong together, and for systems that a sampler can't draw from.
     """
-    config, tensors = load_folder(locate(path))
-    _checked(config, path)
+    config, header = _read(path)
+    tensors = functools.partial(read_tensors, locate(path) / "model.safetensors")
     if "system" in config:
-        system: Any = _system(config, tensors, path)
+        system: Any = _system(config, header, tensors, path)
         if not hasattr(system, "for_sampler"):
             raise ValueError(
-                f"fastdiff.pretrained: expected a diffusion model in {path}, got the system"
+                f"fastdiff.pretrained: expected a diffusion model in {shown(path)}, got the system"
                 f" {config['system']['name']!r}. Draw samples with"
                 " fastdiff.pretrained.load_system(path).sample(n, seed=…)."
             )
         network, schedule, settings = system.for_sampler()
     else:
-        network, schedule, settings = (
-            build(config["model"]),
-            Schedule.from_config(config["schedule"]),
-            {},
-        )
-        _fill(network, tensors, config["model"]["class"], path)
+        name, settings = config["model"]["class"], {}
+        with built_within(header, name, _file(path)):
+            network = build(config["model"])
+            schedule = Schedule.from_config(config["schedule"])
+        _fill(network, header, tensors, name, path)
     if "prediction_type" in config:
+        # an error of `normalize` names the types that there are
         settings |= {"prediction_type": normalize(config["prediction_type"])}
     return network.eval(), schedule, settings | config.get("sampler", {})
 
 
 def load_system(path: str | PathLike[str]) -> torch.nn.Module:
     """Returns the system of a folder or a shipped model, in eval mode. Raises as `load` does."""
-    config, tensors = load_folder(locate(path))
-    return _system(_checked(config, path), tensors, path).eval()
+    config, header = _read(path)
+    tensors = functools.partial(read_tensors, locate(path) / "model.safetensors")
+    return _system(config, header, tensors, path).eval()
 
 
 def save_system(path: str | PathLike[str], system: Any, **extra: Any) -> None:
@@ -123,8 +140,21 @@ def _sampling(network: Any, schedule: Schedule, settings: dict[str, Any]) -> dic
     }
 
 
+def _file(path: str | PathLike[str]) -> str:
+    return shown(f"{path}/config.json")
+
+
+def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], Header]:
+    """Returns (config, header of the weights) of a folder, checked, before any weight is read."""
+    folder = folder_of(locate(path))
+    config = _checked(read_json(folder / "config.json"), path)
+    header = read_header(folder / "model.safetensors")
+    check(config, header, _file(path))
+    return config, header
+
+
 def _system(
-    config: dict[str, Any], tensors: dict[str, torch.Tensor], path: str | PathLike[str]
+    config: dict[str, Any], header: Header, tensors: Weights, path: str | PathLike[str]
 ) -> torch.nn.Module:
     """Returns the system of a folder's content; a folder written by `save` holds a denoiser."""
     description = config.get("system")
@@ -140,45 +170,56 @@ def _system(
             "name": "unet",
             "config": arguments | {"prediction_type": config["prediction_type"]},
         }
-    if not isinstance(description, dict) or not {"name", "config"} <= description.keys():
-        raise ValueError(
-            "fastdiff.pretrained: expected a name and a config under 'system' in"
-            f" {path}/config.json."
-        )
     kind = registry.find(description["name"])
-    try:
+    with built_within(header, kind.__name__, _file(path)):
         system = kind(**description["config"])
-    except TypeError as error:
-        raise ValueError(
-            f"fastdiff.pretrained: expected the arguments of {kind.__name__} in {path}/config.json:"
-            f" {error}."
-        ) from None
     names = system.state_dict().keys()
-    if tensors.keys() != names and {_NETWORK + k for k in tensors} == names:
-        tensors = {_NETWORK + k: v for k, v in tensors.items()}
-    _fill(system, tensors, kind.__name__, path)
+    if header.keys() != names and {_NETWORK + k for k in header} == names:
+        header = {_NETWORK + k: v for k, v in header.items()}
+        _fill(system, header, lambda: _prefixed(tensors()), kind.__name__, path)
+    else:
+        _fill(system, header, tensors, kind.__name__, path)
     return system
 
 
+def _prefixed(found: tuple[dict[str, torch.Tensor], Any]) -> tuple[dict[str, torch.Tensor], Any]:
+    return {_NETWORK + k: v for k, v in found[0].items()}, found[1]
+
+
 def _fill(
-    module: torch.nn.Module, tensors: dict[str, torch.Tensor], name: str, path: str | PathLike[str]
+    module: torch.nn.Module,
+    header: Header,
+    tensors: Weights,
+    name: str,
+    path: str | PathLike[str],
 ) -> None:
     """Loads all weights into the module.
 
-    Raises ValueError, with the name of one of them, if they are those of another module.
+    Raises ValueError, with the name of one of them, if they are those of another module, or of a
+    type that is not theirs: floating where the module computes in floating point, and the same
+    integers where it counts.
     """
     expected = module.state_dict()
-    wrong = {k for k, v in expected.items() if k not in tensors or tensors[k].shape != v.shape} | (
-        tensors.keys() - expected.keys()
+    wrong = {k for k, v in expected.items() if k not in header or header[k][0] != v.shape} | (
+        header.keys() - expected.keys()
     )
     if wrong:
         first = min(wrong)
-        got = list(tensors[first].shape) if first in tensors else "nothing"
+        got = list(header[first][0]) if first in header else "nothing"
         raise ValueError(
-            f"fastdiff.pretrained: expected the weights of the {name} in {path}/config.json, got"
-            f" {got} for {first!r}. The two files do not belong together."
+            f"fastdiff.pretrained: expected the weights of the {name} in {_file(path)}, got"
+            f" {got} for {shown(first)!r}. The two files do not belong together."
         )
-    module.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors.items()})
+    for key, value in expected.items():
+        floating = value.is_floating_point()
+        if header[key][1] not in (FLOATING if floating else {_NAMES.get(value.dtype)}):
+            kind = " or ".join(sorted(FLOATING)) if floating else _NAMES.get(value.dtype)
+            raise ValueError(
+                f"fastdiff.pretrained: expected weights of type {kind} for {shown(key)!r} in"
+                f" {shown(path)}/model.safetensors, got {header[key][1]}. Save them as float32."
+            )
+    with one_sentence(f"fastdiff.pretrained: expected the weights of the {name} in {_file(path)}"):
+        module.load_state_dict({k: v.to(expected[k].dtype) for k, v in tensors()[0].items()})
 
 
 def _checked(config: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
@@ -187,11 +228,11 @@ def _checked(config: dict[str, Any], path: str | PathLike[str]) -> dict[str, Any
     missing = [k for k in ("format_version", *needed) if k not in config]
     if missing:
         raise ValueError(
-            f"fastdiff.pretrained: expected the key {missing[0]!r} in {path}/config.json, got none."
+            f"fastdiff.pretrained: expected the key {missing[0]!r} in {_file(path)}, got none."
         )
-    if config["format_version"] != FORMAT_VERSION:
+    if type(config["format_version"]) is not int or config["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"fastdiff.pretrained: expected format_version {FORMAT_VERSION} in {path}/config.json,"
-            f" got {config['format_version']!r}. Update fastdiff."
+            f"fastdiff.pretrained: expected format_version {FORMAT_VERSION} in {_file(path)},"
+            f" got {shown(repr(config['format_version']))[:40]}. Update fastdiff."
         )
     return config

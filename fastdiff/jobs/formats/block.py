@@ -16,6 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ...outside import read_bytes
+
 # the data types of samples and their types in files: little-endian on every machine
 STORED: dict[str, np.dtype[Any]] = {"uint8": np.dtype("|u1"), "float32": np.dtype("<f4")}
 
@@ -145,7 +147,11 @@ def contents(folder: Path, record: Mapping[str, Any], count: int) -> Iterator[tu
             )
         path = folder / name
         try:
-            yield path, path.read_bytes()
+            yield path, read_bytes(path, file["bytes"])
+        except ValueError as error:
+            raise ValueError(
+                f"fastdiff.jobs: expected {path} to hold {file['bytes']} bytes, got {error}."
+            ) from None
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise FileNotFoundError(f"fastdiff.jobs: expected the file {path}, got none.") from None
 

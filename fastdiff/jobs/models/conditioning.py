@@ -130,7 +130,8 @@ class Classes(Conditioning):
         ):
             found = next(iter(value.values()))
         if isinstance(found, str):
-            found = self._index.get(found, int(found) if found.isdecimal() else -1)
+            number = int(found) if found.isdecimal() and len(found) < 20 else -1
+            found = self._index.get(found, number)
         number = whole(found)
         if number is None or not 0 <= number < self.count:
             names = ", ".join((*self.names[:_SHOWN], *(("…",) if self.count > _SHOWN else ())))
@@ -247,8 +248,11 @@ def _array(value: Any) -> np.ndarray:
     try:
         array = np.asarray(value)
         if array.size and np.isfinite(array).all():
-            return array.astype(_DTYPES[array.dtype.kind])
-    except (ValueError, TypeError, KeyError):
+            with np.errstate(over="ignore"):
+                array = array.astype(_DTYPES[array.dtype.kind])
+            if np.isfinite(array).all():  # a float64 may be too large for float32
+                return array
+    except (ValueError, TypeError, KeyError, OverflowError):
         pass
     raise InvalidEntry(
         "finite numbers, or rectangular lists of them, as the network's arguments", value

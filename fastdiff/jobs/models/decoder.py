@@ -43,7 +43,7 @@ def load_decoder(folder: str, dtype: torch.dtype) -> Decoder:
     Raises FileNotFoundError, ValueError and ImportError in one sentence.
     """
     path = Path(folder)
-    name = read_json(path / "config.json").get("_class_name")
+    name = read_json(path / "config.json", finite=False).get("_class_name")
     if not isinstance(name, str) or not name.startswith(("Autoencoder", "VQModel")):
         raise ValueError(
             f"{_WHERE}: expected an autoencoder of diffusers in {folder}, got {name!r} in its"

@@ -51,7 +51,7 @@ def from_pipeline(
     Raises FileNotFoundError, ValueError and ImportError in one sentence.
     """
     path = Path(folder)
-    index = read_json(path / INDEX)
+    index = read_json(path / INDEX, finite=False)
     kind = index.get("_class_name")
     if not isinstance(kind, str) or kind not in PIPELINES:
         raise ValueError(
