@@ -23,7 +23,6 @@ DEPTH = 64  # of lists and objects inside each other
 WHOLE = 1 << 64  # whole numbers are below this in magnitude: seeds need 64 bits
 _DIGITS = 20  # of the largest
 _OPEN = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-_STRANGE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}  # categories that are shown escaped
 
 
 class NotJSON(ValueError):
@@ -120,7 +119,7 @@ def read_object(
 def shown(text: Any, keep: str = "") -> str:
     """Returns a text as it may be printed: on one line, and without power over a terminal.
 
-    Control characters (ESC, line ends, C1), marks that reorder text, other invisible characters,
+    Control characters (ESC, line ends, C1), marks that reorder text, other invisible characters
     and what is no Unicode become escapes such as \\x1b and \\u202e.
 
     keep: characters that stay as they are.
@@ -130,7 +129,7 @@ def shown(text: Any, keep: str = "") -> str:
         return text
     return "".join(
         c
-        if c in keep or unicodedata.category(c) not in _STRANGE
+        if c.isprintable() or c in keep or unicodedata.category(c) == "Zs"
         else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in text
     )

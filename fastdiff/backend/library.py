@@ -2,20 +2,25 @@
 
 Both have one plain C ABI (fastdiff/backend/abi.py packs its structs) and don't link against torch.
 They are loaded at first use, after torch, so that all share one OpenMP runtime.
+
+To load a library runs its code. FASTDIFF_LIB and FASTDIFF_CUDA_LIB name other files in their
+places: for builds that are tested before they are installed. A file that lacks the names of the ABI
+is not loaded.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import json
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ..outside import parse_json, read_bytes, shown
 from ..table import COLUMNS
 from .abi import ABI_VERSION, COUNTED, OPS
 
@@ -23,6 +28,12 @@ LEVELS = ("baseline", "avx2", "avx512")
 FOLDER = Path(__file__).parents[1] / "lib"
 LIBRARIES = {"cpu": "libfastdiff_cpu.so", "cuda": "libfastdiff_cuda.so"}
 _OVERRIDES = {"cpu": "FASTDIFF_LIB", "cuda": "FASTDIFF_CUDA_LIB"}
+# functions of the ABI: of both libraries, and of one
+_FUNCTIONS = ("fd_abi_version", "fd_schema", "fd_last_error", "fd_launches")
+_OWN = {
+    "cpu": ("fd_levels", "fd_cpu_level", "fd_openmp"),
+    "cuda": ("fd_cuda_archs", "fd_cuda_unusable"),
+}
 _ERRORS = {1: ValueError, 2: IndexError, 3: RuntimeError}
 
 
@@ -44,44 +55,75 @@ level = -1  # the number of a forced CPU level; -1: the library takes the best
 @functools.cache
 def load(kind: str) -> Library:
     """Returns the library `cpu` or `cuda`, loaded at the first call."""
-    path = Path(os.environ.get(_OVERRIDES[kind]) or FOLDER / LIBRARIES[kind])
+    named = os.environ.get(_OVERRIDES[kind])
+    path = Path(named or FOLDER / LIBRARIES[kind]).absolute()  # dlopen searches for bare names
+    name = f"{_OVERRIDES[kind]}={shown(named)}" if named else path.name
     if not path.exists():
+        info = build_info().get(kind)
+        built = info.get("reason") if isinstance(info, dict) and not named else None
+        why = "there is no such file" if named else built or "it was not built"
+        return Library(None, f"no {name}: {why}", {})
+    missing = _lacking(path, (*_FUNCTIONS, *_OWN[kind]))
+    if missing:
         return Library(
             None,
-            f"no {path.name}: {build_info().get(kind, {}).get('reason') or 'it was not built'}",
+            f"{name} is no fastdiff library for {kind}, lacks {', '.join(missing)} and was not"
+            " loaded",
             {},
         )
     try:
         handle = ctypes.CDLL(str(path))
         handle.fd_abi_version.restype = ctypes.c_int64
         version = handle.fd_abi_version()
+        functions = {n: getattr(handle, n) for n in (*_FUNCTIONS, *_OWN[kind])}
     except (OSError, AttributeError) as error:
-        return Library(None, f"{path.name} does not load: {error}", {})
+        return Library(None, f"{name} does not load: {shown(error)}", {})
     if version != ABI_VERSION:
         return Library(
             None,
-            f"{path.name} has ABI version {version}, expected {ABI_VERSION}: build it again",
+            f"{name} has ABI version {version}, expected {ABI_VERSION}: build it again",
             {},
         )
-    for name in ("fd_schema", "fd_last_error"):
-        getattr(handle, name).restype = ctypes.c_char_p
+    for function in ("fd_schema", "fd_last_error"):
+        functions[function].restype = ctypes.c_char_p
     handle.fd_launches.argtypes, handle.fd_launches.restype = [ctypes.c_int64], ctypes.c_uint64
-    if handle.fd_schema().decode() != ",".join(COLUMNS):
-        return Library(None, f"{path.name} has another table schema: build it again", {})
+    if (handle.fd_schema() or b"") != ",".join(COLUMNS).encode():
+        return Library(None, f"{name} has another table schema: build it again", {})
     missing = [op for op in OPS if not hasattr(handle, f"fd_{op}")]
     if missing:
-        return Library(None, f"{path.name} lacks {', '.join(missing)}: build it again", {})
+        return Library(None, f"{name} lacks {', '.join(missing)}: build it again", {})
     calls = {op: getattr(handle, f"fd_{op}") for op in OPS}
     for call in calls.values():
         call.argtypes = [ctypes.c_char_p]
     return _cpu(handle, calls) if kind == "cpu" else _cuda(handle, calls)
 
 
+def _lacking(path: Path, names: Iterable[str]) -> list[str]:
+    """Returns the names that a file does not contain, without loading it as a library.
+
+    A library holds the names of its functions as they are. Loading another one would run its
+    initialisers, whatever they do.
+    """
+    try:
+        if not path.is_file():
+            return list(names)
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return [name for name in names if content.find(name.encode() + b"\0") < 0]
+    except (OSError, ValueError):  # not readable, or empty
+        return list(names)
+
+
 def _cpu(handle: Any, calls: dict[str, Callable[[Any], int]]) -> Library:
     handle.fd_levels.restype = ctypes.c_char_p
     for name in ("fd_cpu_level", "fd_openmp"):
         getattr(handle, name).restype = ctypes.c_int64
-    best = LEVELS[handle.fd_cpu_level()]
+    number = handle.fd_cpu_level()
+    if not 0 <= number < len(LEVELS):
+        return Library(None, f"it reports CPU level {number} of {len(LEVELS)}", {})
+    best = LEVELS[number]
     forced = os.environ.get("FASTDIFF_CPU_LEVEL") or None
     if forced:
         _force(forced, best, "FASTDIFF_CPU_LEVEL")
@@ -125,9 +167,10 @@ def build_info() -> dict[str, Any]:
     It is empty before a build.
     """
     try:
-        return json.loads((FOLDER / "build_info.json").read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(FOLDER / "build_info.json"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def compiled_levels() -> list[str]:

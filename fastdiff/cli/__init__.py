@@ -5,13 +5,14 @@ Each command is a module with `register(subparsers)`, which adds its parser and 
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
 
 from ..jobs.spec import SpecMismatch
+from ..outside import shown
 from .exit_status import FAILED, INTERRUPTED, MISMATCH, USAGE, UsageError
+from .output import Parser, safe_warnings, say
 
 # command: its module, which is imported only where the command is named or all are listed
 COMMANDS = {
@@ -29,11 +30,9 @@ COMMANDS = {
 }
 
 
-def parser_of(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+def parser_of(commands: Sequence[str] = tuple(COMMANDS)) -> Parser:
     """Returns the parser with the subparsers of these commands."""
-    parser = argparse.ArgumentParser(
-        prog="fastdiff", description="Draw samples from diffusion models."
-    )
+    parser = Parser(prog="fastdiff", description="Draw samples from diffusion models.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name in commands:
         importlib.import_module(COMMANDS[name]).register(subparsers)
@@ -47,21 +46,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = argv[:1] if argv and argv[0] in COMMANDS else tuple(COMMANDS)
     args = parser_of(named).parse_args(argv)
     try:
-        return int(args.run(args) or 0)
+        with safe_warnings():
+            return int(args.run(args) or 0)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, IndexError) as error:
-        print(f"fastdiff {args.command}: {error}", file=sys.stderr)
+        # one sentence, except for the lines of a mismatch and what torch says
+        lines = isinstance(error, (SpecMismatch, RuntimeError))
+        say(f"fastdiff {args.command}: {error if lines else shown(error)}", error=True)
         if isinstance(error, UsageError):
             return USAGE
         return MISMATCH if isinstance(error, SpecMismatch) else FAILED
     except SystemExit as error:  # a model's code may end the process, before the work is done
-        print(
+        say(
             f"fastdiff {args.command}: expected the command to return, got an exit with the status"
             f" {error.code!r} from code that it called.",
-            file=sys.stderr,
+            error=True,
         )
         return FAILED
     except KeyboardInterrupt:
-        print(
-            f"fastdiff {args.command}: interrupted. What was finished is on disk.", file=sys.stderr
-        )
+        say(f"fastdiff {args.command}: interrupted. What was finished is on disk.", error=True)
         return INTERRUPTED

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..pretrained.files import write_atomically
 from ..versions import __version__
 from .exit_status import UsageError, usage_errors
 from .options import checked_threads, parse_shape
+from .output import say
 
 VERSIONS = ("torch", "diffusers", "triton", "numpy")
 
@@ -107,10 +107,10 @@ def run(args: argparse.Namespace) -> int:
                 dtype=args.dtype,
                 conditions=args.conditions,
             )
-        rows = bench.rows(lambda text: print(f"measuring {text} …", file=sys.stderr, flush=True))
+        rows = bench.rows(lambda text: say(f"measuring {text} …", error=True, flush=True))
     finally:
         torch.set_num_threads(before)
-    print(describe(rows))
+    say(describe(rows))
     if args.json is not None:
         text = json.dumps(as_json(rows), indent=1) + "\n"
         write_atomically(args.json, lambda path: path.write_text(text, encoding="utf-8"))

@@ -6,7 +6,6 @@ One dictionary has all findings. --json prints it, and the text is made from it,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ import torch
 from ..backend import backends, library
 from ..backend.hardware import usable_cpus
 from ..versions import __version__
+from .output import say, say_json
 
 TORCH_FLOOR = (2, 11)
 # network file systems: they are slow, and Triton's cache has races on them
@@ -53,7 +53,10 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     findings = examine()
-    print(json.dumps(findings, indent=2) if args.json else describe(findings))
+    if args.json:
+        say_json(findings, 2)
+    else:
+        say(describe(findings))
     return 0 if findings["usable"] else 1
 
 

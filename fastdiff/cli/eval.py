@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from typing import Any
 import torch
 
 from .. import data as datasets
+from ..outside import shown
 from ..versions import __version__
 from .options import add_options, parse_options, threads
+from .output import say, say_json
 
 UNIFORM = "uniform"
 EPILOG = """examples:
@@ -171,13 +172,15 @@ def _run(args: argparse.Namespace) -> int:
             * request.unit
         )
         hidden = not sys.stderr.isatty() or workers.rank > 0
-        with tqdm(total=min(share, request.images), unit="img", desc=name, disable=hidden) as bar:
+        with tqdm(
+            total=min(share, request.images), unit="img", desc=shown(name), disable=hidden
+        ) as bar:
             result = evaluate(system, data, settings, workers, bar.update)
         if result is None:
             continue
         results.append({"model": name, **facts, **result})
         if args.json != "-":
-            print(text(result, name), flush=True)
+            say(text(result, shown(name)), flush=True)
     if workers.rank:
         return 0
     _write(args, results)
@@ -209,11 +212,11 @@ def _warn_of_overlap(name: str, data: datasets.DataSet | datasets.Toy, first: in
         return
     trained = read_config(name).get("data", {}).get("name")
     if trained == "fashion-mnist bundled-train":
-        print(
-            f"fastdiff eval: {name} was trained on the images 0-{datasets.BUNDLED_TRAIN - 1} of the"
-            " test split of fashion-mnist-full. Pass --data fashion-mnist or --first"
+        say(
+            f"fastdiff eval: {shown(name)} was trained on the images"
+            f" 0-{datasets.BUNDLED_TRAIN - 1} of the test split of fashion-mnist-full. Pass --data fashion-mnist or --first"
             f" {datasets.BUNDLED_TRAIN}.",
-            file=sys.stderr,
+            error=True,
         )
 
 
@@ -239,15 +242,15 @@ def _system(name: str) -> tuple[Any, dict[str, Any]]:
 
 def _write(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
     if args.json == "-":
-        print(json.dumps({"results": results}, indent=2))
+        say_json({"results": results}, 2)
     elif args.json:
         from ..pretrained.files import write_json
 
         write_json(Path(args.json), {"results": results})
-        print(f"  {args.json}")
+        say(f"  {args.json}")
     if args.plot:
         from .bound_figure import plot
 
         plot(results, Path(args.plot))
         if args.json != "-":
-            print(f"  {args.plot}")
+            say(f"  {args.plot}")

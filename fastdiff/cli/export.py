@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -11,8 +10,10 @@ from tqdm.auto import tqdm
 from ..jobs.export import export
 from ..jobs.formats import FORMATS
 from ..jobs.samples import DatasetError
+from ..outside import shown
 from .exit_status import UNSOUND, UsageError
 from .options import parse_id_range
+from .output import say
 
 
 def register(subparsers: Any) -> None:
@@ -61,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
                 progress=bar.update,
             )
     except DatasetError as error:
-        print(f"fastdiff export: {error}", file=sys.stderr)
+        say(f"fastdiff export: {shown(error)}", error=True)
         return UNSOUND
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         raise UsageError(str(error)) from None
-    print(f"{count} samples in {args.out}")
+    say(f"{count} samples in {shown(args.out)}")
     return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from datetime import timedelta
 from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.info import Info, info
+from ..outside import shown
 from .exit_status import usage_errors
+from .output import say, say_json
 
 SHOWN = 10
 
@@ -35,14 +36,11 @@ def run(args: argparse.Namespace) -> int:
         folder = Folder(args.folder)
     found = info(folder)
     if args.json:
-        print(
-            json.dumps(
-                {"complete": found.complete, "spec": folder.spec.hash, **dataclasses.asdict(found)},
-                indent=1,
-            )
+        say_json(
+            {"complete": found.complete, "spec": folder.spec.hash, **dataclasses.asdict(found)}
         )
     else:
-        print(describe(folder, found))
+        say(describe(folder, found))
     return 0
 
 
@@ -52,9 +50,9 @@ def describe(folder: Folder, found: Info) -> str:
     plan = spec.plan.info
     lines = [
         (
-            f"{folder.path}: ids {spec.ids[0]}-{spec.ids[1]} of seed {spec.seed},"
-            f" {spec.model['name']}, {plan.get('solver')} {plan.get('steps')} steps, guidance"
-            f" {spec.guidance_scale}"
+            f"{shown(folder.path)}: ids {spec.ids[0]}-{spec.ids[1]} of seed {spec.seed},"
+            f" {shown(spec.model['name'])}, {shown(plan.get('solver'))}"
+            f" {shown(plan.get('steps'))} steps, guidance {spec.guidance_scale}"
         ),
         (
             f"  {found.done} of {found.units} units done ({found.images} of {found.samples}"
@@ -63,10 +61,12 @@ def describe(folder: Folder, found: Info) -> str:
         ),
     ]
     for kind, some in (("failed", found.failed), ("corrupt", found.corrupt)):
-        lines += [f"  unit {unit} {kind}: {what}" for unit, what in list(some.items())[:SHOWN]]
+        lines += [
+            f"  unit {unit} {kind}: {shown(what)}" for unit, what in list(some.items())[:SHOWN]
+        ]
     for name, worker in found.workers.items():
         lines.append(
-            f"  {name}: {worker['images_per_second']} images/s, queue {worker['queue']},"
+            f"  {shown(name)}: {worker['images_per_second']} images/s, queue {worker['queue']},"
             f" {worker['resident_mib']} MiB, last heard of {worker['silent_s']:.0f} s ago"
         )
     if found.complete:
@@ -76,5 +76,7 @@ def describe(folder: Folder, found: Info) -> str:
             f"  {found.images_per_second} images/s together, {timedelta(seconds=found.eta_s)} to go"
         )
     else:
-        lines.append(f"  no worker is active: `fastdiff resume {folder.path}`")
+        lines.append(f"  no worker is active: `fastdiff resume {shown(folder.path)}`")
+    if found.unreadable:
+        lines.append(f"  {found.unreadable} lines of log/ could not be read")
     return "\n".join(lines)

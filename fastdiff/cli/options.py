@@ -5,12 +5,12 @@ All commands use one rule: `add_options` adds the flag, `parse_options` reads wh
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..outside import NotJSON, parse_json
 from .exit_status import UsageError
 
 # the end of the help text of every NAME=VALUE flag
@@ -63,8 +63,8 @@ def parse_value(text: str) -> Any:
     a word                    karras
     """
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return parse_json(text, finite=False)
+    except NotJSON:
         if text.lower() in _WORDS:
             return _WORDS[text.lower()]
         return [parse_value(part) for part in text.split(",")] if "," in text else text

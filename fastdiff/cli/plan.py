@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from ..prediction import PREDICTION_TYPES
@@ -11,6 +10,7 @@ from ..schedule import FORMULAS, Schedule
 from ..solvers import make_plan
 from ..solvers.grids import SPACINGS
 from .options import add_options, parse_options
+from .output import say, say_json
 
 SCHEDULE_OPTION = "--schedule-option"
 
@@ -57,11 +57,9 @@ def run(args: argparse.Namespace) -> int:
     }
     plan = make_plan(schedule, **settings, **parse_options(args.option, also=settings))
     if args.json:
-        print(
-            json.dumps({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()})
-        )
+        say_json({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()}, None)
     else:
-        print(plan)
+        say(plan)
     if args.plot:
         from .plan_figure import plot
 

@@ -8,7 +8,9 @@ from typing import Any
 from ..jobs.folder import Folder
 from ..jobs.job import Job
 from ..jobs.verify import verify
+from ..outside import shown
 from .exit_status import usage_errors
+from .output import say
 from .sample import add_trust_flag, add_worker_flags, device_of, work, worker_of
 
 
@@ -45,5 +47,5 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.verify:
         for unit, what in verify(folder).bad.items():
-            print(f"unit {unit}: {what}; it is computed again")
+            say(f"unit {unit}: {shown(what)}; it is computed again")
     return work(folder, job, args, placement)

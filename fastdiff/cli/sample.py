@@ -21,9 +21,11 @@ from ..jobs.placement import Placement, find_placement
 from ..jobs.preview import write_grid
 from ..jobs.recompute import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
+from ..outside import shown
 from ..pretrained import shipped
 from .exit_status import AGAIN, NOT_FINITE, usage_errors
 from .options import add_options, parse_id_range, parse_options, parse_shape
+from .output import say
 
 ENGINES = ("auto", "ray")
 
@@ -244,16 +246,16 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
                 stop=stop,
             )
     for unit, what in sorted(report.failed.items()):
-        print(f"unit {unit} failed: {what}")
+        say(f"unit {unit} failed: {shown(what)}")
     speed = (
         f"{report.images} images in {report.seconds:.1f} s"
         f" ({report.images / max(report.seconds, 1e-9):.1f} images/s)"
     )
-    print(f"{speed}; {report.done} of {report.units} units are in {folder.path}")
+    say(f"{speed}; {report.done} of {report.units} units are in {shown(folder.path)}")
     if report.complete and placement.worker == 0 and write_grid(folder, job.model.classes):
-        print(
-            f"  {folder.path / 'grid.png'}: the first images; see `fastdiff info`, `verify` and"
-            " `export`"
+        say(
+            f"  {shown(folder.path / 'grid.png')}: the first images; see `fastdiff info`, `verify`"
+            " and `export`"
         )
     if report.failed:
         return NOT_FINITE
@@ -376,5 +378,5 @@ def _recompute(args: argparse.Namespace) -> int:
             False: "NOT as in the dataset",
             None: "its unit is not in the dataset yet",
         }[same]
-        print(f"sample {sample}: {path}, {result}")
+        say(f"sample {sample}: {shown(path)}, {result}")
     return 0

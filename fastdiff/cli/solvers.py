@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any
 
 from ..solvers import SOLVERS
+from .output import say, say_json
 
 
 def register(subparsers: Any) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             }
             for s in SOLVERS.values()
         ]
-        print(json.dumps(rows, indent=2, allow_nan=False))
+        say_json(rows, 2)
         return 0
     cells = [("solver", "order", "noise", "calls", "options", "paper")]
     for s in SOLVERS.values():
@@ -51,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
         )
     widths = [max(len(c[i]) for c in cells) for i in range(5)]
     for cell in cells:
-        print("  ".join([*(text.ljust(w) for text, w in zip(cell, widths, strict=False)), cell[5]]))
+        say("  ".join([*(text.ljust(w) for text, w in zip(cell, widths, strict=False)), cell[5]]))
     return 0

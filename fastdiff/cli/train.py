@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import data as datasets
+from ..outside import shown
 from ..theory.registry import SYSTEMS
 from .exit_status import AGAIN, INTERRUPTED
+<<<<<<< HEAD
 from .options import add_options, parse_options, parse_value, threads
+=======
+from .options import add_options, checked_threads, parse_options, parse_value
+from .output import say
+>>>>>>> 0900f13 (Everything that commands print is free of control sequences; a library is checked before it is loaded)
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -154,15 +160,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.resume:
         trainer.resume(out)
     parameters = sum(p.numel() for p in system.parameters())
-    print(
-        f"{arguments['model']}: {parameters:,} parameters, {data.examples:,} examples"
+    say(
+        f"{shown(arguments['model'])}: {parameters:,} parameters, {data.examples:,} examples"
         f" ({data.name}), {settings.steps} steps",
         flush=True,
     )
     with _stopping(trainer) as signals:
         loss = trainer.run(out, save_every=args.save_every, minutes=args.minutes)
     if trainer.step < settings.steps:
-        print(
+        say(
             f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; continue with:"
             f" fastdiff train --out {out} --resume"
         )
@@ -179,7 +185,7 @@ def _run(args: argparse.Namespace) -> int:
             f"fastdiff {'sample --model' if sampled else 'eval'}"
             f" {out}{' --out samples' if sampled else ''}"
         )
-        print(
+        say(
             f"loss {loss:.4f} after {trainer.step} steps; {'sample' if sampled else 'evaluate'} it"
             f" with: {then}"
         )
@@ -187,7 +193,7 @@ def _run(args: argparse.Namespace) -> int:
         from .system_figure import draw
 
         draw(trainer.ema, data, args.plot)
-        print(f"  {args.plot}")
+        say(f"  {args.plot}")
     return 0
 
 
@@ -252,7 +258,7 @@ def _list_options(model: str, data: str, root: str | None) -> int:
     from ..theory.systems.presets import options_of
 
     for name, value in options_of(model, datasets.load(data, "train", root)).items():
-        print(f"{name}={value}")
+        say(f"{name}={value}")
     return 0
 
 

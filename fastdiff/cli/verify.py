@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.job import check_trust
 from ..jobs.verify import verify
+from ..outside import shown
 from .exit_status import UNSOUND, usage_errors
+from .output import say, say_json
 from .sample import add_trust_flag
 
 SHOWN = 20
@@ -55,27 +56,27 @@ def run(args: argparse.Namespace) -> int:
             check_trust(folder.spec, args.trust, args.folder)
     check = verify(folder, args.recompute, args.threads, trust=args.trust)
     if args.json:
-        print(json.dumps({"fine": check.fine, **dataclasses.asdict(check)}, indent=1))
+        say_json({"fine": check.fine, **dataclasses.asdict(check)})
         return 0 if check.fine else UNSOUND
     for unit, what in list(check.bad.items())[:SHOWN]:
-        print(f"unit {unit} is bad: {what}")
+        say(f"unit {unit} is bad: {shown(what)}")
     for unit, what in list(check.failed.items())[:SHOWN]:
-        print(f"unit {unit} failed: {what}")
+        say(f"unit {unit} failed: {shown(what)}")
     if check.missing:
-        shown = ", ".join(map(str, check.missing[:SHOWN])) + (
+        listed = ", ".join(map(str, check.missing[:SHOWN])) + (
             " …" if len(check.missing) > SHOWN else ""
         )
-        print(f"{len(check.missing)} of {check.units} units have no record: {shown}")
+        say(f"{len(check.missing)} of {check.units} units have no record: {listed}")
     if check.conditions:
-        print(f"the conditions file is bad: {check.conditions}")
+        say(f"the conditions file is bad: {shown(check.conditions)}")
     for name in check.foreign[:SHOWN]:
-        print(f"{name} is not part of the dataset")
+        say(f"{shown(name)} is not part of the dataset")
     if check.recomputed:
-        print(f"computed again and compared: units {', '.join(map(str, check.recomputed))}")
-    print(f"{check.done} of {check.units} units, {check.images} samples, digest {check.digest}")
+        say(f"computed again and compared: units {', '.join(map(str, check.recomputed))}")
+    say(f"{check.done} of {check.units} units, {check.images} samples, digest {check.digest}")
     if not check.fine:
-        print(
-            f"not complete: `fastdiff resume {args.folder}` computes the rest"
+        say(
+            f"not complete: `fastdiff resume {shown(args.folder)}` computes the rest"
             + (" (--retry-failed)" * bool(check.failed))
         )
     return 0 if check.fine else UNSOUND

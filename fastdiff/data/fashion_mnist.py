@@ -7,8 +7,10 @@ set is read from IDX files, as Debian's package dataset-fashion-mnist installs t
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import struct
+import zlib
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..outside import read_bytes, shown
 
 CLASSES = (
     "T-shirt",
@@ -31,6 +35,8 @@ CLASSES = (
 )
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 BUNDLED = Path(__file__).parent / "fashion_mnist"
+LARGEST = 1 << 30  # bytes of a file, also after decompression
+DIMENSIONS = 4
 HELD_OUT = 1_000  # the last ids of the bundled 10,000
 BUNDLED_TRAIN = 9_000  # the ids before them, on which `fashion-mnist` trains
 SPLITS = ("bundled-train", "bundled-test", "train", "test")
@@ -74,27 +80,44 @@ class DataSet(NamedTuple):
 def read_idx(path: str | PathLike[str]) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not; returns uint8 [N, …].
 
-    Raises FileNotFoundError, or ValueError for a file that is not IDX or is incomplete.
+    Raises FileNotFoundError, or ValueError for a file that is not IDX, is incomplete or damaged, or
+    holds more than `LARGEST` bytes.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"fastdiff.data: expected the IDX file {path}, got none. Install Debian's"
-            " dataset-fashion-mnist or pass its folder."
-        )
+    path, data = Path(path), b""
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"fastdiff.data: expected gzip data in {path}, got {error}.") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
+        packed = read_bytes(path, LARGEST)
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+                data = file.read(LARGEST + 1)
+                if len(data) > LARGEST:
+                    raise ValueError(f"more than {LARGEST} bytes")
+        else:
+            data = packed
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"fastdiff.data: expected the IDX file {shown(path)}, got none. Install Debian's"
+            " dataset-fashion-mnist or pass its folder."
+        ) from None
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        kind = "gzip data" if path.suffix == ".gz" else "an IDX file"
         raise ValueError(
-            f"fastdiff.data: expected an IDX file of unsigned bytes, got other content in {path}."
+            f"fastdiff.data: expected {kind} in {shown(path)}, got {shown(error)}."
+        ) from None
+    if (
+        data[:3] != b"\0\0\x08"
+        or not 1 <= (data[3] if len(data) > 3 else 0) <= DIMENSIONS
+        or len(data) < 4 + 4 * data[3]
+    ):
+        raise ValueError(
+            "fastdiff.data: expected an IDX file of unsigned bytes, got other content in"
+            f" {shown(path)}."
         )
     shape = struct.unpack(f">{data[3]}I", data[4 : 4 + 4 * data[3]])
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if body.size != math.prod(shape):
         raise ValueError(
-            f"fastdiff.data: expected {math.prod(shape)} bytes of data in {path}, got {body.size}."
+            f"fastdiff.data: expected {math.prod(shape)} bytes of data in {shown(path)}, got"
+            f" {body.size}."
         )
     return body.reshape(shape)
 
@@ -129,9 +152,14 @@ def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
     images = read_idx(existing(f"{prefix}-images-idx3-ubyte"))
     labels = read_idx(existing(f"{prefix}-labels-idx1-ubyte"))
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
+    if images.ndim != 3 or not images.size or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"fastdiff.data: expected one label per image in {folder}, got {list(images.shape)} and"
-            f" {list(labels.shape)}."
+            f"fastdiff.data: expected one label per image in {shown(folder)}, got"
+            f" {list(images.shape)} and {list(labels.shape)}."
+        )
+    if labels.max() >= len(CLASSES):
+        raise ValueError(
+            f"fastdiff.data: expected labels below {len(CLASSES)} in {shown(folder)}, got"
+            f" {labels.max()}."
         )
     return images, labels

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from ..outside import shown
 from .folder import Folder, cannot_write
 
 WINDOW = 60.0  # seconds over which the speed is measured
@@ -95,7 +96,7 @@ class Log:
 
     def print_line(self, text: str) -> None:
         """Prints a line above the progress line."""
-        self._bar.write(text, file=sys.stderr)
+        self._bar.write(shown(text), file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()

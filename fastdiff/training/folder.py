@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..outside import NotJSON, parse_json, shown
 from ..pretrained.files import read_json, read_tensors, target_of, write_atomically, write_tensors
 from .settings import Entry
 
@@ -56,7 +57,13 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"fastdiff.Trainer: expected {missing[0]!r} in {folder / CHECKPOINT}, got none. It was"
             " written by another version; start in another folder."
         )
-    return tensors, {k: json.loads(texts[k]) for k in keys}
+    try:
+        return tensors, {k: parse_json(texts[k], finite=False) for k in keys}
+    except NotJSON as error:
+        raise ValueError(
+            f"fastdiff.Trainer: expected JSON in the metadata of {shown(folder / CHECKPOINT)}, got"
+            f" {error}. Take the file from a backup, or start in another folder."
+        ) from None
 
 
 def sweep(folder: Path) -> None:

@@ -19,6 +19,7 @@ TREE = Tree()
 
 # A unit is a folder or file directly in fastdiff/, or a part of one under a longer name. Each maps
 # to the other units that it may import.
+<<<<<<< HEAD
 LEAVES = {
     "grad_mode",
     "images",
@@ -30,11 +31,15 @@ LEAVES = {
     "versions",
     "whole",
 }
+=======
+LEAVES = {"images", "outside", "prediction", "rng", "schedule", "table", "versions", "whole"}
+>>>>>>> 0900f13 (Everything that commands print is free of control sequences; a library is checked before it is loaded)
 STEPS = LEAVES | {"backend", "ops"}
 SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
     "grad_mode": set(),
     "images": set(),
+    "outside": set(),
     "prediction": set(),
     "recent": set(),
     "rng": set(),
@@ -44,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "whole": set(),
     "reference": set(),
     "models": set(),
-    "data": {"rng"},
+    "data": {"outside", "rng"},
     "backend": LEAVES | {KERNELS},
     "ops": LEAVES | {"backend"},
     "acceleration": STEPS | {"models"},

@@ -1,0 +1,62 @@
+"""The output of the commands: everything that they print goes through here.
+
+Names of files, classes and models, prompts, and texts of errors may come from someone else's
+folder. Printed raw, a control sequence in one could clear the screen or forge lines, so control
+characters are shown escaped (fastdiff.outside.shown).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+from ..outside import shown
+
+
+def say(text: Any, *, error: bool = False, flush: bool = False) -> None:
+    """Prints a text, of one or more lines, to stdout or to stderr.
+
+    A text from outside that goes into it passes through `shown` first, which keeps it on its line.
+    """
+    file = sys.stderr if error else sys.stdout
+    print(printable(shown(text, keep="\n"), file), file=file, flush=flush)
+
+
+def say_json(value: Any, indent: int | None = 1) -> None:
+    """Prints a value as JSON, in ASCII."""
+    # json escapes all control characters except DEL
+    print(json.dumps(value, indent=indent).replace("\x7f", "\\u007f"))
+
+
+def printable(text: str, file: Any) -> str:
+    """Returns the text with escapes for what the encoding of a stream lacks."""
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+@contextmanager
+def safe_warnings() -> Iterator[None]:
+    """Shows control characters in the warnings of the block escaped."""
+    before = warnings.formatwarning
+
+    def formatted(*facts: Any, **more: Any) -> str:
+        return shown(before(*facts, **more), keep="\n")
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages, which quote the arguments, show control characters escaped."""
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        file = file or sys.stderr
+        super()._print_message(printable(shown(message, keep="\n"), file), file)
