@@ -9,6 +9,7 @@ here can hold.
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import stat
 import unicodedata
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 LIMIT = 1 << 28  # bytes of a file of JSON
 DEPTH = 64  # of lists and objects inside each other
@@ -32,19 +33,28 @@ class NotJSON(ValueError):
     """
 
 
+def open_regular(path: str | PathLike[str]) -> BinaryIO:
+    """Opens a regular file to read its bytes.
+
+    Raises ValueError, with part of a sentence, for a pipe or a device, which might never end;
+    OSError as `open` does.
+    """
+    number = os.open(path, _OPEN)  # without waiting for the writer of a pipe
+    mode = os.fstat(number).st_mode
+    if stat.S_ISREG(mode):
+        return open(number, "rb")
+    os.close(number)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise ValueError("a pipe or a device")
+
+
 def read_bytes(path: str | PathLike[str], limit: int = LIMIT) -> bytes:
     """Returns the content of a regular file of at most `limit` bytes.
 
-    Raises ValueError, with part of a sentence, for a larger file and for a pipe or a device, which
-    might never end; OSError as `open` does.
+    Raises ValueError, with part of a sentence, for a larger file, and as `open_regular` does.
     """
-    number = os.open(path, _OPEN)  # without waiting for the writer of a pipe
-    with open(number, "rb", buffering=0) as file:
-        status = os.fstat(number)
-        if not stat.S_ISREG(status.st_mode):
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(21, "a folder", os.fspath(path))
-            raise ValueError("a pipe or a device")
+    with open_regular(path) as file:
         parts, size = [], 0
         while size <= limit and (part := file.read(min(limit + 1 - size, 1 << 24))):
             parts.append(part)

@@ -95,7 +95,8 @@ def load(kind: str) -> Library:
     calls = {op: getattr(handle, f"fd_{op}") for op in OPS}
     for call in calls.values():
         call.argtypes = [ctypes.c_char_p]
-    return _cpu(handle, calls) if kind == "cpu" else _cuda(handle, calls)
+    library = _cpu(handle, calls) if kind == "cpu" else _cuda(handle, calls)
+    return library._replace(reason=f"{library.reason}, from {name}") if named else library
 
 
 def _lacking(path: Path, names: Iterable[str]) -> list[str]:

@@ -214,8 +214,8 @@ def _warn_of_overlap(name: str, data: datasets.DataSet | datasets.Toy, first: in
     if trained == "fashion-mnist bundled-train":
         say(
             f"fastdiff eval: {shown(name)} was trained on the images"
-            f" 0-{datasets.BUNDLED_TRAIN - 1} of the test split of fashion-mnist-full. Pass --data fashion-mnist or --first"
-            f" {datasets.BUNDLED_TRAIN}.",
+            f" 0-{datasets.BUNDLED_TRAIN - 1} of the test split of fashion-mnist-full. Pass --data"
+            f" fashion-mnist or --first {datasets.BUNDLED_TRAIN}.",
             error=True,
         )
 

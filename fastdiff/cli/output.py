@@ -13,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from ..outside import shown
 
@@ -56,6 +56,9 @@ def safe_warnings() -> Iterator[None]:
 
 class Parser(argparse.ArgumentParser):
     """A parser whose messages, which quote the arguments, show control characters escaped."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shown(message))
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         file = file or sys.stderr

@@ -6,13 +6,12 @@ It can be read on any machine that sees the folder; no samples are read.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..outside import NotJSON, parse_json
+from ..outside import NotJSON, open_regular, parse_json
 from .folder import Folder
 from .quick_check import quick_check
 
@@ -108,14 +107,11 @@ def _workers(logs: Path, found: Info, now: float) -> None:
 def _last_events(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Returns (the events in the last `TAIL` bytes of a log, the number of other lines there)."""
     try:
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(number, "rb") as file:
-            size = os.fstat(number).st_size
-            if not stat.S_ISREG(os.fstat(number).st_mode):
-                return [], 1
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             file.seek(max(0, size - TAIL))
             lines = file.read(TAIL).split(b"\n")
-    except OSError:
+    except (OSError, ValueError):
         return [], 1
     if size > TAIL:
         del lines[0]  # cut by the seek

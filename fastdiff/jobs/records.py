@@ -191,6 +191,8 @@ def _problem(record: Any, unit: int) -> str:
         return f"shape {shape} for the ids {record['first']} to {record['stop'] - 1}"
     if record.get("dtype") not in ("uint8", "float32"):
         return f"dtype {record.get('dtype')!r}"
+    if "labels" not in record:
+        return "no labels, not even null"
     if labels is not None and not (_are_integers(labels) and len(labels) == count):
         return f"labels other than {count} whole numbers"
     if not (isinstance(record.get("pixels"), str) and HASH.fullmatch(record["pixels"])):

@@ -116,7 +116,9 @@ class RunSpec:
         version, a missing key, and content that does not match its hash.
         """
         versions = value.get("format_version"), value.get("noise_version")
-        if versions != (FORMAT_VERSION, CONTRACT_VERSION):
+        if versions != (FORMAT_VERSION, CONTRACT_VERSION) or any(
+            type(v) is not int for v in versions
+        ):
             got = " and ".join(shown(_short(version)) for version in versions)
             raise ValueError(
                 f"fastdiff.jobs: expected format_version {FORMAT_VERSION} and noise_version"

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import random
-import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..backend import hardware
-from ..outside import parse_json, read_bytes
+from ..outside import open_regular, parse_json, read_bytes
 from .folder import SPEC, Folder
 from .formats import FORMATS, pixels_sha256
 from .job import Job, check_trust
@@ -223,13 +222,10 @@ def check_unit(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, An
             return f"{path} has other ids", record
         for file in record["files"]:
             name = folder.path / file["name"]
-            status = name.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return f"{name} is no regular file", record
-            size = status.st_size
+            size = name.stat().st_size
             if size != file["bytes"]:
                 return f"{name} has {size} bytes, not {file['bytes']}", record
-            with open(name, "rb") as content:
+            with open_regular(name) as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
                     return f"{name} is not as it was written", record
         if pixels_sha256(FORMATS[folder.spec.format].read(folder.path, record)) != record["pixels"]:
@@ -237,7 +233,7 @@ def check_unit(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, An
     except FileNotFoundError as error:
         return f"{error.filename or path} is missing", None
     except (OSError, ValueError) as error:
-        return str(error), None
+        return str(error) if "fastdiff" in str(error) else f"{path} names {error}", None
     return "", record
 
 
@@ -321,7 +317,7 @@ def has_manifest(folder: Folder) -> bool:
     """Returns whether there is an intact manifest of all units."""
     lines, line = hashlib.sha256(), b""
     try:
-        with open(folder.path / MANIFEST, "rb") as file:
+        with open_regular(folder.path / MANIFEST) as file:
             while following := file.readline(LARGEST):
                 lines.update(line)
                 line = following

@@ -71,4 +71,67 @@ def test_a_file_that_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     path.write_text("text", encoding="ascii")
     monkeypatch.setenv("FASTDIFF_LIB", str(path))
     loaded = library.load.__wrapped__("cpu")
-    assert loaded.handle is None and "library.so does not load" in loaded.reason
+    assert loaded.handle is None
+    assert f"FASTDIFF_LIB={path} is no fastdiff library for cpu, lacks" in loaded.reason
+
+
+def _compiled(text: str, path: Path) -> Path:
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or "")
+    if not compiler:
+        pytest.skip("no C++ compiler")
+    path.with_suffix(".cpp").write_text(text, encoding="ascii")
+    subprocess.run(
+        [*compiler, "-shared", "-fPIC", str(path.with_suffix(".cpp")), "-o", str(path)], check=True
+    )
+    return path
+
+
+RUNS = """
+    #include <cstdio>
+    struct Runs {{ Runs() {{ std::fclose(std::fopen("{mark}", "w")); }} }} runs;
+"""
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_code_of_another_library_does_not_run(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading runs initialisers, so the names of the ABI are looked for before."""
+    mark, variable = tmp_path / "ran", library._OVERRIDES[kind]
+    path = _compiled(RUNS.format(mark=mark), tmp_path / "other.so")
+    monkeypatch.setenv(variable, str(path))
+    loaded = library.load.__wrapped__(kind)
+    assert loaded.handle is None and not mark.exists()
+    assert f"{variable}={path} is no fastdiff library for {kind}" in loaded.reason
+
+
+def test_a_library_of_the_other_kind_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = source(ABI_VERSION, SCHEMA, OPS).replace("fd_levels", "fd_cuda_archs")
+    path = _compiled(text.replace("fd_openmp", "fd_cuda_unusable"), tmp_path / "cuda.so")
+    monkeypatch.setenv("FASTDIFF_LIB", str(path))
+    assert "lacks fd_levels, fd_openmp" in library.load.__wrapped__("cpu").reason
+
+
+@pytest.mark.parametrize("name", ["missing.so", "", "folder", "pipe", "empty"])
+def test_paths_that_are_no_library(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "empty").touch()
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setenv("FASTDIFF_CUDA_LIB", str(tmp_path / name))
+    loaded = library.load.__wrapped__("cuda")
+    assert loaded.handle is None and "FASTDIFF_CUDA_LIB=" in loaded.reason
+
+
+def test_a_name_is_a_file_here_and_not_searched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _compiled(source(ABI_VERSION, SCHEMA, OPS), tmp_path / "mine.so")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FASTDIFF_LIB", "mine.so")
+    monkeypatch.delenv("FASTDIFF_CPU_LEVEL", raising=False)
+    loaded = library.load.__wrapped__("cpu")
+    assert loaded.handle is not None and loaded.reason.endswith("from FASTDIFF_LIB=mine.so")
