@@ -15,12 +15,8 @@ from .. import data as datasets
 from ..outside import shown
 from ..theory.registry import SYSTEMS
 from .exit_status import AGAIN, INTERRUPTED
-<<<<<<< HEAD
 from .options import add_options, parse_options, parse_value, threads
-=======
-from .options import add_options, checked_threads, parse_options, parse_value
 from .output import say
->>>>>>> 0900f13 (Everything that commands print is free of control sequences; a library is checked before it is loaded)
 
 if TYPE_CHECKING:
     from ..training import Trainer

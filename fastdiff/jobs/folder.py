@@ -244,6 +244,8 @@ class Folder:
         the same host name, for example) writes its file again.
         """
         host, swept = socket.gethostname(), 0
+        if (self.path / "tmp").is_symlink():  # it would lead the removal out of the dataset
+            return 0
         for entry in _scan(self.path / "tmp"):
             owner, pid, _ = (entry.name.rsplit("-", 2) + ["", ""])[:3]
             if entry.name == self.worker or not pid.isdecimal():

@@ -97,8 +97,10 @@ def read_record(path: Path, unit: int) -> dict[str, Any]:
         problem = _problem(record, unit)
     except FileNotFoundError:
         raise
+    except NotJSON:
+        record, problem = None, "no JSON object"
     except (ValueError, OSError) as error:
-        record, problem = None, f"no JSON object ({shown(error)})"
+        record, problem = None, shown(error)
     if problem:
         raise ValueError(
             f"fastdiff.jobs: expected the record of unit {unit} in {shown(path)}, got {problem}. "

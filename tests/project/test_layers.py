@@ -19,10 +19,10 @@ TREE = Tree()
 
 # A unit is a folder or file directly in fastdiff/, or a part of one under a longer name. Each maps
 # to the other units that it may import.
-<<<<<<< HEAD
 LEAVES = {
     "grad_mode",
     "images",
+    "outside",
     "prediction",
     "recent",
     "rng",
@@ -31,9 +31,6 @@ LEAVES = {
     "versions",
     "whole",
 }
-=======
-LEAVES = {"images", "outside", "prediction", "rng", "schedule", "table", "versions", "whole"}
->>>>>>> 0900f13 (Everything that commands print is free of control sequences; a library is checked before it is loaded)
 STEPS = LEAVES | {"backend", "ops"}
 SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {

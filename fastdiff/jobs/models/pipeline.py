@@ -63,11 +63,13 @@ def from_pipeline(
         for name, source in index.items()
         if name not in _UNUSED
         and isinstance(source, list)
+        and len(source) == 2
         and source[0] is not None
         and (path / name).is_dir()
     ]
     for name in (*parts, "scheduler"):
-        library = str((index.get(name) or [None])[0])
+        source = index.get(name)
+        library = str(source[0]) if isinstance(source, list) and source else "nothing"
         if library not in LIBRARIES and not library.startswith("fastdiff."):
             raise ValueError(
                 f"{_WHERE}: expected parts of {' or '.join(LIBRARIES)} in {folder}, got {name!r} of"
