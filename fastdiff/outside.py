@@ -15,9 +15,10 @@ import math
 import os
 import stat
 import unicodedata
+from io import BufferedReader
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 LIMIT = 1 << 28  # bytes of a file of JSON
 DEPTH = 64  # of lists and objects inside each other
@@ -33,7 +34,7 @@ class NotJSON(ValueError):
     """
 
 
-def open_regular(path: str | PathLike[str]) -> BinaryIO:
+def open_regular(path: str | PathLike[str]) -> BufferedReader:
     """Opens a regular file to read its bytes.
 
     Raises ValueError, with part of a sentence, for a pipe or a device, which might never end;

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..outside import NotJSON, parse_json, read_bytes, shown
 
@@ -212,7 +212,7 @@ def _are_integers(values: Any) -> bool:
     return isinstance(values, list) and all(type(v) is int for v in values)
 
 
-def _are_files(files: Any) -> bool:
+def _are_files(files: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(files, list) and bool(files) and all(_is_file(f) for f in files)
 
 

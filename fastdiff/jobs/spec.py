@@ -276,7 +276,8 @@ def _conditions(value: Any) -> bool:
     if value.keys() == {"file", "lines"}:  # the hash becomes the name of a file
         return isinstance(value["file"], str) and bool(HASH.fullmatch(value["file"]))
     classes = value.get("classes")
-    return value == {} or (value.keys() == {"classes"} and isinstance(classes, list) and classes)
+    labels = value.keys() == {"classes"} and isinstance(classes, list) and len(classes) > 0
+    return value == {} or labels
 
 
 # what the fields of a spec hold: (test, words)

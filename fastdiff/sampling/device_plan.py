@@ -240,7 +240,7 @@ class DevicePlan:
         end, held = self._space.end, len(self.last_row) if self.version else 0
         self._capacity = max(held, 1 << (2 * end - 1).bit_length()) if held else end
         for name, kind in _HOST.items():
-            grown = np.zeros(self._capacity, kind)
+            grown: Any = np.zeros(self._capacity, kind)
             if held:
                 grown[:held] = getattr(self, name)[:held]
             setattr(self, name, grown)

@@ -60,7 +60,7 @@ def plain(value: Any) -> float:
     """
     if type(value) in (int, float):
         float(value)  # OverflowError for an int beyond all floats
-        return value  # type: ignore[no-any-return]
+        return value
     if isinstance(value, (bool, str, bytes)) or type(value).__name__ == "bool_":
         raise TypeError
     number = whole(value)
@@ -167,7 +167,7 @@ def domains(formula: Callable[..., Any], hints: Mapping[str, Any]) -> dict[str, 
     """
     found = {}
     for name in formula.__kwdefaults__ or {}:
-        declared = getattr(hints.get(name), "__metadata__", ())
+        declared: tuple[Any, ...] = getattr(hints.get(name), "__metadata__", ())
         if len(declared) != 1 or not isinstance(declared[0], Domain):
             raise TypeError(
                 f"fastdiff.solvers: expected a domain for the option {name!r} of"

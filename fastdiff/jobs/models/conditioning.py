@@ -132,13 +132,13 @@ class Classes(Conditioning):
         if isinstance(found, str):
             number = int(found) if found.isdecimal() and len(found) < 20 else -1
             found = self._index.get(found, number)
-        number = whole(found)
-        if number is None or not 0 <= number < self.count:
+        index = whole(found)
+        if index is None or not 0 <= index < self.count:
             names = ", ".join((*self.names[:_SHOWN], *(("…",) if self.count > _SHOWN else ())))
             raise InvalidEntry(
                 f"a class among 0-{self.count - 1}{f' or {names}' if self.names else ''}", value
             )
-        return found
+        return index
 
     def conditions(self, entries: Sequence[Any]) -> Halves:
         y = torch.tensor(entries, dtype=torch.int64)
