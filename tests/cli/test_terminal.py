@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fastdiff import Sampler, Schedule, cli
-from fastdiff.backend import library
+from fastdiff.backend import choice, library
 from fastdiff.jobs import Folder, Job, RunSpec
 from fastdiff.models import MLP
 
@@ -120,10 +120,12 @@ def test_doctor(
     shutil.copy(made["model"] / "config.json", made["top"] / "lib.so")
     monkeypatch.setenv("FASTDIFF_CUDA_LIB", str(made["top"] / "lib.so"))
     library.load.cache_clear()
+    choice._state.cache_clear()
     try:
-        assert "x1b" in printed("doctor") and "x1b" in printed("doctor", "--json")
+        assert "x1b" in printed("doctor") and "u001b" in printed("doctor", "--json")
     finally:
         library.load.cache_clear()
+        choice._state.cache_clear()
 
 
 def test_warnings(
