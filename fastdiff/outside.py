@@ -56,13 +56,13 @@ def read_bytes(path: str | PathLike[str], limit: int = LIMIT) -> bytes:
     Raises ValueError, with part of a sentence, for a larger file, and as `open_regular` does.
     """
     with open_regular(path) as file:
-        parts, size = [], 0
-        while size <= limit and (part := file.read(min(limit + 1 - size, 1 << 24))):
-            parts.append(part)
-            size += len(part)
-    if size > limit:
+        size = os.fstat(file.fileno()).st_size  # of /proc's files it is 0
+        content = file.read(min(size, limit) + 1)
+        while len(content) <= limit and (part := file.read(1 << 16)):
+            content += part
+    if len(content) > limit:
         raise ValueError(f"more than {limit} bytes")
-    return b"".join(parts)
+    return content
 
 
 def parse_json(text: bytes | str, *, finite: bool = True, limit: int = LIMIT) -> Any:
