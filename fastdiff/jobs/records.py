@@ -199,7 +199,7 @@ def _problem(record: Any, unit: int) -> str:
         return f"labels other than {count} whole numbers"
     if not (isinstance(record.get("pixels"), str) and HASH.fullmatch(record["pixels"])):
         return "no hash of its pixels"
-    if not _are_files(files):
+    if files is None or not _are_files(files):
         return "no list of its files"
     # a record can claim any shape, and the samples are allocated by it
     claimed = math.prod(shape) * (1 if record["dtype"] == "uint8" else 4)
