@@ -198,7 +198,7 @@ def test_an_interrupt_at_every_change_of_the_mode(call: Callable[[], None], mode
         call()
         sys.settrace(None)
         total, interrupted = events, 0
-        assert total > 0
+        assert (total > 0) == (call is not dropin), "a drop-in's step changes no mode"
         for at in range(1, total + 1):
             events = 0
             try:
@@ -210,7 +210,7 @@ def test_an_interrupt_at_every_change_of_the_mode(call: Callable[[], None], mode
                 sys.settrace(None)
             assert torch.is_grad_enabled() == mode, at
             assert not torch.is_inference_mode_enabled()
-        assert interrupted
+        assert interrupted or call is dropin
     finally:
         sys.settrace(None)
         torch._C._set_grad_enabled(before)
