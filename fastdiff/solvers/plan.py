@@ -18,12 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SCHEMA_VERSION, SLOTS, broken_rule
+from . import float32
 
 # of slot i: where it is read, and what is written to it
 _SLOT_COLUMNS = {i: [INDEX[f"{to}.s{i}"] for to in OUTPUTS] for i in range(1, SLOTS + 1)}
-_FLOAT32 = float(np.finfo(np.float32).max)
-_UNIT = 4.0  # what x, outputs and noise are taken to be at most, in units of their deviation
-_X0_READ = [INDEX[f"{to}.x0"] for to in OUTPUTS]
 _SLOT_SOURCES = {i: [INDEX[f"s{i}.{of}"] for of in OPERANDS] for i in range(1, SLOTS + 1)}
 
 
@@ -132,32 +130,24 @@ class Plan:
     def beyond_float32(self, row: int = 0) -> str | None:
         """What float32 can't hold from this row on, as the end of a sentence; None if it can.
 
-        That is what a row computes from inputs of unit scale: x, outputs, slots and noise of a few
-        deviations. Of x0 it is the value before the clip: a prediction over an alpha of 1e-40 is
-        the difference of two terms that are infinite in float32, so it is no number.
+        See `fastdiff.solvers.float32`.
         """
-        return next((text for at, text in self._beyond_float32 if at >= row), None)
+        if row not in self._beyond:
+            text = next((text for at, text in self._large_rows if at >= row), None)
+            if text is None and self.levels is not None:
+                end = float32.overflows(self.table, self.levels, row)
+                text = None if end is None else f"rounding errors that grow beyond it by row {end}"
+            self._beyond[row] = text
+        return self._beyond[row]
 
     @functools.cached_property
-    def _beyond_float32(self) -> list[tuple[int, str]]:
-        """(row, what float32 can't hold in it), for all such rows."""
-        size = np.abs(self.table)
-        x0 = _UNIT * (size[:, INDEX["x0_x"]] + size[:, INDEX["x0_out"]])
-        clipped = np.where(self.column("clip_mode") != 0, self.column("clip_bound"), np.inf)
-        scale = np.full((len(size), len(OPERANDS)), _UNIT)
-        scale[:, OPERANDS.index("x0")] = np.minimum(x0, clipped)
-        values = {"x0": np.where(size[:, _X0_READ].any(axis=1), x0, 0.0)}
-        for to in OUTPUTS:
-            columns = [INDEX[f"{to}.{of}"] for of in OPERANDS]
-            name = "the next x" if to == "x" else f"slot {to[1:]}"
-            with np.errstate(over="ignore"):
-                values[name] = (size[:, columns] * scale).sum(axis=1)
-        rows = sorted(
-            (int(row), f"{name} of the order of {value[row]:.0e} in row {int(row)}")
-            for name, value in values.items()
-            for row in np.flatnonzero(value > _FLOAT32)
-        )
-        return rows
+    def _large_rows(self) -> list[tuple[int, str]]:
+        return float32.large_rows(self.table)
+
+    @functools.cached_property
+    def _beyond(self) -> dict[int, str | None]:
+        """`beyond_float32` by row."""
+        return {}
 
     @classmethod
     def stack(cls, plans: Sequence[Plan]) -> tuple[Plan, list[int]]:

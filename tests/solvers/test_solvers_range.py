@@ -107,3 +107,27 @@ def test_outputs_of_a_row_count() -> None:
         assert "in row 2" in beyond
         assert changed.beyond_float32(3) is None
     assert np.isfinite(plan.table).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["v", "edm", "flow", "x0"])
+@pytest.mark.parametrize("solver", ["ipndm", "pndm", "dpm2m"])
+def test_rounding_errors_that_grow_beyond_float32(solver: str, prediction_type: str) -> None:
+    """Coefficients of 1e6 that nearly cancel in every row: a multistep method in eps."""
+    settings = {"solver": solver, "steps": 30, "prediction_type": prediction_type}
+    sampler = Sampler(network, STEEP, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float32 can hold, got rounding errors that grow beyond"):
+        sampler.sample((2, 3), seed=0)
+    assert torch.isfinite(sampler.sample((2, 3), seed=0, dtype=torch.float64)).all()
+    less = Sampler(network, Schedule.linear(1000), **settings)  # type: ignore[arg-type]
+    assert torch.isfinite(less.sample((2, 3), seed=0)).all()
+
+
+def test_long_ordinary_plans_are_held() -> None:
+    """Their rows might grow by the sizes of the coefficients alone; executed, they do not."""
+    for solver in ("ipndm", "lms", "deis", "dpm++3m", "unipc", "sa"):
+        for prediction_type in ("epsilon", "v"):
+            plan = make_plan(
+                Schedule.linear(1000), solver=solver, steps=1000, prediction_type=prediction_type
+            )
+            assert plan.beyond_float32() is None
+            assert plan.beyond_float32(500) is None
