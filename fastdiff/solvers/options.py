@@ -167,7 +167,7 @@ def domains(formula: Callable[..., Any], hints: Mapping[str, Any]) -> dict[str, 
     """
     found = {}
     for name in formula.__kwdefaults__ or {}:
-        declared: tuple[Any, ...] = getattr(hints.get(name), "__metadata__", ())
+        declared: Any = getattr(hints.get(name), "__metadata__", ())
         if len(declared) != 1 or not isinstance(declared[0], Domain):
             raise TypeError(
                 f"fastdiff.solvers: expected a domain for the option {name!r} of"
