@@ -166,7 +166,9 @@ class Draw:
         if values and self.chance(beyond):
             values[self.r.randrange(len(values))] = self.r.choice((-1, high, 2**62, -(2**63)))
             self.call.wrong = f"{name} outside"
-        self.call.arguments[name] = self.layout(torch.tensor(values, dtype=I64))
+        self.call.arguments[name] = self.layout(
+            torch.tensor(values, dtype=I64), numbers=False
+        )
         self.call.rows[name] = "first"
 
     def noise(self, *, step: bool = True, optional: bool = False, drawn: bool = True) -> None:
@@ -199,7 +201,7 @@ class Draw:
                 ids[r.randrange(len(ids))] = r.choice((2**56, -1, 2**63 - 1, -(2**63)))
                 self.call.must_refuse = "sample_ids outside [0, 2**56)" * drawn
                 self.call.ordinary = False
-            a["sample_ids"] = self.layout(torch.tensor(ids, dtype=I64))
+            a["sample_ids"] = self.layout(torch.tensor(ids, dtype=I64), numbers=False)
             self.call.rows["sample_ids"] = "first"
         if step and self.chance(0.4):
             a["step"] = r.choice((0, 1, 999, 2**32 - 1, np.int64(7), 2**32, -1))
