@@ -181,6 +181,23 @@ class _Worker:
         return os.waitstatus_to_exitcode(status)
 
 
+def _in_fork(prepare: Callable[[], None]) -> None:
+    """Calls a function in a process of its own: this one stays without threads, to be forked."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            prepare()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise RuntimeError("campaign.py: expected the campaign to be prepared, got an error above.")
+
+
 def run(
     name: str,
     seed: int,
@@ -210,7 +227,7 @@ def run(
     try:
         os.chdir(folder)
         if campaign.prepare is not None:
-            campaign.prepare()
+            _in_fork(campaign.prepare)
         while todo or running:
             late = end is not None and time.monotonic() > end
             if late:
