@@ -1,5 +1,5 @@
-"""The op tests, and those of accelerated networks' kernels, on a C++ library with address and
-behaviour sanitizers.
+"""The op tests, a short fuzz campaign of the ops, and the tests of accelerated networks' kernels, on
+a C++ library with address and behaviour sanitizers.
 
 The library is built for this test. The process that loads it preloads the runtimes of
 AddressSanitizer and UndefinedBehaviorSanitizer; their first report ends it, which fails the test.
@@ -23,6 +23,7 @@ FLAGS = "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omi
 CHOICE = "cpu and not compil and not opcheck and not fullgraph and not gradcheck"
 CHOICE += " and not wrong_operand"
 OURS = [f"tests/acceleration/test_{name}.py" for name in ("winograd", "contents")]
+OURS += ["tests/fuzz/test_fuzz.py"]  # whose workers' deaths are findings
 TESTS = ["tests/ops", *OURS, "-k", CHOICE]
 
 

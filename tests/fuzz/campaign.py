@@ -98,6 +98,7 @@ def kind_of(text: str) -> str:
     """Returns a sentence without its numbers, names and paths, to count it by."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"|/\S+", "…", text)
     text = re.sub(r"\[[^\]]*\]", "[…]", text)
+    text = re.sub(r"\b[0-9a-f]{16,}\b|case-\d+", "…", text)
     return re.sub(r"-?\d[\d.e+-]*|\bnan\b|-?\binf\b", "#", text)[:110]
 
 
@@ -258,9 +259,7 @@ def run(
                 total.findings.append((case, what))
                 total.counts.update({"cases": 1, what: 1})
                 todo += [
-                    (a, b)
-                    for a, b in ((worker.start, case), (case + 1, worker.stop))
-                    if a < b
+                    (a, b) for a, b in ((worker.start, case), (case + 1, worker.stop)) if a < b
                 ]
     finally:
         for worker in running:
@@ -301,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the first case")
     parser.add_argument("--cases", type=int, help="cases of each campaign (its own number)")
     parser.add_argument("--short", action="store_true", help="as many cases as `make test` runs")
-    parser.add_argument("--minutes", type=float, help="of each campaign, at most")
+    parser.add_argument("--minutes", type=float, help="of all campaigns together, at most")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes")
     options = parser.parse_args(arguments)
     names = options.campaigns or list(CAMPAIGNS)
@@ -311,8 +310,11 @@ def main(arguments: list[str] | None = None) -> int:
         if len(names) != 1:
             parser.error("expected one campaign with --case")
         return _one(names[0], options.seed, options.case)
-    found = 0
-    for name in names:
+    found, end = 0, time.monotonic() + 60 * (options.minutes or 0)
+    for i, name in enumerate(names):
+        minutes = None
+        if options.minutes is not None:  # each campaign gets the same part of what is left
+            minutes = max(0.0, end - time.monotonic()) / 60 / (len(names) - i)
         cases = load(name).short if options.short else options.cases
         begin = time.monotonic()
         report = run(
@@ -321,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
             first=options.first,
             cases=cases,
             jobs=options.jobs,
-            minutes=options.minutes,
+            minutes=minutes,
         )
         show(name, options.seed, report, time.monotonic() - begin)
         found += len(report.findings)

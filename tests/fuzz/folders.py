@@ -51,7 +51,9 @@ def prepare() -> None:
     save_system(GOOD / "denoiser", Denoiser(MLP(2, **vectors), Schedule.vp(20)))
     save_system(
         GOOD / "classifier",
-        NoisyClassifier(Classifier(1, 4, 2, widths=[8], emb=4, groups=4, heads=1), Schedule.linear(9)),
+        NoisyClassifier(
+            Classifier(1, 4, 2, widths=[8], emb=4, groups=4, heads=1), Schedule.linear(9)
+        ),
     )
 
 
@@ -70,8 +72,13 @@ RAW = ("1e400", "-1e400", "9" * 5_000, "0x10", "01", "'a'", "[" * 100_000, '{"a"
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Returns (container, key) of every value inside a JSON value."""
     found = []
-    keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(
-        value, list) else ()
+    keys = (
+        value.keys()
+        if isinstance(value, dict)
+        else range(len(value))
+        if isinstance(value, list)
+        else ()
+    )
     for key in list(keys):
         found += [(value, key), *places(value[key])]
     return found
@@ -96,9 +103,9 @@ def keyed(r: random.Random, text: bytes) -> bytes:
     elif isinstance(container, list):
         container.append(container[key])
     elif kind == 1:
-        container[r.choice(("system", "model", "sampler", "steps", "x", "", "network", "config"))] = (
-            r.choice(VALUES)
-        )
+        container[
+            r.choice(("system", "model", "sampler", "steps", "x", "", "network", "config"))
+        ] = r.choice(VALUES)
     elif kind == 2:
         other, name = r.choice(places(config))
         container[key] = json.loads(json.dumps(other[name]))
@@ -164,7 +171,9 @@ def with_header(r: random.Random, content: bytes) -> bytes:
     name = r.choice(names)
     entry, kind = header[name], r.randrange(8)
     if kind == 0:
-        entry["dtype"] = r.choice(("F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "X", 3))
+        entry["dtype"] = r.choice(
+            ("F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "X", 3)
+        )
     elif kind == 1:
         entry["shape"] = r.choice(([], [0], [-1], [2**40, 2**40], [1.5], "x", [*entry["shape"], 1],
                                    entry["shape"][::-1], [10**30], None))  # fmt: skip

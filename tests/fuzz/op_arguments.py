@@ -102,12 +102,17 @@ class Call:
             if isinstance(value, Tensor):
                 kind = str(value.dtype).removeprefix("torch.")
                 grad = " grad" * value.requires_grad
-                return f"{kind} {list(value.shape)} strides {list(value.stride())}{grad}" if (
-                    value.layout is torch.strided) else f"{kind} {value.layout}"
+                return (
+                    f"{kind} {list(value.shape)} strides {list(value.stride())}{grad}"
+                    if (value.layout is torch.strided)
+                    else f"{kind} {value.layout}"
+                )
             return repr(value)[:80]
 
         lines = [f"{k} = {words(v)}" for k, v in self.arguments.items()]
-        flags = [k for k in ("ordinary", "loose", "fast", "inference", "inplace") if getattr(self, k)]
+        flags = [
+            k for k in ("ordinary", "loose", "fast", "inference", "inplace") if getattr(self, k)
+        ]
         lines += [f"gradients of {self.gradients}", f"wrong: {self.wrong or 'nothing'}", *flags]
         return f"{self.op}:\n  " + "\n  ".join(lines)
 
@@ -166,9 +171,7 @@ class Draw:
         if values and self.chance(beyond):
             values[self.r.randrange(len(values))] = self.r.choice((-1, high, 2**62, -(2**63)))
             self.call.wrong = f"{name} outside"
-        self.call.arguments[name] = self.layout(
-            torch.tensor(values, dtype=I64), numbers=False
-        )
+        self.call.arguments[name] = self.layout(torch.tensor(values, dtype=I64), numbers=False)
         self.call.rows[name] = "first"
 
     def noise(self, *, step: bool = True, optional: bool = False, drawn: bool = True) -> None:
@@ -195,8 +198,10 @@ class Draw:
             a["seed"] = r.choice((-1, 2**64, 10**30, 0.5, "3", torch.tensor(0.0)))
             self.call.wrong = f"seed {a['seed']}"
         if self.chance(0.6):
-            ids = [r.choice((0, 2**56 - 1, r.getrandbits(56), r.randrange(100)))
-                   for _ in range(self.call.batch)]
+            ids = [
+                r.choice((0, 2**56 - 1, r.getrandbits(56), r.randrange(100)))
+                for _ in range(self.call.batch)
+            ]
             if ids and self.chance(0.04):
                 ids[r.randrange(len(ids))] = r.choice((2**56, -1, 2**63 - 1, -(2**63)))
                 self.call.must_refuse = "sample_ids outside [0, 2**56)" * drawn
@@ -396,7 +401,7 @@ def q_posterior(r: random.Random, guard: Guarded) -> Call:
 def broadcastable(d: Draw, shape: Sequence[int]) -> tuple[int, ...]:
     """Returns the shape with some sizes 1, or without its first dimensions."""
     sizes = [1 if d.chance(0.25) else n for n in shape]
-    return tuple(sizes[d.r.randrange(len(sizes)):] if d.chance(0.1) else sizes)
+    return tuple(sizes[d.r.randrange(len(sizes)) :] if d.chance(0.1) else sizes)
 
 
 def of_broadcasting(d: Draw, scales: dict[str, float], always: str | None = None) -> None:

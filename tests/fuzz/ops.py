@@ -146,7 +146,9 @@ def difference(call: Call, name: str, a: Tensor, b: Tensor, *, bits: bool = True
     if call.fast and call.op in EXACT:
         off = apart(a, b, ROUNDING.get(stored, 0), 2 * FAST_NOISE * (call.scale + size))
     elif call.op in EXACT:
-        rounding = max(EXP64, GROUP_NORM["float64"]) if compute == "float64" else GROUP_NORM[compute]
+        rounding = (
+            max(EXP64, GROUP_NORM["float64"]) if compute == "float64" else GROUP_NORM[compute]
+        )
         relative = max(rounding, ROUNDING.get(stored, 0))
         off = apart(a, b, relative, rounding * (size + call.scale))
     else:
@@ -199,11 +201,16 @@ def gradient_difference(call: Call, a: Tensor, b: Tensor) -> str:
         return f"is {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}"
     if not call.ordinary or same_bits(a, b):
         return ""
-    kinds = {str(v.dtype).removeprefix("torch.") for v in (a, *call.inputs()) if
-             isinstance(v, Tensor) and v.is_floating_point()}
+    kinds = {
+        str(v.dtype).removeprefix("torch.")
+        for v in (a, *call.inputs())
+        if isinstance(v, Tensor) and v.is_floating_point()
+    }
     compute = "float64" if call.dtype == torch.float64 else "float32"
-    tolerance = max(GRADIENTS[k] for k in {compute, str(a.dtype).removeprefix("torch.")} | (
-        kinds & {"float16", "bfloat16"})) + (8 * FAST_NOISE * call.scale if call.fast else 0.0)
+    tolerance = max(
+        GRADIENTS[k]
+        for k in {compute, str(a.dtype).removeprefix("torch.")} | (kinds & {"float16", "bfloat16"})
+    ) + (8 * FAST_NOISE * call.scale if call.fast else 0.0)
     off = apart(a, b, 0.0, tolerance * (1 + max(largest(a), largest(b))))
     return f"differs by {off:.3g} of the tolerance, {shown(a, b)}" if off > 1 else ""
 
@@ -212,7 +219,9 @@ def unfinite(call: Call, outcome: Outcome, report: Report) -> None:
     """Reports results and gradients that are not finite though all inputs are ordinary."""
     if not call.ordinary:
         return
-    for name, value in (outcome.results | {f"d {n}": g for n, g in outcome.gradients.items()}).items():
+    for name, value in (
+        outcome.results | {f"d {n}": g for n, g in outcome.gradients.items()}
+    ).items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             report.finding(f"{call.op}: {name} is not finite for ordinary inputs")
 
@@ -237,7 +246,9 @@ def one_sample(call: Call, full: Outcome, report: Report, r: random.Random, back
         if name not in full.results:
             continue  # slots, which the call wrote into buffers or nowhere
         whole = full.results[name]
-        dim = 1 if whole.ndim > value.ndim or (call.op == "reverse_step" and name != "result") else 0
+        dim = (
+            1 if whole.ndim > value.ndim or (call.op == "reverse_step" and name != "result") else 0
+        )
         if not same_bits(whole.narrow(dim, b, 1), value):
             text = shown(whole.narrow(dim, b, 1), value)
             report.finding(f"{call.op} on {backend}: sample {b} of {batch} alone differs: {text}")
@@ -272,13 +283,17 @@ def numpy_of(value: Any) -> Any:
 def oracle(call: Call, got: Outcome, report: Report) -> None:
     """Compares a result with the oracle's."""
     arguments = {
-        k: numpy_of(v) for k, v in call.arguments.items()
+        k: numpy_of(v)
+        for k, v in call.arguments.items()
         if k not in call.outs and k not in ("mode", "used", "workspace", "device", "backend")
     }
     seed = arguments.get("seed")
     if seed is not None:
-        arguments["seed"] = np.asarray(seed).astype(np.int64).astype(np.uint64) if isinstance(
-            seed, np.ndarray) else np.uint64(int(seed))
+        arguments["seed"] = (
+            np.asarray(seed).astype(np.int64).astype(np.uint64)
+            if isinstance(seed, np.ndarray)
+            else np.uint64(int(seed))
+        )
     if call.op == "reverse_step":
         if arguments.get("model_output") is None:
             return
@@ -295,8 +310,11 @@ def oracle(call: Call, got: Outcome, report: Report) -> None:
         if expected.slots is not None and "out" not in call.outs:
             pairs["result 1"] = expected.slots
     else:
-        pairs = dict(zip(got.results, expected, strict=False)) if isinstance(
-            expected, tuple) else {"result": expected}
+        pairs = (
+            dict(zip(got.results, expected, strict=False))
+            if isinstance(expected, tuple)
+            else {"result": expected}
+        )
     for name, value in pairs.items():
         mine = got.results[name].detach()
         theirs = torch.from_numpy(np.array(value)).to(mine.dtype)

@@ -132,7 +132,10 @@ def draw_call(r: random.Random, settings: dict[str, Any]) -> dict[str, Any]:
         call["uncond"] = {"y": torch.zeros(batch, dtype=torch.int64)}
     if r.random() < 0.1:
         call["guidance_scale"] = torch.linspace(0.0, 3.0, batch)
-        call["cond"], call["uncond"] = {"y": torch.arange(batch)}, {"y": torch.zeros(batch, dtype=torch.int64)}
+        call["cond"], call["uncond"] = (
+            {"y": torch.arange(batch)},
+            {"y": torch.zeros(batch, dtype=torch.int64)},
+        )
     if r.random() < 0.1:
         call["image"] = torch.zeros(shape)
         call[r.choice(("start", "strength"))] = r.choice((0, 1, 0.5, 0.8))
