@@ -43,6 +43,10 @@ DATASETS = {
     "vectors": ("vectors", "npy"),
 }
 RUNS = Path("runs")
+WAYS = (
+    "flip", "flip", "flip", "truncate", "empty", "append", "splice", "swap", "rename", "double",
+    "delete", "delete", "replace", "forge", "edit", "folder",
+)  # fmt: skip
 UNCOVERED = ("log", "tmp", "grid.png", "manifest.jsonl", "verify.json")
 DIGESTS = Path("digests.json")
 
@@ -117,8 +121,7 @@ def damage(r: random.Random, run: Path) -> tuple[str, set[str], set[Path]]:
         [k for k in groups for _ in range(4 if k in ("record", "shard", "spec") else 1)]
     )
     path = r.choice(groups[what])
-    how = r.choice(("flip", "flip", "flip", "truncate", "empty", "append", "splice", "swap", "rename",
-                    "double", "delete", "delete", "replace", "forge", "edit", "folder"))  # fmt: skip
+    how = r.choice(WAYS)
     touched = set() if what in UNCOVERED else {path}
     content = path.read_bytes()
     if how == "flip":

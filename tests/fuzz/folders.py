@@ -65,8 +65,10 @@ VALUES: tuple[Any, ...] = (
     None, True, False, -1, 0, 1, 2, 3, 1.5, 1e308, -1e-300, 10**9, 10**18, 2**63, 10**30,
     float("nan"), float("inf"), [], {}, [1], [[]], {"class": "MLP"}, [8, 8, 8], [10**9], *TEXTS,
 )  # fmt: skip
-RAW = ("1e400", "-1e400", "9" * 5_000, "0x10", "01", "'a'", "[" * 100_000, '{"a":' * 50_000,
-       "NaN", "-Infinity", '"\\ud800"', '"\\u0000"', "nul", "1e-400", "[" + "1," * 200_000 + "1]")  # fmt: skip
+RAW = (
+    "1e400", "-1e400", "9" * 5_000, "0x10", "01", "'a'", "[" * 100_000, '{"a":' * 50_000, "NaN",
+    "-Infinity", '"\\ud800"', '"\\u0000"', "nul", "1e-400", "[" + "1," * 200_000 + "1]",
+)  # fmt: skip
 
 
 def places(value: Any) -> list[tuple[Any, Any]]:
@@ -178,8 +180,10 @@ def with_header(r: random.Random, content: bytes) -> bytes:
         entry["shape"] = r.choice(([], [0], [-1], [2**40, 2**40], [1.5], "x", [*entry["shape"], 1],
                                    entry["shape"][::-1], [10**30], None))  # fmt: skip
     elif kind == 2:
-        entry["data_offsets"] = r.choice(([0, 0], [0, len(data)], [len(data), 0], [-4, 0],
-                                          [0, 2**63], [0, 10**30], [1, 5], [], "x", None))  # fmt: skip
+        entry["data_offsets"] = r.choice((
+            [0, 0], [0, len(data)], [len(data), 0], [-4, 0], [0, 2**63], [0, 10**30], [1, 5], [], "x",
+            None,
+        ))  # fmt: skip
     elif kind == 3:
         del header[name]
     elif kind == 4:

@@ -518,7 +518,7 @@ def group_norm_silu(r: random.Random, guard: Guarded) -> Call:
     if d.chance(0.3):
         d.call.arguments["silu"] = r.choice((True, False))
     x = d.call.arguments["x"]
-    # of equal or few numbers a group's deviation is nearly 0, and what is divided by it all rounding
+    # of equal or few numbers a group's deviation is nearly 0, and the quotient by it is rounding
     members = x.numel() // max(batch * groups, 1)
     if d.call.arguments.get("eps", 1.0) < 1e-3 or 0 in x.stride() or members < 4:
         d.call.ordinary = False

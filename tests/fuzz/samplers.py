@@ -44,8 +44,8 @@ SCHEDULES = [
 ]
 PREDICTIONS = ("epsilon", "x0", "v", "score", "flow", "edm")
 ODD: tuple[Any, ...] = (
-    -1, 0, 0.0, -0.5, 2, 1e-12, 1e6, 1e30, 10**9, math.nan, math.inf, -math.inf, "3", "", None, True, [], [1],
-    (1.0, 2.0), {}, 2.5, torch.tensor(0.5), torch.zeros(2), lambda x: x,
+    -1, 0, 0.0, -0.5, 2, 1e-12, 1e6, 1e30, 10**9, math.nan, math.inf, -math.inf, "3", "", None,
+    True, [], [1], (1.0, 2.0), {}, 2.5, torch.tensor(0.5), torch.zeros(2), lambda x: x,
 )  # fmt: skip
 
 
