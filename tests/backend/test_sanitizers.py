@@ -1,5 +1,5 @@
-"""The op tests, a short fuzz campaign of the ops, and the tests of accelerated networks' kernels, on
-a C++ library with address and behaviour sanitizers.
+"""The op tests, a short fuzz campaign of the ops, and the tests of accelerated networks' kernels,
+on a C++ library with address and behaviour sanitizers.
 
 The library is built for this test. The process that loads it preloads the runtimes of
 AddressSanitizer and UndefinedBehaviorSanitizer; their first report ends it, which fails the test.

@@ -181,8 +181,8 @@ def with_header(r: random.Random, content: bytes) -> bytes:
                                    entry["shape"][::-1], [10**30], None))  # fmt: skip
     elif kind == 2:
         entry["data_offsets"] = r.choice((
-            [0, 0], [0, len(data)], [len(data), 0], [-4, 0], [0, 2**63], [0, 10**30], [1, 5], [], "x",
-            None,
+            [0, 0], [0, len(data)], [len(data), 0], [-4, 0], [0, 2**63], [0, 10**30], [1, 5], [],
+            "x", None,
         ))  # fmt: skip
     elif kind == 3:
         del header[name]
