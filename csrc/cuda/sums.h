@@ -91,7 +91,7 @@ struct SumChunks {
 template <class C, class Terms, bool LONG>
 int sum_with(int op, const fd_launch& l, const Terms& terms, const Tiling& t, const Finish<C>& finish, void* workspace) {
     const int64_t chunks = grid(t).chunks;
-    if (chunks > 1 && !workspace)
+    if (chunks > 1 && !workspace && l.batch > 0)
         return fail(FD_VALUE_ERROR, "expected a workspace for samples of %lld chunks, got none.", (long long)chunks);
     C* partial = chunks > 1 ? (C*)workspace : nullptr;
     if (int status = launch(op, l, grid(t), Sum<C, Terms, LONG>{terms, t, finish, partial})) return status;

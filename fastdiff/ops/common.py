@@ -56,7 +56,8 @@ def register_fake(name: str, fake: Callable[..., Any] | None = None) -> Any:
 def strided(where: str, name: str, value: Tensor) -> None:
     """Refuses what is no tensor in dense memory: numbers, arrays, lists, sparse tensors."""
     try:
-        if value.layout is _STRIDED:  # quicker than isinstance, and small steps notice
+        # quicker than isinstance, and small steps notice; a nested tensor says that it is strided
+        if value.layout is _STRIDED and not value.is_nested:
             return
     except AttributeError:
         pass
@@ -64,7 +65,7 @@ def strided(where: str, name: str, value: Tensor) -> None:
         raise TypeError(
             f"fastdiff.{where}: expected {name} as a tensor, got {type(value).__name__}."
         )
-    layout = str(value.layout).removeprefix("torch.")
+    layout = "a nested one" if value.is_nested else str(value.layout).removeprefix("torch.")
     raise TypeError(
         f"fastdiff.{where}: expected {name} as a dense tensor, got {layout}. Pass"
         f" {name}.to_dense()."
@@ -168,7 +169,7 @@ def noise_arguments(
     The values of seeds and ids are not read here: the backends look at ids in the CPU's memory, and
     make samples with wrong ids NaN on other devices. optional: as in `seed_arguments`.
     """
-    fast = counter_arguments(where, step, stream, mode)
+    step, stream, fast = counter_arguments(where, step, stream, mode)
     batch = like.shape[0]
     number, seeds = seed_arguments(where, seed, batch, like, like_name, optional=optional)
     if sample_ids is not None:
@@ -181,15 +182,23 @@ def unsigned(seed: int) -> int:
     return seed % 2**64
 
 
-def counter_arguments(where: str, step: int, stream: int, mode: str) -> bool:
-    """Checks the noise counter's step and stream and returns whether the mode is `fast`."""
-    if whole(step) is None or not 0 <= step < 2**32:
-        raise ValueError(f"fastdiff.{where}: expected step in [0, 2**32), got {step}.")
-    if whole(stream) is None or not 0 <= stream < 256:
-        raise ValueError(f"fastdiff.{where}: expected stream in [0, 256), got {stream}.")
-    if mode not in MODES:
-        raise ValueError(f"fastdiff.{where}: expected mode in {list(MODES)}, got {mode!r}.")
-    return mode == "fast"
+def counter_arguments(where: str, step: int, stream: int, mode: str) -> tuple[int, int, bool]:
+    """Checks the noise counter's step and stream; returns them and whether the mode is `fast`."""
+    step = _count(where, "step", step, 2**32, "2**32")
+    stream = _count(where, "stream", stream, 256, "256")
+    if not isinstance(mode, str) or mode not in MODES:
+        got = repr(mode) if isinstance(mode, str) else type(mode).__name__
+        raise ValueError(f"fastdiff.{where}: expected mode in {list(MODES)}, got {got}.")
+    return step, stream, mode == "fast"
+
+
+def _count(where: str, name: str, value: Any, end: int, end_text: str) -> int:
+    """Returns a whole number of any type in [0, end), a traced one as it is."""
+    number = value if isinstance(value, torch.SymInt) else whole(value)
+    if number is None or not 0 <= number < end:
+        got = type(value).__name__ if number is None else number
+        raise ValueError(f"fastdiff.{where}: expected {name} in [0, {end_text}), got {got}.")
+    return number
 
 
 def sized(where: str, per_sample: int) -> None:
@@ -200,13 +209,32 @@ def sized(where: str, per_sample: int) -> None:
         )
 
 
+def writable(where: str, name: str, out: Tensor) -> None:
+    """Refuses a result's memory that no kernel can write: no dense tensor, or one whose values are
+    the negated memory, or one that autograd would have to record.
+    """
+    strided(where, name, out)
+    if torch.compiler.is_compiling():
+        return
+    if lazy(out):
+        raise ValueError(
+            f"fastdiff.{where}: expected {name} whose memory has its values, got a negated view."
+            " Pass plain memory."
+        )
+    if out.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"fastdiff.{where}: expected {name} without requires_grad, because no gradient is"
+            f" recorded. Pass {name}.detach()."
+        )
+
+
 def written(
     where: str, out: Tensor, like: Tensor, inputs: Sequence[Tensor | None], *, name: str = "out"
 ) -> None:
     """Checks a result's memory: like `like` in shape, dtype and device, contiguous, and either the
     memory of an input or apart from all of them.
     """
-    strided(where, name, out)
+    writable(where, name, out)
     shaped(where, name, out, like.shape)
     same_device(where, name, out, like, "the inputs")
     if out.dtype != like.dtype or not out.is_contiguous():
@@ -354,7 +382,7 @@ def check_sum(
         if workspace is not None:
             raise ValueError(f"fastdiff.{where}: expected out together with workspace. Pass out=.")
         return
-    strided(where, "out", out)
+    writable(where, "out", out)
     shaped(where, "out", out, (batch,))
     same_device(where, "out", out, like, "the inputs")
     if out.dtype != dtype or not out.is_contiguous():
@@ -362,10 +390,10 @@ def check_sum(
             f"fastdiff.{where}: expected a contiguous out of dtype {_name(dtype)}, got"
             f" {_name(out.dtype)}."
         )
+    if workspace is not None:
+        writable(where, "workspace", workspace)
     needed = 0 if n <= CHUNK else batch * chunks(n)
     if needed:
-        if workspace is not None:
-            strided(where, "workspace", workspace)
         if (
             workspace is None
             or workspace.numel() < needed

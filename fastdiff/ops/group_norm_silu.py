@@ -101,13 +101,34 @@ def _launch_out(x, *arguments):
 
 
 def _output(x, *_):
-    return torch.empty_like(_as_stored(x)[0])
+    return _empty_like(_as_stored(x)[0])
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    """Returns memory for the result, in x's memory format.
+
+    Where samples share memory, torch's own choice may put the batch last, which no kernel takes.
+    """
+    out = torch.empty_like(x)
+    if _strides(out) is None:
+        last = x.ndim in _FORMATS and x.stride(1) == 1 and x.shape[1] > 1
+        out = torch.empty_like(
+            x, memory_format=_FORMATS[x.ndim] if last else torch.contiguous_format
+        )
+    return out
 
 
 def _launch(x, *options):
     x, strides = _as_stored(x)
-    out = torch.empty_like(x)
-    _launch_to(out, strides if out.stride() == x.stride() else _strides(out), x, strides, *options)
+    out = _empty_like(x)
+    if out.stride() == x.stride():
+        to = strides
+    else:
+        to = _strides(out)
+        if (to[1] == 1) != (strides[1] == 1):  # kernels read and write in one order
+            x = x.contiguous()
+            strides = _strides(x)
+    _launch_to(out, to, x, strides, *options)
     return out
 
 
@@ -206,6 +227,12 @@ def group_norm_silu(
         raise ValueError(
             f"fastdiff.{where}: expected groups that divide the {channels} channels, got {groups}."
         )
+    try:
+        eps = float(eps)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"fastdiff.{where}: expected eps as a number, got {type(eps).__name__}."
+        ) from None
     if not eps >= 0:
         raise ValueError(f"fastdiff.{where}: expected eps of at least 0, got {eps}.")
     for name, value, shape in (
@@ -224,7 +251,7 @@ def group_norm_silu(
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)
-        common.strided(where, "out", out)
+        common.writable(where, "out", out)
         common.shaped(where, "out", out, x.shape)
         common.same_device(where, "out", out, x, "x")
         common.apart(where, "out", out, (x, weight, bias, scale, shift, add))

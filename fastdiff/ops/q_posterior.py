@@ -112,9 +112,15 @@ def q_posterior(
         if out is None:
             return _functional(*arguments)
         expected = ((x0.shape, x0.dtype), *(((x0.shape[0],), common.compute_dtype(x0)),) * 2)
+        if not isinstance(out, (tuple, list)) or len(out) != 3:
+            raise TypeError(
+                f"fastdiff.{where}: expected out as the tensors (mean, variance, log_variance), got"
+                f" {type(out).__name__}."
+            )
         for name, value, (shape, dtype) in zip(
             ("mean", "variance", "log_variance"), out, expected, strict=True
         ):
+            common.writable(where, name, value)
             common.shaped(where, name, value, shape)
             if value.dtype != dtype or not value.is_contiguous():
                 raise ValueError(

@@ -85,9 +85,9 @@ def randn(
             f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {shape!r}."
         ) from None
     if out is not None:
-        common.strided("randn", "out", out)
+        common.writable("randn", "out", out)
     if out is None or out.shape != shape:
-        sizes = tuple(n if isinstance(n, (int, torch.SymInt)) else whole(n) for n in shape)
+        sizes = tuple(n if isinstance(n, torch.SymInt) else whole(n) for n in shape)
         if len(shape) < 1 or any(n is None or n < 0 for n in sizes):
             raise ValueError(
                 f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}."
@@ -97,6 +97,10 @@ def randn(
         raise ValueError("fastdiff.randn: expected shape [B, …] of sizes >= 0, got [].")
     else:
         shape = tuple(out.shape)  # equal, but perhaps of other types of numbers
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"fastdiff.randn: expected dtype as a torch.dtype, got {type(dtype).__name__}."
+        )
     if out is None:
         if device is None:
             tensors = [v for v in (seed, sample_ids) if isinstance(v, Tensor)]

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..backend import choice
 from ..backend.eager.common import compute_dtype
 from ..table import COLUMNS, OPERANDS, READS, SLOTS, columns
+from ..whole import whole
 from . import common
 from .bound_step import WHERE, BoundStep
 
@@ -134,19 +135,24 @@ class StepArguments(NamedTuple):
             used = common.columns_used(table)
             known = common.readable(table)
         else:
+            used = _mask(used)
             # on the CPU the backends look at the rows in use, which may need less than the table
             known = table.device.type != "cpu" and used != -1
         if known:
             self._check_required(used, learned, slots)
-        common.counter_arguments(WHERE, 0, self.stream, self.mode)
+        _, stream, _ = common.counter_arguments(WHERE, 0, self.stream, self.mode)
         if x_t.numel() > 2**34:
             common.sized(WHERE, common.elements(x_t.shape))
-        _, seeds = common.seed_arguments(WHERE, self.seed, batch, x_t, "x_t", optional=True)
+        seed: int | Tensor | None = self.seed
+        number, seeds = common.seed_arguments(WHERE, seed, batch, x_t, "x_t", optional=True)
         sample_ids = self.sample_ids
         if sample_ids is not None:
             sample_ids = common.integers(WHERE, "sample_ids", sample_ids, batch, x_t, "x_t")
         self._check_outputs(compute)
-        seed = self.seed if seeds is None else seeds
+        if seeds is not None:
+            seed = seeds
+        elif type(seed) is not int and seed is not None:
+            seed = common.unsigned(number)  # NumPy's integers are none for the backends
         if (
             table is self.table
             and row is self.row
@@ -154,6 +160,7 @@ class StepArguments(NamedTuple):
             and sample_ids is self.sample_ids
             and guidance is self.guidance
             and used is self.used
+            and stream is self.stream
         ):
             return self
         return StepArguments(
@@ -167,7 +174,7 @@ class StepArguments(NamedTuple):
             sample_ids,
             guidance,
             self.gradient,
-            self.stream,
+            stream,
             self.mode,
             used,
             *self.outputs,
@@ -249,8 +256,8 @@ class StepArguments(NamedTuple):
                     f"fastdiff.{WHERE}: expected out together with the other outputs. Pass out=."
                 )
             return
+        common.writable(WHERE, "out", out)
         if out is not x_t:
-            common.strided(WHERE, "out", out)
             common.shaped(WHERE, "out", out, x_t.shape)
             common.same_device(WHERE, "out", out, x_t, "x_t")
             if out.dtype != x_t.dtype:
@@ -264,7 +271,7 @@ class StepArguments(NamedTuple):
             raise ValueError(_CONTIGUOUS)
         self._check_memory(out)
         if workspace is not None:
-            common.strided(WHERE, "workspace", workspace)
+            common.writable(WHERE, "workspace", workspace)
             rows = workspace_rows(common.elements(x_t.shape), compute)
             common.shaped(WHERE, "workspace", workspace, (rows, x_t.size(0)))
             common.same_device(WHERE, "workspace", workspace, x_t, "x_t")
@@ -341,6 +348,10 @@ class StepArguments(NamedTuple):
         for value in (self.slots_out, self.x0_out, input_out, self.row_out, time_out):
             if value is not None and not value.is_contiguous():
                 raise ValueError(_CONTIGUOUS)
+        for name in ("slots_out", "x0_out", "input_out", "row_out", "time_out"):
+            value = getattr(self, name)
+            if value is not None:
+                common.writable(WHERE, name, value)
 
     def launchable(self) -> StepArguments:
         """Returns checked arguments as the kernels take them.
@@ -469,6 +480,17 @@ def workspace_for(x_t: Tensor) -> Tensor:
     compute = compute_dtype(x_t)
     rows = workspace_rows(common.elements(x_t.shape), compute)
     return torch.empty(rows, x_t.size(0), dtype=compute, device=x_t.device)
+
+
+def _mask(used: Any) -> int:
+    """Returns a caller's mask of columns as an int."""
+    mask = whole(used)
+    if mask is None:
+        raise TypeError(
+            f"fastdiff.{WHERE}: expected used as a bit mask, got {type(used).__name__}. Use"
+            " Plan.used or None."
+        )
+    return mask
 
 
 def _check_table(table: Tensor, x_t: Tensor) -> None:

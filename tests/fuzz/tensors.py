@@ -108,6 +108,11 @@ def laid_out(r: random.Random, value: Tensor, kind: str) -> Tensor:
     return value
 
 
+def has_memory(value: Tensor) -> bool:
+    """Returns whether a tensor has a storage to look at."""
+    return value.layout is torch.strided and not value.is_meta and not value.is_nested
+
+
 class Watch:
     """The bytes of tensors' storages, to see whether a call changed them."""
 
@@ -115,7 +120,7 @@ class Watch:
         written = {v.untyped_storage().data_ptr() for v in apart_from}
         self.kept = []
         for value in values:
-            if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta:
+            if isinstance(value, Tensor) and has_memory(value):
                 memory = _memory(value)
                 if memory.numel() and memory.data_ptr() not in written:
                     self.kept.append((memory, memory.clone()))

@@ -121,6 +121,7 @@ REPLACED: dict[str, Callable[[Any], Any]] = {
     "half the batch": lambda value: torch.as_tensor(value)[:1],
     "nothing": lambda value: torch.as_tensor(value)[:0],
     "a sparse tensor": lambda value: torch.as_tensor(value).to_sparse(),
+    "a nested tensor": lambda value: torch.nested.nested_tensor([value, value]),
 }
 
 

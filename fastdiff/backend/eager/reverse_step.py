@@ -117,9 +117,9 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
     row, valid = checked_index(step.row, table.shape[0], message)
     wide = table.index_select(0, row)
     drawn = step.noise is not None or step.seed is not None
-    if message is not None and table.device.type == "cpu":
-        # as in C++, rows of samples without elements are not looked at
-        broken = broken_rule(wide, len(table)) if x_t.numel() else None
+    # as in C++, rows of samples without elements are not looked at
+    if message is not None and table.device.type == "cpu" and x_t.numel():
+        broken = broken_rule(wide, len(table))
         if broken is not None:
             sentence = broken[1].format(row=f"{int(row[broken[0]])} of the table")
             raise ValueError(f"fastdiff.reverse_step: {sentence}.")
@@ -290,6 +290,8 @@ def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, plain: Tensor) -> 
     def deviation(v: Tensor) -> Tensor:
         flat = by_sample(v.double())
         n = flat.shape[1]
+        if n == 1:  # 0/0, also where it is not used: its gradient is no number either
+            return torch.where(plain, 1.0, torch.full_like(v.double(), torch.nan))
         apart = flat - _total(flat) / n
         variance = per_sample((_total(apart * apart) / (n - 1)).flatten(), v)
         return torch.where(plain, 1.0, variance).sqrt()  # whose slope at 0 is infinite
@@ -349,7 +351,7 @@ def _noise(step: Any, wide: Tensor, where: str | None) -> Tensor:
     if step.noise is not None:
         return step.noise
     index = wide[:, INDEX["noise_index"]].to(torch.int64)
-    ids = step.sample_ids
+    ids = step.sample_ids if step.x_t.numel() else None
     if ids is not None:  # the ids of samples whose rows read no noise are not looked at
         ids = torch.where((wide[:, _Z] != 0).any(1), ids, 0)
     draw = (step.seed_number or 0, step.seeds, ids, index, step.stream, step.fast)
