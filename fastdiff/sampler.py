@@ -107,7 +107,7 @@ class Sampler:
         decode: Any = None,
         **options: Any,
     ):
-        if eta != 0.0:
+        if not (isinstance(eta, (int, float)) and eta == 0.0):
             options["eta"] = eta
         if plan is None:
             options |= {

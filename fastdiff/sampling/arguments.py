@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,6 +92,15 @@ def prepare(
                 cond = uncond
             else:
                 check_halves(cond, None, where="fastdiff.Sampler")  # uncond is missing
+    if (
+        guided
+        and math.prod(shape[1:]) == 1
+        and any(bool((p.column("guidance_rescale") != 0).any()) for p in different)
+    ):
+        raise ValueError(
+            f"{where}: expected samples of at least 2 elements with guidance_rescale, which divides"
+            f" by their deviation, got the shape {list(shape)}."
+        )
     halves = conditions(cond, uncond, n, device, both=guided)
     levels = None
     if g.image is not None:
@@ -171,7 +181,13 @@ def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Te
         return torch.arange(n, device=device)
     if isinstance(ids, range) and 0 <= ids.start and ids.stop <= 2**56:
         return torch.arange(ids.start, ids.stop, ids.step, device=device)
-    ids = torch.as_tensor(ids)
+    try:
+        ids = torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(
+            f"fastdiff.Sampler.sample: expected {n} integer sample_ids, got a"
+            f" {type(ids).__name__} of other values."
+        ) from None
     if ids.dtype != torch.int64 or ids.shape != (n,):
         raise ValueError(
             f"fastdiff.Sampler.sample: expected {n} integer sample_ids, got {ids.dtype} of shape"

@@ -88,11 +88,11 @@ class Engine:
                     f"fastdiff.Sampler: expected network_batch >= 1 or None, got {network_batch!r}."
                 )
             network_batch = rows
-        if on_oom not in ON_OOM:
+        if not isinstance(on_oom, str) or on_oom not in ON_OOM:
             raise ValueError(
                 f"fastdiff.Sampler: expected on_oom in {list(ON_OOM)}, got {on_oom!r}."
             )
-        if graph not in GRAPH:
+        if not isinstance(graph, (bool, str)) or graph not in GRAPH:
             raise ValueError(f"fastdiff.Sampler: expected graph in {list(GRAPH)}, got {graph!r}.")
         self._kept = KeptRuns()
         self._call_options: dict[str, Any] = {
@@ -127,6 +127,13 @@ class Engine:
         Raises ValueError and TypeError for shapes and dtypes that no state has.
         """
         where = "fastdiff.Sampler.sample"
+        hooks = {"callback": callback, "classifier": classifier, "guidance": guidance}
+        for hook, function in hooks.items():
+            if function is not None and not callable(function):
+                raise TypeError(
+                    f"{where}: expected {hook} as a function or None, got"
+                    f" {type(function).__name__}."
+                )
         if x is not None:
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
                 got = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x)

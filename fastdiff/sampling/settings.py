@@ -30,12 +30,12 @@ def plan_settings(
     Later settings are left out where they change nothing, so that the config.json of a sampler
     without them stays the same.
     """
-    if eta != 0.0:
+    if not _zero(eta):
         options["eta"] = eta
     further = {
         "timesteps": timesteps,
         "dynamic_threshold": dynamic_threshold,
-        "guidance_rescale": guidance_rescale or None,
+        "guidance_rescale": None if _zero(guidance_rescale) else guidance_rescale,
         "guidance_interval": guidance_interval,
     }
     return {
@@ -47,6 +47,11 @@ def plan_settings(
         **options,
         **{name: value for name, value in further.items() if value is not None},
     }
+
+
+def _zero(value: Any) -> bool:
+    """Returns whether a setting is the number 0 or False; what is no number is refused later."""
+    return isinstance(value, (int, float)) and value == 0
 
 
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from campaign import Campaign, Report, described, is_sentence, kind_of
-from tensors import draw_shape
+from tensors import draw_shape, normals
 from torch import Tensor
 
 from fastdiff import Sampler, Schedule
@@ -127,7 +127,8 @@ def draw_call(r: random.Random, settings: dict[str, Any]) -> dict[str, Any]:
     ids = [r.choice((0, 1, 5, 2**56 - 1, r.getrandbits(56))) for _ in range(batch)]
     call: dict[str, Any] = {"seed": r.choice((0, 7, 2**63, 2**64 - 1, r.getrandbits(64)))}
     call["sample_ids"] = r.choice((None, ids, torch.tensor(ids, dtype=torch.int64)))
-    if settings.get("guidance_scale", 1) != 1 or r.random() < 0.2:
+    strength = settings.get("guidance_scale", 1)
+    if not isinstance(strength, int) or strength != 1 or r.random() < 0.2:
         call["cond"] = {"y": torch.arange(batch)}
         call["uncond"] = {"y": torch.zeros(batch, dtype=torch.int64)}
     if r.random() < 0.1:
@@ -140,9 +141,12 @@ def draw_call(r: random.Random, settings: dict[str, Any]) -> dict[str, Any]:
         call["image"] = torch.zeros(shape)
         call[r.choice(("start", "strength"))] = r.choice((0, 1, 0.5, 0.8))
     elif r.random() < 0.1:
-        call["x_T"] = torch.ones(shape)
+        call["x_T"] = normals(r, shape, torch.float32, 1.0)  # of equal numbers nothing is rescaled
     if r.random() < 0.08:
-        call["mask"], call["known"] = torch.zeros(shape[1:]), torch.ones(shape[1:])
+        call["mask"], call["known"] = (
+            torch.zeros(shape[1:]),
+            normals(r, shape[1:], torch.float32, 1.0),
+        )
     if r.random() < 0.1:
         call["steps"] = r.choice((1, 3, [2] * batch, list(range(1, batch + 1))))
     if r.random() < 0.15:

@@ -14,7 +14,8 @@ def from_folder(name: str) -> Model:
     """Returns the model of a folder. Raises FileNotFoundError and ValueError that name the file."""
     config = read_config(name)
     network, schedule, settings = load(name)
-    arguments = getattr(network, "config", config["model"].get("config", {}))
+    # a system's folder may say nothing of a network
+    arguments = getattr(network, "config", config.get("model", {}).get("config", {}))
     facts = {
         "kind": "folder",
         "name": name,

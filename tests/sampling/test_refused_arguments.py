@@ -1,0 +1,53 @@
+"""Arguments of samplers that no run can use are refused in a sentence before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiff import Sampler, Schedule
+
+SCHEDULE = Schedule.linear(50)
+SENTENCE = r"^fastdiff\.[\w.]+: [^\n]*\Z"
+NO_FUNCTIONS = (1, 2.5, [], {}, "text", True)
+
+
+def net(x: torch.Tensor, t: torch.Tensor, **_: Any) -> torch.Tensor:
+    return 0.1 * x
+
+
+@pytest.mark.parametrize("hook", ["callback", "classifier", "guidance"])
+@pytest.mark.parametrize("value", NO_FUNCTIONS, ids=repr)
+def test_a_hook_that_is_no_function(hook: str, value: Any) -> None:
+    sampler = Sampler(net, SCHEDULE, steps=2)
+    with pytest.raises(TypeError, match=rf"^fastdiff\.Sampler\.sample: expected {hook} as a func"):
+        sampler.sample((2, 3), seed=0, **{hook: value})
+
+
+@pytest.mark.parametrize(
+    "ids", [["a", "b"], [None, 1], [[1], [2, 3]], "ab", {}, [2**70, 1]], ids=repr
+)
+def test_sample_ids_that_are_no_numbers(ids: Any) -> None:
+    with pytest.raises(ValueError, match=SENTENCE):
+        Sampler(net, SCHEDULE, steps=2).sample((2, 3), seed=0, sample_ids=ids)
+
+
+@pytest.mark.parametrize("setting", ["on_oom", "graph", "eta"])
+def test_a_tensor_as_a_setting(setting: str) -> None:
+    """Its truth value is undefined."""
+    with pytest.raises((TypeError, ValueError), match=SENTENCE):
+        Sampler(net, SCHEDULE, steps=2, **{setting: torch.zeros(2)})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2,), (2, 1, 1)], ids=str)
+def test_rescaled_guidance_of_one_element(shape: tuple[int, ...]) -> None:
+    """A single number has no deviation: the samples would not be numbers."""
+    sampler = Sampler(net, SCHEDULE, steps=2, guidance_rescale=0.7, solver="ddim")
+    halves: dict[str, Any] = {"cond": {"y": torch.arange(shape[0])}}
+    halves["uncond"] = {"y": torch.zeros(shape[0], dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"at least 2 elements with guidance_rescale"):
+        sampler.sample(shape, seed=0, guidance_scale=3.0, **halves)
+    assert sampler.sample(shape, seed=0).isfinite().all(), "without guidance nothing is rescaled"
+    assert sampler.sample((2, 2), seed=0, guidance_scale=1.0).isfinite().all()
