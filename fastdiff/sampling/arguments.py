@@ -61,8 +61,8 @@ def prepare(
             " drawn."
         )
     gamma, over = strength(g.guidance_scale, n)
-    starts = _each("start", g.start, n)
-    steps = _each("steps", g.steps, n)
+    starts = _numbers("start", g.start, n)
+    steps = _numbers("steps", g.steps, n)
     if g.strength is not None:
         if g.image is None or any(starts):
             raise ValueError(
@@ -131,6 +131,20 @@ def _each(name: str, value: Any, n: int) -> list[Any]:
             )
         return list(value)
     return [value] * n
+
+
+def _numbers(name: str, value: Any, n: int) -> list[Any]:
+    """`_each` of numbers or None, which the plans check further; whole ones are Python's."""
+    values = _each(name, value, n)
+    for i, number in enumerate(values):
+        if number is not None and not isinstance(number, (int, float)):
+            values[i] = whole(number)
+            if values[i] is None:
+                raise TypeError(
+                    f"fastdiff.Sampler.sample: expected {name} as whole numbers, got"
+                    f" {type(number).__name__}."
+                )
+    return values
 
 
 def _samples(

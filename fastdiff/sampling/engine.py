@@ -143,17 +143,18 @@ class Engine:
                     f"{where}: expected {name} of shape {list(shape)}, got {list(x.shape)}."
                 )
             shape, device = x.shape, x.device
-            dtype = dtype or compute_dtype(x)
+            dtype = compute_dtype(x) if dtype is None else dtype
         else:
             device = self.network.device
         sizes = () if shape is None else tuple(whole(s) for s in shape)
         if not sizes or any(s is None or s < 0 for s in sizes):
             raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape}.")
         shape = tuple(s for s in sizes if s is not None)
-        dtype = dtype or torch.float32
-        if dtype not in (torch.float32, torch.float64):
+        dtype = torch.float32 if dtype is None else dtype
+        if not isinstance(dtype, torch.dtype) or dtype not in (torch.float32, torch.float64):
             raise TypeError(
-                f"{where}: expected dtype float32 or float64 (the state's), got {dtype}."
+                f"{where}: expected dtype float32 or float64 (the state's), got"
+                f" {dtype if isinstance(dtype, torch.dtype) else type(dtype).__name__}."
             )
         scale = float(classifier_scale)
         self._check_derivatives(differentiable, checkpoint, last_k, through_network)

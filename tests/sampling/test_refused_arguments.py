@@ -34,6 +34,13 @@ def test_sample_ids_that_are_no_numbers(ids: Any) -> None:
         Sampler(net, SCHEDULE, steps=2).sample((2, 3), seed=0, sample_ids=ids)
 
 
+@pytest.mark.parametrize("value", [{}, torch.zeros(2), "text", object(), 1j, [[1], [2]]], ids=repr)
+@pytest.mark.parametrize("name", ["start", "steps", "dtype"])
+def test_numbers_and_dtypes_of_a_call(name: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=SENTENCE):
+        Sampler(net, SCHEDULE, steps=2).sample(x_T=torch.zeros(2, 3), seed=0, **{name: value})
+
+
 @pytest.mark.parametrize("setting", ["on_oom", "graph", "eta"])
 def test_a_tensor_as_a_setting(setting: str) -> None:
     """Its truth value is undefined."""
