@@ -192,7 +192,7 @@ def counter_arguments(where: str, step: int, stream: int, mode: str) -> tuple[in
     return step, stream, mode == "fast"
 
 
-def _count(where: str, name: str, value: Any, end: int, end_text: str) -> int:
+def _count(where: str, name: str, value: Any, end: int, end_text: str) -> Any:
     """Returns a whole number of any type in [0, end), a traced one as it is."""
     number = value if isinstance(value, torch.SymInt) else whole(value)
     if number is None or not 0 <= number < end:

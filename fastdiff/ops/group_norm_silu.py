@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,13 +122,11 @@ def _empty_like(x: Tensor) -> Tensor:
 def _launch(x, *options):
     x, strides = _as_stored(x)
     out = _empty_like(x)
-    if out.stride() == x.stride():
-        to = strides
-    else:
+    to: Any = strides
+    if out.stride() != x.stride():
         to = _strides(out)
         if (to[1] == 1) != (strides[1] == 1):  # kernels read and write in one order
-            x = x.contiguous()
-            strides = _strides(x)
+            x, strides = _as_stored(x.contiguous())
     _launch_to(out, to, x, strides, *options)
     return out
 

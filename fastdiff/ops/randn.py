@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ def randn(
     if out is not None:
         common.writable("randn", "out", out)
     if out is None or out.shape != shape:
-        sizes = tuple(n if isinstance(n, torch.SymInt) else whole(n) for n in shape)
+        sizes: Any = tuple(n if isinstance(n, torch.SymInt) else whole(n) for n in shape)
         if len(shape) < 1 or any(n is None or n < 0 for n in sizes):
             raise ValueError(
                 f"fastdiff.randn: expected shape [B, …] of sizes >= 0, got {list(shape)}."
