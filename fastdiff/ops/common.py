@@ -216,7 +216,7 @@ def writable(where: str, name: str, out: Tensor) -> None:
     strided(where, name, out)
     if torch.compiler.is_compiling():
         return
-    if lazy(out):
+    if lazy(out) or out.is_conj():
         raise ValueError(
             f"fastdiff.{where}: expected {name} whose memory has its values, got a negated view."
             " Pass plain memory."

@@ -160,6 +160,16 @@ def test_results_of_the_posterior_that_no_kernel_can_write_are_refused(
             ops.q_posterior(**OPERANDS["q_posterior"], out=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(
+    "name", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "vlb_terms"]
+)
+def test_a_workspace_that_is_not_needed_is_checked_too(name: str) -> None:
+    wrong = torch.zeros(2, dtype=torch.complex64).conj()
+    with pytest.raises(ValueError, match=rf"^fastdiff\.{name}: expected workspace whose memory"):
+        getattr(ops, name)(**OPERANDS[name], workspace=wrong)
+
+
 def test_results_in_a_leaf_are_written_without_gradients() -> None:
     """As an optimizer does, under torch.no_grad."""
     leaf = torch.zeros(2, 4, requires_grad=True)
