@@ -120,7 +120,7 @@ class DDIMScheduler(VariancePreserving):
                 f"fastdiff.{type(self).__name__}.step: expected one of generator and"
                 " variance_noise, got both."
             )
-        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output}
+        options = {"eta": eta, "use_clipped_model_output": bool(use_clipped_model_output)}
         return self._advance(
             model_output,
             timestep,
@@ -155,7 +155,7 @@ class DDIMParallelScheduler(DDIMScheduler):
                 f"fastdiff.{type(self).__name__}.batch_step_no_noise: expected eta 0, got {eta}."
             )
         state = self._state
-        options: dict[str, Any] = {"use_clipped_model_output": use_clipped_model_output}
+        options: dict[str, Any] = {"use_clipped_model_output": bool(use_clipped_model_output)}
 
         def pair(t: int) -> tuple[Time, Time]:
             first, second = self._pair(state, t)
