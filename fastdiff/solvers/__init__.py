@@ -10,11 +10,16 @@ from . import ddpm as ddpm
 from . import dpm_multistep as dpm_multistep
 from . import dpm_sde as dpm_sde
 from . import dpm_singlestep as dpm_singlestep
+from . import er_sde as er_sde
 from . import flow as flow
 from . import karras as karras
+from . import mixed_slopes as mixed_slopes
 from . import repaint as repaint
+from . import res as res
+from . import runge_kutta as runge_kutta
 from . import sa as sa
 from . import sde as sde
+from . import seeds as seeds
 from . import unipc as unipc
 from .build import make_plan
 from .plan import Plan

@@ -6,8 +6,10 @@ value of eps at an earlier point of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf, log
+
+import numpy as np
 
 from .exponential import lagrange_basis
 from .grids import Time
@@ -195,6 +197,95 @@ def lms(p: Trace, times: Sequence[Time], *, order: Order4 = 4) -> Linear:
         if len(known) > 1:
             weights = lagrange_integrals([rho for _, rho in known], t.rho, s.rho)
             x = _step(t, s, x0, d, _combine([v for v, _ in known], weights) - (s.rho - t.rho) * d)
+        if i < len(times) - 2 and t.rho < inf:
+            past = [(p.keep(d), t.rho), *past][: order - 1]
+    return x
+
+
+def _ahead(steps: Sequence[float], as_published: bool) -> list[float]:
+    """Returns the weights of the slopes, latest first, of Adams-Bashforth's method on any grid.
+
+    Newton's polynomial through the slopes, integrated over the step and divided by its width.
+
+    Args:
+        steps: the width of the step to take and those of the steps before, latest first.
+        as_published: with the slips of the published code, see `ipndm_v`.
+    """
+    h, back = steps[0], steps[1:]
+    weights = [1.0] + [0.0] * len(back)
+    # the k-th backward difference is 1 at the latest slope: Π distance_j/(node_i - node_j)
+    nodes = [0.0]
+    for step in back:
+        nodes.append(nodes[-1] - step)
+    for k in range(1, len(nodes)):
+        scale = _product(-node for node in nodes[1 : k + 1])
+        polynomial = np.polynomial.Polynomial.fromroots(nodes[:k])
+        mean = float(polynomial.integ()(h)) / h / scale
+        each = [
+            scale / _product(nodes[i] - nodes[j] for j in range(k + 1) if j != i)
+            for i in range(k + 1)
+        ]
+        if as_published and k == 2:
+            mean = 0.5 * (1.0 - h**2 / (3.0 * scale))
+        if as_published and k == 3:
+            a, b = h + back[0], h + back[0] + back[1]
+            share = 0.5 * (1.0 - h / (3.0 * a)) + (1.0 - h / (2.0 * a)) * h / (6.0 * b)
+            mean = share * h * a * b / scale
+            each[3] *= back[0] * back[2] / back[1] ** 2
+        for i, value in enumerate(each):
+            weights[i] += mean * value
+    return weights
+
+
+def _product(values: Iterable[float]) -> float:
+    total = 1.0
+    for value in values:
+        total *= value
+    return total
+
+
+@solver(
+    "ipndm_v",
+    paper="Zhang & Chen 2023 (iPNDM) with Adams-Bashforth's weights of the grid's own steps",
+    order=2,
+    arrays=7,
+    configurations=[
+        Configuration({"order": 1}, order=1),
+        Configuration({"order": 2}, order=2),
+        Configuration({"order": 3}, order=3),
+        Configuration({"order": 4}, order=4, exact_start=True),
+        Configuration({"as_published": True, "order": 3}, order=2),
+        Configuration({"as_published": True}),
+    ],
+    peer=Peer(sampler="lms"),
+)
+def ipndm_v(
+    p: Trace, times: Sequence[Time], *, order: Order4 = 4, as_published: Flag = False
+) -> Linear:
+    """x_s = x_t + (rho_s - rho_t) Σ a_k d_k, with a_k of Newton's polynomial through the slopes.
+
+    It is `lms` in another form, but for the step into clean data, which is Euler's.
+
+    Args:
+        order: number of slopes, 1 to 4; it rises over the first steps.
+        as_published: the weights of the published code, which differ from the integrals at orders 3
+            and 4: it divides 1 - h²/(3 h1 (h1 + h2)) by 2 for the second difference; in the third
+            it adds a term that the integral subtracts, and takes h1/h2 for h2/h3 at the oldest
+            slope, so that the weights do not add up to 1 on an uneven grid.
+    """
+    x = p.start
+    past: list[tuple[Linear, float]] = []
+    for i, (t, s) in enumerate(zip(times, times[1:], strict=False)):
+        x0, _, _ = p.predict(x, t)
+        d = slope(t, p.x(), x0)
+        past = [q for q in past if q[1] != t.rho]  # equal points give no slope
+        known = [(d, t.rho), *past][: 1 if s.rho in (0, t.rho) else order]
+        x = euler_step(t, s, p.x(), x0)
+        if len(known) > 1:
+            levels = [s.rho, *(rho for _, rho in known)]
+            steps = [a - b for a, b in zip(levels, levels[1:], strict=False)]
+            change = _combine([v for v, _ in known], _ahead(steps, as_published)) - d
+            x = _step(t, s, x0, d, (s.rho - t.rho) * change)
         if i < len(times) - 2 and t.rho < inf:
             past = [(p.keep(d), t.rho), *past][: order - 1]
     return x

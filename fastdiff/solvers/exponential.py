@@ -175,3 +175,87 @@ def lagrange_basis(nodes: Sequence[float]) -> list[np.polynomial.Polynomial]:
                 basis = basis * np.polynomial.Polynomial([-other, 1.0]) / (node - other)
         polynomials.append(basis)
     return polynomials
+
+
+def moments(z: float, count: int) -> list[float]:
+    """Returns ∫_0^1 e^(-z v) v^j dv for j < count."""
+    if z < 2.0:  # the recursion below cancels there; the series Σ (-z)^k/(k! (j + k + 1)) does not
+        terms = [1.0]
+        for k in range(1, 30):
+            terms.append(-terms[-1] * z / k)
+        return [sum(term / (j + k + 1) for k, term in enumerate(terms)) for j in range(count)]
+    values = [-expm1(-z) / z]
+    for j in range(1, count):
+        values.append((j * values[-1] - exp(-z)) / z)
+    return values
+
+
+def phi(z: float) -> tuple[float, float]:
+    """Returns phi_1(-z) = (1 - e^-z)/z and phi_2(-z) = (1 - phi_1(-z))/z, for z >= 0.
+
+    Weights of exponential integrators are sums of these (Hochbruck & Ostermann 2010, eq. 2.10).
+    """
+    first, second = moments(z, 2)
+    return first, first - second
+
+
+class Stage(NamedTuple):
+    """A stage of an exponential Runge-Kutta step: its point, and the weights of the changes of x0.
+
+    Attributes:
+        at: the point of the stage; the last stage is the end of the step.
+        weights: of y_j - x0 for each stage j before, times alpha; y_j is the prediction there.
+    """
+
+    at: Time
+    weights: Sequence[float]
+
+
+def stages(
+    p: Trace, t: Time, x0: Linear, steps: Sequence[Stage], *, eta: float = 0.0, s_noise: float = 1.0
+) -> Linear:
+    """Returns the state at the last stage of a step from t, on the SDE of noise sqrt(eta).
+
+    With h = lambda_q - lambda_t, the state at a stage q is
+
+        x_q = (sigma_q/sigma_t) e^(-eta h) x_t + alpha_q ((1 - e^(-(1 + eta) h)) x0
+              + Σ_j w_j (y_j - x0)) + sigma_q n_q,    n_q ~ N(0, 1 - e^(-2 eta h))
+
+    where n_q follows one path of noise from stage to stage. Each stage but the last is a network
+    call. Only sums are remembered: after a call, every later stage's state so far.
+
+    Args:
+        x0: the prediction at t, in the open row.
+        steps: the stages in the order of their points.
+        eta: 0 for the probability-flow ODE, 1 for the reverse SDE. s_noise: factor of the noise.
+    """
+    sums = [_base(p, t, stage, x0, eta) for stage in steps]
+    before = t
+    for k, (at, _) in enumerate(steps):
+        drawn = s_noise * _spread(eta, step_size(before, at)) if eta and at.sigma > 0 else 0.0
+        if drawn > 0:
+            z = p.noise()
+            for i, stage in enumerate(steps[k:], k):
+                share = stage.at.sigma * exp(-eta * step_size(at, stage.at))
+                sums[i] = sums[i] + share * drawn * z
+        if k == len(steps) - 1:
+            break
+        x, sums[k + 1 :] = sums[k], [p.keep(value) for value in sums[k + 1 :]]
+        y0, _, _ = p.predict(x, at)
+        for i, stage in enumerate(steps[k + 1 :], k + 1):
+            sums[i] = sums[i] + stage.at.alpha * stage.weights[k] * y0
+        before = at
+    return sums[-1]
+
+
+def _base(p: Trace, t: Time, stage: Stage, x0: Linear, eta: float) -> Linear:
+    """Returns the part of a stage's state that x_t and x0 determine."""
+    s, h = stage.at, step_size(t, stage.at)
+    decay = exp(-eta * h) if eta else 1.0  # h may be infinite
+    gain = -expm1(-(1.0 + eta) * h) - sum(stage.weights)
+    return (s.sigma / t.sigma * decay) * p.x() + (s.alpha * gain) * x0
+
+
+def _spread(eta: float, h: float) -> float:
+    """Returns sqrt(1 - e^(-2 eta h)), the deviation of the noise of a step over its sigma."""
+    return sqrt(max(-expm1(-2.0 * eta * h), 0.0))  # h may round to below 0

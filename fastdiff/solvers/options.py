@@ -158,6 +158,9 @@ Noise = Annotated[
 ]
 """SA-Solver's tau."""
 Variance = Annotated[float | None, optional(FINITE)]
+Number = Annotated[float, number(-_LARGEST, _LARGEST, "as a finite number")]
+Stages = Annotated[str, one_of(("phi_1", "phi_2"))]
+"""The weight of a stage of an exponential integrator."""
 
 
 def domains(formula: Callable[..., Any], hints: Mapping[str, Any]) -> dict[str, Domain]:

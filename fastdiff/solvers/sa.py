@@ -18,7 +18,7 @@ from typing import Annotated
 
 import numpy as np
 
-from .exponential import lagrange_basis, step_size
+from .exponential import lagrange_basis, moments, step_size
 from .grids import Time
 from .options import FINITE, Flag, Level, Noise, Order4, one_of
 from .registry import Configuration, Peer, solver
@@ -41,20 +41,19 @@ CONFIGURATIONS = [
     Configuration({"predictor_order": 1, "corrector_order": 0}, order=1, tau=1.0),
     Configuration({"predictor_order": 3, "corrector_order": 4, **_FULL}, order=2, tau=1.0),
     Configuration({"predictor_order": 3, "corrector_order": 4}),
+    Configuration(
+        {"tau": 0.0, "pece": True, "predictor_order": 1, "corrector_order": 2, **_FULL}, order=2
+    ),
+    Configuration(
+        {"tau": 0.0, "pece": True, "predictor_order": 2, "corrector_order": 3, **_FULL}, order=3
+    ),
+    Configuration(
+        {"tau": 0.0, "pece": True, "predictor_order": 3, "corrector_order": 4, **_FULL},
+        order=4,
+        exact_start=True,
+    ),
+    Configuration({"pece": True, **_FULL}, order=2, tau=1.0),
 ]
-
-
-def moments(z: float, count: int) -> list[float]:
-    """Returns ∫_0^1 e^(-z v) v^j dv for j < count."""
-    if z < 2.0:  # the recursion below cancels there; the series Σ (-z)^k/(k! (j + k + 1)) does not
-        terms = [1.0]
-        for k in range(1, 30):
-            terms.append(-terms[-1] * z / k)
-        return [sum(term / (j + k + 1) for k, term in enumerate(terms)) for j in range(count)]
-    values = [-expm1(-z) / z]
-    for j in range(1, count):
-        values.append((j * values[-1] - exp(-z)) / z)
-    return values
 
 
 def _weights(
@@ -107,6 +106,7 @@ def sa(
     tau_max: Level = inf,
     lower_order_final: Flag = True,
     as_published: Flag = False,
+    pece: Flag = False,
 ) -> Linear:
     """The predictor, and the corrector that improves its result after the next network call.
 
@@ -118,6 +118,8 @@ def sa(
             function of the `Time` at which a step starts.
         lower_order_final: the orders fall over the last steps.
         as_published: formulas of order 2 have the published code's extra term of O(h³).
+        pece: after a correction the network is called again on the corrected state, and its
+            prediction replaces that on the predicted one (predict, evaluate, correct, evaluate).
     """
     steps, x = len(times) - 1, p.start
     past: list[Known] = []  # predictions, latest first, without one at pure noise, lambda = -inf
@@ -129,6 +131,9 @@ def sa(
         if correct:
             known = [(x0, t), *past][: min(correct, len(past) + 1)]
             corrected = base + _sum(known, times[i - 1], t, noise_of, as_published)
+            if pece:
+                x0, _, _ = p.predict(corrected, t)
+                corrected = p.x()
         if callable(tau):
             noise_of = FINITE.check("tau(point)", tau(t))
         else:

@@ -67,6 +67,15 @@ CASES = [
         {"solver_order": 2, "solver_type": "heun", **FULL},
         False,
     ),
+    ("res_2m", {}, DPM, {"solver_order": 2, "solver_type": "heun", **FULL}, False),
+    (
+        "res_2m_ancestral",
+        {"eta": 0.0},
+        DPM,
+        {"solver_order": 2, "solver_type": "heun", **FULL},
+        False,
+    ),
+    ("er_sde", {"phi": 1.0, "order": 1}, DPM, {"solver_order": 1, **SDE}, False),
     ("dpm++3m", {"as_published": True}, DPM, {"solver_order": 3, **FULL}, False),
     ("dpm++2m_sde", {}, DPM, {"solver_order": 2, **SDE, **FULL}, False),
     (
@@ -123,6 +132,9 @@ CASES = [
     ("euler", {}, "EulerDiscrete", {}, True),
     ("euler_ancestral", {}, "EulerAncestralDiscrete", {}, True),
     ("heun", {}, "HeunDiscrete", {}, True),
+    ("rk", {"tableau": "euler"}, "EulerDiscrete", {}, True),
+    ("rk", {"tableau": "heun"}, "HeunDiscrete", {}, True),
+    ("gradient_estimation", {"gamma": 1.0}, "EulerDiscrete", {}, True),
     ("lms", {}, "LMSDiscrete", {}, True),
     ("kdpm2", {}, "KDPM2Discrete", {}, True),
     ("kdpm2_ancestral", {}, "KDPM2AncestralDiscrete", {}, True),
@@ -182,7 +194,12 @@ def test_a_thousand_steps(case: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize(
     "solver, name",
-    [("flow_euler", "FlowMatchEulerDiscrete"), ("flow_heun", "FlowMatchHeunDiscrete")],
+    [
+        ("flow_euler", "FlowMatchEulerDiscrete"),
+        ("flow_heun", "FlowMatchHeunDiscrete"),
+        ("rk-euler", "FlowMatchEulerDiscrete"),
+        ("rk-heun", "FlowMatchHeunDiscrete"),
+    ],
 )
 def test_flow_matching(
     solver: str, name: str, shift: float, steps: int, monkeypatch: pytest.MonkeyPatch
@@ -197,10 +214,17 @@ def test_flow_matching(
         sigmas = torch.cat([sigmas[:1], sigmas[1:-1:2], sigmas[-1:]])
     times = times_of(sigmas, scheduler.timesteps, "flow")
     assert len(times) == steps + 1 and times[0].alpha == 0 and times[-1] == CLEAN
+    solver, _, tableau = solver.partition("-")
+    options = {"tableau": tableau, "variable": "flow"} if tableau else {}
     plan = make_plan(
-        Schedule.flow(shift=shift), solver=solver, steps=steps, times=times, prediction_type="flow"
+        Schedule.flow(shift=shift),
+        solver=solver,
+        steps=steps,
+        times=times,
+        prediction_type="flow",
+        **options,
     )
-    if solver == "flow_heun" and steps > 1:
+    if "Heun" in name and steps > 1:
         assert plan.network_calls == 2 * steps - 1
     close(run(plan, start()), loop(scheduler, start()))
 

@@ -75,7 +75,7 @@ def test_order_of_convergence(case: tuple[str, Configuration], space: str, data:
     solver, (options, order, _, short_start) = case
     errors = [
         error(space, data, solver, n, short_start, **options)
-        for n in ((40, 80, 160) if solver == "lms" or order > 3 else (20, 40, 80))
+        for n in ((40, 80, 160) if solver in ("lms", "ipndm_v") or order > 3 else (20, 40, 80))
     ]
     assert slope_of(errors) > order - 0.25, errors
     assert errors[-1] < 0.05 / 4 ** (order - 1), errors

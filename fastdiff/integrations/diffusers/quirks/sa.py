@@ -15,8 +15,7 @@ import numpy as np
 
 from ....schedule import Time
 from ....solvers import Linear, Trace
-from ....solvers.exponential import lagrange_basis, step_size
-from ....solvers.sa import moments
+from ....solvers.exponential import lagrange_basis, moments, step_size
 
 Known = tuple[Linear, Time]
 
