@@ -1,9 +1,9 @@
 """Grids of times: the points that a solver visits, from noise to data.
 
-A spacing is a function and an entry in TIMESTEPS or LEVELS. Those in TIMESTEPS space the timesteps
-(Lin et al. 2024, table 2, and Lee et al. 2024, section 4); a continuous schedule takes their values
-unrounded. Those in LEVELS space the noise level rho = sigma/alpha, and the network gets the time
-that the schedule has there:
+A spacing is a function and an entry in TIMESTEPS, LEVELS or POINTS. Those in TIMESTEPS space the
+timesteps (Lin et al. 2024, table 2, and Lee et al. 2024, section 4); a continuous schedule takes
+their values unrounded. Those in LEVELS space the noise level rho = sigma/alpha, and the network
+gets the time that the schedule has there:
 
     leading      i floor(T/n); i (T - 1)/n in a continuous schedule
     linspace     evenly from T - 1 to 0, both included
@@ -13,6 +13,9 @@ that the schedule has there:
     exponential  ln rho evenly, so lambda = ln(alpha/sigma) too (Lu et al. 2022); also named `lu`
     ays…         levels fitted to Stable Diffusion 1.5 (`ays`), XL (`ays_sdxl`) and Video
                  (`ays_svd`), log-linear between them (Sabour et al. 2024)
+
+Those in POINTS give the points themselves. `shapes` has their formulas, and those of simple,
+ddim_uniform and beta57.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import numpy as np
 
 from ..schedule import CLEAN, Schedule, Time
 from ..whole import whole
+from . import shapes
 from .options import numbers, one_of, shown
 
 # noise levels of ten steps; after the eleventh, the last step goes to clean data (Sabour et al.
@@ -116,6 +120,9 @@ TIMESTEPS = {
     "linspace": _Timesteps(_linspace),
     "trailing": _Timesteps(_trailing),
     "beta": _Timesteps(_beta),
+    "simple": _Timesteps(_trailing, shapes.simple_timesteps),
+    "ddim_uniform": _Timesteps(shapes.ddim_positions, shapes.ddim_timesteps),
+    "beta57": _Timesteps(shapes.beta57_positions),
 }
 LEVELS: dict[str, _Levels] = {
     "karras": _karras,
@@ -123,8 +130,15 @@ LEVELS: dict[str, _Levels] = {
     "lu": _exponential,
     **{name: _fitted(rho) for name, rho in AYS.items()},
 }
-SPACINGS = (*TIMESTEPS, *LEVELS)
-_SPACING = one_of(SPACINGS)
+POINTS: dict[str, Callable[[Schedule, int], list[Time]]] = {
+    "normal": shapes.normal,
+    "sgm_uniform": shapes.sgm_uniform,
+    "kl_optimal": shapes.kl_optimal,
+    "linear_quadratic": shapes.of_shares("linear_quadratic", shapes.shares_linear_quadratic),
+    "bong_tangent": shapes.of_shares("bong_tangent", shapes.shares_bong_tangent),
+}
+SPACINGS = (*TIMESTEPS, *LEVELS, *POINTS)
+_SPACING, _OF_TIMESTEPS = one_of(SPACINGS), one_of(TIMESTEPS)
 
 
 def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
@@ -154,6 +168,8 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     total = schedule.num_train_timesteps
     _check_steps(None if schedule.continuous else total, steps)
     _SPACING.check("timestep_spacing", spacing)
+    if spacing in POINTS:
+        return [*POINTS[spacing](schedule, steps), CLEAN]
     if spacing in LEVELS:
 
         def ends() -> tuple[float, float]:
@@ -216,7 +232,7 @@ def of_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[Time]:
 
 
 def _entry(spacing: str) -> _Timesteps:
-    chosen: str = _SPACING.check("timestep_spacing", spacing)
+    chosen: str = _OF_TIMESTEPS.check("timestep_spacing", spacing)
     return TIMESTEPS[chosen]
 
 

@@ -36,7 +36,8 @@ def test_every_solver_on_every_grid_is_finite(solver: str) -> None:
     for spacing, steps in [*itertools.product(SPACINGS, (1, 2, 3, 10)), ("trailing", 1000)]:
         plan = make_plan(SCHEDULE, solver=solver, steps=steps, timestep_spacing=spacing)
         assert plan.network_calls == SOLVERS[solver].network_calls(steps), (spacing, steps)
-        assert plan.stochastic == SOLVERS[solver].stochastic or steps <= 2
+        # edm draws between s_tmin and s_tmax, where few steps may have no level
+        assert plan.stochastic == SOLVERS[solver].stochastic or steps <= 3
         assert plan.slots <= 4
         assert (
             plan.levels is not None
