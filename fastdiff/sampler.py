@@ -27,7 +27,7 @@ from .sampling.options import HOOKS, Callback
 from .sampling.requests import Request
 from .sampling.settings import DEFAULT_SOLVER, merged
 from .schedule import Schedule
-from .solvers import Plan
+from .solvers import Plan, resolve
 
 
 class Sampler:
@@ -41,7 +41,8 @@ class Sampler:
         schedule: the noise schedule that it was trained with; not needed with a ready plan.
         plan: a ready table of steps, instead of solver, steps and so on.
         solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`; eta only
-            for solvers that have it.
+            for solvers that have it. Names of ComfyUI and A1111 (`fastdiff.solvers.aliases`) stand
+            for fastdiff's.
         prediction_type: epsilon, x0, v, score or flow, or a `fastdiff.prediction.Parametrization`.
         guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without
             guidance, and below 0 leads away from the condition (Ho & Salimans 2022, eq. 6, with
@@ -110,6 +111,7 @@ class Sampler:
         if not (isinstance(eta, (int, float)) and eta == 0.0):
             options["eta"] = eta
         if plan is None:
+            solver, options, timestep_spacing = resolve(solver, options, timestep_spacing)
             options |= {
                 "solver": solver,
                 "steps": steps,

@@ -8,6 +8,7 @@ from typing import Any
 from ..prediction import PREDICTION_TYPES
 from ..schedule import FORMULAS, Schedule
 from ..solvers import make_plan
+from ..solvers.aliases import grid_name
 from ..solvers.grids import SPACINGS
 from .options import add_options, parse_options
 from .output import say, say_json
@@ -25,7 +26,7 @@ def register(subparsers: Any) -> None:
         "--zero-snr", action="store_true", help="rescale the schedule to end in pure noise"
     )
     parser.add_argument("--timesteps", type=int, default=1000, help="the schedule's length T")
-    parser.add_argument("--spacing", choices=SPACINGS, default="trailing")
+    parser.add_argument("--spacing", choices=SPACINGS, type=grid_name, default="trailing")
     parser.add_argument(
         "--prediction",
         choices=PREDICTION_TYPES,

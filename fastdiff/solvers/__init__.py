@@ -23,7 +23,7 @@ from . import seeds as seeds
 from . import unipc as unipc
 from .build import make_plan
 from .plan import Plan
-from .registry import SOLVERS, Configuration, Peer, Solver, find
+from .registry import SOLVERS, Configuration, Peer, Solver, find, resolve
 from .trace import Linear, Trace
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "Trace",
     "find",
     "make_plan",
+    "resolve",
 ]

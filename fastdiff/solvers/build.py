@@ -12,7 +12,7 @@ from ..schedule import Schedule, Time
 from .grids import grid, of_levels, of_timesteps
 from .options import CLIP, INTERVAL, POSITIVE, RATIO, SHARE, shown
 from .plan import Plan
-from .registry import find
+from .registry import find, resolve
 from .trace import Trace
 
 
@@ -36,14 +36,15 @@ def make_plan(
 
     Args:
         schedule: alpha and sigma over time.
-        solver: name of a registered solver.
+        solver: name of a registered solver, or an alias (`fastdiff.solvers.aliases`).
         steps: number of times of the grid; ignored where timesteps, sigmas or times is passed, of
             which one is passed at most.
         timesteps: descending timesteps in [0, T) to visit instead of a grid; the last step goes
             from the last of them to clean data.
         sigmas: descending noise levels to visit instead: sigma/alpha, or sigma of a flow schedule.
         times: points from noise to data to visit instead, with clean data only where it is listed.
-        timestep_spacing: name of the grid (`fastdiff.solvers.grids`).
+        timestep_spacing: name of the grid (`fastdiff.solvers.grids`), or an alias. Where the
+            solver's name has a grid in it, that one.
         options: of the solver.
 
     The other arguments are those of `fastdiff.Sampler`.
@@ -53,6 +54,7 @@ def make_plan(
     outside their ranges, and where the solver or the prediction type is undefined at the first
     point of the grid.
     """
+    solver, options, timestep_spacing = resolve(solver, options, timestep_spacing)
     chosen = find(solver)
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:

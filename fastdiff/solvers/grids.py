@@ -29,6 +29,7 @@ import numpy as np
 from ..schedule import CLEAN, Schedule, Time
 from ..whole import whole
 from . import shapes
+from .aliases import grid_name
 from .options import numbers, one_of, shown
 
 # noise levels of ten steps; after the eleventh, the last step goes to clean data (Sabour et al.
@@ -147,7 +148,7 @@ def timesteps(num_train_timesteps: int, steps: int, spacing: str) -> list[int]:
     Raises ValueError for steps outside [1, T] and for an unknown spacing.
     """
     total = _check_steps(num_train_timesteps, steps)
-    entry = _entry(spacing)
+    entry = _entry(grid_name(spacing))
     if entry.whole is not None:
         return entry.whole(total, steps)
     chosen = [round(t) for t in entry.positions(total, steps, -1.0)]
@@ -165,6 +166,7 @@ def grid(schedule: Schedule, steps: int, spacing: str) -> list[Time]:
     Raises ValueError for an unknown spacing, for steps outside [1, T], and for a spacing between
     the schedule's noise levels where the largest of them is infinite.
     """
+    spacing = grid_name(spacing)
     total = schedule.num_train_timesteps
     _check_steps(None if schedule.continuous else total, steps)
     _SPACING.check("timestep_spacing", spacing)

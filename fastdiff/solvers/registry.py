@@ -15,9 +15,11 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
+from .aliases import SAMPLERS, grid_name
 from .options import Domain, domains, one_of
 from .trace import Linear
 
+DEFAULT_SPACING = "trailing"
 Formula = Callable[..., Linear]
 
 
@@ -183,6 +185,30 @@ def solver(
 
 
 def find(name: str) -> Solver:
-    """Returns the solver of this name. Raises ValueError with the known names."""
+    """Returns the solver of this name or alias. Raises ValueError with the known names."""
+    if isinstance(name, str) and name not in SOLVERS and name in SAMPLERS:
+        name = SAMPLERS[name].solver
     chosen: str = one_of(sorted(SOLVERS)).check("solver", name)
     return SOLVERS[chosen]
+
+
+def resolve(name: str, options: Mapping[str, Any], spacing: str) -> tuple[str, dict[str, Any], str]:
+    """Returns (solver, options, grid) in fastdiff's own names.
+
+    An alias (`fastdiff.solvers.aliases`) brings options, which those passed replace, and in some
+    cases a grid. Other names are returned as they are.
+
+    Raises ValueError where the alias names a grid and another one than the default is passed.
+    """
+    spacing = grid_name(spacing)
+    if not isinstance(name, str) or name in SOLVERS or name not in SAMPLERS:
+        return name, dict(options), spacing
+    alias = SAMPLERS[name]
+    if alias.spacing is not None:
+        if spacing not in (alias.spacing, DEFAULT_SPACING):
+            raise ValueError(
+                f"fastdiff.Sampler: expected timestep_spacing {alias.spacing!r} or none with the"
+                f" solver {name!r}, which names it, got {spacing!r}."
+            )
+        spacing = alias.spacing
+    return alias.solver, {**alias.options, **options}, spacing
