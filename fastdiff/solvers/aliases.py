@@ -100,8 +100,8 @@ COMFYUI = Names(
         "bong_tangent": ("bong_tangent", "of RES4LYF; a share of the largest level"),
     },
     others={
-        "dpm_fast": "fastdiff.integrations.k_diffusion.sample_dpm_fast",
-        "dpm_adaptive": "fastdiff.integrations.k_diffusion.sample_dpm_adaptive",
+        "dpm_fast": "sample_dpm_fast of the drop-ins for k-diffusion",
+        "dpm_adaptive": "sample_dpm_adaptive of the drop-ins for k-diffusion",
         "euler_cfg_pp": _CFG,
         "euler_ancestral_cfg_pp": _CFG,
         "dpmpp_2s_ancestral_cfg_pp": _CFG,
@@ -165,8 +165,8 @@ A1111 = Names(
         "Turbo": ("trailing", ""),
     },
     others={
-        "DPM fast": "fastdiff.integrations.k_diffusion.sample_dpm_fast",
-        "DPM adaptive": "fastdiff.integrations.k_diffusion.sample_dpm_adaptive",
+        "DPM fast": "sample_dpm_fast of the drop-ins for k-diffusion",
+        "DPM adaptive": "sample_dpm_adaptive of the drop-ins for k-diffusion",
         "Restart": "its jumps back in noise are no grid; see the solver repaint",
         "DDIM CFG++": _CFG,
         "Beta": "quantiles in sigma there, in time here: the grid beta",
