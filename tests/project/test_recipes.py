@@ -61,7 +61,7 @@ def naming_all(names: Iterable[str], pattern: str = r"\b{}\b") -> set[str]:
 
 def module_of(thing: object) -> str:
     """Returns the name of the file that defines something, without folder and ending."""
-    return Path(inspect.getfile(thing)).stem  # type: ignore[arg-type]
+    return Path(inspect.getfile(inspect.unwrap(thing))).stem  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
