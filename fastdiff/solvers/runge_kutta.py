@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf, log
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from ..table import SLOTS
 from .flow import velocity
@@ -48,22 +48,42 @@ def coordinates(basis: Sequence[Vector], wanted: Vector) -> list[float] | None:
     return [value if abs(value) > _TOLERANCE else 0.0 for value in found]
 
 
-def remembered(tableau: Tableau) -> list[list[Vector]]:
-    """Returns the vectors to remember after each network call but the last.
+class Row(NamedTuple):
+    """The sums that a network call makes, each as its coefficients of the terms at hand.
 
-    After the call of stage i the later states are known as far as stage i, and with the next one,
-    which is x, the remembered vectors span them.
+    These are y at the stage, the stage's h k, and the remembered tensors.
+
+    Attributes:
+        following: of y at the next stage, or of the result.
+        kept: of the tensors to remember.
+    """
+
+    following: list[float]
+    kept: list[list[float]]
+
+
+def rows_of(tableau: Tableau) -> list[Row]:
+    """Returns a row for each stage.
+
+    After the call of stage i the later stages' y are known as far as k_i. Of these vectors in y and
+    k_0 … k_i the next one is x, and those that are remembered span the rest with it.
     """
     stages = len(tableau.b)
     targets = [[1.0, *row, *[0.0] * (stages - len(row))] for row in (*tableau.a, tableau.b)]
+    memory: list[Vector] = []
     result = []
-    for i in range(stages - 1):
-        known = [[*v[: i + 2], *[0.0] * (stages - 1 - i)] for v in targets[i + 1 :]]
-        basis = [known[0]]
-        for vector in reversed(known[1:]):
-            if coordinates(basis, vector) is None:
-                basis.append(vector)
-        result.append(basis[1:])
+    for i in range(stages):
+        slope = [float(j == i + 1) for j in range(stages + 1)]
+        known = [targets[i], slope, *memory]
+        later = [[*v[: i + 2], *[0.0] * (stages - 1 - i)] for v in targets[i + 1 :]]
+        memory = later[:1]
+        for vector in reversed(later[1:]):
+            if coordinates(memory, vector) is None:
+                memory.append(vector)
+        following, *kept = (coordinates(known, vector) for vector in memory)
+        assert following is not None, "what is remembered spans what later stages need"
+        result.append(Row(following, [found for found in kept if found is not None]))
+        memory = memory[1:]
     return result
 
 
@@ -98,8 +118,8 @@ def rk(
         variable: `sigma` for rho, or `flow` for flow time.
     """
     method = tableau_of(tableau)
-    kept = remembered(method)
-    most = max((len(vectors) for vectors in kept), default=0)
+    rows = rows_of(method)
+    most = max(len(row.kept) for row in rows)
     if most > SLOTS:
         raise ValueError(
             f"fastdiff.Sampler: expected a tableau that remembers at most {SLOTS} tensors between"
@@ -112,50 +132,32 @@ def rk(
         if s.sigma == 0 or (t.rho == inf and not flow):
             x = euler_step(t, s, p.x(), x0)
         else:
-            x = _step(p, t, s, x0, method, kept, flow)
+            x = _step(p, t, s, x0, method.c, rows, flow)
     return x
 
 
 def _step(
-    p: Trace,
-    t: Time,
-    s: Time,
-    x0: Linear,
-    method: Tableau,
-    kept: Sequence[Sequence[Vector]],
-    flow: bool,
+    p: Trace, t: Time, s: Time, x0: Linear, c: Sequence[float], rows: Sequence[Row], flow: bool
 ) -> Linear:
     """Returns x_s, after the network calls of the stages behind the first."""
     derivative = velocity if flow else slope
     begin, end = _variable(t, flow), _variable(s, flow)
-    stages = len(method.b)
-    at, x = t, Linear({})
-    memory: list[tuple[Vector, Linear]] = []
-    for i in range(stages):
+    at, y = t, Linear({})
+    memory: list[Linear] = []
+    for i, (fraction, row) in enumerate(zip(c, rows, strict=True)):
         if i:
-            fraction = method.c[i]
             at = _point(p, t, s, begin + fraction * (end - begin), fraction, flow)
-            x0, _, _ = p.predict(_size(at, flow) * x, at)
-        unit = [0.0] * (stages + 1)
-        unit[i + 1] = 1.0
-        state = [1.0, *method.a[i], *[0.0] * (stages - i)]
-        known = [
-            (state, p.x() / _size(at, flow)),
-            (unit, (end - begin) * derivative(at, p.x(), x0)),
-            *memory,
-        ]
-        target = method.a[i + 1] if i + 1 < stages else method.b
-        x = _combination(known, [1.0, *target, *[0.0] * (stages - len(target))])
-        if i + 1 < stages:
-            memory = [(v, p.keep(_combination(known, v))) for v in kept[i]]
-    return _size(s, flow) * x
+            x0, _, _ = p.predict(_size(at, flow) * y, at)
+        change = (end - begin) * derivative(at, p.x(), x0)
+        known = [p.x() / _size(at, flow), change, *memory]
+        y = _combination(known, row.following)
+        memory = [p.keep(_combination(known, factors)) for factors in row.kept]
+    return _size(s, flow) * y
 
 
-def _combination(known: Sequence[tuple[Vector, Linear]], wanted: Vector) -> Linear:
-    found = coordinates([vector for vector, _ in known], wanted)
-    assert found is not None, "the remembered vectors span what later stages need"
+def _combination(known: Sequence[Linear], factors: Sequence[float]) -> Linear:
     total = Linear({})
-    for factor, (_, term) in zip(found, known, strict=True):
+    for factor, term in zip(factors, known, strict=True):
         total = total + factor * term
     return total
 

@@ -17,7 +17,7 @@ from fastdiff.solvers.grids import POINTS, SPACINGS, grid, timesteps
 from fastdiff.solvers.shapes import beta_quantiles
 
 SCHEDULE = Schedule.scaled_linear(1000)
-STEPS = (1, 2, 3, 7, 10, 20, 50)
+STEPS = (1, 2, 3, 6, 7, 10, 20, 50)
 LN_RHO = -0.5 * SCHEDULE.log_snr
 NEW = ("simple", "ddim_uniform", "beta57", *POINTS)
 

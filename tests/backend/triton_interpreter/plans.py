@@ -14,7 +14,7 @@ from fastdiff_kernels import launch
 
 from fastdiff import Schedule, reference
 from fastdiff.ops.step import StepArguments
-from fastdiff.solvers import make_plan
+from fastdiff.solvers import SOLVERS, make_plan
 
 SHAPE = (3, 2, 5)
 PLANS: list[tuple[str, dict[str, Any]]] = [
@@ -29,14 +29,21 @@ PLANS: list[tuple[str, dict[str, Any]]] = [
     ("pndm", {"runge_kutta": True}),
     ("ddpm", {"variance_type": "learned_range"}),
     ("repaint", {"jump_length": 2, "jump_n_sample": 2}),
+    ("sa", {"pece": True}),
+    ("rk", {"tableau": "dormand_prince"}),
 ]
+LONG = len(PLANS)
+PLANS += [(name, {}) for name in SOLVERS if name not in {n for n, _ in PLANS}]
 
 
-@pytest.mark.parametrize("solver, options", PLANS, ids=[name for name, _ in PLANS])
+@pytest.mark.parametrize(
+    "solver, options", PLANS, ids=[f"{n}{list(o.values()) or ''}" for n, o in PLANS]
+)
 def test_a_plan_row_by_row(solver: str, options: dict[str, Any]) -> None:
     """One launch per row; the state, the slots and the next rows have the oracle's bits."""
+    steps = 6 if (solver, options) in PLANS[:LONG] else 4  # the interpreter is slow
     plan = make_plan(
-        Schedule.scaled_linear(1000), solver=solver, steps=6, clip_range=2.0, **options
+        Schedule.scaled_linear(1000), solver=solver, steps=steps, clip_range=2.0, **options
     )
     channels = 2 if options.get("variance_type") == "learned_range" else 1
     x, table = torch.from_numpy(reference.randn(SHAPE, seed=1)), torch.from_numpy(plan.table.copy())
