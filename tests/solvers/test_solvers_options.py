@@ -73,7 +73,7 @@ def plan_or_sentence(**arguments: Any) -> bool:
         except (ValueError, TypeError) as error:
             text = str(error)
             assert text.startswith("fastdiff.") and "expected" in text and "got" in text, text
-            assert text.endswith(".") and "\n" not in text and len(text) < 600, text
+            assert text.endswith(".") and "\n" not in text and len(text) < 700, text
             return False
     assert np.isfinite(plan.table).all()
     return True
