@@ -44,11 +44,11 @@ from campaign import Campaign
 def run(r, report):
     report.count("began")
     if report.case == 3: os.kill(os.getpid(), signal.SIGSEGV)
-    if report.case == 5: time.sleep(60)
+    if report.case == 5: time.sleep(600)
     if report.case == 7: raise KeyError("x")
     if report.case == 8: report.finding("a value, " + str(r.random()))
     if report.case == 11: bytearray(1 << 34)
-CAMPAIGN = Campaign(run, cases=14, short=14, batch=6, seconds=0.5, memory=1 << 30)
+CAMPAIGN = Campaign(run, cases=14, short=14, batch=6, seconds=5.0, memory=1 << 30)
 """
 
 
@@ -61,18 +61,18 @@ def test_crashes_hangs_and_errors_are_findings(tmp_path: Path) -> None:
         [sys.executable, runner, "ops", "--jobs", "2", "--seed", "4"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     lines = [line.split("--case ")[1] for line in found.stdout.splitlines() if "FINDING" in line]
     assert found.returncode == 1 and found.stdout.startswith("ops: 14 cases"), found.stdout
     assert [line.split(":")[0] for line in lines] == ["3", "5", "7", "8", "11"], found.stdout
-    assert "SIGSEGV" in lines[0] and "more than 0.5 s" in lines[1], lines
+    assert "SIGSEGV" in lines[0] and "more than 5 s" in lines[1], lines
     assert "raised KeyError" in lines[2] and "a value" in lines[3] and "MemoryError" in lines[4]
     assert "12 began" in found.stdout, "the cases before a crash count once"
     alone = subprocess.run(
         [sys.executable, runner, "ops", "--seed", "4", "--case", "8"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert alone.returncode == 1 and lines[3].partition(": ")[2] in alone.stdout
