@@ -187,6 +187,11 @@ def _offers_conditions(model: Model) -> bool:
     return all(callable(getattr(type(model), name, None)) for name in ("condition", "decode"))
 
 
+# what torch's allocator for the host says where no memory is left, and where none is granted
+_NO_MEMORY = ("not enough memory", "can't allocate memory")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in _NO_MEMORY)

@@ -73,7 +73,12 @@ class NetworkInputs:
         size = options.network_batch or total
         capacity = total + size - 1 if options.network_batch else total
         dtype = network.input_dtype(options.dtype)
-        self._x = torch.zeros((capacity, *shape), dtype=dtype, device=device)
+        try:
+            self._x = torch.zeros((capacity, *shape), dtype=dtype, device=device)
+        except RuntimeError as error:
+            if options.network_batch and out_of_memory(error):
+                raise _too_large(options.network_batch) from None
+            raise
         self.next_input = self._x[:total]
         self._network_x = self._x
         if network.channels_last and len(shape) == 3:
@@ -331,10 +336,7 @@ class NetworkInputs:
         calls = self._calls[halves]
         size = max(call.rows for call in calls)
         if options.network_batch:
-            raise torch.OutOfMemoryError(
-                f"{where}: expected a network_batch that fits into memory, got"
-                f" {options.network_batch}. Pass a smaller one."
-            ) from None
+            raise _too_large(options.network_batch) from None
         fits = size
         while fits > 1:
             fits //= 2
@@ -369,6 +371,13 @@ class NetworkInputs:
                 raise
             return False
         return True
+
+
+def _too_large(network_batch: int) -> torch.OutOfMemoryError:
+    return torch.OutOfMemoryError(
+        "fastdiff.Sampler: expected a network_batch that fits into memory, got"
+        f" {network_batch}. Pass a smaller one."
+    )
 
 
 def _filled(example: Tensor, capacity: int) -> Tensor:

@@ -20,6 +20,7 @@ from ..recent import Recent
 from ..schedule import Schedule, Time
 from ..solvers import Plan, make_plan
 from ..solvers.grids import grid, of_levels, of_timesteps
+from ..solvers.options import SHARE
 from ..table import INDEX
 from ..whole import whole
 from .guidance import over_rows
@@ -153,10 +154,7 @@ class Plans:
 
         Raises ValueError for a strength outside [0, 1].
         """
-        if not 0 <= strength <= 1:
-            raise ValueError(
-                f"fastdiff.Sampler.sample: expected strength in [0, 1], got {strength!r}."
-            )
+        strength = SHARE.check("strength", strength, "fastdiff.Sampler.sample")
         plan = self.of(steps)
         start = len(plan) - int(strength * len(plan) + 1e-9)
         if not self.ready and len(self._times(steps)) - 1 == len(plan):

@@ -41,6 +41,20 @@ def test_numbers_and_dtypes_of_a_call(name: str, value: Any) -> None:
         Sampler(net, SCHEDULE, steps=2).sample(x_T=torch.zeros(2, 3), seed=0, **{name: value})
 
 
+@pytest.mark.parametrize("value", [{}, torch.zeros(2), "3", object(), 1j, [1]], ids=repr)
+def test_strengths_that_are_no_numbers(value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^fastdiff\.Sampler\.sample: expected strength in \[0, 1\]"
+    ):
+        Sampler(net, SCHEDULE, steps=2).sample(image=torch.zeros(2, 3), seed=0, strength=value)
+
+
+def test_a_network_batch_beyond_all_memory() -> None:
+    sampler = Sampler(net, SCHEDULE, steps=2, network_batch=10**15)
+    with pytest.raises(torch.OutOfMemoryError, match="expected a network_batch that fits into mem"):
+        sampler.sample((2, 3), seed=0)
+
+
 @pytest.mark.parametrize("setting", ["on_oom", "graph", "eta"])
 def test_a_tensor_as_a_setting(setting: str) -> None:
     """Its truth value is undefined."""

@@ -106,14 +106,17 @@ def test_an_option_without_a_domain_is_no_solver() -> None:
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_few_steps_on_every_grid(name: str) -> None:
-    """With every configuration, so that no option meets a point outside the schedule."""
+    """With every configuration, so that no option meets a point outside the schedule.
+
+    Each grid meets three of the schedules at each number of steps, others for other solvers.
+    """
     own = SOLVERS[name]
     flags = [{o: not v} for o, v in own.options.items() if isinstance(v, bool)]
     configurations = [{}, *flags, *(dict(c.options) for c in own.configurations)]
-    made = 0
+    made, first = 0, list(SOLVERS).index(name)
     for steps in (1, 2, 3):
-        for spacing in SPACINGS:
-            for schedule in SCHEDULES.values():
+        for number, spacing in enumerate(SPACINGS):
+            for schedule in list(SCHEDULES.values())[(first + number + steps) % 3 :: 3]:
                 for chosen in configurations:
                     made += plan_or_sentence(
                         schedule=schedule,
@@ -123,7 +126,7 @@ def test_few_steps_on_every_grid(name: str) -> None:
                         prediction_type="v",
                         **chosen,
                     )
-    assert made > 100
+    assert made > 50
 
 
 @pytest.mark.parametrize("name", SOLVERS)
