@@ -12,6 +12,7 @@ stands for x0(rho). phi = rho is the probability flow, and rho² is the reverse 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from math import exp, expm1, inf, log, sqrt
 from typing import Annotated
@@ -28,8 +29,13 @@ PhiOption = Annotated[
     Phi,
     either(optional(FINITE), callable, ">= 0 and finite, None, or a function of rho"),
 ]
-# nodes and weights of Gauss' quadrature over [-1, 1], for the integrals over ln rho in one step
-_NODES, _WEIGHTS = (v.tolist() for v in np.polynomial.legendre.leggauss(48))
+
+
+@functools.cache
+def _quadrature() -> list[tuple[float, float]]:
+    """Returns nodes and weights of Gauss' quadrature over [-1, 1], for integrals over ln rho."""
+    nodes, weights = np.polynomial.legendre.leggauss(48)
+    return list(zip(nodes.tolist(), weights.tolist(), strict=True))
 
 
 def _log_excess(phi: Phi, rho: float) -> float:
@@ -62,7 +68,7 @@ def _moments(phi: Phi, t: Time, s: Time) -> tuple[float, float]:
     """
     middle, half = 0.5 * (log(t.rho) + log(s.rho)), 0.5 * (log(t.rho) - log(s.rho))
     first = second = 0.0
-    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+    for node, weight in _quadrature():
         rho = exp(middle + half * node)
         gone = -expm1(log(s.rho / rho) + _log_ratio(phi, s.rho, rho)) if rho > s.rho else 0.0
         first -= half * weight * rho * gone
