@@ -343,6 +343,13 @@ def _alive(pid: int) -> bool:
 def cannot_write(folder: Path, error: OSError, what: str = "") -> str:
     """Returns one sentence about a full disk, a read-only folder and similar errors."""
     reason = error.strerror or _first_line(error)
+    if isinstance(error, IsADirectoryError):
+        there = error.filename2 or error.filename
+        return (
+            f"fastdiff.jobs: expected to write a file in {folder}, got a folder of its name"
+            f"{f', {there}' if there else ''}{f'; {what}' if what else ''}. Finished units are"
+            " intact; move that folder away, then run `fastdiff resume`."
+        )
     return (
         f"fastdiff.jobs: expected to write into {folder}, got"
         f" {reason!r}{f'; {what}' if what else ''}. Finished units are intact; free disk space or"

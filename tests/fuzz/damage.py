@@ -113,7 +113,7 @@ def kind(path: Path, run: Path) -> str:
 
 def damage(r: random.Random, run: Path) -> tuple[str, set[str], set[Path]]:
     """Damages a dataset; returns (in words how, the kinds of files, the files)."""
-    every = files(run)
+    every = [p for p in files(run) if not p.is_symlink()]  # a second damage follows no link
     groups: dict[str, list[Path]] = {}
     for path in every:
         groups.setdefault(kind(path, run), []).append(path)
@@ -171,7 +171,10 @@ def damage(r: random.Random, run: Path) -> tuple[str, set[str], set[Path]]:
 
 def _edited(r: random.Random, content: bytes, *, forged: bool) -> bytes:
     """Another value or key in a JSON file; forged: with a checksum that fits."""
-    text = (folders.typed if r.random() < 0.7 else folders.keyed)(r, content)
+    try:
+        text = (folders.typed if r.random() < 0.7 else folders.keyed)(r, content)
+    except ValueError:  # a damage before has made it no JSON
+        return folders.flipped(r, content) if content else b"x"
     if not forged:
         return text
     try:
@@ -199,7 +202,7 @@ def tried(report: Report, how: str, *arguments: Any) -> tuple[int, str, str] | N
         report.finding(f"{how}: {arguments[0]} raised {described(error)}")
         return None
     told = [
-        line for line in err.splitlines() if not line.startswith(("sampling", "exporting", "\r"))
+        line for line in err.splitlines() if line and not line.startswith(("sampling", "exporting"))
     ]
     if status in (1, 2, 3) and not is_told("\n".join(told)):
         report.finding(f"{how}: {arguments[0]} says no sentence: {' / '.join(told)[:300]}")
@@ -214,6 +217,8 @@ def harmless(name: str, run: Path, touched: set[Path]) -> bool:
     good = RUNS / name
     for path in touched:
         before = good / path.relative_to(run)
+        if not before.exists():  # another file, which is no part of the dataset
+            continue
         if path.is_symlink():
             return False
         try:
@@ -232,8 +237,9 @@ def harmless(name: str, run: Path, touched: set[Path]) -> bool:
 def _said(path: Path) -> dict[str, Any]:
     """Returns what a record says about its samples: not when it was made, nor unknown keys."""
     record = json.loads(path.read_bytes())
-    keys = ("unit", "first", "stop", "seed", "labels", "shape", "dtype", "pixels", "files")
-    return {key: record[key] for key in keys}
+    keys = ("unit", "first", "stop", "seed", "labels", "shape", "dtype", "pixels")
+    files = [[file[key] for key in ("name", "bytes", "sha256")] for file in record["files"]]
+    return {"files": files, **{key: record[key] for key in keys}}
 
 
 def named(touched: set[Path], run: Path, out: str, err: str) -> bool:

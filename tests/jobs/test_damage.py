@@ -329,3 +329,17 @@ def test_labels_of_a_conditions_file_are_compared(tmp_path: Path, cli: Cli) -> N
     own.write_text(own.read_text().replace("0", "1"))
     assert cli("verify", run) == 4
     assert f"{own} is not the conditions file that the run began with" in cli.out
+
+
+@pytest.mark.parametrize("name", [SHARD, RECORD])
+def test_a_folder_of_a_files_name_is_named(
+    name: str, run: Path, undisturbed: Path, cli: Cli
+) -> None:
+    (run / name).unlink()
+    (run / name).mkdir()
+    assert cli("resume", run) == 1
+    assert f"got a folder of its name, {run / name}" in cli.err
+    assert "move that folder away, then run `fastdiff resume`" in cli.err
+    (run / name).rmdir()
+    assert cli("resume", run) == 0
+    assert cli.digest(run) == cli.digest(undisturbed)

@@ -43,9 +43,7 @@ def test_numbers_and_dtypes_of_a_call(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [{}, torch.zeros(2), "3", object(), 1j, [1]], ids=repr)
 def test_strengths_that_are_no_numbers(value: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"^fastdiff\.Sampler\.sample: expected strength in \[0, 1\]"
-    ):
+    with pytest.raises(ValueError, match=r"^fastdiff\.Sampler\.sample: expected strength "):
         Sampler(net, SCHEDULE, steps=2).sample(image=torch.zeros(2, 3), seed=0, strength=value)
 
 

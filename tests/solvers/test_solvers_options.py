@@ -108,7 +108,7 @@ def test_an_option_without_a_domain_is_no_solver() -> None:
 def test_few_steps_on_every_grid(name: str) -> None:
     """With every configuration, so that no option meets a point outside the schedule.
 
-    Each grid meets three of the schedules at each number of steps, others for other solvers.
+    Each grid meets three of the schedules, one at each number of steps; others for other solvers.
     """
     own = SOLVERS[name]
     flags = [{o: not v} for o, v in own.options.items() if isinstance(v, bool)]
@@ -116,7 +116,7 @@ def test_few_steps_on_every_grid(name: str) -> None:
     made, first = 0, list(SOLVERS).index(name)
     for steps in (1, 2, 3):
         for number, spacing in enumerate(SPACINGS):
-            for schedule in list(SCHEDULES.values())[(first + number + steps) % 3 :: 3]:
+            for schedule in list(SCHEDULES.values())[(first + number + 3 * steps) % 9 :: 9]:
                 for chosen in configurations:
                     made += plan_or_sentence(
                         schedule=schedule,
@@ -126,7 +126,7 @@ def test_few_steps_on_every_grid(name: str) -> None:
                         prediction_type="v",
                         **chosen,
                     )
-    assert made > 50
+    assert made > 15
 
 
 @pytest.mark.parametrize("name", SOLVERS)
