@@ -81,6 +81,15 @@ def floating(where: str, name: str, value: Tensor) -> None:
         )
 
 
+def flag(where: str, name: str, value: Any) -> bool:
+    """Returns a truth value of any library's type; 0 and 1 count as such."""
+    if type(value).__name__ not in ("bool", "bool_") and whole(value) not in (0, 1):
+        raise TypeError(
+            f"fastdiff.{where}: expected {name} as True or False, got {type(value).__name__}."
+        )
+    return bool(value)
+
+
 def batched(where: str, name: str, value: Tensor) -> None:
     floating(where, name, value)
     if value.ndim < 1:
@@ -392,6 +401,7 @@ def check_sum(
         )
     if workspace is not None:
         writable(where, "workspace", workspace)
+        floating(where, "workspace", workspace)
     needed = 0 if n <= CHUNK else batch * chunks(n)
     if needed:
         if (

@@ -245,8 +245,9 @@ def group_norm_silu(
             common.floating(where, name, value)
             common.shaped(where, name, value, shape)
             common.same_device(where, name, value, x, "x")
+    silu = common.flag(where, "silu", silu)
     common.sized(where, common.elements(x.shape))
-    arguments = (x, groups, weight, bias, scale, shift, add, float(eps), bool(silu))
+    arguments = (x, groups, weight, bias, scale, shift, add, float(eps), silu)
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)

@@ -174,6 +174,8 @@ def shown(a: Tensor, b: Tensor) -> str:
 
 def compare(call: Call, first: Outcome, second: Outcome, what: str, report: Report) -> None:
     """Reports how two outcomes of one call differ."""
+    if call.wrong.startswith("used") and (first.error is None or second.error is None):
+        return  # the mask of another table: C++ reads the rows, and torch refuses the mask
     if (first.error is None) != (second.error is None):
         one = [str(o.error)[:160] if o.error else "a result" for o in (first, second)]
         report.finding(f"{call.op}: {what}: {one[0]} and {one[1]}")
@@ -182,8 +184,8 @@ def compare(call: Call, first: Outcome, second: Outcome, what: str, report: Repo
         # where several things are wrong, another one may come first
         report.count("refused by both in other words", int(str(first.error) != str(second.error)))
         return
-    if call.wrong.startswith("used") or any(v.is_meta for v in first.results.values()):
-        return  # the mask of another table, for which a backend may read less
+    if any(v.is_meta for v in first.results.values()):
+        return
     for name, value in first.results.items():
         if text := difference(call, name, value, second.results[name]):
             report.finding(f"{call.op}: {what}: {text}")
@@ -371,4 +373,4 @@ def run(r: random.Random, report: Report) -> None:
 
 _WEIGHTS = [4 if name == "reverse_step" else 1 for name in BUILDERS]
 _: Callable[..., Any] = run
-CAMPAIGN = Campaign(run, cases=500_000, short=1_000, batch=2_500, seconds=20.0)
+CAMPAIGN = Campaign(run, cases=500_000, short=1_000, batch=2_500, seconds=60.0)

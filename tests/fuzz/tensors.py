@@ -58,8 +58,9 @@ def draw_dtype(r: random.Random) -> torch.dtype:
 def normals(r: random.Random, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
     """Returns normals times scale, from a fixed pool."""
     n = count(shape)
-    at = r.randrange(len(_POOL) - n) if n < len(_POOL) else 0
-    return (_POOL[at : at + n] * scale).to(dtype).view(tuple(shape))
+    pool = _POOL if n < len(_POOL) else _POOL.repeat(n // len(_POOL) + 1)
+    at = r.randrange(len(pool) - n)
+    return (pool[at : at + n] * scale).to(dtype).view(tuple(shape))
 
 
 def made_wild(r: random.Random, value: Tensor) -> Tensor:

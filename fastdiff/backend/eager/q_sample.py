@@ -30,10 +30,10 @@ def q_sample(
     stream: int,
     fast: bool,
 ) -> None:
-    if x0.numel() == 0:
-        return
     compute = compute_dtype(x0)
     a, s, valid = coefficients(x0, t, alpha, sigma, T_ERROR)
+    if x0.numel() == 0:
+        return
     if noise is None:
         draw = (seed, seeds, sample_ids, step, stream, fast)
         noise = regenerate(x0, *draw, where="q_sample")

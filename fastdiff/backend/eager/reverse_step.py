@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ...table import INDEX, OPERANDS, OUTPUTS, SLOTS, broken_rule, reads, uses
+from ...table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SLOTS, broken_rule, reads, uses
 from .common import by_sample, checked_index, compute_dtype, per_sample, store
 from .elementary import exp
 from .q_sample import regenerate
@@ -73,7 +73,7 @@ def reverse_step(step: Any) -> None:
     # everything has been read: the outputs may be the inputs' memory
     for i, value in enumerate(fresh):
         written = per_sample(_written(r.c, i), value)
-        keep = slots[i] if slots is not None else slots_out[i]
+        keep = slots_out[i] if slots is None or i >= len(slots) else slots[i]
         slots_out[i].copy_(torch.where(written, value, keep))
     step.out.copy_(x)
     if step.x0_out is not None:
@@ -123,6 +123,13 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
         if broken is not None:
             sentence = broken[1].format(row=f"{int(row[broken[0]])} of the table")
             raise ValueError(f"fastdiff.reverse_step: {sentence}.")
+        for i in [] if used == -1 else (wide != 0).any(0).nonzero().flatten().tolist():
+            if used >> i & 1:
+                continue
+            raise ValueError(
+                "fastdiff.reverse_step: expected used with every column that the rows in use have,"
+                f" got a mask without {COLUMNS[i]}. Leave used out, or pass plan.used."
+            )
         _check_operands(
             wide,
             row,
