@@ -70,7 +70,7 @@ from .traced import TracedPlan
 
 # arguments of diffusers' steps that change the plan
 _OPTIONS = ("eta", "use_clipped_model_output", "s_churn", "s_tmin", "s_tmax", "s_noise", "order")
-DROP_INS: dict[str, type[Scheduler]] = {}
+DROP_INS: dict[str, type[DropIn]] = {}
 """The drop-in classes by name, which is that of diffusers' class; they enter it when defined."""
 
 
@@ -88,7 +88,7 @@ class StepOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class Scheduler(SchedulerMixin, ConfigMixin):
+class DropIn(SchedulerMixin, ConfigMixin):
     """What every drop-in shares. A class defines:
 
     - `__init__` under `register_to_config` with diffusers' arguments and defaults, which ends in

@@ -1,6 +1,6 @@
 """What every drop-in checks before its own methods run, and how torch.compile meets them.
 
-`Scheduler` puts `checked` around `step`, `scale_model_input` and `set_timesteps` of each class. The
+`DropIn` puts `checked` around `step`, `scale_model_input` and `set_timesteps` of each class. The
 methods keep their signatures, which pipelines inspect.
 """
 

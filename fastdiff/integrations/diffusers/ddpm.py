@@ -12,7 +12,7 @@ from ...ops import randn
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
 from . import grids
-from .base import Generators, Scheduler
+from .base import DropIn, Generators
 from .quirks.ddpm import ddpm
 from .state import State, Table
 from .vp import VariancePreserving
@@ -179,7 +179,7 @@ def has_grid(state: State) -> bool:
     return bool(state.extra.get("custom") or state.num_inference_steps)
 
 
-def previous(scheduler: Scheduler, timestep: Any) -> Any:
+def previous(scheduler: DropIn, timestep: Any) -> Any:
     """The timestep after this one as diffusers gives it, a tensor [] where there is a grid."""
     state = scheduler._state
     if not has_grid(state):

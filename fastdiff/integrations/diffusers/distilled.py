@@ -18,7 +18,7 @@ from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace, consistency
 from ...table import INDEX
 from . import grids
-from .base import Generators, Scheduler
+from .base import DropIn, Generators
 from .ddpm import previous
 from .indexed import Indexed
 from .state import State, Table
@@ -59,7 +59,7 @@ class Distilled(VariancePreserving, Indexed):
     _returns_x0 = False
     _returns_slot_1 = True
     _reads_timestep = True
-    scale_model_input = Scheduler.scale_model_input
+    scale_model_input = DropIn.scale_model_input
     final_alpha_cumprod: Any = Table()
     _reads = ("alphas_cumprod", "final_alpha_cumprod")
 

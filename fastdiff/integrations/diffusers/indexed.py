@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Scheduler
+from .base import DropIn
 from .state import RunTable, State
 
 
-class Counted(Scheduler):
+class Counted(DropIn):
     """A scheduler with diffusers' counters.
 
     Attributes:

@@ -17,11 +17,11 @@ from ...ops import reverse_step
 from ...schedule import Time
 from ...solvers import Linear, Trace
 from . import tables
-from .base import Scheduler
+from .base import DropIn
 from .state import State, Table
 
 
-class TrainingTables(Scheduler):
+class TrainingTables(DropIn):
     """A scheduler with diffusers' betas, alphas and alphas_cumprod, each [T] on the CPU."""
 
     betas: Any = Table()
