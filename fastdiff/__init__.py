@@ -65,8 +65,9 @@ _DIFFUSERS = (
     "from_scheduler",
     "swap",
 )
-# when it loads a pipeline, diffusers looks up the base class of a component in the same package
-_BASES = ("SchedulerMixin",)
+# Scheduler has any solver; when it loads a pipeline, diffusers looks up the base class of a
+# component in the same package
+_BESIDES = ("Scheduler", "SchedulerMixin")
 
 __all__ = [
     "Plan",
@@ -119,7 +120,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in (*_DIFFUSERS, *_BASES):
+    if name in (*_DIFFUSERS, *_BESIDES):
         try:
             drop_ins = importlib.import_module(".integrations.diffusers", __name__)
         except ModuleNotFoundError as error:
@@ -138,5 +139,9 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     # help() and inspect look at every listed name, so names that cannot load here are left out
     return sorted(
-        {*globals(), *_WHERE, *(_DIFFUSERS if importlib.util.find_spec("diffusers") else ())}
+        {
+            *globals(),
+            *_WHERE,
+            *((*_DIFFUSERS, "Scheduler") if importlib.util.find_spec("diffusers") else ()),
+        }
     )

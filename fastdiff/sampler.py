@@ -158,13 +158,14 @@ class Sampler:
             pipe: a pipeline with `scheduler` and `unet` or `transformer`; neither is changed.
             steps: num_inference_steps, default 25 without timesteps and sigmas.
             decode: see `Sampler`: the pipeline's VAE for pictures, None for latents.
-            settings: further arguments of the scheduler's set_timesteps (timesteps, sigmas, mu, …)
-                and of its step (eta, s_churn, …), and of `Sampler` (guidance_scale, network_batch,
-                graph, …).
+            settings: solver and grid for another solver than the scheduler's, with the solver's
+                options, as `fastdiff.Scheduler.like` takes them; further arguments of the
+                scheduler's set_timesteps (timesteps, sigmas, mu, …) and of its step (eta, s_churn,
+                …), and of `Sampler` (guidance_scale, network_batch, graph, …).
 
         Raises:
-            TypeError: for objects without those parts, and schedulers without a drop-in
-                (`fastdiff.from_scheduler`).
+            TypeError: for objects without those parts, and without solver= schedulers without a
+                drop-in (`fastdiff.from_scheduler`).
             ValueError: for settings outside these, and where the scheduler makes no plan.
         """
         from .integrations.diffusers.pipeline import network_and_plan

@@ -11,8 +11,9 @@ Read them in this order:
 - the other classes, on the bases `flow`, `integrators`, `karras`, `distilled` and `pairwise`;
 - `quirks`: diffusers' formulas where they differ from those of `fastdiff.solvers`.
 
-`conversion` turns diffusers' schedulers into drop-ins; `pipeline` and `sampler_settings` serve
-`Sampler.from_diffusers`.
+`conversion` turns diffusers' schedulers into drop-ins; `pipeline` serves `Sampler.from_diffusers`.
+`scheduler` is no drop-in: it runs any solver on any grid for the network that a configuration
+describes (`sampler_settings`), over the points of `visited`.
 """
 
 from .base import SchedulerMixin as SchedulerMixin
@@ -48,6 +49,7 @@ from .karras import (
 from .pndm import IPNDMScheduler, PNDMScheduler
 from .repaint import RePaintScheduler
 from .sa import SASolverScheduler
+from .scheduler import Scheduler as Scheduler
 from .unclip import UnCLIPScheduler
 from .unipc import UniPCMultistepScheduler
 

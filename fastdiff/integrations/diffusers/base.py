@@ -139,12 +139,12 @@ class DropIn(SchedulerMixin, ConfigMixin):
     config: Any
     _internal_dict: Any
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, drop_in: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         checks.checked(cls)
         if not cls.__name__.endswith("Scheduler"):
             return
-        if cls.__module__.split(".")[0] == "fastdiff":
+        if drop_in and cls.__module__.split(".")[0] == "fastdiff":
             DROP_INS[cls.__name__] = cls
         # A pipeline saves this module's name with the class's name, and loads the class from it.
         cls.__module__ = "fastdiff"

@@ -1,7 +1,8 @@
 """The parts of a diffusers pipeline that `Sampler.from_diffusers` needs: network, plan and decoder.
 
 The plan of a drop-in is its formula traced over the timesteps that it shows to pipelines, so
-fastdiff's loop executes the pipeline's steps, quirks included. The noise is fastdiff's.
+fastdiff's loop executes the pipeline's steps, quirks included. With a solver's name the plan is that
+of `fastdiff.Scheduler`. The noise is fastdiff's.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 from torch import Tensor
 
 from ...solvers import Plan
+from ...solvers.registry import find
 from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
 from .conversion import from_scheduler
+from .scheduler import Scheduler
 
 _CALL_ARGUMENTS = {
     "model_output",
@@ -30,6 +33,10 @@ _CALL_ARGUMENTS = {
     "original_image",
     "mask",
 }
+
+
+# arguments of `Sampler` that change the plan of a solver of fastdiff's
+_OF_PLAN = ("clip_range", "dynamic_threshold", "guidance_rescale", "guidance_interval")
 
 
 def pictures(vae: Any, latents: Tensor) -> Tensor:
@@ -72,7 +79,19 @@ def network_and_plan(
             f"{where}: expected a pipeline with a scheduler and a unet or transformer, got"
             f" {type(pipe).__name__}."
         )
-    scheduler = copy.deepcopy(from_scheduler(pipe.scheduler))
+    solver, grid = settings.pop("solver", None), settings.pop("grid", None)
+    if solver is None and grid is not None and not isinstance(pipe.scheduler, Scheduler):
+        raise ValueError(
+            f"{where}: expected solver= with grid=, got {grid!r} alone. The grid of the pipeline's"
+            " own scheduler is its configuration's."
+        )
+    if solver is None and grid is None:
+        scheduler = copy.deepcopy(from_scheduler(pipe.scheduler))
+    else:
+        named = {"solver": solver or pipe.scheduler.config.solver}
+        of_solver = find(named["solver"]).options
+        options = {k: settings.pop(k) for k in list(settings) if k in of_solver}
+        scheduler = Scheduler.like(pipe.scheduler, **named, grid=grid, **options)
     if getattr(scheduler, "_scale_factors", None):
         raise ValueError(
             f"{where}: expected no scale_factors: images that grow from step to step have no plan."
@@ -93,11 +112,12 @@ def network_and_plan(
     if steps is not None:
         of_grid["num_inference_steps"] = steps
     scheduler.set_timesteps(**of_grid)
-    # other schedulers do not use a learned variance
-    uses_variance = type(scheduler).__name__.startswith(("DDPM", "UnCLIP"))
-    learned = uses_variance and scheduler.config.variance_type == "learned_range"
+    if isinstance(scheduler, Scheduler):
+        options = {k: settings.pop(k) for k in _OF_PLAN if k in settings}
+    plan = scheduler.plan(**options)
+    learned = bool(plan.column("noise_mode").any())  # other plans do not read a learned variance
     model = from_diffusers(network, **({"channels": None} if learned else {}))
-    return model, _network_times(scheduler.plan(**options), model), settings
+    return model, _network_times(plan, model), settings
 
 
 def _network_times(plan: Plan, model: Adapter) -> Plan:

@@ -9,6 +9,7 @@ has checked such a call before and only launches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,21 +47,26 @@ _BEFORE_SLOTS = (1 << _FIRST_OF_SLOTS) - 1  # the mask of the others
 class Call(NamedTuple):
     """The rows that belong to a network call."""
 
-    rows: list[int]  # its own, after the rows without a network call that precede it
+    rows: list[int]  # its own, and rows without a network call before or after it
     draws: bool  # whether one of them draws noise
 
 
 class TracedPlan:
     """A plan, its rows grouped by network call, and bound steps for the devices of the samples.
 
+    Rows without a network call belong to the call after them, which sees the state before them; or
+    with `first_sees` to the call before them, so that the next call sees what they return, as in
+    the sampling loop.
+
     Attributes:
         plan: the plan.
         calls: its network calls in their order.
+        leading: with `first_sees` the rows before the first call, which that call has, too.
         slots: the number of slots that it reads or writes.
         undefined: the indices of the calls without coefficients, given as a mask of rows [R].
     """
 
-    def __init__(self, plan: Plan, undefined: NDArray[np.bool_]):
+    def __init__(self, plan: Plan, undefined: NDArray[np.bool_], *, first_sees: bool = False):
         self.plan = plan
         written = [plan.table[:, [INDEX[f"s{i}.{o}"] for o in OPERANDS]].any() for i in _SLOTS]
         # a class that returns slot 1 from its steps reads none
@@ -69,13 +75,15 @@ class TracedPlan:
         self._draws = draws_noise(plan)
         # the column masks of rows without and with a network call
         self._used = used_without_network(plan), plan.used
-        self.calls: list[Call] = []
-        rows: list[int] = []
-        for row in range(len(plan)):
-            rows.append(row)
-            if self._network[row]:
-                self.calls.append(Call(rows, any(self._draws[r] for r in rows)))
-                rows = []
+        if first_sees:
+            begins = [row for row in range(len(plan)) if self._network[row]]
+            self.leading = list(range(begins[0]))
+            bounds = [0, *begins[1:], len(plan)]
+        else:
+            self.leading = []
+            bounds = [0, *(row + 1 for row in range(len(plan)) if self._network[row])]
+        groups = [list(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+        self.calls = [Call(rows, any(self._draws[r] for r in rows)) for rows in groups]
         self.undefined = frozenset(
             number for number, call in enumerate(self.calls) if undefined[call.rows].any()
         )
@@ -99,7 +107,7 @@ class TracedPlan:
         x: Tensor,
         output: Tensor,
         *,
-        noise: Tensor | None,
+        noise: Tensor | Callable[[int], Tensor | None] | None,
         seed: int | None,
         slots: Tensor | None,
         slots_out: Tensor | None,
@@ -111,7 +119,8 @@ class TracedPlan:
             call: its index in `calls`.
             x: [B, …] the state.
             output: the network's output.
-            noise: [B, …] for rows that draw noise; None for the noise contract's with `seed`.
+            noise: [B, …] for rows that draw noise, or a function that returns it for a row; None
+                for the noise contract's with `seed`.
             slots, slots_out: compute type [S, B, …], the slots that are read and written; different
                 tensors, so that a step can be taken again.
             with_x0: whether the prediction of x0 is returned.
@@ -133,6 +142,8 @@ class TracedPlan:
             # Off the CPU a launch must have what any row of the plan reads, so a row that draws
             # nothing has a seed too
             row_noise, row_seed = (noise, seed) if self._draws[row] else (None, 0)
+            if callable(row_noise):
+                row_noise = row_noise(row)
             if records:
                 x, x0, slots_out = self._differentiable(
                     x, row_output, rows[row], row_noise, row_seed, slots, slots_out, with_x0
