@@ -1,8 +1,8 @@
 """The parts of a diffusers pipeline that `Sampler.from_diffusers` needs: network, plan and decoder.
 
 The plan of a drop-in is its formula traced over the timesteps that it shows to pipelines, so
-fastdiff's loop executes the pipeline's steps, quirks included. With a solver's name the plan is that
-of `fastdiff.Scheduler`. The noise is fastdiff's.
+fastdiff's loop executes the pipeline's steps, quirks included. With a solver's name the plan is
+that of `fastdiff.Scheduler`. The noise is fastdiff's.
 """
 
 from __future__ import annotations

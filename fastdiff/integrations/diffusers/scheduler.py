@@ -121,9 +121,9 @@ class Scheduler(Counted, drop_in=False):
     `grid` and `solver_options`, and it is saved and loaded like any scheduler's.
 
     Args:
-        like: diffusers' class whose configuration this is; it says what the network was trained on.
+        like: diffusers' class whose configuration this is.
         solver: the name of a registered solver (`fastdiff solvers` lists them).
-        grid: the name of a grid (`fastdiff.solvers.grids`); None for the points of diffusers' class.
+        grid: the name of a grid (`fastdiff.solvers.grids`); None for diffusers' own points.
         solver_options: options of the solver.
         configuration: of diffusers' class.
 
@@ -439,12 +439,11 @@ class Scheduler(Counted, drop_in=False):
 
         Pipelines repeat the batch for guidance; a repeated sample gets the noise of the first.
         """
-        count = len(sample)
+        count, rest = len(sample), (1,) * (sample.ndim - 1)
         repeats = (
             k
             for k in (3, 2)
-            if count % k == 0
-            and torch.equal(sample[: count // k].repeat(k, *(1,) * (sample.ndim - 1)), sample)
+            if count % k == 0 and torch.equal(sample[: count // k].repeat(k, *rest), sample)
         )
         batch = count // next(repeats, 1)
         ids = torch.arange(count, device=sample.device) % batch
