@@ -27,6 +27,8 @@ FLOWS = (
 )
 """diffusers' schedulers of flows; others are of a flow with use_flow_sigmas."""
 
+_ROUNDED = 1e-4  # a float32 time that is whole but for its rounding
+
 
 class Negated(Parametrization):
     """The parametrization of a network that returns minus the output of its prediction type."""
@@ -45,8 +47,9 @@ class Trained(NamedTuple):
         parametrization: what the network gets and returns.
         limits: clip_range and dynamic_threshold, where the configuration has them.
         clock: the time that pipelines iterate over at a point: `timestep`; `sigma`, times the
-            number of training timesteps; `unshifted`, that of the flow before its shift; `log`,
-            ln(sigma)/4; or `angle`, (2/pi) atan(sigma).
+            number of training timesteps; `floored`, the same without its fraction, as diffusers'
+            classes with use_flow_sigmas have it; `unshifted`, that of the flow before its shift;
+            `log`, ln(sigma)/4; or `angle`, (2/pi) atan(sigma).
         inverted: whether a flow's time goes from 0 at noise to 1.
         std: the deviation that pipelines give the first state.
     """
@@ -71,7 +74,8 @@ class Trained(NamedTuple):
         if self.clock == "unshifted":
             return point.t - self.schedule.origin
         weight = point.alpha if self.inverted else point.sigma
-        return total * weight / (point.alpha + point.sigma)
+        time = total * weight / (point.alpha + point.sigma)
+        return float(math.floor(time + _ROUNDED)) if self.clock == "floored" else time
 
     @property
     def points(self) -> Any:
@@ -152,7 +156,8 @@ def _flow(
     inverted = bool(config.get("invert_sigmas"))
     parametrization = Negated(kind) if inverted else Parametrization(kind)
     schedule = Schedule.flow(config["num_train_timesteps"], shift=float(shift))
-    return Trained("flow", schedule, parametrization, limits, "sigma", inverted)
+    clock = "floored" if config.get("use_flow_sigmas") else "sigma"
+    return Trained("flow", schedule, parametrization, limits, clock, inverted)
 
 
 def _levels(

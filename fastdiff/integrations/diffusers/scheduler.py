@@ -81,6 +81,17 @@ class Run(NamedTuple):
 
         Raises ValueError for other calls.
         """
+        rest = self._rest(call)
+        if rest is not None:
+            return rest
+        begins = [i for i in range(len(self.calls)) if self._rest(i) is not None]
+        raise ValueError(
+            "fastdiff.Scheduler.step: expected a run to begin where a step of the solver"
+            f" {self.plan.info['solver']!r} begins, at one of the calls {begins}, got call {call}."
+            " Choose another strength or number of steps."
+        )
+
+    def _rest(self, call: int) -> Plan | None:
         plan, row = self.plan, self.calls[call] if call else 0
         if plan.enterable(row):
             table = plan.table[row:].copy()
@@ -91,24 +102,13 @@ class Run(NamedTuple):
             if (point.alpha, point.sigma) != self.level(call):
                 continue
             rest = make_plan(self.known.points, **self.settings, times=self.times[k:])
-            at = rest.column("network") == 1
-            before = len(plan) - len(rest)
-            if before >= 0 and np.array_equal(
-                rest.column("t")[at], plan.column("t")[self.calls[call:]]
-            ):
+            at, before = rest.column("network") == 1, len(plan) - len(rest)
+            visits = plan.column("t")[self.calls[call:]]
+            if before >= 0 and np.array_equal(rest.column("t")[at], visits):
                 table = rest.table.copy()
                 table[:-1, INDEX["noise_index"]] += before
                 return dataclasses.replace(rest, table=table)
-        begins = [i for i in range(len(self.calls)) if self._begins(i)]
-        raise ValueError(
-            "fastdiff.Scheduler.step: expected a run to begin where a step of the solver"
-            f" {plan.info['solver']!r} begins, at one of the calls {begins}, got call {call}."
-            " Choose another strength or number of steps."
-        )
-
-    def _begins(self, call: int) -> bool:
-        """Whether a call is given the state at a point of the grid."""
-        return self.level(call) in [(t.alpha, t.sigma) for t in self.times]
+        return None
 
 
 class Scheduler(Counted, drop_in=False):
