@@ -210,6 +210,10 @@ class Scheduler(Counted, drop_in=False):
         kept |= options.pop("solver_options", None) or {}
         known = find(chosen["solver"]).options
         kept |= {k: options.pop(k) for k in list(options) if k in known}
+        own = members.original(str(name))
+        if own is not None:  # a configuration may leave out what was a default
+            parameters = inspect.signature(own).parameters.items()
+            values = {**{k: p.default for k, p in parameters if p.default is not p.empty}, **values}
         replaced = {
             k: options.pop(k) for k in list(options) if k in values or k == "prediction_type"
         }
