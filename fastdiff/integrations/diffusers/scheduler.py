@@ -16,102 +16,31 @@ Conventions of the state, in which formulas do not differ but pipelines do:
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...ops import randn
 from ...recent import Recent
 from ...schedule import Time
 from ...solvers import Plan, make_plan
 from ...solvers.registry import Solver, find
-from ...table import INDEX
-from . import members, visited
-from .base import DROP_INS, Generators
-from .indexed import Counted
-from .sampler_settings import Trained, trained, variance_type
+from . import members
+from .base import Generators
+from .configurations import arguments_of
+from .noising import Noising
+from .runs import Run, led, made
+from .sampler_settings import Trained, trained
 from .state import RunTable, State
 from .traced import TracedPlan
 
-_OWN = ("like", "solver", "grid", "solver_options")
 _MOST_RUNS = 16  # whose plans a scheduler keeps
 _CHECKED_STEPS = 10  # of the plan that shows at once whether solver, grid and network fit
 
 
-class Run(NamedTuple):
-    """A plan and what pipelines see of it.
-
-    Attributes:
-        known: the network.
-        plan: its `t` column has the pipelines' times.
-        times: the points that it was traced over.
-        calls: the rows that call the network.
-        scales: the factor of the network's input at each call.
-        values: the time of each call, as pipelines iterate over them.
-        settings: the arguments of `make_plan`.
-        entered: traced plans by the call that they begin with.
-    """
-
-    known: Trained
-    plan: Plan
-    times: tuple[Time, ...]
-    calls: list[int]
-    scales: list[float]
-    values: list[float]
-    settings: dict[str, Any]
-    entered: Recent[TracedPlan]
-
-    def level(self, call: int) -> tuple[float, float]:
-        """(alpha, sigma) of the state that a call is given; after the last call of the result."""
-        levels = self.plan.levels
-        assert levels is not None
-        row = len(self.plan) if call >= len(self.calls) else self.calls[call] if call else 0
-        return float(levels[row][0]), float(levels[row][1])
-
-    def begun_at(self, call: int) -> Plan:
-        """The plan of a run that begins with a call.
-
-        It is the rest of the plan where that reads nothing of the rows before it, and otherwise the
-        formula traced anew from there, if it then calls the network at the same times. Noise
-        indices are those of the whole plan.
-
-        Raises ValueError for other calls.
-        """
-        rest = self._rest(call)
-        if rest is not None:
-            return rest
-        begins = [i for i in range(len(self.calls)) if self._rest(i) is not None]
-        raise ValueError(
-            "fastdiff.Scheduler.step: expected a run to begin where a step of the solver"
-            f" {self.plan.info['solver']!r} begins, at one of the calls {begins}, got call {call}."
-            " Choose another strength or number of steps."
-        )
-
-    def _rest(self, call: int) -> Plan | None:
-        plan, row = self.plan, self.calls[call] if call else 0
-        if plan.enterable(row):
-            table = plan.table[row:].copy()
-            table[:, INDEX["next"]] -= row
-            levels = None if plan.levels is None else plan.levels[row:]
-            return dataclasses.replace(plan, table=table, levels=levels)
-        for k, point in enumerate(self.times[:-1]):
-            if (point.alpha, point.sigma) != self.level(call):
-                continue
-            rest = make_plan(self.known.points, **self.settings, times=self.times[k:])
-            at, before = rest.column("network") == 1, len(plan) - len(rest)
-            visits = plan.column("t")[self.calls[call:]]
-            if before >= 0 and np.array_equal(rest.column("t")[at], visits):
-                table = rest.table.copy()
-                table[:-1, INDEX["noise_index"]] += before
-                return dataclasses.replace(rest, table=table)
-        return None
-
-
-class Scheduler(Counted, drop_in=False):
+class Scheduler(Noising, drop_in=False):
     """A scheduler for diffusers' pipelines that runs any solver of fastdiff on any grid.
 
     `Scheduler.like(pipe.scheduler, solver=…, grid=…)` makes one for the network of a pipeline;
@@ -190,41 +119,15 @@ class Scheduler(Counted, drop_in=False):
 
         Options are those of `like`.
         """
-        if not isinstance(config, Mapping):
-            raise TypeError(
-                "fastdiff.Scheduler.from_config: expected a scheduler's config, got"
-                f" {type(config).__name__}. Pass pipe.scheduler.config, or use from_pretrained."
-            )
-        values = {k: v for k, v in config.items() if not k.startswith("_")}
-        name = values.pop("like", None) or config.get("_class_name") or _class_of(values)
-        chosen = {k: values.pop(k, None) for k in _OWN[1:]}
-        kept = dict(chosen.pop("solver_options") or {})
-        if options.get("solver") not in (None, chosen["solver"]):
-            kept = {}  # another solver's options
-        chosen |= {k: options.pop(k) for k in ("solver", "grid") if k in options}
-        if chosen["solver"] is None:
-            raise ValueError(
-                "fastdiff.Scheduler.from_config: expected the name of a solver, got none. Pass"
-                " solver=."
-            )
-        kept |= options.pop("solver_options", None) or {}
-        known = find(chosen["solver"]).options
-        kept |= {k: options.pop(k) for k in list(options) if k in known}
-        own = members.original(str(name))
-        if own is not None:  # a configuration may leave out what was a default
-            parameters = inspect.signature(own).parameters.items()
-            values = {**{k: p.default for k, p in parameters if p.default is not p.empty}, **values}
-        replaced = {
-            k: options.pop(k) for k in list(options) if k in values or k == "prediction_type"
-        }
+        arguments = arguments_of(config, options)
         if options and not return_unused_kwargs:
             raise ValueError(
-                f"fastdiff.Scheduler: expected options of the solver {chosen['solver']!r}"
-                f" ({sorted(known)}) or keys of the configuration of {name}, got"
-                f" {sorted(options)[0]!r}."
+                "fastdiff.Scheduler: expected options of the solver"
+                f" {arguments['solver']!r} ({sorted(find(arguments['solver']).options)}) or keys of"
+                f" the configuration of {arguments['like']}, got {sorted(options)[0]!r}."
             )
-        made = cls(like=str(name), **chosen, solver_options=kept, **{**values, **replaced})
-        return (made, options) if return_unused_kwargs else made
+        scheduler = cls(**arguments)
+        return (scheduler, options) if return_unused_kwargs else scheduler
 
     def __reduce__(self) -> Any:
         return members.bare, (type(self),), {**self.__dict__, "_read": (None, None)}
@@ -259,38 +162,10 @@ class Scheduler(Counted, drop_in=False):
         sigmas: Sequence[float] | None = None,
         timesteps: Sequence[float] | None = None,
         mu: float | None = None,
-        **settings: Any,
     ) -> Run:
-        """The run over what is passed; settings are further arguments of `make_plan`."""
-        c, known = self.config, self._network(mu)
-        if known.kind == "flow" and sigmas is not None and timesteps is not None:
-            known = known._replace(clock="unshifted")
-        times = visited.points(
-            known,
-            c.like,
-            c,
-            spacing=c.grid,
-            steps=steps,
-            sigmas=sigmas,
-            timesteps=timesteps,
-            mu=mu,
-        )
-        settings = {
-            "solver": c.solver,
-            "steps": len(times) - 1,
-            "prediction_type": known.parametrization,
-            **known.limits,
-            **(variance_type(c) if self._solver.name == "ddpm" else {}),
-            **c.solver_options,
-            **settings,
-        }
-        plan = make_plan(known.points, **settings, times=times)
-        calls = [row for row in range(len(plan)) if plan.column("network")[row]]
-        values = plan.column("t")[calls]
-        values = values.round() if plan.whole_times else values
-        scales = plan.column("input_scale")[calls].tolist()
-        return Run(
-            known, plan, tuple(times), calls, scales, values.tolist(), settings, Recent(_MOST_RUNS)
+        """The run over what is passed to `set_timesteps`."""
+        return made(
+            self._network(mu), self.config, steps, sigmas=sigmas, timesteps=timesteps, mu=mu
         )
 
     def plan(self, **settings: Any) -> Plan:
@@ -434,36 +309,9 @@ class Scheduler(Counted, drop_in=False):
         if begins:
             traced = self._entered(run, index)
             if traced.leading:
-                sample = self._led(state, traced, sample)
+                sample = led(traced, sample, self._seed(state))
                 state.extra["led"] = index
         return sample if run.scales[index] == 1.0 else sample * run.scales[index]
-
-    def _led(self, state: State, traced: TracedPlan, sample: Tensor) -> Tensor:
-        """The state after the rows before the first call.
-
-        Pipelines repeat the batch for guidance; a repeated sample gets the noise of the first.
-        """
-        count, rest = len(sample), (1,) * (sample.ndim - 1)
-        repeats = (
-            k
-            for k in (3, 2)
-            if count % k == 0 and torch.equal(sample[: count // k].repeat(k, *rest), sample)
-        )
-        batch = count // next(repeats, 1)
-        ids = torch.arange(count, device=sample.device) % batch
-        plan, x = traced.plan, sample
-        for row in traced.leading:
-            z = randn(
-                tuple(sample.shape),
-                seed=self._seed(state),
-                sample_ids=ids,
-                step=int(plan.column("noise_index")[row]),
-                stream=1,
-                dtype=sample.dtype,
-                device=sample.device,
-            )
-            x = plan.column("x.x")[row] * x + plan.column("x.z")[row] * z
-        return x
 
     def step(
         self,
@@ -531,83 +379,6 @@ class Scheduler(Counted, drop_in=False):
             return model_output
         return model_output[:, : sample.shape[1]]
 
-    # -- noising
-
-    def _mixture(self, sample: Tensor, timesteps: Any) -> tuple[Tensor, Tensor]:
-        """(alpha, sigma) [B or 1, 1, …] at timesteps, or in a run at its next call.
-
-        A run that begins inside the grid (`set_begin_index`) has the level of its first call, and
-        then of its next one.
-        """
-        state = self._state
-        run: Run | None = state.extra["run"]
-        if run is not None and state.begin_index is not None:
-            index = state.begin_index if state.step_index is None else state.step_index
-            levels = [run.level(index)]
-        else:
-            given = torch.as_tensor(timesteps).reshape(-1).tolist()
-            levels = [self._level_of(run, float(t)) for t in given]
-        pairs = torch.tensor(levels, dtype=torch.float64)
-        shape = (-1, *(1,) * (sample.ndim - 1))
-        alpha, sigma = (v.to(sample.device, sample.dtype).reshape(shape) for v in pairs.unbind(1))
-        return alpha, sigma
-
-    def _level_of(self, run: Run | None, t: float) -> tuple[float, float]:
-        """(alpha, sigma) at a time of the pipeline's: of a call, or as in training."""
-        if run is not None:
-            near = [i for i, v in enumerate(run.values) if abs(v - t) <= 1e-6 * max(1.0, abs(t))]
-            if near:
-                return run.level(near[0])
-        known = self._known if run is None else run.known
-        total = known.schedule.num_train_timesteps
-        if known.kind == "vp" and 0 <= t < total:
-            return float(known.schedule.alpha[int(t)]), float(known.schedule.sigma[int(t)])
-        if known.kind == "flow" and 0 <= t <= total:
-            weight = t / total
-            return (weight, 1.0 - weight) if known.inverted else (1.0 - weight, weight)
-        raise ValueError(
-            f"fastdiff.Scheduler.add_noise: expected timesteps of the run or of training, got {t}."
-        )
-
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise; timesteps [B] or [1]. In a run at the level of its next call."""
-        alpha, sigma = self._mixture(original_samples, timesteps)
-        return alpha * original_samples + sigma * noise
-
-    def scale_noise(self, sample: Tensor, timestep: Any, noise: Tensor | None = None) -> Tensor:
-        """`add_noise` as pipelines of flows call it."""
-        if noise is None:
-            raise ValueError(
-                "fastdiff.Scheduler.scale_noise: expected noise, got None. Pass noise=."
-            )
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = alpha noise - sigma x0 (Salimans & Ho 2022); noise - x0 of a flow."""
-        if self._known.kind == "flow":
-            return noise - sample
-        alpha, sigma = self._mixture(sample, timesteps)
-        return alpha * noise - sigma * sample
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """alpha_t² [T], where the network was trained on betas."""
-        if self._known.kind != "vp":
-            raise AttributeError("alphas_cumprod")
-        return torch.tensor(self._known.schedule.alphas_cumprod, dtype=torch.float32)
-
 
 def _numbers(values: Any) -> list[float]:
     return [float(v) for v in torch.as_tensor(np.asarray(values)).reshape(-1).tolist()]
-
-
-def _class_of(config: Mapping[str, Any]) -> str | None:
-    """The class of diffusers with these keys, for a configuration without a name."""
-    for name in DROP_INS:
-        cls = members.original(name)
-        if cls is not None and set(inspect.signature(cls).parameters) == set(config):
-            return name
-    raise ValueError(
-        "fastdiff.Scheduler.from_config: expected a configuration that names its class, got"
-        f" {sorted(config)[:3]} and so on. Pass like=, or use Scheduler.like."
-    )

@@ -1,0 +1,67 @@
+"""Configurations of `fastdiff.Scheduler`, and of diffusers' schedulers that become one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ...solvers.registry import DEFAULT_SPACING, find, resolve
+from . import members
+from .base import DROP_INS
+
+
+def arguments_of(config: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `Scheduler` for a configuration and options, which are taken from `options`.
+
+    Args:
+        config: of a `Scheduler` or of one of diffusers' schedulers.
+        options: solver, grid, options of the solver, and values of the configuration to replace.
+            What is none of these stays in it.
+
+    Raises TypeError or ValueError for no configuration, and for one without a solver or a class.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            "fastdiff.Scheduler.from_config: expected a scheduler's config, got"
+            f" {type(config).__name__}. Pass pipe.scheduler.config, or use from_pretrained."
+        )
+    values = {k: v for k, v in config.items() if not k.startswith("_")}
+    name = options.pop("like", None) or values.pop("like", None) or config.get("_class_name")
+    values.pop("like", None)
+    solver, grid = values.pop("solver", None), values.pop("grid", None)
+    of_solver = dict(values.pop("solver_options", None) or {})
+    if options.get("solver") not in (None, solver):
+        of_solver = {}  # they are another solver's
+    solver, grid = options.pop("solver", solver), options.pop("grid", grid)
+    if solver is None:
+        raise ValueError(
+            "fastdiff.Scheduler.from_config: expected the name of a solver, got none. Pass solver=."
+        )
+    known = find(solver).options
+    of_solver |= options.pop("solver_options", None) or {}
+    of_solver |= {k: options.pop(k) for k in list(options) if k in known}
+    spacing = DEFAULT_SPACING if grid is None else grid
+    solver, of_solver, spacing = resolve(solver, of_solver, spacing)
+    if grid is not None or spacing != DEFAULT_SPACING:
+        grid = spacing
+    name = str(name) if name is not None else _class_of(values)
+    own = members.original(name)
+    if own is not None:  # a configuration may leave out what was a default
+        parameters = inspect.signature(own).parameters.items()
+        values = {**{k: p.default for k, p in parameters if p.default is not p.empty}, **values}
+    replaceable = {*values, "prediction_type"}
+    values |= {k: options.pop(k) for k in list(options) if k in replaceable}
+    return {"like": name, "solver": solver, "grid": grid, "solver_options": of_solver, **values}
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    """The class of diffusers with these keys, for a configuration without a name."""
+    for name in DROP_INS:
+        cls = members.original(name)
+        if cls is not None and set(inspect.signature(cls).parameters) == set(config):
+            return name
+    raise ValueError(
+        "fastdiff.Scheduler.from_config: expected a configuration that names its class, got"
+        f" {sorted(config)[:3]} and so on. Pass like=, or use Scheduler.like."
+    )
