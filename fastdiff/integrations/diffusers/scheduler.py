@@ -59,7 +59,7 @@ class Scheduler(Noising, drop_in=False):
     Attributes:
         timesteps: [calls] of the plan, as the pipeline's network expects them.
         sigmas: [calls + 1] of a flow, before each call and at the end.
-        order: network calls of a step, where all but the last have as many; otherwise 1.
+        order: network calls of a step; 1 where a pipeline passes levels and counts calls as steps.
         init_noise_sigma: the deviation of the first state.
         alphas_cumprod: [T], where the network was trained on betas.
 
@@ -254,10 +254,16 @@ class Scheduler(Noising, drop_in=False):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """Network calls of a step, where all but the last have as many; otherwise 1."""
-        solver = self._solver
-        by_step = self._state.extra.get("by_step", True)
-        return solver.calls if solver.total_calls is None and by_step else 1
+        """Network calls of a step but for the first and the last; 1 where steps are calls."""
+        run: Run | None = self._state.extra["run"]
+        calls = self._solver.calls
+        if run is None:
+            return calls
+        if not self._state.extra["by_step"]:
+            return 1
+        steps, total = len(run.times) - 1, len(run.calls)
+        usual = calls * (steps - 2) <= total <= calls * steps
+        return calls if usual else -(-total // steps)  # options may change the number of calls
 
     @property
     def init_noise_sigma(self) -> float:  # type: ignore[override]
@@ -320,6 +326,7 @@ class Scheduler(Noising, drop_in=False):
         sample: Tensor,
         generator: Generators = None,
         return_dict: bool = True,
+        **unused: Any,
     ) -> Any:
         """The state that the next call is given, from the network's output at one of the timesteps.
 
@@ -331,7 +338,15 @@ class Scheduler(Noising, drop_in=False):
                 fastdiff's noise, with a seed from torch's global generator.
             return_dict: whether the result is an object; otherwise a tuple of the next state and,
                 but for flows, the prediction of x0.
+            unused: options of diffusers' steps that some pipelines always pass, such as eta=0.0;
+                they are refused unless they are zero, False or None.
         """
+        for name, value in unused.items():
+            if value is not None and (isinstance(value, Tensor) or value):
+                raise ValueError(
+                    f"fastdiff.Scheduler.step: expected no {name}, got {name} of type"
+                    f" {type(value).__name__}. Pass the solver's options to Scheduler.like."
+                )
         state = self._state
         run, index = self._run, self._place("step", state, timestep)
         start = self._history_start(state, index)

@@ -319,6 +319,29 @@ def test_a_run_that_begins_inside_the_grid(solver: str) -> None:
             run(scheduler, x0, scheduler.timesteps[1:])
 
 
+@pytest.mark.parametrize(
+    "solver, options, order",
+    [
+        ("ddim", {}, 1),
+        ("heun", {}, 2),
+        ("res_3s", {}, 3),
+        ("heunpp2", {}, 3),
+        ("rk", {}, 4),
+        ("rk", {"tableau": "midpoint"}, 2),
+    ],
+)
+def test_calls_of_a_step(solver: str, options: dict[str, Any], order: int) -> None:
+    """The timestep of index i · order is that of the step i."""
+    scheduler = scheduler_for("sd", solver, "trailing", **options)
+    assert scheduler.order == (4 if options else order)
+    scheduler.set_timesteps(6)
+    assert scheduler.order == order
+    begins = scheduler.timesteps[:-1:order][:5]
+    scheduler = scheduler_for("sd", "ddim", "trailing")
+    scheduler.set_timesteps(6)
+    assert torch.equal(begins, scheduler.timesteps[:5])
+
+
 def test_noise_before_the_first_call_is_in_the_networks_input() -> None:
     scheduler = scheduler_for("sd", "edm", "trailing", s_tmax=1000.0)
     scheduler.set_timesteps(5)
@@ -340,6 +363,9 @@ def test_steps_outside_the_run_and_tables_that_are_cut() -> None:
     scheduler.timesteps = scheduler.timesteps[2:].float()
     assert torch.equal(run(scheduler, x, scheduler.timesteps), whole)
     scheduler.set_timesteps(6)
+    with pytest.raises(ValueError, match="expected no eta"):
+        scheduler.step(x, scheduler.timesteps[0], x, eta=0.5)
+    scheduler.step(x, scheduler.timesteps[0], x, eta=0.0, use_clipped_model_output=None)
     with pytest.raises(ValueError, match="expected one of the 6"):
         scheduler.step(x, 123.0, x)
     scheduler.timesteps = torch.tensor([900, 3])
