@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,12 +66,15 @@ class Run(NamedTuple):
         rest = self._rest(call)
         if rest is not None:
             return rest
-        begins = [i for i in range(len(self.calls)) if self._rest(i) is not None]
         raise ValueError(
             "fastdiff.Scheduler.step: expected a run to begin where a step of the solver"
-            f" {self.plan.info['solver']!r} begins, at one of the calls {begins}, got call {call}."
-            " Choose another strength or number of steps."
+            f" {self.plan.info['solver']!r} begins, at one of the calls {list(self.begins())}, got"
+            f" call {call}. Choose another strength or number of steps."
         )
+
+    def begins(self) -> Iterator[int]:
+        """The calls at which a run may begin, in their order."""
+        return (call for call in range(len(self.calls)) if self._rest(call) is not None)
 
     def _rest(self, call: int) -> Plan | None:
         plan, row = self.plan, self.calls[call] if call else 0
@@ -90,6 +94,36 @@ class Run(NamedTuple):
                 table[:-1, INDEX["noise_index"]] += before
                 return dataclasses.replace(rest, table=table)
         return None
+
+
+class Order(int):
+    """Network calls of a step; times a number of steps it is the first call after them.
+
+    Pipelines begin inside the grid at `timesteps[steps * scheduler.order]`. A step from pure noise
+    may have fewer calls than the others, so that is no product of numbers.
+
+    Attributes:
+        run: the run.
+        by_step: whether the pipeline counts steps; otherwise it counts calls, and the product is
+            the next call at which a run may begin.
+    """
+
+    run: Run
+    by_step: bool
+
+    def __mul__(self, steps: Any) -> Any:
+        run = self.run
+        if not isinstance(steps, int):
+            return int(self) * steps
+        if self.by_step:
+            if not 0 < steps < len(run.times) - 1:
+                return len(run.calls) if steps == len(run.times) - 1 else int(self) * steps
+            return next(itertools.islice(run.begins(), steps, None), int(self) * steps)
+        if not 0 < steps < len(run.calls):
+            return steps
+        return next((call for call in run.begins() if call >= steps), steps)
+
+    __rmul__ = __mul__
 
 
 def made(

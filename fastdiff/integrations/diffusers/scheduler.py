@@ -31,7 +31,7 @@ from . import members
 from .base import Generators
 from .configurations import arguments_of
 from .noising import Noising
-from .runs import Run, led, made
+from .runs import Order, Run, led, made
 from .sampler_settings import Trained, trained
 from .state import RunTable, State
 from .traced import TracedPlan
@@ -59,7 +59,7 @@ class Scheduler(Noising, drop_in=False):
     Attributes:
         timesteps: [calls] of the plan, as the pipeline's network expects them.
         sigmas: [calls + 1] of a flow, before each call and at the end.
-        order: network calls of a step; 1 where a pipeline passes levels and counts calls as steps.
+        order: network calls of a step; times a number of steps, the first call after them.
         init_noise_sigma: the deviation of the first state.
         alphas_cumprod: [T], where the network was trained on betas.
 
@@ -254,16 +254,19 @@ class Scheduler(Noising, drop_in=False):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """Network calls of a step but for the first and the last; 1 where steps are calls."""
+        """Network calls of a step, as pipelines use it to begin inside the grid (see `Order`)."""
         run: Run | None = self._state.extra["run"]
         calls = self._solver.calls
         if run is None:
             return calls
-        if not self._state.extra["by_step"]:
+        steps, total, by_step = len(run.times) - 1, len(run.calls), self._state.extra["by_step"]
+        if steps == total:
             return 1
-        steps, total = len(run.times) - 1, len(run.calls)
         usual = calls * (steps - 2) <= total <= calls * steps
-        return calls if usual else -(-total // steps)  # options may change the number of calls
+        # options may change the number of calls
+        order = Order((calls if usual else -(-total // steps)) if by_step else 1)
+        order.run, order.by_step = run, by_step
+        return order
 
     @property
     def init_noise_sigma(self) -> float:  # type: ignore[override]

@@ -1,5 +1,7 @@
 """Tiny pipelines of every family, with random networks, for schedulers of any solver.
 
+This file is over 400 lines because every family has its own smallest network.
+
 Each family has a function of its scheduler, the scheduler of its published models, the arguments of
 a call and the shape of its latents. Text encoders are left out: the prompts are embeddings.
 """
@@ -41,13 +43,11 @@ class Family(NamedTuple):
         make: (scheduler) -> pipeline.
         scheduler: diffusers' class and configuration.
         call: arguments of the pipeline.
-        begins_inside: whether the call begins inside the grid, from an image.
     """
 
     make: Callable[[Any], Any]
     scheduler: tuple[str, Mapping[str, Any]]
     call: Mapping[str, Any]
-    begins_inside: bool = False
 
 
 def flux(cls: Any, scheduler: Any) -> Any:
@@ -65,6 +65,18 @@ def flux(cls: Any, scheduler: Any) -> Any:
         )
     )
     return cls(scheduler=scheduler, vae=vae(shift_factor=0.06), transformer=network, **NO_TEXTS)
+
+
+def sd3_image(scheduler: Any) -> Any:
+    parts = sd3(scheduler).components
+    return diffusers.StableDiffusion3Img2ImgPipeline(
+        **{k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
+    )
+
+
+def pix2pix(scheduler: Any) -> Any:
+    parts = stable(diffusers.StableDiffusionPipeline, scheduler, channels=8).components
+    return diffusers.StableDiffusionInstructPix2PixPipeline(**parts, requires_safety_checker=False)
 
 
 def qwen(scheduler: Any) -> Any:
@@ -255,12 +267,15 @@ FAMILIES: dict[str, Family] = {
     "sd": Family(
         PIPELINES["text"][0], ("PNDMScheduler", STABLE), {**TEXTS, "height": 16, "width": 16}
     ),
-    "sd image": Family(PIPELINES["image"][0], ("DDIMScheduler", STABLE), {**TEXTS, **IMAGE}, True),
+    "sd image": Family(
+        PIPELINES["image"][0],
+        ("DDIMScheduler", STABLE),
+        {**TEXTS, **IMAGE},
+    ),
     "sd inpaint": Family(
         PIPELINES["inpaint"][0],
         ("EulerDiscreteScheduler", STABLE),
         {**TEXTS, **IMAGE, **MASK},
-        True,
     ),
     "sdxl": Family(
         sdxl,
@@ -297,7 +312,26 @@ FAMILIES: dict[str, Family] = {
             "prompt_embeds": PROMPT["prompt_embeds"],
             "pooled_prompt_embeds": POOLED["pooled_prompt_embeds"],
         },
-        True,
+    ),
+    "flux inpaint": Family(
+        lambda s: flux(diffusers.FluxInpaintPipeline, s),
+        (FLOW, TURNED),
+        {
+            **LATENT,
+            **CUT,
+            **IMAGE,
+            **MASK,
+            "prompt_embeds": PROMPT["prompt_embeds"],
+            "pooled_prompt_embeds": POOLED["pooled_prompt_embeds"],
+        },
+    ),
+    "sd3 image": Family(
+        sd3_image,
+        (FLOW, {"shift": 3.0}),
+        {**TEXTS, **POOLED, **IMAGE, "height": 16, "width": 16},
+    ),
+    "pix2pix": Family(
+        pix2pix, ("EulerAncestralDiscreteScheduler", STABLE), {**TEXTS, "image": IMAGE["image"]}
     ),
     "qwen": Family(
         qwen,

@@ -44,7 +44,6 @@ def part(cases: list[Any], count: int) -> list[Any]:
     return cases if ALL or len(cases) <= count else sorted(TODAY.sample(cases, count))
 
 
-BEGINS = "expected a run to begin where a step of the solver"
 TABLE = [(family, solver, "trailing") for family in FAMILIES for solver in SOLVERS]
 GRIDS = [(family, "dpm++2m", grid) for family in FAMILIES for grid in SPACINGS]
 OWN = [(family, solver, None) for family in FAMILIES for solver in ("ddim", "heun", "unipc")]
@@ -77,12 +76,7 @@ def test_a_pipeline_takes_the_steps_of_the_sampler(
             scheduler_for(family, solver, grid)
         return
     scheduler = scheduler_for(family, solver, grid)
-    try:
-        check(family, scheduler)
-    except ValueError as error:
-        # this pipeline counts network calls, and may begin in the middle of a step
-        assert family == "flux image" and SOLVERS[solver].calls > 1 and BEGINS in str(error)
-        check(family, scheduler_for(family, solver, grid), strength=1.0)
+    check(family, scheduler)
 
 
 # solvers whose steps are diffusers' own with this class, and those of them that each family has
