@@ -269,7 +269,7 @@ class Scheduler(Noising, drop_in=False):
         return order
 
     @property
-    def init_noise_sigma(self) -> float:  # type: ignore[override]
+    def init_noise_sigma(self) -> float:
         """The deviation of the first state."""
         return 1.0 if self._solver.reverse else self._known.std
 
