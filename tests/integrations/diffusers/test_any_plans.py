@@ -405,3 +405,35 @@ def test_sampler_with_a_solver_and_a_grid() -> None:
         flow, steps=5, solver="dpm++2m", grid="trailing", mu=0.6
     ).plan
     assert float(plan.column("t")[0]) == pytest.approx(1.0)  # Flux gets a thousandth
+
+
+@pytest.mark.parametrize("solver, grid", [("res_2m", "beta57"), ("dpm++2m_sde", "karras")])
+def test_both_doors_give_the_same_latents(solver: str, grid: str) -> None:
+    pipe, x = made("sd"), fastdiff.randn((2, 4, 8, 8), seed=6)
+    sampler = fastdiff.Sampler.from_diffusers(
+        pipe, steps=5, solver=solver, grid=grid, guidance_scale=7.5
+    )
+    pipe.scheduler = fastdiff.Scheduler.like(pipe.scheduler, solver=solver, grid=grid)
+    expected = drawn(pipe, "sd", latents=x)
+    call = FAMILIES["sd"].call
+    cond, uncond = (
+        {"encoder_hidden_states": call[name]}
+        for name in ("prompt_embeds", "negative_prompt_embeds")
+    )
+    seed = pipe.scheduler._state.seed or 0
+    got = sampler.sample(x_T=x, cond=cond, uncond=uncond, seed=seed)
+    close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_of_other_types(dtype: torch.dtype) -> None:
+    """The state keeps its type, and slots are of the type that the kernel computes in."""
+    scheduler = scheduler_for("sd", "dpm++2m_sde", "karras")
+    x, results = torch.randn(2, 4, 4, 4, dtype=torch.float64), []
+    for kind in (torch.float64, dtype):
+        torch.manual_seed(0)
+        scheduler.set_timesteps(5)
+        results.append(run(scheduler, x.to(kind), scheduler.timesteps))
+    assert results[1].dtype == dtype
+    most = 0.1 if dtype == torch.bfloat16 else 0.02
+    close(results[1].double(), results[0], most)
