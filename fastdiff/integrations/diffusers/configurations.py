@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ...solvers.registry import DEFAULT_SPACING, find, resolve
 from . import members
 from .base import DROP_INS
@@ -53,6 +55,16 @@ def arguments_of(config: Any, options: dict[str, Any]) -> dict[str, Any]:
     replaceable = {*values, "prediction_type"}
     values |= {k: options.pop(k) for k in list(options) if k in replaceable}
     return {"like": name, "solver": solver, "grid": grid, "solver_options": of_solver, **values}
+
+
+def refuse(method: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for options of diffusers' classes that are not zero, False or None."""
+    for name, value in options.items():
+        if value is not None and (isinstance(value, Tensor) or value):
+            raise ValueError(
+                f"fastdiff.Scheduler.{method}: expected no {name}, got {name} of type"
+                f" {type(value).__name__}. Pass the solver's options to Scheduler.like."
+            )
 
 
 def _class_of(config: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from ...solvers import Plan, make_plan
 from ...solvers.registry import Solver, find
 from . import members
 from .base import Generators
-from .configurations import arguments_of
+from .configurations import arguments_of, refuse
 from .noising import Noising
 from .runs import Order, Run, led, made
 from .sampler_settings import Trained, trained
@@ -209,6 +209,7 @@ class Scheduler(Noising, drop_in=False):
         sigmas: Any = None,
         timesteps: Any = None,
         mu: float | None = None,
+        **unused: Any,
     ) -> None:
         """Starts a run.
 
@@ -221,7 +222,9 @@ class Scheduler(Noising, drop_in=False):
             timesteps: times to visit instead, of betas or of a flow.
             mu: the logarithm of the shift of a flow with use_dynamic_shifting; the shift itself
                 with time_shift_type="linear".
+            unused: as of `step`.
         """
+        refuse("set_timesteps", unused)
         given = [None if v is None else _numbers(v) for v in (sigmas, timesteps)]
         lengths = {len(v) for v in given if v is not None}
         if num_inference_steps is not None and not lengths:
@@ -344,12 +347,7 @@ class Scheduler(Noising, drop_in=False):
             unused: options of diffusers' steps that some pipelines always pass, such as eta=0.0;
                 they are refused unless they are zero, False or None.
         """
-        for name, value in unused.items():
-            if value is not None and (isinstance(value, Tensor) or value):
-                raise ValueError(
-                    f"fastdiff.Scheduler.step: expected no {name}, got {name} of type"
-                    f" {type(value).__name__}. Pass the solver's options to Scheduler.like."
-                )
+        refuse("step", unused)
         state = self._state
         run, index = self._run, self._place("step", state, timestep)
         start = self._history_start(state, index)

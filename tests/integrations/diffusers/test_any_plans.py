@@ -165,6 +165,9 @@ def test_what_a_pipeline_passes() -> None:
         betas.set_timesteps(timesteps=[900], sigmas=[10.0])
     with pytest.raises(ValueError, match="got none"):
         betas.set_timesteps()
+    betas.set_timesteps(4, original_inference_steps=None)
+    with pytest.raises(ValueError, match="expected no strength"):
+        betas.set_timesteps(4, strength=0.5)
     edm = fastdiff.Scheduler.like(diffusers.EDMEulerScheduler(), solver="ddim")
     with pytest.raises(ValueError, match="Pass sigmas="):
         edm.set_timesteps(timesteps=[3.0])
