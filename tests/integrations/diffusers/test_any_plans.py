@@ -121,6 +121,29 @@ def test_levels_of_edm(cls: str, clock: str) -> None:
     assert not hasattr(scheduler, "sigmas") and not hasattr(scheduler, "alphas_cumprod")
 
 
+def test_levels_in_continuous_time() -> None:
+    """Stable Video Diffusion: EDM's levels for a network of v and unit variance."""
+    theirs = diffusers.EulerDiscreteScheduler(
+        **VP,
+        prediction_type="v_prediction",
+        timestep_type="continuous",
+        timestep_spacing="leading",
+        use_karras_sigmas=True,
+        sigma_min=0.002,
+        sigma_max=700.0,
+    )
+    scheduler = fastdiff.Scheduler.like(theirs, solver="euler")
+    for each in (theirs, scheduler):
+        each.set_timesteps(6)
+    assert float(scheduler.init_noise_sigma) == pytest.approx(float(theirs.init_noise_sigma))
+    torch.testing.assert_close(scheduler.timesteps, theirs.timesteps)
+    x = theirs_x = 700.0 * torch.randn(2, 3, 4, 4)
+    for t, s in zip(scheduler.timesteps, theirs.timesteps, strict=True):
+        x = scheduler.step(scheduler.scale_model_input(x, t).sin(), t, x)[0]
+        theirs_x = theirs.step(theirs.scale_model_input(theirs_x, s).sin(), s, theirs_x)[0]
+    close(x, theirs_x)
+
+
 def test_inverted_flow() -> None:
     """Mochi's time goes from 0 at noise to 1, and its network returns minus the velocity."""
     theirs = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
