@@ -218,8 +218,15 @@ class StepArguments(NamedTuple):
                     raise TypeError(
                         f"fastdiff.{WHERE}: expected {name} of dtype {compute}, got {value.dtype}."
                     )
-        slots = self.slots if self.slots is not None else self.slots_out
-        return slots.shape[0]  # type: ignore[union-attr]
+        slots, slots_out = self.slots, self.slots_out
+        if slots is None:
+            return slots_out.shape[0]  # type: ignore[union-attr]
+        if slots_out is not None and slots_out.shape[0] > slots.shape[0]:
+            raise ValueError(  # the others would have no values to keep
+                f"fastdiff.{WHERE}: expected slots_out with at most the {slots.shape[0]} entries of"
+                f" slots, got {slots_out.shape[0]}."
+            )
+        return slots.shape[0]
 
     def _check_required(self, used: int, learned: bool, slots: int) -> None:
         """Raises where the table reads an operand that is missing."""

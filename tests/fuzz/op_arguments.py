@@ -99,7 +99,7 @@ class Call:
         """Returns the call in words."""
 
         def words(value: Any) -> str:
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not value.is_nested:
                 kind = str(value.dtype).removeprefix("torch.")
                 grad = " grad" * value.requires_grad
                 return (

@@ -73,7 +73,7 @@ def reverse_step(step: Any) -> None:
     # everything has been read: the outputs may be the inputs' memory
     for i, value in enumerate(fresh):
         written = per_sample(_written(r.c, i), value)
-        keep = slots_out[i] if slots is None or i >= len(slots) else slots[i]
+        keep = slots[i] if slots is not None else slots_out[i]
         slots_out[i].copy_(torch.where(written, value, keep))
     step.out.copy_(x)
     if step.x0_out is not None:
