@@ -32,6 +32,8 @@ _WHERE = {
 # and looks the class up in it.
 _DIFFUSERS = (
     "CMStochasticIterativeScheduler",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
     "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",

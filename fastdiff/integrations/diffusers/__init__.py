@@ -17,6 +17,7 @@ describes (`sampler_settings`), over the points of `visited`.
 """
 
 from .base import SchedulerMixin as SchedulerMixin
+from .cogvideox import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from .consistency_models import CMStochasticIterativeScheduler
 from .conversion import check_version, from_scheduler, swap
 from .ddim import DDIMInverseScheduler, DDIMParallelScheduler, DDIMScheduler
@@ -55,6 +56,8 @@ from .unipc import UniPCMultistepScheduler
 
 __all__ = [
     "CMStochasticIterativeScheduler",
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
     "CosineDPMSolverMultistepScheduler",
     "DDIMInverseScheduler",
     "DDIMParallelScheduler",

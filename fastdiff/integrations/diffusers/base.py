@@ -515,7 +515,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
             if call >= len(traced.calls):
                 self._refuse_levels("step", state, index)
             if traced.undefined and call in traced.undefined:
-                self._refuse_step(state, index)
+                self._refuse_step(*state.values[index : index + 2])
             if self._ignores and self._ignores_sample(state, call):
                 sample = state.given_or_returned(index, sample)
             if sample.dtype != model_output.dtype:
@@ -556,14 +556,14 @@ class DropIn(SchedulerMixin, ConfigMixin):
         result = (x,) if second is None else (x, second)
         return self._output(*result) if return_dict else result
 
-    def _refuse_step(self, state: State, index: int) -> None:
-        """Raises ValueError for a step whose coefficients are NaN."""
-        for t in state.values[index : index + 2]:
+    def _refuse_step(self, *timesteps: float) -> None:
+        """Raises ValueError for a step from the first timestep, whose coefficients are NaN."""
+        for t in timesteps:
             self._point_of(t)
         raise ValueError(
             f"fastdiff.{type(self).__name__}.step: expected a prediction_type and tables that give"
             f" finite steps, got {self.config.get('prediction_type')!r} at timestep"
-            f" {state.values[index]}, where it is undefined. Train v or flow, or choose a grid"
+            f" {timesteps[0]}, where it is undefined. Train v or flow, or choose a grid"
             " without that point."
         )
 

@@ -7,6 +7,7 @@ methods keep their signatures, which pipelines inspect.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,23 @@ from torch.compiler import is_compiling
 from ...whole import whole
 
 Generators = torch.Generator | list[torch.Generator] | None
+_STEP = ("model_output", "timestep", "sample")
 
 
 def _step(method: Callable[..., Any]) -> Callable[..., Any]:
-    eager = _disable_dynamo(method)
+    eager, signature = _disable_dynamo(method), inspect.signature(method)
+    names = list(signature.parameters)
+    if names[1:4] != list(_STEP) and {*_STEP} <= {*names}:
+
+        @functools.wraps(method)
+        def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if is_compiling():
+                return eager(self, *args, **kwargs)
+            given = signature.bind(self, *args, **kwargs).arguments
+            _arguments(self, *(given[name] for name in _STEP))
+            return method(self, *args, **kwargs)
+
+        return bound
 
     @functools.wraps(method)
     def step(
@@ -30,18 +44,23 @@ def _step(method: Callable[..., Any]) -> Callable[..., Any]:
         # a step finds its row by memory addresses and a table on the host, which graphs cannot hold
         if is_compiling():
             return eager(self, model_output, timestep, sample, *args, **kwargs)
-        if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
-            first = not isinstance(model_output, Tensor)
-            raise TypeError(
-                f"fastdiff.{type(self).__name__}.step: expected"
-                f" {'model_output' if first else 'sample'} as a tensor, got"
-                f" {type(model_output if first else sample).__name__}. Pass torch tensors."
-            )
-        if not (isinstance(timestep, Tensor) and timestep.numel() == 1):
-            one_timestep(f"{type(self).__name__}.step", timestep)
+        _arguments(self, model_output, timestep, sample)
         return method(self, model_output, timestep, sample, *args, **kwargs)
 
     return step
+
+
+def _arguments(scheduler: Any, model_output: Any, timestep: Any, sample: Any) -> None:
+    """Raises TypeError or ValueError unless these are two tensors and one timestep."""
+    if not (isinstance(model_output, Tensor) and isinstance(sample, Tensor)):
+        first = not isinstance(model_output, Tensor)
+        raise TypeError(
+            f"fastdiff.{type(scheduler).__name__}.step: expected"
+            f" {'model_output' if first else 'sample'} as a tensor, got"
+            f" {type(model_output if first else sample).__name__}. Pass torch tensors."
+        )
+    if not (isinstance(timestep, Tensor) and timestep.numel() == 1):
+        one_timestep(f"{type(scheduler).__name__}.step", timestep)
 
 
 def _scale_model_input(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,8 +18,6 @@ SUPPORTED = ("0.42", "0.43")
 
 # Schedulers without a drop-in, and the drop-in with the nearest algorithm (not the nearest name).
 _NEAREST = {
-    "CogVideoXDDIMScheduler": "DDIMScheduler",
-    "CogVideoXDPMScheduler": "DPMSolverMultistepScheduler",
     "ConsistencyDecoderScheduler": "CMStochasticIterativeScheduler",
     "DDPMWuerstchenScheduler": "DDPMScheduler",
     "FlowMapEulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",

@@ -17,44 +17,17 @@ from .state import State, Table
 from .vp import VariancePreserving
 
 
-class DDIMScheduler(VariancePreserving):
-    """The drop-in of diffusers' `DDIMScheduler` (Song et al. 2021, eq. 12 and 16).
-
-    Quirks:
-    - The step from t goes to t - T // n whatever the next timestep is, so `linspace` and `trailing`
-      grids are not followed (diffusers #9261).
-    - The last step goes to alpha_bar 1, or to that of timestep 0 with set_alpha_to_one=False.
-    - With eta > 0 a draw is taken from the generator on the last step too.
-
-    A step from a timestep off the grid follows the same rule.
-    """
+class Strided(VariancePreserving):
+    """A scheduler whose step from t goes to t - T // n, whatever the next timestep is."""
 
     final_alpha_cumprod: Any = Table()
     _reads = ("alphas_cumprod", "final_alpha_cumprod")
 
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: Any = None,
-        clip_sample: bool = True,
-        set_alpha_to_one: bool = True,
-        steps_offset: int = 0,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        clip_sample_range: float = 1.0,
-        sample_max_value: float = 1.0,
-        timestep_spacing: str = "leading",
-        rescale_betas_zero_snr: bool = False,
-    ):
-        self._setup()
-
     def _prepare(self) -> None:
         super()._prepare()
+        self._set_final()
+
+    def _set_final(self) -> None:
         self.final_alpha_cumprod = (
             torch.tensor(1.0) if self.config.set_alpha_to_one else self.alphas_cumprod[0]
         )
@@ -77,11 +50,48 @@ class DDIMScheduler(VariancePreserving):
     def _offset(self) -> int:
         return self.config.steps_offset if self.config.timestep_spacing == "leading" else 0
 
+    def _width(self, state: State) -> int:
+        """T // n, which a step goes down."""
+        return self.config.num_train_timesteps // self._require_steps(state)
+
     def _pair(self, state: State, t: float) -> tuple[Time, Time]:
         """The points where a step from timestep t begins and ends."""
-        steps = self._require_steps(state)
-        before = int(t) - self.config.num_train_timesteps // steps
+        before = int(t) - self._width(state)
         return self._point(t), self._point(before) if before >= 0 else self._final()
+
+
+class DDIMScheduler(Strided):
+    """The drop-in of diffusers' `DDIMScheduler` (Song et al. 2021, eq. 12 and 16).
+
+    Quirks:
+    - The step from t goes to t - T // n whatever the next timestep is, so `linspace` and `trailing`
+      grids are not followed (diffusers #9261).
+    - The last step goes to alpha_bar 1, or to that of timestep 0 with set_alpha_to_one=False.
+    - With eta > 0 a draw is taken from the generator on the last step too.
+
+    A step from a timestep off the grid follows the same rule.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+    ):
+        self._setup()
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         for t in state.values[start:]:

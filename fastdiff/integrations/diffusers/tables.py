@@ -74,11 +74,16 @@ def betas(config: Mapping[str, Any], where: str) -> Tensor:
 
 
 def zero_terminal_snr(table: Tensor) -> Tensor:
-    """Betas with sqrt(alpha_bar) shifted and scaled to end at 0 (Lin et al. 2024, algorithm 1)."""
-    root = torch.cumprod(1.0 - table, dim=0).sqrt()
-    first, last = root[0].clone(), root[-1].clone()
-    alphas_cumprod = ((root - last) * (first / (first - last))) ** 2
+    """Betas whose alpha_bar ends at 0 (Lin et al. 2024, algorithm 1)."""
+    alphas_cumprod = zero_terminal(torch.cumprod(1.0 - table, dim=0))
     return 1 - torch.cat([alphas_cumprod[:1], alphas_cumprod[1:] / alphas_cumprod[:-1]])
+
+
+def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
+    """alpha_bar with its root shifted and scaled to end at 0."""
+    root = alphas_cumprod.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * (first / (first - last))) ** 2
 
 
 def sigmas(alphas_cumprod: Tensor) -> NDArray[Any]:

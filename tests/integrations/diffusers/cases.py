@@ -17,6 +17,7 @@ import torch
 from case import BETAS, CURVES, LEVELS, ROOT, SCALED, SHAPE, SPACINGS, VELOCITY, ZERO, Case, each
 from cases_few import FEW
 from cases_integrators import INTEGRATORS
+from cases_models import MODELS
 
 from fastdiff import randn
 
@@ -165,6 +166,7 @@ CASES = [
     ),
     *FEW,
     *INTEGRATORS,
+    *MODELS,
 ]
 
 CLASSES = sorted({case.name for case in CASES})

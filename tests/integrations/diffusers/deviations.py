@@ -30,7 +30,7 @@ class Deviation(NamedTuple):
 # classes whose steps follow from the timestep alone; diffusers' other classes count their steps
 _UNCOUNTED = (
     "UnCLIP DDPM DDPM(learned) DDPMParallel DDIM DDIM(eta) DDIM(threshold) DDIMParallel DDIMInverse"
-    " RePaint"
+    " RePaint CogVideoXDDIM CogVideoXDPM"
 )
 # whose numbers no generator repeats, so that only shapes are compared
 _UNSEEN = "CosineDPMSolverMultistep"
@@ -47,6 +47,7 @@ _REMEMBERS = (
     " what was written into it"
 )
 _SHOWN = "pred_original_sample has the state's dtype; the peer's is float32"
+_WIDE = "the result has the state's precision; the peer's tables of float64 widen it"
 _TREE = "the peer's Brownian tree cannot be copied or pickled, or has the first batch's shape"
 
 DEVIATIONS = [
@@ -76,7 +77,7 @@ DEVIATIONS = [
         "timesteps_as_floats",
         "a float that equals a timestep is one; the peer indexes its tables with it",
         "UnCLIP TCD LCM PNDM PNDM(prk) DDPM DDPM(learned) DDPMParallel DDIM DDIM(eta)"
-        " DDIM(threshold) DDIMParallel DDIMInverse RePaint",
+        " DDIM(threshold) DDIMParallel DDIMInverse RePaint CogVideoXDDIM CogVideoXDPM",
     ),
     Deviation(
         "an_odd_begin_index",
@@ -164,6 +165,13 @@ DEVIATIONS = [
     ),
     Deviation("an_integer_state", "the noise of the peer's tree has no integers", "DPMSolverSDE"),
     Deviation("an_integer_state", "is refused; the peer rounds the result", "UniPCMultistep"),
+    Deviation("timesteps_of_one_element", _WIDE, "CogVideoXDDIM CogVideoXDPM"),
+    Deviation("an_integer_state", _WIDE, "CogVideoXDDIM"),
+    Deviation(
+        "a_repeated_step",
+        "is refused with its own timestep as the one before; the peer divides by zero",
+        "CogVideoXDPM",
+    ),
 ]
 
 

@@ -67,6 +67,7 @@ ROWS = [
     *(Row(case) for case in {case.name: case for case in reversed(CASES)}.values()),
     _row("CosineDPMSolverMultistep", "", kinds=("v_prediction",), numbers=False),
     _row("RePaint", "", kinds=("",), stochastic=True),
+    _row("CogVideoXDPM", "", stochastic=True),
     _row("DDIM", "eta", step={"eta": 0.7}, stochastic=True, config={"clip_sample": False}),
     _row("DDPM", "learned", config=_LEARNED, learned=True, stochastic=True),
     _row("PNDM", "prk"),
@@ -115,6 +116,8 @@ class Drive:
 
     def __post_init__(self) -> None:
         self.kind = self.row.case.kinds[0]
+        # what the caller of CogVideoX's solver holds: the x0 of the step before, and its timestep
+        self.before: tuple[Any, Any] = (None, None)
         self.scheduler = self.new()
         self.generator: Any = torch.Generator().manual_seed(5)
 
@@ -132,6 +135,7 @@ class Drive:
     def begin(self, steps: int = STEPS, scheduler: Any = None) -> Any:
         """Calls set_timesteps, and returns the timesteps."""
         scheduler, case = scheduler or self.scheduler, self.row.case
+        self.before = (None, None)
         if case.name == "RePaintScheduler":
             scheduler.set_timesteps(steps, jump_length=steps, jump_n_sample=1)
         elif case.set:
@@ -164,7 +168,12 @@ class Drive:
     def take(self, out: Tensor, t: Any, x: Tensor, scheduler: Any = None, **more: Any) -> Tensor:
         """A step with a given output; records what it returns, and returns the next state."""
         step = (scheduler or self.scheduler).step
-        result = step(out, t, x, **{**self.options(x), "return_dict": False, **more})
+        more = {**self.options(x), "return_dict": False, **more}
+        if self.row.case.name == "CogVideoXDPMScheduler":
+            result = step(out, self.before[0], t, self.before[1], x, **more)
+            self.before = (result[1], t)
+        else:
+            result = step(out, t, x, **more)
         self.seen += [v.detach().clone() for v in result if isinstance(v, Tensor)]
         return result[0]
 

@@ -112,8 +112,8 @@ def test_twins_and_what_has_none() -> None:
     rewritten = diffusers.DDIMScheduler()
     rewritten._internal_dict = FrozenDict({**rewritten.config, "steps_offset": 1})
     assert fastdiff.from_scheduler(rewritten).config.steps_offset == 1
-    with pytest.raises(TypeError, match="nearest supported one is DDIMScheduler"):
-        fastdiff.from_scheduler(diffusers.CogVideoXDDIMScheduler())
+    with pytest.raises(TypeError, match="nearest supported one is FlowMatchEulerDiscrete"):
+        fastdiff.from_scheduler(diffusers.PiflowScheduler())
     with pytest.raises(TypeError, match="tokens"):
         fastdiff.from_scheduler(diffusers.VQDiffusionScheduler(10))
 
