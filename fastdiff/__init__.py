@@ -58,6 +58,7 @@ _DIFFUSERS = (
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler",
     "PNDMScheduler",
     "RePaintScheduler",
     "SASolverScheduler",

@@ -47,6 +47,7 @@ from .karras import (
     KDPM2DiscreteScheduler,
     LMSDiscreteScheduler,
 )
+from .ltx import LTXEulerAncestralRFScheduler
 from .pndm import IPNDMScheduler, PNDMScheduler
 from .repaint import RePaintScheduler
 from .sa import SASolverScheduler
@@ -82,6 +83,7 @@ __all__ = [
     "KDPM2DiscreteScheduler",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "LTXEulerAncestralRFScheduler",
     "PNDMScheduler",
     "RePaintScheduler",
     "SASolverScheduler",

@@ -24,7 +24,6 @@ _NEAREST = {
     "HeliosDMDScheduler": "FlowMatchLCMScheduler",
     "HeliosScheduler": "UniPCMultistepScheduler",
     "KarrasVeScheduler": "HeunDiscreteScheduler",
-    "LTXEulerAncestralRFScheduler": "FlowMatchEulerDiscreteScheduler",
     "MiniMaxH3Scheduler": "FlowMatchEulerDiscreteScheduler",
     "PiflowScheduler": "FlowMatchEulerDiscreteScheduler",
     "SCMScheduler": "FlowMatchLCMScheduler",

@@ -184,9 +184,11 @@ class Lifted:
 
 def lift(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Lets both sides compute their tables in float64."""
-    module = importlib.import_module(getattr(diffusers, name).__module__)
-    monkeypatch.setattr(module, "torch", Lifted(torch))
-    monkeypatch.setattr(module, "np", Lifted(np), raising=False)
+    names = [name, "FlowMatchEulerDiscreteScheduler"] if name.startswith("LTX") else [name]
+    for each_name in names:
+        module = importlib.import_module(getattr(diffusers, each_name).__module__)
+        monkeypatch.setattr(module, "torch", Lifted(torch))
+        monkeypatch.setattr(module, "np", Lifted(np), raising=False)
     monkeypatch.setattr(tables, "FLOAT", torch.float64)
     torch.set_default_dtype(torch.float64)
 

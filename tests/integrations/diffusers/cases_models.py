@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
+import torch
 from case import BETAS, SPACINGS, Case, each
 
 MODELS: list[Case] = [
@@ -24,4 +24,17 @@ MODELS: list[Case] = [
         ],
         exact=True,
     ),
+    *each(
+        "LTXEulerAncestralRFScheduler",
+        [
+            {},
+            {"eta": 0.4, "s_noise": 1.05},
+            {"num_train_timesteps": 300},
+            {"eta": 0.7, "set": lambda n: {"sigmas": np.linspace(1.0, 0.0, n + 1).tolist()}},
+            {"set": lambda n: {"timesteps": torch.linspace(0.9, 0.1, n + 1)}},
+        ],
+        kinds=("",),
+        stochastic=True,
+    ),
+    *each("LTXEulerAncestralRFScheduler", [{"eta": 0.0}, {"s_noise": 0.0}], kinds=("",)),
 ]

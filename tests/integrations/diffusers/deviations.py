@@ -52,7 +52,9 @@ _TREE = "the peer's Brownian tree cannot be copied or pickled, or has the first 
 
 DEVIATIONS = [
     Deviation("a_second_run_without_set_timesteps timesteps_in_reverse", _DECIDES, but=_UNCOUNTED),
-    Deviation("a_step_after_the_end", _DECIDES, but=f"{_UNCOUNTED} TCD PNDM PNDM(prk)"),
+    Deviation(
+        "a_step_after_the_end", _DECIDES, but=f"{_UNCOUNTED} TCD PNDM PNDM(prk) LTXEulerAncestralRF"
+    ),
     Deviation(
         "every_second_timestep", _DECIDES, but=f"{_UNCOUNTED} {_UNSEEN} FlowMatchEulerDiscrete"
     ),
@@ -136,13 +138,14 @@ DEVIATIONS = [
         "no_steps",
         "is refused; the peer's loop then does nothing",
         "DPMSolverSDE EDMDPMSolverMultistep EDMEuler FlowMatchLCM UnCLIP FlowMatchHeunDiscrete"
-        " FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep",
+        " FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep LTXEulerAncestralRF",
     ),
     Deviation(
         "a_negative_number_of_steps",
         "is refused; the peer computes some grid",
         but="DPMSolverSDE EDMDPMSolverMultistep EDMEuler DPMSolverSinglestep FlowMatchLCM TCD LCM"
-        " FlowMatchHeunDiscrete FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep",
+        " FlowMatchHeunDiscrete FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep"
+        " LTXEulerAncestralRF",
     ),
     Deviation(
         "a_fraction_of_steps",
@@ -164,7 +167,16 @@ DEVIATIONS = [
         " RePaint",
     ),
     Deviation("an_integer_state", "the noise of the peer's tree has no integers", "DPMSolverSDE"),
-    Deviation("an_integer_state", "is refused; the peer rounds the result", "UniPCMultistep"),
+    Deviation(
+        "an_integer_state",
+        "is refused; the peer rounds the result",
+        "UniPCMultistep LTXEulerAncestralRF",
+    ),
+    Deviation(
+        "a_begin_index_beyond_the_grid",
+        "is refused; the peer returns the state as it is",
+        "LTXEulerAncestralRF",
+    ),
     Deviation("timesteps_of_one_element", _WIDE, "CogVideoXDDIM CogVideoXDPM"),
     Deviation("an_integer_state", _WIDE, "CogVideoXDDIM"),
     Deviation(

@@ -91,7 +91,8 @@ def test_drop_ins_have_the_members_that_pipelines_touch(name: str, after: bool) 
     for attribute in sorted(NAMES):
         wanted = getattr(theirs, attribute, None)
         if isinstance(wanted, (bool, int, float, str)) or wanted is None:
-            unset = attribute == "timesteps" and wanted is None  # PNDM's before set_timesteps
+            # PNDM's timesteps and LTX's levels before set_timesteps
+            unset = attribute in ("timesteps", "sigmas") and wanted is None
             if hasattr(theirs, attribute) and not attribute.startswith("__") and not unset:
                 assert getattr(ours, attribute) == wanted, attribute
         elif isinstance(wanted, torch.Tensor):

@@ -120,3 +120,36 @@ def test_a_sampler_of_a_shifted_schedule_has_the_drop_ins_tables() -> None:
             expected = scheduler.alphas_cumprod[[0, 400, 999]].sqrt().to(found)
             torch.testing.assert_close(found, expected)
             assert settings == {"prediction_type": "v_prediction"}
+
+
+FLOWS: list[dict[str, Any]] = [
+    {"shift": 3.0, "shift_terminal": 0.1},
+    {"use_dynamic_shifting": True},
+    {"use_karras_sigmas": True, "shift": 2.0},
+]
+
+
+@pytest.mark.parametrize("config", FLOWS)
+def test_ltx_has_the_grid_of_the_flow_it_was_made_from(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pipelines exchange their flow's scheduler for it, with that configuration."""
+    donor = both("FlowMatchEulerDiscreteScheduler", **config)[0]
+
+    def run(plain: Any) -> torch.Tensor:
+        scheduler = type(plain).from_config({**donor.config, "eta": 0.6})
+        scheduler.set_timesteps(6, mu=0.7)
+        generator, x = torch.Generator().manual_seed(3), state(1)
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x), t, x, generator=generator, return_dict=False)[0]
+        return torch.cat([x.flatten(), scheduler.timesteps, scheduler.sigmas])
+
+    compare("LTXEulerAncestralRFScheduler", run, monkeypatch)
+
+
+def test_ltx_refuses_levels_of_other_kinds() -> None:
+    scheduler = fastdiff.LTXEulerAncestralRFScheduler()
+    with pytest.raises(TypeError, match="expected sigmas as a list or a tensor, got ndarray"):
+        scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 4).numpy())
+    with pytest.raises(ValueError, match=r"expected sigmas of shape \[n\], got \[1, 2\]"):
+        scheduler.set_timesteps(sigmas=[[1.0, 0.0]])
