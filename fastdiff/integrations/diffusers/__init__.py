@@ -36,6 +36,7 @@ from .edm import (
     EDMEulerScheduler,
 )
 from .euler import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from .flow_map import FlowMapEulerDiscreteScheduler
 from .flow_match import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -52,6 +53,7 @@ from .pndm import IPNDMScheduler, PNDMScheduler
 from .repaint import RePaintScheduler
 from .sa import SASolverScheduler
 from .scheduler import Scheduler as Scheduler
+from .scm import SCMScheduler
 from .unclip import UnCLIPScheduler
 from .unipc import UniPCMultistepScheduler
 
@@ -74,6 +76,7 @@ __all__ = [
     "EDMEulerScheduler",
     "EulerAncestralDiscreteScheduler",
     "EulerDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
@@ -87,6 +90,7 @@ __all__ = [
     "PNDMScheduler",
     "RePaintScheduler",
     "SASolverScheduler",
+    "SCMScheduler",
     "TCDScheduler",
     "UnCLIPScheduler",
     "UniPCMultistepScheduler",

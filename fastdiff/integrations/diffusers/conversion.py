@@ -20,13 +20,11 @@ SUPPORTED = ("0.42", "0.43")
 _NEAREST = {
     "ConsistencyDecoderScheduler": "CMStochasticIterativeScheduler",
     "DDPMWuerstchenScheduler": "DDPMScheduler",
-    "FlowMapEulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
     "HeliosDMDScheduler": "FlowMatchLCMScheduler",
     "HeliosScheduler": "UniPCMultistepScheduler",
     "KarrasVeScheduler": "HeunDiscreteScheduler",
     "MiniMaxH3Scheduler": "FlowMatchEulerDiscreteScheduler",
     "PiflowScheduler": "FlowMatchEulerDiscreteScheduler",
-    "SCMScheduler": "FlowMatchLCMScheduler",
     "ScoreSdeVeScheduler": "EulerAncestralDiscreteScheduler",
     "ScoreSdeVpScheduler": "DDPMScheduler",
 }

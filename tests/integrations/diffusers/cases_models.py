@@ -37,4 +37,15 @@ MODELS: list[Case] = [
         stochastic=True,
     ),
     *each("LTXEulerAncestralRFScheduler", [{"eta": 0.0}, {"s_noise": 0.0}], kinds=("",)),
+    *each(
+        "FlowMapEulerDiscreteScheduler",
+        [
+            {},
+            {"shift": 5.0},
+            {"num_train_timesteps": 300, "shift": 2.0},
+            {"shift": 2.0, "set": lambda n: {"sigmas": np.linspace(1.0, 1 / n, n).tolist()}},
+            {"set": lambda n: {"timesteps": np.linspace(990, 10, n).tolist()}},
+        ],
+        kinds=("",),
+    ),
 ]

@@ -30,7 +30,7 @@ class Deviation(NamedTuple):
 # classes whose steps follow from the timestep alone; diffusers' other classes count their steps
 _UNCOUNTED = (
     "UnCLIP DDPM DDPM(learned) DDPMParallel DDIM DDIM(eta) DDIM(threshold) DDIMParallel DDIMInverse"
-    " RePaint CogVideoXDDIM CogVideoXDPM"
+    " RePaint CogVideoXDDIM CogVideoXDPM FlowMapEulerDiscrete"
 )
 # whose numbers no generator repeats, so that only shapes are compared
 _UNSEEN = "CosineDPMSolverMultistep"
@@ -138,14 +138,15 @@ DEVIATIONS = [
         "no_steps",
         "is refused; the peer's loop then does nothing",
         "DPMSolverSDE EDMDPMSolverMultistep EDMEuler FlowMatchLCM UnCLIP FlowMatchHeunDiscrete"
-        " FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep LTXEulerAncestralRF",
+        " FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep LTXEulerAncestralRF"
+        " FlowMapEulerDiscrete SCM",
     ),
     Deviation(
         "a_negative_number_of_steps",
         "is refused; the peer computes some grid",
         but="DPMSolverSDE EDMDPMSolverMultistep EDMEuler DPMSolverSinglestep FlowMatchLCM TCD LCM"
         " FlowMatchHeunDiscrete FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep"
-        " LTXEulerAncestralRF",
+        " LTXEulerAncestralRF FlowMapEulerDiscrete SCM",
     ),
     Deviation(
         "a_fraction_of_steps",
@@ -164,7 +165,7 @@ DEVIATIONS = [
         "an_output_of_no_dimension",
         "is refused; the peer spreads it over the state",
         but="SASolver UnCLIP CMStochasticIterative TCD LCM EulerAncestralDiscrete DDPMParallel DDPM"
-        " RePaint",
+        " RePaint FlowMapEulerDiscrete SCM",
     ),
     Deviation("an_integer_state", "the noise of the peer's tree has no integers", "DPMSolverSDE"),
     Deviation(
@@ -176,6 +177,12 @@ DEVIATIONS = [
         "a_begin_index_beyond_the_grid",
         "is refused; the peer returns the state as it is",
         "LTXEulerAncestralRF",
+    ),
+    Deviation("states_in_bfloat16", "x0 is not rounded to bfloat16 on the way to float32", "SCM"),
+    Deviation(
+        "timesteps_of_a_whole_batch",
+        "are refused; the peer takes the first one",
+        "FlowMapEulerDiscrete",
     ),
     Deviation("timesteps_of_one_element", _WIDE, "CogVideoXDDIM CogVideoXDPM"),
     Deviation("an_integer_state", _WIDE, "CogVideoXDDIM"),

@@ -63,11 +63,17 @@ _EPS = {"algorithm_type": "dpmsolver", **_MIN}
 _LEARNED = {"variance_type": "learned_range"}
 _NOISE = {"algorithm_type": "noise_prediction"}
 
+
+def _angles(steps: int) -> dict[str, Any]:
+    return {"num_inference_steps": steps, "intermediate_timesteps": None}
+
+
 ROWS = [
     *(Row(case) for case in {case.name: case for case in reversed(CASES)}.values()),
     _row("CosineDPMSolverMultistep", "", kinds=("v_prediction",), numbers=False),
     _row("RePaint", "", kinds=("",), stochastic=True),
     _row("CogVideoXDPM", "", stochastic=True),
+    _row("SCM", "", kinds=("",), stochastic=True, set=_angles),
     _row("DDIM", "eta", step={"eta": 0.7}, stochastic=True, config={"clip_sample": False}),
     _row("DDPM", "learned", config=_LEARNED, learned=True, stochastic=True),
     _row("PNDM", "prk"),
@@ -142,7 +148,8 @@ class Drive:
             scheduler.set_timesteps(**case.set(steps))
         else:
             scheduler.set_timesteps(steps)
-        return scheduler.timesteps
+        # SCM's grid has the last step's goal
+        return scheduler.timesteps[:-1] if case.name == "SCMScheduler" else scheduler.timesteps
 
     def start(self, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE) -> Tensor:
         scale = float(getattr(self.scheduler, "init_noise_sigma", 1.0))

@@ -153,3 +153,69 @@ def test_ltx_refuses_levels_of_other_kinds() -> None:
         scheduler.set_timesteps(sigmas=torch.linspace(1, 0, 4).numpy())
     with pytest.raises(ValueError, match=r"expected sigmas of shape \[n\], got \[1, 2\]"):
         scheduler.set_timesteps(sigmas=[[1.0, 0.0]])
+
+
+ANGLES: list[dict[str, Any]] = [
+    {"num_inference_steps": 2},
+    {"num_inference_steps": 1, "intermediate_timesteps": None},
+    {"num_inference_steps": 7, "intermediate_timesteps": None, "max_timesteps": 1.5},
+    {
+        "num_inference_steps": 3,
+        "intermediate_timesteps": None,
+        "max_timesteps": None,
+        "timesteps": [1.4, 1.1, 0.6, 0.1],
+    },
+]
+
+
+@pytest.mark.parametrize("config", [{}, {"sigma_data": 1.0}])
+@pytest.mark.parametrize("given", ANGLES, ids=[f"{a['num_inference_steps']}" for a in ANGLES])
+def test_scm(given: Any, config: dict[str, Any]) -> None:
+    """In float32, as the peer's angles always are."""
+
+    def run(scheduler: Any) -> torch.Tensor:
+        scheduler.set_timesteps(**given)
+        generator, x = torch.Generator().manual_seed(3), state(1)
+        for t in scheduler.timesteps[:-1]:
+            x, x0 = scheduler.step(network(x), t, x, generator=generator, return_dict=False)
+        follow = torch.randn(3, generator=generator)  # as many draws
+        return torch.cat([x.flatten(), x0.flatten(), scheduler.timesteps, follow])
+
+    expected, got = (run(scheduler) for scheduler in both("SCMScheduler", **config))
+    assert (got - expected).abs().max() <= DROP_IN_STEP[True] * expected.abs().max()
+
+
+def test_scm_refuses_what_it_has_no_step_for() -> None:
+    scheduler, x = fastdiff.SCMScheduler(), state(1)
+    for wrong, words in (
+        ({"num_inference_steps": 3}, "expected intermediate_timesteps=None"),
+        ({"num_inference_steps": 2, "timesteps": [1.0, 0.5, 0.0]}, "expected one of timesteps"),
+        (
+            {"num_inference_steps": 2, "timesteps": [1.0], "max_timesteps": None},
+            "expected a list or tensor of 3 timesteps",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scheduler.set_timesteps(**wrong)
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match=r"Iterate over scheduler.timesteps\[:-1\]"):
+        scheduler.step(x, scheduler.timesteps[2], x)
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_flow_maps_go_from_any_timestep_to_any_other(
+    shift: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(scheduler: Any) -> torch.Tensor:
+        scheduler.set_timesteps(4)
+        grid, x, seen = scheduler.timesteps, state(1), []
+        pairs = [(grid[0], 700.0), (700.0, grid[2]), (grid[2], grid[1]), (grid[1], 0.0)]
+        for t, r in [*pairs, (torch.tensor(450.5), torch.tensor(10.0))]:
+            x = scheduler.step(network(x), t, x, r_timestep=r).prev_sample
+            seen += [x, torch.full_like(x, scheduler.step_index)]
+        levels = torch.tensor([10.0, 500.0])
+        return torch.cat([*seen, scheduler.scale_noise(state(2), levels, state(3))])
+
+    compare("FlowMapEulerDiscreteScheduler", run, monkeypatch, shift=shift)
+    with pytest.raises(ValueError, match="expected one of scheduler.timesteps, got 123.5"):
+        fastdiff.FlowMapEulerDiscreteScheduler().step(state(1), 123.5, state(1))

@@ -255,4 +255,4 @@ def lengths_and_scales(d: Drive) -> None:
     d.begin()
     s = d.scheduler
     d.show(float(getattr(s, "init_noise_sigma", 1.0)), getattr(s, "order", 1), s.timesteps)
-    d.show(len(s) if hasattr(type(s), "__len__") and d.row.case.name != "UnCLIPScheduler" else 0)
+    d.show(len(s) if has("__len__")(d.row) else 0)

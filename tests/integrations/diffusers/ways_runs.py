@@ -186,7 +186,7 @@ def indices_of_timesteps(d: Drive) -> None:
 @way(has("index_for_timestep"))
 def the_index_of_an_unknown_timestep(d: Drive) -> None:
     d.begin()
-    d.show(int(d.scheduler.index_for_timestep(torch.tensor(123.25))))
+    d.show(d.scheduler.index_for_timestep(torch.tensor(123.25)))
 
 
 @way(plain)
