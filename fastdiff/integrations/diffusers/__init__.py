@@ -49,6 +49,7 @@ from .karras import (
     LMSDiscreteScheduler,
 )
 from .ltx import LTXEulerAncestralRFScheduler
+from .minimax import MiniMaxH3Scheduler
 from .pndm import IPNDMScheduler, PNDMScheduler
 from .repaint import RePaintScheduler
 from .sa import SASolverScheduler
@@ -56,6 +57,7 @@ from .scheduler import Scheduler as Scheduler
 from .scm import SCMScheduler
 from .unclip import UnCLIPScheduler
 from .unipc import UniPCMultistepScheduler
+from .wuerstchen import DDPMWuerstchenScheduler
 
 __all__ = [
     "CMStochasticIterativeScheduler",
@@ -67,6 +69,7 @@ __all__ = [
     "DDIMScheduler",
     "DDPMParallelScheduler",
     "DDPMScheduler",
+    "DDPMWuerstchenScheduler",
     "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler",
     "DPMSolverMultistepScheduler",
@@ -87,6 +90,7 @@ __all__ = [
     "LCMScheduler",
     "LMSDiscreteScheduler",
     "LTXEulerAncestralRFScheduler",
+    "MiniMaxH3Scheduler",
     "PNDMScheduler",
     "RePaintScheduler",
     "SASolverScheduler",

@@ -127,6 +127,8 @@ class DropIn(SchedulerMixin, ConfigMixin):
     # whether a sample of less precision than the output is computed in the output's dtype
     _widens = True
 
+    _of_batch = False  # whether steps take a tensor of timesteps, one for each sample
+
     is_scale_input_called = False
     _history: history.Defaults = {}
     # the scheduler's own tables that its steps read, which users may edit
@@ -334,7 +336,11 @@ class DropIn(SchedulerMixin, ConfigMixin):
         return sample
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.config.get("num_train_timesteps", 1000)
+
+    def _number(self, timestep: float) -> int:
+        """A number of a timestep off the grid, in place of its index, for its noise."""
+        return len(self) + int(timestep)
 
     def plan(self, **options: Any) -> Plan:
         """The plan of the current timesteps; options are those of `step` (eta, s_churn, order, …).
@@ -401,12 +407,13 @@ class DropIn(SchedulerMixin, ConfigMixin):
             # All such rows are the first of their plan and share a seed, so the timestep numbers
             # their noise.
             table = traced.plan.table.copy()
-            table[table[:, INDEX["x.z"]] != 0, INDEX["noise_index"]] = (
-                self.config.num_train_timesteps + int(timestep)
-            )
+            drawing = table[:, INDEX["x.z"]] != 0
+            table[drawing, INDEX["noise_index"]] = self._number(timestep)
             undefined = np.isin(np.arange(len(table)), list(traced.undefined))
             found = TracedPlan(replace(traced.plan, table=table), undefined)
             state.plans.put(key, found)
+        if len(found.calls) - 1 in found.undefined:
+            self._refuse_step(timestep)
         return found
 
     def _trace(self) -> Trace:

@@ -59,7 +59,7 @@ def _arguments(scheduler: Any, model_output: Any, timestep: Any, sample: Any) ->
             f" {'model_output' if first else 'sample'} as a tensor, got"
             f" {type(model_output if first else sample).__name__}. Pass torch tensors."
         )
-    if not (isinstance(timestep, Tensor) and timestep.numel() == 1):
+    if not (isinstance(timestep, Tensor) and timestep.numel() == 1) and not scheduler._of_batch:
         one_timestep(f"{type(scheduler).__name__}.step", timestep)
 
 

@@ -204,8 +204,6 @@ class CogVideoXDPMScheduler(CogVideoX, Pairwise):
         back = self._whole(state, timestep_back) if second else None
         traced = self._traced_off_grid(state, float(t), {"back": back})
         call = len(traced.calls) - 1
-        if call in traced.undefined:
-            self._refuse_step(t)
         noise = seed = slots = slots_out = None
         if generator is None:
             seed = self._seed(state)

@@ -19,11 +19,9 @@ SUPPORTED = ("0.42", "0.43")
 # Schedulers without a drop-in, and the drop-in with the nearest algorithm (not the nearest name).
 _NEAREST = {
     "ConsistencyDecoderScheduler": "CMStochasticIterativeScheduler",
-    "DDPMWuerstchenScheduler": "DDPMScheduler",
     "HeliosDMDScheduler": "FlowMatchLCMScheduler",
     "HeliosScheduler": "UniPCMultistepScheduler",
     "KarrasVeScheduler": "HeunDiscreteScheduler",
-    "MiniMaxH3Scheduler": "FlowMatchEulerDiscreteScheduler",
     "PiflowScheduler": "FlowMatchEulerDiscreteScheduler",
     "ScoreSdeVeScheduler": "EulerAncestralDiscreteScheduler",
     "ScoreSdeVpScheduler": "DDPMScheduler",

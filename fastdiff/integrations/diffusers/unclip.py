@@ -81,7 +81,7 @@ class UnCLIPScheduler(Pairwise):
     def _step_formula(self, trace: Trace, t: int, before: int) -> Linear:
         here = self._point(t)
         there = self._point(before) if before >= 0 else self._final()
-        if before == t - 1:
+        if before == t - 1 and t < len(self.betas):
             beta, alpha = float(self.betas[t]), float(self.alphas[t])
             if abs(alpha + beta - 1.0) < 1e-6:  # no edit, but the table's rounding
                 alpha = 1.0 - beta

@@ -31,6 +31,7 @@ class Deviation(NamedTuple):
 _UNCOUNTED = (
     "UnCLIP DDPM DDPM(learned) DDPMParallel DDIM DDIM(eta) DDIM(threshold) DDIMParallel DDIMInverse"
     " RePaint CogVideoXDDIM CogVideoXDPM FlowMapEulerDiscrete"
+    " DDPMWuerstchen"
 )
 # whose numbers no generator repeats, so that only shapes are compared
 _UNSEEN = "CosineDPMSolverMultistep"
@@ -67,7 +68,7 @@ DEVIATIONS = [
     Deviation(
         "a_begin_index_for_a_foreign_timestep",
         "steps that depend on their timestep are refused at another index's",
-        "SASolver TCD LCM",
+        "SASolver TCD LCM MiniMaxH3",
     ),
     Deviation("a_begin_index_beyond_the_grid", "is refused; the peer leaves its tables", "TCD LCM"),
     Deviation(
@@ -139,21 +140,21 @@ DEVIATIONS = [
         "is refused; the peer's loop then does nothing",
         "DPMSolverSDE EDMDPMSolverMultistep EDMEuler FlowMatchLCM UnCLIP FlowMatchHeunDiscrete"
         " FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep LTXEulerAncestralRF"
-        " FlowMapEulerDiscrete SCM",
+        " FlowMapEulerDiscrete SCM DDPMWuerstchen",
     ),
     Deviation(
         "a_negative_number_of_steps",
         "is refused; the peer computes some grid",
         but="DPMSolverSDE EDMDPMSolverMultistep EDMEuler DPMSolverSinglestep FlowMatchLCM TCD LCM"
         " FlowMatchHeunDiscrete FlowMatchEulerDiscrete IPNDM CosineDPMSolverMultistep"
-        " LTXEulerAncestralRF FlowMapEulerDiscrete SCM",
+        " LTXEulerAncestralRF FlowMapEulerDiscrete SCM DDPMWuerstchen MiniMaxH3",
     ),
     Deviation(
         "a_fraction_of_steps",
         "is refused; the peer computes some grid",
         "SASolver DEISMultistep UniPCMultistep DPMSolverMultistepInverse DPMSolverMultistep"
         " CMStochasticIterative EulerAncestralDiscrete KDPM2AncestralDiscrete KDPM2Discrete"
-        " HeunDiscrete LMSDiscrete DDPMParallel EulerDiscrete DDPM",
+        " HeunDiscrete LMSDiscrete DDPMParallel EulerDiscrete DDPM MiniMaxH3",
     ),
     Deviation(
         "more_steps_than_were_trained",
@@ -171,12 +172,22 @@ DEVIATIONS = [
     Deviation(
         "an_integer_state",
         "is refused; the peer rounds the result",
-        "UniPCMultistep LTXEulerAncestralRF",
+        "UniPCMultistep LTXEulerAncestralRF MiniMaxH3",
     ),
     Deviation(
         "a_begin_index_beyond_the_grid",
         "is refused; the peer returns the state as it is",
         "LTXEulerAncestralRF",
+    ),
+    Deviation(
+        "noise_added_before_set_timesteps lengths_and_scales",
+        "the peer has no timesteps before set_timesteps, and no length",
+        "DDPMWuerstchen",
+    ),
+    Deviation(
+        "a_step_at_an_unknown_timestep",
+        "is refused where it goes towards noise; the peer takes the root of a negative variance",
+        "DDPMWuerstchen",
     ),
     Deviation("states_in_bfloat16", "x0 is not rounded to bfloat16 on the way to float32", "SCM"),
     Deviation(

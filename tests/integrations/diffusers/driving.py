@@ -74,6 +74,8 @@ ROWS = [
     _row("RePaint", "", kinds=("",), stochastic=True),
     _row("CogVideoXDPM", "", stochastic=True),
     _row("SCM", "", kinds=("",), stochastic=True, set=_angles),
+    _row("DDPMWuerstchen", "", kinds=("",), stochastic=True),
+    _row("MiniMaxH3", "", kinds=("",)),
     _row("DDIM", "eta", step={"eta": 0.7}, stochastic=True, config={"clip_sample": False}),
     _row("DDPM", "learned", config=_LEARNED, learned=True, stochastic=True),
     _row("PNDM", "prk"),
@@ -101,6 +103,9 @@ ROWS = [
     _row("DDIM", "threshold", config={"thresholding": True, "sample_max_value": 1.5}),
 ]
 
+
+GOALS = ("SCMScheduler", "DDPMWuerstchenScheduler")
+"""The classes whose grid ends with the last step's goal."""
 
 _MADE: dict[str, Any] = {}
 
@@ -140,7 +145,7 @@ class Drive:
 
     def begin(self, steps: int = STEPS, scheduler: Any = None) -> Any:
         """Calls set_timesteps, and returns the timesteps."""
-        scheduler, case = scheduler or self.scheduler, self.row.case
+        scheduler, case = self.scheduler if scheduler is None else scheduler, self.row.case
         self.before = (None, None)
         if case.name == "RePaintScheduler":
             scheduler.set_timesteps(steps, jump_length=steps, jump_n_sample=1)
@@ -148,8 +153,7 @@ class Drive:
             scheduler.set_timesteps(**case.set(steps))
         else:
             scheduler.set_timesteps(steps)
-        # SCM's grid has the last step's goal
-        return scheduler.timesteps[:-1] if case.name == "SCMScheduler" else scheduler.timesteps
+        return scheduler.timesteps[:-1] if case.name in GOALS else scheduler.timesteps
 
     def start(self, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = SHAPE) -> Tensor:
         scale = float(getattr(self.scheduler, "init_noise_sigma", 1.0))
@@ -157,7 +161,7 @@ class Drive:
 
     def output(self, x: Tensor, t: Any, scheduler: Any = None) -> Tensor:
         """The network's output for a state."""
-        scheduler = scheduler or self.scheduler
+        scheduler = self.scheduler if scheduler is None else scheduler
         if hasattr(scheduler, "scale_model_input"):
             x = scheduler.scale_model_input(x, t)
         return network(x, self.kind, self.row.case.learned)
@@ -174,12 +178,14 @@ class Drive:
 
     def take(self, out: Tensor, t: Any, x: Tensor, scheduler: Any = None, **more: Any) -> Tensor:
         """A step with a given output; records what it returns, and returns the next state."""
-        step = (scheduler or self.scheduler).step
+        step = (self.scheduler if scheduler is None else scheduler).step
         more = {**self.options(x), "return_dict": False, **more}
         if self.row.case.name == "CogVideoXDPMScheduler":
             result = step(out, self.before[0], t, self.before[1], x, **more)
             self.before = (result[1], t)
         else:
+            if self.row.case.name == "DDPMWuerstchenScheduler" and isinstance(t, Tensor):
+                t = t.expand(len(x)) if t.ndim == 0 and isinstance(x, Tensor) else t
             result = step(out, t, x, **more)
         self.seen += [v.detach().clone() for v in result if isinstance(v, Tensor)]
         return result[0]

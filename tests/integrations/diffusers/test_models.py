@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import network
+from cases import SHAPE, network
 from test_few import both, compare, state
 from tolerances import DROP_IN_LOOP, DROP_IN_STEP
 
@@ -21,6 +21,16 @@ SHIFTED: list[dict[str, Any]] = [
     {"set_alpha_to_one": False, "steps_offset": 1, "snr_shift_scale": 1.5},
     {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
 ]
+
+
+# classes that take steps from timesteps off their grids, and what else these take
+OFF_GRID: dict[str, dict[str, Any]] = {
+    name: {} for name in ("DDIM", "DDIMParallel", "DDIMInverse", "DDPM", "DDPMParallel", "UnCLIP")
+} | {
+    "CogVideoXDDIM": {},
+    "CogVideoXDPM": {"old_pred_original_sample": None, "timestep_back": None},
+    "RePaint": {"original_image": torch.zeros(SHAPE), "mask": torch.zeros(SHAPE)},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -219,3 +229,92 @@ def test_flow_maps_go_from_any_timestep_to_any_other(
     compare("FlowMapEulerDiscreteScheduler", run, monkeypatch, shift=shift)
     with pytest.raises(ValueError, match="expected one of scheduler.timesteps, got 123.5"):
         fastdiff.FlowMapEulerDiscreteScheduler().step(state(1), 123.5, state(1))
+
+
+@pytest.mark.parametrize("name", OFF_GRID)
+def test_a_timestep_beyond_the_tables_is_refused(name: str) -> None:
+    scheduler, x = getattr(fastdiff, f"{name}Scheduler")(), state(1)
+    if not name.startswith("DDPM"):  # whose grid then leaves no other timestep
+        scheduler.set_timesteps(5)
+    for _ in range(2):  # also when its plan is known
+        with pytest.raises(ValueError, match=r"expected timesteps in \[0, 1000\), got 5000"):
+            scheduler.step(model_output=x, timestep=5000, sample=x, **OFF_GRID[name])
+
+
+COSINES: list[dict[str, Any]] = [{}, {"scaler": 2.0}, {"scaler": 0.7, "s": 0.02}]
+GIVEN = [1.0, 0.8, 0.33, 0.05]
+
+
+@pytest.mark.parametrize("given", [{"num_inference_steps": 1}, {"num_inference_steps": 12}, None])
+@pytest.mark.parametrize("config", COSINES)
+def test_wuerstchen(given: Any, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipeline's loop; its timesteps are given ones, too, or between those of the grid."""
+
+    def run(scheduler: Any) -> torch.Tensor:
+        scheduler.set_timesteps(**(given or {"timesteps": torch.tensor(GIVEN)}))
+        generator, x = torch.Generator().manual_seed(3), state(1)
+        for t in scheduler.timesteps[:-1]:
+            for times in (t.expand(2), (t * 0.999)[None]):
+                x = scheduler.step(network(x), times, x, generator=generator).prev_sample
+        follow = torch.randn(3, generator=generator)  # as many draws
+        noised = scheduler.add_noise(state(2), state(4), scheduler.timesteps[[0, 1]])
+        return torch.cat([x.flatten(), noised.flatten(), scheduler.timesteps, follow])
+
+    compare("DDPMWuerstchenScheduler", run, monkeypatch, **config)
+
+
+def test_wuerstchens_noise_differs_from_step_to_step_off_the_grid() -> None:
+    scheduler, zero = fastdiff.DDPMWuerstchenScheduler(), torch.zeros(SHAPE)
+    scheduler.set_timesteps(5)
+    draws = [
+        scheduler.step(zero, torch.tensor([t]), zero).prev_sample.flatten() for t in (0.61, 0.41)
+    ]
+    assert abs(float(torch.corrcoef(torch.stack(draws))[0, 1])) < 0.3
+    with pytest.raises(ValueError, match="expected one timestep for the whole batch"):
+        scheduler.step(zero, torch.tensor([0.6, 0.4]), zero)
+    with pytest.raises(ValueError, match="expected a tensor of 2 timesteps, got"):
+        scheduler.step(zero, 0.6, zero)
+
+
+@pytest.mark.parametrize("shift", [12.0, 3.0, 1.0])
+@pytest.mark.parametrize("given", [2, 3, 20, [1.0, 0.7, 0.2, 0.0]])
+def test_minimax(given: Any, shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(scheduler: Any) -> torch.Tensor:
+        if isinstance(given, int):
+            scheduler.set_timesteps(given)
+        else:
+            scheduler.set_timesteps(sigmas=given)
+        x = state(1)
+        for t in scheduler.timesteps:
+            x = scheduler.step(-network(x), t, x).prev_sample
+        noised = [scheduler.scale_noise(x, t, state(2)) for t in (0.3, torch.tensor([0.1, 0.9]))]
+        return torch.cat([x, *noised]).flatten()
+
+    compare("MiniMaxH3Scheduler", run, monkeypatch, shift=shift)
+
+
+def test_minimax_has_the_peers_grid_and_refuses_others() -> None:
+    theirs, mine = both("MiniMaxH3Scheduler", shift=500.0)
+    for scheduler in (theirs, mine):
+        scheduler.set_shift(900.0)
+        scheduler.set_timesteps(900)
+    assert torch.equal(mine.timesteps, theirs.timesteps) and mine.shift == theirs.shift
+    assert torch.equal(mine.sigmas, theirs.sigmas)
+    assert mine.num_inference_steps == theirs.num_inference_steps
+    for wrong in ({"num_inference_steps": 1}, {"sigmas": [1.0, 0.5]}, {"sigmas": [0.5, 0.5, 0.0]}):
+        with pytest.raises(ValueError, match=r"fastdiff.MiniMaxH3Scheduler.set_timesteps: expect"):
+            mine.set_timesteps(**wrong)
+    with pytest.raises(ValueError, match="expected shift > 0"):
+        mine.set_shift(0.0)
+
+
+@pytest.mark.parametrize(
+    "name", ["CogVideoXDPM", "SCM", "DDPMWuerstchen", "MiniMaxH3", "CogVideoXDDIM"]
+)
+def test_configurations_travel_both_ways(name: str) -> None:
+    theirs, mine = both(f"{name}Scheduler")
+    shown = [{k: v for k, v in s.config.items() if k[0] != "_"} for s in (theirs, mine)]
+    assert shown[0] == shown[1]
+    assert type(fastdiff.from_scheduler(theirs)) is type(mine)
+    assert isinstance(mine, type(theirs))
+    assert type(theirs).from_config(mine.config).config == theirs.config
