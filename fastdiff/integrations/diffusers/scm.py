@@ -13,7 +13,7 @@ from torch import Tensor
 from ...prediction import Parametrization
 from ...schedule import CLEAN, Time
 from ...solvers import Linear, Trace
-from . import grids
+from . import checks, grids
 from .base import Generators
 from .indexed import Counted
 from .state import State
@@ -29,10 +29,13 @@ class SCMScheduler(Counted):
     - The timesteps include the last step's goal, which is no step's begin.
     - A draw in float32 is taken from the generator at every step, the last one included, so the
       next state is float32 at least.
+    - A timestep for each sample is allowed where the run's index is known (SANA-Sprint's pipelines
+      call set_begin_index); it is then not read.
     - intermediate_timesteps has to be None for other numbers of steps than 2.
     """
 
     _compatibles: list[str] = []
+    _of_batch = True
 
     @register_to_config
     def __init__(
@@ -123,7 +126,12 @@ class SCMScheduler(Counted):
         return_dict: bool = True,
     ) -> Any:
         """The state at the next timestep from the network's output; see diffusers."""
-        self._require_steps(self._state)
+        state = self._state
+        self._require_steps(state)
+        known = state.step_index is not None or state.begin_index is not None
+        if known and isinstance(timestep, Tensor) and timestep.numel():
+            timestep = timestep.flatten()[0]
+        checks.one_timestep(f"{type(self).__name__}.step", timestep)
         seen = torch.promote_types(sample.dtype, model_output.dtype)
         wide = torch.promote_types(seen, torch.get_default_dtype())
         x, x0 = self._advance(

@@ -195,6 +195,25 @@ def test_scm(given: Any, config: dict[str, Any]) -> None:
     assert (got - expected).abs().max() <= DROP_IN_STEP[True] * expected.abs().max()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_scm_takes_a_timestep_for_each_sample_in_a_run(begun: bool) -> None:
+    """SANA-Sprint's pipelines pass them; before a run that has no index they are refused."""
+    results = []
+    for scheduler in both("SCMScheduler"):
+        scheduler.set_timesteps(2)
+        if begun:
+            scheduler.set_begin_index(0)
+        generator, x, t = torch.Generator().manual_seed(3), state(1), scheduler.timesteps
+        if not begun:
+            with pytest.raises((ValueError, RuntimeError, IndexError)):
+                scheduler.step(x, t[0].expand(4), torch.cat([x, x]), generator=generator)
+            scheduler.step(x, t[0], x, generator=generator)
+        for when in t[begun ^ 1 : 2]:
+            x = scheduler.step(network(x), when.repeat(2), x, generator=generator)[0]
+        results.append(x)
+    assert (results[1] - results[0]).abs().max() <= DROP_IN_STEP[True]
+
+
 def test_scm_refuses_what_it_has_no_step_for() -> None:
     scheduler, x = fastdiff.SCMScheduler(), state(1)
     for wrong, words in (
