@@ -8,7 +8,8 @@ Read them in this order:
 - `ddim`: a class with grids of training timesteps; `vp` is its base, `tables` and `grids` have the
   numbers as diffusers rounds them;
 - `euler`: a class with grids of noise levels; its bases are `indexed`, `vp` and `sigma`;
-- the other classes, on the bases `flow`, `integrators`, `karras`, `distilled` and `pairwise`;
+- the other classes, on the bases `flow`, `integrators`, `karras`, `distilled` and `pairwise`; those
+  of one family of models are `cogvideox`, `flow_map`, `ltx`, `minimax`, `scm` and `wuerstchen`;
 - `quirks`: diffusers' formulas where they differ from those of `fastdiff.solvers`.
 
 `conversion` turns diffusers' schedulers into drop-ins; `pipeline` serves `Sampler.from_diffusers`.
