@@ -337,3 +337,15 @@ def test_configurations_travel_both_ways(name: str) -> None:
     assert type(fastdiff.from_scheduler(theirs)) is type(mine)
     assert isinstance(mine, type(theirs))
     assert type(theirs).from_config(mine.config).config == theirs.config
+
+
+def test_ltx_counts_to_its_last_level() -> None:
+    """Of which the step, which given levels have, changes nothing."""
+    counts = []
+    for scheduler in both("LTXEulerAncestralRFScheduler"):
+        scheduler.set_timesteps(sigmas=[1.0, 0.4, 0.0])
+        for t in scheduler.timesteps:
+            x = scheduler.step(state(2), t, state(1), return_dict=False)[0]
+            counts.append(scheduler.step_index)
+        assert torch.equal(x, state(1))
+    assert counts[3:] == counts[:3] == [1, 2, 2]
