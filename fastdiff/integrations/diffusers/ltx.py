@@ -73,7 +73,8 @@ class LTXEulerAncestralRFScheduler(Indexed):
         """
         given = timesteps if sigmas is None else sigmas
         if given is None:
-            flow = FlowMatchEulerDiscreteScheduler.from_config(self.config)
+            config = {k: v for k, v in self.config.items() if k not in ("eta", "s_noise")}
+            flow = FlowMatchEulerDiscreteScheduler.from_config(config)
             flow.set_timesteps(num_inference_steps, device, mu=mu)
             levels, visited, steps = flow.sigmas, flow.timesteps, flow.num_inference_steps
         else:

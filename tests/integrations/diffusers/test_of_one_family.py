@@ -43,8 +43,8 @@ def cogvideox(scheduler: Any, steps: int) -> torch.Tensor:
     """The loop of CogVideoX's pipelines, which hold the x0 of the step before."""
     scheduler.set_timesteps(steps)
     kind = scheduler.config.prediction_type
-    generator, x, old = torch.Generator().manual_seed(3), state(1), None
-    grid = scheduler.timesteps
+    generator, x, grid = torch.Generator().manual_seed(3), state(1), scheduler.timesteps
+    old: Any = None
     for i, t in enumerate(grid):
         back = grid[i - 1] if i else None
         x, old = scheduler.step(network(x, kind), old, t, back, x, generator=generator)
@@ -125,7 +125,8 @@ def test_a_sampler_of_a_shifted_schedule_has_the_drop_ins_tables() -> None:
 
     for name in ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"):
         for scheduler in both(name, snr_shift_scale=2.0, prediction_type="v_prediction"):
-            schedule, settings = sampler_settings(scheduler, None, solver="ddim")
+            network_of: Any = None  # not read
+            schedule, settings = sampler_settings(scheduler, network_of, solver="ddim")
             found = torch.tensor([schedule.at(t).alpha for t in (0, 400, 999)])
             expected = scheduler.alphas_cumprod[[0, 400, 999]].sqrt().to(found)
             torch.testing.assert_close(found, expected)
