@@ -14,11 +14,11 @@ from ...prediction import Parametrization
 from ...schedule import Time
 from ...solvers import Linear, Trace
 from . import tables
-from .base import Generators, Scheduler
+from .base import DropIn, Generators
 from .state import State
 
 
-class DDPMWuerstchenScheduler(Scheduler):
+class DDPMWuerstchenScheduler(DropIn):
     """The drop-in of diffusers' `DDPMWuerstchenScheduler` (Ho et al. 2020, eq. 11).
 
     alpha_bar(t) is a squared cosine of t in [0, 1] (Nichol & Dhariwal 2021, eq. 17).
