@@ -185,13 +185,16 @@ class DropIn(SchedulerMixin, ConfigMixin):
 
     def _limits(self) -> dict[str, Any]:
         """The arguments of `Trace` that clip or threshold x0."""
-        c = self.config
-        if c.get("thresholding"):
-            return {
-                "clip_range": c.sample_max_value,
-                "dynamic_threshold": c.dynamic_thresholding_ratio,
-            }
-        return {"clip_range": c.get("clip_sample_range", 1.0)} if c.get("clip_sample") else {}
+        return self._limits_of(self.config)
+
+    @classmethod
+    def _limits_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The limits of x0 that the class has with a configuration."""
+        if config.get("thresholding"):
+            ratio = config.get("dynamic_thresholding_ratio", 0.995)
+            return {"clip_range": config.get("sample_max_value", 1.0), "dynamic_threshold": ratio}
+        clips = config.get("clip_sample")
+        return {"clip_range": config.get("clip_sample_range", 1.0)} if clips else {}
 
     def _point_of(self, t: float) -> Time:
         """The point (alpha, sigma) of a training timestep.

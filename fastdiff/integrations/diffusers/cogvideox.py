@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import exp, expm1, sqrt
 from typing import Any
 
@@ -47,7 +48,8 @@ class CogVideoX(Strided):
         )
         self._set_final()
 
-    def _limits(self) -> dict[str, Any]:
+    @classmethod
+    def _limits_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
 

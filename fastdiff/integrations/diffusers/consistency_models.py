@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import hypot, sqrt
 from typing import Any
 
@@ -137,8 +138,9 @@ class CMStochasticIterativeScheduler(Indexed):
         boundary.lowest = self.config.sigma_min
         return boundary
 
-    def _limits(self) -> dict[str, Any]:
-        return {"clip_range": 1.0} if self.config.clip_denoised else {}
+    @classmethod
+    def _limits_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"clip_range": 1.0} if config.get("clip_denoised", True) else {}
 
     def _formula(self, trace: Trace, state: State, start: int, **options: Any) -> Linear:
         c, x = self.config, trace.start

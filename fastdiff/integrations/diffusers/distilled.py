@@ -270,7 +270,8 @@ class TCDScheduler(Distilled):
     ):
         self._setup()
 
-    def _limits(self) -> dict[str, Any]:
+    @classmethod
+    def _limits_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
         return {}
 
     def _distilled(self, original_steps: int | None, strength: float) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from ...sampling.plans import Retimed
 from ...schedule import Schedule, Time
 from ..networks import Adapter, FlowAdapter
 from . import tables
+from .base import DROP_INS, DropIn
 from .conversion import from_scheduler
 
 FLOWS = (
@@ -99,7 +100,7 @@ def trained(
 
     Raises ValueError for a class of another kind, and where mu is missing.
     """
-    limits = _limits(config)
+    limits = _limits(name, config)
     if config.get("use_flow_sigmas") or name in FLOWS:
         return _flow(where, config, limits, mu)
     kind = normalize(config.get("prediction_type", "epsilon").removeprefix("original_"))
@@ -108,7 +109,9 @@ def trained(
         if kind in kinds:
             parametrization = Parametrization(kinds[kind], True, float(config["sigma_data"]))
             clock = "angle" if name.startswith("Cosine") else "log"
-            return _levels(config, config["sigma_min"], config["sigma_max"], parametrization, clock)
+            return _levels(
+                config, limits, config["sigma_min"], config["sigma_max"], parametrization, clock
+            )
     if "beta_schedule" in config and config.get("variance_type") != "learned":
         betas = tables.betas({**config, "rescale_betas_zero_snr": False}, where)
         schedule = Schedule.from_betas(betas.double().numpy())
@@ -118,7 +121,7 @@ def trained(
                 end if config.get(key) is None else config[key]
                 for key, end in zip(("sigma_min", "sigma_max"), ends, strict=True)
             )
-            return _levels(config, low, high, Parametrization("v", True, 1.0), "log")
+            return _levels(config, limits, low, high, Parametrization("v", True, 1.0), "log")
         if config.get("snr_shift_scale", 1.0) != 1.0:
             # alpha²/(k + (1 - k) alpha²) divides the signal-to-noise ratio by k
             schedule = Schedule.learned(schedule.log_snr - math.log(config["snr_shift_scale"]))
@@ -132,13 +135,10 @@ def trained(
     )
 
 
-def _limits(config: Mapping[str, Any]) -> dict[str, Any]:
-    if config.get("thresholding"):
-        ratio, bound = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-        return {"clip_range": float(bound), "dynamic_threshold": ratio}
-    if config.get("clip_sample"):
-        return {"clip_range": float(config.get("clip_sample_range", 1.0))}
-    return {}
+def _limits(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of x0 that diffusers' class has; without a drop-in, those of most classes."""
+    limits = DROP_INS.get(name, DropIn)._limits_of(config)
+    return {**limits, "clip_range": float(limits["clip_range"])} if limits else {}
 
 
 def _flow(
@@ -161,7 +161,12 @@ def _flow(
 
 
 def _levels(
-    config: Mapping[str, Any], low: float, high: float, parametrization: Parametrization, clock: str
+    config: Mapping[str, Any],
+    limits: dict[str, Any],
+    low: float,
+    high: float,
+    parametrization: Parametrization,
+    clock: str,
 ) -> Trained:
     """The network of x0 + sigma eps with sigma between two levels."""
     schedule = Schedule.karras(
@@ -172,7 +177,7 @@ def _levels(
     )
     # diffusers adds the variance of unit data to the first level's
     std = math.hypot(float(high), 1.0)
-    return Trained("edm", schedule, parametrization, _limits(config), clock, std=std)
+    return Trained("edm", schedule, parametrization, limits, clock, std=std)
 
 
 def variance_type(config: Mapping[str, Any]) -> dict[str, str]:

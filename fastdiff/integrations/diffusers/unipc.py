@@ -107,8 +107,9 @@ class UniPCMultistepScheduler(Integrator):
         driven["this_order"] = min(c.solver_order, rest, driven["lower_order_nums"])
         return known
 
-    def _limits(self) -> dict[str, Any]:
-        return super()._limits() if self.config.predict_x0 else {}
+    @classmethod
+    def _limits_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return super()._limits_of(config) if config.get("predict_x0", True) else {}
 
     def set_timesteps(
         self,

@@ -130,7 +130,7 @@ def test_a_sampler_of_a_shifted_schedule_has_the_drop_ins_tables() -> None:
             found = torch.tensor([schedule.at(t).alpha for t in (0, 400, 999)])
             expected = scheduler.alphas_cumprod[[0, 400, 999]].sqrt().to(found)
             torch.testing.assert_close(found, expected)
-            assert settings == {"prediction_type": "v_prediction"}
+            assert settings == {"prediction_type": "v"}
 
 
 FLOWS: list[dict[str, Any]] = [
