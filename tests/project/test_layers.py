@@ -262,15 +262,15 @@ def _python(code: str) -> str:
 
 
 def test_importing_is_light() -> None:
-    """Importing takes less than 0.3 s of processor time on top of torch, best of five.
+    """Importing takes less than a quarter of torch's processor time on top of it, best of five.
 
     It starts no thread and loads no torch, no Triton and no native library.
     """
     code = (
-        "import torch, time, numpy; t = time.process_time(); import fastdiff; fastdiff.Sampler; "
-        "print(time.process_time() - t)"
+        "import time; begin = time.process_time(); import torch, numpy; t = time.process_time();"
+        " import fastdiff; fastdiff.Sampler; print((time.process_time() - t) / (t - begin))"
     )
-    assert min(float(_python(code)) for _ in range(5)) < 0.3
+    assert min(float(_python(code)) for _ in range(5)) < 0.25
     loaded = _python(
         "import sys, threading, fastdiff; print(threading.active_count(), [m for m in ('torch',"
         " 'triton', 'fastdiff.backend.library') if m in sys.modules])"
