@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    named = next((item.nodeid for item in items if " at 0x" in item.nodeid), None)
+    if named:  # processes that share the tests must agree on their names
+        raise pytest.UsageError(f"expected names of tests without addresses, got {named}.")
     if device.DEVICE != "cpu":
         for item in items:
             if item.get_closest_marker("cpu_only"):

@@ -382,7 +382,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("solver, options, said", REFUSED, ids=str)
+@pytest.mark.parametrize(
+    "solver, options, said", REFUSED, ids=[f"{solver} {said}" for solver, _, said in REFUSED]
+)
 def test_options_outside_their_domain_are_refused(
     solver: str, options: dict[str, Any], said: str
 ) -> None:
