@@ -8,6 +8,7 @@ import tarfile
 import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,6 +181,12 @@ def test_edm_walks_the_dataset_itself(kind: str, tmp_path: Path) -> None:
         assert np.array_equal(picture, samples(kind, range(i, i + 1))[0])
 
 
+def forged(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record with the sizes that its files have now."""
+    files = [file | {"bytes": (folder / file["name"]).stat().st_size} for file in record["files"]]
+    return record | {"files": files}
+
+
 @pytest.mark.parametrize("name", ["npy", "npz"])
 def test_another_header_is_refused(name: str, tmp_path: Path) -> None:
     """The same bytes under another shape or type are other samples for every tool."""
@@ -193,7 +200,7 @@ def test_another_header_is_refused(name: str, tmp_path: Path) -> None:
         with open(tmp_path / record["files"][0]["name"], "wb") as file:
             np.save(file, array) if name == "npy" else np.savez(file, array)
         with pytest.raises(ValueError, match=f"to hold {name} of uint8 .*, got another header"):
-            FORMATS[name].read(tmp_path, record)
+            FORMATS[name].read(tmp_path, forged(tmp_path, record))
 
 
 def test_latents_of_another_type_are_refused(tmp_path: Path) -> None:
@@ -205,12 +212,12 @@ def test_latents_of_another_type_are_refused(tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=r"to hold safetensors of float32 \[3, 4, 2, 3\], got (int32|float64) "
         ):
-            FORMATS["safetensors"].read(tmp_path, record)
+            FORMATS["safetensors"].read(tmp_path, forged(tmp_path, record))
     safetensors.torch.save_file({"samples": torch.tensor(made.array)}, path)
     with pytest.raises(
         ValueError, match=r"to hold safetensors of float32 .*, got the tensors \['samples'\]"
     ):
-        FORMATS["safetensors"].read(tmp_path, record)
+        FORMATS["safetensors"].read(tmp_path, forged(tmp_path, record))
 
 
 @pytest.mark.parametrize("name", ["png", "webdataset"])
@@ -239,7 +246,7 @@ def test_a_small_archive_does_not_become_a_huge_array(tmp_path: Path) -> None:
         archive.writestr("arr_0.npy", head + bytes(30_000_000))
     tracemalloc.start()
     with pytest.raises(ValueError, match="to hold npz of uint8"):
-        FORMATS["npz"].read(tmp_path, record)
+        FORMATS["npz"].read(tmp_path, forged(tmp_path, record))
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
 
