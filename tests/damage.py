@@ -1,4 +1,4 @@
-"""Damages bytes and JSON values by a seed, and tells the project's errors from raw ones."""
+"""Damages bytes and JSON values by a seed, and separates the project's errors from raw ones."""
 
 from __future__ import annotations
 

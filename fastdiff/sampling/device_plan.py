@@ -185,7 +185,7 @@ class DevicePlan:
         return stretch
 
     def _rows_for(self, count: int) -> int:
-        """The first of `count` rows for a plan. Idle plans make room where the table is long."""
+        """Returns the first of `count` rows for a plan; a long table forgets idle plans."""
         first = self._space.fit(count)
         while first is None and self._idle and self._space.end + count > _MOST_ROWS:
             stretch = self._stretches.pop(next(iter(self._idle)))

@@ -1,7 +1,7 @@
 """Domains: what an option may be, in words and as a check. Every option of every solver has one.
 
 A formula declares them as the types of its keyword-only parameters. The registry checks them before
-the formula is called, whoever calls it:
+every call of the formula:
 
     def tcd(p: Trace, times: Sequence[Time], *, eta: Share = 0.3) -> Linear: ...
 

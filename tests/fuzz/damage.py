@@ -7,7 +7,7 @@ or its unit, unless the damage is harmless, which is proven: the digest is the o
 - the file is none of those that `verify` covers: logs, tmp/, grid.png, manifest.jsonl and
   verify.json (the last three are made again from the records), or
 - its content says the same (JSON with another white space, a hash in another case, a record with a
-  fitting checksum and another time or a key that nobody reads), or
+  fitting checksum and another time or a key that is not read), or
 - the file is a copy under a name that belongs to no part of a dataset.
 
 `resume` then succeeds and `verify` gives the original digest, or it refuses in a sentence.

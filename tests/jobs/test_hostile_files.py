@@ -143,7 +143,7 @@ def test_a_record_names_only_files_of_its_dataset(name: str, run: Path) -> None:
 @pytest.mark.parametrize("target", ["/dev/zero", "pipe", "folder"])
 @pytest.mark.parametrize("name", [SHARD, RECORD, "spec.json", "verify.json", MANIFEST])
 def test_what_is_no_regular_file_is_not_read(name: str, target: str, run: Path) -> None:
-    """A link to an endless device, or a pipe that nobody writes, in the place of a file."""
+    """A link to an endless device, or a pipe without a writer, in the place of a file."""
     (run / name).unlink(missing_ok=True)
     if target == "pipe":
         os.mkfifo(run / name)

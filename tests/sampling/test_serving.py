@@ -149,7 +149,7 @@ def test_rows_in_flight_stay(made: list[DevicePlan]) -> None:
         assert torch.equal(rows(i), expected[i])
     table.release(table.last_row[[firsts[0], firsts[1]]])  # one of two samples still follows 0
     other = make_plan(SCHEDULE, solver="ddim", steps=60)
-    assert table.add(other) == firsts[1], "the rows of the plan that nobody follows"
+    assert table.add(other) == firsts[1], "the rows of the plan that no sample follows"
     for i in (0, 2, 3):
         assert torch.equal(rows(i), expected[i])
     assert table.long

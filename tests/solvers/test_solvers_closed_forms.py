@@ -356,43 +356,6 @@ def test_the_published_er_sde_keeps_the_moments_of_its_own_sde() -> None:
         assert each[-1][1] < 0.02
 
 
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("res_2s", {"c2": 0.0}, "c2 in (0, 1]"),
-    ("res_3s", {"c2": 0.5, "c3": 0.5}, "c2 < c3"),
-    ("res_3s", {"c2": 2 / 3}, "other than 2/3"),
-    ("seeds2", {"r": 1.5}, "expected r in (0, 1]"),
-    ("seeds2", {"eta": -1.0}, "expected eta >= 0"),
-    ("seeds2", {"solver_type": "phi_3"}, "solver_type in"),
-    ("seeds3", {"r1": 0.7}, "expected r1 < r2"),
-    ("er_sde", {"order": 4}, "order in [1, 2, 3]"),
-    ("er_sde", {"phi": lambda rho: rho**0.5}, "does not fall"),
-    ("gradient_estimation", {"gamma": math.nan}, "gamma as a finite number"),
-    ("ipndm_v", {"order": 0}, "order in [1, 2, 3, 4]"),
-    ("rk", {"variable": "time"}, "variable in"),
-    ("rk", {"tableau": "rk5"}, "tableau in"),
-    ("rk", {"tableau": 4}, "as a name, (a, b) or (a, b, c)"),
-    ("rk", {"tableau": ([[]], [])}, "as many rows of a as weights"),
-    ("rk", {"tableau": ([[], [1.0]], [0.5, 0.4])}, "whose b adds up to 1"),
-    ("rk", {"tableau": ([[], [1.0]], [0.5, "half"])}, "lists of finite numbers"),
-    ("rk", {"tableau": ([[], [0.5, 0.5]], [0.5, 0.5])}, "that is explicit"),
-    ("rk", {"tableau": ([[], [1.0, 0.0, 0.0]], [0.5, 0.5])}, "1 or 2 numbers in row 1"),
-    ("rk", {"tableau": ([[], [1.0]], [0.5, 0.5], [0.0, 0.5])}, "add up to c"),
-    ("rk", {"tableau": ([[], [1.0]], [0.5, 0.5], [0.0])}, "as many times c"),
-    ("rk", {"tableau": ([[], [1.5]], [2 / 3, 1 / 3])}, "with c in [0, 1]"),
-]
-
-
-@pytest.mark.parametrize(
-    "solver, options, said", REFUSED, ids=[f"{solver} {said}" for solver, _, said in REFUSED]
-)
-def test_options_outside_their_domain_are_refused(
-    solver: str, options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(ValueError, match=r"^fastdiff\.Sampler: expected .+, got .+\.$") as caught:
-        make_plan(Schedule.linear(1000), solver=solver, steps=5, **options)
-    assert said in str(caught.value)
-
-
 def dense(stages: int) -> tuple[list[list[float]], list[float]]:
     """A tableau without zeros, whose states span as much as its number of stages allows."""
     random = np.random.default_rng(stages)
@@ -424,15 +387,6 @@ def test_nine_stages_fit_into_the_slots(stages: int) -> None:
 def test_a_tableau_that_needs_more_than_the_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="remembers at most 4 tensors .+ got one that needs 5"):
         make_plan(Schedule.linear(1000), solver="rk", steps=5, tableau=dense(10))
-
-
-def test_full_rows_of_a_tableau_are_its_lower_triangle() -> None:
-    square = ([[0.0, 0.0], [1.0, 0.0]], [0.5, 0.5], [0.0, 1.0])
-    plans = [
-        make_plan(Schedule.linear(1000), solver="rk", steps=5, tableau=given)
-        for given in ("heun", square, [[[], [1]], [0.5, 0.5]])
-    ]
-    assert len({plan.hash for plan in plans}) == 1
 
 
 @pytest.mark.parametrize("solver", ["res_2m_ancestral", "seeds2", "seeds3", "er_sde"])
