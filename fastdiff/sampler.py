@@ -56,6 +56,9 @@ class Sampler:
         guidance_interval: (low, high) noise levels sigma/alpha between which guidance acts
             (Kynkäänniemi et al. 2024); outside, the unconditional call is not made, unless
             guidance_scale is a tensor.
+        guide: another network, whose output is the unconditional half u: autoguidance by a weaker
+            version of the model (Karras et al. 2024), called as the model is, at the same times. It
+            gets cond where no uncond is passed. None for the model itself.
         timesteps: descending timesteps to visit, instead of `steps` and `timestep_spacing`.
         network_batch: the number of rows of every network call: more rows make several calls, and
             the last one is padded. A sample's bits then do not depend on its batch, for any
@@ -76,7 +79,7 @@ class Sampler:
         plan: the table of steps. settings: what it was made from.
         network_settings: the network's dtype and memory format.
         last_seed: the seed of the latest call without seed=.
-        model, schedule, guidance_scale: as passed. decoder: `decode` as passed.
+        model, schedule, guidance_scale, guide: as passed. decoder: `decode` as passed.
 
     Raises:
         ValueError: for names, options or numbers outside these.
@@ -99,6 +102,7 @@ class Sampler:
         dynamic_threshold: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        guide: Model | None = None,
         network_batch: int | None = None,
         on_oom: str = "raise",
         graph: bool | str = "auto",
@@ -123,7 +127,7 @@ class Sampler:
                 "guidance_rescale": guidance_rescale,
                 "guidance_interval": guidance_interval,
             }
-        self.model, self.schedule, self.decoder = model, schedule, decode
+        self.model, self.schedule, self.decoder, self.guide = model, schedule, decode, guide
         self._engine = Engine(
             model,
             schedule,
@@ -134,6 +138,7 @@ class Sampler:
             compile=compile,
             network_dtype=network_dtype,
             channels_last=channels_last,
+            guide=guide,
             **options,
         )
         strength(guidance_scale)
@@ -239,8 +244,8 @@ class Sampler:
                 generator and stores it in `last_seed`.
             sample_ids: int64 [B], the samples of the run to draw, default 0 … B-1.
             cond, uncond: keyword arguments of the model; tensors in them are indexed by sample.
-                uncond is needed unless guidance_scale is 1; it may be a condition that the samples
-                should avoid.
+                uncond is needed unless guidance_scale is 1 or the sampler has a guide; it may be a
+                condition that the samples should avoid.
             guidance_scale: overrides the sampler's; a tensor [B] gives every sample its own (both
                 halves computed), a list one per row of the plan (rows of strength 1 and 0 make one
                 call).
@@ -425,10 +430,15 @@ class Sampler:
         makes this sampler; a decoder is not saved.
 
         Raises TypeError unless the model is one of fastdiff.models, and ValueError for a sampler of
-        a ready plan.
+        a ready plan or with a guide.
         """
         from .pretrained import save
 
+        if self.guide is not None:
+            raise ValueError(
+                "fastdiff.Sampler: expected one network to save, got a guide too. Save each network"
+                " in a folder of its own."
+            )
         if self.schedule is None or not self.settings:
             raise ValueError(
                 "fastdiff.Sampler: expected a schedule and a solver to save, got a ready plan."

@@ -43,12 +43,15 @@ def prepare(
     shape: tuple[int, ...],
     tickets: np.ndarray,
     dtype: torch.dtype,
+    has_guide: bool = False,
 ) -> Batch:
     """The batch of these samples. Their plans are added to `device_plan`.
 
     Args:
         shape: [n, …] of the samples. dtype: of their state.
         tickets: int64 [n], the caller's number for each sample.
+        has_guide: whether another network than the model gets the unconditional half; its arguments
+            are then those of the conditional half where none are passed.
 
     Raises ValueError and TypeError for wrong arguments.
     """
@@ -83,10 +86,16 @@ def prepare(
     different = {id(plan): plan for plan, _ in chosen}.values()
 
     uncond, cond, guided = g.uncond, g.cond, True
+    if has_guide and uncond is None:
+        uncond = {} if cond is None else cond
     if not isinstance(gamma, Tensor):
         if gamma == 1:
             guided = False
-        elif gamma == 0 and all((p.column("guidance_weight")[:-1] == 1).all() for p in different):
+        elif (
+            gamma == 0
+            and not has_guide
+            and all((p.column("guidance_weight")[:-1] == 1).all() for p in different)
+        ):
             guided, gamma = False, 1.0
             if uncond is not None:
                 cond = uncond

@@ -40,8 +40,8 @@ class Engine:
     Threads may share it: a run has its buffers for itself (fastdiff.sampling.kept).
 
     Args:
-        model, schedule, plan, network_batch, on_oom, graph, compile, network_dtype, channels_last:
-            see `Sampler`.
+        model, schedule, plan, guide, network_batch, on_oom, graph, compile, network_dtype,
+            channels_last: see `Sampler`.
         where: the name that error messages about the network begin with.
         settings: of `fastdiff.solvers.make_plan`; empty with a ready plan.
 
@@ -65,10 +65,16 @@ class Engine:
         compile: bool | Mapping[str, Any] = False,
         network_dtype: torch.dtype | None = None,
         channels_last: bool = False,
+        guide: Model | None = None,
         **settings: Any,
     ):
         self.network = Network(
-            model, dtype=network_dtype, channels_last=channels_last, compile=compile, where=where
+            model,
+            dtype=network_dtype,
+            channels_last=channels_last,
+            compile=compile,
+            guide=guide,
+            where=where,
         )
         if not isinstance(schedule, Schedule) and (schedule is not None or plan is None):
             raise TypeError(
@@ -195,8 +201,12 @@ class Engine:
                 f"{where}: expected through_network=False with differentiable=True, got True."
                 " Differentiate the samples, or x0 within a step."
             )
-        model: Any = self.network.model
-        if self.network.copied and any(p.requires_grad for p in model.parameters()):
+        copies: list[Any] = [
+            network.model
+            for network in (self.network, self.network.guide)
+            if network is not None and network.copied
+        ]
+        if any(p.requires_grad for model in copies for p in model.parameters()):
             raise ValueError(
                 f"{where}: expected a network in its own dtype and memory format with"
                 " differentiable=True, got a copy whose weights get the gradients. Pass the network"
@@ -207,7 +217,7 @@ class Engine:
         """A run: one like it that has ended, with its graphs, or a new one with empty plans."""
         kind = None
         if options.capturable and graphs(options.graph, options.device) is not None:
-            kind = kind_of(options, fingerprint(self.network.model))
+            kind = kind_of(options, fingerprint(self.network.models))
             found = self._kept.take(kind)
             if found is not None:
                 return found
@@ -229,7 +239,10 @@ class Engine:
     ) -> Batch:
         """The samples of these arguments, checked, whose plans are added to the run's."""
         shape = (len(tickets), *options.shape)
-        return prepare(self.plans, run.device_plan, arguments, shape, tickets, options.dtype)
+        has_guide = self.network.guide is not None
+        return prepare(
+            self.plans, run.device_plan, arguments, shape, tickets, options.dtype, has_guide
+        )
 
     def run(
         self,

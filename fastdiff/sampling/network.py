@@ -75,9 +75,12 @@ class Network:
             that the model does not have goes to a copy of it; the model is never modified.
         channels_last: whether 4D inputs and weights have that memory format.
         compile: torch.compile for the calls; a dict has its arguments.
+        guide: another network, which gets the unconditional half of guided calls; None for this
+            one. dtype, channels_last and compile hold for it too.
         where: the name that error messages begin with.
 
     Attributes:
+        guide: the `Network` of `guide`, or None.
         model: the network that is called, a copy where dtype or channels_last asked for one.
         copied: whether `model` is a copy of the user's.
         dtype, channels_last, where: as passed.
@@ -92,11 +95,22 @@ class Network:
         dtype: torch.dtype | None = None,
         channels_last: bool = False,
         compile: bool | Mapping[str, Any] = False,
+        guide: Model | None = None,
         where: str = "fastdiff.Sampler",
     ):
         if not callable(model):
             raise TypeError(
                 f"{where}: expected a callable model(x, t, **cond), got {type(model).__name__}."
+            )
+        if guide is not None and not callable(guide):
+            raise TypeError(
+                f"{where}: expected guide as a callable guide(x, t, **cond) or None, got"
+                f" {type(guide).__name__}."
+            )
+        self.guide: Network | None = None
+        if guide is not None:
+            self.guide = Network(
+                guide, dtype=dtype, channels_last=channels_last, compile=compile, where=where
             )
         self.dtype, self.channels_last, self.where = dtype, channels_last, where
         self.copied = isinstance(model, nn.Module) and (
@@ -122,6 +136,11 @@ class Network:
         """The device of the model's first floating parameter, the CPU where it has none."""
         first = _first_parameter(self.model)
         return torch.device("cpu") if first is None else first.device
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The model, and the guide's where there is one."""
+        return (self.model,) if self.guide is None else (self.model, self.guide.model)
 
     def input_dtype(self, default: torch.dtype) -> torch.dtype:
         """The dtype of the network's input; `default` where the network has no dtype."""

@@ -1,8 +1,9 @@
 """The network's inputs in static buffers, cut into calls of the right size.
 
 With two guidance halves the inputs of the B lanes are in the buffers twice, the conditional half
-first. `network_batch` = N cuts them into calls of exactly N rows, the last one padded, so that a
-row's arithmetic never depends on the number of other rows.
+first. Where the network has a guide (autoguidance), each half is a call of its own, of the network
+and of the guide. `network_batch` = N cuts them into calls of exactly N rows, the last one padded,
+so that a row's arithmetic never depends on the number of other rows.
 
 A network that computes its conditioning separately (`Network.offers_conditions`) is asked for it
 when samples are put into lanes, for all rows that they will execute; the steps then only look it
@@ -34,6 +35,7 @@ _MAX_CONDITION_BYTES = 2**28  # of all conditions computed ahead; beyond, none a
 class Call(NamedTuple):
     """Views of the buffers for one network call, of which the first `rows` rows count."""
 
+    network: Network
     rows: int
     x: Tensor
     t: Tensor
@@ -91,7 +93,10 @@ class NetworkInputs:
         self._condition: Tensor | None = None  # [capacity, …] the conditions of the next call
         # A classifier and a guidance read t, which the network then reads too.
         self._ahead = (
-            network.offers_conditions and options.classifier is None and options.guidance is None
+            network.offers_conditions
+            and network.guide is None
+            and options.classifier is None
+            and options.guidance is None
         )
         if self._ahead:
             self._position = torch.arange(total, device=device).view(halves, -1)
@@ -276,20 +281,32 @@ class NetworkInputs:
         """The output as a function of the states x [B, …], for gradients through the network."""
         inputs = self._scaled(x, row).to(self._x.dtype)
         t = self._plan.times.index_select(0, row)  # new memory: the network may keep it
-        if halves == BOTH:
+        outputs = [
+            self._output_of(network, begin, end - begin, inputs, t)
+            for network, begin, end in self._spans(halves)
+        ]
+        if len(outputs) == 1:
+            return outputs[0]
+        _check_alike(outputs[0], outputs[1])
+        return torch.cat(outputs)
+
+    def _output_of(
+        self, network: Network, begin: int, rows: int, inputs: Tensor, t: Tensor
+    ) -> Tensor:
+        """`output_of` for `rows` rows from `begin` on: inputs [B, …] once, or twice."""
+        if rows > len(inputs):
             inputs, t = torch.cat([inputs, inputs]), torch.cat([t, t])
-        begin, rows = self._batch if halves == UNCOND else 0, len(inputs)
         size = self.options.network_batch or self.rows_per_call or rows
         if self.options.network_batch:
             inputs = torch.cat([inputs, inputs.new_zeros((-rows % size, *inputs.shape[1:]))])
             t = torch.cat([t, t.new_zeros(-rows % size)])
-        inputs = self._network.input(inputs)
+        inputs = network.input(inputs)
         parts = []
         for first in range(0, rows, size):
             at = slice(begin + first, begin + min(first + size, len(inputs)))
             arguments = self._shared | {k: v[at] for k, v in self._arguments.items()}
             cut = slice(first, first + size)
-            parts.append(self._network.forward(inputs[cut], t[cut], arguments))
+            parts.append(network.forward(inputs[cut], t[cut], arguments))
         return torch.cat(parts)[:rows]
 
     def _run(self, halves: str) -> Tensor:
@@ -304,6 +321,7 @@ class NetworkInputs:
             out = self._call(call)
             if halves not in self._joined:
                 self._joined[halves] = out.new_empty((rows, *out.shape[1:]))
+            _check_alike(self._joined[halves], out)
             self._joined[halves][begin : begin + call.rows] = out[: call.rows]
             begin += call.rows
         return self._joined[halves]
@@ -311,22 +329,35 @@ class NetworkInputs:
     def _call(self, call: Call) -> Tensor:
         if call.condition is not None:
             return self._network.decode(call.x, call.condition)
-        return self._network.forward(call.x, call.t, call.arguments)
+        # the buffers have the network's own dtype and memory format, which a guide may not share
+        x = call.x if call.network is self._network else call.network.input(call.x)
+        return call.network.forward(x, call.t, call.arguments)
 
     def _make_calls(self, halves: str) -> list[Call]:
-        begin = self._batch if halves == UNCOND else 0
-        end = begin + self._batch * (self._halves if halves == BOTH else 1)
-        size = self.options.network_batch or self.rows_per_call or end - begin
         calls = []
-        for first in range(begin, end, size):
-            rows = min(size, end - first)
-            cut = slice(first, first + (size if self.options.network_batch else rows))
-            condition = (
-                self._condition[cut] if self._ahead and self._condition is not None else None
-            )
-            arguments = self._shared | {k: v[cut] for k, v in self._arguments.items()}
-            calls.append(Call(rows, self._network_x[cut], self.t[cut], condition, arguments))
+        for network, begin, end in self._spans(halves):
+            size = self.options.network_batch or self.rows_per_call or end - begin
+            for first in range(begin, end, size):
+                rows = min(size, end - first)
+                cut = slice(first, first + (size if self.options.network_batch else rows))
+                condition = (
+                    self._condition[cut] if self._ahead and self._condition is not None else None
+                )
+                arguments = self._shared | {k: v[cut] for k, v in self._arguments.items()}
+                x, t = self._network_x[cut], self.t[cut]
+                calls.append(Call(network, rows, x, t, condition, arguments))
         return calls
+
+    def _spans(self, halves: str) -> list[tuple[Network, int, int]]:
+        """(network, first row, end) of the buffers' rows that each network gets."""
+        network, guide, batch = self._network, self._network.guide, self._batch
+        if halves == COND:
+            return [(network, 0, batch)]
+        if halves == UNCOND:
+            return [(guide or network, batch, 2 * batch)]
+        if guide is None:
+            return [(network, 0, self._halves * batch)]
+        return [(network, 0, batch), (guide, batch, 2 * batch)]
 
     def _cut_calls(self, halves: str) -> None:
         """Makes calls smaller after memory ran out, or raises an error that names the largest
@@ -340,7 +371,7 @@ class NetworkInputs:
         fits = size
         while fits > 1:
             fits //= 2
-            if self._fits(calls[0], fits):
+            if all(self._fits(call, fits) for call in {c.network: c for c in calls}.values()):
                 break
         else:
             raise torch.OutOfMemoryError(
@@ -348,7 +379,7 @@ class NetworkInputs:
                 " smaller network or state."
             ) from None
         if options.on_oom != "split":
-            each = self._halves if halves == BOTH else 1
+            each = self._halves if halves == BOTH and self._network.guide is None else 1
             raise torch.OutOfMemoryError(
                 f"{where}: expected a batch that fits into memory, got {self._batch}: the largest"
                 f" found to fit is {fits // each}. Pass that, or on_oom='split'."
@@ -362,15 +393,26 @@ class NetworkInputs:
     def _fits(self, call: Call, rows: int) -> bool:
         if self._x.device.type == "cuda":
             torch.cuda.empty_cache()
+        rows = min(rows, len(call.x))
         condition = None if call.condition is None else call.condition[:rows]
         arguments = self._shared | {k: call.arguments[k][:rows] for k in self._arguments}
         try:
-            self._call(Call(rows, call.x[:rows], call.t[:rows], condition, arguments))
+            self._call(Call(call.network, rows, call.x[:rows], call.t[:rows], condition, arguments))
         except RuntimeError as error:
             if not out_of_memory(error):
                 raise
             return False
         return True
+
+
+def _check_alike(first: Tensor, second: Tensor) -> None:
+    """Raises ValueError where a part of the output has another shape than the first one."""
+    if first.shape[1:] != second.shape[1:]:
+        raise ValueError(
+            "fastdiff.Sampler: expected outputs of one shape from every network call, got"
+            f" {list(first.shape[1:])} and {list(second.shape[1:])} of a sample. A guide predicts"
+            " what the model predicts, learned variance included."
+        )
 
 
 def _too_large(network_batch: int) -> torch.OutOfMemoryError:

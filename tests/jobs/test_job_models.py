@@ -246,6 +246,21 @@ def test_a_factorys_sampler(module: str) -> None:
     one_sentence(caught.value)
 
 
+def test_a_sampler_with_a_guide_is_refused(module: str) -> None:
+    """By a factory and by a model's own function: a run spec has one network's weights."""
+    open_model(f"{module}:whole")  # imports the module
+    network = sys.modules[module].Small()
+    guided = Sampler(network, Schedule.linear(20), steps=4, guidance_scale=2.0, guide=network)
+    sys.modules[module].guided = lambda: guided  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="got a guide too") as caught:
+        open_model(f"{module}:guided", shape=(2,))
+    one_sentence(caught.value)
+    model = Model(network, (2,), sampler=lambda plan=None, **settings: guided)
+    with pytest.raises(ValueError, match="got a guide too") as caught:
+        model.check(model.sampler(), [None])
+    one_sentence(caught.value)
+
+
 def test_a_factorys_sampler_of_a_ready_plan(module: str) -> None:
     model = open_model(f"{module}:ready", shape=[2])
     expected = sys.modules[module].ready().sample((2, 2), seed=1)

@@ -16,7 +16,7 @@ from ...sampler import Sampler, merged
 from . import digest
 from .conditioning import Classes, Conditioning, network_arguments
 from .decoder import Decoder
-from .model import Model, execution_settings
+from .model import Model, execution_settings, refuse_guide
 
 _WHERE = "fastdiff.jobs"
 
@@ -148,6 +148,7 @@ def _source(factory: Any, name: str) -> str | None:
 
 def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> Model:
     """Returns a model with a sampler's network, schedule and settings, or with its ready plan."""
+    refuse_guide(sampler, name)
     network = sampler.model
     for owner in (sampler, network):
         shape = getattr(owner, "shape", None) if shape is None else shape

@@ -134,7 +134,10 @@ class Model:
         return self.conditioning.labels(entries)
 
     def check(self, sampler: Sampler, entries: Sequence[Any]) -> None:
-        """Raises ValueError for guidance without an unconditional half of the network call."""
+        """Raises ValueError for guidance without an unconditional half of the network call, and for
+        a sampler with a guide.
+        """
+        refuse_guide(sampler, repr(self))
         scale = sampler.guidance_scale
         guided = any(gamma != 1 for gamma in scale) if isinstance(scale, Sequence) else scale != 1
         if guided and self.conditions(entries)[1] is None:
@@ -189,3 +192,12 @@ def sizes(shape: Any) -> tuple[int, ...]:
             f"fastdiff.jobs.Model: expected one sample's shape, sizes >= 1, got {shape!r}."
         )
     return tuple(integers)
+
+
+def refuse_guide(sampler: Sampler, name: str) -> None:
+    """Raises ValueError for a sampler with a guide: a run spec records one network's weights."""
+    if sampler.guide is not None:
+        raise ValueError(
+            f"fastdiff.jobs: expected one network in the sampler of {name}, got a guide too. Run"
+            " jobs without guide=, or put both networks into one module."
+        )
