@@ -56,6 +56,9 @@ class Sampler:
         guidance_interval: (low, high) noise levels sigma/alpha between which guidance acts
             (Kynkäänniemi et al. 2024); outside, the unconditional call is not made, unless
             guidance_scale is a tensor.
+        guidance_type: `cfg`, or `cfg++` (Chung et al. 2024) for solvers of one call a step: x0 is
+            that of the guided output, with guidance_scale in (0, 1) as a rule, and the noise of the
+            next state is that of the unconditional output. A guidance_scale of 1 is off.
         guide: another network, whose output is the unconditional half u: autoguidance by a weaker
             version of the model (Karras et al. 2024), called as the model is, at the same times. It
             gets cond where no uncond is passed. None for the model itself.
@@ -102,6 +105,7 @@ class Sampler:
         dynamic_threshold: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        guidance_type: str = "cfg",
         guide: Model | None = None,
         network_batch: int | None = None,
         on_oom: str = "raise",
@@ -126,6 +130,7 @@ class Sampler:
                 "dynamic_threshold": dynamic_threshold,
                 "guidance_rescale": guidance_rescale,
                 "guidance_interval": guidance_interval,
+                "guidance_type": guidance_type,
             }
         self.model, self.schedule, self.decoder, self.guide = model, schedule, decode, guide
         self._engine = Engine(

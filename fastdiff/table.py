@@ -7,6 +7,9 @@ fastdiff.schedule.noise_table is that of a schedule, and fastdiff.theory.likelih
 
 x0 = x0_x·x + x0_out·out, clipped; then the next x and every slot are linear combinations of
 (x, x0, out, s1, s2, s3, s4, z). A zero coefficient means that the operand is not read.
+
+A version of the schema adds columns at the end. A plan that does not use them keeps the version,
+and so the hash, that it had without them.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SLOTS = 4
 OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
 OUTPUTS = ("x", "s1", "s2", "s3", "s4")
@@ -36,7 +39,10 @@ HEADER = (
     "logvar_hi",
     "next",
 )
-COLUMNS = HEADER + tuple(f"{to}.{of}" for to in OUTPUTS for of in OPERANDS)
+FURTHER = ("out_uncond",)
+COLUMNS = HEADER + tuple(f"{to}.{of}" for to in OUTPUTS for of in OPERANDS) + FURTHER
+VERSIONS = {2: len(COLUMNS) - len(FURTHER), 3: len(COLUMNS)}
+"""How many columns each version of the schema has."""
 INDEX = {name: i for i, name in enumerate(COLUMNS)}
 ALL_COLUMNS = (1 << len(COLUMNS)) - 1
 
@@ -81,11 +87,17 @@ RULES: tuple[
         None,
     ),
     ("noise_mode", "0 or 1", lambda v, rows: (v == 0) | (v == 1), None),
+    ("out_uncond", "0 or 1", lambda v, rows: (v == 0) | (v == 1), None),
 )
 
 
+def version_of(table: Any) -> int:
+    """Returns the first version of the schema with all columns that a table [rows, 57] uses."""
+    return next(v for v, count in VERSIONS.items() if not (table[:, count:] != 0).any())
+
+
 def broken_rule(table: Any, rows: int) -> tuple[int, str] | None:
-    """Returns the first row of a table [n, 56] that breaks a rule of the header, and a sentence's
+    """Returns the first row of a table [n, 57] that breaks a rule of the header, and a sentence's
     middle: "expected next a row of the table in row 3, got 7"; None where all keep them.
 
     Args:

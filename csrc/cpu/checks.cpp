@@ -80,6 +80,7 @@ int check_header(const double* r, int64_t rows, long long row) {
         return broken("clip_ratio", "in (0, 1]", row, r[CLIP_RATIO]);
     if (!whole(r[NOISE_INDEX], 4294967296.0)) return broken("noise_index", "whole, in [0, 2^32)", row, r[NOISE_INDEX]);
     if (!flag(r[NOISE_MODE])) return broken("noise_mode", "0 or 1", row, r[NOISE_MODE]);
+    if (!flag(r[OUT_UNCOND])) return broken("out_uncond", "0 or 1", row, r[OUT_UNCOND]);
     return FD_OK;
 }
 

@@ -19,7 +19,7 @@ struct ReverseStep : StepInputs<C> {
     struct State : StepScratch<C> {
         int64_t drawn_to;  // samples of the tile before this one have their normals
         alignas(64) float normals[BLOCK];
-        alignas(64) C variance[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
+        alignas(64) C variance[BLOCK], renoised[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
     };
 
     void operator()(const Tile& t, State& s) const {
@@ -46,6 +46,7 @@ struct ReverseStep : StepInputs<C> {
             step_plain(v, r, n, made[0]);
         } else {
             if (a.x0_out.data || r.reads[X0]) v[X0] = x0(t, v, r, s);
+            if (r.out_uncond && a.guidance && a.model_output.data) v[OUT] = unconditional(t, v[OUT], r, s);
             for (int i = 0; i < slots_out; ++i) {
                 const Combination<C>& c = r.outputs[1 + i];
                 if (c.count) combine(v, c, n, made[1 + i] = s.fresh[1 + i]);
@@ -80,6 +81,17 @@ struct ReverseStep : StepInputs<C> {
             for (int64_t b = t.b0; b < t.b1; ++b)
                 threshold(to + (b - t.b0) * t.elements, ((const C*)a.threshold)[b], t.elements);
         return to;
+    }
+
+    // What rows with out_uncond read as OUT: the unconditional output, and `out` itself at strength 1.
+    const C* unconditional(const Tile& t, const C* out, const Row<C>& r, State& s) const {
+        const C* uncond = this->part(t, a.launch.batch + t.b0, 0, s.uncond);
+        if (t.samples() == 1) return this->strength(t.b0, r) == 1 ? out : uncond;
+        for (int64_t k = 0; k < t.samples(); ++k) {
+            const C* from = this->strength(t.b0 + k, r) == 1 ? out : uncond;
+            memcpy(s.renoised + k * t.elements, from + k * t.elements, t.elements * sizeof(C));
+        }
+        return s.renoised;
     }
 
     // The step of a sample's noise; meaningless for rows that draw none.

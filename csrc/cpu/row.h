@@ -18,6 +18,7 @@ struct Combination {
 template <class C>
 struct Row {
     bool reads[OPERANDS], scales_noise;
+    bool out_uncond;  // the outputs read the unconditional output as OUT
     bool plain;  // x0 from x and out, at most clipped; next x from x, x0 and maybe z: DDPM, DDIM, Euler
     int clip_mode;
     double rescale, clip_ratio;
@@ -52,6 +53,7 @@ static void decode(const double* table, int64_t row, Row<C>& to) {
     to.plain = to.x0.count == 2 && to.clip_mode < 2 && (x.count == 2 || (x.count == 3 && x.operand[2] == Z)) &&
                x.operand[0] == X && x.operand[1] == X0;
     to.scales_noise = r[NOISE_MODE] == 1;
+    to.out_uncond = r[OUT_UNCOND] == 1 && to.reads[OUT];
     to.guidance_weight = (C)r[GUIDANCE_WEIGHT];
     to.out_grad = (C)r[OUT_GRAD];
     to.clip_bound = (C)r[CLIP_BOUND];

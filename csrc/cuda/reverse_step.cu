@@ -56,6 +56,9 @@ struct ReverseStep {
             in.free_x0(r, v[X], v[OUT], v[X0]);
             clip(p.b, r, v[X0]);
         }
+        // after x0, which is of the guided output
+        if ((reads >> OUT & 1) && a.guidance && r[OUT_UNCOND] != 0 && in.strength(p.b, r) != 1)
+            in.part(p, a.launch.batch + p.b, 0, v[OUT]);
 
         C to[4];
         FD_UNROLL

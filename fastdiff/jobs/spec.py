@@ -20,7 +20,7 @@ import numpy as np
 
 from ..outside import shown
 from ..solvers import Plan
-from ..table import COLUMNS, INDEX, SCHEMA_VERSION
+from ..table import COLUMNS, INDEX, VERSIONS, version_of
 from ..versions import CONTRACT_VERSION
 from .formats import FORMATS
 from .units import Units
@@ -182,7 +182,7 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     )
     return {
         "hash": plan.hash,
-        "schema": SCHEMA_VERSION,
+        "schema": version_of(plan.table),
         "info": _plain(plan.info),
         "initial_std": float(plan.initial_std).hex(),
         "whole_times": plan.whole_times,
@@ -196,8 +196,8 @@ def plan_from_json(value: Mapping[str, Any]) -> Plan:
 
     Raises ValueError for another schema, and for a table that does not match its hash.
     """
-    if value["schema"] != SCHEMA_VERSION:
-        raise ValueError(f"expected a plan of schema {SCHEMA_VERSION}, got {value['schema']!r}")
+    if value["schema"] not in VERSIONS:
+        raise ValueError(f"expected a plan of schema {list(VERSIONS)}, got {value['schema']!r}")
     if not 0 < len(value["table"]) <= ROWS:
         raise ValueError(f"expected a plan of 1 to {ROWS} rows, got {len(value['table'])}")
     if not isinstance(value["info"], Mapping) or type(value["whole_times"]) is not bool:

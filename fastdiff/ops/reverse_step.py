@@ -144,7 +144,7 @@ def reverse_step(
         x_t: [B, …] state, any floating dtype; arithmetic is float32, float64 for float64.
         model_output: [B, …] like x_t in any floating dtype, with guidance [2B, …], conditional half
             first; twice the channels with learned variance; None for rows without a network call.
-        table: float64 [R, 56], see fastdiff.table. row: int64 [B] in [0, R).
+        table: float64 [R, 57], see fastdiff.table. row: int64 [B] in [0, R).
         slots: [S, B, …] in the compute type, S <= 4: what the solver remembers between rows.
         noise: like x_t; None: the noise of seed, sample_ids and the row's noise_index, as `randn`
             draws it.

@@ -11,6 +11,8 @@ This file is over 400 lines because the arguments and all of their checks are on
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +35,7 @@ class StepArguments(NamedTuple):
 
     x_t: Tensor  # [B, …], any floating dtype
     model_output: Tensor | None  # [B, …] or with guidance [2B, …], any floating dtype
-    table: Tensor  # float64 [R, 56]
+    table: Tensor  # float64 [R, 57]
     row: Tensor  # int64 [B] in [0, R)
     slots: Tensor | None = None  # compute type [S, B, …], S <= 4
     noise: Tensor | None = None  # [B, …], any floating dtype
@@ -462,9 +464,13 @@ _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
     for name in ("guidance_rescale", "clip_ratio", "network", "out_grad", "noise_mode")
 )
 _BEYOND = [
-    sum(
-        READS[f"s{i + 1}"] | columns(*(f"s{i + 1}.{operand}" for operand in OPERANDS))
-        for i in range(count, SLOTS)
+    functools.reduce(
+        operator.or_,
+        (
+            READS[f"s{i + 1}"] | columns(*(f"s{i + 1}.{operand}" for operand in OPERANDS))
+            for i in range(count, SLOTS)
+        ),
+        0,
     )
     for count in range(SLOTS + 1)
 ]

@@ -19,6 +19,7 @@ COLUMNS = (
     "network t input_scale guidance_weight guidance_rescale out_grad x0_x x0_out clip_mode"
     " clip_bound clip_ratio noise_index noise_mode logvar_lo logvar_hi next"
 ).split() + [f"{to}.{of}" for to in ("x", "s1", "s2", "s3", "s4") for of in OPERANDS]
+COLUMNS += ["out_uncond"]
 
 
 class Step(NamedTuple):
@@ -52,7 +53,7 @@ def reverse_step(
     gradient: NDArray | None = None,
     stream: int = 1,
 ) -> Step:
-    """Executes row[b] of table [R, 56] for every sample b; see kernels/README.md section 4."""
+    """Executes row[b] of table [R, 57] for every sample b; see kernels/README.md section 4."""
     compute = np.float64 if x_t.dtype == np.float64 else np.float32
     batch = x_t.shape[0]
     rows = np.broadcast_to(np.asarray(row), (batch,))
@@ -93,6 +94,8 @@ def reverse_step(
             x0 = np.where(x0 > s, s, x0)
             x0 = np.where(x0 < -s, -s, x0) / s
         read["x0"] = x0_all[b] = x0
+        if r["out_uncond"] == 1 and gammas is not None and model_output is not None and g != 1:
+            read["out"] = uncond
         if any(r[f"{to}.z"] != 0 for to in ("x", "s1", "s2", "s3", "s4")):
             if noise is not None:
                 z = noise[b].astype(compute)

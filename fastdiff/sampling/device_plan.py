@@ -76,7 +76,7 @@ class DevicePlan:
         inpaints: whether known parts of the samples are replaced after each row.
 
     Attributes on the device, R the number of rows:
-        table: float64 [at least R, 56]; more plans are added in place while there is space.
+        table: float64 [at least R, 57]; more plans are added in place while there is space.
         times: [like table] what the network gets as its time, int64 or float32.
     `Rows` on the device, whose row r belongs to row r of the plan:
         to_x0_rows: with `splits`, compute x0, to which the user's guidance is then applied.

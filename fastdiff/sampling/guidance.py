@@ -3,7 +3,8 @@
 Classifier-free guidance (Ho & Salimans 2022) is out = u + gamma (c - u) inside `reverse_step`, with
 the conditional half of the network call first. If the host knows the strength gamma, it decides
 which halves are called: for 1 only the conditional one, for 0 only the unconditional one. For
-strengths in a tensor both are called.
+strengths in a tensor both are called. CFG++ (Chung et al. 2024) uses the guided output for x0 only:
+the noise that a step adds again is the unconditional output's (the column out_uncond).
 
 Classifier guidance (Dhariwal & Nichol 2021, eq. 14; Luo 2022, eq. 166) adds s grad log p(y | x_t)
 to the score, so x0 = x0_x x + x0_out out grows by s sigma²/alpha·grad. The row adds out_grad·grad
@@ -129,6 +130,11 @@ def split(plan: Plan) -> tuple[Plan, Plan]:
     """
     to_x0, from_x0 = plan.table.copy(), plan.table.copy()
     first = INDEX["x." + OPERANDS[0]]  # of the coefficients of all outputs, the last columns
+    if (plan.column("out_uncond") != 0).any():
+        raise ValueError(
+            "fastdiff.Sampler: expected guidance_type 'cfg' with guidance=, got 'cfg++', whose"
+            " steps read another output than x0 follows from."
+        )
     for row in range(len(plan)):
         to_x0[row, INDEX["next"]] = row
         to_x0[row, first:] = 0.0

@@ -22,6 +22,7 @@ def plan_settings(
     dynamic_threshold: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_type: str = "cfg",
     eta: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def plan_settings(
         "dynamic_threshold": dynamic_threshold,
         "guidance_rescale": None if _zero(guidance_rescale) else guidance_rescale,
         "guidance_interval": guidance_interval,
+        "guidance_type": None if _is_cfg(guidance_type) else guidance_type,
     }
     return {
         "solver": solver,
@@ -47,6 +49,11 @@ def plan_settings(
         **options,
         **{name: value for name, value in further.items() if value is not None},
     }
+
+
+def _is_cfg(value: Any) -> bool:
+    """Returns whether a setting is the usual guidance; what is no name is refused later."""
+    return isinstance(value, str) and value == "cfg"
 
 
 def _zero(value: Any) -> bool:

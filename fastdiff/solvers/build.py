@@ -15,6 +15,9 @@ from .plan import Plan
 from .registry import find, resolve
 from .trace import Trace
 
+GUIDANCE_TYPES = ("cfg", "cfg++")
+"""What a step reads next to the guided x0: the guided output, or the unconditional one."""
+
 
 def make_plan(
     schedule: Schedule,
@@ -29,6 +32,7 @@ def make_plan(
     dynamic_threshold: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
+    guidance_type: str = "cfg",
     times: Sequence[Time] | None = None,
     **options: Any,
 ) -> Plan:
@@ -72,6 +76,11 @@ def make_plan(
         )
     guidance_rescale = SHARE.check("guidance_rescale", guidance_rescale)
     INTERVAL.check("guidance_interval", guidance_interval)
+    if not isinstance(guidance_type, str) or guidance_type not in GUIDANCE_TYPES:
+        raise ValueError(
+            f"fastdiff.Sampler: expected guidance_type in {list(GUIDANCE_TYPES)}, got"
+            f" {shown(guidance_type)}."
+        )
     if timesteps is not None:
         times = of_timesteps(schedule, timesteps)
     elif sigmas is not None:
@@ -88,6 +97,7 @@ def make_plan(
         dynamic_threshold=dynamic_threshold,
         guidance_rescale=guidance_rescale,
         guidance_interval=guidance_interval,
+        renoise_uncond=guidance_type == "cfg++",
     )
     try:
         with np.errstate(all="ignore"):  # the plan refuses what is not finite
@@ -125,6 +135,8 @@ def make_plan(
     }
     if sigmas is not None:
         info["sigmas"] = [float(v) for v in sigmas]
+    if guidance_type != "cfg":
+        info["guidance_type"] = guidance_type
     return Plan(
         table,
         info,

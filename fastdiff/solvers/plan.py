@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SCHEMA_VERSION, SLOTS, broken_rule
+from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SLOTS, VERSIONS, broken_rule, version_of
 from . import float32
 
 # of slot i: where it is read, and what is written to it
@@ -30,7 +30,7 @@ class Plan:
     """An immutable table of solver steps.
 
     Attributes:
-        table: float64 [rows, 56]; the last row is the identity.
+        table: float64 [rows, 57]; the last row is the identity.
         info: the arguments that it was made from (solver, steps, schedule, …), as JSON values.
         columns: the names of the table's columns (`fastdiff.table`).
         initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
@@ -86,11 +86,16 @@ class Plan:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of schema, table and initial deviation, in hexadecimal."""
+        """SHA-256 of schema, table and initial deviation, in hexadecimal.
+
+        Schema and table are those of the first version that has the table's columns.
+        """
+        version = version_of(self.table)
+        count = VERSIONS[version]
         digest = hashlib.sha256(
-            f"fastdiff plan {SCHEMA_VERSION} {','.join(self.columns)}\n".encode()
+            f"fastdiff plan {version} {','.join(self.columns[:count])}\n".encode()
         )
-        digest.update(np.ascontiguousarray(self.table, dtype="<f8").tobytes())
+        digest.update(np.ascontiguousarray(self.table[:, :count], dtype="<f8").tobytes())
         if self.initial_std != 1.0:
             digest.update(np.float64(self.initial_std).astype("<f8").tobytes())
         return digest.hexdigest()
@@ -214,7 +219,8 @@ class Plan:
         noise = f"z{int(self.column('noise_index')[row])}"
         if self.column("noise_mode")[row] == 1:
             noise = f"std(out) {noise}"  # the network's own deviation
-        names = [o if o != "z" else noise for o in OPERANDS]
+        out = "uncond" if self.column("out_uncond")[row] else "out"
+        names = [{"z": noise, "out": out}.get(o, o) for o in OPERANDS]
         return _terms(
             [(self.column(f"{to}.{o}")[row], n) for o, n in zip(OPERANDS, names, strict=True)]
         )

@@ -101,6 +101,8 @@ class Trace:
         guidance_rescale: phi of rescaled guidance; 0 is off.
         guidance_interval: noise levels sigma/alpha (low, high) between which guidance acts, or None
             for all.
+        renoise_uncond: whether the noise that rows add again is that of the unconditional output
+            (CFG++, Chung et al. 2024).
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Trace:
         dynamic_threshold: float | None = None,
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
+        renoise_uncond: bool = False,
     ):
         self.points = points
         self.at, self.at_log_snr = points.at, points.at_log_snr
@@ -123,6 +126,7 @@ class Trace:
         )
         self.guidance_rescale = guidance_rescale
         self.guidance_interval = guidance_interval
+        self.renoise_uncond = renoise_uncond
         self._clip: dict[str, float] = {}
         if dynamic_threshold is not None:
             bound = 1.0 if clip_range is None else clip_range
@@ -235,12 +239,20 @@ class Trace:
         return np.array([(t.alpha, t.sigma) for t in (*(row.at for row in self.rows), end)])
 
     def table(self, x: Linear) -> NDArray[np.float64]:
-        """Returns the finished table [rows + 1, 56], with the identity as its last row.
+        """Returns the finished table [rows + 1, 57], with the identity as its last row.
 
         x: the result of the solver.
         """
         self._close(x)
         slots = self._allocate()
+        if self.renoise_uncond:
+            if slots:
+                raise ValueError(
+                    "fastdiff.Sampler: expected a solver of one network call a step, such as ddim,"
+                    " euler or euler_ancestral, with guidance_type 'cfg++', got one that reads"
+                    " earlier calls."
+                )
+            self.rows = [self._renoised(i, row) for i, row in enumerate(self.rows)]
         table = np.zeros((len(self.rows) + 1, len(COLUMNS)))
         for i, row in enumerate(self.rows):
             for name, number in row.header.items():
@@ -255,6 +267,29 @@ class Trace:
         last = len(self.rows)
         table[last, [INDEX["next"], INDEX["x.x"], INDEX["input_scale"]]] = last, 1.0, 1.0
         return table
+
+    def _renoised(self, number: int, row: _Row) -> _Row:
+        """Returns a row whose next x reads the unconditional output as its noise.
+
+        A step on x_t = alpha x0 + sigma eps is a sum D x0 + E eps + …, whatever it is written in.
+        Here D reads the guided x0, and eps = eps_x x + eps_out u the unconditional output u.
+        """
+        if not row.header.get("network") or row.header["guidance_weight"] == 0:
+            return row
+        symbols = {name: Linear({(name, number): 1.0}) for name in ("x", "x0", "out")}
+        on = {name: row.next_x.terms.get((name, number), 0.0) for name in symbols}
+        c = self.parametrization.at(row.at.alpha, row.at.sigma)
+        if c.eps_out == 0:  # eps is a part of x alone
+            return row
+        on_eps = on["out"] / c.eps_out
+        on_x = on["x"] - on_eps * c.eps_x  # what is left of x is alpha x0 + sigma eps
+        on_x0, on_eps = on["x0"] + on_x * row.at.alpha, on_eps + on_x * row.at.sigma
+        rest = Linear({s: v for s, v in row.next_x.terms.items() if s[0] not in symbols})
+        noise = c.eps_x * symbols["x"] + c.eps_out * symbols["out"]
+        return row._replace(
+            header=row.header | {"out_uncond": 1.0},
+            next_x=on_x0 * symbols["x0"] + on_eps * noise + rest,
+        )
 
     def _operand(self, symbol: Symbol, row: int, slots: Mapping[int, int]) -> str:
         name, origin = symbol

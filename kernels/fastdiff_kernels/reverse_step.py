@@ -40,7 +40,7 @@ from .elementary import divided, exponential
 from .noise import normals, stream_identity
 from .tiling import at, samples, share, tile
 
-COLUMNS = tl.constexpr(56)
+COLUMNS = tl.constexpr(57)
 TIME, INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 GUIDANCE_RESCALE, OUT_GRAD = tl.constexpr(4), tl.constexpr(5)
 CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = (
@@ -50,6 +50,7 @@ CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = (
     tl.constexpr(12),
 )
 LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
+OUT_UNCOND = tl.constexpr(56)
 
 
 @triton.jit
@@ -344,6 +345,10 @@ def reverse_step_kernel(
     wants_out = set_where(reads(OUT, outputs, valid, USES), from_out, X0_OUT, USES)
     wants_z = reads(Z, outputs, valid, USES)
     strength = guidance_of(guidance, rescale, rows, b, live, valid, USES, COMPUTE)
+    if used(USES, OUT_UNCOND):
+        if guidance is not None:
+            renoised = (entry(rows, OUT_UNCOND, valid, COMPUTE) != 0.0) & (strength[0] != 1.0)
+            renoised = renoised & reads(OUT, outputs, valid, USES)
     if operand_used(USES, Z):
         if noise is None:
             k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
@@ -420,6 +425,14 @@ def reverse_step_kernel(
                 x0 = tl.where(x0 < -bound, -bound, x0)
                 if threshold is not None:
                     x0 = tl.where(mode == 2.0, divided(x0, s), x0)
+        if used(USES, OUT_UNCOND):
+            if guidance is not None:  # after x0, which is of the guided output
+                u = tl.load(
+                    at(model_output, b + batch, size, first, e, WIDTH),
+                    mask=inside & renoised,
+                    other=0.0,
+                )
+                out = tl.where(renoised, u.to(COMPUTE), out)
         operands = (x, x0, out, s1, s2, s3, s4, z)
         x_next = combination(zero, 0, outputs, operands, USES)
         n1, stored1 = new_slot(zero, 0, outputs, operands, valid, USES, COPY)

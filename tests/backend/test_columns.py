@@ -44,10 +44,21 @@ def enums(header: str) -> dict[str, list[str]]:
 
 
 def test_the_table_is_consistent() -> None:
-    """56 columns: the header, and a coefficient for every pair of output and operand."""
-    assert len(table.COLUMNS) == len(table.HEADER) + len(table.OUTPUTS) * len(table.OPERANDS) == 56
+    """57 columns: the header, a coefficient for every pair of output and operand, further ones."""
+    coefficients = len(table.OUTPUTS) * len(table.OPERANDS)
+    assert len(table.COLUMNS) == len(table.HEADER) + coefficients + len(table.FURTHER) == 57
+    assert len(table.COLUMNS) < 64, "masks of columns are int64 arguments of ops"
+    assert list(table.VERSIONS.items())[-1] == (table.SCHEMA_VERSION, len(table.COLUMNS))
     assert table.OUTPUTS == ("x", *(f"s{i + 1}" for i in range(table.SLOTS)))
-    assert [table.INDEX[name] for name in table.COLUMNS] == list(range(56))
+    assert [table.INDEX[name] for name in table.COLUMNS] == list(range(57))
+
+
+def test_the_masks_of_the_slots() -> None:
+    """Which columns need more slots: those that read or write one of the others."""
+    for count, mask in enumerate(step._BEYOND):
+        beyond = {f"s{i + 1}" for i in range(count, table.SLOTS)}
+        names = {name for name in table.COLUMNS if beyond & set(name.split("."))}
+        assert mask == table.columns(*names), count
 
 
 def test_the_oracle() -> None:
@@ -60,6 +71,8 @@ def test_the_c_headers() -> None:
     names = [ALIASES.get(name.lower(), name.lower()) for name in schema["Column"]]
     assert names == [*table.HEADER, "first_coefficient"]
     assert [name.lower() for name in schema["Operand"]] == [*table.OPERANDS, "operands"]
+    further = re.findall(r"\w+", re.sub(r"=[^,]*", "", ",".join(schema["FurtherColumn"])))
+    assert [name.lower() for name in further if name != "FIRST_COEFFICIENT"][:1] == [*table.FURTHER]
     names = [name.lower().removeprefix("vlb_") for name in formulas["VlbColumn"]]
     assert [ALIASES.get(name, name) for name in names] == [*table.VLB_COLUMNS, "columns"]
     text = (ROOT / "csrc" / "include" / "fastdiff" / "schema.h").read_text(encoding="utf-8")
@@ -75,7 +88,7 @@ def test_the_schema_that_the_libraries_report() -> None:
         body = text[start : text.index("}", start)]
         returned = re.sub(r'FD_OUTPUT\("\w+"\)', "", body[body.index("return") :])
         header = "".join(re.findall(r'"([^"]*)"', returned))
-        assert header.split(",") == list(table.HEADER), path
+        assert header.split(",") == [*table.HEADER, *table.FURTHER], path
         assert re.findall(r'FD_OUTPUT\("(\w+)"\)', body) == list(table.OUTPUTS), path
         operands = re.search(r"FD_OUTPUT\(o\)(.*)", body)
         assert operands and re.findall(r"\.(\w+)", operands[1]) == list(table.OPERANDS), path
@@ -114,7 +127,7 @@ def test_the_masks_of_the_triton_kernels() -> None:
 
 def test_the_triton_launcher() -> None:
     """The bit masks by which the launcher decides what a table needs."""
-    for name in ("OUT_GRAD", "X0_X", "X0_OUT", "CLIP_MODE", "NOISE_MODE"):
+    for name in ("OUT_GRAD", "X0_X", "X0_OUT", "CLIP_MODE", "NOISE_MODE", "OUT_UNCOND"):
         assert getattr(launch_step, name) == table.columns(name.lower()), name
     for number, operand in enumerate(table.OPERANDS):
         assert launch_step._reads(number) == table.READS[operand], operand
@@ -132,7 +145,10 @@ def test_the_triton_kernel_of_the_bound() -> None:
 def test_the_page_of_formulas() -> None:
     text = (ROOT / "kernels" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", text, flags=re.M)
-    assert [(int(number), name) for number, name in rows] == list(enumerate(table.HEADER))
+    assert [(int(number), name) for number, name in rows] == [
+        *enumerate(table.HEADER),
+        *((table.INDEX[name], name) for name in table.FURTHER),
+    ]
     assert f"schema version {table.SCHEMA_VERSION}" in text
     first = len(table.HEADER)
     names = " ".join(f"x.{operand}" for operand in table.OPERANDS)

@@ -552,6 +552,7 @@ PLANS = [
         (SCHEDULE, 6, {"solver": "pndm", "runge_kutta": True}),
         (SCHEDULE, 4, {"solver": "edm", "prediction_type": "x0"}),
         (SCHEDULE, 4, {"solver": "lcm", "guidance_interval": (0.3, 5.0)}),
+        (SCHEDULE, 4, {"solver": "euler_ancestral", "guidance_type": "cfg++"}),
         (_FLOW, 5, {"solver": "flow_euler", "prediction_type": "flow"}),
         (_FLOW, 5, {"solver": "dpm++2m_sde", "prediction_type": "flow", "clip_range": 1.0}),
     )

@@ -31,7 +31,7 @@ def name(dtype: torch.dtype) -> str:
 
 
 def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarray:
-    """Returns a table [rows, 56] with about half its coefficients zero and all modes in its rows.
+    """Returns a table [rows, 57] with about half its coefficients zero and all modes in its rows.
 
     No row has rescaled guidance, whose result depends on the order of sums.
     """
@@ -51,6 +51,7 @@ def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarra
     table[:, INDEX["noise_mode"]] = (index % 3 == 1) & learned
     table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
     table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
+    table[:, INDEX["out_uncond"]] = index % 2
     table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that keeps its value
     table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
     return table

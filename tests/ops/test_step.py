@@ -330,7 +330,7 @@ def test_threads_share_a_bound_step() -> None:
 
 def test_bind_refuses_names_that_cannot_change() -> None:
     x = outputs(0, BATCH)
-    arguments = ops.StepArguments(x, x, torch.zeros(1, 56, dtype=torch.float64), torch.zeros(3))
+    arguments = ops.StepArguments(x, x, torch.zeros(1, 57, dtype=torch.float64), torch.zeros(3))
     for names in (("used",), ("row", "row"), ("rows",)):
         with pytest.raises(
             ValueError, match="fastdiff.ops.step.StepArguments.bind: expected different"
@@ -352,7 +352,7 @@ def test_the_words_of_the_packed_struct(name: str) -> None:
     step = ops.StepArguments(
         states[0],
         states[1],
-        torch.zeros(1, 56, dtype=torch.float64),
+        torch.zeros(1, 57, dtype=torch.float64),
         rows[0],
         slots=states[2:3],
         noise=states[4],

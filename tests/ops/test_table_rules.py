@@ -22,6 +22,7 @@ WRONG = [
     ("clip_ratio", 0.0), ("clip_ratio", 2.0), ("clip_ratio", -1e18),
     ("noise_index", -1.0), ("noise_index", 2.0**32), ("noise_index", 1.5),
     ("noise_mode", 5.0),
+    ("out_uncond", 2.0),
 ]  # fmt: skip
 
 

@@ -190,6 +190,7 @@ def test_points_of_the_user(name: str) -> None:
         "dynamic_threshold",
         "guidance_rescale",
         "guidance_interval",
+        "guidance_type",
     ],
 )
 def test_bad_values_of_a_plan(argument: str) -> None:

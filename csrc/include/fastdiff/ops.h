@@ -109,7 +109,7 @@ typedef struct {
     fd_output x_s;
     fd_input model_output;    // [batch, output_elements], with guidance [2 * batch, output_elements]
     int64_t output_elements;  // elements, or twice as many with learned variance
-    const double* table;      // [rows, 56]
+    const double* table;      // [rows, 57]
     int64_t rows;
     const int64_t* row;  // [batch]
     const void* slots;   // compute type [slot_count, batch, elements]

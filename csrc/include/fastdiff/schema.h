@@ -1,4 +1,4 @@
-// The columns of a plan's table, schema version 2 (kernels/README.md section 4).
+// The columns of a plan's table, schema version 3 (kernels/README.md section 4).
 #pragma once
 
 namespace fastdiff {
@@ -11,6 +11,6 @@ enum Operand { X, X0, OUT, S1, S2, S3, S4, Z, OPERANDS };
 
 constexpr int SLOTS = 4;
 constexpr int OUTPUTS = 1 + SLOTS;  // the next x, then the slots
-constexpr int COLUMNS = FIRST_COEFFICIENT + OUTPUTS * OPERANDS;
+enum FurtherColumn { OUT_UNCOND = FIRST_COEFFICIENT + OUTPUTS * OPERANDS, COLUMNS };
 
 }  // namespace fastdiff

@@ -26,13 +26,14 @@ ROW_ERROR = (
 
 
 class Row(NamedTuple):
-    """What a row reads: its coefficients [B, 56] and the operands of the combinations."""
+    """What a row reads: its coefficients [B, 57] and the operands of the combinations."""
 
     c: Tensor
     mask: int
     operands: dict[str, Tensor | None]
     strength: Tensor | None  # [B, 1, …], guidance
     factor: Tensor | None  # [B, 1, …], its rescale
+    renoised: Tensor | None  # [B, 1, …], where the combinations read the unconditional output
     divisor: Tensor | None  # [B, 1, …], the dynamic threshold
     z_scale: Tensor | None  # exp(half log-variance), per element
     unclipped: Tensor | None  # where x0 was not clipped
@@ -143,7 +144,7 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
     operands["x"] = x_t.to(compute)
     for i in _slots(slots):
         operands[f"s{i + 1}"] = slots[i]
-    r = Row(wide.to(compute), used, operands, None, None, None, None, None, valid)
+    r = Row(wide.to(compute), used, operands, None, None, None, None, None, None, valid)
     half = None
     if model_output is not None:
         out, half = split(model_output[:batch].to(compute), x_t)
@@ -185,6 +186,10 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
             r = r._replace(divisor=divisor)
         r = r._replace(unclipped=~(above | below))
     operands["x0"] = x0
+    if r.strength is not None and uses(used, "out_uncond"):
+        renoised = (r.coefficient("out_uncond") != 0) & (r.strength != 1)
+        operands["out"] = torch.where(renoised, uncond, operands["out"])  # type: ignore[arg-type]
+        r = r._replace(renoised=renoised)
     if reads(used, "z") and drawn:
         z = _noise(step, wide, None if message is None else "reverse_step").to(compute)
         if half is not None and uses(used, "noise_mode"):
@@ -221,7 +226,11 @@ def vjp(
     to_x = to_operand("x") + r.combine([("x0_x", to_x0)])
     grad_output = grad_slots = None
     if model_output is not None:
-        to_out = to_operand("out") + r.combine([("x0_out", to_x0)])
+        to_out, to_uncond = to_operand("out"), None
+        if r.renoised is not None:
+            to_uncond = torch.where(r.renoised, to_out, 0.0)
+            to_out = torch.where(r.renoised, 0.0, to_out)
+        to_out = to_out + r.combine([("x0_out", to_x0)])
         to_half = torch.zeros_like(to_out)
         if r.z_scale is not None:
             # d exp(½ lo + ½ (hi - lo)(v + 1)/2) / dv = ¼ (hi - lo)·exp(…)
@@ -235,6 +244,8 @@ def vjp(
         if r.strength is not None:
             to_out = parts[0]
             parts = [to_out * r.strength, to_out * (1 - r.strength)]
+            if to_uncond is not None:
+                parts[1] = parts[1] + to_uncond
         if model_output[:1].numel() != x_t[:1].numel():
             halves = [to_half, torch.zeros_like(to_half)][: len(parts)]
             parts = [torch.cat([p, h], dim=1) for p, h in zip(parts, halves, strict=True)]

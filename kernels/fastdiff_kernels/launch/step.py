@@ -13,7 +13,9 @@ from .common import ERRORS, Call, error_word, extent, noise_arguments, options, 
 # Bit masks of columns of the table (kernels/README.md section 4): those outside the combinations
 # that decide on the kernel's variant, and all columns before the coefficients.
 # tests/backend/test_columns.py compares them with fastdiff.table.
-OUT_GRAD, X0_X, X0_OUT, CLIP_MODE, NOISE_MODE = (1 << column for column in (5, 6, 7, 8, 12))
+OUT_GRAD, X0_X, X0_OUT, CLIP_MODE, NOISE_MODE, OUT_UNCOND = (
+    1 << column for column in (5, 6, 7, 8, 12, 56)
+)
 HEADER = (1 << 16) - 1
 
 # Elements of a prepass's block, and elements per warp.
@@ -77,6 +79,7 @@ def reverse_step_call(step: Any) -> Call:
         step.gradient is not None,
         step.x0_out is not None,
         width,
+        guidance is not None,
     )
     generated = reads_z and noise is None
     copied = (
@@ -125,15 +128,21 @@ def _needed(
     gradient: bool,
     x0_out: bool,
     width: int,
+    guided: bool,
 ) -> tuple[int, bool, bool, bool]:
     """Returns the mask that decides on the variant, and whether it reads output, noise and slots.
 
     `uses` is the table's mask. The others say which operands there are: `output` the network's
     with `width` elements for an element of the state, `memory` slots to read and `stored` to write,
-    `draws` noise or a seed, `gradient`, and `x0_out` an output for the prediction of x0.
+    `draws` noise or a seed, `gradient`, `x0_out` an output for the prediction of x0, and whether
+    the network's output has both halves, `guided`.
     """
     present = [True, True, output, *(i < memory for i in range(4)), draws]
-    uses &= sum(_reads(operand, 1 + stored) for operand in range(8) if present[operand]) | HEADER
+    uses &= (
+        sum(_reads(operand, 1 + stored) for operand in range(8) if present[operand])
+        | HEADER
+        | OUT_UNCOND
+    )
     reads_x0, reads_z = bool(uses & _reads(1) or x0_out), bool(uses & _reads(7))
     if not reads_x0:
         uses &= ~(X0_X | X0_OUT | CLIP_MODE)
@@ -144,6 +153,8 @@ def _needed(
         uses &= ~OUT_GRAD
     if width == 1 or not reads_z:
         uses &= ~NOISE_MODE
+    if not (guided and uses & _reads(2)):
+        uses &= ~OUT_UNCOND
     uses &= (
         sum(_reads(operand) for operand in range(8))
         | OUT_GRAD
@@ -151,6 +162,7 @@ def _needed(
         | X0_OUT
         | CLIP_MODE
         | NOISE_MODE
+        | OUT_UNCOND
     )
     return uses, reads_out, reads_z, bool(uses & sum(_reads(operand) for operand in range(3, 7)))
 

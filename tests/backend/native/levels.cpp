@@ -62,14 +62,15 @@ uint64_t run_q_sample(int64_t level, int64_t type) {
 
 // Random rows that use every column but those of the prepasses: guidance, gradient, clip, slots, next input, and learned variance
 // where the compute type is float32.
-uint64_t run_reverse_step(int64_t level, int64_t type) {
+uint64_t step_digest(int64_t level, int64_t type, double out_uncond) {
     uint64_t h = SEED;
     state = 88172645463325252ull;
-    constexpr int64_t rows = 6, batch = 6, columns = 56;
+    constexpr int64_t rows = 6, batch = 6, columns = 57;
     double table[rows * columns];
     for (int64_t r = 0; r < rows; ++r) {
         double* row = table + r * columns;
-        for (int64_t c = 0; c < columns; ++c) row[c] = uniform() < 0.5 ? 0.0 : 4 * uniform() - 2;
+        for (int64_t c = 0; c < columns - 1; ++c) row[c] = uniform() < 0.5 ? 0.0 : 4 * uniform() - 2;
+        row[columns - 1] = out_uncond;
         const double header[16] = {1, 10.0 * r, 0.5 + r, r % 2 ? 1.0 : 0.5, 0, row[5], row[6], row[7],
                                    double(r % 2), 0.7, 0, double(r), double(r % 3 == 1), -4, -1, r + 1 < rows ? r + 1.0 : r};
         std::memcpy(row, header, sizeof header);
@@ -106,10 +107,15 @@ uint64_t run_reverse_step(int64_t level, int64_t type) {
     return h;
 }
 
+uint64_t run_reverse_step(int64_t level, int64_t type) { return step_digest(level, type, 0); }
+
+// The same rows, whose combinations read the unconditional output.
+uint64_t run_renoising_step(int64_t level, int64_t type) { return step_digest(level, type, 1); }
+
 // The rows that most samplers have: DDPM and DDIM, clipped or not, at several steps of one batch.
 uint64_t run_plain_step(int64_t level, int64_t type) {
     uint64_t h = SEED;
-    constexpr int64_t rows = 4, batch = 5, columns = 56;
+    constexpr int64_t rows = 4, batch = 5, columns = 57;
     double table[rows * columns] = {};
     for (int64_t r = 0; r < rows; ++r) {
         double* row = table + r * columns;
@@ -137,7 +143,7 @@ uint64_t run_plain_step(int64_t level, int64_t type) {
 // Dynamic thresholds and rescaled guidance.
 uint64_t run_prepass_step(int64_t level, int64_t type) {
     uint64_t h = SEED;
-    constexpr int64_t batch = 3, columns = 56;
+    constexpr int64_t batch = 3, columns = 57;
     double table[2 * columns] = {};
     for (int64_t r = 0; r < 2; ++r) {
         double* row = table + r * columns;
@@ -303,7 +309,8 @@ int main() {
         const char* name;
         uint64_t (*run)(int64_t level, int64_t type);
     } const ops[] = {
-        {"randn", run_randn}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step}, {"plain_step", run_plain_step},
+        {"randn", run_randn}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step}, {"renoising_step", run_renoising_step},
+        {"plain_step", run_plain_step},
         {"prepass_step", run_prepass_step}, {"q_posterior", run_q_posterior}, {"reparameterize", run_reparameterize},
         {"noise_mse", run_noise_mse}, {"gaussian_kl", run_gaussian_kl}, {"discretized_gaussian_nll", run_nll},
         {"vlb_terms", run_vlb_terms}, {"group_norm_silu", run_group_norm_silu}};

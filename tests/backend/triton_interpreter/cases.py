@@ -21,7 +21,7 @@ from triton.runtime import interpreter
 
 from fastdiff import reference
 from fastdiff.ops.step import StepArguments
-from fastdiff.table import COLUMNS, HEADER, INDEX
+from fastdiff.table import COLUMNS, FURTHER, HEADER, INDEX
 
 BITS = {
     torch.float64: torch.int64,
@@ -254,8 +254,10 @@ def random_table(
 
     It uses every column somewhere, but those of the prepasses.
     """
-    table = generator.normal(size=(rows, len(COLUMNS)))
-    table[:, FIRST:] *= generator.random((rows, len(COLUMNS) - FIRST)) < 0.5
+    drawn = len(COLUMNS) - len(FURTHER)
+    table = np.zeros((rows, len(COLUMNS)))
+    table[:, :drawn] = generator.normal(size=(rows, drawn))
+    table[:, FIRST:drawn] *= generator.random((rows, drawn - FIRST)) < 0.5
     table[1, FIRST:] = 0  # the next x is all zero, slots keep their values
     table[:, INDEX["network"]] = 1
     table[:, INDEX["t"]] = np.array([0.5, 1.5, 1e6 + 0.5, -0.5, 998.6, 1 / 3])[:rows]
@@ -270,6 +272,7 @@ def random_table(
     table[:, INDEX["noise_mode"]] = generator.integers(0, 2, rows) if learned else 0
     table[:, [INDEX["logvar_lo"], INDEX["logvar_hi"]]] = -9, 3
     table[:, INDEX["next"]] = generator.integers(0, rows, rows)
+    table[:, INDEX["out_uncond"]] = np.arange(rows) % 2
     return table, mask_of(table)
 
 
