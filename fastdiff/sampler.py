@@ -155,7 +155,13 @@ class Sampler:
 
     @classmethod
     def from_diffusers(
-        cls, pipe: Any, *, steps: int | None = None, decode: Any = None, **settings: Any
+        cls,
+        pipe: Any,
+        *,
+        steps: int | None = None,
+        guider: Any = None,
+        decode: Any = None,
+        **settings: Any,
     ) -> Sampler:
         """The sampler of a diffusers pipeline: its network and the plan of its scheduler, on
         latents.
@@ -167,6 +173,8 @@ class Sampler:
         Args:
             pipe: a pipeline with `scheduler` and `unet` or `transformer`; neither is changed.
             steps: num_inference_steps, default 25 without timesteps and sigmas.
+            guider: diffusers' ClassifierFreeGuidance, instead of guidance_scale, guidance_rescale
+                and a range of steps; None for those.
             decode: see `Sampler`: the pipeline's VAE for pictures, None for latents.
             settings: solver and grid for another solver than the scheduler's, with the solver's
                 options, as `fastdiff.Scheduler.like` takes them; further arguments of the
@@ -174,13 +182,13 @@ class Sampler:
                 …), and of `Sampler` (guidance_scale, network_batch, graph, …).
 
         Raises:
-            TypeError: for objects without those parts, and without solver= schedulers without a
-                drop-in (`fastdiff.from_scheduler`).
+            TypeError: for objects without those parts, for other guiders, and without solver= for
+                schedulers without a drop-in (`fastdiff.from_scheduler`).
             ValueError: for settings outside these, and where the scheduler makes no plan.
         """
         from .integrations.diffusers.pipeline import network_and_plan
 
-        model, plan, settings = network_and_plan(pipe, steps=steps, **settings)
+        model, plan, settings = network_and_plan(pipe, steps=steps, guider=guider, **settings)
         return cls(model, plan=plan, decode=decode, **settings)
 
     @property

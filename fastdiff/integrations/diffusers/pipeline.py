@@ -19,6 +19,7 @@ from ...solvers.registry import find
 from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
 from .conversion import from_scheduler
+from .guiders import with_guider
 from .scheduler import Scheduler
 
 _CALL_ARGUMENTS = {
@@ -65,7 +66,7 @@ def pictures(vae: Any, latents: Tensor) -> Tensor:
 
 
 def network_and_plan(
-    pipe: Any, *, steps: int | None = None, **settings: Any
+    pipe: Any, *, steps: int | None = None, guider: Any = None, **settings: Any
 ) -> tuple[Adapter, Plan, dict[str, Any]]:
     """Returns the network, the plan and the settings that are not the scheduler's.
 
@@ -117,7 +118,14 @@ def network_and_plan(
     plan = scheduler.plan(**options)
     learned = bool(plan.column("noise_mode").any())  # other plans do not read a learned variance
     model = from_diffusers(network, **({"channels": None} if learned else {}))
-    return model, _network_times(plan, model), settings
+    plan = _network_times(plan, model)
+    if guider is not None:
+        if "guidance_scale" in settings:
+            raise ValueError(
+                f"{where}: expected guider or guidance_scale, got both. The guider has a strength."
+            )
+        plan, settings["guidance_scale"] = with_guider(plan, guider, scheduler.num_inference_steps)
+    return model, plan, settings
 
 
 def _network_times(plan: Plan, model: Adapter) -> Plan:
