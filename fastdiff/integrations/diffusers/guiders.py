@@ -32,8 +32,9 @@ def with_guider(plan: Plan, guider: Any, steps: int) -> tuple[Plan, float]:
 
     Raises TypeError for other guiders.
     """
-    known = next((c for c in type(guider).__mro__ if c.__name__ == "ClassifierFreeGuidance"), None)
-    if known is None or type(guider).forward is not known.forward:
+    kind: Any = type(guider)
+    known: Any = next((c for c in kind.__mro__ if c.__name__ == "ClassifierFreeGuidance"), None)
+    if known is None or kind.forward is not known.forward:
         raise TypeError(
             f"{_WHERE}: expected guider as diffusers' ClassifierFreeGuidance, got"
             f" {type(guider).__name__}. Other guidance is an option of fastdiff.Sampler."
