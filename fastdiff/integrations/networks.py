@@ -120,53 +120,156 @@ class EDMAdapter(Adapter):
 
 
 class FlowAdapter(Adapter):
-    """diffusers' flow transformers (SD3, Flux, …), which return a velocity.
+    """diffusers' flow transformers (SD3, Flux, Wan, Lumina, …), which return a velocity.
 
-    They get hidden_states and timestep = time_scale·sigma. time_scale is 1000 for networks whose
-    pipelines pass the scheduler's timesteps (SD3), and 1 where the pipeline divides them by 1000
-    (Flux).
+    They get a state and a time, time_offset + time_scale·sigma, and sign times their output is the
+    velocity eps - x0. What each network takes stands in its pipeline's code alone: SD3's gets the
+    scheduler's timesteps 1000·sigma, Flux' gets sigma, and Lumina's gets 1 - sigma and returns
+    x0 - eps.
+
+    Args:
+        network: a module or another callable.
+        time_scale, time_offset, sign: as above.
+        names: of its first two arguments.
+        channels: see `Adapter`.
     """
 
     parametrization = Parametrization("flow")
 
-    def __init__(self, network: Callable[..., Any], *, time_scale: float = 1000.0):
-        super().__init__(network, names=("hidden_states", "timestep"))
-        self.time_scale = time_scale
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        *,
+        time_scale: float = 1000.0,
+        time_offset: float = 0.0,
+        sign: float = 1.0,
+        names: tuple[str, str] = ("hidden_states", "timestep"),
+        channels: int | None = None,
+    ):
+        super().__init__(network, names=names, channels=channels)
+        self.time_scale, self.time_offset, self.sign = time_scale, time_offset, sign
 
     def network_time(self, point: Time) -> float:
-        """time_scale·sigma of the straight path with this noise level."""
-        return self.time_scale * point.sigma / (point.alpha + point.sigma)
+        """The network's time at the noise level of a straight path."""
+        return self.time_offset + self.time_scale * point.sigma / (point.alpha + point.sigma)
+
+    def forward(self, x: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        out = super().forward(x, t, **cond)
+        return out if self.sign == 1.0 else self.sign * out
 
 
-FLOW_TIME_SCALES = {"SD3Transformer2DModel": 1000.0, "FluxTransformer2DModel": 1.0}
-"""The time_scale of diffusers' flow transformers (Flux multiplies by 1000 itself)."""
+_SIGMA = {"time_scale": 1.0}
+_TO_DATA = {"time_scale": -1.0, "time_offset": 1.0, "sign": -1.0}  # 1 - sigma, x0 - eps
+FLOWS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        (
+            "BriaFiboTransformer2DModel",
+            "BriaTransformer2DModel",
+            "ChronoEditTransformer3DModel",
+            "CogView4Transformer2DModel",
+            "ErnieImageTransformer2DModel",
+            "HunyuanImageTransformer2DModel",
+            "HunyuanVideo15Transformer3DModel",
+            "HunyuanVideoFramepackTransformer3DModel",
+            "HunyuanVideoTransformer3DModel",
+            "JoyImageEditPlusTransformer3DModel",
+            "JoyImageEditTransformer3DModel",
+            "Kandinsky5Transformer3DModel",
+            "Kandinsky6Transformer3DModel",
+            "LTXVideoTransformer3DModel",
+            "MochiTransformer3DModel",
+            "MotifVideoTransformer3DModel",
+            "OmniGenTransformer2DModel",
+            "SD3Transformer2DModel",
+            "SkyReelsV2Transformer3DModel",
+            "WanAnimateTransformer3DModel",
+            "WanTransformer3DModel",
+            "WanVACETransformer3DModel",
+        ),
+        {},
+    ),
+    **dict.fromkeys(
+        (
+            "AuraFlowTransformer2DModel",
+            "BriaFibo2Transformer2DModel",
+            "ChromaTransformer2DModel",
+            "Flux2Transformer2DModel",
+            "FluxTransformer2DModel",
+            "Krea2Transformer2DModel",
+            "LongCatAudioDiTTransformer",
+            "LongCatImageTransformer2DModel",
+            "OvisImageTransformer2DModel",
+            "PRXTransformer2DModel",
+            "QwenImage21Transformer2DModel",
+            "QwenImageTransformer2DModel",
+        ),
+        _SIGMA,
+    ),
+    "GlmImageTransformer2DModel": {"time_offset": -1.0},
+    "HiDreamImageTransformer2DModel": {"sign": -1.0, "names": ("hidden_states", "timesteps")},
+    "Ideogram4Transformer2DModel": _TO_DATA,
+    "Lumina2Transformer2DModel": _TO_DATA,
+    "LuminaNextDiT2DModel": _TO_DATA,
+    "NucleusMoEImageTransformer2DModel": {**_SIGMA, "sign": -1.0},
+}
+"""How the pipelines of diffusers' flow transformers call them: arguments of `FlowAdapter`."""
+# transformers that get the scheduler's timesteps, whatever the scheduler is
+_TIMESTEPS = {
+    "AllegroTransformer3DModel",
+    "CogVideoXTransformer3DModel",
+    "CogView3PlusTransformer2DModel",
+    "ConsisIDTransformer3DModel",
+    "DiTTransformer2DModel",
+    "EasyAnimateTransformer3DModel",
+    "HunyuanDiT2DModel",
+    "LatteTransformer3DModel",
+    "PixArtTransformer2DModel",
+    "PriorTransformer",
+    "StableAudioDiTModel",
+}
+# and that are flows, with times by their config
+_SCALED = {"SanaTransformer2DModel", "SanaVideoTransformer3DModel"}
 
 
 def from_diffusers(network: Any, **options: Any) -> Adapter:
-    """Returns the adapter of a diffusers network: U-Nets, DiT, SD3 and Flux transformers.
+    """Returns the adapter of a diffusers network: its U-Nets, and the transformers whose pipelines
+    call them with one state and one time.
 
     The output of a network that returns twice its input's channels (learned variance) is cut to the
-    prediction, unless channels= is given. For another flow transformer use `FlowAdapter` with its
-    time_scale.
+    prediction, unless channels= is given.
 
     Raises:
-        TypeError: for an object without diffusers' config.
+        TypeError: for an object without diffusers' config, and for diffusers' transformers that
+            take more than a state and a time, or whose times are not known: wrap these in an
+            `Adapter` or a `FlowAdapter`.
     """
+    where = "fastdiff.integrations.networks.from_diffusers"
     config = getattr(network, "config", None)
+    if isinstance(network, Adapter):
+        return network
     if config is None or not hasattr(network, "forward"):
         raise TypeError(
-            "fastdiff.integrations.networks.from_diffusers: expected a diffusers network with a"
-            " config, got"
-            f" {type(network).__name__}. Pass callables model(x, t, **cond) to Sampler as they are."
+            f"{where}: expected a diffusers network with a config, got {type(network).__name__}."
+            " Pass callables model(x, t, **cond) to Sampler as they are."
         )
     kind = type(network).__name__
-    if kind in FLOW_TIME_SCALES:
-        return FlowAdapter(network, **{"time_scale": FLOW_TIME_SCALES[kind], **options})
-    parameters = inspect.signature(type(network).forward).parameters
-    first = "hidden_states" if "hidden_states" in parameters else "sample"
     takes, gives = getattr(config, "in_channels", None), getattr(config, "out_channels", None)
     if takes is not None and gives == 2 * takes:
         options = {"channels": takes, **options}
+    if kind in FLOWS:
+        return FlowAdapter(network, **{**FLOWS[kind], **options})
+    if kind in _SCALED:
+        scale = getattr(config, "timestep_scale", None) or 1.0
+        return FlowAdapter(network, **{"time_scale": 1000.0 * scale, **options})
+    parameters = inspect.signature(type(network).forward).parameters
+    first = "hidden_states" if "hidden_states" in parameters else "sample"
+    own = type(network).__module__.startswith("diffusers.models.transformers")
+    if own and kind not in _TIMESTEPS:
+        raise TypeError(
+            f"{where}: expected a transformer that gets one state and one time, got {kind}, whose"
+            " pipeline calls it in another way. Wrap it in fastdiff.integrations.networks.Adapter"
+            " or FlowAdapter, which say what it takes, and set it as the pipeline's transformer."
+        )
     if getattr(config, "addition_embed_type", None) == "text_time":  # SDXL
         options = {"groups": {"added_cond_kwargs": ("text_embeds", "time_ids")}, **options}
     return Adapter(network, names=(first, "timestep"), **options)

@@ -118,7 +118,8 @@ def network_and_plan(
     plan = scheduler.plan(**options)
     learned = bool(plan.column("noise_mode").any())  # other plans do not read a learned variance
     model = from_diffusers(network, **({"channels": None} if learned else {}))
-    plan = _network_times(plan, model)
+    count = scheduler.config.get("num_train_timesteps", 1000)
+    plan = _network_times(plan, model, count)
     if guider is not None:
         if "guidance_scale" in settings:
             raise ValueError(
@@ -128,14 +129,13 @@ def network_and_plan(
     return model, plan, settings
 
 
-def _network_times(plan: Plan, model: Adapter) -> Plan:
-    """The plan with the network's times.
-
-    The pipelines of some flow transformers divide the scheduler's timesteps by 1000.
-    """
-    scale = model.time_scale / 1000.0 if isinstance(model, FlowAdapter) else 1.0
-    if scale == 1.0:
+def _network_times(plan: Plan, model: Adapter, timesteps: int) -> Plan:
+    """The plan with the network's times, from those of a scheduler of so many timesteps."""
+    if not isinstance(model, FlowAdapter):
+        return plan
+    scale, offset = model.time_scale / timesteps, model.time_offset
+    if scale == 1.0 and not offset:
         return plan
     table = plan.table.copy()
-    table[:, INDEX["t"]] *= scale
+    table[:, INDEX["t"]] = scale * table[:, INDEX["t"]] + offset
     return dataclasses.replace(plan, table=table)
