@@ -40,9 +40,9 @@ class Sampler:
             a tuple that begins with a tensor; twice the channels for learned variance.
         schedule: the noise schedule that it was trained with; not needed with a ready plan.
         plan: a ready table of steps, instead of solver, steps and so on.
-        solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`; eta only
-            for solvers that have it. Names of ComfyUI and A1111 (`fastdiff.solvers.aliases`) stand
-            for fastdiff's.
+        solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`. eta is for
+            solvers that have it: None for their default, and 0 is accepted by all. Names of ComfyUI
+            and A1111 (`fastdiff.solvers.aliases`) stand for fastdiff's.
         prediction_type: epsilon, x0, v, score or flow, or a `fastdiff.prediction.Parametrization`.
         guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without
             guidance, and below 0 leads away from the condition (Ho & Salimans 2022, eq. 6, with
@@ -59,6 +59,8 @@ class Sampler:
         guidance_type: `cfg`, or `cfg++` (Chung et al. 2024) for solvers of one call a step: x0 is
             that of the guided output, with guidance_scale in (0, 1) as a rule, and the noise of the
             next state is that of the unconditional output. A guidance_scale of 1 is off.
+        sde_rows: (i, j): only rows i … j - 1 of the plan draw noise, and the others are those that
+            the solver has with its noise off (MixGRPO, Li et al. 2025); None for noise in all.
         guide: another network, whose output is the unconditional half u: autoguidance by a weaker
             version of the model (Karras et al. 2024), called as the model is, at the same times. It
             gets cond where no uncond is passed. None for the model itself.
@@ -98,7 +100,7 @@ class Sampler:
         steps: int = 25,
         prediction_type: str | Parametrization = "epsilon",
         guidance_scale: float | Sequence[float] = 1.0,
-        eta: float = 0.0,
+        eta: float | None = None,
         clip_range: float | None = None,
         timestep_spacing: str = "trailing",
         timesteps: Sequence[int] | None = None,
@@ -106,6 +108,7 @@ class Sampler:
         guidance_rescale: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
         guidance_type: str = "cfg",
+        sde_rows: tuple[int, int] | None = None,
         guide: Model | None = None,
         network_batch: int | None = None,
         on_oom: str = "raise",
@@ -116,7 +119,7 @@ class Sampler:
         decode: Any = None,
         **options: Any,
     ):
-        if not (isinstance(eta, (int, float)) and eta == 0.0):
+        if eta is not None:
             options["eta"] = eta
         if plan is None:
             solver, options, timestep_spacing = resolve(solver, options, timestep_spacing)
@@ -131,7 +134,13 @@ class Sampler:
                 "guidance_rescale": guidance_rescale,
                 "guidance_interval": guidance_interval,
                 "guidance_type": guidance_type,
+                "sde_rows": sde_rows,
             }
+        else:
+            if isinstance(eta, (int, float)) and eta == 0:
+                del options["eta"]
+            if sde_rows is not None:
+                options["sde_rows"] = sde_rows
         self.model, self.schedule, self.decoder, self.guide = model, schedule, decode, guide
         self._engine = Engine(
             model,

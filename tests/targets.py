@@ -9,11 +9,12 @@ Gaussian x - alpha m grows with sqrt(V).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 from torch import Tensor
 
 from fastdiff import Schedule, ops, prediction
@@ -113,13 +114,19 @@ def plan_on(space: str, solver: str, times: list[Time], **options) -> Plan:
 
 
 def moments(
-    space: str, solver: str, steps: int, noise_level: float, std: float = 0.5, **options
+    space: str,
+    solver: str,
+    steps: int,
+    tau: float | Callable[[float], float],
+    /,
+    std: float = 0.5,
+    **options,
 ) -> tuple[float, float]:
     """Returns the relative errors of a run's gain on x_T and of its final variance, on N(0, std²).
 
-    The reverse SDE with noise tau = noise_level multiplies x by sqrt(V_s/V_t)
-    ((std² + rho_s²)/(std² + rho_t²))^(tau²/2) in the mean and ends with variance V_s. A run is
-    affine in state and draws: unit impulses propagate both without sampling error.
+    The reverse SDE with noise tau(rho) multiplies x in the mean by sqrt(V_s/V_t) e^-I, with I = ∫
+    tau² rho/(std² + rho²) drho from rho_s to rho_t, and ends with variance V_s. A run is affine in
+    state and draws: unit impulses propagate both without sampling error.
     """
     times = levels(space, steps)
     plan, (t, s) = plan_on(space, solver, times, **options), (times[0], times[-1])
@@ -130,8 +137,20 @@ def moments(
     x[0] = 1.0
     end = follow(plan, x, Mixture((1.0,), (0.0,), (std,)), noise=impulses)[:, 0]
     before, after = (v.alpha**2 * std**2 + v.sigma**2 for v in (t, s))
-    gain = math.sqrt(after / before) * ((std**2 + s.rho**2) / (std**2 + t.rho**2)) ** (
-        0.5 * noise_level**2
-    )
+    gain = math.sqrt(after / before) * math.exp(-forgotten(tau, t.rho, s.rho, std))
     variance = float(end[0] ** 2 * before + (end[1:] ** 2).sum())
     return abs(float(end[0]) / gain - 1), abs(variance / after - 1)
+
+
+def forgotten(tau: float | Callable[[float], float], high: float, low: float, std: float) -> float:
+    """Returns ∫ tau² rho/(std² + rho²) drho between two noise levels."""
+    if not callable(tau):
+        return 0.5 * tau**2 * math.log((std**2 + high**2) / (std**2 + low**2))
+    found = quad(
+        lambda u: tau(math.exp(u)) ** 2 / (1.0 + (std / math.exp(u)) ** 2),
+        math.log(low),
+        math.log(high),
+        epsabs=1e-12,
+        epsrel=1e-12,
+    )
+    return float(found[0])

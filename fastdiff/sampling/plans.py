@@ -21,6 +21,7 @@ from ..schedule import Schedule, Time
 from ..solvers import Plan, make_plan
 from ..solvers.grids import grid, of_levels, of_timesteps
 from ..solvers.options import SHARE
+from ..solvers.windows import later
 from ..table import INDEX
 from ..whole import whole
 from .guidance import over_rows
@@ -131,7 +132,8 @@ class Plans:
                 f"{where}: expected start at a row that remembers nothing, one of {shown}, got"
                 f" {start}."
             )
-        settings = {k: v for k, v in self._settings.items() if k not in _GRIDS}
+        given = later(self._settings, start)
+        settings = {k: v for k, v in given.items() if k not in _GRIDS}
         rest = make_plan(self._schedule, **settings, times=times[start:])
         table = rest.table.copy()
         # Rows draw the noise that they draw in the whole plan, not that of rows before the start.

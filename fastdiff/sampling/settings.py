@@ -23,7 +23,8 @@ def plan_settings(
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_type: str = "cfg",
-    eta: float = 0.0,
+    sde_rows: tuple[int, int] | None = None,
+    eta: float | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """The arguments of `make_plan` with all defaults.
@@ -31,7 +32,7 @@ def plan_settings(
     Later settings are left out where they change nothing, so that the config.json of a sampler
     without them stays the same.
     """
-    if not _zero(eta):
+    if eta is not None and not (_zero(eta) and _zero(find(solver).options.get("eta", 0.0))):
         options["eta"] = eta
     further = {
         "timesteps": timesteps,
@@ -39,6 +40,7 @@ def plan_settings(
         "guidance_rescale": None if _zero(guidance_rescale) else guidance_rescale,
         "guidance_interval": guidance_interval,
         "guidance_type": None if _is_cfg(guidance_type) else guidance_type,
+        "sde_rows": sde_rows,
     }
     return {
         "solver": solver,
@@ -64,8 +66,8 @@ def _zero(value: Any) -> bool:
 def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """A sampler's settings as a folder stores them, with some replaced by `overrides`.
 
-    If `overrides` names another solver, options that it does not have are left out. If it has
-    `steps`, the folder's timesteps and sigmas are.
+    If `overrides` names another solver, options that it does not have are left out, and sde_rows if
+    its noise can't be turned off. If it has `steps`, the folder's timesteps and sigmas are.
 
     Raises ValueError for an unknown solver.
     """
@@ -78,6 +80,8 @@ def merged(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
     others = {option for other in SOLVERS.values() for option in other.options} - set(
         solver.options
     )
+    if not solver.noiseless:
+        others.add("sde_rows")
     if "steps" in overrides:
         others |= {"timesteps", "sigmas"}
     return {**{k: v for k, v in settings.items() if k not in others}, **overrides}

@@ -12,6 +12,7 @@ from . import dpm_sde as dpm_sde
 from . import dpm_singlestep as dpm_singlestep
 from . import er_sde as er_sde
 from . import flow as flow
+from . import flow_sde as flow_sde
 from . import karras as karras
 from . import mixed_slopes as mixed_slopes
 from . import repaint as repaint

@@ -14,6 +14,7 @@ from .options import CLIP, INTERVAL, POSITIVE, RATIO, SHARE, shown
 from .plan import Plan
 from .registry import find, resolve
 from .trace import Trace
+from .windows import WINDOW, join, quiet
 
 GUIDANCE_TYPES = ("cfg", "cfg++")
 """What a step reads next to the guided x0: the guided output, or the unconditional one."""
@@ -33,6 +34,7 @@ def make_plan(
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_type: str = "cfg",
+    sde_rows: tuple[int, int] | None = None,
     times: Sequence[Time] | None = None,
     **options: Any,
 ) -> Plan:
@@ -81,6 +83,7 @@ def make_plan(
             f"fastdiff.Sampler: expected guidance_type in {list(GUIDANCE_TYPES)}, got"
             f" {shown(guidance_type)}."
         )
+    window = WINDOW.check("sde_rows", sde_rows)
     if timesteps is not None:
         times = of_timesteps(schedule, timesteps)
     elif sigmas is not None:
@@ -90,18 +93,22 @@ def make_plan(
     steps = len(times) - 1
     if chosen.reverse:
         times = list(reversed(times))
-    trace = Trace(
-        prediction_type,
-        schedule,
-        clip_range=clip_range,
-        dynamic_threshold=dynamic_threshold,
-        guidance_rescale=guidance_rescale,
-        guidance_interval=guidance_interval,
-        renoise_uncond=guidance_type == "cfg++",
-    )
+    settings: dict[str, Any] = {
+        "clip_range": clip_range,
+        "dynamic_threshold": dynamic_threshold,
+        "guidance_rescale": guidance_rescale,
+        "guidance_interval": guidance_interval,
+        "renoise_uncond": guidance_type == "cfg++",
+    }
+    trace = Trace(prediction_type, schedule, **settings)
     try:
         with np.errstate(all="ignore"):  # the plan refuses what is not finite
-            table = trace.table(chosen.formula(trace, times, **options))
+            trace.finish(chosen.formula(trace, times, **options))
+            if window is not None:
+                still = Trace(prediction_type, schedule, **settings)
+                still.finish(chosen.formula(still, times, **quiet(chosen, options)))
+                join(chosen, options, trace, still, window)
+            table = trace.table()
     except (ArithmeticError, ValueError) as error:
         if str(error).startswith("fastdiff"):
             raise
@@ -137,6 +144,8 @@ def make_plan(
         info["sigmas"] = [float(v) for v in sigmas]
     if guidance_type != "cfg":
         info["guidance_type"] = guidance_type
+    if window is not None:
+        info["sde_rows"] = list(window)
     return Plan(
         table,
         info,

@@ -42,7 +42,8 @@ def lcm(
     "tcd",
     paper="Zheng et al. 2024 (TCD), algorithm 4, eq. 20",
     stochastic=True,
-    configurations=[Configuration()],
+    noiseless={"eta": 0.0},
+    configurations=[Configuration(), Configuration({"eta": 0.0}, order=1)],
     peer=Peer("TCD"),
 )
 def tcd(p: Trace, times: Sequence[Time], *, eta: Share = 0.3) -> Linear:
@@ -56,7 +57,8 @@ def tcd(p: Trace, times: Sequence[Time], *, eta: Share = 0.3) -> Linear:
         if s.sigma == 0:
             x = s.alpha * x0
             continue
-        down = p.at(max(int((1 - eta) * s.t), 0))
+        # s itself may lie between two timesteps
+        down = p.at(max(int((1 - eta) * s.t), 0)) if eta else s
         if down.log_snr < s.log_snr:  # s is below all timesteps: no step down is left
             down = s
         alpha_sd, variance_sd = s.transition(down)

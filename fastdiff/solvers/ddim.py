@@ -28,6 +28,7 @@ def ddim_step(p: Trace, t: Time, s: Time, x0: Linear, eps: Linear, eta: float) -
 @solver(
     "ddim",
     paper="Song, Meng & Ermon 2021, eq. 12 and 16",
+    noiseless={"eta": 0.0},
     configurations=[
         Configuration(order=1),
         Configuration({"eta": 1.0}, order=1, tau=1.0),

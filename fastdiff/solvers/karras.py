@@ -97,6 +97,7 @@ def trapezoid(
     "euler",
     paper="Karras et al. 2022, algorithm 2 without its second-order part",
     order=1,
+    noiseless={"s_churn": 0.0},
     configurations=[Configuration(order=1), Configuration({"s_churn": 4.0}, order=1, tau=CHURN)],
     peer=Peer("EulerDiscrete", LEADING, sampler="euler"),
 )

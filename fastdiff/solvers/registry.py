@@ -30,14 +30,15 @@ class Configuration(NamedTuple):
         options: the formula's options; {} are its defaults.
         order: the order that the tests measure, on the probability-flow ODE if tau is 0 and else
             the weak order (of mean and variance) on the reverse SDE; None if it is not measured.
-        tau: the noise of the reverse SDE that the solver follows, 1 for Anderson's.
+        tau: the noise of the reverse SDE that the solver follows, 1 for Anderson's, as a number or
+            as a function of rho.
         exact_start: whether the order shows only after an exact start. A multistep method starts
             at first order, and the error of that start hides an order above 2.
     """
 
     options: Mapping[str, Any] = {}
     order: int | None = None
-    tau: float = 0.0
+    tau: float | Callable[[float], float] = 0.0
     exact_start: bool = False
 
 
@@ -80,9 +81,8 @@ class Solver(NamedTuple):
         calls: network calls of a step.
         stochastic: whether it draws noise with its default options.
         reverse: whether it runs from data to noise.
-        needs_data: whether it refuses to start from pure noise (alpha = 0).
-        noiseless: options under which it follows the probability flow from noise to data; None if
-            it does not follow that flow.
+        noiseless: options that turn its noise off, so that it follows the probability flow from
+            noise to data; None if it does not follow that flow.
         total_calls: network calls of a run by its number of steps, if it is not `calls` for each
             step and one for the step into clean data.
         arrays: tensors of the state's size that its costliest row may read and write. x, the
@@ -99,7 +99,6 @@ class Solver(NamedTuple):
     calls: int
     stochastic: bool
     reverse: bool
-    needs_data: bool
     noiseless: Mapping[str, Any] | None
     total_calls: Callable[[int], int] | None
     arrays: int
@@ -130,7 +129,6 @@ def solver(
     calls: int = 1,
     stochastic: bool = False,
     reverse: bool = False,
-    needs_data: bool = False,
     noiseless: Mapping[str, Any] | None = None,
     total_calls: Callable[[int], int] | None = None,
     arrays: int = 3,
@@ -172,7 +170,6 @@ def solver(
             calls,
             stochastic,
             reverse,
-            needs_data,
             noiseless,
             total_calls,
             arrays,

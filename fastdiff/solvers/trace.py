@@ -77,11 +77,20 @@ class Points(Protocol):
         """Returns the number that the network gets as its time."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """A finished row.
+
+    Attributes:
+        at: the point of its state.
+        header: columns that are no coefficients of the outputs.
+        next_x: the next state.
+        remembered: the terms that it keeps, by their numbers in the trace.
+    """
+
     at: Time
     header: dict[str, float]
     next_x: Linear
-    remembered: dict[int, Linear]  # number of the remembered term -> its value
+    remembered: dict[int, Linear]
 
 
 class Trace:
@@ -134,7 +143,7 @@ class Trace:
         elif clip_range is not None:
             self._clip = {"clip_mode": 1.0, "clip_bound": clip_range}
         self.holds = 0
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         self.start = Linear({("x", 0): 1.0})
         self._at: Time | None = None  # the point of the open row's state; None if no row is open
         self._header: dict[str, float] = {}
@@ -228,8 +237,12 @@ class Trace:
                     " state."
                 )
             return
-        self.rows.append(_Row(self._at, self._header, next_x, self._remembered))
+        self.rows.append(Row(self._at, self._header, next_x, self._remembered))
         self._at, self._header, self._remembered = None, {}, {}
+
+    def finish(self, x: Linear) -> None:
+        """Ends the rows with x, the result of the solver."""
+        self._close(x)
 
     def levels(self, end: Time) -> NDArray[np.float64]:
         """Returns (alpha, sigma) of the state before each row of the finished table.
@@ -238,12 +251,13 @@ class Trace:
         """
         return np.array([(t.alpha, t.sigma) for t in (*(row.at for row in self.rows), end)])
 
-    def table(self, x: Linear) -> NDArray[np.float64]:
+    def table(self, x: Linear | None = None) -> NDArray[np.float64]:
         """Returns the finished table [rows + 1, 57], with the identity as its last row.
 
-        x: the result of the solver.
+        x: the result of the solver; None where `finish` was given it.
         """
-        self._close(x)
+        if x is not None:
+            self._close(x)
         slots = self._allocate()
         if self.renoise_uncond:
             if slots:
@@ -268,7 +282,7 @@ class Trace:
         table[last, [INDEX["next"], INDEX["x.x"], INDEX["input_scale"]]] = last, 1.0, 1.0
         return table
 
-    def _renoised(self, number: int, row: _Row) -> _Row:
+    def _renoised(self, number: int, row: Row) -> Row:
         """Returns a row whose next x reads the unconditional output as its noise.
 
         A step on x_t = alpha x0 + sigma eps is a sum D x0 + E eps + …, whatever it is written in.

@@ -110,7 +110,7 @@ def test_timesteps_of_a_scheduler_s_name() -> None:
 
 @pytest.mark.parametrize("name", [None, 3, ["euler"], "DPM++ 4M"])
 def test_other_names_are_refused(name: Any) -> None:
-    with pytest.raises(ValueError, match=r"^fastdiff\.Sampler: expected solver in \['ddim', "):
+    with pytest.raises(ValueError, match=r"^fastdiff\.Sampler: expected solver in \['"):
         make_plan(SCHEDULE, solver=name, steps=3)
 
 

@@ -247,7 +247,6 @@ def test_a_level_below_all_timesteps() -> None:
 def test_the_samplers_own_arguments() -> None:
     for arguments in (
         {"solver": "ddim", "eta": "x"},
-        {"solver": "ddim", "eta": None},
         {"solver": "dpm++2m_sde", "eta": -1},
         {"solver": "dpm++sde", "r": 2},
         {"prediction_type": Parametrization("v", unit_input=True, sigma_data=0.0)},

@@ -26,10 +26,10 @@ def name_of(case: tuple[str, Configuration]) -> str:
 
 
 CASES = [(s.name, c) for s in SOLVERS.values() for c in s.configurations if c.order is not None]
-STRONG, WEAK = ([case for case in CASES if (case[1].tau > 0) == weak] for weak in (False, True))
-# These follow no smooth equation from noise to data: samplers of distilled networks, jumps back in
+STRONG, WEAK = ([case for case in CASES if (case[1].tau != 0) == weak] for weak in (False, True))
+# These follow no smooth equation from noise to data: a sampler of distilled networks, jumps back in
 # time, and a run from data to noise (test_solvers_variance.py).
-NOT_MEASURED = {"lcm", "tcd", "repaint", "ddim_inverse"}
+NOT_MEASURED = {"lcm", "repaint", "ddim_inverse"}
 
 
 def test_every_solver_is_measured() -> None:

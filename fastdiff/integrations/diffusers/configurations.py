@@ -18,8 +18,8 @@ def arguments_of(config: Any, options: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         config: of a `Scheduler` or of one of diffusers' schedulers.
-        options: solver, grid, options of the solver, and values of the configuration to replace.
-            What is none of these stays in it.
+        options: solver, grid, options of the solver, sde_rows, and values of the configuration to
+            replace. What is none of these stays in it.
 
     Raises TypeError or ValueError for no configuration, and for one without a solver or a class.
     """
@@ -40,7 +40,7 @@ def arguments_of(config: Any, options: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             "fastdiff.Scheduler.from_config: expected the name of a solver, got none. Pass solver=."
         )
-    known = find(solver).options
+    known = {*find(solver).options, "sde_rows"}
     of_solver |= options.pop("solver_options", None) or {}
     of_solver |= {k: options.pop(k) for k in list(options) if k in known}
     spacing = DEFAULT_SPACING if grid is None else grid

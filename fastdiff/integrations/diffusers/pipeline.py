@@ -37,7 +37,13 @@ _CALL_ARGUMENTS = {
 
 
 # arguments of `Sampler` that change the plan of a solver of fastdiff's
-_OF_PLAN = ("clip_range", "dynamic_threshold", "guidance_rescale", "guidance_interval")
+_OF_PLAN = (
+    "clip_range",
+    "dynamic_threshold",
+    "guidance_rescale",
+    "guidance_interval",
+    "sde_rows",
+)
 
 
 def pictures(vae: Any, latents: Tensor) -> Tensor:
@@ -81,11 +87,13 @@ def network_and_plan(
             f" {type(pipe).__name__}."
         )
     solver, grid = settings.pop("solver", None), settings.pop("grid", None)
-    if solver is None and grid is not None and not isinstance(pipe.scheduler, Scheduler):
-        raise ValueError(
-            f"{where}: expected solver= with grid=, got {grid!r} alone. The grid of the pipeline's"
-            " own scheduler is its configuration's."
-        )
+    if solver is None and not isinstance(pipe.scheduler, Scheduler):
+        for name, value in (("grid", grid), ("sde_rows", settings.get("sde_rows"))):
+            if value is not None:
+                raise ValueError(
+                    f"{where}: expected solver= with {name}=, got {value!r} alone. The steps of the"
+                    " pipeline's own scheduler are its configuration's."
+                )
     if solver is None and grid is None:
         scheduler = copy.deepcopy(from_scheduler(pipe.scheduler))
     else:

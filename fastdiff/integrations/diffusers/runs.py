@@ -16,6 +16,7 @@ from ...recent import Recent
 from ...schedule import Time
 from ...solvers import Plan, make_plan
 from ...solvers.registry import find
+from ...solvers.windows import later
 from ...table import INDEX
 from . import visited
 from .sampler_settings import Trained, variance_type
@@ -86,7 +87,7 @@ class Run(NamedTuple):
         for k, point in enumerate(self.times[:-1]):
             if (point.alpha, point.sigma) != self.level(call):
                 continue
-            rest = make_plan(self.known.points, **self.settings, times=self.times[k:])
+            rest = make_plan(self.known.points, **later(self.settings, row), times=self.times[k:])
             at, before = rest.column("network") == 1, len(plan) - len(rest)
             visits = plan.column("t")[self.calls[call:]]
             if before >= 0 and np.array_equal(rest.column("t")[at], visits):

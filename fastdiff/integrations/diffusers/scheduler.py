@@ -27,6 +27,7 @@ from ...recent import Recent
 from ...schedule import Time
 from ...solvers import Plan, make_plan
 from ...solvers.registry import Solver, find
+from ...solvers.windows import WINDOW
 from . import members
 from .base import Generators
 from .configurations import arguments_of, refuse
@@ -53,7 +54,7 @@ class Scheduler(Noising, drop_in=False):
         like: diffusers' class whose configuration this is.
         solver: the name of a registered solver (`fastdiff solvers` lists them).
         grid: the name of a grid (`fastdiff.solvers.grids`); None for diffusers' own points.
-        solver_options: options of the solver.
+        solver_options: options of the solver, and sde_rows (see `fastdiff.Sampler`).
         configuration: of diffusers' class.
 
     Attributes:
@@ -93,7 +94,9 @@ class Scheduler(Noising, drop_in=False):
         self._setup()
         dynamic = 1.0 if self.config.get("use_dynamic_shifting") else None
         most = self._network(dynamic).schedule.num_train_timesteps
-        self._made(min(_CHECKED_STEPS, most), mu=dynamic)
+        given = self.config.solver_options.get("sde_rows")
+        window = WINDOW.check("sde_rows", given, "fastdiff.Scheduler") or (0, 0)
+        self._made(min(max(_CHECKED_STEPS, window[1]), most), mu=dynamic)
 
     @classmethod
     def like(
@@ -104,8 +107,8 @@ class Scheduler(Noising, drop_in=False):
         Args:
             scheduler: diffusers', a drop-in, or a `Scheduler`; it is not changed.
             solver, grid: see the class.
-            options: of the solver; and values of the scheduler's configuration to replace, such as
-                prediction_type or shift.
+            options: of the solver; sde_rows, see `fastdiff.Sampler`; and values of the scheduler's
+                configuration to replace, such as prediction_type or shift.
         """
         name = type(scheduler).__name__
         own = {} if isinstance(scheduler, Scheduler) else {"_class_name": name}
