@@ -42,7 +42,8 @@ def ddim(
     """x_s = alpha_s x0 + sqrt(sigma_s² - std²) eps + std z, std = eta (sigma_s/sigma_t) sigma_ts.
 
     Args:
-        eta: in [0, 1]; 0 is deterministic, 1 has the variance of DDPM's posterior.
+        eta: in [0, 1]; 0 is deterministic, 1 has the variance of DDPM's posterior, which is the
+            policy of DDPO (Black et al. 2023).
         use_clipped_model_output: compute eps from the clipped x0 instead of the network's output.
     """
     x = p.start

@@ -7,6 +7,7 @@ variance before each row follow in closed form, without sampling error.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -317,3 +318,25 @@ def test_ddim_with_eta_one_is_the_policy_of_ddpo() -> None:
         np.testing.assert_allclose(got_x[:-1], on_x, rtol=1e-10)
         np.testing.assert_allclose(got_eps[:-1], on_eps, rtol=1e-8, atol=1e-9)
         assert (std[:-1] > 0).all() and std[-1] == 0
+
+
+# of docs/sampling.md, in percent after 10, 25 and 50 steps
+LOST = {
+    ("flow_sde", None): (-9.2, -3.1, -1.1),
+    ("dance_sde", None): (-22.5, -9.6, -5.4),
+    ("ddim", 1.0): (-40.3, -21.1, -11.9),
+    ("flow_cps", None): (-50.5, -42.8, -39.5),
+    ("flow_cps", 0.3): (-29.4, -16.1, -11.2),
+    ("flow_euler", None): (-25.8, -11.2, -5.8),
+}
+
+
+@pytest.mark.parametrize("solver, eta", LOST)
+def test_the_variances_of_the_page(solver: str, eta: float | None) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "sampling.md").read_text()
+    options = {} if eta is None else {"eta": eta}
+    for steps, expected in zip((10, 25, 50), LOST[solver, eta], strict=True):
+        off = 100 * variance_at_end(steps, solver=solver, **options)
+        assert off == pytest.approx(expected, abs=0.06)
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {steps} | -"))
+        assert f" {expected} %" in row
