@@ -104,6 +104,7 @@ def draw_settings(r: random.Random) -> tuple[dict[str, Any], bool]:
         "guidance_rescale": (0.3, 1.0),
         "guidance_interval": ((0.1, 2.0), (0.0, math.inf)),
         "guidance_type": ("cfg", "cfg++"),
+        "sde_rows": ((0, 1), (1, 3), [2, 2], (0, 20), (3, 1)),
         "timesteps": ([3, 1, 0], [900, 500, 20], [2.5, 1.5], [0]),
         "network_batch": (1, 2, 3, 5),
         "guidance_scale": (0, 1, 2.5, 7.5, -1.0, [1.0, 2.0]),
