@@ -94,6 +94,7 @@ __all__ = [
     "randn",
     "reparameterize",
     "reverse_step",
+    "step_log_prob",
     "to_uint8",
     "use",
     "vlb_terms",
@@ -113,6 +114,7 @@ if TYPE_CHECKING:
         randn,
         reparameterize,
         reverse_step,
+        step_log_prob,
         vlb_terms,
     )
     from .sampler import Sampler

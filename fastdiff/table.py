@@ -128,6 +128,7 @@ OPS = (
     "discretized_gaussian_nll",
     "vlb_terms",
     "group_norm_silu",
+    "step_log_prob",
 )
 """The fused ops. Each has its name in every layer (CONTRIBUTING.md, "Add an op")."""
 

@@ -28,6 +28,7 @@ constexpr Kernels<fd_q_sample_args> Q_SAMPLE = {FD_Q_SAMPLE, FD_EVERY_LEVEL(q_sa
 constexpr Kernels<fd_reverse_step_args> REVERSE_STEP = {FD_REVERSE_STEP, FD_EVERY_LEVEL(reverse_step)};
 constexpr Kernels<fd_reverse_step_args> RESCALE = {FD_REVERSE_STEP_RESCALE, FD_EVERY_LEVEL(reverse_step_rescale)};
 constexpr Kernels<fd_reverse_step_args> THRESHOLD = {FD_REVERSE_STEP_THRESHOLD, FD_EVERY_LEVEL(reverse_step_threshold)};
+constexpr Kernels<fd_step_log_prob_args> STEP_LOG_PROB = {FD_STEP_LOG_PROB, FD_EVERY_LEVEL(step_log_prob)};
 constexpr Kernels<fd_q_posterior_args> Q_POSTERIOR = {FD_Q_POSTERIOR, FD_EVERY_LEVEL(q_posterior)};
 constexpr Kernels<fd_reparameterize_args> REPARAMETERIZE = {FD_REPARAMETERIZE, FD_EVERY_LEVEL(reparameterize)};
 constexpr Kernels<fd_noise_mse_args> NOISE_MSE = {FD_NOISE_MSE, FD_EVERY_LEVEL(noise_mse)};
@@ -60,16 +61,35 @@ const int64_t BEST_LEVEL = best_level();  // determined once: cpuid is slow in a
 enum Empty { SKIP, RUN };
 
 template <class Args>
-int launch(const Kernels<Args>& kernels, const Args& args, Empty empty = SKIP) {
-    const int64_t level = args.launch.level == FD_BEST ? BEST_LEVEL : args.launch.level;
+const fd_launch& launch_of(const Args& args) { return args.launch; }
+const fd_launch& launch_of(const fd_step_log_prob_args& args) { return args.step.launch; }
+
+// Starts a kernel whose arguments are checked.
+template <class Args>
+int start(const Kernels<Args>& kernels, const Args& args, Empty empty = SKIP) {
+    const fd_launch& l = launch_of(args);
+    const int64_t level = l.level == FD_BEST ? BEST_LEVEL : l.level;
     if (level < 0 || level > BEST_LEVEL)
         return fastdiff::fail(FD_VALUE_ERROR, "expected a CPU level in [0, %lld], got %lld.", (long long)BEST_LEVEL,
                               (long long)level);
-    if (int status = fastdiff::check(args)) return status;
-    if (args.launch.batch == 0 || (args.launch.elements == 0 && empty == SKIP)) return FD_OK;
+    if (l.batch == 0 || (l.elements == 0 && empty == SKIP)) return FD_OK;
     kernels.level[level](args);
     launches[kernels.op].fetch_add(1, std::memory_order_relaxed);
     return FD_OK;
+}
+
+template <class Args>
+int launch(const Kernels<Args>& kernels, const Args& args, Empty empty = SKIP) {
+    if (int status = fastdiff::check(args)) return status;
+    return start(kernels, args, empty);
+}
+
+// What rows need of whole samples first.
+int start_prepasses(const fd_reverse_step_args& args) {
+    int status = FD_OK;
+    if (args.rescale && args.guidance) status = start(RESCALE, args);
+    if (status == FD_OK && args.threshold) status = start(THRESHOLD, args);
+    return status;
 }
 
 // Writes the time t of the row that a sample executes next; NaN where there is none.
@@ -106,13 +126,18 @@ int fd_vlb_terms(const fd_vlb_terms_args* args) { return launch(VLB_TERMS, *args
 int fd_group_norm_silu(const fd_group_norm_silu_args* args) { return launch(GROUP_NORM_SILU, *args); }
 
 int fd_reverse_step(const fd_reverse_step_args* args) {
-    int status = FD_OK;
-    if (args->rescale && args->guidance) status = launch(RESCALE, *args);
-    if (status == FD_OK && args->threshold) status = launch(THRESHOLD, *args);
-    if (status == FD_OK) status = launch(REVERSE_STEP, *args);
+    int status = fastdiff::check(*args);
+    if (status == FD_OK) status = start_prepasses(*args);
+    if (status == FD_OK) status = start(REVERSE_STEP, *args, args->log_prob ? RUN : SKIP);
     // after every sample is done, since row_out may be row's memory
     if (status == FD_OK && (args->row_out || args->time_out.data)) follow(*args);
     return status;
+}
+
+int fd_step_log_prob(const fd_step_log_prob_args* args) {
+    int status = fastdiff::check(*args);
+    if (status == FD_OK) status = start_prepasses(args->step);
+    return status == FD_OK ? start(STEP_LOG_PROB, *args, RUN) : status;
 }
 
 int64_t fd_abi_version(void) { return FD_ABI_VERSION; }

@@ -54,8 +54,9 @@ int check_workspace(const fd_launch& l, bool given) {
     return fail(FD_VALUE_ERROR, "expected a workspace for samples of more than %d elements, got none.", (int)FD_CHUNK);
 }
 
-bool reads(const double* row, int operand) {
-    for (int output = 0; output < OUTPUTS; ++output)
+// Whether one of the first `outputs` outputs reads the operand.
+bool reads(const double* row, int operand, int outputs = OUTPUTS) {
+    for (int output = 0; output < outputs; ++output)
         if (row[FIRST_COEFFICIENT + output * OPERANDS + operand] != 0) return true;
     return false;
 }
@@ -84,18 +85,20 @@ int check_header(const double* r, int64_t rows, long long row) {
     return FD_OK;
 }
 
-// Checks that the operands of one row are there, for sample b.
-int check_row(const fd_reverse_step_args& a, int64_t b) {
+// Checks that the operands of one row are there, for sample b. If the row is scored, they are those of the next x
+// without its noise.
+int check_row(const fd_reverse_step_args& a, int64_t b, bool scored = false) {
+    const int outputs = scored ? 1 : OUTPUTS;
     const long long row = a.row[b], at = b;
     const double* r = a.table + row * COLUMNS;
     if (int status = check_header(r, a.rows, row)) return status;
-    const bool x0 = a.x0_out.data || reads(r, X0);
-    if (!a.model_output.data && (reads(r, OUT) || (x0 && r[X0_OUT] != 0)))
+    const bool x0 = a.x0_out.data || reads(r, X0, outputs);
+    if (!a.model_output.data && (reads(r, OUT, outputs) || (x0 && r[X0_OUT] != 0)))
         return fail(FD_VALUE_ERROR, "expected model_output, which row %lld reads at index %lld, got none.", row, at);
     if (a.model_output.data && r[OUT_GRAD] != 0 && !a.gradient.data)
         return fail(FD_VALUE_ERROR, "expected gradient, which row %lld reads at index %lld, got none.", row, at);
     for (int i = 0; i < SLOTS; ++i)
-        if (reads(r, S1 + i) && (!a.slots || i >= a.slot_count))
+        if (reads(r, S1 + i, outputs) && (!a.slots || i >= a.slot_count))
             return fail(FD_VALUE_ERROR, "expected at least %d slots, which row %lld reads at index %lld, got %lld.", i + 1,
                         row, at, (long long)(a.slots ? a.slot_count : 0));
     if (x0 && r[CLIP_MODE] == 2 && !a.threshold)
@@ -103,8 +106,12 @@ int check_row(const fd_reverse_step_args& a, int64_t b) {
     if (a.guidance && r[GUIDANCE_RESCALE] != 0 && !a.rescale)
         return fail(FD_VALUE_ERROR, "expected a place for rescale factors, which row %lld needs at index %lld, got none.", row,
                     at);
-    if (!reads(r, Z)) return FD_OK;
-    if (!a.noise.data && !a.seeded)
+    const double on_z = r[FIRST_COEFFICIENT + Z];
+    if (scored && (a.x_t.type == FD_FLOAT64 ? on_z : (double)(float)on_z) == 0)
+        return fail(FD_VALUE_ERROR, "expected rows that draw noise, got row %lld at index %lld, which draws none. A step"
+                    " without noise has no density.", row, at);
+    if (!reads(r, Z, outputs)) return FD_OK;
+    if (!scored && !a.noise.data && !a.seeded)
         return fail(FD_VALUE_ERROR, "expected seed or noise, which row %lld reads at index %lld, got neither.", row, at);
     if (r[NOISE_MODE] == 1 && (!a.model_output.data || a.output_elements != 2 * a.launch.elements))
         return fail(FD_VALUE_ERROR,
@@ -167,9 +174,25 @@ int check(const fd_group_norm_silu_args& a) {
                 (long long)a.groups);
 }
 
+int check(const fd_step_log_prob_args& args) {
+    const fd_reverse_step_args& a = args.step;
+    if (int status = check_launch(a.launch)) return status;
+    if (int status = check_workspace(a.launch, a.partials)) return status;
+    int64_t checked = -1;
+    for (int64_t b = 0; b < a.launch.batch; ++b) {
+        const int64_t row = a.row[b];
+        if (row < 0 || row >= a.rows) return out_of_range("row", a.rows, row, b, "Rows belong to the table.");
+        if (a.launch.elements == 0 || row == checked) continue;
+        if (int status = check_row(a, b, true)) return status;
+        checked = row;
+    }
+    return FD_OK;
+}
+
 int check(const fd_reverse_step_args& a) {
     if (int status = check_launch(a.launch)) return status;
     if (int status = check_counter(a.draw)) return status;
+    if (int status = check_workspace(a.launch, !a.log_prob || a.partials)) return status;
     // neighbouring samples mostly share rows: a row is checked again only after a different one
     constexpr int KEPT = 256;
     int64_t checked[KEPT];

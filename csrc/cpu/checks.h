@@ -13,6 +13,7 @@ const char* last_error();
 int check(const fd_randn_args& a);
 int check(const fd_q_sample_args& a);
 int check(const fd_reverse_step_args& a);
+int check(const fd_step_log_prob_args& a);
 int check(const fd_q_posterior_args& a);
 int check(const fd_reparameterize_args& a);
 int check(const fd_noise_mse_args& a);

@@ -81,6 +81,12 @@ static void step_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
         noise ? step_plain<false, true>(v, r, n, to) : step_plain<false, false>(v, r, n, to);
 }
 
+// The same without the noise.
+template <class C>
+static void mean_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
+    r.clip_mode ? step_plain<true, false>(v, r, n, to) : step_plain<false, false>(v, r, n, to);
+}
+
 // z * exp(0.5*logvar), logvar interpolated between lo and hi by v in [-1, 1]
 template <class C>
 static void scale_noise(const C* z, const C* v, C lo, C hi, int64_t n, C* to) {

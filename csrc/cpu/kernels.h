@@ -10,6 +10,7 @@
     void reverse_step(const fd_reverse_step_args& args);                                  \
     void reverse_step_rescale(const fd_reverse_step_args& args);                          \
     void reverse_step_threshold(const fd_reverse_step_args& args);                        \
+    void step_log_prob(const fd_step_log_prob_args& args);                                \
     void q_posterior(const fd_q_posterior_args& args);                                    \
     void reparameterize(const fd_reparameterize_args& args);                              \
     void noise_mse(const fd_noise_mse_args& args);                                        \

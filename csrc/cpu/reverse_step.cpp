@@ -3,10 +3,11 @@
 // The samples of a tile that share a row are computed together: conversion to the compute type,
 // guidance and gradient of the network output, x0 and its clip, the noise, then one pass per output.
 // Results that another output may still read stay in scratch until all are computed, so outputs may be
-// the same memory as inputs.
+// the same memory as inputs. With log_prob the mean is computed first and the noise added to it, which
+// rounds alike because the noise is the last operand.
 #include "kernels.h"
 
-#include "step.h"
+#include "log_prob.h"
 
 namespace fastdiff::FD_LEVEL {
 
@@ -19,7 +20,8 @@ struct ReverseStep : StepInputs<C> {
     struct State : StepScratch<C> {
         int64_t drawn_to;  // samples of the tile before this one have their normals
         alignas(64) float normals[BLOCK];
-        alignas(64) C variance[BLOCK], renoised[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
+        alignas(64) C variance[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
+        ScoreScratch<C> score;
     };
 
     void operator()(const Tile& t, State& s) const {
@@ -33,34 +35,34 @@ struct ReverseStep : StepInputs<C> {
     void run(const Tile& whole, const Tile& t, const Row<C>& r, State& s) const {
         const int64_t n = t.n(), first = t.flat(a.launch.elements);
         const C* v[OPERANDS] = {};
-        v[X] = load(a.x_t, first, n, s.loaded[X]);
-        for (int i = 0; i < SLOTS; ++i)
-            if (r.reads[S1 + i]) v[S1 + i] = (const C*)a.slots + slot(i) + first;
-        if (a.model_output.data) v[OUT] = this->output(t, r, (const C*)a.rescale, s);
+        this->read(t, r, v, s);
         if (r.reads[Z]) v[Z] = noise(whole, t, r, s);
 
         C* made[OUTPUTS] = {};
         made[0] = target(a.x_s, first, s.fresh[0]);
         const int slots_out = a.slots_out ? (int)a.slots_out_count : 0;
+        const C on_z = a.log_prob ? noise_coefficient(r) : 0;
+        C* next = on_z != 0 ? s.score.mean : made[0];
         if (r.plain && !slots_out && !a.x0_out.data) {
-            step_plain(v, r, n, made[0]);
+            on_z != 0 ? mean_plain(v, r, n, next) : step_plain(v, r, n, next);
         } else {
-            if (a.x0_out.data || r.reads[X0]) v[X0] = x0(t, v, r, s);
-            if (r.out_uncond && a.guidance && a.model_output.data) v[OUT] = unconditional(t, v[OUT], r, s);
+            this->predict(t, r, a.x0_out.data || r.reads[X0], v, s);
             for (int i = 0; i < slots_out; ++i) {
                 const Combination<C>& c = r.outputs[1 + i];
                 if (c.count) combine(v, c, n, made[1 + i] = s.fresh[1 + i]);
             }
-            combine(v, r.outputs[0], n, made[0]);
+            combine(v, on_z != 0 ? mean_of(r) : r.outputs[0], n, next);
         }
+        if (on_z != 0) add_scaled(next, on_z, v[Z], n, made[0]);
 
         save(a.x_s, first, n, made[0]);
+        if (on_z != 0) score(*this, t, r, on_z, s.score);
         for (int i = 0; i < slots_out; ++i) {
-            C* to = (C*)a.slots_out + slot(i) + first;
+            C* to = (C*)a.slots_out + this->slot(i) + first;
             if (made[1 + i])
                 memcpy(to, made[1 + i], n * sizeof(C));
             else if (a.slots != a.slots_out && i < a.slot_count)
-                memcpy(to, (const C*)a.slots + slot(i) + first, n * sizeof(C));
+                memcpy(to, (const C*)a.slots + this->slot(i) + first, n * sizeof(C));
         }
         if (a.x0_out.data) save(a.x0_out, first, n, v[X0]);
         if (a.input_out.data) {
@@ -69,29 +71,6 @@ struct ReverseStep : StepInputs<C> {
             for (int64_t copy = 0; copy < a.input_copies; ++copy)
                 save(a.input_out, copy * a.launch.batch * a.launch.elements + first, n, scaled);
         }
-    }
-
-    int64_t slot(int i) const { return i * a.launch.batch * a.launch.elements; }
-
-    const C* x0(const Tile& t, const C* const* v, const Row<C>& r, State& s) const {
-        C* to = s.loaded[X0];
-        combine(v, r.x0, t.n(), to);
-        if (r.clip_mode == 1) clip(to, r.clip_bound, t.n());
-        if (r.clip_mode == 2)
-            for (int64_t b = t.b0; b < t.b1; ++b)
-                threshold(to + (b - t.b0) * t.elements, ((const C*)a.threshold)[b], t.elements);
-        return to;
-    }
-
-    // What rows with out_uncond read as OUT: the unconditional output, and `out` itself at strength 1.
-    const C* unconditional(const Tile& t, const C* out, const Row<C>& r, State& s) const {
-        const C* uncond = this->part(t, a.launch.batch + t.b0, 0, s.uncond);
-        if (t.samples() == 1) return this->strength(t.b0, r) == 1 ? out : uncond;
-        for (int64_t k = 0; k < t.samples(); ++k) {
-            const C* from = this->strength(t.b0 + k, r) == 1 ? out : uncond;
-            memcpy(s.renoised + k * t.elements, from + k * t.elements, t.elements * sizeof(C));
-        }
-        return s.renoised;
     }
 
     // The step of a sample's noise; meaningless for rows that draw none.
@@ -120,13 +99,19 @@ struct ReverseStep : StepInputs<C> {
     }
 };
 
+template <class C>
+void run(const fd_reverse_step_args& a) {
+    if (a.launch.elements) for_tiles(a.launch, ReverseStep<C>{{a}});
+    if (a.log_prob) sum_chunks<C>(a.launch, a.log_prob, a.partials, LogProb<C>{a});
+}
+
 }  // namespace
 
 void reverse_step(const fd_reverse_step_args& args) {
     if (args.x_t.type == FD_FLOAT64)
-        for_tiles(args.launch, ReverseStep<double>{{args}});
+        run<double>(args);
     else
-        for_tiles(args.launch, ReverseStep<float>{{args}});
+        run<float>(args);
 }
 
 }  // namespace fastdiff::FD_LEVEL

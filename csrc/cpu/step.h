@@ -1,5 +1,5 @@
-// The start of a row: the network's output after guidance, rescale and gradient, and x0 before its
-// clip. Shared by reverse_step and its prepasses, which need these values of a whole sample first.
+// The operands of a row: the network's output after guidance, rescale and gradient, x0 and the slots.
+// Shared by reverse_step, its prepasses, which need some of them of a whole sample first, and step_log_prob.
 #pragma once
 
 #include "combine.h"
@@ -11,7 +11,7 @@ namespace fastdiff::FD_LEVEL {
 template <class C>
 struct StepScratch {
     Rows<C> rows;
-    alignas(64) C loaded[OPERANDS][BLOCK], uncond[BLOCK], guided[BLOCK], gradient[BLOCK];
+    alignas(64) C loaded[OPERANDS][BLOCK], uncond[BLOCK], guided[BLOCK], gradient[BLOCK], renoised[BLOCK];
 };
 
 template <class C>
@@ -71,6 +71,44 @@ struct StepInputs {
             out = s.guided;
         }
         return out;
+    }
+
+    int64_t slot(int i) const { return i * a.launch.batch * a.launch.elements; }
+
+    // x, the slots and the network's output
+    void read(const Tile& t, const Row<C>& r, const C* (&v)[OPERANDS], StepScratch<C>& s) const {
+        const int64_t first = t.flat(a.launch.elements);
+        v[X] = load(a.x_t, first, t.n(), s.loaded[X]);
+        for (int i = 0; i < SLOTS; ++i)
+            if (r.reads[S1 + i] && i < a.slot_count) v[S1 + i] = (const C*)a.slots + slot(i) + first;
+        if (a.model_output.data) v[OUT] = output(t, r, (const C*)a.rescale, s);
+    }
+
+    // x0 where it is wanted, and then the output that the combinations read
+    void predict(const Tile& t, const Row<C>& r, bool wants_x0, const C* (&v)[OPERANDS], StepScratch<C>& s) const {
+        if (wants_x0) v[X0] = x0(t, v, r, s);
+        if (r.out_uncond && a.guidance && a.model_output.data) v[OUT] = unconditional(t, v[OUT], r, s);
+    }
+
+    const C* x0(const Tile& t, const C* const* v, const Row<C>& r, StepScratch<C>& s) const {
+        C* to = s.loaded[X0];
+        combine(v, r.x0, t.n(), to);
+        if (r.clip_mode == 1) clip(to, r.clip_bound, t.n());
+        if (r.clip_mode == 2)
+            for (int64_t b = t.b0; b < t.b1; ++b)
+                threshold(to + (b - t.b0) * t.elements, ((const C*)a.threshold)[b], t.elements);
+        return to;
+    }
+
+    // What rows with out_uncond read as OUT: the unconditional output, and `out` itself at strength 1.
+    const C* unconditional(const Tile& t, const C* out, const Row<C>& r, StepScratch<C>& s) const {
+        const C* uncond = part(t, a.launch.batch + t.b0, 0, s.uncond);
+        if (t.samples() == 1) return strength(t.b0, r) == 1 ? out : uncond;
+        for (int64_t k = 0; k < t.samples(); ++k) {
+            const C* from = strength(t.b0 + k, r) == 1 ? out : uncond;
+            memcpy(s.renoised + k * t.elements, from + k * t.elements, t.elements * sizeof(C));
+        }
+        return s.renoised;
     }
 };
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..table import OPS
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 COUNTED = (
     "randn",
     "q_sample",
@@ -35,6 +35,7 @@ COUNTED = (
     "group_norm_silu",
     "group_norm_moments",
     "group_norm_statistics",
+    "step_log_prob",
 )
 """What a library counts launches of, in the order of the C enum."""
 PASSES = tuple(name for name in COUNTED if name not in OPS)
@@ -46,7 +47,10 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16:
 _HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
-_REVERSE_STEP = Struct(f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQQq")
+_REVERSE_STEP = Struct(
+    f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQQqQQ"
+)
+_FLAG = Struct("=q")
 _Q_POSTERIOR = Struct(f"={_HEAD}{_ARRAY * 2}QQq{_ARRAY}QQ")
 _REPARAMETERIZE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 6}")
 _NOISE_MSE = Struct(f"={_HEAD}{_DRAW}{_ARRAY}QQQQ{_ARRAY}")
@@ -149,7 +153,7 @@ def reverse_step(at: Launch, step: Any) -> bytes:
     """
     (
         x_t, model_output, table, row, slots, noise, seed, sample_ids, guidance, gradient, stream,
-        _, _, out, slots_out, x0_out, input_out, row_out, time_out,
+        _, _, out, slots_out, x0_out, input_out, row_out, time_out, log_prob_out,
         workspace,
     ) = step  # fmt: skip  # all at once: an attribute each costs a tenth of a small step
     batch, size = _size(x_t)
@@ -188,8 +192,14 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         time_out.size(0) // batch if time_out is not None and batch else 0,
         0 if workspace is None else _pointer(step.rescale),
         0 if workspace is None else _pointer(step.threshold),
-        *(_NO_PARTS if workspace is None or workspace.size(0) == 2 else _parts(workspace)),
+        *(_NO_PARTS if workspace is None else _parts(step.prepass_workspace)),
+        *(_NOTHING if log_prob_out is None else (log_prob_out.data_ptr(), _pointer(step.partials))),
     )
+
+
+def step_log_prob(at: Launch, step: Any, mean: bool) -> bytes:
+    """Packs `step_log_prob`; `step` has the scored x_s in place of `out`."""
+    return reverse_step(at, step) + _FLAG.pack(mean)
 
 
 _NO_PARTS = 0, 0
@@ -197,6 +207,8 @@ _NO_PARTS = 0, 0
 
 def _parts(workspace: Tensor) -> tuple[int, int]:
     """Returns the memory after the two rows of results, and its size in 64-bit words."""
+    if workspace.size(0) == 2:
+        return _NO_PARTS
     rest = workspace[2:]
     return rest.data_ptr(), rest.numel() * rest.element_size() // 8
 
@@ -218,6 +230,7 @@ STEP_WORDS = {
     "input_out": 33,
     "row_out": 36,
     "time_out": 37,
+    "log_prob_out": 44,
 }
 """Where the packed `reverse_step` holds the pointer of an argument, counted in 64-bit words."""
 _LEVEL, _THREADS, _STREAM, _ERRORS = 2, 3, 4, 5  # where every struct holds its `Launch`

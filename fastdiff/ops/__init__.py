@@ -13,6 +13,7 @@ from .randn import randn
 from .reparameterize import reparameterize
 from .reverse_step import reverse_step
 from .step import StepArguments as StepArguments  # the arguments of reverse_step
+from .step_log_prob import step_log_prob
 from .vlb_terms import vlb_terms
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "randn",
     "reparameterize",
     "reverse_step",
+    "step_log_prob",
     "vlb_terms",
 ]

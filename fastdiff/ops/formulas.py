@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backend.eager import log_prob
 from ..backend.eager.common import by_sample, checked_index, per_sample
 from ..backend.eager.group_norm_silu import moments
 from ..backend.eager.q_posterior import coefficients as posterior
 from ..backend.eager.q_sample import coefficients, regenerate
 from ..backend.eager.reverse_step import evaluate, split
+from ..backend.eager.step_log_prob import mean_of
 from ..table import OPERANDS
 from . import common
 from .step import StepArguments
@@ -138,6 +140,23 @@ def reverse_step(*flat: Any):
         for i, s in enumerate(wide["slots"])
     ]
     return x, torch.stack(new).to(state)
+
+
+def step_log_prob(
+    x_t, model_output, x_s, table, row, slots, guidance, gradient, used, mean
+) -> Tensor:
+    given = x_t, model_output, slots, guidance, gradient, x_s
+    x, output, old, gamma, added, drawn = (None if v is None else v.double() for v in given)
+    step = StepArguments(x, output, table, row, old, guidance=gamma, gradient=added, used=used)
+    r = evaluate(step, smooth=True, scored=True)
+    y, _ = log_prob.standardised(r, mean_of(r), drawn)
+    terms = 0.5 * y.square()
+    if r.half_logvar is not None:
+        terms = torch.where(r.coefficient("noise_mode") == 1, terms + r.half_logvar, terms)
+    flat = by_sample(terms)
+    deviation = by_sample(r.coefficient("x.z"))[:, 0].abs()
+    total = log_prob.of_sums(flat.sum(1), deviation, flat.shape[1], average=mean)
+    return _marked(total, r.valid).to(common.compute_dtype(x_t))
 
 
 def _marked(value: Tensor, valid: Tensor | None) -> Tensor:

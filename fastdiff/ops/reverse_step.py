@@ -26,7 +26,7 @@ INPUTS = (
 )
 OUTPUTS = (
     "Tensor(a!) out, Tensor(b!)? slots_out, Tensor(c!)? x0_out, Tensor(d!)? input_out, Tensor(e!)?"
-    " row_out, Tensor(f!)? time_out, Tensor(g!)? workspace"
+    " row_out, Tensor(f!)? time_out, Tensor(g!)? log_prob_out, Tensor(h!)? workspace"
 )
 """The registered ops' flat arguments, in the order of `StepArguments.flat`."""
 
@@ -129,6 +129,7 @@ def reverse_step(
     input_out: Tensor | None = None,
     row_out: Tensor | None = None,
     time_out: Tensor | None = None,
+    log_prob_out: Tensor | None = None,
     workspace: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -161,9 +162,13 @@ def reverse_step(
             network's next input [B, …] or [2B, …], the next rows, int64 [B] in other memory than
             `row`, and the network's next times, column t of the next rows, [B] or [2B] as float32
             or, rounded half to even, as int64.
+        log_prob_out: optional output next to `out`: [B] in the compute type, the log-probability in
+            nats of x_s as it is stored, with the bits of `step_log_prob`; 0 for rows whose next x
+            has no noise, because a deterministic step has no density.
         workspace: [R, B] in the compute type, a buffer for rescale factors and dynamic thresholds
-            where rows have them, with R from `fastdiff.ops.step.workspace_rows` (2 up to 32,768
-            elements a sample); None allocates it.
+            where rows have them, and for `log_prob_out`, with R from
+            `fastdiff.ops.step.workspace_rows` (2 up to 32,768 elements a sample, without
+            `log_prob_out`); None allocates it.
         backend: see `randn`.
 
     Returns:
@@ -195,6 +200,7 @@ def reverse_step(
         input_out,
         row_out,
         time_out,
+        log_prob_out,
         workspace,
     ).check()
     if backend:

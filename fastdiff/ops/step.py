@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from ..backend import choice
 from ..backend.eager.common import compute_dtype
-from ..table import COLUMNS, OPERANDS, READS, SLOTS, columns
+from ..backend.eager.sums import CHUNK, chunks
+from ..table import ALL_COLUMNS, COLUMNS, OPERANDS, OUTPUTS, READS, SLOTS, columns
 from ..whole import whole
 from . import common
 from .bound_step import WHERE, BoundStep
@@ -52,7 +54,8 @@ class StepArguments(NamedTuple):
     input_out: Tensor | None = None  # [B, …] or [2B, …], any floating dtype
     row_out: Tensor | None = None  # int64 [B], not the memory of `row`
     time_out: Tensor | None = None  # [B] or [2B], int64 or float32
-    workspace: Tensor | None = None  # compute type [workspace_rows, B], for the two prepasses
+    log_prob_out: Tensor | None = None  # compute type [B]
+    workspace: Tensor | None = None  # compute type [workspace_rows, B]
 
     @property
     def fast(self) -> bool:
@@ -84,6 +87,23 @@ class StepArguments(NamedTuple):
         return workspace[1] if workspace is not None and self._thresholds() else None
 
     @property
+    def prepass_workspace(self) -> Tensor | None:
+        """Returns the workspace without the partial sums of the log-probability."""
+        workspace, rows = self.workspace, self._partial_rows()
+        return workspace if workspace is None or rows == 0 else workspace[:-rows]
+
+    @property
+    def partials(self) -> Tensor | None:
+        """Returns the buffer for the log-probability's partial sums; None where it needs none."""
+        workspace, rows = self.workspace, self._partial_rows()
+        return None if workspace is None or rows == 0 else workspace[-rows:]
+
+    def _partial_rows(self) -> int:
+        if self.log_prob_out is None:
+            return 0
+        return partial_rows(common.elements(self.x_t.shape))
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Returns the tensors among the inputs."""
         inputs: tuple[Any, ...] = (*self[:_SEED], self.seeds, *self[_SEED + 1 : _STREAM])
@@ -108,48 +128,52 @@ class StepArguments(NamedTuple):
         """
         return self._rescales() or self._thresholds()
 
-    def check(self) -> StepArguments:
+    def check(self, where: str = WHERE, *, scored: bool = False) -> StepArguments:
         """Validates all arguments and returns them normalised.
 
         Afterwards `table`, `row`, `seed`, `sample_ids` and `guidance` are dense, `seed` is an int,
-        an int64 tensor [B] or None, `guidance` has the compute type, and `used` is a mask.
+        an int64 tensor [B] or None, `guidance` has the compute type, and `used` is a mask. With
+        `scored` only the mean of the next x is computed: `used` has its columns, and no noise is
+        needed. `where` is the op that errors name.
 
         Raises the errors that `reverse_step` documents.
         """
         x_t, table, guidance, used = self.x_t, self.table, self.guidance, self.used
-        common.batched(WHERE, "x_t", x_t)
+        common.batched(where, "x_t", x_t)
         batch, compute = x_t.size(0), compute_dtype(x_t)
-        _check_table(table, x_t)
-        row = common.integers(WHERE, "row", self.row, batch, x_t, "x_t")
+        _check_table(where, table, x_t)
+        row = common.integers(where, "row", self.row, batch, x_t, "x_t")
         if guidance is not None:
-            common.floating(WHERE, "guidance", guidance)
-            common.shaped(WHERE, "guidance", guidance, (batch,))
-            common.same_device(WHERE, "guidance", guidance, x_t, "x_t")
+            common.floating(where, "guidance", guidance)
+            common.shaped(where, "guidance", guidance, (batch,))
+            common.same_device(where, "guidance", guidance, x_t, "x_t")
             guidance = common.dense(guidance.to(compute))
-        learned = self.model_output is not None and self._check_model_output()
+        learned = self.model_output is not None and self._check_model_output(where)
         if not (self.noise is None and self.gradient is None and self.x0_out is None):
-            self._check_state_like()
+            self._check_state_like(where)
         slots = 0
         if not (self.slots is None and self.slots_out is None):
-            slots = self._check_slots(compute)
+            slots = self._check_slots(where, compute)
         table = common.dense(table)
         if used is None:
             used = common.columns_used(table)
             known = common.readable(table)
         else:
-            used = _mask(used)
+            used = _mask(where, used)
             # on the CPU the backends look at the rows in use, which may need less than the table
             known = table.device.type != "cpu" and used != -1
+        if scored:
+            used &= SCORED
         if known:
-            self._check_required(used, learned, slots)
-        _, stream, _ = common.counter_arguments(WHERE, 0, self.stream, self.mode)
+            self._check_required(where, used, learned, slots, scored)
+        _, stream, _ = common.counter_arguments(where, 0, self.stream, self.mode)
         if x_t.numel() > 2**34:
-            common.sized(WHERE, common.elements(x_t.shape))
+            common.sized(where, common.elements(x_t.shape))
         seed: int | Tensor | None = self.seed
-        number, seeds = common.seed_arguments(WHERE, seed, batch, x_t, "x_t", optional=True)
+        number, seeds = common.seed_arguments(where, seed, batch, x_t, "x_t", optional=True)
         sample_ids = self.sample_ids
         if sample_ids is not None:
-            sample_ids = common.integers(WHERE, "sample_ids", sample_ids, batch, x_t, "x_t")
+            sample_ids = common.integers(where, "sample_ids", sample_ids, batch, x_t, "x_t")
         self._check_outputs(compute)
         if seeds is not None:
             seed = seeds
@@ -182,12 +206,12 @@ class StepArguments(NamedTuple):
             *self.outputs,
         )
 
-    def _check_model_output(self) -> bool:
+    def _check_model_output(self, where: str) -> bool:
         """Checks the network's output and returns whether it has a variance half."""
         x_t, model_output = self.x_t, self.model_output
         assert model_output is not None
-        common.floating(WHERE, "model_output", model_output)
-        common.same_device(WHERE, "model_output", model_output, x_t, "x_t")
+        common.floating(where, "model_output", model_output)
+        common.same_device(where, "model_output", model_output, x_t, "x_t")
         rows = x_t.size(0) if self.guidance is None else 2 * x_t.size(0)
         plain = x_t.shape if self.guidance is None else (rows, *x_t.shape[1:])
         if model_output.shape == plain:
@@ -195,42 +219,44 @@ class StepArguments(NamedTuple):
         if x_t.ndim < 2 or model_output.shape != (rows, 2 * x_t.shape[1], *x_t.shape[2:]):
             half = " for guidance (conditional half first)" if self.guidance is not None else ""
             raise ValueError(
-                f"fastdiff.{WHERE}: expected model_output of shape {list(plain)}{half}, got"
+                f"fastdiff.{where}: expected model_output of shape {list(plain)}{half}, got"
                 f" {list(model_output.shape)}."
             )
         return True
 
-    def _check_state_like(self) -> None:
+    def _check_state_like(self, where: str) -> None:
         """Checks the optional tensors of x_t's shape."""
         for name in ("noise", "gradient", "x0_out"):
             value = getattr(self, name)
             if value is not None:
-                common.floating(WHERE, name, value)
-                common.shaped(WHERE, name, value, self.x_t.shape)
-                common.same_device(WHERE, name, value, self.x_t, "x_t")
+                common.floating(where, name, value)
+                common.shaped(where, name, value, self.x_t.shape)
+                common.same_device(where, name, value, self.x_t, "x_t")
 
-    def _check_slots(self, compute: torch.dtype) -> int:
+    def _check_slots(self, where: str, compute: torch.dtype) -> int:
         """Checks both sets of slots and returns how many there are."""
         for name, value in (("slots", self.slots), ("slots_out", self.slots_out)):
             if value is not None:
-                common.batched(WHERE, name, value)
-                common.shaped(WHERE, name, value, (min(value.shape[0], SLOTS), *self.x_t.shape))
-                common.same_device(WHERE, name, value, self.x_t, "x_t")
+                common.batched(where, name, value)
+                common.shaped(where, name, value, (min(value.shape[0], SLOTS), *self.x_t.shape))
+                common.same_device(where, name, value, self.x_t, "x_t")
                 if value.dtype != compute:
                     raise TypeError(
-                        f"fastdiff.{WHERE}: expected {name} of dtype {compute}, got {value.dtype}."
+                        f"fastdiff.{where}: expected {name} of dtype {compute}, got {value.dtype}."
                     )
         slots, slots_out = self.slots, self.slots_out
         if slots is None:
             return slots_out.shape[0]  # type: ignore[union-attr]
         if slots_out is not None and slots_out.shape[0] > slots.shape[0]:
             raise ValueError(  # the others would have no values to keep
-                f"fastdiff.{WHERE}: expected slots_out with at most the {slots.shape[0]} entries of"
+                f"fastdiff.{where}: expected slots_out with at most the {slots.shape[0]} entries of"
                 f" slots, got {slots_out.shape[0]}."
             )
         return slots.shape[0]
 
-    def _check_required(self, used: int, learned: bool, slots: int) -> None:
+    def _check_required(
+        self, where: str, used: int, learned: bool, slots: int, scored: bool
+    ) -> None:
         """Raises where the table reads an operand that is missing."""
         missing = None
         if self.model_output is None and used & _NETWORK:
@@ -240,7 +266,7 @@ class StepArguments(NamedTuple):
                 "model_output with a variance half (twice the channels), which rows of this table"
                 " read"
             )
-        elif self.noise is None and self.seed is None and used & READS["z"]:
+        elif not scored and self.noise is None and self.seed is None and used & READS["z"]:
             missing = "seed or noise, for rows that draw noise"
         elif self.gradient is None and used & _GRADIENT:
             missing = "gradient, which rows of this table read"
@@ -248,7 +274,7 @@ class StepArguments(NamedTuple):
             enough = next(n for n in range(slots, SLOTS + 1) if not used & _BEYOND[n])
             missing = f"slots with at least {enough} entries"
         if missing:
-            raise ValueError(f"fastdiff.{WHERE}: expected {missing}.")
+            raise ValueError(f"fastdiff.{where}: expected {missing}.")
 
     def _check_outputs(self, compute: torch.dtype) -> None:
         x_t, out, workspace = self.x_t, self.out, self.workspace
@@ -258,6 +284,7 @@ class StepArguments(NamedTuple):
             and self.input_out is None
             and self.row_out is None
             and self.time_out is None
+            and self.log_prob_out is None
         )
         if out is None:
             if others:
@@ -280,21 +307,7 @@ class StepArguments(NamedTuple):
             raise ValueError(_CONTIGUOUS)
         self._check_memory(out)
         if workspace is not None:
-            common.writable(WHERE, "workspace", workspace)
-            rows = workspace_rows(common.elements(x_t.shape), compute)
-            common.shaped(WHERE, "workspace", workspace, (rows, x_t.size(0)))
-            common.same_device(WHERE, "workspace", workspace, x_t, "x_t")
-            if workspace.dtype != compute or not workspace.is_contiguous():
-                raise TypeError(
-                    f"fastdiff.{WHERE}: expected a contiguous workspace of {compute}, got"
-                    f" {workspace.dtype}."
-                )
-            begin = workspace.storage_offset() * compute.itemsize
-            if rows > 2 and begin % 8:
-                raise ValueError(
-                    f"fastdiff.{WHERE}: expected a workspace that begins at a multiple of 8 bytes"
-                    f" in its storage, got one at {begin}. Make it by torch.empty."
-                )
+            check_workspace(WHERE, workspace, x_t, log_prob=self.log_prob_out is not None)
 
     def _check_memory(self, out: Tensor) -> None:
         """Refuses outputs that share a part of their memory with inputs or with each other."""
@@ -329,7 +342,7 @@ class StepArguments(NamedTuple):
 
     def _check_other_outputs(self) -> None:
         x_t, input_out, batch = self.x_t, self.input_out, self.x_t.size(0)
-        time_out = self.time_out
+        time_out, log_prob_out = self.time_out, self.log_prob_out
         if self.row_out is not None:
             common.integers(WHERE, "row_out", self.row_out, batch, x_t, "x_t")
         if input_out is not None:
@@ -354,6 +367,9 @@ class StepArguments(NamedTuple):
                     f" {time_out.dtype}."
                 )
             common.same_device(WHERE, "time_out", time_out, x_t, "x_t")
+        if log_prob_out is not None:
+            inputs = self.x_t, self.model_output, self.slots, self.noise, self.gradient, self.out
+            check_log_prob(WHERE, "log_prob_out", log_prob_out, x_t, (*inputs, self.guidance))
         for value in (self.slots_out, self.x0_out, input_out, self.row_out, time_out):
             if value is not None and not value.is_contiguous():
                 raise ValueError(_CONTIGUOUS)
@@ -367,7 +383,9 @@ class StepArguments(NamedTuple):
 
         Inputs are dense, and there is a workspace where a prepass needs one.
         """
-        lacks = self.workspace is None and (self._rescales() or self._thresholds())
+        lacks = self.workspace is None and (
+            self._rescales() or self._thresholds() or self._partial_rows() > 0
+        )
         for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient):
             if lacks or not (value is None or value.is_contiguous()):
                 break
@@ -380,7 +398,7 @@ class StepArguments(NamedTuple):
         }
         if lacks:
             x_t = self.x_t
-            ready["workspace"] = workspace_for(x_t)
+            ready["workspace"] = workspace_for(x_t, log_prob=self.log_prob_out is not None)
         return self._replace(**ready)
 
     def into(self, out: Tensor, slots_out: Tensor | None) -> StepArguments:
@@ -463,6 +481,8 @@ _RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
     columns(name)
     for name in ("guidance_rescale", "clip_ratio", "network", "out_grad", "noise_mode")
 )
+SCORED = ALL_COLUMNS & ~columns(*(f"{to}.{of}" for to in OUTPUTS[1:] for of in OPERANDS))
+"""The columns that the mean of the next x may use, and its noise."""
 _BEYOND = [
     functools.reduce(
         operator.or_,
@@ -477,41 +497,82 @@ _BEYOND = [
 """By the number of slots: the columns that need more slots."""
 
 
-def workspace_rows(per_sample: int, compute: torch.dtype) -> int:
+def workspace_rows(per_sample: int, compute: torch.dtype, *, log_prob: bool = False) -> int:
     """Returns the rows of a workspace [rows, B] of the compute type, for samples of this size.
 
     The first two are for rescale factors and thresholds. The others are memory for what a GPU's
-    programs pass on about the parts of long samples (kernels/README.md section 4).
+    programs pass on about the parts of long samples (kernels/README.md section 4), and with
+    `log_prob` for the partial sums of its terms (section 14).
     """
     parts = min(MOST_PARTS, -(-per_sample // PART)) if per_sample > WHOLE else 0
     words = parts * PART_WORDS + SAMPLE_WORDS if parts else 0
-    return 2 + words * 8 // compute.itemsize
+    return 2 + words * 8 // compute.itemsize + (partial_rows(per_sample) if log_prob else 0)
 
 
-def workspace_for(x_t: Tensor) -> Tensor:
-    """Returns a workspace for rows of whole samples of states like x_t."""
+def partial_rows(per_sample: int) -> int:
+    """Returns how many partial sums of a log-probability a sample needs memory for."""
+    return chunks(per_sample) if per_sample > CHUNK else 0
+
+
+def workspace_for(x_t: Tensor, *, log_prob: bool = False) -> Tensor:
+    """Returns a workspace for states like x_t, whatever the rows need."""
     compute = compute_dtype(x_t)
-    rows = workspace_rows(common.elements(x_t.shape), compute)
+    rows = workspace_rows(common.elements(x_t.shape), compute, log_prob=log_prob)
     return torch.empty(rows, x_t.size(0), dtype=compute, device=x_t.device)
 
 
-def _mask(used: Any) -> int:
+def check_workspace(where: str, workspace: Tensor, x_t: Tensor, *, log_prob: bool) -> None:
+    """Checks a caller's workspace; `log_prob`: whether a log-probability is summed in it."""
+    compute, n = compute_dtype(x_t), common.elements(x_t.shape)
+    common.writable(where, "workspace", workspace)
+    rows = workspace_rows(n, compute, log_prob=log_prob)
+    common.shaped(where, "workspace", workspace, (rows, x_t.size(0)))
+    common.same_device(where, "workspace", workspace, x_t, "x_t")
+    if workspace.dtype != compute or not workspace.is_contiguous():
+        raise TypeError(
+            f"fastdiff.{where}: expected a contiguous workspace of {compute}, got"
+            f" {workspace.dtype}."
+        )
+    begin = workspace.storage_offset() * compute.itemsize
+    if n > WHOLE and begin % 8:
+        raise ValueError(
+            f"fastdiff.{where}: expected a workspace that begins at a multiple of 8 bytes"
+            f" in its storage, got one at {begin}. Make it by torch.empty."
+        )
+
+
+def check_log_prob(
+    where: str, name: str, out: Tensor, x_t: Tensor, inputs: Sequence[Tensor | None]
+) -> None:
+    """Checks a caller's memory for the log-probabilities of samples: apart from the inputs."""
+    common.writable(where, name, out)
+    common.shaped(where, name, out, (x_t.size(0),))
+    common.same_device(where, name, out, x_t, "x_t")
+    if out.dtype != compute_dtype(x_t) or not out.is_contiguous():
+        raise TypeError(
+            f"fastdiff.{where}: expected a contiguous {name} of {compute_dtype(x_t)}, got"
+            f" {out.dtype}."
+        )
+    common.apart(where, name, out, inputs, same=False)
+
+
+def _mask(where: str, used: Any) -> int:
     """Returns a caller's mask of columns as an int."""
     mask = whole(used)
     if mask is None:
         raise TypeError(
-            f"fastdiff.{WHERE}: expected used as a bit mask, got {type(used).__name__}. Use"
+            f"fastdiff.{where}: expected used as a bit mask, got {type(used).__name__}. Use"
             " Plan.used or None."
         )
     return mask
 
 
-def _check_table(table: Tensor, x_t: Tensor) -> None:
-    common.strided(WHERE, "table", table)
+def _check_table(where: str, table: Tensor, x_t: Tensor) -> None:
+    common.strided(where, "table", table)
     if table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != len(COLUMNS):
         raise ValueError(
-            f"fastdiff.{WHERE}: expected table as float64 [R, {len(COLUMNS)}], got"
+            f"fastdiff.{where}: expected table as float64 [R, {len(COLUMNS)}], got"
             f" {str(table.dtype).removeprefix('torch.')} {list(table.shape)}. Use"
             " plan.table."
         )
-    common.same_device(WHERE, "table", table, x_t, "x_t")
+    common.same_device(where, "table", table, x_t, "x_t")

@@ -15,6 +15,7 @@ from .q_sample import q_sample
 from .randn import philox4x32, randn
 from .reparameterize import reparameterize
 from .reverse_step import COLUMNS, reverse_step
+from .step_log_prob import step_log_prob
 from .vlb_terms import VLB_COLUMNS, vlb_terms
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "randn",
     "reparameterize",
     "reverse_step",
+    "step_log_prob",
     "vlb_terms",
 ]

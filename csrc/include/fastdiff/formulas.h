@@ -26,6 +26,32 @@ FD_HD C interpolated(C lo, C hi, C v) {
     return lo + (hi - lo) * ((v + 1) * (C)0.5);
 }
 
+// ---- section 14: log N(x_s; mean, std²) of an element but for its constants, d = x_s - mean
+
+template <class C>
+FD_HD C log_prob_term(C d, C inverse) {
+    const C y = d * inverse;
+    return (C)0.5 * (y * y);
+}
+
+// with learned variance; h is half of its logarithm
+template <class C>
+FD_HD C log_prob_term(C d, C inverse, C h) {
+    const C y = (d * inverse) * exponential(-h);
+    return (C)0.5 * (y * y) + h;
+}
+
+// The inverse of the standard deviation |c|, in the compute type.
+template <class C>
+FD_HD C inverse_deviation(C c) {
+    return (C)(1.0 / fabs((double)c));
+}
+
+// A sample's log-probability from the sum of its n terms.
+FD_HD double log_prob(double sum, double c, int64_t n) {
+    return (-sum - (double)n * log(fabs(c))) - (double)n * 0.91893853320467274178;
+}
+
 // ---- section 5
 
 struct Posterior {

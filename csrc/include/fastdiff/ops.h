@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#define FD_ABI_VERSION 5
+#define FD_ABI_VERSION 6
 #define FD_EXPORT __attribute__((visibility("default")))
 
 #ifdef __cplusplus
@@ -27,7 +27,7 @@ enum { FD_BEST = -1, FD_BASELINE = 0, FD_AVX2 = 1, FD_AVX512 = 2, FD_LEVEL_COUNT
 enum {
     FD_RANDN, FD_Q_SAMPLE, FD_REVERSE_STEP, FD_REVERSE_STEP_RESCALE, FD_REVERSE_STEP_THRESHOLD, FD_Q_POSTERIOR,
     FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS,
-    FD_GROUP_NORM_SILU, FD_GROUP_NORM_MOMENTS, FD_GROUP_NORM_STATISTICS, FD_OPS
+    FD_GROUP_NORM_SILU, FD_GROUP_NORM_MOMENTS, FD_GROUP_NORM_STATISTICS, FD_STEP_LOG_PROB, FD_OPS
 };
 
 // elements of a chunk, the terms of which are summed together (section 7)
@@ -129,7 +129,15 @@ typedef struct {
     void* threshold;     // likewise, dynamic thresholds
     void* parts;         // CUDA: memory for the prepasses of long samples, or null: a block reads a whole sample
     int64_t part_words;  // its 64-bit words; FD_PART_WORDS for each part of a sample and FD_SAMPLE_WORDS for each sample
+    void* log_prob;      // compute type [batch] or null: log N(x_s as stored; mean, std² I), 0 for rows without noise
+    void* partials;      // [batch, chunks], the workspace of that sum, null with one chunk
 } fd_reverse_step_args;
+
+// Scores `step.x_s`, which is read. No noise is drawn, and only `step.log_prob` is written.
+typedef struct {
+    fd_reverse_step_args step;
+    int64_t mean;  // 1: log_prob is divided by the elements
+} fd_step_log_prob_args;
 
 typedef struct {
     fd_launch launch;
@@ -212,6 +220,7 @@ typedef struct {
 FD_EXPORT int fd_randn(const fd_randn_args* args);
 FD_EXPORT int fd_q_sample(const fd_q_sample_args* args);
 FD_EXPORT int fd_reverse_step(const fd_reverse_step_args* args);
+FD_EXPORT int fd_step_log_prob(const fd_step_log_prob_args* args);
 FD_EXPORT int fd_q_posterior(const fd_q_posterior_args* args);
 FD_EXPORT int fd_reparameterize(const fd_reparameterize_args* args);
 FD_EXPORT int fd_noise_mse(const fd_noise_mse_args* args);

@@ -14,6 +14,7 @@ from .q_sample import q_sample
 from .randn import randn
 from .reparameterize import reparameterize, reparameterize_backward
 from .reverse_step import reverse_step
+from .step_log_prob import step_log_prob
 from .vlb_terms import vlb_terms, vlb_terms_backward
 
 LAUNCHERS = {
@@ -22,6 +23,7 @@ LAUNCHERS = {
         randn,
         q_sample,
         reverse_step,
+        step_log_prob,
         q_posterior,
         reparameterize,
         reparameterize_backward,

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SLOTS, broken_rule, reads, uses
+from . import log_prob
 from .common import by_sample, checked_index, compute_dtype, per_sample, store
 from .elementary import exp
 from .q_sample import regenerate
 
+_OF_SLOTS = slice(INDEX["s1.x"], INDEX[f"s{SLOTS}.z"] + 1)
 _Z = [INDEX[f"{output}.z"] for output in OUTPUTS]  # the columns that read the noise
 
 ROW_ERROR = (
@@ -35,7 +37,8 @@ class Row(NamedTuple):
     factor: Tensor | None  # [B, 1, …], its rescale
     renoised: Tensor | None  # [B, 1, …], where the combinations read the unconditional output
     divisor: Tensor | None  # [B, 1, …], the dynamic threshold
-    z_scale: Tensor | None  # exp(half log-variance), per element
+    half_logvar: Tensor | None  # half of the learned log-variance, per element
+    z_scale: Tensor | None  # its exponential
     unclipped: Tensor | None  # where x0 was not clipped
     valid: Tensor | None
 
@@ -54,9 +57,14 @@ class Row(NamedTuple):
         """
         total = torch.zeros_like(self.operands["x"])  # type: ignore[arg-type]
         for name, value in names:
-            if uses(self.mask, name) and value is not None:
-                k = self.coefficient(name)
-                total = torch.where(k != 0, total + k * value, total)
+            total = self.add(total, name, value)
+        return total
+
+    def add(self, total: Tensor, name: str, value: Tensor | None) -> Tensor:
+        """Returns total + coefficient·operand where the coefficient is not zero."""
+        if uses(self.mask, name) and value is not None:
+            k = self.coefficient(name)
+            total = torch.where(k != 0, total + k * value, total)
         return total
 
 
@@ -64,7 +72,8 @@ def reverse_step(step: Any) -> None:
     """Executes a row per sample; `step` is a checked fastdiff.ops.step.StepArguments."""
     table, slots, slots_out, input_out = step.table, step.slots, step.slots_out, step.input_out
     r = evaluate(step, ROW_ERROR)
-    x = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS])
+    mean = r.combine([(f"x.{o}", r.operands[o]) for o in OPERANDS[:-1]])
+    x = r.add(mean, "x.z", r.operands["z"])
     if r.valid is not None:
         x = torch.where(per_sample(r.valid, x), x, torch.nan)
     fresh = [
@@ -77,6 +86,13 @@ def reverse_step(step: Any) -> None:
         keep = slots[i] if slots is not None else slots_out[i]
         slots_out[i].copy_(torch.where(written, value, keep))
     step.out.copy_(x)
+    if step.log_prob_out is not None:
+        drawn = r.c[:, INDEX["x.z"]] != 0 if r.operands["z"] is not None else None
+        value = log_prob.of_samples(r, mean, step.out)
+        value = torch.zeros_like(value) if drawn is None else torch.where(drawn, value, 0.0)
+        if r.valid is not None:
+            value = torch.where(r.valid, value, torch.nan)
+        step.log_prob_out.copy_(value)
     if step.x0_out is not None:
         store(step.x0_out, r.operands["x0"])  # type: ignore[arg-type]
     if input_out is not None:
@@ -106,45 +122,60 @@ def _write_times(time_out: Tensor, table: Tensor, follow: Tensor, valid: Tensor 
     time_out.copy_(t.repeat(copies))
 
 
-def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> Row:
+def evaluate(
+    step: Any,
+    message: str | None = None,
+    *,
+    smooth: bool = False,
+    scored: bool = False,
+    where: str = "reverse_step",
+) -> Row:
     """Computes all operands of the row's combinations (kernels/README.md sections 4.1 to 4.5).
 
     With a `message` for rows outside the table, rows and operands are checked, on the CPU. With
     `smooth`, guidance of strength 1 and 0 has its derivative by the strength, instead of selecting.
+    With `scored`, the rows are those of `step_log_prob`: the columns of the slots count as zero, no
+    noise is drawn, and rows without noise are refused on the CPU and not valid elsewhere. `where`
+    is the op that errors name.
     """
     x_t, model_output, slots, guidance = step.x_t, step.model_output, step.slots, step.guidance
     table, gradient, used = step.table, step.gradient, step.used
     batch, compute = x_t.shape[0], compute_dtype(x_t)
     row, valid = checked_index(step.row, table.shape[0], message)
     wide = table.index_select(0, row)
+    if scored:
+        wide[:, _OF_SLOTS] = 0.0
     drawn = step.noise is not None or step.seed is not None
     # as in C++, rows of samples without elements are not looked at
     if message is not None and table.device.type == "cpu" and x_t.numel():
         broken = broken_rule(wide, len(table))
         if broken is not None:
             sentence = broken[1].format(row=f"{int(row[broken[0]])} of the table")
-            raise ValueError(f"fastdiff.reverse_step: {sentence}.")
+            raise ValueError(f"fastdiff.{where}: {sentence}.")
         for i in [] if used == -1 else (wide != 0).any(0).nonzero().flatten().tolist():
             if used >> i & 1:
                 continue
             raise ValueError(
-                "fastdiff.reverse_step: expected used with every column that the rows in use have,"
+                f"fastdiff.{where}: expected used with every column that the rows in use have,"
                 f" got a mask without {COLUMNS[i]}. Leave used out, or pass plan.used."
             )
         _check_operands(
+            where,
             wide,
             row,
             0 if slots is None else len(slots),
             output=model_output is not None,
             learned=model_output is not None and model_output.shape[1:] != x_t.shape[1:],
             gradient=gradient is not None,
-            noise=drawn,
+            noise=drawn or scored,
         )
+    if scored:
+        valid = log_prob.drawn(where, wide[:, INDEX["x.z"]].to(compute), row, valid, message)
     operands: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
     operands["x"] = x_t.to(compute)
     for i in _slots(slots):
         operands[f"s{i + 1}"] = slots[i]
-    r = Row(wide.to(compute), used, operands, None, None, None, None, None, None, valid)
+    r = Row(wide.to(compute), used, operands, *[None] * 7, valid)
     half = None
     if model_output is not None:
         out, half = split(model_output[:batch].to(compute), x_t)
@@ -190,11 +221,13 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
         renoised = (r.coefficient("out_uncond") != 0) & (r.strength != 1)
         operands["out"] = torch.where(renoised, uncond, operands["out"])  # type: ignore[arg-type]
         r = r._replace(renoised=renoised)
+    if half is not None and reads(used, "z") and uses(used, "noise_mode"):
+        lo, hi = r.coefficient("logvar_lo"), r.coefficient("logvar_hi")
+        r = r._replace(half_logvar=(lo + (hi - lo) * ((half + 1) * 0.5)) * 0.5)
     if reads(used, "z") and drawn:
         z = _noise(step, wide, None if message is None else "reverse_step").to(compute)
-        if half is not None and uses(used, "noise_mode"):
-            lo, hi = r.coefficient("logvar_lo"), r.coefficient("logvar_hi")
-            scale = exp((lo + (hi - lo) * ((half + 1) * 0.5)) * 0.5)
+        if r.half_logvar is not None:
+            scale = exp(r.half_logvar)
             scale = torch.where(r.coefficient("noise_mode") == 1, scale, 1.0)
             z = z * scale
             r = r._replace(z_scale=scale)
@@ -203,9 +236,11 @@ def evaluate(step: Any, message: str | None = None, *, smooth: bool = False) -> 
 
 
 def vjp(
-    r: Row, step: Any, g_x: Tensor, g_slots: Tensor | None
+    r: Row, step: Any, g_x: Tensor, g_slots: Tensor | None, g_half: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns the gradients to (x_t, model_output, slots), from those to next x and next slots.
+
+    `g_half` is one to the half log-variance, where it does not come from the noise.
 
     A sample's rescale factor and dynamic threshold count as constants; the op uses its formula
     where rows have them (fastdiff.ops.formulas).
@@ -232,12 +267,12 @@ def vjp(
             to_out = torch.where(r.renoised, 0.0, to_out)
         to_out = to_out + r.combine([("x0_out", to_x0)])
         to_half = torch.zeros_like(to_out)
-        if r.z_scale is not None:
-            # d exp(½ lo + ½ (hi - lo)(v + 1)/2) / dv = ¼ (hi - lo)·exp(…)
-            z = r.operands["z"]
+        if r.z_scale is not None:  # d exp(h)/dh = exp(h), which z has as a factor
+            g_half = to_operand("z") * r.operands["z"]  # type: ignore[operator]
+        if g_half is not None:
+            # d(½ lo + ½ (hi - lo)(v + 1)/2)/dv = ¼ (hi - lo)
             slope = (r.coefficient("logvar_hi") - r.coefficient("logvar_lo")) * 0.25
-            slope = torch.where(r.coefficient("noise_mode") == 1, slope, 0.0)
-            to_half = to_operand("z") * z * slope  # type: ignore[operator]
+            to_half = g_half * torch.where(r.coefficient("noise_mode") == 1, slope, 0.0)
         parts = [to_out]
         if r.factor is not None:
             parts = [to_out * r.factor]
@@ -264,6 +299,7 @@ def vjp(
 
 
 def _check_operands(
+    where: str,
     wide: Tensor,
     row: Tensor,
     slots: int,
@@ -294,7 +330,7 @@ def _check_operands(
         if not present and bool(needed.any()):
             at = int(needed.to(torch.int8).argmax())
             raise ValueError(
-                f"fastdiff.reverse_step: expected {name}, which row {int(row[at])} reads at index"
+                f"fastdiff.{where}: expected {name}, which row {int(row[at])} reads at index"
                 f" {at}, got none."
             )
 
