@@ -5,6 +5,7 @@
 
 #include "convert.h"
 #include "row.h"
+#include "sums.h"
 
 namespace fastdiff::FD_LEVEL {
 
@@ -85,6 +86,32 @@ static void step_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
 template <class C>
 static void mean_plain(const C* const* v, const Row<C>& r, int64_t n, C* to) {
     r.clip_mode ? step_plain<true, false>(v, r, n, to) : step_plain<false, false>(v, r, n, to);
+}
+
+// A plain row with noise, and the terms of its log-probability. Where they are of one sample, those with
+// equal i mod PARTIALS are added in order, as the sum of the sample would (sums.h), without a pass of their own.
+template <bool CLIP, class C>
+static void plain_scored(const C* const* v, const Row<C>& r, C inverse, int64_t n, bool one, C* to, C* terms) {
+    const C *x = v[X], *out = v[OUT], *z = v[Z];
+    const C from_x = r.x0.coefficient[0], from_out = r.x0.coefficient[1], bound = r.clip_bound;
+    const C* c = r.outputs[0].coefficient;
+    const C on_x = c[0], on_x0 = c[1], on_z = c[2];
+    auto term = [&](int64_t i) {
+        C x0 = ((C)0 + from_x * x[i]) + from_out * out[i];
+        if (CLIP) x0 = held(x0, bound);
+        const C mean = ((C)0 + on_x * x[i]) + on_x0 * x0, drawn = mean + on_z * z[i];
+        to[i] = drawn;
+        return log_prob_term(drawn - mean, inverse);
+    };
+    const int64_t first = one && n > PARTIALS ? PARTIALS : n;
+    FD_SIMD
+    for (int64_t i = 0; i < first; ++i) terms[i] = term(i);
+    int64_t row = first;
+    for (; row + PARTIALS <= n; row += PARTIALS) {
+        FD_SIMD
+        for (int64_t i = 0; i < PARTIALS; ++i) terms[i] += term(row + i);
+    }
+    for (int64_t i = row; i < n; ++i) terms[i - row] += term(i);
 }
 
 // z * exp(0.5*logvar), logvar interpolated between lo and hi by v in [-1, 1]

@@ -43,8 +43,14 @@ struct ReverseStep : StepInputs<C> {
         const int slots_out = a.slots_out ? (int)a.slots_out_count : 0;
         const C on_z = a.log_prob ? noise_coefficient(r) : 0;
         C* next = on_z != 0 ? s.score.mean : made[0];
+        bool scored = false;
         if (r.plain && !slots_out && !a.x0_out.data) {
-            on_z != 0 ? mean_plain(v, r, n, next) : step_plain(v, r, n, next);
+            // where x_s is stored as it is computed, the mean, the noise and the terms take one pass
+            scored = on_z != 0 && made[0] != s.fresh[0] && !r.scales_noise;
+            if (scored)
+                score_plain(t, v, r, inverse_deviation(on_z), made[0], s.score.terms);
+            else
+                on_z != 0 ? mean_plain(v, r, n, next) : step_plain(v, r, n, next);
         } else {
             this->predict(t, r, a.x0_out.data || r.reads[X0], v, s);
             for (int i = 0; i < slots_out; ++i) {
@@ -53,10 +59,10 @@ struct ReverseStep : StepInputs<C> {
             }
             combine(v, on_z != 0 ? mean_of(r) : r.outputs[0], n, next);
         }
-        if (on_z != 0) add_scaled(next, on_z, v[Z], n, made[0]);
+        if (on_z != 0 && !scored) add_scaled(next, on_z, v[Z], n, made[0]);
 
         save(a.x_s, first, n, made[0]);
-        if (on_z != 0) score(*this, t, r, on_z, s.score);
+        if (on_z != 0 && !scored) score(*this, t, r, on_z, s.score);
         for (int i = 0; i < slots_out; ++i) {
             C* to = (C*)a.slots_out + this->slot(i) + first;
             if (made[1 + i])
@@ -71,6 +77,16 @@ struct ReverseStep : StepInputs<C> {
             for (int64_t copy = 0; copy < a.input_copies; ++copy)
                 save(a.input_out, copy * a.launch.batch * a.launch.elements + first, n, scaled);
         }
+    }
+
+    void score_plain(const Tile& t, const C* const* v, const Row<C>& r, C inverse, C* to, C* terms) const {
+        const bool one = t.samples() == 1;
+        if (r.clip_mode)
+            plain_scored<true>(v, r, inverse, t.n(), one, to, terms);
+        else
+            plain_scored<false>(v, r, inverse, t.n(), one, to, terms);
+        const Tile left = {t.b0, t.b1, t.e0, one && t.elements > PARTIALS ? PARTIALS : t.elements};
+        sum_tile(a.launch, left, terms, a.log_prob, a.partials, LogProb<C>{a});
     }
 
     // The step of a sample's noise; meaningless for rows that draw none.
