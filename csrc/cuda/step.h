@@ -1,6 +1,6 @@
-// The start of a row: its decoded columns, the network's output after guidance, rescale and gradient,
-// and x0 before its clip. Shared by reverse_step and its prepasses, which need these values of a whole
-// sample first.
+// The operands of a row: its decoded columns, the network's output after guidance, rescale and gradient,
+// x0 and the slots, and their combinations. Shared by reverse_step, its prepasses, which need some of them
+// of a whole sample first, and step_log_prob.
 //
 // A missing operand is treated as one that no column reads: null pointers are never dereferenced.
 #pragma once
@@ -135,6 +135,90 @@ struct StepInputs {
             FD_UNROLL
             for (int i = 0; i < 4; ++i) x0[i] = x0[i] + by_out * out[i];
         }
+    }
+
+    template <class P>
+    static FD_MEMBER P slot(P slots, int i, int64_t all) {
+        return (P)((const C*)slots + i * all);
+    }
+
+    // x, the slots and the output, of which the outputs read `reads`; `kept`: slots that are read too
+    template <class R>
+    FD_MEMBER void read(const Spot& p, const R& r, unsigned reads, bool wants_x0, unsigned kept, C (&v)[OPERANDS][4]) const {
+        const Span at = span(p);
+        if ((reads >> X & 1) || (wants_x0 && r[X0_X] != 0)) load<PLAIN>(a.x_t, at, v[X]);
+        FD_UNROLL
+        for (int i = 0; i < SLOTS; ++i)
+            if (((reads | kept) >> (S1 + i) & 1))
+                load_as<C>(slot(a.slots, i, a.launch.batch * a.launch.elements), at, v[S1 + i]);
+        if ((reads >> OUT & 1) || (wants_x0 && x0_reads_output(r))) output(p, r, v[OUT]);
+    }
+
+    // x0 where it is wanted, and then the output that the combinations read
+    template <class R>
+    FD_MEMBER void predict(const Spot& p, const R& r, unsigned reads, bool wants_x0, C (&v)[OPERANDS][4]) const {
+        if (wants_x0) {
+            free_x0(r, v[X], v[OUT], v[X0]);
+            clip(p.b, r, v[X0]);
+        }
+        if ((reads >> OUT & 1) && a.guidance && r[OUT_UNCOND] != 0 && strength(p.b, r) != 1)
+            part(p, a.launch.batch + p.b, 0, v[OUT]);
+    }
+
+    template <class R>
+    FD_MEMBER void clip(int64_t b, const R& r, C (&x0)[4]) const {
+        const bool dynamic = r[CLIP_MODE] == 2 && a.threshold;
+        if (r[CLIP_MODE] != 1 && !dynamic) return;
+        const C bound = dynamic ? ((const C*)a.threshold)[b] : r[CLIP_BOUND];
+        FD_UNROLL
+        for (int i = 0; i < 4; ++i) x0[i] = held(x0[i], bound);
+        if (!dynamic) return;
+        FD_UNROLL
+        for (int i = 0; i < 4; ++i) x0[i] = x0[i] / bound;
+    }
+
+    // Whether the row's noise has a learned variance, the logarithm of which the output has.
+    template <class R>
+    FD_MEMBER bool scales_noise(const R& r) const {
+        return r[NOISE_MODE] == 1 && (given >> OUT & 1) && a.output_elements != a.launch.elements;
+    }
+
+    template <class R>
+    FD_MEMBER void half_logvar(const Spot& p, const R& r, C (&h)[4]) const {
+        const C lo = r[LOGVAR_LO], hi = r[LOGVAR_HI];
+        part(p, p.b, 1, h);
+        FD_UNROLL
+        for (int i = 0; i < 4; ++i) h[i] = (C)0.5 * interpolated(lo, hi, h[i]);
+    }
+
+    // c·v over those of `operands` that the output reads, in column order, every product and sum rounded
+    template <class R>
+    FD_MEMBER void combine(const R& r, int output, const C (&v)[OPERANDS][4], C (&to)[4], unsigned operands = ~0u) const {
+        operands &= r.operands(output);
+        FD_UNROLL
+        for (int i = 0; i < 4; ++i) to[i] = r.start();
+        FD_UNROLL
+        for (int k = 0; k < OPERANDS; ++k) {
+            if (!(operands >> k & 1)) continue;
+            const C c = r[FIRST_COEFFICIENT + output * OPERANDS + k];
+            FD_UNROLL
+            for (int i = 0; i < 4; ++i) to[i] = to[i] + c * v[k][i];
+        }
+    }
+};
+
+// How a step's elements are divided among threads.
+struct StepLayout {
+    int64_t compute;
+    Tiling t;
+    bool plain;
+
+    explicit StepLayout(const fd_reverse_step_args& a) : compute(a.x_t.type == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32) {
+        const Arrays arrays = Arrays(a.launch)
+                                  .add(a.x_t).add(a.x_s).add(a.model_output).add(a.noise).add(a.gradient).add(a.x0_out)
+                                  .add(a.input_out).add(a.slots, compute).add(a.slots_out, compute);
+        t = tiling(a.launch, arrays.vector);
+        plain = arrays.plain;
     }
 };
 

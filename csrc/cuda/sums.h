@@ -24,22 +24,23 @@ FD_HD void fold(C* part, int lane, int width, int k) {
 // The result of a sample's sum: the sum, or for a mean weight * (sum / elements).
 template <class C>
 struct Finish {
-    C* out;           // [batch]
-    const C* weight;  // [batch] or null: 1
-    int64_t mean_of;  // 0: not a mean
+    void* out;           // C [batch]
+    const void* weight;  // C [batch] or null: 1
+    int64_t mean_of;     // 0: not a mean
 
     FD_MEMBER void write(int64_t b, double sum) const {
-        if (mean_of) sum = (weight ? (double)weight[b] : 1.0) * (sum / (double)mean_of);
-        out[b] = (C)sum;
+        if (mean_of) sum = (weight ? (double)((const C*)weight)[b] : 1.0) * (sum / (double)mean_of);
+        ((C*)out)[b] = (C)sum;
     }
 };
 
-// Terms: C operator()(const Spot&) const, the sum of a thread's terms.
-template <class C, class Terms, bool LONG>
+// Terms: C operator()(const Spot&) const, the sum of a thread's terms. End: void write(b, sum) const, which
+// makes a result of a sample's sum.
+template <class C, class Terms, class End, bool LONG>
 struct Sum {
     Terms terms;
     Tiling t;
-    Finish<C> finish;
+    End finish;
     C* workspace;  // [batch, chunks], null with one chunk
 
     struct Shared {
@@ -66,11 +67,11 @@ struct Sum {
 };
 
 // The second pass: one thread per sample.
-template <class C>
+template <class C, class End>
 struct SumChunks {
     const C* workspace;
     int64_t batch, chunks;
-    Finish<C> finish;
+    End finish;
 
     using Shared = None;
     enum { PHASES = 1, THREADS = 32 };
@@ -88,34 +89,39 @@ struct SumChunks {
     }
 };
 
-template <class C, class Terms, bool LONG>
-int sum_with(int op, const fd_launch& l, const Terms& terms, const Tiling& t, const Finish<C>& finish, void* workspace) {
+template <class C, bool LONG, class Terms, class End>
+int sum_with(int op, const fd_launch& l, const Terms& terms, const Tiling& t, const End& finish, void* workspace) {
     const int64_t chunks = grid(t).chunks;
     if (chunks > 1 && !workspace && l.batch > 0)
         return fail(FD_VALUE_ERROR, "expected a workspace for samples of %lld chunks, got none.", (long long)chunks);
     C* partial = chunks > 1 ? (C*)workspace : nullptr;
-    if (int status = launch(op, l, grid(t), Sum<C, Terms, LONG>{terms, t, finish, partial})) return status;
+    if (int status = launch(op, l, grid(t), Sum<C, Terms, End, LONG>{terms, t, finish, partial})) return status;
     if (!partial) return FD_OK;
-    const SumChunks<C> second = {partial, l.batch, chunks, finish};
+    const SumChunks<C, End> second = {partial, l.batch, chunks, finish};
     return launch(FD_SUM_CHUNKS, l, {(l.batch + second.THREADS - 1) / second.THREADS, 1, second.THREADS}, second);
 }
 
-// out[b] = the sum of Terms<C, PLAIN>{args, tiling} over sample b.
+// End<C>{end…} makes a result of the sum of Terms<C, PLAIN>{args, tiling} over each sample.
+template <template <class, bool> class Terms, template <class> class End, class Args, class... Ends>
+int sum_terms(int op, const fd_launch& l, int64_t type, const Tiling& t, bool plain, void* workspace, const Args& a, Ends... end) {
+    if (type == FD_FLOAT64) {
+        const End<double> finish = {end...};
+        const Terms<double, false> terms = {a, t};
+        return t.is_long() ? sum_with<double, true>(op, l, terms, t, finish, workspace)
+                           : sum_with<double, false>(op, l, terms, t, finish, workspace);
+    }
+    const End<float> finish = {end...};
+    const Terms<float, false> terms = {a, t};
+    if (!t.is_long()) return sum_with<float, false>(op, l, terms, t, finish, workspace);
+    if (plain) return sum_with<float, true>(op, l, Terms<float, true>{a, t}, t, finish, workspace);
+    return sum_with<float, true>(op, l, terms, t, finish, workspace);
+}
+
+// out[b] = that sum, or for a mean weight * (sum / mean_of).
 template <template <class, bool> class Terms, class Args>
 int sum_elements(int op, const Args& a, int64_t type, const Tiling& t, bool plain, void* out, void* workspace,
                  const void* weight = nullptr, int64_t mean_of = 0) {
-    const fd_launch& l = a.launch;
-    if (type == FD_FLOAT64) {
-        const Finish<double> finish = {(double*)out, (const double*)weight, mean_of};
-        const Terms<double, false> terms = {a, t};
-        return t.is_long() ? sum_with<double, Terms<double, false>, true>(op, l, terms, t, finish, workspace)
-                           : sum_with<double, Terms<double, false>, false>(op, l, terms, t, finish, workspace);
-    }
-    const Finish<float> finish = {(float*)out, (const float*)weight, mean_of};
-    const Terms<float, false> terms = {a, t};
-    if (!t.is_long()) return sum_with<float, Terms<float, false>, false>(op, l, terms, t, finish, workspace);
-    if (plain) return sum_with<float, Terms<float, true>, true>(op, l, {a, t}, t, finish, workspace);
-    return sum_with<float, Terms<float, false>, true>(op, l, terms, t, finish, workspace);
+    return sum_terms<Terms, Finish>(op, a.launch, type, t, plain, workspace, a, out, weight, mean_of);
 }
 
 // A thread's terms, added in order.

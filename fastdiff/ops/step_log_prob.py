@@ -170,5 +170,11 @@ def step_log_prob(
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*flat)
-        _into(*flat, out, workspace)
+        written = [out] if workspace is None else [out, workspace]
+        if common.unobserved(*(v for v in inputs if v is not None), *written):
+            _launch_out(*flat, out, workspace)  # the dispatcher costs more than a small sample
+            if not out.is_inference():
+                torch.autograd.graph.increment_version(written)
+        else:
+            _into(*flat, out, workspace)
         return out
