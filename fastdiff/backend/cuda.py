@@ -17,7 +17,10 @@ from . import library as native
 from .abi import COUNTED, PACKERS, Pack, device_of, packers
 
 _errors: dict[torch.device, Tensor] = {}
-_INDEX = {"reverse_step": "row inside the table"}
+_INDEX = {
+    "reverse_step": "row inside the table",
+    "step_log_prob": "row among the table's rows with noise",
+}
 
 
 def _launcher(name: str, op: str, pack: Callable[..., bytes]) -> Callable[..., None]:

@@ -118,13 +118,20 @@ def term(total, c, value, COLUMN: tl.constexpr, USES: tl.constexpr):
 
 
 @triton.jit
-def combination(zero, output: tl.constexpr, outputs, operands, USES: tl.constexpr):
+def combination(
+    zero,
+    output: tl.constexpr,
+    outputs,
+    operands,
+    USES: tl.constexpr,
+    COUNT: tl.constexpr = OPERANDS,
+):
     """The combination of an output, of operands with the coefficients outputs[output].
 
-    An operand that no column uses is ignored.
+    COUNT: it has the first of them only. An operand that no column uses is ignored.
     """
     total = zero
-    for operand in tl.static_range(OPERANDS):
+    for operand in tl.static_range(COUNT):
         total = term(
             total,
             outputs[output][operand],

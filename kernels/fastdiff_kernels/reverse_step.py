@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from .combine import (
+    FIRST,
     OUT,
     S1,
     X0,
@@ -37,7 +38,9 @@ from .combine import (
     writes,
 )
 from .elementary import divided, exponential
+from .log_prob import log_prob_of, log_prob_term
 from .noise import normals, stream_identity
+from .sums import CHUNK, row_sum
 from .tiling import at, samples, share, tile
 
 COLUMNS = tl.constexpr(57)
@@ -278,6 +281,8 @@ def network_time(table, following, known, WHOLE: tl.constexpr):
         "threshold",
         "row_out",
         "time_out",
+        "log_prob",
+        "partials",
         "errors",
     ],
 )
@@ -300,6 +305,8 @@ def reverse_step_kernel(
     input_out,
     row_out,
     time_out,
+    log_prob,
+    partials,
     errors,
     seed_lo,
     seed_hi,
@@ -317,19 +324,28 @@ def reverse_step_kernel(
     COPY: tl.constexpr,
     COPIES: tl.constexpr,
     TIMES: tl.constexpr,
+    MEAN: tl.constexpr,
+    SCORED: tl.constexpr,
 ):
     """One row of a plan for the samples of a tile.
 
     USES: column mask. WIDTH: model output elements per state element (1 or 2). COPY: how many slots
     are copied to separate memory. COPIES, TIMES: how many times the network's next input
-    and its next time are written.
+    and its next time are written. SCORED: x_s is read and only its log-probability is written;
+    USES then has no column of the noise. MEAN: it is divided by the elements.
     """
     COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
     b, live = samples(batch, S)
     index = tl.load(row + b, mask=live, other=0)
     valid = live & (index >= 0) & (index < table_rows)
-    tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
     rows = table + tl.where(valid, index, 0) * COLUMNS
+    if log_prob is not None:
+        deviation = entry(rows, FIRST + Z, valid, COMPUTE)
+        if SCORED:
+            valid = valid & ((deviation != 0.0) | (size == 0))
+        deviation = tl.where(deviation != 0.0, tl.abs(deviation.to(tl.float64)), 1.0)
+        inverse = (1.0 / deviation).to(COMPUTE)
+    tl.store(errors + b * 0, ERROR, mask=live & (valid == 0))
 
     # the start of every combination; also used for operands that no column reads
     zero = tl.where(valid, 0.0, float("nan")).to(COMPUTE)
@@ -344,6 +360,9 @@ def reverse_step_kernel(
     wants_x = set_where(reads(X, outputs, valid, USES), from_x, X0_X, USES)
     wants_out = set_where(reads(OUT, outputs, valid, USES), from_out, X0_OUT, USES)
     wants_z = reads(Z, outputs, valid, USES)
+    wants_v = wants_z
+    if SCORED:
+        wants_v = valid
     strength = guidance_of(guidance, rescale, rows, b, live, valid, USES, COMPUTE)
     if used(USES, OUT_UNCOND):
         if guidance is not None:
@@ -353,10 +372,11 @@ def reverse_step_kernel(
         if noise is None:
             k0, k1, sample_id = stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live)
             step = tl.load(rows + NOISE_INDEX, mask=valid, other=0.0).to(tl.int64)
-        if used(USES, NOISE_MODE):
-            learned = entry(rows, NOISE_MODE, valid, COMPUTE) == 1.0
-            lo = entry(rows, LOGVAR_LO, valid, COMPUTE)
-            hi = entry(rows, LOGVAR_HI, valid, COMPUTE)
+    learned = valid & False
+    if used(USES, NOISE_MODE):
+        learned = entry(rows, NOISE_MODE, valid, COMPUTE) == 1.0
+        lo = entry(rows, LOGVAR_LO, valid, COMPUTE)
+        hi = entry(rows, LOGVAR_HI, valid, COMPUTE)
     if used(USES, CLIP_MODE):
         mode = entry(rows, CLIP_MODE, valid, COMPUTE)
         bound = tl.where(mode == 1.0, entry(rows, CLIP_BOUND, valid, COMPUTE), float("inf"))
@@ -400,6 +420,14 @@ def reverse_step_kernel(
                 WIDTH,
                 COMPUTE,
             )
+        half = zero
+        if used(USES, NOISE_MODE):
+            v = tl.load(
+                at(model_output + size, b, size, first, e, WIDTH),
+                mask=inside & wants_v & learned,
+                other=0.0,
+            )
+            half = 0.5 * (lo + (hi - lo) * ((v.to(COMPUTE) + 1.0) * 0.5))
         z = zero
         if operand_used(USES, Z):
             if noise is None:
@@ -409,13 +437,7 @@ def reverse_step_kernel(
                     COMPUTE
                 )
             if used(USES, NOISE_MODE):
-                v = tl.load(
-                    at(model_output + size, b, size, first, e, WIDTH),
-                    mask=inside & wants_z & learned,
-                    other=0.0,
-                )
-                logvar = lo + (hi - lo) * ((v.to(COMPUTE) + 1.0) * 0.5)
-                z = tl.where(learned, z * exponential(0.5 * logvar), z)
+                z = tl.where(learned, z * exponential(half), z)
 
         x0 = zero
         if operand_used(USES, X0) or x0_out is not None:
@@ -434,7 +456,23 @@ def reverse_step_kernel(
                 )
                 out = tl.where(renoised, u.to(COMPUTE), out)
         operands = (x, x0, out, s1, s2, s3, s4, z)
-        x_next = combination(zero, 0, outputs, operands, USES)
+        # the noise is the last operand, so x_next rounds as it does in one combination
+        mean = combination(zero, 0, outputs, operands, USES, Z)
+        x_next = term(mean, outputs[0][Z], z, FIRST + Z, USES)
+        if log_prob is not None:
+            if SCORED:
+                stored = tl.load(at(x_s, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
+            else:
+                stored = x_next.to(x_s.dtype.element_ty).to(COMPUTE)
+            terms = log_prob_term(stored, mean, inverse, half, learned, used(USES, NOISE_MODE))
+            total = row_sum(terms, inside, S, E)
+            if partials is None:
+                value = log_prob_of(
+                    total, table, row, b, live, table_rows, size, COMPUTE, MEAN, SCORED
+                )
+                tl.store(log_prob + b, value.to(COMPUTE), mask=live)
+            else:
+                tl.store(partials + b * ((size - 1) // CHUNK + 1) + chunk, total, mask=live)
         n1, stored1 = new_slot(zero, 0, outputs, operands, valid, USES, COPY)
         n2, stored2 = new_slot(zero, 1, outputs, operands, valid, USES, COPY)
         n3, stored3 = new_slot(zero, 2, outputs, operands, valid, USES, COPY)
@@ -443,7 +481,8 @@ def reverse_step_kernel(
         # outputs may be the inputs' memory, and another thread may have loaded a value; other
         # chunks are other memory, in this program as in others
         tl.debug_barrier()
-        tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
+        if not SCORED:
+            tl.store(at(x_s, b, size, first, e), x_next.to(x_s.dtype.element_ty), mask=inside)
         store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
         store_slot(slots_out, 1, n2, stored2, b, batch, size, first, e, inside, USES, COPY)
         store_slot(slots_out, 2, n3, stored3, b, batch, size, first, e, inside, USES, COPY)

@@ -10,6 +10,8 @@ so the tree is explicit: neighbours are added until one value is left.
 import triton
 import triton.language as tl
 
+from .log_prob import log_prob_of
+
 CHUNK = tl.constexpr(1024)
 
 
@@ -51,22 +53,27 @@ def store_sum(out, workspace, weight, total, b, chunk, live, size, MEAN: tl.cons
 
 
 @triton.jit(
-    do_not_specialize=["batch"],
-    do_not_specialize_on_alignment=["out", "workspace", "weight"],
+    do_not_specialize=["batch", "table_rows"],
+    do_not_specialize_on_alignment=["out", "workspace", "weight", "table", "row"],
 )
 def sum_chunks_kernel(
     out,
     workspace,
     weight,
+    table,
+    row,
     batch,
     size,
+    table_rows,
     S: tl.constexpr,
     FLIGHT: tl.constexpr,
     MEAN: tl.constexpr,
+    SCORED: tl.constexpr,
 ):
     """Adds each sample's partial sums in order, in float64.
 
-    FLIGHT of them are loaded at once, so that only the additions wait for each other.
+    FLIGHT of them are loaded at once, so that only the additions wait for each other. With a table
+    and the samples' rows in it, the sums are of a log-probability's terms.
     """
     b = tl.program_id(0).to(tl.int64) * S + tl.arange(0, S)
     live = b < batch
@@ -84,6 +91,9 @@ def sum_chunks_kernel(
             total += parts[i].to(tl.float64)  # a missing one adds +0, which changes no bit
         begin += FLIGHT
         at += FLIGHT
-    if MEAN:
+    COMPUTE: tl.constexpr = tl.float64 if out.dtype.element_ty == tl.float64 else tl.float32
+    if table is not None:
+        total = log_prob_of(total, table, row, b, live, table_rows, size, COMPUTE, MEAN, SCORED)
+    elif MEAN:
         total = mean_of(total, weight, b, live, size)
-    tl.store(out + b, total.to(out.dtype.element_ty), mask=live)
+    tl.store(out + b, total.to(COMPUTE), mask=live)

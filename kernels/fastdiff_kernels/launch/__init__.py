@@ -29,6 +29,8 @@ from .step import (
     reverse_step_prepass_calls,
     reverse_step_rescale_call,
     reverse_step_threshold_call,
+    step_log_prob,
+    step_log_prob_call,
 )
 from .sums import (
     discretized_gaussian_nll,
@@ -98,6 +100,8 @@ __all__ = [
     "reverse_step_rescale_call",
     "reverse_step_threshold_call",
     "run",
+    "step_log_prob",
+    "step_log_prob_call",
     "sum_chunks_call",
     "tile_shape",
     "vlb_terms",

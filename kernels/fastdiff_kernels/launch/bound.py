@@ -16,7 +16,9 @@ from .compiled import Variant, triton_driver, undisturbed
 from .step import reverse_step_calls
 
 _MOST_FORMS = 64  # of a bound step
-_IN_KERNELS = {"out": "x_s", "seed": "seeds"}  # the kernels' names of a step's arguments
+# the kernels' names of a step's arguments, and those of the second pass of a sum
+_IN_KERNELS = {"out": "x_s", "seed": "seeds", "log_prob_out": "log_prob"}
+_IN_SUMS = _IN_KERNELS | {"log_prob_out": "out"}
 
 
 class _Launch(NamedTuple):
@@ -128,8 +130,9 @@ class _BoundStep:
         values = [call.arguments[name] for name in names]
         place = {name: i for i, name in enumerate(names) if values[i] is not None}
         addresses, seeds = [], []
+        theirs = _IN_SUMS if call.op == "sum_chunks" else _IN_KERNELS
         for which, name in enumerate(self._names):
-            at = place.get(_IN_KERNELS.get(name, name))
+            at = place.get(theirs.get(name, name))
             if at is not None:
                 addresses.append((at, which))
         if "seed_lo" in place:

@@ -23,6 +23,7 @@ _INDEX = {
     "reverse_step": "row inside the table",
     "q_posterior": "t inside alphas_cumprod",
     "vlb_terms": "t inside the table",
+    "step_log_prob": "row among the table's rows with noise",
 }
 ERRORS = {op: number for number, op in enumerate(_INDEX, 1)}
 """What a kernel writes to the error word when an index is outside its table."""

@@ -1,4 +1,6 @@
-"""Launches reverse_step: the kernel's variant, and the prepasses that the table's rows need."""
+"""Launches reverse_step and step_log_prob: the kernel's variant, the prepasses that the table's
+rows need, and the second pass of a log-probability's sum.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .common import ERRORS, Call, error_word, extent, noise_arguments, options, run, tiled
+from .sums import sum_chunks_call
 
 # Bit masks of columns of the table (kernels/README.md section 4): those outside the combinations
 # that decide on the kernel's variant, and all columns before the coefficients.
@@ -25,6 +28,25 @@ _BLOCK, _PER_WARP = 4096, 256
 # allocates it, and thereby chooses how many parts there are.
 PART_WORDS, SAMPLE_WORDS = 257, 4
 _MOST_PARTS = 64
+_SCORED = (
+    "x_s",
+    "x_t",
+    "model_output",
+    "table",
+    "row",
+    "slots",
+    "guidance",
+    "gradient",
+    "rescale",
+    "threshold",
+    "log_prob",
+    "partials",
+    "errors",
+    "table_rows",
+    "USES",
+    "WIDTH",
+)
+"""The arguments of reverse_step's kernel that step_log_prob's has too."""
 
 
 def reverse_step(step: Any) -> None:
@@ -39,7 +61,41 @@ def reverse_step(step: Any) -> None:
 def reverse_step_calls(step: Any) -> list[Call]:
     """Returns the calls of a step in order: the prepasses that its rows may need, and the step."""
     call = reverse_step_call(step)
-    return [*reverse_step_prepass_calls(call, step.workspace), call]
+    return [*reverse_step_prepass_calls(call, step.prepass_workspace), call, *_sums(step, call)]
+
+
+def step_log_prob(step: Any, mean: bool) -> None:
+    """Launches the kernels; `step` is a checked StepArguments, with x_s in place of `out`."""
+    call = step_log_prob_call(step, mean)
+    calls = [*reverse_step_prepass_calls(call, step.prepass_workspace), call]
+    for each in [*calls, *_sums(step, call)]:
+        run(each, step.out)
+
+
+def step_log_prob_call(step: Any, mean: bool) -> Call:
+    """Returns the main kernel's call."""
+    arguments = _named(reverse_step_call(step, scored=True), *_SCORED)
+    arguments |= {"ERROR": ERRORS["step_log_prob"], "MEAN": mean}
+    return tiled("step_log_prob", step.out, arguments, whole_chunks=True)
+
+
+def _sums(step: Any, call: Call) -> list[Call]:
+    """Returns the call that adds the partial sums of a log-probability, where there are some."""
+    partials = call.arguments["partials"]
+    if partials is None:
+        return []
+    size, mean, scored = call.arguments["size"], call.arguments["MEAN"], call.op == "step_log_prob"
+    return [
+        sum_chunks_call(
+            step.log_prob_out,
+            partials,
+            size,
+            mean=mean,
+            table=step.table,
+            row=step.row,
+            scored=scored,
+        )
+    ]
 
 
 def reverse_step_prepass_calls(call: Call, workspace: Tensor | None) -> list[Call]:
@@ -56,8 +112,8 @@ def reverse_step_prepass_calls(call: Call, workspace: Tensor | None) -> list[Cal
     return calls
 
 
-def reverse_step_call(step: Any) -> Call:
-    """Returns the main kernel's call.
+def reverse_step_call(step: Any, scored: bool = False) -> Call:
+    """Returns the main kernel's call; `scored`: with what step_log_prob's kernel takes of it.
 
     Operands that no column reads become None, and columns of absent operands leave the mask, so
     that equal work compiles one variant.
@@ -80,6 +136,7 @@ def reverse_step_call(step: Any) -> Call:
         step.x0_out is not None,
         width,
         guidance is not None,
+        scored,
     )
     generated = reads_z and noise is None
     copied = (
@@ -104,6 +161,8 @@ def reverse_step_call(step: Any) -> Call:
         "input_out": step.input_out,
         "row_out": step.row_out,
         "time_out": step.time_out,
+        "log_prob": step.log_prob_out,
+        "partials": step.partials,
         "table_rows": len(step.table),
         "ERROR": ERRORS["reverse_step"],
         "USES": uses,
@@ -111,11 +170,14 @@ def reverse_step_call(step: Any) -> Call:
         "COPY": stored if copied else 0,
         "COPIES": 1 if step.input_out is None or not batch else len(step.input_out) // batch,
         "TIMES": 1 if step.time_out is None or not batch else len(step.time_out) // batch,
+        "MEAN": False,
+        "SCORED": False,
     }
     arguments |= noise_arguments(
         generated, step.seed_number, step.seeds, step.sample_ids, step.stream
     )
-    return tiled("reverse_step", x_s, arguments, step.fast and generated)
+    whole_chunks = step.log_prob_out is not None
+    return tiled("reverse_step", x_s, arguments, step.fast and generated, whole_chunks)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -129,13 +191,14 @@ def _needed(
     x0_out: bool,
     width: int,
     guided: bool,
+    scored: bool,
 ) -> tuple[int, bool, bool, bool]:
     """Returns the mask that decides on the variant, and whether it reads output, noise and slots.
 
     `uses` is the table's mask. The others say which operands there are: `output` the network's
     with `width` elements for an element of the state, `memory` slots to read and `stored` to write,
     `draws` noise or a seed, `gradient`, `x0_out` an output for the prediction of x0, and whether
-    the network's output has both halves, `guided`.
+    the network's output has both halves, `guided`. `scored`: the noise was drawn before.
     """
     present = [True, True, output, *(i < memory for i in range(4)), draws]
     uses &= (
@@ -151,7 +214,7 @@ def _needed(
     reads_out = bool(uses & (_reads(2) | X0_OUT))
     if not (gradient and reads_out):
         uses &= ~OUT_GRAD
-    if width == 1 or not reads_z:
+    if width == 1 or not (reads_z or scored):
         uses &= ~NOISE_MODE
     if not (guided and uses & _reads(2)):
         uses &= ~OUT_UNCOND

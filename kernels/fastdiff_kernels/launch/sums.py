@@ -261,7 +261,15 @@ def vlb_terms_backward_call(
 
 
 def sum_chunks_call(
-    out: Tensor, workspace: Tensor, size: int, weight: Tensor | None = None, mean: bool = False
+    out: Tensor,
+    workspace: Tensor,
+    size: int,
+    weight: Tensor | None = None,
+    mean: bool = False,
+    *,
+    table: Tensor | None = None,
+    row: Tensor | None = None,
+    scored: bool = False,
 ) -> Call:
     several = -(-size // TILE) > _FLIGHT
     samples = 1 if several else _SAMPLES
@@ -269,11 +277,15 @@ def sum_chunks_call(
         "out": out,
         "workspace": workspace,
         "weight": weight,
+        "table": table,
+        "row": row,
         "batch": len(out),
         "size": size,
+        "table_rows": 0 if table is None else len(table),
         "S": samples,
         "FLIGHT": _LONG_FLIGHT if several else _FLIGHT,
         "MEAN": mean,
+        "SCORED": scored,
     }
     return Call("sum_chunks", "sums", (-(-len(out) // samples), 1, 1), arguments, options(warps=1))
 
