@@ -63,6 +63,9 @@ struct ReverseStep : StepInputs<C> {
 
         save(a.x_s, first, n, made[0]);
         if (on_z != 0 && !scored) score(*this, t, r, on_z, s.score);
+        // of longer samples the second pass writes it
+        if (a.log_prob && on_z == 0 && a.launch.elements <= FD_CHUNK)
+            memset((C*)a.log_prob + t.b0, 0, t.samples() * sizeof(C));
         for (int i = 0; i < slots_out; ++i) {
             C* to = (C*)a.slots_out + this->slot(i) + first;
             if (made[1 + i])

@@ -11,6 +11,7 @@ from ops.cases import truth
 from tolerances import SUM, VLB_SUM
 
 from fastdiff import Schedule, ops, reference
+from fastdiff.table import COLUMNS, INDEX
 from fastdiff.theory.likelihood import vlb_table
 
 SHAPES = [(1, 1), (3, 5), (7,), (0, 3), (3, 0), (2, 3, 7), (2, 4, 33, 33), (300, 2), (2, 1, 1024)]
@@ -74,6 +75,41 @@ def vlb_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Te
     }
 
 
+def score_table(*, learned: bool) -> np.ndarray:
+    """Returns rows with noise of both signs, clipped or not, with learned variance or not."""
+    table = np.zeros((4, len(COLUMNS)))
+    columns = {
+        "network": [1, 1, 1, 1],
+        "x0_x": [1.1, 1.4, 1.0, 2.0],
+        "x0_out": [-0.4, -1.0, 0.0, -0.7],
+        "clip_mode": [0, 1, 0, 1],
+        "clip_bound": [0, 1, 0, 1.5],
+        "noise_mode": [0, learned, learned, 0],
+        "logvar_lo": [0, -2.0, -1.5, 0],
+        "logvar_hi": [0, -1.0, 0.5, 0],
+        "next": [1, 2, 3, 3],
+        "x.x": [0.9, 0.0, 0.5, 0.2],
+        "x.x0": [0.1, 0.9, 0.5, 0.7],
+        "x.out": [0.0, 0.3, 0.0, -0.4],
+        "x.z": [0.4, -0.5, 1.3, 0.6],
+    }
+    for name, values in columns.items():
+        table[:, INDEX[name]] = values
+    return table
+
+
+def score_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    learned = len(shape) > 1 and shape[1] % 2 == 0 and shape[1] > 0
+    twice = (shape[0], 2 * shape[1], *shape[2:]) if learned else shape
+    return {
+        "x_t": normal(shape, dtype, 0),
+        "model_output": normal(twice, dtype, 1, 0.7),
+        "x_s": normal(shape, dtype, 2),
+        "table": torch.tensor(score_table(learned=learned)),
+        "row": torch.arange(shape[0]) % 4,
+    }
+
+
 OPS = {
     "gaussian_kl": Op(
         ops.gaussian_kl, reference.gaussian_kl, kl_inputs, ("mean1", "logvar1", "mean2", "logvar2")
@@ -91,6 +127,9 @@ OPS = {
         ("mean", "log_scale"),
     ),
     "vlb_terms": Op(ops.vlb_terms, reference.vlb_terms, vlb_inputs, ("model_output",)),
+    "step_log_prob": Op(
+        ops.step_log_prob, reference.step_log_prob, score_inputs, ("x_t", "model_output", "x_s")
+    ),
     "noise_mse": Op(
         lambda prediction, weight, **k: ops.noise_mse(
             prediction, weight=weight, seed=2**63 + 9, step=3, **k
@@ -116,7 +155,7 @@ def check(op: Op, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         and got.shape == shape[:1]
     )
-    limit = (VLB_SUM if "table" in inputs else SUM)[
+    limit = (VLB_SUM if "x0" in inputs and "table" in inputs else SUM)[
         "float64" if dtype == torch.float64 else "float32"
     ]
     np.testing.assert_allclose(got.numpy(), expected, rtol=limit, atol=limit)

@@ -271,6 +271,7 @@ def test_sums_of_no_samples_of_any_length(n: int, backend: str) -> None:
         ops.discretized_gaussian_nll(x, x, x),
         ops.noise_mse(x, seed=1),
         ops.vlb_terms(x, x, x, bound, t),
+        ops.step_log_prob(x, x, x, OPERANDS["step_log_prob"]["table"], t),
     ):
         assert result.shape == (0,)
 

@@ -7,6 +7,7 @@ and vmap with a loop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -85,6 +86,37 @@ def _pushed_step(**settings: float) -> Case:
     return call, (x, _normal(6, *SHAPE[1:], seed=3), z, strength, g)
 
 
+def _scored_step(solver: str, **settings: Any) -> Case:
+    """The log-probability as a function of all that it reads; one of the strengths selects a half."""
+    plan = make_plan(SCHEDULE, solver=solver, steps=6, **settings)
+    plan = with_classifier(plan, 0.5)
+    table, row = torch.tensor(plan.table), torch.tensor([2, 3])
+    channels = 2 if settings.get("variance_type") == "learned_range" else 1
+    count = plan.slots
+
+    def call(
+        x: Tensor, out: Tensor, x_s: Tensor, guidance: Tensor, gradient: Tensor, *slots: Tensor
+    ) -> Tensor:
+        return ops.step_log_prob(
+            x,
+            out,
+            x_s,
+            table,
+            row,
+            slots=slots[0] if slots else None,
+            guidance=guidance,
+            gradient=gradient,
+            used=plan.used,
+            reduce="mean",
+        )
+
+    out = _normal(4, channels * SHAPE[1], *SHAPE[2:], seed=1)
+    strength = torch.tensor([2.0, 1.0], dtype=torch.float64)
+    x, x_s, gradient = (_normal(*SHAPE, seed=s) for s in (0, 2, 3))
+    slots = (_normal(count, *SHAPE, seed=4),) if count else ()
+    return call, (x, out, x_s, strength, gradient, *slots)
+
+
 def _cases() -> dict[str, Case]:
     x, y, z, v = (0.5 * _normal(*SHAPE, seed=s) for s in range(4))
     per_channel = tuple(0.3 * _normal(2, 4, seed=s) for s in (6, 7, 8))
@@ -118,6 +150,10 @@ def _cases() -> dict[str, Case]:
             lambda a, s, t, b: ops.group_norm_silu(a, 2, scale=s, shift=t, add=b),
             (x, *per_channel),
         ),
+        "step_log_prob": _scored_step("dpm++2m_sde"),
+        "step_log_prob, learned variance": _scored_step("ddpm", variance_type="learned_range"),
+        "step_log_prob, rescaled": _scored_step("ddpm", guidance_rescale=0.7),
+        "step_log_prob, threshold": _scored_step("ddpm", dynamic_threshold=0.8, clip_range=2.0),
         "reverse_step": _step("dpm++2m"),
         "reverse_step, learned variance": _step("ddpm", output=2, variance_type="learned_range"),
         "reverse_step, rescaled": _step("ddim", guidance_rescale=0.7),

@@ -21,6 +21,7 @@ from fastdiff.theory.likelihood import vlb_table
 
 SCHEDULE = Schedule.linear(1000)
 PLAN = make_plan(SCHEDULE, solver="dpm++2m", steps=6)
+NOISY = make_plan(SCHEDULE, solver="dpm++2m_sde", steps=6)
 T = torch.tensor([1, 2])
 
 
@@ -63,6 +64,17 @@ OPERANDS: dict[str, dict[str, Any]] = {
         "input_out": _tensor(6),
         "row_out": torch.zeros(2, dtype=torch.int64),
         "time_out": torch.zeros(2, dtype=torch.int64),
+        "log_prob_out": torch.zeros(2),
+    },
+    "step_log_prob": {
+        "x_t": _tensor(),
+        "model_output": _tensor(1),
+        "x_s": _tensor(2),
+        "table": torch.tensor(NOISY.table),
+        "row": T,
+        "slots": torch.zeros(1, 2, 4),
+        "gradient": _tensor(3),
+        "out": torch.zeros(2),
     },
     "gaussian_kl": {
         "mean1": _tensor(),

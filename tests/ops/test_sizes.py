@@ -21,6 +21,7 @@ RESCALED = make_plan(
     SCHEDULE, solver="ddim", steps=6, guidance_rescale=0.7, dynamic_threshold=0.8, clip_range=2.0
 )
 ALPHA, SIGMA = torch.tensor(SCHEDULE.alpha), torch.tensor(SCHEDULE.sigma)
+NOISY = torch.tensor(make_plan(SCHEDULE, solver="ddpm", steps=6).table)
 TABLE, BOUND = torch.tensor(PLAN.table), torch.tensor(vlb_table(SCHEDULE))
 RESCALED_TABLE = torch.tensor(RESCALED.table)
 
@@ -70,6 +71,7 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         used=PLAN.used,
     )[0],
     "reverse_step, rescaled": _rescaled_step,
+    "step_log_prob": lambda x, y: ops.step_log_prob(x, y, x * y, NOISY, _rows(x)) + _sum(x),
     "gaussian_kl": ops.gaussian_kl,
     "gaussian_kl, all": lambda x, y: ops.gaussian_kl(x, y, y, x),
     "discretized_gaussian_nll": lambda x, y: ops.discretized_gaussian_nll(x.detach(), x, y),

@@ -122,8 +122,10 @@ def test_gradients_of_every_dtype_and_chunk(op, dtype, backend) -> None:
         assert not bad.any(), ((got.double() - expected).abs() / (1 + expected.abs())).max()
 
 
-@OP
-def test_out_and_workspace_allocate_nothing(op, backend, monkeypatch) -> None:
+@pytest.mark.parametrize("name", [name for name in OPS if name != "step_log_prob"])
+def test_out_and_workspace_allocate_nothing(name, backend, monkeypatch) -> None:
+    """The workspace of step_log_prob is that of a step: tests/ops/test_step_log_prob.py."""
+    op = OPS[name]
     inputs = op.inputs((3, 2, 700), torch.float32)
     expected = op.run(**inputs)
     out, workspace = torch.full((3,), math.nan), torch.full((6,), math.nan)
@@ -147,7 +149,12 @@ def test_opcheck(op, backend) -> None:
     inputs = case.inputs((3, 4, 2), torch.float32)
     given = [v.requires_grad_() if k in case.grads else v for k, v in inputs.items()]
     # no second Gaussian; seed, seeds, sample_ids, step, stream and fast
-    rest = {"standard_kl": (None, None), "noise_mse": (5, None, None, 0, 2, False)}.get(op, ())
+    # slots, guidance, gradient, the columns in use, and whether the result is a mean
+    rest = {
+        "standard_kl": (None, None),
+        "noise_mse": (5, None, None, 0, 2, False),
+        "step_log_prob": (None, None, None, -1, False),
+    }.get(op, ())
     registered = getattr(torch.ops.fastdiff, "gaussian_kl" if op == "standard_kl" else op)
     torch.library.opcheck(registered.default, (*given, *rest))
 
@@ -159,7 +166,9 @@ def test_fullgraph_compilation(op, backend) -> None:
     assert torch.equal(compiled(**inputs), op.run(**inputs))
 
 
-@pytest.mark.parametrize("op", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse"])
+@pytest.mark.parametrize(
+    "op", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "step_log_prob"]
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_and_infinities_go_where_the_oracle_sends_them(op, value, backend) -> None:
     case = OPS[op]
@@ -175,7 +184,9 @@ def test_nan_and_infinities_go_where_the_oracle_sends_them(op, value, backend) -
         np.testing.assert_allclose(got, expected, rtol=SUM["float32"], err_msg=f"{spoiled} {value}")
 
 
-@pytest.mark.parametrize("op", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse"])
+@pytest.mark.parametrize(
+    "op", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "step_log_prob"]
+)
 def test_many_short_samples(op, backend) -> None:
     case = OPS[op]
     for shape in ((70_000, 2), (65_536, 32)) if backend == "cpu" else ((70_000, 2),):
@@ -197,7 +208,7 @@ def test_many_short_samples(op, backend) -> None:
 @given(
     st.integers(1, 5),
     st.integers(1, 1200),
-    st.sampled_from(["gaussian_kl", "discretized_gaussian_nll", "noise_mse"]),
+    st.sampled_from(["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "step_log_prob"]),
     st.sampled_from(["torch", "cpu"]),
 )
 def test_any_size(batch: int, n: int, op: str, backend: str) -> None:
