@@ -68,9 +68,8 @@ SUM_GRADIENTS = ROUNDING | TRITON_GRADIENTS
 # 5e-6).
 VLB_SUM = {"float32": 2e-5, "float64": 1e-12}
 
-# step_log_prob against NumPy (float64, and float32 where its mean is the oracle's) and against torch's
-# Normal: a rounding of x_s - mean counts in units of the row's deviation. float32 is relative to the
-# elements of a sample.
+# step_log_prob against NumPy and against torch's Normal: a rounding of x_s - mean counts in units
+# of the row's deviation. float32 is relative to the elements of a sample.
 LOG_PROB = {"float64": 1e-12, "float32": 3e-6}
 
 # Drop-ins against diffusers. Both in float64 with the same tables: the formula alone, over loops of

@@ -525,6 +525,7 @@ def check_workspace(where: str, workspace: Tensor, x_t: Tensor, *, log_prob: boo
     """Checks a caller's workspace; `log_prob`: whether a log-probability is summed in it."""
     compute, n = compute_dtype(x_t), common.elements(x_t.shape)
     common.writable(where, "workspace", workspace)
+    common.floating(where, "workspace", workspace)
     rows = workspace_rows(n, compute, log_prob=log_prob)
     common.shaped(where, "workspace", workspace, (rows, x_t.size(0)))
     common.same_device(where, "workspace", workspace, x_t, "x_t")

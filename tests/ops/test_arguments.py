@@ -162,7 +162,7 @@ def test_results_of_the_posterior_that_no_kernel_can_write_are_refused(
 
 @pytest.mark.cpu_only
 @pytest.mark.parametrize(
-    "name", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "vlb_terms"]
+    "name", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "vlb_terms", "step_log_prob"]
 )
 def test_a_workspace_that_is_not_needed_is_checked_too(name: str) -> None:
     wrong = torch.zeros(2, dtype=torch.complex64).conj()
@@ -172,7 +172,7 @@ def test_a_workspace_that_is_not_needed_is_checked_too(name: str) -> None:
 
 @pytest.mark.cpu_only
 @pytest.mark.parametrize(
-    "name", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "vlb_terms"]
+    "name", ["gaussian_kl", "discretized_gaussian_nll", "noise_mse", "vlb_terms", "step_log_prob"]
 )
 def test_a_quantised_workspace_is_refused(name: str) -> None:
     wrong = torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)
@@ -266,12 +266,13 @@ def test_rows_and_ids_of_samples_without_elements_are_not_looked_at(backend: str
 def test_sums_of_no_samples_of_any_length(n: int, backend: str) -> None:
     x = torch.zeros(0, n)
     bound, t = OPERANDS["vlb_terms"]["table"], torch.zeros(0, dtype=torch.int64)
+    noisy = torch.tensor(make_plan(Schedule.linear(1000), solver="ddpm", steps=3).table)
     for result in (
         ops.gaussian_kl(x, x),
         ops.discretized_gaussian_nll(x, x, x),
         ops.noise_mse(x, seed=1),
         ops.vlb_terms(x, x, x, bound, t),
-        ops.step_log_prob(x, x, x, OPERANDS["step_log_prob"]["table"], t),
+        ops.step_log_prob(x, x, x, noisy, t),
     ):
         assert result.shape == (0,)
 

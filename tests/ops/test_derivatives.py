@@ -87,7 +87,7 @@ def _pushed_step(**settings: float) -> Case:
 
 
 def _scored_step(solver: str, **settings: Any) -> Case:
-    """The log-probability as a function of all that it reads; one of the strengths selects a half."""
+    """A log-probability as a function of all that it reads; one of the strengths selects a half."""
     plan = make_plan(SCHEDULE, solver=solver, steps=6, **settings)
     plan = with_classifier(plan, 0.5)
     table, row = torch.tensor(plan.table), torch.tensor([2, 3])

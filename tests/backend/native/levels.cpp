@@ -140,6 +140,43 @@ uint64_t run_plain_step(int64_t level, int64_t type) {
     return h;
 }
 
+// The log-probability of drawn steps, plain and with slots and learned variance (float32), in place of the rows' own
+// results: as it is sampled, and then scored.
+uint64_t run_step_log_prob(int64_t level, int64_t type) {
+    uint64_t h = SEED;
+    constexpr int64_t rows = 4, batch = 5, columns = 57;
+    const bool wide = type == FD_FLOAT64;
+    const int64_t compute = wide ? FD_FLOAT64 : FD_FLOAT32;
+    double table[rows * columns] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        double* row = table + r * columns;
+        row[0] = 1, row[2] = 1, row[3] = 1, row[6] = 1.25 + r, row[7] = -0.75, row[8] = double(r / 2), row[9] = 0.9;
+        row[11] = double(r), row[12] = double(r == 3 && !wide), row[13] = -3, row[14] = -1, row[15] = r + 1 < rows ? r + 1.0 : r;
+        row[16] = 0.625, row[17] = 0.3125, row[19] = r % 2 ? 0.5 : 0.0, row[23] = r == 2 ? 0.4 : 0.1;
+    }
+    const int64_t index[batch] = {0, 1, 1, 2, 3};
+    for (int64_t n : {2, 8, 69, 130, 1024, 1030, 3000}) {
+        const auto x = values(batch, n, type, 1), output = values(batch, 2 * n, type, 2), slots = values(batch, n, compute, 3);
+        std::vector<unsigned char> x_s(x.size()), score(size_t(batch) * size_of(compute)), again(score.size());
+        std::vector<double> partials(size_t(batch * ((n + FD_CHUNK - 1) / FD_CHUNK)));
+        fd_step_log_prob_args b = {};
+        fd_reverse_step_args& a = b.step;
+        a.launch = {batch, n, level, 1};
+        a.draw = {9, nullptr, nullptr, 0, 1};
+        a.seeded = 1;
+        a.x_t = {x.data(), type}, a.x_s = {x_s.data(), type};
+        a.model_output = {output.data(), type}, a.output_elements = 2 * n;
+        a.table = table, a.rows = rows, a.row = index;
+        a.slots = slots.data(), a.slot_count = 1;
+        a.log_prob = score.data(), a.partials = partials.data();
+        if (fd_reverse_step(&a)) return 0;
+        a.log_prob = again.data(), a.seeded = 0;
+        if (fd_step_log_prob(&b) || again != score) return 0;
+        h = digest(digest(h, x_s.data(), x_s.size()), score.data(), score.size());
+    }
+    return h;
+}
+
 // Dynamic thresholds and rescaled guidance.
 uint64_t run_prepass_step(int64_t level, int64_t type) {
     uint64_t h = SEED;
@@ -310,7 +347,7 @@ int main() {
         uint64_t (*run)(int64_t level, int64_t type);
     } const ops[] = {
         {"randn", run_randn}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step}, {"renoising_step", run_renoising_step},
-        {"plain_step", run_plain_step},
+        {"plain_step", run_plain_step}, {"step_log_prob", run_step_log_prob},
         {"prepass_step", run_prepass_step}, {"q_posterior", run_q_posterior}, {"reparameterize", run_reparameterize},
         {"noise_mse", run_noise_mse}, {"gaussian_kl", run_gaussian_kl}, {"discretized_gaussian_nll", run_nll},
         {"vlb_terms", run_vlb_terms}, {"group_norm_silu", run_group_norm_silu}};

@@ -113,6 +113,32 @@ def step(
     )
 
 
+def scored_step(
+    uses: int,
+    *,
+    x: torch.dtype = F32,
+    output: torch.dtype = F32,
+    guided: bool = False,
+    width: int = 1,
+    sampled: bool = False,
+) -> launch.Call:
+    """Returns a launch of step_log_prob or, `sampled`, of a step with log_prob_out."""
+    x_t, row, halves = tensor(x), torch.zeros(BATCH, dtype=torch.int64), 1 + guided
+    step = StepArguments(
+        x_t,
+        tensor(output, halves * BATCH, (3 * width, 32, 32)),
+        torch.zeros(10, len(COLUMNS), dtype=F64),
+        row,
+        out=tensor(x),
+        seed=5 if sampled else None,
+        guidance=per_sample(x) if guided else None,
+        used=uses,
+        log_prob_out=per_sample(x),
+        workspace=workspace_for(x_t, log_prob=True),
+    )
+    return launch.reverse_step_call(step) if sampled else launch.step_log_prob_call(step, False)
+
+
 def per_sample(dtype: torch.dtype = F32) -> torch.Tensor:
     return torch.empty(BATCH, dtype=F64 if dtype == F64 else F32)
 
@@ -300,6 +326,13 @@ VARIANTS = {
     "DDPM, bfloat16 network": (lambda: step(DDPM, output=BF16, network_input=BF16), 64, 118),
     "DDPM, all bfloat16": (lambda: step(DDPM, x=BF16, output=BF16), 64, 105),
     "DDPM, learned variance": (lambda: step(LEARNED, width=2), 64, 135),
+    "DDPM, with its log-probability": (lambda: scored_step(DDPM, sampled=True), 64, 110),
+    "step_log_prob": (lambda: scored_step(DDPM), 64, 50),
+    "step_log_prob, guided, learned variance": (
+        lambda: scored_step(LEARNED, guided=True, width=2, output=BF16),
+        64,
+        90,
+    ),
     "2M": (lambda: step(DPM2M, slots=1), 48, 52),
     "guided, next input": (lambda: step(DDIM, guided=True, network_input=F32), 56, 62),
     "guided, next input, bfloat16 network": (
@@ -337,6 +370,7 @@ WITHOUT_WIDE_STORES = (
     "gaussian_kl",
     "discretized_gaussian_nll",
     "vlb_terms",
+    "step_log_prob",
     "reverse_step_rescale",
     "reverse_step_threshold",
     "reverse_step_threshold_count",
@@ -403,6 +437,8 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         noise_mse,
         sum_chunks,
         lambda: sum_chunks(48),
+        lambda: scored_step(LEARNED, width=2, guided=True),
+        lambda: scored_step(DDPM, x=BF16, output=BF16, sampled=True),
         gaussian_kl,
         lambda: gaussian_kl(standard=True),
         lambda: backward("gaussian_kl", BF16),
@@ -429,6 +465,8 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         "noise_mse",
         "sum_chunks",
         "sum_chunks of long samples",
+        "step_log_prob",
+        "step with its log-probability",
         "gaussian_kl",
         "standard normal",
         "gaussian_kl backward",
@@ -453,6 +491,8 @@ def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
         lambda: discretized_gaussian_nll(F64),
         lambda: vlb_terms(F64),
         lambda: noise_mse(F64),
+        lambda: scored_step(LEARNED, x=F64, output=F64, width=2),
+        lambda: scored_step(LEARNED, x=F64, output=F64, width=2, sampled=True),
         lambda: q_posterior(F64),
         lambda: launch.reverse_step_rescale_call(whole_sample(F64)),
         lambda: launch.reverse_step_threshold_call(whole_sample(F64)),
