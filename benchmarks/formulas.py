@@ -57,6 +57,17 @@ def reverse_step(normal: Normal, x: Tensor, out: Tensor, numbers: tuple[float, .
     return sum(terms[1:], terms[0])
 
 
+def step_log_prob(
+    normal: Normal, x: Tensor, out: Tensor, x_s: Tensor, numbers: tuple[float, ...]
+) -> Tensor:
+    """The density of a drawn step by torch's Normal; numbers: as of `reverse_step`."""
+    on_x, on_out, next_x, next_x0, next_out, std = numbers
+    x0 = on_x * x + on_out * out
+    terms = [c * v for c, v in ((next_x, x), (next_x0, x0), (next_out, out)) if c]
+    mean = sum(terms[1:], terms[0])
+    return torch.distributions.Normal(mean, abs(std)).log_prob(x_s).flatten(1).sum(1)
+
+
 def reparameterize(normal: Normal, mean: Tensor, logvar: Tensor) -> Tensor:
     return mean + torch.exp(0.5 * logvar) * normal(mean)
 

@@ -14,9 +14,12 @@ from benchmarks.checks import as_numpy, same_bits
 from benchmarks.harness import Workload
 from benchmarks.op_inputs import SEED, Inputs, Op, same_work
 from fastdiff import Schedule, ops, reference
+from fastdiff.ops.step import workspace_for as step_workspace
 from fastdiff.solvers import make_plan
 from fastdiff.theory.likelihood import vlb_table
 
+# the columns of a plan that benchmarks.formulas.reverse_step takes
+_NUMBERS = ("x0_x", "x0_out", "x.x", "x.x0", "x.out", "x.z")
 __all__ = ["DTYPES", "SCHEDULE", "SEED", "SHAPES", "Maker", "Op", "same_work"]
 
 SCHEDULE = Schedule.linear(1000)
@@ -118,11 +121,16 @@ class Maker(Inputs):
         inputs = (x0, x_t, t, alphas_cumprod)
         return self.op(work, lambda: out, formulas.q_posterior, inputs, oracle, 3)
 
-    def reverse_step(self, solver: str = "ddpm", k: int = 25) -> Op:
+    def reverse_step(self, solver: str = "ddpm", k: int = 25, *, log_prob: bool = False) -> Op:
+        """A step in place; with `log_prob` it writes its log-probability too."""
         plan = make_plan(SCHEDULE, solver=solver, steps=50, timestep_spacing="leading")
         table, row = self.table(plan.table), torch.full((self.batch,), k, device=self.device)
         x, out, ids = self.normal(), self.normal(), torch.arange(self.batch, device=self.device)
         state = x.clone()
+        more: dict[str, Any] = {}
+        if log_prob:
+            space = step_workspace(x, log_prob=True)
+            more = {"log_prob_out": self.buffers()["out"], "workspace": space}
 
         def oracle(b: Any = slice(None)) -> np.ndarray:
             which = np.arange(self.batch)[b]
@@ -132,15 +140,14 @@ class Maker(Inputs):
 
         def call() -> Any:
             return ops.reverse_step(
-                state, out, table, row, seed=SEED, sample_ids=ids, used=plan.used, out=state
+                state, out, table, row, seed=SEED, sample_ids=ids, used=plan.used, out=state, **more
             )
 
         def check(_: Any) -> None:
             same_bits(state[self.ends], oracle(self.ends), "reverse_step")
 
         work = Workload(call, check, "bits equal to NumPy", restore=lambda: state.copy_(x))
-        names = ("x0_x", "x0_out", "x.x", "x.x0", "x.out", "x.z")
-        numbers = tuple(float(plan.table[k, plan.columns.index(name)]) for name in names)
+        numbers = tuple(float(plan.table[k, plan.columns.index(name)]) for name in _NUMBERS)
         noise = {"stream": 1, "limit": self.limit("reverse_step", plan.used)} if numbers[-1] else {}
 
         def formula(normal: Any, x: Tensor, out: Tensor) -> Tensor:
@@ -150,6 +157,47 @@ class Maker(Inputs):
 
         step = int(plan.column("noise_index")[k])
         return self.op(work, lambda: state, _at_step(formula, step), (x, out), oracle, 3, **noise)
+
+    def step_log_prob(self, k: int = 25) -> Op:
+        """Scores a step of DDPM, the 26th of 50, whose x_s the row has drawn."""
+        plan = make_plan(SCHEDULE, solver="ddpm", steps=50, timestep_spacing="leading")
+        table, row = self.table(plan.table), torch.full((self.batch,), k, device=self.device)
+        x, out = self.normal(), self.normal()
+        x_s = ops.reverse_step(x, out, table, row, seed=SEED, used=plan.used)
+        score = self.buffers()["out"]
+        space = step_workspace(x, log_prob=True)
+
+        def oracle(b: Any = slice(None)) -> np.ndarray:
+            given = (as_numpy(v[b]) for v in (x, out, x_s))  # type: ignore[index]
+            return reference.step_log_prob(*given, plan.table, k)
+
+        def call() -> Tensor:
+            return ops.step_log_prob(
+                x, out, x_s, table, row, used=plan.used, out=score, workspace=space
+            )
+
+        numbers = tuple(float(plan.table[k, plan.columns.index(name)]) for name in _NUMBERS)
+
+        def formula(normal: Any, *inputs: Tensor) -> Tensor:
+            return formulas.step_log_prob(normal, *inputs, numbers)
+
+        def check(_: Any) -> None:
+            got, expected = as_numpy(score[self.ends]), oracle(self.ends)
+            scale = self.elements // self.batch
+            np.testing.assert_allclose(got, expected, rtol=0, atol=self.sum_error * scale)
+
+        work = Workload(call, check, "within a sum's error of NumPy", (score,))
+        # 16 bits: the peers round the mean to them, as users do
+        wide = self.dtype in (torch.float32, torch.float64)
+        return self.op(
+            work,
+            lambda: score,
+            formula,
+            (x, out, x_s),
+            oracle,
+            3,
+            tolerance=1e-4 if wide else 2e-1,
+        )
 
     def reparameterize(self) -> Op:
         mean, logvar, out = self.normal(), self.normal(), self.empty()

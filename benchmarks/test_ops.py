@@ -164,6 +164,39 @@ def test_reverse_step(
 
 
 @pytest.mark.parametrize("dtype, shape, cache", CASES)
+def test_step_log_prob(
+    compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
+) -> None:
+    compare("step_log_prob", maker(dtype, shape, setting).step_log_prob(), dtype, shape, cache)
+
+
+SCORED = [
+    row("default" if dtype == "float32" and shape != "large" else "full", dtype, shape)
+    for dtype in DTYPES
+    for shape in SHAPES
+]
+
+
+@pytest.mark.parametrize("dtype, shape", SCORED)
+def test_a_step_with_its_log_probability(
+    measured: Any, setting: harness.Setting, dtype: str, shape: str
+) -> None:
+    """A step of DDPM in place, compared with the same step without the log-probability."""
+    op = maker(dtype, shape, setting).reverse_step("ddpm", log_prob=True)
+    bare = maker(dtype, shape, setting).reverse_step("ddpm")
+    size = list(op.inputs[0].shape)
+    measured(
+        op.work,
+        kind="op",
+        what="reverse_step ddpm, log_prob",
+        case={"dtype": dtype, "shape": size, "size": shape, "batch": size[0]},
+        peers={"without log_prob": bare.work.call},
+        elements=op.elements,
+        bytes_floor=op.bytes_floor,
+    )
+
+
+@pytest.mark.parametrize("dtype, shape, cache", CASES)
 def test_reparameterize(
     compare: Any, setting: harness.Setting, dtype: str, shape: str, cache: str
 ) -> None:

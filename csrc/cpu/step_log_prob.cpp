@@ -1,4 +1,4 @@
-// step_log_prob: the log-probability of a step that a row has drawn, kernels/README.md section 14.
+// step_log_prob: the log-probability of a step that a row has drawn, kernels/README.md section 13.
 //
 // The mean is what reverse_step computes before it adds the noise: from the same operands, which step.h
 // has, and by the same passes.

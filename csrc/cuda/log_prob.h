@@ -1,4 +1,4 @@
-// log N(x_s; mean, std² I) of a row's draw, kernels/README.md section 14: the same operations for a step that
+// log N(x_s; mean, std² I) of a row's draw, kernels/README.md section 13: the same operations for a step that
 // is being sampled and for one that is scored later, so both give the same bits.
 #pragma once
 

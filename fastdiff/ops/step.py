@@ -502,7 +502,7 @@ def workspace_rows(per_sample: int, compute: torch.dtype, *, log_prob: bool = Fa
 
     The first two are for rescale factors and thresholds. The others are memory for what a GPU's
     programs pass on about the parts of long samples (kernels/README.md section 4), and with
-    `log_prob` for the partial sums of its terms (section 14).
+    `log_prob` for the partial sums of its terms (section 13).
     """
     parts = min(MOST_PARTS, -(-per_sample // PART)) if per_sample > WHOLE else 0
     words = parts * PART_WORDS + SAMPLE_WORDS if parts else 0

@@ -1,4 +1,4 @@
-"""log N(x_s; mean, std^2 I) of a row's draw, kernels/README.md section 14.
+"""log N(x_s; mean, std^2 I) of a row's draw, kernels/README.md section 13.
 
     y = (x_s - mean)/|c_z| (exp(-h), h half of a learned log-variance),   term = y^2/2 (+ h)
     log p = -(sum of the terms) - n ln |c_z| - n/2 ln(2 pi)

@@ -1,4 +1,4 @@
-"""step_log_prob: the log-probability of a step that a row has drawn, kernels/README.md section 14.
+"""step_log_prob: the log-probability of a step that a row has drawn, kernels/README.md section 13.
 
 The kernel is that of reverse_step, which reads x_s instead of writing it and draws no noise.
 """

@@ -1,7 +1,7 @@
 """Draws the arguments of each op: all operands, right ones mostly, and one wrong one at times.
 
-This file is over 400 lines because each of the ten ops has a builder, and they share the draws of
-seeds, ids, buffers and wrong values.
+This file is over 400 lines because each of the eleven ops has a builder, and they share the draws
+of seeds, ids, buffers and wrong values.
 """
 
 from __future__ import annotations
@@ -558,6 +558,7 @@ PLANS = [
     )
 ]
 TABLES = [torch.tensor(plan.table) for plan in PLANS]
+NOISY = [i for i, plan in enumerate(PLANS) if plan.table[:, INDEX["x.z"]].any()]
 ENTRIES = (0.0, 1.0, -1.0, 2.0, 0.5, 3.0, 4294967295.0, 4294967296.0, -1e18, 1e18, 1e30, 1e300,
            float("nan"), float("inf"), -float("inf"), 1e-300, 7.0)  # fmt: skip
 
@@ -624,6 +625,48 @@ def reverse_step(r: random.Random, guard: Guarded) -> Call:
     return d.finish(("x_t", "model_output", "slots", "noise", "guidance", "gradient", "table"))
 
 
+def step_log_prob(r: random.Random, guard: Guarded) -> Call:
+    d = Draw("step_log_prob", r, guard)
+    shape = draw_shape(r)
+    call, a = d.call, d.call.arguments
+    call.batch = shape[0]
+    which = r.choice(NOISY)
+    table, plan = TABLES[which], PLANS[which]
+    d.tensor("x_t", shape, own=True)
+    guided = d.chance(0.35)
+    learned = len(shape) > 1 and d.chance(0.9 if plan.table[:, INDEX["noise_mode"]].any() else 0.05)
+    inner = (2 * shape[1], *shape[2:]) if learned else shape[1:]
+    size = ((1 + guided) * shape[0], *inner)
+    a["model_output"] = None
+    if d.chance(0.97):
+        d.tensor("model_output", size, rows="halves" if guided else "first")
+    d.tensor("x_s", shape)
+    if guided:
+        strength = [r.choice((0.0, 1.0, 7.5, -2.0, r.gauss(2, 1))) for _ in range(shape[0])]
+        a["guidance"] = d.layout(torch.tensor(strength, dtype=r.choice(FLOATS)))
+        call.rows["guidance"] = "first"
+    a["table"] = tampered(d, table, 0.12)
+    # mostly rows with noise; the others are refused
+    noisy = (table[:, INDEX["x.z"]] != 0).nonzero().flatten().tolist()
+    d.integers("row", noisy[0], noisy[-1] + 1) if d.chance(0.9) else d.integers(
+        "row", 0, len(table)
+    )
+    compute = torch.float64 if call.dtype == torch.float64 else torch.float32
+    if plan.slots and d.chance(0.97):
+        d.tensor("slots", (plan.slots, *shape), dtype=compute, rows="second")
+    # the distance of x_s to the mean counts in units of the row's deviation
+    call.ordinary = False
+    if d.chance(0.3):
+        a["reduce"] = r.choice(("sum", "mean"))
+    if d.chance(0.3):
+        d.out("out", (shape[0],), compute)
+        if "out" in a and not call.wrong and d.chance(0.5):
+            rows = workspace_rows(count(shape[1:]), compute, log_prob=True)
+            d.out("workspace", (rows, shape[0]), compute)
+            del call.buffers["workspace"]
+    return d.finish(("x_t", "model_output", "x_s", "slots", "guidance"))
+
+
 def step_outputs(
     d: Draw, shape: tuple[int, ...], slots: int, guided: bool, compute: torch.dtype
 ) -> None:
@@ -645,8 +688,12 @@ def step_outputs(
         d.out("row_out", (batch,), I64)
     if d.chance(0.4):
         d.out("time_out", (twice * batch,), r.choice((I64, torch.float32)))
+    scored = d.chance(0.3)
+    if scored:
+        d.out("log_prob_out", (batch,), compute)
     if d.chance(0.3):
-        d.out("workspace", (workspace_rows(count(shape[1:]), compute), batch), compute)
+        rows = workspace_rows(count(shape[1:]), compute, log_prob=scored)
+        d.out("workspace", (rows, batch), compute)
         del d.call.buffers["workspace"]
 
 
@@ -657,6 +704,7 @@ BUILDERS: dict[str, Callable[[random.Random, Guarded], Call]] = {
         q_sample,
         q_posterior,
         reverse_step,
+        step_log_prob,
         gaussian_kl,
         discretized_gaussian_nll,
         reparameterize,

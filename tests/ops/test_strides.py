@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from ops.sums import SCHEDULE
 
 from fastdiff import ops
+from fastdiff.solvers import make_plan
 
 ALPHA, SIGMA, CUMPROD = (
     torch.tensor(v) for v in (SCHEDULE.alpha, SCHEDULE.sigma, SCHEDULE.alphas_cumprod)
 )
+NOISY = torch.tensor(make_plan(SCHEDULE, solver="ddpm", steps=5).table)
 
 
 @st.composite
@@ -43,6 +45,7 @@ def _runs(x: torch.Tensor) -> dict[str, Callable[[torch.Tensor], torch.Tensor]]:
         "q_posterior": lambda v: ops.q_posterior(v, v, t, CUMPROD)[0],
         "reparameterize": lambda v: ops.reparameterize(v, v, seed=3),
         "noise_mse": lambda v: ops.noise_mse(v, seed=3),
+        "step_log_prob": lambda v: ops.step_log_prob(v, v, v, NOISY, torch.ones_like(t)),
         "gaussian_kl": lambda v: ops.gaussian_kl(v, other, other, v),
         "discretized_gaussian_nll": lambda v: ops.discretized_gaussian_nll(v, other, v),
     }

@@ -202,6 +202,24 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "fastdiff.reverse_step: expected slots of dtype torch.float32, got torch.float64.",
     ),
     (
+        lambda: ops.reverse_step(X, X, TABLE, T, seed=0, out=X.clone(), log_prob_out=X[0, 0, 0]),
+        ValueError,
+        "fastdiff.reverse_step: expected log_prob_out of shape [4], got [2].",
+    ),
+    (
+        lambda: ops.step_log_prob(X, X, X, TABLE, at(2, 10)),
+        ValueError,
+        (
+            "fastdiff.step_log_prob: expected rows that draw noise, got row 10 at index 2, which"
+            " draws none. A step without noise has no density."
+        ),
+    ),
+    (
+        lambda: ops.step_log_prob(X, X, X, TABLE, T, reduce="max"),
+        ValueError,
+        "fastdiff.step_log_prob: expected reduce in ['sum', 'mean'], got 'max'.",
+    ),
+    (
         lambda: ops.randn((2, 3), seed=0, backend="gpu"),
         ValueError,
         "fastdiff.use: expected a backend in ['triton', 'cuda', 'cpu', 'torch'], got 'gpu'.",

@@ -1,4 +1,4 @@
-// The formulas of the ops (kernels/README.md, sections 4 to 12) for one element, made of the functions
+// The formulas of the ops (kernels/README.md, sections 4 to 13) for one element, made of the functions
 // of arithmetic.h and under its rules: written once for every CPU level and for CUDA, branch-free; C is
 // the compute type.
 #pragma once
@@ -26,7 +26,7 @@ FD_HD C interpolated(C lo, C hi, C v) {
     return lo + (hi - lo) * ((v + 1) * (C)0.5);
 }
 
-// ---- section 14: log N(x_s; mean, std²) of an element but for its constants, d = x_s - mean
+// ---- section 13: log N(x_s; mean, std²) of an element but for its constants, d = x_s - mean
 
 template <class C>
 FD_HD C log_prob_term(C d, C inverse) {

@@ -1,4 +1,4 @@
-"""log N(x_s; mean, std² I) of a row's draw on torch (kernels/README.md section 14).
+"""log N(x_s; mean, std² I) of a row's draw on torch (kernels/README.md section 13).
 
 A step that is being sampled and one that is scored later use the same functions on the same values,
 so both give the same bits.

@@ -23,7 +23,7 @@ from fastdiff.ops.step import StepArguments, workspace_for
 from fastdiff.solvers import make_plan
 from fastdiff.table import INDEX
 
-SHAPES = [(13, 4, 5), (5, 2, 33, 17), (7, 2, 0), (0, 2, 4), (20, 2, 1)]
+SHAPES = [(13, 2, 5), (2, 2, 33, 17), (3, 2, 0), (0, 2, 4)]
 SEED, ROWS = 2**63 + 5, 6
 ON_Z = INDEX["x.z"]
 
@@ -73,10 +73,15 @@ def scored(given: dict[str, Any], x_s: Tensor, *, mean: bool = False) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
-@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(
+    "dtype, shape, guided, learned",
+    [
+        *((torch.float32, SHAPES[0], g, v) for g in (False, True) for v in (False, True)),
+        *((torch.float32, shape, True, True) for shape in SHAPES[1:]),
+        *((dtype, SHAPES[0], True, True) for dtype in DTYPES if dtype != torch.float32),
+    ],
+    ids=lambda v: name(v) if isinstance(v, torch.dtype) else str(v),
+)
 def test_a_step_is_scored_with_the_bits_it_was_sampled_with(
     dtype: torch.dtype, shape: tuple[int, ...], guided: bool, learned: bool
 ) -> None:
@@ -143,10 +148,10 @@ def test_values_of_whole_samples() -> None:
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 def test_programs_of_several_chunks(guided: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = step_of((4, 2, 2250), torch.float32, guided, True)
+    given = step_of((2, 2, 2250), torch.float32, guided, True)
 
     def step() -> list[Tensor]:
-        x_s, drawn = torch.empty_like(given["x_t"]), unwritten(4)
+        x_s, drawn = torch.empty_like(given["x_t"]), unwritten(2)
         sampled(given, x_s, drawn)
         return [x_s, drawn]
 
