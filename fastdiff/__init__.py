@@ -19,6 +19,7 @@ moved.install()
 _WHERE = {
     "Plan": "solvers",
     "Request": "sampling.requests",
+    "Rollout": "sampling.rollout",
     "Sampler": "sampler",
     "Schedule": "schedule",
     "Trainer": "training",
@@ -79,6 +80,7 @@ _BESIDES = ("Scheduler", "SchedulerMixin")
 __all__ = [
     "Plan",
     "Request",
+    "Rollout",
     "Sampler",
     "Schedule",
     "Trainer",
@@ -119,6 +121,7 @@ if TYPE_CHECKING:
     )
     from .sampler import Sampler
     from .sampling.requests import Request
+    from .sampling.rollout import Rollout
     from .schedule import Schedule
     from .solvers import Plan
     from .training import Trainer

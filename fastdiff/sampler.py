@@ -25,7 +25,9 @@ from .sampling.guidance import strength
 from .sampling.model_call import Model
 from .sampling.options import HOOKS, Callback
 from .sampling.requests import Request
+from .sampling.rollout import Rollout
 from .sampling.settings import DEFAULT_SOLVER, merged
+from .sampling.state import State, advance, fork
 from .schedule import Schedule
 from .solvers import Plan, resolve
 
@@ -249,6 +251,7 @@ class Sampler:
         differentiable: bool = False,
         checkpoint: bool | int = False,
         last_k: int | None = None,
+        start_ids: Tensor | Sequence[int] | None = None,
     ) -> Tensor:
         """Samples [B, …] in the data's range; sample i of seed s is the same alone and in any
         batch.
@@ -297,6 +300,8 @@ class Sampler:
                 are computed at a time, True one. The gradients have the same bits.
             last_k: how many rows at the end are differentiated, None for all (DRaFT-K, Clark et al.
                 2024): earlier rows and x_T count as constants.
+            start_ids: int64 [B], the ids that name the noise of x_T (or of the noised image),
+                default sample_ids: samples of one start_id begin alike.
 
         Raises:
             ValueError, TypeError: for arguments outside these, where the model returns another
@@ -317,6 +322,7 @@ class Sampler:
             image,
             mask,
             known,
+            start_ids,
         )
         x = self._engine.sample(
             arguments,
@@ -334,6 +340,90 @@ class Sampler:
         )
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             return x if self._decode is None else self._decode(x)
+
+    @restored
+    @torch.no_grad()
+    def rollout(
+        self,
+        shape: Sequence[int] | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        rows: Sequence[int] | None = None,
+        outputs: bool = False,
+        dtype: torch.dtype | None = None,
+        **arguments: Any,
+    ) -> Rollout:
+        """Samples [B, …] with their transitions and log-probabilities, for reinforcement learning.
+
+        The samples have the bits of `sample` with the same arguments. A row that draws noise is a
+        Gaussian policy over its next state (Black et al. 2023, section 4.3; Liu et al. 2025,
+        eq. 12), whose log-probability `reverse_step` writes while it samples.
+
+        Args:
+            shape, seed, dtype: see `sample`.
+            rows: of the plan, which are recorded; None for all that draw noise.
+            outputs: whether the network's outputs are kept too.
+            arguments: sample_ids, start_ids, cond, uncond, guidance_scale, steps, start, x_T, image
+                and strength of `sample`. Give the samples of a group one start_id and different
+                sample_ids for a shared x_T and different noise, or the other way round. All samples
+                need one start and one number of rows.
+
+        Raises:
+            ValueError, TypeError: as `sample`, for a plan whose rows draw no noise without rows=,
+                and for rows outside the plan.
+        """
+        self._refuse_hooks("rollout", arguments, {"mask", "known"})
+        arguments["guidance_scale"] = self._scale(arguments.get("guidance_scale"))
+        per_sample = SampleArguments(self._seed(seed), **arguments)
+        return self._engine.rollout(per_sample, shape, rows=rows, outputs=outputs, dtype=dtype)
+
+    @restored
+    @torch.no_grad()
+    def start(
+        self,
+        shape: Sequence[int] | None = None,
+        *,
+        seed: int | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+        **arguments: Any,
+    ) -> State:
+        """Returns samples before their first step, which `advance` moves on and `fork` branches.
+
+        Args: those of `sample`, without hooks and derivatives.
+        """
+        self._refuse_hooks("start", arguments, set())
+        arguments["guidance_scale"] = self._scale(arguments.get("guidance_scale"))
+        return self._engine.start(
+            SampleArguments(self._seed(seed), **arguments), shape, dtype=dtype
+        )
+
+    def advance(self, state: State, steps: int = 1) -> None:
+        """Executes this number of rows for every sample of a state, fewer where the plans end.
+
+        After all rows `state.x` has the bits of `sample`.
+        """
+        advance(state, steps)
+
+    def fork(
+        self, state: State, parents: Sequence[int] | Tensor, new_ids: Sequence[int] | Tensor
+    ) -> State:
+        """Returns a state with the samples `parents` of a state, any number of times each: what
+        resampling and tree searches need. State, slots and rows are gathered on the device.
+
+        Args:
+            parents: [n] numbers of samples in the state, which stays as it is.
+            new_ids: [n] their ids from here on. A branch with its parent's id draws the noise that
+                its parent draws.
+        """
+        return fork(state, parents, new_ids)
+
+    def _refuse_hooks(self, name: str, arguments: Mapping[str, Any], others: set[str]) -> None:
+        known = set(SampleArguments._fields) - {"seed"} - others
+        if not known >= arguments.keys():
+            raise TypeError(
+                f"fastdiff.Sampler.{name}: expected arguments among {sorted(known)}, got"
+                f" {min(arguments.keys() - known)!r}."
+            )
 
     def stream(
         self,

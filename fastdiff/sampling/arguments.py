@@ -34,6 +34,7 @@ class SampleArguments(NamedTuple):
     image: Tensor | None = None
     mask: Tensor | None = None
     known: Tensor | None = None
+    start_ids: Tensor | Sequence[int] | None = None
 
 
 def prepare(
@@ -114,10 +115,12 @@ def prepare(
     levels = None
     if g.image is not None:
         levels = np.array([need_levels(plan, "image")[row] for plan, row in chosen]).reshape(n, 2)
+    ids = _ids("sample_ids", g.sample_ids, n, device)
     return Batch(
         rows=rows,
         seeds=signed(_seed(g.seed, n), n, device),
-        ids=_ids(g.sample_ids, n, device),
+        ids=ids,
+        start_ids=ids if g.start_ids is None else _ids("start_ids", g.start_ids, n, device),
         gamma=upload(gamma, device) if isinstance(gamma, Tensor) else np.full(n, gamma),
         guided=guided,
         conditions=halves,
@@ -199,7 +202,7 @@ def _seed(seed: int | Tensor, n: int) -> int | Tensor:
     return seed if isinstance(seed, Tensor) else int(seed)  # NumPy's integers overflow
 
 
-def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Tensor:
+def _ids(name: str, ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Tensor:
     if ids is None:
         return torch.arange(n, device=device)
     if isinstance(ids, range) and 0 <= ids.start and ids.stop <= 2**56:
@@ -208,17 +211,16 @@ def _ids(ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Te
         ids = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(
-            f"fastdiff.Sampler.sample: expected {n} integer sample_ids, got a"
+            f"fastdiff.Sampler.sample: expected {n} integer {name}, got a"
             f" {type(ids).__name__} of other values."
         ) from None
     if ids.dtype != torch.int64 or ids.shape != (n,):
         raise ValueError(
-            f"fastdiff.Sampler.sample: expected {n} integer sample_ids, got {ids.dtype} of shape"
+            f"fastdiff.Sampler.sample: expected {n} integer {name}, got {ids.dtype} of shape"
             f" {list(ids.shape)}."
         )
     if ids.device.type == "cpu" and n and not (0 <= int(ids.min()) and int(ids.max()) < 2**56):
         raise ValueError(
-            "fastdiff.Sampler.sample: expected sample_ids in [0, 2**56). They name samples of the"
-            " run."
+            f"fastdiff.Sampler.sample: expected {name} in [0, 2**56). They name samples of the run."
         )
     return upload(ids, device)

@@ -99,6 +99,11 @@ class Lanes:
         return self.stepper.x0
 
     @property
+    def ids(self) -> Tensor:
+        """int64 [B], the samples' ids, which name the noise of rows."""
+        return self._ids
+
+    @property
     def occupied(self) -> np.ndarray:
         """Which lanes hold a sample, [B]."""
         return self.tickets >= 0
@@ -190,13 +195,15 @@ class Lanes:
                 alpha,
                 sigma,
                 seed=batch.seeds,
-                sample_ids=batch.ids,
+                sample_ids=batch.start_ids,
                 step=0,
                 stream=STREAM_INITIAL,
             )
         shape = (len(batch), *self.options.shape)
         noise = torch.empty(shape, dtype=dtype, device=device) if buffer is None else buffer
-        ops.randn(shape, seed=batch.seeds, sample_ids=batch.ids, stream=STREAM_INITIAL, out=noise)
+        ops.randn(
+            shape, seed=batch.seeds, sample_ids=batch.start_ids, stream=STREAM_INITIAL, out=noise
+        )
         if (batch.std != 1).any():
             std = upload(batch.std, device).to(dtype)
             noise *= std.view(-1, *(1,) * (noise.ndim - 1))
@@ -208,6 +215,10 @@ class Lanes:
         tickets = self.tickets[lanes]
         self.tickets[lanes] = -1
         return tickets
+
+    def finish(self, lanes: np.ndarray) -> None:
+        """Marks lanes whose samples are done, and which keep them (fastdiff.sampling.state)."""
+        self.tickets[lanes] = -1
 
     @restored
     @torch.no_grad()
@@ -227,7 +238,7 @@ class Lanes:
         new.rows[:n], new.tickets[:n] = self.rows[keep], self.tickets[keep]
         if new._host_gamma is not None and self._host_gamma is not None:
             new._host_gamma[:n] = self._host_gamma[keep]
-        for name in ("x", "_seeds", "_ids", "_gamma", "_mask", "_known"):
+        for name in ("x", "x0", "_seeds", "_ids", "_gamma", "_mask", "_known"):
             old = getattr(self, name)
             if old is not None:
                 getattr(new, name)[:n] = old[index]
@@ -267,18 +278,8 @@ class Lanes:
             return [COND] * steps
         occupied = self.occupied
         rows = self.rows[occupied] + np.arange(steps)[:, None]
-        calling = self.plan.network[rows]
-        # one, zero: the steps at which every calling sample has the strength 1, or 0
-        if self.halves == 1:
-            one = zero = np.ones(steps, bool)
-        elif self._host_gamma is None:
-            one = zero = np.zeros(steps, bool)
-        else:
-            weight = self.plan.guidance_weight[rows]
-            gamma = 1.0 + weight * (self._host_gamma[occupied] - 1.0)
-            one, zero = ((~calling | (gamma == value)).all(axis=1) for value in (1.0, 0.0))
-        chosen = np.where(one, COND, np.where(zero, UNCOND, BOTH))
-        return np.where(calling.any(axis=1), chosen, NONE).tolist()
+        gamma = None if self._host_gamma is None else self._host_gamma[occupied]
+        return calls_of_rows(self.plan, rows, gamma, guided=self.halves == 2)
 
     def steps(self, calls: Sequence[str], *, each: bool) -> Iterator[int]:
         """Executes a row for every lane and each of these calls, with gradients off.
@@ -359,8 +360,13 @@ class Lanes:
                 options.classifier, self.x, self._times(), recorded=torch.is_grad_enabled()
             )
             push = push.to(options.dtype)
+        watcher = options.watcher
         if options.guidance is not None and out is not None:
             self._step_by_guided_x0(x, out, gamma, push)
+        elif watcher is not None:
+            log_prob = watcher.before(stepper, calls, out)
+            stepper.execute(out, guidance=gamma, gradient=push, log_prob=log_prob)
+            watcher.after(stepper)
         else:
             stepper.execute(out, guidance=gamma, gradient=push)
         if self._mask is not None:
@@ -457,3 +463,24 @@ class Lanes:
         if len(set(numbers[occupied])) == len(set(t[occupied])) == 1:
             return int(numbers[occupied][0]), float(t[occupied][0])
         return None, torch.from_numpy(t)
+
+
+def calls_of_rows(
+    plan: DevicePlan, rows: np.ndarray, gamma: np.ndarray | None, *, guided: bool
+) -> list[str]:
+    """What steps call, BOTH, COND, UNCOND or NONE, at which n samples are at rows [steps, n].
+
+    gamma: the samples' guidance strengths [n], which the host may not know.
+    """
+    steps, calling = len(rows), plan.network[rows]
+    # one, zero: the steps at which every calling sample has the strength 1, or 0
+    if not guided:
+        one = zero = np.ones(steps, bool)
+    elif gamma is None:
+        one = zero = np.zeros(steps, bool)
+    else:
+        weight = plan.guidance_weight[rows]
+        strength = 1.0 + weight * (gamma - 1.0)
+        one, zero = ((~calling | (strength == value)).all(axis=1) for value in (1.0, 0.0))
+    chosen = np.where(one, COND, np.where(zero, UNCOND, BOTH))
+    return np.where(calling.any(axis=1), chosen, NONE).tolist()

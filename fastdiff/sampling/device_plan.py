@@ -157,6 +157,10 @@ class DevicePlan:
             if not stretch.samples:
                 self._idle[stretch.owner] = None
 
+    def plan_at(self, row: int) -> Plan:
+        """The plan that a row belongs to, with classifier guidance where the run has it."""
+        return self._ending[int(self.last_row[row])].plan
+
     @property
     def long(self) -> bool:
         """Whether the table has grown so large that a new run should begin without it."""

@@ -6,6 +6,7 @@ A call becomes `RunOptions`, a `DevicePlan` and a source of samples; `Engine.run
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,9 @@ from .network import Model, Network
 from .options import GRAPH, ON_OOM, RunOptions
 from .plans import Plans
 from .requests import Batch, Request, Requests, Source
+from .rollout import Rollout, recorder_of, rollout_of
 from .settings import plan_settings
+from .state import State
 from .upload import upload
 
 
@@ -123,6 +126,7 @@ class Engine:
         differentiable: bool = False,
         checkpoint: bool | int = False,
         last_k: int | None = None,
+        keeps_x0: bool = False,
     ) -> tuple[int, RunOptions]:
         """(number of samples, options) of a run; see `Sampler.sample` for the arguments.
 
@@ -177,6 +181,7 @@ class Engine:
             differentiable=differentiable and torch.is_grad_enabled(),
             checkpoint=int(checkpoint),
             last_k=last_k,
+            keeps_x0=keeps_x0,
             **self._call_options,
         )
 
@@ -266,21 +271,24 @@ class Engine:
             if found is not None and found.fits(first, lanes):
                 found.reset(options)
                 return found
-            captured = graphs(options.graph, options.device) if options.capturable else None
-            return Lanes(
-                run.device_plan,
-                self.network,
-                options,
-                lanes,
-                first.conditions,
-                halves=2 if first.guided else 1,
-                host_strengths=not isinstance(first.gamma, Tensor),
-                graphs=captured,
-            )
+            return self._lanes(run.device_plan, options, first, lanes)
 
         steps = loop(make, source, most, callback=options.callback, progress=progress)
         run.lanes = yield from steps
         self._kept.put(run)
+
+    def _lanes(self, plan: DevicePlan, options: RunOptions, first: Batch, number: int) -> Lanes:
+        """Returns empty lanes for samples like the first."""
+        return Lanes(
+            plan,
+            self.network,
+            options,
+            number,
+            first.conditions,
+            halves=2 if first.guided else 1,
+            host_strengths=not isinstance(first.gamma, Tensor),
+            graphs=graphs(options.graph, options.device) if options.capturable else None,
+        )
 
     def sample(
         self,
@@ -325,6 +333,47 @@ class Engine:
             bar.close()
         assert result is not None
         return result
+
+    def rollout(
+        self,
+        arguments: SampleArguments,
+        shape: Sequence[int] | None = None,
+        *,
+        rows: Sequence[int] | None = None,
+        outputs: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> Rollout:
+        """The samples of one call with their transitions; see `Sampler.rollout`."""
+        x = arguments.x_T if arguments.x_T is not None else arguments.image
+        name = "x_T" if arguments.image is None else "image"
+        n, options = self.options(shape, x, dtype, name=name)
+        if n == 0:
+            raise ValueError("fastdiff.Sampler.rollout: expected at least one sample, got none.")
+        run = self.begin(options)
+        batch = self.prepare(run, options, arguments, np.arange(n))
+        recorder = recorder_of(run.device_plan, batch, rows, outputs)
+        options = dataclasses.replace(options, watcher=recorder)
+        ((_, samples),) = self.run(Run(None, run.device_plan), options, Source(batch), n)
+        size = self._call_options["network_batch"]
+        return rollout_of(recorder, samples, run.device_plan, batch, self.network, size)
+
+    def start(
+        self,
+        arguments: SampleArguments,
+        shape: Sequence[int] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> State:
+        """The state of samples that have not taken a step; see `Sampler.start`."""
+        x = arguments.x_T if arguments.x_T is not None else arguments.image
+        name = "x_T" if arguments.image is None else "image"
+        inpaints = arguments.mask is not None
+        n, options = self.options(shape, x, dtype, name=name, inpaints=inpaints, keeps_x0=True)
+        run = self.begin(options)
+        batch = self.prepare(run, options, arguments, np.arange(n))
+        lanes = self._lanes(run.device_plan, options, batch, n)
+        lanes.put(np.arange(n), batch)
+        return State(lanes)
 
     def stream(
         self,

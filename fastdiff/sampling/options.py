@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ HOOKS = ("callback", "classifier", "classifier_scale", "guidance", "through_netw
 """The options of a run that are arguments of `Sampler.sample`."""
 ON_OOM = ("raise", "split")
 GRAPH = (True, False, "auto")
+
+
+class Watcher(Protocol):
+    """Sees every step of a run, as rollouts do (fastdiff.sampling.rollout)."""
+
+    def before(self, stepper: Any, calls: str, out: Tensor | None) -> Tensor | None:
+        """Sees the state before a row, what the row calls and the network's output. The result is
+        where the row writes its log-probability [B], or None.
+        """
+
+    def after(self, stepper: Any) -> None:
+        """Sees the state after the row."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class RunOptions:
         differentiable: whether autograd records the steps (fastdiff.sampling.recorded).
         checkpoint: the rows of a segment that the backward pass computes again; 0 stores all.
         last_k: the rows at the end that are recorded; None for all.
+        watcher: sees every step; or None.
+        keeps_x0: whether rows write their prediction of x0 also without a callback.
     """
 
     device: torch.device
@@ -49,11 +63,13 @@ class RunOptions:
     differentiable: bool = False
     checkpoint: int = 0
     last_k: int | None = None
+    watcher: Watcher | None = None
+    keeps_x0: bool = False
 
     @property
     def wants_x0(self) -> bool:
         """Whether every row writes its prediction of x0."""
-        return self.callback is not None
+        return self.callback is not None or self.keeps_x0
 
     @property
     def capturable(self) -> bool:

@@ -22,7 +22,7 @@ class Batch:
 
     Attributes:
         rows: int64 [n], the row of the device's plan at which each begins.
-        seeds, ids: int64 [n].
+        seeds, ids, start_ids: int64 [n]; ids name the noise of rows, start_ids that of x_T.
         gamma: [n] guidance strengths, host numbers or a tensor that the host does not read.
         guided: whether the unconditional half is needed.
         conditions: the network's arguments.
@@ -37,6 +37,7 @@ class Batch:
     rows: NDArray[np.int64]
     seeds: Tensor
     ids: Tensor
+    start_ids: Tensor
     gamma: NDArray[np.float64] | Tensor
     guided: bool
     conditions: Conditions
