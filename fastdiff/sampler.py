@@ -252,6 +252,7 @@ class Sampler:
         checkpoint: bool | int = False,
         last_k: int | None = None,
         start_ids: Tensor | Sequence[int] | None = None,
+        sde_rows: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
     ) -> Tensor:
         """Samples [B, …] in the data's range; sample i of seed s is the same alone and in any
         batch.
@@ -302,6 +303,7 @@ class Sampler:
                 2024): earlier rows and x_T count as constants.
             start_ids: int64 [B], the ids that name the noise of x_T (or of the noised image),
                 default sample_ids: samples of one start_id begin alike.
+            sde_rows: overrides the sampler's, for all or for each sample.
 
         Raises:
             ValueError, TypeError: for arguments outside these, where the model returns another
@@ -323,6 +325,7 @@ class Sampler:
             mask,
             known,
             start_ids,
+            sde_rows,
         )
         x = self._engine.sample(
             arguments,
@@ -363,10 +366,10 @@ class Sampler:
             shape, seed, dtype: see `sample`.
             rows: of the plan, which are recorded; None for all that draw noise.
             outputs: whether the network's outputs are kept too.
-            arguments: sample_ids, start_ids, cond, uncond, guidance_scale, steps, start, x_T, image
-                and strength of `sample`. Give the samples of a group one start_id and different
-                sample_ids for a shared x_T and different noise, or the other way round. All samples
-                need one start and one number of rows.
+            arguments: sample_ids, start_ids, cond, uncond, guidance_scale, steps, start, x_T,
+                image, strength and sde_rows of `sample`. Give the samples of a group one start_id
+                and different sample_ids for a shared x_T and different noise, or the other way
+                round. All samples need one start and one number of rows.
 
         Raises:
             ValueError, TypeError: as `sample`, for a plan whose rows draw no noise without rows=,

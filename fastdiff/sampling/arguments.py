@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..solvers.windows import WINDOW
 from ..whole import whole
 from .conditions import check_halves, conditions
 from .device_plan import DevicePlan
@@ -35,6 +36,7 @@ class SampleArguments(NamedTuple):
     mask: Tensor | None = None
     known: Tensor | None = None
     start_ids: Tensor | Sequence[int] | None = None
+    sde_rows: tuple[int, int] | Sequence[tuple[int, int]] | None = None
 
 
 def prepare(
@@ -74,7 +76,10 @@ def prepare(
             )
         shares = zip(steps, _each("strength", g.strength, n), strict=True)
         starts = [plans.start_of(count, share) for count, share in shares]
-    chosen = [plans.get(count, start, over) for count, start in zip(steps, starts, strict=True)]
+    chosen = [
+        plans.get(count, start, over, window)
+        for count, start, window in zip(steps, starts, _windows(g.sde_rows, n), strict=True)
+    ]
     if g.x_T is None and g.image is None and any(starts):
         raise ValueError(
             f"{where}: expected x_T or image with start > 0, got neither. Noise is the state of"
@@ -157,6 +162,15 @@ def _numbers(name: str, value: Any, n: int) -> list[Any]:
                     f" {type(number).__name__}."
                 )
     return values
+
+
+def _windows(value: Any, n: int) -> list[tuple[int, int] | None]:
+    """A window of rows for each of n samples, from one for all or a sequence of n."""
+    if isinstance(value, Sequence) and value and isinstance(value[0], Sequence):
+        windows = _each("sde_rows", value, n)
+    else:
+        windows = [value] * n
+    return [WINDOW.check("sde_rows", window, "fastdiff.Sampler.sample") for window in windows]
 
 
 def _samples(

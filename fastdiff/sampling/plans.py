@@ -73,7 +73,11 @@ class Plans:
         self.own = plan if plan is not None else make_plan(self._schedule, **settings)
 
     def get(
-        self, steps: int | None, start: int, strengths: tuple[float, ...] | None
+        self,
+        steps: int | None,
+        start: int,
+        strengths: tuple[float, ...] | None,
+        window: tuple[int, int] | None = None,
     ) -> tuple[Plan, int]:
         """(the plan to follow, the row in it to begin at).
 
@@ -86,11 +90,12 @@ class Plans:
             start: the row of the whole plan at which the run begins.
             strengths: a guidance strength for every row of the whole plan; None where they do not
                 vary over rows.
+            window: the rows that draw noise, as sde_rows; None for the sampler's.
 
-        Raises ValueError for steps of a ready plan or of given timesteps or sigmas, and for rows at
-        which a run can't begin.
+        Raises ValueError for steps and a window of a ready plan, for steps of given timesteps or
+        sigmas, and for rows at which a run can't begin.
         """
-        key = (steps, start, strengths)
+        key = (steps, start, strengths, window)
         found = self._made.get(key)
         return self._made.put(key, self._make(*key)) if found is None else found
 
@@ -99,12 +104,26 @@ class Plans:
         return self.get(steps, 0, None)[0]
 
     def _make(
-        self, steps: int | None, start: int, strengths: tuple[float, ...] | None
+        self,
+        steps: int | None,
+        start: int,
+        strengths: tuple[float, ...] | None,
+        window: tuple[int, int] | None,
     ) -> tuple[Plan, int]:
         if start:
-            return self._later(self.get(steps, 0, strengths)[0], steps, start, strengths)
+            whole_plan = self.get(steps, 0, strengths, window)[0]
+            return self._later(whole_plan, steps, start, strengths, window)
         if strengths is not None:
-            return over_rows(self.of(steps), strengths), 0
+            return over_rows(self.get(steps, 0, None, window)[0], strengths), 0
+        if window is not None:
+            if self.ready:
+                raise ValueError(
+                    "fastdiff.Sampler: expected no sde_rows for a sampler of a ready plan. Make the"
+                    " plan with them."
+                )
+            count = self._settings["steps"] if steps is None else steps
+            given = {**self._settings, "steps": count, "sde_rows": window}
+            return make_plan(self._schedule, **given), 0
         if steps is None or (not self.ready and steps == self._settings["steps"]):
             return self.own, 0
         if self.ready or any(name in self._settings for name in _GRIDS):
@@ -115,7 +134,12 @@ class Plans:
         return make_plan(self._schedule, **{**self._settings, "steps": steps}), 0
 
     def _later(
-        self, plan: Plan, steps: int | None, start: int, strengths: tuple[float, ...] | None
+        self,
+        plan: Plan,
+        steps: int | None,
+        start: int,
+        strengths: tuple[float, ...] | None,
+        window: tuple[int, int] | None,
     ) -> tuple[Plan, int]:
         """`get` for a run that begins at row `start` of the whole plan `plan`."""
         where = "fastdiff.Sampler.sample"
@@ -132,7 +156,8 @@ class Plans:
                 f"{where}: expected start at a row that remembers nothing, one of {shown}, got"
                 f" {start}."
             )
-        given = later(self._settings, start)
+        asked = {} if window is None else {"sde_rows": window}
+        given = later({**self._settings, **asked}, start)
         settings = {k: v for k, v in given.items() if k not in _GRIDS}
         rest = make_plan(self._schedule, **settings, times=times[start:])
         table = rest.table.copy()

@@ -162,15 +162,19 @@ class Rollout:
 
         It means nothing for samples whose row draws none.
         """
-        index = [int(self.plans[p].column("noise_index")[self.rows[k]]) for p in self.plan_of]
-        return ops.randn(
-            tuple(self.samples.shape),
-            seed=self.seeds,
-            sample_ids=self.ids,
-            stream=STREAM_SOLVER,
-            step=upload(np.array(index), self.seeds.device),
-            dtype=self.samples.dtype,
-        )
+        steps = np.array([p.column("noise_index")[self.rows[k]] for p in self.plans], np.int64)
+        z = torch.empty_like(self.samples)
+        for step in sorted(set(steps[self.plan_of].tolist())):
+            index = upload(np.flatnonzero(steps[self.plan_of] == step), z.device)
+            z[index] = ops.randn(
+                (len(index), *z.shape[1:]),
+                seed=self.seeds[index],
+                sample_ids=self.ids[index],
+                stream=STREAM_SOLVER,
+                step=step,
+                dtype=z.dtype,
+            )
+        return z
 
     # -- parts -------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from ..ops.step import workspace_for
 from ..solvers import Plan
 from .device_plan import DevicePlan, Rows
 
-_INPUTS = ("model_output", "noise", "guidance", "gradient")
+_MOVING = ("model_output", "noise", "guidance", "gradient", "log_prob_out")
 _KEPT = ("x_t", "out", "input_out", "x0_out")
 
 
@@ -119,6 +119,7 @@ class Stepper:
         guidance: Tensor | None = None,
         gradient: Tensor | None = None,
         keep: bool = False,
+        log_prob: Tensor | None = None,
     ) -> None:
         """Executes row[b] for every sample b and moves the rows on.
 
@@ -126,8 +127,17 @@ class Stepper:
             output: the network's output, None on rows without a network call.
             noise, guidance, gradient: see `fastdiff.reverse_step`.
             keep: whether x, the next input and x0 get new memory instead of being overwritten.
+            log_prob: [B] in the compute type, where rows write the log-probability of the next
+                state; see `fastdiff.reverse_step`.
         """
-        self.execute(output, noise=noise, guidance=guidance, gradient=gradient, keep=keep)
+        self.execute(
+            output,
+            noise=noise,
+            guidance=guidance,
+            gradient=gradient,
+            keep=keep,
+            log_prob=log_prob,
+        )
         self.advance()
 
     def execute(
@@ -138,50 +148,52 @@ class Stepper:
         guidance: Tensor | None = None,
         gradient: Tensor | None = None,
         keep: bool = False,
+        log_prob: Tensor | None = None,
     ) -> None:
         """A step that leaves `row` as it is: `next_row` has the rows that follow."""
         if self._version != self.plan.version:
             self.fit()
         if self._recorded:
+            assert log_prob is None, "recorded steps write no log-probability"
             plan = self.plan
             rows = Rows(plan.table, plan.used_without_network if output is None else plan.used)
             self._record(rows, output, noise, guidance, gradient)
             return
-        if keep or noise is not None or guidance is not None or gradient is not None:
-            self._execute(output, noise, guidance, gradient, keep)
+        if (
+            keep
+            or noise is not None
+            or guidance is not None
+            or gradient is not None
+            or log_prob is not None
+        ):
+            self._execute((output, noise, guidance, gradient, log_prob), keep)
             return
         # the usual call is kept short: in small steps Python's time counts
         bound = self._plain[output is None]
         if bound is None:
-            bound = self._plain[output is None] = self._bind((output, None, None, None), False)
+            bound = self._plain[output is None] = self._bind(
+                (output, None, None, None, None), False
+            )
         if output is None:
             bound[self.swapped]()
         else:
             bound[self.swapped](output)
 
-    def _execute(
-        self,
-        output: Tensor | None,
-        noise: Tensor | None,
-        guidance: Tensor | None,
-        gradient: Tensor | None,
-        keep: bool,
-    ) -> None:
-        """`execute` with any arguments."""
-        inputs = (output, noise, guidance, gradient)
-        key = (keep, output is None, noise is None, guidance is None, gradient is None)
+    def _execute(self, moving: tuple[Tensor | None, ...], keep: bool) -> None:
+        """`execute` with any arguments, those of _MOVING."""
+        key = (keep, *(value is None for value in moving))
         both_ways = self._bound.get(key)
         if both_ways is None:
-            both_ways = self._bound[key] = self._bind(inputs, keep)
+            both_ways = self._bound[key] = self._bind(moving, keep)
         bound = both_ways[self.swapped]
-        moving = [value for value in inputs if value is not None]
+        values = [value for value in moving if value is not None]
         if not keep:
-            bound(*moving)
+            bound(*values)
             return
         x, new = self.x, torch.empty_like(self.x)
         fresh = None if self._input is None else torch.empty_like(self._input)
         x0 = None if self.x0 is None else torch.empty_like(x)
-        bound(*moving, x, new, fresh, x0)
+        bound(*values, x, new, fresh, x0)
         self.x, self._input, self.x0 = new, fresh, x0
         self._plain = [None, None]
         self._bound = {key: bound for key, bound in self._bound.items() if key[0]}
@@ -271,9 +283,11 @@ class Stepper:
         """Forgets the bound steps, because a buffer has changed."""
         self._plain, self._bound = [None, None], {}
 
-    def _bind(self, inputs: tuple[Tensor | None, ...], keep: bool) -> tuple[BoundStep, BoundStep]:
-        """The two forms of the bound step for calls in which the same inputs are None."""
-        plan = self.plan
+    def _bind(self, moving: tuple[Tensor | None, ...], keep: bool) -> tuple[BoundStep, BoundStep]:
+        """The two forms of the bound step for calls in which the same of _MOVING are None."""
+        plan, workspace = self.plan, self.workspace
+        if moving[-1] is not None:
+            workspace = workspace_for(self.x, log_prob=True)
         fixed = ops.StepArguments(
             self.x,
             None,
@@ -282,16 +296,16 @@ class Stepper:
             slots=self.slots,
             seed=self.seed,
             sample_ids=self.sample_ids,
-            used=plan.used_without_network if inputs[0] is None else plan.used,
+            used=plan.used_without_network if moving[0] is None else plan.used,
             out=self.x,
             slots_out=self.slots,
             x0_out=self.x0,
             input_out=self._input,
             row_out=self._rows[1],
             time_out=self._times,
-            workspace=self.workspace,
+            workspace=workspace,
         )
-        given = (name for name, value in zip(_INPUTS, inputs, strict=True) if value is not None)
+        given = (name for name, value in zip(_MOVING, moving, strict=True) if value is not None)
         return fixed.bind(*given, *(_KEPT if keep else ())).both_ways()
 
 
