@@ -25,6 +25,7 @@ _WHERE = {
     "Trainer": "training",
     "accelerate": "acceleration",
     "backends": "backend",
+    "shared": "sampling.conditions",
     "to_uint8": "images",
     "use": "backend",
     **dict.fromkeys(_OPS, "ops"),
@@ -96,6 +97,7 @@ __all__ = [
     "randn",
     "reparameterize",
     "reverse_step",
+    "shared",
     "step_log_prob",
     "to_uint8",
     "use",
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
         vlb_terms,
     )
     from .sampler import Sampler
+    from .sampling.conditions import shared
     from .sampling.requests import Request
     from .sampling.rollout import Rollout
     from .schedule import Schedule

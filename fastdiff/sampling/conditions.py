@@ -1,6 +1,7 @@
 """The keyword arguments of a network, for both halves of classifier-free guidance.
 
-Tensors in them are indexed by sample; every other value is shared by all samples and both halves.
+Tensors in them are indexed by sample; every other value, and a tensor in `shared`, is one for all
+samples and both halves.
 """
 
 from __future__ import annotations
@@ -30,6 +31,26 @@ class Conditions(NamedTuple):
         """The arguments of some of the samples."""
         cond, uncond = ({k: v[rows] for k, v in half.items()} for half in (self.cond, self.uncond))
         return Conditions(cond, uncond, self.shared)
+
+
+class shared:  # noqa: N801  # a word in a caller's arguments
+    """A tensor that all samples share, in cond and uncond: positions of tokens, for instance.
+
+    Without it a tensor is indexed by sample.
+
+    Args:
+        tensor: as the network gets it, in every call.
+
+    Raises TypeError for anything else.
+    """
+
+    def __init__(self, tensor: Tensor):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"fastdiff.shared: expected a tensor, got {type(tensor).__name__}. Other values are"
+                " shared as they are."
+            )
+        self.tensor = tensor
 
 
 def conditions(
@@ -63,6 +84,7 @@ def conditions(
         if _per_sample(c) and _per_sample(u):
             result.cond[key], result.uncond[key] = upload(c, device), upload(u, device)
         elif same(c, u):
+            c = c.tensor if isinstance(c, shared) else c
             result.shared[key] = upload(c, device) if isinstance(c, Tensor) else c
         else:
             raise ValueError(
@@ -92,6 +114,8 @@ def same(a: Any, b: Any) -> bool:
     """Whether two shared arguments are equal."""
     if a is b:
         return True
+    if isinstance(a, shared) and isinstance(b, shared):
+        a, b = a.tensor, b.tensor
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a.cpu(), b.cpu())
     return bool(a == b)

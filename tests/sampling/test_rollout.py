@@ -167,7 +167,9 @@ def test_windows_per_sample() -> None:
         same(r.samples[i : i + 1], alone.samples)
         inside = [first <= row < last for row in r.rows]
         noisy = [row in alone.rows for row in r.rows]
-        assert r.draws[:, i].tolist() == noisy and all(a <= b for a, b in zip(noisy, inside, strict=True))
+        assert r.draws[:, i].tolist() == noisy and all(
+            a <= b for a, b in zip(noisy, inside, strict=True)
+        )
         assert ((r.log_prob[:, i] != 0).numpy() == np.array(noisy)).all()
     score = r.score()
     same(score.detach(), r.log_prob)
