@@ -149,7 +149,8 @@ def draw(log: list[Update], pictures: dict[str, Tensor], name: str, out: Path) -
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(out / f"rewards_{name}.png", dpi=110)
     for label, x in pictures.items():
-        Image.fromarray(grid(x, columns=10)).save(out / f"rewards_{name}_{label}.png")
+        sheet = grid(to_uint8(x).permute(0, 2, 3, 1).numpy(), None, [], columns=10)
+        sheet.quantize(32).save(out / f"rewards_{name}_{label}.png", optimize=True)
 
 
 def main(arguments: list[str] | None = None) -> list[Update]:

@@ -42,6 +42,12 @@ def test_sampling(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(capsys.readouterr().out.splitlines()) >= 10, "every request was served"
 
 
+def test_rollouts() -> None:
+    names = run("rollouts.md")
+    assert names["rollout"].log_prob.isfinite().all() and names["mine"].samples.isfinite().all()
+    assert names["state"].done and names["state"].x.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )
