@@ -41,6 +41,13 @@ _SIN = tuple(map(_h, "0x1.921fb6p+1 -0x1.4abbbap+2 0x1.465ec6p+1 -0x1.2d9bb6p-1"
 _COS = tuple(map(_h, "-0x1.3bd3ccp+2 0x1.03c1dep+2 -0x1.55c664p+0 0x1.d9f7bcp-3".split()))
 
 
+def windowed(stream: int, offset: int) -> int:
+    """Returns the stream of a window of larger samples, whose element 0 is their element `offset`,
+    a multiple of 4: the stream in the lower 8 bits, and above them the first group of four.
+    """
+    return stream | (offset // 4) << 8
+
+
 def philox4x32(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, ...]:
@@ -66,13 +73,14 @@ def words(
     seed: int | Tensor,  # unsigned int, or int64 [B] in two's complement
     sample_ids: Tensor,  # [B] int64 in [0, IDS)
     step: int | Tensor,  # int, or int64 [B], in [0, 2^32)
-    stream: int,
+    stream: int,  # or `windowed`
 ) -> tuple[Tensor, ...]:
     """Returns the four Philox words of each (sample, group): int64 tensors [B, G]."""
     if not isinstance(seed, Tensor):
         seed = torch.full((1,), signed_seed(seed), dtype=torch.int64, device=groups.device)
     if not isinstance(step, Tensor):
         step = torch.full((1,), step, dtype=torch.int64, device=groups.device)
+    groups, stream = groups + (stream >> 8), stream & 0xFF  # a window's first group, see `windowed`
     seed, ids, step = seed.reshape(-1, 1), sample_ids.reshape(-1, 1), step.reshape(-1, 1)
     key = (seed & _WORD, (seed >> 32) & _WORD)
     counter = (groups.reshape(1, -1), step, ids & _WORD, (ids >> 32) | (stream << 24))

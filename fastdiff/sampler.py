@@ -253,6 +253,7 @@ class Sampler:
         last_k: int | None = None,
         start_ids: Tensor | Sequence[int] | None = None,
         sde_rows: tuple[int, int] | Sequence[tuple[int, int]] | None = None,
+        window: tuple[int, int] | None = None,
     ) -> Tensor:
         """Samples [B, …] in the data's range; sample i of seed s is the same alone and in any
         batch.
@@ -304,6 +305,10 @@ class Sampler:
             start_ids: int64 [B], the ids that name the noise of x_T (or of the noised image),
                 default sample_ids: samples of one start_id begin alike.
             sde_rows: overrides the sampler's, for all or for each sample.
+            window: (offset, size) where the samples are the elements offset … offset + size - 1 of
+                larger ones, as on a rank of a parallel network that has a part of each: they get
+                the noise that whole samples have there. offset is a multiple of 4. Rows that need
+                whole samples (guidance_rescale, dynamic_threshold) are refused.
 
         Raises:
             ValueError, TypeError: for arguments outside these, where the model returns another
@@ -340,6 +345,7 @@ class Sampler:
             differentiable=differentiable,
             checkpoint=checkpoint,
             last_k=last_k,
+            window=window,
         )
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             return x if self._decode is None else self._decode(x)
@@ -354,6 +360,7 @@ class Sampler:
         rows: Sequence[int] | None = None,
         outputs: bool = False,
         dtype: torch.dtype | None = None,
+        window: tuple[int, int] | None = None,
         **arguments: Any,
     ) -> Rollout:
         """Samples [B, …] with their transitions and log-probabilities, for reinforcement learning.
@@ -363,7 +370,8 @@ class Sampler:
         eq. 12), whose log-probability `reverse_step` writes while it samples.
 
         Args:
-            shape, seed, dtype: see `sample`.
+            shape, seed, dtype, window: see `sample`. The log-probabilities of the windows of a
+                sample add up to the sample's.
             rows: of the plan, which are recorded; None for all that draw noise.
             outputs: whether the network's outputs are kept too.
             arguments: sample_ids, start_ids, cond, uncond, guidance_scale, steps, start, x_T,
@@ -378,7 +386,9 @@ class Sampler:
         self._refuse_hooks("rollout", arguments, {"mask", "known"})
         arguments["guidance_scale"] = self._scale(arguments.get("guidance_scale"))
         per_sample = SampleArguments(self._seed(seed), **arguments)
-        return self._engine.rollout(per_sample, shape, rows=rows, outputs=outputs, dtype=dtype)
+        return self._engine.rollout(
+            per_sample, shape, rows=rows, outputs=outputs, dtype=dtype, window=window
+        )
 
     @restored
     @torch.no_grad()
@@ -388,6 +398,7 @@ class Sampler:
         *,
         seed: int | Tensor | None = None,
         dtype: torch.dtype | None = None,
+        window: tuple[int, int] | None = None,
         **arguments: Any,
     ) -> State:
         """Returns samples before their first step, which `advance` moves on and `fork` branches.
@@ -397,7 +408,7 @@ class Sampler:
         self._refuse_hooks("start", arguments, set())
         arguments["guidance_scale"] = self._scale(arguments.get("guidance_scale"))
         return self._engine.start(
-            SampleArguments(self._seed(seed), **arguments), shape, dtype=dtype
+            SampleArguments(self._seed(seed), **arguments), shape, dtype=dtype, window=window
         )
 
     def advance(self, state: State, steps: int = 1) -> None:

@@ -24,7 +24,7 @@ int check_id(const fd_noise& d, int64_t b) {
 }
 
 int check_counter(const fd_noise& d) {
-    if (d.stream > 255) return fail(FD_VALUE_ERROR, "expected stream in [0, 256), got %llu.", (unsigned long long)d.stream);
+    if (d.stream >> 40) return fail(FD_VALUE_ERROR, "expected stream in [0, 2^40), got %llu.", (unsigned long long)d.stream);
     if (d.step >> 32) return fail(FD_VALUE_ERROR, "expected step in [0, 2^32), got %llu.", (unsigned long long)d.step);
     return FD_OK;
 }

@@ -114,7 +114,7 @@ static void draw_run(const fd_noise& d, uint64_t step, int64_t b, int64_t first,
     const Longs c1 = zero + step, c2 = zero + id, c3 = zero + (d.stream << 24 | id >> 32);
     const Longs k0 = zero + seed, k1 = zero + (seed >> 32);
     Longs c0 = zero;
-    for (int i = 0; i < LONGS; ++i) c0[lane_of(i)] = (uint64_t)(first / 4) + i;
+    for (int i = 0; i < LONGS; ++i) c0[lane_of(i)] = (d.stream >> 8) + (uint64_t)(first / 4) + i;
     auto counters = [&](int vector) { return Counters{c0 + (uint64_t)(vector * LONGS), c1, c2, c3, k0, k1}; };
     int64_t at = 0;
     for (; count - at >= CHUNK; at += CHUNK, c0 += 2 * LONGS) {
@@ -148,7 +148,7 @@ static void draw_short(const fd_noise& d, StepOf step_of, int64_t b0, int64_t b1
         for (int64_t g = 0; g < groups; ++g) {
             Counters& v = s[filled / LONGS];
             const int lane = lane_of(filled % LONGS);
-            v.c0[lane] = (uint64_t)g, v.c1[lane] = step;
+            v.c0[lane] = (d.stream >> 8) + (uint64_t)g, v.c1[lane] = step;
             v.c2[lane] = id, v.c3[lane] = d.stream << 24 | id >> 32;
             v.k0[lane] = seed, v.k1[lane] = seed >> 32;
             to[filled] = out + 4 * g;

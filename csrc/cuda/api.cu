@@ -27,7 +27,7 @@ int check(const fd_launch& l) {
 }
 
 int check(const fd_launch& l, const fd_noise& d) {
-    if (d.stream > 255) return fail(FD_VALUE_ERROR, "expected stream in [0, 256), got %llu.", (unsigned long long)d.stream);
+    if (d.stream >> 40) return fail(FD_VALUE_ERROR, "expected stream in [0, 2^40), got %llu.", (unsigned long long)d.stream);
     if (d.step >> 32) return fail(FD_VALUE_ERROR, "expected step in [0, 2^32), got %llu.", (unsigned long long)d.step);
     return check(l);
 }

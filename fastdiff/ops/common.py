@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .. import rng
 from ..backend import choice
 from ..backend.eager.sums import CHUNK, chunks
 from ..rng import MODES
@@ -191,10 +192,40 @@ def unsigned(seed: int) -> int:
     return seed % 2**64
 
 
-def counter_arguments(where: str, step: int, stream: int, mode: str) -> tuple[int, int, bool]:
-    """Checks the noise counter's step and stream; returns them and whether the mode is `fast`."""
-    step = _count(where, "step", step, 2**32, "2**32")
+def windowed(where: str, stream: int, window: Any, per_sample: int) -> int:
+    """Returns the stream of a window (offset, size) of larger samples; see `fastdiff.randn`."""
     stream = _count(where, "stream", stream, 256, "256")
+    if window is None:
+        return stream
+    numbers = [whole(v) for v in window] if isinstance(window, Sequence) else []
+    if len(numbers) != 2 or any(v is None or v < 0 for v in numbers):
+        raise ValueError(
+            f"fastdiff.{where}: expected window as (offset, size) or None, got {window!r}."
+        )
+    offset, size = (v or 0 for v in numbers)
+    if offset % 4:
+        raise ValueError(
+            f"fastdiff.{where}: expected window (offset, size) whose offset is a multiple of 4, got"
+            f" {offset}. Noise is drawn for four elements at a time: divide samples there."
+        )
+    if size != per_sample:
+        raise ValueError(
+            f"fastdiff.{where}: expected window (offset, size) of the {per_sample} elements of a"
+            f" sample here, got {size}."
+        )
+    sized(where, offset + size)
+    return rng.windowed(stream, offset)
+
+
+def counter_arguments(
+    where: str, step: int, stream: int, mode: str, *, window: bool = False
+) -> tuple[int, int, bool]:
+    """Checks the noise counter's step and stream; returns them and whether the mode is `fast`.
+
+    window: whether the stream may be one of a window.
+    """
+    step = _count(where, "step", step, 2**32, "2**32")
+    stream = _count(where, "stream", stream, 2**40 if window else 256, "256")
     if not isinstance(mode, str) or mode not in MODES:
         got = repr(mode) if isinstance(mode, str) else type(mode).__name__
         raise ValueError(f"fastdiff.{where}: expected mode in {list(MODES)}, got {got}.")

@@ -109,6 +109,7 @@ def q_sample(
     sample_ids: Tensor | None = None,
     step: int = 0,
     stream: int = 2,
+    window: tuple[int, int] | None = None,
     mode: str = "exact",
     out: Tensor | None = None,
     backend: str | None = None,
@@ -124,7 +125,7 @@ def q_sample(
         alpha, sigma: float64.
         noise: eps, like x0; None: the noise of seed, sample_ids, step and stream, as `randn`
             draws it.
-        seed, sample_ids, step, stream, mode, backend: see `randn`.
+        seed, sample_ids, step, stream, window, mode, backend: see `randn`.
         out: where to write the result, contiguous and like x0; nothing is allocated and no gradient
             is recorded.
 
@@ -162,8 +163,11 @@ def q_sample(
         )
     common.sized("q_sample", common.elements(x0.shape))
     draw = (seed, sample_ids, step, stream, mode)
-    drawn = common.noise_arguments("q_sample", *draw, x0, "x0", optional=noise is not None)
-    arguments = (x0, t, alpha.contiguous(), sigma.contiguous(), noise, *drawn)
+    *names, stream, fast = common.noise_arguments(
+        "q_sample", *draw, x0, "x0", optional=noise is not None
+    )
+    stream = common.windowed("q_sample", stream, window, common.elements(x0.shape))
+    arguments = (x0, t, alpha.contiguous(), sigma.contiguous(), noise, *names, stream, fast)
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)

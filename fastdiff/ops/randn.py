@@ -49,6 +49,7 @@ def randn(
     sample_ids: Tensor | None = None,
     step: int = 0,
     stream: int = 0,
+    window: tuple[int, int] | None = None,
     mode: str = "exact",
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -64,6 +65,9 @@ def randn(
         seed: int in [0, 2**64), or int64 [] or [B] carrying one in two's complement.
         sample_ids: int64 [B] in [0, 2**56), default 0 … B-1.
         step, stream: the rest of the counter, in [0, 2**32) and [0, 256).
+        window: (offset, size) where the samples here are the elements offset … offset + size - 1 of
+            larger ones, as on a rank that has a part of each sample: they get the noise that the
+            whole has there. offset is a multiple of 4.
         mode: `exact` gives the same bits on every backend, `fast` the hardware's approximations of
             the same numbers.
         dtype: of the output, default float32; values are float32 normals, rounded or widened.
@@ -115,7 +119,9 @@ def randn(
     common.shaped("randn", "out", out, shape)
     common.sized("randn", common.elements(shape))
     draw = (seed, sample_ids, step, stream, mode)
-    noise = common.noise_arguments("randn", *draw, out, "out")
+    number, seeds, ids, step, stream, fast = common.noise_arguments("randn", *draw, out, "out")
+    stream = common.windowed("randn", stream, window, common.elements(shape))
+    noise = (number, seeds, ids, step, stream, fast)
     tensors = [out, *(v for v in noise if isinstance(v, Tensor))]
     with choice.use(backend) if backend else nullcontext():
         if common.unobserved(*tensors):

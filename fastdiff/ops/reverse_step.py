@@ -121,6 +121,7 @@ def reverse_step(
     guidance: Tensor | None = None,
     gradient: Tensor | None = None,
     stream: int = 1,
+    window: tuple[int, int] | None = None,
     mode: str = "exact",
     used: int | None = None,
     out: Tensor | None = None,
@@ -153,7 +154,8 @@ def reverse_step(
             c and u.
         gradient: like x_t, added to the output with the row's `out_grad` (Dhariwal & Nichol 2021,
             eq. 14).
-        stream, mode: see `randn`.
+        stream, window, mode: see `randn`. With a window, log-probabilities are those of its
+            elements, and rows of whole samples (rescaled guidance, dynamic thresholds) are refused.
         used: the bit mask of the columns that the table uses (`Plan.used`); None reads it from a
             table on the CPU.
         out, slots_out: where to write x_s and the slots, which may be x_t and slots; nothing is
@@ -180,6 +182,8 @@ def reverse_step(
             (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for other arguments, or rows that read an operand that is missing.
     """
+    if window is not None or stream != 1:
+        stream = _windowed(x_t, stream, window)
     arguments = StepArguments(
         x_t,
         model_output,
@@ -203,10 +207,20 @@ def reverse_step(
         log_prob_out,
         workspace,
     ).check()
+    if window is not None and arguments.whole_samples:
+        raise ValueError(
+            f"fastdiff.{WHERE}: expected rows without rescaled guidance and dynamic thresholds with"
+            " window, got rows that need whole samples."
+        )
     if backend:
         with choice.use(backend):
             return _run(arguments)
     return _run(arguments)
+
+
+def _windowed(x_t: Tensor, stream: int, window: tuple[int, int] | None) -> int:
+    common.batched(WHERE, "x_t", x_t)
+    return common.windowed(WHERE, stream, window, common.elements(x_t.shape))
 
 
 def _run(arguments: StepArguments) -> Tensor | tuple[Tensor, Tensor]:

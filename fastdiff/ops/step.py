@@ -166,7 +166,7 @@ class StepArguments(NamedTuple):
             used &= SCORED
         if known:
             self._check_required(where, used, learned, slots, scored)
-        _, stream, _ = common.counter_arguments(where, 0, self.stream, self.mode)
+        _, stream, _ = common.counter_arguments(where, 0, self.stream, self.mode, window=True)
         if x_t.numel() > 2**34:
             common.sized(where, common.elements(x_t.shape))
         seed: int | Tensor | None = self.seed

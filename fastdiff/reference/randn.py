@@ -69,9 +69,14 @@ def _horner(coefficients: list[float], x: NDArray[np.float32]) -> NDArray[np.flo
 
 
 def normals(
-    n: int, seed: ArrayLike, sample_ids: NDArray[np.int64], step: ArrayLike, stream: int
+    n: int,
+    seed: ArrayLike,
+    sample_ids: NDArray[np.int64],
+    step: ArrayLike,
+    stream: int,
+    first: int = 0,
 ) -> NDArray[np.float32]:
-    """Returns the normals of the contract, float32 [B, n].
+    """Returns the normals of the contract for elements first … first + n - 1, float32 [B, n].
 
     seed and step are scalars or [B], uint64 and integers.
     """
@@ -81,7 +86,7 @@ def normals(
     ids = sample_ids.astype(np.uint64)
     low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
     counter = np.empty((batch, groups, 4), dtype=np.uint64)
-    counter[..., 0] = np.arange(groups, dtype=np.uint64)
+    counter[..., 0] = np.uint64(first // 4) + np.arange(groups, dtype=np.uint64)
     counter[..., 1] = steps[:, None]
     counter[..., 2] = (ids & low)[:, None]
     counter[..., 3] = ((ids >> half) | (np.uint64(stream) << np.uint64(24)))[:, None]
@@ -101,12 +106,14 @@ def randn(
     step: int = 0,
     stream: int = 0,
     dtype: type = np.float32,
+    offset: int = 0,
 ) -> NDArray:
-    """Draws standard normals [B, …], a function of (seed, sample id, stream, step, element).
+    """Draws standard normals [B, …], a function of (seed, sample id, stream, step, element), which
+    counts from `offset`.
 
     seed: uint64 scalar or [B]; sample_ids: int [B], default 0 … B-1; values are float32, then cast
         to dtype.
     """
     batch, n = shape[0], int(np.prod(shape[1:], dtype=np.int64))
     ids = np.arange(batch) if sample_ids is None else np.asarray(sample_ids)
-    return normals(n, seed, ids, step, stream).reshape(shape).astype(dtype)
+    return normals(n, seed, ids, step, stream, offset).reshape(shape).astype(dtype)

@@ -85,6 +85,7 @@ class Lanes:
             times=self.inputs.next_times,
             wants_x0=options.wants_x0,
             recorded=options.differentiable,
+            window=options.window,
         )
         self._captured_version = -1
 
@@ -198,11 +199,17 @@ class Lanes:
                 sample_ids=batch.start_ids,
                 step=0,
                 stream=STREAM_INITIAL,
+                window=self.options.window,
             )
         shape = (len(batch), *self.options.shape)
         noise = torch.empty(shape, dtype=dtype, device=device) if buffer is None else buffer
         ops.randn(
-            shape, seed=batch.seeds, sample_ids=batch.start_ids, stream=STREAM_INITIAL, out=noise
+            shape,
+            seed=batch.seeds,
+            sample_ids=batch.start_ids,
+            stream=STREAM_INITIAL,
+            window=self.options.window,
+            out=noise,
         )
         if (batch.std != 1).any():
             std = upload(batch.std, device).to(dtype)
@@ -428,6 +435,7 @@ class Lanes:
             seed=self._seeds,
             sample_ids=self._ids,
             stream=STREAM_FORWARD,
+            window=self.options.window,
             used=rows.used,
             out=None if recorded else self._noised,
         )

@@ -7,6 +7,7 @@ A call becomes `RunOptions`, a `DevicePlan` and a source of samples; `Engine.run
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,10 @@ from tqdm.auto import tqdm
 
 from ..backend.eager.common import compute_dtype
 from ..grad_mode import each_restored
+from ..ops.common import windowed
 from ..schedule import Schedule
 from ..solvers import Plan
+from ..table import uses
 from ..whole import whole
 from .arguments import SampleArguments, prepare
 from .buffers import Lanes
@@ -127,6 +130,7 @@ class Engine:
         checkpoint: bool | int = False,
         last_k: int | None = None,
         keeps_x0: bool = False,
+        window: tuple[int, int] | None = None,
     ) -> tuple[int, RunOptions]:
         """(number of samples, options) of a run; see `Sampler.sample` for the arguments.
 
@@ -168,6 +172,9 @@ class Engine:
             )
         scale = float(classifier_scale)
         self._check_derivatives(differentiable, checkpoint, last_k, through_network)
+        if window is not None:
+            windowed("Sampler.sample", 0, window, math.prod(shape[1:]))
+            window = (int(window[0]), int(window[1]))
         return shape[0], RunOptions(
             device=device,
             dtype=dtype,
@@ -182,6 +189,7 @@ class Engine:
             checkpoint=int(checkpoint),
             last_k=last_k,
             keeps_x0=keeps_x0,
+            window=window,
             **self._call_options,
         )
 
@@ -245,9 +253,17 @@ class Engine:
         """The samples of these arguments, checked, whose plans are added to the run's."""
         shape = (len(tickets), *options.shape)
         has_guide = self.network.guide is not None
-        return prepare(
+        batch = prepare(
             self.plans, run.device_plan, arguments, shape, tickets, options.dtype, has_guide
         )
+        if options.window is not None and uses(
+            run.device_plan.used, "guidance_rescale", "clip_ratio"
+        ):
+            raise ValueError(
+                "fastdiff.Sampler.sample: expected no guidance_rescale and dynamic_threshold with"
+                " window, which need whole samples."
+            )
+        return batch
 
     def run(
         self,
@@ -342,11 +358,12 @@ class Engine:
         rows: Sequence[int] | None = None,
         outputs: bool = False,
         dtype: torch.dtype | None = None,
+        window: tuple[int, int] | None = None,
     ) -> Rollout:
         """The samples of one call with their transitions; see `Sampler.rollout`."""
         x = arguments.x_T if arguments.x_T is not None else arguments.image
         name = "x_T" if arguments.image is None else "image"
-        n, options = self.options(shape, x, dtype, name=name)
+        n, options = self.options(shape, x, dtype, name=name, window=window)
         if n == 0:
             raise ValueError("fastdiff.Sampler.rollout: expected at least one sample, got none.")
         run = self.begin(options)
@@ -355,7 +372,7 @@ class Engine:
         options = dataclasses.replace(options, watcher=recorder)
         ((_, samples),) = self.run(Run(None, run.device_plan), options, Source(batch), n)
         size = self._call_options["network_batch"]
-        return rollout_of(recorder, samples, run.device_plan, batch, self.network, size)
+        return rollout_of(recorder, samples, run.device_plan, batch, self.network, size, window)
 
     def start(
         self,
@@ -363,12 +380,15 @@ class Engine:
         shape: Sequence[int] | None = None,
         *,
         dtype: torch.dtype | None = None,
+        window: tuple[int, int] | None = None,
     ) -> State:
         """The state of samples that have not taken a step; see `Sampler.start`."""
         x = arguments.x_T if arguments.x_T is not None else arguments.image
         name = "x_T" if arguments.image is None else "image"
         inpaints = arguments.mask is not None
-        n, options = self.options(shape, x, dtype, name=name, inpaints=inpaints, keeps_x0=True)
+        n, options = self.options(
+            shape, x, dtype, name=name, inpaints=inpaints, keeps_x0=True, window=window
+        )
         run = self.begin(options)
         batch = self.prepare(run, options, arguments, np.arange(n))
         lanes = self._lanes(run.device_plan, options, batch, n)

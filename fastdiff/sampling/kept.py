@@ -68,5 +68,14 @@ def kind_of(options: RunOptions, network: Hashable) -> Hashable:
     network: the `fingerprint` of the network.
     """
     o = options
-    shapes = (o.device, o.dtype, o.shape, o.inpaints, o.wants_x0, o.network_batch, o.on_oom)
+    shapes = (
+        o.device,
+        o.dtype,
+        o.shape,
+        o.inpaints,
+        o.wants_x0,
+        o.network_batch,
+        o.on_oom,
+        o.window,
+    )
     return shapes, network

@@ -45,6 +45,7 @@ class RunOptions:
         checkpoint: the rows of a segment that the backward pass computes again; 0 stores all.
         last_k: the rows at the end that are recorded; None for all.
         watcher: sees every step; or None.
+        window: (offset, size) where the samples are parts of larger ones; None for whole ones.
         keeps_x0: whether rows write their prediction of x0 also without a callback.
     """
 
@@ -65,6 +66,7 @@ class RunOptions:
     last_k: int | None = None
     watcher: Watcher | None = None
     keeps_x0: bool = False
+    window: tuple[int, int] | None = None
 
     @property
     def wants_x0(self) -> bool:

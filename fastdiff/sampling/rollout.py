@@ -102,6 +102,7 @@ class Rollout:
         plans: the plans that the samples follow. plan_of: [B] which of them each follows.
         guidance_scale: [B], of the host where it knows it.
         conditions: the network's arguments.
+        window: (offset, size) where the samples are parts of larger ones; log_prob is the part's.
     """
 
     samples: Tensor
@@ -123,6 +124,7 @@ class Rollout:
     network: Network | None
     network_batch: int | None
     whole_times: bool
+    window: tuple[int, int] | None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -171,6 +173,7 @@ class Rollout:
                 seed=self.seeds[index],
                 sample_ids=self.ids[index],
                 stream=STREAM_SOLVER,
+                window=self.window,
                 step=step,
                 dtype=z.dtype,
             )
@@ -438,6 +441,7 @@ def rollout_of(
     batch: Batch,
     network: Network,
     network_batch: int | None,
+    window: tuple[int, int] | None,
 ) -> Rollout:
     """Returns the rollout of a run that has ended."""
     held = {id(p): p for p in (plan.plan_at(row) for row in batch.rows.tolist())}
@@ -471,6 +475,7 @@ def rollout_of(
         network=network,
         network_batch=network_batch,
         whole_times=plan.whole_times,
+        window=window,
     )
 
 

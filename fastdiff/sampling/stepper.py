@@ -28,6 +28,7 @@ from ..backend.eager.common import compute_dtype
 from ..grad_mode import restored
 from ..ops.bound_step import BoundStep
 from ..ops.step import workspace_for
+from ..rng import STREAM_SOLVER, windowed
 from ..solvers import Plan
 from .device_plan import DevicePlan, Rows
 
@@ -51,6 +52,7 @@ class Stepper:
         wants_x0: whether rows write their prediction of x0.
         recorded: whether a step writes x and the slots to new memory by ops that autograd records,
             instead of into these buffers. It does not write `input` and `times`.
+        window: (offset, size) where x is a part of larger samples; see `fastdiff.randn`.
 
     Attributes:
         x: [B, …] the state.
@@ -79,9 +81,11 @@ class Stepper:
         times: Tensor | None = None,
         wants_x0: bool = False,
         recorded: bool = False,
+        window: tuple[int, int] | None = None,
     ):
         self.plan, self.x, self.seed, self.sample_ids = plan, x, seed, sample_ids
         self._input, self._times, self._recorded = input, times, recorded
+        self._window = window
         self.x0 = torch.empty_like(x) if wants_x0 else None
         self.row = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.next_row = torch.empty_like(self.row)
@@ -210,6 +214,7 @@ class Stepper:
             self.row,
             seed=self.seed,
             sample_ids=self.sample_ids,
+            window=self._window,
             used=rows.used,
             slots=self.slots,
             workspace=self.workspace,
@@ -236,6 +241,7 @@ class Stepper:
             "noise": noise,
             "seed": self.seed,
             "sample_ids": self.sample_ids,
+            "window": self._window,
             "guidance": guidance,
             "gradient": gradient,
             "used": rows.used,
@@ -296,6 +302,7 @@ class Stepper:
             slots=self.slots,
             seed=self.seed,
             sample_ids=self.sample_ids,
+            stream=windowed(STREAM_SOLVER, self._window[0] if self._window else 0),
             used=plan.used_without_network if moving[0] is None else plan.used,
             out=self.x,
             slots_out=self.slots,

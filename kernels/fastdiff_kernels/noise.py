@@ -162,9 +162,12 @@ def stream_identity(seeds, sample_ids, seed_lo, seed_hi, b, live):
 def normals(first, k0, k1, sample_id, step, stream_index, E: tl.constexpr, FAST: tl.constexpr):
     """float32 normals [S, E] of the elements first ... first + E - 1 (first a multiple of 4) of S
     samples; NaN for an id outside [0, 2^56), whose upper bits would be taken for another stream.
+
+    stream_index: the stream in its lower 8 bits, and above them a window's first group.
     """
     centre = tl.where((sample_id >> 56) == 0, 1.5, float("nan")).to(tl.float32)
-    group = ((first >> 2).to(tl.uint32) + tl.arange(0, E // 4).to(tl.uint32))[None, :]
+    origin = (first >> 2).to(tl.uint32) + (stream_index >> 8).to(tl.uint32)
+    group = (origin + tl.arange(0, E // 4).to(tl.uint32))[None, :]
     c3 = (stream_index.to(tl.uint32) << 24) | (sample_id >> 32).to(tl.uint32)
     w0, w1, w2, w3 = philox(group, step.to(tl.uint32), sample_id.to(tl.uint32), c3, k0, k1)
     n0, n1 = normal_pair(w0, w1, centre, FAST)

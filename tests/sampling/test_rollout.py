@@ -299,3 +299,31 @@ def test_what_is_refused() -> None:
 def test_a_short_description() -> None:
     r = sampler("flow_sde", steps=3).rollout(SHAPE, seed=0)
     assert isinstance(r, Rollout) and "samples, rows [0, 1" in repr(r)
+
+
+def test_parts_of_samples_are_those_of_the_whole() -> None:
+    """A rank with half the channels of each sample, under a network without sums over channels."""
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        return 0.3 * x
+
+    s = Sampler(network, Schedule.flow(1000), solver="flow_sde", prediction_type="flow", steps=5)
+    whole = s.rollout((3, 4, 6, 6), seed=0)
+    parts = [s.rollout((3, 2, 6, 6), seed=0, window=(offset, 72)) for offset in (0, 72)]
+    same(torch.cat([p.samples for p in parts], 1), whole.samples)
+    same(torch.cat([p.noise(1) for p in parts], 1), whole.noise(1))
+    total = parts[0].log_prob + parts[1].log_prob
+    torch.testing.assert_close(total, whole.log_prob, rtol=1e-5, atol=1e-4)
+    half = s.sample((3, 2, 6, 6), seed=0, window=(72, 72))
+    same(half, whole.samples[:, 2:])
+    image = torch.ones(3, 4, 6, 6)
+    edited = s.sample(image=image, strength=0.6, seed=0)
+    same(
+        s.sample(image=image[:, :2].contiguous(), strength=0.6, seed=0, window=(0, 72)),
+        edited[:, :2],
+    )
+    with pytest.raises(ValueError, match="multiple of 4, got 6"):
+        s.sample((3, 2, 6, 6), seed=0, window=(6, 72))
+    thresholded = sampler("ddpm", dynamic_threshold=0.9)
+    with pytest.raises(ValueError, match="which need whole samples"):
+        thresholded.sample(SHAPE, seed=0, window=(48, 48))

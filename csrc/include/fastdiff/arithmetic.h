@@ -127,7 +127,7 @@ FD_HD Philox philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t
 
 // Elements 4 group … 4 group + 3 of a sample.
 FD_HD void normals4(uint64_t seed, uint64_t id, uint64_t stream, uint64_t step, uint64_t group, float (&out)[4]) {
-    const Philox p = philox((uint32_t)group, (uint32_t)step, (uint32_t)id, (uint32_t)(stream << 24 | id >> 32),
+    const Philox p = philox((uint32_t)(group + (stream >> 8)), (uint32_t)step, (uint32_t)id, (uint32_t)(stream << 24 | id >> 32),
                             (uint32_t)seed, (uint32_t)(seed >> 32));
     box_muller(p.w[0], p.w[1], out[0], out[1]);
     box_muller(p.w[2], p.w[3], out[2], out[3]);

@@ -54,6 +54,8 @@ typedef struct {
     const int64_t* seeds;       // [batch] or null; overrides seed
     const int64_t* sample_ids;  // [batch] in [0, FD_IDS) or null: 0 … batch - 1
     uint64_t step;              // reverse_step takes the row's noise_index instead
+    // the number of the stream in the lower 8 bits; above them, in a window of larger samples, the number of
+    // the group of four elements that element 0 is in
     uint64_t stream;
 } fd_noise;
 

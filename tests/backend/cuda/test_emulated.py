@@ -37,6 +37,7 @@ from fastdiff.reference.q_sample import q_sample
 from fastdiff.reference.randn import randn
 from fastdiff.reference.reparameterize import reparameterize
 from fastdiff.reference.reverse_step import reverse_step
+from fastdiff.rng import windowed
 from fastdiff.table import COLUMNS, INDEX
 
 ROWS = 6
@@ -56,6 +57,10 @@ def test_randn(cuda: Library, shape: tuple[int, ...], dtype: torch.dtype) -> Non
     )
     cuda.call("randn", out, draw(SEED, seeds, None, STEP, 4), array(out))
     assert torch.equal(out, rounded(randn(shape, seed=seeds.numpy(), step=STEP, stream=4), dtype))
+    for offset in (4, 2**33 + 12):  # a window of larger samples
+        cuda.call("randn", out, draw(SEED, None, None, STEP, windowed(4, offset)), array(out))
+        whole = randn(shape, seed=SEED, step=STEP, stream=4, offset=offset)
+        assert torch.equal(out, rounded(whole, dtype))
 
 
 @pytest.mark.parametrize("drawn", [True, False])

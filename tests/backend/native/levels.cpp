@@ -44,6 +44,19 @@ uint64_t run_randn(int64_t level, int64_t type) {
     return h;
 }
 
+// Windows of larger samples: the upper bits of the stream.
+uint64_t run_windows(int64_t level, int64_t type) {
+    uint64_t h = SEED;
+    for (int64_t n : {3, 16, 1001, 4099})
+        for (uint64_t group : {1ull, 255ull, (1ull << 32) - 4099}) {
+            std::vector<unsigned char> out(size_t(5 * n) * size_of(type));
+            fd_randn_args a = {{5, n, level, 1}, {42, nullptr, nullptr, 3, group << 8 | 1}, {out.data(), type}};
+            if (fd_randn(&a)) return 0;
+            h = digest(h, out.data(), out.size());
+        }
+    return h;
+}
+
 uint64_t run_q_sample(int64_t level, int64_t type) {
     uint64_t h = SEED;
     const int64_t t[] = {0, 9, 4};
@@ -346,8 +359,8 @@ int main() {
         const char* name;
         uint64_t (*run)(int64_t level, int64_t type);
     } const ops[] = {
-        {"randn", run_randn}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step}, {"renoising_step", run_renoising_step},
-        {"plain_step", run_plain_step}, {"step_log_prob", run_step_log_prob},
+        {"randn", run_randn}, {"windows", run_windows}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step},
+        {"renoising_step", run_renoising_step}, {"plain_step", run_plain_step}, {"step_log_prob", run_step_log_prob},
         {"prepass_step", run_prepass_step}, {"q_posterior", run_q_posterior}, {"reparameterize", run_reparameterize},
         {"noise_mse", run_noise_mse}, {"gaussian_kl", run_gaussian_kl}, {"discretized_gaussian_nll", run_nll},
         {"vlb_terms", run_vlb_terms}, {"group_norm_silu", run_group_norm_silu}};

@@ -21,6 +21,7 @@ from triton.runtime import interpreter
 
 from fastdiff import reference
 from fastdiff.ops.step import StepArguments
+from fastdiff.rng import windowed
 from fastdiff.table import COLUMNS, FURTHER, HEADER, INDEX
 
 BITS = {
@@ -151,6 +152,14 @@ def test_randn_has_the_oracles_bits(
     out = poisoned(shape)
     launch.randn(out, seed, None, None, step, stream, False)
     same_bits(out, reference.randn(shape, seed=seed, step=step, stream=stream))
+
+
+@pytest.mark.parametrize("offset", [4, 1024, 2**20 + 8, 2**33 + 4])
+@pytest.mark.parametrize("size", [3, 1030])
+def test_a_window_has_the_noise_of_the_whole(offset: int, size: int) -> None:
+    out = poisoned((3, size))
+    launch.randn(out, 5, None, None, 7, windowed(1, offset), False)
+    same_bits(out, reference.randn((3, size), seed=5, step=7, stream=1, offset=offset))
 
 
 @pytest.mark.parametrize("stream", range(6))
