@@ -145,8 +145,9 @@ def reverse_step(*flat: Any):
 def step_log_prob(
     x_t, model_output, x_s, table, row, slots, guidance, gradient, used, mean
 ) -> Tensor:
-    given = x_t, model_output, slots, guidance, gradient, x_s
-    x, output, old, gamma, added, drawn = (None if v is None else v.double() for v in given)
+    x, drawn = x_t.double(), x_s.double()
+    given = model_output, slots, guidance, gradient
+    output, old, gamma, added = (None if v is None else v.double() for v in given)
     step = StepArguments(x, output, table, row, old, guidance=gamma, gradient=added, used=used)
     r = evaluate(step, smooth=True, scored=True)
     y, _ = log_prob.standardised(r, mean_of(r), drawn)

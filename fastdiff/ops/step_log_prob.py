@@ -28,8 +28,9 @@ _KERNEL = (0, 1, 2, 5)  # the places of what has gradients without the formula
 _FORMULA = (6, 7)
 
 
-def _step(x_t, model_output, x_s, table, row, slots, guidance, gradient, used, out, workspace):
+def _step(*flat: Any) -> StepArguments:
     """Returns the arguments as the launchers take them: x_s in place of the next x."""
+    x_t, model_output, x_s, table, row, slots, guidance, gradient, used, out, workspace = flat
     return StepArguments(
         x_t,
         model_output,

@@ -33,14 +33,14 @@ class Row(NamedTuple):
     c: Tensor
     mask: int
     operands: dict[str, Tensor | None]
-    strength: Tensor | None  # [B, 1, …], guidance
-    factor: Tensor | None  # [B, 1, …], its rescale
-    renoised: Tensor | None  # [B, 1, …], where the combinations read the unconditional output
-    divisor: Tensor | None  # [B, 1, …], the dynamic threshold
-    half_logvar: Tensor | None  # half of the learned log-variance, per element
-    z_scale: Tensor | None  # its exponential
-    unclipped: Tensor | None  # where x0 was not clipped
-    valid: Tensor | None
+    valid: Tensor | None = None
+    strength: Tensor | None = None  # [B, 1, …], guidance
+    factor: Tensor | None = None  # [B, 1, …], its rescale
+    renoised: Tensor | None = None  # [B, 1, …], where combinations read the unconditional output
+    divisor: Tensor | None = None  # [B, 1, …], the dynamic threshold
+    half_logvar: Tensor | None = None  # half of the learned log-variance, per element
+    z_scale: Tensor | None = None  # its exponential
+    unclipped: Tensor | None = None  # where x0 was not clipped
 
     def coefficient(self, name: str) -> Tensor:
         """Returns a coefficient of each sample, [B, 1, …]."""
@@ -175,7 +175,7 @@ def evaluate(
     operands["x"] = x_t.to(compute)
     for i in _slots(slots):
         operands[f"s{i + 1}"] = slots[i]
-    r = Row(wide.to(compute), used, operands, *[None] * 7, valid)
+    r = Row(wide.to(compute), used, operands, valid)
     half = None
     if model_output is not None:
         out, half = split(model_output[:batch].to(compute), x_t)
