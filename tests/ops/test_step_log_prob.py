@@ -282,6 +282,18 @@ def test_rows_without_noise(backend: str) -> None:
         fastdiff.backend.check(scored.device)
 
 
+def test_samples_without_elements_have_a_density_of_1(backend: str) -> None:
+    """At any row of the table: nothing was drawn."""
+    given = score_inputs((2, 3, 0), torch.float32)
+    given["table"][0, ON_Z] = 0.0
+    drawn = torch.full((2,), math.nan)
+    assert ops.step_log_prob(**given).eq(0).all()
+    out = torch.empty(2, 3, 0)
+    step = {k: v for k, v in given.items() if k != "x_s"}
+    ops.reverse_step(**step, seed=1, out=out, log_prob_out=drawn)
+    assert drawn.eq(0).all()
+
+
 @pytest.mark.parametrize("size", [5, 1500])
 def test_noise_whose_coefficient_underflows_is_none(size: int, backend: str) -> None:
     """1e-60 is 0 in float32, and no 0 in float64."""

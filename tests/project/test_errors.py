@@ -207,14 +207,6 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "fastdiff.reverse_step: expected log_prob_out of shape [4], got [2].",
     ),
     (
-        lambda: ops.step_log_prob(X, X, X, TABLE, at(2, 10)),
-        ValueError,
-        (
-            "fastdiff.step_log_prob: expected rows that draw noise, got row 10 at index 2, which"
-            " draws none. A step without noise has no density."
-        ),
-    ),
-    (
         lambda: ops.step_log_prob(X, X, X, TABLE, T, reduce="max"),
         ValueError,
         "fastdiff.step_log_prob: expected reduce in ['sum', 'mean'], got 'max'.",

@@ -169,7 +169,7 @@ def evaluate(
             gradient=gradient is not None,
             noise=drawn or scored,
         )
-    if scored:
+    if scored and x_t.numel():
         valid = log_prob.drawn(where, wide[:, INDEX["x.z"]].to(compute), row, valid, message)
     operands: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
     operands["x"] = x_t.to(compute)
