@@ -164,12 +164,14 @@ FD_HD void store(const fd_output& to, const Span& s, const C (&from)[4]) {
 // The values as an array of this type holds them.
 template <bool PLAIN, class C>
 FD_HD void round_to(int64_t type, C (&v)[4]) {
-    if (PLAIN || type == FD_FLOAT64) return;
-    FD_UNROLL
-    for (int i = 0; i < 4; ++i)
-        v[i] = type == FD_FLOAT32   ? (C)(float)v[i]
-               : type == FD_FLOAT16 ? value_of<C>(rounded<Half>(v[i]))
-                                    : value_of<C>(rounded<Bfloat>(v[i]));
+    if constexpr (!PLAIN) {
+        if (type == FD_FLOAT64) return;
+        FD_UNROLL
+        for (int i = 0; i < 4; ++i)
+            v[i] = type == FD_FLOAT32   ? (C)(float)v[i]
+                   : type == FD_FLOAT16 ? value_of<C>(rounded<Half>(v[i]))
+                                        : value_of<C>(rounded<Bfloat>(v[i]));
+    }
 }
 
 template <bool PLAIN, class C>

@@ -11,7 +11,7 @@
 namespace fastdiff::FD_LEVEL {
 
 // Which operands are present: bit i is operand i.
-static inline unsigned given_operands(const fd_reverse_step_args& a) {
+FD_HD unsigned given_operands(const fd_reverse_step_args& a) {
     const int64_t slots = a.slots ? a.slot_count : 0;
     unsigned given = 1u << X | 1u << X0;
     if (a.model_output.data) given |= 1u << OUT;

@@ -20,6 +20,8 @@ from fastdiff.table import COLUMNS
 INSTALLED = ROOT / "fastdiff/lib/libfastdiff_cuda.so"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-DFD_LEVEL=cuda", f"-I{ROOT / 'csrc/include'}"]
+# a kernel that calls a function of the host compiles with a warning and does not run
+FLAGS += ["-Werror", "cross-execution-space-call"]
 EXPORTED = [f"fd_{op}" for op in OPS if op not in PASSES]
 EXPORTED += [
     "fd_abi_version",

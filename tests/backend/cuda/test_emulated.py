@@ -13,7 +13,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from cuda_library import OPS, Library, array, compute_of, draw
+from cuda_library import OPS, Field, Library, array, compute_of, draw, workspace
 from emulated_cases import (
     DTYPES,
     SEED,
@@ -38,6 +38,7 @@ from fastdiff.reference.randn import randn
 from fastdiff.reference.reparameterize import reparameterize
 from fastdiff.reference.reverse_step import reverse_step
 from fastdiff.rng import windowed
+from fastdiff.reference.step_log_prob import step_log_prob
 from fastdiff.table import COLUMNS, INDEX
 
 ROWS = 6
@@ -162,14 +163,19 @@ class _Step:
         self.factors = poisoned(torch.empty(batch), compute) if rescale else None
         self.bounds = poisoned(torch.empty(batch), compute) if clip == 2 else None
         self.parts: Tensor | None = None  # memory for parts of long samples
+        self.score: Tensor | None = None  # the log-probabilities, and their partial sums
+        self.sums = workspace(self.x, compute)
 
     def run(self, cuda: Library) -> None:
+        fields = self.fields(draw(SEED, None, self.ids, 0, 1), self.noise is None)
+        cuda.call("reverse_step", self.x, *fields)
+
+    def fields(self, noise: list[Field], seeded: bool) -> list[list[Field] | Field]:
+        """Returns the fields of fd_reverse_step_args behind `launch`."""
         size = self.out[0].numel() if self.out.size(0) else 0
-        cuda.call(
-            "reverse_step",
-            self.x,
-            draw(SEED, None, self.ids, 0, 1),
-            int(self.noise is None),
+        return [
+            noise,
+            int(seeded),
             array(self.x),
             array(self.x_s),
             array(self.out),
@@ -194,7 +200,9 @@ class _Step:
             self.bounds,
             self.parts,
             0 if self.parts is None else self.parts.numel(),
-        )
+            self.score,
+            self.sums,
+        ]
 
     def results(self) -> dict[str, Tensor]:
         return {
@@ -397,12 +405,53 @@ def test_operands_that_are_absent_are_not_read(cuda: Library) -> None:
         0,
         0,
         0,
+        0,
+        0,
     )
     absent = (".out", ".z", ".s1", ".s2", ".s3", ".s4")
     for column in COLUMNS:
         if column == "x0_out" or column.endswith(absent):
             step.table[:, INDEX[column]] = 0
     assert torch.equal(step.x_s, rounded(step.expected()["x_s"], torch.float32))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("shape", [(7, 4, 5), (3, 2, 700)], ids=str)
+def test_a_drawn_step_and_its_score(
+    cuda: Library, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """The log-probability of a step as it is sampled and as it is scored: the same bits."""
+    step = _Step(shape, dtype, guided=True, learned=True)
+    on_z = step.table[:, INDEX["x.z"]]
+    on_z[:] = torch.where(on_z == 0, -0.4, on_z)
+    drawn, again = (torch.full(shape[:1], torch.nan, dtype=compute_of(dtype)) for _ in range(2))
+    step.score = drawn
+    step.check(cuda, exact=dtype != torch.float64)  # whose exp is the platform's
+    step.score, step.sums = again, workspace(step.x, compute_of(dtype))
+    before = [cuda.launches(op) for op in ("step_log_prob", "sum_chunks")]
+    step.noise = None
+    cuda.call("step_log_prob", step.x, *step.fields(draw(), False), 0)
+    after = [cuda.launches(op) for op in ("step_log_prob", "sum_chunks")]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, int(step.x[0].numel() > 1024)]
+    assert torch.equal(again, drawn)
+    expected = step_log_prob(
+        truth(step.x),
+        truth(step.out),
+        truth(step.x_s),
+        step.table.numpy(),
+        step.row.numpy(),
+        slots=step.slots.numpy(),
+        guidance=step.gamma.numpy(),  # type: ignore[union-attr]
+        gradient=truth(step.gradient),
+    )
+    limit = CUDA_SUMS["float64" if dtype == torch.float64 else "float32"]
+    np.testing.assert_allclose(drawn, expected, rtol=4 * limit, atol=4 * limit)
+    assert cuda.error() == 0
+    on_z[1], step.row[2] = 0, ROWS
+    cuda.call("step_log_prob", step.x, *step.fields(draw(), False), 0)
+    bad = (step.row == 1) | (step.row == ROWS)
+    assert torch.equal(again.isnan(), bad) and torch.equal(again[~bad], drawn[~bad])
+    assert cuda.error() == OPS.index("step_log_prob") + 1
 
 
 def test_nan_and_infinity_under_a_dynamic_threshold(cuda: Library) -> None:
