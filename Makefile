@@ -29,7 +29,7 @@ fuzz: setup-test
 bench: setup-test
 	@sh scripts/run -m pytest benchmarks --benchmark-only
 
-# pages of docs/performance/ from the results in benchmarks/results/
+# pages of docs/performance/ and docs/choosing.md from the results in benchmarks/results/
 report: setup-test
 	@sh scripts/run -m benchmarks.report
 

@@ -6,7 +6,9 @@
 A result is a file that `pytest benchmarks --benchmark-only --benchmark-json FILE` wrote, or a
 folder of such files of one machine, as `make gpu-report` writes. Without names, all results in
 benchmarks/results are taken. Each becomes a page in --out, with an index in its README.md. The list
-"where we lose" is made from the rows; it is also written to README.md, between two marks.
+"where we lose" is made from the rows; it is also written to README.md, between two marks. Without
+names and with the default --out, docs/choosing.md is made too, from the file of
+`python -m benchmarks.choosing`.
 """
 
 from __future__ import annotations
@@ -60,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         readme = args.readme or (ROOT / "README.md" if args.out.resolve() == OUT else None)
         for path in write([load(p) for p in args.results or everything()], args.out, readme):
             print(path)
+        if not args.results and args.out.resolve() == OUT:
+            from benchmarks.choosing import page
+
+            for path in page.write():
+                print(path)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
-"""`fastdiff solvers`: lists every solver with its order, network calls, options and paper, or the
-names of other programs with the solvers and grids that they stand for.
+"""`fastdiff solvers`: lists every solver with its order, network calls, options and paper, and
+which one to take; or the names of other programs with what they stand for here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..solvers import SOLVERS
+from ..solvers.advice import ADVICE, Advice, advised
 from ..solvers.aliases import PROGRAMS, Names
 from .output import say, say_json
 
 
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
-        "solvers", help="list the solvers: order, calls per step, options, paper"
+        "solvers", help="list the solvers: order, calls per step, options, paper; which to take"
     )
     parser.add_argument(
         "--names",
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
                     name: "inf" if value == math.inf else value for name, value in s.options.items()
                 },
                 "paper": s.paper,
+                "recommended": advised(s.name),
             }
             for s in SOLVERS.values()
         ]
@@ -60,7 +62,17 @@ def run(args: argparse.Namespace) -> int:
             )
         )
     _table(cells)
+    say("")
+    rows = [
+        (a.when, a.solver, a.spacing, f"{a.calls[0]} to {a.calls[1]}", _command(a)) for a in ADVICE
+    ]
+    _table([("recommended for", "solver", "grid", "calls", "Sampler(...)"), *rows])
     return 0
+
+
+def _command(advice: Advice) -> str:
+    """Returns the arguments of `Sampler` that follow the advice."""
+    return f'solver="{advice.solver}", timestep_spacing="{advice.spacing}"'
 
 
 def _names(names: Names, as_json: bool) -> int:

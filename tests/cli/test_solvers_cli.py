@@ -10,15 +10,23 @@ import pytest
 from fastdiff.cli import main
 from fastdiff.schedule import FORMULAS
 from fastdiff.solvers import SOLVERS, make_plan
+from fastdiff.solvers.advice import ADVICE
 
 
 def test_solvers_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solvers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["solver", *SOLVERS]
+    lines, advice = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in lines.splitlines()] == ["solver", *SOLVERS]
+    printed = advice.splitlines()[1:]
+    assert len(printed) == len(ADVICE)
+    for line, a in zip(printed, ADVICE, strict=True):
+        assert line.startswith(a.when) and f"{a.calls[0]} to {a.calls[1]}" in line
+        assert line.endswith(f'solver="{a.solver}", timestep_spacing="{a.spacing}"')
     assert main(["solvers", "--json"]) == 0
     rows = {row["solver"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["sa"]["noise"] and rows["sa"]["order"] == 2 and "Xue" in rows["sa"]["paper"]
+    assert {c for row in rows.values() for c in row["recommended"]} == {a.case for a in ADVICE}
+    assert all(a.case in rows[a.solver]["recommended"] for a in ADVICE)
     assert rows["dpm++3s"]["calls"] == 3 and not rows["ddim_inverse"]["noise"]
 
 
