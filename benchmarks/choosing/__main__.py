@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         judge = weights.Judge.of(args.cache, args.data_root)
         weights.measure(judge, args.cache, samples=args.samples, minutes=args.minutes)
         weights.repeat(judge, args.cache, samples=args.samples)
-        plots.save(plots.samples(weights.shown(args.cache)), page.FIGURES / "samples.png")
+        picture = plots.samples(weights.shown(args.cache))
+        plots.save(picture, page.FIGURES / "samples.png", colours=24)
     return 0
 
 

@@ -103,7 +103,24 @@ def _answer(mixture: Mixture, weights: Mapping[str, Any]) -> str:
         + table(head, body)
         + "\n\n`fastdiff solvers` prints this advice too. The error is compared with all solvers on"
         " all grids (with those with noise, for the third line). The default is that of `Sampler`,"
-        f" `{DEFAULT_SOLVER}` on `{DEFAULT_SPACING}`."
+        f" `{DEFAULT_SOLVER}` on `{DEFAULT_SPACING}`.\n\n{_limits(mixture)}"
+    )
+
+
+def _limits(mixture: Mixture) -> str:
+    """Returns where the advice ends."""
+    guided = [
+        f"`{solver}` {number(mixture.error('guided', solver, ADVICE[0].spacing, 5))}"
+        for solver in ("ddim", "dpm++2m", "unipc", "ipndm")
+    ]
+    return (
+        "- `ays_sdxl` begins at the noise level σ/α = 14.6 on every schedule, where Stable"
+        " Diffusion's betas end. A network that was trained to begin at pure noise (zero terminal"
+        " SNR) sets the mean of a sample above that level: take `trailing` there, or `kl_optimal`"
+        " with many calls.\n"
+        "- Strong guidance makes high orders unstable where the calls are very few. With 5 calls"
+        f" and strength 4 the errors on `{ADVICE[0].spacing}` are: {', '.join(guided)}.\n"
+        "- A distilled network needs the solver that it was distilled for (`lcm`, `tcd`)."
     )
 
 
@@ -172,8 +189,11 @@ def _weights(weights: Mapping[str, Any]) -> list[str]:
     cells = weights["cells"]
     scales = _scales(weights)
     parts = [
-        "![Fréchet distance and agreement against network calls, for seven solvers]"
+        "![Fréchet distance and diversity against network calls, on two grids]"
         "(choosing/weights.png)",
+        "`heun` is not drawn, because it is far off: on the cosine schedule of this model, which"
+        " begins at a noise level σ/α in the thousands, the mean slope of its first step says"
+        " nothing about the data. It needs a grid that begins lower, and more calls.",
         f"Guidance {scales[0]:g}, the grid `{DEFAULT_SPACING}`; Fréchet distance, and in brackets"
         " the agreement with the class and the diversity:",
         _cells([c for c in cells if (c["grid"], c["guidance"]) == (DEFAULT_SPACING, scales[0])]),
@@ -193,7 +213,8 @@ def _weights(weights: Mapping[str, Any]) -> list[str]:
         ]
     return [
         *parts,
-        "The same noise and classes, solver by solver:",
+        "The same noise and classes, solver by solver. Solvers without noise go to the same samples"
+        " as the number of calls grows, if their grids begin at the same noise:",
         "![Samples of four solvers with 5, 10 and 20 network calls](choosing/samples.png)",
     ]
 

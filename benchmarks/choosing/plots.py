@@ -19,7 +19,6 @@ from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: E402
 from benchmarks.choosing.ranking import Mixture  # noqa: E402
 
 WIDTH, DPI = 8.4, 100  # inches, dots per inch: the width of a README
-COLOURS = 64  # of a picture's palette, which makes the file small
 TITLES = {"betas": "betas (scaled_linear)", "edm": "EDM's levels", "flow": "flow, shift 3"}
 LINES = {
     "ddim": ("#777777", "o"),
@@ -32,6 +31,7 @@ LINES = {
 }
 HEATED = "ipndm"  # the solver whose grids are compared
 HEATED_CALLS = (5, 10, 20, 50)
+FITTED, FARTHEST = "ays_sdxl", 500.0  # the second grid, and a distance that leaves the picture
 
 
 def curves(mixture: Mixture) -> Any:
@@ -84,7 +84,7 @@ def grids(mixture: Mixture) -> Any:
             axes.text(
                 j,
                 i,
-                f"{value:.2g}" if value >= 0.001 else f"{value:.0e}",
+                f"{value:.2g}" if value >= 0.001 else f"{value:.4f}",
                 ha="center",
                 va="center",
                 fontsize=7,
@@ -100,36 +100,34 @@ def grids(mixture: Mixture) -> Any:
 
 
 def weights(cells: Sequence[Mapping[str, Any]], guidance: float) -> Any:
-    """Draws Fréchet distance and agreement over calls, with the shipped weights."""
+    """Draws Fréchet distance and diversity over calls, with the shipped weights, on two grids."""
     picture, panels = plt.subplots(1, 2, figsize=(WIDTH, 3.6), layout="constrained")
-    calls = sorted({c["calls"] for c in cells if c["guidance"] == guidance})
-    for axes, (name, title) in zip(
-        panels,
-        (("frechet", "Fréchet distance"), ("agreement", "agreement with the class")),
-        strict=True,
-    ):
-        for solver, (colour, mark) in LINES.items():
-            points = sorted(
-                (c["calls"], c[name])
-                for c in cells
-                if (c["solver"], c["grid"], c["guidance"]) == (solver, "trailing", guidance)
-            )
-            axes.plot(
-                [n for n, _ in points],
-                [v for _, v in points],
-                marker=mark,
-                ms=4.5,
-                lw=1.3,
-                color=colour,
-                label=solver,
-            )
+    found = [c for c in cells if c["guidance"] == guidance and c["frechet"] < FARTHEST]
+    calls = sorted({c["calls"] for c in found})
+    styles = {"trailing": "-", FITTED: ":"}
+    for axes, name in zip(panels, ("frechet", "diversity"), strict=True):
+        for grid, style in styles.items():
+            for solver, (colour, mark) in LINES.items():
+                points = sorted(
+                    (c["calls"], c[name])
+                    for c in found
+                    if (c["solver"], c["grid"]) == (solver, grid)
+                )
+                if len(points) > 1:
+                    x, y = zip(*points, strict=True)
+                    label = solver if grid == "trailing" else None
+                    axes.plot(x, y, style, marker=mark, ms=4.5, lw=1.4, color=colour, label=label)
         _calls_axis(axes, calls)
-        axes.set_title(title, fontsize=10)
         axes.grid(which="major", alpha=0.3)
+    for grid, style in styles.items():
+        panels[1].plot([], [], style, color="black", lw=1.4, label=f"on {grid}")
     panels[0].set_yscale("log")
-    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    panels[0].yaxis.set_minor_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-    panels[0].tick_params(axis="y", which="both", labelsize=8)
+    ticks = (40, 50, 60, 80, 100, 150, 200)
+    panels[0].set_yticks(ticks, [str(v) for v in ticks], fontsize=8)
+    panels[0].yaxis.set_minor_locator(NullLocator())
+    panels[0].set_title("Fréchet distance (low is good)", fontsize=10)
+    panels[1].set_title("diversity within a class (1: as the data)", fontsize=10)
+    panels[1].tick_params(axis="y", labelsize=8)
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return picture
 
@@ -137,20 +135,20 @@ def weights(cells: Sequence[Mapping[str, Any]], guidance: float) -> Any:
 def samples(drawn: Mapping[tuple[str, int], np.ndarray]) -> Any:
     """Draws samples: a line for each solver, a block for each number of calls.
 
-    drawn: (solver, calls) -> uint8 [N, 1, 28, 28], the same noise and classes in each.
+    drawn: (its label, calls) -> uint8 [N, 1, 28, 28], the same noise and classes in each.
     """
-    solvers = list(dict.fromkeys(solver for solver, _ in drawn))
+    labels = list(dict.fromkeys(label for label, _ in drawn))
     calls = list(dict.fromkeys(n for _, n in drawn))
     picture, panels = plt.subplots(
-        len(solvers),
+        len(labels),
         len(calls),
-        figsize=(WIDTH, 0.3 + 0.55 * len(solvers)),
+        figsize=(WIDTH, 0.3 + 0.47 * len(labels)),
         layout="constrained",
         squeeze=False,
     )
-    for i, solver in enumerate(solvers):
+    for i, label in enumerate(labels):
         for j, n in enumerate(calls):
-            axes, x = panels[i][j], drawn[solver, n]
+            axes, x = panels[i][j], drawn[label, n]
             axes.imshow(np.concatenate(list(x[:, 0]), axis=1), cmap="gray", vmin=0, vmax=255)
             axes.set_xticks([])
             axes.set_yticks([])
@@ -158,11 +156,11 @@ def samples(drawn: Mapping[tuple[str, int], np.ndarray]) -> Any:
             if i == 0:
                 axes.set_title(f"{n} network calls", fontsize=9)
             if j == 0:
-                axes.set_ylabel(solver, fontsize=8, rotation=0, ha="right", va="center")
+                axes.set_ylabel(label, fontsize=8, rotation=0, ha="right", va="center")
     return picture
 
 
-def save(picture: Any, path: Path) -> None:
+def save(picture: Any, path: Path, colours: int = 64) -> None:
     """Writes a figure as a PNG with a palette, and closes it."""
     content = io.BytesIO()
     picture.savefig(content, dpi=DPI, metadata={"Software": None})
@@ -170,12 +168,12 @@ def save(picture: Any, path: Path) -> None:
     content.seek(0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(content) as drawn:
-        reduced = drawn.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        reduced = drawn.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
         reduced.save(path, optimize=True)
 
 
 def _calls_axis(axes: Any, calls: Sequence[int]) -> None:
-    shown = [n for n in calls if n in (4, 5, 6, 10, 20, 50) and not (n == 5 and 4 in calls)]
+    shown = [n for n in calls if n in ((4, 6, 10, 20, 50) if 4 in calls else (5, 10, 20, 50))]
     axes.set_xscale("log")
     axes.set_xticks(shown, [str(n) for n in shown], fontsize=8)
     axes.xaxis.set_minor_locator(NullLocator())

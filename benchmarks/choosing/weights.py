@@ -45,8 +45,9 @@ GUIDED = ("dpm++2m", "unipc", "ipndm")
 GRIDS = ("ays_sdxl", "exponential", "kl_optimal", "karras", "beta57", "linspace")
 FITTED = ("dpm++2m", "ipndm", "unipc", "er_sde")  # on the grid that is best for dpm++2m
 REPEATED = ("ddim", "dpm++2m", "unipc", "ipndm")  # with as many samples of other noise
-# of the picture: solvers, numbers of calls, and samples: shirt, trouser, dress, sandal, bag, boot
-SHOWN, SHOWN_CALLS = ("ddim", "dpm++2m", "ipndm", "er_sde"), (5, 10, 20)
+# of the picture: solvers and grids, and samples: shirt, trouser, dress, sandal, bag, boot
+SHOWN = (("ddim", "trailing"), ("dpm++2m", "trailing"), ("ipndm", GRIDS[0]), ("er_sde", GRIDS[0]))
+SHOWN_CALLS = (5, 10, 20)
 SHOWN_IDS = (0, 1, 3, 5, 8, 9)
 
 
@@ -214,10 +215,9 @@ def shown(cache: Path) -> dict[tuple[str, int], np.ndarray]:
     They are in the cache after `measure`, or are drawn.
     """
     drawer, enough = Drawer(), max(SHOWN_IDS) + 1
-    return {
-        (solver, calls): cached(
-            Cell(solver, "trailing", calls, OWN), enough, cache, drawer
-        ).numpy()[list(SHOWN_IDS)]
-        for solver in SHOWN
-        for calls in SHOWN_CALLS
-    }
+    found = {}
+    for solver, grid in SHOWN:
+        for calls in SHOWN_CALLS:
+            x = cached(Cell(solver, grid, calls, OWN), enough, cache, drawer)
+            found[f"{solver}\n{grid}", calls] = x[list(SHOWN_IDS)].numpy()
+    return found

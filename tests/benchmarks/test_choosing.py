@@ -213,14 +213,17 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_the_samples_of_the_picture_are_the_caches(tmp_path: Path) -> None:
-    for solver in weights.SHOWN:
+    x = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
+    for solver, grid in weights.SHOWN:
         for calls in weights.SHOWN_CALLS:
-            x = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
-            np.save(tmp_path / weights.Cell(solver, "trailing", calls, weights.OWN).file, x.numpy())
+            cell = weights.Cell(solver, grid, calls, weights.OWN)
+            assert cell in weights.cells()
+            np.save(tmp_path / cell.file, x.numpy())
     found = weights.shown(tmp_path)
-    assert list(found) == [(s, n) for s in weights.SHOWN for n in weights.SHOWN_CALLS]
-    for x in found.values():
-        assert x[:, 0, 0, 0].tolist() == list(weights.SHOWN_IDS) and x.shape[1:] == (1, 28, 28)
+    assert len(found) == len(weights.SHOWN) * len(weights.SHOWN_CALLS)
+    for drawn in found.values():
+        assert drawn[:, 0, 0, 0].tolist() == list(weights.SHOWN_IDS)
+        assert drawn.shape[1:] == (1, 28, 28)
 
 
 def test_the_command_wants_a_cache(capsys: pytest.CaptureFixture[str]) -> None:
