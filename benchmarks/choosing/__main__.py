@@ -2,6 +2,7 @@
 
     python -m benchmarks.choosing mixture               every solver and grid, on an exact network
     python -m benchmarks.choosing weights --cache DIR   some solvers, with the shipped weights
+    python -m benchmarks.choosing mixture --solvers ddim   one solver anew
 
 Both write their part of benchmarks/results/choosing.json, from which `make report` makes the page.
 The second one draws the page's picture of samples too. Its classifier needs the full data set.
@@ -16,6 +17,9 @@ from pathlib import Path
 
 import torch
 
+from fastdiff.solvers import SOLVERS
+from fastdiff.solvers.grids import SPACINGS
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -24,6 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("part", choices=("mixture", "weights"))
+    parser.add_argument(
+        "--solvers", nargs="+", default=list(SOLVERS), metavar="NAME", help="of the mixture (all)"
+    )
+    parser.add_argument(
+        "--grids", nargs="+", default=list(SPACINGS), metavar="NAME", help="of the mixture (all)"
+    )
     parser.add_argument("--cache", type=Path, help="folder of the classifier and the samples")
     parser.add_argument("--data-root", help="folder of the full set's IDX files")
     parser.add_argument("--samples", type=int, default=2000, help="of a cell of the weights")
@@ -35,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.part == "mixture":
         from benchmarks.choosing import mixture
 
-        mixture.measure()
+        mixture.measure(solvers=args.solvers, grids=args.grids)
         return 0
     if args.cache is None:
         parser.error("weights: expected --cache DIR, got none")

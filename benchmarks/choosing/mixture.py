@@ -22,7 +22,7 @@ import contextlib
 import functools
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +209,7 @@ def rows(
         for solver in solvers_of(CASES[name])
         if solver in set(solvers)
         for grid in grids
+        if grid in GRIDS
     ]
     bar = tqdm(wanted, desc="mixture", disable=None, file=sys.stderr)
     found = [row(*each, calls, noisy) for each in bar]
@@ -216,8 +217,26 @@ def rows(
 
 
 def measure(path: Path = RESULT, **choice: Any) -> None:
-    """Measures and writes the result file's part of the mixture; `choice` is that of `rows`."""
-    part = {"floor": float(f"{floor(NOISY):.3g}"), "calls": CALLS, "rows": rows(**choice)}
+    """Measures rows and puts them into the result file's part of the mixture, in place of older
+    ones; `choice` is that of `rows`.
+    """
+    found = {_name(r): r for r in rows(**choice)}
     content = read(path)
-    content["mixture"] = part
+    older = {
+        _name(r): r
+        for r in content.get("mixture", {}).get("rows", [])
+        if r["solver"] in SOLVERS and r["grid"] in GRIDS
+    }
+    part = {"floor": float(f"{floor(NOISY):.3g}"), "calls": choice.get("calls", CALLS)}
+    content["mixture"] = part | {"rows": sorted((older | found).values(), key=_place)}
     write(content, path)
+
+
+def _name(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["case"], row["solver"], row["grid"]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns a row's place in the file: by case, solver and grid, as the registries list them."""
+    orders: list[list[str]] = [list(CASES), list(SOLVERS), list(GRIDS)]
+    return tuple(order.index(name) for order, name in zip(orders, _name(row), strict=True))
