@@ -26,7 +26,7 @@ CASES = {
     "flow": "A flow (`Schedule.flow(1000, shift=3.0)`)",
     "guided": "Betas with guidance (strength 4), solvers without noise",
 }
-COMPARED, UNGUIDED = (10, 20), ("few", "many", "noise")  # in the table of the defaults
+COMPARED, UNGUIDED = (10, 20), ("few", "noise")  # in the table of the defaults
 BEHIND = 1.5  # times the best score, which no line of the advice may lie behind
 
 
@@ -113,11 +113,13 @@ def _limits(mixture: Mixture) -> str:
         f"`{solver}` {number(mixture.error('guided', solver, ADVICE[0].spacing, 5))}"
         for solver in ("ddim", "dpm++2m", "unipc", "ipndm")
     ]
+    late = [number(mixture.error("edm", "ipndm", grid, 50)) for grid in ("ays_sdxl", "kl_optimal")]
     return (
         "- `ays_sdxl` begins at the noise level σ/α = 14.6 on every schedule, where Stable"
         " Diffusion's betas end. A network that was trained to begin at pure noise (zero terminal"
-        " SNR) sets the mean of a sample above that level: take `trailing` there, or `kl_optimal`"
-        " with many calls.\n"
+        " SNR) sets the mean of a sample above that level: take `trailing` there. For the same"
+        " reason the error stops falling at some number of calls on schedules with more noise: on"
+        f" EDM's levels `ipndm` has {late[0]} with 50 calls, and {late[1]} on `kl_optimal`.\n"
         "- Strong guidance makes high orders unstable where the calls are very few. With 5 calls"
         f" and strength 4 the errors on `{ADVICE[0].spacing}` are: {', '.join(guided)}.\n"
         "- A distilled network needs the solver that it was distilled for (`lcm`, `tcd`)."

@@ -28,7 +28,7 @@ class Advice(NamedTuple):
 
 ADVICE = (
     Advice("few", "few network calls", "ipndm", "ays_sdxl", (5, 10)),
-    Advice("many", "many network calls", "ipndm", "kl_optimal", (15, 50)),
+    Advice("many", "many network calls", "ipndm", "ays_sdxl", (15, 50)),
     Advice("noise", "a solver with noise (SDE)", "er_sde", "ays_sdxl", (8, 50)),
     Advice("guidance", "strong guidance", "ipndm", "ays_sdxl", (8, 20)),
     Advice("flow", "flow matching", "ipndm", "beta57", (5, 30)),
