@@ -26,7 +26,7 @@ CASES = {
     "flow": "A flow (`Schedule.flow(1000, shift=3.0)`)",
     "guided": "Betas with guidance (strength 4), solvers without noise",
 }
-COMPARED, UNGUIDED = (10, 20), ("few", "noise")  # in the table of the defaults
+COMPARED, UNGUIDED = (10, 20), ("few", "many", "noise")  # in the table of the defaults
 BEHIND = 1.5  # times the best score, which no line of the advice may lie behind
 
 
@@ -274,8 +274,10 @@ def _defaults(mixture: Mixture, weights: Mapping[str, Any]) -> str:
     lines = {
         "`Sampler`": (DEFAULT_SOLVER, DEFAULT_SPACING),
         "`fastdiff sample`": (shipped, DEFAULT_SPACING),
-        **{f"advice, {a.when}": (a.solver, a.spacing) for a in ADVICE if a.case in UNGUIDED},
     }
+    for pair in dict.fromkeys((a.solver, a.spacing) for a in ADVICE if a.case in UNGUIDED):
+        whens = [a.when for a in ADVICE if (a.solver, a.spacing) == pair and a.case in UNGUIDED]
+        lines[f"advice: {', '.join(whens)}"] = pair
     distance = _distances(weights, _scales(weights)[0])
     body = []
     for name, (solver, grid) in lines.items():
