@@ -170,7 +170,11 @@ def _method(mixture: Mixture, weights: Mapping[str, Any]) -> str:
 def _repeated(pairs: Mapping[str, Sequence[float]]) -> str:
     """Returns how far other noise and classes move the distances."""
     moved = ", ".join(f"`{s}` {first:.1f} and {second:.1f}" for s, (first, second) in pairs.items())
-    return f"Two draws with 10 calls, of the same classes and other noise, gave: {moved}."
+    most = max(abs(first / second - 1) for first, second in pairs.values())
+    return (
+        f"Two draws of them with 10 calls, each with its own noise, gave {moved}: they differ by up"
+        f" to {100 * most:.0f} %."
+    )
 
 
 def _counts(counts: Sequence[int]) -> str:
@@ -195,7 +199,7 @@ def _weights(weights: Mapping[str, Any]) -> list[str]:
         "(choosing/weights.png)",
         "`heun` is not drawn, because it is far off: on the cosine schedule of this model, which"
         " begins at a noise level σ/α in the thousands, the mean slope of its first step says"
-        " nothing about the data. It needs a grid that begins lower, and more calls.",
+        " nothing about the data.",
         f"Guidance {scales[0]:g}, the grid `{DEFAULT_SPACING}`; Fréchet distance, and in brackets"
         " the agreement with the class and the diversity:",
         _cells([c for c in cells if (c["grid"], c["guidance"]) == (DEFAULT_SPACING, scales[0])]),
@@ -301,10 +305,11 @@ def _defaults(mixture: Mixture, weights: Mapping[str, Any]) -> str:
     return (
         f"Where nothing is said, `Sampler` takes `{DEFAULT_SOLVER}` on `{DEFAULT_SPACING}` with"
         " 25 steps, and `fastdiff sample` the model's own settings: for the shipped one"
-        f" `{shipped}` on `{DEFAULT_SPACING}`. {' '.join(behind)} They stay, because a sample that"
-        " was drawn without naming a solver should be drawn again; name the solver and the grid"
-        " where a run may be new. Errors of the mixture are on betas, on EDM's levels and on the"
-        " flow.\n\n" + table(head, body)
+        f" `{shipped}` on `{DEFAULT_SPACING}`. {' '.join(behind)} They stay, for two reasons: a"
+        " run that names no solver should draw the same samples again, and `trailing` begins where"
+        " the network's training begins, on every schedule. Name the solver and the grid where a"
+        " run is new. The errors are on betas, on EDM's levels and on the flow.\n\n"
+        + table(head, body)
     )
 
 
