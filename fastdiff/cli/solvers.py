@@ -63,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
         )
     _table(cells)
     say("")
-    rows = [
-        (a.when, a.solver, a.spacing, f"{a.calls[0]} to {a.calls[1]}", _command(a)) for a in ADVICE
-    ]
-    _table([("recommended for", "solver", "grid", "calls", "Sampler(...)"), *rows])
+    cells = [("recommended for", "solver", "grid", "calls", "Sampler(...)")]
+    for a in ADVICE:
+        calls = f"{a.calls[0]} to {a.calls[1]}"
+        cells.append((a.when, a.solver, a.spacing, calls, _command(a)))
+    _table(cells)
     return 0
 
 

@@ -44,6 +44,21 @@ def test_the_advice_is_near_the_best(advice) -> None:
     assert 1 <= factor <= page.BEHIND and 1 <= place <= of and of > 100
 
 
+def test_the_advice_is_better_than_the_default_with_the_shipped_weights() -> None:
+    """The Fréchet distance, wherever both were measured with the same guidance and calls."""
+    compared = []
+    for advice in ADVICE:
+        scale = weights.STRONG if advice.case == "guidance" else weights.OWN
+        distance = page._distances(CONTENT["weights"], scale)
+        for n in range(advice.calls[0], advice.calls[1] + 1):
+            found = distance.get((advice.solver, advice.spacing, n))
+            default = distance.get((page.DEFAULT_SOLVER, page.DEFAULT_SPACING, n))
+            if found is not None and default is not None:
+                assert found < default, (advice, n)
+                compared.append(advice.case)
+    assert set(compared) == {"few", "many", "noise", "guidance"}  # the weights are of no flow
+
+
 def test_every_solver_and_grid_was_measured() -> None:
     """A new solver or grid makes the file incomplete."""
     for case, settings in mixture.CASES.items():
