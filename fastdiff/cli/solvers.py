@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> int:
         )
     _table(cells)
     say("")
-    cells = [("recommended for", "solver", "grid", "calls", "Sampler(...)")]
+    advice = [("recommended for", "solver", "grid", "calls", "Sampler(...)")]
     for a in ADVICE:
         calls = f"{a.calls[0]} to {a.calls[1]}"
-        cells.append((a.when, a.solver, a.spacing, calls, _command(a)))
-    _table(cells)
+        advice.append((a.when, a.solver, a.spacing, calls, _command(a)))
+    _table(advice)
     return 0
 
 
