@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SLOTS = 4
 OPERANDS = ("x", "x0", "out", "s1", "s2", "s3", "s4", "z")
 OUTPUTS = ("x", "s1", "s2", "s3", "s4")
@@ -39,9 +39,16 @@ HEADER = (
     "logvar_hi",
     "next",
 )
-FURTHER = ("out_uncond",)
+FURTHER = (
+    "out_uncond",
+    "guidance_kind",
+    "guidance_parallel",
+    "guidance_x",
+    "guidance_bound",
+    "guidance_momentum",
+)
 COLUMNS = HEADER + tuple(f"{to}.{of}" for to in OUTPUTS for of in OPERANDS) + FURTHER
-VERSIONS = {2: len(COLUMNS) - len(FURTHER), 3: len(COLUMNS)}
+VERSIONS = {2: len(COLUMNS) - len(FURTHER), 3: len(COLUMNS) - len(FURTHER) + 1, 4: len(COLUMNS)}
 """How many columns each version of the schema has."""
 INDEX = {name: i for i, name in enumerate(COLUMNS)}
 ALL_COLUMNS = (1 << len(COLUMNS)) - 1
@@ -51,6 +58,11 @@ def columns(*names: str) -> int:
     """Returns the bit mask of the named columns."""
     return sum(1 << INDEX[name] for name in names)
 
+
+LINEAR, ZERO_STAR, PROJECTED, PROJECTED_FROM_UNCOND, KEEPS = 0, 1, 2, 3, 2
+"""What guidance_kind says (kernels/README.md section 4). The projected kinds plus KEEPS write their
+difference into slot 4."""
+KEEPING = (PROJECTED + KEEPS, PROJECTED_FROM_UNCOND + KEEPS)
 
 READS = {operand: columns(*(f"{to}.{operand}" for to in OUTPUTS)) for operand in OPERANDS}
 """The columns by which some output reads an operand."""
@@ -88,16 +100,30 @@ RULES: tuple[
     ),
     ("noise_mode", "0 or 1", lambda v, rows: (v == 0) | (v == 1), None),
     ("out_uncond", "0 or 1", lambda v, rows: (v == 0) | (v == 1), None),
+    (
+        "guidance_kind",
+        "whole, in [0, 6)",
+        lambda v, rows: (v >= 0) & (v < 6) & (v % 1 == 0),
+        None,
+    ),
+    ("guidance_bound", "at least 0", lambda v, rows: v >= 0, ("guidance_kind", (2, 3, 4, 5))),
+    (
+        "guidance_momentum",
+        "0 without guidance_kind 4 or 5",
+        lambda v, rows: v == 0,
+        ("guidance_kind", (0, 1, 2, 3)),
+    ),
 )
+_S4 = [INDEX[f"s4.{operand}"] for operand in OPERANDS]
 
 
 def version_of(table: Any) -> int:
-    """Returns the first version of the schema with all columns that a table [rows, 57] uses."""
+    """Returns the first version of the schema with all columns that a table [rows, 62] uses."""
     return next(v for v, count in VERSIONS.items() if not (table[:, count:] != 0).any())
 
 
 def broken_rule(table: Any, rows: int) -> tuple[int, str] | None:
-    """Returns the first row of a table [n, 57] that breaks a rule of the header, and a sentence's
+    """Returns the first row of a table [n, 62] that breaks a rule of the header, and a sentence's
     middle: "expected next a row of the table in row 3, got 7"; None where all keep them.
 
     Args:
@@ -109,11 +135,21 @@ def broken_rule(table: Any, rows: int) -> tuple[int, str] | None:
         good = keeps(values, rows)
         if where is not None:
             column, held = table[:, INDEX[where[0]]], where[1]
-            for value in {0, 1, 2} - set(held):
-                good = good | (column == value)
+            binds = column == held[0]
+            for value in held[1:]:
+                binds = binds | (column == value)
+            good = good | ~binds
         if not bool(good.all()):
             at = int((~good).nonzero()[0][0])
             return at, f"expected {name} {words} in row {{row}}, got {float(values[at]):g}"
+    kind = table[:, INDEX["guidance_kind"]]
+    both = ((kind == KEEPING[0]) | (kind == KEEPING[1])) & (table[:, _S4] != 0).any(1)
+    if bool(both.any()):
+        at = int(both.nonzero()[0][0])
+        return at, (
+            "expected coefficients 0 of slot 4, which guidance_kind 4 and 5 write, in row {row},"
+            " got others"
+        )
     return None
 
 

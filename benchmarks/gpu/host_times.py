@@ -33,7 +33,7 @@ from fastdiff_kernels import launch
 import fastdiff
 from benchmarks.gpu import stub_driver
 from fastdiff import ops
-from fastdiff.ops.step import StepArguments
+from fastdiff.ops.step import StepArguments, workspace_for
 from fastdiff.table import COLUMNS, columns
 
 BLOCK, BLOCKS = 50, 41
@@ -73,7 +73,7 @@ def arguments(
         slots_out=memory,
         input_out=torch.zeros(halves * batch, *SHAPE[1:], dtype=dtype),
         row_out=row.clone(),
-        workspace=torch.zeros(2, batch),
+        workspace=workspace_for(x),
     ).check()
 
 

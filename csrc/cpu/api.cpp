@@ -26,6 +26,7 @@ struct Kernels {
 constexpr Kernels<fd_randn_args> RANDN = {FD_RANDN, FD_EVERY_LEVEL(randn)};
 constexpr Kernels<fd_q_sample_args> Q_SAMPLE = {FD_Q_SAMPLE, FD_EVERY_LEVEL(q_sample)};
 constexpr Kernels<fd_reverse_step_args> REVERSE_STEP = {FD_REVERSE_STEP, FD_EVERY_LEVEL(reverse_step)};
+constexpr Kernels<fd_reverse_step_args> GUIDANCE = {FD_REVERSE_STEP_GUIDANCE, FD_EVERY_LEVEL(reverse_step_guidance)};
 constexpr Kernels<fd_reverse_step_args> RESCALE = {FD_REVERSE_STEP_RESCALE, FD_EVERY_LEVEL(reverse_step_rescale)};
 constexpr Kernels<fd_reverse_step_args> THRESHOLD = {FD_REVERSE_STEP_THRESHOLD, FD_EVERY_LEVEL(reverse_step_threshold)};
 constexpr Kernels<fd_step_log_prob_args> STEP_LOG_PROB = {FD_STEP_LOG_PROB, FD_EVERY_LEVEL(step_log_prob)};
@@ -87,7 +88,9 @@ int launch(const Kernels<Args>& kernels, const Args& args, Empty empty = SKIP) {
 // What rows need of whole samples first.
 int start_prepasses(const fd_reverse_step_args& args) {
     int status = FD_OK;
-    if (args.rescale && args.guidance) status = start(RESCALE, args);
+    const bool guided = args.guidance && args.model_output.data;
+    if (args.terms && guided) status = start(GUIDANCE, args);
+    if (status == FD_OK && args.rescale && guided) status = start(RESCALE, args);
     if (status == FD_OK && args.threshold) status = start(THRESHOLD, args);
     return status;
 }
@@ -145,7 +148,8 @@ int64_t fd_abi_version(void) { return FD_ABI_VERSION; }
 const char* fd_schema(void) {
 #define FD_OUTPUT(o) "," o ".x," o ".x0," o ".out," o ".s1," o ".s2," o ".s3," o ".s4," o ".z"
     return "network,t,input_scale,guidance_weight,guidance_rescale,out_grad,x0_x,x0_out,clip_mode,clip_bound,clip_ratio,noise_index,noise_mode,"
-           "logvar_lo,logvar_hi,next" FD_OUTPUT("x") FD_OUTPUT("s1") FD_OUTPUT("s2") FD_OUTPUT("s3") FD_OUTPUT("s4") ",out_uncond";
+           "logvar_lo,logvar_hi,next" FD_OUTPUT("x") FD_OUTPUT("s1") FD_OUTPUT("s2") FD_OUTPUT("s3") FD_OUTPUT("s4") ",out_uncond,guidance_kind,guidance_parallel,"
+           "guidance_x,guidance_bound,guidance_momentum";
 }
 
 const char* fd_levels(void) {

@@ -82,6 +82,16 @@ int check_header(const double* r, int64_t rows, long long row) {
     if (!whole(r[NOISE_INDEX], 4294967296.0)) return broken("noise_index", "whole, in [0, 2^32)", row, r[NOISE_INDEX]);
     if (!flag(r[NOISE_MODE])) return broken("noise_mode", "0 or 1", row, r[NOISE_MODE]);
     if (!flag(r[OUT_UNCOND])) return broken("out_uncond", "0 or 1", row, r[OUT_UNCOND]);
+    if (!whole(r[GUIDANCE_KIND], 6)) return broken("guidance_kind", "whole, in [0, 6)", row, r[GUIDANCE_KIND]);
+    if (r[GUIDANCE_KIND] >= PROJECTED && !(r[GUIDANCE_BOUND] >= 0))
+        return broken("guidance_bound", "at least 0", row, r[GUIDANCE_BOUND]);
+    if (r[GUIDANCE_KIND] < KEEPING && r[GUIDANCE_MOMENTUM] != 0)
+        return broken("guidance_momentum", "0 without guidance_kind 4 or 5", row, r[GUIDANCE_MOMENTUM]);
+    for (int operand = 0; r[GUIDANCE_KIND] >= KEEPING && operand < OPERANDS; ++operand)
+        if (r[FIRST_COEFFICIENT + SLOTS * OPERANDS + operand] != 0)
+            return fail(FD_VALUE_ERROR,
+                        "expected coefficients 0 of slot 4, which guidance_kind 4 and 5 write, in row %lld of the table, got others.",
+                        row);
     return FD_OK;
 }
 
@@ -97,8 +107,9 @@ int check_row(const fd_reverse_step_args& a, int64_t b, bool scored = false) {
         return fail(FD_VALUE_ERROR, "expected model_output, which row %lld reads at index %lld, got none.", row, at);
     if (a.model_output.data && r[OUT_GRAD] != 0 && !a.gradient.data)
         return fail(FD_VALUE_ERROR, "expected gradient, which row %lld reads at index %lld, got none.", row, at);
+    const bool remembers = a.guidance && a.model_output.data && r[GUIDANCE_MOMENTUM] != 0;  // in slot 4
     for (int i = 0; i < SLOTS; ++i)
-        if (reads(r, S1 + i, outputs) && (!a.slots || i >= a.slot_count))
+        if ((reads(r, S1 + i, outputs) || (remembers && S1 + i == S4)) && (!a.slots || i >= a.slot_count))
             return fail(FD_VALUE_ERROR, "expected at least %d slots, which row %lld reads at index %lld, got %lld.", i + 1,
                         row, at, (long long)(a.slots ? a.slot_count : 0));
     if (x0 && r[CLIP_MODE] == 2 && !a.threshold)
@@ -106,6 +117,8 @@ int check_row(const fd_reverse_step_args& a, int64_t b, bool scored = false) {
     if (a.guidance && r[GUIDANCE_RESCALE] != 0 && !a.rescale)
         return fail(FD_VALUE_ERROR, "expected a place for rescale factors, which row %lld needs at index %lld, got none.", row,
                     at);
+    if (a.guidance && a.model_output.data && r[GUIDANCE_KIND] != 0 && !a.terms)
+        return fail(FD_VALUE_ERROR, "expected a place for guidance terms, which row %lld needs at index %lld, got none.", row, at);
     const double on_z = r[FIRST_COEFFICIENT + Z];
     if (scored && (a.x_t.type == FD_FLOAT64 ? on_z : (double)(float)on_z) == 0)
         return fail(FD_VALUE_ERROR, "expected rows that draw noise, got row %lld at index %lld, which draws none. A step"

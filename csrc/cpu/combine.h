@@ -133,6 +133,14 @@ static void add_scaled(const C* v, C k, const C* gradient, int64_t n, C* to) {
     for (int64_t i = 0; i < n; ++i) to[i] = v[i] + k * gradient[i];
 }
 
+// (c - u) + momentum * memory, of which the memory is not read where the momentum is 0
+template <class C>
+static void difference(const C* cond, const C* uncond, C momentum, const C* memory, int64_t n, C* to) {
+    FD_SIMD
+    for (int64_t i = 0; i < n; ++i) to[i] = cond[i] - uncond[i];
+    if (momentum != 0) add_scaled(to, momentum, memory, n, to);
+}
+
 template <class C>
 static void scale(const C* v, C k, int64_t n, C* to) {
     FD_SIMD

@@ -8,6 +8,7 @@
     void randn(const fd_randn_args& args);                                                \
     void q_sample(const fd_q_sample_args& args);                                          \
     void reverse_step(const fd_reverse_step_args& args);                                  \
+    void reverse_step_guidance(const fd_reverse_step_args& args);                         \
     void reverse_step_rescale(const fd_reverse_step_args& args);                          \
     void reverse_step_threshold(const fd_reverse_step_args& args);                        \
     void step_log_prob(const fd_step_log_prob_args& args);                                \

@@ -38,6 +38,45 @@ struct Prepass : StepInputs<C> {
         }
     }
 
+    // The sums of a kind of guidance, each in LANES partial sums by element, so that its order is the same at every level.
+    void guidance() const {
+        constexpr int LANES = 8, SUMS = 3;
+        static_assert(BLOCK % LANES == 0, "a lane's elements do not depend on the blocks");
+        samples([&](int64_t b, const Row<C>& r, Scratch& s) {
+            if (!this->changes_uncond(r) || this->strength(b, r) == 1) return;
+            const double momentum = r.columns[GUIDANCE_MOMENTUM], on_x = r.columns[GUIDANCE_X];
+            double lanes[SUMS][LANES] = {};
+            for (int64_t e0 = 0; e0 < a.launch.elements; e0 += BLOCK) {
+                const Tile t{b, b + 1, e0, smaller(BLOCK, a.launch.elements - e0)};
+                const C* cond = this->part(t, b, 0, s.loaded[OUT]);
+                const C* uncond = this->uncond(t, s.uncond);
+                const C* memory = momentum != 0 ? this->memory(t) : nullptr;
+                const C* x = on_x != 0 ? load(a.x_t, t.flat(a.launch.elements), t.n(), s.loaded[X]) : nullptr;
+                for (int64_t i = 0; i < t.n(); ++i) {
+                    const double c = (double)cond[i], u = (double)uncond[i];
+                    double v = c, p = u;
+                    if (r.kind != ZERO_STAR) {
+                        v = memory ? (c - u) + momentum * (double)memory[i] : c - u;
+                        p = x ? c + on_x * (double)x[i] : c;
+                    }
+                    const int lane = (int)(i % LANES);
+                    lanes[0][lane] = lanes[0][lane] + v * v;
+                    lanes[1][lane] = lanes[1][lane] + v * p;
+                    lanes[2][lane] = lanes[2][lane] + p * p;
+                }
+            }
+            double sums[SUMS] = {};
+            for (int which = 0; which < SUMS; ++which)
+                for (int lane = 0; lane < LANES; ++lane) sums[which] = sums[which] + lanes[which][lane];
+            const GuidanceTerms terms = guidance_terms(r.columns, (double)this->strength(b, r), sums[0], sums[1], sums[2]);
+            C* to = (C*)a.terms + b;
+            for (const double value : {terms.cond, terms.uncond, terms.memory, terms.state}) {
+                *to = (C)value;
+                to += a.launch.batch;
+            }
+        });
+    }
+
     template <class Make>
     double deviation(int64_t b, Make make) const {
         const double n = (double)a.launch.elements;
@@ -126,6 +165,13 @@ struct Prepass : StepInputs<C> {
 };
 
 }  // namespace
+
+void reverse_step_guidance(const fd_reverse_step_args& args) {
+    if (args.x_t.type == FD_FLOAT64)
+        Prepass<double>{{args}}.guidance();
+    else
+        Prepass<float>{{args}}.guidance();
+}
 
 void reverse_step_rescale(const fd_reverse_step_args& args) {
     if (args.x_t.type == FD_FLOAT64)

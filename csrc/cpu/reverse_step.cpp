@@ -20,7 +20,7 @@ struct ReverseStep : StepInputs<C> {
     struct State : StepScratch<C> {
         int64_t drawn_to;  // samples of the tile before this one have their normals
         alignas(64) float normals[BLOCK];
-        alignas(64) C variance[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
+        alignas(64) C difference[BLOCK], variance[BLOCK], fresh[OUTPUTS][BLOCK], scaled[BLOCK];
         ScoreScratch<C> score;
     };
 
@@ -61,6 +61,8 @@ struct ReverseStep : StepInputs<C> {
         }
         if (on_z != 0 && !scored) add_scaled(next, on_z, v[Z], n, made[0]);
 
+        const bool keeps = r.kind >= KEEPING && slots_out == SLOTS && this->changes_uncond(r);
+        if (keeps) difference(t, r, s);
         save(a.x_s, first, n, made[0]);
         if (on_z != 0 && !scored) score(*this, t, r, on_z, s.score);
         // of longer samples the second pass writes it
@@ -73,6 +75,10 @@ struct ReverseStep : StepInputs<C> {
             else if (a.slots != a.slots_out && i < a.slot_count)
                 memcpy(to, (const C*)a.slots + this->slot(i) + first, n * sizeof(C));
         }
+        for (int64_t k = 0; keeps && k < t.samples(); ++k)
+            if (this->strength(t.b0 + k, r) != 1)
+                memcpy((C*)a.slots_out + this->slot(SLOTS - 1) + first + k * t.elements, s.difference + k * t.elements,
+                       t.elements * sizeof(C));
         if (a.x0_out.data) save(a.x0_out, first, n, v[X0]);
         if (a.input_out.data) {
             C* scaled = target(a.input_out, first, s.scaled);
@@ -90,6 +96,13 @@ struct ReverseStep : StepInputs<C> {
             plain_scored<false>(v, r, inverse, t.n(), one, to, terms);
         const Tile left = {t.b0, t.b1, t.e0, one && t.elements > PARTIALS ? PARTIALS : t.elements};
         sum_tile(a.launch, left, terms, a.log_prob, a.partials, LogProb<C>{a});
+    }
+
+    // What a row with momentum leaves in slot 4; at strength 1 the slot keeps its value.
+    void difference(const Tile& t, const Row<C>& r, State& s) const {
+        const C* cond = this->part(t, t.b0, 0, s.loaded[OUT]);
+        const C* memory = r.momentum != 0 ? this->memory(t) : nullptr;
+        FD_LEVEL::difference(cond, this->uncond(t, s.uncond), r.momentum, memory, t.n(), s.difference);
     }
 
     // The step of a sample's noise; meaningless for rows that draw none.

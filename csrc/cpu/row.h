@@ -20,10 +20,11 @@ struct Row {
     bool reads[OPERANDS], scales_noise;
     bool out_uncond;  // the outputs read the unconditional output as OUT
     bool plain;  // x0 from x and out, at most clipped; next x from x, x0 and maybe z: DDPM, DDIM, Euler
-    int clip_mode;
+    int clip_mode, kind;  // of the clip, and of the guidance
     double rescale, clip_ratio;
+    const double* columns;
     Combination<C> x0, outputs[OUTPUTS];
-    C guidance_weight, out_grad, clip_bound, logvar_lo, logvar_hi, next_scale;
+    C guidance_weight, momentum, out_grad, clip_bound, logvar_lo, logvar_hi, next_scale;
 };
 
 template <class C>
@@ -46,6 +47,9 @@ static void decode(const double* table, int64_t row, Row<C>& to) {
             append(c, operand, r[FIRST_COEFFICIENT + output * OPERANDS + operand]);
         for (int i = 0; i < c.count; ++i) to.reads[c.operand[i]] = true;
     }
+    to.columns = r;
+    to.kind = (int)r[GUIDANCE_KIND];
+    to.momentum = (C)r[GUIDANCE_MOMENTUM];
     to.clip_mode = (int)r[CLIP_MODE];
     to.clip_ratio = r[CLIP_RATIO];
     to.rescale = r[GUIDANCE_RESCALE];

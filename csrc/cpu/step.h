@@ -11,7 +11,7 @@ namespace fastdiff::FD_LEVEL {
 template <class C>
 struct StepScratch {
     Rows<C> rows;
-    alignas(64) C loaded[OPERANDS][BLOCK], uncond[BLOCK], guided[BLOCK], gradient[BLOCK], renoised[BLOCK];
+    alignas(64) C loaded[OPERANDS][BLOCK], uncond[BLOCK], replaced[BLOCK], guided[BLOCK], gradient[BLOCK], renoised[BLOCK];
 };
 
 template <class C>
@@ -38,12 +38,37 @@ struct StepInputs {
 
     bool rescales(int64_t b, const Row<C>& r) const { return a.rescale && r.rescale != 0 && strength(b, r) != 1; }
 
+    const C* uncond(const Tile& t, C* scratch) const { return part(t, a.launch.batch + t.b0, 0, scratch); }
+
+    // The difference that an earlier row left in slot 4, for rows with momentum.
+    const C* memory(const Tile& t) const {
+        return (const C*)a.slots + (SLOTS - 1) * a.launch.batch * a.launch.elements + t.flat(a.launch.elements);
+    }
+
+    bool changes_uncond(const Row<C>& r) const { return a.terms && a.guidance && r.kind != LINEAR; }
+
+    // What guidance takes as the unconditional output: u, or with a kind of guidance a combination of c, u, slot 4 and x.
+    const C* reference(const Tile& t, const Row<C>& r, const C* cond, StepScratch<C>& s) const {
+        const C* u = uncond(t, s.uncond);
+        if (!changes_uncond(r)) return u;
+        const C* x = load(a.x_t, t.flat(a.launch.elements), t.n(), s.loaded[X]);
+        for (int64_t k = 0; k < t.samples(); ++k) {
+            const int64_t b = t.b0 + k, from = k * t.elements;
+            if (strength(b, r) == 1) continue;  // nothing reads it
+            const C* operands[4] = {cond + from, u + from, r.momentum != 0 ? memory(t) + from : nullptr, x + from};
+            Combination<C> c{};
+            for (int i = 0; i < 4; ++i) append(c, i, (double)((const C*)a.terms)[i * a.launch.batch + b]);
+            combine(operands, c, t.elements, s.replaced + from);
+        }
+        return s.replaced;
+    }
+
     // `factors` [batch] or null: those of the rescaled guidance
     const C* output(const Tile& t, const Row<C>& r, const C* factors, StepScratch<C>& s) const {
         const C* out = part(t, t.b0, 0, s.loaded[OUT]);
         if (a.guidance) {
             const C* cond = out;
-            const C* uncond = part(t, a.launch.batch + t.b0, 0, s.uncond);
+            const C* uncond = reference(t, r, cond, s);
             const bool one = t.samples() == 1;
             for (int64_t k = 0; k < t.samples(); ++k) {
                 const C g = strength(t.b0 + k, r);
@@ -102,7 +127,8 @@ struct StepInputs {
 
     // What rows with out_uncond read as OUT: the unconditional output, and `out` itself at strength 1.
     const C* unconditional(const Tile& t, const C* out, const Row<C>& r, StepScratch<C>& s) const {
-        const C* uncond = part(t, a.launch.batch + t.b0, 0, s.uncond);
+        const C* cond = changes_uncond(r) ? part(t, t.b0, 0, s.loaded[OUT]) : nullptr;
+        const C* uncond = reference(t, r, cond, s);
         if (t.samples() == 1) return strength(t.b0, r) == 1 ? out : uncond;
         for (int64_t k = 0; k < t.samples(); ++k) {
             const C* from = strength(t.b0 + k, r) == 1 ? out : uncond;

@@ -41,7 +41,8 @@ int64_t fd_abi_version(void) { return FD_ABI_VERSION; }
 const char* fd_schema(void) {
 #define FD_OUTPUT(o) "," o ".x," o ".x0," o ".out," o ".s1," o ".s2," o ".s3," o ".s4," o ".z"
     return "network,t,input_scale,guidance_weight,guidance_rescale,out_grad,x0_x,x0_out,clip_mode,clip_bound,clip_ratio,noise_index,noise_mode,"
-           "logvar_lo,logvar_hi,next" FD_OUTPUT("x") FD_OUTPUT("s1") FD_OUTPUT("s2") FD_OUTPUT("s3") FD_OUTPUT("s4") ",out_uncond";
+           "logvar_lo,logvar_hi,next" FD_OUTPUT("x") FD_OUTPUT("s1") FD_OUTPUT("s2") FD_OUTPUT("s3") FD_OUTPUT("s4") ",out_uncond,guidance_kind,guidance_parallel,"
+           "guidance_x,guidance_bound,guidance_momentum";
 }
 
 uint64_t fd_launches(int64_t op) { return op >= 0 && op < FD_OPS ? launches[op].load(std::memory_order_relaxed) : 0; }

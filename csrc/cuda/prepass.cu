@@ -21,7 +21,7 @@ struct Parts {
         return left < 0 ? 0 : left < span ? left : span;
     }
 
-    // mean and squares of the conditional output, then of the guided one
+    // mean and squares of the conditional output, then of the guided one; before that the sums of a kind of guidance
     FD_MEMBER double* moments(int64_t b, int64_t k) const { return (double*)words + (b * count + k) * 4; }
     // before digit n: the prefix found so far, and the rank among the values that have it
     FD_MEMBER int64_t* found(int n, int64_t b) const { return (int64_t*)words + (n % 2 * batch + b) * 2; }
@@ -58,6 +58,93 @@ FD_HD C rescale_factor(double phi, double cond, double out, int64_t n) {
     return (C)(phi * (sqrt(cond / (double)(n - 1)) / sqrt(out / (double)(n - 1))) + (1 - phi));
 }
 
+// What kinds of guidance need of a sample: item 1 of the section
+template <class C>
+FD_HD void store_terms(const StepInputs<C, false>& in, int64_t b, const double* row, C strength, const double* sums) {
+    const GuidanceTerms terms = guidance_terms(row, (double)strength, sums[0], sums[1], sums[2]);
+    C* to = (C*)in.a.terms + b;
+    const int64_t batch = in.a.launch.batch;
+    to[0] = (C)terms.cond, to[batch] = (C)terms.uncond, to[2 * batch] = (C)terms.memory, to[3 * batch] = (C)terms.state;
+}
+
+// The terms of rows with a kind of guidance, or the three sums of a part
+template <class C>
+struct Guidance {
+    StepInputs<C, false> in;
+    Parts parts;
+    int threads;
+
+    enum { SUMS = 3, FOLDS = 5, PHASES = FOLDS + 2, THREADS = MOST_THREADS };
+    struct Shared {
+        double part[SUMS][MOST_THREADS];
+    };
+
+    FD_MEMBER void phase(int k, Block block, int thread, Shared& s) const {
+        const int64_t b = block.x;
+        const Row<C, false> r = in.table_row(b);
+        const C g = in.strength(b, r);
+        if (!in.changes_uncond(r, g) || block.chunk >= parts.count) return;
+        if (k == 0) {
+            gather(b, block.chunk, thread, r, s);
+        } else if (k <= FOLDS) {
+            for (int i = 0; i < SUMS; ++i) fold(s.part[i], thread, threads, k);
+        } else if (thread == 0) {
+            double sums[SUMS];
+            for (int i = 0; i < SUMS; ++i) sums[i] = s.part[i][0];
+            if (parts.count == 1) return store_terms(in, b, r.row, g, sums);
+            for (int i = 0; i < SUMS; ++i) parts.moments(b, block.chunk)[i] = sums[i];
+        }
+    }
+
+    FD_MEMBER void gather(int64_t b, int64_t k, int thread, const Row<C, false>& r, Shared& s) const {
+        const double momentum = r.row[GUIDANCE_MOMENTUM], on_x = r.row[GUIDANCE_X];
+        const bool star = r.row[GUIDANCE_KIND] == ZERO_STAR;
+        double sums[SUMS] = {0, 0, 0};
+        for_spots(parts, b, k, thread, threads, [&](const Spot& p) {
+            C c[4], u[4], m[4] = {}, x[4] = {};
+            in.part(p, p.b, 0, c);
+            in.part(p, in.a.launch.batch + p.b, 0, u);
+            if (in.remembers(r)) in.memory(p, m);
+            if (on_x != 0) load<false>(in.a.x_t, in.span(p), x);
+            FD_UNROLL
+            for (int i = 0; i < 4; ++i) {
+                if (i >= p.count) continue;
+                double v = (double)c[i], w = (double)u[i];
+                if (!star) {
+                    w = on_x != 0 ? v + on_x * (double)x[i] : v;
+                    v = in.remembers(r) ? (v - (double)u[i]) + momentum * (double)m[i] : v - (double)u[i];
+                }
+                sums[0] = sums[0] + v * v;
+                sums[1] = sums[1] + v * w;
+                sums[2] = sums[2] + w * w;
+            }
+        });
+        for (int i = 0; i < SUMS; ++i) s.part[i][thread] = sums[i];
+    }
+};
+
+// The terms of samples of several parts: a thread adds the sums of a sample's parts, in order.
+template <class C>
+struct GuidanceCombine {
+    StepInputs<C, false> in;
+    Parts parts;
+
+    using Shared = None;
+    enum { PHASES = 1, THREADS = 32 };
+
+    FD_MEMBER void phase(int, Block block, int thread, Shared&) const {
+        const int64_t b = block.x * THREADS + thread;
+        if (b >= parts.batch) return;
+        const Row<C, false> r = in.table_row(b);
+        const C g = in.strength(b, r);
+        if (!in.changes_uncond(r, g)) return;
+        double sums[3] = {0, 0, 0};
+        for (int64_t k = 0; k < parts.count; ++k)
+            for (int i = 0; i < 3; ++i) sums[i] = sums[i] + parts.moments(b, k)[i];
+        store_terms(in, b, r.row, g, sums);
+    }
+};
+
 // That factor, for rows that rescale, or the moments of a part: item 1 of the section
 template <class C>
 struct Rescale {
@@ -85,7 +172,7 @@ struct Rescale {
             double* to = parts.moments(b, block.chunk);
             for (int i = 0; i < 2; ++i) to[2 * i] = s.mean[i], to[2 * i + 1] = s.squares[i];
         } else if (k % PASS == 0) {
-            gather(k > 0, b, block.chunk, thread, g, s);
+            gather(k > 0, b, block.chunk, thread, r, g, s);
         } else {
             for (int i = 0; i < 2; ++i) fold(s.part[i], thread, threads, k % PASS);
             if (k % PASS < FOLDS || thread != 0) return;
@@ -99,12 +186,12 @@ struct Rescale {
     }
 
     // Each thread's sum of the values or, if `centered`, of their squared differences from the mean.
-    FD_MEMBER void gather(bool centered, int64_t b, int64_t k, int thread, C g, Shared& s) const {
+    FD_MEMBER void gather(bool centered, int64_t b, int64_t k, int thread, const Row<C, false>& r, C g, Shared& s) const {
         double sum[2] = {0, 0};
         for_spots(parts, b, k, thread, threads, [&](const Spot& p) {
             C value[2][4];
             in.part(p, p.b, 0, value[0]);
-            in.guided(p, g, value[1]);
+            in.guided(p, r, g, value[1]);
             FD_UNROLL
             for (int which = 0; which < 2; ++which) {
                 FD_UNROLL
@@ -436,6 +523,16 @@ struct ThresholdFinish : ThresholdDigits<C> {
 };
 
 template <class C>
+static int run_guidance(const fd_reverse_step_args& a, const StepInputs<C, false>& in, const Parts& parts, int threads) {
+    const Grid grid = {a.launch.batch, parts.count, threads};
+    if (int status = launch(FD_REVERSE_STEP_GUIDANCE, a.launch, grid, Guidance<C>{in, parts, threads})) return status;
+    if (parts.count == 1) return FD_OK;
+    const GuidanceCombine<C> combine = {in, parts};
+    return launch(FD_REVERSE_STEP_GUIDANCE, a.launch,
+                  {(a.launch.batch + combine.THREADS - 1) / combine.THREADS, 1, combine.THREADS}, combine);
+}
+
+template <class C>
 static int run_rescale(const fd_reverse_step_args& a, const StepInputs<C, false>& in, const Parts& parts, int threads) {
     const Grid grid = {a.launch.batch, parts.count, threads};
     if (int status = launch(FD_REVERSE_STEP_RESCALE, a.launch, grid, Rescale<C>{in, parts, threads})) return status;
@@ -464,7 +561,10 @@ static int run_both(const fd_reverse_step_args& a, const Tiling& t) {
     while (threads < MOST_THREADS && (int64_t)threads * 4 < a.launch.elements) threads *= 2;
     const StepInputs<C, false> in = {a, t, given_operands(a)};
     const Parts parts = divided(a);
-    if (a.rescale && a.model_output.data && a.guidance)
+    const bool guided = a.model_output.data && a.guidance;
+    if (a.terms && guided)
+        if (int status = run_guidance<C>(a, in, parts, threads)) return status;
+    if (a.rescale && guided)
         if (int status = run_rescale<C>(a, in, parts, threads)) return status;
     return a.threshold ? run_threshold<C>(a, in, parts, threads) : FD_OK;
 }

@@ -31,7 +31,8 @@ struct StepBody {
         if (reads >> Z & 1) noise(p, r, v[Z]);
         in.predict(p, r, reads, wants_x0, v);
 
-        C to[4], score = 0;
+        C to[4], difference[4], score = 0;
+        const bool keeps = keep(p, r, difference);
         FD_UNROLL
         for (int i = 0; i < SLOTS; ++i) {
             const bool copied = kept >> (S1 + i) & 1, made = !r.row || r.operands(1 + i);
@@ -53,6 +54,7 @@ struct StepBody {
         } else {
             in.combine(r, 0, v, to);
         }
+        if (keeps) store_as<C>(in.slot(a.slots_out, SLOTS - 1, all), at, difference);
         store<PLAIN>(a.x_s, at, to);
         if (a.x0_out.data) store<PLAIN>(a.x0_out, at, v[X0]);
         if (!a.input_out.data) return score;
@@ -63,6 +65,28 @@ struct StepBody {
         for (int64_t copy = 0; copy < a.input_copies; ++copy)
             store<PLAIN>(a.input_out, {copy * all + at.at, at.count, at.vector}, to);
         return score;
+    }
+
+    // Whether a row with momentum leaves its difference in slot 4, and that difference.
+    template <class View>
+    FD_MEMBER bool keep(const Spot& p, const View& r, C (&to)[4]) const {
+        if constexpr (!PLAIN) {
+            const fd_reverse_step_args& a = in.a;
+            if (!in.changes_uncond(r, in.strength(p.b, r)) || r[GUIDANCE_KIND] < KEEPING) return false;
+            if (!a.slots_out || a.slots_out_count < SLOTS) return false;
+            C v[4];
+            in.part(p, p.b, 0, to);
+            in.part(p, a.launch.batch + p.b, 0, v);
+            FD_UNROLL
+            for (int i = 0; i < 4; ++i) to[i] = to[i] - v[i];
+            if (!in.remembers(r)) return true;
+            const C momentum = r[GUIDANCE_MOMENTUM];
+            in.memory(p, v);
+            FD_UNROLL
+            for (int i = 0; i < 4; ++i) to[i] = to[i] + momentum * v[i];
+            return true;
+        }
+        return false;
     }
 
     // A slot that the row does not write is copied if the new slots have separate memory.

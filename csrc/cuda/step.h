@@ -84,16 +84,63 @@ struct StepInputs {
         return a.guidance ? guidance_strength(((const C*)a.guidance)[b], r[GUIDANCE_WEIGHT]) : (C)1;
     }
 
+    // Whether the row's kind of guidance changes the unconditional output.
+    template <class R>
+    FD_MEMBER bool changes_uncond(const R& r, C strength) const {
+        return a.terms && a.guidance && r.row && r[GUIDANCE_KIND] != 0 && strength != 1;
+    }
+
+    // What an earlier row left in slot 4.
+    FD_MEMBER void memory(const Spot& p, C (&to)[4]) const {
+        load_as<C>((const C*)a.slots + (SLOTS - 1) * a.launch.batch * t.elements, span(p), to);
+    }
+    template <class R>
+    FD_MEMBER bool remembers(const R& r) const {
+        return (given >> S4 & 1) && r[GUIDANCE_MOMENTUM] != 0;
+    }
+
+    // What guidance takes as the unconditional output: u, or a combination of c, u, slot 4 and x.
+    // Launches with kinds of guidance are never PLAIN.
+    template <class R>
+    FD_MEMBER void reference(const Spot& p, const R& r, C strength, C (&to)[4]) const {
+        part(p, a.launch.batch + p.b, 0, to);
+        if constexpr (!PLAIN) {
+            if (!changes_uncond(r, strength)) return;
+            C v[4], sum[4] = {0, 0, 0, 0};
+            part(p, p.b, 0, v);
+            add_term(p.b, 0, v, sum);
+            add_term(p.b, 1, to, sum);
+            if (remembers(r)) {
+                memory(p, v);
+                add_term(p.b, 2, v, sum);
+            }
+            if (r[GUIDANCE_X] != 0) {
+                load<PLAIN>(a.x_t, span(p), v);
+                add_term(p.b, 3, v, sum);
+            }
+            FD_UNROLL
+            for (int i = 0; i < 4; ++i) to[i] = sum[i];
+        }
+    }
+
+    FD_MEMBER void add_term(int64_t b, int which, const C (&v)[4], C (&sum)[4]) const {
+        const C k = ((const C*)a.terms)[which * a.launch.batch + b];
+        if (k == 0) return;
+        FD_UNROLL
+        for (int i = 0; i < 4; ++i) sum[i] = sum[i] + k * v[i];
+    }
+
     template <class R>
     FD_MEMBER bool rescales(const R& r, C strength) const {
         return a.rescale && r.row && r.row[GUIDANCE_RESCALE] != 0 && strength != 1;
     }
 
-    FD_MEMBER void guided(const Spot& p, C strength, C (&out)[4]) const {
+    template <class R>
+    FD_MEMBER void guided(const Spot& p, const R& r, C strength, C (&out)[4]) const {
         if (strength != 0) part(p, p.b, 0, out);
         if (strength == 1) return;
         C uncond[4];
-        part(p, a.launch.batch + p.b, 0, uncond);
+        reference(p, r, strength, uncond);
         FD_UNROLL
         for (int i = 0; i < 4; ++i) out[i] = strength == 0 ? uncond[i] : uncond[i] + strength * (out[i] - uncond[i]);
     }
@@ -101,7 +148,7 @@ struct StepInputs {
     template <class R>
     FD_MEMBER void output(const Spot& p, const R& r, C (&out)[4]) const {
         const C g = strength(p.b, r);
-        guided(p, g, out);
+        guided(p, r, g, out);
         if (rescales(r, g)) {
             const C f = ((const C*)a.rescale)[p.b];
             FD_UNROLL
@@ -162,7 +209,7 @@ struct StepInputs {
             clip(p.b, r, v[X0]);
         }
         if ((reads >> OUT & 1) && a.guidance && r[OUT_UNCOND] != 0 && strength(p.b, r) != 1)
-            part(p, a.launch.batch + p.b, 0, v[OUT]);
+            reference(p, r, strength(p.b, r), v[OUT]);
     }
 
     template <class R>
@@ -218,7 +265,7 @@ struct StepLayout {
                                   .add(a.x_t).add(a.x_s).add(a.model_output).add(a.noise).add(a.gradient).add(a.x0_out)
                                   .add(a.input_out).add(a.slots, compute).add(a.slots_out, compute);
         t = tiling(a.launch, arrays.vector);
-        plain = arrays.plain;
+        plain = arrays.plain && !a.terms;  // StepInputs::reference
     }
 };
 

@@ -23,6 +23,7 @@ COUNTED = (
     "randn",
     "q_sample",
     "reverse_step",
+    "reverse_step_guidance",
     "reverse_step_rescale",
     "reverse_step_threshold",
     "q_posterior",
@@ -48,7 +49,7 @@ _HEAD, _DRAW, _ARRAY, _VIEW, _MAP = "qqqqQQ", "QQQQQ", "Qq", "Qqqq", "Qqqqq"
 _RANDN = Struct(f"={_HEAD}{_DRAW}{_ARRAY}")
 _Q_SAMPLE = Struct(f"={_HEAD}{_DRAW}{_ARRAY * 2}QQQq{_ARRAY}")
 _REVERSE_STEP = Struct(
-    f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQQqQQ"
+    f"={_HEAD}{_DRAW}q{_ARRAY * 3}qQqQQqQq{_ARRAY}Q{_ARRAY * 3}qQ{_ARRAY}qQQQQqQQ"
 )
 _FLAG = Struct("=q")
 _Q_POSTERIOR = Struct(f"={_HEAD}{_ARRAY * 2}QQq{_ARRAY}QQ")
@@ -192,6 +193,7 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         time_out.size(0) // batch if time_out is not None and batch else 0,
         0 if workspace is None else _pointer(step.rescale),
         0 if workspace is None else _pointer(step.threshold),
+        0 if workspace is None else _pointer(step.terms),
         *(_NO_PARTS if workspace is None else _parts(step.prepass_workspace)),
         *(_NOTHING if log_prob_out is None else (log_prob_out.data_ptr(), _pointer(step.partials))),
     )
@@ -202,14 +204,16 @@ def step_log_prob(at: Launch, step: Any, mean: bool) -> bytes:
     return reverse_step(at, step) + _FLAG.pack(mean)
 
 
+HEAD_ROWS = 6
+"""The first rows of a workspace: rescale factors, thresholds, and four terms of guidance."""
 _NO_PARTS = 0, 0
 
 
 def _parts(workspace: Tensor) -> tuple[int, int]:
-    """Returns the memory after the two rows of results, and its size in 64-bit words."""
-    if workspace.size(0) == 2:
+    """Returns the memory after the rows of results, and its size in 64-bit words."""
+    if workspace.size(0) == HEAD_ROWS:
         return _NO_PARTS
-    rest = workspace[2:]
+    rest = workspace[HEAD_ROWS:]
     return rest.data_ptr(), rest.numel() * rest.element_size() // 8
 
 

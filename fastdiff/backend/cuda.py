@@ -94,7 +94,8 @@ def check(device: torch.device | str) -> None:
     code = int(word.item())
     if code:
         word.zero_()
-        op = COUNTED[code - 1].removesuffix("_rescale").removesuffix("_threshold")
+        op = COUNTED[code - 1]
+        op = "reverse_step" if op.startswith("reverse_step") else op
         raise IndexError(
             f"fastdiff.{op}: expected {_INDEX.get(op, 't inside the tables')}, got one outside;"
             " those samples are NaN. Indices count from 0."

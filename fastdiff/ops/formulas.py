@@ -135,10 +135,7 @@ def reverse_step(*flat: Any):
     x = _marked(x, r.valid).to(step.x_t.dtype)
     if step.slots is None:
         return x, x.new_zeros(0, dtype=state)
-    new = [
-        torch.where(r.writes(i), r.combine([(f"s{i + 1}.{o}", r.operands[o]) for o in OPERANDS]), s)
-        for i, s in enumerate(wide["slots"])
-    ]
+    new = [torch.where(r.writes(i), r.new_slot(i), s) for i, s in enumerate(wide["slots"])]
     return x, torch.stack(new).to(state)
 
 

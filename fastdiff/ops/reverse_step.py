@@ -146,7 +146,7 @@ def reverse_step(
         x_t: [B, …] state, any floating dtype; arithmetic is float32, float64 for float64.
         model_output: [B, …] like x_t in any floating dtype, with guidance [2B, …], conditional half
             first; twice the channels with learned variance; None for rows without a network call.
-        table: float64 [R, 57], see fastdiff.table. row: int64 [B] in [0, R).
+        table: float64 [R, 62], see fastdiff.table. row: int64 [B] in [0, R).
         slots: [S, B, …] in the compute type, S <= 4: what the solver remembers between rows.
         noise: like x_t; None: the noise of seed, sample_ids and the row's noise_index, as `randn`
             draws it.
@@ -167,9 +167,9 @@ def reverse_step(
         log_prob_out: optional output next to `out`: [B] in the compute type, the log-probability in
             nats of x_s as it is stored, with the bits of `step_log_prob`; 0 for rows whose next x
             has no noise, because a deterministic step has no density.
-        workspace: [R, B] in the compute type, a buffer for rescale factors and dynamic thresholds
-            where rows have them, and for `log_prob_out`, with R from
-            `fastdiff.ops.step.workspace_rows` (2 up to 32,768 elements a sample, without
+        workspace: [R, B] in the compute type, a buffer for rescale factors, dynamic thresholds and
+            terms of guidance where rows have them, and for `log_prob_out`, with R from
+            `fastdiff.ops.step.workspace_rows` (6 up to 32,768 elements a sample, without
             `log_prob_out`); None allocates it.
         backend: see `randn`.
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..backend import choice
+from ..backend.abi import HEAD_ROWS
 from ..backend.eager.common import compute_dtype
 from ..backend.eager.sums import CHUNK, chunks
 from ..table import ALL_COLUMNS, COLUMNS, OPERANDS, OUTPUTS, READS, SLOTS, columns
@@ -37,7 +38,7 @@ class StepArguments(NamedTuple):
 
     x_t: Tensor  # [B, …], any floating dtype
     model_output: Tensor | None  # [B, …] or with guidance [2B, …], any floating dtype
-    table: Tensor  # float64 [R, 57]
+    table: Tensor  # float64 [R, 62]
     row: Tensor  # int64 [B] in [0, R)
     slots: Tensor | None = None  # compute type [S, B, …], S <= 4
     noise: Tensor | None = None  # [B, …], any floating dtype
@@ -87,6 +88,15 @@ class StepArguments(NamedTuple):
         return workspace[1] if workspace is not None and self._thresholds() else None
 
     @property
+    def terms(self) -> Tensor | None:
+        """Returns the buffer [4, B] by which kinds of guidance change the unconditional output.
+
+        None where no row has such a kind.
+        """
+        workspace = self.workspace
+        return workspace[2:HEAD_ROWS] if workspace is not None and self._changes() else None
+
+    @property
     def prepass_workspace(self) -> Tensor | None:
         """Returns the workspace without the partial sums of the log-probability."""
         workspace, rows = self.workspace, self._partial_rows()
@@ -120,13 +130,17 @@ class StepArguments(NamedTuple):
     def _thresholds(self) -> bool:
         return bool(self.used & _RATIO)  # type: ignore[operator]
 
+    def _changes(self) -> bool:
+        return self.guidance is not None and bool(self.used & _KIND)  # type: ignore[operator]
+
     @property
     def whole_samples(self) -> bool:
         """Returns whether rows may read a number that belongs to a whole sample.
 
-        These are the factor of rescaled guidance and the dynamic threshold.
+        These are the factor of rescaled guidance, the dynamic threshold and the terms of a kind of
+        guidance.
         """
-        return self._rescales() or self._thresholds()
+        return self._rescales() or self._thresholds() or self._changes()
 
     def check(self, where: str = WHERE, *, scored: bool = False) -> StepArguments:
         """Validates all arguments and returns them normalised.
@@ -259,6 +273,8 @@ class StepArguments(NamedTuple):
     ) -> None:
         """Raises where the table reads an operand that is missing."""
         missing = None
+        if self.guidance is None:  # the only one to read what an earlier difference left
+            used &= ~_MOMENTUM
         if self.model_output is None and used & _NETWORK:
             missing = "model_output, which rows of this table read"
         elif used & _LEARNED and used & READS["z"] and not learned:
@@ -383,9 +399,7 @@ class StepArguments(NamedTuple):
 
         Inputs are dense, and there is a workspace where a prepass needs one.
         """
-        lacks = self.workspace is None and (
-            self._rescales() or self._thresholds() or self._partial_rows() > 0
-        )
+        lacks = self.workspace is None and (self.whole_samples or self._partial_rows() > 0)
         for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient):
             if lacks or not (value is None or value.is_contiguous()):
                 break
@@ -477,9 +491,17 @@ WHOLE, PART, MOST_PARTS = 32_768, 16_384, 64
 longer one, and the most parts."""
 PART_WORDS, SAMPLE_WORDS = 257, 4
 """What a part and a sample need of a workspace, in 64-bit words."""
-_RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED = (
+_RESCALE, _RATIO, _NETWORK, _GRADIENT, _LEARNED, _KIND, _MOMENTUM = (
     columns(name)
-    for name in ("guidance_rescale", "clip_ratio", "network", "out_grad", "noise_mode")
+    for name in (
+        "guidance_rescale",
+        "clip_ratio",
+        "network",
+        "out_grad",
+        "noise_mode",
+        "guidance_kind",
+        "guidance_momentum",
+    )
 )
 SCORED = ALL_COLUMNS & ~columns(*(f"{to}.{of}" for to in OUTPUTS[1:] for of in OPERANDS))
 """The columns that the mean of the next x may use, and its noise."""
@@ -490,7 +512,7 @@ _BEYOND = [
             READS[f"s{i + 1}"] | columns(*(f"s{i + 1}.{operand}" for operand in OPERANDS))
             for i in range(count, SLOTS)
         ),
-        0,
+        _MOMENTUM if count < SLOTS else 0,
     )
     for count in range(SLOTS + 1)
 ]
@@ -500,13 +522,14 @@ _BEYOND = [
 def workspace_rows(per_sample: int, compute: torch.dtype, *, log_prob: bool = False) -> int:
     """Returns the rows of a workspace [rows, B] of the compute type, for samples of this size.
 
-    The first two are for rescale factors and thresholds. The others are memory for what a GPU's
-    programs pass on about the parts of long samples (kernels/README.md section 4), and with
-    `log_prob` for the partial sums of its terms (section 13).
+    The first `HEAD_ROWS` are for rescale factors, thresholds and terms of guidance. The others are
+    memory for what a GPU's programs pass on about the parts of long samples (kernels/README.md
+    section 4), and with `log_prob` for the partial sums of its terms (section 13).
     """
     parts = min(MOST_PARTS, -(-per_sample // PART)) if per_sample > WHOLE else 0
     words = parts * PART_WORDS + SAMPLE_WORDS if parts else 0
-    return 2 + words * 8 // compute.itemsize + (partial_rows(per_sample) if log_prob else 0)
+    rows = HEAD_ROWS + words * 8 // compute.itemsize
+    return rows + (partial_rows(per_sample) if log_prob else 0)
 
 
 def partial_rows(per_sample: int) -> int:

@@ -19,7 +19,8 @@ COLUMNS = (
     "network t input_scale guidance_weight guidance_rescale out_grad x0_x x0_out clip_mode"
     " clip_bound clip_ratio noise_index noise_mode logvar_lo logvar_hi next"
 ).split() + [f"{to}.{of}" for to in ("x", "s1", "s2", "s3", "s4") for of in OPERANDS]
-COLUMNS += ["out_uncond"]
+COLUMNS += ["out_uncond", "guidance_kind", "guidance_parallel", "guidance_x", "guidance_bound"]
+COLUMNS += ["guidance_momentum"]
 
 
 class Step(NamedTuple):
@@ -53,7 +54,7 @@ def reverse_step(
     gradient: NDArray | None = None,
     stream: int = 1,
 ) -> Step:
-    """Executes row[b] of table [R, 57] for every sample b; see kernels/README.md section 4."""
+    """Executes row[b] of table [R, 62] for every sample b; see kernels/README.md section 4."""
     compute = np.float64 if x_t.dtype == np.float64 else np.float32
     batch = x_t.shape[0]
     rows = np.broadcast_to(np.asarray(row), (batch,))
@@ -70,7 +71,7 @@ def reverse_step(
         read: dict[str, NDArray] = {"x": x_t[b].astype(compute)}
         for i in range(0 if slots is None else len(slots)):
             read[f"s{i + 1}"] = slots[i, b].astype(compute)  # type: ignore[index]
-        half = None
+        half = kept = None
         if model_output is not None:
             out, half = _split(model_output[b].astype(compute), x_t[b].shape)
             if gammas is not None:
@@ -78,6 +79,10 @@ def reverse_step(
                 w = c["guidance_weight"]
                 g = gammas[b] if w == 1 else compute(1) + w * (gammas[b] - compute(1))
                 cond = out
+                if r["guidance_kind"] != 0 and g != 1:
+                    if r["guidance_kind"] >= 4:
+                        kept = _difference(cond, uncond, c["guidance_momentum"], read)
+                    uncond = _reference(r, cond, uncond, read, g)
                 out = out if g == 1 else uncond if g == 0 else uncond + g * (out - uncond)
                 if r["guidance_rescale"] != 0 and g != 1:
                     out = _rescale(cond, out, r["guidance_rescale"]) * out
@@ -114,6 +119,8 @@ def reverse_step(
             coefficients = _coefficients(c, f"s{i + 1}")
             if any(v != 0 for v in coefficients.values()):
                 new_slots[i, b] = _combine(coefficients, read, x_t[b].shape, compute)  # type: ignore[index]
+            elif i == 3 and kept is not None:
+                new_slots[i, b] = kept  # type: ignore[index]
         next_row[b] = int(r["next"])
         time[b] = table[next_row[b], COLUMNS.index("t")]
         x_s[b] = x_next.astype(x_t.dtype)
@@ -143,6 +150,52 @@ def _split(out: NDArray, shape: tuple[int, ...]) -> tuple[NDArray, NDArray | Non
         return out, None
     half = out.shape[0] // 2
     return out[:half], out[half:]
+
+
+def _difference(cond: Any, uncond: Any, momentum: Any, read: dict[str, NDArray]) -> Any:
+    """Returns c - u and, with momentum, that multiple of the difference in slot 4."""
+    return cond - uncond + momentum * read["s4"] if momentum != 0 else cond - uncond
+
+
+def _reference(
+    r: dict[str, Any], cond: NDArray, uncond: NDArray, read: dict[str, NDArray], g: Any
+) -> NDArray:
+    """Returns what a kind of guidance takes as the unconditional output.
+
+    Its numbers for the sample are float64, cast to the compute type: s (Fan et al. 2025), and those
+    of D = k (v - (1 - eta) q p) (Sadat et al. 2024), from which u' is c - D, or what makes
+    u' + g (c - u') equal u + g D.
+    """
+    kind, compute = int(r["guidance_kind"]), cond.dtype.type
+    wide = {"c": cond.astype(np.float64), "u": uncond.astype(np.float64)}
+    c, u = wide["c"], wide["u"]
+    if kind == 1:
+        terms = {"u": (c * u).sum() / ((u * u).sum() + 1e-8)}
+    else:
+        momentum, rho = r["guidance_momentum"], r["guidance_x"]
+        v = _difference(c, u, momentum, {n: a.astype(np.float64) for n, a in read.items()})
+        p = c + rho * read["x"].astype(np.float64) if rho != 0 else c
+        length, bound, square = np.sqrt((v * v).sum()), r["guidance_bound"], (p * p).sum()
+        k = bound / length if bound > 0 and length > bound else 1.0
+        off = 1.0 - r["guidance_parallel"]
+        e = k * off * (v * p).sum() / square if off != 0 and square != 0 else 0.0
+        of_d = {"c": k - e, "u": -k, "m": k * momentum, "x": -e * rho}
+        if kind in (2, 4):
+            terms = {name: (name == "c") - value for name, value in of_d.items()}
+        else:
+            strength = float(g)
+            rest = {"c": -strength, "u": 1.0}
+            terms = {
+                name: (rest.get(name, 0.0) + strength * value) / (1.0 - strength)
+                for name, value in of_d.items()
+            }
+    operands = {"c": cond, "u": uncond, "m": read.get("s4"), "x": read["x"]}
+    total = np.zeros_like(cond)
+    for name, operand in operands.items():
+        factor = compute(terms.get(name, 0.0))
+        if factor != 0:
+            total = total + factor * operand
+    return total
 
 
 def _rescale(cond: NDArray, guided: NDArray, phi: float) -> Any:

@@ -252,7 +252,7 @@ class Trace:
         return np.array([(t.alpha, t.sigma) for t in (*(row.at for row in self.rows), end)])
 
     def table(self, x: Linear | None = None) -> NDArray[np.float64]:
-        """Returns the finished table [rows + 1, 57], with the identity as its last row.
+        """Returns the finished table [rows + 1, 62], with the identity as its last row.
 
         x: the result of the solver; None where `finish` was given it.
         """

@@ -13,7 +13,7 @@ import triton.language as tl
 from .combine import FIRST, Z, entry
 from .elementary import exponential
 
-COLUMNS = tl.constexpr(57)
+COLUMNS = tl.constexpr(62)
 HALF_LOG_2PI = tl.constexpr(0.91893853320467274178)
 
 

@@ -43,7 +43,7 @@ from .noise import normals, stream_identity
 from .sums import CHUNK, row_sum
 from .tiling import at, samples, share, tile
 
-COLUMNS = tl.constexpr(57)
+COLUMNS = tl.constexpr(62)
 TIME, INPUT_SCALE, GUIDANCE_WEIGHT = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
 GUIDANCE_RESCALE, OUT_GRAD = tl.constexpr(4), tl.constexpr(5)
 CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = (
@@ -54,6 +54,11 @@ CLIP_MODE, CLIP_BOUND, NOISE_INDEX, NOISE_MODE = (
 )
 LOGVAR_LO, LOGVAR_HI, NEXT = tl.constexpr(13), tl.constexpr(14), tl.constexpr(15)
 OUT_UNCOND = tl.constexpr(56)
+GUIDANCE_KIND, GUIDANCE_X, GUIDANCE_MOMENTUM = (
+    tl.constexpr(57),
+    tl.constexpr(59),
+    tl.constexpr(61),
+)
 
 
 @triton.jit
@@ -65,33 +70,96 @@ def guidance_strength(guidance, rows, b, live, valid, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def terms_of(terms, rows, b, batch, valid, g, COMPUTE: tl.constexpr):
+    """Where a kind of guidance changes the unconditional output, and its four terms, [S, 1] each.
+
+    (kernels/README.md section 4.1)
+    """
+    changed = valid & (entry(rows, GUIDANCE_KIND, valid, COMPUTE) != 0.0) & (g != 1.0)
+    of_cond = tl.load(terms + b, mask=changed, other=0.0)
+    of_uncond = tl.load(terms + b + batch, mask=changed, other=0.0)
+    of_memory = tl.load(terms + b + 2 * batch, mask=changed, other=0.0)
+    of_state = tl.load(terms + b + 3 * batch, mask=changed, other=0.0)
+    return changed, of_cond, of_uncond, of_memory, of_state
+
+
+@triton.jit
+def remembered(slots, b, batch, size, first, e, mask, COMPUTE: tl.constexpr):
+    """Slot 4, where an earlier row with momentum left its difference."""
+    at_slot = at(slots, b + 3 * batch.to(tl.int64), size, first, e)
+    return tl.load(at_slot, mask=mask, other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def reference_of(
+    u,
+    c,
+    x_t,
+    slots,
+    mixed,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    inside,
+    USES: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):
+    """What guidance takes as the unconditional output: u, or a combination of c, u, slot 4 and x.
+
+    mixed: the sample's terms_of.
+    """
+    changed, of_cond, of_uncond, of_memory, of_state = mixed
+    total = tl.where(of_cond != 0.0, of_cond * c + 0.0, 0.0)
+    total = tl.where(of_uncond != 0.0, total + of_uncond * u, total)
+    if used(USES, GUIDANCE_MOMENTUM):
+        wanted = inside & (of_memory != 0.0)
+        m = remembered(slots, b, batch, size, first, e, wanted, COMPUTE)
+        total = tl.where(of_memory != 0.0, total + of_memory * m, total)
+    if used(USES, GUIDANCE_X):
+        wanted = inside & (of_state != 0.0)
+        x = tl.load(at(x_t, b, size, first, e), mask=wanted, other=0.0).to(COMPUTE)
+        total = tl.where(of_state != 0.0, total + of_state * x, total)
+    return tl.where(changed, total, u)
+
+
+@triton.jit
 def guidance_of(
     guidance,
     rescale,
+    terms,
     rows,
     b,
+    batch,
     live,
     valid,
     USES: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):
     """What a sample's guidance needs, [S, 1] each: gamma, the factor of the rescaled guidance and
-    where it applies, the coefficient of the guidance gradient; 0 for what the launch has not.
+    where it applies, the coefficient of the guidance gradient, terms_of; 0 for what the launch has
+    not.
     """
-    g, factor, rescaled = 0.0, 0.0, 0.0
+    g, factor, rescaled, mixed = 0.0, 0.0, 0.0, 0.0
     if guidance is not None:
         g = guidance_strength(guidance, rows, b, live, valid, COMPUTE)
+        if terms is not None:
+            mixed = terms_of(terms, rows, b, batch, valid, g, COMPUTE)
         if rescale is not None:
             rescaled = (entry(rows, GUIDANCE_RESCALE, valid, COMPUTE) != 0.0) & (g != 1.0)
             factor = tl.load(rescale + b, mask=live & rescaled, other=1.0)
-    return g, factor, rescaled, entries(rows, OUT_GRAD, 1, valid, USES, COMPUTE)[0]
+    return g, factor, rescaled, entries(rows, OUT_GRAD, 1, valid, USES, COMPUTE)[0], mixed
 
 
 @triton.jit
 def output_of(
+    x_t,
+    slots,
     model_output,
     guidance,
     rescale,
+    terms,
     gradient,
     strength,
     b,
@@ -111,17 +179,20 @@ def output_of(
     guidance_of. With learned variance (WIDTH 2) a row of the model's output holds the prediction,
     then as many elements for the variance.
     """
-    g, factor, rescaled, of_gradient = strength
+    g, factor, rescaled, of_gradient, mixed = strength
     ours = inside & wanted
     if guidance is None:
         out = tl.load(at(model_output, b, size, first, e, WIDTH), mask=ours, other=0.0).to(COMPUTE)
     else:
-        c = tl.load(
-            at(model_output, b, size, first, e, WIDTH), mask=ours & (g != 0.0), other=0.0
-        ).to(COMPUTE)
+        reads_c = ours & (g != 0.0)
+        if terms is not None:
+            reads_c = ours  # also at strength 0
+        c = tl.load(at(model_output, b, size, first, e, WIDTH), mask=reads_c, other=0.0).to(COMPUTE)
         u = tl.load(
             at(model_output, b + batch, size, first, e, WIDTH), mask=ours & (g != 1.0), other=0.0
         ).to(COMPUTE)
+        if terms is not None:
+            u = reference_of(u, c, x_t, slots, mixed, b, batch, size, first, e, ours, USES, COMPUTE)
         out = tl.where(g == 1.0, c, tl.where(g == 0.0, u, u + g * (c - u)))
         if rescale is not None:
             out = tl.where(rescaled, factor * out, out)
@@ -133,9 +204,12 @@ def output_of(
 
 @triton.jit
 def guided_output(
+    x_t,
+    slots,
     model_output,
     guidance,
     rescale,
+    terms,
     gradient,
     rows,
     b,
@@ -152,11 +226,14 @@ def guided_output(
     COMPUTE: tl.constexpr,
 ):
     """The output of a block of which the sample's guidance is not known yet."""
-    strength = guidance_of(guidance, rescale, rows, b, live, valid, USES, COMPUTE)
+    strength = guidance_of(guidance, rescale, terms, rows, b, batch, live, valid, USES, COMPUTE)
     return output_of(
+        x_t,
+        slots,
         model_output,
         guidance,
         rescale,
+        terms,
         gradient,
         strength,
         b,
@@ -278,6 +355,7 @@ def network_time(table, following, known, WHOLE: tl.constexpr):
         "sample_ids",
         "guidance",
         "rescale",
+        "terms",
         "threshold",
         "row_out",
         "time_out",
@@ -299,6 +377,7 @@ def reverse_step_kernel(
     guidance,
     gradient,
     rescale,
+    terms,
     threshold,
     slots_out,
     x0_out,
@@ -324,6 +403,7 @@ def reverse_step_kernel(
     COPY: tl.constexpr,
     COPIES: tl.constexpr,
     TIMES: tl.constexpr,
+    KEEPS: tl.constexpr,
     MEAN: tl.constexpr,
     SCORED: tl.constexpr,
 ):
@@ -331,8 +411,9 @@ def reverse_step_kernel(
 
     USES: column mask. WIDTH: model output elements per state element (1 or 2). COPY: how many slots
     are copied to separate memory. COPIES, TIMES: how many times the network's next input
-    and its next time are written. SCORED: x_s is read and only its log-probability is written;
-    USES then has no column of the noise. MEAN: it is divided by the elements.
+    and its next time are written. KEEPS: whether rows may leave their difference in slot 4. SCORED:
+    x_s is read and only its log-probability is written; USES then has no column of the noise. MEAN:
+    it is divided by the elements.
     """
     COMPUTE: tl.constexpr = tl.float64 if x_t.dtype.element_ty == tl.float64 else tl.float32
     b, live = samples(batch, S)
@@ -363,7 +444,10 @@ def reverse_step_kernel(
     wants_v = wants_z
     if SCORED:
         wants_v = valid
-    strength = guidance_of(guidance, rescale, rows, b, live, valid, USES, COMPUTE)
+    strength = guidance_of(guidance, rescale, terms, rows, b, batch, live, valid, USES, COMPUTE)
+    if KEEPS:
+        keeps = strength[4][0] & (entry(rows, GUIDANCE_KIND, valid, COMPUTE) >= 4.0)
+        momentum = entries(rows, GUIDANCE_MOMENTUM, 1, valid, USES, COMPUTE)[0]
     if used(USES, OUT_UNCOND):
         if guidance is not None:
             renoised = (entry(rows, OUT_UNCOND, valid, COMPUTE) != 0.0) & (strength[0] != 1.0)
@@ -404,9 +488,12 @@ def reverse_step_kernel(
         out = zero
         if operand_used(USES, OUT) or used(USES, X0_OUT):
             out = output_of(
+                x_t,
+                slots,
                 model_output,
                 guidance,
                 rescale,
+                terms,
                 gradient,
                 strength,
                 b,
@@ -454,7 +541,26 @@ def reverse_step_kernel(
                     mask=inside & renoised,
                     other=0.0,
                 )
-                out = tl.where(renoised, u.to(COMPUTE), out)
+                u = u.to(COMPUTE)
+                if terms is not None:
+                    ours = inside & renoised
+                    c = tl.load(at(model_output, b, size, first, e, WIDTH), mask=ours, other=0.0)
+                    u = reference_of(
+                        u,
+                        c.to(COMPUTE),
+                        x_t,
+                        slots,
+                        strength[4],
+                        b,
+                        batch,
+                        size,
+                        first,
+                        e,
+                        ours,
+                        USES,
+                        COMPUTE,
+                    )
+                out = tl.where(renoised, u, out)
         operands = (x, x0, out, s1, s2, s3, s4, z)
         # the noise is the last operand, so x_next rounds as it does in one combination
         mean = combination(zero, 0, outputs, operands, USES, Z)
@@ -464,8 +570,8 @@ def reverse_step_kernel(
                 stored = tl.load(at(x_s, b, size, first, e), mask=inside, other=0.0).to(COMPUTE)
             else:
                 stored = x_next.to(x_s.dtype.element_ty).to(COMPUTE)
-            terms = log_prob_term(stored, mean, inverse, half, learned, used(USES, NOISE_MODE))
-            total = row_sum(terms, inside, S, E)
+            scores = log_prob_term(stored, mean, inverse, half, learned, used(USES, NOISE_MODE))
+            total = row_sum(scores, inside, S, E)
             if partials is None:
                 value = log_prob_of(
                     total, table, row, b, live, table_rows, size, COMPUTE, MEAN, SCORED
@@ -478,6 +584,21 @@ def reverse_step_kernel(
         n3, stored3 = new_slot(zero, 2, outputs, operands, valid, USES, COPY)
         n4, stored4 = new_slot(zero, 3, outputs, operands, valid, USES, COPY)
 
+        if KEEPS:
+            ours = inside & keeps
+            c = tl.load(at(model_output, b, size, first, e, WIDTH), mask=ours, other=0.0)
+            u = tl.load(at(model_output, b + batch, size, first, e, WIDTH), mask=ours, other=0.0)
+            kept = c.to(COMPUTE) - u.to(COMPUTE)
+            if used(USES, GUIDANCE_MOMENTUM):
+                wanted = ours & (momentum != 0.0)
+                m = remembered(slots, b, batch, size, first, e, wanted, COMPUTE)
+                kept = tl.where(momentum != 0.0, kept + momentum * m, kept)
+            n4 = tl.where(keeps, kept, n4)
+            if output_used(USES, 4) or COPY > 3:
+                stored4 = stored4 | keeps
+            else:
+                stored4 = keeps
+
         # outputs may be the inputs' memory, and another thread may have loaded a value; other
         # chunks are other memory, in this program as in others
         tl.debug_barrier()
@@ -486,7 +607,14 @@ def reverse_step_kernel(
         store_slot(slots_out, 0, n1, stored1, b, batch, size, first, e, inside, USES, COPY)
         store_slot(slots_out, 1, n2, stored2, b, batch, size, first, e, inside, USES, COPY)
         store_slot(slots_out, 2, n3, stored3, b, batch, size, first, e, inside, USES, COPY)
-        store_slot(slots_out, 3, n4, stored4, b, batch, size, first, e, inside, USES, COPY)
+        if KEEPS:
+            tl.store(
+                at(slots_out, b + 3 * batch.to(tl.int64), size, first, e),
+                n4,
+                mask=inside & stored4,
+            )
+        else:
+            store_slot(slots_out, 3, n4, stored4, b, batch, size, first, e, inside, USES, COPY)
         if x0_out is not None:
             tl.store(at(x0_out, b, size, first, e), x0.to(x0_out.dtype.element_ty), mask=inside)
         if input_out is not None:

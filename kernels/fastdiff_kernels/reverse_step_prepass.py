@@ -1,5 +1,7 @@
 """The prepasses: values of a whole sample that a row needs first, kernels/README.md section 4.
 
+    terms     = what a kind of guidance changes u by, by v·v, v·p and p·p
+                                            (Fan et al. 2025; Sadat et al. 2024)
     rescale   = phi * (std(c) / std(out)) + (1 - phi)       (Lin et al. 2024, eq. 15-16)
     threshold = the clip_ratio-quantile of |x0|, clamped to [1, bound]
                                                             (Saharia et al. 2022, section 2.3)
@@ -28,15 +30,22 @@ from .reverse_step import (
     CLIP_BOUND,
     CLIP_MODE,
     COLUMNS,
+    GUIDANCE_KIND,
+    GUIDANCE_MOMENTUM,
     GUIDANCE_RESCALE,
+    GUIDANCE_X,
     guidance_strength,
     guided_output,
     predicted_x0,
+    reference_of,
+    remembered,
+    terms_of,
 )
 from .sums import folded
 from .tiling import at
 
 CLIP_RATIO = tl.constexpr(10)
+GUIDANCE_PARALLEL, GUIDANCE_BOUND = tl.constexpr(58), tl.constexpr(60)
 
 
 @triton.jit
@@ -49,13 +58,34 @@ def sample_row(row, table, table_rows):
 
 
 @triton.jit
-def both_outputs(model_output, g, b, batch, size, first, e, WIDTH: tl.constexpr):
-    """The conditional and the guided output of a block, and the mask of its elements."""
+def halves(model_output, b, batch, size, first, e, WIDTH: tl.constexpr, COMPUTE: tl.constexpr):
+    """The conditional and the unconditional output of a block, and the mask of its elements."""
     inside = e < size - first
-    c = tl.load(at(model_output, b, size, first, e, WIDTH), mask=inside, other=0.0).to(g.dtype)
-    u = tl.load(at(model_output, b + batch, size, first, e, WIDTH), mask=inside, other=0.0).to(
-        g.dtype
-    )
+    c = tl.load(at(model_output, b, size, first, e, WIDTH), mask=inside, other=0.0)
+    u = tl.load(at(model_output, b + batch, size, first, e, WIDTH), mask=inside, other=0.0)
+    return c.to(COMPUTE), u.to(COMPUTE), inside
+
+
+@triton.jit
+def both_outputs(
+    x_t,
+    slots,
+    model_output,
+    terms,
+    mixed,
+    g,
+    b,
+    batch,
+    size,
+    first,
+    e,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The conditional and the guided output of a block, and the mask of its elements."""
+    c, u, inside = halves(model_output, b, batch, size, first, e, WIDTH, g.dtype)
+    if terms is not None:
+        u = reference_of(u, c, x_t, slots, mixed, b, batch, size, first, e, inside, USES, g.dtype)
     return c.to(tl.float64), tl.where(g == 0.0, u, u + g * (c - u)).to(tl.float64), inside
 
 
@@ -64,6 +94,140 @@ def part(size, span):
     """The first element of this program's part, and the one after its last."""
     begin = tl.program_id(1).to(tl.int64) * span
     return begin, tl.minimum(begin + span, size)
+
+
+@triton.jit
+def guidance_terms(kind, rows, g, vv, vp, pp):
+    """What c, u, slot 4 and x are multiplied by, in float64, by the sums over a sample."""
+    bound = tl.load(rows + GUIDANCE_BOUND)
+    norm = tl.sqrt(vv)
+    long = (bound > 0.0) & (norm > bound)
+    k = tl.where(long, bound / tl.where(long, norm, 1.0), 1.0)
+    along = 1.0 - tl.load(rows + GUIDANCE_PARALLEL)
+    projects = (along != 0.0) & (pp != 0.0)
+    e = tl.where(projects, k * (along * (vp / tl.where(projects, pp, 1.0))), 0.0)
+    on_m = k * tl.load(rows + GUIDANCE_MOMENTUM)
+    on_x = e * tl.load(rows + GUIDANCE_X)
+    star, from_cond = kind == 1.0, (kind == 2.0) | (kind == 4.0)
+    rest = tl.where(g == 1.0, 1.0, 1.0 - g)
+    of_cond = tl.where(from_cond, (1.0 - k) + e, g * ((k - e) - 1.0) / rest)
+    of_uncond = tl.where(from_cond, k, (1.0 - g * k) / rest)
+    of_memory = tl.where(from_cond, 0.0 - on_m, g * on_m / rest)
+    of_state = tl.where(from_cond, on_x, 0.0 - g * on_x / rest)
+    return (
+        tl.where(star, 0.0, of_cond),
+        tl.where(star, vp / (pp + 1e-8), of_uncond),
+        tl.where(star, 0.0, of_memory),
+        tl.where(star, 0.0, of_state),
+    )
+
+
+@triton.jit
+def store_terms(terms, kind, rows, g, vv, vp, pp, b, batch, changed, COMPUTE: tl.constexpr):
+    values = guidance_terms(kind, rows, g.to(tl.float64), vv, vp, pp)
+    for i in tl.static_range(4):
+        tl.store(terms + b + i * batch, values[i].to(COMPUTE), mask=changed)
+
+
+@triton.jit(
+    do_not_specialize=["batch", "table_rows"],
+    do_not_specialize_on_alignment=["terms", "partials", "guidance", "table", "row"],
+)
+def reverse_step_guidance_kernel(
+    terms,
+    partials,
+    x_t,
+    slots,
+    model_output,
+    guidance,
+    table,
+    row,
+    batch,
+    size,
+    span,
+    table_rows,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+    USES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """The terms of a sample of one part, or the sums of a part for `partials`.
+
+    Those are float64 [batch, parts, 4]: v·v, v·p and p·p, and one that is not used.
+    """
+    COMPUTE: tl.constexpr = terms.dtype.element_ty
+    b, rows, valid = sample_row(row, table, table_rows)
+    e = tl.arange(0, E)[None, :]
+    kind = entry(rows, GUIDANCE_KIND, valid, COMPUTE)
+    g = guidance_strength(guidance, rows, b, valid, valid, COMPUTE)
+    changed = valid & (kind != 0.0) & (g != 1.0)
+    if tl.max(changed.to(tl.int32)) != 0:
+        begin, end = part(size, span)
+        star = kind == 1.0
+        momentum = tl.load(rows + GUIDANCE_MOMENTUM)
+        on_x = tl.load(rows + GUIDANCE_X)
+        vv = tl.zeros([1, E], tl.float64)
+        vp = tl.zeros([1, E], tl.float64)
+        pp = tl.zeros([1, E], tl.float64)
+        first = begin
+        while first < end:
+            c, u, inside = halves(model_output, b, batch, size, first, e, WIDTH, COMPUTE)
+            c = c.to(tl.float64)
+            u = u.to(tl.float64)
+            v = c - u
+            p = c
+            if used(USES, GUIDANCE_MOMENTUM):
+                wanted = inside & (momentum != 0.0)
+                m = remembered(slots, b, batch, size, first, e, wanted, tl.float64)
+                v = tl.where(momentum != 0.0, v + momentum * m, v)
+            if used(USES, GUIDANCE_X):
+                wanted = inside & (on_x != 0.0)
+                x = tl.load(at(x_t, b, size, first, e), mask=wanted, other=0.0).to(COMPUTE)
+                p = tl.where(on_x != 0.0, c + on_x * x.to(tl.float64), c)
+            v, p = tl.where(star, c, v), tl.where(star, u, p)
+            vv += tl.where(inside, v * v, 0.0)
+            vp += tl.where(inside, v * p, 0.0)
+            pp += tl.where(inside, p * p, 0.0)
+            first += E
+        vv, vp, pp = folded(vv, 1, E), folded(vp, 1, E), folded(pp, 1, E)
+        if partials is None:
+            store_terms(terms, kind, rows, g, vv, vp, pp, b, batch, changed, COMPUTE)
+        else:
+            to = partials + (b * tl.num_programs(1) + tl.program_id(1)) * 4
+            tl.store(to, vv)
+            tl.store(to + 1, vp)
+            tl.store(to + 2, pp)
+
+
+@triton.jit(
+    do_not_specialize=["batch", "table_rows", "parts"],
+    do_not_specialize_on_alignment=["terms", "partials", "guidance", "table", "row"],
+)
+def reverse_step_guidance_combine_kernel(
+    terms,
+    partials,
+    guidance,
+    table,
+    row,
+    batch,
+    table_rows,
+    parts,
+    E: tl.constexpr,
+    FAST: tl.constexpr,
+):
+    """The terms of samples of at most E parts, by the parts' sums."""
+    COMPUTE: tl.constexpr = terms.dtype.element_ty
+    b, rows, valid = sample_row(row, table, table_rows)
+    kind = entry(rows, GUIDANCE_KIND, valid, COMPUTE)
+    g = guidance_strength(guidance, rows, b, valid, valid, COMPUTE)
+    changed = valid & (kind != 0.0) & (g != 1.0)
+    k = tl.arange(0, E)[None, :]
+    sums = partials + (b * parts + k) * 4
+    there = changed & (k < parts)
+    vv = folded(tl.load(sums, mask=there, other=0.0), 1, E)
+    vp = folded(tl.load(sums + 1, mask=there, other=0.0), 1, E)
+    pp = folded(tl.load(sums + 2, mask=there, other=0.0), 1, E)
+    store_terms(terms, kind, rows, g, vv, vp, pp, b, batch, changed, COMPUTE)
 
 
 @triton.jit
@@ -76,11 +240,14 @@ def rescale_factor(phi, c_squares, out_squares, count):
 
 @triton.jit(
     do_not_specialize=["batch", "table_rows"],
-    do_not_specialize_on_alignment=["rescale", "partials", "guidance", "table", "row"],
+    do_not_specialize_on_alignment=["rescale", "partials", "terms", "guidance", "table", "row"],
 )
 def reverse_step_rescale_kernel(
     rescale,
     partials,
+    terms,
+    x_t,
+    slots,
     model_output,
     guidance,
     table,
@@ -91,6 +258,7 @@ def reverse_step_rescale_kernel(
     table_rows,
     E: tl.constexpr,
     FAST: tl.constexpr,
+    USES: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     """The factor of a sample of one part, or the moments of a part for `partials`.
@@ -104,12 +272,17 @@ def reverse_step_rescale_kernel(
     g = guidance_strength(guidance, rows, b, valid, valid, COMPUTE)
     if tl.max(((phi != 0.0) & (g != 1.0)).to(tl.int32)) != 0:
         begin, end = part(size, span)
+        mixed = 0.0
+        if terms is not None:
+            mixed = terms_of(terms, rows, b, batch, valid, g, COMPUTE)
         count = (b * 0 + (end - begin)).to(tl.float64)
         c_total = tl.zeros([1, E], tl.float64)
         out_total = tl.zeros([1, E], tl.float64)
         first = begin
         while first < end:
-            c, out, inside = both_outputs(model_output, g, b, batch, size, first, e, WIDTH)
+            c, out, inside = both_outputs(
+                x_t, slots, model_output, terms, mixed, g, b, batch, size, first, e, USES, WIDTH
+            )
             c_total += tl.where(inside, c, 0.0)
             out_total += tl.where(inside, out, 0.0)
             first += E
@@ -118,7 +291,9 @@ def reverse_step_rescale_kernel(
         out_squares = tl.zeros([1, E], tl.float64)
         first = begin
         while first < end:
-            c, out, inside = both_outputs(model_output, g, b, batch, size, first, e, WIDTH)
+            c, out, inside = both_outputs(
+                x_t, slots, model_output, terms, mixed, g, b, batch, size, first, e, USES, WIDTH
+            )
             c_squares += tl.where(inside, (c - c_mean) * (c - c_mean), 0.0)
             out_squares += tl.where(inside, (out - out_mean) * (out - out_mean), 0.0)
             first += E
@@ -182,9 +357,11 @@ def reverse_step_rescale_combine_kernel(
 @triton.jit
 def magnitude_bits(
     x_t,
+    slots,
     model_output,
     guidance,
     rescale,
+    terms,
     gradient,
     rows,
     b,
@@ -206,9 +383,12 @@ def magnitude_bits(
     if used(USES, X0_OUT):
         wants_out = nonzero(valid & False, rows, X0_OUT, valid, USES, COMPUTE)
         out = guided_output(
+            x_t,
+            slots,
             model_output,
             guidance,
             rescale,
+            terms,
             gradient,
             rows,
             b,
@@ -239,9 +419,11 @@ def position_of(rows, size):
 @triton.jit
 def digit_counts(
     x_t,
+    slots,
     model_output,
     guidance,
     rescale,
+    terms,
     gradient,
     rows,
     b,
@@ -267,9 +449,11 @@ def digit_counts(
     while first < end:
         key, inside = magnitude_bits(
             x_t,
+            slots,
             model_output,
             guidance,
             rescale,
+            terms,
             gradient,
             rows,
             b,
@@ -323,12 +507,14 @@ def store_threshold(
 
 @triton.jit(
     do_not_specialize=["batch", "table_rows"],
-    do_not_specialize_on_alignment=["threshold", "rescale", "guidance", "table", "row"],
+    do_not_specialize_on_alignment=["threshold", "rescale", "terms", "guidance", "table", "row"],
 )
 def reverse_step_threshold_kernel(
     threshold,
     rescale,
+    terms,
     x_t,
+    slots,
     model_output,
     guidance,
     gradient,
@@ -357,9 +543,11 @@ def reverse_step_threshold_kernel(
         for i in tl.static_range(DIGITS):
             counts, larger = digit_counts(
                 x_t,
+                slots,
                 model_output,
                 guidance,
                 rescale,
+                terms,
                 gradient,
                 rows,
                 b,
@@ -412,6 +600,7 @@ def after_digit(counts, found, b, batch, parts, index, KEY: tl.constexpr):
         "found",
         "larger",
         "rescale",
+        "terms",
         "guidance",
         "table",
         "row",
@@ -422,7 +611,9 @@ def reverse_step_threshold_count_kernel(
     found,
     larger,
     rescale,
+    terms,
     x_t,
+    slots,
     model_output,
     guidance,
     gradient,
@@ -462,9 +653,11 @@ def reverse_step_threshold_count_kernel(
             tl.store(found + side * 2 + 1, rank)
         new, least = digit_counts(
             x_t,
+            slots,
             model_output,
             guidance,
             rescale,
+            terms,
             gradient,
             rows,
             b,

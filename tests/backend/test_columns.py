@@ -44,13 +44,13 @@ def enums(header: str) -> dict[str, list[str]]:
 
 
 def test_the_table_is_consistent() -> None:
-    """57 columns: the header, a coefficient for every pair of output and operand, further ones."""
+    """62 columns: the header, a coefficient for every pair of output and operand, further ones."""
     coefficients = len(table.OUTPUTS) * len(table.OPERANDS)
-    assert len(table.COLUMNS) == len(table.HEADER) + coefficients + len(table.FURTHER) == 57
+    assert len(table.COLUMNS) == len(table.HEADER) + coefficients + len(table.FURTHER) == 62
     assert len(table.COLUMNS) < 64, "masks of columns are int64 arguments of ops"
     assert list(table.VERSIONS.items())[-1] == (table.SCHEMA_VERSION, len(table.COLUMNS))
     assert table.OUTPUTS == ("x", *(f"s{i + 1}" for i in range(table.SLOTS)))
-    assert [table.INDEX[name] for name in table.COLUMNS] == list(range(57))
+    assert [table.INDEX[name] for name in table.COLUMNS] == list(range(62))
 
 
 def test_the_masks_of_the_slots() -> None:
@@ -58,6 +58,7 @@ def test_the_masks_of_the_slots() -> None:
     for count, mask in enumerate(step._BEYOND):
         beyond = {f"s{i + 1}" for i in range(count, table.SLOTS)}
         names = {name for name in table.COLUMNS if beyond & set(name.split("."))}
+        names |= {"guidance_momentum"} if "s4" in beyond else set()
         assert mask == table.columns(*names), count
 
 
@@ -71,8 +72,16 @@ def test_the_c_headers() -> None:
     names = [ALIASES.get(name.lower(), name.lower()) for name in schema["Column"]]
     assert names == [*table.HEADER, "first_coefficient"]
     assert [name.lower() for name in schema["Operand"]] == [*table.OPERANDS, "operands"]
-    further = re.findall(r"\w+", re.sub(r"=[^,]*", "", ",".join(schema["FurtherColumn"])))
-    assert [name.lower() for name in further if name != "FIRST_COEFFICIENT"][:1] == [*table.FURTHER]
+    further = [name for name in schema["FurtherColumn"] if name.lower() in table.FURTHER]
+    assert [name.lower() for name in further] == [*table.FURTHER]
+    kinds = {name: i for i, name in enumerate(schema["GuidanceKind"])}
+    assert kinds == {
+        "LINEAR": table.LINEAR,
+        "ZERO_STAR": table.ZERO_STAR,
+        "PROJECTED": table.PROJECTED,
+        "PROJECTED_FROM_UNCOND": table.PROJECTED_FROM_UNCOND,
+        "KEEPING": min(table.KEEPING),
+    }
     names = [name.lower().removeprefix("vlb_") for name in formulas["VlbColumn"]]
     assert [ALIASES.get(name, name) for name in names] == [*table.VLB_COLUMNS, "columns"]
     text = (ROOT / "csrc" / "include" / "fastdiff" / "schema.h").read_text(encoding="utf-8")
@@ -127,7 +136,8 @@ def test_the_masks_of_the_triton_kernels() -> None:
 
 def test_the_triton_launcher() -> None:
     """The bit masks by which the launcher decides what a table needs."""
-    for name in ("OUT_GRAD", "X0_X", "X0_OUT", "CLIP_MODE", "NOISE_MODE", "OUT_UNCOND"):
+    of_kinds = ("GUIDANCE_KIND", "GUIDANCE_X", "GUIDANCE_MOMENTUM")
+    for name in ("OUT_GRAD", "X0_X", "X0_OUT", "CLIP_MODE", "NOISE_MODE", "OUT_UNCOND", *of_kinds):
         assert getattr(launch_step, name) == table.columns(name.lower()), name
     for number, operand in enumerate(table.OPERANDS):
         assert launch_step._reads(number) == table.READS[operand], operand
@@ -172,6 +182,7 @@ def test_the_list_of_ops_is_that_of_the_public_functions() -> None:
 
 def test_the_memory_of_a_long_samples_parts() -> None:
     """The op allocates by these numbers, and the launchers divide the memory by theirs."""
+    assert step.HEAD_ROWS == launch_step.HEAD_ROWS
     numbers = {
         "PART_WORDS": step.PART_WORDS,
         "SAMPLE_WORDS": step.SAMPLE_WORDS,

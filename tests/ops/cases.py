@@ -31,9 +31,9 @@ def name(dtype: torch.dtype) -> str:
 
 
 def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarray:
-    """Returns a table [rows, 57] with about half its coefficients zero and all modes in its rows.
+    """Returns a table [rows, 62] with about half its coefficients zero and all modes in its rows.
 
-    No row has rescaled guidance, whose result depends on the order of sums.
+    No row has rescaled guidance or a kind of guidance, whose results depend on the order of sums.
     """
     random = np.random.default_rng(seed)
     table = np.where(
@@ -52,6 +52,7 @@ def random_table(rows: int, seed: int = 0, *, learned: bool = True) -> np.ndarra
     table[:, INDEX["logvar_lo"]], table[:, INDEX["logvar_hi"]] = -4.0, -1.0
     table[:, INDEX["next"]] = np.minimum(index + 1, rows - 1)
     table[:, INDEX["out_uncond"]] = index % 2
+    table[:, INDEX["guidance_kind"] :] = 0
     table[0, INDEX["s1.x"] : INDEX["s1.z"] + 1] = 0  # a slot that keeps its value
     table[1, INDEX["x0_x"] : INDEX["x0_out"] + 1] = 0  # a row without a prediction
     return table

@@ -74,7 +74,7 @@ def test_the_wrappers_read_no_tensor() -> None:
     """Under FakeTensorMode any `.item()`, `nonzero` or comparison of values in a wrapper raises."""
     with FakeTensorMode():
         x, out = torch.empty(4, 3, 8, 8), torch.empty(8, 6, 8, 8)
-        table, row = torch.empty(11, 57, dtype=torch.float64), torch.empty(4, dtype=torch.int64)
+        table, row = torch.empty(11, 62, dtype=torch.float64), torch.empty(4, dtype=torch.int64)
         slots, guidance, seeds = (
             torch.empty(2, 4, 3, 8, 8),
             torch.empty(4),

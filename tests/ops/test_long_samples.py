@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastdiff import Sampler, Schedule, ops, reference
 from fastdiff.backend import library
-from fastdiff.ops.step import WHOLE, StepArguments, workspace_for, workspace_rows
+from fastdiff.ops.step import HEAD_ROWS, WHOLE, StepArguments, workspace_for, workspace_rows
 from fastdiff.table import COLUMNS, INDEX
 
 SIZES = (WHOLE, WHOLE + 1, 45_000)  # one part, three of which the last is short, three
@@ -162,9 +162,9 @@ def test_a_workspace_that_does_not_fit_is_refused() -> None:
         )
 
     with pytest.raises(
-        ValueError, match=rf"expected workspace of shape \[{rows}, 2\], got \[2, 2\]"
+        ValueError, match=rf"expected workspace of shape \[{rows}, 2\], got \[6, 2\]"
     ):
-        call(torch.empty(2, 2))
+        call(torch.empty(HEAD_ROWS, 2))
     with pytest.raises(
         ValueError, match="begins at a multiple of 8 bytes in its storage, got one at 4"
     ):

@@ -15,6 +15,7 @@ from ops.cases import random_table
 import fastdiff
 from fastdiff import Schedule, ops
 from fastdiff.backend import abi, choice, library
+from fastdiff.ops.step import HEAD_ROWS
 from fastdiff.solvers import make_plan
 
 SHAPE = (3, 2, 5, 7)
@@ -39,7 +40,7 @@ class Buffers:
             torch.empty(SHAPE),
             torch.empty((BATCH * (2 if guided else 1), *SHAPE[1:])),
         )
-        self.workspace = torch.empty(2, BATCH)
+        self.workspace = torch.empty(HEAD_ROWS, BATCH)
         self.times = torch.full((BATCH * (2 if guided else 1),), -1.0)
         self.row, self.row_out = (
             torch.zeros(BATCH, dtype=torch.int64),
@@ -330,7 +331,7 @@ def test_threads_share_a_bound_step() -> None:
 
 def test_bind_refuses_names_that_cannot_change() -> None:
     x = outputs(0, BATCH)
-    arguments = ops.StepArguments(x, x, torch.zeros(1, 57, dtype=torch.float64), torch.zeros(3))
+    arguments = ops.StepArguments(x, x, torch.zeros(1, 62, dtype=torch.float64), torch.zeros(3))
     for names in (("used",), ("row", "row"), ("rows",)):
         with pytest.raises(
             ValueError, match="fastdiff.ops.step.StepArguments.bind: expected different"
@@ -352,7 +353,7 @@ def test_the_words_of_the_packed_struct(name: str) -> None:
     step = ops.StepArguments(
         states[0],
         states[1],
-        torch.zeros(1, 57, dtype=torch.float64),
+        torch.zeros(1, 62, dtype=torch.float64),
         rows[0],
         slots=states[2:3],
         noise=states[4],

@@ -10,10 +10,14 @@ import torch
 
 from fastdiff import ops
 from fastdiff.solvers import Plan
-from fastdiff.table import COLUMNS, INDEX, RULES
+from fastdiff.table import COLUMNS, INDEX, OPERANDS, RULES
 
 # other columns of the same row, where a rule needs them
-WITH = {"clip_bound": {"clip_mode": 1}, "clip_ratio": {"clip_mode": 2}}
+WITH = {
+    "clip_bound": {"clip_mode": 1},
+    "clip_ratio": {"clip_mode": 2},
+    "guidance_bound": {"guidance_kind": 2},
+}
 WRONG = [
     ("network", 2.0),
     ("next", 7.0), ("next", -1.0), ("next", 0.5),
@@ -23,6 +27,9 @@ WRONG = [
     ("noise_index", -1.0), ("noise_index", 2.0**32), ("noise_index", 1.5),
     ("noise_mode", 5.0),
     ("out_uncond", 2.0),
+    ("guidance_kind", 6.0), ("guidance_kind", 0.5), ("guidance_kind", -1.0),
+    ("guidance_bound", -1.0),
+    ("guidance_momentum", 0.5), ("guidance_momentum", -0.5),
 ]  # fmt: skip
 
 
@@ -64,3 +71,21 @@ def test_the_rules_are_those_of_the_c_library() -> None:
     source = (Path(__file__).parents[2] / "csrc/cpu/checks.cpp").read_text()
     found = re.findall(r'return broken\("(\w+)", "([^"]+)"', source)
     assert found == [(name, words) for name, words, *_ in RULES]
+
+
+@pytest.mark.cpu_only
+def test_slot_4_is_the_differences_alone() -> None:
+    """Rows that leave their difference there write nothing else into it."""
+    for kind in (4.0, 5.0):
+        for operand in OPERANDS:
+            wrong = table("guidance_kind", kind, reads_x0=True)
+            Plan(wrong.copy())
+            wrong[0, INDEX[f"s4.{operand}"]] = 0.5
+            x, out, row = torch.randn(2, 4), torch.randn(2, 8), torch.tensor([1, 0])
+            for backend in ("cpu", "torch"):
+                with pytest.raises(ValueError, match="of slot 4.* in row 0 of the table, got"):
+                    ops.reverse_step(
+                        x, out, torch.tensor(wrong), row, seed=1, used=-1, backend=backend
+                    )
+            with pytest.raises(ValueError, match=r"^fastdiff\.Plan: .* slot 4.* in row 0, got"):
+                Plan(wrong)

@@ -159,7 +159,7 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
         lambda: ops.reverse_step(X, X, TABLE[:, :9], T, seed=0),
         ValueError,
         (
-            "fastdiff.reverse_step: expected table as float64 [R, 57], got float64 [11, 9]. Use"
+            "fastdiff.reverse_step: expected table as float64 [R, 62], got float64 [11, 9]. Use"
             " plan.table."
         ),
     ),

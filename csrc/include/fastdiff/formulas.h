@@ -4,6 +4,7 @@
 #pragma once
 
 #include "fastdiff/arithmetic.h"
+#include "fastdiff/schema.h"
 
 namespace fastdiff::FD_LEVEL {
 
@@ -19,6 +20,25 @@ FD_HD C held(C x, C bound) {
 template <class C>
 FD_HD C guidance_strength(C gamma, C weight) {
     return weight == 1 ? gamma : 1 + weight * (gamma - 1);
+}
+
+// What a kind of guidance takes as the unconditional output: cond*c + uncond*u + memory*m + state*x.
+struct GuidanceTerms {
+    double cond, uncond, memory, state;
+};
+
+// By the sums v·v, v·p and p·p over a sample: of (c, u) for ZERO_STAR, else of the difference and of what it is projected on.
+FD_HD GuidanceTerms guidance_terms(const double* row, double strength, double vv, double vp, double pp) {
+    const int kind = (int)row[GUIDANCE_KIND];
+    if (kind == ZERO_STAR) return {0, vp / (pp + 1e-8), 0, 0};
+    const double bound = row[GUIDANCE_BOUND], norm = sqrt(vv);
+    const double k = bound > 0 && norm > bound ? bound / norm : 1.0;
+    const double along = 1.0 - row[GUIDANCE_PARALLEL];
+    const double e = along == 0 || pp == 0 ? 0.0 : k * (along * (vp / pp));
+    const double on_m = k * row[GUIDANCE_MOMENTUM], on_x = e * row[GUIDANCE_X];
+    if (kind == PROJECTED || kind == KEEPING) return {(1.0 - k) + e, k, 0.0 - on_m, on_x};
+    const double g = strength, rest = 1.0 - g;
+    return {g * ((k - e) - 1.0) / rest, (1.0 - g * k) / rest, g * on_m / rest, 0.0 - g * on_x / rest};
 }
 
 template <class C>

@@ -25,8 +25,8 @@ enum { FD_BEST = -1, FD_BASELINE = 0, FD_AVX2 = 1, FD_AVX512 = 2, FD_LEVEL_COUNT
 // what fd_launches counts; prepasses (of reverse_step, and on GPUs of group_norm_silu) and the second
 // pass of a sum are separate kernels
 enum {
-    FD_RANDN, FD_Q_SAMPLE, FD_REVERSE_STEP, FD_REVERSE_STEP_RESCALE, FD_REVERSE_STEP_THRESHOLD, FD_Q_POSTERIOR,
-    FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS,
+    FD_RANDN, FD_Q_SAMPLE, FD_REVERSE_STEP, FD_REVERSE_STEP_GUIDANCE, FD_REVERSE_STEP_RESCALE, FD_REVERSE_STEP_THRESHOLD,
+    FD_Q_POSTERIOR, FD_REPARAMETERIZE, FD_NOISE_MSE, FD_GAUSSIAN_KL, FD_DISCRETIZED_GAUSSIAN_NLL, FD_VLB_TERMS, FD_SUM_CHUNKS,
     FD_GROUP_NORM_SILU, FD_GROUP_NORM_MOMENTS, FD_GROUP_NORM_STATISTICS, FD_STEP_LOG_PROB, FD_OPS
 };
 
@@ -111,7 +111,7 @@ typedef struct {
     fd_output x_s;
     fd_input model_output;    // [batch, output_elements], with guidance [2 * batch, output_elements]
     int64_t output_elements;  // elements, or twice as many with learned variance
-    const double* table;      // [rows, 57]
+    const double* table;      // [rows, 62]
     int64_t rows;
     const int64_t* row;  // [batch]
     const void* slots;   // compute type [slot_count, batch, elements]
@@ -129,6 +129,7 @@ typedef struct {
     int64_t time_copies;
     void* rescale;       // compute type [batch], filled by the prepass; null: no row rescales
     void* threshold;     // likewise, dynamic thresholds
+    void* terms;         // likewise, [4, batch]: by which kinds of guidance change the unconditional output
     void* parts;         // CUDA: memory for the prepasses of long samples, or null: a block reads a whole sample
     int64_t part_words;  // its 64-bit words; FD_PART_WORDS for each part of a sample and FD_SAMPLE_WORDS for each sample
     void* log_prob;      // compute type [batch] or null: log N(x_s as stored; mean, std² I), 0 for rows without noise

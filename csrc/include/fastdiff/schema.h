@@ -1,4 +1,4 @@
-// The columns of a plan's table, schema version 3 (kernels/README.md section 4).
+// The columns of a plan's table, schema version 4 (kernels/README.md section 4).
 #pragma once
 
 namespace fastdiff {
@@ -11,6 +11,11 @@ enum Operand { X, X0, OUT, S1, S2, S3, S4, Z, OPERANDS };
 
 constexpr int SLOTS = 4;
 constexpr int OUTPUTS = 1 + SLOTS;  // the next x, then the slots
-enum FurtherColumn { OUT_UNCOND = FIRST_COEFFICIENT + OUTPUTS * OPERANDS, COLUMNS };
+enum FurtherColumn {
+    OUT_UNCOND = FIRST_COEFFICIENT + OUTPUTS * OPERANDS, GUIDANCE_KIND, GUIDANCE_PARALLEL, GUIDANCE_X, GUIDANCE_BOUND,
+    GUIDANCE_MOMENTUM, COLUMNS
+};
+// The values of GUIDANCE_KIND. From KEEPING on they are the two projected kinds again, whose difference becomes slot 4.
+enum GuidanceKind { LINEAR, ZERO_STAR, PROJECTED, PROJECTED_FROM_UNCOND, KEEPING };
 
 }  // namespace fastdiff

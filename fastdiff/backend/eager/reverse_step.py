@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ...table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SLOTS, broken_rule, reads, uses
 from . import log_prob
 from .common import by_sample, checked_index, compute_dtype, per_sample, store
 from .elementary import exp
+from .guidance_kinds import kept_difference, reference
 from .q_sample import regenerate
+from .sums import halved
 
 _OF_SLOTS = slice(INDEX["s1.x"], INDEX[f"s{SLOTS}.z"] + 1)
 _Z = [INDEX[f"{output}.z"] for output in OUTPUTS]  # the columns that read the noise
@@ -28,7 +29,7 @@ ROW_ERROR = (
 
 
 class Row(NamedTuple):
-    """What a row reads: its coefficients [B, 57] and the operands of the combinations."""
+    """What a row reads: its coefficients [B, 62] and the operands of the combinations."""
 
     c: Tensor
     mask: int
@@ -41,6 +42,7 @@ class Row(NamedTuple):
     half_logvar: Tensor | None = None  # half of the learned log-variance, per element
     z_scale: Tensor | None = None  # its exponential
     unclipped: Tensor | None = None  # where x0 was not clipped
+    kept: tuple[Tensor, Tensor] | None = None  # what becomes slot 4, and [B, 1, …] where
 
     def coefficient(self, name: str) -> Tensor:
         """Returns a coefficient of each sample, [B, 1, …]."""
@@ -48,7 +50,15 @@ class Row(NamedTuple):
 
     def writes(self, i: int) -> Tensor:
         """Returns whether each sample's row defines slot i + 1, [B, 1, …]."""
-        return per_sample(_written(self.c, i), self.operands["x"])  # type: ignore[arg-type]
+        written = per_sample(_written(self.c, i), self.operands["x"])  # type: ignore[arg-type]
+        return written if i != SLOTS - 1 or self.kept is None else written | self.kept[1]
+
+    def new_slot(self, i: int) -> Tensor:
+        """Returns what slot i + 1 becomes where the row defines it."""
+        value = self.combine([(f"s{i + 1}.{o}", self.operands[o]) for o in OPERANDS])
+        if i != SLOTS - 1 or self.kept is None:
+            return value
+        return torch.where(self.kept[1], self.kept[0], value)
 
     def combine(self, names: list[tuple[str, Tensor | None]]) -> Tensor:
         """Returns the sum of coefficient·operand over (column, operand), from +0 and in order.
@@ -76,13 +86,11 @@ def reverse_step(step: Any) -> None:
     x = r.add(mean, "x.z", r.operands["z"])
     if r.valid is not None:
         x = torch.where(per_sample(r.valid, x), x, torch.nan)
-    fresh = [
-        r.combine([(f"s{i + 1}.{o}", r.operands[o]) for o in OPERANDS]) for i in _slots(slots_out)
-    ]
+    fresh = [r.new_slot(i) for i in _slots(slots_out)]
     follow = r.c[:, INDEX["next"]].to(torch.int64)
     # everything has been read: the outputs may be the inputs' memory
     for i, value in enumerate(fresh):
-        written = per_sample(_written(r.c, i), value)
+        written = r.writes(i)
         keep = slots[i] if slots is not None else slots_out[i]
         slots_out[i].copy_(torch.where(written, value, keep))
     step.out.copy_(x)
@@ -168,6 +176,7 @@ def evaluate(
             learned=model_output is not None and model_output.shape[1:] != x_t.shape[1:],
             gradient=gradient is not None,
             noise=drawn or scored,
+            guided=model_output is not None and guidance is not None,
         )
     if scored and x_t.numel():
         valid = log_prob.drawn(where, wide[:, INDEX["x.z"]].to(compute), row, valid, message)
@@ -183,6 +192,10 @@ def evaluate(
             uncond, _ = split(model_output[batch:].to(compute), x_t)
             w, gamma = r.coefficient("guidance_weight"), per_sample(guidance.to(compute), x_t)
             g = torch.where(w == 1, gamma, w * (gamma - 1) + 1)
+            if uses(used, "guidance_kind"):
+                slot = None if slots is None or len(slots) < SLOTS else slots[SLOTS - 1]
+                r = r._replace(kept=kept_difference(wide, out, uncond, slot, g))
+                uncond = reference(wide, out, uncond, slot, operands["x"], g)
             one, zero = out, uncond
             if smooth:
                 one, zero = out + (g - 1) * (out - uncond), uncond + g * (out - uncond)
@@ -308,6 +321,7 @@ def _check_operands(
     learned: bool,
     gradient: bool,
     noise: bool,
+    guided: bool,
 ) -> None:
     """Raises ValueError where a sample's row reads an operand that is missing, as in C++."""
 
@@ -326,6 +340,9 @@ def _check_operands(
             read("z") & (wide[:, INDEX["noise_mode"]] == 1),
         ),
     } | {f"at least {i} slots": (i <= slots, read(f"s{i}")) for i in range(1, SLOTS + 1)}
+    if guided:  # slot 4 holds an earlier difference
+        name = f"at least {SLOTS} slots"
+        needs[name] = (SLOTS <= slots, read(f"s{SLOTS}") | nonzero("guidance_momentum"))
     for name, (present, needed) in needs.items():
         if not present and bool(needed.any()):
             at = int(needed.to(torch.int8).argmax())
@@ -346,27 +363,12 @@ def rescale_factor(cond: Tensor, guided: Tensor, phi: Tensor, plain: Tensor) -> 
         n = flat.shape[1]
         if n == 1:  # 0/0, also where it is not used: its gradient is no number either
             return torch.where(plain, 1.0, torch.full_like(v.double(), torch.nan))
-        apart = flat - _total(flat) / n
-        variance = per_sample((_total(apart * apart) / (n - 1)).flatten(), v)
+        apart = flat - halved(flat) / n
+        variance = per_sample((halved(apart * apart) / (n - 1)).flatten(), v)
         return torch.where(plain, 1.0, variance).sqrt()  # whose slope at 0 is infinite
 
     factor = phi * (deviation(cond) / deviation(guided)) + (1 - phi)
     return torch.where(plain, 1.0, factor.to(cond.dtype))
-
-
-def _total(values: Tensor) -> Tensor:
-    """Returns the sums [B, 1] of values [B, n], added by halves.
-
-    torch's own sum of a sample has another order, and other last bits, in other batches.
-    """
-    n, size = values.shape[1], 1
-    while size < n:
-        size *= 2
-    values = pad(values, (0, size - n))
-    while size > 1:
-        size //= 2
-        values = values[:, :size] + values[:, size:]
-    return values
 
 
 def dynamic_threshold(x0: Tensor, ratio: Tensor, bound: Tensor) -> Tensor:

@@ -52,3 +52,18 @@ def sum_samples(terms: Tensor) -> Tensor:
     for part in parts[1:]:
         result = result + part
     return result
+
+
+def halved(values: Tensor) -> Tensor:
+    """Returns the sums [B, 1] of values [B, n], added by halves.
+
+    torch's own sum of a sample has another order, and other last bits, in other batches.
+    """
+    n, size = values.shape[1], 1
+    while size < n:
+        size *= 2
+    values = pad(values, (0, size - n))
+    while size > 1:
+        size //= 2
+        values = values[:, :size] + values[:, size:]
+    return values

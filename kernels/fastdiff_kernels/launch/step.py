@@ -19,14 +19,17 @@ from .sums import sum_chunks_call
 OUT_GRAD, X0_X, X0_OUT, CLIP_MODE, NOISE_MODE, OUT_UNCOND = (
     1 << column for column in (5, 6, 7, 8, 12, 56)
 )
+GUIDANCE_KIND, GUIDANCE_X, GUIDANCE_MOMENTUM = (1 << column for column in (57, 59, 61))
+KINDS = GUIDANCE_KIND | GUIDANCE_X | GUIDANCE_MOMENTUM
 HEADER = (1 << 16) - 1
 
 # Elements of a prepass's block, and elements per warp.
 _BLOCK, _PER_WARP = 4096, 256
 # What the prepasses keep of each part of a long sample, in 64-bit words: two sets of 256 counts and
-# one key, or four moments. And of each sample: what two digits found. fastdiff/ops/step.py
-# allocates it, and thereby chooses how many parts there are.
+# one key, or four moments, or three sums of a kind of guidance. And of each sample: what two digits
+# found. fastdiff/ops/step.py allocates it, and thereby chooses how many parts there are.
 PART_WORDS, SAMPLE_WORDS = 257, 4
+HEAD_ROWS = 6  # of the workspace, before that memory: results of the prepasses
 _MOST_PARTS = 64
 _SCORED = (
     "x_s",
@@ -38,6 +41,7 @@ _SCORED = (
     "guidance",
     "gradient",
     "rescale",
+    "terms",
     "threshold",
     "log_prob",
     "partials",
@@ -47,6 +51,7 @@ _SCORED = (
     "WIDTH",
 )
 """The arguments of reverse_step's kernel that step_log_prob's has too."""
+_SLOTS = 4
 
 
 def reverse_step(step: Any) -> None:
@@ -105,6 +110,8 @@ def reverse_step_prepass_calls(call: Call, workspace: Tensor | None) -> list[Cal
     """
     parts = None if workspace is None else _parts(workspace, call)
     calls = []
+    if call.arguments["terms"] is not None:
+        calls += _guidance_calls(call, parts)
     if call.arguments["rescale"] is not None:
         calls += _rescale_calls(call, parts)
     if call.arguments["threshold"] is not None:
@@ -142,6 +149,10 @@ def reverse_step_call(step: Any, scored: bool = False) -> Call:
     copied = (
         slots is not None and slots_out is not None and slots.data_ptr() != slots_out.data_ptr()
     )
+    guided = reads_out and guidance is not None and size > 0
+    terms = step.terms if guided and uses & GUIDANCE_KIND else None
+    if terms is None:
+        uses &= ~KINDS
     reads_output = reads_out or bool(uses & NOISE_MODE)
     arguments = {
         "x_s": x_s,
@@ -153,9 +164,10 @@ def reverse_step_call(step: Any, scored: bool = False) -> Call:
         "guidance": guidance if reads_out else None,
         "gradient": step.gradient if uses & OUT_GRAD else None,
         "noise": noise if reads_z else None,
-        "slots": slots if copied or reads_slots else None,
+        "slots": slots if copied or reads_slots or uses & GUIDANCE_MOMENTUM else None,
         "slots_out": slots_out,
-        "rescale": step.rescale if size and reads_out and guidance is not None else None,
+        "rescale": step.rescale if guided else None,
+        "terms": terms,
         "threshold": step.threshold if size and uses & CLIP_MODE else None,
         "x0_out": step.x0_out,
         "input_out": step.input_out,
@@ -169,6 +181,7 @@ def reverse_step_call(step: Any, scored: bool = False) -> Call:
         "WIDTH": width if reads_output else 1,
         "COPY": stored if copied else 0,
         "COPIES": 1 if step.input_out is None or not batch else len(step.input_out) // batch,
+        "KEEPS": terms is not None and stored == _SLOTS,
         "TIMES": 1 if step.time_out is None or not batch else len(step.time_out) // batch,
         "MEAN": False,
         "SCORED": False,
@@ -205,6 +218,7 @@ def _needed(
         sum(_reads(operand, 1 + stored) for operand in range(8) if present[operand])
         | HEADER
         | OUT_UNCOND
+        | KINDS
     )
     reads_x0, reads_z = bool(uses & _reads(1) or x0_out), bool(uses & _reads(7))
     if not reads_x0:
@@ -218,6 +232,11 @@ def _needed(
         uses &= ~NOISE_MODE
     if not (guided and uses & _reads(2)):
         uses &= ~OUT_UNCOND
+    if not (guided and output):
+        uses &= ~KINDS
+    elif memory < _SLOTS:
+        uses &= ~GUIDANCE_MOMENTUM
+    reads_out |= bool(uses & GUIDANCE_KIND)  # for the difference, whatever else reads it
     uses &= (
         sum(_reads(operand) for operand in range(8))
         | OUT_GRAD
@@ -226,6 +245,7 @@ def _needed(
         | CLIP_MODE
         | NOISE_MODE
         | OUT_UNCOND
+        | KINDS
     )
     return uses, reads_out, reads_z, bool(uses & sum(_reads(operand) for operand in range(3, 7)))
 
@@ -244,17 +264,43 @@ class _Parts(NamedTuple):
 def _parts(workspace: Tensor, call: Call) -> _Parts | None:
     """Returns the parts that the workspace has memory for; None where a sample is one part."""
     batch, size = call.arguments["batch"], call.arguments["size"]
-    if len(workspace) == 2 or not batch:
+    if len(workspace) == HEAD_ROWS or not batch:
         return None
-    words = workspace[2:].view(-1).view(torch.int64)
+    words = workspace[HEAD_ROWS:].view(-1).view(torch.int64)
     most = min(_MOST_PARTS, (len(words) // batch - SAMPLE_WORDS) // PART_WORDS)
     span = -(-size // (most * _BLOCK)) * _BLOCK
     return _Parts(-(-size // span), span, words)
 
 
+def _of_kinds(call: Call) -> dict[str, Any]:
+    """Returns the operands of kinds of guidance, None for each that no row reads."""
+    uses = call.arguments["USES"] & KINDS
+    return {
+        "terms": call.arguments["terms"],
+        "x_t": call.arguments["x_t"] if uses & GUIDANCE_X else None,
+        "slots": call.arguments["slots"] if uses & GUIDANCE_MOMENTUM else None,
+        "USES": uses,
+    }
+
+
+def _guidance_calls(call: Call, parts: _Parts | None) -> list[Call]:
+    outputs = _named(call, "terms", "guidance", "table", "row", "batch", "table_rows")
+    reads = _named(call, "model_output", "size", "WIDTH") | _of_kinds(call)
+    if parts is None:
+        whole = {"partials": None, "span": _BLOCK * -(-call.arguments["size"] // _BLOCK)}
+        return [_prepass("reverse_step_guidance", call, outputs | reads | whole)]
+    count = parts.number
+    sums = {"partials": parts.memory(0, 4 * call.arguments["batch"] * count, torch.float64)}
+    between = sums | {"span": parts.span}
+    return [
+        _prepass("reverse_step_guidance", call, outputs | reads | between, count),
+        _finish("reverse_step_guidance_combine", call, outputs | sums | {"parts": count}),
+    ]
+
+
 def _rescale_calls(call: Call, parts: _Parts | None) -> list[Call]:
     outputs = _named(call, "rescale", "guidance", "table", "row", "size", "table_rows")
-    reads = _named(call, "model_output", "batch", "WIDTH")
+    reads = _named(call, "model_output", "batch", "WIDTH") | _of_kinds(call)
     if parts is None:
         whole = {"partials": None, "span": _BLOCK * -(-call.arguments["size"] // _BLOCK)}
         return [_prepass("reverse_step_rescale", call, outputs | reads | whole)]
@@ -268,8 +314,11 @@ def _rescale_calls(call: Call, parts: _Parts | None) -> list[Call]:
 
 
 def _threshold_calls(call: Call, parts: _Parts | None) -> list[Call]:
-    names = ("x_t", "gradient", "USES", "rescale", "model_output", "guidance", "WIDTH")
-    reads, row = _named(call, *names), _named(call, "table", "row", "batch", "size", "table_rows")
+    names = ("x_t", "gradient", "USES", "rescale", "terms", "model_output", "guidance", "WIDTH")
+    reads, row = (
+        _named(call, *names) | {"slots": _of_kinds(call)["slots"]},
+        _named(call, "table", "row", "batch", "size", "table_rows"),
+    )
     threshold = call.arguments["threshold"]
     if parts is None:
         whole = reads | row | {"threshold": threshold}
@@ -296,6 +345,11 @@ def _threshold_calls(call: Call, parts: _Parts | None) -> list[Call]:
     ]
     last = row | between | {"threshold": threshold, "parts": count}
     return [*calls, _finish("reverse_step_threshold_finish", call, last)]
+
+
+def reverse_step_guidance_call(call: Call) -> Call:
+    """Returns the call that computes the terms of samples of one part."""
+    return _guidance_calls(call, None)[0]
 
 
 def reverse_step_rescale_call(call: Call) -> Call:

@@ -78,12 +78,12 @@ uint64_t run_q_sample(int64_t level, int64_t type) {
 uint64_t step_digest(int64_t level, int64_t type, double out_uncond) {
     uint64_t h = SEED;
     state = 88172645463325252ull;
-    constexpr int64_t rows = 6, batch = 6, columns = 57;
-    double table[rows * columns];
+    constexpr int64_t rows = 6, batch = 6, columns = 62, uncond = 56;
+    double table[rows * columns] = {};
     for (int64_t r = 0; r < rows; ++r) {
         double* row = table + r * columns;
-        for (int64_t c = 0; c < columns - 1; ++c) row[c] = uniform() < 0.5 ? 0.0 : 4 * uniform() - 2;
-        row[columns - 1] = out_uncond;
+        for (int64_t c = 0; c < uncond; ++c) row[c] = uniform() < 0.5 ? 0.0 : 4 * uniform() - 2;
+        row[uncond] = out_uncond;
         const double header[16] = {1, 10.0 * r, 0.5 + r, r % 2 ? 1.0 : 0.5, 0, row[5], row[6], row[7],
                                    double(r % 2), 0.7, 0, double(r), double(r % 3 == 1), -4, -1, r + 1 < rows ? r + 1.0 : r};
         std::memcpy(row, header, sizeof header);
@@ -128,7 +128,7 @@ uint64_t run_renoising_step(int64_t level, int64_t type) { return step_digest(le
 // The rows that most samplers have: DDPM and DDIM, clipped or not, at several steps of one batch.
 uint64_t run_plain_step(int64_t level, int64_t type) {
     uint64_t h = SEED;
-    constexpr int64_t rows = 4, batch = 5, columns = 57;
+    constexpr int64_t rows = 4, batch = 5, columns = 62;
     double table[rows * columns] = {};
     for (int64_t r = 0; r < rows; ++r) {
         double* row = table + r * columns;
@@ -157,7 +157,7 @@ uint64_t run_plain_step(int64_t level, int64_t type) {
 // results: as it is sampled, and then scored.
 uint64_t run_step_log_prob(int64_t level, int64_t type) {
     uint64_t h = SEED;
-    constexpr int64_t rows = 4, batch = 5, columns = 57;
+    constexpr int64_t rows = 4, batch = 5, columns = 62;
     const bool wide = type == FD_FLOAT64;
     const int64_t compute = wide ? FD_FLOAT64 : FD_FLOAT32;
     double table[rows * columns] = {};
@@ -193,7 +193,7 @@ uint64_t run_step_log_prob(int64_t level, int64_t type) {
 // Dynamic thresholds and rescaled guidance.
 uint64_t run_prepass_step(int64_t level, int64_t type) {
     uint64_t h = SEED;
-    constexpr int64_t batch = 3, columns = 57;
+    constexpr int64_t batch = 3, columns = 62;
     double table[2 * columns] = {};
     for (int64_t r = 0; r < 2; ++r) {
         double* row = table + r * columns;
@@ -216,6 +216,42 @@ uint64_t run_prepass_step(int64_t level, int64_t type) {
         a.rescale = rescale, a.threshold = threshold;
         if (fd_reverse_step(&a)) return 0;
         h = digest(h, out.data(), out.size());
+    }
+    return h;
+}
+
+// Every kind of guidance with rescale, where a slot holds what a row with momentum leaves.
+uint64_t run_kinds_step(int64_t level, int64_t type) {
+    uint64_t h = SEED;
+    constexpr int64_t rows = 6, batch = 7, columns = 62;
+    double table[rows * columns] = {};
+    for (int64_t r = 0; r < rows; ++r) {
+        double* row = table + r * columns;
+        row[0] = 1, row[2] = 1, row[3] = r % 2 ? 1 : 0.5, row[4] = r % 3 ? 0 : 0.7, row[6] = 1.5, row[7] = -1;
+        row[15] = double(r), row[16] = 0.5, row[17] = 0.25, row[18] = 0.125, row[56] = double(r == 4);
+        row[57] = double(r), row[58] = r % 2 ? 0.25 : 0, row[59] = r > 2 ? -0.75 : 0, row[60] = r > 1 ? 3 : 0;
+        row[61] = r > 3 ? -0.5 : 0;
+    }
+    const int64_t index[batch] = {0, 1, 2, 3, 4, 5, 5};
+    const float gamma32[batch] = {2.5f, 4, 0, 7.5f, -1, 3, 1};
+    const double gamma64[batch] = {2.5, 4, 0, 7.5, -1, 3, 1};
+    double rescale[batch], terms[4 * batch];
+    for (int64_t n : {2, 9, 65, 1500}) {
+        const int64_t compute = type == FD_FLOAT64 ? FD_FLOAT64 : FD_FLOAT32;
+        const auto x = values(batch, n, type, 1), output = values(2 * batch, n, type, 2);
+        auto slots = values(4 * batch, n, compute, 4);
+        std::vector<unsigned char> out(x.size());
+        fd_reverse_step_args a = {};
+        a.launch = {batch, n, level, 1};
+        a.x_t = {x.data(), type}, a.x_s = {out.data(), type};
+        a.model_output = {output.data(), type}, a.output_elements = n;
+        a.table = table, a.rows = rows, a.row = index;
+        a.slots = a.slots_out = slots.data(), a.slot_count = a.slots_out_count = 4;
+        a.guidance = type == FD_FLOAT64 ? static_cast<const void*>(gamma64) : gamma32;
+        a.rescale = rescale, a.terms = terms;
+        if (fd_reverse_step(&a)) return 0;
+        h = digest(h, out.data(), out.size());
+        h = digest(h, slots.data(), slots.size());
     }
     return h;
 }
@@ -361,7 +397,8 @@ int main() {
     } const ops[] = {
         {"randn", run_randn}, {"windows", run_windows}, {"q_sample", run_q_sample}, {"reverse_step", run_reverse_step},
         {"renoising_step", run_renoising_step}, {"plain_step", run_plain_step}, {"step_log_prob", run_step_log_prob},
-        {"prepass_step", run_prepass_step}, {"q_posterior", run_q_posterior}, {"reparameterize", run_reparameterize},
+        {"prepass_step", run_prepass_step}, {"kinds_step", run_kinds_step}, {"q_posterior", run_q_posterior},
+        {"reparameterize", run_reparameterize},
         {"noise_mse", run_noise_mse}, {"gaussian_kl", run_gaussian_kl}, {"discretized_gaussian_nll", run_nll},
         {"vlb_terms", run_vlb_terms}, {"group_norm_silu", run_group_norm_silu}};
     int different = 0;

@@ -229,10 +229,18 @@ def sum_chunks(chunks: int = 3) -> launch.Call:
 
 
 def whole_sample(
-    x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32), width: int = 1
+    x: torch.dtype = F32,
+    shape: tuple[int, ...] = (3, 32, 32),
+    width: int = 1,
+    kinds: bool = False,
 ) -> launch.Call:
-    """Returns a DDIM step with rescaled guidance and a dynamic threshold."""
+    """Returns a DDIM step with rescaled guidance and a dynamic threshold; with `kinds` of guidance
+    that read and write slot 4.
+    """
     row, memory = torch.zeros(BATCH, dtype=torch.int64), per_sample(x)
+    state = tensor(x, shape=shape)
+    slots = torch.zeros(4, *state.shape, dtype=memory.dtype) if kinds else None
+    uses = columns("guidance_kind", "guidance_x", "guidance_momentum") if kinds else 0
     return launch.reverse_step_call(
         StepArguments(
             tensor(x, shape=shape),
@@ -242,21 +250,30 @@ def whole_sample(
             out=tensor(x, shape=shape),
             seed=5,
             guidance=memory,
-            used=DDIM | columns("guidance_rescale", "clip_ratio"),
+            used=DDIM | columns("guidance_rescale", "clip_ratio") | uses,
             row_out=torch.zeros_like(row),
-            workspace=workspace_for(tensor(x, shape=shape)),
+            workspace=workspace_for(state),
+            slots=slots,
+            slots_out=slots,
         )
     )
 
 
-def long_sample(which: int, x: torch.dtype = F32) -> launch.Call:
+def long_sample(which: int, x: torch.dtype = F32, kinds: bool = False) -> launch.Call:
     """Returns a prepass of samples of several parts.
 
-    0 and 1 are the factor's, from 2 on are the threshold's digits, and -1 is its last.
+    0 and 1 are the factor's, from 2 on are the threshold's digits, and -1 is its last. With `kinds`
+    of guidance theirs are 0 and 1, and the others follow.
     """
     shape = (3, 128, 128)
     state = tensor(x, shape=shape)
-    return launch.reverse_step_prepass_calls(whole_sample(x, shape), workspace_for(state))[which]
+    call = whole_sample(x, shape, kinds=kinds)
+    return launch.reverse_step_prepass_calls(call, workspace_for(state))[which]
+
+
+def of_kinds(x: torch.dtype = F32, shape: tuple[int, ...] = (3, 32, 32)) -> launch.Call:
+    """Returns the prepass of kinds of guidance."""
+    return launch.reverse_step_guidance_call(whole_sample(x, shape, kinds=True))
 
 
 def group_norm(
@@ -341,6 +358,14 @@ VARIANTS = {
         69,
     ),
     "guided, rescaled, dynamic threshold": (lambda: whole_sample(), 56, 91),
+    "guided by a kind with momentum": (lambda: whole_sample(kinds=True), 56, 91),
+    "prepass: guidance": (lambda: of_kinds(), 104, 153),
+    "prepass: guidance, a part": (lambda: long_sample(0, kinds=True), 104, 134),
+    "prepass: rescale, of a kind": (
+        lambda: launch.reverse_step_rescale_call(whole_sample(kinds=True)),
+        104,
+        153,
+    ),
     "prepass: rescale": (lambda: launch.reverse_step_rescale_call(whole_sample()), 104, 153),
     "prepass: threshold": (lambda: launch.reverse_step_threshold_call(whole_sample()), 128, 516),
     "prepass: rescale, a part": (lambda: long_sample(0), 104, 134),
@@ -371,6 +396,7 @@ WITHOUT_WIDE_STORES = (
     "discretized_gaussian_nll",
     "vlb_terms",
     "step_log_prob",
+    "reverse_step_guidance",
     "reverse_step_rescale",
     "reverse_step_threshold",
     "reverse_step_threshold_count",
@@ -428,6 +454,10 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         lambda: step(DDPM, guided=True, output=BF16, network_input=BF16),
         lambda: step(LEARNED, x=F64, output=F64, width=2, network_input=BF16),
         whole_sample,
+        lambda: whole_sample(BF16, kinds=True),
+        lambda: of_kinds(BF16),
+        lambda: long_sample(0, kinds=True),
+        lambda: long_sample(1, kinds=True),
         lambda: launch.reverse_step_rescale_call(whole_sample(BF16)),
         lambda: launch.reverse_step_threshold_call(whole_sample()),
         *(lambda which=which: long_sample(which) for which in (0, 1, 2, -1)),
@@ -453,6 +483,10 @@ def test_machine_code_for_sm_90(name: str, tmp_path: Path) -> None:
         "guided bfloat16",
         "learned float64",
         "whole sample",
+        "kinds",
+        "guidance",
+        "guidance of a part",
+        "guidance of all parts",
         "rescale",
         "threshold",
         "rescale of a part",
@@ -494,6 +528,9 @@ def test_other_gpus_compile(make: Any, target: GPUTarget) -> None:
         lambda: scored_step(LEARNED, x=F64, output=F64, width=2),
         lambda: scored_step(LEARNED, x=F64, output=F64, width=2, sampled=True),
         lambda: q_posterior(F64),
+        lambda: of_kinds(F64),
+        lambda: whole_sample(F64, kinds=True),
+        lambda: long_sample(0, F64, kinds=True),
         lambda: launch.reverse_step_rescale_call(whole_sample(F64)),
         lambda: launch.reverse_step_threshold_call(whole_sample(F64)),
         *(lambda which=which: long_sample(which, F64) for which in (0, 1, 2, -1)),
@@ -519,6 +556,8 @@ def test_float64_and_gradients_stay_in_registers(make: Any, tmp_path: Path) -> N
 def test_prepasses_of_every_size_compile(shape: tuple[int, ...]) -> None:
     for prepass in (launch.reverse_step_rescale_call, launch.reverse_step_threshold_call):
         assert "cubin" in compiled(prepass(whole_sample(shape=shape))).asm
+    assert "cubin" in compiled(of_kinds(shape=shape)).asm
+    assert "cubin" in compiled(whole_sample(shape=shape, kinds=True)).asm
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (1001,), (28, 28)])
@@ -561,6 +600,10 @@ def moved(call: launch.Call, names: tuple[str, ...]) -> launch.Call:
         q_sample,
         lambda: step(DDPM | DPM2M, slots=1, guided=True, network_input=BF16),
         whole_sample,
+        lambda: whole_sample(kinds=True),
+        of_kinds,
+        lambda: long_sample(0, kinds=True),
+        lambda: long_sample(1, kinds=True),
         lambda: launch.reverse_step_rescale_call(whole_sample()),
         lambda: launch.reverse_step_threshold_call(whole_sample()),
         *(lambda which=which: long_sample(which) for which in (0, 1, 2, -1)),
@@ -592,6 +635,8 @@ def test_addresses_of_elements_are_part_of_a_variant() -> None:
     "make",
     [
         lambda: step(LEARNED, width=2, guided=True),
+        lambda: whole_sample(width=2, kinds=True),
+        lambda: launch.reverse_step_guidance_call(whole_sample(width=2, kinds=True)),
         lambda: launch.reverse_step_rescale_call(whole_sample(width=2)),
         lambda: launch.reverse_step_threshold_call(whole_sample(width=2)),
         vlb_terms,

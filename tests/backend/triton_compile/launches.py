@@ -35,6 +35,7 @@ DDPM = DDIM | columns("noise_index", "x.z")
 LEARNED = DDPM | columns("noise_mode", "logvar_lo", "logvar_hi")
 SLOTS = DDIM | columns("x.s1", "s1.x0")
 PREPASSES = DDPM | columns("guidance_rescale", "clip_ratio")
+KINDS = DDPM | columns("guidance_kind", "guidance_x", "guidance_momentum")
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +142,15 @@ STEPS: dict[str, StepArguments] = {
     ),
     "prepasses": step(PREPASSES, guided=True),
     "prepasses in parts": step(PREPASSES, guided=True, shape=(1, 33_000)),
+    "kinds": step(KINDS, guided=True, slots=4),
+    "kinds in parts": step(KINDS, guided=True, slots=4, shape=(1, 33_000)),
 }
-LAUNCHED = {"prepasses": 3, "prepasses in parts": 8}  # kernels of a step, if not 1
+LAUNCHED = {
+    "prepasses": 3,
+    "prepasses in parts": 8,
+    "kinds": 2,
+    "kinds in parts": 3,
+}  # kernels of a step, if not 1
 
 
 def aligned_or_not(value: torch.Tensor, k: int) -> torch.Tensor:
@@ -175,6 +183,8 @@ MORE = {
     "seeds and ids": ("seed", "sample_ids"),
     "prepasses": ("guidance", "seed"),
     "prepasses in parts": ("guidance", "seed"),
+    "kinds": ("guidance", "slots", "slots_out"),
+    "kinds in parts": ("guidance", "seed"),
 }
 
 

@@ -13,15 +13,23 @@ from fastdiff_kernels import launch
 
 import fastdiff
 from fastdiff import Schedule, ops
+from fastdiff.ops.step import workspace_for
 from fastdiff.solvers import make_plan
 
 SHAPE = (3, 2, 5)
 
 
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"guidance_type": "apg", "apg_norm": 2.0, "apg_momentum": -0.5},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["plain", "apg"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_a_bound_step_has_the_ops_bits(guided: bool) -> None:
+def test_a_bound_step_has_the_ops_bits(guided: bool, kind: dict[str, Any]) -> None:
     """Rows of a plan with prepasses and slots, in turn from either tensor of rows."""
-    options: dict[str, Any] = {"dynamic_threshold": 0.9, "guidance_rescale": 0.4}
+    options: dict[str, Any] = {"dynamic_threshold": 0.9, "guidance_rescale": 0.4, **kind}
     plan = make_plan(Schedule.linear(1000), solver="dpm++2m_sde", steps=4, **options)
     table, halves = torch.from_numpy(plan.table.copy()), 1 + guided
     x = torch.linspace(-2, 2, 30).view(SHAPE)
@@ -43,7 +51,7 @@ def test_a_bound_step_has_the_ops_bits(guided: bool) -> None:
                 out=state,
                 slots_out=memory,
                 row_out=rows[1],
-                workspace=torch.zeros(2, SHAPE[0]),
+                workspace=workspace_for(x),
             )
             .bind("model_output")
             .both_ways()

@@ -162,7 +162,7 @@ def test_the_quantile_of_ties_extremes_and_nan() -> None:
                     gradient=x,
                     used=used,
                     x0_out=x0,
-                    workspace=poisoned((2, len(samples)), kind),
+                    workspace=workspace_for(x),
                 )
             )
             same_bits(x0, want.x0)
@@ -212,7 +212,7 @@ def test_a_long_sample_is_read_in_parts(dtype: torch.dtype) -> None:
         calls = launch.reverse_step_prepass_calls(launch.reverse_step_call(arguments), workspace)
         for call in calls:
             launch.run(call, x)
-        return calls, workspace[:2]
+        return calls, workspace[:2]  # the factors and the thresholds
 
     calls, (factor, threshold) = prepasses(slice(None))
     digits = 8 if dtype == torch.float64 else 4
@@ -249,7 +249,7 @@ def test_the_op_allocates_what_the_launcher_divides() -> None:
             space = workspace_for(x)
             parts = launch.step._parts(space, call)
             if size <= 32_768:
-                assert parts is None and len(space) == 2
+                assert parts is None and len(space) == launch.step.HEAD_ROWS
                 continue
             assert (parts.number - 1) * parts.span < size <= parts.number * parts.span
             assert parts.number <= 64 and parts.span % 4096 == 0
@@ -271,7 +271,7 @@ def test_an_empty_sample_needs_no_prepass() -> None:
             guidance=torch.ones(3),
             gradient=x,
             used=used,
-            workspace=torch.empty(2, 3),
+            workspace=workspace_for(x),
         )
     )
     assert launch.launches - before == {"reverse_step": 1}
@@ -282,7 +282,8 @@ def test_a_row_outside_the_table_leaves_the_prepasses_alone() -> None:
     table, used = table_of(rescaled=True)
     row[:] = torch.tensor([0, 5, -1, 2])
     x_t, output, gradient = values
-    rescale, threshold = workspace = poisoned((2, 4))
+    workspace = workspace_for(x_t).fill_(-777)
+    rescale, threshold = workspace[:2]
     launch.reverse_step(
         StepArguments(
             x_t,
