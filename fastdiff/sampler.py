@@ -61,6 +61,13 @@ class Sampler:
         guidance_type: `cfg`, or `cfg++` (Chung et al. 2024) for solvers of one call a step: x0 is
             that of the guided output, with guidance_scale in (0, 1) as a rule, and the noise of the
             next state is that of the unconditional output. A guidance_scale of 1 is off.
+            `cfg_zero_star` (Fan et al. 2025): u is multiplied by <c, u>/|u|² of the sample, and the
+            first `zero_init_steps` network calls (1) are not made: their output is 0, whatever the
+            strength. `apg`, adaptive projected guidance (Sadat et al. 2024), is c + (gamma - 1) D
+            with D the difference c - u after these changes: `apg_momentum` (0) times the last
+            difference is added, its norm is bounded by `apg_norm` (no bound), and of its part along
+            the prediction `apg_eta` (0) is kept. In `apg_space` "x0" these are differences of x0,
+            as in the paper, in "output" those of the network's output.
         sde_rows: (i, j): only rows i … j - 1 of the plan draw noise, and the others are those that
             the solver has with its noise off (MixGRPO, Li et al. 2025); None for noise in all.
         guide: another network, whose output is the unconditional half u: autoguidance by a weaker

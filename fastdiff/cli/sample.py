@@ -23,6 +23,7 @@ from ..jobs.recompute import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
 from ..outside import shown
 from ..pretrained import shipped
+from ..solvers.guidance_kinds import GUIDANCE_TYPES
 from .exit_status import AGAIN, NOT_FINITE, usage_errors
 from .options import add_options, parse_id_range, parse_options, parse_shape
 from .output import say
@@ -71,7 +72,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--guidance", type=float, help="gamma of u + gamma (c - u); the model's own by default"
     )
-    add_options(parser, "another setting of the sampler or the solver")
+    parser.add_argument(
+        "--guidance-type",
+        choices=GUIDANCE_TYPES,
+        help="what guidance does with the unconditional output (cfg)",
+    )
+    add_options(parser, "another setting of the sampler or the solver, such as apg_norm=2.5")
     parser.add_argument(
         "--unit",
         type=int,
@@ -333,6 +339,7 @@ def _requested(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "eta": args.eta,
         "guidance_scale": args.guidance,
+        "guidance_type": args.guidance_type,
         "unit": args.unit,
         "network_batch": args.network_batch,
         "format": args.format,

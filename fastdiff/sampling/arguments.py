@@ -101,6 +101,7 @@ def prepare(
             gamma == 0
             and not has_guide
             and all((p.column("guidance_weight")[:-1] == 1).all() for p in different)
+            and not any((p.column("guidance_kind") != 0).any() for p in different)
         ):
             guided, gamma = False, 1.0
             if uncond is not None:

@@ -489,6 +489,8 @@ def calls_of_rows(
     else:
         weight = plan.guidance_weight[rows]
         strength = 1.0 + weight * (gamma - 1.0)
-        one, zero = ((~calling | (strength == value)).all(axis=1) for value in (1.0, 0.0))
+        one, zero = strength == 1.0, strength == 0.0
+        zero &= ~plan.changes_uncond[rows]  # what follows from both halves
+        one, zero = ((~calling | held).all(axis=1) for held in (one, zero))
     chosen = np.where(one, COND, np.where(zero, UNCOND, BOTH))
     return np.where(calling.any(axis=1), chosen, NONE).tolist()

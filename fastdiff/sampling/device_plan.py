@@ -29,6 +29,7 @@ _HOST = {
     "network": np.bool_,
     "draws": np.bool_,
     "guidance_weight": np.float64,
+    "changes_uncond": np.bool_,
     "input_scale": np.float64,
     "last_row": np.int64,
     "row_in_plan": np.int64,
@@ -76,7 +77,7 @@ class DevicePlan:
         inpaints: whether known parts of the samples are replaced after each row.
 
     Attributes on the device, R the number of rows:
-        table: float64 [at least R, 57]; more plans are added in place while there is space.
+        table: float64 [at least R, 62]; more plans are added in place while there is space.
         times: [like table] what the network gets as its time, int64 or float32.
     `Rows` on the device, whose row r belongs to row r of the plan:
         to_x0_rows: with `splits`, compute x0, to which the user's guidance is then applied.
@@ -87,6 +88,7 @@ class DevicePlan:
             row r, after the known part of the state was replaced.
     Attributes on the host, [at least R] each:
         network: whether the row calls the network. draws: whether it draws noise.
+        changes_uncond: whether guidance takes something else than u as the unconditional output.
         guidance_weight, input_scale, t: the columns of these names (`fastdiff.table`).
         last_row: the closing row of the row's plan. row_in_plan: the row's number in its plan.
     Further attributes, of all plans that were ever added:
@@ -102,6 +104,7 @@ class DevicePlan:
     network: NDArray[np.bool_]
     draws: NDArray[np.bool_]
     guidance_weight: NDArray[np.float64]
+    changes_uncond: NDArray[np.bool_]
     input_scale: NDArray[np.float64]
     last_row: NDArray[np.int64]
     row_in_plan: NDArray[np.int64]
@@ -211,6 +214,7 @@ class DevicePlan:
         values = {
             **{name: plan.column(name) for name in ("t", "guidance_weight", "input_scale")},
             "network": plan.column("network") != 0,
+            "changes_uncond": plan.column("guidance_kind") != 0,
             "draws": np.any(drawn, axis=0),
             "last_row": rows.stop - 1,
             "row_in_plan": np.arange(len(plan.table)),

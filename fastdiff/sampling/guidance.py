@@ -4,7 +4,9 @@ Classifier-free guidance (Ho & Salimans 2022) is out = u + gamma (c - u) inside 
 the conditional half of the network call first. If the host knows the strength gamma, it decides
 which halves are called: for 1 only the conditional one, for 0 only the unconditional one. For
 strengths in a tensor both are called. CFG++ (Chung et al. 2024) uses the guided output for x0 only:
-the noise that a step adds again is the unconditional output's (the column out_uncond).
+the noise that a step adds again is the unconditional output's (the column out_uncond). CFG-Zero*
+and APG change the unconditional output itself (fastdiff.solvers.guidance_kinds); at strength 0 too
+both halves are called then.
 
 Classifier guidance (Dhariwal & Nichol 2021, eq. 14; Luo 2022, eq. 166) adds s grad log p(y | x_t)
 to the score, so x0 = x0_x x + x0_out out grows by s sigma²/alpha·grad. The row adds out_grad·grad
@@ -95,11 +97,17 @@ def over_rows(plan: Plan, strengths: Sequence[float]) -> Plan:
             f"fastdiff.Sampler: expected guidance_scale with {len(plan)} strengths, one per row of"
             f" the plan, got {len(strengths)}."
         )
+    if 1.0 in strengths and (plan.column("guidance_momentum") != 0).any():
+        raise ValueError(
+            "fastdiff.Sampler: expected strengths other than 1 with apg_momentum, whose rows"
+            " remember the guidance before, got 1. Use guidance_interval for rows without guidance."
+        )
     table = plan.table.copy()
     inside = table[:-1, INDEX["guidance_weight"]] != 0
     table[:-1, INDEX["guidance_weight"]] = np.where(inside, np.asarray(strengths) - 1.0, 0.0)
-    # Strength 0 selects the unconditional output, which is not rescaled.
-    table[:-1, INDEX["guidance_rescale"]] *= np.asarray(strengths) != 0
+    # Strength 0 selects the unconditional output, which is not rescaled unless a kind changes it.
+    changed = table[:-1, INDEX["guidance_kind"]] != 0
+    table[:-1, INDEX["guidance_rescale"]] *= changed | (np.asarray(strengths) != 0)
     return dataclasses.replace(
         plan, table=table, info={**plan.info, "guidance_scale": list(strengths)}
     )
@@ -129,7 +137,13 @@ def split(plan: Plan) -> tuple[Plan, Plan]:
     Raises ValueError where the output does not follow from x0.
     """
     to_x0, from_x0 = plan.table.copy(), plan.table.copy()
-    first = INDEX["x." + OPERANDS[0]]  # of the coefficients of all outputs, the last columns
+    first = INDEX["x." + OPERANDS[0]]  # of the coefficients of all outputs
+    coefficients = slice(first, first + len(OUTPUTS) * len(OPERANDS))
+    if (plan.column("guidance_momentum") != 0).any():
+        raise ValueError(
+            "fastdiff.Sampler: expected apg_momentum 0 with guidance=, which splits a row in two,"
+            " got another."
+        )
     if (plan.column("out_uncond") != 0).any():
         raise ValueError(
             "fastdiff.Sampler: expected guidance_type 'cfg' with guidance=, got 'cfg++', whose"
@@ -137,7 +151,7 @@ def split(plan: Plan) -> tuple[Plan, Plan]:
         )
     for row in range(len(plan)):
         to_x0[row, INDEX["next"]] = row
-        to_x0[row, first:] = 0.0
+        to_x0[row, coefficients] = 0.0
         to_x0[row, INDEX["noise_mode"]] = 0.0
         if not plan.table[row, INDEX["network"]]:
             to_x0[row, INDEX["x.x"]] = 1.0
@@ -146,6 +160,10 @@ def split(plan: Plan) -> tuple[Plan, Plan]:
         on_x, on_out = plan.table[row, INDEX["x0_x"]], plan.table[row, INDEX["x0_out"]]
         for name in (
             "guidance_rescale",
+            "guidance_kind",
+            "guidance_parallel",
+            "guidance_x",
+            "guidance_bound",
             "out_grad",
             "x0_x",
             "clip_mode",

@@ -159,6 +159,9 @@ class Plans:
         asked = {} if window is None else {"sde_rows": window}
         given = later({**self._settings, **asked}, start)
         settings = {k: v for k, v in given.items() if k not in _GRIDS}
+        zeros = plan.info.get("zero_init_steps")
+        if zeros:  # of the whole plan's first calls, some are before the start
+            settings["zero_init_steps"] = max(0, zeros - start)
         rest = make_plan(self._schedule, **settings, times=times[start:])
         table = rest.table.copy()
         # Rows draw the noise that they draw in the whole plan, not that of rows before the start.

@@ -23,6 +23,11 @@ def plan_settings(
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_type: str = "cfg",
+    zero_init_steps: int | None = None,
+    apg_eta: float | None = None,
+    apg_norm: float | None = None,
+    apg_momentum: float | None = None,
+    apg_space: str | None = None,
     sde_rows: tuple[int, int] | None = None,
     eta: float | None = None,
     **options: Any,
@@ -41,6 +46,11 @@ def plan_settings(
         "guidance_interval": guidance_interval,
         "guidance_type": None if _is_cfg(guidance_type) else guidance_type,
         "sde_rows": sde_rows,
+        "zero_init_steps": zero_init_steps,
+        "apg_eta": apg_eta,
+        "apg_norm": apg_norm,
+        "apg_momentum": apg_momentum,
+        "apg_space": apg_space,
     }
     return {
         "solver": solver,

@@ -10,14 +10,12 @@ import numpy as np
 from ..prediction import PREDICTION_TYPES, Parametrization, normalize
 from ..schedule import Schedule, Time
 from .grids import grid, of_levels, of_timesteps
+from .guidance_kinds import guidance_kind
 from .options import CLIP, INTERVAL, POSITIVE, RATIO, SHARE, shown
 from .plan import Plan
 from .registry import find, resolve
 from .trace import Trace
 from .windows import WINDOW, join, quiet
-
-GUIDANCE_TYPES = ("cfg", "cfg++")
-"""What a step reads next to the guided x0: the guided output, or the unconditional one."""
 
 
 def make_plan(
@@ -34,6 +32,11 @@ def make_plan(
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
     guidance_type: str = "cfg",
+    zero_init_steps: int | None = None,
+    apg_eta: float | None = None,
+    apg_norm: float | None = None,
+    apg_momentum: float | None = None,
+    apg_space: str | None = None,
     sde_rows: tuple[int, int] | None = None,
     times: Sequence[Time] | None = None,
     **options: Any,
@@ -78,11 +81,14 @@ def make_plan(
         )
     guidance_rescale = SHARE.check("guidance_rescale", guidance_rescale)
     INTERVAL.check("guidance_interval", guidance_interval)
-    if not isinstance(guidance_type, str) or guidance_type not in GUIDANCE_TYPES:
-        raise ValueError(
-            f"fastdiff.Sampler: expected guidance_type in {list(GUIDANCE_TYPES)}, got"
-            f" {shown(guidance_type)}."
-        )
+    kind = guidance_kind(
+        guidance_type,
+        zero_init_steps=zero_init_steps,
+        apg_eta=apg_eta,
+        apg_norm=apg_norm,
+        apg_momentum=apg_momentum,
+        apg_space=apg_space,
+    )
     window = WINDOW.check("sde_rows", sde_rows)
     if timesteps is not None:
         times = of_timesteps(schedule, timesteps)
@@ -109,6 +115,7 @@ def make_plan(
                 still.finish(chosen.formula(still, times, **quiet(chosen, options)))
                 join(chosen, options, trace, still, window)
             table = trace.table()
+            kind.write(table)
     except (ArithmeticError, ValueError) as error:
         if str(error).startswith("fastdiff"):
             raise
@@ -142,8 +149,7 @@ def make_plan(
     }
     if sigmas is not None:
         info["sigmas"] = [float(v) for v in sigmas]
-    if guidance_type != "cfg":
-        info["guidance_type"] = guidance_type
+    info |= kind.info
     if window is not None:
         info["sde_rows"] = list(window)
     return Plan(

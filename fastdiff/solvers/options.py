@@ -136,6 +136,10 @@ _LARGEST = float.fromhex("0x1.fffffffffffffp+1023")
 FINITE = number(0.0, _LARGEST, ">= 0 and finite")
 STRENGTH = number(0.0, math.inf, ">= 0")
 SHARE = number(0.0, 1.0, "in [0, 1]")
+BOUND = number(0.0, _LARGEST, "> 0 and finite, or None", above=True)
+FACTOR_OF_SIGN = number(-_LARGEST, _LARGEST, "as a finite number")
+WHOLE = whole_number(0, "as a whole number >= 0")
+SPACE = one_of(("x0", "output"))
 
 Share = Annotated[float, SHARE]
 """In [0, 1]."""

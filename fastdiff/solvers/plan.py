@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..table import COLUMNS, INDEX, OPERANDS, OUTPUTS, SLOTS, VERSIONS, broken_rule, version_of
+from ..table import (
+    COLUMNS,
+    INDEX,
+    KEEPING,
+    OPERANDS,
+    OUTPUTS,
+    SLOTS,
+    VERSIONS,
+    ZERO_STAR,
+    broken_rule,
+    version_of,
+)
 from . import float32
 
 # of slot i: where it is read, and what is written to it
@@ -30,7 +41,7 @@ class Plan:
     """An immutable table of solver steps.
 
     Attributes:
-        table: float64 [rows, 57]; the last row is the identity.
+        table: float64 [rows, 62]; the last row is the identity.
         info: the arguments that it was made from (solver, steps, schedule, …), as JSON values.
         columns: the names of the table's columns (`fastdiff.table`).
         initial_std: deviation of the state that row 0 starts from, N(0, initial_std² I).
@@ -78,7 +89,8 @@ class Plan:
         used = (self.table != 0).any(axis=0)
         object.__setattr__(self, "used", sum(1 << int(i) for i in np.flatnonzero(used)))
         read = (i for i, columns in _SLOT_COLUMNS.items() if used[columns].any())
-        object.__setattr__(self, "slots", max(read, default=0))
+        remembers = SLOTS if used[INDEX["guidance_momentum"]] else 0
+        object.__setattr__(self, "slots", max([remembers, *read]))
 
     def __len__(self) -> int:
         """Returns the number of rows without the identity at the end."""
@@ -127,6 +139,9 @@ class Plan:
             return sum(used[:, c].any(axis=1).astype(np.int64) << i for i, c in columns.items())
 
         read, written = mask(_SLOT_COLUMNS), mask(_SLOT_SOURCES)
+        # guidance with momentum keeps its difference in the last slot
+        read |= (self.column("guidance_momentum") != 0).astype(np.int64) << SLOTS
+        written |= np.isin(self.column("guidance_kind"), KEEPING).astype(np.int64) << SLOTS
         needed = np.zeros(len(self.table), np.int64)  # of the slots, before each row
         for row in reversed(range(len(self))):
             needed[row] = read[row] | (needed[row + 1] & ~written[row])
@@ -187,7 +202,7 @@ class Plan:
     def __str__(self) -> str:
         title = ", ".join(f"{k} {v}" for k, v in self.info.items() if v is not None)
         lines = [f"{title or 'plan'}: {self.network_calls} network calls, hash {self.hash[:12]}"]
-        cells = [("row", "t", "x0 =", "next x =", "remembers")]
+        cells = [("row", "t", "x0 =", "next x =", "remembers", "guided by")]
         for i in range(len(self)):
             cells.append(
                 (
@@ -196,9 +211,10 @@ class Plan:
                     self._x0(i),
                     self._sum(i, "x"),
                     self._memory(i),
+                    self._guided(i),
                 )
             )
-        columns = [c for c in range(5) if c < 4 or any(row[c] for row in cells[1:])]
+        columns = [c for c in range(6) if c < 4 or any(row[c] for row in cells[1:])]
         widths = [max(len(row[c]) for row in cells) for c in columns]
         lines += [
             "  ".join(row[c].ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip()
@@ -207,7 +223,7 @@ class Plan:
         return "\n".join(lines)
 
     def _x0(self, row: int) -> str:
-        if not self.column("network")[row]:
+        if not (self.column("network")[row] or self.column("x0_x")[row]):
             return "-"
         text = _terms([(self.column("x0_x")[row], "x"), (self.column("x0_out")[row], "out")])
         mode, bound = self.column("clip_mode")[row], self.column("clip_bound")[row]
@@ -228,6 +244,21 @@ class Plan:
     def _memory(self, row: int) -> str:
         written = [(i, self._sum(row, f"s{i}")) for i in range(1, SLOTS + 1)]
         return "; ".join(f"s{i} = {text}" for i, text in written if text != "0")
+
+    def _guided(self, row: int) -> str:
+        """What the row's kind of guidance multiplies by its strength; nothing without a kind."""
+        kind = int(self.column("guidance_kind")[row])
+        if kind <= ZERO_STAR:
+            return "c - s uncond" if kind else ""
+        momentum, on_x, bound, parallel = (
+            self.column(f"guidance_{name}")[row] for name in ("momentum", "x", "bound", "parallel")
+        )
+        text = f"c - uncond {momentum:+.6g} s4" if momentum else "c - uncond"
+        text = f"|{text}| <= {bound:.6g}" if bound else text
+        if kind in KEEPING:
+            text = f"s4 = {text}"
+        along = f"c {on_x:+.6g} x" if on_x else "c"
+        return text if parallel == 1 else f"{text}, {parallel:g} of it along {along}"
 
 
 def _terms(terms: list[tuple[float, str]]) -> str:
