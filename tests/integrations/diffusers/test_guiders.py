@@ -12,6 +12,7 @@ from test_pipelines import made
 import fastdiff
 
 guiders = pytest.importorskip("diffusers.guiders")
+adaptive_projected_guidance = pytest.importorskip("diffusers.guiders.adaptive_projected_guidance")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -28,6 +29,9 @@ def by_the_guider(pipe: Any, guider: Any, steps: int = STEPS) -> torch.Tensor:
     x = x * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
         guider.set_state(i, steps, t)
+        momentum = getattr(guider, "adaptive_projected_guidance_momentum", None)
+        if i == 0 and momentum is not None:  # as prepare_inputs does
+            guider.momentum_buffer = adaptive_projected_guidance.MomentumBuffer(momentum)
         inputs = scheduler.scale_model_input(x, t)
         with torch.no_grad():
             c, u = (pipe.unet(inputs, t, **half).sample for half in (COND, UNCOND))
@@ -70,11 +74,76 @@ def test_a_skipped_step_does_not_call_the_unconditional_half() -> None:
     assert rows == [2, 2, 4, 4]
 
 
+APG = "adaptive_projected_guidance"
+ZERO_STAR: list[dict[str, Any]] = [
+    {"guidance_scale": 5.0},
+    {"guidance_scale": 3.0, "zero_init_steps": 0, "use_original_formulation": True},
+    {"guidance_scale": 4.0, "zero_init_steps": 2, "start": 0.2, "stop": 0.7},
+    {"guidance_scale": 4.0, "zero_init_steps": 0, "guidance_rescale": 0.4},
+    {"guidance_scale": 1.0, "zero_init_steps": 2},
+    {"guidance_scale": 0.0, "zero_init_steps": 0},
+    {"guidance_scale": 4.0, "enabled": False},
+]
+PROJECTED: list[dict[str, Any]] = [
+    {"guidance_scale": 5.0, "eta": 0.0},
+    {"guidance_scale": 5.0, f"{APG}_rescale": 3.0},
+    {"guidance_scale": 3.0, "eta": 0.2, f"{APG}_rescale": 2.0, "use_original_formulation": True},
+    {"guidance_scale": 4.0, "eta": 0.0, f"{APG}_momentum": -0.5, f"{APG}_rescale": 4.0},
+    {"guidance_scale": 4.0, "eta": 0.5, f"{APG}_momentum": 0.3, "use_original_formulation": True},
+    {"guidance_scale": 4.0, f"{APG}_momentum": -0.75, "start": 0.2, "stop": 0.7},
+    {"guidance_scale": 4.0, "eta": 0.0, "guidance_rescale": 0.4, f"{APG}_rescale": 0.0},
+    {"guidance_scale": 4.0, f"{APG}_rescale": 0.0},
+    {"guidance_scale": 1.0},
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "HeunDiscreteScheduler",
+    ],
+)
+@pytest.mark.parametrize(
+    "guider, settings",
+    [
+        *(("ClassifierFreeZeroStarGuidance", settings) for settings in ZERO_STAR),
+        *(("AdaptiveProjectedGuidance", settings) for settings in PROJECTED),
+    ],
+    ids=str,
+)
+def test_guiders_with_a_kind(name: str, guider: str, settings: dict[str, Any]) -> None:
+    made_guider = getattr(guiders, guider)(**settings)
+    sampler = fastdiff.Sampler.from_diffusers(made("text", name), steps=STEPS, guider=made_guider)
+    got = sampler.sample(x_T=LATENTS * sampler.plan.initial_std, cond=COND, uncond=UNCOND)
+    close(got, by_the_guider(made("text", name), made_guider))
+
+
+def test_a_projected_guider_that_changes_nothing_has_the_plain_plan() -> None:
+    pipe = made("text", "DDIMScheduler")
+    plain, whole, part = (
+        fastdiff.Sampler.from_diffusers(pipe, steps=STEPS, guider=guider).plan.hash
+        for guider in (
+            guiders.ClassifierFreeGuidance(4.0),
+            guiders.AdaptiveProjectedGuidance(4.0, adaptive_projected_guidance_rescale=0.0),
+            guiders.AdaptiveProjectedGuidance(4.0, adaptive_projected_guidance_rescale=1.0),
+        )
+    )
+    assert plain == whole != part
+
+
 def test_other_guiders_are_refused() -> None:
     pipe = made("text", "DDIMScheduler")
-    for wrong in (guiders.TangentialClassifierFreeGuidance(), 3.0):
-        with pytest.raises(TypeError, match="expected guider as diffusers' ClassifierFreeGuidance"):
+    changed = type("Mine", (guiders.AdaptiveProjectedGuidance,), {"forward": lambda *_: None})()
+    auto = guiders.AutoGuidance(auto_guidance_layers=[1], dropout=1.0)
+    for wrong in (guiders.TangentialClassifierFreeGuidance(), changed, auto, 3.0):
+        with pytest.raises(TypeError, match=r"expected guider as diffusers' .*, .* or .*, got"):
             fastdiff.Sampler.from_diffusers(pipe, guider=wrong)
+    some = guiders.AdaptiveProjectedGuidance(adaptive_projected_guidance_norm_dim=1)
+    with pytest.raises(ValueError, match="whose norm is that of a whole sample, got 1"):
+        fastdiff.Sampler.from_diffusers(pipe, guider=some)
     with pytest.raises(ValueError, match="expected guider or guidance_scale, got both"):
         fastdiff.Sampler.from_diffusers(
             pipe, guider=guiders.ClassifierFreeGuidance(), guidance_scale=2.0
