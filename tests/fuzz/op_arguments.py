@@ -537,6 +537,7 @@ def group_norm_silu(r: random.Random, guard: Guarded) -> Call:
 # ---- rows of plans
 
 _FLOW = Schedule.flow(1000)
+_ZERO_STAR = {"guidance_type": "cfg_zero_star", "zero_init_steps": 2, "guidance_rescale": 0.5}
 PLANS = [
     make_plan(schedule, steps=steps, **options)  # type: ignore[arg-type]
     for schedule, steps, options in (
@@ -553,6 +554,9 @@ PLANS = [
         (SCHEDULE, 4, {"solver": "edm", "prediction_type": "x0"}),
         (SCHEDULE, 4, {"solver": "lcm", "guidance_interval": (0.3, 5.0)}),
         (SCHEDULE, 4, {"solver": "euler_ancestral", "guidance_type": "cfg++"}),
+        (SCHEDULE, 5, {"solver": "ddpm", "guidance_type": "apg", "apg_norm": 1.5, "apg_eta": 0.2}),
+        (SCHEDULE, 5, {"solver": "dpm++2m", "guidance_type": "apg", "apg_momentum": -0.5}),
+        (_FLOW, 5, {"solver": "flow_euler", "prediction_type": "flow", **_ZERO_STAR}),
         (_FLOW, 5, {"solver": "flow_euler", "prediction_type": "flow"}),
         (_FLOW, 5, {"solver": "dpm++2m_sde", "prediction_type": "flow", "clip_range": 1.0}),
     )
@@ -610,7 +614,8 @@ def reverse_step(r: random.Random, guard: Guarded) -> Call:
         d.noise(step=False, optional=True, drawn=False) if d.chance(0.5) else None
     else:
         d.noise(step=False, optional=True, drawn=False)
-    rescaled = bool(guided and plan.table[:, INDEX["guidance_rescale"]].any())
+    summed = plan.table[:, [INDEX["guidance_rescale"], INDEX["guidance_kind"]]]
+    rescaled = bool(guided and summed.any())
     call.loose |= rescaled
     call.scale = 4.0
     if rescaled and (count(shape[1:]) < 4 or 0 in a["x_t"].stride() or d.odd):

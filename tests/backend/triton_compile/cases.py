@@ -358,7 +358,7 @@ VARIANTS = {
         69,
     ),
     "guided, rescaled, dynamic threshold": (lambda: whole_sample(), 56, 91),
-    "guided by a kind with momentum": (lambda: whole_sample(kinds=True), 56, 91),
+    "guided by a kind with momentum": (lambda: whole_sample(kinds=True), 80, 133),
     "prepass: guidance": (lambda: of_kinds(), 104, 153),
     "prepass: guidance, a part": (lambda: long_sample(0, kinds=True), 104, 134),
     "prepass: rescale, of a kind": (
