@@ -148,8 +148,16 @@ class Sampler:
         else:
             if isinstance(eta, (int, float)) and eta == 0:
                 del options["eta"]
-            if sde_rows is not None:
-                options["sde_rows"] = sde_rows
+            given = {  # which a ready plan refuses
+                "sde_rows": sde_rows,
+                "clip_range": clip_range,
+                "timesteps": timesteps,
+                "dynamic_threshold": dynamic_threshold,
+                "guidance_rescale": guidance_rescale if guidance_rescale != 0 else None,
+                "guidance_interval": guidance_interval,
+                "guidance_type": guidance_type if guidance_type != "cfg" else None,
+            }
+            options |= {name: value for name, value in given.items() if value is not None}
         self.model, self.schedule, self.decoder, self.guide = model, schedule, decode, guide
         self._engine = Engine(
             model,

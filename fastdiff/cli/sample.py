@@ -301,6 +301,7 @@ def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]
         "format": spec.format,
         "threads": spec.threads,
         "guidance_scale": spec.guidance_scale,
+        "guidance_type": spec.plan.info.get("guidance_type", "cfg"),
         "dtype": spec.dtype,
     }
     settings = dict(requested)

@@ -89,7 +89,7 @@ class Engine:
         self.settings = {} if plan is not None else plan_settings(**settings)
         if plan is not None and settings:
             raise ValueError(
-                "fastdiff.Sampler: expected no solver's options with a ready plan, got"
+                "fastdiff.Sampler: expected no settings of a plan with a ready plan, got"
                 f" {min(settings)!r}."
             )
         self.plans = Plans(schedule, self.settings, plan, model)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,6 +90,30 @@ def test_sample_makes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert main(["info", str(out)]) == 0
     report = capsys.readouterr().out
     assert "3 of 3 units done (12 of 12 samples" in report and report.rstrip().endswith("complete")
+
+
+def test_sample_with_a_type_of_guidance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is a part of the run: other flags are refused, and the same ones or none are not."""
+    out = tmp_path / "run"
+    plain = ["sample", "--out", str(out), "--num", "2", "--unit", "2", "--steps", "3"]
+    flags = ["--guidance-type", "apg", "--option", "apg_norm=2.5", "--option", "apg_momentum=-0.5"]
+    assert main([*plain, *flags]) == 0
+    drawn = np.load(out / "shards/00000/000000000.npy")
+    settings: dict[str, Any] = {"guidance_type": "apg", "apg_norm": 2.5, "apg_momentum": -0.5}
+    sampler = Sampler.from_pretrained("fashion-mnist", steps=3, **settings)
+    y = torch.tensor([0, 1])
+    x = sampler.sample((2, 1, 28, 28), seed=0, cond={"y": y}, uncond={"y": torch.full_like(y, 10)})
+    found = images.to_uint8(x)[:, 0].numpy().astype(int)
+    assert np.abs(found - drawn[..., 0]).max() <= 1
+    capsys.readouterr()
+    for again in (plain, [*plain, *flags]):
+        assert main(again) == 0 and "0 images in" in capsys.readouterr().out
+    other = tmp_path / "other"
+    assert main([*plain[:2], str(other), *plain[3:]]) == 0
+    assert main([*plain[:2], str(other), *plain[3:], "--guidance-type", "cfg"]) == 0
+    capsys.readouterr()
+    assert main([*plain[:2], str(other), *plain[3:], "--guidance-type", "cfg++"]) == 3
+    assert "  guidance_type: 'cfg' there, 'cfg++' here" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,12 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ...sampling.guidance import need_levels
 from ...solvers import Plan
-from ...solvers.guidance_kinds import GuidanceKind
+from ...solvers.guidance_kinds import GuidanceKind, guidance_kind
+from ...solvers.options import INTERVAL, SHARE
 from ...table import INDEX, PROJECTED, PROJECTED_FROM_UNCOND
 
 _WHERE = "fastdiff.Sampler.from_diffusers"
@@ -45,15 +48,55 @@ def with_guider(plan: Plan, guider: Any, steps: int) -> tuple[Plan, float]:
     off = math.isclose(gamma, 1.0)
     if not guider._enabled or (off and not kind.zero_init_steps):
         return plan, 1.0
+    count = np.arange(int(plan.column("network").sum()))
+    acts = (int(guider._start * steps) <= count) & (count < int(guider._stop * steps)) & (not off)
+    info = {"guider": _settings(guider) | kind.info}
+    plan = _written(plan, acts, float(guider.guidance_rescale), kind, info)
+    return plan, 1.0 if off else gamma
+
+
+def with_guidance(
+    plan: Plan,
+    *,
+    guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
+    guidance_type: str = "cfg",
+    **options: Any,
+) -> Plan:
+    """Returns a scheduler's own plan with these settings of `fastdiff.Sampler`.
+
+    Raises ValueError for values outside their domains, for cfg++, whose steps are the solver's, and
+    for a plan without levels.
+    """
+    guidance_rescale = SHARE.check("guidance_rescale", guidance_rescale, _WHERE)
+    INTERVAL.check("guidance_interval", guidance_interval, _WHERE)
+    kind = guidance_kind(guidance_type, **options)
+    if guidance_type == "cfg++":
+        raise ValueError(
+            f"{_WHERE}: expected guidance_type other than 'cfg++' for the scheduler's own steps."
+            " Pass a solver too."
+        )
+    acts = np.ones(int(plan.column("network").sum()), bool)
+    if guidance_interval is not None:
+        levels = need_levels(plan, "guidance_interval")[: len(plan.table)]
+        alpha, sigma = levels[plan.column("network")[: len(levels)] != 0].T
+        with np.errstate(divide="ignore"):
+            rho = sigma / alpha
+        acts = (guidance_interval[0] <= rho) & (rho <= guidance_interval[1])
+    info = {"guidance_rescale": guidance_rescale or None, "guidance_interval": guidance_interval}
+    return _written(plan, acts, guidance_rescale, kind, info | kind.info)
+
+
+def _written(
+    plan: Plan, acts: NDArray[np.bool_], rescale: float, kind: GuidanceKind, info: dict[str, Any]
+) -> Plan:
+    """Returns the plan with guidance of this kind and rescale at the network calls in `acts`."""
     table = plan.table.copy()
     rows = np.flatnonzero(table[:, INDEX["network"]])
-    count = np.arange(len(rows))
-    acts = (int(guider._start * steps) <= count) & (count < int(guider._stop * steps)) & (not off)
     table[rows, INDEX["guidance_weight"]] = acts
-    table[rows, INDEX["guidance_rescale"]] = acts * float(guider.guidance_rescale)
+    table[rows, INDEX["guidance_rescale"]] = acts * rescale
     kind.write(table, _WHERE)
-    info = {**plan.info, "guider": _settings(guider) | kind.info}
-    return dataclasses.replace(plan, table=table, info=info), 1.0 if off else gamma
+    return dataclasses.replace(plan, table=table, info={**plan.info, **info})
 
 
 def _classifier_free(guider: Any) -> GuidanceKind:

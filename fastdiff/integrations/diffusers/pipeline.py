@@ -19,7 +19,7 @@ from ...solvers.registry import find
 from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
 from .conversion import from_scheduler
-from .guiders import with_guider
+from .guiders import with_guidance, with_guider
 from .scheduler import Scheduler
 
 _CALL_ARGUMENTS = {
@@ -37,13 +37,17 @@ _CALL_ARGUMENTS = {
 
 
 # arguments of `Sampler` that change the plan of a solver of fastdiff's
-_OF_PLAN = (
-    "clip_range",
-    "dynamic_threshold",
+_GUIDANCE = (
     "guidance_rescale",
     "guidance_interval",
-    "sde_rows",
+    "guidance_type",
+    "zero_init_steps",
+    "apg_eta",
+    "apg_norm",
+    "apg_momentum",
+    "apg_space",
 )
+_OF_PLAN = ("clip_range", "dynamic_threshold", "sde_rows", *_GUIDANCE)
 
 
 def pictures(vae: Any, latents: Tensor) -> Tensor:
@@ -121,9 +125,16 @@ def network_and_plan(
     if steps is not None:
         of_grid["num_inference_steps"] = steps
     scheduler.set_timesteps(**of_grid)
+    guidance = {k: settings.pop(k) for k in _GUIDANCE if k in settings}
+    if guidance and guider is not None:
+        raise ValueError(
+            f"{where}: expected guider or {next(iter(guidance))}, got both. The guider has its own."
+        )
     if isinstance(scheduler, Scheduler):
-        options = {k: settings.pop(k) for k in _OF_PLAN if k in settings}
+        options = guidance | {k: settings.pop(k) for k in _OF_PLAN if k in settings}
     plan = scheduler.plan(**options)
+    if guidance and not isinstance(scheduler, Scheduler):
+        plan = with_guidance(plan, **guidance)
     learned = bool(plan.column("noise_mode").any())  # other plans do not read a learned variance
     model = from_diffusers(network, **({"channels": None} if learned else {}))
     count = scheduler.config.get("num_train_timesteps", 1000)

@@ -134,6 +134,68 @@ def test_a_projected_guider_that_changes_nothing_has_the_plain_plan() -> None:
     assert plain == whole != part
 
 
+@pytest.mark.parametrize("solver", [None, "ddim"])
+@pytest.mark.parametrize(
+    "settings, guider",
+    [
+        ({"guidance_rescale": 0.7}, guiders.ClassifierFreeGuidance(4.0, guidance_rescale=0.7)),
+        (
+            {"guidance_type": "cfg_zero_star", "zero_init_steps": 2},
+            guiders.ClassifierFreeZeroStarGuidance(4.0, zero_init_steps=2),
+        ),
+        (
+            {"guidance_type": "apg", "apg_space": "output", "apg_norm": 2.0, "apg_momentum": -0.5},
+            guiders.AdaptiveProjectedGuidance(
+                3.0,
+                adaptive_projected_guidance_rescale=2.0,
+                adaptive_projected_guidance_momentum=-0.5,
+                eta=0.0,
+                use_original_formulation=True,
+            ),
+        ),
+    ],
+    ids=["rescale", "zero star", "apg"],
+)
+def test_the_settings_of_guidance(
+    settings: dict[str, Any], guider: Any, solver: str | None
+) -> None:
+    """They are those of a guider, with the scheduler's own steps and with another solver."""
+    named = {} if solver is None else {"solver": solver}
+    pipe = made("text", "DDIMScheduler")
+    sampler = fastdiff.Sampler.from_diffusers(
+        pipe, steps=STEPS, guidance_scale=4.0, **settings, **named
+    )
+    got = sampler.sample(x_T=LATENTS * sampler.plan.initial_std, cond=COND, uncond=UNCOND)
+    if solver is None:
+        close(got, by_the_guider(made("text", "DDIMScheduler"), guider))
+        assert "expected guider or" in refusal(pipe, guider=guider, **settings)
+    plain = fastdiff.Sampler.from_diffusers(pipe, steps=STEPS, guidance_scale=4.0, **named)
+    assert sampler.plan.hash != plain.plan.hash
+
+
+def refusal(pipe: Any, **settings: Any) -> str:
+    with pytest.raises(ValueError) as error:
+        fastdiff.Sampler.from_diffusers(pipe, steps=STEPS, **settings)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
+def test_the_interval_of_noise_levels(name: str) -> None:
+    """Guidance acts at the rows whose sigma/alpha is inside."""
+    pipe = made("text", name)
+    sampler = fastdiff.Sampler.from_diffusers(
+        pipe, steps=STEPS, guidance_scale=4.0, guidance_interval=(0.2, 3.0)
+    )
+    plan = sampler.plan
+    assert plan.levels is not None
+    alpha, sigma = plan.levels[:STEPS].T
+    inside = (sigma / alpha >= 0.2) & (sigma / alpha <= 3.0)
+    assert 0 < inside.sum() < STEPS
+    assert (plan.column("guidance_weight")[:STEPS] == inside).all()
+    assert "Pass a solver too" in refusal(pipe, guidance_type="cfg++")
+    assert "expected guidance_rescale in" in refusal(pipe, guidance_rescale=2.0)
+
+
 def test_other_guiders_are_refused() -> None:
     pipe = made("text", "DDIMScheduler")
     changed = type("Mine", (guiders.AdaptiveProjectedGuidance,), {"forward": lambda *_: None})()
