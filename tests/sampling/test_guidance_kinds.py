@@ -257,3 +257,22 @@ def test_a_guidance_of_x0_that_changes_nothing(options: dict[str, Any], backend:
     whole = ours.sample(**run)
     parts = ours.sample(guidance=lambda x0, x, t: x0, **run)
     torch.testing.assert_close(parts, whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"guidance_type": "apg"},
+        {"guidance_rescale": 0.5},
+        {"guidance_interval": (0.1, 2.0)},
+        {"clip_range": 1.0},
+        {"dynamic_threshold": 0.9},
+        {"timesteps": [3, 1]},
+    ],
+    ids=str,
+)
+def test_a_ready_plan_refuses_settings_of_a_plan(settings: dict[str, Any]) -> None:
+    """It would leave them out in silence."""
+    plan = make_plan(SCHEDULES["v"], solver="ddim", steps=4, prediction_type="v")
+    with pytest.raises(ValueError, match=f"with a ready plan, got '{next(iter(settings))}'"):
+        Sampler(network, plan=plan, **settings)
