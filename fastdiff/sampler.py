@@ -28,6 +28,7 @@ from .sampling.requests import Request
 from .sampling.rollout import Rollout
 from .sampling.settings import DEFAULT_SOLVER, merged
 from .sampling.state import State, advance, fork
+from .sampling.stored import stored_rollout
 from .schedule import Schedule
 from .solvers import Plan, resolve
 
@@ -407,6 +408,46 @@ class Sampler:
 
     @restored
     @torch.no_grad()
+    def stored_rollout(
+        self,
+        samples: Tensor,
+        *,
+        rows: Sequence[int],
+        states: Sequence[Tensor],
+        log_prob: Tensor,
+        slots: Tensor | None = None,
+        seed: int | Tensor,
+        **arguments: Any,
+    ) -> Rollout:
+        """Returns the rollout that `rollout` gave with the same arguments, from what was stored of
+        it.
+
+        Args:
+            samples: [B, …] its samples, whose device and dtype the rollout has.
+            rows, log_prob, slots: its attributes of these names.
+            states: its states, or all but the first where row 0 is recorded: that is x_T, which is
+                computed again from the seed and the ids.
+            seed, arguments: of the call of `rollout`.
+
+        Raises:
+            ValueError, TypeError: for tensors of other shapes or dtypes than those of such a
+                rollout, and as `rollout` does.
+        """
+        self._refuse_hooks("stored_rollout", arguments, {"mask", "known"})
+        arguments["guidance_scale"] = self._scale(arguments.get("guidance_scale"))
+        return stored_rollout(
+            self._engine,
+            SampleArguments(seed, **arguments),
+            samples.shape,
+            rows=rows,
+            states=states,
+            log_prob=log_prob,
+            samples=samples,
+            slots=slots,
+        )
+
+    @restored
+    @torch.no_grad()
     def start(
         self,
         shape: Sequence[int] | None = None,
@@ -414,16 +455,24 @@ class Sampler:
         seed: int | Tensor | None = None,
         dtype: torch.dtype | None = None,
         window: tuple[int, int] | None = None,
+        log_prob: bool = False,
         **arguments: Any,
     ) -> State:
         """Returns samples before their first step, which `advance` moves on and `fork` branches.
 
-        Args: those of `sample`, without hooks and derivatives.
+        Args:
+            shape, seed, dtype: see `sample`.
+            log_prob: whether every row writes the log-probabilities of its step, `State.log_prob`.
+            arguments: those of `sample`, without hooks and derivatives.
         """
         self._refuse_hooks("start", arguments, set())
         arguments["guidance_scale"] = self._scale(arguments.get("guidance_scale"))
         return self._engine.start(
-            SampleArguments(self._seed(seed), **arguments), shape, dtype=dtype, window=window
+            SampleArguments(self._seed(seed), **arguments),
+            shape,
+            dtype=dtype,
+            window=window,
+            log_prob=log_prob,
         )
 
     def advance(self, state: State, steps: int = 1) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..table import OPS
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 COUNTED = (
     "randn",
     "q_sample",

@@ -21,6 +21,7 @@ from ..jobs.placement import Placement, find_placement
 from ..jobs.preview import write_grid
 from ..jobs.recompute import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
+from ..jobs.trajectory import saved_rows
 from ..outside import shown
 from ..pretrained import shipped
 from ..solvers.guidance_kinds import GUIDANCE_TYPES
@@ -97,6 +98,14 @@ def register(subparsers: Any) -> None:
         "--shape",
         help="of one sample, as 3,32,32: for factories that do not define it, and other sizes of"
         " pipelines",
+    )
+    parser.add_argument(
+        "--save",
+        metavar="trajectory[=ROWS]",
+        help=(
+            "also store the states and log-probabilities of these rows of the plan, such as 0,3,5"
+            " or 2-7 (all that draw noise), for `fastdiff.jobs.read_rollout`"
+        ),
     )
     parser.add_argument("--threads", type=int, help="CPU threads of a worker (the CPUs it may use)")
     parser.add_argument("--dtype", choices=(*DTYPES, "auto"), help="of the network (auto)")
@@ -316,6 +325,11 @@ def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]
         )
         if conditions.identity != dict(spec.conditions):
             lines.append(f"conditions: {dict(spec.conditions)} there, {conditions.identity} here")
+    if "save" in settings:
+        rows = saved_rows(settings.pop("save"), spec.plan)
+        if rows != spec.save:
+            there = None if spec.save is None else list(spec.save)
+            lines.append(f"save: rows {there!r} there, {list(rows)!r} here")
     if settings.get("dtype") == "auto":
         del settings["dtype"]
     for name, value in settings.items():
@@ -347,6 +361,7 @@ def _requested(args: argparse.Namespace) -> dict[str, Any]:
         "decode": args.decode,
         "threads": args.threads,
         "dtype": args.dtype,
+        "save": args.save,
     }
     requested = {name: value for name, value in named.items() if value is not None}
     if args.num is not None:

@@ -27,7 +27,7 @@ def register(subparsers: Any) -> None:
         ),
         epilog=(
             "Exit status: 0 complete and right, 4 not, 3 another machine than the run's (with"
-            " --recompute)."
+            " --recompute and --rollout)."
         ),
     )
     parser.add_argument("folder", metavar="DIR")
@@ -37,6 +37,15 @@ def register(subparsers: Any) -> None:
         default=0,
         metavar="N",
         help="compute N random units again and compare them",
+    )
+    parser.add_argument(
+        "--rollout",
+        action="store_true",
+        help=(
+            "prove the trajectories that --save stored: every recorded row is executed again from"
+            " its state, and x_T and noise are drawn again; without the network (no --trust for"
+            " code) only what needs none is checked"
+        ),
     )
     add_trust_flag(parser)
     parser.add_argument("--threads", type=int, help="files to read at a time (the number of CPUs)")
@@ -54,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         folder = Folder(args.folder)
         if args.recompute:
             check_trust(folder.spec, args.trust, args.folder)
-    check = verify(folder, args.recompute, args.threads, trust=args.trust)
+    check = verify(folder, args.recompute, args.threads, trust=args.trust, rollout=args.rollout)
     if args.json:
         say_json({"fine": check.fine, **dataclasses.asdict(check)})
         return 0 if check.fine else UNSOUND
@@ -73,6 +82,13 @@ def run(args: argparse.Namespace) -> int:
         say(f"{shown(name)} is not part of the dataset")
     if check.recomputed:
         say(f"computed again and compared: units {', '.join(map(str, check.recomputed))}")
+    if check.transitions:
+        say(f"executed again and compared: {check.transitions} transitions")
+    if check.unproven:
+        say(
+            "steps were not executed again, only x_T, noise and log-probabilities were compared:"
+            f" {shown(check.unproven)}"
+        )
     say(f"{check.done} of {check.units} units, {check.images} samples, digest {check.digest}")
     if not check.fine:
         say(

@@ -6,6 +6,7 @@ Any number of workers make a dataset, and each may be killed at any time.
     report = fastdiff.jobs.run(job, "out/shoes")     # later, to resume: jobs.run("out/shoes")
     for unit in fastdiff.jobs.finished("out/shoes"):  # resumes too, and yields each finished unit
         unit.ids, unit.array, unit.record["labels"]
+    rollout = fastdiff.jobs.read_rollout("out/shoes", 3)  # of a run with save="trajectory"
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _WHERE = {
     "JobReport": "runner",
     "Model": "models",
     "open_model": "models",
+    "read_rollout": "rollouts",
     "run": "runner",
     "RunSpec": "spec",
     "SpecMismatch": "spec",
@@ -46,6 +48,7 @@ __all__ = [
     "JobReport",
     "Model",
     "open_model",
+    "read_rollout",
     "run",
     "RunSpec",
     "SpecMismatch",
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from .info import Info
     from .job import Failure, Job
     from .models import Classes, Model, open_model
+    from .rollouts import read_rollout
     from .runner import JobReport, finished, run
     from .spec import RunSpec, SpecMismatch
     from .units import Units

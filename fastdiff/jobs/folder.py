@@ -3,6 +3,7 @@
     spec.json                    the run spec, written first
     conditions-<hash>.txt        the conditions file, where the run has one
     shards/00012/000012345.npy   the samples of unit 12345 (other formats: fastdiff.jobs.formats)
+    trajectories/…               its trajectories, where the run saves them
     units/00012/000012345.json   its record: ids, labels, hashes, timing. Written last; a unit with
                                  a record is done
     failed/000012345.json        a unit whose samples were not finite in two attempts
@@ -24,7 +25,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +37,7 @@ from .spec import RunSpec
 
 SPEC = "spec.json"
 DAY = 86_400  # seconds
+Content = bytes | Sequence[bytes | memoryview]  # of a file; its pieces, where they need no copy
 
 
 class Folder:
@@ -141,22 +144,28 @@ class Folder:
         return self.record_path(unit).exists() or self.failed_path(unit).exists()
 
     def commit(
-        self, unit: int, files: Iterable[tuple[str, bytes]], record: Mapping[str, Any]
+        self, unit: int, files: Iterable[tuple[str, Content]], record: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Writes a unit's files, then its record, and returns the record.
+
+        files: (name, content) of each.
 
         Raises OSError in one sentence.
         """
         try:
             listed, names = [], []
             for name, content in files:
-                self._put(self.path / name, content)
+                pieces = [content] if isinstance(content, bytes) else content
+                self._put(self.path / name, partial(_write_pieces, pieces))
                 names.append(name)
+                digest = hashlib.sha256()
+                for piece in pieces:
+                    digest.update(piece)
                 listed.append(
                     {
                         "name": name,
-                        "bytes": len(content),
-                        "sha256": hashlib.sha256(content).hexdigest(),
+                        "bytes": sum(map(len, pieces)),
+                        "sha256": digest.hexdigest(),
                     }
                 )
             for parent in {(self.path / name).parent for name in names}:
@@ -359,3 +368,7 @@ def cannot_write(folder: Path, error: OSError, what: str = "") -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _write_pieces(pieces: Iterable[Any], file: BinaryIO) -> None:
+    file.writelines(pieces)

@@ -21,6 +21,7 @@ from .conditions import Conditions
 from .formats import FORMATS, Format
 from .models import Model, is_code, never_exits, open_model, origin
 from .spec import RunSpec, SpecMismatch, differences
+from .trajectory import Trajectory, saved_rows
 from .units import Units
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,11 +35,13 @@ class DrawnUnit(NamedTuple):
         finite: bool [n], whether all numbers of a sample were finite, before the conversion to 8
             bits.
         labels: class of each sample, None without classes.
+        trajectory: of the samples, where the run saves it.
     """
 
     array: Tensor
     finite: Tensor
     labels: list[int] | None
+    trajectory: Trajectory | None = None
 
 
 class Failure(NamedTuple):
@@ -100,6 +103,7 @@ class Job:
         decode: str | None = None,
         shape: Sequence[int] | None = None,
         device: str | torch.device | None = None,
+        save: str | None = None,
         **settings: Any,
     ) -> Job:
         """Opens the model, traces the plan and returns the job, with everything in its spec.
@@ -121,6 +125,9 @@ class Job:
             decode: the folder of a VAE, or `pipe` for the pipeline's own.
             shape: of one sample, for factories that do not specify it.
             device: default a GPU where there is one.
+            save: `trajectory`, or `trajectory=ROWS` with ROWS such as 0,3,5 or 2-7: each unit also
+                stores the states and log-probabilities of these rows of the plan, by default of all
+                that draw noise.
             settings: of the sampler: solver, steps, eta, timestep_spacing and others.
 
         Raises ValueError, FileNotFoundError and ImportError in one sentence.
@@ -163,6 +170,7 @@ class Job:
             format=format,
             threads=hardware.usable_cpus() if threads is None else threads,
             machine=_describe_machine(device, opened, FORMATS[format]),
+            save=None if save is None else saved_rows(save, sampler.plan),
         )
         return cls(spec, opened, entries, device)
 
@@ -210,36 +218,54 @@ class Job:
         """Whether the samples are stored as 8-bit pictures; otherwise as float32."""
         return _sample_kind(self.model, FORMATS[self.spec.format])[1] == "uint8"
 
+    def decoded(self, x: Tensor) -> Tensor:
+        """Returns what the model's decoder makes of samples [n, …], if they are decoded."""
+        if self.model.decode is None or not self.pictures:
+            return x
+        size = self.spec.network_batch or len(x)
+        parts = [self.model.decode(part) for part in _padded_batches(x, size)]
+        return torch.cat(parts)[: len(x)]
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Returns decoded samples as they are stored: pictures as uint8 [n, H, W, C]."""
+        return images.levels(x).movedim(1, -1).contiguous() if self.pictures else x
+
     @restored
     @torch.no_grad()
     def draw(self, unit: int, callback: Callback | None = None) -> DrawnUnit:
-        """Computes the whole block of a unit and returns the samples that belong to the run."""
+        """Computes the whole block of a unit and returns the samples that belong to the run.
+
+        With a callback it has no trajectory.
+        """
         spec, block, ids = self.spec, self.spec.units.block(unit), self.spec.units.ids(unit)
         entries = self.conditions.entries(block.start, block.stop)
+        own = slice(ids.start - block.start, ids.stop - block.start)
         with never_exits(f"the model {spec.model['name']}"):
             cond, uncond = self.model.conditions(entries)
-            x = self.sampler.sample(
-                (len(block), *self.model.shape),
-                seed=spec.seed,
-                sample_ids=block,
-                cond=cond,
-                uncond=uncond,
-                callback=callback,
-            )
-            if self.model.decode is not None and self.pictures:
-                size = spec.network_batch or len(block)
-                parts = [self.model.decode(part) for part in _padded_batches(x, size)]
-                x = torch.cat(parts)[: len(block)]
-        own = slice(ids.start - block.start, ids.stop - block.start)
-        x = x[own]
+            shape, trajectory = (len(block), *self.model.shape), None
+            given: dict[str, Any] = {
+                "seed": spec.seed,
+                "sample_ids": block,
+                "cond": cond,
+                "uncond": uncond,
+            }
+            if spec.save is None or callback is not None:
+                x = self.sampler.sample(shape, callback=callback, **given)
+            else:
+                rollout = self.sampler.rollout(shape, rows=spec.save, **given)
+                x, trajectory = self.sampler.decode(rollout.samples), Trajectory.of(rollout, own)
+            x = self.decoded(x)[own]
         finite = torch.isfinite(x).flatten(1).all(dim=1)
-        if self.pictures:
-            x = images.levels(x).movedim(1, -1).contiguous()
+        if trajectory is not None:
+            finite &= trajectory.finite
+        x = self.levels(x)
         labels = self.model.labels(entries)
-        return DrawnUnit(x, finite, None if labels is None else labels[own])
+        return DrawnUnit(x, finite, None if labels is None else labels[own], trajectory)
 
-    def diagnose(self, unit: int) -> tuple[DrawnUnit, Failure | None]:
+    def diagnose(self, unit: int, *, trajectory: bool = True) -> tuple[DrawnUnit, Failure | None]:
         """Computes a unit and checks after every step whether its samples are finite.
+
+        trajectory: whether the unit is drawn once more with its trajectory, where the run saves it.
 
         Returns (the unit, where it was not finite first or None).
         """
@@ -257,11 +283,19 @@ class Job:
                 failures.append(Failure(ids[finite.index(False)], row, sigma))
 
         drawn = self.draw(unit, check)
+        if trajectory and self.spec.save is not None and bool(drawn.finite.all()):
+            drawn = self.draw(unit)
         finite = drawn.finite.tolist()
         if all(finite):
             return drawn, None
-        failure = failures[0] if failures else Failure(ids[finite.index(False)], None, None)
-        return drawn, failure
+        if failures:
+            return drawn, failures[0]
+        sample, row = finite.index(False), None
+        if self.spec.save is not None and drawn.trajectory is not None:
+            number = drawn.trajectory.first_not_finite(sample)
+            row = None if number is None else self.spec.save[number]
+        sigma = None if levels is None or row is None else float(levels[row][1])
+        return drawn, Failure(ids[sample], row, sigma)
 
 
 def check_trust(spec: RunSpec, trust: bool, where: str) -> None:

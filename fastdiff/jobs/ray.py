@@ -21,9 +21,10 @@ from ..backend.hardware import usable_cpus
 from .folder import Folder
 from .job import Job, check_trust
 from .log import Log
+from .manifest import has_manifest, write_manifest
 from .runner import JobReport, prepare, update_report
 from .spec import RunSpec, SpecMismatch
-from .verify import has_manifest, remove_damaged_records, write_manifest
+from .verify import remove_damaged_records
 from .worker import Worker
 
 MOST = 16  # units that an actor gets at a time: it waits for the disk only after the last of them

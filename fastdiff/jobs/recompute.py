@@ -30,7 +30,7 @@ def recompute(
     out.mkdir(parents=True, exist_ok=True)
     with repeatable(folder.spec.threads):
         for unit in range(units.unit_of(first), units.unit_of(last) + 1):
-            drawn, failure = job.diagnose(unit)
+            drawn, failure = job.diagnose(unit, trajectory=False)
             if failure is not None:
                 raise ValueError(
                     f"fastdiff.jobs: expected finite samples in unit {unit}, got others: {failure}."

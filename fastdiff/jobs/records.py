@@ -21,7 +21,7 @@ from typing import Any, TypeGuard
 
 from ..outside import NotJSON, parse_json, read_bytes, shown
 
-UNITS = "units"
+UNITS, TRAJECTORIES = "units", "trajectories"
 FOLDER = re.compile(r"[0-9]{5}|[1-9][0-9]{5,}")
 FILE = re.compile(r"([0-9]{9}|[1-9][0-9]{9,})\.json")
 HASH = re.compile(r"[0-9a-f]{64}")
@@ -129,6 +129,20 @@ def read_files(path: str, unit: int) -> list[dict[str, Any]]:
     if not intact(record):
         raise ValueError(f"{shown(path)} is not as it was written")
     return record["files"]
+
+
+def sample_files(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the files of a record that hold its samples: all but those of trajectories."""
+    return [file for file in record["files"] if not _is_trajectory(file)]
+
+
+def trajectory_files(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the files of a record that hold trajectories (fastdiff.jobs.trajectory)."""
+    return [file for file in record["files"] if _is_trajectory(file)]
+
+
+def _is_trajectory(file: Mapping[str, Any]) -> bool:
+    return file["name"].split("/")[0] == TRAJECTORIES
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:

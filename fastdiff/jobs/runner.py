@@ -14,9 +14,9 @@ import torch
 from .folder import Folder
 from .job import Job, mismatch
 from .log import Log
+from .manifest import has_manifest, write_manifest
 from .spec import RunSpec, SpecMismatch, differences
 from .units import unit_order
-from .verify import has_manifest, write_manifest
 from .worker import Worker
 from .writer import FinishedUnit
 

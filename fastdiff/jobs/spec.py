@@ -26,6 +26,7 @@ from .formats import FORMATS
 from .units import Units
 
 FORMAT_VERSION = 1
+SAVE = "trajectory"  # what a run may store next to its samples
 HASH = re.compile(r"[0-9a-f]{64}")
 # limits of a spec that someone else may have written
 ROWS, CLASSES, THREADS = 1_000_000, 10_000_000, 4096
@@ -54,6 +55,8 @@ class RunSpec:
         format: of the data files (fastdiff.jobs.formats).
         threads: CPU threads of a worker.
         machine: see fastdiff.jobs.machine.
+        save: rows of the plan whose transitions are stored (fastdiff.jobs.trajectory); None for
+            samples alone.
         hash: SHA-256 over all of these.
     """
 
@@ -70,6 +73,7 @@ class RunSpec:
     format: str
     threads: int
     machine: Mapping[str, Any]
+    save: tuple[int, ...] | None = None
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +81,11 @@ class RunSpec:
             raise ValueError(f"fastdiff.jobs: expected seed in [0, 2**64), got {self.seed}.")
         if self.threads < 1:
             raise ValueError(f"fastdiff.jobs: expected threads >= 1, got {self.threads}.")
+        if self.save is not None and not (self.save and max(self.save) < len(self.plan)):
+            raise ValueError(
+                f"fastdiff.jobs: expected rows in [0, {len(self.plan)}) to save, got"
+                f" {list(self.save)}."
+            )
         _ = self.units
         text = json.dumps(self._content(), sort_keys=True, allow_nan=False)
         object.__setattr__(self, "hash", hashlib.sha256(text.encode()).hexdigest())
@@ -87,7 +96,7 @@ class RunSpec:
 
     def _content(self) -> dict[str, Any]:
         scale = self.guidance_scale
-        return {
+        content = {
             "format_version": FORMAT_VERSION,
             "noise_version": CONTRACT_VERSION,
             "model": dict(self.model),
@@ -104,6 +113,8 @@ class RunSpec:
             "machine": dict(self.machine),
             "plan": plan_to_json(self.plan),
         }
+        # without it the spec, and so its hash, is that of versions that know no trajectories
+        return content if self.save is None else {**content, "save": {SAVE: list(self.save)}}
 
     def to_json(self) -> dict[str, Any]:
         return {"hash": self.hash, **self._content()}
@@ -129,7 +140,10 @@ class RunSpec:
             for name, (fits, expected) in FIELDS.items():
                 if not fits(value[name]):
                     raise ValueError(f"{_short(value[name])} as {name}, which is {expected}")
+            if "save" in value and not _save(value["save"]):
+                raise ValueError(f"{_short(value['save'])} as save, which is an object of rows")
             spec = cls(
+                save=tuple(value["save"][SAVE]) if "save" in value else None,
                 ids=(value["ids"][0], value["ids"][1]),
                 guidance_scale=tuple(scale) if isinstance(scale, list) else value["guidance_scale"],
                 plan=plan_from_json(value["plan"]),
@@ -278,6 +292,17 @@ def _conditions(value: Any) -> bool:
     classes = value.get("classes")
     labels = value.keys() == {"classes"} and isinstance(classes, list) and len(classes) > 0
     return value == {} or labels
+
+
+def _save(value: Any) -> bool:
+    """Whether a value holds ascending rows of a plan."""
+    rows = value.get(SAVE) if isinstance(value, dict) and value.keys() == {SAVE} else None
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and all(_whole(row, 0, ROWS) for row in rows)
+        and all(a < b for a, b in zip(rows, rows[1:], strict=False))
+    )
 
 
 # what the fields of a spec hold: (test, words)

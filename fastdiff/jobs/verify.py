@@ -1,8 +1,6 @@
 """Checks a dataset: the hashes of all files, and on request the samples, by recomputing them.
 
-The digest is SHA-256 over a line `first stop pixels-hash` per unit, in order. It depends on the
-samples alone, not on the format, the times or the history of the run. It is computed from the
-files, never from a manifest.
+The digest (fastdiff.jobs.manifest) is computed from the files, never from a manifest.
 """
 
 from __future__ import annotations
@@ -16,34 +14,39 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..backend import hardware
 from ..outside import open_regular, parse_json, read_bytes
+from . import trajectory
 from .folder import SPEC, Folder
 from .formats import FORMATS, pixels_sha256
 from .job import Job, check_trust
 from .labels import SpecLabels
 from .machine import repeatable
+from .manifest import MANIFEST, Digest
 from .quick_check import quick_check
 from .records import (
-    LARGEST,
+    TRAJECTORIES,
     UNITS,
     intact,
     read_record,
-    records,
     stray_names,
+    trajectory_files,
     unit_files,
-    with_checksum,
 )
-from .spec import RunSpec
+from .rollout_check import RolloutCheck
+from .spec import SAVE, RunSpec, SpecMismatch
 
 FINDINGS = "verify.json"  # the damaged units that the latest check found, for the next `resume`
-MANIFEST = "manifest.jsonl"  # a line per unit, made from the records when all are done
 MISSING = 10**8  # units that are listed one by one
 OTHER_PIXELS = "made again, it has other pixels"
 OTHER_LABELS = "made again, it has other labels"
+OTHER_TRAJECTORY = "made again, it has another trajectory"
+ROLLOUT = "rollout: "  # begins what is wrong with a trajectory whose file is as it was written
 OTHER_KIND = "has samples of another shape or type than the units before"
+# what reading the files of a unit alone does not show
+ALONE = (OTHER_PIXELS, OTHER_LABELS, OTHER_TRAJECTORY, OTHER_KIND)
 # names in a dataset's top folder, other than the conditions file and the data files of a format
 OWN = {
     SPEC,
@@ -74,6 +77,9 @@ class DatasetCheck:
         foreign: names in the folder that are no part of a dataset.
         conditions: what is wrong with the conditions file; empty if nothing is.
         recomputed: units that were made again and compared.
+        transitions: of trajectories that were executed again and compared.
+        unproven: why the steps of trajectories were not executed again; "" where they were, or
+            where nobody asked for it.
         digest: of the intact units.
     """
 
@@ -87,6 +93,8 @@ class DatasetCheck:
     foreign: list[str] = field(default_factory=list)
     conditions: str = ""
     recomputed: list[int] = field(default_factory=list)
+    transitions: int = 0
+    unproven: str = ""
     digest: str = ""
 
     @property
@@ -94,22 +102,13 @@ class DatasetCheck:
         return not (self.missing or self.failed or self.bad or self.conditions)
 
 
-class Digest:
-    """The digest of a dataset; `add` takes its records in order."""
-
-    def __init__(self) -> None:
-        self._sum = hashlib.sha256(b"fastdiff dataset 1\n")
-
-    def add(self, record: dict[str, Any]) -> None:
-        self._sum.update(f"{record['first']} {record['stop']} {record['pixels']}\n".encode())
-
-    @property
-    def hex(self) -> str:
-        return self._sum.hexdigest()
-
-
 def verify(
-    folder: Folder, recompute: int = 0, threads: int | None = None, *, trust: bool = False
+    folder: Folder,
+    recompute: int = 0,
+    threads: int | None = None,
+    *,
+    trust: bool = False,
+    rollout: bool = False,
 ) -> DatasetCheck:
     """Reads and hashes every file of a dataset, and recomputes some units.
 
@@ -120,13 +119,23 @@ def verify(
         folder: the dataset.
         recompute: number of units, chosen at random, to recompute and compare.
         threads: that read files; default the CPUs that this process may use.
-        trust: whether `recompute` may run the code that the spec names, see `Job.open`.
+        trust: whether `recompute` and `rollout` may run the code that the spec names, see
+            `Job.open`.
+        rollout: whether to check the trajectories too (fastdiff.jobs.rollout_check). Where the
+            model is of code that is not trusted or cannot be opened, `unproven` says so, and only
+            what needs no network is checked.
 
     Raises:
-        SpecMismatch: for `recompute` on another kind of machine.
-        ValueError: for `recompute` of a model of code that is not trusted, before anything is read.
+        SpecMismatch: for `recompute` and `rollout` on another kind of machine.
+        ValueError: for `recompute` of a model of code that is not trusted, and for `rollout` of a
+            run without trajectories, before anything is read.
     """
     spec, digest = folder.spec, Digest()
+    if rollout and spec.save is None:
+        raise ValueError(
+            f"fastdiff.jobs: expected a run with --save {SAVE} to check its rollouts, got"
+            f" {folder.path}, which stores samples alone."
+        )
     if recompute:
         check_trust(spec, trust, str(folder.path))
     labels = SpecLabels(spec, folder.conditions)
@@ -162,21 +171,52 @@ def verify(
     check.missing = [u for u in spec.units.numbers if u not in present and u not in check.failed]
     check.foreign = foreign(folder)
     check.digest = digest.hex
-    if recompute and good:
-        job = Job.open(spec, conditions=folder.conditions, where=str(folder.path), trust=trust)
-        check.recomputed = sorted(random.SystemRandom().sample(good, min(recompute, len(good))))
-        with repeatable(spec.threads):
-            for unit in check.recomputed:
-                drawn, record = job.draw(unit), read_record(folder.record_path(unit), unit)
-                if pixels_sha256(drawn.array.cpu().numpy()) != record["pixels"]:
-                    check.bad[unit] = OTHER_PIXELS
-                elif drawn.labels != record["labels"]:
-                    check.bad[unit] = OTHER_LABELS
+    job = None
+    if good and (recompute or rollout):
+        try:
+            job = Job.open(spec, conditions=folder.conditions, where=str(folder.path), trust=trust)
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            if recompute or isinstance(error, SpecMismatch):
+                raise
+            check.unproven = str(error)
+    if rollout:
+        _check_rollouts(folder, job, good, check)
+    if recompute and job is not None:
+        _recompute(folder, job, recompute, good, check)
     for unit in check.bad.keys() & set(good):  # the units that were made again and differ
         check.done -= 1
         check.images -= len(spec.units.ids(unit))
     _write_findings(folder, check.bad)
     return check
+
+
+def _recompute(
+    folder: Folder, job: Job, number: int, units: list[int], check: DatasetCheck
+) -> None:
+    """Makes some units again, chosen at random, and compares them."""
+    check.recomputed = sorted(random.SystemRandom().sample(units, min(number, len(units))))
+    with repeatable(folder.spec.threads):
+        for unit in check.recomputed:
+            drawn, record = job.draw(unit), read_record(folder.record_path(unit), unit)
+            if pixels_sha256(drawn.array.cpu().numpy()) != record["pixels"]:
+                check.bad[unit] = OTHER_PIXELS
+            elif drawn.labels != record["labels"]:
+                check.bad[unit] = OTHER_LABELS
+            elif trajectory.sha256(folder.spec, unit, drawn.trajectory) != [
+                file["sha256"] for file in trajectory_files(record)
+            ]:
+                check.bad[unit] = OTHER_TRAJECTORY
+
+
+def _check_rollouts(folder: Folder, job: Job | None, units: list[int], check: DatasetCheck) -> None:
+    """Checks the trajectories of these units."""
+    found = RolloutCheck(folder, job)
+    with repeatable(folder.spec.threads):
+        for unit in units:
+            what = found.problem(read_record(folder.record_path(unit), unit))
+            if what:
+                check.bad[unit] = ROLLOUT + what
+    check.transitions = found.transitions
 
 
 def kind_of(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -228,6 +268,9 @@ def check_unit(folder: Folder, unit: int, path: Path) -> tuple[str, dict[str, An
             with open_regular(name) as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
                     return f"{name} is not as it was written", record
+        wrong = trajectory.problem(folder.path, folder.spec, record)
+        if wrong:
+            return f"{path} {wrong}", record
         if pixels_sha256(FORMATS[folder.spec.format].read(folder.path, record)) != record["pixels"]:
             return f"{path} has the hash of other pixels", record
     except FileNotFoundError as error:
@@ -253,8 +296,8 @@ def remove_damaged_records(folder: Folder) -> list[int]:
     for unit, problem in findings.items():
         path = folder.record_path(unit)
         if path.exists() and (
-            # what reading the files of the unit alone does not show
-            problem.endswith((OTHER_PIXELS, OTHER_LABELS, OTHER_KIND))
+            problem.startswith(ROLLOUT)
+            or problem.endswith(ALONE)
             or unit not in numbers
             or _problem(folder, labels, unit, path)
         ):
@@ -286,55 +329,10 @@ def _read_findings(path: Path) -> dict[int, str]:
         return {}  # no file, or a damaged one
 
 
-def write_manifest(folder: Folder) -> str:
-    """Writes the manifest of a complete dataset and returns the digest."""
-    digest, count, images = Digest(), 0, 0
-
-    def write(file: BinaryIO) -> None:
-        nonlocal count, images
-        lines = hashlib.sha256()
-        for record in records(folder.path):
-            if record["unit"] not in folder.spec.units.numbers:
-                continue
-            digest.add(record)
-            count, images = count + 1, images + record["stop"] - record["first"]
-            entry = {
-                key: record[key] for key in ("unit", "first", "stop", "seed", "pixels", "files")
-            }
-            line = json.dumps(entry).encode() + b"\n"
-            lines.update(line)
-            file.write(line)
-        total = {"spec": folder.spec.hash, "units": count, "images": images, "digest": digest.hex}
-        file.write(
-            json.dumps(with_checksum({**total, "lines": lines.hexdigest()})).encode() + b"\n"
-        )
-
-    folder.write(MANIFEST, write)
-    return digest.hex
-
-
-def has_manifest(folder: Folder) -> bool:
-    """Returns whether there is an intact manifest of all units."""
-    lines, line = hashlib.sha256(), b""
-    try:
-        with open_regular(folder.path / MANIFEST) as file:
-            while following := file.readline(LARGEST):
-                lines.update(line)
-                line = following
-        last = parse_json(line)
-        found = last["spec"], last["units"], last["lines"]
-        return intact(last) and found == (
-            folder.spec.hash,
-            len(folder.spec.units),
-            lines.hexdigest(),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def foreign(folder: Folder) -> list[str]:
     """Returns the names in the folder that are no part of a dataset."""
     own = OWN | ({folder.conditions.name} if folder.conditions else set())
+    own |= set() if folder.spec.save is None else {TRAJECTORIES}
     names = [e.name for e in os.scandir(folder.path)]
     fmt = FORMATS[folder.spec.format]
     found = [n for n in names if n not in own and not n.startswith(".nfs") and not fmt.owns(n)]

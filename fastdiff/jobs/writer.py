@@ -10,19 +10,24 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from .folder import Folder
+from .folder import Content, Folder
 from .formats import FORMATS, Block, pixels_sha256
 from .job import DrawnUnit
 from .samples import provenance
+from .trajectory import encode, fields
 
 DEPTH = 4  # units in the queue; with more, sampling waits
+THREADS = 2  # that write
+
+
+_ARRAY, _FINITE = "array", "finite"  # names in a HostCopy, next to those of a trajectory
 
 
 class FinishedUnit(NamedTuple):
@@ -53,36 +58,42 @@ class HostCopy:
     def __init__(self, drawn: DrawnUnit):
         self.labels = drawn.labels
         self._event: torch.cuda.Event | None = None
-        self._array, self._finite = drawn.array, drawn.finite
+        held = {} if drawn.trajectory is None else dict(fields(drawn.trajectory))
+        self._tensors = {_ARRAY: drawn.array, _FINITE: drawn.finite, **held}
         if drawn.array.device.type == "cuda":
+            there = self._tensors
             stream = _stream(drawn.array.device)
             stream.wait_stream(torch.cuda.current_stream(drawn.array.device))
             with torch.cuda.stream(stream):
-                self._array, self._finite = (_pinned(t) for t in (drawn.array, drawn.finite))
+                self._tensors = {name: _pinned(tensor) for name, tensor in there.items()}
                 self._event = torch.cuda.Event()
                 self._event.record(stream)
-            for tensor in (drawn.array, drawn.finite):
+            for tensor in there.values():
                 tensor.record_stream(stream)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Waits for the copy and returns (samples, finite)."""
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Waits for the copy and returns (samples, finite, the fields of the trajectory)."""
         if self._event is not None:
             self._event.synchronize()
-        return self._array.numpy(), self._finite.numpy()
+        arrays = {name: tensor.numpy() for name, tensor in self._tensors.items()}
+        return arrays.pop(_ARRAY), arrays.pop(_FINITE), arrays
 
 
 class Writers:
     """Threads that commit units to a folder.
 
+    Where the run saves trajectories, which may be large, there is one thread, and one unit waits.
+
     An error of a writer (OSError in one sentence) is raised by the next call in the sampling
     thread.
     """
 
-    def __init__(self, folder: Folder, threads: int = 2):
+    def __init__(self, folder: Folder):
         spec = folder.spec
+        depth, threads = (DEPTH, THREADS) if spec.save is None else (1, 1)
         self._folder, self._format = folder, FORMATS[spec.format]
         self._provenance = provenance(spec.to_json())
-        self._waiting: queue.Queue[tuple[int, range, HostCopy, float] | None] = queue.Queue(DEPTH)
+        self._waiting: queue.Queue[tuple[int, range, HostCopy, float] | None] = queue.Queue(depth)
         self._results: queue.SimpleQueue[FinishedUnit | NonFiniteUnit] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._threads = [
@@ -97,7 +108,7 @@ class Writers:
         return self._waiting.qsize()
 
     def submit(self, unit: int, ids: range, samples: HostCopy, seconds: float) -> None:
-        """Queues a unit; waits only while `DEPTH` units are queued.
+        """Queues a unit; waits only while the queue is full.
 
         seconds: that its computation took.
         """
@@ -155,7 +166,7 @@ class Writers:
     def _write(
         self, unit: int, ids: range, samples: HostCopy, seconds: float
     ) -> FinishedUnit | NonFiniteUnit:
-        array, finite = samples.arrays()
+        array, finite, trajectory = samples.arrays()
         if not finite.all():
             return NonFiniteUnit(unit)
         spec = self._folder.spec
@@ -176,7 +187,10 @@ class Writers:
                 "unix": round(time.time(), 3),
             },
         }
-        complete = self._folder.commit(unit, self._format.files(block, self._provenance), record)
+        files: Iterable[tuple[str, Content]] = self._format.files(block, self._provenance)
+        if spec.save is not None:
+            files = [*files, encode(spec, unit, trajectory)]
+        complete = self._folder.commit(unit, files, record)
         return FinishedUnit(unit, ids, array, complete)
 
 

@@ -36,7 +36,7 @@ from .plans import Plans
 from .requests import Batch, Request, Requests, Source
 from .rollout import Rollout, recorder_of, rollout_of
 from .settings import plan_settings
-from .state import State
+from .state import Scorer, State
 from .upload import upload
 
 
@@ -112,6 +112,11 @@ class Engine:
             "on_oom": on_oom,
             "graph": graph,
         }
+
+    @property
+    def network_batch(self) -> int | None:
+        """The number of rows of every network call; None for as many as there are."""
+        return self._call_options["network_batch"]
 
     def options(
         self,
@@ -257,11 +262,11 @@ class Engine:
             self.plans, run.device_plan, arguments, shape, tickets, options.dtype, has_guide
         )
         if options.window is not None and uses(
-            run.device_plan.used, "guidance_rescale", "clip_ratio"
+            run.device_plan.used, "guidance_rescale", "guidance_kind", "clip_ratio"
         ):
             raise ValueError(
-                "fastdiff.Sampler.sample: expected no guidance_rescale and dynamic_threshold with"
-                " window, which need whole samples."
+                "fastdiff.Sampler.sample: expected no guidance_rescale, guidance_type and"
+                " dynamic_threshold with window, which need whole samples."
             )
         return batch
 
@@ -371,8 +376,9 @@ class Engine:
         recorder = recorder_of(run.device_plan, batch, rows, outputs)
         options = dataclasses.replace(options, watcher=recorder)
         ((_, samples),) = self.run(Run(None, run.device_plan), options, Source(batch), n)
-        size = self._call_options["network_batch"]
-        return rollout_of(recorder, samples, run.device_plan, batch, self.network, size, window)
+        return rollout_of(
+            recorder, samples, run.device_plan, batch, self.network, self.network_batch, window
+        )
 
     def start(
         self,
@@ -381,6 +387,7 @@ class Engine:
         *,
         dtype: torch.dtype | None = None,
         window: tuple[int, int] | None = None,
+        log_prob: bool = False,
     ) -> State:
         """The state of samples that have not taken a step; see `Sampler.start`."""
         x = arguments.x_T if arguments.x_T is not None else arguments.image
@@ -389,6 +396,8 @@ class Engine:
         n, options = self.options(
             shape, x, dtype, name=name, inpaints=inpaints, keeps_x0=True, window=window
         )
+        if log_prob:
+            options = dataclasses.replace(options, watcher=Scorer())
         run = self.begin(options)
         batch = self.prepare(run, options, arguments, np.arange(n))
         lanes = self._lanes(run.device_plan, options, batch, n)

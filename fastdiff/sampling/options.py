@@ -76,6 +76,8 @@ class RunOptions:
     @property
     def capturable(self) -> bool:
         """Whether a step may be captured as a CUDA graph: not with the user's own functions in it,
-        which may read the device, nor while autograd records it.
+        which may read the device, nor while autograd records it, nor with a watcher, which a replay
+        would not call.
         """
-        return self.classifier is None and self.guidance is None and not self.differentiable
+        hooks = (self.classifier, self.guidance, self.watcher)
+        return all(hook is None for hook in hooks) and not self.differentiable

@@ -18,9 +18,30 @@ from ..grad_mode import restored
 from ..rng import IDS
 from ..whole import whole
 from .buffers import Lanes
+from .stepper import Stepper
 from .upload import upload
 
 _WHERE = "fastdiff.Sampler"
+
+
+class Scorer:
+    """Keeps the log-probabilities of the latest row.
+
+    Attributes:
+        log_prob: [B] in nats, 0 where the sample's row drew no noise; None before the first row.
+    """
+
+    def __init__(self) -> None:
+        self.log_prob: Tensor | None = None
+
+    def before(self, stepper: Stepper, calls: str, out: Tensor | None) -> Tensor:
+        """Returns where the row writes its log-probability."""
+        if self.log_prob is None:
+            self.log_prob = stepper.x.new_empty(len(stepper.x))
+        return self.log_prob
+
+    def after(self, stepper: Stepper) -> None:
+        """Does nothing: the row has written what is kept."""
 
 
 class State:
@@ -29,6 +50,9 @@ class State:
     Attributes:
         x: [B, …] the states. It is a buffer that steps overwrite, and may be written into.
         x0: [B, …] the predictions of x0 of the latest step; zero before the first.
+        slots: [S, B, …] what multistep solvers remember, a buffer too; None without.
+        log_prob: [B] of the latest row, see `Rollout.log_prob`; a buffer that steps overwrite, and
+            None before the first row and unless `Sampler.start` was asked for it.
         ids: int64 [B], which name the noise of rows to come.
         row: the row of the plan that is executed next, of the first sample.
         done: whether all samples have reached the end of their plans.
@@ -48,6 +72,15 @@ class State:
     def x0(self) -> Tensor:
         assert self._lanes.x0 is not None
         return self._lanes.x0
+
+    @property
+    def slots(self) -> Tensor | None:
+        return self._lanes.stepper.slots
+
+    @property
+    def log_prob(self) -> Tensor | None:
+        watcher = self._lanes.options.watcher
+        return watcher.log_prob if isinstance(watcher, Scorer) else None
 
     @property
     def ids(self) -> Tensor:

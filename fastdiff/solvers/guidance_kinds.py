@@ -66,7 +66,7 @@ class GuidanceKind:
         the solver needs slot 4 itself.
         """
         calls = np.flatnonzero(table[:, INDEX["network"]])
-        guided = [i for i in calls if table[i, INDEX["guidance_weight"]] != 0]
+        guided = [i for i in calls.tolist() if table[i, INDEX["guidance_weight"]] != 0]
         if self.guidance_type == "cfg_zero_star":
             table[guided, INDEX["guidance_kind"]] = ZERO_STAR
             _zero_outputs(table, calls[: self.zero_init_steps])
@@ -150,8 +150,7 @@ def _zero_outputs(table: NDArray[np.float64], rows: NDArray[np.intp]) -> None:
     Such a row calls no network, unless its noise has the network's variance.
     """
     reads = ["x0_out", "guidance_rescale", "out_grad", "out_uncond"]
-    table[np.ix_(rows, [INDEX[name] for name in reads])] = 0.0
-    table[np.ix_(rows, [INDEX[f"{to}.out"] for to in OUTPUTS])] = 0.0
-    table[np.ix_(rows, _KIND)] = 0.0
+    cleared = [INDEX[name] for name in reads] + [INDEX[f"{to}.out"] for to in OUTPUTS] + _KIND
+    table[rows[:, None], cleared] = 0.0
     learned = table[rows, INDEX["noise_mode"]] == 1
     table[rows, INDEX["network"]] = learned

@@ -16,10 +16,10 @@ from damaged_runs import RECORD, RUN, SHARD, Cli, cut, flip, pixels, state
 
 from fastdiff.jobs import Folder
 from fastdiff.jobs import quick_check as module
+from fastdiff.jobs.manifest import has_manifest
 from fastdiff.jobs.quick_check import quick_check
 from fastdiff.jobs.records import read_record, with_checksum
 from fastdiff.jobs.spec import RunSpec
-from fastdiff.jobs.verify import has_manifest
 
 NONE = f"fastdiff.jobs: expected the record of unit 3 in {{run}}/{RECORD}, got no JSON object. "
 NONE += "Run `fastdiff resume {run}`."

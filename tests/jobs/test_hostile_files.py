@@ -24,10 +24,11 @@ from fastdiff.jobs import Folder, Job, RunSpec
 from fastdiff.jobs.conditions import Conditions
 from fastdiff.jobs.export import export
 from fastdiff.jobs.info import info
+from fastdiff.jobs.manifest import MANIFEST, has_manifest
 from fastdiff.jobs.quick_check import quick_check
 from fastdiff.jobs.records import intact, read_record, with_checksum
 from fastdiff.jobs.spec import plan_from_json, plan_to_json
-from fastdiff.jobs.verify import MANIFEST, has_manifest, remove_damaged_records, verify
+from fastdiff.jobs.verify import remove_damaged_records, verify
 
 
 def _again(value: dict[str, Any]) -> dict[str, Any]:

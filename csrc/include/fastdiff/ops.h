@@ -11,7 +11,7 @@
 
 #include <stdint.h>
 
-#define FD_ABI_VERSION 6
+#define FD_ABI_VERSION 7
 #define FD_EXPORT __attribute__((visibility("default")))
 
 #ifdef __cplusplus

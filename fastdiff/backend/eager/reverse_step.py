@@ -181,7 +181,7 @@ def evaluate(
     if scored and x_t.numel():
         valid = log_prob.drawn(where, wide[:, INDEX["x.z"]].to(compute), row, valid, message)
     operands: dict[str, Tensor | None] = dict.fromkeys(OPERANDS)
-    operands["x"] = x_t.to(compute)
+    operands["x"] = x = x_t.to(compute)
     for i in _slots(slots):
         operands[f"s{i + 1}"] = slots[i]
     r = Row(wide.to(compute), used, operands, valid)
@@ -195,7 +195,7 @@ def evaluate(
             if uses(used, "guidance_kind"):
                 slot = None if slots is None or len(slots) < SLOTS else slots[SLOTS - 1]
                 r = r._replace(kept=kept_difference(wide, out, uncond, slot, g))
-                uncond = reference(wide, out, uncond, slot, operands["x"], g)
+                uncond = reference(wide, out, uncond, slot, x, g)
             one, zero = out, uncond
             if smooth:
                 one, zero = out + (g - 1) * (out - uncond), uncond + g * (out - uncond)

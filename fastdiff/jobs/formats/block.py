@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...outside import read_bytes
+from ..records import sample_files
 
 # the data types of samples and their types in files: little-endian on every machine
 STORED: dict[str, np.dtype[Any]] = {"uint8": np.dtype("|u1"), "float32": np.dtype("<f4")}
@@ -130,16 +131,17 @@ def compact(value: Any) -> bytes:
 
 
 def contents(folder: Path, record: Mapping[str, Any], count: int) -> Iterator[tuple[Path, bytes]]:
-    """Yields (path, content) of each of the `count` files of a unit.
+    """Yields (path, content) of each of the `count` files of a unit's samples.
 
     Raises FileNotFoundError or ValueError in one sentence.
     """
-    if len(record["files"]) != count:
+    files = sample_files(record)
+    if len(files) != count:
         raise ValueError(
             f"fastdiff.jobs: expected {count} file{'s' if count > 1 else ''} in the record of unit"
-            f" {record['unit']}, got {len(record['files'])}."
+            f" {record['unit']}, got {len(files)}."
         )
-    for file in record["files"]:
+    for file in files:
         name = PurePosixPath(file["name"])
         if name.is_absolute() or ".." in name.parts:
             raise ValueError(

@@ -28,7 +28,7 @@ from .block import (
     size_of,
 )
 
-NAMES = {"float32": "F32", "int64": "I64"}
+NAMES = {"float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
 def header(tensors: Sequence[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:

@@ -37,8 +37,8 @@ from fastdiff.reference.q_sample import q_sample
 from fastdiff.reference.randn import randn
 from fastdiff.reference.reparameterize import reparameterize
 from fastdiff.reference.reverse_step import reverse_step
-from fastdiff.rng import windowed
 from fastdiff.reference.step_log_prob import step_log_prob
+from fastdiff.rng import windowed
 from fastdiff.table import COLUMNS, INDEX
 
 ROWS = 6
