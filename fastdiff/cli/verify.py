@@ -8,6 +8,7 @@ from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.job import check_trust
+from ..jobs.trajectory import check_saves
 from ..jobs.verify import verify
 from ..outside import shown
 from .exit_status import UNSOUND, usage_errors
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         folder = Folder(args.folder)
         if args.recompute:
             check_trust(folder.spec, args.trust, args.folder)
+        if args.rollout:
+            check_saves(folder.spec, folder.path)
     check = verify(folder, args.recompute, args.threads, trust=args.trust, rollout=args.rollout)
     if args.json:
         say_json({"fine": check.fine, **dataclasses.asdict(check)})

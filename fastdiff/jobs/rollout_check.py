@@ -115,9 +115,8 @@ class RolloutCheck:
             yield what
 
     def _x_T(self, ids: range) -> list[bytes]:
-        state = self._sampler.start(
-            (len(ids), *self._spec.model["shape"]), seed=self._spec.seed, sample_ids=ids
-        )
+        shape, seed = (len(ids), *self._spec.model["shape"]), self._spec.seed
+        state = self._sampler.start(shape, seed=seed, sample_ids=ids, guidance_scale=1.0)
         return [bytes(row) for row in digests(state.x.cpu().numpy()).reshape(-1, DIGEST)]
 
     def _draws(self, tensors: Mapping[str, Tensor], noises: Noises) -> Iterator[str]:

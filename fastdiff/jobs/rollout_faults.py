@@ -24,6 +24,7 @@ from .spec import RunSpec
 SURE = 4  # elements from which on two draws that agree are no coincidence
 CLOSE = 0.01  # root mean square difference of two draws that are one
 EPSILON = 2.0**-23  # of float32
+_UNKNOWN = "log-probability not of this transition"
 
 
 class Noises:
@@ -97,7 +98,7 @@ class Noises:
                 )
         if n > 1 and abs(stored - right / n) <= tolerance / n:
             return f"log-probability as the mean over elements, not their sum: {where}"
-        return f"log-probability not of this transition: {where} has {stored:.9g}, not {right:.9g}"
+        return f"{_UNKNOWN}: {where} has {stored:.9g}, not {right:.9g}"
 
 
 def rounded(x: Tensor) -> tuple[str, int]:
@@ -134,21 +135,23 @@ def of_log_prob(
         tolerance = 1e-3 + noises.elements * error
         right = noises.log_prob(noises.of(row), row)
         local = noises.log_prob(noises.of(row, range(len(ids))), row)
-        for i in (((stored - right).abs() > tolerance).nonzero().flatten()).tolist():
-            others = [j for j in range(len(ids)) if j != i and abs(stored[j] - stored[i]) < 1e-4]
+        for i in ((stored - right).abs() > tolerance).nonzero().flatten().tolist():
+            alike = ((stored - stored[i]).abs() <= tolerance).nonzero().flatten().tolist()
+            others = [j for j in alike if j != i]
+            what = noises.explain(
+                float(stored[i]),
+                float(right[i]),
+                noises.log_std(row),
+                sample=ids[i],
+                row=row,
+                tolerance=tolerance,
+            )
             if abs(stored[i] - local[i]) <= tolerance and ids[i] != i:
                 yield _within_the_batch(ids[i], i, row)
-            elif others:
+            elif what.startswith(_UNKNOWN) and others:
                 yield f"noise shared by two samples: {ids[others[0]]} and {ids[i]} in row {row}"
             else:
-                yield noises.explain(
-                    float(stored[i]),
-                    float(right[i]),
-                    noises.log_std(row),
-                    sample=ids[i],
-                    row=row,
-                    tolerance=tolerance,
-                )
+                yield what
 
 
 def of_steps(

@@ -14,7 +14,7 @@ from .conditions import FileConditions
 from .folder import Folder
 from .job import Job
 from .models.conditioning import Arguments, Classes, Halves
-from .trajectory import SAVE, digests, read, sampler_without_network
+from .trajectory import check_saves, digests, read, sampler_without_network
 from .verify import check_unit
 
 
@@ -47,10 +47,8 @@ def read_rollout(
     where = "fastdiff.jobs.read_rollout"
     folder = folder if isinstance(folder, Folder) else Folder(folder)
     spec, path = folder.spec, folder.path
-    if spec.save is None:
-        raise ValueError(
-            f"{where}: expected a run with --save {SAVE}, got {path}, which stores samples alone."
-        )
+    check_saves(spec, path)
+    assert spec.save is not None
     if unit not in spec.units.numbers:
         numbers = spec.units.numbers
         raise ValueError(

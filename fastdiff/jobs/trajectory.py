@@ -118,6 +118,15 @@ def saved_rows(text: str, plan: Plan) -> tuple[int, ...]:
     return tuple(sorted(rows))
 
 
+def check_saves(spec: RunSpec, path: Path) -> None:
+    """Raises ValueError for a run that stores samples alone. path: of its folder."""
+    if spec.save is None:
+        raise ValueError(
+            f"fastdiff.jobs: expected a run with --save {SAVE}, got {path}, which stores samples"
+            " alone."
+        )
+
+
 def trajectory_name(unit: int) -> str:
     """trajectories/00012/000012345.safetensors: at most 1,000 files in a folder."""
     return f"{TRAJECTORIES}/{unit // 1000:05d}/{unit:09d}.safetensors"

@@ -36,7 +36,7 @@ from .records import (
     unit_files,
 )
 from .rollout_check import RolloutCheck
-from .spec import SAVE, RunSpec, SpecMismatch
+from .spec import RunSpec, SpecMismatch
 
 FINDINGS = "verify.json"  # the damaged units that the latest check found, for the next `resume`
 MISSING = 10**8  # units that are listed one by one
@@ -131,11 +131,8 @@ def verify(
             run without trajectories, before anything is read.
     """
     spec, digest = folder.spec, Digest()
-    if rollout and spec.save is None:
-        raise ValueError(
-            f"fastdiff.jobs: expected a run with --save {SAVE} to check its rollouts, got"
-            f" {folder.path}, which stores samples alone."
-        )
+    if rollout:
+        trajectory.check_saves(spec, folder.path)
     if recompute:
         check_trust(spec, trust, str(folder.path))
     labels = SpecLabels(spec, folder.conditions)

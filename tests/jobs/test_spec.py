@@ -92,6 +92,7 @@ def test_everything_that_decides_bits_is_in_the_hash(job: Job) -> None:
         "machine": {},
         "plan": make_plan(Schedule.linear(1000), solver="ddim", steps=2),
         "sampling": {"steps": 2},
+        "save": (0,),
     }
     fields = {f.name for f in dataclasses.fields(job.spec) if f.init}
     assert fields == others.keys()

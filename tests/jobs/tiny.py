@@ -71,6 +71,17 @@ def factory() -> Model:
     )
 
 
+def flow() -> Model:
+    """The same network as a flow whose steps draw noise."""
+    return Model(
+        Tiny(int(os.environ.get("TINY_WEIGHTS", "0"))),
+        (1, 8, 8),
+        schedule=Schedule.flow(1000),
+        settings={"solver": "flow_sde", "prediction_type": "flow"},
+        num_classes=MOST,
+    )
+
+
 def _deadly(call: Callable[..., Any], dies: Callable[[bool], bool]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if dies(True):
