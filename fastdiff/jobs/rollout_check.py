@@ -65,6 +65,9 @@ class RolloutCheck:
         self, record: Mapping[str, Any], tensors: Mapping[str, Tensor], noises: Noises
     ) -> Iterator[str]:
         ids = noises.ids
+        for name in ("states", "slots", "samples", "log_prob"):
+            if name in tensors and not bool(torch.isfinite(tensors[name]).all()):
+                yield f"numbers that are not finite in {name}"
         for row, x_s in self._drawn(tensors):
             name, sample = rounded(x_s)
             if name:

@@ -6,21 +6,27 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from damage import bytes_damages, outcome
 from damaged_runs import SHARD, Cli, cut, flip
+from safetensors import SafetensorError
+from safetensors.numpy import load
 from test_engines import HERE
 from workers import Worker, wait
 
+from fastdiff import Rollout
 from fastdiff.cli import main
 from fastdiff.jobs import Folder, Job, RunSpec, read_rollout
 from fastdiff.jobs.machine import repeatable
 from fastdiff.jobs.records import read_record
+from fastdiff.jobs.rollout_check import RolloutCheck
 from fastdiff.jobs.trajectory import saved_rows, trajectory_name
-from fastdiff.jobs.verify import verify
+from fastdiff.jobs.verify import check_unit, verify
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 
@@ -231,6 +237,38 @@ def test_a_trajectory_that_is_made_again_is_compared(
     assert cli("verify", run, "--recompute", "6") == 4
     assert "unit 3 is bad: made again, it has another trajectory" in cli.out
     assert cli("resume", run) == 0 and contents(run) == contents(undisturbed)
+
+
+def test_a_trajectory_of_anything_with_a_right_record(run: Path) -> None:
+    """Any other bytes are a finding, and read or refused in one sentence."""
+    folder, content = Folder(run), (run / FILE).read_bytes()
+    record = read_record(folder.record_path(3), 3)
+    header = content.index(b"}}") + 2
+    named, job = 0, job_of(run)
+
+    def problem() -> str:
+        what, found = check_unit(folder, 3, folder.record_path(3))
+        return what if what or found is None else RolloutCheck(folder, job).problem(found)
+
+    for bad in [*bytes_damages(content, 5, 25), *bytes_damages(content[:header], 6, 15)]:
+        bad = bad if len(bad) > header else bad + content[len(bad) :]
+        folder.commit(3, [(SHARD, (run / SHARD).read_bytes()), (FILE, bad)], record)
+        what = problem()
+        assert what or read_tensors_equal(run / FILE, content), bad[:300]
+        named += bool(what)
+        read = outcome(partial(read_rollout, folder, 3), repr(bad[:80]))
+        assert isinstance(read, (str, Rollout))
+    assert named > 25
+
+
+def read_tensors_equal(path: Path, content: bytes) -> bool:
+    """Whether a file holds the tensors of another one's content."""
+    good = load(content)
+    try:
+        found = load(path.read_bytes())
+    except SafetensorError:
+        return False
+    return found.keys() == good.keys() and all(np.array_equal(found[k], good[k]) for k in good)
 
 
 def test_samples_that_are_not_finite_once(
