@@ -242,3 +242,19 @@ def test_a_missing_slot_is_named(backend: str) -> None:
     table[0, INDEX["s4.x"]] = 1
     with pytest.raises(ValueError, match="expected coefficients 0 of slot 4, .* got others"):
         ops.reverse_step(x, output, table, row, slots=slots, guidance=gamma)
+
+
+@pytest.mark.parametrize("size", [30, 1100])
+def test_the_log_probability_is_of_the_step_with_its_kind(size: int, backend: str) -> None:
+    """As an output of the step and by step_log_prob, with the same bits, and as a normal one's."""
+    x, output, slots, gamma = inputs((5, size), torch.float64)
+    table, row = table_of(*KINDS.values(), x__z=0.5), torch.arange(5)
+    for first in (0, 3, 6):
+        rows, some = row + first, {"slots": slots, "guidance": gamma}
+        out, found = torch.empty_like(x), torch.empty(5, dtype=torch.float64)
+        ops.reverse_step(x, output, table, rows, seed=3, out=out, log_prob_out=found, **some)
+        again = ops.step_log_prob(x, output, out, table, rows, **some)
+        assert torch.equal(found, again)
+        mean, _ = ops.reverse_step(x, output, table, rows, noise=torch.zeros_like(x), **some)
+        want = torch.distributions.Normal(mean, 0.5).log_prob(out).sum(1)
+        torch.testing.assert_close(found, want, rtol=1e-10, atol=1e-10)

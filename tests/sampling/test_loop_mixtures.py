@@ -299,7 +299,7 @@ def test_ready_plans() -> None:
     c = made.plan.table[0, 16] + made.plan.table[0, 17] * made.plan.table[0, 6]
     torch.testing.assert_close(start[0], c * 14.6 * randn((2, 4), seed=1), rtol=1e-4, atol=1e-4)
     for settings, message in [
-        ({"eta": 0.5}, "expected no solver's options"),
+        ({"eta": 0.5}, "expected no settings of a plan"),
         ({}, "expected no steps for a sampler"),
     ]:
         with pytest.raises(ValueError, match=message):

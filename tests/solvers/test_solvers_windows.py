@@ -172,7 +172,7 @@ def test_a_sampler_with_a_window(solver: str) -> None:
             assert torch.equal(later, states[-1])
     with pytest.raises(ValueError, match="expected sde_rows .* <= 4, the rows of the plan"):
         sampler.sample((2, 3), seed=1, steps=4)
-    with pytest.raises(ValueError, match="expected no solver's options with a ready plan"):
+    with pytest.raises(ValueError, match="expected no settings of a plan with a ready plan"):
         Sampler(Still(), plan=sampler.plan, sde_rows=(0, 1))
 
 
