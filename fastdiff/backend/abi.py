@@ -234,7 +234,7 @@ STEP_WORDS = {
     "input_out": 33,
     "row_out": 36,
     "time_out": 37,
-    "log_prob_out": 44,
+    "log_prob_out": 45,
 }
 """Where the packed `reverse_step` holds the pointer of an argument, counted in 64-bit words."""
 _LEVEL, _THREADS, _STREAM, _ERRORS = 2, 3, 4, 5  # where every struct holds its `Launch`

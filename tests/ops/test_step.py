@@ -242,6 +242,7 @@ def test_everything_that_can_move_moves(backend: str) -> None:
                 "input_out": torch.empty(SHAPE),
                 "row_out": torch.empty(BATCH, dtype=torch.int64),
                 "time_out": torch.empty(BATCH),
+                "log_prob_out": torch.empty(BATCH),
             }
             if call == "op":
                 ops.reverse_step(table=table, used=plan.used, **moving, **written)  # type: ignore[arg-type]
@@ -368,6 +369,7 @@ def test_the_words_of_the_packed_struct(name: str) -> None:
         input_out=states[10],
         row_out=rows[2],
         time_out=times,
+        log_prob_out=states[11, :, 0].clone(),
     )
     old = getattr(step, name)
     new = 8 if name == "seed" else old.clone()
