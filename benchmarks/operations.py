@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -121,8 +122,13 @@ class Maker(Inputs):
         inputs = (x0, x_t, t, alphas_cumprod)
         return self.op(work, lambda: out, formulas.q_posterior, inputs, oracle, 3)
 
-    def reverse_step(self, solver: str = "ddpm", k: int = 25, *, log_prob: bool = False) -> Op:
-        """A step in place; with `log_prob` it writes its log-probability too."""
+    def reverse_step(
+        self, solver: str = "ddpm", k: int = 25, *, bound: bool = False, log_prob: bool = False
+    ) -> Op:
+        """A step in place, as a call of the op or `bound`, as in loops.
+
+        With `log_prob` it writes its log-probability too.
+        """
         plan = make_plan(SCHEDULE, solver=solver, steps=50, timestep_spacing="leading")
         table, row = self.table(plan.table), torch.full((self.batch,), k, device=self.device)
         x, out, ids = self.normal(), self.normal(), torch.arange(self.batch, device=self.device)
@@ -142,6 +148,11 @@ class Maker(Inputs):
             return ops.reverse_step(
                 state, out, table, row, seed=SEED, sample_ids=ids, used=plan.used, out=state, **more
             )
+
+        if bound:
+            given = {"seed": SEED, "sample_ids": ids, "used": plan.used, "out": state} | more
+            step_of = ops.StepArguments(state, out, table, row, **given).bind("model_output")
+            call = functools.partial(step_of, out)
 
         def check(_: Any) -> None:
             same_bits(state[self.ends], oracle(self.ends), "reverse_step")

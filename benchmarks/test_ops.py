@@ -181,9 +181,9 @@ SCORED = [
 def test_a_step_with_its_log_probability(
     measured: Any, setting: harness.Setting, dtype: str, shape: str
 ) -> None:
-    """A step of DDPM in place, compared with the same step without the log-probability."""
-    op = maker(dtype, shape, setting).reverse_step("ddpm", log_prob=True)
-    bare = maker(dtype, shape, setting).reverse_step("ddpm")
+    """A bound step of DDPM in place, compared with one that writes no log-probability."""
+    op = maker(dtype, shape, setting).reverse_step("ddpm", bound=True, log_prob=True)
+    bare = maker(dtype, shape, setting).reverse_step("ddpm", bound=True)
     size = list(op.inputs[0].shape)
     measured(
         op.work,

@@ -191,11 +191,7 @@ def reverse_step(at: Launch, step: Any) -> bytes:
         0 if row_out is None else row_out.data_ptr(),
         *(_NOTHING if time_out is None else _array(time_out)),
         time_out.size(0) // batch if time_out is not None and batch else 0,
-        0 if workspace is None else _pointer(step.rescale),
-        0 if workspace is None else _pointer(step.threshold),
-        0 if workspace is None else _pointer(step.terms),
-        *(_NO_PARTS if workspace is None else _parts(step.prepass_workspace)),
-        *(_NOTHING if log_prob_out is None else (log_prob_out.data_ptr(), _pointer(step.partials))),
+        *_space(step, workspace, log_prob_out),
     )
 
 
@@ -206,15 +202,31 @@ def step_log_prob(at: Launch, step: Any, mean: bool) -> bytes:
 
 HEAD_ROWS = 6
 """The first rows of a workspace: rescale factors, thresholds, and four terms of guidance."""
-_NO_PARTS = 0, 0
 
 
-def _parts(workspace: Tensor) -> tuple[int, int]:
-    """Returns the memory after the rows of results, and its size in 64-bit words."""
-    if workspace.size(0) == HEAD_ROWS:
-        return _NO_PARTS
-    rest = workspace[HEAD_ROWS:]
-    return rest.data_ptr(), rest.numel() * rest.element_size() // 8
+def _space(
+    step: Any, workspace: Tensor | None, log_prob_out: Tensor | None
+) -> tuple[int, int, int, int, int, int, int]:
+    """Returns where rescale factors, thresholds, terms of guidance, parts of samples (and their
+    64-bit words), log-probabilities and their partial sums are.
+
+    They are addresses, because a view of a tensor costs as much as a small sample.
+    """
+    log_prob = 0 if log_prob_out is None else log_prob_out.data_ptr()
+    if workspace is None:
+        return 0, 0, 0, 0, 0, log_prob, 0
+    begin, row = workspace.data_ptr(), workspace.size(1) * workspace.element_size()
+    sums = step.partial_rows if log_prob else 0
+    rest = workspace.size(0) - HEAD_ROWS - sums
+    return (
+        begin if step.rescales else 0,
+        begin + row if step.thresholds else 0,
+        begin + 2 * row if step.changes else 0,
+        begin + HEAD_ROWS * row if rest else 0,
+        rest * row // 8,
+        log_prob,
+        begin + (HEAD_ROWS + rest) * row if sums else 0,
+    )
 
 
 STEP_WORDS = {

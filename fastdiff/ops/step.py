@@ -79,13 +79,13 @@ class StepArguments(NamedTuple):
     def rescale(self) -> Tensor | None:
         """Returns the buffer [B] for factors of rescaled guidance; None where no row needs them."""
         workspace = self.workspace
-        return workspace[0] if workspace is not None and self._rescales() else None
+        return workspace[0] if workspace is not None and self.rescales else None
 
     @property
     def threshold(self) -> Tensor | None:
         """Returns the buffer [B] for dynamic thresholds; None where no row needs them."""
         workspace = self.workspace
-        return workspace[1] if workspace is not None and self._thresholds() else None
+        return workspace[1] if workspace is not None and self.thresholds else None
 
     @property
     def terms(self) -> Tensor | None:
@@ -94,21 +94,23 @@ class StepArguments(NamedTuple):
         None where no row has such a kind.
         """
         workspace = self.workspace
-        return workspace[2:HEAD_ROWS] if workspace is not None and self._changes() else None
+        return workspace[2:HEAD_ROWS] if workspace is not None and self.changes else None
 
     @property
     def prepass_workspace(self) -> Tensor | None:
         """Returns the workspace without the partial sums of the log-probability."""
-        workspace, rows = self.workspace, self._partial_rows()
+        workspace, rows = self.workspace, self.partial_rows
         return workspace if workspace is None or rows == 0 else workspace[:-rows]
 
     @property
     def partials(self) -> Tensor | None:
         """Returns the buffer for the log-probability's partial sums; None where it needs none."""
-        workspace, rows = self.workspace, self._partial_rows()
+        workspace, rows = self.workspace, self.partial_rows
         return None if workspace is None or rows == 0 else workspace[-rows:]
 
-    def _partial_rows(self) -> int:
+    @property
+    def partial_rows(self) -> int:
+        """Returns the rows of the workspace for partial sums of the log-probability."""
         if self.log_prob_out is None:
             return 0
         return partial_rows(common.elements(self.x_t.shape))
@@ -124,13 +126,19 @@ class StepArguments(NamedTuple):
         """Returns the outputs and the workspace, None for each that is missing."""
         return self[_FIRST_OUTPUT:]
 
-    def _rescales(self) -> bool:
+    @property
+    def rescales(self) -> bool:
+        """Returns whether rows may need factors of rescaled guidance."""
         return self.guidance is not None and bool(self.used & _RESCALE)  # type: ignore[operator]
 
-    def _thresholds(self) -> bool:
+    @property
+    def thresholds(self) -> bool:
+        """Returns whether rows may need dynamic thresholds."""
         return bool(self.used & _RATIO)  # type: ignore[operator]
 
-    def _changes(self) -> bool:
+    @property
+    def changes(self) -> bool:
+        """Returns whether rows may have a kind of guidance with terms of whole samples."""
         return self.guidance is not None and bool(self.used & _KIND)  # type: ignore[operator]
 
     @property
@@ -140,7 +148,7 @@ class StepArguments(NamedTuple):
         These are the factor of rescaled guidance, the dynamic threshold and the terms of a kind of
         guidance.
         """
-        return self._rescales() or self._thresholds() or self._changes()
+        return self.rescales or self.thresholds or self.changes
 
     def check(self, where: str = WHERE, *, scored: bool = False) -> StepArguments:
         """Validates all arguments and returns them normalised.
@@ -399,7 +407,7 @@ class StepArguments(NamedTuple):
 
         Inputs are dense, and there is a workspace where a prepass needs one.
         """
-        lacks = self.workspace is None and (self.whole_samples or self._partial_rows() > 0)
+        lacks = self.workspace is None and (self.whole_samples or self.partial_rows > 0)
         for value in (self.x_t, self.model_output, self.slots, self.noise, self.gradient):
             if lacks or not (value is None or value.is_contiguous()):
                 break
@@ -548,7 +556,8 @@ def check_workspace(where: str, workspace: Tensor, x_t: Tensor, *, log_prob: boo
     """Checks a caller's workspace; `log_prob`: whether a log-probability is summed in it."""
     compute, n = compute_dtype(x_t), common.elements(x_t.shape)
     common.writable(where, "workspace", workspace)
-    common.floating(where, "workspace", workspace)
+    if workspace.dtype != compute:
+        common.floating(where, "workspace", workspace)
     rows = workspace_rows(n, compute, log_prob=log_prob)
     common.shaped(where, "workspace", workspace, (rows, x_t.size(0)))
     common.same_device(where, "workspace", workspace, x_t, "x_t")
