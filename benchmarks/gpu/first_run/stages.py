@@ -78,7 +78,7 @@ SUITES = {
     ),
     "ops": Suite(
         ("tests/ops",),
-        selects=2792,
+        selects=3260,
         dry=("tests/ops/test_q_posterior.py",),
         settings={"FASTDIFF_TEST_DEVICE": "cuda"},
         dry_settings={"FASTDIFF_TEST_BACKENDS": "cpu"},
