@@ -286,14 +286,16 @@ def _of_kinds(call: Call) -> dict[str, Any]:
 def _guidance_calls(call: Call, parts: _Parts | None) -> list[Call]:
     outputs = _named(call, "terms", "guidance", "table", "row", "batch", "table_rows")
     reads = _named(call, "model_output", "size", "WIDTH") | _of_kinds(call)
+    # of float64 states more registers hold what is loaded
+    share = 2 if call.arguments["terms"].dtype == torch.float64 else 1
     if parts is None:
         whole = {"partials": None, "span": _BLOCK * -(-call.arguments["size"] // _BLOCK)}
-        return [_prepass("reverse_step_guidance", call, outputs | reads | whole)]
+        return [_prepass("reverse_step_guidance", call, outputs | reads | whole, share=share)]
     count = parts.number
     sums = {"partials": parts.memory(0, 4 * call.arguments["batch"] * count, torch.float64)}
     between = sums | {"span": parts.span}
     return [
-        _prepass("reverse_step_guidance", call, outputs | reads | between, count),
+        _prepass("reverse_step_guidance", call, outputs | reads | between, count, share=share),
         _finish("reverse_step_guidance_combine", call, outputs | sums | {"parts": count}),
     ]
 
@@ -366,11 +368,17 @@ def _named(call: Call, *names: str) -> dict[str, Any]:
     return {name: call.arguments[name] for name in names}
 
 
-def _prepass(op: str, call: Call, arguments: dict[str, Any], parts: int = 1) -> Call:
-    """Returns a call with one program per part of a sample."""
-    elements = min(_BLOCK, max(4, 1 << max(call.arguments["size"] - 1, 0).bit_length()))
+def _prepass(
+    op: str, call: Call, arguments: dict[str, Any], parts: int = 1, share: int = 1
+) -> Call:
+    """Returns a call with one program per part of a sample.
+
+    share: by which a block and its elements per warp are smaller.
+    """
+    most = _BLOCK // share
+    elements = min(most, max(4, 1 << max(call.arguments["size"] - 1, 0).bit_length()))
     arguments |= {"E": elements, "FAST": False}
-    warps = max(1, elements // _PER_WARP)
+    warps = max(1, elements * share // _PER_WARP)
     grid = (call.arguments["batch"], parts, 1)
     return Call(op, "reverse_step_prepass", grid, arguments, options(warps=warps))
 
