@@ -41,6 +41,7 @@ DATASETS = {
     "safetensors": ("classes", "safetensors"),
     "conditions": ("pictures", "npy", "--conditions", CONDITIONS.name),
     "vectors": ("vectors", "npy"),
+    "trajectories": ("pictures", "npy", "--solver", "ddpm", "--save", "trajectory"),
 }
 RUNS = Path("runs")
 WAYS = (

@@ -224,7 +224,7 @@ FAULTS: dict[str, Fault] = {
         None,
     ),
     "memory of the solver": Fault(
-        of_result(lambda r: {"slots": r.slots * (1 + 1e-6)}),
+        of_result(lambda r: {"slots": None if r.slots is None else r.slots * (1 + 1e-6)}),
         LEAD + "in what the solver remembers before row 1",
         None,
         ("multistep",),

@@ -129,11 +129,25 @@ def test_a_rollout_of_a_folder_trains(undisturbed: Path) -> None:
 
 
 def test_guidance_and_conditions_come_from_the_folder(tmp_path: Path, cli: Cli) -> None:
-    flags = ("--ids", "2-5", "--unit", "2", "--steps", "2", "--threads", "1", "--eta", "1")
-    flags += ("--dtype", "fp32")
+    flags = ("--ids", "2-5", "--unit", "2", "--steps", "2", "--threads", "1", "--dtype", "fp32")
     out, file = tmp_path / "run", tmp_path / "classes.txt"
     file.write_text("Coat\n7\n1\nBag\n")
-    assert cli("sample", "--out", out, *flags, "--conditions", file, "--guidance", "2", *SAVE) == 0
+    assert (
+        cli(
+            "sample",
+            "--out",
+            out,
+            *flags,
+            "--conditions",
+            file,
+            "--eta",
+            "1",
+            "--guidance",
+            "2",
+            *SAVE,
+        )
+        == 0
+    )
     assert cli("verify", "--rollout", out, "--recompute", "2") == 0, cli.out
     folder, rollout = Folder(out), read_rollout(out, 2)
     job = Job.open(folder.spec, conditions=folder.conditions)

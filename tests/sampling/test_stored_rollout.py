@@ -38,7 +38,7 @@ def restored(s: Sampler, r: Rollout, without_x_T: bool, **arguments: Any) -> Rol
 
 @pytest.mark.parametrize("name", cases())
 def test_a_stored_rollout_is_the_rollout(name: str) -> None:
-    s, arguments = cases()[name], {"seed": 5, "sample_ids": [3, 1, 4, 7, 5, 9]}
+    s, arguments = cases()[name], dict[str, Any](seed=5, sample_ids=[3, 1, 4, 7, 5, 9])
     for rows in (None, [0, 1, 3]):
         r = s.rollout(SHAPE, rows=rows, **arguments)
         again = restored(s, r, r.rows[0] == 0, **arguments)
