@@ -30,7 +30,10 @@ def read_rollout(
     """Returns the rollout of a unit of a run that saved its trajectories.
 
     Without a job it has no network: `rollout.score(model)` takes one. `samples` are the states
-    after the last row, before they become pictures or are decoded.
+    after the last row, before they become pictures or are decoded. `score` gives the bits of
+    `log_prob` for the run's network and threads where all ids of the unit belong to the run;
+    of a part of a unit, rows have other places in the network's calls, and its last bits may depend
+    on them.
 
     Args:
         folder: of the run.

@@ -294,6 +294,17 @@ def test_samples_that_are_not_finite_once(
     assert contents(tmp_path / "run") == contents(undisturbed)
 
 
+def test_a_window_of_rows(tmp_path: Path, cli: Cli) -> None:
+    """Rows outside sde_rows draw no noise, and are not recorded unless they are named."""
+    flags = (*RUN, "--model", "tiny:flow", "--option", "sde_rows=1,3", *SAVE)
+    assert cli("sample", "--out", tmp_path / "run", *flags) == 0
+    assert Folder(tmp_path / "run").spec.save == (1, 2)
+    assert cli("verify", "--rollout", tmp_path / "run") == 0, cli.out
+    assert "executed again and compared: 40 transitions" in cli.out
+    rollout = read_rollout(tmp_path / "run", 3)
+    assert rollout.rows == (1, 2) and (rollout.log_prob != 0).all() and len(rollout.states) == 3
+
+
 def test_flags_that_differ_from_the_run_are_refused(run: Path, cli: Cli) -> None:
     assert cli("sample", "--out", run, *RUN) == 0
     assert cli("sample", "--out", run, *RUN, *SAVE) == 0
