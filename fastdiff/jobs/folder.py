@@ -279,6 +279,10 @@ def conditions_name(conditions: Mapping[str, Any]) -> str | None:
     return f"conditions-{conditions['file'][:16]}.txt" if "file" in conditions else None
 
 
+def _write_pieces(pieces: Sequence[bytes | memoryview], file: BinaryIO) -> None:
+    file.writelines(pieces)
+
+
 def _scan(path: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(path) as entries:

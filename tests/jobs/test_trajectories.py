@@ -16,6 +16,7 @@ from damage import bytes_damages, outcome
 from damaged_runs import SHARD, Cli, cut, flip
 from safetensors import SafetensorError
 from safetensors.numpy import load
+from safetensors.torch import save
 from test_engines import HERE
 from workers import Worker, wait
 
@@ -27,6 +28,7 @@ from fastdiff.jobs.records import read_record
 from fastdiff.jobs.rollout_check import RolloutCheck
 from fastdiff.jobs.trajectory import saved_rows, trajectory_name
 from fastdiff.jobs.verify import check_unit, verify
+from fastdiff.pretrained.files import read_tensors
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("jobs")]
 
@@ -237,6 +239,25 @@ def test_a_record_without_its_trajectories_is_damaged(
     assert cli("resume", run) == 0 and contents(run) == contents(undisturbed)
     (run / "notes.txt").touch()
     assert cli("verify", run) == 0 and cli.out.count("is not part of the dataset") == 1
+
+
+@pytest.mark.parametrize("name", ["states", "log_prob"])
+def test_states_are_float32_of_the_run_s_rows(name: str, run: Path, cli: Cli) -> None:
+    folder = Folder(run)
+    record = read_record(folder.record_path(3), 3)
+    for change, says in (
+        (lambda t: t.bfloat16(), f"has trajectories with {name} as BF16 "),
+        (lambda t: t[1:].clone(), f"has trajectories with {name} as F32 "),
+        (None, f"has trajectories with {name} as none, not F32 "),
+    ):
+        tensors = read_tensors(run / trajectory_name(2))[0]
+        if change is None:
+            del tensors[name]
+        else:
+            tensors[name] = change(tensors[name])
+        folder.commit(3, [(SHARD, (run / SHARD).read_bytes()), (FILE, save(tensors))], record)
+        assert cli("verify", run) == 4 and says in cli.out, cli.out
+    assert cli("resume", run) == 0 and cli("verify", run, "--rollout") == 0
 
 
 def test_a_trajectory_that_is_made_again_is_compared(

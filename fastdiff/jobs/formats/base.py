@@ -75,7 +75,8 @@ class Format(ABC):
     def read(self, folder: Path, record: Mapping[str, Any]) -> np.ndarray:
         """Returns block.array again (possibly read-only).
 
-        Reads record["files"], record["shape"] and record["dtype"]. Raises FileNotFoundError or
+        Reads the record's files with `contents`, which leaves out those of trajectories, and
+        record["shape"] and record["dtype"]. Raises FileNotFoundError or
         ValueError in one sentence that names the file. The content is checked as far as the format
         allows; the caller compares `pixels_sha256` with the record.
         """
