@@ -309,8 +309,7 @@ def _defaults(mixture: Mixture, weights: Mapping[str, Any]) -> str:
         f" advised one. Its grid is `{DEFAULT_SPACING}`, which begins where the network's training"
         " begins on every schedule; name the advised grid where it suits the network. The shipped"
         " model keeps its solver, so that a run that names none draws the same samples again. The"
-        " errors are on betas, on EDM's levels and on the flow.\n\n"
-        + table(head, body)
+        " errors are on betas, on EDM's levels and on the flow.\n\n" + table(head, body)
     )
 
 

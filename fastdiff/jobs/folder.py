@@ -372,7 +372,3 @@ def cannot_write(folder: Path, error: OSError, what: str = "") -> str:
 
 def _first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _write_pieces(pieces: Iterable[Any], file: BinaryIO) -> None:
-    file.writelines(pieces)
