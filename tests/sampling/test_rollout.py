@@ -155,6 +155,15 @@ def test_a_rollout_of_ids_is_the_same_in_any_batch() -> None:
             same(cut.score(), part.log_prob)
 
 
+def test_64_samples_at_once_are_64_rollouts_of_one() -> None:
+    s = sampler("flow_sde", network_batch=4, steps=4)
+    whole = s.rollout((64, 3, 4, 4), seed=2)
+    for i in range(64):
+        one = s.rollout((1, 3, 4, 4), seed=2, sample_ids=[i])
+        same(one.states[:, 0], whole.states[:, i])
+        same(one.log_prob[:, 0], whole.log_prob[:, i])
+
+
 def test_windows_per_sample() -> None:
     s = sampler("flow_sde", steps=6)
     windows = [(0, 2), (2, 4), (1, 6)]
