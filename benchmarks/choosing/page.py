@@ -305,10 +305,12 @@ def _defaults(mixture: Mixture, weights: Mapping[str, Any]) -> str:
     return (
         f"Where nothing is said, `Sampler` takes `{DEFAULT_SOLVER}` on `{DEFAULT_SPACING}` with"
         " 25 steps, and `fastdiff sample` the model's own settings: for the shipped one"
-        f" `{shipped}` on `{DEFAULT_SPACING}`. {' '.join(behind)} The solver of `Sampler` is the"
-        f" advised one. Its grid is `{DEFAULT_SPACING}`, which begins where the network's training"
-        " begins on every schedule; name the advised grid where it suits the network. The shipped"
-        " model keeps its solver, so that a run that names none draws the same samples again. The"
+        f" `{shipped}` on `{DEFAULT_SPACING}`. {' '.join(behind)} They stay, for three"
+        " reasons. Their last step ends in the prediction of x0, so samples stay within clip_range,"
+        " which those of `ipndm` leave: its last step goes along a combination of earlier slopes. A"
+        f" run that names no solver should draw the same samples again. And `{DEFAULT_SPACING}`"
+        " begins where the network's training begins, on every schedule. Name the solver and the"
+        " grid where a run is new, and clamp the samples where their range matters. The"
         " errors are on betas, on EDM's levels and on the flow.\n\n" + table(head, body)
     )
 

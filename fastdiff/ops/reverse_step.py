@@ -182,7 +182,7 @@ def reverse_step(
             (CPU; other devices give NaN for that sample).
         ValueError, TypeError: for other arguments, or rows that read an operand that is missing.
     """
-    if window is not None or stream != 1:
+    if window is not None or stream.__class__ is not int or stream != 1:
         stream = _windowed(x_t, stream, window)
     arguments = StepArguments(
         x_t,

@@ -8,7 +8,7 @@ from typing import Any
 from ..prediction import Parametrization
 from ..solvers import SOLVERS, find
 
-DEFAULT_SOLVER = "ipndm"  # docs/choosing.md, "The defaults"
+DEFAULT_SOLVER = "dpm++2m"  # docs/choosing.md, "The defaults"
 
 
 def plan_settings(

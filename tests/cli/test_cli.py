@@ -248,7 +248,8 @@ def test_train_then_sample(tmp_path: Path) -> None:
 def test_solvers_lists_every_solver(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solvers"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == list(SOLVERS)
+    table = lines[1 : lines.index("")]  # then the advice
+    assert [line.split()[0] for line in table] == list(SOLVERS)
     assert main(["solvers", "--json"]) == 0
     rows = {row["solver"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["heun"]["calls"] == 2 and rows["ddpm"]["noise"] and not rows["unipc"]["noise"]

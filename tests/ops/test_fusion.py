@@ -161,6 +161,7 @@ def test_opcheck(backend: str) -> None:
         torch.empty(6, 4, 2),
         torch.empty_like(t),
         torch.empty(6, dtype=torch.int64),
+        torch.empty(3),
         None,
     )
     opcheck(f.reverse_step_out.default, (x.detach(), out.detach(), *detached, *results))

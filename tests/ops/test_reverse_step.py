@@ -341,7 +341,9 @@ def test_a_single_element_has_its_threshold(backend: str) -> None:
 
 
 def test_a_dynamic_threshold_equals_that_of_diffusers(backend: str) -> None:
-    """Imagen's thresholding; diffusers' quantile is torch's, which interpolates in float32."""
+    """Imagen's thresholding; diffusers' quantile is torch's, which interpolates in float32: a rank
+    of 760 is known to 3e-5 there, and neighbours in the tail are a tenth apart.
+    """
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDPMScheduler(
         thresholding=True, dynamic_thresholding_ratio=0.99, sample_max_value=2.5
@@ -352,7 +354,7 @@ def test_a_dynamic_threshold_equals_that_of_diffusers(backend: str) -> None:
     )
     table = _row(x0_x=1.0, clip_mode=2, clip_bound=2.5, clip_ratio=0.99, x__x0=1.0)
     got = ops.reverse_step(x, x, table, torch.zeros(5, dtype=torch.int64))
-    torch.testing.assert_close(got, scheduler._threshold_sample(x), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(got, scheduler._threshold_sample(x), rtol=5e-6, atol=1e-7)
 
 
 def test_missing_operands_of_the_rows_in_use_raise(backend: str) -> None:
