@@ -1,7 +1,7 @@
 """Fine-tunes the shipped Fashion-MNIST weights towards a reward, and draws docs/rollouts.md's
 figures.
 
-    python examples/reward_finetune.py [--reward compact] [--updates 40] [--out docs/figures]
+    python examples/reward_finetune.py [--reward compact] [--updates 20] [--out docs/rollouts]
 
 Each update draws groups of samples of one class, scores them with the reward, and compares each
 sample with its group: A = (r - mean)/deviation (Shao et al. 2024, eq. 3; Liu et al. 2025, eq. 9).
@@ -156,8 +156,8 @@ def draw(log: list[Update], pictures: dict[str, Tensor], name: str, out: Path) -
 def main(arguments: list[str] | None = None) -> list[Update]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--reward", choices=REWARDS, default="compact")
-    parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--out", type=Path, default=Path("docs/figures"))
+    parser.add_argument("--updates", type=int, default=20)
+    parser.add_argument("--out", type=Path, default=Path("docs/rollouts"))
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     log, tuned = finetune(REWARDS[options.reward], options.updates)
