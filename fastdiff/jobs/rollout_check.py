@@ -5,8 +5,8 @@ network, every row is executed from the stored x_t: state and log-probability mu
 ones to the bit, and the rows between recorded ones must lead from one to the next, from x_T to the
 samples. Without it, the log-probabilities are compared with those of the noise, up to rounding.
 
-A finding is one sentence that names the kind of fault, as far as kinds can be told apart. This
-is done by trying what the usual faults would give (fastdiff.jobs.rollout_faults).
+A finding is one sentence that names the fault. The check computes what each usual fault would have
+stored (fastdiff.jobs.rollout_faults) and compares it with the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import images
 from ..grad_mode import restored
-from ..sampling.stored import places
+from ..sampling.rollout import places
 from .folder import Folder
 from .formats import FORMATS
 from .job import Job

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from ..pretrained.files import read_header, read_tensors
 from ..sampler import Sampler
-from ..sampling.rollout import Rollout
-from ..sampling.stored import places
+from ..sampling.rollout import Rollout, places
 from ..solvers import Plan
 from .formats.block import raw
 from .formats.latents import header

@@ -79,7 +79,7 @@ class DatasetCheck:
         recomputed: units that were made again and compared.
         transitions: of trajectories that were executed again and compared.
         unproven: why the steps of trajectories were not executed again; "" where they were, or
-            where nobody asked for it.
+            where the check was not asked for.
         digest: of the intact units.
     """
 
@@ -329,7 +329,8 @@ def _read_findings(path: Path) -> dict[int, str]:
 def foreign(folder: Folder) -> list[str]:
     """Returns the names in the folder that are no part of a dataset."""
     own = OWN | ({folder.conditions.name} if folder.conditions else set())
-    own |= set() if folder.spec.save is None else {TRAJECTORIES}
+    if folder.spec.save is not None:
+        own |= {TRAJECTORIES}
     names = [e.name for e in os.scandir(folder.path)]
     fmt = FORMATS[folder.spec.format]
     found = [n for n in names if n not in own and not n.startswith(".nfs") and not fmt.owns(n)]

@@ -2,6 +2,8 @@
 (fastdiff.theory.score.flow).
 
 A call becomes `RunOptions`, a `DevicePlan` and a source of samples; `Engine.run` loops over lanes.
+This file is over 400 lines because every way to run (sample, stream, serve, rollout, start) prepares
+its samples by the same methods.
 """
 
 from __future__ import annotations
@@ -33,8 +35,9 @@ from .loop import run as loop
 from .network import Model, Network
 from .options import GRAPH, ON_OOM, RunOptions
 from .plans import Plans
+from .recorder import recorder_of, rollout_of
 from .requests import Batch, Request, Requests, Source
-from .rollout import Rollout, recorder_of, rollout_of
+from .rollout import Rollout
 from .settings import plan_settings
 from .state import Scorer, State
 from .upload import upload

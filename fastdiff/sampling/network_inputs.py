@@ -7,7 +7,7 @@ so that a row's arithmetic never depends on the number of other rows.
 
 A network that computes its conditioning separately (`Network.offers_conditions`) is asked for it
 when samples are put into lanes, for all rows that they will execute; the steps then only look it
-up.
+up. This file is over 400 lines because buffers, calls and conditions share the places of lanes.
 """
 
 from __future__ import annotations

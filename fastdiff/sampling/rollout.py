@@ -26,7 +26,6 @@ from .. import ops
 from ..grad_mode import restored
 from ..rng import STREAM_SOLVER
 from ..solvers import Plan
-from ..table import INDEX
 from ..whole import whole
 from .buffers import NONE, calls_of_rows
 from .conditions import Conditions
@@ -35,51 +34,9 @@ from .network import Model, Network
 from .network_inputs import BOTH, NetworkInputs
 from .options import RunOptions
 from .requests import Batch
-from .stepper import Stepper
 from .upload import upload
 
 _WHERE = "fastdiff.Rollout"
-
-
-class Recorder:
-    """Keeps the transitions of some rows of a run in which all samples are at the same row.
-
-    Args:
-        rows: of the plan, ascending. first: the row that the run begins at.
-        outputs: whether the network's outputs are kept.
-    """
-
-    def __init__(self, rows: Sequence[int], first: int, *, outputs: bool):
-        self.rows, self._row = tuple(rows), first
-        self.states: list[Tensor] = []
-        self.at: list[int] = []
-        self.slots: list[Tensor] = []
-        self.outputs: list[Tensor] | None = [] if outputs else None
-        self.log_prob: list[Tensor] = []
-        self._chosen = frozenset(rows)
-        self._after = -1  # the row after which the last state was kept
-
-    def before(self, stepper: Stepper, calls: str, out: Tensor | None) -> Tensor | None:
-        """Keeps what the row reads, and returns where it writes its log-probability."""
-        if self._row not in self._chosen:
-            return None
-        if self._after != self._row:
-            self.states.append(stepper.x.clone())
-        self.at.append(len(self.states) - 1)
-        if stepper.slots is not None:
-            self.slots.append(stepper.slots.clone())
-        if self.outputs is not None:
-            assert out is not None
-            self.outputs.append(out.clone())
-        self.log_prob.append(stepper.x.new_empty(len(stepper.x)))
-        return self.log_prob[-1]
-
-    def after(self, stepper: Stepper) -> None:
-        """Keeps the state that the row leads to."""
-        if self._row in self._chosen:
-            self.states.append(stepper.x.clone())
-            self._after = self._row + 1
-        self._row += 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +49,6 @@ class Rollout:
         samples: [B, …] the states after the last row, which `Sampler.decode` takes.
         rows: the recorded rows of the plan, ascending.
         states: [S, B, …] the states before and after recorded rows, float32 (or float64).
-        at: [R] where in `states` x_t of each row is; x_s follows it.
         log_prob: [R, B] log N(x_s; mean, std² I) in nats; 0 where a sample's row draws no noise.
         draws: bool [R, B] on the host, whether the sample's row draws noise.
         slots: [R, S, B, …] what multistep solvers remember before each row; None without.
@@ -108,7 +64,6 @@ class Rollout:
     samples: Tensor
     rows: tuple[int, ...]
     states: Tensor
-    at: tuple[int, ...]
     log_prob: Tensor
     draws: NDArray[np.bool_]
     slots: Tensor | None
@@ -142,6 +97,11 @@ class Rollout:
                 " plan_of."
             )
         return self.plans[0]
+
+    @property
+    def at(self) -> tuple[int, ...]:
+        """[R] where in `states` x_t of each row is; x_s follows it."""
+        return places(self.rows)[0]
 
     @property
     def x_t(self) -> Tensor:
@@ -398,85 +358,15 @@ class Rollout:
         return score
 
 
-def recorder_of(
-    plan: DevicePlan, batch: Batch, rows: Sequence[int] | None, outputs: bool
-) -> Recorder:
-    """Returns the recorder of a run that begins with these samples.
+def places(rows: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Returns (where in `Rollout.states` x_t of each recorded row is, the number of states).
 
-    Args:
-        rows: of the plan; None for those at which some sample draws noise.
-
-    Raises ValueError for samples at different rows, for rows outside the plan, and for none.
+    The state after a row is that before the next one, and is there once where both are recorded.
     """
-    first, last = plan.row_in_plan[batch.rows], plan.row_in_plan[plan.last_row[batch.rows]]
-    if len(set(first.tolist())) > 1 or len(set(last.tolist())) > 1:
-        raise ValueError(
-            "fastdiff.Sampler.rollout: expected one start and one number of rows for all samples,"
-            f" got rows {sorted(set(first.tolist()))} to {sorted(set(last.tolist()))}."
-        )
-    begin, end = int(first[0]), int(last[0])
-    if rows is None:
-        drawn = plan.draws[batch.rows + np.arange(end - begin)[:, None]].any(axis=1)
-        chosen = (begin + np.flatnonzero(drawn)).tolist()
-        if not chosen:
-            raise ValueError(
-                "fastdiff.Sampler.rollout: expected a solver whose rows draw noise, got none of"
-                f" {end - begin} rows. Use flow_sde, or ddim with eta=1; or pass rows=."
-            )
-        return Recorder(chosen, begin, outputs=outputs)
-    numbers = [whole(row) for row in rows]
-    chosen = sorted({row for row in numbers if row is not None})
-    if len(chosen) != len(numbers) or (chosen and not begin <= chosen[0] <= chosen[-1] < end):
-        raise ValueError(
-            f"fastdiff.Sampler.rollout: expected different rows in [{begin}, {end}), got"
-            f" {list(rows)}."
-        )
-    return Recorder(chosen, begin, outputs=outputs)
-
-
-def rollout_of(
-    recorder: Recorder,
-    samples: Tensor,
-    plan: DevicePlan,
-    batch: Batch,
-    network: Network,
-    network_batch: int | None,
-    window: tuple[int, int] | None,
-) -> Rollout:
-    """Returns the rollout of a run that has ended."""
-    held = {id(p): p for p in (plan.plan_at(row) for row in batch.rows.tolist())}
-    places = {key: i for i, key in enumerate(held)}
-    plans = tuple(held.values())
-    plan_of = np.array([places[id(plan.plan_at(row))] for row in batch.rows.tolist()], np.int64)
-    draws = np.array(
-        [[plans[p].table[row, _NOISE].any() for p in plan_of] for row in recorder.rows], bool
-    ).reshape(len(recorder.rows), len(batch))
-    reads = any(p.slots for p in plans)
-    empty = samples.new_empty((0, *samples.shape))
-    return Rollout(
-        samples=samples,
-        rows=recorder.rows,
-        states=torch.stack(recorder.states) if recorder.states else empty,
-        at=tuple(recorder.at),
-        log_prob=torch.stack(recorder.log_prob)
-        if recorder.log_prob
-        else samples.new_empty((0, len(samples))),
-        draws=draws,
-        slots=torch.stack(recorder.slots) if reads and recorder.slots else None,
-        outputs=None if recorder.outputs is None else tuple(recorder.outputs),
-        ids=batch.ids,
-        start_ids=batch.start_ids,
-        seeds=batch.seeds,
-        plans=plans,
-        plan_of=plan_of,
-        guidance_scale=batch.gamma,
-        guided=batch.guided,
-        conditions=batch.conditions,
-        network=network,
-        network_batch=network_batch,
-        whole_times=plan.whole_times,
-        window=window,
-    )
-
-
-_NOISE = [INDEX["x.z"]]
+    at: list[int] = []
+    count = 0
+    for i, row in enumerate(rows):
+        follows = i > 0 and rows[i - 1] + 1 == row
+        at.append(count - 1 if follows else count)
+        count = at[-1] + 2
+    return tuple(at), count

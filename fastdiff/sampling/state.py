@@ -113,7 +113,7 @@ def advance(state: State, steps: int) -> None:
     while count and not state.done:
         now = min(count, lanes.steps_to_next_end())
         for _ in lanes.steps(lanes.calls_of_steps(now), each=False):
-            pass
+            pass  # the iterator executes the rows
         lanes.finish(lanes.advance(now))
         count -= now
 

@@ -14,27 +14,14 @@ from torch import Tensor
 
 from .arguments import SampleArguments
 from .device_plan import DevicePlan
+from .recorder import Recorder, recorder_of, rollout_of
 from .requests import Batch
-from .rollout import Recorder, Rollout, recorder_of, rollout_of
+from .rollout import Rollout, places
 
 if TYPE_CHECKING:
     from .engine import Engine
 
 _WHERE = "fastdiff.Sampler.stored_rollout"
-
-
-def places(rows: Sequence[int]) -> tuple[tuple[int, ...], int]:
-    """Returns (where in `Rollout.states` x_t of each recorded row is, the number of states).
-
-    The state after a row is that before the next one, and is there once where both are recorded.
-    """
-    at: list[int] = []
-    count = 0
-    for i, row in enumerate(rows):
-        follows = i > 0 and rows[i - 1] + 1 == row
-        at.append(count - 1 if follows else count)
-        count = at[-1] + 2
-    return tuple(at), count
 
 
 def stored_rollout(
@@ -53,8 +40,8 @@ def stored_rollout(
     run = engine.begin(options)
     batch = engine.prepare(run, options, arguments, np.arange(len(samples)))
     recorder = recorder_of(run.device_plan, batch, rows, outputs=False)
-    at, count = places(recorder.rows)
-    recorder.at, recorder.states = list(at), list(states)
+    count = places(recorder.rows)[1]
+    recorder.states = list(states)
     first = int(run.device_plan.row_in_plan[batch.rows[0]])
     if recorder.rows[:1] == (first,) and len(states) == count - 1:
         begun = engine.start(arguments, shape, dtype=samples.dtype).x

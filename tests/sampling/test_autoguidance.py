@@ -1,7 +1,7 @@
 """Autoguidance: another network gives the unconditional half (Karras et al. 2024).
 
-The oracle is one network that computes both: elementwise, and told by an argument which half a row
-belongs to.
+The oracle is one elementwise network that computes both halves: an argument of each row selects
+which one.
 """
 
 from __future__ import annotations

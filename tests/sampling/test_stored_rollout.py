@@ -10,8 +10,8 @@ from test_rollout import SHAPE, Net, same, sampler
 
 from fastdiff import Rollout, Sampler, Schedule
 from fastdiff.sampling.options import RunOptions
+from fastdiff.sampling.rollout import places
 from fastdiff.sampling.state import Scorer
-from fastdiff.sampling.stored import places
 
 
 def ve() -> Sampler:

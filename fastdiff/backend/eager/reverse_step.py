@@ -1,7 +1,8 @@
 """`reverse_step` on torch: one row of a plan per sample, and its vector-Jacobian product.
 
 Rows are linear in (x, out, slots, noise) apart from the clip, so the gradient is the transposed
-combination.
+combination. This file is over 400 lines because step_log_prob, the gradients and the step read the
+same operands.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Together they give a plan, and a step executes the rows of one network call. A class says which
 timesteps it visits, which points they are and which formula it uses. This module does the rest: the
 plan of a run, the index of a step, the slots, the noise, and diffusers' conventions for arguments
-and results.
+and results. It is over 400 lines because diffusers' interface of a scheduler is one class.
 
 `set_timesteps` starts a run:
 

@@ -11,6 +11,8 @@ Conventions of the state, in which formulas do not differ but pipelines do:
   whatever diffusers' class has;
 - flow: x = (1 - sigma) x0 + sigma eps, with `sigmas` [n + 1];
 - EDM's levels: x = x0 + sigma eps, and `scale_model_input` has EDM's factor.
+
+This file is over 400 lines because diffusers' interface of a scheduler is one class.
 """
 
 from __future__ import annotations
