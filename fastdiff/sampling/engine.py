@@ -2,8 +2,8 @@
 (fastdiff.theory.score.flow).
 
 A call becomes `RunOptions`, a `DevicePlan` and a source of samples; `Engine.run` loops over lanes.
-This file is over 400 lines because every way to run (sample, stream, serve, rollout, start) prepares
-its samples by the same methods.
+This file is over 400 lines because every way to run (sample, stream, serve, rollout, start)
+prepares its samples by the same methods.
 """
 
 from __future__ import annotations
