@@ -10,6 +10,8 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from patience import PATIENCE
+
 from fastdiff.cli import COMMANDS
 from fastdiff.theory.registry import SYSTEMS
 
@@ -39,10 +41,10 @@ def start(log: Path, *arguments: str, env: dict[str, str] | None = None) -> Base
 def run(log: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[int, str]:
     """Runs `fastdiff *arguments` to its end and returns (exit status, output).
 
-    Raises AssertionError if it takes more than 120 seconds.
+    Raises AssertionError if it does not end.
     """
     process = start(log, *arguments, env=env)
-    process.join(120)
+    process.join(PATIENCE)
     status = process.exitcode
     if status is None:
         process.kill()
@@ -50,12 +52,21 @@ def run(log: Path, *arguments: str, env: dict[str, str] | None = None) -> tuple[
     return status, log.read_text()
 
 
-def wait(reached: Callable[[], bool], process: BaseProcess, seconds: float = 60.0) -> bool:
+def wait(reached: Callable[[], bool], process: BaseProcess) -> bool:
     """Waits until a condition holds or the process has ended; returns whether it holds."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not reached() and process.is_alive() and time.monotonic() < end:
         time.sleep(0.002)
     return reached()
+
+
+def send(process: BaseProcess, number: int) -> bool:
+    """Sends a signal; returns whether the process was there to receive it."""
+    try:
+        os.kill(process.pid or 0, number)
+    except ProcessLookupError:  # it has ended in the meantime
+        return False
+    return True
 
 
 def _run(log: str, arguments: tuple[str, ...], env: dict[str, str]) -> None:

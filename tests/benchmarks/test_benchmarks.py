@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
@@ -329,7 +330,9 @@ def run(*arguments: str) -> str:
     alone = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")
     }
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=alone)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, env=alone
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 
 from benchmarks.gpu.checkpoint import Checkpoint
 from benchmarks.gpu.first_run import calls, profiled, sanitized
@@ -72,7 +73,7 @@ def collected(tests: list[str], settings: dict[str, str]) -> list[str]:
         env=os.environ | {"PYTHONPATH": PATH} | settings,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [line for line in done.stdout.splitlines() if "::" in line]

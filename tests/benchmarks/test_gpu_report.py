@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 
 from benchmarks.gpu import ceilings, checkpointed_rows, common, kernels, predictions
 from benchmarks.rows import load
@@ -23,7 +24,7 @@ CPU = common.Target("cpu")
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     run = [sys.executable, str(ROOT / "scripts" / "gpu_report.py"), *arguments]
-    return subprocess.run(run, capture_output=True, text=True, timeout=120)
+    return subprocess.run(run, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def row(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from patience import PATIENCE
 
 from fastdiff.cli import main
 from fastdiff.data import load
@@ -107,7 +108,7 @@ def test_two_processes_give_the_same_numbers(folders: dict[str, str], tmp_path: 
     ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        command, capture_output=True, text=True, env=environment, timeout=PATIENCE, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "two.json").read_text())["results"] == alone

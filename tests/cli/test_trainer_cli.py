@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run, start, wait
+from patience import PATIENCE
+from processes import run, send, start, wait
 
 from fastdiff.cli import main
 from fastdiff.pretrained import load_system, read_config
@@ -64,8 +64,7 @@ def test_killed_and_resumed_is_undisturbed(name: str, tmp_path: Path) -> None:
         goal = seen + chance.randint(1, 2)
         wait(lambda goal=goal: _written(broken) >= goal, process)  # type: ignore[misc]
         time.sleep(chance.random() * 0.02)
-        alive = process.is_alive()
-        os.kill(process.pid or 0, signal.SIGKILL)
+        alive = process.is_alive() and send(process, signal.SIGKILL)
         process.join()
         kills += alive and not (broken / "config.json").exists()
         process = start(
@@ -79,7 +78,7 @@ def test_killed_and_resumed_is_undisturbed(name: str, tmp_path: Path) -> None:
             "--save-every",
             "2",
         )
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert kills >= 1, "no kill hit an unfinished run: it proves nothing"
     for file in ("model.safetensors", "config.json", LOSSES):
@@ -116,8 +115,8 @@ def test_a_signal_ends_a_run_with_a_checkpoint(tmp_path: Path) -> None:
         process = start(log, *arguments, *(("--resume",) if out.exists() else ()))
         assert wait(lambda log=log: "steps" in log.read_text() if log.exists() else False, process)  # type: ignore[misc]
         time.sleep(0.3)
-        os.kill(process.pid or 0, number)
-        process.join(60)
+        assert send(process, number), log.read_text()
+        process.join(PATIENCE)
         assert process.exitcode == status, log.read_text()
         assert f"continue with: fastdiff train --out {out} --resume" in log.read_text()
     assert int(read(out)[1]["step"]) > 0 and not (out / "config.json").exists()

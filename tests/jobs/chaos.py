@@ -30,12 +30,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from workers import Worker, kill, wait
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for `patience`, outside pytest
+from workers import Worker, kill, wait  # noqa: E402
 
-from fastdiff.jobs.folder import Folder
-from fastdiff.jobs.formats import FORMATS
-from fastdiff.jobs.records import read_record, unit_files
-from fastdiff.jobs.verify import verify
+from fastdiff.jobs.folder import Folder  # noqa: E402
+from fastdiff.jobs.formats import FORMATS  # noqa: E402
+from fastdiff.jobs.records import read_record, unit_files  # noqa: E402
+from fastdiff.jobs.verify import verify  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 PICTURES = [name for name, fmt in FORMATS.items() if fmt.holds((8, 8, 1), "uint8")]

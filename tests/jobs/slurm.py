@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from patience import PATIENCE
+
 PROGRAMS = (
     "munged",
     "slurmctld",
@@ -131,15 +133,19 @@ class Cluster:
     def ask(self, *command: str, check: bool = True, **environment: str) -> str:
         """Returns the output of a command."""
         done = subprocess.run(
-            command, env=self.environment | environment, capture_output=True, text=True, timeout=120
+            command,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
         return done.stdout.strip()
 
-    def wait(self, job: str, seconds: float = 240.0) -> None:
+    def wait(self, job: str) -> None:
         """Waits until a job, with all tasks of its array, has left the queue."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while self.ask("squeue", "--noheader", "--jobs", job, check=False):
             assert time.monotonic() < end, self.ask("squeue", "--long")
             time.sleep(0.2)

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__  # type: ignore[attr-defined]
+from patience import PATIENCE
 from test_engines import HERE, ROOT
 
 from fastdiff.cli import main
@@ -143,7 +144,7 @@ def resume_in_process(
         cwd=place,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stderr

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 from workers import Worker, wait
 
 from fastdiff.cli import main
@@ -115,7 +116,7 @@ def test_torchrun(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted((e["worker"], e["world"], e["threads"]) for e in events(out, "start")) == [
@@ -167,7 +168,7 @@ def test_signals_end_a_worker_after_its_unit(tmp_path: Path, tiny_digest: str) -
             PATH | {"TINY_SLEEP": "0.2"},
             tmp_path / text,
         )
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while len(events(out, "unit")) == before:
             assert time.monotonic() < until and not worker.ended(), (tmp_path / text).read_text()
             time.sleep(0.02)
@@ -189,7 +190,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(tmp_path: Path, tiny_digest: st
     ):
         said, before = tmp_path / str(count), len(events(out, "unit"))
         worker = Worker("fresh", command, PATH | {"TINY_SLEEP": "0.3"}, said)
-        until = time.monotonic() + 120
+        until = time.monotonic() + PATIENCE
         while len(events(out, "unit")) == before:
             assert time.monotonic() < until and not worker.ended(), said.read_text()
             time.sleep(0.02)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE
 from test_engines import HERE, PATH, TINY, alone, digest, events, twice
 
 from fastdiff.cli import main
@@ -69,7 +70,7 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             env=os.environ | PATH | {"TINY_SLEEP": "0.1"},
         )
     try:
-        first, killed, end = set[int](), 0, time.monotonic() + 300
+        first, killed, end = set[int](), 0, time.monotonic() + PATIENCE
         while driver.poll() is None:
             assert time.monotonic() < end, (tmp_path / "output").read_text()
             if not first:
@@ -105,7 +106,7 @@ def test_pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(
         r"expected a Ray cluster with 1000 CPU for an actor, got \d+\. Pass --workers", message
     )
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while nodes() - before:
         assert time.monotonic() < end, "a node of Ray is left behind"
         time.sleep(0.1)

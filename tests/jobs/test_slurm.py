@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 from slurm import CannotStart, Cluster
 from test_engines import HERE, PATH, TINY, alone, digest, events, twice
 
@@ -107,7 +108,7 @@ def test_an_array_is_queued_again(cluster: Cluster, tmp_path: Path) -> None:
         **PATH,
         TINY_SLEEP="0.1",
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while {e["worker"] for e in events(out, "start")} != {0, 1} or len(events(out, "unit")) < 4:
         assert time.monotonic() < end, cluster.ask("squeue", "--long")
         time.sleep(0.1)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from patience import PATIENCE
+
 import fastdiff.cli
 
 TORCHRUN = ("--standalone", "--max-restarts=0", "-m")
@@ -76,9 +78,9 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def wait(workers: Sequence[Worker], seconds: float = 240.0) -> None:
-    """Waits until all have ended. Raises AssertionError when it takes too long."""
-    end = time.monotonic() + seconds
+def wait(workers: Sequence[Worker]) -> None:
+    """Waits until all have ended. Raises AssertionError if one does not."""
+    end = time.monotonic() + PATIENCE
     while not all(worker.ended() for worker in workers):
         assert time.monotonic() < end, "a worker neither works nor ends"
         time.sleep(0.01)

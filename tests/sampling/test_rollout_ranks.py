@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from patience import PATIENCE
 
 SCRIPT = """
 import sys
@@ -50,7 +51,7 @@ def test_any_number_of_ranks_gives_the_rollout_of_one_process(tmp_path: Path, wo
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     parts, grad = torch.load(result)

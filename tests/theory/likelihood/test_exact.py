@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from exact import SCHEDULES, Gaussian, Mixture
+from patience import PATIENCE
 
 from fastdiff import Schedule, reference
 from fastdiff.models import MLP
@@ -236,7 +237,7 @@ from fastdiff.theory.likelihood import nll
 from fastdiff.models import MLP
 from fastdiff.solvers import make_plan
 
-dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+dist.init_process_group("gloo", timeout=datetime.timedelta(minutes=30))
 rank = dist.get_rank()
 torch.manual_seed(0)
 inner = MLP(3, width=16, depth=1, emb=8, time_scale=1000.0)
@@ -280,7 +281,7 @@ def test_ranks_with_different_numbers_of_steps_do_not_wait(tmp_path: Path) -> No
         for r in range(2)
     ]
     try:
-        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+        assert [process.wait(timeout=PATIENCE) for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()
