@@ -1,12 +1,12 @@
-"""Lower limits of speed: they catch a slower backend or a lost vectorisation, but not a busy machine.
+"""Lower limits of speed: they catch slower backends and lost vectorisation, but no busy machine.
 
-The limits next to peers are a third of what was reached, and those of a CPU level next to the
-baseline 0.6 to 0.7 of it. They are ratios of interleaved arms on one thread (benchmarks/harness.py), the best of each arm. On
-a busy machine even the best call may have been disturbed: another process may have taken the core
-for the whole of a short arm, or a part of the memory bandwidth, which changes a ratio for as long
-as it runs. So a ratio below its limit is measured again, several times, and the best times of all
-turns count. A slower kernel stays slower in every turn. The measured numbers are in
-benchmarks/NOTES.md.
+The limits next to peers are a third of what was reached; those of a CPU level next to the baseline
+are 0.6 to 0.7 of it. They are ratios of interleaved arms on one thread (benchmarks/harness.py), the
+best of each arm. On a busy machine even the best call may have been disturbed: another process may
+have taken the core for the whole of a short arm, or a part of the memory bandwidth, which changes a
+ratio for as long as it runs. So a ratio below its limit is measured again, several times, and the
+best times of all turns count. A slower kernel stays slower in every turn. The measured numbers are
+in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def test_randn(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("op", ["randn", "q_sample", "gaussian_kl", "discretized_gaussian_nll"])
 def test_the_levels_of_the_cpu(op: str) -> None:
-    """In cache, where arithmetic is the limit; measured: 1.7 to 2.1 on AVX2, 2.1 to 3 on AVX-512."""
+    """In cache, where arithmetic is the limit; measured: AVX2 1.7 to 2.1, AVX-512 2.1 to 3."""
     shape = (16, 3, 32, 32)
     a, b, c, d = (torch.randn(shape) for _ in range(4))
     out, sums, workspace = torch.empty(shape), torch.empty(16), torch.empty(3 * 16)
