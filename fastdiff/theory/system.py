@@ -53,9 +53,22 @@ class System(Protocol):
     config: dict[str, Any]
 
     def loss(
-        self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
+        self,
+        x0: Tensor,
+        labels: Tensor,
+        *,
+        seed: int,
+        sample_ids: Tensor,
+        step: int,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Returns the loss [B]; training minimises its mean."""
+        """Returns the loss [B]; training minimises its mean.
+
+        part: (start, total), for a share of a larger batch: this call has the positions start …
+            start + B - 1 of `total`. A system that draws by position (stratified or antithetic
+            times) draws as for the whole batch, so the shares together give its loss. None for a
+            whole batch.
+        """
         ...
 
     def bound(

@@ -174,7 +174,13 @@ class ScoreModel(nn.Module):
             sigma,
         )
 
-    def _uniform(self, seed: int, sample_ids: Tensor, step: int) -> Tensor:
+    def _uniform(
+        self,
+        seed: int,
+        sample_ids: Tensor,
+        step: int,
+        part: tuple[int, int] | None = None,  # (start, total) of a share of a batch
+    ) -> Tensor:
         """Returns u float64 [B], uniform in [0, 1), by the method `self.times`."""
         if self.times == "independent":
             return rng.uniform(seed=seed, sample_ids=sample_ids, step=step).double()
@@ -182,16 +188,28 @@ class ScoreModel(nn.Module):
         first = rng.uniform(
             seed=seed, sample_ids=torch.zeros_like(sample_ids[:1]), step=step, word=2
         ).double()
-        position = torch.arange(len(sample_ids), device=sample_ids.device, dtype=torch.float64)
-        return (first + position / max(len(sample_ids), 1)).remainder(1.0)
+        start, total = part or (0, len(sample_ids))
+        position = torch.arange(
+            start, start + len(sample_ids), device=sample_ids.device, dtype=torch.float64
+        )
+        return (first + position / max(total, 1)).remainder(1.0)
 
     def loss(
-        self, x0: Tensor, labels: Tensor | None = None, *, seed: int, sample_ids: Tensor, step: int
+        self,
+        x0: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int,
+        sample_ids: Tensor,
+        step: int,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
         """weight(t)·mean_e (eps - eps_hat)² [B].
 
         With the weighting `likelihood` its mean is the bound's diffusion term in nats per
         dimension. Noise is stream 2 of the noise contract; times and dropped labels are stream 4.
+
+        part: (start, total), the positions of this share of a larger batch; None for a whole one.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         if self.dequantization is not None:
@@ -203,7 +221,7 @@ class ScoreModel(nn.Module):
                 sample_ids=sample_ids,
                 step=step + FIRST_STEP,
             )
-        u, weight = self._uniform(**counter), None
+        u, weight = self._uniform(**counter, part=part), None
         if self.weighting == "likelihood" and self.importance:
             log_snr = self.log_snr_max + u * (self.log_snr_min - self.log_snr_max)
             weight = torch.full_like(u, 0.5 * (self.log_snr_max - self.log_snr_min))

@@ -46,9 +46,19 @@ class NoisyClassifier(Noised):
         super().__init__(network, schedule)
 
     def loss(
-        self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
+        self,
+        x0: Tensor,
+        labels: Tensor,
+        *,
+        seed: int,
+        sample_ids: Tensor,
+        step: int,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Returns -ln p(y|x_t) [B] at uniform times. x0: [B, …]; labels: int64 [B]."""
+        """Returns -ln p(y|x_t) [B] at uniform times.
+
+        x0: [B, …]; labels: int64 [B]; part: not used, since times follow from the sample ids.
+        """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         t = self.draw_times(**counter)
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)

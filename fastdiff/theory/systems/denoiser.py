@@ -82,11 +82,19 @@ class Denoiser(Noised):
         )
 
     def loss(
-        self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, step: int
+        self,
+        x0: Tensor,
+        labels: Tensor,
+        *,
+        seed: int,
+        sample_ids: Tensor,
+        step: int,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
         """Returns the mean over elements of (target - network(x_t, t, y))², [B].
 
         x0: [B, …]; labels: int64 [B]. The noise is stream 2; for epsilon it is never stored.
+        part: not used, since times follow from the sample ids.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
         t = self.draw_times(**counter)

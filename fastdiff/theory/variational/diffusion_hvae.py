@@ -146,8 +146,12 @@ class DiffusionHVAE(Chain):
         seed: int,
         sample_ids: Tensor | None = None,
         step: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Returns -ELBO [B] in nats along one trajectory of all T steps. labels: not used."""
+        """Returns -ELBO [B] in nats along one trajectory of all T steps.
+
+        labels, part: not used.
+        """
         return torch.stack(
             list(self.terms(x0, seed=seed, sample_ids=sample_ids, step=step).values())
         ).sum(0)

@@ -197,12 +197,13 @@ class HVAE(nn.Module):
         seed: int,
         sample_ids: Tensor | None = None,
         step: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
         """Returns -ELBO [B] in nats by one draw, the KLs weighted by min(1, (step + 1)/kl_warmup).
 
         Args:
             x0: [B, *shape].
-            labels: not used.
+            labels, part: not used.
             seed, sample_ids, step: of the noise contract.
         """
         weight = warmup(step, self.kl_warmup)

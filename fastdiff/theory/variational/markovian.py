@@ -171,6 +171,7 @@ class MarkovianHVAE(Chain):
         seed: int,
         sample_ids: Tensor | None = None,
         step: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
         """Returns -ELBO [B] in nats by one draw of the chain.
 
@@ -178,7 +179,7 @@ class MarkovianHVAE(Chain):
 
         Args:
             x0: [B, *shape].
-            labels: not used.
+            labels, part: not used.
             seed, sample_ids, step: of the noise contract.
         """
         check_shape("MarkovianHVAE", x0, self.shape)

@@ -58,15 +58,31 @@ def stratified(
     return torch.remainder(shared + position.double() / max(size, 1), 1.0)
 
 
-def draw(name: str, sample_ids: Tensor, *, seed: int | Tensor, step: int) -> Tensor:
-    """Returns u [B] by the method `name`, one of SAMPLINGS. Raises ValueError for another name."""
+def draw(
+    name: str,
+    sample_ids: Tensor,
+    *,
+    seed: int | Tensor,
+    step: int,
+    part: tuple[int, int] | None = None,
+) -> Tensor:
+    """Returns u [B] by the method `name`, one of SAMPLINGS.
+
+    part: (start, total), for positions start … of a batch of `total`; None for a whole batch.
+
+    Raises ValueError for another name.
+    """
     if name not in SAMPLINGS:
         raise ValueError(
             f"fastdiff.theory.variational.times: expected sampling in {list(SAMPLINGS)}, got"
             f" {name!r}."
         )
-    kinds = {"uniform": uniform, "antithetic": antithetic, "stratified": stratified}
-    return kinds[name](sample_ids, seed=seed, step=step)
+    start, total = part or (0, len(sample_ids))
+    if name == "stratified":
+        return stratified(sample_ids, seed=seed, step=step, start=start, total=total)
+    if name == "antithetic":
+        return antithetic(sample_ids, seed=seed, step=step, start=start)
+    return uniform(sample_ids, seed=seed, step=step)
 
 
 def spread(count: int, sample_ids: Tensor, *, seed: int | Tensor) -> Tensor:

@@ -166,6 +166,7 @@ class VAE(nn.Module):
         seed: int,
         sample_ids: Tensor | None = None,
         step: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
         """Returns the loss [B] in nats; training minimises its mean.
 
@@ -173,7 +174,7 @@ class VAE(nn.Module):
 
         Args:
             x0: [B, *shape].
-            labels: not used.
+            labels, part: not used.
             seed, sample_ids, step: of the noise contract.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}

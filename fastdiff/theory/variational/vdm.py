@@ -176,6 +176,7 @@ class VDM(nn.Module):
         seed: int,
         sample_ids: Tensor | None = None,
         step: int = 0,
+        part: tuple[int, int] | None = None,
     ) -> Tensor:
         """Returns the bound at one time per sample, [B] in bits per dimension.
 
@@ -187,13 +188,14 @@ class VDM(nn.Module):
             x0: [B, *shape].
             labels: int64 [B], for networks with classes.
             seed, sample_ids, step: of the noise contract.
+            part: (start, total), the positions of this share of a larger batch; None for a whole.
         """
         ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
         counter: dict[str, Any] = {"seed": seed, "sample_ids": ids, "step": step}
         y = self._labels(labels)
         if y is not None and self.label_dropout:
             y = drop_labels(y, self.network.null_label, self.label_dropout, **counter)
-        u = draw(self.time_sampling, ids, seed=seed, step=step)
+        u = draw(self.time_sampling, ids, seed=seed, step=step, part=part)
         unit = math.log(2) * math.prod(self.shape)
         diffusion = diffusion_terms(
             lambda z, g: self.predict(z, g, y),
