@@ -1,15 +1,16 @@
-"""Data sets that fit in memory: uint8 images with labels, and points of the plane with a density.
+"""Data sets: images with labels, and points of the plane with a density.
 
-Both kinds have `batch(index) -> (x0, labels)`, `shape` (of one example), `examples` (their number),
-`levels` (of a pixel; None for continuous data), `classes` and `name`. `load` finds a data set by
-the name that the command line uses.
+What they have in common is in `Data`; `batches` yields their examples in the order of a plan.
+`load` finds a data set by the name that the command line uses.
 """
 
 from __future__ import annotations
 
 from os import PathLike
 
+from .contract import Condition, Data
 from .fashion_mnist import BUNDLED, BUNDLED_TRAIN, DataSet, load_fashion_mnist
+from .loading import batches
 from .toys import TOYS, Toy, load_toy
 
 IMAGES = {
@@ -61,8 +62,11 @@ __all__ = [
     "IMAGES",
     "NAMES",
     "TOYS",
+    "Condition",
+    "Data",
     "DataSet",
     "Toy",
+    "batches",
     "family",
     "load",
     "load_fashion_mnist",

@@ -72,8 +72,11 @@ class DataSet(NamedTuple):
     def examples(self) -> int:
         return len(self.images)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (x0 float32 [B, C, H, W] in [-1, 1], labels [B]); level k becomes k/127.5 - 1."""
+    def batch(self, index: Tensor, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Returns (x0 float32 [B, C, H, W] in [-1, 1], labels [B]); level k becomes k/127.5 - 1.
+
+        Nothing is drawn: the seed and the epoch change nothing.
+        """
         return self.images[index].to(torch.float32) / 127.5 - 1.0, self.labels[index]
 
 

@@ -105,8 +105,8 @@ class Toy:
     def examples(self) -> int:
         return len(self.points)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns (x0 float32 [B, 2], labels [B])."""
+    def batch(self, index: Tensor, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
+        """Returns (x0 float32 [B, 2], labels [B]). The seed and the epoch change nothing."""
         return self.points[index], self.labels[index]
 
     def log_density(self, x: Tensor) -> Tensor:
