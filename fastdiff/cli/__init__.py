@@ -17,6 +17,7 @@ from .output import Parser, safe_warnings, say
 # command: its module, which is imported only where the command is named or all are listed
 COMMANDS = {
     "train": "fastdiff.cli.train",
+    "data": "fastdiff.cli.data",
     "sample": "fastdiff.cli.sample",
     "resume": "fastdiff.cli.resume",
     "info": "fastdiff.cli.info",

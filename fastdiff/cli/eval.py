@@ -13,6 +13,7 @@ import torch
 from .. import data as datasets
 from ..outside import shown
 from ..versions import __version__
+from .data_flags import add_data_flags, load_data
 from .options import add_options, parse_options, threads
 from .output import say, say_json
 
@@ -44,10 +45,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="model folder, shipped name, or `uniform`"
     )
-    parser.add_argument(
-        "--data", choices=datasets.NAMES, help="(the data of the first folder's training)"
-    )
-    parser.add_argument("--data-root", help="folder of fashion-mnist-full's IDX files")
+    add_data_flags(parser, default="the data of the first folder's training")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="(test)")
     parser.add_argument(
         "--images", type=int, help="number of images (1000, or all if there are fewer)"
@@ -138,7 +136,7 @@ def _run(args: argparse.Namespace) -> int:
         from .figures import new
 
         new(1, 1)  # raises without matplotlib before the work, not after it
-    data = datasets.load(_data(args), args.split, args.data_root)
+    data = load_data(args, args.split, trained=_trained_on(args))
     request = Request(
         images=args.images or min(1000, data.examples - args.first),
         first=args.first,
@@ -187,24 +185,24 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _data(args: argparse.Namespace) -> str:
-    """Returns --data, or the data that the first folder was trained on."""
+def _trained_on(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Returns what the first folder says about its data; None with --data."""
     from ..pretrained import read_config
 
     if args.data:
-        return args.data
+        return None
     for name in args.models:
         if name != UNIFORM:
-            trained = read_config(name).get("data", {}).get("name")
-            if trained is None:
+            trained = read_config(name).get("data", {})
+            if trained.get("name") is None:
                 raise ValueError(
                     f"expected --data, got none, and {name} does not say what it was trained on."
                 )
-            return datasets.family(trained)
+            return trained
     raise ValueError("expected --data for the uniform model, got none.")
 
 
-def _warn_of_overlap(name: str, data: datasets.DataSet | datasets.Toy, first: int) -> None:
+def _warn_of_overlap(name: str, data: datasets.Data, first: int) -> None:
     """Warns on stderr where the test images of the full set were a model's training images."""
     from ..pretrained import read_config
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import images
-from ..data import DataSet, Toy
+from ..data import Data, Toy
 from ..grad_mode import restored
 from ..pretrained.files import write_atomically
 from ..sampler import Sampler
@@ -25,7 +25,7 @@ DRAWS = 64  # latents for the density of one point
 LOWEST = math.exp(-12.0)  # lower densities are left white
 
 
-def check(system: Any, data: DataSet | Toy) -> None:
+def check(system: Any, data: Data) -> None:
     """Raises what `draw` would raise, before a training.
 
     ValueError for a system that can't draw samples of x alone, RuntimeError without matplotlib,
@@ -42,12 +42,16 @@ def check(system: Any, data: DataSet | Toy) -> None:
         from .figures import new
 
         new(1, 1)
+    elif data.levels is None:
+        raise ValueError(
+            f"expected pictures or points of the plane for --plot, got {data.name}. Leave it out."
+        )
 
 
-def draw(system: Any, data: DataSet | Toy, path: str | PathLike[str], *, seed: int = 0) -> None:
+def draw(system: Any, data: Data, path: str | PathLike[str], *, seed: int = 0) -> None:
     """Writes the figure as PNG. Raises ValueError and RuntimeError, see `check`."""
     check(system, data)
-    if isinstance(data, DataSet):
+    if not isinstance(data, Toy):
         pictures = (
             images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()
         )

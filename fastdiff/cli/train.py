@@ -14,6 +14,7 @@ import torch
 from .. import data as datasets
 from ..outside import shown
 from ..theory.registry import SYSTEMS
+from .data_flags import add_data_flags, load_data, stored_options
 from .exit_status import AGAIN, INTERRUPTED
 from .options import add_options, parse_options, parse_value, threads
 from .output import say
@@ -48,6 +49,7 @@ SHORTHANDS = {
 }
 EPILOG = """examples:
   fastdiff train --model unet --out runs/unet --steps 3000 --data fashion-mnist-full
+  fastdiff train --out runs/pets --data pets/ --size 64 --flip --test-share 0.1
   fastdiff train --model vae --out runs/vae --minutes 8 --option latent=32
   fastdiff train --model vdm --out runs/moons --data moons --plot moons.png
   fastdiff train --model vae --options                lists the options of a system
@@ -59,18 +61,13 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a system: U-Net, VAE, HVAE, VDM, score model, classifier, super-resolution",
-        description=(
-            "Train a system. Data: `fashion-mnist` is the 9,000 bundled images,"
-            " `fashion-mnist-full` the 60,000 of Debian's dataset-fashion-mnist (or --data-root);"
-            " `mixture`, `moons` and `swiss-roll` are points of the plane."
-        ),
+        description="Train a system on named data, a folder of pictures, or other files.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", choices=sorted(SYSTEMS), help="the system (unet)")
     parser.add_argument("--out", help="folder for checkpoints, loss curve and the finished model")
-    parser.add_argument("--data", choices=datasets.NAMES, help="(fashion-mnist)")
-    parser.add_argument("--data-root", help="folder of fashion-mnist-full's IDX files")
+    add_data_flags(parser, augment=True)
     run_ = parser.add_argument_group("the run")
     run_.add_argument(
         "--steps",
@@ -139,12 +136,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.save_every < 1:
         raise ValueError(f"expected --save-every >= 1, got {args.save_every}.")
     if args.options:
-        return _list_options(args.model or RUN["model"], args.data or RUN["data"], args.data_root)
+        return _list_options(args)
     if not args.out:
         raise ValueError("expected --out FOLDER, got none.")
     out = Path(args.out)
     arguments = _arguments(args, out)
-    data = datasets.load(arguments["data"], "train", args.data_root)
+    data = load_data(args, "train", run=arguments, augment=True)
     torch.manual_seed(arguments["seed"])  # of the network's initial weights
     system = make(arguments["model"], data, **arguments["options"]).to(args.device)
     if args.plot:
@@ -225,11 +222,12 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         raise ValueError(
             f"{out} holds a training run already; pass --resume to continue it, or another --out."
         )
-    points = flags.get("data", RUN["data"]) not in datasets.IMAGES
+    points = flags.get("data", RUN["data"]) in datasets.TOYS
     arguments = {**(saved or RUN | (POINTS if points else {})), **flags}
-    known = options_of(
-        arguments["model"], datasets.load(arguments["data"], "train", args.data_root)
-    )
+    data_options = stored_options(args, None if saved is None else saved.get("data_options", {}))
+    if data_options:
+        arguments["data_options"] = data_options
+    known = options_of(arguments["model"], load_data(args, "train", run=arguments, augment=True))
     for flag, value in shorthands.items():
         name = next((n for n in SHORTHANDS[flag] if n in known), None)
         if name is None:
@@ -242,6 +240,8 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         options = {name: value} | options
     arguments["options"] = {**(saved or {"options": {}})["options"], **options}
     for key, value in (saved or {}).items():
+        if key == "data" and not {value, arguments[key]} & set(datasets.NAMES):
+            continue  # files may move: the trainer compares what is in them
         if arguments[key] != value:
             raise ValueError(
                 f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Start"
@@ -250,10 +250,12 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     return arguments
 
 
-def _list_options(model: str, data: str, root: str | None) -> int:
+def _list_options(args: argparse.Namespace) -> int:
     from ..theory.systems.presets import options_of
 
-    for name, value in options_of(model, datasets.load(data, "train", root)).items():
+    named = {"data": args.data or RUN["data"], "data_options": stored_options(args)}
+    data = load_data(args, "train", run=named)
+    for name, value in options_of(args.model or RUN["model"], data).items():
         say(f"{name}={value}")
     return 0
 

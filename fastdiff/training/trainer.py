@@ -210,6 +210,8 @@ class Trainer:
             "shape": list(self.data.shape),
             "range": [-1.0, 1.0] if self.data.levels else None,
         }
+        if origin := getattr(self.data, "origin", None):
+            data["origin"] = origin  # where `fastdiff eval` finds the data again
         final = round(self.losses[-1].loss, 6) if self.losses else None
         training = {
             **asdict(self.settings),

@@ -28,6 +28,7 @@ LEAVES = {
     "rng",
     "schedule",
     "table",
+    "user_code",
     "versions",
     "whole",
 }
@@ -42,6 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "rng": set(),
     "schedule": {"whole"},
     "table": set(),
+    "user_code": set(),
     "versions": set(),
     "whole": set(),
     "reference": set(),
@@ -76,6 +78,7 @@ BY_STRING = {
     "fastdiff.jobs.models.pipeline": "asks whether the package accelerate is installed",
     "fastdiff.moved": "old paths load the modules that moved",
     "fastdiff.pretrained": "public names load on first use",
+    "fastdiff.user_code": "imports the user's module",
     "fastdiff.theory.registry": "a system loads when a file names it",
     "fastdiff.theory.systems": "public names load on first use",
     "fastdiff.theory.variational": "public names load on first use",
