@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,6 +84,9 @@ def add_data_flags(
 def options_of_flags(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the options of the data that flags set."""
     found = {name: getattr(args, name, None) for name in OPTIONS}
+    file = found["label_file"]
+    if file not in (None, "none") and os.path.exists(file):
+        found["label_file"] = os.path.abspath(file)  # a model folder is used from other places
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -105,6 +109,14 @@ def stored_options(args: argparse.Namespace, saved: Mapping[str, Any] | None = N
                 f" {value}. Start another run in another folder."
             )
     return dict(saved)
+
+
+def may_be_same(before: str, now: str) -> bool:
+    """Whether two values of --data may be the same data. Files may have moved.
+
+    What is in the files is part of the data set's name, which the trainer compares.
+    """
+    return before == now or not {before, now} & set(datasets.NAMES)
 
 
 def load_data(

@@ -14,7 +14,7 @@ import torch
 from .. import data as datasets
 from ..outside import shown
 from ..theory.registry import SYSTEMS
-from .data_flags import add_data_flags, load_data, stored_options
+from .data_flags import add_data_flags, load_data, may_be_same, stored_options
 from .exit_status import AGAIN, INTERRUPTED
 from .options import add_options, parse_options, parse_value, threads
 from .output import say
@@ -224,6 +224,8 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         )
     points = flags.get("data", RUN["data"]) in datasets.TOYS
     arguments = {**(saved or RUN | (POINTS if points else {})), **flags}
+    if saved is not None and not may_be_same(saved["data"], arguments["data"]):
+        raise _another(out, "data", saved["data"], arguments["data"])
     data_options = stored_options(args, None if saved is None else saved.get("data_options", {}))
     if data_options:
         arguments["data_options"] = data_options
@@ -240,14 +242,16 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
         options = {name: value} | options
     arguments["options"] = {**(saved or {"options": {}})["options"], **options}
     for key, value in (saved or {}).items():
-        if key == "data" and not {value, arguments[key]} & set(datasets.NAMES):
-            continue  # files may move: the trainer compares what is in them
-        if arguments[key] != value:
-            raise ValueError(
-                f"expected the {key} {value} of the run in {out}, got {arguments[key]}. Start"
-                " another run in another folder."
-            )
+        if key != "data" and arguments[key] != value:
+            raise _another(out, key, value, arguments[key])
     return arguments
+
+
+def _another(out: Path, key: str, value: Any, got: Any) -> ValueError:
+    return ValueError(
+        f"expected the {key} {value} of the run in {out}, got {got}. Start another run in another"
+        " folder."
+    )
 
 
 def _list_options(args: argparse.Namespace) -> int:

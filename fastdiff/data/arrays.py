@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,13 +32,27 @@ _LOCAL = 30  # bytes of a zip's local header before its two names
 
 
 class Rows:
-    """The rows of an array of pictures."""
+    """The rows of an array.
 
-    def __init__(self, array: np.ndarray):
-        self._array = array
+    Args:
+        array: [N, …].
+        again: makes it again in a process that is not forked, which would else get a copy of a
+            mapped file; None copies it.
+    """
+
+    def __init__(self, array: np.ndarray, again: Callable[[], np.ndarray] | None = None):
+        self.array, self._again = array, again
 
     def read(self, example: int) -> np.ndarray:
-        return np.ascontiguousarray(self._array[example])
+        return np.ascontiguousarray(self.array[example])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | ({"array": None} if self._again else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._again:
+            self.array = self._again()
 
 
 class Vectors:
@@ -58,7 +73,7 @@ class Vectors:
                 f"{WHERE}: expected no {used[0]} for {listing.where}, which holds continuous data,"
                 f" got {getattr(options, used[0])}. Leave it out."
             )
-        self._array: np.ndarray = listing.facts["array"]
+        self._rows: Rows = listing.facts["rows"]
         self.origin, self.classes = dict(origin or {}), listing.classes
         self._chosen = torch.from_numpy(split_of(listing, split, options))
         labels = listing.labels
@@ -76,14 +91,14 @@ class Vectors:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self._array.shape[1:])
+        return tuple(self._rows.array.shape[1:])
 
     def batch(self, index: Tensor, *, seed: int = 0, epoch: int = 0) -> tuple[Tensor, Tensor]:
         """Returns (x0 float32 [B, …], labels [B]). The seed and the epoch change nothing.
 
         Raises ValueError for rows that are not finite.
         """
-        rows = np.asarray(self._array[self._chosen[index].numpy()], dtype=np.float32)
+        rows = np.asarray(self._rows.array[self._chosen[index].numpy()], dtype=np.float32)
         if not np.isfinite(rows).all():
             finite = np.isfinite(rows.reshape(len(rows), -1)).all(1)
             first = int(self._chosen[index][int(np.flatnonzero(~finite)[0])])
@@ -95,19 +110,13 @@ class Vectors:
 
 def array_file(path: Path, options: Options) -> Listing:
     """Returns the listing of an npy or npz file. Raises ValueError in one sentence."""
-    labels: np.ndarray | None = None
-    if path.suffix == ".npz":
-        arrays = _npz(path, options)
-        array = _first(arrays, PICTURES)
-        if array is None:
-            _refuse(path, "an array arr_0 or images", f"{sorted(arrays)[:4] or 'none'}")
-        labels = _first(arrays, LABELS)
-    else:
-        array = _npy(path)
+    array, labels = _content(path, options)
     labels = None if options.label_file == "none" else labels
     if options.label_file not in (None, "none"):
         labels = _npy(Path(options.label_file), "a label file, as .npy [N],")
-    return listing_of(array, labels, path.suffix[1:], path, file_digest(path), options)
+    made = listing_of(array, labels, path.suffix[1:], path, file_digest(path), options)
+    made.facts["rows"]._again = partial(_again, path, options)
+    return made
 
 
 def idx_files(path: Path, options: Options) -> Listing:
@@ -136,6 +145,22 @@ def idx_files(path: Path, options: Options) -> Listing:
     if any(parts):
         made.parts = parts
     return made
+
+
+def _content(path: Path, options: Options) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the examples of an npy or npz file, and the labels that an npz has."""
+    if path.suffix != ".npz":
+        return _npy(path), None
+    arrays = _npz(path, options)
+    array = _first(arrays, PICTURES)
+    if array is None:
+        _refuse(path, "an array arr_0 or images", f"{sorted(arrays)[:4] or 'none'}")
+    return array, _first(arrays, LABELS)
+
+
+def _again(path: Path, options: Options) -> np.ndarray:
+    array, _ = _content(path, options)
+    return channels_last(array, path) if array.dtype == np.uint8 else array
 
 
 def idx_in(folder: Path) -> dict[str, Path]:
@@ -174,9 +199,10 @@ def listing_of(
         numbers, classes = label_files.numbered(labels.tolist(), None, str(path))
     row = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
     names, sizes = Numbers(len(array)), [row] * len(array)
-    made = Listing(kind, path.resolve().name, names, sizes, Rows(array), numbers, classes)
+    rows = Rows(array)
+    made = Listing(kind, path.resolve().name, names, sizes, rows, numbers, classes)
     made.digest = f"{array.dtype} {list(array.shape)} {digest}"
-    made.facts["array"] = array
+    made.facts["rows"] = rows
     return made
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +77,7 @@ def latents_file(path: Path, options: Options) -> Listing:
     """Returns the listing of an npy file of latents. Raises ValueError in one sentence."""
     beside = path.with_suffix(".json")
     facts = parse_json(read_bytes(beside))
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises nearly anything on damaged bytes
-        reason = shown((str(error).splitlines() or [""])[0])[:160]
-        raise ValueError(
-            f"{WHERE}: expected latents in {shown(path)}, got {reason}. Write them again."
-        ) from None
+    array = _mapped(path)
     wrong = _wrong(facts, array)
     if wrong:
         raise ValueError(
@@ -101,19 +96,29 @@ def latents_file(path: Path, options: Options) -> Listing:
     else:
         classes = ()
     names = facts["names"] if facts["names"] is not None else Numbers(len(array))
-    made = Listing(
+    rows = Rows(array, partial(_mapped, path))
+    return Listing(
         "latents",
         path.resolve().name,
         names,
         [array[0].nbytes] * len(array),
-        Rows(array),
+        rows,
         numbers,
         tuple(classes),
         facts["parts"],
         digest=f"{[facts[k] for k in KEYS]} {file_digest(path)}",
-        facts={"array": array, **{k: facts[k] for k in KEYS}},
+        facts={"rows": rows, **{k: facts[k] for k in KEYS}},
     )
-    return made
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy raises nearly anything on damaged bytes
+        reason = shown((str(error).splitlines() or [""])[0])[:160]
+        raise ValueError(
+            f"{WHERE}: expected latents in {shown(path)}, got {reason}. Write them again."
+        ) from None
 
 
 def write(

@@ -15,6 +15,8 @@ from .options import WHERE, Options
 TEST = ("test", "val")  # folders of the split `test`, of which the first that exists counts
 
 SPLITS = ("train", "test", "all")
+# options that say which examples and labels there are, which the examples and labels say themselves
+_CHOOSE = ("label_file", "skip_broken", "test_share")
 
 
 class Store(Protocol):
@@ -107,9 +109,8 @@ def split_of(listing: Listing, split: str, options: Options) -> np.ndarray:
 
 def identity(listing: Listing, chosen: np.ndarray, options: Options) -> str:
     """Returns 12 hexadecimal digits of what the chosen examples and their reading depend on."""
-    digest = hashlib.sha256(
-        f"fastdiff data 1\n{sorted(options.stored().items())}\n{listing.digest}\n".encode()
-    )
+    used = sorted((k, v) for k, v in options.stored().items() if k not in _CHOOSE)
+    digest = hashlib.sha256(f"fastdiff data 1\n{used}\n{listing.digest}\n".encode())
     labels = listing.labels
     digest.update("\0".join(listing.classes).encode("utf-8", "surrogateescape"))
     for i in chosen.tolist():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -42,6 +43,8 @@ def batches(
         collate_fn=_same,
         worker_init_fn=_without_signals,
         generator=torch.Generator(),  # else the loader draws from torch's global generator
+        # a fork shares mapped files and the cache of decoded pictures; elsewhere it is unsafe
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
     for found in loader:
         if isinstance(found, Exception):

@@ -113,9 +113,10 @@ def family(name: str, origin: Mapping[str, Any] | None = None) -> str:
 def _open(path: Path, split: str, options: Options) -> Data:
     listing = _listing(path, options)
     origin = {"path": str(path.absolute()), "options": options.stored()}
-    if "array" in listing.facts and listing.kind == "latents":
+    rows = listing.facts.get("rows")
+    if listing.kind == "latents":
         return latents.Latents(listing, split, options, origin)
-    if "array" in listing.facts and listing.facts["array"].dtype.kind == "f":
+    if rows is not None and rows.array.dtype.kind == "f":
         return arrays.Vectors(listing, split, options, origin)
     return Pictures(listing, split, options, origin)
 

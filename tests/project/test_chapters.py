@@ -48,6 +48,16 @@ def test_rollouts() -> None:
     assert names["state"].done and names["state"].x.isfinite().all()
 
 
+def test_training_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("training/data.md")
+    assert names["data"].examples + names["held_out"].examples == 12
+    assert names["condition"]["text"][:, 0, 0].tolist() == [2.0, 5.0]
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
 @pytest.mark.parametrize(
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )
