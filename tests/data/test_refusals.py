@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -170,14 +171,30 @@ def test_zips_of_danger(kind: str, tmp_path: Path) -> None:
 
 def test_a_zip_that_says_a_small_size(tmp_path: Path) -> None:
     """The content of a member is unpacked up to the size that the zip states, and no further."""
-    path = tmp_path / "x.zip"
+    path, size = tmp_path / "x.zip", 32 << 20
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("cat/a.png", bytes(1 << 20))
+        file.writestr("cat/a.png", bytes(size))
     data = path.read_bytes()
-    for _ in range(2):  # in the local header and in the directory
-        data = data.replace((1 << 20).to_bytes(4, "little"), (100).to_bytes(4, "little"))
+    # in the local header and in the directory
+    path.write_bytes(data.replace(size.to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    tracemalloc.start()
+    try:
+        assert "damaged content" in refused(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_changed_pixel_in_a_zip_is_found(tmp_path: Path) -> None:
+    """BMP has no checksum of its own."""
+    path, file = tmp_path / "x.zip", io.BytesIO()
+    Image.fromarray(made.LEVELS[0]).save(file, format="BMP")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat/a.bmp", file.getvalue())
+    data = bytearray(path.read_bytes())
+    data[data.index(b"BM") + 100] ^= 1
     path.write_bytes(data)
-    assert "damaged content" in refused(path)
+    assert "cat/a.bmp" in refused(path)
 
 
 def tarred(path: Path, kind: bytes, name: str, size: int = 0) -> Path:
