@@ -16,6 +16,7 @@ from .. import rng
 
 # separates these seeds from those of training, which draws times and noise of the same counters
 _DOMAIN = 0x65786D706C730001
+_ELEMENTS = 1 << 17
 
 
 def counter(seed: int, epoch: int, index: Tensor) -> dict[str, Any]:
@@ -41,12 +42,13 @@ def within_level(levels: Tensor, seed: int, epoch: int, index: Tensor) -> Tensor
     """
     shape, size = levels.shape[1:], math.prod(levels.shape[1:])
     groups, x = torch.arange(-(-size // 4)), torch.empty(levels.shape, dtype=torch.float32)
-    for row in range(len(levels)):  # one by one: the words take 64 bytes an element
-        facts = counter(seed, epoch, index[row : row + 1])
-        words = rng.words(groups, **facts, stream=rng.STREAM_FORWARD)
-        u = torch.stack(words, dim=-1).reshape(-1)[:size]
+    at_once = max(1, _ELEMENTS // max(size, 1))  # the words take over 64 bytes an element
+    for start in range(0, len(levels), at_once):
+        part = slice(start, start + at_once)
+        words = rng.words(groups, **counter(seed, epoch, index[part]), stream=rng.STREAM_FORWARD)
+        u = torch.stack(words, dim=-1).flatten(1)[:, :size]
         u = ((u >> 8) | 1).to(torch.float32) * 2.0**-24
-        x[row] = (levels[row].to(torch.float32) + u.reshape(shape)) / 128.0 - 1.0
+        x[part] = (levels[part].to(torch.float32) + u.reshape(-1, *shape)) / 128.0 - 1.0
     return x
 
 

@@ -18,6 +18,7 @@ from .options import CROP_SHARE, FILTERS, Options
 
 ENCODED = 1 << 28  # bytes of a file
 PIXELS = 1 << 26  # of a picture
+_ORIENTATION = 0x0112  # of EXIF; 1 is upright
 # formats that Pillow decodes by itself; EPS, for instance, would start another program
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = frozenset(
@@ -93,7 +94,8 @@ def cut_from(options: Options) -> int:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # metadata that is damaged turns nothing
         return image
 

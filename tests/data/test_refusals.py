@@ -16,7 +16,7 @@ import made
 import numpy as np
 import pytest
 import torch
-from damage import HOSTILE, bytes_damages, outcome
+from damage import HOSTILE, bytes_damages, outcome, within
 from PIL import Image
 
 from fastdiff.data import decode, load, reopen, wrap
@@ -441,3 +441,22 @@ def test_items_of_other_forms(items: tuple[object, ...]) -> None:
 def test_an_iterable_has_no_order() -> None:
     with pytest.raises(TypeError, match=r"^fastdiff\.data: expected a map-style data set"):
         wrap(iter([X]))
+
+
+@pytest.mark.parametrize("format", decode.FORMATS)
+def test_damaged_pictures_of_every_format(format: str) -> None:
+    """Any error of a decoder becomes a reason; what is decoded has a mode that is used."""
+    from fastdiff.data import Options
+
+    file = io.BytesIO()
+    Image.fromarray(made.LEVELS[:4].reshape(16, 16, 3)).save(file, format=format)
+    refusals = 0
+    for bad in bytes_damages(file.getvalue(), 11, 120):
+        with within(10):
+            try:
+                levels = decode.prepare(decode.decode(bad), Options(size=8), 3)
+                assert levels.shape == (3, 8, 8) and levels.dtype == np.uint8
+            except decode.Unreadable as error:
+                refusals += 1
+                assert str(error).isprintable()
+    assert refusals > 10
