@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..grad_mode import restored
 from ..outside import shown
 from .data_flags import add_data_flags, load_data
 from .exit_status import UsageError
@@ -89,6 +90,7 @@ def _latents(args: argparse.Namespace) -> int:
     return 0
 
 
+@restored
 @torch.no_grad()
 def encode(vae: Any, x0: Tensor) -> tuple[Tensor, Tensor]:
     """Returns (mean, standard deviation) of the latents of pictures in [-1, 1].
