@@ -125,6 +125,11 @@ def _listing(path: Path, options: Options) -> Listing:
     if path.is_dir():
         if arrays.idx_in(path):
             return arrays.idx_files(path, options)
+        if (path / "spec.json").exists() and (path / "units").is_dir():
+            raise ValueError(
+                f"{WHERE}: expected pictures in {shown(path)}, got a dataset of `fastdiff sample`."
+                " Export it: fastdiff export FOLDER --format webdataset --out OUT."
+            )
         if any(path.glob("*.tar")):
             return stores.webdataset(path, options)
         return stores.folder(path, options)

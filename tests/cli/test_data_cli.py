@@ -116,6 +116,28 @@ def test_a_broken_picture_stops_the_run_or_is_left_out(
     assert read_json(Path("y/config.json"))["data"]["origin"]["options"]["skip_broken"] is True
 
 
+def test_exported_samples_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `fastdiff export` writes is read again, with its labels, by every format."""
+    monkeypatch.chdir(tmp_path)
+    few = ("--num", "4", "--steps", "1", "--classes", "Sneaker,Bag", "--threads", "1")
+    assert main(["sample", "--model", "fashion-mnist", "--out", "samples", *few]) == 0
+    found = {}
+    for format, out in (
+        ("webdataset", "tars"),
+        ("png", "pictures"),
+        ("npz", "samples.npz"),
+        ("npy", "samples.npy"),
+    ):
+        assert main(["export", "samples", "--format", format, "--out", out]) == 0
+        found[format] = load(out)
+        assert found[format].shape == (1, 28, 28)
+        x0, labels = found[format].batch(torch.arange(4))
+        assert torch.equal(x0, found["webdataset"].batch(torch.arange(4))[0])
+        assert labels.tolist() == ([0] * 4 if format == "npy" else [7, 8, 7, 8])
+    with pytest.raises(ValueError, match="got a dataset of `fastdiff sample`"):
+        load("samples")
+
+
 FACTORY = """
 import torch
 from torch.utils.data import TensorDataset
