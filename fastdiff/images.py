@@ -1,4 +1,4 @@
-"""From the data range [-1, 1] to pictures: 8-bit levels and labelled grids."""
+"""From the data range [-1, 1] to pictures: 8-bit levels, labelled grids, and points as dots."""
 
 from __future__ import annotations
 
@@ -66,3 +66,23 @@ def grid(
             )
             sheet.paste(image, (margin + x * cell_w + scale, y * cell_h + scale))
     return sheet
+
+
+def scatter(points: np.ndarray, *, size: int = 512, dot: int = 3) -> Image.Image:
+    """Points of the plane [N, 2] as dots, darker where many are; the first coordinate to the right.
+
+    Both axes have the same scale. The picture shows all points that are finite.
+    """
+    points = points[np.isfinite(points).all(1)].astype(np.float64)
+    shades = np.zeros((size, size))
+    if len(points):
+        low, high = points.min(0), points.max(0)
+        scale = (size - 8 * dot) / max(float((high - low).max()), 1e-12)
+        column, row = (((points - (low + high) / 2) * (scale, -scale)) + size / 2).T.astype(int)
+        for down in range(dot):
+            for right in range(dot):
+                at = row + down - dot // 2, column + right - dot // 2
+                np.add.at(shades, at, 1.0)
+    light = 0.6 ** shades[..., None]
+    colours = 255 * light + np.array([27, 108, 168]) * (1 - light)
+    return Image.fromarray(colours.round().astype(np.uint8))

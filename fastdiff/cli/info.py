@@ -9,6 +9,7 @@ from typing import Any
 
 from ..jobs.folder import Folder
 from ..jobs.info import Info, info
+from ..jobs.spec import RunSpec
 from ..outside import shown
 from .exit_status import usage_errors
 from .output import say, say_json
@@ -47,12 +48,10 @@ def run(args: argparse.Namespace) -> int:
 def describe(folder: Folder, found: Info) -> str:
     """Returns the report as text."""
     spec = folder.spec
-    plan = spec.plan.info
     lines = [
         (
             f"{shown(folder.path)}: ids {spec.ids[0]}-{spec.ids[1]} of seed {spec.seed},"
-            f" {shown(spec.model['name'])}, {shown(plan.get('solver'))}"
-            f" {shown(plan.get('steps'))} steps, guidance {spec.guidance_scale}"
+            f" {shown(spec.model['name'])}, {_drawn(spec)}"
         ),
         (
             f"  {found.done} of {found.units} units done ({found.images} of {found.samples}"
@@ -80,3 +79,12 @@ def describe(folder: Folder, found: Info) -> str:
     if found.unreadable:
         lines.append(f"  {found.unreadable} lines of log/ could not be read")
     return "\n".join(lines)
+
+
+def _drawn(spec: RunSpec) -> str:
+    """Returns what draws the samples, in words."""
+    if spec.drawer == "sample":
+        return "drawn by the model's own `sample`"
+    plan = spec.plan.info
+    steps = f"{shown(plan.get('solver'))} {shown(plan.get('steps'))} steps"
+    return f"{steps}, guidance {spec.guidance_scale}"

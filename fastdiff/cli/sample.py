@@ -70,6 +70,16 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--conditions", metavar="FILE", help="one line for each id: a class, a prompt, or JSON"
     )
+    parser.add_argument(
+        "--image",
+        nargs="+",
+        metavar="FILE",
+        help=(
+            "the small images that a super-resolution model enlarges, assigned to the ids in turn:"
+            " picture files, folders of them, or `test` for the test set of its training data."
+            " Pictures of the model's own size are made small first"
+        ),
+    )
     parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
     parser.add_argument("--steps", type=int, help="of the solver (25)")
     parser.add_argument("--eta", type=float, help="strength of DDIM's noise, 0 … 1")
@@ -219,7 +229,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             plan = dict(requested)
             plan.setdefault("threads", placement.threads)
-            plan.setdefault("steps", 25)
+            plan["solver_defaults"] = {"steps": 25}
             device = device_of(args.device, placement)
             job = Job.plan(**plan, device=device)
             folder = Folder.create(out, job.spec, job.conditions.file)
@@ -318,12 +328,13 @@ def differences(spec: RunSpec, requested: dict[str, Any], job: Job) -> list[str]
     }
     settings = dict(requested)
     lines = []
-    if {"classes", "conditions"} & settings.keys():
+    if {"classes", "conditions", "images"} & settings.keys():
         conditions = Conditions.of(
             job.model,
             ids=spec.ids,
             classes=settings.pop("classes", None),
             file=settings.pop("conditions", None),
+            images=settings.pop("images", None),
             check=False,  # its hash says whether it is the run's file
         )
         if conditions.identity != dict(spec.conditions):
@@ -377,7 +388,28 @@ def _requested(args: argparse.Namespace) -> dict[str, Any]:
         requested["ids"] = parse_id_range(args.ids)
     if args.shape is not None:
         requested["shape"] = parse_shape(args.shape)
+    if args.image is not None:
+        first, last = requested.get("ids", (0, 255))
+        requested["images"] = _images(args.image, args.model, last - first + 1)
     return requested | parse_options(args.option, also=requested)
+
+
+def _images(names: list[str], model: str | None, count: int) -> Any:
+    """Returns the images of --image: paths, or the first `count` of the test set."""
+    if names != ["test"]:
+        return names
+    from .. import data
+    from ..pretrained import read_config
+
+    trained = read_config(model or "fashion-mnist").get("data", {}).get("name")
+    if trained is None:
+        raise ValueError(
+            f"expected --image with files, got `test`, and {model} does not say what it was trained"
+            " on."
+        )
+    test = data.load(data.family(trained), "test")
+    x0, _ = test.batch(torch.arange(min(count, test.examples)))
+    return ((x0 + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def _recompute(args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from .. import data as datasets
 from ..outside import shown
 from ..theory.registry import SYSTEMS
 from .data_flags import add_data_flags, load_data, may_be_same, stored_options
+from .after_training import closing
 from .exit_status import AGAIN, INTERRUPTED
 from .options import add_options, parse_options, parse_value, threads
 from .output import say
@@ -168,19 +169,8 @@ def _run(args: argparse.Namespace) -> int:
         if signals:
             return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN
     else:
-        # `fastdiff sample` has no small images for super-resolution
-        sampled = (
-            hasattr(system, "for_sampler")
-            and not getattr(system, "given", ())
-            and arguments["data"] in datasets.IMAGES
-        )
-        then = (
-            f"fastdiff {'sample --model' if sampled else 'eval'}"
-            f" {out}{' --out samples' if sampled else ''}"
-        )
         say(
-            f"loss {loss:.4f} after {trainer.step} steps; {'sample' if sampled else 'evaluate'} it"
-            f" with: {then}"
+            f"loss {loss:.4f} after {trainer.step} steps; {closing(system, out, arguments['data'])}"
         )
     if args.plot:
         from .system_figure import draw

@@ -4,14 +4,18 @@ With a list of n classes, sample i has class i mod n of the list, in every run. 
 has one line per sample: line k, counted from 0, belongs to the id first + k. A line that begins
 with `{`, or is in double quotes, is JSON; any other is text: a class's name or number, or a prompt.
 
-The file is never held in memory. One pass hashes it and finds the offset of every 64th line; a
-unit's lines are then read by seeking.
+Super-resolution has a list of n small pictures, repeated in the same way; the dataset's folder
+holds them as one .npy file.
+
+A conditions file is never held in memory. One pass hashes it and finds the offset of every 64th
+line; a unit's lines are then read by seeking.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -20,9 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..outside import NotJSON, parse_json, shown
+from ..outside import NotJSON, parse_json, read_bytes, shown
+from .formats.npy import encode
 from .models import InvalidEntry, Model
 from .models.conditioning import Arguments, Conditioning
+from .models.pictures import Pictures, SmallPictures
 
 _WHERE = "fastdiff.jobs"
 _STRIDE = 64  # lines between two known offsets
@@ -36,13 +42,14 @@ class Conditions:
     """Entries by sample id.
 
     Attributes:
-        identity: JSON-safe, {"classes": [entries in turn]}, {"file": SHA-256, "lines": number} or
-            {}.
-        file: the conditions file; None without one.
+        identity: JSON-safe, {"classes": [entries in turn]}, {"file": SHA-256, "lines": number},
+            {"pictures": SHA-256, "count": number} or {}.
+        file: what the dataset's folder keeps: the path of the conditions file, or the content of a
+            file of small pictures; None for neither.
     """
 
     identity: dict[str, Any]
-    file: Path | None = None
+    file: Path | bytes | None = None
 
     def entries(self, first: int, stop: int) -> list[Any]:
         """Returns the entries of the ids first … stop - 1, as `Model.conditions` takes them."""
@@ -55,6 +62,7 @@ class Conditions:
         ids: tuple[int, int],
         classes: str | Sequence[Any] | None = None,
         file: str | os.PathLike[str] | None = None,
+        images: Pictures | None = None,
         check: bool = True,
     ) -> Conditions:
         """Returns the conditions of a new run.
@@ -66,6 +74,7 @@ class Conditions:
             ids: the run's first and last sample id, both included.
             classes: indices or names, separated by commas; a name with a comma in double quotes.
             file: a conditions file.
+            images: of super-resolution, see `SmallPictures.read`.
             check: whether every line of the file is parsed now.
 
         Raises:
@@ -74,6 +83,8 @@ class Conditions:
         """
         if classes is not None and file is not None:
             raise ValueError(f"{_WHERE}: expected classes or a conditions file, got both.")
+        if images is not None or isinstance(model.conditioning, SmallPictures):
+            return _picture_conditions(model, classes, file, images)
         if file is not None:
             return FileConditions(model.conditioning, Path(file), ids, check)
         if classes is not None:
@@ -104,6 +115,8 @@ class Conditions:
 
         Raises ValueError for a file of another content, FileNotFoundError for a missing one.
         """
+        if "pictures" in identity:
+            return PictureConditions.read(identity, file)
         if "file" not in identity:
             return Conditions.of(model, ids=ids, classes=identity.get("classes"))
         if file is None:
@@ -129,6 +142,63 @@ class _CyclicConditions(Conditions):
 
     def entries(self, first: int, stop: int) -> list[Any]:
         return [self._entries[i % len(self._entries)] for i in range(first, stop)]
+
+
+class PictureConditions(Conditions):
+    """Small pictures, repeated: id i has picture i mod n.
+
+    pictures: uint8 [n, C, h, w].
+    """
+
+    def __init__(self, pictures: np.ndarray):
+        self._pictures, self.file = pictures, encode(np.ascontiguousarray(pictures))
+        digest = hashlib.sha256(self.file).hexdigest()
+        self.identity = {"pictures": digest, "count": len(pictures)}
+
+    def entries(self, first: int, stop: int) -> list[Any]:
+        return [self._pictures[i % len(self._pictures)] for i in range(first, stop)]
+
+    @staticmethod
+    def read(identity: Mapping[str, Any], file: str | os.PathLike[str] | None) -> PictureConditions:
+        """Returns the pictures of a run from its file.
+
+        Raises ValueError for a file of another content, FileNotFoundError for a missing one.
+        """
+        name = f"{identity['pictures'][:12]}…"
+        if file is None or not Path(file).is_file():
+            raise FileNotFoundError(f"{_WHERE}: expected the pictures {name} of the run, got none.")
+        problem = "another content. Restore the former file"
+        try:
+            content = read_bytes(file)
+            if hashlib.sha256(content).hexdigest() == identity["pictures"]:
+                pictures = np.load(io.BytesIO(content), allow_pickle=False)
+                if pictures.ndim == 4 and pictures.dtype == np.uint8 and len(pictures):
+                    return PictureConditions(pictures)
+                problem = "no pictures"
+        except (OSError, ValueError, EOFError) as error:
+            problem = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{_WHERE}: expected the pictures {name} that the run began with in {shown(file)}, got"
+            f" {shown(problem)}."
+        )
+
+
+def _picture_conditions(
+    model: Model, classes: Any, file: Any, images: Pictures | None
+) -> PictureConditions:
+    if not isinstance(model.conditioning, SmallPictures):
+        raise ValueError(
+            f"{_WHERE}: expected no images for {model!r}, which is not of super-resolution, got"
+            " some."
+        )
+    if images is None or classes is not None or file is not None:
+        got = "none" if classes is None and file is None else "classes or a conditions file"
+        raise ValueError(
+            f"{_WHERE}: expected the small images that {model!r} enlarges, got {got}. Pass --image"
+            " with files or folders of pictures, or `--image test` for the test set's (in Python"
+            " images=)."
+        )
+    return PictureConditions(model.conditioning.read(images))
 
 
 def _parse_classes(model: Model, classes: str | Sequence[Any]) -> list[Any]:
@@ -185,6 +255,8 @@ class FileConditions(Conditions):
         ids, check: see `Conditions.of`.
     """
 
+    file: Path
+
     def __init__(self, conditioning: Conditioning, path: Path, ids: tuple[int, int], check: bool):
         if not path.is_file():
             raise FileNotFoundError(f"{_WHERE}: expected the conditions file {path}, got none.")
@@ -211,7 +283,6 @@ class FileConditions(Conditions):
         if not numbers:
             return []
         start = numbers[0]
-        assert self.file is not None
         with open(self.file, "rb") as file:
             if _stamp(file.fileno()) != self._index.stamp:
                 raise ValueError(
@@ -231,7 +302,6 @@ class FileConditions(Conditions):
 
         Repeated lines are looked up in a cache, and texts are skipped where the model takes any.
         """
-        assert self.file is not None
         conditioning, parsed, first = self._conditioning, set[bytes](), None
         with open(self.file, "rb") as file:
             file.seek(self._index.offsets[0])

@@ -1,7 +1,7 @@
 """A dataset's folder: its layout, and how a unit is written to it completely or not at all.
 
     spec.json                    the run spec, written first
-    conditions-<hash>.txt        the conditions file, where the run has one
+    conditions-<hash>.txt        the conditions file, where the run has one; .npy for pictures
     shards/00012/000012345.npy   the samples of unit 12345 (other formats: fastdiff.jobs.formats)
     trajectories/…               its trajectories, where the run saves them
     units/00012/000012345.json   its record: ids, labels, hashes, timing. Written last; a unit with
@@ -64,7 +64,7 @@ class Folder:
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], spec: RunSpec, conditions: Path | None = None
+        cls, path: str | os.PathLike[str], spec: RunSpec, conditions: Path | bytes | None = None
     ) -> Folder:
         """Writes the spec into a new or empty folder, unless another worker has done so.
 
@@ -276,6 +276,8 @@ class Folder:
 
 def conditions_name(conditions: Mapping[str, Any]) -> str | None:
     """Returns the name of a conditions file in a dataset's folder, which depends on its content."""
+    if "pictures" in conditions:
+        return f"conditions-{conditions['pictures'][:16]}.npy"
     return f"conditions-{conditions['file'][:16]}.txt" if "file" in conditions else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,11 +15,11 @@ from .. import images
 from ..backend import hardware
 from ..grad_mode import restored
 from ..outside import shown
-from ..sampler import Callback
-from . import machine
+from ..sampler import Callback, Sampler
+from . import machine, own_draw
 from .conditions import Conditions
 from .formats import FORMATS, Format
-from .models import Model, is_code, never_exits, open_model, origin
+from .models import Model, Pictures, is_code, never_exits, open_model, origin
 from .spec import RunSpec, SpecMismatch, differences
 from .trajectory import Trajectory, saved_rows
 from .units import Units
@@ -52,14 +52,16 @@ class Failure(NamedTuple):
         step: the row of the plan, None for the decoder.
         sigma: noise level before that row, at which the network was called; None where the plan
             knows no levels.
+        place: in words, where there is no row.
     """
 
     sample_id: int
     step: int | None
     sigma: float | None
+    place: str = "in the decoder"
 
     def __str__(self) -> str:
-        where = "in the decoder" if self.step is None else f"after step {self.step}"
+        where = self.place if self.step is None else f"after step {self.step}"
         return f"sample {self.sample_id} is not finite {where}" + (
             f", sigma {self.sigma:g}" if self.sigma else ""
         )
@@ -73,16 +75,22 @@ class Job:
         model: the model to sample from.
         conditions: entries of the samples.
         device: where the network runs.
-        sampler: the model's sampler with the spec's plan.
+        sampler: the model's sampler with the spec's plan. A model that draws its samples itself
+            has none: reading it raises ValueError.
     """
 
     def __init__(self, spec: RunSpec, model: Model, conditions: Conditions, device: torch.device):
         self.spec, self.model, self.conditions, self.device = spec, model, conditions, device
-        self.sampler = model.sampler(
-            plan=spec.plan,
-            guidance_scale=_scale(spec.guidance_scale),
-            network_batch=spec.network_batch,
-            network_dtype=DTYPES[spec.dtype],
+        if spec.drawer == "sampler":
+            _ = self.sampler
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        return self.model.sampler(
+            plan=self.spec.plan,
+            guidance_scale=_scale(self.spec.guidance_scale),
+            network_batch=self.spec.network_batch,
+            network_dtype=DTYPES[self.spec.dtype],
         )
 
     @classmethod
@@ -96,6 +104,7 @@ class Job:
         network_batch: int | None = None,
         classes: str | None = None,
         conditions: str | PathLike[str] | None = None,
+        images: Pictures | None = None,
         guidance_scale: float | Sequence[float] | None = None,
         dtype: str = "auto",
         threads: int | None = None,
@@ -104,6 +113,7 @@ class Job:
         shape: Sequence[int] | None = None,
         device: str | torch.device | None = None,
         save: str | None = None,
+        solver_defaults: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> Job:
         """Opens the model, traces the plan and returns the job, with everything in its spec.
@@ -117,6 +127,8 @@ class Job:
             network_batch: rows of every network call, default the unit.
             classes: class indices or names, separated by commas; the ids cycle through them.
             conditions: a file with one line per id.
+            images: the small pictures that super-resolution enlarges: paths of files and folders,
+                or uint8 [n, C, H, W]; the ids cycle through them.
             guidance_scale: gamma; the model's own by default.
             dtype: the network's: fp32, bf16, fp16 or auto, which is bf16 on CPUs with AMX, else
                 fp32.
@@ -128,7 +140,10 @@ class Job:
             save: `trajectory`, or `trajectory=ROWS` with ROWS such as 0,3,5 or 2-7: each unit also
                 stores the states and log-probabilities of these rows of the plan, by default of all
                 that draw noise.
-            settings: of the sampler: solver, steps, eta, timestep_spacing and others.
+            solver_defaults: settings that apply where the model is drawn by a sampler and
+                `settings` does not name them.
+            settings: of the sampler: solver, steps, eta, timestep_spacing and others; of a model
+                that draws its samples itself, those of its system's `sample`, such as mean.
 
         Raises ValueError, FileNotFoundError and ImportError in one sentence.
         """
@@ -142,12 +157,19 @@ class Job:
         units = Units(*ids, unit)
         device = find_device(device)
         opened = open_model(model, shape=shape, decode=decode, device=device)
-        entries = Conditions.of(opened, ids=ids, classes=classes, file=conditions)
+        entries = Conditions.of(opened, ids=ids, classes=classes, file=conditions, images=images)
+        if opened.draw is None:
+            for name, value in (solver_defaults or {}).items():
+                settings.setdefault(name, value)
         if guidance_scale is not None:
             settings["guidance_scale"] = guidance_scale
-        sampler = opened.sampler(**settings)
-        opened.check(sampler, entries.entries(ids[0], ids[0] + 1))
-        gamma = sampler.guidance_scale
+        if opened.draw is None:
+            sampler = opened.sampler(**settings)
+            opened.check(sampler, entries.entries(ids[0], ids[0] + 1))
+            gamma, plan = sampler.guidance_scale, sampler.plan
+        else:
+            own_draw.check(opened, settings, network_batch=network_batch, dtype=dtype, save=save)
+            gamma, plan, dtype = 1.0, own_draw.PLAN, "fp32"
         FORMATS[format].check(*_sample_kind(opened, FORMATS[format]))
         spec = RunSpec(
             model={
@@ -166,11 +188,11 @@ class Job:
                 tuple(float(g) for g in gamma) if isinstance(gamma, Sequence) else float(gamma)
             ),
             conditions=entries.identity,
-            plan=sampler.plan,
+            plan=plan,
             format=format,
             threads=hardware.usable_cpus() if threads is None else threads,
             machine=_describe_machine(device, opened, FORMATS[format]),
-            save=None if save is None else saved_rows(save, sampler.plan),
+            save=None if save is None else saved_rows(save, plan),
         )
         return cls(spec, opened, entries, device)
 
@@ -209,6 +231,7 @@ class Job:
         found = _describe_machine(device, opened, FORMATS[spec.format])
         lines = differences(spec.model["identity"], opened.identity, "model")
         lines += differences(dict(spec.machine), found, "machine")
+        lines += differences(spec.drawer, "sampler" if opened.draw is None else "sample", "drawer")
         if lines:
             raise SpecMismatch(mismatch(where, lines))
         return cls(spec, opened, entries, device)
@@ -249,7 +272,9 @@ class Job:
                 "cond": cond,
                 "uncond": uncond,
             }
-            if spec.save is None or callback is not None:
+            if self.model.draw is not None:
+                x = own_draw.samples(self.model, spec, block, self.device)
+            elif spec.save is None or callback is not None:
                 x = self.sampler.sample(shape, callback=callback, **given)
             else:
                 rollout = self.sampler.rollout(shape, rows=spec.save, **given)
@@ -291,6 +316,8 @@ class Job:
         if failures:
             return drawn, failures[0]
         sample, row = finite.index(False), None
+        if self.model.draw is not None:
+            return drawn, Failure(ids[sample], None, None, "as the model draws it")
         if self.spec.save is not None and drawn.trajectory is not None:
             number = drawn.trajectory.first_not_finite(sample)
             row = None if number is None else self.spec.save[number]

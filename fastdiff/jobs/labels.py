@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .conditions import FileConditions
+from .conditions import FileConditions, PictureConditions
 from .models.conditioning import Arguments, Classes, Custom, InvalidEntry
 from .spec import RunSpec
 
@@ -34,6 +34,12 @@ class SpecLabels:
         self._file: FileConditions | None = None
         self.problem = ""
         if file is None:
+            return
+        if "pictures" in spec.conditions:  # which have no labels
+            try:
+                PictureConditions.read(spec.conditions, file)
+            except (ValueError, OSError) as error:
+                self.problem = str(error)
             return
         try:
             found = FileConditions(_Numbers(takes.get("classes") or 1), file, spec.ids, check=False)

@@ -1,10 +1,11 @@
-"""Writes grid.png: a contact sheet of the first pictures of a dataset."""
+"""Writes grid.png: a contact sheet of the first pictures of a dataset, or its first points."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from .. import images
 from .folder import Folder
@@ -12,13 +13,23 @@ from .formats import FORMATS
 from .records import records
 
 MOST = 256  # pictures on the sheet
+POINTS = 10_000  # of the plane
 
 
 def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
     """Writes grid.png, with a row per class where there are classes.
 
-    Returns False, and writes nothing, where the samples are no pictures.
+    Returns False, and writes nothing, where the samples are neither pictures nor points of the
+    plane.
     """
+    fmt = FORMATS[folder.spec.format]
+    if folder.spec.model["shape"] == [2]:
+        parts: list[np.ndarray] = []
+        for record in records(folder.path):
+            parts.append(fmt.read(folder.path, record))
+            if sum(map(len, parts)) >= POINTS:
+                break
+        return _write(folder, images.scatter(np.concatenate(parts)[:POINTS])) if parts else False
     arrays: list[np.ndarray] = []
     labels: list[int] | None = []
     for record in records(folder.path):
@@ -28,13 +39,19 @@ def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
             or len(record["shape"]) != 4
         ):
             return False
-        arrays.append(FORMATS[folder.spec.format].read(folder.path, record))
+        arrays.append(fmt.read(folder.path, record))
         labels = None if record["labels"] is None or labels is None else labels + record["labels"]
         if sum(map(len, arrays)) >= MOST:
             break
     if not arrays:
         return False
     pictures = np.concatenate(arrays)[:MOST]
-    sheet = images.grid(pictures, None if labels is None else np.array(labels[:MOST]), classes)
-    folder.write("grid.png", lambda file: sheet.save(file, format="PNG"))
+    return _write(
+        folder,
+        images.grid(pictures, None if labels is None else np.array(labels[:MOST]), classes),
+    )
+
+
+def _write(folder: Folder, picture: Image.Image) -> bool:
+    folder.write("grid.png", lambda file: picture.save(file, format="PNG"))
     return True

@@ -51,7 +51,8 @@ class RunSpec:
         dtype: of the network: fp32, bf16 or fp16.
         guidance_scale: gamma.
         conditions: identity of the samples' conditions (fastdiff.jobs.conditions).
-        plan: the table of the run's steps.
+        plan: the table of the run's steps. A model that draws its samples itself has a plan without
+            rows, whose info says "drawer": "sample".
         format: of the data files (fastdiff.jobs.formats).
         threads: CPU threads of a worker.
         machine: see fastdiff.jobs.machine.
@@ -93,6 +94,11 @@ class RunSpec:
     @property
     def units(self) -> Units:
         return Units(*self.ids, self.unit)
+
+    @property
+    def drawer(self) -> str:
+        """What draws the samples: a `sampler` by the plan, or the model's own `sample`."""
+        return "sample" if self.plan.info.get("drawer") == "sample" else "sampler"
 
     def _content(self) -> dict[str, Any]:
         scale = self.guidance_scale
@@ -289,6 +295,8 @@ def _conditions(value: Any) -> bool:
         return False
     if value.keys() == {"file", "lines"}:  # the hash becomes the name of a file
         return isinstance(value["file"], str) and bool(HASH.fullmatch(value["file"]))
+    if value.keys() == {"pictures", "count"}:
+        return bool(HASH.fullmatch(str(value["pictures"]))) and _whole(value["count"], 1)
     classes = value.get("classes")
     labels = value.keys() == {"classes"} and isinstance(classes, list) and len(classes) > 0
     return value == {} or labels
@@ -322,7 +330,7 @@ FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda v: _number(v) or (isinstance(v, list) and v and all(map(_number, v))),
         "a number or a list of numbers",
     ),
-    "conditions": (_conditions, "{}, a list of classes, or the hash and the lines of a file"),
+    "conditions": (_conditions, "{}, a list of classes, or the hash of a file"),
     "format": (lambda v: isinstance(v, str) and v in FORMATS, f"one of {', '.join(FORMATS)}"),
     "threads": (lambda v: _whole(v, 1, THREADS), f"a whole number from 1 to {THREADS}"),
     "machine": (

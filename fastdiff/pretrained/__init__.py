@@ -10,8 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
+    "Drawer": "folders",
     "FORMAT_VERSION": "folders",
     "load": "folders",
+    "load_drawer": "folders",
     "load_system": "folders",
     "locate": "folders",
     "read_config": "folders",
@@ -21,8 +23,10 @@ _WHERE = {
 }
 
 __all__ = [
+    "Drawer",
     "FORMAT_VERSION",
     "load",
+    "load_drawer",
     "load_system",
     "locate",
     "read_config",
@@ -34,7 +38,9 @@ __all__ = [
 if TYPE_CHECKING:
     from .folders import (
         FORMAT_VERSION,
+        Drawer,
         load,
+        load_drawer,
         load_system,
         locate,
         read_config,

@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,21 +58,54 @@ def read_config(path: str | PathLike[str]) -> dict[str, Any]:
     return config
 
 
+class Drawer(NamedTuple):
+    """How samples of a model folder are drawn: by a sampler, or by the system's own `sample`.
+
+    Attributes:
+        system: the folder's system, in eval mode; None for a folder of a network alone.
+        network, schedule, settings: the arguments of `fastdiff.Sampler`; None, None and {} for a
+            system that draws by `system.sample(n, seed=, sample_ids=)`.
+    """
+
+    system: Any
+    network: torch.nn.Module | None
+    schedule: Schedule | None
+    settings: dict[str, Any]
+
+
 def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str, Any]]:
     """Returns (network in eval mode, schedule, sampler settings) of a folder or a shipped model.
 
     Raises FileNotFoundError for a missing folder. Raises ValueError for files that can't be read or
     do not belong together, and for systems that a sampler can't draw from.
     """
+    drawer = load_drawer(path)
+    if drawer.network is None or drawer.schedule is None:
+        raise ValueError(
+            f"fastdiff.pretrained: expected a diffusion model in {shown(path)}, got the system"
+            f" {registry.name_of(drawer.system)!r}. Draw samples with"
+            " fastdiff.pretrained.load_system(path).sample(n, seed=…)."
+        )
+    return drawer.network, drawer.schedule, drawer.settings
+
+
+def load_drawer(path: str | PathLike[str]) -> Drawer:
+    """Returns how to draw samples of a folder or a shipped model, with its networks in eval mode.
+
+    Raises as `load` does; ValueError for a system without samples, such as a classifier.
+    """
     config, header = _read(path)
     tensors = functools.partial(read_tensors, locate(path) / "model.safetensors")
+    system: Any = None
     if "system" in config:
-        system: Any = _system(config, header, tensors, path)
+        system = _system(config, header, tensors, path).eval()
         if not hasattr(system, "for_sampler"):
+            if hasattr(system, "sample"):
+                return Drawer(system, None, None, {})
             raise ValueError(
-                f"fastdiff.pretrained: expected a diffusion model in {shown(path)}, got the system"
-                f" {config['system']['name']!r}. Draw samples with"
-                " fastdiff.pretrained.load_system(path).sample(n, seed=…)."
+                f"fastdiff.pretrained: expected a system with samples in {shown(path)}, got the"
+                f" system {config['system']['name']!r}. Evaluate it with `fastdiff eval"
+                f" {shown(path)}`."
             )
         network, schedule, settings = system.for_sampler()
     else:
@@ -84,7 +117,7 @@ def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str
     if "prediction_type" in config:
         # an error of `normalize` names the types that there are
         settings |= {"prediction_type": normalize(config["prediction_type"])}
-    return network.eval(), schedule, settings | config.get("sampler", {})
+    return Drawer(system, network.eval(), schedule, settings | config.get("sampler", {}))
 
 
 def load_system(path: str | PathLike[str]) -> torch.nn.Module:

@@ -20,6 +20,7 @@ from .decoder import Decoder, check_latents, load_decoder
 from .factory import from_factory, never_exits, origin
 from .folder import from_folder
 from .model import Model, sizes
+from .pictures import Pictures, SmallPictures
 from .pipeline import INDEX, from_pipeline
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "Conditioning",
     "InvalidEntry",
     "Model",
+    "Pictures",
+    "SmallPictures",
     "is_code",
     "never_exits",
     "open_model",

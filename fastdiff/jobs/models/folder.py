@@ -4,50 +4,82 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...pretrained import load, locate, read_config
+from ...pretrained import Drawer, load_drawer, locate, read_config
 from . import digest
 from .conditioning import Classes, Conditioning
 from .model import Model
+from .pictures import SmallPictures
+
+_KEYS = ("model", "schedule", "prediction_type", "sampler")
+SMALL = "small"  # what the samples of super-resolution are given
 
 
 def from_folder(name: str) -> Model:
-    """Returns the model of a folder. Raises FileNotFoundError and ValueError that name the file."""
+    """Returns the model of a folder. Raises FileNotFoundError and ValueError that name the file.
+
+    A diffusion model is drawn by a sampler, a latent-variable model by its system's own `sample`.
+    """
     config = read_config(name)
-    network, schedule, settings = load(name)
-    # a system's folder may say nothing of a network
-    arguments = getattr(network, "config", config.get("model", {}).get("config", {}))
-    facts = {
+    drawer = load_drawer(name)
+    facts: dict[str, Any] = {
         "kind": "folder",
         "name": name,
         "weights_sha256": digest.of_file(locate(name) / "model.safetensors"),
-        "config": {
-            key: config[key]
-            for key in ("model", "schedule", "prediction_type", "sampler")
-            if key in config
-        },
+        "config": {key: config[key] for key in _KEYS if key in config},
     }
-    conditions: Conditioning | None = None
-    if arguments.get("num_classes"):
-        names = config.get("data", {}).get("classes", ())
-        conditions = Classes(
-            arguments["num_classes"], names, null_label=getattr(network, "null_label", None)
-        )
+    if not {"model", "schedule"} <= config.keys():  # only the system says what the samples are
+        facts["config"]["system"] = config["system"]
+    arguments = _arguments(drawer)
+    shape = _shape(name, config, drawer, arguments)
+    if drawer.network is None:
+        return Model(drawer.system, shape, draw=drawer.system.sample, facts=facts)
     return Model(
-        network,
-        _shape(name, arguments),
-        schedule=schedule,
-        settings=settings,
-        conditions=conditions,
+        drawer.network,
+        shape,
+        schedule=drawer.schedule,
+        settings=drawer.settings,
+        conditions=_conditions(config, drawer, shape, arguments),
         facts=facts,
     )
 
 
-def _shape(name: str, arguments: dict[str, Any]) -> tuple[int, ...]:
-    """Returns the shape of one sample, from the arguments that the network is built with."""
+def _arguments(drawer: Drawer) -> dict[str, Any]:
+    """Returns the arguments that the network is built with; {} where they are not known."""
+    inner = getattr(drawer.system, "network", drawer.network)
+    return dict(getattr(inner, "config", {}))
+
+
+def _conditions(
+    config: dict[str, Any], drawer: Drawer, shape: tuple[int, ...], arguments: dict[str, Any]
+) -> Conditioning | None:
+    """Returns what the samples are conditioned on: classes, small pictures, or nothing (None)."""
+    system = drawer.system
+    if SMALL in getattr(system, "given", ()):
+        return SmallPictures(shape, system.factor, system.reduce, system.enlarge)
+    if not arguments.get("num_classes"):
+        return None
+    inner = getattr(system, "network", drawer.network)
+    return Classes(
+        arguments["num_classes"],
+        config.get("data", {}).get("classes", ()),
+        null_label=getattr(inner, "null_label", None),
+    )
+
+
+def _shape(
+    name: str, config: dict[str, Any], drawer: Drawer, arguments: dict[str, Any]
+) -> tuple[int, ...]:
+    """Returns the shape of one sample: the system's, the network's input's, or the data's."""
+    shape = getattr(drawer.system, "shape", None)
+    if shape is not None:
+        return tuple(shape)
     if "dim" in arguments:
         return (arguments["dim"],)
     if "channels" in arguments and "size" in arguments:
         return (arguments["channels"], arguments["size"], arguments["size"])
+    known = config.get("data", {}).get("shape")
+    if known:
+        return tuple(known)
     raise ValueError(
         f"fastdiff.jobs: expected a network of pictures or vectors in {name}, got one with the"
         f" arguments {sorted(arguments)}."

@@ -1,5 +1,8 @@
 """A model as batch jobs use it: a network, its samplers, its conditions and its identity.
 
+A latent-variable model has no sampler: its system draws n samples itself, as a pure function of the
+seed and the sample ids, in one call (`draw`).
+
 Two kinds of samplers are made of a model. The first has a solver and computes the plan, once, for
 the run's spec. The samplers of the workers are given that plan and compute none, because NumPy's
 float64 functions differ between processors.
@@ -7,6 +10,7 @@ float64 functions differ between processors.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -50,6 +54,9 @@ class Model:
         decode: latents [B, …] -> pictures [B, C, H, W] in [-1, 1].
         facts: JSON-safe, what else the samples depend on; part of `identity`.
         sampler: instead of schedule and settings, a function (plan=None, **settings) -> Sampler.
+        draw: instead of schedule, settings and sampler, for models that are drawn without steps, a
+            function (n, *, seed, sample_ids, **settings) -> samples [n, *shape], each of which
+            depends on the seed and its id only. There are no conditions.
 
     Without classes and conditions, an entry is an object of the network's own keyword arguments,
     and is required only if the network has required ones.
@@ -57,6 +64,7 @@ class Model:
     Attributes:
         sampler: sampler(**settings) computes a plan for a spec, sampler(plan=plan, **settings) uses
             that of a spec.
+        draw: as passed; None for a model with samplers.
         conditioning: parses the entries and makes the network's arguments.
         identity: JSON-safe; equal on every worker of a run.
         latents: whether the samples are an autoencoder's latents, which only a decoder turns into
@@ -81,9 +89,24 @@ class Model:
         decode: Callable[[Tensor], Tensor] | None = None,
         facts: Mapping[str, Any] | None = None,
         sampler: Samplers | None = None,
+        draw: Callable[..., Tensor] | None = None,
     ):
         where = "fastdiff.jobs.Model"
-        if not callable(network):
+        if draw is not None:
+            given = {
+                "schedule": schedule,
+                "settings": settings or None,
+                "classes": classes or None,
+                "num_classes": num_classes,
+                "conditions": conditions,
+                "sampler": sampler,
+            }
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{where}: expected draw or {name}, got both.")
+            conditions = Arguments(lambda x, t: x)  # which takes none
+            sampler = self._no_sampler
+        if draw is None and not callable(network):
             raise TypeError(
                 f"{where}: expected a callable model(x, t, **cond), got {type(network).__name__}."
             )
@@ -99,6 +122,7 @@ class Model:
         self.schedule, self.settings = schedule, dict(settings or {})
         self.decode, self.latents = decode, False
         self.sampler: Samplers = sampler or self._sampler
+        self.draw = draw
         self.facts = dict(facts or {})
         count = len(classes) if num_classes is None else num_classes
         if conditions is not None and count:
@@ -114,6 +138,12 @@ class Model:
             self.conditioning = Arguments(network)
         if isinstance(network, nn.Module):
             network.eval().requires_grad_(False)
+
+    @property
+    def draw_settings(self) -> list[str]:
+        """Names of the settings of `draw`."""
+        known = [] if self.draw is None else list(inspect.signature(self.draw).parameters)
+        return [name for name in known if name not in ("n", "seed", "sample_ids")]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -164,6 +194,12 @@ class Model:
             "takes": dict(self.conditioning.identity),
             "decode": decode,
         }
+
+    def _no_sampler(self, plan: Any = None, **settings: Any) -> Sampler:
+        raise ValueError(
+            f"fastdiff.jobs: expected a model that is drawn by a sampler, got {self!r}, which draws"
+            " its samples itself."
+        )
 
     def _sampler(self, plan: Any = None, **settings: Any) -> Sampler:
         settings = merged(self.settings, settings)

@@ -140,6 +140,17 @@ class ScoreModel(nn.Module):
         }
 
     @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The shape of a sample; None for a network that does not say its sizes."""
+        config = dict(getattr(self.network, "config", {}))
+        if "dim" in config:
+            return (config.get("out") or config["dim"],)
+        if "channels" in config and "size" in config:
+            channels = config.get("out_channels") or config["channels"]
+            return (channels, config["size"], config["size"])
+        return None
+
+    @property
     def schedule(self) -> Schedule:
         """The SDE's path."""
         return self.sde.schedule()

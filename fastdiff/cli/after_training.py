@@ -1,0 +1,40 @@
+"""What `fastdiff train` says at its end: the command that draws samples of the new model.
+
+Every system of the registry has one that runs (tests/cli/test_after_training.py runs them all).
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from .. import data as datasets
+
+
+def next_command(system: Any, out: str | os.PathLike[str], data: str) -> tuple[str, list[str]]:
+    """Returns (what it does, the words of the command) for a model folder `out`.
+
+    A system without samples, such as a classifier, is evaluated. Super-resolution enlarges the
+    small images of the test set, or of the folder that it was trained on.
+
+    Args:
+        system: that was trained.
+        out: its folder.
+        data: the argument --data of its training.
+    """
+    folder = os.fspath(out)
+    if not (hasattr(system, "sample") or hasattr(system, "for_sampler")):
+        return "evaluate", ["fastdiff", "eval", folder]
+    given: list[str] = []
+    if getattr(system, "given", ()):
+        given = ["--image", "test" if data in datasets.NAMES else data]
+    samples = str(Path(folder).parent / f"{Path(folder).absolute().name}-samples")
+    return "sample", ["fastdiff", "sample", "--model", folder, *given, "--out", samples]
+
+
+def closing(system: Any, out: str | os.PathLike[str], data: str) -> str:
+    """Returns the end of the last line: `sample it with: fastdiff sample …`. See `next_command`."""
+    what, words = next_command(system, out, data)
+    return f"{what} it with: {shlex.join(words)}"
