@@ -144,7 +144,10 @@ def _run(args: argparse.Namespace) -> int:
     arguments = _arguments(args, out)
     data = load_data(args, "train", run=arguments, augment=True)
     torch.manual_seed(arguments["seed"])  # of the network's initial weights
-    system = make(arguments["model"], data, **arguments["options"]).to(args.device)
+    if args.resume:  # defaults of options may have changed since the run began
+        system = _saved_system(out).to(args.device)
+    else:
+        system = make(arguments["model"], data, **arguments["options"]).to(args.device)
     if args.plot:
         from .system_figure import check
 
@@ -242,6 +245,15 @@ def _another(out: Path, key: str, value: Any, got: Any) -> ValueError:
         f"expected the {key} {value} of the run in {out}, got {got}. Start another run in another"
         " folder."
     )
+
+
+def _saved_system(out: Path) -> Any:
+    """Returns the system that a run in the folder `out` trains, with new weights."""
+    from ..theory.registry import find
+    from ..training.folder import read
+
+    system = read(out)[1]["identity"]["system"]
+    return find(system["name"])(**system["config"])
 
 
 def _list_options(args: argparse.Namespace) -> int:

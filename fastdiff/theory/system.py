@@ -48,6 +48,11 @@ class System(Protocol):
             probes; with labels, of the likelihood given them.
         terms(x0, labels, *, seed, sample_ids, times) -> TimedBound: for `fastdiff eval --plot`.
         given: names of what every density of it is conditioned on.
+        pending() -> [b, k]: float64 rows that its last call of `loss` left to record, in the order
+            of the batch; they are then forgotten.
+        record(rows): takes the rows of a whole training step, of all shares in the order of the
+            global batch. The trainer calls it once per step on every rank. For systems that learn
+            from losses.
     """
 
     config: dict[str, Any]

@@ -1,8 +1,16 @@
-"""A denoiser: minimises E ‖target - network(x_t, t, y)‖² over t, x0 and eps.
+"""A denoiser: minimises E w_t ‖target - network(x_t, t, y)‖² over t, x0 and eps.
 
 (Ho et al. 2020, eq. 14, for any target.) x_t = alpha_t x0 + sigma_t eps; the target is that of the
-prediction type (fastdiff.prediction), t is uniform. A share of the labels is dropped, so that one
+prediction type (fastdiff.prediction). The weights w_t, the times t and a learned variance are
+options; without them w_t = 1 and t is uniform. A share of the labels is dropped, so that one
 network learns both p(x|y) and p(x) (Ho & Salimans 2022, algorithm 1).
+
+A network that gives epsilon must reproduce x_t where noise is all that there is, and one that gives
+x0 where there is almost none: an error of the size of sigma_t is then an error of the size of eps.
+With `precondition` the prediction is computed from an output F of unit size (Karras et al. 2022,
+eq. 7, for x_t of unit size):
+
+    x0 = alpha_t x_t + sigma_t F,  eps = sigma_t x_t - alpha_t F      if alpha_t² + sigma_t² = 1
 """
 
 from __future__ import annotations
@@ -17,8 +25,16 @@ from ...grad_mode import restored
 from ...prediction import normalize, target
 from ...schedule import Schedule
 from ..likelihood.bound import elbo
+from ..likelihood.table import VARIANCES
 from ..system import TimedBound, drop_labels
+from ..variational.denoising import DenoisingLoss
+from ..variational.times import SAMPLINGS, LossAware, draw, uniform
+from ..variational.weights import TIMESTEP_WEIGHTINGS, output_weight, timestep_weights
 from .noising import Noised
+
+LOSSES = ("mse", "vlb", "hybrid")
+TIMES = (*SAMPLINGS, "loss_aware")
+LEARNED = ("learned", "learned_range")
 
 
 class Denoiser(Noised):
@@ -33,6 +49,23 @@ class Denoiser(Noised):
             range.
         likelihood: the likelihood of the data at the least noisy point, `discretized` (8-bit levels
             in [-1, 1]) or `gaussian` (a density).
+        loss: `mse`, the weighted squared error; `vlb`, the terms of the bound in bits per
+            dimension; `hybrid`, the squared error, and vlb_share times the bound for the variance
+            alone (Nichol & Dhariwal 2021, eq. 16).
+        weighting: of the squared error, see fastdiff.theory.variational.weights. `output` is 1 on
+            the error of the prediction type.
+        precondition: whether the network gives F, the type `edm`, from which the prediction is
+            computed.
+        times: how the times of a training step are drawn (fastdiff.theory.variational.times):
+            `uniform`, `antithetic`, `stratified`, or `loss_aware` by the losses so far.
+        variance: of p(x_{t-1}|x_t) in the bound, see `likelihood.vlb_table`; None for
+            `learned_range` with the loss `hybrid`, else `fixed_small`. With a learned one the
+            network gives twice the channels.
+        vlb_share: see `loss`.
+
+    Attributes:
+        output_type: the prediction type of the network's output.
+        learned: whether the network gives a variance too.
 
     Raises:
         ValueError: for numbers or names outside these.
@@ -46,11 +79,40 @@ class Denoiser(Noised):
         label_dropout: float = 0.1,
         clip_range: float | None = 1.0,
         likelihood: str = "discretized",
+        loss: str = "mse",
+        weighting: str = "output",
+        precondition: bool = False,
+        times: str = "uniform",
+        variance: str | None = None,
+        vlb_share: float = 1e-3,
     ):
         if not 0 <= label_dropout <= 1:
             raise ValueError(
                 f"fastdiff.theory.systems: expected label_dropout in [0, 1], got {label_dropout}."
             )
+        for name, value, known in (
+            ("loss", loss, LOSSES),
+            ("weighting", weighting, TIMESTEP_WEIGHTINGS),
+            ("times", times, TIMES),
+            ("variance", variance, (None, *VARIANCES)),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"fastdiff.theory.systems: expected {name} in {list(known)}, got {value!r}."
+                )
+        # a key that is left out has the value of versions that did not know it
+        further = {
+            key: value
+            for key, value, former in (
+                ("loss", loss, "mse"),
+                ("weighting", weighting, "output"),
+                ("precondition", precondition, False),
+                ("times", times, "uniform"),
+                ("variance", variance, None),
+                ("vlb_share", vlb_share, 1e-3),
+            )
+            if value != former
+        }
         super().__init__(
             network,
             schedule,
@@ -58,10 +120,53 @@ class Denoiser(Noised):
             label_dropout=label_dropout,
             clip_range=clip_range,
             likelihood=likelihood,
+            **further,
         )
         self.prediction_type, self.label_dropout = normalize(prediction_type), label_dropout
+        self.output_type = "edm" if precondition else self.prediction_type
         self.clip_range, self.likelihood = clip_range, likelihood
+        self.kind, self.times_drawn = loss, times
+        self.variance = variance or ("learned_range" if loss == "hybrid" else "fixed_small")
+        self.learned = self.variance in LEARNED
+        if loss == "hybrid" and not self.learned:
+            raise ValueError(
+                "fastdiff.theory.systems: expected variance in"
+                f" {list(LEARNED)} for the loss hybrid, got {variance!r}."
+            )
         self.null_label = self.network.null_label
+        self._weights, self._further = self._objective(weighting, vlb_share)
+        self.aware = LossAware(self.schedule.num_train_timesteps) if times == "loss_aware" else None
+        self._pending: Tensor | None = None
+
+    def _objective(
+        self, weighting: str, vlb_share: float
+    ) -> tuple[Tensor | None, DenoisingLoss | None]:
+        """Returns (factors of the output's squared error [T], the loss with the bound).
+
+        None for factors 1, and without the bound.
+        """
+        weights = None
+        if weighting != "output" or self.output_type != self.prediction_type:
+            weights = timestep_weights(
+                weighting, self.schedule, self.output_type, of=self.prediction_type
+            )
+        if self.kind == "mse":
+            return weights, None
+        on_eps = output_weight(self.output_type, self.alpha, self.sigma).reciprocal()
+        if self.kind == "hybrid" and not bool(on_eps.isfinite().all()):
+            raise ValueError(
+                "fastdiff.theory.systems: expected a schedule without pure noise for the loss"
+                f" hybrid, got {self.schedule!r}."
+            )
+        further = DenoisingLoss(
+            self.schedule,
+            prediction_type=self.output_type,
+            objective=self.kind,
+            variance=self.variance,
+            vlb_share=vlb_share,
+            weights=on_eps if weights is None else on_eps * weights,
+        )
+        return weights, further
 
     def condition(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Returns the network's arguments other than (x_t, t).
@@ -91,25 +196,81 @@ class Denoiser(Noised):
         step: int,
         part: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Returns the mean over elements of (target - network(x_t, t, y))², [B].
+        """Returns w_t times the mean over elements of (target - network(x_t, t, y))², [B].
 
         x0: [B, …]; labels: int64 [B]. The noise is stream 2; for epsilon it is never stored.
-        part: not used, since times follow from the sample ids.
+        part: the positions of this share of a larger batch, for times drawn by position. The losses
+            `vlb` and `hybrid` are those of `DenoisingLoss`; loss-aware times have the factors that
+            keep the mean.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
-        t = self.draw_times(**counter)
+        t, importance = self._draw(part, counter)
         cond = self.condition(x0, self.drop(labels, **counter))
-        if self.prediction_type == "epsilon":
+        if self._further is not None:
+            losses = self._further(self.network, x0, t, cond=cond, **counter)
+        else:
+            losses = self._squared_error(x0, t, cond, counter)
+        if importance is None:
+            return losses
+        self._pending = torch.stack([t.double(), losses.detach().double()], 1)
+        return losses * importance.to(losses.dtype)
+
+    def _draw(
+        self, part: tuple[int, int] | None, counter: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Returns (t int64 [B], the factors of the losses [B] or None)."""
+        if self.times_drawn == "uniform":
+            return self.draw_times(**counter), None
+        ids, others = counter["sample_ids"], {k: counter[k] for k in ("seed", "step")}
+        if self.aware is not None:
+            t, importance = self.aware(uniform(ids, **others))
+            return t, importance
+        size = self.schedule.num_train_timesteps
+        u = draw(self.times_drawn, ids, part=part, **others)
+        return (u * size).floor().to(torch.int64).clamp(max=size - 1), None
+
+    def _squared_error(
+        self, x0: Tensor, t: Tensor, cond: dict[str, Tensor], counter: dict[str, Any]
+    ) -> Tensor:
+        """Returns w_t·mean (target - output)² [B]; a learned variance is not read."""
+        weights = None
+        if self._weights is not None:
+            self._weights = self._weights.to(t.device)
+            weights = self._weights[t]
+        if self.output_type == "epsilon":
             x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
-            return ops.noise_mse(self.network(x_t, self.times[t], **cond), **counter)
+            out = self._mean(self.network(x_t, self.times[t], **cond), x0)
+            return ops.noise_mse(out, weight=weights, **counter)
         eps = ops.randn(
             x0.shape, stream=rng.STREAM_FORWARD, dtype=x0.dtype, device=x0.device, **counter
         )
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, noise=eps)
         each = (-1,) + (1,) * (x0.ndim - 1)
         alpha, sigma = (table[t].to(x0.dtype).view(each) for table in (self.alpha, self.sigma))
-        expected = target(self.prediction_type, x0, eps, alpha, sigma)
-        return (self.network(x_t, self.times[t], **cond) - expected).square().flatten(1).mean(1)
+        expected = target(self.output_type, x0, eps, alpha, sigma)
+        out = self._mean(self.network(x_t, self.times[t], **cond), x0)
+        errors = (out - expected).square().flatten(1).mean(1)
+        return errors if weights is None else errors * weights.to(errors.dtype)
+
+    def _mean(self, out: Tensor, x0: Tensor) -> Tensor:
+        return out.chunk(2, dim=1)[0] if self.learned else out
+
+    def pending(self) -> Tensor:
+        """Returns what the last call of `loss` left to record, float64 [B, 2], and forgets it.
+
+        The rows are (t, loss without the factor of loss-aware times), in the order of the batch;
+        none for other times.
+        """
+        rows, self._pending = self._pending, None
+        return self.alpha.new_zeros(0, 2) if rows is None else rows
+
+    def record(self, rows: Tensor) -> None:
+        """Takes the rows of `pending` of a whole training step, in the order of its batch.
+
+        Loss-aware times depend on them from the next step on.
+        """
+        if self.aware is not None and len(rows):
+            self.aware.update(rows[:, 0].to(torch.int64), rows[:, 1])
 
     def bound(
         self,
@@ -119,7 +280,7 @@ class Denoiser(Noised):
         seed: int,
         sample_ids: Tensor,
         times: int = 64,
-        variance: str = "fixed_small",
+        variance: str | None = None,
     ) -> dict[str, Tensor]:
         """Returns the terms of the variational bound of the chain of all T steps, [B] each in nats.
 
@@ -130,7 +291,7 @@ class Denoiser(Noised):
             labels: [B], or None for the bound on -ln p(x0) without labels.
             times: how many of the T - 1 denoising terms are computed for each sample. They are
                 different for each sample and spread evenly; their sum is scaled up without bias.
-            variance: of p(x_{t-1}|x_t), see `likelihood.vlb_table`.
+            variance: of p(x_{t-1}|x_t), see `likelihood.vlb_table`; None for that of the system.
         """
         return self.terms(
             x0, labels, seed=seed, sample_ids=sample_ids, times=times, variance=variance
@@ -146,7 +307,7 @@ class Denoiser(Noised):
         seed: int,
         sample_ids: Tensor,
         times: int = 64,
-        variance: str = "fixed_small",
+        variance: str | None = None,
     ) -> TimedBound:
         """Returns the terms of `bound` and the contribution of each time."""
         t, scale = self.spread_times(times, seed, sample_ids)
@@ -154,8 +315,8 @@ class Denoiser(Noised):
             self.network,
             x0,
             self.schedule,
-            prediction_type=self.prediction_type,
-            variance=variance,
+            prediction_type=self.output_type,
+            variance=variance or self.variance,
             times=t,
             seed=seed,
             sample_ids=sample_ids,
@@ -176,7 +337,7 @@ class Denoiser(Noised):
         return (
             self.network,
             self.schedule,
-            {"prediction_type": self.prediction_type, "clip_range": self.clip_range},
+            {"prediction_type": self.output_type, "clip_range": self.clip_range},
         )
 
     def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
@@ -184,7 +345,7 @@ class Denoiser(Noised):
         return {
             "model": self.network,
             "schedule": self.schedule,
-            "prediction_type": self.prediction_type,
+            "prediction_type": self.output_type,
             "dequantization": "gaussian" if self.likelihood == "discretized" else None,
             "cond": {} if labels is None else {"y": labels},
             "fractional_times": not self.schedule.continuous,

@@ -12,10 +12,11 @@ from typing import Any
 from torch import nn
 
 from ...models import LEVELS, MLP, Classifier, ImageUNet, UNet
+from ...prediction import normalize
 from ...schedule import FORMULAS, Schedule
 from ..registry import find
 from ..score.model import network_for
-from .denoiser import Denoiser
+from .denoiser import LEARNED, Denoiser
 from .superres import SuperResolution
 
 # systems that contain a network, with their network for images and for points; options that are not
@@ -33,6 +34,16 @@ SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}
 # sines and cosines of wave lengths 4, 2 and 1; without them a network learns a ring instead of the
 # eight points of the mixture
 WAVES = (-1, 0, 1)
+# of a denoiser: chosen by the prediction type, see `objective_of`
+AUTO = {"weighting": "auto", "precondition": "auto"}
+# (weighting, precondition) by prediction type; `output` and False for the others. With these all
+# types reach about one bound (docs/training/objectives.md)
+OBJECTIVES = {
+    "epsilon": ("simple", True),
+    "flow": ("output", True),
+    "score": ("simple", True),
+    "x0": ("v", True),
+}
 # default arguments of the constructors, for images and for points
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
@@ -49,7 +60,8 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "score": ({"fourier": LEVELS}, {"fourier": WAVES}),
-    "unet": ({}, {"waves": WAVES}),
+    "superres": (AUTO, AUTO),
+    "unet": (AUTO, {"waves": WAVES, **AUTO}),
     "vdm": ({}, {"likelihood": "gaussian", "fourier": WAVES}),
 }
 # arguments that follow from the data or from other arguments
@@ -85,6 +97,7 @@ def make(name: str, data: Any, **options: Any) -> Any:
     if name not in NETWORKS:
         return kind(**{"shape": data.shape, **arguments})
     own = {k: arguments.pop(k) for k in _own(name, data)}
+    own |= objective_of(own) if "precondition" in own else {}
     if name == "score":
         sizes = _sizes(name, data)
         network = network_for(
@@ -92,8 +105,11 @@ def make(name: str, data: Any, **options: Any) -> Any:
         )
         return kind(network, likelihood=_likelihood(data), **own)
     schedule = _schedule(own.pop("schedule"), own.pop("timesteps"))
+    sizes = _sizes(name, data)
+    if own.get("loss") == "hybrid" or own.get("variance") in LEARNED:
+        sizes |= {"out" if data.levels is None else "out_channels": 2 * data.shape[0]}
     network = _network(name, data)(
-        **_sizes(name, data), **arguments, time_scale=1000.0 if schedule.continuous else 1.0
+        **sizes, **arguments, time_scale=1000.0 if schedule.continuous else 1.0
     )
     if name == "classifier":
         return kind(network, schedule)
@@ -104,6 +120,13 @@ def make(name: str, data: Any, **options: Any) -> Any:
         clip_range=1.0 if data.levels else None,
         likelihood=_likelihood(data),
     )
+
+
+def objective_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns weighting and precondition of a denoiser's options, `auto` by its prediction type."""
+    kind = normalize(options["prediction_type"])
+    chosen = dict(zip(AUTO, OBJECTIVES.get(kind, ("output", False)), strict=True))
+    return {k: v if options[k] == "auto" else options[k] for k, v in chosen.items()}
 
 
 def options_of(name: str, data: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Losses of a denoiser with a discrete schedule, for training loops of your own.
+"""Losses of a denoiser with a discrete schedule: of `Denoiser`, and for loops of your own.
 
-One timestep per sample; the systems of the registry have their own losses.
+One timestep per sample.
 
     L_simple   mean_e (eps - eps^)²                                        (Ho et al. 2020, eq. 14)
     weighted   w(SNR_t)·L_simple                            (fastdiff.theory.variational.weights)
@@ -45,6 +45,8 @@ class DenoisingLoss:
             learned variance the network's output has twice the channels; the other objectives read
             the first half.
         cap, sigma_data: see `weight`.
+        weights: [T] instead of the objective's weighting, factors of (eps - eps^)² such as
+            `timestep_weights` returns for epsilon.
 
     Raises ValueError for other names.
     """
@@ -59,6 +61,7 @@ class DenoisingLoss:
         vlb_share: float = 1e-3,
         cap: float = 5.0,
         sigma_data: float = 0.5,
+        weights: Tensor | None = None,
     ):
         if objective not in OBJECTIVES:
             raise ValueError(
@@ -74,8 +77,10 @@ class DenoisingLoss:
         self.objective, self.vlb_share = objective, vlb_share
         self._alpha, self._sigma = torch.tensor(schedule.alpha), torch.tensor(schedule.sigma)
         weighting = objective if objective in WEIGHTINGS else "simple"
-        self._weight = weight(
-            weighting, torch.tensor(schedule.log_snr), cap=cap, sigma_data=sigma_data
+        self._weight = (
+            weight(weighting, torch.tensor(schedule.log_snr), cap=cap, sigma_data=sigma_data)
+            if weights is None
+            else weights.double()
         )
         self._table: Tensor | None = None
         if objective in ("vlb", "hybrid"):
