@@ -16,10 +16,11 @@ from ..backend import hardware
 from ..grad_mode import restored
 from ..outside import shown
 from ..sampler import Callback, Sampler
+from ..user_code import never_exits, origin
 from . import machine, own_draw
 from .conditions import Conditions
 from .formats import FORMATS, Format
-from .models import Model, Pictures, is_code, never_exits, open_model, origin
+from .models import Model, Pictures, is_code, open_model
 from .spec import RunSpec, SpecMismatch, differences
 from .trajectory import Trajectory, saved_rows
 from .units import Units
@@ -263,7 +264,7 @@ class Job:
         spec, block, ids = self.spec, self.spec.units.block(unit), self.spec.units.ids(unit)
         entries = self.conditions.entries(block.start, block.stop)
         own = slice(ids.start - block.start, ids.stop - block.start)
-        with never_exits(f"the model {spec.model['name']}"):
+        with never_exits(f"the model {spec.model['name']}", "fastdiff.jobs"):
             cond, uncond = self.model.conditions(entries)
             shape, trajectory = (len(block), *self.model.shape), None
             given: dict[str, Any] = {

@@ -24,23 +24,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def sinusoids(t: Tensor, dim: int, max_period: float = 10_000.0, scale: float = 1.0) -> Tensor:
+def sinusoids(
+    t: Tensor,
+    dim: int,
+    max_period: float = 10_000.0,
+    scale: float = 1.0,
+    shift: float = 0.0,
+) -> Tensor:
     """Returns the sinusoidal embedding of times.
 
-        [cos(s t w_i), sin(s t w_i)],   w_i = max_period^(-i / (dim/2))
+        [cos(s t w_i), sin(s t w_i)],   w_i = max_period^(-i / (dim/2 - shift))
 
     Args:
         t: [B] times, integer or floating point.
         dim: the width of the embedding, even.
         max_period: the longest wave length over 2 pi.
         scale: s; 1000 for times in [0, 1], so that their embedding is that of a thousand timesteps.
+        shift: 1 where the longest wave is exactly max_period (Ho et al. 2020's code).
 
     Returns:
         [B, dim] float32.
     """
     half = dim // 2
     freqs = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half)
+        torch.arange(half, dtype=torch.float32, device=t.device)
+        * (-math.log(max_period) / (half - shift))
     )
     angle = (t.to(torch.float32) * scale)[:, None] * freqs
     return torch.cat([angle.cos(), angle.sin()], dim=1)
@@ -73,10 +81,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """y = x + W softmax(q k^T / sqrt(d)) v over the H W positions, q, k, v linear in norm(x)."""
 
-    def __init__(self, channels: int, heads: int, groups: int) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm: nn.Module = nn.GroupNorm(groups, channels, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
         nn.init.zeros_(self.out.weight)

@@ -1,4 +1,4 @@
-"""What a trainable system is, and the label dropout that systems with labels share.
+"""What a trainable system is.
 
 A system is a `torch.nn.Module` that defines the loss that training minimises and the bound that
 evaluation reports. All randomness in it is a pure function of (seed, step, sample id), so a run
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
-from .. import rng
+from .conditions import Condition
 
 
 class TimedBound(NamedTuple):
@@ -60,7 +59,7 @@ class System(Protocol):
     def loss(
         self,
         x0: Tensor,
-        labels: Tensor,
+        labels: Condition,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -79,7 +78,7 @@ class System(Protocol):
     def bound(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -87,20 +86,3 @@ class System(Protocol):
     ) -> dict[str, Tensor]:
         """Returns terms [B] in nats; in expectation their sum is at least -ln p(x0)."""
         ...
-
-
-def drop_labels(
-    labels: Tensor,
-    null_label: int,
-    share: float,
-    *,
-    seed: int | Tensor,
-    sample_ids: Tensor,
-    step: int,
-) -> Tensor:
-    """Returns the labels [B], each replaced by the null label with probability `share`.
-
-    (Ho & Salimans 2022, algorithm 1.) The decision is word 1 of stream 4 of the noise contract.
-    """
-    dropped = rng.uniform(seed=seed, sample_ids=sample_ids, step=step, word=1) < share
-    return torch.where(dropped, torch.full_like(labels, null_label), labels)

@@ -19,8 +19,8 @@ from fastdiff.cli import main
 from fastdiff.jobs import Folder, Job, ray
 from fastdiff.jobs.job import check_trust
 from fastdiff.jobs.models import open_model
-from fastdiff.jobs.models.factory import origin
 from fastdiff.jobs.verify import verify
+from fastdiff.user_code import origin
 
 USAGE, FAILED = 2, 1
 CODE = """

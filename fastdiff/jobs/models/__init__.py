@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ...pretrained import shipped
 from .conditioning import Classes, Conditioning, InvalidEntry
 from .decoder import Decoder, check_latents, load_decoder
-from .factory import from_factory, never_exits, origin
+from .factory import from_factory
 from .folder import from_folder
 from .model import Model, sizes
 from .pictures import Pictures, SmallPictures
@@ -31,9 +31,7 @@ __all__ = [
     "Pictures",
     "SmallPictures",
     "is_code",
-    "never_exits",
     "open_model",
-    "origin",
 ]
 
 _WHERE = "fastdiff.jobs"

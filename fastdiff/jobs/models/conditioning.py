@@ -8,14 +8,13 @@ two sets of arguments, for the conditional and the unconditional half of a netwo
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from ...sampling.takes import innermost, network_arguments, null_of
 from ...whole import whole
 
 # (cond, uncond): the network's keyword arguments in the two halves of a guided call
@@ -156,13 +155,22 @@ class Classes(Conditioning):
 class Arguments(Conditioning):
     """Entries are a network's own keyword arguments: {"name": number or list of numbers}.
 
-    The values of B entries are stacked: integers as int64, other numbers as float32. There is no
-    unconditional half. A network that takes only (x, t) accepts no entries.
+    The values of B entries are stacked: integers as int64, other numbers as float32. A network that
+    takes only (x, t) accepts no entries.
+
+    Args:
+        network: a callable (x, t, **cond).
+        nulls: whether there is an unconditional half, with what `null_of` says for each argument;
+            by default for a network with `null_cond`.
     """
 
     KEYS = frozenset({"arguments"})  # of `identity`
 
-    def __init__(self, network: Callable[..., Any]):
+    def __init__(self, network: Callable[..., Any], nulls: bool | None = None):
+        self._network = network
+        self._nulls = (
+            getattr(innermost(network), "null_cond", None) is not None if nulls is None else nulls
+        )
         self._names, self._required = network_arguments(network)
         self.default_entries = None if self._required else [None]
         self.identity = {"arguments": None if self._names is None else sorted(self._names)}
@@ -198,7 +206,14 @@ class Arguments(Conditioning):
         if not entries or entries[0] is None:
             return None, None
         columns = {k: np.stack([_array(entry[k]) for entry in entries]) for k in entries[0]}
-        return {k: torch.from_numpy(column) for k, column in columns.items()}, None
+        cond = {k: torch.from_numpy(column) for k, column in columns.items()}
+        if not self._nulls:
+            return cond, None
+        # clones: a null is one row for all samples, and the sampler writes into its own buffers
+        return cond, {
+            k: null_of(self._network, k, v, "fastdiff.jobs").detach().expand_as(v).clone().cpu()
+            for k, v in cond.items()
+        }
 
 
 class Custom(Conditioning):
@@ -216,28 +231,6 @@ class Custom(Conditioning):
 
     def conditions(self, entries: Sequence[Any]) -> Halves:
         return self._function(list(entries))
-
-
-def network_arguments(
-    network: Callable[..., Any],
-) -> tuple[frozenset[str] | None, frozenset[str]]:
-    """Returns (names of a network's arguments after x and t, those that are required).
-
-    The names are None where the network takes any keyword argument.
-    """
-    function = network.forward if isinstance(network, nn.Module) else network
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return None, frozenset()
-    named = [
-        p
-        for p in parameters
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)
-    ][2:]
-    required = frozenset(p.name for p in named if p.default is p.empty)
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return (None if open_ended else frozenset(p.name for p in named)), required
 
 
 _DTYPES: dict[str, type[np.generic]] = {"b": np.bool_, "i": np.int64, "f": np.float32}

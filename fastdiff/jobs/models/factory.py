@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.machinery import PathFinder
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...sampler import Sampler, merged
+from ...sampling.takes import network_arguments
+from ...user_code import import_function, never_exits, source_file
 from . import digest
-from .conditioning import Classes, Conditioning, network_arguments
+from .conditioning import Classes, Conditioning
 from .decoder import Decoder
 from .model import Model, execution_settings, refuse_guide
 
@@ -30,7 +26,7 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
     Raises ImportError and ValueError in one sentence where there is no such function, TypeError for
     other results.
     """
-    factory = _import_function(name)
+    factory = import_function(name, _WHERE, "model")
     try:
         inspect.signature(factory).bind()
     except TypeError as error:
@@ -40,7 +36,7 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
         ) from None
     except ValueError:
         pass  # functions without a signature are called as they are
-    with never_exits(f"{name}()"):
+    with never_exits(f"{name}()", _WHERE):
         made = factory()
     if isinstance(made, Sampler):
         made = _from_sampler(made, name, shape)
@@ -59,91 +55,10 @@ def from_factory(name: str, shape: Sequence[int] | None = None) -> Model:
     return made
 
 
-@contextmanager
-def never_exits(what: str) -> Iterator[None]:
-    """Turns an exit of the user's code into RuntimeError: a command that ends with status 0 without
-    having done its work would look like one that has.
-
-    what: that runs in the block, for the message.
-    """
-    try:
-        yield
-    except SystemExit as error:
-        raise RuntimeError(
-            f"{_WHERE}: expected {what} to return, got an exit with the status {error.code!r}."
-        ) from error
-
-
-def origin(name: str) -> str:
-    """Returns the file that `from_factory` would import for a name, or words where there is none.
-
-    Nothing is imported, not even the packages that the module is in.
-    """
-    module = name.partition(":")[0]
-    here, found = os.getcwd(), None
-    path: Sequence[str] | None = (
-        sys.path if here in sys.path or "" in sys.path else [here, *sys.path]
-    )
-    parts = module.split(".")
-    for number in range(len(parts)):
-        full = ".".join(parts[: number + 1])
-        if full in sys.modules and number + 1 == len(parts):
-            return str(getattr(sys.modules[full], "__file__", None) or "memory")
-        found = PathFinder.find_spec(full, path)
-        if found is None:
-            break
-        path = found.submodule_search_locations
-        if path is None and number + 1 < len(parts):
-            return "nowhere"
-    return "nowhere" if found is None else str(found.origin or f"the folder of {module}")
-
-
-def _import_function(name: str) -> Any:
-    """Imports the function. Raises ImportError and TypeError in one sentence."""
-    module, _, path = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        with never_exits(f"the import of {module}"):
-            found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        missing = error.name or module
-        own = module == missing or module.startswith(f"{missing}.")
-        got = (
-            f"none from {here}"
-            if own
-            else f"one that needs the module {missing!r}, which is not installed"
-        )
-        raise ImportError(
-            f"{_WHERE}: expected a module {module!r} for the model {name}, got {got}."
-        ) from None
-    except Exception as error:
-        raise ImportError(
-            f"{_WHERE}: expected to import {module!r} for the model {name}, got"
-            f" {type(error).__name__}: {error}."
-        ) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ImportError(
-                f"{_WHERE}: expected {part!r} in {module} for the model {name}, got no such name."
-            )
-        found = getattr(found, part)
-    if not callable(found):
-        raise TypeError(
-            f"{_WHERE}: expected {name} to be a function that returns the model, got"
-            f" {type(found).__name__}."
-        )
-    return found
-
-
 def _source(factory: Any, name: str) -> str | None:
     """Returns the hash of the function's source file, None where it has none."""
-    module = sys.modules.get(
-        getattr(inspect.unwrap(factory), "__module__", None) or name.partition(":")[0]
-    )
-    file = getattr(module, "__file__", None)
-    return digest.of_file(Path(file)) if file and Path(file).is_file() else None
+    file = source_file(factory, name)
+    return None if file is None else digest.of_file(file)
 
 
 def _from_sampler(sampler: Sampler, name: str, shape: Sequence[int] | None) -> Model:

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...sampler import Sampler, merged
+from ...sampling.takes import null_label as default_null
 from ...schedule import Schedule
 from ...whole import whole
 from . import digest
@@ -132,7 +133,7 @@ class Model:
         elif conditions is not None:
             self.conditioning = Custom(conditions)
         elif count:
-            null = getattr(network, "null_label", None) if null_label is None else null_label
+            null = default_null(network) if null_label is None else null_label
             self.conditioning = Classes(count, classes, null_label=null, argument=argument)
         else:
             self.conditioning = Arguments(network)

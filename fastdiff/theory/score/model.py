@@ -31,12 +31,14 @@ from torch import Tensor, nn
 from ... import ops, rng
 from ...backend.eager.sums import sum_samples
 from ...grad_mode import restored
-from ...models import build, describe, features
+from ...models import build, features
+from ...models.build import description_of
 from ...prediction import Parametrization, normalize
 from ...sampling.model_call import ModelCall
 from ...schedule import Schedule, Time
+from ..conditions import Condition, Conditioning, is_module
 from ..dequantization import DEQUANTIZATIONS, FIRST_STEP, LIKELIHOODS, dequantize
-from ..system import TimedBound, drop_labels
+from ..system import TimedBound
 from .matching import eps_error
 from .sde import SDES
 
@@ -46,14 +48,14 @@ _WHERE = "fastdiff.theory.score.ScoreModel"
 
 
 class ScoreModel(nn.Module):
-    """A network (x_t, u, y) that learns the scores of an SDE, with u in [0, 1] its time.
+    """A network (x_t, u, **cond) that learns the scores of an SDE, with u in [0, 1] its time.
 
     u is linear in the log-SNR, from 0 at log_snr_max to 1 at the SDE's end. `Sampler` can draw from
     the model with the schedule `self.schedule`; `network_time` gives it u.
 
     Args:
-        network: a network of fastdiff.models with time_scale = 1000, or its description; see
-            `network_for`.
+        network: a network of fastdiff.models with time_scale = 1000, any other module of times in
+            [0, 1], or its description; see `network_for`.
         sde: `vp`, `sub_vp` or `ve`. sde_options: its arguments.
         prediction_type: of the network's output.
         weighting: `likelihood` (g²) or `simple` (sigma²).
@@ -66,7 +68,8 @@ class ScoreModel(nn.Module):
         likelihood: of the data at that end, `discretized` (8-bit levels in [-1, 1]) or `gaussian`
             (continuous data).
         fourier: exponents of `fastdiff.models.features`.
-        label_dropout: the fraction of examples trained without their label.
+        label_dropout: the fraction of examples trained without their conditions; 0 for a network
+            with labels and without `null_label` (see `Denoiser`).
         dequantization: of the training data, for `likelihood.nll` with the same one; None trains on
             the levels themselves, which suits its `gaussian`.
 
@@ -101,7 +104,10 @@ class ScoreModel(nn.Module):
                 raise ValueError(f"{_WHERE}: expected {name} in {list(known)}, got {value!r}.")
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"{_WHERE}: expected label_dropout in [0, 1], got {label_dropout!r}.")
-        self.network: Any = build(network) if isinstance(network, dict) else network
+        self.network: Any = is_module(
+            build(network) if isinstance(network, dict) else network, _WHERE
+        )
+        self.conditioning = Conditioning(self.network, label_dropout, _WHERE)
         self.sde = SDES[sde](**(sde_options or {}))
         self.prediction_type, self.weighting, self.times = (
             normalize(prediction_type),
@@ -125,7 +131,7 @@ class ScoreModel(nn.Module):
                 f" {self.log_snr_min:.4g}, where the SDE ends, got {log_snr_max!r}."
             )
         self.config: dict[str, Any] = {
-            "network": describe(self.network),
+            "network": description_of(self.network),
             "sde": sde,
             "sde_options": dict(sde_options or {}),
             "prediction_type": self.prediction_type,
@@ -140,9 +146,15 @@ class ScoreModel(nn.Module):
         }
 
     @property
+    def wrapped(self) -> nn.Module:
+        """The network, which takes the conditions."""
+        return self.network
+
+    @property
     def shape(self) -> tuple[int, ...] | None:
         """The shape of a sample; None for a network that does not say its sizes."""
-        config = dict(getattr(self.network, "config", {}))
+        config = getattr(self.network, "config", None)
+        config = config if isinstance(config, dict) else {}
         if "dim" in config:
             return (config.get("out") or config["dim"],)
         if "channels" in config and "size" in config:
@@ -171,10 +183,9 @@ class ScoreModel(nn.Module):
         """`network_time` at log-SNRs [n]."""
         return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """The output for x [B, …] of unit size, u = t [B] and labels y [B], None for no labels."""
-        x = features(x, self.fourier)
-        return self.network(x, t) if y is None else self.network(x, t, y)
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        """The output for x [B, …] of unit size, u = t [B] and conditions such as labels y [B]."""
+        return self.network(features(x, self.fourier), t, **cond)
 
     def _at(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns (u float32, alpha, sigma) at log-SNRs [B] float64."""
@@ -208,7 +219,7 @@ class ScoreModel(nn.Module):
     def loss(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -243,26 +254,17 @@ class ScoreModel(nn.Module):
             if self.weighting == "likelihood":
                 weight = 0.5 * (1.0 - first) * self.sde.rate(t)
         network_time, alpha, sigma = self._at(log_snr)
-        cond = self._cond(labels)
-        if cond:
-            cond["y"] = drop_labels(
-                cond["y"], self.network.null_label, self.label_dropout, **counter
-            )
-        call = self._call(cond)
+        kept = self.conditioning.drop(self.network, labels, self.label_dropout, **counter)
+        call = self._call(self.conditioning.arguments(self.network, kept, x0))
         return eps_error(call, x0, network_time, alpha, sigma, weight=weight, **counter)
 
     def _call(self, cond: dict[str, Tensor]) -> ModelCall:
         return ModelCall(self, None, self.parametrization, cond=cond, where=_WHERE)
 
-    def _cond(self, labels: Tensor | None) -> dict[str, Tensor]:
-        """The labels as the network's arguments, if the network has classes."""
-        has_classes = bool(getattr(self.network, "null_label", 0))
-        return {"y": labels} if labels is not None and has_classes else {}
-
     def bound(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -283,7 +285,7 @@ class ScoreModel(nn.Module):
     def terms(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -293,7 +295,7 @@ class ScoreModel(nn.Module):
         if times < 1:
             raise ValueError(f"{_WHERE}: expected times >= 1, got {times!r}.")
         dims, span = x0[0].numel() if len(x0) else 0, self.log_snr_max - self.log_snr_min
-        call = self._call(self._cond(labels))
+        call = self._call(self.conditioning.arguments(self.network, labels, x0))
         contributions, log_snrs = [], []
         for j in range(times):
             u = rng.uniform(seed=seed, sample_ids=sample_ids, step=j).double()
@@ -351,7 +353,7 @@ class ScoreModel(nn.Module):
             {"prediction_type": self.parametrization, "clip_range": 1.0 if bounded else None},
         )
 
-    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+    def for_likelihood(self, labels: Condition = None) -> dict[str, Any]:
         """Arguments of `likelihood.nll` other than x and the probes.
 
         likelihood.nll(x=x0, **model.for_likelihood(), seed=0)
@@ -363,7 +365,7 @@ class ScoreModel(nn.Module):
             "prediction_type": self.parametrization,
             "sigma_min": self.sigma_min,
             "dequantization": levels,
-            "cond": self._cond(labels),
+            "cond": self.conditioning.arguments(self.network, labels),
         }
 
 

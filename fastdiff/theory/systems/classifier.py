@@ -17,7 +17,10 @@ from torch.nn import functional as F
 from ... import ops
 from ...grad_mode import restored
 from ...schedule import Schedule
+from ..conditions import Condition, labels_of
 from .noising import Noised
+
+_WHERE = "fastdiff.theory.systems.NoisyClassifier"
 
 
 class Guesses(NamedTuple):
@@ -38,7 +41,8 @@ class NoisyClassifier(Noised):
     """A network (x_t, t) -> logits with the schedule of the noise that it is trained on.
 
     Args:
-        network: a `Classifier`, an `MLP` with one output per class, or its description.
+        network: a `Classifier`, an `MLP` with one output per class, any module (x_t, t) -> logits
+            [B, classes], or its description.
         schedule: the `Schedule` of the model that will be guided, or its config.
     """
 
@@ -48,7 +52,7 @@ class NoisyClassifier(Noised):
     def loss(
         self,
         x0: Tensor,
-        labels: Tensor,
+        labels: Condition,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -57,9 +61,11 @@ class NoisyClassifier(Noised):
     ) -> Tensor:
         """Returns -ln p(y|x_t) [B] at uniform times.
 
-        x0: [B, …]; labels: int64 [B]; part: not used, since times follow from the sample ids.
+        x0: [B, …]; labels: int64 [B], or a dict with them as `y`; part: not used, since times
+        follow from the sample ids.
         """
         counter: dict[str, Any] = {"seed": seed, "sample_ids": sample_ids, "step": step}
+        labels = labels_of(labels, _WHERE)
         t = self.draw_times(**counter)
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
         return F.cross_entropy(self.network(x_t, self.times[t]), labels, reduction="none")
@@ -79,12 +85,13 @@ class NoisyClassifier(Noised):
     @restored
     @torch.no_grad()
     def guesses(
-        self, x0: Tensor, labels: Tensor, *, seed: int, sample_ids: Tensor, times: int = 64
+        self, x0: Tensor, labels: Condition, *, seed: int, sample_ids: Tensor, times: int = 64
     ) -> Guesses:
         """Returns the predictions at timesteps that are spread evenly over the noise.
 
         times: how many per sample; at most T - 1 are taken.
         """
+        labels = labels_of(labels, _WHERE)
         chosen, _ = self.spread_times(times, seed, sample_ids)
         entropies, correct = [], []
         for j, t in enumerate(chosen.unbind(1)):

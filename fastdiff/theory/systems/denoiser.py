@@ -2,8 +2,9 @@
 
 (Ho et al. 2020, eq. 14, for any target.) x_t = alpha_t x0 + sigma_t eps; the target is that of the
 prediction type (fastdiff.prediction). The weights w_t, the times t and a learned variance are
-options; without them w_t = 1 and t is uniform. A share of the labels is dropped, so that one
-network learns both p(x|y) and p(x) (Ho & Salimans 2022, algorithm 1).
+options; without them w_t = 1 and t is uniform. A share of the conditions (labels, or any tensors
+that a network of your own takes) is dropped, so that one network learns both p(x|y) and p(x) (Ho &
+Salimans 2022, algorithm 1).
 
 A network that gives epsilon must reproduce x_t where noise is all that there is, and one that gives
 x0 where there is almost none: an error of the size of sigma_t is then an error of the size of eps.
@@ -24,9 +25,10 @@ from ... import ops, rng
 from ...grad_mode import restored
 from ...prediction import normalize, target
 from ...schedule import Schedule
+from ..conditions import Condition, Conditioning
 from ..likelihood.bound import elbo
 from ..likelihood.table import VARIANCES
-from ..system import TimedBound, drop_labels
+from ..system import TimedBound
 from ..variational.denoising import DenoisingLoss
 from ..variational.times import SAMPLINGS, LossAware, draw, uniform
 from ..variational.weights import TIMESTEP_WEIGHTINGS, output_weight, timestep_weights
@@ -38,13 +40,16 @@ LEARNED = ("learned", "learned_range")
 
 
 class Denoiser(Noised):
-    """A network (x_t, t, y) of fastdiff.models with its schedule.
+    """A network (x_t, t, **cond) with its schedule.
 
     Args:
-        network: a network, or its description (`models.describe`).
+        network: a module, or its description (`models.describe`). A network of your own gets labels
+            if it has an argument `y`, and other conditions under their names; `null_label` and
+            `null_cond` say what stands for none (`fastdiff.sampling.takes`).
         schedule: a `Schedule`, or its config.
         prediction_type: what the network predicts.
-        label_dropout: the share of the examples that are trained without their label.
+        label_dropout: the share of the examples that are trained without their conditions; 0 for a
+            network with labels and without `null_label`.
         clip_range: the range of the data, for the sampler and the bound; None for data without a
             range.
         likelihood: the likelihood of the data at the least noisy point, `discretized` (8-bit levels
@@ -68,8 +73,12 @@ class Denoiser(Noised):
         learned: whether the network gives a variance too.
 
     Raises:
+        TypeError: for a network that is no module.
         ValueError: for numbers or names outside these.
     """
+
+    # names of the network's arguments that the system itself passes
+    own_conditions: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -133,7 +142,9 @@ class Denoiser(Noised):
                 "fastdiff.theory.systems: expected variance in"
                 f" {list(LEARNED)} for the loss hybrid, got {variance!r}."
             )
-        self.null_label = self.network.null_label
+        self.conditioning = Conditioning(
+            self.network, label_dropout, "fastdiff.theory.systems", self.own_conditions
+        )
         self._weights, self._further = self._objective(weighting, vlb_share)
         self.aware = LossAware(self.schedule.num_train_timesteps) if times == "loss_aware" else None
         self._pending: Tensor | None = None
@@ -168,18 +179,18 @@ class Denoiser(Noised):
         )
         return weights, further
 
-    def condition(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def condition(self, x0: Tensor, labels: Condition) -> dict[str, Tensor]:
         """Returns the network's arguments other than (x_t, t).
 
-        labels: int64 [B], or None for the null label.
+        labels: int64 [B], a dict of conditions, or None for none.
         """
-        return {} if labels is None else {"y": labels}
+        return self.conditioning.arguments(self.network, labels, x0)
 
-    def drop(self, labels: Tensor, seed: int, sample_ids: Tensor, step: int) -> Tensor:
-        """Returns the labels, a share of them replaced by the null label."""
-        return drop_labels(
+    def drop(self, labels: Condition, seed: int, sample_ids: Tensor, step: int) -> Condition:
+        """Returns the conditions, a share of the examples' replaced by none."""
+        return self.conditioning.drop(
+            self.network,
             labels,
-            self.null_label,
             self.label_dropout,
             seed=seed,
             sample_ids=sample_ids,
@@ -189,7 +200,7 @@ class Denoiser(Noised):
     def loss(
         self,
         x0: Tensor,
-        labels: Tensor,
+        labels: Condition,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -198,7 +209,8 @@ class Denoiser(Noised):
     ) -> Tensor:
         """Returns w_t times the mean over elements of (target - network(x_t, t, y))², [B].
 
-        x0: [B, …]; labels: int64 [B]. The noise is stream 2; for epsilon it is never stored.
+        x0: [B, …]; labels: int64 [B] or a dict of conditions. The noise is stream 2; for epsilon it
+            is never stored.
         part: the positions of this share of a larger batch, for times drawn by position. The losses
             `vlb` and `hybrid` are those of `DenoisingLoss`; loss-aware times have the factors that
             keep the mean.
@@ -275,7 +287,7 @@ class Denoiser(Noised):
     def bound(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -302,7 +314,7 @@ class Denoiser(Noised):
     def terms(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor,
@@ -340,13 +352,13 @@ class Denoiser(Noised):
             {"prediction_type": self.output_type, "clip_range": self.clip_range},
         )
 
-    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+    def for_likelihood(self, labels: Condition = None) -> dict[str, Any]:
         """Returns the arguments of `likelihood.nll` other than x0 and the probes."""
         return {
             "model": self.network,
             "schedule": self.schedule,
             "prediction_type": self.output_type,
             "dequantization": "gaussian" if self.likelihood == "discretized" else None,
-            "cond": {} if labels is None else {"y": labels},
+            "cond": self.conditioning.arguments(self.network, labels),
             "fractional_times": not self.schedule.continuous,
         }

@@ -11,19 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ... import rng
-from ...models import build, describe
+from ...models.build import build, description_of
 from ...schedule import Schedule
+from ..conditions import is_module
 
 
 class Noised(nn.Module):
     """A network and the schedule of its noise.
 
     Args:
-        network: a network of fastdiff.models, or its description (`models.describe`).
+        network: a module (x_t, t, **cond), or the description of one (`models.describe`).
         schedule: a `Schedule`, or its config.
 
     Attributes:
-        config: the arguments, as JSON can hold them.
+        config: the arguments, as JSON can hold them; its network is None for one of your own
+            without a factory (`models.made_by`), which no model folder can describe.
         alpha, sigma: float64 [T].
         times: [T], the network time of each timestep.
     """
@@ -39,10 +41,12 @@ class Noised(nn.Module):
         **config: Any,
     ):
         super().__init__()
-        self.network: Any = build(network) if isinstance(network, dict) else network
+        self.network: Any = is_module(
+            build(network) if isinstance(network, dict) else network, "fastdiff.theory.systems"
+        )
         self.schedule = Schedule.from_config(schedule) if isinstance(schedule, dict) else schedule
         self.config = {
-            "network": describe(self.network),
+            "network": description_of(self.network),
             "schedule": self.schedule.to_config(),
             **config,
         }

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ...grad_mode import restored
 from ...schedule import Schedule
+from ..conditions import Condition
 from .denoiser import Denoiser
 
 
@@ -23,7 +24,7 @@ class SuperResolution(Denoiser):
     """A denoiser of images, conditioned on them at a lower resolution.
 
     Args:
-        network: an `ImageUNet`, or its description.
+        network: an `ImageUNet`, any module (x_t, t, image=…, **cond), or its description.
         factor: the number by which height and width are divided.
         others: see `Denoiser`.
 
@@ -35,6 +36,7 @@ class SuperResolution(Denoiser):
     """
 
     given = ("small",)
+    own_conditions = ("image",)
 
     def __init__(
         self,
@@ -66,13 +68,13 @@ class SuperResolution(Denoiser):
             small, scale_factor=self.factor, mode="bicubic", align_corners=False
         ).clamp(-1, 1)
 
-    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+    def for_likelihood(self, labels: Condition = None) -> dict[str, Any]:
         raise ValueError(
             "fastdiff.theory.systems: expected a model of x alone for the probability flow's"
             " likelihood, got super-resolution. Pass its small images as cond to likelihood.nll."
         )
 
     @restored
-    def condition(self, x0: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    def condition(self, x0: Tensor, labels: Condition) -> dict[str, Tensor]:
         with torch.no_grad():
             return {"image": self.enlarge(self.reduce(x0)), **super().condition(x0, labels)}

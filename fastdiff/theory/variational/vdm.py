@@ -27,14 +27,18 @@ from torch import Tensor, nn
 
 from ... import ops, rng
 from ...grad_mode import restored
-from ...models import LEVELS, MLP, UNet, build, describe, features
+from ...models import LEVELS, MLP, MODELS, UNet, build, features
+from ...models.build import description_of
 from ...prediction import normalize
 from ...schedule import Schedule, Time
+from ..conditions import Condition, Conditioning, is_module
 from ..dequantization import LIKELIHOODS
-from ..system import TimedBound, drop_labels
+from ..system import TimedBound
 from . import gamma as gammas
 from .diffusion import diffusion_terms
 from .times import SAMPLINGS, draw, spread
+
+_WHERE = "fastdiff.theory.variational.VDM"
 
 
 class VDM(nn.Module):
@@ -42,8 +46,8 @@ class VDM(nn.Module):
 
     Args:
         shape: of a sample, [C, H, W] or [D].
-        network: a network (z_t, t, y) of fastdiff.models or its description; None for a `UNet` of
-            `widths` for images and an `MLP` of 4 widths[0] features for vectors.
+        network: a module (z_t, t, **cond) or its description; None for a `UNet` of `widths` for
+            images and an `MLP` of 4 widths[0] features for vectors.
         widths: of the default network.
         schedule: gamma: `learned`, `linear` or `cosine` (see fastdiff.theory.variational.gamma), or
             a `Schedule` or its config.
@@ -52,12 +56,14 @@ class VDM(nn.Module):
         num_steps: T; None for continuous time.
         prediction_type: what the network predicts: epsilon, v, x0, score or edm.
         likelihood: p(x|z_0), `discretized` (8-bit levels in [-1, 1]) or `gaussian` (a density).
-        fourier: exponents of the network's `fastdiff.models.features`; None for 2 … 8 with the
-            discretised likelihood and for no features with a density.
+        fourier: exponents of the network's `fastdiff.models.features`, which multiply the channels
+            of its input by 1 + 2 len(fourier). None for 2 … 8 with the discretised likelihood and
+            for no features with a density or with a network of your own.
         time_sampling: how training times are drawn: `stratified`, `antithetic` or `uniform`
             (fastdiff.theory.variational.times).
         num_classes: the number of labels that the default network is conditioned on, or 0.
-        label_dropout: the share of the examples that are trained without their label.
+        label_dropout: the share of the examples that are trained without their conditions; 0 for a
+            network with labels and without `null_label` (see `Denoiser`).
 
     Attributes:
         config: the arguments, as JSON can hold them.
@@ -88,8 +94,11 @@ class VDM(nn.Module):
         self.shape = tuple(int(n) for n in shape)
         self.prediction_type, self.likelihood = normalize(prediction_type), likelihood
         self._check(likelihood, num_steps, time_sampling, label_dropout)
+        if isinstance(network, dict):
+            network = build(network)
         if fourier is None:
-            fourier = LEVELS if likelihood == "discretized" else ()
+            own = network is None or MODELS.get(type(network).__name__) is type(network)
+            fourier = LEVELS if likelihood == "discretized" and own else ()
         self.fourier = tuple(int(n) for n in fourier)
         self.num_steps, self.time_sampling, self.label_dropout = (
             num_steps,
@@ -98,14 +107,15 @@ class VDM(nn.Module):
         )
         if network is None:
             network = self._default(widths, num_classes)
-        self.network: Any = build(network) if isinstance(network, dict) else network
+        self.network: Any = is_module(network, _WHERE)
+        self.conditioning = Conditioning(network, label_dropout, _WHERE)
         self.gamma = gammas.make(schedule, gamma_min, gamma_max)
         low, high = (float(v.detach()) for v in self.gamma.ends())
         # the network's time is (gamma - low)·scale, 0 … 1000 between the initial end points
         self._time_scale = (low, 1000.0 / (high - low))
         self.config: dict[str, Any] = {
             "shape": list(self.shape),
-            "network": describe(self.network),
+            "network": description_of(self.network),
             "schedule": schedule.to_config() if isinstance(schedule, Schedule) else schedule,
             "gamma_min": gamma_min,
             "gamma_max": gamma_max,
@@ -121,7 +131,7 @@ class VDM(nn.Module):
     def _check(
         likelihood: str, num_steps: int | None, time_sampling: str, label_dropout: float
     ) -> None:
-        where = "fastdiff.theory.variational.VDM"
+        where = _WHERE
         for name, value, allowed in (
             ("likelihood", likelihood, LIKELIHOODS),
             ("time_sampling", time_sampling, SAMPLINGS),
@@ -153,25 +163,20 @@ class VDM(nn.Module):
 
     # the network
 
-    def predict(self, z_t: Tensor, gamma_t: Tensor, y: Tensor | None = None) -> Tensor:
+    def predict(self, z_t: Tensor, gamma_t: Tensor, **cond: Tensor) -> Tensor:
         """Returns the network's output, in its own dtype, for z_t [B, *shape] and gamma_t [B]."""
         like = next(self.network.parameters())
         low, scale = self._time_scale
         time = ((gamma_t - low) * scale).to(torch.float32)
-        cond = {} if y is None else {"y": y}
         output: Tensor = self.network(features(z_t.to(like.dtype), self.fourier), time, **cond)
         return output
-
-    def _labels(self, labels: Tensor | None) -> Tensor | None:
-        """Returns the labels for a network with classes, None for a network without."""
-        return labels if getattr(self.network, "null_label", 0) else None
 
     # training and evaluation
 
     def loss(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor | None = None,
@@ -186,19 +191,18 @@ class VDM(nn.Module):
 
         Args:
             x0: [B, *shape].
-            labels: int64 [B], for networks with classes.
+            labels: int64 [B], for networks with classes, or a dict of conditions.
             seed, sample_ids, step: of the noise contract.
             part: (start, total), the positions of this share of a larger batch; None for a whole.
         """
         ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
         counter: dict[str, Any] = {"seed": seed, "sample_ids": ids, "step": step}
-        y = self._labels(labels)
-        if y is not None and self.label_dropout:
-            y = drop_labels(y, self.network.null_label, self.label_dropout, **counter)
+        kept = self.conditioning.drop(self.network, labels, self.label_dropout, **counter)
+        cond = self.conditioning.arguments(self.network, kept, x0)
         u = draw(self.time_sampling, ids, seed=seed, step=step, part=part)
         unit = math.log(2) * math.prod(self.shape)
         diffusion = diffusion_terms(
-            lambda z, g: self.predict(z, g, y),
+            lambda z, g: self.predict(z, g, **cond),
             x0,
             self.gamma,
             u,
@@ -237,7 +241,7 @@ class VDM(nn.Module):
     def bound(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor | None = None,
@@ -258,7 +262,7 @@ class VDM(nn.Module):
     def terms(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor | None = None,
@@ -269,12 +273,12 @@ class VDM(nn.Module):
         With num_steps <= times every step is taken once.
         """
         ids = torch.arange(len(x0), device=x0.device) if sample_ids is None else sample_ids
-        y = self._labels(labels)
+        cond = self.conditioning.arguments(self.network, labels, x0)
         count = times if self.num_steps is None else min(times, self.num_steps)
         u = spread(count, ids, seed=seed)
         contributions = [
             diffusion_terms(
-                lambda z, g: self.predict(z, g, y),
+                lambda z, g: self.predict(z, g, **cond),
                 x0,
                 self.gamma,
                 u[:, j],
@@ -316,28 +320,34 @@ class VDM(nn.Module):
         settings = {"prediction_type": self.prediction_type, "clip_range": clip}
         return self.denoiser(), self.gamma.schedule(size), settings
 
-    def for_likelihood(self, labels: Tensor | None = None) -> dict[str, Any]:
+    def for_likelihood(self, labels: Condition = None) -> dict[str, Any]:
         """Returns the arguments of `likelihood.nll` other than x and the probes."""
-        y = self._labels(labels)
         return {
             "model": self.denoiser(),
             "schedule": self.gamma.schedule(1000),
             "prediction_type": self.prediction_type,
             "dequantization": "gaussian" if self.likelihood == "discretized" else None,
-            "cond": {} if y is None else {"y": y},
+            "cond": self.conditioning.arguments(self.network, labels),
             "fractional_times": True,
         }
 
 
 class Denoiser(nn.Module):
-    """The network of a VDM as samplers and bounds call it: its network time is gamma."""
+    """The network of a VDM as samplers and bounds call it: its network time is gamma.
+
+    `wrapped` is the network that takes the conditions.
+    """
 
     def __init__(self, vdm: VDM):
         super().__init__()
         self.vdm = vdm
 
+    @property
+    def wrapped(self) -> nn.Module:
+        return self.vdm.network
+
     def network_time(self, point: Time) -> float:
         return -point.log_snr
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return self.vdm.predict(x, t, y)
+    def forward(self, x: Tensor, t: Tensor, **cond: Tensor) -> Tensor:
+        return self.vdm.predict(x, t, **cond)
