@@ -29,7 +29,7 @@ def sinusoids(
     dim: int,
     max_period: float = 10_000.0,
     scale: float = 1.0,
-    shift: float = 0.0,
+    shift: float | None = None,
 ) -> Tensor:
     """Returns the sinusoidal embedding of times.
 
@@ -40,16 +40,18 @@ def sinusoids(
         dim: the width of the embedding, even.
         max_period: the longest wave length over 2 pi.
         scale: s; 1000 for times in [0, 1], so that their embedding is that of a thousand timesteps.
-        shift: 1 where the longest wave is exactly max_period (Ho et al. 2020's code).
+        shift: 1 where the longest wave is exactly max_period (Ho et al. 2020's code), or 0. None is
+            0 with the constants divided first: it rounds otherwise, as the shipped weights know it.
 
     Returns:
         [B, dim] float32.
     """
     half = dim // 2
-    freqs = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=t.device)
-        * (-math.log(max_period) / (half - shift))
-    )
+    index = torch.arange(half, dtype=torch.float32, device=t.device)
+    if shift is None:
+        freqs = torch.exp(index * (-math.log(max_period) / half))
+    else:
+        freqs = torch.exp(-math.log(max_period) * index / (half - shift))
     angle = (t.to(torch.float32) * scale)[:, None] * freqs
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 

@@ -1,6 +1,7 @@
 """Model folders (config.json and model.safetensors), and the models shipped with the package.
 
 folders.py   reads and writes folders of networks and of systems
+other_programs.py   networks of diffusers and of DiT's code as those of fastdiff.models
 files.py     reads JSON and safetensors files and writes them atomically
 """
 
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "Drawer": "folders",
     "FORMAT_VERSION": "folders",
+    "from_diffusers_model": "other_programs",
+    "from_dit_checkpoint": "other_programs",
     "load": "folders",
     "load_drawer": "folders",
     "load_system": "folders",
@@ -25,6 +28,8 @@ _WHERE = {
 __all__ = [
     "Drawer",
     "FORMAT_VERSION",
+    "from_diffusers_model",
+    "from_dit_checkpoint",
     "load",
     "load_drawer",
     "load_system",
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
         save_system,
         shipped,
     )
+    from .other_programs import from_diffusers_model, from_dit_checkpoint
 
 
 def __getattr__(name: str) -> Any:

@@ -24,6 +24,7 @@ from ..models import MODELS
 from ..outside import shown
 from ..schedule import Schedule
 from ..theory import registry
+from ..user_code import is_name
 
 Header = Mapping[str, tuple[tuple[int, ...], str]]
 FLOATING = {"F64", "F32", "F16", "BF16"}
@@ -138,7 +139,13 @@ def one_sentence(expected: str) -> Iterator[None]:
 
 
 def _described(value: Any, name: str, file: str) -> None:
-    """Checks {"class": name, "config": arguments} of a network."""
+    """Checks {"class": name, "config": arguments} of a network, or {"factory": name, …}."""
+    if isinstance(value, dict) and "factory" in value:
+        if not is_name(value["factory"]):
+            _refuse(f"{name}.factory", "a name of code (module:function)", value["factory"], file)
+        if "class" in value or not isinstance(value.get("config", {}), dict):
+            _refuse(name, "a factory with its config, and no class", sorted(value), file)
+        return  # its arguments are for code that is asked about first
     if not isinstance(value, dict) or not isinstance(value.get("class"), str):
         _refuse(name, "an object with the class of a network", value, file)
     if value["class"] in MODELS:  # `build` names the others
@@ -162,8 +169,10 @@ def _arguments(function: Any, values: Any, name: str, file: str) -> None:
         _refuse(name, "an object", values, file)
     hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     for key, value in values.items():
-        if key in ("network", "schedule") and isinstance(value, dict):
-            (_described if key == "network" else _schedule)(value, f"{name}.{key}", file)
+        if key in ("network", "encoder", "decoder") and isinstance(value, dict):
+            _described(value, f"{name}.{key}", file)
+        elif key == "schedule" and isinstance(value, dict):
+            _schedule(value, f"{name}.{key}", file)
         elif key in _TABLES:
             if not fits(value, list[float]):
                 _refuse(f"{name}.{key}", "a list of numbers", value, file)

@@ -3,7 +3,8 @@
 config.json names the system (fastdiff.theory.registry) and its arguments. For a network with a
 schedule, as a sampler needs it, it also holds the network, the schedule, the prediction type and
 the default settings of a sampler. A folder without a system holds a denoiser. Nothing in a folder
-is executed. The shipped models are folders next to this file.
+is executed, unless it names the code of a network (`models.made_by`) and the caller trusts it. The
+shipped models are folders next to this file.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..models import MODELS, build, describe
+from ..models import build, describe
+from ..models.build import check_trust, description_of
 from ..outside import shown
 from ..prediction import normalize
 from ..schedule import Schedule
@@ -35,6 +37,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+NETWORKS = ("network", "encoder", "decoder")  # arguments of systems that are networks
 _NETWORK = "network."  # the prefix of the network's weights in a system's state dict
 
 
@@ -73,13 +76,17 @@ class Drawer(NamedTuple):
     settings: dict[str, Any]
 
 
-def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str, Any]]:
+def load(
+    path: str | PathLike[str], *, trust: bool = False
+) -> tuple[torch.nn.Module, Schedule, dict[str, Any]]:
     """Returns (network in eval mode, schedule, sampler settings) of a folder or a shipped model.
 
+    trust: whether the code that the folder names as its network may run.
+
     Raises FileNotFoundError for a missing folder. Raises ValueError for files that can't be read or
-    do not belong together, and for systems that a sampler can't draw from.
+    do not belong together, for systems that a sampler can't draw from, and for code without trust.
     """
-    drawer = load_drawer(path)
+    drawer = load_drawer(path, trust=trust)
     if drawer.network is None or drawer.schedule is None:
         raise ValueError(
             f"fastdiff.pretrained: expected a diffusion model in {shown(path)}, got the system"
@@ -89,12 +96,14 @@ def load(path: str | PathLike[str]) -> tuple[torch.nn.Module, Schedule, dict[str
     return drawer.network, drawer.schedule, drawer.settings
 
 
-def load_drawer(path: str | PathLike[str]) -> Drawer:
+def load_drawer(path: str | PathLike[str], *, trust: bool = False) -> Drawer:
     """Returns how to draw samples of a folder or a shipped model, with its networks in eval mode.
+
+    trust: whether the code that the folder names as a network may run.
 
     Raises as `load` does; ValueError for a system without samples, such as a classifier.
     """
-    config, header = _read(path)
+    config, header = _read(path, trust)
     tensors = functools.partial(read_tensors, locate(path) / "model.safetensors")
     system: Any = None
     if "system" in config:
@@ -109,9 +118,11 @@ def load_drawer(path: str | PathLike[str]) -> Drawer:
             )
         network, schedule, settings = system.for_sampler()
     else:
-        name, settings = config["model"]["class"], {}
+        name, settings = config["model"].get("class") or config["model"]["factory"], {}
+        # the size of a network of trusted code is that code's business
+        network = None if "class" in config["model"] else build(config["model"], trust)
         with built_within(header, name, _file(path)):
-            network = build(config["model"])
+            network = network or build(config["model"])
             schedule = Schedule.from_config(config["schedule"])
         _fill(network, header, tensors, name, path)
     if "prediction_type" in config:
@@ -120,9 +131,12 @@ def load_drawer(path: str | PathLike[str]) -> Drawer:
     return Drawer(system, network.eval(), schedule, settings | config.get("sampler", {}))
 
 
-def load_system(path: str | PathLike[str]) -> torch.nn.Module:
-    """Returns the system of a folder or a shipped model, in eval mode. Raises as `load` does."""
-    config, header = _read(path)
+def load_system(path: str | PathLike[str], *, trust: bool = False) -> torch.nn.Module:
+    """Returns the system of a folder or a shipped model, in eval mode.
+
+    trust: whether the code that the folder names as a network may run. Raises as `load` does.
+    """
+    config, header = _read(path, trust)
     tensors = functools.partial(read_tensors, locate(path) / "model.safetensors")
     return _system(config, header, tensors, path).eval()
 
@@ -133,18 +147,34 @@ def save_system(path: str | PathLike[str], system: Any, **extra: Any) -> None:
     If the system has no weights except its network's, they are stored under the network's own
     names; the folder is then that of `save` plus the key "system".
 
-    Raises TypeError for a system that is not in the registry.
+    Raises TypeError for a system that is not in the registry, and for a network that nothing
+    describes.
     """
     config: dict[str, Any] = {"format_version": FORMAT_VERSION}
     tensors = system.state_dict()
     if hasattr(system, "for_sampler"):
         network, schedule, settings = system.for_sampler()
-        if MODELS.get(type(network).__name__) is type(network):
+        if description_of(network) is not None:
             config |= _sampling(network, schedule, settings)
             if all(k.startswith(_NETWORK) for k in tensors):
                 tensors = {k.removeprefix(_NETWORK): v for k, v in tensors.items()}
-    config["system"] = {"name": registry.name_of(system), "config": system.config}
+    config["system"] = {"name": registry.name_of(system), "config": described(system)}
     save_folder(path, {**config, **extra}, tensors)
+
+
+def described(system: Any) -> dict[str, Any]:
+    """Returns the config of a system, with the descriptions of its networks.
+
+    Raises TypeError for a network that nothing describes.
+    """
+    config = dict(system.config)
+    for part in set(NETWORKS) & config.keys():
+        # None is the default network of a VAE, and a description that came after the system
+        if not isinstance(config[part], str) and isinstance(
+            network := getattr(system, part, None), torch.nn.Module
+        ):
+            config[part] = config[part] or describe(network)
+    return config
 
 
 def save(
@@ -156,7 +186,8 @@ def save(
 ) -> None:
     """Writes the folder of a network; `extra` (data, training) is stored in config.json.
 
-    Raises TypeError for a network that is not of fastdiff.models.
+    Raises TypeError for a network that nothing describes: one that is neither of fastdiff.models
+    nor has a factory (`models.made_by`).
     """
     config = {"format_version": FORMAT_VERSION, **_sampling(network, schedule, settings), **extra}
     save_folder(path, config, network.state_dict())
@@ -177,12 +208,23 @@ def _file(path: str | PathLike[str]) -> str:
     return shown(f"{path}/config.json")
 
 
-def _read(path: str | PathLike[str]) -> tuple[dict[str, Any], Header]:
+def factories(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the descriptions of networks in a folder's config that name code."""
+    system = config.get("system", {})
+    arguments = system.get("config", {}) if isinstance(system, dict) else {}
+    parts = [arguments.get(k) for k in NETWORKS] if isinstance(arguments, dict) else []
+    found = [config.get("model"), *parts]
+    return [part for part in found if isinstance(part, dict) and "factory" in part]
+
+
+def _read(path: str | PathLike[str], trust: bool) -> tuple[dict[str, Any], Header]:
     """Returns (config, header of the weights) of a folder, checked, before any weight is read."""
     folder = folder_of(locate(path))
     config = _checked(read_json(folder / "config.json"), path)
     header = read_header(folder / "model.safetensors")
     check(config, header, _file(path))
+    for description in factories(config):
+        check_trust(description, trust, _file(path))
     return config, header
 
 
@@ -204,8 +246,14 @@ def _system(
             "config": arguments | {"prediction_type": config["prediction_type"]},
         }
     kind = registry.find(description["name"])
+    # `_read` has asked for trust
+    own = {
+        k: build(v, trust=True)
+        for k, v in description["config"].items()
+        if k in NETWORKS and isinstance(v, dict) and "factory" in v
+    }
     with built_within(header, kind.__name__, _file(path)):
-        system = kind(**description["config"])
+        system = kind(**description["config"] | own)
     names = system.state_dict().keys()
     if header.keys() != names and {_NETWORK + k for k in header} == names:
         header = {_NETWORK + k: v for k, v in header.items()}

@@ -117,9 +117,23 @@ class Decoder(nn.Module):
             self.body = _mlp([latent, *reversed(widths), per_element * math.prod(shape) + extra])
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        h = self.body(z).flatten(1)
-        extra = h[:, h.shape[1] - self.extra :] if self.extra else None
-        return h[:, : h.shape[1] - self.extra].reshape(-1, self.per_element, *self.shape), extra
+        return parts(self.body(z), self.shape, self.per_element, self.extra)
+
+
+def parts(
+    output: Tensor, shape: tuple[int, ...], per_element: int, extra: int
+) -> tuple[Tensor, Tensor | None]:
+    """Returns (values [N, per_element, *shape], extra [N, extra]) of a decoder's output [N, …].
+
+    Raises ValueError for an output of another size.
+    """
+    h, size = output.flatten(1), per_element * math.prod(shape)
+    if h.shape[1] != size + extra:
+        raise ValueError(
+            f"fastdiff.theory.variational.VAE: expected {size + extra} numbers a sample from the"
+            f" decoder ({per_element} for each of {list(shape)}), got {h.shape[1]}."
+        )
+    return h[:, :size].reshape(-1, per_element, *shape), h[:, size:] if extra else None
 
 
 def check(

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...grad_mode import restored
+from ...models.build import build, description_of
 from ...rng import STREAM_INITIAL, STREAM_SOLVER
+from ..conditions import Condition, is_module
 from ..information import Gaussian
 from . import encoder_decoder, objectives
 from .bounds import check_shape, draw, iwae, log_likelihoods, log_proposal
@@ -36,6 +38,12 @@ class VAE(nn.Module):
         shape: of a sample, [C, H, W] for `conv`.
         latent: the dimension of z.
         network: `conv` (images), `mlp` or `linear` (see `encoder_decoder`).
+        encoder: instead, a module x [N, *shape] -> [N, 2 latent], the means and then the log
+            variances of q(z|x), or its description.
+        decoder: instead, a module z [N, latent] -> [N, per_element·dims] or that many elements in
+            any shape, or its description. per_element is 1 for an isotropic covariance and 2 for a
+            diagonal one: means, then numbers that grow with log std (0 for initial_std), each of
+            `shape`.
         widths: the hidden sizes of the network; None for the defaults.
         likelihood: `gaussian` (a density) or `discretized` (8-bit images in [-1, 1], with bounds
             that are comparable in bits/dim).
@@ -65,6 +73,8 @@ class VAE(nn.Module):
         latent: int = 32,
         *,
         network: str = "conv",
+        encoder: nn.Module | dict[str, Any] | None = None,
+        decoder: nn.Module | dict[str, Any] | None = None,
         widths: Sequence[int] | None = None,
         likelihood: str = "discretized",
         covariance: str = "diagonal",
@@ -80,7 +90,8 @@ class VAE(nn.Module):
         super().__init__()
         shape = tuple(int(n) for n in shape)
         self._check(latent, prior, components, objective, samples, kl_weight)
-        hidden = encoder_decoder.check(network, shape, widths, covariance)
+        own = encoder is not None and decoder is not None
+        hidden = () if own else encoder_decoder.check(network, shape, widths, covariance)
         self.config: dict[str, Any] = {
             "shape": list(shape),
             "latent": latent,
@@ -100,13 +111,27 @@ class VAE(nn.Module):
         self.shape, self.latent, self.objective = shape, latent, objective
         self.samples, self.kl_weight = samples, kl_weight
         self.observation = Observation(shape, likelihood, covariance, std, initial_std, min_log_std)
-        self.encoder = encoder_decoder.Encoder(network, shape, hidden, 2 * latent)
-        self.decoder = encoder_decoder.Decoder(
-            network, shape, hidden, latent, self.observation.per_element, self.observation.extra
-        )
+        outputs = (self.observation.per_element, self.observation.extra)
+        if encoder is None:
+            self.encoder: nn.Module = encoder_decoder.Encoder(network, shape, hidden, 2 * latent)
+        else:
+            self.encoder = self._own("encoder", encoder)
+        if decoder is None:
+            self.decoder: nn.Module = encoder_decoder.Decoder(
+                network, shape, hidden, latent, *outputs
+            )
+        else:
+            self.decoder = self._own("decoder", decoder)
         self.prior = PRIORS[prior](latent, components)
         if network == "conv":
             encoder_decoder.channels_last(self)
+
+    def _own(self, part: str, module: nn.Module | dict[str, Any]) -> nn.Module:
+        """Returns a module of the user's as a part, and notes its description in the config."""
+        where = "fastdiff.theory.variational.VAE"
+        made = build(module) if isinstance(module, dict) else module
+        self.config[part] = description_of(is_module(made, where))
+        return made
 
     @staticmethod
     def _check(
@@ -135,14 +160,25 @@ class VAE(nn.Module):
     def posterior(self, x0: Tensor) -> Gaussian:
         """Returns q(z|x) = N(μ(x), diag σ²(x)), [B, latent] (Luo 2022, eq. 20)."""
         check_shape("VAE", x0, self.shape)
-        return Gaussian(*self.encoder(x0).chunk(2, dim=1))
+        code = self.encoder(x0)
+        if code.shape != (len(x0), 2 * self.latent):
+            raise ValueError(
+                "fastdiff.theory.variational.VAE: expected [B, 2 latent] ="
+                f" {[len(x0), 2 * self.latent]} from the encoder, got {list(code.shape)}."
+            )
+        return Gaussian(*code.chunk(2, dim=1))
 
     def decode(self, z: Tensor) -> Normal | Correlated:
         """Returns p(x|z) for z [N, latent].
 
         It has a mean [N, *shape], and log standard deviations or a Cholesky factor.
         """
-        return self.observation(*self.decoder(z))
+        if isinstance(self.decoder, encoder_decoder.Decoder):
+            return self.observation(*self.decoder(z))
+        per_element, extra = self.observation.per_element, self.observation.extra
+        return self.observation(
+            *encoder_decoder.parts(self.decoder(z), self.shape, per_element, extra)
+        )
 
     def log_likelihood(self, x0: Tensor, z: Tensor) -> Tensor:
         """Returns log p(x|z) [N] in nats, x0 [N, *shape], z [N, latent]."""
@@ -161,7 +197,7 @@ class VAE(nn.Module):
     def loss(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor | None = None,
@@ -189,7 +225,7 @@ class VAE(nn.Module):
     def bound(
         self,
         x0: Tensor,
-        labels: Tensor | None = None,
+        labels: Condition = None,
         *,
         seed: int,
         sample_ids: Tensor | None = None,
