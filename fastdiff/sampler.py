@@ -619,8 +619,8 @@ class Sampler:
         """Writes a folder with config.json and model.safetensors, from which `from_pretrained`
         makes this sampler; a decoder is not saved.
 
-        Raises TypeError unless the model is one of fastdiff.models, and ValueError for a sampler of
-        a ready plan or with a guide.
+        Raises TypeError for a model that is neither one of fastdiff.models nor has a factory
+        (`models.made_by`), and ValueError for a sampler of a ready plan or with a guide.
         """
         from .pretrained import save
 
@@ -640,19 +640,22 @@ class Sampler:
         save(path, self.model, self.schedule, settings)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], **overrides: Any) -> Sampler:
+    def from_pretrained(
+        cls, path: str | PathLike[str], *, trust: bool = False, **overrides: Any
+    ) -> Sampler:
         """The sampler of a folder, or of a shipped model's name (`fashion-mnist`).
 
         `overrides` replace its settings. Solver options of the folder that another solver does not
-        have are left out if that solver is asked for.
+        have are left out if that solver is asked for. `trust` says whether the code that a folder
+        names as its network may run.
 
         Raises FileNotFoundError and ValueError, each with the file's name, for folders that can't
-        be read.
+        be read, and ValueError for code without trust.
         """
         from .pretrained import load
         from .pretrained.checks import one_sentence
 
-        model, schedule, settings = load(path)
+        model, schedule, settings = load(path, trust=trust)
         with one_sentence(f"fastdiff.Sampler: expected settings of a sampler for {path}"):
             return cls(model, schedule, **merged(settings, overrides))
 

@@ -46,6 +46,11 @@ def register(subparsers: Any) -> None:
         "models", nargs="+", metavar="MODEL", help="model folder, shipped name, or `uniform`"
     )
     add_data_flags(parser, default="the data of the first folder's training")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the code (package.module:factory) that a model folder names as its network",
+    )
     parser.add_argument("--split", choices=("test", "train"), default="test", help="(test)")
     parser.add_argument(
         "--images", type=int, help="number of images (1000, or all if there are fewer)"
@@ -161,7 +166,7 @@ def _run(args: argparse.Namespace) -> int:
     workers, results = Workers(args.timeout), []
     for name, settings in measurements:
         settings = plain if name == UNIFORM else settings
-        system, facts = _system(name)
+        system, facts = _system(name, args.trust)
         if not workers.rank:
             _warn_of_overlap(name, data, settings.first)
         # the progress bar shows the images of this process
@@ -218,7 +223,7 @@ def _warn_of_overlap(name: str, data: datasets.Data, first: int) -> None:
         )
 
 
-def _system(name: str) -> tuple[Any, dict[str, Any]]:
+def _system(name: str, trust: bool = False) -> tuple[Any, dict[str, Any]]:
     """Returns (the system in eval mode, the entries of the result that identify it)."""
     import hashlib
 
@@ -228,7 +233,7 @@ def _system(name: str) -> tuple[Any, dict[str, Any]]:
 
     if name == UNIFORM:
         return Uniform(), {"system": UNIFORM, "fastdiff": __version__}
-    system = load_system(name)
+    system = load_system(name, trust=trust)
     weights = hashlib.sha256((locate(name) / "model.safetensors").read_bytes()).hexdigest()
     return system, {
         "system": name_of(system),

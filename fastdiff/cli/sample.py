@@ -20,6 +20,7 @@ from ..jobs.conditions import Conditions
 from ..jobs.folder import SPEC, Folder
 from ..jobs.formats import FORMATS
 from ..jobs.job import DTYPES, Job, mismatch
+from ..jobs.models import is_code
 from ..jobs.placement import Placement, find_placement
 from ..jobs.preview import write_grid
 from ..jobs.recompute import recompute
@@ -159,13 +160,15 @@ def add_trust_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="run the code that the dataset's spec names as its model (package.module:factory)",
+        help="run the code (package.module:factory) that the dataset's spec names as its model, or"
+        " that a model folder names as its network",
     )
 
 
 def trusts(args: argparse.Namespace, spec: RunSpec) -> bool:
     """Whether the command permits the code that a spec names: by --trust or by the same --model."""
-    return bool(args.trust) or args.model == spec.model["name"]
+    named = args.model == spec.model["name"] and is_code(spec.model["name"])
+    return bool(args.trust) or named
 
 
 def worker_of(args: argparse.Namespace) -> Placement:
@@ -231,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
             plan.setdefault("threads", placement.threads)
             plan["solver_defaults"] = {"steps": 25}
             device = device_of(args.device, placement)
-            job = Job.plan(**plan, device=device)
+            job = Job.plan(**plan, device=device, trust=args.trust)
             folder = Folder.create(out, job.spec, job.conditions.file)
     if begun or folder.spec.hash != job.spec.hash:
         lines = differences(folder.spec, requested, job)
@@ -246,7 +249,8 @@ def run(args: argparse.Namespace) -> int:
             conditions=folder.conditions,
             device=device,
             where=str(out),
-            trust=True,  # the same spec, whose model this command has just opened
+            # the same spec, whose model this command has just opened
+            trust=bool(args.trust) or is_code(job.spec.model["name"]),
         )
     return work(folder, job, args, placement)
 
@@ -261,7 +265,7 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
                 retry_failed=args.retry_failed,
                 progress=True,
                 stop=stop,
-                trust=True,  # the job's model is open
+                trust=bool(args.trust) or is_code(folder.spec.model["name"]),
             )
         else:
             report = runner.run(

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import data as datasets
+from ..models.build import check_trust
 from ..outside import shown
 from ..theory.registry import SYSTEMS
-from .data_flags import add_data_flags, load_data, may_be_same, stored_options
+from ..user_code import is_name
 from .after_training import closing
+from .data_flags import add_data_flags, load_data, may_be_same, stored_options
 from .exit_status import AGAIN, INTERRUPTED
 from .options import add_options, parse_options, parse_value, threads
 from .output import say
@@ -46,6 +48,7 @@ SHORTHANDS = {
     "widths": ("widths",),
     "label_dropout": ("label_dropout",),
     "latent": ("latent",),
+    "network": ("network",),
     "levels": ("latents",),
 }
 EPILOG = """examples:
@@ -53,6 +56,8 @@ EPILOG = """examples:
   fastdiff train --out runs/pets --data pets/ --size 64 --flip --test-share 0.1
   fastdiff train --model vae --out runs/vae --minutes 8 --option latent=32
   fastdiff train --model vdm --out runs/moons --data moons --plot moons.png
+  fastdiff train --model unet --out runs/dit --network dit-s/4 --batch-size 16
+  fastdiff train --model unet --out runs/own --network mynets:Net --option width=64
   fastdiff train --model vae --options                lists the options of a system
   fastdiff train --out runs/unet --resume             continues a run that was stopped or killed
 """
@@ -95,6 +100,11 @@ def register(subparsers: Any) -> None:
         "--objective",
         help="what the network predicts: epsilon, x0, v, …; for a VAE, what it maximises",
     )
+    system.add_argument(
+        "--network",
+        help="of unet, score, vdm or superres: unet, attention-unet, unet-cifar, dit, dit-s/2 …"
+        " dit-xl/8, or package.module:function, your own",
+    )
     system.add_argument("--schedule", help="noise schedule: cosine, linear, …")
     system.add_argument("--timesteps", help="number of timesteps T of the schedule")
     system.add_argument("--widths", help="channels or features per level, finest first: 32,64,96")
@@ -107,6 +117,11 @@ def register(subparsers: Any) -> None:
     )
     machine = parser.add_argument_group("this process")
     machine.add_argument("--resume", action="store_true", help="continue the run in --out")
+    machine.add_argument(
+        "--trust",
+        action="store_true",
+        help="with --resume, run the code that the folder names as its network",
+    )
     machine.add_argument(
         "--minutes", type=float, help="stop after this time with a checkpoint and a usable model"
     )
@@ -145,7 +160,8 @@ def _run(args: argparse.Namespace) -> int:
     data = load_data(args, "train", run=arguments, augment=True)
     torch.manual_seed(arguments["seed"])  # of the network's initial weights
     if args.resume:  # defaults of options may have changed since the run began
-        system = _saved_system(out).to(args.device)
+        named = _named(args)
+        system = _saved_system(out, named, args.trust).to(args.device)
     else:
         system = make(arguments["model"], data, **arguments["options"]).to(args.device)
     if args.plot:
@@ -222,7 +238,13 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     data_options = stored_options(args, None if saved is None else saved.get("data_options", {}))
     if data_options:
         arguments["data_options"] = data_options
-    known = options_of(arguments["model"], load_data(args, "train", run=arguments, augment=True))
+    before, named = saved["options"] if saved else {}, _named(args)
+    _check_trust(args, named, before, out)
+    known = options_of(
+        arguments["model"],
+        load_data(args, "train", run=arguments, augment=True),
+        (before | named).get("network"),
+    )
     for flag, value in shorthands.items():
         name = next((n for n in SHORTHANDS[flag] if n in known), None)
         if name is None:
@@ -240,6 +262,20 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     return arguments
 
 
+def _saved_system(out: Path, named: dict[str, Any], trust: bool) -> Any:
+    """Returns the system that a run in the folder `out` trains, with new weights.
+
+    named: the options of the command, whose code may run. trust: whether other code may.
+    """
+    from ..pretrained.folders import with_networks
+    from ..theory.registry import find
+    from ..training.folder import read
+
+    system = read(out)[1]["identity"]["system"]
+    config = with_networks(system["config"], trust, shown(out), named.values())
+    return find(system["name"])(**config)
+
+
 def _another(out: Path, key: str, value: Any, got: Any) -> ValueError:
     return ValueError(
         f"expected the {key} {value} of the run in {out}, got {got}. Start another run in another"
@@ -247,23 +283,30 @@ def _another(out: Path, key: str, value: Any, got: Any) -> ValueError:
     )
 
 
-def _saved_system(out: Path) -> Any:
-    """Returns the system that a run in the folder `out` trains, with new weights."""
-    from ..theory.registry import find
-    from ..training.folder import read
-
-    system = read(out)[1]["identity"]["system"]
-    return find(system["name"])(**system["config"])
-
-
 def _list_options(args: argparse.Namespace) -> int:
     from ..theory.systems.presets import options_of
 
     named = {"data": args.data or RUN["data"], "data_options": stored_options(args)}
     data = load_data(args, "train", run=named)
-    for name, value in options_of(args.model or RUN["model"], data).items():
+    network = _named(args).get("network")
+    for name, value in options_of(args.model or RUN["model"], data, network).items():
         say(f"{name}={value}")
     return 0
+
+
+def _named(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options that this command names, with --network."""
+    network = {} if args.network is None else {"network": parse_value(args.network)}
+    return parse_options(args.option, also=network) | network
+
+
+def _check_trust(
+    args: argparse.Namespace, named: dict[str, Any], saved: dict[str, Any], out: Path
+) -> None:
+    """Refuses to run code that only the folder of a resumed run names, without --trust."""
+    for key, value in saved.items():
+        if key in ("network", "encoder", "decoder") and named.get(key) != value and not args.trust:
+            check_trust({"factory": value} if is_name(value) else {}, False, shown(out))
 
 
 @contextmanager

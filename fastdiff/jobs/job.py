@@ -15,6 +15,7 @@ from .. import images
 from ..backend import hardware
 from ..grad_mode import restored
 from ..outside import shown
+from ..pretrained.folders import check_code
 from ..sampler import Callback, Sampler
 from ..user_code import never_exits, origin
 from . import machine, own_draw
@@ -115,6 +116,7 @@ class Job:
         device: str | torch.device | None = None,
         save: str | None = None,
         solver_defaults: Mapping[str, Any] | None = None,
+        trust: bool = False,
         **settings: Any,
     ) -> Job:
         """Opens the model, traces the plan and returns the job, with everything in its spec.
@@ -141,6 +143,7 @@ class Job:
             save: `trajectory`, or `trajectory=ROWS` with ROWS such as 0,3,5 or 2-7: each unit also
                 stores the states and log-probabilities of these rows of the plan, by default of all
                 that draw noise.
+            trust: whether the code that a model folder names as its network may run.
             solver_defaults: settings that apply where the model is drawn by a sampler and
                 `settings` does not name them.
             settings: of the sampler: solver, steps, eta, timestep_spacing and others; of a model
@@ -157,7 +160,7 @@ class Job:
             raise ValueError(f"{where}: expected classes or a conditions file, got both.")
         units = Units(*ids, unit)
         device = find_device(device)
-        opened = open_model(model, shape=shape, decode=decode, device=device)
+        opened = open_model(model, shape=shape, decode=decode, device=device, trust=trust)
         entries = Conditions.of(opened, ids=ids, classes=classes, file=conditions, images=images)
         if opened.draw is None:
             for name, value in (solver_defaults or {}).items():
@@ -227,6 +230,7 @@ class Job:
             shape=spec.model["shape"],
             decode=spec.model["decode"],
             device=device,
+            trust=trust,
         )
         entries = Conditions.restore(spec.conditions, opened, ids=spec.ids, file=conditions)
         found = _describe_machine(device, opened, FORMATS[spec.format])
@@ -332,6 +336,10 @@ def check_trust(spec: RunSpec, trust: bool, where: str) -> None:
     where: the name of the spec in the message. Raises ValueError.
     """
     name = spec.model["name"]
+    if not trust and not is_code(name):
+        # the folder itself is asked again when it is opened
+        config = spec.model["identity"].get("config", {})
+        check_code(config if isinstance(config, dict) else {}, False, where)
     if not trust and isinstance(name, str) and is_code(name):
         raise ValueError(
             f"fastdiff.jobs: expected trust in the code that {where} names, got none: its model"

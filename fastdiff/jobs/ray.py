@@ -83,7 +83,7 @@ def run_pool(
             )
             missing = [unit for unit in units.numbers if unit not in known | folder.failed().keys()]
             while missing and not report.stopped:
-                for made, images in _distribute(folder, missing, count):
+                for made, images in _distribute(folder, missing, count, trust):
                     report.made += made
                     report.images += images
                     log.written_elsewhere(images)
@@ -114,7 +114,9 @@ def run_pool(
     return report
 
 
-def _distribute(folder: Folder, missing: list[int], workers: int) -> Iterator[tuple[int, int]]:
+def _distribute(
+    folder: Folder, missing: list[int], workers: int, trust: bool
+) -> Iterator[tuple[int, int]]:
     """Distributes units to actors and yields (units, samples) of each batch that is on disk."""
     import ray.data
 
@@ -124,7 +126,7 @@ def _distribute(folder: Folder, missing: list[int], workers: int) -> Iterator[tu
         [{"unit": unit} for unit in missing], override_num_blocks=-(-len(missing) // size)
     ).map_batches(
         _Actor,
-        fn_constructor_args=(str(folder.path.absolute()), os.getcwd()),
+        fn_constructor_args=(str(folder.path.absolute()), os.getcwd(), trust),
         batch_size=None,  # one block per call
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=spec.threads,
@@ -145,17 +147,17 @@ class _Actor:
     Args:
         path: of the run's folder.
         directory: the working directory of the process that started the run.
+        trust: of that process, see `Job.open`.
     """
 
-    def __init__(self, path: str, directory: str):
+    def __init__(self, path: str, directory: str, trust: bool):
         self._worker: Worker | None = None
         self._error: Exception | None = None
         try:
             if os.path.isdir(directory):  # names of models may be relative to it
                 os.chdir(directory)
             folder = Folder(path)
-            # the process that started the run has asked for trust
-            job = Job.open(folder.spec, conditions=folder.conditions, where=path, trust=True)
+            job = Job.open(folder.spec, conditions=folder.conditions, where=path, trust=trust)
             self._folder, self._log = (
                 folder,
                 Log(folder, folder.spec.units.samples, 0, progress=False),

@@ -167,14 +167,26 @@ def described(system: Any) -> dict[str, Any]:
 
     Raises TypeError for a network that nothing describes.
     """
-    config = dict(system.config)
-    for part in set(NETWORKS) & config.keys():
-        # None is the default network of a VAE, and a description that came after the system
-        if not isinstance(config[part], str) and isinstance(
-            network := getattr(system, part, None), torch.nn.Module
-        ):
-            config[part] = config[part] or describe(network)
-    return config
+    found = {part: describe(network) for part, network in _networks(system).items()}
+    return dict(system.config) | found
+
+
+def undescribed(system: Any) -> str | None:
+    """Returns the class of a system's network that nothing describes, None where there is none."""
+    for network in _networks(system).values():
+        if description_of(network) is None:
+            return type(network).__name__
+    return None
+
+
+def _networks(system: Any) -> dict[str, torch.nn.Module]:
+    """Returns the networks of a system that its config describes or has no description of."""
+    found = {k: getattr(system, k, None) for k in NETWORKS if k in system.config}
+    return {
+        k: v
+        for k, v in found.items()
+        if isinstance(v, torch.nn.Module) and not isinstance(system.config[k], str)
+    }
 
 
 def save(
@@ -217,14 +229,19 @@ def factories(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for part in found if isinstance(part, dict) and "factory" in part]
 
 
+def check_code(config: dict[str, Any], trust: bool, where: str) -> None:
+    """Raises ValueError for a folder's config, of the place `where`, with code and no trust."""
+    for description in factories(config):
+        check_trust(description, trust, where)
+
+
 def _read(path: str | PathLike[str], trust: bool) -> tuple[dict[str, Any], Header]:
     """Returns (config, header of the weights) of a folder, checked, before any weight is read."""
     folder = folder_of(locate(path))
     config = _checked(read_json(folder / "config.json"), path)
     header = read_header(folder / "model.safetensors")
     check(config, header, _file(path))
-    for description in factories(config):
-        check_trust(description, trust, _file(path))
+    check_code(config, trust, _file(path))
     return config, header
 
 

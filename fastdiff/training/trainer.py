@@ -27,6 +27,7 @@ from torch import Tensor
 from ..data import DataSet, Toy
 from ..grad_mode import restored
 from ..pretrained import save_system
+from ..pretrained.folders import undescribed
 from ..theory.registry import name_of
 from . import folder as folders
 from .progress import Progress
@@ -169,8 +170,9 @@ class Trainer:
                 learning rate depends on the step only, so `resume` continues the same run.
 
         A run that reached its last step or its time limit leaves the averaged system in the folder
-        (see `pretrained.load_system`). For a system that is not in the registry, the folder holds
-        only the checkpoint and the loss curve.
+        (see `pretrained.load_system`). For a system that is not in the registry, and for a network
+        that nothing describes (`models.made_by`), the folder holds only the checkpoint and the loss
+        curve; of the network there is a warning.
         """
         folder, s = Path(out), self.settings
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,7 +200,16 @@ class Trainer:
                     saved = time.monotonic()
         self.save_checkpoint(folder)
         if (self.step == s.steps or timed_out) and self._registered():
-            self.export(folder)
+            reason = undescribed(self.ema)
+            if reason is None:
+                self.export(folder)
+            else:
+                warnings.warn(
+                    "fastdiff.Trainer: expected a network that a model folder can describe, got"
+                    f" {reason}, so {folder} holds the checkpoint and no model. Tell how it is made"
+                    " by fastdiff.models.made_by.",
+                    stacklevel=2,
+                )
         return self.losses[-1].loss if self.losses else math.nan
 
     def export(self, folder: Path) -> None:

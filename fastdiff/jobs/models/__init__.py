@@ -44,6 +44,7 @@ def open_model(
     decode: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: Any = None,
+    trust: bool = False,
 ) -> Model:
     """Returns the model of a name.
 
@@ -58,6 +59,8 @@ def open_model(
         dtype: of a loaded pipeline and decoder. Other networks keep theirs; `network_dtype` of a
             Sampler casts them.
         device: to move the model to; None leaves it where it is.
+        trust: whether the code that a model folder names as its network may run. A factory's name
+            is trust already.
 
     Raises:
         FileNotFoundError, ImportError, TypeError, ValueError: in one sentence, for names that
@@ -67,7 +70,7 @@ def open_model(
     if (Path(name) / INDEX).is_file():
         model, own = from_pipeline(name, shape=shape, dtype=dtype, device=device)
     elif Path(name).is_dir() or name in shipped():
-        model = from_folder(name)
+        model = from_folder(name, trust=trust)
     elif is_code(name):
         model = from_factory(name, shape)
         own = model.decode

@@ -174,6 +174,8 @@ class Arguments(Conditioning):
         self._names, self._required = network_arguments(network)
         self.default_entries = None if self._required else [None]
         self.identity = {"arguments": None if self._names is None else sorted(self._names)}
+        # without the network nobody can say what stands for no condition
+        self.identity |= {"nulls": True} if self._nulls else {}
 
     @property
     def unconditional(self) -> bool:
@@ -209,11 +211,11 @@ class Arguments(Conditioning):
         cond = {k: torch.from_numpy(column) for k, column in columns.items()}
         if not self._nulls:
             return cond, None
-        # clones: a null is one row for all samples, and the sampler writes into its own buffers
-        return cond, {
-            k: null_of(self._network, k, v, "fastdiff.jobs").detach().expand_as(v).clone().cpu()
-            for k, v in cond.items()
-        }
+        try:
+            nulls = {k: null_of(self._network, k, v, "fastdiff.jobs") for k, v in cond.items()}
+        except ValueError:  # there is none, so that guidance is refused
+            return cond, None
+        return cond, {k: v.detach().expand_as(cond[k]).contiguous() for k, v in nulls.items()}
 
 
 class Custom(Conditioning):

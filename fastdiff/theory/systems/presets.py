@@ -1,33 +1,24 @@
 """Builds systems of the registry for a data set, in sizes that train in minutes on two CPU cores.
 
-Images get convolutional networks and the discretised likelihood of 8-bit levels; points of the
-plane get perceptrons and densities. Options override the defaults.
+Images get convolutional networks, points of the plane perceptrons; 8-bit levels get their
+discretised likelihood, other data densities. Options override the defaults; `network` chooses
+another network (`fastdiff.theory.systems.networks`).
 """
 
 from __future__ import annotations
 
-import inspect
+import math
 from typing import Any
 
-from torch import nn
-
-from ...models import LEVELS, MLP, Classifier, ImageUNet, UNet
+from ...models import LEVELS, MLP
 from ...prediction import normalize
 from ...schedule import FORMULAS, Schedule
 from ..registry import find
 from ..score.model import network_for
+from . import networks
 from .denoiser import LEARNED, Denoiser
-from .superres import SuperResolution
 
-# systems that contain a network, with their network for images and for points; options that are not
-# the system's own go to the network
-NETWORKS: dict[str, tuple[type[nn.Module], type[nn.Module] | None]] = {
-    "classifier": (Classifier, MLP),
-    "score": (UNet, MLP),
-    "superres": (ImageUNet, None),
-    "unet": (UNet, MLP),
-}
-# options of these systems (except score) in addition to their constructors' arguments
+# options of systems with a network and a schedule, in addition to their constructors' arguments
 SCHEDULED = {"schedule": "cosine", "timesteps": 1000}
 # of densities of points, which are near curves
 SHARP = {"likelihood": "gaussian", "initial_std": 0.15, "min_log_std": -3.0}
@@ -64,18 +55,10 @@ DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "unet": (AUTO, {"waves": WAVES, **AUTO}),
     "vdm": ({}, {"likelihood": "gaussian", "fourier": WAVES}),
 }
-# arguments that follow from the data or from other arguments
-_FROM_DATA = {
-    "channels",
-    "size",
-    "dim",
-    "out",
-    "out_channels",
-    "num_classes",
-    "time_scale",
-    "shape",
-    "clip_range",
-}
+# systems with networks whose options that are not the system's own go to the network
+_WITH_NETWORK = {"classifier", "score", "superres", "unet"}
+# parts of a VAE that the user's code may make
+_PARTS = ("encoder", "decoder")
 
 
 def make(name: str, data: Any, **options: Any) -> Any:
@@ -86,35 +69,59 @@ def make(name: str, data: Any, **options: Any) -> Any:
     Raises ValueError for an unknown name or option, with the known ones, and for data that the
     system can't model.
     """
-    known = options_of(name, data)
+    network = options.pop("network", None) if name in networks.DEFAULTS else None
+    known = options_of(name, data, network)
+    chosen = networks.choose(name, data, network) if name in networks.DEFAULTS else None
+    open_ended = chosen is not None and networks.options(chosen)[1]
     for option in options:
-        if option not in known:
+        if option not in known and not open_ended:
             listed = ", ".join(f"{k}={v}" for k, v in known.items())
             raise ValueError(
                 f"fastdiff.theory.systems: expected an option of {name} ({listed}), got {option!r}."
             )
     arguments, kind = known | options, find(name)
-    if name not in NETWORKS:
-        return kind(**{"shape": data.shape, **arguments})
+    arguments.pop("network", None) if chosen is not None else None
+    missing = [k for k, v in arguments.items() if v == networks.REQUIRED]
+    if missing:
+        raise ValueError(
+            f"fastdiff.theory.systems: expected the option {missing[0]!r} of {network}, got none."
+        )
+    if name not in _WITH_NETWORK:
+        return kind(**{"shape": data.shape, **_parts(name, data, network, chosen, arguments)})
     own = {k: arguments.pop(k) for k in _own(name, data)}
     own |= objective_of(own) if "precondition" in own else {}
-    if name == "score":
-        sizes = _sizes(name, data)
-        network = network_for(
-            data.shape, fourier=own["fourier"], classes=sizes["num_classes"], **arguments
+    if name == "classifier" and not data.classes:
+        raise ValueError(
+            "fastdiff.theory.systems: expected data with classes for a classifier, got"
+            f" {data.name}."
         )
-        return kind(network, likelihood=_likelihood(data), **own)
+    classes = len(data.classes)
+    if name == "score":
+        if network is None:
+            made: Any = network_for(
+                data.shape, fourier=own["fourier"], classes=classes, **arguments
+            )
+        else:
+            inputs = 1 + 2 * len(own["fourier"])
+            made = networks.build(
+                chosen, data, arguments, num_classes=classes, inputs=inputs, time_scale=1000.0
+            )
+        return kind(made, likelihood=_likelihood(data), **own)
     schedule = _schedule(own.pop("schedule"), own.pop("timesteps"))
-    sizes = _sizes(name, data)
-    if own.get("loss") == "hybrid" or own.get("variance") in LEARNED:
-        sizes |= {"out" if data.levels is None else "out_channels": 2 * data.shape[0]}
-    network = _network(name, data)(
-        **sizes, **arguments, time_scale=1000.0 if schedule.continuous else 1.0
+    learned = own.get("loss") == "hybrid" or own.get("variance") in LEARNED
+    made = networks.build(
+        chosen,
+        data,
+        arguments,
+        num_classes=classes,
+        logits=name == "classifier",
+        time_scale=1000.0 if schedule.continuous else 1.0,
+        learned=learned,
     )
     if name == "classifier":
-        return kind(network, schedule)
+        return kind(made, schedule)
     return kind(
-        network,
+        made,
         schedule,
         **own,
         clip_range=1.0 if data.levels else None,
@@ -129,63 +136,75 @@ def objective_of(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v if options[k] == "auto" else options[k] for k, v in chosen.items()}
 
 
-def options_of(name: str, data: Any) -> dict[str, Any]:
-    """Returns the options of a system with their defaults for this data set."""
-    options = (
-        _own(name, data) | _keywords(_network(name, data))
-        if name in NETWORKS
-        else _keywords(find(name))
-    )
-    return options | DEFAULTS.get(name, ({}, {}))[data.levels is None]
+def options_of(name: str, data: Any, network: Any = None) -> dict[str, Any]:
+    """Returns the options of a system with their defaults for this data set.
+
+    network: the option of that name, by which the options of the network follow; a user's function
+        is imported. A value "(required)" is that of an option without a default.
+    """
+    if name not in networks.DEFAULTS:
+        return networks.keywords(find(name)) | _defaults(name, data)
+    chosen = networks.choose(name, data, network)
+    inner, _ = networks.options(chosen)
+    if name == "vdm":
+        own = networks.keywords(find(name))
+        if network is None:
+            return own | _defaults(name, data)
+        own.pop("widths")
+        return inner | own | _defaults(name, data, chosen) | {"network": network}
+    return {"network": network} | _own(name, data) | inner | _defaults(name, data, chosen)
+
+
+def _defaults(name: str, data: Any, chosen: networks.Choice | None = None) -> dict[str, Any]:
+    """Returns the default options of a system that follow from the kind of data."""
+    found = dict(DEFAULTS.get(name, ({}, {}))[networks.is_points(data)])
+    if data.levels is None and not networks.is_points(data):  # latents, for instance
+        found |= {"likelihood": "gaussian"} if "likelihood" in networks.keywords(find(name)) else {}
+        found |= {"fourier": ()} if "fourier" in found else {}
+    if chosen is not None and chosen.make is not MLP:
+        found.pop("waves", None)
+    if chosen is not None and chosen.name is not None and "fourier" in found:
+        found["fourier"] = ()  # a network of the user's gets x_t alone, unless it is asked for
+    return found
+
+
+def _parts(
+    name: str, data: Any, network: Any, chosen: networks.Choice | None, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns a constructor's arguments, with the networks that options name built."""
+    if name == "vdm" and network is not None and chosen is not None:
+        system = networks.keywords(find(name)).keys() - {"widths"}
+        own = {k: v for k, v in arguments.items() if k in system}
+        rest = {k: v for k, v in arguments.items() if k not in system}
+        fourier = own.get("fourier")
+        if fourier is None:
+            discretized = own["likelihood"] == "discretized" and chosen.name is None
+            own["fourier"] = fourier = LEVELS if discretized else ()
+        made = networks.build(chosen, data, rest, num_classes=0, inputs=1 + 2 * len(fourier))
+        return own | {"network": made}
+    parts = {k: arguments[k] for k in _PARTS if isinstance(arguments.get(k), str)}
+    if not parts:
+        return arguments
+    facts = {"shape": list(data.shape), "latent": arguments["latent"]}
+    per_element = 2 if arguments["covariance"] == "diagonal" else 1
+    outputs = {"encoder": 2 * arguments["latent"], "decoder": per_element * math.prod(data.shape)}
+    return arguments | {
+        k: networks.part(v, **facts, outputs=outputs[k], per_element=per_element)
+        for k, v in parts.items()
+    }
 
 
 def _own(name: str, data: Any) -> dict[str, Any]:
     """Returns the options of a system that are not its network's."""
-    own = {k: v for k, v in _keywords(find(name)).items() if k != "likelihood"}
-    if data.levels is None and "label_dropout" in own:
+    kinds = (find(name), Denoiser) if name == "superres" else (find(name),)
+    own = {k: v for kind in kinds for k, v in networks.keywords(kind).items() if k != "likelihood"}
+    if networks.is_points(data) and "label_dropout" in own:
         own["label_dropout"] = 0.5  # pictures and densities of points are drawn without labels
     return own if name == "score" else own | SCHEDULED
 
 
 def _likelihood(data: Any) -> str:
     return "gaussian" if data.levels is None else "discretized"
-
-
-def _keywords(kind: Any) -> dict[str, Any]:
-    """Returns a constructor's arguments with defaults, except those that follow from the data."""
-    own = {
-        p.name: p.default
-        for p in inspect.signature(kind).parameters.values()
-        if p.default is not inspect.Parameter.empty and p.name not in _FROM_DATA
-    }
-    # these constructors pass **arguments on to another class
-    further = {ImageUNet: UNet, SuperResolution: Denoiser}.get(kind)
-    return own | (_keywords(further) if further else {})
-
-
-def _network(name: str, data: Any) -> Any:
-    network = NETWORKS[name][data.levels is None]
-    if network is None:
-        raise ValueError(f"fastdiff.theory.systems: expected images for {name}, got {data.name}.")
-    return network
-
-
-def _sizes(name: str, data: Any) -> dict[str, Any]:
-    classes = len(data.classes)
-    if name == "classifier" and not classes:
-        raise ValueError(
-            "fastdiff.theory.systems: expected data with classes for a classifier, got"
-            f" {data.name}."
-        )
-    if data.levels is None:
-        sizes: dict[str, Any] = {"dim": data.shape[0]}
-        return sizes | ({"out": classes} if name == "classifier" else {"num_classes": classes})
-    channels, height, width = data.shape
-    if height != width:
-        raise ValueError(
-            f"fastdiff.theory.systems: expected square images, got {height} by {width}. Pad them."
-        )
-    return {"channels": channels, "size": height, "num_classes": classes}
 
 
 def _schedule(name: str, timesteps: int) -> Schedule:
