@@ -122,7 +122,26 @@ def test_images_of_another_size_are_refused() -> None:
 
 
 OTHERS = {
+    "AttentionUNet": {
+        "channels": 3,
+        "size": 8,
+        "num_classes": 4,
+        "widths": [8, 16],
+        "attention": [4],
+        "time_scale": 0.5,
+        "learn_sigma": True,
+    },
     "Classifier": {"channels": 3, "size": 8, "num_classes": 4, "widths": [8, 16], "emb": 16},
+    "DiT": {
+        "channels": 3,
+        "size": 8,
+        "num_classes": 4,
+        "hidden": 16,
+        "depth": 2,
+        "heads": 2,
+        "time_scale": 0.5,
+        "learn_sigma": True,
+    },
     "ImageUNet": SMALL | {"time_scale": 1000.0},
     "MLP": {"dim": 3, "num_classes": 4, "width": 16, "depth": 2, "emb": 8},
     "UNet": SMALL | {"out_channels": 6, "time_scale": 0.5},
