@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from .. import data as datasets
+from ..pretrained.folders import names_code
 
 
 def next_command(system: Any, out: str | os.PathLike[str], data: str) -> tuple[str, list[str]]:
     """Returns (what it does, the words of the command) for a model folder `out`.
 
     A system without samples, such as a classifier, is evaluated. Super-resolution enlarges the
-    small images of the test set, or of the folder that it was trained on.
+    small images of the test set, or of the folder that it was trained on. Whoever has just trained
+    a network of their own code trusts it: the command says --trust.
 
     Args:
         system: that was trained.
@@ -25,13 +27,14 @@ def next_command(system: Any, out: str | os.PathLike[str], data: str) -> tuple[s
         data: the argument --data of its training.
     """
     folder = os.fspath(out)
+    trust = ["--trust"] if names_code(system) else []
     if not (hasattr(system, "sample") or hasattr(system, "for_sampler")):
-        return "evaluate", ["fastdiff", "eval", folder]
+        return "evaluate", ["fastdiff", "eval", folder, *trust]
     given: list[str] = []
     if getattr(system, "given", ()):
         given = ["--image", "test" if data in datasets.NAMES else data]
     samples = str(Path(folder).parent / f"{Path(folder).absolute().name}-samples")
-    return "sample", ["fastdiff", "sample", "--model", folder, *given, "--out", samples]
+    return "sample", ["fastdiff", "sample", "--model", folder, *given, *trust, "--out", samples]
 
 
 def closing(system: Any, out: str | os.PathLike[str], data: str) -> str:

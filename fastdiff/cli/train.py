@@ -14,6 +14,7 @@ import torch
 from .. import data as datasets
 from ..models.build import check_trust
 from ..outside import shown
+from ..pretrained.folders import names_code
 from ..theory.registry import SYSTEMS
 from ..user_code import is_name
 from .after_training import closing
@@ -183,7 +184,7 @@ def _run(args: argparse.Namespace) -> int:
     if trainer.step < settings.steps:
         say(
             f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; continue with:"
-            f" fastdiff train --out {out} --resume"
+            f" fastdiff train --out {out} --resume{' --trust' if names_code(system) else ''}"
         )
         if signals:
             return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN

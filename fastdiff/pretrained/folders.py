@@ -171,6 +171,12 @@ def described(system: Any) -> dict[str, Any]:
     return dict(system.config) | found
 
 
+def names_code(system: Any) -> bool:
+    """Returns whether the folder of a system names code: it has a network with a factory."""
+    found = [description_of(network) or {} for network in _networks(system).values()]
+    return any("factory" in description for description in found)
+
+
 def undescribed(system: Any) -> str | None:
     """Returns the class of a system's network that nothing describes, None where there is none."""
     for network in _networks(system).values():
