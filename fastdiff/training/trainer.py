@@ -113,7 +113,13 @@ class Trainer:
         Raises RuntimeError if one of them is not finite.
         """
         s, index = self.settings, self.examples(self.step)
-        x0, labels = (v.to(self.device) for v in self.data.batch(index))
+        x0, condition = self.data.batch(index)
+        x0 = x0.to(self.device)
+        labels: Any = (
+            condition.to(self.device)
+            if isinstance(condition, Tensor)
+            else {name: value.to(self.device) for name, value in condition.items()}
+        )
         losses = self.system.loss(
             x0, labels, seed=s.seed, sample_ids=index.to(self.device), step=self.step
         )

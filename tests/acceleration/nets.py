@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-from fastdiff.models import ImageUNet, UNet
+from fastdiff.models import AttentionUNet, DiT, ImageUNet, UNet
 
 BATCH, SIZE = 3, 16
 WIDTHS = (32, 64)
@@ -74,6 +74,15 @@ def own(**more: Any) -> Any:
     return seeded(
         lambda: UNet(**{"channels": 3, "size": SIZE, "widths": (32, 64), "heads": 4} | more)
     )
+
+
+def own_attention(**more: Any) -> Any:
+    settings: dict[str, Any] = {"size": SIZE, "widths": WIDTHS, "attention": (8,), "blocks": 1}
+    return seeded(lambda: AttentionUNet(**settings | more))
+
+
+def own_dit(**more: Any) -> Any:
+    return seeded(lambda: DiT(**{"size": SIZE, "hidden": 32, "depth": 2, "heads": 2} | more))
 
 
 def labels() -> torch.Tensor:
@@ -159,6 +168,13 @@ CASES: dict[str, tuple[Callable[[], Any], int, Callable[[], dict[str, Any]]]] = 
     "dit": (dit, 4, lambda: {"class_labels": labels()}),
     "own": (own, 3, lambda: {"y": labels()}),
     "own twice": (lambda: own(out_channels=6, mid_blocks=1), 3, dict),
+    "own attention": (own_attention, 3, dict),
+    "own attention labels": (
+        lambda: own_attention(num_classes=5, scale_shift=True, corner=True, middle_norm=False),
+        3,
+        lambda: {"y": labels()},
+    ),
+    "own dit": (lambda: own_dit(num_classes=5), 3, lambda: {"y": labels()}),
     "own image": (
         lambda: seeded(lambda: ImageUNet(channels=3, size=SIZE, widths=(32, 64), heads=4)),
         3,

@@ -46,7 +46,9 @@ def test_it_looks_like_the_original(make) -> None:
     assert [n for n, _ in faster.named_modules()] == [n for n, _ in network.named_modules()]
 
 
-@pytest.mark.parametrize("name", ["unet2d labels", "text", "dit", "own image"])
+@pytest.mark.parametrize(
+    "name", ["unet2d labels", "text", "dit", "own image", "own attention", "own dit"]
+)
 def test_copies_and_pickles(name: str) -> None:
     make, channels, arguments = CASES[name]
     faster = fastdiff.accelerate(make())

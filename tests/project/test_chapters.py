@@ -58,6 +58,14 @@ def test_training_data(
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
+def test_training_models() -> None:
+    pytest.importorskip(
+        "diffusers", reason="diffusers is not installed here (make test installs it)"
+    )
+    names = run("training/models.md")
+    assert names["loss"].isfinite().all() and names["ours"].config["size"] == 32
+
+
 @pytest.mark.parametrize(
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )

@@ -269,6 +269,29 @@ def test_a_described_network_is_exported_without_a_word(code: Any, tmp_path: Pat
     assert describe(load_system(tmp_path, trust=True).network)["factory"] == f"{NAME}:Net"
 
 
+class Captions:
+    """Pictures with a vector for each, as a data set gives other conditions than labels."""
+
+    examples, shape, levels, classes, name = 40, (1, 28, 28), 256, (), "captions"
+
+    def batch(self, index: Tensor, **_: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return DATA.batch(index)[0], {"text": (index[:, None] % 7).float().expand(-1, 6)}
+
+
+def test_captions_train_and_draw(code: Any, tmp_path: Path) -> None:
+    """From a data set with texts to samples that follow them, through the model folder."""
+    system = Denoiser(from_factory(f"{NAME}:Net"), Schedule.cosine(50), label_dropout=0.5)
+    settings = Settings(steps=3, batch_size=8, lr=0.1)
+    Trainer(system, Captions(), settings).run(tmp_path, progress=False)  # type: ignore[arg-type]
+    texts = {c["text"].shape for c in system.network.calls}
+    assert texts == {(8, 6)} and not any(c["y"] is not None for c in system.network.calls)
+    sampler = Sampler.from_pretrained(tmp_path, trust=True, steps=2)
+    given = {"cond": {"text": torch.ones(2, 6)}, "seed": 0}
+    a = sampler.sample((2, 1, 28, 28), **given)
+    b = sampler.sample((2, 1, 28, 28), cond={"text": -torch.ones(2, 6)}, seed=0)
+    assert a.shape == (2, 1, 28, 28) and not torch.allclose(a, b)
+
+
 @pytest.mark.parametrize(
     ("call", "kind", "sentence"),
     [
