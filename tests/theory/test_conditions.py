@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -327,6 +328,26 @@ def test_what_is_no_network_is_named(call: Any, kind: type[Exception], sentence:
     with pytest.raises(kind, match=sentence) as error:
         call()
     assert str(error.value).startswith("fastdiff.") and "\n" not in str(error.value)
+
+
+class Latents:
+    """Images of no levels, as latents are."""
+
+    examples, shape, levels, classes, name = 40, (4, 8, 8), None, ("a", "b"), "latents"
+
+
+@pytest.mark.parametrize("name", ["unet", "score", "vdm", "vae", "hvae", "markovian"])
+def test_systems_of_latents(name: str) -> None:
+    """They are images, but no 8-bit ones: a density, and no features of levels."""
+    small = {"vae": {}, "hvae": {}, "markovian": {"widths": [8]}}.get(name, {"widths": [8, 16]})
+    if name == "hvae":
+        small = {"latents": [[2, 2]], "widths": [8]}
+    system = make(name, Latents(), **small)
+    x0, y = torch.randn(3, 4, 8, 8), torch.tensor([0, 1, 1])
+    assert torch.isfinite(system.loss(x0, y, **COUNTER)).all()
+    config = json.dumps(system.config)
+    assert '"discretized"' not in config and getattr(system, "clip_range", None) is None
+    assert not getattr(system, "fourier", ())
 
 
 @pytest.mark.parametrize("name", ["unet", "score", "vdm", "superres"])

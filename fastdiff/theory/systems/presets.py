@@ -159,7 +159,8 @@ def _defaults(name: str, data: Any, chosen: networks.Choice | None = None) -> di
     """Returns the default options of a system that follow from the kind of data."""
     found = dict(DEFAULTS.get(name, ({}, {}))[networks.is_points(data)])
     if data.levels is None and not networks.is_points(data):  # latents, for instance
-        found |= {"likelihood": "gaussian"} if "likelihood" in networks.keywords(find(name)) else {}
+        own = name not in _WITH_NETWORK and "likelihood" in networks.keywords(find(name))
+        found |= {"likelihood": "gaussian"} if own else {}
         found |= {"fourier": ()} if "fourier" in found else {}
     if chosen is not None and chosen.make is not MLP:
         found.pop("waves", None)
