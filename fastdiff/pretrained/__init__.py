@@ -1,8 +1,8 @@
 """Model folders (config.json and model.safetensors), and the models shipped with the package.
 
 folders.py   reads and writes folders of networks and of systems
-other_programs.py   networks of diffusers and of DiT's code as those of fastdiff.models
 files.py     reads JSON and safetensors files and writes them atomically
+diffusers_models.py, dit_checkpoints.py   networks of other programs, by a mapping (mapping.py)
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 _WHERE = {
     "Drawer": "folders",
     "FORMAT_VERSION": "folders",
-    "from_diffusers_model": "other_programs",
-    "from_dit_checkpoint": "other_programs",
+    "from_diffusers_model": "diffusers_models",
+    "from_dit_checkpoint": "dit_checkpoints",
     "load": "folders",
     "load_drawer": "folders",
     "load_system": "folders",
@@ -41,6 +41,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .diffusers_models import from_diffusers_model
+    from .dit_checkpoints import from_dit_checkpoint
     from .folders import (
         FORMAT_VERSION,
         Drawer,
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
         save_system,
         shipped,
     )
-    from .other_programs import from_diffusers_model, from_dit_checkpoint
 
 
 def __getattr__(name: str) -> Any:

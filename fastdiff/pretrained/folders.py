@@ -10,7 +10,7 @@ shipped models are folders next to this file.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -235,6 +235,25 @@ def factories(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for part in found if isinstance(part, dict) and "factory" in part]
 
 
+def with_networks(
+    config: dict[str, Any], trust: bool, where: str, named: Iterable[Any] = ()
+) -> dict[str, Any]:
+    """Returns a system's config with the networks that factories make in place of the factories.
+
+    Args:
+        config: of a system.
+        trust: whether the factories may run.
+        where: they are named, for messages.
+        named: names of factories that may run without trust, because the user has named them.
+
+    Raises ValueError for code without trust, and as `models.build` does.
+    """
+    code = {k: v for k, v in config.items() if k in NETWORKS and factories({"model": v})}
+    for description in code.values():
+        check_trust(description, trust or description["factory"] in list(named), where)
+    return config | {k: build(v, trust=True) for k, v in code.items()}
+
+
 def check_code(config: dict[str, Any], trust: bool, where: str) -> None:
     """Raises ValueError for a folder's config, of the place `where`, with code and no trust."""
     for description in factories(config):
@@ -270,13 +289,9 @@ def _system(
         }
     kind = registry.find(description["name"])
     # `_read` has asked for trust
-    own = {
-        k: build(v, trust=True)
-        for k, v in description["config"].items()
-        if k in NETWORKS and isinstance(v, dict) and "factory" in v
-    }
+    arguments = with_networks(description["config"], True, _file(path))
     with built_within(header, kind.__name__, _file(path)):
-        system = kind(**description["config"] | own)
+        system = kind(**arguments)
     names = system.state_dict().keys()
     if header.keys() != names and {_NETWORK + k for k in header} == names:
         header = {_NETWORK + k: v for k, v in header.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fastdiff.cli import main
 from fastdiff.pretrained import read_config
@@ -62,6 +63,21 @@ class Logits(nn.Module):
 
     def forward(self, x, t):
         return self.inner(x).mean((2, 3))
+
+
+class Captions(torch.utils.data.Dataset):
+    """Pictures with a text each, and no labels."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        picture = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(index)) * 2 - 1
+        return picture, {"text": torch.full((5,), float(index % 3))}
+
+
+def captions(split):
+    return Captions()
 
 
 def linear(inputs, outputs):
@@ -128,7 +144,16 @@ def test_a_network_of_the_user_s_in_every_system(
 
 def test_text_to_samples(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Samples follow their texts and the strength of the guidance; resume and verify ask again."""
-    assert main(["train", "--out", "run", "--network", f"{NAME}:Net", *RUN, "--lr", "0.1"]) == 0
+    data = ("--data", f"{NAME}:captions")
+    network = ("--network", f"{NAME}:Net", "--label-dropout", "0.5")
+    assert main(["train", "--out", "run", *network, *data, *RUN]) == 0
+    weights = load_file("run/model.safetensors")
+    assert weights["null_cond.text"].any(), "texts were dropped, and what stands for none learned"
+    evaluate = ["eval", "run", *data, "--images", "2", "--times", "1", "--trust"]
+    for flags in ([], ["--labels"]):
+        assert main([*evaluate, *flags, "--json", f"bound{len(flags)}"]) == 0
+    bounds = [json.loads(Path(f"bound{i}").read_text())["results"][0] for i in range(2)]
+    assert bounds[0] != bounds[1]
     for file, values in {"some.jsonl": (1, -8), "others.jsonl": (5, 3)}.items():
         lines = [json.dumps({"text": [float(value)] * 5}) for value in values]
         Path(file).write_text("\n".join(lines) + "\n")

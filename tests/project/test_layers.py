@@ -77,7 +77,6 @@ BY_STRING = {
     "fastdiff.jobs.models.pipeline": "asks whether the package accelerate is installed",
     "fastdiff.moved": "old paths load the modules that moved",
     "fastdiff.pretrained": "public names load on first use",
-    "fastdiff.user_code": "imports the user's module",
     "fastdiff.theory.registry": "a system loads when a file names it",
     "fastdiff.theory.systems": "public names load on first use",
     "fastdiff.theory.variational": "public names load on first use",

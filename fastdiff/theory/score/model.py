@@ -145,10 +145,7 @@ class ScoreModel(nn.Module):
             "dequantization": dequantization,
         }
 
-    @property
-    def wrapped(self) -> nn.Module:
-        """The network, which takes the conditions."""
-        return self.network
+    wrapped = property(lambda self: self.network, doc="The network, which takes the conditions.")
 
     @property
     def shape(self) -> tuple[int, ...] | None:

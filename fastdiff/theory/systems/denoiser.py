@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ... import ops, rng
 from ...grad_mode import restored
 from ...prediction import normalize, target
+from ...sampling.network import prediction_of
 from ...schedule import Schedule
 from ..conditions import Condition, Conditioning
 from ..likelihood.bound import elbo
@@ -264,8 +265,17 @@ class Denoiser(Noised):
         errors = (out - expected).square().flatten(1).mean(1)
         return errors if weights is None else errors * weights.to(errors.dtype)
 
-    def _mean(self, out: Tensor, x0: Tensor) -> Tensor:
-        return out.chunk(2, dim=1)[0] if self.learned else out
+    def _mean(self, out: Any, x0: Tensor) -> Tensor:
+        """Returns the prediction in a network's output, of x0's shape."""
+        where = "fastdiff.theory.systems"
+        whole = prediction_of(out, x0, where=where, learned=True)
+        if whole.shape != x0.shape and not self.learned:
+            raise ValueError(
+                f"{where}: expected an output of shape {list(x0.shape)}, got"
+                f" {list(whole.shape)}. A variance is read by the loss hybrid and with a learned"
+                " variance only."
+            )
+        return whole if whole.shape == x0.shape else whole.chunk(2, dim=1)[0]
 
     def pending(self) -> Tensor:
         """Returns what the last call of `loss` left to record, float64 [B, 2], and forgets it.

@@ -1,35 +1,26 @@
-"""Networks of other programs as those of fastdiff.models: diffusers' U-Nets and DiTs, DiT's own.
+"""Networks of diffusers as those of fastdiff.models; diffusers need not be installed.
 
-A mapping names, for every tensor of the fastdiff network, the tensors of the other one that it is
-made of: one, or three that become the rows of a packed projection. Every tensor must be used and
-every tensor filled; nothing is executed, and diffusers need not be installed.
-
-    UNet2DModel              AttentionUNet
-    DiTTransformer2DModel    DiT
-    checkpoints of facebookresearch/DiT    DiT       (Peebles & Xie 2023)
+UNet2DModel              AttentionUNet
+DiTTransformer2DModel    DiT
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..models import AttentionUNet, DiT
-from ..models.dit import positions
 from ..outside import shown
-from .checks import built_within, fits
+from .checks import fits
 from .files import folder_of, read_json, read_tensors
+from .mapping import Names, both, filled
 
 _WHERE = "fastdiff.pretrained"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# our tensor -> theirs, of which several are stacked by rows
-Names = dict[str, tuple[str, ...]]
 # diffusers' attention, and the names that it had in older files
 _QKV = ("to_q", "to_k", "to_v")
 _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -64,136 +55,6 @@ def from_diffusers_model(source: str | PathLike[str] | nn.Module) -> nn.Module:
         )
     kind, arguments, mapping = makers[name](_Options(config, name, file), tensors)
     return filled(kind, arguments, mapping, _renamed(tensors), file)
-
-
-def from_dit_checkpoint(
-    source: str | PathLike[str] | Mapping[str, Tensor], *, heads: int | None = None
-) -> DiT:
-    """Returns the DiT of a checkpoint of facebookresearch/DiT.
-
-    Its sizes follow from the tensors. The output has twice the channels where the network was
-    trained with `learn_sigma`, and the last label is the null label.
-
-    Args:
-        source: the state dict, or a safetensors file of it. Read a .pt file with
-            torch.load(path, weights_only=True), and pass its "ema" if it has one.
-        heads: of every attention; None for those of the published width.
-
-    Raises:
-        FileNotFoundError, ValueError: in one sentence, for files that cannot be read and tensors of
-            another network.
-    """
-    if isinstance(source, Mapping):
-        tensors, file = dict(source), "the state dict"
-    else:
-        tensors, file = read_tensors(Path(source))[0], shown(source)
-    needed = {"x_embedder.proj.weight": 4, "final_layer.linear.weight": 2, "pos_embed": 3}
-    for name, rank in needed.items():
-        if not isinstance(tensors.get(name), Tensor) or tensors[name].ndim != rank:
-            raise ValueError(
-                f"{_WHERE}: expected the tensor {name!r} of a DiT in {file}, got"
-                f" {'another shape' if name in tensors else 'none'}."
-            )
-    hidden, channels, patch, _ = tensors["x_embedder.proj.weight"].shape
-    published = {384: 6, 768: 12, 1024: 16, 1152: 16}
-    if heads is None and hidden not in published:
-        raise ValueError(
-            f"{_WHERE}: expected heads for a DiT of width {hidden}, got none. The published widths"
-            f" are {sorted(published)}."
-        )
-    depth = _count(tensors, "blocks.")
-    out = tensors["final_layer.linear.weight"].shape[0] // patch**2
-    labels = tensors.get("y_embedder.embedding_table.weight")
-    mlp = tensors.get("blocks.0.mlp.fc1.weight")
-    arguments = {
-        "channels": channels,
-        "size": math.isqrt(tensors["pos_embed"].shape[1]) * patch,
-        "num_classes": 0 if labels is None else len(labels) - 1,
-        "patch": patch,
-        "hidden": hidden,
-        "depth": depth,
-        "heads": published[hidden] if heads is None else heads,
-        "mlp_ratio": 4.0 if mlp is None else len(mlp) / hidden,
-        "learn_sigma": out == 2 * channels,
-    }
-    found = tensors.pop("pos_embed")
-    expected = positions(arguments["size"] // patch, hidden)
-    if found.shape != expected.shape or not torch.allclose(found.float(), expected, atol=1e-5):
-        raise ValueError(
-            f"{_WHERE}: expected the sines and cosines of a DiT as pos_embed in {file}, got other"
-            " numbers."
-        )
-    mapping = _both(
-        {
-            "patches": ("x_embedder.proj",),
-            "embeddings.0.time.0": ("t_embedder.mlp.0",),
-            "embeddings.0.time.2": ("t_embedder.mlp.2",),
-            "modulation": ("final_layer.adaLN_modulation.1",),
-            "linear_out": ("final_layer.linear",),
-        }
-    )
-    if labels is not None:
-        mapping["embeddings.0.label.weight"] = ("y_embedder.embedding_table.weight",)
-    for i in range(depth):
-        theirs = f"blocks.{i}."
-        mapping |= _both(
-            {
-                f"blocks.{i}.modulation": (theirs + "adaLN_modulation.1",),
-                f"blocks.{i}.qkv": (theirs + "attn.qkv",),
-                f"blocks.{i}.out": (theirs + "attn.proj",),
-                f"blocks.{i}.mlp.0": (theirs + "mlp.fc1",),
-                f"blocks.{i}.mlp.2": (theirs + "mlp.fc2",),
-            }
-        )
-    return filled(DiT, arguments, mapping, tensors, file)  # type: ignore[return-value]
-
-
-def filled(
-    kind: type[nn.Module],
-    arguments: Mapping[str, Any],
-    mapping: Names,
-    tensors: Mapping[str, Tensor],
-    file: str,
-) -> nn.Module:
-    """Returns a network with another one's tensors, in eval mode.
-
-    Biases that the other network lacks are 0.
-
-    Raises ValueError for tensors that are missing, left over or of another shape.
-    """
-    header = {k: (tuple(v.shape), "F32") for k, v in tensors.items()}
-    with built_within(header, kind.__name__, file):
-        network = kind(**arguments)
-    state, used = {}, set()
-    for ours, value in network.state_dict().items():
-        theirs = mapping.get(ours, ())
-        parts = [tensors[name] for name in theirs if name in tensors]
-        if not parts and ours.endswith(".bias"):
-            state[ours] = torch.zeros_like(value)
-            continue
-        if len(parts) != len(theirs) or not parts:
-            missing = next((n for n in theirs if n not in tensors), ours)
-            raise ValueError(
-                f"{_WHERE}: expected the tensor {shown(missing)!r} of the {kind.__name__} in"
-                f" {file}, got none."
-            )
-        used |= set(theirs)
-        # a 1x1 convolution is a matrix
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if joined.numel() != value.numel() or joined.shape[0] != value.shape[0]:
-            raise ValueError(
-                f"{_WHERE}: expected {list(value.shape)} for {shown(theirs[0])!r} in {file}, got"
-                f" {list(joined.shape)}. The config is that of another model."
-            )
-        state[ours] = joined.reshape(value.shape).to(value.dtype)
-    rest = sorted(set(tensors) - used)
-    if rest:
-        raise ValueError(
-            f"{_WHERE}: expected only tensors of the {kind.__name__} in {file}, got"
-            f" {shown(rest[0])!r} too. The config is that of another model."
-        )
-    network.load_state_dict(state)
-    return network.eval()
 
 
 class _Options:
@@ -281,7 +142,7 @@ def _unet(options: _Options, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[s
     }
     out = options("out_channels", int, 3)
     arguments |= {"learn_sigma": True} if out == 2 * channels else {"out_channels": out}
-    mapping = _both(
+    mapping = both(
         {
             "time.0": ("time_embedding.linear_1",),
             "time.2": ("time_embedding.linear_2",),
@@ -303,15 +164,13 @@ def _unet(options: _Options, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[s
         ):
             has = attentive[level if way == "down" else levels - 1 - level]
             for i in range(count):
-                mapping |= _both(
-                    _block(f"{way}.{level}.{i}.block", f"{theirs}.{level}.resnets.{i}")
-                )
+                mapping |= both(_block(f"{way}.{level}.{i}.block", f"{theirs}.{level}.resnets.{i}"))
                 if has:
                     mapping |= _attention(
                         f"{way}.{level}.{i}.attention", f"{theirs}.{level}.attentions.{i}"
                     )
         if level < levels - 1:
-            mapping |= _both(
+            mapping |= both(
                 {
                     f"halve.{level}.conv": (f"down_blocks.{level}.downsamplers.0.conv",),
                     f"enlarge.{level}": (f"up_blocks.{level}.upsamplers.0.conv",),
@@ -343,7 +202,7 @@ def _dit(options: _Options, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[st
         "shared": False,
     }
     arguments |= {"learn_sigma": True} if out == 2 * channels else {"out_channels": out}
-    mapping = _both(
+    mapping = both(
         {
             "patches": ("pos_embed.proj",),
             "modulation": ("proj_out_1",),
@@ -353,7 +212,7 @@ def _dit(options: _Options, tensors: Mapping[str, Tensor]) -> tuple[Any, dict[st
     for i in range(depth):
         theirs = f"transformer_blocks.{i}."
         embedder = theirs + "norm1.emb."
-        mapping |= _both(
+        mapping |= both(
             {
                 f"embeddings.{i}.time.0": (embedder + "timestep_embedder.linear_1",),
                 f"embeddings.{i}.time.2": (embedder + "timestep_embedder.linear_2",),
@@ -405,22 +264,13 @@ def _block(ours: str, theirs: str) -> Names:
 
 def _attention(ours: str, theirs: str) -> Names:
     """Returns the mapping of diffusers' Attention to `Attention`."""
-    return _both(
+    return both(
         {
             f"{ours}.norm": (f"{theirs}.group_norm",),
             f"{ours}.qkv": tuple(f"{theirs}.{name}" for name in _QKV),
             f"{ours}.out": (f"{theirs}.to_out.0",),
         }
     )
-
-
-def _both(modules: Names) -> Names:
-    """Returns the mapping of the weights and biases of modules."""
-    return {
-        f"{ours}.{part}": tuple(f"{name}.{part}" for name in theirs)
-        for ours, theirs in modules.items()
-        for part in ("weight", "bias")
-    }
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -432,9 +282,3 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             parts[-2] = _OLD[parts[-2]]
         found[".".join(parts)] = value
     return found
-
-
-def _count(tensors: Iterable[str], prefix: str) -> int:
-    """Returns 1 + the largest number after a prefix in the names."""
-    numbers = (n.removeprefix(prefix).partition(".")[0] for n in tensors if n.startswith(prefix))
-    return max((int(n) for n in numbers if n.isdecimal() and len(n) < 6), default=-1) + 1
