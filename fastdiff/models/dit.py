@@ -180,11 +180,12 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patches.weight.view(len(self.patches.weight), -1))
         nn.init.zeros_(self.patches.bias)  # type: ignore[arg-type]  # bias=True
-        for embedding in self.embeddings:
-            nn.init.normal_(embedding.time[0].weight, std=0.02)  # type: ignore[index, union-attr]
-            nn.init.normal_(embedding.time[2].weight, std=0.02)  # type: ignore[index, union-attr]
+        embeddings: Any = self.embeddings
+        for embedding in embeddings:
+            nn.init.normal_(embedding.time[0].weight, std=0.02)
+            nn.init.normal_(embedding.time[2].weight, std=0.02)
             if embedding.label is not None:
-                nn.init.normal_(embedding.label.weight, std=0.02)  # type: ignore[union-attr]
+                nn.init.normal_(embedding.label.weight, std=0.02)
         for last in (*(b.modulation for b in self.blocks), self.modulation, self.linear_out):
             nn.init.zeros_(last.weight)  # type: ignore[arg-type, union-attr]
             nn.init.zeros_(last.bias)  # type: ignore[arg-type, union-attr]

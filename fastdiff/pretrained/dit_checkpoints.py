@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def from_dit_checkpoint(
     out = tensors["final_layer.linear.weight"].shape[0] // patch**2
     labels = tensors.get("y_embedder.embedding_table.weight")
     mlp = tensors.get("blocks.0.mlp.fc1.weight")
-    arguments = {
+    arguments: dict[str, Any] = {
         "channels": channels,
         "size": math.isqrt(tensors["pos_embed"].shape[1]) * patch,
         "num_classes": 0 if labels is None else len(labels) - 1,

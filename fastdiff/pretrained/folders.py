@@ -118,9 +118,9 @@ def load_drawer(path: str | PathLike[str], *, trust: bool = False) -> Drawer:
             )
         network, schedule, settings = system.for_sampler()
     else:
-        name, settings = config["model"].get("class") or config["model"]["factory"], {}
+        name, settings = config["model"].get("factory", config["model"].get("class")), {}
         # the size of a network of trusted code is that code's business
-        network = None if "class" in config["model"] else build(config["model"], trust)
+        network = build(config["model"], trust) if "factory" in config["model"] else None
         with built_within(header, name, _file(path)):
             network = network or build(config["model"])
             schedule = Schedule.from_config(config["schedule"])

@@ -69,6 +69,15 @@ class Labelled(Plain):
         return super().forward(x, t) + y[:, None, None, None]
 
 
+class Twice(nn.Module):
+    def __init__(self, out_channels):
+        super().__init__()
+        self.inner = nn.Conv2d(1, out_channels, 1)
+
+    def forward(self, x, t):
+        return self.inner(x)
+
+
 class Encoder(nn.Module):
     def __init__(self, shape, outputs):
         super().__init__()
@@ -328,6 +337,36 @@ def test_what_is_no_network_is_named(call: Any, kind: type[Exception], sentence:
     with pytest.raises(kind, match=sentence) as error:
         call()
     assert str(error.value).startswith("fastdiff.") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"network": "dit", "patch": 7, "hidden": 16, "depth": 1, "heads": 2},
+        {"network": "attention-unet", "widths": [8, 8], "attention": [14]},
+        {"network": "unet", "widths": [8], "emb": 16},
+        {"network": f"{NAME}:Twice"},
+    ],
+    ids=lambda v: v["network"],
+)
+def test_a_learned_variance_doubles_the_output(network: dict[str, Any]) -> None:
+    system = make("unet", DATA, loss="hybrid", **network)
+    x0, labels = DATA.batch(torch.arange(3))
+    cond = system.condition(x0, labels)
+    assert system.network(x0, torch.tensor([1, 2, 3]), **cond).shape == (3, 2, 28, 28)
+    assert torch.isfinite(system.loss(x0, labels, **COUNTER)).all()
+    bound = system.bound(x0, labels, seed=0, sample_ids=IDS, times=2)
+    assert torch.isfinite(sum(bound.values())).all()
+
+
+def test_outputs_of_another_shape_are_named(code: Any) -> None:
+    """Broadcasting would make a loss of them."""
+    x0, labels = DATA.batch(torch.arange(3))
+    for network in (code.Twice(2), code.Twice(3)):
+        with pytest.raises(ValueError, match=r"expected .* shape \[3, 1, 28, 28\]"):
+            Denoiser(network, Schedule.cosine(50)).loss(x0, labels, **COUNTER)
+    with pytest.raises(ValueError, match="expected learn_sigma with the loss hybrid"):
+        make("unet", DATA, network="dit", patch=7, learn_sigma=True)
 
 
 class Latents:

@@ -174,7 +174,7 @@ def build(
         )
     if learned:
         if "learn_sigma" in options(choice)[0]:
-            arguments = {"learn_sigma": True} | arguments
+            arguments = arguments | {"learn_sigma": True}
         else:
             facts["out" if is_points(data) else "out_channels"] = 2 * data.shape[0]
     elif arguments.get("learn_sigma"):

@@ -70,23 +70,9 @@ def make(name: str, data: Any, **options: Any) -> Any:
     system can't model.
     """
     network = options.pop("network", None) if name in networks.DEFAULTS else None
-    known = options_of(name, data, network)
     chosen = networks.choose(name, data, network) if name in networks.DEFAULTS else None
-    open_ended = chosen is not None and networks.options(chosen)[1]
-    for option in options:
-        if option not in known and not open_ended:
-            listed = ", ".join(f"{k}={v}" for k, v in known.items())
-            raise ValueError(
-                f"fastdiff.theory.systems: expected an option of {name} ({listed}), got {option!r}."
-            )
-    arguments, kind = known | options, find(name)
-    arguments.pop("network", None) if chosen is not None else None
-    missing = [k for k, v in arguments.items() if v == networks.REQUIRED]
-    if missing:
-        raise ValueError(
-            f"fastdiff.theory.systems: expected the option {missing[0]!r} of {network}, got none."
-        )
-    if name not in _WITH_NETWORK:
+    arguments, kind = _arguments(name, data, network, chosen, options), find(name)
+    if chosen is None or name not in _WITH_NETWORK:
         return kind(**{"shape": data.shape, **_parts(name, data, network, chosen, arguments)})
     own = {k: arguments.pop(k) for k in _own(name, data)}
     own |= objective_of(own) if "precondition" in own else {}
@@ -127,6 +113,36 @@ def make(name: str, data: Any, **options: Any) -> Any:
         clip_range=1.0 if data.levels else None,
         likelihood=_likelihood(data),
     )
+
+
+def _arguments(
+    name: str,
+    data: Any,
+    network: Any,
+    chosen: networks.Choice | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Returns the defaults with the options in their place; options of the network are among them.
+
+    Raises ValueError for options that are unknown, and for required ones that are missing.
+    """
+    known = options_of(name, data, network)
+    open_ended = chosen is not None and networks.options(chosen)[1]
+    for option in options:
+        if option not in known and not open_ended:
+            listed = ", ".join(f"{k}={v}" for k, v in known.items())
+            raise ValueError(
+                f"fastdiff.theory.systems: expected an option of {name} ({listed}), got {option!r}."
+            )
+    arguments = known | options
+    if chosen is not None:
+        arguments.pop("network", None)
+    missing = [k for k, v in arguments.items() if v == networks.REQUIRED]
+    if missing:
+        raise ValueError(
+            f"fastdiff.theory.systems: expected the option {missing[0]!r} of {network}, got none."
+        )
+    return arguments
 
 
 def objective_of(options: dict[str, Any]) -> dict[str, Any]:
