@@ -355,6 +355,6 @@ def test_tables_keep_float64() -> None:
 def test_no_sampler_of_a_classifier(tmp_path: Path) -> None:
     save_system(tmp_path, make("classifier", DATA, widths=[8], emb=8))
     with pytest.raises(
-        ValueError, match="expected a diffusion model in .*, got the system 'classifier'"
+        ValueError, match="expected a system with samples in .*, got the system 'classifier'"
     ):
         Sampler.from_pretrained(tmp_path)

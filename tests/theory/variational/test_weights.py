@@ -49,6 +49,8 @@ def test_the_weights_have_their_papers_values() -> None:
         "x0": torch.ones_like(SNR),
         "min_snr": SNR.clamp(max=5.0),
         "edm": (rho**2 + 0.25) / (rho * 0.5) ** 2,
+        "p2": SNR / (1 + SNR),
+        "sigmoid": math.e**2 * torch.sigmoid(LOG_SNR - 2),
     }
     assert set(on_x0) == set(WEIGHTINGS)
     for name, value in on_x0.items():
@@ -238,7 +240,7 @@ def test_errors_are_one_sentence() -> None:
         ),
         (
             lambda: weight("edm", LOG_SNR, sigma_data=0),
-            "expected cap, sigma_data > 0, got 5.0 and 0",
+            "expected cap, sigma_data, k > 0, got 5.0, 0 and 1.0",
         ),
         (lambda: times.draw("even", IDS, seed=0, step=0), "expected sampling in .*, got 'even'"),
         (
