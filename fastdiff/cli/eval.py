@@ -244,16 +244,22 @@ def _system(name: str, trust: bool = False) -> tuple[Any, dict[str, Any]]:
 
 
 def _write(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    from ..theory.evaluation.report import conditional
+
+    # likelihoods that do not compare with the others are in a list of their own
+    common = [r for r in results if not conditional(r)]
+    given = [r for r in results if conditional(r)]
+    found = {"results": common, **({"conditional": given} if given else {})}
     if args.json == "-":
-        say_json({"results": results}, 2)
+        say_json(found, 2)
     elif args.json:
         from ..pretrained.files import write_json
 
-        write_json(Path(args.json), {"results": results})
+        write_json(Path(args.json), found)
         say(f"  {args.json}")
     if args.plot:
         from .bound_figure import plot
 
-        plot(results, Path(args.plot))
+        plot(common or given, Path(args.plot))
         if args.json != "-":
             say(f"  {args.plot}")

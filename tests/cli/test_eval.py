@@ -141,11 +141,39 @@ def test_a_density_of_images_gets_uniform_noise(monkeypatch: pytest.MonkeyPatch)
     assert steps == [2**31]
 
 
+def test_a_conditional_likelihood_is_in_no_common_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In JSON it has a list of its own, and a figure shows it only without models of x."""
+    runs = {name: str(tmp_path / name) for name in ("superres", "unet")}
+    few = ["--steps", "1", "--batch-size", "2", "--widths", "8", "--option", "emb=8"]
+    for name, out in runs.items():
+        assert main(["train", "--model", name, "--out", out, *few, "--timesteps", "9"]) == 0
+    common = ["--images", "2", "--times", "4", "--threads", "1"]
+    for models, results, conditional in (
+        (["superres", "unet"], ["unet"], ["superres"]),
+        (["unet"], ["unet"], None),
+    ):
+        file, plot = tmp_path / "x.json", tmp_path / "x.png"
+        folders = [runs[name] for name in models]
+        flags = ["--json", str(file), "--plot", str(plot)]
+        assert main(["eval", *folders, *common, *flags]) == 0
+        found = read_json(file)
+        assert [r["system"] for r in found["results"]] == results
+        assert ("conditional" in found) == (conditional is not None)
+        if conditional:
+            assert [r["system"] for r in found["conditional"]] == conditional
+        plot.unlink()
+
+
 def test_a_density_given_an_image_is_not_that_of_x() -> None:
     system = make("superres", load("fashion-mnist"), widths=[8], emb=8, timesteps=4)
     request = Request(images=2, times=1)
     result = evaluate(system.eval(), load("fashion-mnist", "test"), request)
-    assert result is not None and "-ln p(x|small) of 784" in text(result, "superres")
+    assert result is not None
+    said = text(result, "superres")
+    assert "conditional likelihood -ln p(x | small) of 784 dimensions" in said
+    assert "given small: not comparable with the likelihood of a model of x" in said
 
 
 def test_training_images_in_the_test_split_are_named(

@@ -66,6 +66,11 @@ def test_training_models() -> None:
     assert names["loss"].isfinite().all() and names["ours"].config["size"] == 32
 
 
+def test_training_objectives() -> None:
+    names = run("training/objectives.md")
+    assert names["loss"].shape == (8,) and names["loss"].isfinite().all()
+
+
 @pytest.mark.parametrize(
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )

@@ -89,6 +89,14 @@ def convention(system: Any, data: Any, *, flow: bool = False) -> str:
     return f"probability of {data.levels} levels (discretised likelihood); nothing to dequantise"
 
 
+def conditional(result: dict[str, Any]) -> bool:
+    """Whether a report is of a density given a part of x, such as its small image.
+
+    Such a likelihood does not compare with those of x: part of x is not paid for.
+    """
+    return bool({*result.get("given", ())} - {"y"})
+
+
 def text(result: dict[str, Any], name: str) -> str:
     """Returns the report as text for a terminal; `name` is the model's."""
     low, high = result["ids"]
@@ -99,13 +107,16 @@ def text(result: dict[str, Any], name: str) -> str:
     ]
     if "bound" in result:
         given = ", ".join(result["given"])
-        about = f"-ln p(x|{given})" if given else "-ln p(x)"
+        about = f"-ln p(x | {given})" if given else "-ln p(x)"
+        about = f"conditional likelihood {about}" if conditional(result) else about
         lines += [f"  {about} of {result['dims']} dimensions: {result['convention']}"]
         lines += [f"  {'':22s}{'nats':>12s}{'bits/dim':>22s}"]
         lines += [
             _line(term, value) for term, value in result["terms"].items() if term != "importance"
         ]
         lines += [_line("bound", result["bound"])]
+        if conditional(result):
+            lines += [f"    given {given}: not comparable with the likelihood of a model of x"]
     if "importance_weighted" in result:
         value = result["importance_weighted"]
         lines += [_line(f"bound, {value['samples']} weights", value)]

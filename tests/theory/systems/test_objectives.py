@@ -181,6 +181,17 @@ def test_all_prediction_types_reach_about_one_bound() -> None:
         assert trained(150, prediction_type=kind, **bare) > found["v"] + 2
 
 
+def test_types_with_the_same_output_and_weights_train_alike() -> None:
+    """By default x0, v and edm, and epsilon and score, take the same steps."""
+    found = {}
+    for kind in PREDICTION_TYPES:
+        torch.manual_seed(0)
+        system = make("unet", MOONS, prediction_type=kind, timesteps=200, **SMALL)
+        trainer = Trainer(system, MOONS, Settings(steps=9, batch_size=32))
+        found[kind] = [trainer.train_step()[0] for _ in range(9)]
+    assert found["x0"] == found["v"] == found["edm"] != found["epsilon"] == found["score"]
+
+
 @pytest.mark.parametrize(
     "options",
     [
