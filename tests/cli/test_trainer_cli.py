@@ -173,7 +173,9 @@ def test_flags_are_the_options_of_those_that_have_them(
         main(["train", *few, "--objective", "x0", "--timesteps", "30", "--option", "width=8"]) == 0
     )
     config = read_config(out)
-    assert config["prediction_type"] == "x0" and config["schedule"]["num_train_timesteps"] == 30
+    assert config["system"]["config"]["prediction_type"] == "x0"
+    assert config["prediction_type"] == "edm", "the network's output, from which x0 is computed"
+    assert config["schedule"]["num_train_timesteps"] == 30
     assert config["training"]["lr"] == 0.002, "a run on points has their defaults"
     assert "prediction_type" in config["training"]["arguments"]["options"]
 
