@@ -37,7 +37,13 @@ BLUE, RED, GREY = "#1b6ca8", "#d1495b", "#888888"
 POINTS, TIMES = 1000, 64  # of the test set; timesteps of each
 VARIANCES = ("fixed_small", "fixed_large")
 # these train the same network with the same weights as another type, so they give the same bits
-SAME = {"edm": "v", "score": "epsilon", "x0": "v", "weighting=v": "v"}
+SAME = {
+    "edm": "v",
+    "score": "epsilon",
+    "x0": "v",
+    "weighting=simple": "epsilon",
+    "weighting=v": "v",
+}
 BARE: dict[str, Any] = {"weighting": "output", "precondition": False}
 # name: the options of a system `unet`
 DEFAULT = {kind: {"prediction_type": kind} for kind in PREDICTION_TYPES}

@@ -18,7 +18,7 @@ _WHERE = {
     "Block": "formats",
     "Classes": "models",
     "DatasetCheck": "verify",
-    "Failure": "job",
+    "Failure": "drawn",
     "finished": "runner",
     "FinishedUnit": "writer",
     "Folder": "folder",
@@ -56,10 +56,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from .drawn import Failure
     from .folder import Folder
     from .formats import FORMATS, Block
     from .info import Info
-    from .job import Failure, Job
+    from .job import Job
     from .models import Classes, Model, open_model
     from .rollouts import read_rollout
     from .runner import JobReport, finished, run

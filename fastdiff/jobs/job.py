@@ -6,7 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..sampler import Callback, Sampler
 from ..user_code import never_exits, origin
 from . import machine, own_draw
 from .conditions import Conditions
+from .drawn import DrawnUnit, Failure, FailureOfDraw
 from .formats import FORMATS, Format
 from .models import Model, Pictures, is_code, open_model
 from .spec import RunSpec, SpecMismatch, differences
@@ -27,46 +28,6 @@ from .trajectory import Trajectory, saved_rows
 from .units import Units
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class DrawnUnit(NamedTuple):
-    """The samples of a unit that belong to the run, on the device.
-
-    Attributes:
-        array: uint8 pictures [n, H, W, C] or float32 data [n, …].
-        finite: bool [n], whether all numbers of a sample were finite, before the conversion to 8
-            bits.
-        labels: class of each sample, None without classes.
-        trajectory: of the samples, where the run saves it.
-    """
-
-    array: Tensor
-    finite: Tensor
-    labels: list[int] | None
-    trajectory: Trajectory | None = None
-
-
-class Failure(NamedTuple):
-    """Where the samples of a unit were not finite for the first time.
-
-    Attributes:
-        sample_id: the sample.
-        step: the row of the plan, None for the decoder.
-        sigma: noise level before that row, at which the network was called; None where the plan
-            knows no levels.
-        place: in words, where there is no row.
-    """
-
-    sample_id: int
-    step: int | None
-    sigma: float | None
-    place: str = "in the decoder"
-
-    def __str__(self) -> str:
-        where = self.place if self.step is None else f"after step {self.step}"
-        return f"sample {self.sample_id} is not finite {where}" + (
-            f", sigma {self.sigma:g}" if self.sigma else ""
-        )
 
 
 class Job:
@@ -322,7 +283,7 @@ class Job:
             return drawn, failures[0]
         sample, row = finite.index(False), None
         if self.model.draw is not None:
-            return drawn, Failure(ids[sample], None, None, "as the model draws it")
+            return drawn, FailureOfDraw(ids[sample], None, None)
         if self.spec.save is not None and drawn.trajectory is not None:
             number = drawn.trajectory.first_not_finite(sample)
             row = None if number is None else self.spec.save[number]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 
+from .drawn import Failure
 from .folder import Folder
-from .job import Failure, Job
+from .job import Job
 from .log import Log
 from .machine import repeatable
 from .verify import remove_damaged_records

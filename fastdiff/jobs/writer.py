@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .drawn import DrawnUnit
 from .folder import Content, Folder
 from .formats import FORMATS, Block, pixels_sha256
-from .job import DrawnUnit
 from .samples import provenance
 from .trajectory import encode, fields
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fastdiff.cli import main
 from fastdiff.data import load
-from fastdiff.pretrained import load_system
+from fastdiff.pretrained import load_system, read_config, save_system
 from fastdiff.theory.registry import SYSTEMS
 
 FEW = ("--steps", "2", "--batch-size", "4", "--warmup", "1", "--threads", "1")
@@ -229,3 +229,18 @@ def test_images_are_of_super_resolution_only(
     command = ["sample", "--model", "fashion-mnist", "--out", str(tmp_path / "x"), "--image", "a"]
     assert main(command) == 2
     assert "which is not of super-resolution, got some." in capsys.readouterr().err
+
+
+def test_samples_that_are_not_finite_fail_their_unit(
+    vae: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken, made = tmp_path / "broken", tmp_path / "made"
+    system = load_system(vae)
+    for parameter in system.parameters():
+        parameter.data.fill_(torch.nan)
+    save_system(broken, system, data=read_config(vae)["data"])
+    command = ["sample", "--model", str(broken), "--out", str(made), "--num", "4", "--unit", "4"]
+    assert main([*command, "--threads", "1"]) == 5
+    assert "unit 0 failed: sample 0 is not finite as the model draws it" in capsys.readouterr().out
+    failed = json.loads((made / "failed" / "000000000.json").read_text())
+    assert (failed["sample_id"], failed["step"]) == (0, None)
