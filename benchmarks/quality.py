@@ -34,6 +34,8 @@ from tqdm.auto import tqdm
 from fastdiff import Sampler, __version__
 from fastdiff.data import DataSet, load_fashion_mnist
 from fastdiff.images import to_uint8
+from fastdiff.metrics import Moments, frechet_distance
+from fastdiff.metrics.extractors import fashion_network
 from fastdiff.pretrained import locate, read_config
 
 GOALS = {
@@ -47,39 +49,12 @@ ENOUGH_ACCURACY = 0.92
 RESULT = Path(__file__).parent / "results" / "quality.json"
 
 
-def classifier() -> nn.Sequential:
-    """Returns the network: [N, 1, 28, 28] in [-1, 1] -> [N, 10] logits.
-
-    All layers but the last give 128 features.
-    """
-
-    def block(c_in: int, c_out: int) -> list[nn.Module]:
-        return [
-            nn.Conv2d(c_in, c_out, 3, padding=1, bias=False),
-            nn.BatchNorm2d(c_out),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-
-    layers = [
-        *block(1, 32),
-        *block(32, 64),
-        *block(64, 96),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(96 * 9, 128),
-    ]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(128, 10)).to(
-        memory_format=torch.channels_last
-    )
-
-
 def train_classifier(data: DataSet, epochs: int = 6, batch: int = 128) -> nn.Sequential:
     """Trains with cross-entropy on the images and their mirror images; AdamW with a one-cycle
     learning rate and a fixed seed.
     """
     torch.manual_seed(0)
-    network = classifier().train()
+    network = fashion_network().train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=1e-2)
     steps = len(data.images) // batch
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=epochs * steps)
@@ -101,7 +76,7 @@ def cached_classifier(cache: Path, data: DataSet) -> nn.Sequential:
     """Returns the trained classifier, from the cache if it is there."""
     path = cache / "fashion-mnist-classifier.safetensors"
     if path.exists():
-        network = classifier().eval()
+        network = fashion_network().eval()
         network.load_state_dict(load_file(path))
         return network
     network = train_classifier(data)
@@ -117,13 +92,12 @@ def features(network: nn.Sequential, x: Tensor) -> Tensor:
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Returns |m1 - m2|² + tr(S1 + S2 - 2 (S1^(1/2) S2 S1^(1/2))^(1/2)) of features [N, D]."""
-    a, b = a.double(), b.double()
-    s1, s2 = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(s1)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ s2 @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + s1.trace() + s2.trace() - 2 * cross)
+    """Returns the Fréchet distance of features [N, D] and [M, D] (fastdiff.metrics)."""
+    moments = []
+    for x in (a, b):
+        moments.append(Moments(x.shape[1]))
+        moments[-1].add(x)
+    return frechet_distance(*moments)
 
 
 def spread(x: Tensor, labels: Tensor) -> float:

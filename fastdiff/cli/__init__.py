@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "fastdiff.cli.verify",
     "export": "fastdiff.cli.export",
     "eval": "fastdiff.cli.eval",
+    "metrics": "fastdiff.cli.metrics",
     "bench": "fastdiff.cli.bench",
     "plan": "fastdiff.cli.plan",
     "solvers": "fastdiff.cli.solvers",

@@ -13,8 +13,8 @@ from PIL import Image
 
 from benchmarks.choosing import mixture, page, plots, ranking, results, weights
 from benchmarks.choosing.__main__ import main
-from benchmarks.quality import classifier
 from fastdiff.data import DataSet, load_fashion_mnist
+from fastdiff.metrics.extractors import fashion_network
 from fastdiff.solvers import SOLVERS
 from fastdiff.solvers.advice import ADVICE
 from fastdiff.solvers.grids import SPACINGS
@@ -173,7 +173,7 @@ def judge() -> weights.Judge:
         DataSet(images.images[i::2], images.labels[i::2], images.classes, images.name)
         for i in (0, 1)
     )
-    return weights.Judge(classifier().eval(), train, test)
+    return weights.Judge(fashion_network().eval(), train, test)
 
 
 def test_the_weights_are_measured_cell_by_cell(judge: weights.Judge, tmp_path: Path) -> None:

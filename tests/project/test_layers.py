@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
     "theory": SAMPLING | {"models"},
     "integrations": SAMPLING,
     "pretrained": LEAVES | {"models", "theory"},
+    "metrics": LEAVES | {"pretrained"},
     "sampler": SAMPLING | {"integrations", "pretrained"},
     "integrations.edm": SAMPLING | {"integrations", "sampler"},
     "training": LEAVES | {"data", "models", "pretrained", "theory"},

@@ -44,10 +44,42 @@ class NoisyClassifier(Noised):
         network: a `Classifier`, an `MLP` with one output per class, any module (x_t, t) -> logits
             [B, classes], or its description.
         schedule: the `Schedule` of the model that will be guided, or its config.
+        scaled: the network reads alpha x_t/(alpha² + sigma²) instead of x_t.
+
+    The gradient moves the predicted x0 by (sigma²/alpha) ∇ln p(y|x_t). The exact gradient is
+    (alpha/sigma²)(E[x0|x_t, y] - E[x0|x_t]): it falls with alpha. A network that reads x_t has
+    gradients of any size at alpha near 0, and sigma²/alpha multiplies them. One that reads the
+    scaled input, which is E[x0|x_t] under the prior N(0, I), has the factor alpha by construction.
     """
 
-    def __init__(self, network: nn.Module | dict[str, Any], schedule: Schedule | dict[str, Any]):
-        super().__init__(network, schedule)
+    def __init__(
+        self,
+        network: nn.Module | dict[str, Any],
+        schedule: Schedule | dict[str, Any],
+        scaled: bool = False,
+    ):
+        # folders of versions without the option have no such key
+        super().__init__(network, schedule, **({"scaled": True} if scaled else {}))
+        self.scaled = bool(scaled)
+
+    def logits(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Returns the logits [B, classes]. t: [B], as the sampler passes it to a network."""
+        if self.scaled:
+            gain = self._gain(t).to(x_t.dtype)
+            x_t = x_t * gain.view(-1, *[1] * (x_t.ndim - 1))
+        return self.network(x_t, t)
+
+    def _gain(self, t: Tensor) -> Tensor:
+        """Returns alpha/(alpha² + sigma²) [B] in float64, between timesteps by interpolation."""
+        table = self.alpha / (self.alpha.square() + self.sigma.square())
+        if not t.is_floating_point():
+            return table[t]
+        times = self.times.to(torch.float64)
+        t = t.to(torch.float64)
+        upper = torch.searchsorted(times, t).clamp(1, len(times) - 1)
+        low, high = times[upper - 1], times[upper]
+        share = ((t - low) / (high - low)).clamp(0, 1)
+        return torch.lerp(table[upper - 1], table[upper], share)
 
     def loss(
         self,
@@ -68,11 +100,11 @@ class NoisyClassifier(Noised):
         labels = labels_of(labels, _WHERE)
         t = self.draw_times(**counter)
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
-        return F.cross_entropy(self.network(x_t, self.times[t]), labels, reduction="none")
+        return F.cross_entropy(self.logits(x_t, self.times[t]), labels, reduction="none")
 
     def log_prob(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Returns ln p(y|x_t) [B]. t: [B], as the sampler passes it to a network."""
-        logits = self.network(x_t, t)
+        logits = self.logits(x_t, t)
         return F.log_softmax(logits, dim=1).gather(1, labels[:, None])[:, 0]
 
     def log_prob_of(self, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -98,7 +130,7 @@ class NoisyClassifier(Noised):
             x_t = ops.q_sample(
                 x0, t, self.alpha, self.sigma, seed=seed, sample_ids=sample_ids, step=j
             )
-            logits = self.network(x_t, self.times[t])
+            logits = self.logits(x_t, self.times[t])
             entropies.append(F.cross_entropy(logits, labels, reduction="none"))
             correct.append(logits.argmax(1) == labels)
         return Guesses(torch.stack(entropies, 1), torch.stack(correct, 1), self.log_snr_at(chosen))

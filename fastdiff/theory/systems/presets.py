@@ -37,6 +37,7 @@ OBJECTIVES = {
 }
 # default arguments of the constructors, for images and for points
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "classifier": ({"scaled": True}, {"scaled": True}),
     "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
     "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),
     "vae": (
@@ -105,7 +106,7 @@ def make(name: str, data: Any, **options: Any) -> Any:
         learned=learned,
     )
     if name == "classifier":
-        return kind(made, schedule)
+        return kind(made, schedule, **own)
     return kind(
         made,
         schedule,

@@ -1,0 +1,190 @@
+"""Opens the sets that `fastdiff metrics` compares, whatever holds them.
+
+A dataset of `fastdiff sample`, an npz or npy file, and everything that fastdiff.data loads: each
+becomes batches of pictures uint8 [B, C, H, W], or of points. A file of statistics has none.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import data as datasets
+from ..images import to_uint8
+from ..outside import open_regular, shown
+from .exit_status import UsageError
+
+SPLITS = ("train", "test")
+CHANNELS = (1, 3)
+_WHERE = "fastdiff.metrics"
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """A set of pictures, which one pass streams.
+
+    Attributes:
+        name: for the report.
+        count: of the pictures.
+        batches: batch size -> the batches, from the first one on.
+    """
+
+    name: str
+    count: int
+    batches: Callable[[int], Iterator[Tensor]]
+
+
+def is_statistics(text: str) -> bool:
+    """Returns whether a text names an npz file that has `mu`, hence no pictures."""
+    return "mu.npy" in _members(text)
+
+
+def open_set(text: str, root: str | None) -> PictureSet:
+    """Returns the set that a command-line argument names.
+
+    Args:
+        text: a folder or file, or the name of a data set, with its split after a colon: NAME:test.
+        root: folder of fashion-mnist-full's IDX files.
+
+    Raises UsageError for what is no set of pictures; ValueError and FileNotFoundError for damaged
+    ones.
+    """
+    path = Path(text)
+    if path.is_dir() and (path / "spec.json").exists():
+        return _of_samples(path)
+    if path.is_file() and path.suffix == ".npy":
+        return _of_array(text, _mapped(path))
+    if path.is_file() and path.suffix == ".npz" and "arr_0.npy" in _members(text):
+        return _of_array(text, _arr_0(path))
+    name, colon, split = text.rpartition(":")
+    if not colon or split not in SPLITS or path.exists():
+        name, split = text, "train"
+    if not os.path.exists(name) and name not in datasets.NAMES:
+        raise UsageError(
+            f"expected a folder, a file or a data set in {list(datasets.NAMES)}, got {name!r}."
+        )
+    return _of_data(datasets.load(name, split, root))
+
+
+def _of_samples(folder: Path) -> PictureSet:
+    """The samples of a dataset of `fastdiff sample`, each unit checked against its record."""
+    from ..jobs.samples import Samples
+
+    samples = Samples(folder, None, partial=False)
+
+    def batches(size: int) -> Iterator[Tensor]:
+        # a network's features differ in the last bits with the batch, so that every kind of set
+        # comes in the same batches
+        held, waiting = [], 0
+        for block in samples.blocks():
+            for part in _pictures(block.array, str(folder)).split(size):
+                held.append(part)
+                waiting += len(part)
+                if waiting >= size:
+                    whole = torch.cat(held)
+                    yield whole[:size]
+                    held, waiting = [whole[size:]], waiting - size
+        if waiting:
+            yield torch.cat(held)
+
+    return PictureSet(str(folder), samples.count, batches)
+
+
+def _of_array(name: str, array: np.ndarray) -> PictureSet:
+    def batches(size: int) -> Iterator[Tensor]:
+        for i in range(0, len(array), size):
+            yield _pictures(array[i : i + size], name)
+
+    if array.ndim < 2 or not len(array):
+        raise ValueError(
+            f"{_WHERE}: expected pictures [N, H, W, C] in {shown(name)}, got {list(array.shape)}."
+        )
+    return PictureSet(name, len(array), batches)
+
+
+def _of_data(data: Any) -> PictureSet:
+    def batches(size: int) -> Iterator[Tensor]:
+        for index in torch.arange(data.examples).split(size):
+            x0, _ = data.batch(index)
+            yield to_uint8(x0) if data.levels else x0
+
+    return PictureSet(data.name, data.examples, batches)
+
+
+def _pictures(array: np.ndarray, name: str) -> Tensor:
+    """Returns uint8 [B, C, H, W] of pictures [B, H, W, C]; floating types stay as they are."""
+    if array.dtype.kind == "f":
+        return torch.from_numpy(np.array(array, np.float32))
+    if array.dtype == np.uint8 and array.ndim == 4 and array.shape[3] in CHANNELS:
+        return torch.from_numpy(np.array(np.moveaxis(array, 3, 1), order="C"))
+    raise ValueError(
+        f"{_WHERE}: expected pictures uint8 [N, H, W, 1 or 3] in {shown(name)}, got {array.dtype}"
+        f" {list(array.shape)}."
+    )
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Returns the array of an npy file, which stays on disk."""
+    try:
+        open_regular(path).close()
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"{_WHERE}: expected an npy file in {shown(path)}, got unreadable content"
+            f" ({shown(error)})."
+        ) from None
+
+
+def _arr_0(path: Path) -> np.ndarray:
+    """Returns `arr_0` of an npz file as ADM writes it. A compressed one is read into memory.
+
+    The member of an uncompressed file is mapped, so that 50,000 pictures need no memory.
+    """
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            info = archive.getinfo("arr_0.npy")
+            with archive.open(info) as member:
+                if info.compress_type != zipfile.ZIP_STORED:
+                    return np.lib.format.read_array(member, allow_pickle=False)
+                version = np.lib.format.read_magic(member)
+                read = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }[version]
+                shape, fortran, dtype = read(member)
+                header = member.tell()
+            # the local header, whose extra field may differ from the directory's
+            file.seek(info.header_offset)
+            local = file.read(30)
+            lengths = [int.from_bytes(local[i : i + 2], "little") for i in (26, 28)]
+            start = info.header_offset + 30 + sum(lengths) + header
+        if dtype.hasobject:
+            raise ValueError("objects")
+        order = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", offset=start, shape=shape, order=order)
+    except Exception as error:  # a damaged archive raises whatever its decoder does
+        raise ValueError(
+            f"{_WHERE}: expected arr_0 in {shown(path)}, got unreadable content ({shown(error)})."
+        ) from None
+
+
+def _members(text: str) -> list[str]:
+    """Returns the names of the files in an npz file; none for anything else."""
+    path = Path(text)
+    if path.suffix != ".npz" or not path.is_file():
+        return []
+    try:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            return archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        raise ValueError(
+            f"{_WHERE}: expected an npz file in {shown(path)}, got unreadable content."
+        ) from None
