@@ -22,6 +22,7 @@ from .data_flags import add_data_flags, load_data, may_be_same, stored_options
 from .exit_status import AGAIN, INTERRUPTED
 from .options import add_options, parse_options, parse_value, threads
 from .output import say
+from .teacher import teach
 
 if TYPE_CHECKING:
     from ..training import Trainer
@@ -165,6 +166,8 @@ def _run(args: argparse.Namespace) -> int:
         system = _saved_system(out, named, args.trust).to(args.device)
     else:
         system = make(arguments["model"], data, **arguments["options"]).to(args.device)
+    if getattr(system, "teacher", None) is not None:
+        teach(system, args.device)
     if args.plot:
         from .system_figure import check
 

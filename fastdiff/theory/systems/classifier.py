@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ... import ops
+from ... import ops, rng
 from ...grad_mode import restored
+from ...prediction import normalize, to_x0_coefficients
 from ...schedule import Schedule
 from ..conditions import Condition, labels_of
 from .noising import Noised
@@ -45,11 +47,23 @@ class NoisyClassifier(Noised):
             [B, classes], or its description.
         schedule: the `Schedule` of the model that will be guided, or its config.
         scaled: the network reads alpha x_t/(alpha² + sigma²) instead of x_t.
+        teacher: the name of the diffusion model that `teach` is called with for training; None
+            trains with the cross-entropy alone.
+        match: the weight of the loss of the gradient, with a teacher.
 
     The gradient moves the predicted x0 by (sigma²/alpha) ∇ln p(y|x_t). The exact gradient is
     (alpha/sigma²)(E[x0|x_t, y] - E[x0|x_t]): it falls with alpha. A network that reads x_t has
     gradients of any size at alpha near 0, and sigma²/alpha multiplies them. One that reads the
     scaled input, which is E[x0|x_t] under the prior N(0, I), has the factor alpha by construction.
+
+    Cross-entropy leaves the gradient free wherever the label is certain, so it is many times too
+    small at low noise and points elsewhere. With a teacher, the loss has a further term:
+
+        match · |(sigma²/alpha) ∇ln p(y|x_t) - d|²/(sigma² D),   d = x̂0(x_t, t, y) - x̂0(x_t, t)
+
+    for a random label y, or, where the teacher knows no labels, d = x0 - x̂0(x_t, t) for the label
+    of x0 (Chao et al. 2022, denoising likelihood score matching): both have the same minimum. In
+    a space where alpha² + sigma² is not 1, it is a factor of the term.
     """
 
     def __init__(
@@ -57,10 +71,42 @@ class NoisyClassifier(Noised):
         network: nn.Module | dict[str, Any],
         schedule: Schedule | dict[str, Any],
         scaled: bool = False,
+        teacher: str | None = None,
+        match: float = 50.0,
     ):
-        # folders of versions without the option have no such key
-        super().__init__(network, schedule, **({"scaled": True} if scaled else {}))
-        self.scaled = bool(scaled)
+        taught = {"teacher": teacher, "match": match} if teacher is not None else {}
+        # folders of versions without the options have no such keys
+        super().__init__(network, schedule, **({"scaled": True} if scaled else {}), **taught)
+        if teacher is not None and not (isinstance(teacher, str) and match > 0 and scaled):
+            raise ValueError(
+                f"{_WHERE}: expected teacher as a name, with scaled=True and match > 0, got"
+                f" {teacher!r}, {scaled!r} and {match!r}."
+            )
+        self.scaled, self.teacher, self.match = bool(scaled), teacher, match
+        self._guide: tuple[Any, str] | None = None  # in a tuple, it is no part of this module
+
+    def teach(self, network: Any, schedule: Schedule, prediction_type: str) -> None:
+        """Sets the teacher for `loss`: a network (x_t, t[, y]) of the schedule of this classifier.
+
+        A network whose attribute `null_label` is above 0 has the labels below it, and it.
+
+        Raises ValueError for another schedule, or other classes.
+        """
+        if schedule.to_config() != self.schedule.to_config():
+            raise ValueError(
+                f"{_WHERE}: expected a teacher of the classifier's schedule"
+                f" {self.schedule.to_config()}, got {schedule.to_config()}."
+            )
+        known, own = getattr(network, "null_label", 0), self._classes()
+        if known and own is not None and known != own:
+            raise ValueError(
+                f"{_WHERE}: expected a teacher of {own} classes, or of none, got {known}."
+            )
+        self._guide = (network, normalize(prediction_type))
+
+    def _classes(self) -> int | None:
+        config = getattr(self.network, "config", {})
+        return config.get("num_classes") or config.get("out")
 
     def logits(self, x_t: Tensor, t: Tensor) -> Tensor:
         """Returns the logits [B, classes]. t: [B], as the sampler passes it to a network."""
@@ -91,7 +137,7 @@ class NoisyClassifier(Noised):
         step: int,
         part: tuple[int, int] | None = None,
     ) -> Tensor:
-        """Returns -ln p(y|x_t) [B] at uniform times.
+        """Returns -ln p(y|x_t) [B] at uniform times, and with a teacher the loss of the gradient.
 
         x0: [B, …]; labels: int64 [B], or a dict with them as `y`; part: not used, since times
         follow from the sample ids.
@@ -100,7 +146,43 @@ class NoisyClassifier(Noised):
         labels = labels_of(labels, _WHERE)
         t = self.draw_times(**counter)
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
-        return F.cross_entropy(self.logits(x_t, self.times[t]), labels, reduction="none")
+        if self.teacher is None:
+            return F.cross_entropy(self.logits(x_t, self.times[t]), labels, reduction="none")
+        wanted, d = self._wanted(x0, x_t, t, labels, counter)
+        x_t = x_t.detach().requires_grad_()
+        # of attention, only this kernel has a second derivative
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            log_p = F.log_softmax(self.logits(x_t, self.times[t]), dim=1)
+            of_wanted = log_p.gather(1, wanted[:, None]).sum()
+            (gradient,) = torch.autograd.grad(of_wanted, x_t, create_graph=True)
+        alpha, sigma = self._coefficients(t, x_t)
+        error = gradient * (sigma / alpha) - d / sigma
+        error = (error.square() * (alpha.square() + sigma.square())).flatten(1).mean(1)
+        return -log_p.gather(1, labels[:, None])[:, 0] + self.match * error
+
+    @torch.no_grad()
+    def _wanted(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, labels: Tensor, counter: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Returns (labels [B], d [B, …]): what the gradient for these labels should move x0 by."""
+        if self._guide is None:
+            raise ValueError(
+                f"{_WHERE}: expected the teacher {self.teacher!r} for the loss, got none. Call"
+                " teach(network, schedule, prediction_type)."
+            )
+        network, kind = self._guide
+        times, null = self.times[t], getattr(network, "null_label", 0)
+        of_x, of_output = to_x0_coefficients(kind, *self._coefficients(t, x_t))
+        if not null:
+            return labels, x0 - (of_x * x_t + of_output * network(x_t, times))
+        wanted = rng.randint(null, word=2, **counter)
+        without = network(x_t, times, torch.full_like(labels, null))
+        return wanted, of_output * (network(x_t, times, wanted) - without)
+
+    def _coefficients(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns (alpha, sigma) at timesteps t, [B, 1, …] in the dtype of `like`."""
+        shape = (-1, *[1] * (like.ndim - 1))
+        return self.alpha[t].to(like).view(shape), self.sigma[t].to(like).view(shape)
 
     def log_prob(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Returns ln p(y|x_t) [B]. t: [B], as the sampler passes it to a network."""
