@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..outside import shown
+from ..user_code import import_function, is_name, never_exits
 from ..versions import __version__
 from .exit_status import UNSOUND, UsageError
 from .options import threads
@@ -24,10 +25,11 @@ EPILOG = """examples:
   fastdiff metrics out/cats pictures.npz                  and compares samples with them
   fastdiff metrics a.npz b.npz --inception inception-2015-12-05.pt        FID
 
-A and B: a dataset of `fastdiff sample`, an npz (arr_0 uint8 [N, H, W, C]) or npy file, a data set's
-name or path as `fastdiff train --data` takes it (NAME:test for its test split), or an npz file of
-statistics (mu, sigma). A is what is judged, B the data.
+A and B: a dataset of `fastdiff sample`, an npz (arr_0 uint8 [N, H, W, C]) or npy file, a folder or
+zip of pictures or what else `fastdiff train --data` takes (NAME:test for the test split of a data
+set), or an npz file of statistics (mu, sigma). A is what is judged, B the data.
 """
+_WHERE = "fastdiff.metrics"
 PARTS = ("kernel", "precision", "recall", "density", "coverage")
 
 
@@ -45,6 +47,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument("a", metavar="A", help="the set that is judged")
     parser.add_argument("b", metavar="B", nargs="?", help="the data; not with --stats")
     parser.add_argument("--data-root", help="folder of fashion-mnist-full's IDX files")
+    parser.add_argument("--size", type=int, help="resample pictures to this size (as they are)")
+    parser.add_argument("--filter", help="of --size: lanczos or box (lanczos)")
+    parser.add_argument("--channels", type=int, help="1 or 3 (3, or 1 where they are grey)")
+    parser.add_argument(
+        "--skip-broken", action="store_true", help="leave out pictures that cannot be read"
+    )
     what = parser.add_argument_group("features")
     what.add_argument(
         "--features",
@@ -107,8 +115,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.stats is not None and is_statistics(args.a):
         raise UsageError(f"expected pictures in {args.a}, got a file of statistics.")
     texts = [text for text in (args.a, args.b) if text is not None]
+    options = {
+        name: getattr(args, name)
+        for name in ("size", "filter", "channels", "skip_broken")
+        if getattr(args, name)
+    }
     # both are opened before the work begins
-    opened = [None if is_statistics(text) else open_set(text, args.data_root) for text in texts]
+    opened = [
+        None if is_statistics(text) else open_set(text, args.data_root, options) for text in texts
+    ]
     extractor = _extractor(args)
     # and the file of statistics is read first, since it may not fit
     order = sorted(range(len(opened)), key=lambda i: opened[i] is not None)
@@ -150,12 +165,11 @@ def _extractor(args: argparse.Namespace) -> Any:
         return made[args.features]()
     if os.path.exists(args.features):
         return extractors.torchscript(args.features)
-    if ":" in args.features:
-        from ..jobs.models.factory import import_function, never_exits
-
-        with never_exits(f"{args.features}()"):
-            function = import_function(args.features, "the features")()
-        return extractors.of_callable(function, args.features)
+    if is_name(args.features):
+        function = import_function(args.features, _WHERE, "features")
+        with never_exits(f"{args.features}()", _WHERE):
+            made_by_user = function()
+        return extractors.of_callable(made_by_user, args.features)
     raise UsageError(
         f"expected --features in {list(made)}, a TorchScript file or package.module:function, got"
         f" {args.features!r}."

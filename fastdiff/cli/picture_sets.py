@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,14 @@ def is_statistics(text: str) -> bool:
     return "mu.npy" in _members(text)
 
 
-def open_set(text: str, root: str | None) -> PictureSet:
+def open_set(text: str, root: str | None, options: Mapping[str, Any]) -> PictureSet:
     """Returns the set that a command-line argument names.
 
     Args:
-        text: a folder or file, or the name of a data set, with its split after a colon: NAME:test.
+        text: a folder or file, or the name of a data set; :test or :train after it is the split.
+            Without one it is the whole of a path, and the training set of a name.
         root: folder of fashion-mnist-full's IDX files.
+        options: of fastdiff.data.load, for pictures in files.
 
     Raises UsageError for what is no set of pictures; ValueError and FileNotFoundError for damaged
     ones.
@@ -60,18 +62,18 @@ def open_set(text: str, root: str | None) -> PictureSet:
     path = Path(text)
     if path.is_dir() and (path / "spec.json").exists():
         return _of_samples(path)
-    if path.is_file() and path.suffix == ".npy":
+    if not options and path.is_file() and path.suffix == ".npy":
         return _of_array(text, _mapped(path))
-    if path.is_file() and path.suffix == ".npz" and "arr_0.npy" in _members(text):
+    if not options and path.is_file() and "arr_0.npy" in _members(text):
         return _of_array(text, _arr_0(path))
     name, colon, split = text.rpartition(":")
     if not colon or split not in SPLITS or path.exists():
-        name, split = text, "train"
-    if not os.path.exists(name) and name not in datasets.NAMES:
+        name, split = text, "train" if text in datasets.NAMES else "all"
+    if name not in datasets.NAMES and not os.path.exists(name):
         raise UsageError(
             f"expected a folder, a file or a data set in {list(datasets.NAMES)}, got {name!r}."
         )
-    return _of_data(datasets.load(name, split, root))
+    return _of_data(datasets.load(name, split, root, **options))
 
 
 def _of_samples(folder: Path) -> PictureSet:

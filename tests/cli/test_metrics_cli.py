@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fastdiff.cli import main
@@ -55,6 +57,32 @@ def test_every_kind_of_set_gives_the_same_numbers(
         assert numbers(measured(capsys, str(tmp_path / name), b)) == expected, name
     floating = numbers(measured(capsys, str(tmp_path / "range.npy"), b))
     assert floating["frechet"] == pytest.approx(expected["frechet"], rel=1e-4)
+
+
+def test_pictures_in_files_are_those_of_the_array(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder and a zip of PNG files, exported by EDM's and everyone's layout."""
+    folder, b = tmp_path / "pictures", str(tmp_path / "b.npy")
+    folder.mkdir()
+    np.save(tmp_path / "a.npy", PICTURES[:60])
+    np.save(b, PICTURES[60:200] // 2)
+    for i, picture in enumerate(PICTURES[:60]):
+        Image.fromarray(picture[..., 0]).save(folder / f"{i:05d}.png")
+    shutil.make_archive(str(tmp_path / "pictures"), "zip", folder)
+    expected = numbers(measured(capsys, str(tmp_path / "a.npy"), b))
+    for a in (str(folder), str(tmp_path / "pictures.zip")):
+        report = measured(capsys, a, b)
+        assert numbers(report) == expected and report["a"]["samples"] == 60
+    smaller = measured(
+        capsys, str(folder), b, "--size", "14", "--features", "raw", "--channels", "1"
+    )
+    assert smaller["dimensions"] == 14 * 14
+    (folder / "00007.png").write_bytes(b"no picture")
+    assert main(["metrics", str(folder), b]) == 1
+    assert "00007.png" in capsys.readouterr().err
+    report = measured(capsys, str(folder), b, "--skip-broken")
+    assert report["a"]["samples"] == 59
 
 
 def test_a_run_and_its_export_give_the_same_numbers(
