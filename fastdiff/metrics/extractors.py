@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..grad_mode import restored
 from ..outside import open_regular, shown
 from ..pretrained.files import load_folder
 
@@ -44,6 +45,7 @@ class Extractor:
     takes: str = "uint8"
     shape: tuple[int, ...] | None = None
 
+    @restored
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Returns the features [B, F] of pictures uint8 [B, C, H, W], or of points [B, …] float.

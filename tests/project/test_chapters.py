@@ -71,6 +71,11 @@ def test_training_objectives() -> None:
     assert names["loss"].shape == (8,) and names["loss"].isfinite().all()
 
 
+def test_training_metrics() -> None:
+    names = run("training/metrics.md")
+    assert names["dark"]["frechet"] > 10 and names["same"]["kernel_subsets"] == 4
+
+
 @pytest.mark.parametrize(
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )

@@ -127,6 +127,7 @@ class NoisyClassifier(Noised):
         share = ((t - low) / (high - low)).clamp(0, 1)
         return torch.lerp(table[upper - 1], table[upper], share)
 
+    @restored
     def loss(
         self,
         x0: Tensor,
@@ -160,6 +161,7 @@ class NoisyClassifier(Noised):
         error = (error.square() * (alpha.square() + sigma.square())).flatten(1).mean(1)
         return -log_p.gather(1, labels[:, None])[:, 0] + self.match * error
 
+    @restored
     @torch.no_grad()
     def _wanted(
         self, x0: Tensor, x_t: Tensor, t: Tensor, labels: Tensor, counter: dict[str, Any]
