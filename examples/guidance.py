@@ -1,5 +1,8 @@
 """Draws the pictures of docs/theory/guidance.md: guidance strength, and super-resolution.
 
+    fastdiff train --model classifier --data fashion-mnist-full --out runs/classifier \\
+        --widths 16,32,64 --option teacher=fashion-mnist --option matched=0.2 --steps 600 \\
+        --batch-size 128 --lr 3e-3 --warmup 30 --ema 0.99 --weight-decay 0.05
     python examples/guidance.py --cache runs/judge --classifier runs/classifier \\
         --superres runs/superres
 
@@ -12,7 +15,10 @@ the judge's features and divided by that between held-out and training images.
 from __future__ import annotations
 
 import argparse
+import functools
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +31,7 @@ from benchmarks.quality import cached_classifier, features, frechet, spread
 from fastdiff import Sampler, to_uint8
 from fastdiff.data import load_fashion_mnist
 from fastdiff.pretrained import load_system
+from fastdiff.pretrained.files import read_tensors, write_tensors
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -36,8 +43,8 @@ STEPS, BATCH, SHOWN = 20, 100, (-1.0, 0.0, 1.0, 2.0, 4.0, 8.0)
 class Judge:
     """Measures samples with the judge's network."""
 
-    def __init__(self, cache: Path) -> None:
-        self.train, self.test = load_fashion_mnist("train"), load_fashion_mnist("test")
+    def __init__(self, cache: Path, data_root: str | None) -> None:
+        self.train, self.test = (load_fashion_mnist(s, data_root) for s in ("train", "test"))
         self.network = cached_classifier(cache, self.train)
         self.train_features = features(self.network, self.train.images)
         held_out = features(self.network, self.test.images)
@@ -69,8 +76,22 @@ def drawn(sampler: Sampler, n: int, **options: Any) -> tuple[Tensor, Tensor]:
     return torch.cat(parts), y
 
 
-def strengths(path: Path, classifier: Path, n: int, judge: Judge) -> dict[str, Any]:
-    """Draws the picture of guidance strengths; returns the measurements."""
+def kept(path: Path, draw: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Returns (samples, labels) of a file, which is written if it is not there."""
+    if not path.exists():
+        x, y = draw()
+        write_tensors(path, {"x": x, "y": y})
+    found, _ = read_tensors(path)
+    return found["x"], found["y"]
+
+
+def strengths(path: Path, classifier: Path, n: int, judge: Judge, cache: Path) -> dict[str, Any]:
+    """Draws the picture of guidance strengths; returns the measurements.
+
+    The samples of each strength are kept in the cache, so that a run that was stopped goes on.
+    """
+    weights = (classifier / "model.safetensors").read_bytes()
+    owner = {"classifier-free": "shipped", "classifier": hashlib.sha256(weights).hexdigest()[:16]}
     sampler = Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS)
     guide = load_system(classifier)
     null = len(judge.train.classes)
@@ -92,7 +113,8 @@ def strengths(path: Path, classifier: Path, n: int, judge: Judge) -> dict[str, A
                     "classifier_scale": strength,
                     "classifier": lambda y: guide.log_prob_of(y),
                 }  # type: ignore[operator]
-            x, y = drawn(sampler, n, **options)
+            file = cache / f"guidance-{owner[way]}-{n}-{strength:g}.safetensors"
+            x, y = kept(file, functools.partial(drawn, sampler, n, **options))
             found[way][strength] = judge.measure(x, y)
             pictures[way].append(x[:10])
             print(
@@ -173,17 +195,25 @@ def main() -> None:
     )
     parser.add_argument("--superres", type=Path, help="folder of `fastdiff train --model superres`")
     parser.add_argument(
-        "--cache", type=Path, required=True, help="folder in which the judge is stored"
+        "--cache", type=Path, required=True, help="folder for the judge and the samples"
     )
+    parser.add_argument("--data-root", help="folder of the full set's IDX files")
+    parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     parser.add_argument("--samples", type=int, default=1000, help="for each strength (1000)")
     parser.add_argument("--out", type=Path, default=Path("docs/theory/figures"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    judge = Judge(arguments.cache)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    judge = Judge(arguments.cache, arguments.data_root)
     found: dict[str, Any] = {}
     if arguments.classifier:
         found["strength"] = strengths(
-            arguments.out / "guidance.png", arguments.classifier, arguments.samples, judge
+            arguments.out / "guidance.png",
+            arguments.classifier,
+            arguments.samples,
+            judge,
+            arguments.cache,
         )
     if arguments.superres:
         found["superres"] = resolution(

@@ -50,6 +50,8 @@ class NoisyClassifier(Noised):
         teacher: the name of the diffusion model that `teach` is called with for training; None
             trains with the cross-entropy alone.
         match: the weight of the loss of the gradient, with a teacher.
+        matched: the share of the examples that have this loss, which takes ten times as long as
+            the cross-entropy; it is divided by the share, so that its mean is the same.
 
     The gradient moves the predicted x0 by (sigma²/alpha) ∇ln p(y|x_t). The exact gradient is
     (alpha/sigma²)(E[x0|x_t, y] - E[x0|x_t]): it falls with alpha. A network that reads x_t has
@@ -73,16 +75,21 @@ class NoisyClassifier(Noised):
         scaled: bool = False,
         teacher: str | None = None,
         match: float = 50.0,
+        matched: float = 0.25,
     ):
-        taught = {"teacher": teacher, "match": match} if teacher is not None else {}
+        taught: dict[str, Any] = {}
+        if teacher is not None:
+            taught = {"teacher": teacher, "match": match, "matched": matched}
         # folders of versions without the options have no such keys
         super().__init__(network, schedule, **({"scaled": True} if scaled else {}), **taught)
-        if teacher is not None and not (isinstance(teacher, str) and match > 0 and scaled):
+        fits = isinstance(teacher, str) and scaled and match > 0 and 0 < matched <= 1
+        if teacher is not None and not fits:
             raise ValueError(
-                f"{_WHERE}: expected teacher as a name, with scaled=True and match > 0, got"
-                f" {teacher!r}, {scaled!r} and {match!r}."
+                f"{_WHERE}: expected teacher as a name, with scaled=True, match > 0 and matched in"
+                f" (0, 1], got {teacher!r}, {scaled!r}, {match!r} and {matched!r}."
             )
-        self.scaled, self.teacher, self.match = bool(scaled), teacher, match
+        self.scaled, self.teacher = bool(scaled), teacher
+        self.match, self.matched = match, matched
         self._guide: tuple[Any, str] | None = None  # in a tuple, it is no part of this module
 
     def teach(self, network: Any, schedule: Schedule, prediction_type: str) -> None:
@@ -147,19 +154,28 @@ class NoisyClassifier(Noised):
         labels = labels_of(labels, _WHERE)
         t = self.draw_times(**counter)
         x_t = ops.q_sample(x0, t, self.alpha, self.sigma, **counter)
+        loss = F.cross_entropy(self.logits(x_t, self.times[t]), labels, reduction="none")
         if self.teacher is None:
-            return F.cross_entropy(self.logits(x_t, self.times[t]), labels, reduction="none")
+            return loss
+        chosen = (rng.uniform(word=3, **counter) < self.matched).nonzero()[:, 0]
+        counter |= {"sample_ids": sample_ids[chosen]}
+        error = self._error(x0[chosen], x_t[chosen], t[chosen], labels[chosen], counter)
+        return loss.index_add(0, chosen, error, alpha=self.match / self.matched)
+
+    @restored
+    def _error(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, labels: Tensor, counter: dict[str, Any]
+    ) -> Tensor:
+        """Returns |(sigma²/alpha) ∇ln p(y|x_t) - d|²/(sigma² D) [B], for labels y of `_wanted`."""
         wanted, d = self._wanted(x0, x_t, t, labels, counter)
         x_t = x_t.detach().requires_grad_()
         # of attention, only this kernel has a second derivative
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            log_p = F.log_softmax(self.logits(x_t, self.times[t]), dim=1)
-            of_wanted = log_p.gather(1, wanted[:, None]).sum()
+            of_wanted = self.log_prob(x_t, self.times[t], wanted).sum()
             (gradient,) = torch.autograd.grad(of_wanted, x_t, create_graph=True)
         alpha, sigma = self._coefficients(t, x_t)
         error = gradient * (sigma / alpha) - d / sigma
-        error = (error.square() * (alpha.square() + sigma.square())).flatten(1).mean(1)
-        return -log_p.gather(1, labels[:, None])[:, 0] + self.match * error
+        return (error.square() * (alpha.square() + sigma.square())).flatten(1).mean(1)
 
     @restored
     @torch.no_grad()

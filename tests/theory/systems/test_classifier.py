@@ -54,7 +54,7 @@ class Unconditional(Teacher):
 
 
 def taught(guide: Any, factor: float = 1.0, **options: Any) -> NoisyClassifier:
-    options = {"scaled": True, "teacher": "exact", "match": 3.0} | options
+    options = {"scaled": True, "teacher": "exact", "match": 3.0, "matched": 1.0} | options
     system = NoisyClassifier(MLP(1, out=2, width=4, emb=4), SCHEDULE, **options).double()
     system.network = Logits(1, out=2, width=4, emb=4).double()
     system.network.factor = factor
@@ -75,7 +75,7 @@ def terms(teacher: Any, factor: float = 1.0) -> Tensor:
     counter: dict[str, Any] = {"seed": 1, "sample_ids": IDS, "step": 2}
     whole = taught(teacher, factor).loss(x0, labels, **counter)
     plain = taught(None, factor, teacher=None).loss(x0, labels, **counter)
-    return (whole - plain) / 3.0
+    return (whole - plain).detach() / 3.0
 
 
 def test_the_exact_classifier_has_the_gradient_of_its_teacher() -> None:
@@ -111,6 +111,20 @@ def test_the_loss_of_the_gradient_is_its_definition(factor: float) -> None:
     torch.testing.assert_close(terms(Unconditional(), factor), expected_free, rtol=1e-9, atol=1e-9)
 
 
+def test_a_share_of_the_examples_has_the_loss_of_the_gradient() -> None:
+    """Their loss is divided by the share; which they are follows from their ids."""
+    x0, labels = points()
+    counter: dict[str, Any] = {"seed": 1, "step": 2}
+    plain = taught(None, 0.5, teacher=None).loss(x0, labels, sample_ids=IDS, **counter)
+    system = taught(Teacher(), 0.5, matched=0.25)
+    found = (system.loss(x0, labels, sample_ids=IDS, **counter) - plain).detach() / 3.0
+    has = found.abs() > 1e-12
+    assert 0.15 < float(has.double().mean()) < 0.35
+    torch.testing.assert_close(found[has], terms(Teacher(), 0.5)[has] / 0.25, rtol=1e-6, atol=1e-9)
+    backwards = system.loss(x0.flip(0), labels.flip(0), sample_ids=IDS.flip(0), **counter).flip(0)
+    torch.testing.assert_close((backwards - plain).detach() / 3.0, found, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("teacher", [Teacher(), Unconditional()])
 def test_the_exact_classifier_is_the_minimum(teacher: Any) -> None:
     at = {k: float(terms(teacher, k).mean()) for k in (0.0, 0.5, 1.0, 2.0)}
@@ -122,7 +136,7 @@ def test_a_taught_classifier_trains_and_guides_as_its_teacher() -> None:
     torch.manual_seed(0)
     system = NoisyClassifier(
         MLP(1, out=2, width=32, depth=1, emb=16), SCHEDULE, scaled=True, teacher="exact"
-    )
+    )  # with the default share of matched examples
     system.teach(Teacher(), SCHEDULE, "v")
     optimizer = torch.optim.Adam(system.parameters(), lr=1e-2)
     x0, labels = (v.float() if v.is_floating_point() else v for v in points())
@@ -196,7 +210,7 @@ def test_what_does_not_fit_is_refused() -> None:
     x0, labels = points()
     with pytest.raises(ValueError, match="expected the teacher 'exact' for the loss, got none"):
         taught(None).loss(x0, labels, seed=0, sample_ids=IDS, step=0)
-    for options in ({"scaled": False}, {"match": 0.0}, {"teacher": 3}):
+    for options in ({"scaled": False}, {"match": 0.0}, {"teacher": 3}, {"matched": 0.0}):
         with pytest.raises(ValueError, match="expected teacher as a name, with scaled=True"):
             taught(None, **options)
     with pytest.raises(ValueError, match="expected a teacher of the classifier's schedule"):
