@@ -163,3 +163,17 @@ def test_what_cannot_be_compared_is_refused() -> None:
     for call, reason in cases:
         with pytest.raises(ValueError, match=r"^fastdiff\.metrics: .*" + reason):
             call()
+
+
+def test_the_benchmark_of_the_shipped_weights_has_this_distance() -> None:
+    """Its numbers are those of the formula on whole sets, as it computed them before."""
+    from benchmarks.quality import frechet
+
+    a, b = (draw(500, 9, seed=i, shift=i).float() @ draw(9, 9, seed=5).float() for i in (0, 1))
+    x, y = a.double(), b.double()
+    s1, s2 = torch.cov(x.T), torch.cov(y.T)
+    values, vectors = torch.linalg.eigh(s1)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ s2 @ root).clamp_min(0).sqrt().sum()
+    expected = (x.mean(0) - y.mean(0)).square().sum() + s1.trace() + s2.trace() - 2 * cross
+    assert frechet(a, b) == pytest.approx(float(expected), rel=1e-11)

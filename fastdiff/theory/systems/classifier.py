@@ -160,7 +160,7 @@ class NoisyClassifier(Noised):
         chosen = (rng.uniform(word=3, **counter) < self.matched).nonzero()[:, 0]
         counter |= {"sample_ids": sample_ids[chosen]}
         error = self._error(x0[chosen], x_t[chosen], t[chosen], labels[chosen], counter)
-        return loss.index_add(0, chosen, error, alpha=self.match / self.matched)
+        return loss.index_add(0, chosen, error.to(loss.dtype), alpha=self.match / self.matched)
 
     @restored
     def _error(

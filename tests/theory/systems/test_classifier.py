@@ -140,7 +140,7 @@ def test_a_taught_classifier_trains_and_guides_as_its_teacher() -> None:
     system.teach(Teacher(), SCHEDULE, "v")
     optimizer = torch.optim.Adam(system.parameters(), lr=1e-2)
     x0, labels = (v.float() if v.is_floating_point() else v for v in points())
-    for step in range(120):
+    for step in range(80):
         loss = system.loss(x0, labels, seed=0, sample_ids=IDS, step=step).mean()
         optimizer.zero_grad()
         loss.backward()
