@@ -297,16 +297,15 @@ def check_trust(spec: RunSpec, trust: bool, where: str) -> None:
     where: the name of the spec in the message. Raises ValueError.
     """
     name = spec.model["name"]
-    if not trust and not is_code(name):
-        # the folder itself is asked again when it is opened
-        config = spec.model["identity"].get("config", {})
-        check_code(config if isinstance(config, dict) else {}, False, where)
-    if not trust and isinstance(name, str) and is_code(name):
+    if not trust and is_code(name):
         raise ValueError(
             f"fastdiff.jobs: expected trust in the code that {where} names, got none: its model"
             f" {name!r} would import {name.partition(':')[0]!r} from {origin(name)} and run it."
             " Read that, then pass --trust (in Python trust=True)."
         )
+    # the folder itself is asked again when it is opened
+    config = spec.model["identity"].get("config", {})
+    check_code(config if isinstance(config, dict) else {}, trust, where)
 
 
 def find_device(device: str | torch.device | None) -> torch.device:

@@ -6,7 +6,7 @@ A network is called as network(x, t, **cond). Labels are the argument `y`. A net
     null_label      the label that means no class; a missing one, or None, says that there is none
     null_cond       {argument: tensor}, one sample's value of every other condition; a learned
                     `nn.ParameterDict` too. Zeros stand in for a floating condition that it lacks.
-    wrapped         of a module that passes its conditions on: the network that takes them
+    conditioned     of a module that passes its conditions on: the network that takes them
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def network_arguments(
 
 def innermost(network: Any) -> Any:
     """Returns the network that takes the conditions: `network`, or what it wraps."""
-    while getattr(network, "wrapped", None) is not None:
-        network = network.wrapped
+    while getattr(network, "conditioned", None) is not None:
+        network = network.conditioned
     return network
 
 

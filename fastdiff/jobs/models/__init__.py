@@ -98,9 +98,11 @@ def open_model(
     return model
 
 
-def is_code(name: str) -> bool:
+def is_code(name: Any) -> bool:
     """Whether opening the model of this name imports and calls a function of the user's."""
-    return ":" in name and not Path(name).is_dir() and name not in shipped()
+    return (
+        isinstance(name, str) and ":" in name and not Path(name).is_dir() and name not in shipped()
+    )
 
 
 def _move_to_device(model: Model, device: Any) -> None:

@@ -145,7 +145,9 @@ class ScoreModel(nn.Module):
             "dequantization": dequantization,
         }
 
-    wrapped = property(lambda self: self.network, doc="The network, which takes the conditions.")
+    conditioned = property(
+        lambda self: self.network, doc="The network, which takes the conditions."
+    )
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -335,7 +335,7 @@ class VDM(nn.Module):
 class Denoiser(nn.Module):
     """The network of a VDM as samplers and bounds call it: its network time is gamma.
 
-    `wrapped` is the network that takes the conditions.
+    `conditioned` is the network that takes the conditions.
     """
 
     def __init__(self, vdm: VDM):
@@ -343,7 +343,7 @@ class Denoiser(nn.Module):
         self.vdm = vdm
 
     @property
-    def wrapped(self) -> nn.Module:
+    def conditioned(self) -> nn.Module:
         return self.vdm.network
 
     def network_time(self, point: Time) -> float:
