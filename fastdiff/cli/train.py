@@ -107,6 +107,11 @@ def register(subparsers: Any) -> None:
         help="of unet, score, vdm or superres: unet, attention-unet, unet-cifar, dit, dit-s/2 …"
         " dit-xl/8, or package.module:function, your own",
     )
+    system.add_argument(
+        "--init",
+        metavar="FOLDER",
+        help="begin with the network of this model folder, of fastdiff or of diffusers (unet)",
+    )
     system.add_argument("--schedule", help="noise schedule: cosine, linear, …")
     system.add_argument("--timesteps", help="number of timesteps T of the schedule")
     system.add_argument("--widths", help="channels or features per level, finest first: 32,64,96")
@@ -122,7 +127,7 @@ def register(subparsers: Any) -> None:
     machine.add_argument(
         "--trust",
         action="store_true",
-        help="with --resume, run the code that the folder names as its network",
+        help="with --resume or --init, run the code that the folder names as its network",
     )
     machine.add_argument(
         "--minutes", type=float, help="stop after this time with a checkpoint and a usable model"
@@ -165,7 +170,10 @@ def _run(args: argparse.Namespace) -> int:
         named = _named(args)
         system = _saved_system(out, named, args.trust).to(args.device)
     else:
-        system = make(arguments["model"], data, **arguments["options"]).to(args.device)
+        options = dict(arguments["options"])
+        if args.init:
+            options["network"] = _initial(args)
+        system = make(arguments["model"], data, **options).to(args.device)
     if getattr(system, "teacher", None) is not None:
         teach(system, args.device)
     if args.plot:
@@ -243,11 +251,16 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     if data_options:
         arguments["data_options"] = data_options
     before, named = saved["options"] if saved else {}, _named(args)
+    if args.init and (saved or "network" in named):
+        raise ValueError(
+            f"expected --init for a new run and without --network, got --init {args.init} with"
+            f" {'--resume' if saved else '--network'}."
+        )
     _check_trust(args, named, before, out)
     known = options_of(
         arguments["model"],
         load_data(args, "train", run=arguments, augment=True),
-        (before | named).get("network"),
+        _initial(args) if args.init else (before | named).get("network"),
     )
     for flag, value in shorthands.items():
         name = next((n for n in SHORTHANDS[flag] if n in known), None)
@@ -296,6 +309,13 @@ def _list_options(args: argparse.Namespace) -> int:
     for name, value in options_of(args.model or RUN["model"], data, network).items():
         say(f"{name}={value}")
     return 0
+
+
+def _initial(args: argparse.Namespace) -> Any:
+    """Returns the network of --init."""
+    from ..pretrained import network_of
+
+    return network_of(args.init, trust=args.trust).train()
 
 
 def _named(args: argparse.Namespace) -> dict[str, Any]:

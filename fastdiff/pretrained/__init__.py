@@ -19,6 +19,7 @@ _WHERE = {
     "load_drawer": "folders",
     "load_system": "folders",
     "locate": "folders",
+    "network_of": "initial",
     "read_config": "folders",
     "save": "folders",
     "save_system": "folders",
@@ -34,6 +35,7 @@ __all__ = [
     "load_drawer",
     "load_system",
     "locate",
+    "network_of",
     "read_config",
     "save",
     "save_system",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
         save_system,
         shipped,
     )
+    from .initial import network_of
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from fastdiff.cli import main
-from fastdiff.pretrained import read_config
+from fastdiff.pretrained import network_of, read_config
 
 USAGE = 2
 CODE = '''
@@ -213,3 +213,41 @@ def test_published_networks(here: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main(["train", "--out", "other", "--network", "dit-m/2", *RUN]) != 0
     assert "expected a network in" in capsys.readouterr().err
     assert torch.is_grad_enabled()
+
+
+def test_training_begins_with_other_weights(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--init: diffusers' folder, then fastdiff's; a tiny learning rate keeps the weights."""
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed here")
+    theirs = diffusers.UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+    theirs.save_pretrained("theirs")
+    still = ["--lr", "1e-12", *RUN]
+    assert main(["train", "--out", "run", "--init", "theirs", *still]) == 0
+    assert main(["train", "--out", "again", "--init", "run", *still]) == 0
+    x, t = torch.randn(2, 1, 28, 28), torch.tensor([3, 700])
+    for folder in ("run", "again"):
+        with torch.no_grad():
+            ours = network_of(folder)(x, t)
+            torch.testing.assert_close(ours, theirs(x, t).sample, rtol=1e-4, atol=1e-5)
+    before = load_file("again/model.safetensors")
+    assert main(["train", "--out", "again", "--resume", "--threads", "1"]) == 0
+    assert all(torch.equal(v, before[k]) for k, v in load_file("again/model.safetensors").items())
+    capsys.readouterr()
+    for flags, sentence in {
+        ("--init", "run", "--model", "vdm"): "expected the system unet",
+        ("--init", "run", "--data", "moons"): "expected a network of",
+        ("--init", "run", "--network", "dit"): "without --network",
+        ("--init", "run", "--schedule", "flow"): "expected a network of time_scale 1000.0",
+        ("--init", "nowhere"): "nowhere",
+        ("--init", "run", "--widths", "8,8"): "expected no --widths",
+    }.items():
+        assert main(["train", "--out", "bad", *flags, *RUN]) != 0
+        said = capsys.readouterr().err
+        assert sentence in said and len(said.splitlines()) == 1

@@ -145,9 +145,7 @@ class ScoreModel(nn.Module):
             "dequantization": dequantization,
         }
 
-    conditioned = property(
-        lambda self: self.network, doc="The network, which takes the conditions."
-    )
+    conditioned = property(lambda self: self.network, doc="What takes the conditions.")
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -3,6 +3,7 @@
     network=None                   the system's own choice, by the shape of an example
     network="dit-s/4"              a name of fastdiff.models.NETWORKS
     network="package.module:make"  a function or class of the user's, called with keyword arguments
+    network=module                 a network with weights, which a denoiser trains on
 
 A user's function gets what it asks for by name of what follows from the data: `shape`, `channels`,
 `size`, `dim`, `num_classes`, `out_channels`, `out` and `time_scale`. Its other arguments are
@@ -70,6 +71,12 @@ def choose(system: str, data: Any, network: Any) -> Choice:
     Raises ValueError for a name that is unknown or for other data, ImportError and TypeError for
     code that cannot be imported.
     """
+    if isinstance(network, nn.Module):
+        if system != "unet":
+            raise ValueError(
+                f"{_WHERE}: expected the system unet for a network with weights, got {system!r}."
+            )
+        return Choice(lambda: network, {}, None)
     if is_name(network):
         return Choice(import_function(network, _WHERE, "network"), {}, network)
     points = is_points(data)
@@ -96,6 +103,8 @@ def choose(system: str, data: Any, network: Any) -> Choice:
 
 def options(choice: Choice) -> tuple[dict[str, Any], bool]:
     """Returns (a network's options with their defaults, whether it takes any other too)."""
+    if choice.name is None and not isinstance(choice.make, type):
+        return {}, False
     if choice.name is None:
         found = keywords(choice.make)
         if choice.make is ImageUNet:
@@ -167,6 +176,8 @@ def build(
         return from_factory(
             choice.name, **{k: v for k, v in (full | facts).items() if k in asked} | arguments
         )
+    if not isinstance(choice.make, type):
+        return _fitting(choice.make(), facts)
     if not is_points(data) and "size" not in facts:
         raise ValueError(
             f"{_WHERE}: expected square images, got {' by '.join(map(str, data.shape[1:]))}. Pad"
@@ -185,6 +196,20 @@ def build(
     if logits and is_points(data):
         del facts["num_classes"]  # an MLP's labels are an input
     return choice.make(**facts | choice.fixed | arguments)
+
+
+def _fitting(network: Any, facts: dict[str, Any]) -> nn.Module:
+    """Returns a network with weights. Raises ValueError for one of other examples or times."""
+    config = getattr(network, "config", None)
+    known = config if isinstance(config, dict) else {}
+    for key in ("channels", "size", "dim", "time_scale"):
+        value = known.get(key, 1.0 if key == "time_scale" and known else None)
+        if value is not None and facts.get(key) != value:
+            raise ValueError(
+                f"{_WHERE}: expected a network of {key} {facts.get(key)} for these data and"
+                f" schedule, got one of {value}."
+            )
+    return network
 
 
 def part(name: Any, **facts: Any) -> nn.Module:
