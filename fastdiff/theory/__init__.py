@@ -8,6 +8,7 @@ score/         score matching, SDEs, Langevin sampling, the probability-flow ODE
 likelihood/    bounds on -ln p(x), term by term, and exact likelihoods along the probability flow
 systems/       trainable denoisers, classifiers and super-resolution
 evaluation/    the measurements of `fastdiff eval`
+conditions.py  labels and other conditions of examples, and their dropout
 system.py      what a trainable system must provide
 registry.py    the table of trainable systems by name
 

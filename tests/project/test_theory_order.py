@@ -9,7 +9,7 @@ TREE = Tree()
 PREFIX = "fastdiff.theory."
 # a part may import the parts of its line and of the lines before it
 ORDER = [
-    {"tensors", "dequantization", "system", "information"},
+    {"tensors", "dequantization", "conditions", "system", "information"},
     {"score"},
     {"likelihood"},
     {"variational"},
