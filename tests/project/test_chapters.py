@@ -64,6 +64,7 @@ def test_training_models() -> None:
     )
     names = run("training/models.md")
     assert names["loss"].isfinite().all() and names["ours"].config["size"] == 32
+    assert names["default"] == 1.3, "the table says so"
 
 
 def test_training_objectives() -> None:
