@@ -129,6 +129,28 @@ def median(results: dict[str, Any], name: str, variance: str = "fixed_small") ->
     return statistics.median(values) if values else math.nan
 
 
+def rows(results: dict[str, Any]) -> list[str]:
+    """Returns the rows of the tables in docs/training/objectives.md."""
+
+    def cells(name: str, *values: float) -> str:
+        shown = (f"{value:.4g}" if math.isfinite(value) else "" for value in values)
+        return f"| `{name}` | {' | '.join(shown)} |"
+
+    found = []
+    for kind in PREDICTION_TYPES:
+        bare, weighted = f"{kind}, bare", f"{kind}, bare, vlb"
+        plain = median(results, bare if bare in UNWEIGHTED else kind)
+        default = (median(results, kind, variance) for variance in VARIANCES)
+        found.append(cells(kind, plain, median(results, weighted), *default))
+    for name in OTHERS:
+        values = [median(results, name, variance) for variance in VARIANCES]
+        if math.isfinite(values[0]):
+            learned = name == "loss=hybrid"
+            values.append(median(results, name, "learned_range") if learned else math.nan)
+            found.append(cells(name, *values))
+    return found
+
+
 def draw(results: dict[str, Any], floor: dict[str, float], entropy: float, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=(3, 2))
     place = np.arange(len(PREDICTION_TYPES))
@@ -148,9 +170,9 @@ def draw(results: dict[str, Any], floor: dict[str, float], entropy: float, path:
         for x, value in zip(where, values, strict=True):
             if math.isfinite(value):
                 left.text(x, value * 1.03, f"{value:.3g}", ha="center", fontsize=7)
-    left.set(yscale="log", ylim=(1, 600), xticks=place, xticklabels=PREDICTION_TYPES)
+    left.set(yscale="log", ylim=(1, 5000), xticks=place, xticklabels=PREDICTION_TYPES)
     left.set(title="prediction types", ylabel="bound, nats")
-    names = list(OTHERS)
+    names = [name for name in OTHERS if math.isfinite(median(results, name))]
     for variance, colour in zip(VARIANCES, (BLUE, GREY), strict=True):
         right.plot(
             [median(results, name, variance) for name in names],
@@ -196,6 +218,7 @@ def main() -> None:
                 content = {"entropy": entropy, "optimum": floor, "runs": results}
                 file.write_text(json.dumps(content, indent=1) + "\n")
     draw(results, floor, entropy, arguments.out / "figures" / "objectives.png")
+    print("\n".join(rows(results)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,17 @@ def test_training_objectives() -> None:
 def test_training_metrics() -> None:
     names = run("training/metrics.md")
     assert names["dark"]["frechet"] > 10 and names["same"]["kernel_subsets"] == 4
+
+
+def test_the_numbers_of_objectives_are_those_of_the_runs() -> None:
+    """Its tables are what examples/objectives.py prints for the stored bounds."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed here")
+    script = runpy.run_path(str(DOCS.parent / "examples" / "objectives.py"))
+    runs = json.loads((DOCS / "training" / "objectives.json").read_text())["runs"]
+    page = (DOCS / "training" / "objectives.md").read_text(encoding="utf-8").splitlines()
+    rows = script["rows"](runs)
+    assert len(rows) > 9 and [row for row in rows if row not in page] == []
+    assert (DOCS / "training" / "figures" / "objectives.png").exists()
 
 
 @pytest.mark.parametrize(
