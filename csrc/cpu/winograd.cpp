@@ -79,6 +79,19 @@ static inline void output_1d(V m0, V m1, V m2, V m3, V m4, V m5, V (&y)[4]) {
     y[3] = (A3 * odd_a + B3 * odd_b) + m5;
 }
 
+// A g: the transpose of output_1d, for the gradient by the weight
+template <class V>
+static inline void gradient_1d(V g0, V g1, V g2, V g3, V (&v)[6]) {
+    const V even_a = g0 + 0.5f * g2, odd_a = A * g1 + A3 * g3;
+    const V even_b = g0 + 2.0f * g2, odd_b = B * g1 + B3 * g3;
+    v[0] = g0;
+    v[1] = even_a + odd_a;
+    v[2] = even_a - odd_a;
+    v[3] = even_b + odd_b;
+    v[4] = even_b - odd_b;
+    v[5] = g3;
+}
+
 struct Place {
     int64_t b, row, column;  // of the square's first pixel
 };
@@ -104,6 +117,20 @@ static inline void transform_in(const Square& s, int64_t c, float* out, int64_t 
     for (int i = 0; i < 6; ++i) {
         const V(&h)[6] = half[i];
         input_1d<V>(h[0], h[1], h[2], h[3], h[4], h[5], v);
+        for (int j = 0; j < 6; ++j) put(out + (i * 6 + j) * stride + c, v[j]);
+    }
+}
+
+template <class V>
+static inline void transform_gradient(const Square& s, int64_t c, float* out, int64_t stride) {
+    V half[6][4], v[6];
+    for (int j = 0; j < 4; ++j) {
+        auto g = [&](int i) { return load<V>(s.pixel[i][j] + c * s.advance[i][j]); };
+        gradient_1d<V>(g(0), g(1), g(2), g(3), v);
+        for (int i = 0; i < 6; ++i) half[i][j] = v[i];
+    }
+    for (int i = 0; i < 6; ++i) {
+        gradient_1d<V>(half[i][0], half[i][1], half[i][2], half[i][3], v);
         for (int j = 0; j < 6; ++j) put(out + (i * 6 + j) * stride + c, v[j]);
     }
 }
@@ -150,6 +177,10 @@ struct Panel {
 
     FD_INLINE void read(const float* from) { before.read(from), last = load<Floats>(from + (N - 1) * FLOATS); }
     FD_INLINE void save(float* to) const { before.save(to), store(to + (N - 1) * FLOATS, last); }
+    FD_INLINE void increase(float* to) const {
+        float* at = to + (N - 1) * FLOATS;
+        before.increase(to), store(at, load<Floats>(at) + last);
+    }
     FD_INLINE void clear() { before.clear(), last = Floats{}; }
     FD_INLINE void add(Floats d, const Panel& w) { before.add(d, w.before), last = multiply_add(d, w.last, last); }
 };
@@ -158,6 +189,7 @@ template <>
 struct Panel<0> {
     FD_INLINE void read(const float*) {}
     FD_INLINE void save(float*) const {}
+    FD_INLINE void increase(float*) const {}
     FD_INLINE void clear() {}
     FD_INLINE void add(Floats, const Panel&) {}
 };
@@ -171,6 +203,7 @@ struct Sums {
     Panel<VECTORS> last;
 
     FD_INLINE void save(float* to, int64_t width) const { before.save(to, width), last.save(to + (N - 1) * width); }
+    FD_INLINE void increase(float* to, int64_t width) const { before.increase(to, width), last.increase(to + (N - 1) * width); }
     FD_INLINE void clear() { before.clear(), last.clear(); }
     FD_INLINE void add(const float* in, int64_t channels, const Panel<VECTORS>& w) {
         before.add(in, channels, w);
@@ -181,6 +214,7 @@ struct Sums {
 template <>
 struct Sums<0> {
     FD_INLINE void save(float*, int64_t) const {}
+    FD_INLINE void increase(float*, int64_t) const {}
     FD_INLINE void clear() {}
     FD_INLINE void add(const float*, int64_t, const Panel<VECTORS>&) {}
 };
@@ -203,6 +237,28 @@ static void some_rows(int64_t n, const float* in, int64_t channels, const float*
     if constexpr (N > 0) {
         if (n == N) rows<N>(in, channels, weight, out, width);
         else some_rows<N - 1>(n, in, channels, weight, out, width);
+    }
+}
+
+// N channels of one panel of the weight's gradient: out [N, 16] += in' grad, over tiles
+template <int N>
+static void outer(const float* in, int64_t channels, const float* grad, int64_t width, int64_t tiles, float* out) {
+    Sums<N> sums;
+    sums.clear();
+    for (int64_t n = 0; n < tiles; ++n) {
+        Panel<VECTORS> g;
+        g.read(grad + n * width);
+        sums.add(in + n * channels, 1, g);
+    }
+    // a block is summed by itself: one chain over all tiles would round several times as much
+    sums.increase(out, FD_WINOGRAD_PANEL);
+}
+
+template <int N>
+static void some_outer(int64_t n, const float* in, int64_t channels, const float* grad, int64_t width, int64_t tiles, float* out) {
+    if constexpr (N > 0) {
+        if (n == N) outer<N>(in, channels, grad, width, tiles, out);
+        else some_outer<N - 1>(n, in, channels, grad, width, tiles, out);
     }
 }
 
@@ -240,6 +296,45 @@ void winograd_product(const Winograd& w, int64_t begin, int64_t end) {
             const int64_t left = w.tiles - n;  // the last two blocks are equal: few rows would leave the multipliers idle
             many = left >= 2 * ROWS || left == ROWS ? ROWS : left > ROWS ? (left + 1) / 2 : left;
             some_rows<ROWS>(many, in + n * channels, channels, weight, out + n * w.width(), w.width());
+        }
+    }
+}
+
+// The gradient by the result, in the place of the residual, goes where the products of a convolution are.
+void winograd_gradient(const Winograd& w, int64_t begin, int64_t end) {
+    const fd_winograd_args& a = w.args;
+    for (int64_t tile = begin; tile < end; ++tile) {
+        const Place at = place(w, tile);
+        const float* image = a.residual + at.b * a.residual_sample_stride;
+        Square s;
+        for (int i = 0; i < 4; ++i)
+            for (int j = 0; j < 4; ++j) {
+                const int64_t y = at.row + i, x = at.column + j;
+                const bool inside = y < a.height && x < a.width;
+                s.pixel[i][j] = inside ? image + y * a.residual_row_stride + x * a.residual_pixel_stride : ZERO;
+                s.advance[i][j] = inside;
+            }
+        float* out = w.product() + tile * w.width();
+        int64_t c = 0;
+        for (; c + FLOATS <= a.out_channels; c += FLOATS) transform_gradient<Floats>(s, c, out, w.out_stride());
+        for (; c < a.out_channels; ++c) transform_gradient<float>(s, c, out, w.out_stride());
+        for (; c < w.width(); ++c)  // the rest of the last panel
+            for (int p = 0; p < FD_WINOGRAD_POSITIONS; ++p) out[p * w.out_stride() + c] = 0.0f;
+    }
+}
+
+// unit = position * panels + panel; an element sums the tiles of a block, and the blocks, in their order
+void winograd_weight(const Winograd& w, int64_t begin, int64_t end) {
+    const int64_t panels = Winograd::panels(w.args.out_channels), channels = w.args.channels;
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t position = unit / panels, panel = unit % panels;
+        const float* in = w.spectrum() + position * w.in_stride();
+        const float* grad = w.product() + position * w.out_stride() + panel * FD_WINOGRAD_PANEL;
+        float* out = w.args.out + unit * channels * FD_WINOGRAD_PANEL;
+        for (int64_t c = 0, many; c < channels; c += many) {
+            const int64_t left = channels - c;
+            many = left >= 2 * ROWS || left == ROWS ? ROWS : left > ROWS ? (left + 1) / 2 : left;
+            some_outer<ROWS>(many, in + c, channels, grad, w.width(), w.tiles, out + c * FD_WINOGRAD_PANEL);
         }
     }
 }

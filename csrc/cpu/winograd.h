@@ -31,6 +31,8 @@ struct Winograd {
     void winograd_input(const Winograd& w, int64_t begin, int64_t end);            \
     void winograd_product(const Winograd& w, int64_t begin, int64_t end);          \
     void winograd_output(const Winograd& w, int64_t begin, int64_t end);           \
+    void winograd_gradient(const Winograd& w, int64_t begin, int64_t end);         \
+    void winograd_weight(const Winograd& w, int64_t begin, int64_t end);           \
     }
 
 FD_DECLARE(baseline)

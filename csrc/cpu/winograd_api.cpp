@@ -14,6 +14,8 @@ typedef void (*Pass)(const Winograd&, int64_t, int64_t);
 const Pass INPUT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_input);
 const Pass PRODUCT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_product);
 const Pass OUTPUT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_output);
+const Pass GRADIENT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_gradient);
+const Pass WEIGHT[FD_LEVEL_COUNT] = FD_EVERY_LEVEL(winograd_weight);
 
 constexpr int64_t GRAIN = 1 << 20;  // fewest multiplications for one more thread
 
@@ -48,8 +50,7 @@ int64_t fd_winograd_workspace(int64_t channels, int64_t out_channels, int64_t bl
     return FD_WINOGRAD_POSITIONS * (Winograd::stride(block * channels) + Winograd::stride(block * width));
 }
 
-int fd_winograd(const fd_winograd_args* args) {
-    const fd_winograd_args& a = *args;
+static int run(const fd_winograd_args& a, bool by_weight) {
     const int64_t best = best_level(), level = a.level == FD_BEST ? best : a.level;
     if (level < 0 || level > best)
         return fail(FD_VALUE_ERROR, "expected a CPU level in [0, %lld], got %lld.", (long long)best, (long long)level);
@@ -64,8 +65,18 @@ int fd_winograd(const fd_winograd_args* args) {
         int64_t threads = w.tiles * FD_WINOGRAD_POSITIONS * a.channels * w.width() / GRAIN;
         threads = threads < 1 ? 1 : threads < a.threads ? threads : a.threads;
         over(INPUT[level], w, w.tiles, threads);
-        over(PRODUCT[level], w, FD_WINOGRAD_POSITIONS * Winograd::panels(a.out_channels), threads);
-        over(OUTPUT[level], w, w.tiles, threads);
+        const int64_t units = FD_WINOGRAD_POSITIONS * Winograd::panels(a.out_channels);
+        if (by_weight) {
+            over(GRADIENT[level], w, w.tiles, threads);
+            over(WEIGHT[level], w, units, threads);
+        } else {
+            over(PRODUCT[level], w, units, threads);
+            over(OUTPUT[level], w, w.tiles, threads);
+        }
     }
     return FD_OK;
 }
+
+int fd_winograd(const fd_winograd_args* args) { return run(*args, false); }
+
+int fd_winograd_weight(const fd_winograd_args* args) { return run(*args, true); }

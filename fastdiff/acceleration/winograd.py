@@ -156,6 +156,58 @@ def _launch(
     return out
 
 
+def differentiates_weights() -> bool:
+    """Whether the library has the gradient by the weight; one built before lacks it."""
+    found = _library()
+    return found is not None and hasattr(found[0].handle, "fd_winograd_weight")
+
+
+def weight_gradient(image: Tensor, grad: Tensor, level: int | None = None) -> Tensor:
+    """The gradient by the packed weight, float32 [36, ceil(K/16), C, 16].
+
+    (A g A') * (B' d B), summed over all squares. An element sums the squares in their order, in
+    blocks, so the bits do not depend on the number of threads.
+
+    Args:
+        image: [B, C, H, W] float32, the convolution's input.
+        grad: [B, K, H, W] float32, the gradient by its result.
+    """
+    found = _library()
+    assert found is not None
+    loaded, _, workspace = found
+    image, grad = _channels_last(image), _channels_last(grad)
+    batch, channels, height, width = image.shape
+    outputs = grad.shape[1]
+    out = torch.zeros(36, -(-outputs // PANEL), channels, PANEL)
+    tiles = batch * -(-height // 4) * -(-width // 4)
+    block = -(-tiles // -(-tiles // _BLOCK)) if tiles else 1
+    scratch = torch.empty(workspace(channels, outputs, block))
+    run = loaded.handle.fd_winograd_weight
+    run.argtypes = [c_char_p]
+    status = run(
+        _STRUCT.pack(
+            library.forced_level() if level is None else level,
+            torch.get_num_threads(),
+            batch,
+            height,
+            width,
+            channels,
+            outputs,
+            *_view(image),
+            out.data_ptr(),
+            *(0, 0, 0),
+            *(0, 0, 0, 0),
+            *_view(grad),
+            1.0,
+            scratch.data_ptr(),
+            block,
+        )
+    )
+    if status:
+        library.raise_status(loaded, "accelerate", status)
+    return out
+
+
 def _view(image: Tensor | None) -> tuple[int, int, int, int]:
     return (
         (0, 0, 0, 0)

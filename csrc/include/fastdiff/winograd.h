@@ -41,6 +41,9 @@ typedef struct {
 FD_EXPORT int64_t fd_winograd_version(void);
 FD_EXPORT int64_t fd_winograd_workspace(int64_t channels, int64_t out_channels, int64_t block);
 FD_EXPORT int fd_winograd(const fd_winograd_args* args);
+// Adds to `out`, [36, panels, channels, 16], the gradient by the transformed weight; `residual` is the gradient
+// by the result. No other operand is read. Its rounding depends on `block`.
+FD_EXPORT int fd_winograd_weight(const fd_winograd_args* args);
 
 #ifdef __cplusplus
 }
