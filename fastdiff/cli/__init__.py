@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "fastdiff.cli.export",
     "eval": "fastdiff.cli.eval",
     "metrics": "fastdiff.cli.metrics",
+    "ema": "fastdiff.cli.ema",
     "bench": "fastdiff.cli.bench",
     "plan": "fastdiff.cli.plan",
     "solvers": "fastdiff.cli.solvers",

@@ -22,6 +22,14 @@ from .data_flags import add_data_flags, load_data, may_be_same, stored_options
 from .exit_status import AGAIN, INTERRUPTED
 from .options import add_options, parse_options, parse_value, threads
 from .output import say
+from .run_flags import (
+    SETTINGS,
+    add_records,
+    add_resources,
+    add_settings,
+    records,
+    resources,
+)
 from .teacher import teach
 
 if TYPE_CHECKING:
@@ -32,13 +40,8 @@ RUN: dict[str, Any] = {
     "model": "unet",
     "data": "fashion-mnist",
     "steps": 1000,
-    "batch_size": 64,
-    "lr": 1e-3,
-    "warmup": 100,
-    "ema": 0.999,
-    "weight_decay": 0.0,
-    "clip_norm": 1.0,
-    "seed": 0,
+    **SETTINGS,
+    "log_every": 20,  # of the loss curve, which is part of the run
 }
 # other defaults where the data are points of the plane
 POINTS = {"steps": 1500, "batch_size": 256, "lr": 2e-3}
@@ -77,20 +80,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--out", help="folder for checkpoints, loss curve and the finished model")
     add_data_flags(parser, augment=True)
     run_ = parser.add_argument_group("the run")
-    run_.add_argument(
-        "--steps",
-        type=int,
-        help="optimiser steps; the learning rate decays to 0 (1000; for points 1500)",
-    )
-    run_.add_argument("--batch-size", type=int, help="examples per step (64; for points 256)")
-    run_.add_argument("--lr", type=float, help="highest learning rate (0.001; for points 0.002)")
-    run_.add_argument("--warmup", type=int, help="steps over which the learning rate rises (100)")
-    run_.add_argument(
-        "--ema", type=float, help="decay of the averaged weights, which are saved (0.999)"
-    )
-    run_.add_argument("--weight-decay", type=float, help="AdamW's (0)")
-    run_.add_argument("--clip-norm", type=float, help="largest gradient norm (1)")
-    run_.add_argument("--seed", type=int, help="of weights, order, times and noise (0)")
+    add_settings(run_)
     system = parser.add_argument_group(
         "the system", "--option sets any option of a system; the common ones also have flags."
     )
@@ -132,11 +122,10 @@ def register(subparsers: Any) -> None:
     machine.add_argument(
         "--minutes", type=float, help="stop after this time with a checkpoint and a usable model"
     )
-    machine.add_argument(
-        "--save-every", type=int, default=500, help="steps between checkpoints (500)"
-    )
     machine.add_argument("--threads", type=int, help="CPU threads (torch's default)")
     machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    add_resources(machine)
+    add_records(parser.add_argument_group("what is written on the way"))
     machine.add_argument(
         "--plot",
         metavar="FILE.png",
@@ -146,24 +135,27 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    with threads(args.threads):
+    from ..training import ranks
+
+    with threads(args.threads), ranks.joined(args.device, args.rank_timeout) as device:
+        args.device = device
         return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
     from ..theory.systems.presets import make
-    from ..training import Settings, Trainer
+    from ..training import Settings, Trainer, ranks
 
     if args.minutes is not None and not args.minutes > 0:
         raise ValueError(f"expected --minutes > 0, got {args.minutes}.")
-    if args.save_every < 1:
-        raise ValueError(f"expected --save-every >= 1, got {args.save_every}.")
+    recorded = records(args)
     if args.options:
         return _list_options(args)
     if not args.out:
         raise ValueError("expected --out FOLDER, got none.")
     out = Path(args.out)
-    arguments = _arguments(args, out)
+    arguments, how = _arguments(args, out)
+    ranks.barrier()  # all have seen the folder as it was
     data = load_data(args, "train", run=arguments, augment=True)
     torch.manual_seed(arguments["seed"])  # of the network's initial weights
     if args.resume:  # defaults of options may have changed since the run began
@@ -180,10 +172,18 @@ def _run(args: argparse.Namespace) -> int:
         from .system_figure import check
 
         check(system, data)
-    settings = Settings(**{k: arguments[k] for k in RUN if k not in ("model", "data")})
-    trainer = Trainer(system, data, settings, notes={"arguments": arguments})
+    settings = Settings(**{k: arguments[k] for k in ("steps", *SETTINGS)}, **how)
+    recorded["log_every"] = arguments["log_every"]
+    held_out = (
+        load_data(args, "test", run=arguments) if args.eval_every or args.sample_every else None
+    )
+    trainer = Trainer(system, data, settings, {"arguments": arguments}, held_out=held_out)
     if args.resume:
         trainer.resume(out)
+    if ranks.rank():
+        with _stopping(trainer) as signals:
+            trainer.run(out, minutes=args.minutes, **recorded)
+        return _status(signals) if trainer.stopping and trainer.step < settings.steps else 0
     parameters = sum(p.numel() for p in system.parameters())
     say(
         f"{shown(arguments['model'])}: {parameters:,} parameters, {data.examples:,} examples"
@@ -191,14 +191,14 @@ def _run(args: argparse.Namespace) -> int:
         flush=True,
     )
     with _stopping(trainer) as signals:
-        loss = trainer.run(out, save_every=args.save_every, minutes=args.minutes)
+        loss = trainer.run(out, minutes=args.minutes, **recorded)
     if trainer.step < settings.steps:
         say(
             f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; continue with:"
             f" fastdiff train --out {out} --resume{' --trust' if names_code(system) else ''}"
         )
-        if signals:
-            return INTERRUPTED if signals[0] == signal.SIGINT else AGAIN
+        if trainer.stopping:
+            return _status(signals)
     else:
         say(
             f"loss {loss:.4f} after {trainer.step} steps; {closing(system, out, arguments['data'])}"
@@ -211,14 +211,19 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
-    """Returns the settings of the run: by the flags, and on --resume by the run's folder.
+def _status(signals: list[int]) -> int:
+    """Returns the exit status of a run that was stopped, here or on another rank."""
+    return INTERRUPTED if signals and signals[0] == signal.SIGINT else AGAIN
+
+
+def _arguments(args: argparse.Namespace, out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the run by the flags, and on --resume by its folder, and how to compute it.
 
     Raises ValueError where a flag contradicts the folder of a resumed run.
     """
     from ..theory.systems.presets import options_of
     from ..training import CHECKPOINT, is_run
-    from ..training.folder import read
+    from ..training.folder import EARLIER, read, steps_of
 
     flags = {k: getattr(args, k) for k in RUN if getattr(args, k) is not None}
     shorthands = {
@@ -227,13 +232,15 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     set_by_flags = [name for flag in shorthands for name in SHORTHANDS[flag]]
     options = parse_options(args.option, also=set_by_flags)
     saved: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
     if args.resume:
-        if not (out / CHECKPOINT).exists():
+        if not (out / CHECKPOINT).exists() and not steps_of(out / EARLIER):
             raise ValueError(
                 f"expected a run to resume in {out}, got no {CHECKPOINT}. Leave out --resume to"
                 " start one."
             )
-        saved = read(out)[1]["notes"].get("arguments")
+        metadata = read(out)[1]
+        saved = metadata["notes"].get("arguments")
         if saved is None:
             raise ValueError(
                 f"expected a run of `fastdiff train` in {out}, got one of fastdiff.Trainer. Resume"
@@ -244,7 +251,8 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
             f"{out} holds a training run already; pass --resume to continue it, or another --out."
         )
     points = flags.get("data", RUN["data"]) in datasets.TOYS
-    arguments = {**(saved or RUN | (POINTS if points else {})), **flags}
+    # a run of an earlier version lacks some of RUN
+    arguments = RUN | (saved or (POINTS if points else {})) | flags
     if saved is not None and not may_be_same(saved["data"], arguments["data"]):
         raise _another(out, "data", saved["data"], arguments["data"])
     data_options = stored_options(args, None if saved is None else saved.get("data_options", {}))
@@ -276,7 +284,7 @@ def _arguments(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     for key, value in (saved or {}).items():
         if key != "data" and arguments[key] != value:
             raise _another(out, key, value, arguments[key])
-    return arguments
+    return arguments, resources(args, metadata)
 
 
 def _saved_system(out: Path, named: dict[str, Any], trust: bool) -> Any:
@@ -338,12 +346,14 @@ def _stopping(trainer: Trainer) -> Iterator[list[int]]:
     """Handles signals within the block; yields the list of those received.
 
     The first SIGINT or SIGTERM ends the run after its current step, with a checkpoint. A second one
-    ends it at once.
+    ends it at once, except under torchrun, which sends a second one while the first is obeyed.
     """
+    from ..training import ranks
+
     received: list[int] = []
 
     def stop(number: int, frame: Any) -> None:
-        if received:
+        if received and ranks.world() == 1:
             raise KeyboardInterrupt
         received.append(number)
         trainer.stopping = True

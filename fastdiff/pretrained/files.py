@@ -171,6 +171,14 @@ def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     )
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of a safetensors file, without reading its tensors.
+
+    Raises as `read_tensors` does.
+    """
+    return _open(path, lambda file: file.metadata() or {})
+
+
 def _slice(part: Any) -> tuple[tuple[int, ...], str]:
     return tuple(part.get_shape()), str(part.get_dtype())
 

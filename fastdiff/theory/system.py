@@ -42,6 +42,9 @@ class System(Protocol):
 
     A system may also have:
         sample(n, *, seed, sample_ids) -> [n, …]: draws n samples.
+        loss_unit: the unit of its loss: nats (where there is none), bits/dim, MSE.
+        pending() -> float64 [b, k], rows that its last `loss` left to record, in the order of the
+            batch; they are then forgotten. record(rows) gets those of the whole batch, once a step.
         for_sampler() -> (network, schedule, settings): arguments of `fastdiff.Sampler`.
         for_likelihood(labels=None) -> dict: arguments of `likelihood.nll` other than x and the
             probes; with labels, of the likelihood given them.

@@ -1,7 +1,19 @@
-"""Training of systems: the trainer, its settings and its folder."""
+"""Training of systems: the trainer, its settings, its folder and averages of any length."""
 
-from .folder import CHECKPOINT, LOSSES, is_run
+from .averages import posthoc
+from .folder import BEST, CHECKPOINT, LOSSES, is_run
+from .loggers import Logger
 from .settings import Entry, Settings
 from .trainer import Trainer
 
-__all__ = ["CHECKPOINT", "LOSSES", "Entry", "Settings", "Trainer", "is_run"]
+__all__ = [
+    "BEST",
+    "CHECKPOINT",
+    "LOSSES",
+    "Entry",
+    "Logger",
+    "Settings",
+    "Trainer",
+    "is_run",
+    "posthoc",
+]

@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": LEAVES | {"pretrained"},
     "sampler": SAMPLING | {"integrations", "pretrained"},
     "integrations.edm": SAMPLING | {"integrations", "sampler"},
-    "training": LEAVES | {"data", "models", "pretrained", "theory"},
+    "training": LEAVES | {"acceleration", "data", "models", "pretrained", "sampler", "theory"},
     "jobs": SAMPLING | {"integrations", "pretrained", "sampler"},
 }
 ALLOWED["cli"] = set(ALLOWED) - {"reference"}
@@ -79,6 +79,7 @@ BY_STRING = {
     "fastdiff.moved": "old paths load the modules that moved",
     "fastdiff.pretrained": "public names load on first use",
     "fastdiff.theory.registry": "a system loads when a file names it",
+    "fastdiff.training.loggers": "asks for the library of a logger that a run wants",
     "fastdiff.theory.systems": "public names load on first use",
     "fastdiff.theory.variational": "public names load on first use",
     "fastdiff.user_code": "imports the user's module",

@@ -122,6 +122,7 @@ class ScoreModel(nn.Module):
             likelihood,
             dequantization,
         )
+        self.loss_unit = "nats/dim" if weighting == "likelihood" else "MSE"
         self.fourier, self.label_dropout = tuple(int(n) for n in fourier), label_dropout
         self.log_snr_max = min(float(log_snr_max), float(self.sde.log_snr(0.0)))
         self.log_snr_min = float(self.sde.log_snr(1.0))

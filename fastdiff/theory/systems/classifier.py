@@ -68,6 +68,8 @@ class NoisyClassifier(Noised):
     a space where alpha² + sigma² is not 1, it is a factor of the term.
     """
 
+    loss_unit = "nats"
+
     def __init__(
         self,
         network: nn.Module | dict[str, Any],

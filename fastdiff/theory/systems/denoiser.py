@@ -78,6 +78,7 @@ class Denoiser(Noised):
         ValueError: for numbers or names outside these.
     """
 
+    loss_unit = "MSE"
     # names of the network's arguments that the system itself passes
     own_conditions: tuple[str, ...] = ()
 

@@ -59,6 +59,8 @@ class HVAE(nn.Module):
         ValueError: for sizes that do not divide, and names or numbers outside these.
     """
 
+    loss_unit = "nats"
+
     def __init__(
         self,
         shape: Sequence[int] = (1, 28, 28),

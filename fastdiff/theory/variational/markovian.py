@@ -35,6 +35,8 @@ class Chain(nn.Module):
     A subclass defines q(z_{l+1}|z_l) and p(z_l|z_{l+1}), l = 0 … L-1; `depth` is L.
     """
 
+    loss_unit = "nats"
+
     depth: int
     stream = STREAM_REPARAMETERIZE
 

@@ -67,6 +67,8 @@ class VAE(nn.Module):
         ValueError: for names, sizes or combinations outside these.
     """
 
+    loss_unit = "nats"
+
     def __init__(
         self,
         shape: Sequence[int] = (1, 28, 28),

@@ -73,6 +73,8 @@ class VDM(nn.Module):
         ValueError: for names or numbers outside these.
     """
 
+    loss_unit = "bits/dim"
+
     def __init__(
         self,
         shape: Sequence[int] = (1, 28, 28),

@@ -1,0 +1,52 @@
+"""`fastdiff ema`: averages the weights of a finished run over another length."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..outside import shown
+from .output import say
+
+EPILOG = """examples:
+  fastdiff train --out runs/unet --ema-rel 0.05,0.1
+  fastdiff ema runs/unet --sigma-rel 0.12 --out models/unet-0.12
+  fastdiff sample --model models/unet-0.12 --out samples
+"""
+
+
+def register(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "ema",
+        help="average a run's weights over another length, after the training",
+        description=(
+            "Write a model whose weights are averaged over a relative length sigma_rel, from the"
+            " snapshots of a run that was trained with --ema-rel (Karras et al. 2024)."
+        ),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="the folder of the run")
+    parser.add_argument(
+        "--sigma-rel",
+        type=float,
+        required=True,
+        help="the width of the average relative to the run's length, in (0, 0.28]",
+    )
+    parser.add_argument("--step", type=int, help="the end of the average (the last snapshot)")
+    parser.add_argument(
+        "--trust", action="store_true", help="run the code that the folder names as its network"
+    )
+    parser.add_argument("--out", required=True, help="folder of the new model")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..training.averages import save
+
+    error = save(args.run_folder, args.sigma_rel, args.out, step=args.step, trust=args.trust)
+    say(
+        f"{shown(args.out)}: weights averaged with sigma_rel {args.sigma_rel:g}; the profile"
+        f" differs from the wanted one by {100 * error:.2g} %"
+    )
+    return 0
