@@ -90,6 +90,13 @@ def test_the_numbers_of_objectives_are_those_of_the_runs() -> None:
     assert (DOCS / "training" / "figures" / "objectives.png").exists()
 
 
+def test_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run("training/trainer.md")
+    assert names["averaged"].training is False
+    assert (tmp_path / "runs/moons/best.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "page", sorted(p.name for p in (DOCS / "theory").glob("*.md") if "```python" in p.read_text())
 )

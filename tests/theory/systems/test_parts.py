@@ -20,7 +20,7 @@ CASES: list[tuple[str, bool, dict[str, Any]]] = [
     ("hvae", False, {"widths": (8, 8)}),
     ("markovian", False, {"widths": (8,)}),
     ("score", False, SMALL),
-    ("score", False, {**SMALL, "times": "independent"}),
+    ("score", False, {**SMALL, "times": "stratified"}),
     ("superres", True, IMAGES),
     ("unet", False, SMALL),
     ("vae", False, {"widths": (8,)}),
