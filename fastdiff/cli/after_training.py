@@ -12,14 +12,17 @@ from typing import Any
 
 from .. import data as datasets
 from ..pretrained.folders import names_code
+from ..user_code import is_name
 
 
 def next_command(system: Any, out: str | os.PathLike[str], data: str) -> tuple[str, list[str]]:
     """Returns (what it does, the words of the command) for a model folder `out`.
 
-    A system without samples, such as a classifier, is evaluated. Super-resolution enlarges the
-    small images of the test set, or of the folder that it was trained on. Whoever has just trained
-    a network of their own code trusts it: the command says --trust.
+    A system without samples, such as a classifier, is evaluated. Super-resolution enlarges small
+    images of a named data set's test split; other data need not have one, so there it enlarges
+    those that it was trained on. Where the data are code, which only a command may name, it is
+    evaluated. Whoever has just trained a network of their own code trusts it: the command says
+    --trust.
 
     Args:
         system: that was trained.
@@ -28,11 +31,13 @@ def next_command(system: Any, out: str | os.PathLike[str], data: str) -> tuple[s
     """
     folder = os.fspath(out)
     trust = ["--trust"] if names_code(system) else []
-    if not (hasattr(system, "sample") or hasattr(system, "for_sampler")):
-        return "evaluate", ["fastdiff", "eval", folder, *trust]
-    given: list[str] = []
-    if getattr(system, "given", ()):
-        given = ["--image", "test" if data in datasets.NAMES else data]
+    named, conditional = data in datasets.NAMES, bool(getattr(system, "given", ()))
+    drawn = hasattr(system, "sample") or hasattr(system, "for_sampler")
+    if not drawn or (conditional and is_name(data)):
+        split = [] if named else ["--split", "train"]
+        code = ["--data", data] if is_name(data) else []
+        return "evaluate", ["fastdiff", "eval", folder, *code, *split, *trust]
+    given = ["--image", "test" if named else "train"] if conditional else []
     samples = str(Path(folder).parent / f"{Path(folder).absolute().name}-samples")
     return "sample", ["fastdiff", "sample", "--model", folder, *given, *trust, "--out", samples]
 

@@ -77,8 +77,8 @@ def register(subparsers: Any) -> None:
         metavar="FILE",
         help=(
             "the small images that a super-resolution model enlarges, assigned to the ids in turn:"
-            " picture files, folders of them, or `test` for the test set of its training data."
-            " Pictures of the model's own size are made small first"
+            " picture files, folders of them, or `test` or `train` for that split of its training"
+            " data. Pictures of the model's own size are made small first"
         ),
     )
     parser.add_argument("--solver", help="see `fastdiff solvers`; the model's own by default")
@@ -399,20 +399,20 @@ def _requested(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _images(names: list[str], model: str | None, count: int) -> Any:
-    """Returns the images of --image: paths, or the first `count` of the test set."""
-    if names != ["test"]:
+    """Returns the images of --image: paths, or the first `count` of a split."""
+    if names not in (["test"], ["train"]):
         return names
-    from .. import data
     from ..pretrained import read_config
+    from .data_flags import load_data
 
-    trained = read_config(model or "fashion-mnist").get("data", {}).get("name")
-    if trained is None:
+    trained = read_config(model or "fashion-mnist").get("data", {})
+    if trained.get("name") is None:
         raise ValueError(
-            f"expected --image with files, got `test`, and {model} does not say what it was trained"
-            " on."
+            f"expected --image with files, got `{names[0]}`, and {model} does not say what it was"
+            " trained on."
         )
-    test = data.load(data.family(trained), "test")
-    x0, _ = test.batch(torch.arange(min(count, test.examples)))
+    split = load_data(argparse.Namespace(data=None, data_root=None), names[0], trained=trained)
+    x0, _ = split.batch(torch.arange(min(count, split.examples)))
     return ((x0 + 1) * 127.5).round().to(torch.uint8).numpy()
 
 

@@ -54,6 +54,25 @@ def printed(said: str) -> list[str]:
     return shlex.split(found[1])
 
 
+@pytest.mark.parametrize("name", ["classifier", "superres", "unet"])
+@pytest.mark.parametrize("split", [(), ("--test-share", "0.3")], ids=["no split", "a split"])
+def test_the_printed_command_runs_on_a_folder(
+    name: str, split: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the pictures were resampled and there is no test split."""
+    data, out = tmp_path / "pictures", tmp_path / "run"
+    for number in range(12):
+        file = data / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 16), (20 * number, 100, 50)).save(file)
+    arguments = ["--data", str(data), "--size", "8", *split, *U_NET, *SHORT, *FEW]
+    assert main(["train", "--model", name, "--out", str(out), *arguments]) == 0
+    command = printed(capsys.readouterr().out)
+    assert (command[0] == "eval") == (name == "classifier")
+    more = ("--images", "2", "--times", "2", "--threads", "1") if name == "classifier" else SMALL
+    assert main([*command, *more]) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_the_printed_command_runs(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
