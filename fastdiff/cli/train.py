@@ -174,9 +174,9 @@ def _run(args: argparse.Namespace) -> int:
         check(system, data)
     settings = Settings(**{k: arguments[k] for k in ("steps", *SETTINGS)}, **how)
     recorded["log_every"] = arguments["log_every"]
-    held_out = (
-        load_data(args, "test", run=arguments) if args.eval_every or args.sample_every else None
-    )
+    # samples do not need it: other data than the named ones may have no test split
+    needed = args.eval_every or (args.sample_every and arguments["data"] in datasets.NAMES)
+    held_out = load_data(args, "test", run=arguments) if needed else None
     trainer = Trainer(system, data, settings, {"arguments": arguments}, held_out=held_out)
     if args.resume:
         trainer.resume(out)
