@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -170,7 +170,7 @@ def _arr_0(path: Path) -> np.ndarray:
             start = info.header_offset + 30 + sum(lengths) + header
         if dtype.hasobject:
             raise ValueError("objects")
-        order = "F" if fortran else "C"
+        order: Literal["C", "F"] = "F" if fortran else "C"
         return np.memmap(path, dtype, "r", offset=start, shape=shape, order=order)
     except Exception as error:  # a damaged archive raises whatever its decoder does
         raise ValueError(
