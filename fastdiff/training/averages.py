@@ -84,7 +84,7 @@ def weights(
             for key in (k for k in found if k.startswith(prefix)):
                 name, value = key.removeprefix(prefix), found[key]
                 # float64: large factors of both signs cancel
-                sums[name] = sums.get(name, 0) + float(factor) * value.double()  # type: ignore[assignment]
+                sums[name] = sums.get(name, 0) + float(factor) * value.double()
     last = {k.removeprefix("0."): v for k, v in found.items() if k.startswith("0.")}
     if sums.keys() != last.keys():
         raise ValueError(

@@ -104,7 +104,7 @@ def recompute_activations(system: Any) -> None:
             f" checkpoint_activations, got none in {type(system).__name__}. Leave it out."
         )
     for block in unique:
-        block.forward = functools.partial(  # type: ignore[method-assign]
+        block.forward = functools.partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True
         )
 

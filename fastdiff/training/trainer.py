@@ -198,7 +198,8 @@ class Trainer:
     def _average(self) -> None:
         # a smaller decay at first, so that the averages forget the initial weights
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), self.parameters, 1 - decay)
+        averages: list[Tensor] = list(self.ema.parameters())
+        torch._foreach_lerp_(averages, list[Tensor](self.parameters), 1 - decay)
         for averaged, buffer in zip(self.ema.buffers(), self.system.buffers(), strict=True):
             averaged.copy_(buffer)
         for average in self.averages:

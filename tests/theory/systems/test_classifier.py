@@ -236,7 +236,7 @@ def test_the_command_teaches_and_resumes(
     assert files[0] == files[1]
     config = json.loads((Path(whole) / "config.json").read_text())
     assert config["system"]["config"]["teacher"] == "fashion-mnist"
-    for teacher, reason in (("nothing", "got none"), (whole, "expected a diffusion model in")):
+    for teacher, reason in (("nothing", "got none"), (whole, "expected a system with samples in")):
         out = str(tmp_path / "other")
         assert main([*flags[:-1], f"teacher={teacher}", "--steps", "1", "--out", out]) == 1
         assert reason in capsys.readouterr().err
