@@ -36,6 +36,7 @@ from ..variational.weights import TIMESTEP_WEIGHTINGS, output_weight, timestep_w
 from .noising import Noised
 
 LOSSES = ("mse", "vlb", "hybrid")
+UNITS = {"mse": "MSE", "vlb": "bits/dim", "hybrid": "MSE + bits/dim"}
 TIMES = (*SAMPLINGS, "loss_aware")
 LEARNED = ("learned", "learned_range")
 
@@ -70,6 +71,7 @@ class Denoiser(Noised):
         vlb_share: see `loss`.
 
     Attributes:
+        loss_unit: of the mean of the loss; a weighted squared error counts as MSE.
         output_type: the prediction type of the network's output.
         learned: whether the network gives a variance too.
 
@@ -78,7 +80,6 @@ class Denoiser(Noised):
         ValueError: for numbers or names outside these.
     """
 
-    loss_unit = "MSE"
     # names of the network's arguments that the system itself passes
     own_conditions: tuple[str, ...] = ()
 
@@ -137,6 +138,7 @@ class Denoiser(Noised):
         self.output_type = "edm" if precondition else self.prediction_type
         self.clip_range, self.likelihood = clip_range, likelihood
         self.kind, self.times_drawn = loss, times
+        self.loss_unit = UNITS[loss]
         self.variance = variance or ("learned_range" if loss == "hybrid" else "fixed_small")
         self.learned = self.variance in LEARNED
         if loss == "hybrid" and not self.learned:

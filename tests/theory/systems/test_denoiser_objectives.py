@@ -259,6 +259,20 @@ def test_a_folder_keeps_the_objective(options: dict[str, Any], tmp_path: Path) -
     assert torch.equal(*losses)
 
 
+def test_the_unit_of_the_loss() -> None:
+    data = load_toy("moons", n=8)
+    for loss, unit in (("mse", "MSE"), ("vlb", "bits/dim"), ("hybrid", "MSE + bits/dim")):
+        system = make("unet", data, loss=loss, width=8, depth=1, timesteps=20)
+        assert system.loss_unit == unit
+    x0, labels = data.batch(torch.arange(8))
+    bits = make("unet", data, loss="vlb", width=8, depth=1, timesteps=20)
+    nats = bits.terms(x0, seed=0, sample_ids=torch.arange(8), times=19).denoising.mean(1) * 20
+    counter: dict[str, Any] = {"seed": 0, "sample_ids": torch.arange(8)}
+    drawn = torch.stack([bits.loss(x0, labels, step=j, **counter) for j in range(400)]).mean()
+    per_dim = float(nats.mean()) / (2 * math.log(2))
+    assert 0.5 * per_dim < float(drawn.detach()) < 2 * per_dim, "T terms of the bound, by dimension"
+
+
 def test_the_losses_with_the_bound_are_those_of_denoising_loss() -> None:
     schedule = Schedule.cosine(40)
     x0, labels = MOONS.batch(torch.arange(64))
