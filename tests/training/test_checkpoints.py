@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from patience import PATIENCE
 from small_trainers import Learning, denoiser, learning
 from torch import Tensor
 
@@ -136,7 +137,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         env={"PYTHONPATH": ":".join([str(Path(__file__).parent), *(p for p in sys.path if p)])},
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     said = done.stdout.strip()
