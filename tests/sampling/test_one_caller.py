@@ -27,12 +27,12 @@ OTHERS = {
     "models/image_unet.py": {"forward": "a network's own part"},
     "theory/score/model.py": {"forward": "a model, which is a network itself"},
     "theory/systems/classifier.py": {
-        "guesses": "fastdiff's classifier",
-        "log_prob": "the same",
-        "loss": "the same",
+        "logits": "gives logits, which are no prediction",
+        "_wanted": "a teacher from a model folder",
     },
-    "theory/systems/denoiser.py": {"loss": "trains fastdiff's own networks"},
-    "theory/systems/presets.py": {"make": "builds a network", "options_of": "the same"},
+    "theory/systems/denoiser.py": {
+        "_squared_error": "training; prediction_of of the caller reads the output"
+    },
     "theory/variational/vdm.py": {"predict": "a model, which is a network itself"},
 }
 """Calls of a name in NAMES that call no user's network, by file and function, and why."""
