@@ -21,8 +21,7 @@ def next_command(system: Any, out: str | os.PathLike[str], data: str) -> tuple[s
     A system without samples, such as a classifier, is evaluated. Super-resolution enlarges small
     images of a named data set's test split; other data need not have one, so there it enlarges
     those that it was trained on. Where the data are code, which only a command may name, it is
-    evaluated. Whoever has just trained a network of their own code trusts it: the command says
-    --trust.
+    evaluated. The user has just run the code of their own network, so the command says --trust.
 
     Args:
         system: that was trained.

@@ -39,7 +39,9 @@ def register(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     latents.add_argument("--vae", required=True, help="folder of the autoencoder, safetensors")
-    latents.add_argument("--out", required=True, metavar="OUT.npy", help="OUT.json lies beside it")
+    latents.add_argument(
+        "--out", required=True, metavar="OUT.npy", help="OUT.json is written with it"
+    )
     latents.add_argument(
         "--split", choices=("train", "test", "all"), help="(all; of a named data set train)"
     )

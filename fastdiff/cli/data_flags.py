@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import data as datasets
+from ..data.opening import described
 from ..data.options import NAMES as OPTIONS
 from ..data.options import Options, from_stored
 from ..outside import shown
@@ -166,20 +167,18 @@ def _of_training(trained: Mapping[str, Any], flags: dict[str, Any]) -> tuple[str
             raise UsageError("expected --data, got none, and the model does not say its own.")
         return datasets.family(full), Options(**flags)
     where = "the model's config.json"
-    if not isinstance(origin, Mapping) or not isinstance(origin.get("path"), str):
-        raise ValueError(f"expected the path of the data in {where}, got none. Pass --data.")
-    if is_name(origin["path"]):
+    path, stored = described(origin, where)
+    if is_name(path):
         raise UsageError(
-            f"expected --data {shown(origin['path'])}, got none: {where} names code, which runs"
-            " only where the command names it."
+            f"expected --data {shown(path)}, got none: {where} names code, which runs only where"
+            " the command names it."
         )
-    stored = from_stored(origin.get("options", {}), where)
     if "test_share" in flags and flags["test_share"] != stored.test_share:
         raise UsageError(
             f"expected the --test-share {stored.test_share} of the training, got"
             f" {flags['test_share']}: the model has seen some of these examples. Leave it out."
         )
-    return origin["path"], dataclasses.replace(stored, **flags)
+    return path, dataclasses.replace(stored, **flags)
 
 
 def _load(name: str, split: str, root: str | None, options: Options) -> Any:

@@ -1,7 +1,7 @@
 """Opens the sets that `fastdiff metrics` compares, whatever holds them.
 
-A dataset of `fastdiff sample`, an npz or npy file, and everything that fastdiff.data loads: each
-becomes batches of pictures uint8 [B, C, H, W], or of points. A file of statistics has none.
+A dataset of `fastdiff sample` and everything that fastdiff.data loads become batches of pictures
+uint8 [B, C, H, W], or of points. A file of statistics has none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,10 +62,6 @@ def open_set(text: str, root: str | None, options: Mapping[str, Any]) -> Picture
     path = Path(text)
     if path.is_dir() and (path / "spec.json").exists():
         return _of_samples(path)
-    if not options and path.is_file() and path.suffix == ".npy":
-        return _of_array(text, _mapped(path))
-    if not options and path.is_file() and "arr_0.npy" in _members(text):
-        return _of_array(text, _arr_0(path))
     name, colon, split = text.rpartition(":")
     if not colon or split not in SPLITS or path.exists():
         name, split = text, "train" if text in datasets.NAMES else "all"
@@ -100,21 +96,12 @@ def _of_samples(folder: Path) -> PictureSet:
     return PictureSet(str(folder), samples.count, batches)
 
 
-def _of_array(name: str, array: np.ndarray) -> PictureSet:
-    def batches(size: int) -> Iterator[Tensor]:
-        for i in range(0, len(array), size):
-            yield _pictures(array[i : i + size], name)
-
-    if array.ndim < 2 or not len(array):
-        raise ValueError(
-            f"{_WHERE}: expected pictures [N, H, W, C] in {shown(name)}, got {list(array.shape)}."
-        )
-    return PictureSet(name, len(array), batches)
-
-
 def _of_data(data: Any) -> PictureSet:
     def batches(size: int) -> Iterator[Tensor]:
         for index in torch.arange(data.examples).split(size):
+            if isinstance(data, datasets.Pictures):
+                yield data.pictures(index)
+                continue
             x0, _ = data.batch(index)
             yield to_uint8(x0) if data.levels else x0
 
@@ -131,51 +118,6 @@ def _pictures(array: np.ndarray, name: str) -> Tensor:
         f"{_WHERE}: expected pictures uint8 [N, H, W, 1 or 3] in {shown(name)}, got {array.dtype}"
         f" {list(array.shape)}."
     )
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """Returns the array of an npy file, which stays on disk."""
-    try:
-        open_regular(path).close()
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(
-            f"{_WHERE}: expected an npy file in {shown(path)}, got unreadable content"
-            f" ({shown(error)})."
-        ) from None
-
-
-def _arr_0(path: Path) -> np.ndarray:
-    """Returns `arr_0` of an npz file as ADM writes it. A compressed one is read into memory.
-
-    The member of an uncompressed file is mapped, so that 50,000 pictures need no memory.
-    """
-    try:
-        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-            info = archive.getinfo("arr_0.npy")
-            with archive.open(info) as member:
-                if info.compress_type != zipfile.ZIP_STORED:
-                    return np.lib.format.read_array(member, allow_pickle=False)
-                version = np.lib.format.read_magic(member)
-                read = {
-                    (1, 0): np.lib.format.read_array_header_1_0,
-                    (2, 0): np.lib.format.read_array_header_2_0,
-                }[version]
-                shape, fortran, dtype = read(member)
-                header = member.tell()
-            # the local header, whose extra field may differ from the directory's
-            file.seek(info.header_offset)
-            local = file.read(30)
-            lengths = [int.from_bytes(local[i : i + 2], "little") for i in (26, 28)]
-            start = info.header_offset + 30 + sum(lengths) + header
-        if dtype.hasobject:
-            raise ValueError("objects")
-        order: Literal["C", "F"] = "F" if fortran else "C"
-        return np.memmap(path, dtype, "r", offset=start, shape=shape, order=order)
-    except Exception as error:  # a damaged archive raises whatever its decoder does
-        raise ValueError(
-            f"{_WHERE}: expected arr_0 in {shown(path)}, got unreadable content ({shown(error)})."
-        ) from None
 
 
 def _members(text: str) -> list[str]:

@@ -24,11 +24,11 @@ from . import labels as label_files
 from .fashion_mnist import LARGEST, read_idx
 from .listing import Listing, Numbers, identity, split_of
 from .options import WHERE, Options
+from .paths import content_offset
 
 CHANNELS = (1, 3, 4)
 PICTURES, LABELS = ("arr_0", "images"), ("arr_1", "labels")  # keys of an npz
 _SAMPLES, _SAMPLE = 256, 4096  # parts of a file that its digest reads, and their bytes
-_LOCAL = 30  # bytes of a zip's local header before its two names
 
 
 class Rows:
@@ -113,14 +113,14 @@ def array_file(path: Path, options: Options) -> Listing:
     array, labels = _content(path, options)
     labels = None if options.label_file == "none" else labels
     if options.label_file not in (None, "none"):
-        labels = _npy(Path(options.label_file), "a label file, as .npy [N],")
+        labels = map_npy(Path(options.label_file), "a label file, as .npy [N],")
     made = listing_of(array, labels, path.suffix[1:], path, file_digest(path), options)
     made.facts["rows"]._again = partial(_again, path, options)
     return made
 
 
 def idx_files(path: Path, options: Options) -> Listing:
-    """Returns the listing of an IDX file of images, with the labels in the file beside it.
+    """Returns the listing of an IDX file of images, and the labels in the same folder.
 
     For a folder: of its `train` and `t10k` (or `test`) files, which are its splits. Images are
     [N, H, W], [N, H, W, C] or [N, C, H, W]. Raises ValueError in one sentence.
@@ -130,9 +130,9 @@ def idx_files(path: Path, options: Options) -> Listing:
     for part, file in files.items():
         images.append(read_idx(file))
         parts += [part] * len(images[-1])
-        beside = _labels_beside(file)
-        if beside is not None and options.label_file != "none":
-            labels.append(read_idx(beside))
+        of_labels = _labels_of(file)
+        if of_labels is not None and options.label_file != "none":
+            labels.append(read_idx(of_labels))
     if any(i.shape[1:] != images[0].shape[1:] for i in images) or len(labels) not in (
         0,
         len(images),
@@ -150,7 +150,7 @@ def idx_files(path: Path, options: Options) -> Listing:
 def _content(path: Path, options: Options) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the examples of an npy or npz file, and the labels that an npz has."""
     if path.suffix != ".npz":
-        return _npy(path), None
+        return map_npy(path), None
     arrays = _npz(path, options)
     array = _first(arrays, PICTURES)
     if array is None:
@@ -230,8 +230,11 @@ def file_digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def _npy(path: Path, what: str = "an npy file") -> np.ndarray:
-    """Memory-maps an npy file."""
+def map_npy(path: Path, what: str = "an npy file") -> np.ndarray:
+    """Memory-maps an npy file.
+
+    what: it should be, for messages. Raises FileNotFoundError, or ValueError for other content.
+    """
     try:
         open_regular(path).close()
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -271,10 +274,7 @@ def _npz(path: Path, options: Options) -> dict[str, np.ndarray]:
 
 
 def _mapped(path: Path, file: Any, info: zipfile.ZipInfo) -> np.ndarray:
-    file.seek(info.header_offset)
-    head = file.read(_LOCAL)
-    names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-    start = info.header_offset + _LOCAL + names
+    start = content_offset(file, info.header_offset)
     file.seek(start)
     version = npy.read_magic(file)
     read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -298,7 +298,7 @@ def _stem(file: Path) -> str | None:
     return before if word and after in kinds else None
 
 
-def _labels_beside(file: Path) -> Path | None:
+def _labels_of(file: Path) -> Path | None:
     stem = _stem(file)
     if stem is None:
         return None

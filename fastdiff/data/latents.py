@@ -23,7 +23,7 @@ from torch import Tensor
 from ..outside import parse_json, read_bytes, shown
 from . import augment
 from . import labels as label_files
-from .arrays import Rows, Vectors, file_digest
+from .arrays import Rows, Vectors, file_digest, map_npy
 from .listing import Listing, Numbers
 from .options import WHERE, Options
 
@@ -64,7 +64,7 @@ class Latents(Vectors):
 
 
 def is_latents(path: Path) -> bool:
-    """Whether a JSON file that `write` wrote lies beside an npy file."""
+    """Whether there is a JSON file that `write` wrote with an npy file."""
     beside = path.with_suffix(".json")
     try:
         value = parse_json(read_bytes(beside))
@@ -77,7 +77,7 @@ def latents_file(path: Path, options: Options) -> Listing:
     """Returns the listing of an npy file of latents. Raises ValueError in one sentence."""
     beside = path.with_suffix(".json")
     facts = parse_json(read_bytes(beside))
-    array = _mapped(path)
+    array = map_npy(path, "latents")
     wrong = _wrong(facts, array)
     if wrong:
         raise ValueError(
@@ -96,7 +96,7 @@ def latents_file(path: Path, options: Options) -> Listing:
     else:
         classes = ()
     names = facts["names"] if facts["names"] is not None else Numbers(len(array))
-    rows = Rows(array, partial(_mapped, path))
+    rows = Rows(array, partial(map_npy, path, "latents"))
     return Listing(
         "latents",
         path.resolve().name,
@@ -109,16 +109,6 @@ def latents_file(path: Path, options: Options) -> Listing:
         digest=f"{[facts[k] for k in KEYS]} {file_digest(path)}",
         facts={"rows": rows, **{k: facts[k] for k in KEYS}},
     )
-
-
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy raises nearly anything on damaged bytes
-        reason = shown((str(error).splitlines() or [""])[0])[:160]
-        raise ValueError(
-            f"{WHERE}: expected latents in {shown(path)}, got {reason}. Write them again."
-        ) from None
 
 
 def write(

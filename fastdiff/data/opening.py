@@ -83,11 +83,18 @@ def reopen(origin: Any, split: str, where: str, **options: Any) -> Any:
 
     Raises ValueError for content that is no origin, and as `load` does.
     """
-    if not isinstance(origin, Mapping) or not isinstance(origin.get("path"), str):
-        raise ValueError(f"{WHERE}: expected the path of a data set in {shown(where)}, got none.")
-    stored = from_stored(origin.get("options", {}), where, **options)
+    path, stored = described(origin, where, **options)
     plain = {f.name: getattr(stored, f.name) for f in dataclasses.fields(stored)}
-    return load(origin["path"], split, **plain)
+    return load(path, split, **plain)
+
+
+def described(origin: Any, where: str, **options: Any) -> tuple[str, Options]:
+    """Returns (path, options) of an origin. See `reopen`, for the arguments and errors too."""
+    if not isinstance(origin, Mapping) or not isinstance(origin.get("path"), str):
+        raise ValueError(
+            f"{WHERE}: expected the path of a data set in {shown(where)}, got none. Pass --data."
+        )
+    return origin["path"], from_stored(origin.get("options", {}), where, **options)
 
 
 def family(name: str, origin: Mapping[str, Any] | None = None) -> str:

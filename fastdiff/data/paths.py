@@ -1,13 +1,16 @@
-"""Names of the members of archives and folders."""
+"""Names of the members of archives and folders, and where a zip keeps their content."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from ..outside import shown
 from .decode import SUFFIXES
 from .options import WHERE
+
+_LOCAL = 30  # bytes of a zip's local header before its two names
 
 
 def check_member(name: str, archive: Path, *, linked: bool) -> None:
@@ -26,6 +29,19 @@ def check_member(name: str, archive: Path, *, linked: bool) -> None:
         f"{WHERE}: expected an archive of plain files in {shown(archive)}, got {got}. Pack the"
         " pictures again, without it."
     )
+
+
+def content_offset(file: BinaryIO, header: int) -> int:
+    """Returns where the content of a zip's member begins, whose local header is at `header`.
+
+    The names in the local header may be longer than in the directory. Raises ValueError for other
+    bytes.
+    """
+    head = os.pread(file.fileno(), _LOCAL, header)
+    if len(head) < _LOCAL or head[:4] != b"PK\3\4":
+        raise ValueError("a damaged zip")
+    names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+    return header + _LOCAL + names
 
 
 def is_picture(name: str) -> bool:

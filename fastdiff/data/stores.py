@@ -21,12 +21,11 @@ from . import labels as label_files
 from .decode import ENCODED
 from .listing import TEST, Listing
 from .options import WHERE, Options
-from .paths import check_member, is_picture
+from .paths import check_member, content_offset, is_picture
 from .tar import Member, members
 
 _LABEL_BYTES = 1 << 28  # of a label file
 _SMALL = 1 << 20  # bytes of a tar's .cls and .json
-_LOCAL = 30  # bytes of a zip's local header before its two names
 
 
 class Folder:
@@ -53,11 +52,7 @@ class Zip:
         if max(packed_size, size) > ENCODED:
             raise ValueError(f"more than {ENCODED} bytes")
         with open_regular(self._path) as file:
-            head = os.pread(file.fileno(), _LOCAL, offset)
-            if len(head) < _LOCAL or head[:4] != b"PK\3\4":
-                raise ValueError("a damaged zip")
-            names = int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-            content = os.pread(file.fileno(), packed_size, offset + _LOCAL + names)
+            content = os.pread(file.fileno(), packed_size, content_offset(file, offset))
         if method == zipfile.ZIP_DEFLATED:
             try:
                 content = zlib.decompressobj(-15).decompress(content, size + 1)
@@ -191,7 +186,7 @@ def _arrange(
     if test is None or parts is None:
         parts = None  # a folder `train` alone is a class like any other
     else:
-        # what lies beside the folders of the splits belongs to neither
+        # other folders next to those of the splits belong to neither
         used = {test, "train" if "train" in present else ""}
         names = [n for n, p in zip(names, parts, strict=True) if p in used]
         parts = [p for p in parts if p in used]

@@ -25,6 +25,7 @@ from . import folder as folders
 from .profiles import PowerAverage, combination, exponent
 
 _STATE = "state."  # what is no average: buffers of the system
+_EMA = "ema."  # of a checkpoint: the averages of decay `ema`
 
 
 def write_snapshot(
@@ -118,18 +119,48 @@ def save(
 ) -> float:
     """Writes the system of `posthoc` as a model folder; returns the profile's relative error."""
     state, error = weights(folder, sigma_rel, step=step)
-    system, extra = _build(folder, state, trust), {}
-    config = Path(folder) / "config.json"
-    if config.exists():
-        found = read_json(config)
-        extra = {k: found[k] for k in ("data", "training") if k in found}
     average = {"sigma_rel": sigma_rel, "profile_error": error}
-    save_system(out, system, **extra, average=average)
+    save_system(out, _build(folder, state, trust), **_facts(folder), average=average)
     return error
 
 
-def _build(folder: str | PathLike[str], state: Mapping[str, Tensor], trust: bool) -> Any:
-    description = folders.header(Path(folder) / folders.CHECKPOINT)["identity"]["system"]
+def save_checkpoint(
+    folder: str | PathLike[str], file: str, out: str | PathLike[str], *, trust: bool = False
+) -> int:
+    """Writes the averaged system of one of a run's checkpoints as a model folder.
+
+    Args:
+        folder: of the run.
+        file: of the checkpoint in it, such as `best.safetensors`.
+        out: the model folder.
+        trust: see `posthoc`.
+
+    Returns:
+        The checkpoint's step.
+
+    Raises FileNotFoundError or ValueError for a file that is no checkpoint of the run.
+    """
+    path = Path(folder) / file
+    step = folders.header(path)["step"]
+    state = {k[len(_EMA) :]: v for k, v in read_tensors(path)[0].items() if k.startswith(_EMA)}
+    save_system(out, _build(folder, state, trust, file), **_facts(folder), checkpoint=step)
+    return step
+
+
+def _facts(folder: str | PathLike[str]) -> dict[str, Any]:
+    """Returns the sections data and training of a finished run's config.json."""
+    config = Path(folder) / "config.json"
+    found = read_json(config) if config.exists() else {}
+    return {k: found[k] for k in ("data", "training") if k in found}
+
+
+def _build(
+    folder: str | PathLike[str],
+    state: Mapping[str, Tensor],
+    trust: bool,
+    file: str = folders.CHECKPOINT,
+) -> Any:
+    description = folders.header(Path(folder) / file)["identity"]["system"]
     config = with_networks(description["config"], trust, shown(folder))
     system = registry.find(description["name"])(**config)
     system.load_state_dict(state)

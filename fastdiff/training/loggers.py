@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from PIL import Image
 from ..pretrained.files import write_atomically
 
 LINES = "log.jsonl"
+WANDB_ID = "wandb-id.txt"
 
 
 class Logger(Protocol):
@@ -97,10 +99,17 @@ class WandB:
 
     def __init__(self, folder: Path, step: int = 0):
         wandb = _needed("wandb")
-        # one run of wandb per folder, however often it continues
-        name = folder.resolve().name
+        # a folder is one run of wandb, however often it continues
+        known = folder / WANDB_ID
+        if not known.exists():
+            write_atomically(known, lambda p: p.write_text(secrets.token_hex(8), encoding="ascii"))
         self.run = wandb.init(
-            project="fastdiff", name=name, dir=str(folder), reinit="finish_previous"
+            project="fastdiff",
+            name=folder.resolve().name,
+            id=known.read_text(encoding="ascii")[:64],
+            resume="allow",
+            dir=str(folder),
+            reinit="finish_previous",
         )
         self.image = wandb.Image
 

@@ -6,6 +6,8 @@ The system defines the loss (`fastdiff.theory.system`). All randomness in it is 
 (seed, training step, example), and the order of the examples is a permutation for each epoch. A run
 that is stopped, or killed, and resumed therefore gives the same weights as a run without
 interruption. Under torchrun each process has a share of every batch (`fastdiff.training.ranks`).
+
+This file is over 400 lines because a third of it describes arguments and what may go wrong.
 """
 
 from __future__ import annotations

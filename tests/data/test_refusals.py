@@ -1,4 +1,7 @@
-"""Data sets that are damaged, wrong or made to do harm: one sentence that names the first fault."""
+"""Data sets that are damaged, wrong or made to do harm: one sentence that names the first fault.
+
+This file is over 400 lines because it has a case for every way in which a file can be wrong.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A network of the user's in every system: its conditions, what stands for none, and its folder."""
+"""A network of the user's in every system: its conditions, what stands for none, and its folder.
+
+This file is over 400 lines because every system has a network of its own kind here.
+"""
 
 from __future__ import annotations
 

@@ -178,6 +178,23 @@ def test_a_run_s_averages_and_their_combination(
         assert torch.equal(p, q)
 
 
+def test_a_checkpoint_becomes_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that has not ended, and of an earlier step; the weights are the averages of then."""
+    run, out = tmp_path / "run", str(tmp_path / "model")
+    trainer = denoiser(steps=9)
+    trainer.run(run, progress=False, until=2, save_every=1)
+    then = {k: v.clone() for k, v in trainer.ema.state_dict().items()}
+    trainer.run(run, progress=False, until=4, save_every=2)
+    file = f"checkpoints/{steps_of(run / 'checkpoints')[2].name}"
+    assert main(["ema", str(run), "--checkpoint", file, "--out", out]) == 0
+    assert "the averaged weights after 2 steps" in capsys.readouterr().out
+    loaded: nn.Module = load_system(out)
+    assert all(torch.equal(v, then[k]) for k, v in loaded.state_dict().items())
+    assert main(["ema", str(run), "--checkpoint", file, "--step", "1", "--out", out]) == 2
+    assert main(["ema", str(run), "--checkpoint", "none.safetensors", "--out", out]) == 1
+    assert "none.safetensors" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

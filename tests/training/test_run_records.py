@@ -175,10 +175,13 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
 def test_wandb_gets_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    learning(steps=2).run(tmp_path, progress=False, log_every=1, log=["wandb"])
-    (run,) = (tmp_path / "wandb").glob("offline-run-*")
-    (file,) = run.glob("*.wandb")
-    assert b"grad_norm" in file.read_bytes()
+    learning(steps=2).run(tmp_path, progress=False, log_every=1, log=["wandb"], until=1)
+    again = learning(steps=2)
+    again.resume(tmp_path)
+    again.run(tmp_path, progress=False, log_every=1, log=["wandb"])
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert files and all(b"grad_norm" in file.read_bytes() for file in files)
+    assert len({file.name for file in files}) == 1, "a folder is one run of wandb"
 
 
 def test_libraries_are_loaded_only_on_request(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,13 @@ def test_dropout_of_a_user_s_network_is_the_same_after_a_resume(tmp_path: Path) 
     again.resume(tmp_path / "b")
     again.run(tmp_path / "b", progress=False)
     assert torch.equal(again.system.w, straight.system.w)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_network_takes_the_same_steps(tmp_path: Path) -> None:
+    compiled = denoiser(compile=True)
+    assert compiled.system.network._compiled_call_impl is not None
+    close(trajectory(compiled), trajectory(denoiser()))
 
 
 class Whole(nn.Module):
