@@ -8,7 +8,8 @@ folder of such files of one machine, as `make gpu-report` writes. Without names,
 benchmarks/results are taken. Each becomes a page in --out, with an index in its README.md. The list
 "where we lose" is made from the rows; it is also written to README.md, between two marks. Without
 names and with the default --out, docs/choosing.md is made too, from the file of
-`python -m benchmarks.choosing`.
+`python -m benchmarks.choosing`, and the README's section about the shipped weights, from that of
+`python -m benchmarks.quality`.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in write([load(p) for p in args.results or everything()], args.out, readme):
             print(path)
         if not args.results and args.out.resolve() == OUT:
+            from benchmarks import shipped
             from benchmarks.choosing import page
 
-            for path in page.write():
+            for path in [*page.write(), *shipped.write()]:
                 print(path)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -101,7 +103,10 @@ def write(results: Sequence[Result], out: Path, readme: Path | None = None) -> l
             f"{WHERE}: expected results of different names, got {', '.join(names)}. A page is named"
             " by its file."
         )
-    text = None if readme is None else with_list(readme, losses(results))
+    text = None
+    if readme is not None:
+        content = readme.read_text(encoding="utf-8")
+        text = tables.between(content, BEGIN, END, losses(results), readme)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for result in results:
@@ -153,23 +158,6 @@ def losses(results: Sequence[Result]) -> str:
         )
     parts = [f"{r.name}: {tables.losses(r)[0].lower()}{tables.losses(r)[1:]}" for r in results]
     return "\n\n".join(parts)
-
-
-def with_list(readme: Path, text: str) -> str:
-    """Returns the readme with the text between its two marks."""
-    content = readme.read_text(encoding="utf-8")
-    if (
-        content.count(BEGIN) != 1
-        or content.count(END) != 1
-        or content.index(BEGIN) > content.index(END)
-    ):
-        raise ValueError(
-            f"{WHERE}: expected {BEGIN} and then {END}, once each, in {readme}, got other marks."
-            " Restore them."
-        )
-    return (
-        content[: content.index(BEGIN) + len(BEGIN)] + f"\n{text}\n" + content[content.index(END) :]
-    )
 
 
 def print_comparison(first: Result, second: Result) -> int:

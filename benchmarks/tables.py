@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import (
     KINDS,
+    WHERE,
     Result,
     Row,
     best,
@@ -45,6 +47,23 @@ def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
         *([line[i].replace("|", "\\|") for i in shown] for line in body),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def between(content: str, begin: str, end: str, text: str, path: Path) -> str:
+    """Returns the content of the file `path` with the text between its two marks.
+
+    Raises ValueError unless the marks are there, once each and in order.
+    """
+    if [content.count(begin), content.count(end)] != [1, 1] or (
+        content.index(begin) > content.index(end)
+    ):
+        raise ValueError(
+            f"{WHERE}: expected {begin} and then {end}, once each, in {path}, got other marks."
+            " Restore them."
+        )
+    return (
+        content[: content.index(begin) + len(begin)] + f"\n{text}\n" + content[content.index(end) :]
+    )
 
 
 def page(result: Result, pictures: Mapping[str, str]) -> str:
