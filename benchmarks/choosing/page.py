@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.choosing import mixture as oracle
 from benchmarks.choosing.ranking import BANDS, RESOLUTION, Mixture
 from benchmarks.choosing.results import RESULT, read
+from benchmarks.choosing.weights import digest
 from benchmarks.tables import table
 from fastdiff.pretrained import read_config
 from fastdiff.sampling.settings import DEFAULT_SOLVER
@@ -146,9 +147,11 @@ def _method(mixture: Mixture, weights: Mapping[str, Any]) -> str:
         " solver has about that, because its start N(0, 1) is not quite the law of x_T."
     )
     shipped = (
-        "**The shipped weights.** The class-conditional U-Net of Fashion-MNIST with its own"
-        f" settings (x0 is clipped to [-1, 1], guidance {_scales(weights)[0]:g}):"
-        f" {_counts(counts)} samples of each solver, with the same noise and classes. The"
+        "**The shipped weights.** The class-conditional U-Net of Fashion-MNIST (digest"
+        f" `{weights['sha256'][:12]}`) with x0 clipped to [-1, 1] and guidance"
+        f" {_scales(weights)[0]:g} at every noise level:"
+        f" {_counts(counts)} samples of each solver, with the same noise and classes."
+        f" {_since(weights)}The"
         " classifier of `benchmarks/quality.py` judges them. The *Fréchet distance* of its features"
         " to those of the 60,000 training images is in units of the 10,000 test images' distance"
         f" ({of_data['frechet']:g} for {counts[-1]:,} test images: few samples are farther away, so"
@@ -165,6 +168,13 @@ def _method(mixture: Mixture, weights: Mapping[str, Any]) -> str:
         f"python -m benchmarks.choosing weights --cache DIR --samples {counts[-1]}\n```"
     )
     return "\n\n".join([exact, shipped, commands])
+
+
+def _since(weights: Mapping[str, Any]) -> str:
+    """Returns a sentence if other weights were measured than those of today."""
+    if weights["sha256"] == digest():
+        return ""
+    return "Better weights are shipped since; these comparisons were not repeated with them. "
 
 
 def _repeated(pairs: Mapping[str, Sequence[float]]) -> str:

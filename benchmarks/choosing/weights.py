@@ -1,12 +1,14 @@
 """Samples of the shipped weights, solver by solver: Fréchet distance, agreement, diversity.
 
-The numbers are those of benchmarks/quality.py, with its classifier. All cells have the same noise
-and the same classes. Samples are kept in the cache, so a run that was stopped goes on, and a run
-with more samples draws only the new ones: sample i is the same in any run.
+The numbers are those of benchmarks/quality.py, with a classifier of another seed. All cells have
+the same noise and the same classes. Samples are kept in the cache, so a run that was stopped goes
+on, and a run with more samples draws only the new ones: sample i is the same in any run. Cells of
+other weights are dropped.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ from benchmarks.quality import cached_classifier, features, frechet, spread
 from fastdiff import Sampler, __version__, accelerate
 from fastdiff.data import DataSet, load_fashion_mnist
 from fastdiff.images import to_uint8
-from fastdiff.pretrained import load, read_config
+from fastdiff.pretrained import load, locate, read_config
 from fastdiff.sampling.settings import merged
 from fastdiff.solvers import SOLVERS
 
@@ -134,6 +136,7 @@ class Drawer:
             "steps": cell.steps,
             "timestep_spacing": cell.grid,
             "guidance_scale": cell.guidance,
+            "guidance_interval": None,
         }
         return Sampler(self.network, self.schedule, **merged(self.settings, chosen))
 
@@ -150,15 +153,29 @@ class Drawer:
         return torch.cat([to_uint8(batch) for batch in batches])
 
 
+def digest() -> str:
+    """Returns the SHA-256 of the shipped weights' file."""
+    return hashlib.sha256((locate(MODEL) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def of_these_weights(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of the result file, which is emptied if it is of other weights."""
+    part: dict[str, Any] = content.setdefault("weights", {})
+    if part.get("sha256") != digest():
+        part.clear()
+        part["sha256"] = digest()
+    return part
+
+
 def cached(cell: Cell, samples: int, cache: Path, drawer: Drawer) -> Tensor:
     """Returns the cell's samples, of which those that the cache lacks are drawn and kept."""
-    path = cache / cell.file
+    path = cache / digest()[:12] / cell.file
     have = torch.from_numpy(np.load(path)) if path.exists() else None
     done = 0 if have is None else len(have)
     if done < samples:
         drawn = drawer.draw(cell, done, samples - done)
         have = drawn if have is None else torch.cat([have, drawn])
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, have.numpy())
     assert have is not None
     return have[:samples]
@@ -176,7 +193,7 @@ def measure(
     """Measures the cells that the result file lacks, until the time is up; returns how many."""
     drawer, end, found = Drawer(), time.monotonic() + 60 * minutes, 0
     for cell in cells() if wanted is None else wanted:
-        rows = read(path).get("weights", {}).get("cells", [])
+        rows = of_these_weights(read(path)).get("cells", [])
         if any(cell.is_of(row) and row["samples"] == samples for row in rows):
             continue
         if time.monotonic() > end:
@@ -187,7 +204,7 @@ def measure(
         numbers = judge.measure(x, drawer.labels(0, samples))
         row = {**cell._asdict(), "steps": cell.steps, "samples": samples, **numbers}
         content = read(path)  # as it is now: this took minutes
-        part = content.setdefault("weights", {})
+        part = of_these_weights(content)
         part["cells"] = [r for r in part.get("cells", []) if not cell.is_of(r)] + [row]
         part.setdefault("real", {})[str(samples)] = judge.of_data(samples)
         part["fastdiff"], part["torch"] = __version__, torch.__version__
@@ -206,7 +223,7 @@ def repeat(judge: Judge, cache: Path, *, samples: int, path: Path = RESULT) -> N
         numbers = [judge.measure(x, drawer.labels(first, samples)) for first, x in halves]
         found[solver] = [each["frechet"] for each in numbers]
     content = read(path)
-    content["weights"]["repeated"] = found
+    of_these_weights(content)["repeated"] = found
     write(content, path)
 
 

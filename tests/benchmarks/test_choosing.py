@@ -189,9 +189,10 @@ def test_the_weights_are_measured_cell_by_cell(judge: weights.Judge, tmp_path: P
 
     assert run(4, minutes=-1.0) == 0
     assert run(4) == 2 and run(4) == 0
-    first = np.load(cache / wanted[0].file)
+    file = cache / weights.digest()[:12] / wanted[0].file
+    first = np.load(file)
     assert run(6) == 2
-    longer = np.load(cache / wanted[0].file)
+    longer = np.load(file)
     assert longer.shape == (6, 1, 28, 28) and (longer[:4] == first).all()
     assert (longer == weights.Drawer().draw(wanted[0], 0, 6).numpy()).all()
     content = results.read(path)
@@ -200,6 +201,9 @@ def test_the_weights_are_measured_cell_by_cell(judge: weights.Judge, tmp_path: P
     assert row["samples"] == 6 and (row["steps"], other["steps"]) == (2, 2)
     numbers = judge.measure(torch.from_numpy(longer), torch.arange(6))
     assert (row["frechet"], row["agreement"]) == (numbers["frechet"], numbers["agreement"])
+    content["weights"]["sha256"] = "of other weights"
+    results.write(content, path)
+    assert run(6) == 2
 
 
 def test_the_judge_knows_the_data_from_noise(judge: weights.Judge) -> None:
@@ -238,11 +242,13 @@ def test_pictures_are_drawn(tmp_path: Path) -> None:
 
 def test_the_samples_of_the_picture_are_the_caches(tmp_path: Path) -> None:
     x = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28)
+    folder = tmp_path / weights.digest()[:12]
+    folder.mkdir()
     for solver, grid in weights.SHOWN:
         for calls in weights.SHOWN_CALLS:
             cell = weights.Cell(solver, grid, calls, weights.OWN)
             assert cell in weights.cells()
-            np.save(tmp_path / cell.file, x.numpy())
+            np.save(folder / cell.file, x.numpy())
     found = weights.shown(tmp_path)
     assert len(found) == len(weights.SHOWN) * len(weights.SHOWN_CALLS)
     for drawn in found.values():
