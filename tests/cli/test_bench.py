@@ -19,6 +19,7 @@ from fastdiff.cli import bench_diffusers, bench_measure, main
 from fastdiff.cli.bench import describe
 from fastdiff.cli.bench_measure import Bench
 from fastdiff.jobs import Model
+from fastdiff.pretrained import read_config
 from fastdiff.schedule import Time
 
 SHAPE = (3, 8, 8)
@@ -277,8 +278,9 @@ def test_the_shipped_model_is_the_default(
         "cpu",
     ]
     assert main([*command, "--json", str(tmp_path / "b.json")]) == 0
+    scale = read_config("fashion-mnist")["sampler"]["guidance_scale"]
     assert capsys.readouterr().out.startswith(
-        "fashion-mnist, 1×1×28×28, 1 steps, guidance 1.9; cpu"
+        f"fashion-mnist, 1×1×28×28, 1 steps, guidance {scale:g}; cpu"
     )
     assert json.loads((tmp_path / "b.json").read_text())["machine_info"]["fastdiff"]["versions"][
         "torch"
