@@ -40,6 +40,7 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
 }
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
+SPACINGS = ("leading", "linspace", "trailing")
 # solver: its settings that are arguments of `step` in diffusers
 STEP_ARGUMENTS = {"ddim": ("eta", "use_clipped_model_output")}
 
@@ -69,6 +70,9 @@ def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
     name, config = CLASSES[solver]
     if info.get("prediction_type") not in PREDICTION_TYPES:
         raise Missing(f"diffusers' {name} has no prediction type {info.get('prediction_type')}")
+    spacing = info.get("timestep_spacing", "trailing")
+    if spacing not in SPACINGS:
+        raise Missing(f"diffusers' {name} has no grid {spacing}")
     try:
         betas = None if sampler.schedule is None else sampler.schedule.betas
     except ValueError:
@@ -79,7 +83,7 @@ def scheduler_of(sampler: Sampler, model: str) -> tuple[Any, dict[str, Any]]:
         "num_train_timesteps": len(betas),
         "trained_betas": betas.tolist(),
         "prediction_type": PREDICTION_TYPES[info["prediction_type"]],
-        "timestep_spacing": info.get("timestep_spacing", "trailing"),
+        "timestep_spacing": spacing,
         **config,
     }
     clip, cls = info.get("clip_range"), getattr(diffusers, name)

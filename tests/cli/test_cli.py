@@ -23,7 +23,7 @@ def test_the_shipped_model_says_what_it_is() -> None:
     assert shipped() == ["fashion-mnist"]
     config = read_config("fashion-mnist")
     assert config["data"]["null_label"] == 10 and len(config["data"]["classes"]) == 10
-    assert {"steps", "seed", "final_loss", "command"} <= config["training"].keys()
+    assert {"runs", "batch_size", "final_loss"} <= config["training"].keys()
     folder = Path(sys.modules["fastdiff.pretrained"].__file__ or "").parent / "fashion-mnist"
     assert (folder / "model.safetensors").stat().st_size < 8_000_000 and (
         folder / "loss.csv"
