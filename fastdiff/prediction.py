@@ -19,6 +19,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+
 PREDICTION_TYPES = ("epsilon", "x0", "v", "score", "flow", "edm")
 _ALIASES = {"sample": "x0", "v_prediction": "v", "flow_prediction": "flow"}
 
@@ -101,13 +104,53 @@ def target(prediction_type: str, x0: Any, eps: Any, alpha: Any, sigma: Any) -> A
 def convert(source: str, destination: str, output: Any, x_t: Any, alpha: Any, sigma: Any) -> Any:
     """Converts an output of the type `source` to the type `destination`.
 
-    Arguments broadcast: output and x_t [B, …], alpha and sigma floats or [B, 1, …].
+    At pure noise (alpha = 0) epsilon and the score give each other and no other type. At clean data
+    (sigma = 0) x0 and the score give x0 only, and no type gives the score.
+
+    Args:
+        source, destination: prediction types.
+        output, x_t: [B, …].
+        alpha, sigma: floats, or arrays or tensors that broadcast, [B, 1, …].
+
+    Raises:
+        ValueError: an unknown type, or alpha = 0 or sigma = 0 in a conversion that is undefined
+            there. Numbers, arrays and CPU tensors are checked. Those on a device are not read: the
+            result has inf or nan in such samples.
     """
-    if normalize(source) == normalize(destination):
+    source, destination = normalize(source), normalize(destination)
+    if source == destination:
         return output
-    a, b = to_x0_coefficients(source, alpha, sigma)
-    c, d = to_eps_coefficients(source, alpha, sigma)
-    return target(destination, a * x_t + b * output, c * x_t + d * output, alpha, sigma)
+    of_noise = ("epsilon", "score")
+    if source in of_noise and destination not in of_noise:
+        _refuse_zero("alpha", "pure noise", alpha, source, destination)
+    if destination == "score" or (source in ("x0", "score") and destination != "x0"):
+        _refuse_zero("sigma", "clean data", sigma, source, destination)
+    x0 = eps = None  # what the destination does not need may be undefined
+    if destination not in of_noise:
+        a, b = to_x0_coefficients(source, alpha, sigma)
+        x0 = a * x_t + b * output
+    if destination != "x0":
+        c, d = to_eps_coefficients(source, alpha, sigma)
+        eps = c * x_t + d * output
+    return target(destination, x0, eps, alpha, sigma)
+
+
+def _refuse_zero(name: str, where: str, value: Any, source: str, destination: str) -> None:
+    """Raises ValueError if a value that the host has is 0."""
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        try:
+            zero = bool((value == 0).any())
+        except RuntimeError:  # a fake, traced or mapped tensor has no values to read
+            return
+    else:
+        zero = bool(np.any(np.asarray(value) == 0))
+    if zero:
+        raise ValueError(
+            f"fastdiff.prediction.convert: expected {name} > 0, got 0 ({where}), where"
+            f" {source} does not determine {destination}. Leave out that point."
+        )
 
 
 class Coefficients(NamedTuple):

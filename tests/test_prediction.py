@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tolerances import BOUND, CONVERSION
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdiff import Schedule, ops, prediction
 from fastdiff.solvers import make_plan
@@ -63,6 +65,56 @@ def test_epsilon_x0_and_the_score_are_undefined_at_an_end(kind: str, end: float)
     ):
         prediction.Parametrization(kind).at(end, 1.0 - end)
     prediction.Parametrization("v").at(end, 1.0 - end)
+
+
+@pytest.mark.parametrize("as_given", [float, lambda v: np.full((2, 1), v), torch.tensor])
+@pytest.mark.parametrize("alpha, sigma", [(1.0, 0.0), (0.0, 1.0)])
+@pytest.mark.parametrize("source, destination", PAIRS)
+def test_at_the_ends_a_conversion_is_right_or_refused(
+    source: str, destination: str, alpha: float, sigma: float, as_given: Any
+) -> None:
+    """Refused exactly where the destination is infinite or takes the half that x_t does not have.
+
+    At alpha = 0 the state is eps and at sigma = 0 it is x0; an output determines the other one
+    unless its own factor of it is 0.
+    """
+    x0, eps, end = 0.3, -1.2, "alpha" if alpha == 0 else "sigma"
+    values = {
+        "epsilon": eps,
+        "x0": x0,
+        "v": alpha * eps - sigma * x0,
+        "score": -eps if sigma else float("inf"),
+        "flow": eps - x0,
+        "edm": sigma * x0 - alpha * eps,
+    }
+    has_both = source in ("v", "flow", "edm")
+    half = ("epsilon", "score") if alpha == 0 else ("x0",)
+    defined = source == destination or (
+        (has_both or destination in half) and np.isfinite(values[destination])
+    )
+    defined = defined or (source == "epsilon" and alpha == 1 and destination != "score")
+    defined = defined or (source == "x0" and alpha == 0)
+    given = values[source] if np.isfinite(values[source]) else 1.0
+    arguments = (given, alpha * x0 + sigma * eps, as_given(alpha), as_given(sigma))
+    if not defined:
+        with pytest.raises(ValueError, match=f"prediction.convert: expected {end} > 0, got 0"):
+            prediction.convert(source, destination, *arguments)
+        return
+    got = prediction.convert(source, destination, *arguments)
+    expected = given if source == destination else values[destination]
+    assert np.asarray(got) == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_a_conversion_reads_no_fake_tensor_and_no_device() -> None:
+    def convert(alpha: torch.Tensor) -> Any:
+        return prediction.convert("epsilon", "x0", alpha, alpha, alpha, 1.0)
+
+    with FakeTensorMode():
+        assert convert(torch.zeros(2)).shape == (2,)
+    assert convert(torch.zeros(2, device="meta")).shape == (2,)
+    assert torch.func.vmap(convert)(torch.zeros(2)).isnan().all()
+    compiled = torch.compile(convert, backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(2)).isnan().all()
 
 
 @pytest.mark.parametrize("kind", DEFINED)

@@ -172,8 +172,8 @@ def test_a_density_given_an_image_is_not_that_of_x() -> None:
     result = evaluate(system.eval(), load("fashion-mnist", "test"), request)
     assert result is not None
     said = text(result, "superres")
-    assert "conditional likelihood -ln p(x | small) of 784 dimensions" in said
-    assert "given small: not comparable with the likelihood of a model of x" in said
+    assert "conditional likelihood -ln p(x | low resolution) of 784 dimensions" in said
+    assert "given low resolution: not comparable with the likelihood of a model of x" in said
 
 
 def test_training_images_in_the_test_split_are_named(

@@ -52,10 +52,10 @@ def surprise(p: Any, x: Any = None, *, logits: bool = False, unit: str = "nats")
                 "fastdiff.theory.information.surprise: expected x with a density, got None. Pass"
                 " the outcome."
             )
-        return -log_density(p)(x) * scale
+        return _surprises(log_density(p)(x)) * scale
     log_p = log_probabilities("surprise", "p", p, logits, normalised=x is not None)
     if x is None:
-        return -log_p * scale
+        return _surprises(log_p) * scale
     index, outcomes = torch.as_tensor(x, device=log_p.device), log_p.shape[-1]
     if index.dtype != torch.int64 or bool(((index < 0) | (index >= outcomes)).any()):
         raise ValueError(
@@ -63,9 +63,8 @@ def surprise(p: Any, x: Any = None, *, logits: bool = False, unit: str = "nats")
             f" got {str(index.dtype).removeprefix('torch.')} {index.flatten()[:8].tolist()}."
         )
     shape = torch.broadcast_shapes(index.shape, log_p.shape[:-1])
-    return (
-        -log_p.expand(*shape, outcomes).gather(-1, index.expand(shape)[..., None])[..., 0] * scale
-    )
+    chosen = log_p.expand(*shape, outcomes).gather(-1, index.expand(shape)[..., None])[..., 0]
+    return _surprises(chosen) * scale
 
 
 def entropy(
@@ -93,10 +92,10 @@ def entropy(
     scale, p = _unit("entropy", unit), distribution("entropy", "p", p)
     if isinstance(p, Tensor):
         log_p = log_probabilities("entropy", "p", p, logits)
-        return -_weighted(log_p, log_p).sum(-1) * scale
+        return _weighted(log_p, _surprises(log_p)).sum(-1) * scale
     if isinstance(p, Gaussian):
         return 0.5 * sum_members((p.logvar + (1 + LOG_2PI)).expand(p.shape), len(p.shape)) * scale
-    return _mean("entropy", p, lambda x: -log_density(p)(x) * scale, samples, seed)
+    return _mean("entropy", p, lambda x: _surprises(log_density(p)(x)) * scale, samples, seed)
 
 
 def cross_entropy(
@@ -129,12 +128,13 @@ def cross_entropy(
     scale = _unit("cross_entropy", unit)
     p, q = _pair("cross_entropy", p, q)
     if isinstance(p, Tensor):
-        return -_weighted(*_discrete("cross_entropy", p, q, logits)).sum(-1) * scale
+        log_p, log_q = _discrete("cross_entropy", p, q, logits)
+        return _weighted(log_p, _surprises(log_q)).sum(-1) * scale
     if isinstance(p, Gaussian) and isinstance(q, Gaussian):
         square = torch.exp(p.logvar - q.logvar) + (p.mean - q.mean).square() * torch.exp(-q.logvar)
         terms = q.logvar + LOG_2PI + square
         return 0.5 * sum_members(terms, terms.ndim) * scale
-    return _mean("cross_entropy", p, lambda x: -log_density(q)(x) * scale, samples, seed)
+    return _mean("cross_entropy", p, lambda x: _surprises(log_density(q)(x)) * scale, samples, seed)
 
 
 def kl(
@@ -212,6 +212,11 @@ def _discrete(where: str, p: Tensor, q: Tensor, logits: bool) -> tuple[Tensor, T
             f" {log_p.shape[-1]} and {log_q.shape[-1]}."
         )
     return log_p, log_q
+
+
+def _surprises(log_p: Tensor) -> Tensor:
+    """Returns -log p; a log p of 0 gives 0, where its negative would be printed as -0."""
+    return 0.0 - log_p
 
 
 def _weighted(log_p: Tensor, value: Tensor) -> Tensor:

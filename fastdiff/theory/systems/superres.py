@@ -1,4 +1,4 @@
-"""Super-resolution: p(x | small), with the small image as channels of the network's input.
+"""Super-resolution: p(x | low resolution), with the small image as channels of the network's input.
 
     small = mean over blocks of x0, on the 256 levels
     loss  = the denoiser's, of network(concat(x_t, enlarged small), t, y)
@@ -35,7 +35,7 @@ class SuperResolution(Denoiser):
         given: what every density of this system is conditioned on.
     """
 
-    given = ("small",)
+    given = ("low resolution",)
     own_conditions = ("image",)
 
     def __init__(

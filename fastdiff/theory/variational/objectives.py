@@ -6,8 +6,8 @@
 
 (Burda et al. 2016, eq. 8; Luo 2022, eq. 4.) The first two are -log of unbiased estimates of p(x),
 so by Jensen's inequality all three are at least -log p(x) in the mean. Each importance weight
-contains p(x|z) once: with a second factor the mean would be ∫ p(x|z)² p(z) dz, which is not a
-marginal likelihood.
+contains p(x|z) once and p(z): with p(x|z) in place of p(z) the mean would be ∫ p(x|z)² dz, which is
+not a marginal likelihood.
 """
 
 from __future__ import annotations

@@ -88,6 +88,25 @@ def test_zeros() -> None:
     assert torch.autograd.grad(value, logits)[0].isfinite().all()
 
 
+def test_no_measure_is_minus_zero() -> None:
+    """A certain outcome has the surprise 0, which prints without a sign, in either unit."""
+    sure, logits = torch.tensor([1.0, 0.0]), torch.tensor([0.0, -torch.inf])
+    flat = Sampled(lambda x: torch.zeros(len(x)), lambda n, seed: torch.zeros(n, 1))
+    for unit in ("nats", "bits"):
+        for value in (
+            information.entropy(sure, unit=unit),
+            information.entropy(logits, logits=True, unit=unit),
+            information.cross_entropy(sure, sure, unit=unit),
+            information.kl(sure, sure, unit=unit),
+            information.surprise(sure, unit=unit)[0],
+            information.surprise(sure, torch.tensor(0), unit=unit),
+            information.surprise(flat, torch.zeros(3, 1), unit=unit),
+            information.entropy(flat, unit=unit).value,
+            information.cross_entropy(flat, flat, unit=unit).value,
+        ):
+            assert (value == 0).all() and not torch.signbit(value).any()
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 9))
 def test_identities_of_discrete_distributions(seed: int, outcomes: int) -> None:

@@ -112,24 +112,70 @@ def test_the_prior_fails_in_high_dimension() -> None:
     assert abs(deficit[0]) < 0.1 and deficit[2] > 3 and deficit[3] > 5 * deficit[2]
 
 
-def test_a_squared_likelihood_is_no_marginal_likelihood(backend: str) -> None:
-    """Weights p(x|z) p(x, z)/q have the mean ∫ p(x|z)² p(z) dz, which is another number than p(x).
+def test_a_likelihood_in_place_of_the_prior_is_no_marginal_likelihood(backend: str) -> None:
+    """Weights p(x|z) p(x|z)/q have the mean ∫ p(x|z)² dz, which is another number than p(x).
 
-    ∫ p(x|z)² p(z) dz = (4π s²)^(-D/2) N(x; μ, W Wᵀ + s²/2 I).
+    With the part r of x - μ outside the columns of W, ∫ p(x|z)² dz is
+    (2π s²)^(-D) (π s²)^(L/2) det(WᵀW)^(-½) exp(-r²/s²).
     """
     model, x = ppca(size=3, latent=2, std=0.5), normal((4, 3), 3)
     counter = {"samples": 200_000, "seed": 1}
     q = worse(model.posterior(x))
     log_w = log_weights(model, x, **counter, proposal=q)
     z = variational.bounds.draw(q, **counter)
-    squared = log_w + variational.bounds.log_likelihoods(model, x, z)
-    half = ProbabilisticPCA(model.weight, model.mean, model.std / math.sqrt(2))
-    wrong = half.log_prob(x) - 1.5 * math.log(4 * math.pi * model.std**2)
+    squared = log_w + variational.bounds.log_likelihoods(model, x, z) - model.log_prior(z)
+    gram, centred = model.weight.T @ model.weight, x - model.mean
+    outside = centred - centred @ model.weight @ torch.linalg.inv(gram) @ model.weight.T
+    wrong = (
+        math.log(math.pi * model.std**2)
+        - 3 * math.log(2 * math.pi * model.std**2)
+        - 0.5 * torch.logdet(gram)
+        - outside.square().sum(1) / model.std**2
+    )
     assert ((iwae(squared) - wrong).abs() < 5 * iwae_stderr(squared)).all()
     assert ((iwae(log_w) - model.log_prob(x)).abs() < 5 * iwae_stderr(log_w)).all()
     assert ((wrong - model.log_prob(x)).abs() > 20 * iwae_stderr(squared)).all(), (
         "far from the evidence"
     )
+
+
+def test_draws_of_the_prior_contain_the_prior(backend: str) -> None:
+    """Draws of p(z) weighted by p(x|z) p(z) have the mean of another prior, N(0, ½ I).
+
+    ∫ p(x|z) p(z)² dz = (4π)^(-L/2) N(x; μ, ½ W Wᵀ + s² I).
+    """
+    model, x = ppca(size=3, latent=2, std=0.8), normal((4, 3), 3)
+    once = log_weights(model, x, samples=200_000, seed=1, proposal="prior")
+    z, _ = model.draw_prior(4, 200_000, like=x, seed=1)
+    twice = once + model.log_prior(z)
+    narrow = ProbabilisticPCA(model.weight / math.sqrt(2), model.mean, model.std)
+    wrong = narrow.log_prob(x) - math.log(4 * math.pi)
+    assert ((iwae(twice) - wrong).abs() < 5 * iwae_stderr(twice)).all()
+    assert ((iwae(once) - model.log_prob(x)).abs() < 5 * iwae_stderr(once)).all()
+    assert ((wrong - model.log_prob(x)).abs() > 20 * iwae_stderr(twice)).all()
+
+
+def test_without_a_draw_the_objective_is_no_bound(backend: str) -> None:
+    """log p(x|mean of q) - KL is above log p(x) by ½ tr(W Σ Wᵀ)/s² for the exact posterior."""
+    model, x = ppca(), normal((8, 5), 3)
+    q = model.posterior(x)
+    at_mean = variational.bounds.log_likelihoods(model, x, q.mean[:, None])[:, 0]
+    objective = at_mean - ops.gaussian_kl(*q)
+    excess = 0.5 * (torch.exp(q.logvar) * model.weight.square().sum(0)).sum(1) / model.std**2
+    close(objective - model.log_prob(x), excess)
+    assert (excess > 0.5).all()
+
+
+def test_a_higher_bound_may_be_a_lower_likelihood(backend: str) -> None:
+    """At a fixed encoder the ELBO rises from one noise level to another and log p(x) falls."""
+    column = torch.ones(1, 1, dtype=torch.float64)
+    q = Gaussian(0.6 * column, -column)
+    models = [ProbabilisticPCA(column, 0 * column[0], math.sqrt(v)) for v in (0.25, 0.528)]
+    low, high = (m.elbo(column, q) for m in models)
+    before, after = (m.log_prob(column) for m in models)
+    assert high - low > 0.18 and after - before < -0.027
+    for model, bound, evidence in zip(models, (low, high), (before, after), strict=True):
+        close(bound + model.gap(column, q), evidence)
 
 
 def test_a_sum_over_draws_is_no_expectation(backend: str) -> None:
