@@ -138,9 +138,9 @@ def _run(args: argparse.Namespace) -> int:
     from ..theory.evaluation.report import text
 
     if args.plot:
-        from .figures import new
+        from .figures import check_target
 
-        new(1, 1)  # raises without matplotlib before the work, not after it
+        check_target(args.plot)
     data = load_data(args, args.split, trained=_trained_on(args))
     request = Request(
         images=args.images or min(1000, data.examples - args.first),

@@ -7,6 +7,8 @@ system_figure.py   `fastdiff train --plot`: what a trained system draws
 
 from __future__ import annotations
 
+import os
+import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,40 @@ def new(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def check_target(path: str | PathLike[str], *, drawn: bool = True) -> None:
+    """Raises what writing the figure would raise, before the work that it shows.
+
+    drawn: whether matplotlib draws it.
+
+    Raises:
+        ValueError: another suffix than .png.
+        FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError: a folder that no
+            file can be written to.
+        RuntimeError: without matplotlib.
+    """
+    file = Path(path)
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"expected --plot FILE.png, got {file}. The figure is written as PNG.")
+    if file.is_dir():
+        raise IsADirectoryError(f"expected a file for --plot, got the folder {file}.")
+    if not file.parent.exists():
+        raise FileNotFoundError(
+            f"expected a folder that exists for --plot, got {file.parent}. Create it first."
+        )
+    if not file.parent.is_dir():
+        raise NotADirectoryError(f"expected a folder for --plot, got the file {file.parent}.")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise PermissionError(
+            f"expected a folder to write to for --plot, got {file.parent}"
+            f" ({os.strerror(error.errno or 0)}). Choose another one."
+        ) from error
+    if drawn:
+        new(1, 1)
 
 
 def save(figure: Any, path: str | PathLike[str]) -> None:

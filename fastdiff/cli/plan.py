@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
         "clip_range": args.clip,
         "timestep_spacing": args.spacing,
     }
+    if args.plot:
+        from .figures import check_target
+
+        check_target(args.plot)
     plan = make_plan(schedule, **settings, **parse_options(args.option, also=settings))
     if args.json:
         say_json({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()}, None)

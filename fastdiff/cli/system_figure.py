@@ -18,6 +18,7 @@ from ..pretrained.files import write_atomically
 from ..sampler import Sampler
 from ..sampling.model_call import ModelCall
 from ..theory.likelihood import nll
+from .figures import check_target
 
 GRID = 72  # points along each axis where a density is computed
 SHOWN = 2_000  # points of the scatter plot
@@ -25,11 +26,11 @@ DRAWS = 64  # latents for the density of one point
 LOWEST = math.exp(-12.0)  # lower densities are left white
 
 
-def check(system: Any, data: Data) -> None:
+def check(system: Any, data: Data, path: str | PathLike[str]) -> None:
     """Raises what `draw` would raise, before a training.
 
-    ValueError for a system that can't draw samples of x alone, RuntimeError without matplotlib,
-    which points need.
+    ValueError for a system that can't draw samples of x alone; and see `figures.check_target`.
+    Points need matplotlib.
     """
     given = getattr(system, "given", ())
     if given or not (hasattr(system, "sample") or hasattr(system, "for_sampler")):
@@ -38,19 +39,16 @@ def check(system: Any, data: Data) -> None:
         raise ValueError(
             f"expected a system that draws samples of x alone, got a {got}. Leave out --plot."
         )
-    if isinstance(data, Toy):
-        from .figures import new
-
-        new(1, 1)
-    elif data.levels is None:
+    if not isinstance(data, Toy) and data.levels is None:
         raise ValueError(
             f"expected pictures or points of the plane for --plot, got {data.name}. Leave it out."
         )
+    check_target(path, drawn=isinstance(data, Toy))
 
 
 def draw(system: Any, data: Data, path: str | PathLike[str], *, seed: int = 0) -> None:
     """Writes the figure as PNG. Raises ValueError and RuntimeError, see `check`."""
-    check(system, data)
+    check(system, data, path)
     if not isinstance(data, Toy):
         pictures = (
             images.to_uint8(samples(system, 64, data.shape, seed=seed)).permute(0, 2, 3, 1).numpy()

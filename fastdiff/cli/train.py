@@ -171,7 +171,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.plot:
         from .system_figure import check
 
-        check(system, data)
+        check(system, data, args.plot)
     settings = Settings(**{k: arguments[k] for k in ("steps", *SETTINGS)}, **how)
     recorded["log_every"] = arguments["log_every"]
     # samples do not need it: other data than the named ones may have no test split
@@ -192,17 +192,16 @@ def _run(args: argparse.Namespace) -> int:
     )
     with _stopping(trainer) as signals:
         loss = trainer.run(out, minutes=args.minutes, **recorded)
+    measured = f"loss {loss:.4f} {getattr(system, 'loss_unit', 'nats')}"
     if trainer.step < settings.steps:
         say(
-            f"stopped at step {trainer.step} of {settings.steps}, loss {loss:.4f}; continue with:"
+            f"stopped at step {trainer.step} of {settings.steps}, {measured}; continue with:"
             f" fastdiff train --out {out} --resume{' --trust' if names_code(system) else ''}"
         )
         if trainer.stopping:
             return _status(signals)
     else:
-        say(
-            f"loss {loss:.4f} after {trainer.step} steps; {closing(system, out, arguments['data'])}"
-        )
+        say(f"{measured} after {trainer.step} steps; {closing(system, out, arguments['data'])}")
     if args.plot:
         from .system_figure import draw
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
+import re
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -263,6 +267,71 @@ def test_no_picture_of_a_system_that_draws_no_samples(
     assert main([*arguments, "--plot", str(tmp_path / "x.png")]) == 1
     assert "expected a system that draws samples of x alone" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name, error",
+    [
+        ("x.pdf", "expected --plot FILE.png, got"),
+        ("missing/x.png", "expected a folder that exists for --plot, got"),
+        ("file/x.png", "expected a folder for --plot, got the file"),
+        ("folder.png", "expected a file for --plot, got the folder"),
+        ("locked/x.png", "expected a folder to write to for --plot, got"),
+        ("x.png", "expected matplotlib for a plot, got none installed."),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval", "plan"])
+def test_where_a_plot_goes_is_checked_before_the_work(
+    command: str,
+    name: str,
+    error: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "locked").mkdir(mode=0o500)
+    if name == "x.png":
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    if name == "locked/x.png" and os.access(tmp_path / "locked", os.W_OK):
+
+        def refuse(**_: object) -> None:  # root may write to every folder
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr("fastdiff.cli.figures.tempfile.TemporaryFile", refuse)
+    out = str(tmp_path / "run")
+    arguments = {
+        "train": ["--out", out, *POINTS, "--steps", "1", "--timesteps", "9"],
+        "eval": ["uniform", "--data", "fashion-mnist", "--images", "2"],
+        "plan": ["--steps", "2"],
+    }[command]
+    assert main([command, *arguments, "--plot", str(tmp_path / name)]) == 1
+    said = capsys.readouterr()
+    assert error in said.err and said.out == ""
+    assert not (tmp_path / "run").exists()
+
+
+UNITS = {
+    "classifier": "nats",
+    "hvae": "nats",
+    "markovian": "nats",
+    "score": "nats/dim",
+    "superres": "MSE",
+    "unet": "MSE",
+    "vae": "nats",
+    "vdm": "bits/dim",
+}
+
+
+@pytest.mark.parametrize("model", SYSTEMS)
+def test_the_last_line_has_the_unit_of_the_loss(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--model", model, "--out", str(tmp_path / "run"), "--steps", "1", "--batch-size", "2"]
+    assert main(["train", *few, *TINY[model]]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(rf"loss -?[\d.]+ {UNITS[model]} after 1 steps; ", last), last
 
 
 def test_out_is_needed(capsys: pytest.CaptureFixture[str]) -> None:

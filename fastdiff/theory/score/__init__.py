@@ -14,7 +14,7 @@ local_model.py          a model without its data-parallel wrapper
 
 from .embedded import integrate
 from .flow import FlowReport, probability_flow
-from .langevin import annealed_langevin, langevin
+from .langevin import LangevinReport, annealed_langevin, langevin
 from .matching import denoising_score_matching, implicit_score_matching, sliced_score_matching
 from .model import ScoreModel, network_for
 from .predictor_corrector import predictor_corrector
@@ -24,6 +24,7 @@ __all__ = [
     "SDE",
     "SDES",
     "FlowReport",
+    "LangevinReport",
     "Reverse",
     "ScoreModel",
     "SubVPSDE",

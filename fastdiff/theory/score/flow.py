@@ -71,6 +71,17 @@ def probability_flow(
     in any batch, bit for bit where the network's rows have, and once it is finished it costs no
     further calls.
 
+    There and back: the state at the cleanest point is alpha x0 there. To get x0 back, carry it to
+    the noise, return with x_T and denoise=False, and divide by this alpha; the error falls with
+    the tolerance. The last prediction of x0 (denoise=True) is a mean over all x0 that the state may
+    come from, and moves it towards the mean of the data. With exact networks of a Gaussian and of
+    two Gaussians, x0 = 1 returns as (`tests/theory/score/test_flow.py`)
+
+        rk45, denoise=False, rtol = atol = 1e-7   1 ± 1e-5
+        rk45, denoise=False or True, 1e-4         1 ± 0.0005
+        ddim_inverse and ddim, 400 steps          0.989 to 0.996
+        ddim_inverse and ddim, 25 steps           0.84 to 0.94
+
     Args:
         model, schedule, prediction_type, cond, uncond, guidance_scale, seed, sample_ids: see
             `Sampler`.

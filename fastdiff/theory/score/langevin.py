@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,35 @@ from .local_model import local_model
 
 RATIOS = ("norm", "level")
 LIMIT = 2.0
+PROBE = 0.01  # the distance of a probe in units of the noise level
+
+
+class LangevinReport(NamedTuple):
+    """What the last state of a run says about its steps, by E ||s||² = -E div s.
+
+    The identity holds for samples of p with the score s (Hyvärinen 2005, eq. 4 and theorem 1).
+    Samples that are too wide have a larger score than its slope accounts for: on N(m, s² I) the
+    ratio of the means is the variance of the samples about m over s². The weights of separate modes
+    do not show in it.
+
+    Attributes:
+        square: ||s||²/D of each sample, float64 [B].
+        slope: -z·(s(x + h z) - s(x))/(h D), float64 [B]: an estimate of -div s/D by one probe z,
+            stream 5 of the noise contract, with h = PROBE sigma.
+    """
+
+    square: Tensor
+    slope: Tensor
+
+    def width(self) -> tuple[float, float]:
+        """Returns the ratio of the means, 1 for samples of p, and its standard error.
+
+        Above 1 by more than the error, the run had too few steps: take more levels or steps, or a
+        larger snr.
+        """
+        ratio = self.square.mean() / self.slope.mean()
+        rest = (self.square - ratio * self.slope).std() / self.slope.mean().abs()
+        return float(ratio), float(rest) / math.sqrt(len(self.square))
 
 
 def move(x: Tensor, score: Tensor, z: Tensor, c: Tensor | float) -> Tensor:
@@ -107,13 +136,19 @@ def langevin(
     return x
 
 
-def _draw(x: Tensor, seed: int | Tensor, ids: Tensor | None, step: int) -> Tensor:
+def _draw(
+    x: Tensor,
+    seed: int | Tensor,
+    ids: Tensor | None,
+    step: int,
+    stream: int = rng.STREAM_SOLVER,
+) -> Tensor:
     return ops.randn(
         tuple(x.shape),
         seed=seed,
         sample_ids=ids,
         step=step,
-        stream=rng.STREAM_SOLVER,
+        stream=stream,
         dtype=x.dtype,
         device=x.device,
     )
@@ -126,9 +161,9 @@ def annealed_langevin(
     schedule: Schedule,
     shape: Sequence[int] | None = None,
     *,
-    levels: int = 50,
-    steps: int = 5,
-    snr: float = 0.16,
+    levels: int = 100,
+    steps: int = 10,
+    snr: float = 0.3,
     ratio: str = "norm",
     spacing: str = "exponential",
     denoise: bool = True,
@@ -141,7 +176,8 @@ def annealed_langevin(
     prediction_type: str | Parametrization = "epsilon",
     clip_range: float | None = None,
     dtype: torch.dtype = torch.float32,
-) -> Tensor:
+    return_info: bool = False,
+) -> Any:
     """Samples by Langevin dynamics at falling noise levels (Song & Ermon 2019, algorithm 1).
 
     Args:
@@ -155,8 +191,14 @@ def annealed_langevin(
         denoise: whether the x0 predicted at the last state is returned. Otherwise the noise of the
             lowest level remains (Jolicoeur-Martineau et al. 2021, section 3.1).
 
+        return_info: whether to return a `LangevinReport` too, for two more network calls.
+
+    The defaults take 1,000 steps. On two modes of weights 0.85 and 0.15 and standard deviation 0.5
+    (`tests/theory/score/test_langevin.py`) they give a weight of 0.82 to 0.83 and a deviation of
+    0.50, while 50 levels of 5 steps with snr 0.16 give 0.76 to 0.77 and 0.64 to 0.72.
+
     Returns:
-        Samples [B, …].
+        Samples [B, …]. With return_info, (samples, LangevinReport).
 
     Raises:
         ValueError, TypeError: for arguments outside these.
@@ -181,13 +223,34 @@ def annealed_langevin(
         clip_range=clip_range,
     )
     if ratio == "level":
-        return run.follow(annealed_plan(run, times, steps, snr, denoise, clip_range))
-    x, number = run.x, 0
-    for t in times:
-        x, number = at_level(run, x, t, steps, snr, number, ratio), number + steps
-    return (
-        run.call.x0(x / times[-1].alpha, np.full(len(x), times[-1].half_log_snr)) if denoise else x
+        clean = denoise and not return_info
+        x = run.follow(annealed_plan(run, times, steps, snr, clean, clip_range))
+        if not return_info:
+            return x
+    else:
+        x, number = run.x, 0
+        for t in times:
+            x, number = at_level(run, x, t, steps, snr, number, ratio), number + steps
+    if not (denoise or return_info):
+        return x
+    last = times[-1]
+
+    def predicted(x: Tensor) -> Tensor:
+        return run.call.x0(x / last.alpha, np.full(len(x), last.half_log_snr))
+
+    x0 = predicted(x)
+    if not return_info:
+        return x0
+    z = _draw(x, run.seed, run.ids, 0, rng.STREAM_PROBES)
+    step = PROBE * last.sigma
+    score = (last.alpha * x0 - x) / last.sigma**2
+    other = (last.alpha * predicted(x + step * z) - x - step * z) / last.sigma**2
+    size = max(x[:1].numel(), 1)
+    report = LangevinReport(
+        sum_samples(score.double().square()) / size,
+        sum_samples(z.double() * (score.double() - other.double())) / (step * size),
     )
+    return (x0 if denoise else x), report
 
 
 def check(where: str, snr: float, ratio: str, steps: int) -> None:

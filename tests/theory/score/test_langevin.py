@@ -153,6 +153,61 @@ def test_annealing_finds_the_weights_that_langevin_misses() -> None:
         )
 
 
+@pytest.mark.parametrize("ratio", ["level", "norm"])
+@pytest.mark.parametrize("space", ["ve", "vp"])
+def test_the_defaults_find_weights_and_widths(space: str, ratio: str) -> None:
+    """Two modes of weights 0.85 and 0.15: both and their widths, and the report says so.
+
+    With a quarter of the steps and half their size, the modes are too wide, and the report says by
+    how much: 1 + (excess of the variance)/(blurred variance) in each dimension.
+    """
+    schedule = {
+        "ve": Schedule.ve(100, sigma_min=0.1, sigma_max=30.0),
+        "vp": Schedule.vp(1000),
+    }[space]
+    data = Mixture([0.85, 0.15], [[-2.0, 0.0], [2.0, 0.0]], [0.5, 0.5], kind="epsilon")
+    x, info = annealed_langevin(data, schedule, (2000, 2), ratio=ratio, seed=1, return_info=True)
+    left = x[:, 0] < 0
+    assert abs(float(left.double().mean()) - 0.85) < 0.05
+    assert x[left].std(0).numpy() == pytest.approx(0.5, rel=0.08)
+    width, error = info.width()
+    assert abs(width - 1) < 4 * error < 0.2
+
+    few: dict[str, Any] = {"levels": 50, "steps": 5, "snr": 0.16, "ratio": ratio, "seed": 1}
+    wide, info = annealed_langevin(data, schedule, (2000, 2), return_info=True, **few)
+    excess = float(wide[wide[:, 0] < 0].var(0).mean()) / 0.25
+    width, error = info.width()
+    assert excess > 1.4 and width - 1 > 5 * error
+    same = annealed_langevin(data, schedule, (2000, 2), **few)
+    torch.testing.assert_close(wide, same, rtol=1e-4, atol=1e-4)
+
+
+def test_the_report_is_the_variance_ratio_of_a_gaussian() -> None:
+    """Without steps the state is x_T: its width is the mean of (x_T - m)²/(s² + sigma²)."""
+    schedule = Schedule.ve(100, sigma_min=0.1, sigma_max=30.0)
+    data = Mixture([1.0], [[0.5, 0.5, 0.5]], [0.5], kind="epsilon")
+    noise = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x_T = 0.5 + 0.7 * noise
+    x, info = annealed_langevin(
+        data,
+        schedule,
+        x_T=x_T,
+        steps=0,
+        seed=3,
+        denoise=False,
+        dtype=torch.float64,
+        return_info=True,
+    )
+    assert torch.equal(x, x_T)
+    blurred = 0.25 + schedule.sigma[0] ** 2
+    torch.testing.assert_close(
+        info.square, (x_T - 0.5).square().mean(1) / blurred**2, rtol=1e-9, atol=1e-12
+    )
+    assert abs(float(info.slope.mean()) * blurred - 1) < 5 * math.sqrt(2 / 1200)
+    width, error = info.width()
+    assert abs(width - 0.49 / blurred) < 5 * error
+
+
 def test_in_many_dimensions_the_law_is_the_recursions() -> None:
     """V <- (1 - c/V_t)² V + 2c in many dimensions, where norms concentrate.
 
