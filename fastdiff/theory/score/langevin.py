@@ -190,7 +190,6 @@ def annealed_langevin(
         snr, ratio: the step size c = 2 (snr r)², with r by `norm` or `level`; see the module.
         denoise: whether the x0 predicted at the last state is returned. Otherwise the noise of the
             lowest level remains (Jolicoeur-Martineau et al. 2021, section 3.1).
-
         return_info: whether to return a `LangevinReport` too, for two more network calls.
 
     The defaults take 1,000 steps. On two modes of weights 0.85 and 0.15 and standard deviation 0.5
