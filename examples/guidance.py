@@ -1,8 +1,8 @@
 """Draws the pictures of docs/theory/guidance.md: guidance strength, and super-resolution.
 
     fastdiff train --model classifier --data fashion-mnist-full --out runs/classifier \\
-        --widths 16,32,64 --option teacher=fashion-mnist --option matched=0.2 --steps 600 \\
-        --batch-size 128 --lr 3e-3 --warmup 30 --ema 0.99 --weight-decay 0.05
+        --widths 16,32,64 --option teacher=fashion-mnist --option matched=0.2 --steps 1500 \\
+        --batch-size 128 --lr 3e-3 --warmup 75 --ema 0.99 --weight-decay 0.05
     python examples/guidance.py --cache runs/judge --classifier runs/classifier \\
         --superres runs/superres
 
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from benchmarks.quality import cached_classifier, features, frechet, spread
 from fastdiff import Sampler, to_uint8
 from fastdiff.data import load_fashion_mnist
-from fastdiff.pretrained import load_system
+from fastdiff.pretrained import load_system, locate
 from fastdiff.pretrained.files import read_tensors, write_tensors
 
 matplotlib.use("Agg")
@@ -91,8 +91,12 @@ def strengths(path: Path, classifier: Path, n: int, judge: Judge, cache: Path) -
     The samples of each strength are kept in the cache, so that a run that was stopped goes on.
     """
     weights = (classifier / "model.safetensors").read_bytes()
-    owner = {"classifier-free": "shipped", "classifier": hashlib.sha256(weights).hexdigest()[:16]}
-    sampler = Sampler.from_pretrained("fashion-mnist", solver="ddim", steps=STEPS)
+    shipped = (locate("fashion-mnist") / "model.safetensors").read_bytes()
+    owner = {
+        way: hashlib.sha256(shipped + of).hexdigest()[:16]
+        for way, of in (("classifier-free", b""), ("classifier", weights))
+    }
+    sampler = Sampler.from_pretrained("fashion-mnist", steps=STEPS, guidance_interval=None)
     guide = load_system(classifier)
     null = len(judge.train.classes)
     null_label = lambda y: {"y": torch.full_like(y, null)}  # noqa: E731
@@ -113,7 +117,7 @@ def strengths(path: Path, classifier: Path, n: int, judge: Judge, cache: Path) -
                     "classifier_scale": strength,
                     "classifier": lambda y: guide.log_prob_of(y),
                 }  # type: ignore[operator]
-            file = cache / f"guidance-{owner[way]}-{n}-{strength:g}.safetensors"
+            file = cache / f"guidance-{owner[way]}-{STEPS}-{n}-{strength:g}.safetensors"
             x, y = kept(file, functools.partial(drawn, sampler, n, **options))
             found[way][strength] = judge.measure(x, y)
             pictures[way].append(x[:10])

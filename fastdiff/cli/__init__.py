@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ..jobs.spec import SpecMismatch
 from ..outside import shown
+from ..versions import __version__
 from .exit_status import FAILED, INTERRUPTED, MISMATCH, USAGE, UsageError
 from .output import Parser, safe_warnings, say
 
@@ -36,6 +37,7 @@ COMMANDS = {
 def parser_of(commands: Sequence[str] = tuple(COMMANDS)) -> Parser:
     """Returns the parser with the subparsers of these commands."""
     parser = Parser(prog="fastdiff", description="Draw samples from diffusion models.")
+    parser.add_argument("--version", action="version", version=f"fastdiff {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name in commands:
         importlib.import_module(COMMANDS[name]).register(subparsers)
@@ -44,7 +46,12 @@ def parser_of(commands: Sequence[str] = tuple(COMMANDS)) -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status, see fastdiff.cli.exit_status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["help"]:  # fastdiff help, fastdiff help sample
+        argv = [*argv[1:2], "--help"]
+    if not argv:
+        parser_of().print_help(sys.stderr)
+        return USAGE
     # a command starts faster if the others are not imported
     named = argv[:1] if argv and argv[0] in COMMANDS else tuple(COMMANDS)
     args = parser_of(named).parse_args(argv)

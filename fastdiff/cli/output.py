@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from ..nearest import nearest
 from ..outside import shown
 
 
@@ -60,6 +61,36 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(shown(message))
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += nearest(value, map(str, action.choices or ()))
+            raise
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses all arguments; an unknown flag is an error that suggests the nearest one."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = self._flags(found)
+            like = next((s for name in unknown if (s := nearest(_flag(name), known))), "")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}.{like}")
+        return found
+
+    def _flags(self, found: argparse.Namespace) -> list[str]:
+        """Returns the flags of the parser and of the command that the arguments named."""
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                chosen = action.choices.get(getattr(found, action.dest, None) or "")
+                flags += chosen._flags(found) if isinstance(chosen, Parser) else []
+        return flags
+
     def _print_message(self, message: str, file: Any = None) -> None:
         file = file or sys.stderr
         super()._print_message(printable(shown(message, keep="\n"), file), file)
+
+
+def _flag(text: str) -> str:
+    """Returns the flag of an argument, --steps of --steps=3; other arguments have none: ""."""
+    return text.split("=")[0] if text.startswith("--") else ""

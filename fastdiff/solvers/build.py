@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ..nearest import SETTINGS, nearest
 from ..prediction import PREDICTION_TYPES, Parametrization, normalize
 from ..schedule import Schedule, Time
 from .grids import grid, of_levels, of_timesteps
@@ -16,6 +18,21 @@ from .plan import Plan
 from .registry import find, resolve
 from .trace import Trace
 from .windows import WINDOW, join, quiet
+
+# settings of a Sampler that are none of a plan, for a suggestion
+OF_SAMPLER = (
+    "channels_last",
+    "compile",
+    "decode",
+    "eta",
+    "graph",
+    "guidance_scale",
+    "guide",
+    "network_batch",
+    "network_dtype",
+    "on_oom",
+    "plan",
+)
 
 
 def make_plan(
@@ -67,9 +84,10 @@ def make_plan(
     chosen = find(solver)
     unknown = sorted(set(options) - set(chosen.options))
     if unknown:
+        known = [*chosen.options, *inspect.signature(make_plan).parameters, *OF_SAMPLER]
         raise ValueError(
             f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got"
-            f" {unknown[0]!r}."
+            f" {unknown[0]!r}.{nearest(unknown[0], known, SETTINGS)}"
         )
     clip_range = CLIP.check("clip_range", clip_range)
     prediction_type = _parametrization(prediction_type)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from ..nearest import nearest
 from ..schedule import Time
 from ..whole import whole
 
@@ -29,10 +30,12 @@ class Domain:
         words: the end of "expected <name> …" in the error message.
         read: value -> the value as the formula gets it. It raises ValueError, TypeError,
             OverflowError or RuntimeError for any other.
+        known: names, of which an error suggests the nearest.
     """
 
     words: str
     read: Callable[[Any], Any]
+    known: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any, where: str = "fastdiff.Sampler") -> Any:
         """Returns the value as the formula gets it. Raises ValueError outside the domain."""
@@ -41,6 +44,7 @@ class Domain:
         except (ValueError, TypeError, OverflowError, RuntimeError):
             raise ValueError(
                 f"{where}: expected {name} {self.words}, got {shown(value)}."
+                f"{nearest(value, self.known)}"
             ) from None
 
 
@@ -91,9 +95,10 @@ def whole_number(low: int, words: str) -> Domain:
     return Domain(words, read)
 
 
-def one_of(values: Iterable[Any]) -> Domain:
-    """These texts or whole numbers."""
+def one_of(values: Iterable[Any], aliases: Iterable[str] = ()) -> Domain:
+    """These texts or whole numbers. An error may suggest an alias too, which the caller reads."""
     known = list(values)
+    names = (*(value for value in known if isinstance(value, str)), *aliases)
 
     def read(value: Any) -> Any:
         found = value if isinstance(value, str) else whole(value)
@@ -101,7 +106,7 @@ def one_of(values: Iterable[Any]) -> Domain:
             raise ValueError
         return found
 
-    return Domain(f"in {known}", read)
+    return Domain(f"in {known}", read, names)
 
 
 def optional(domain: Domain) -> Domain:

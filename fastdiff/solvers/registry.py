@@ -185,7 +185,7 @@ def find(name: str) -> Solver:
     """Returns the solver of this name or alias. Raises ValueError with the known names."""
     if isinstance(name, str) and name not in SOLVERS and name in SAMPLERS:
         name = SAMPLERS[name].solver
-    chosen: str = one_of(sorted(SOLVERS)).check("solver", name)
+    chosen: str = one_of(sorted(SOLVERS), SAMPLERS).check("solver", name)
     return SOLVERS[chosen]
 
 

@@ -222,7 +222,7 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: Sampler(net, S, solver="dppm"),
         ValueError,
-        f"fastdiff.Sampler: expected solver in {sorted(SOLVERS)}, got 'dppm'.",
+        f"fastdiff.Sampler: expected solver in {sorted(SOLVERS)}, got 'dppm'. Did you mean 'ddpm'?",
     ),
     (
         lambda: Sampler(net, S, steps=1001),
@@ -239,7 +239,7 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         (
             "fastdiff.Sampler: solver 'ddim' takes the options ['eta', 'use_clipped_model_output'],"
-            " got 'stpes'."
+            " got 'stpes'. Did you mean 'steps'?"
         ),
     ),
     (
@@ -271,7 +271,8 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: Sampler(net, S, timestep_spacing="karas"),
         ValueError,
-        f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got 'karas'.",
+        f"fastdiff.Sampler: expected timestep_spacing in {list(SPACINGS)}, got 'karas'."
+        " Did you mean 'karras'?",
     ),
     (
         lambda: Sampler(net, S, guidance_scale=float("nan")),

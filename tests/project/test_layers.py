@@ -22,6 +22,7 @@ TREE = Tree()
 LEAVES = {
     "grad_mode",
     "images",
+    "nearest",
     "outside",
     "prediction",
     "recent",
@@ -37,6 +38,7 @@ SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
     "grad_mode": set(),
     "images": set(),
+    "nearest": set(),
     "outside": set(),
     "prediction": set(),
     "recent": set(),
