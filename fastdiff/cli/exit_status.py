@@ -8,6 +8,7 @@
 5 units with samples that are not finite
 75 stopped on request; start the same command again
 130 interrupted
+141 whatever read the output closed it, as `head` does
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 
 from ..jobs.spec import SpecMismatch
 
-FAILED, USAGE, MISMATCH, UNSOUND, NOT_FINITE, AGAIN, INTERRUPTED = 1, 2, 3, 4, 5, 75, 130
+FAILED, USAGE, MISMATCH, UNSOUND, NOT_FINITE, AGAIN, INTERRUPTED, PIPE = 1, 2, 3, 4, 5, 75, 130, 141
 
 
 class UsageError(ValueError):

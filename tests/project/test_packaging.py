@@ -131,7 +131,7 @@ def test_wheel_content(wheel: Path) -> None:
     if COMPILER:
         assert any(n.startswith("fastdiff/lib/libfastdiff_cpu") for n in names)
     assert {f"{info}/licenses/LICENSE", f"{info}/licenses/THIRD_PARTY.md"} <= set(names)
-    assert "fastdiff = fastdiff.cli:main" in scripts
+    assert "fastdiff = fastdiff.__main__:main" in scripts
     assert metadata["Name"] == "fastdiff-engine"
     needs = metadata.get_all("Requires-Dist") or []
     assert [n for n in needs if "extra ==" not in n] == [

@@ -92,11 +92,18 @@ def swap(pipeline: Any) -> Any:
     create a scheduler themselves.
 
     Raises:
-        TypeError: for a scheduler without a drop-in, and for a pipeline whose source touches a
-            member of its scheduler that the drop-in lacks. The pipeline then is as before.
+        TypeError: for what is no pipeline, for a scheduler without a drop-in, and for a pipeline
+            whose source touches a member of its scheduler that the drop-in lacks. The pipeline then
+            is as before.
     """
+    components = getattr(pipeline, "components", None)
+    if not isinstance(components, dict):
+        raise TypeError(
+            "fastdiff.swap: expected a diffusers pipeline, got"
+            f" {type(pipeline).__name__}. For a scheduler alone, see fastdiff.from_scheduler."
+        )
     replacements = {}
-    for name, component in pipeline.components.items():
+    for name, component in components.items():
         if isinstance(component, SchedulerMixin):
             drop_in = replacements[name] = from_scheduler(component)
             lacking = members.missing(pipeline, drop_in, component)

@@ -198,3 +198,12 @@ def test_every_drop_in_makes_a_plan_with_a_call_for_each_timestep(name: str) -> 
     half = sampler.sample(image=torch.zeros(2, 4, 8, 8), strength=0.5, seed=1, cond=COND)
     assert torch.isfinite(whole).all() and torch.isfinite(half).all()
     assert (whole - half).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    "given", [torch.nn.Linear(2, 2), object(), None], ids=["network", "object", "None"]
+)
+def test_what_is_no_pipeline_is_not_swapped(given: object) -> None:
+    expected = f"expected a diffusers pipeline, got {type(given).__name__}"
+    with pytest.raises(TypeError, match=expected):
+        fastdiff.swap(given)
