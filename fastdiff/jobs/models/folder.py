@@ -13,7 +13,7 @@ from .own_network import own_conditions, sources
 from .pictures import SmallPictures
 
 _KEYS = ("model", "schedule", "prediction_type", "sampler")
-SMALL = "small"  # what the samples of super-resolution are given
+ENLARGES = ("factor", "reduce", "enlarge")  # the members of a system of super-resolution
 
 
 def from_folder(name: str, trust: bool = False) -> Model:
@@ -60,7 +60,7 @@ def _conditions(
 ) -> Conditioning | None:
     """Returns what the samples are conditioned on: classes, small pictures, or nothing (None)."""
     system = drawer.system
-    if SMALL in getattr(system, "given", ()):
+    if all(hasattr(system, member) for member in ENLARGES):
         return SmallPictures(shape, system.factor, system.reduce, system.enlarge)
     if factories(config):
         return own_conditions(config, drawer.network)
