@@ -142,6 +142,8 @@ def test_guidance_and_conditions_come_from_the_folder(tmp_path: Path, cli: Cli) 
             *flags,
             "--conditions",
             file,
+            "--solver",
+            "ddim",
             "--eta",
             "1",
             "--guidance",
