@@ -27,7 +27,7 @@ import hashlib
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ GOALS = {
 }
 COPY_RADIUS = 0.3
 SEEDS = (1, 2)  # of the classifiers; 0 is that of benchmarks/choosing, by which settings are chosen
-CHUNK = 500  # samples between two writes
+CHUNK, BATCH = 500, 50  # samples between two writes, and of a batch
 ENOUGH_ACCURACY = 0.92
 RESULT = Path(__file__).parent / "results" / "quality.json"
 
@@ -147,24 +147,33 @@ def draw(args: argparse.Namespace, weights: str) -> tuple[Tensor, Tensor, dict[s
     data = read_config(args.weights)["data"]
     y = torch.arange(args.samples) % len(data["classes"])
     null = torch.full_like(y, data["null_label"])
-    path = args.cache / f"samples-{run(weights, **how)}.npy"
-    x = torch.from_numpy(np.load(path)) if path.exists() else torch.empty(0, 1, 28, 28).byte()
-    with tqdm(total=args.samples, initial=len(x), unit="img", desc="sampling") as bar:
-        while len(x) < args.samples:
-            part = slice(len(x), min(len(x) + CHUNK, args.samples))
-            drawn = sampler.stream(
-                part.stop - part.start,
-                (1, 28, 28),
-                batch_size=50,
-                first_id=part.start,
-                seed=args.seed,
-                cond={"y": y[part]},
-                uncond={"y": null[part]},
-            )
-            x = torch.cat([x, *map(to_uint8, drawn)])
-            np.save(path, x.numpy())
-            bar.update(part.stop - part.start)
-    return x[: args.samples], y, how
+
+    def part(first: int, n: int) -> Tensor:
+        conditions = {"cond": {"y": y[first : first + n]}, "uncond": {"y": null[first : first + n]}}
+        batches = sampler.stream(
+            n, (1, 28, 28), batch_size=BATCH, first_id=first, seed=args.seed, **conditions
+        )
+        return torch.cat([to_uint8(batch) for batch in batches])
+
+    return kept(args.cache / f"samples-{run(weights, **how)}.npy", args.samples, part), y, how
+
+
+def kept(path: Path, samples: int, draw: Callable[[int, int], Tensor]) -> Tensor:
+    """Returns the first samples of a .npy file; draw(first, n) makes those that it lacks.
+
+    They are written every CHUNK samples, so a run that was stopped goes on.
+    """
+    parts = [torch.from_numpy(np.load(path))] if path.exists() else []
+    done = sum(map(len, parts))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=samples, initial=min(done, samples), unit="img", desc="sampling") as bar:
+        while done < samples:
+            n = min(CHUNK, samples - done)
+            parts = [torch.cat([*parts, draw(done, n)])]
+            np.save(path, parts[0].numpy())
+            done += n
+            bar.update(n)
+    return parts[0][:samples]
 
 
 def run(weights: str, *, seed: int, sampler: dict[str, Any], plan: str) -> str:
@@ -236,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     args.cache.mkdir(parents=True, exist_ok=True)
     train, test = (load_fashion_mnist(split, args.data_root) for split in ("train", "test"))
     networks = [cached_classifier(args.cache, train, seed) for seed in SEEDS]
-    weights = hashlib.sha256((locate(args.weights) / "model.safetensors").read_bytes()).hexdigest()
+    weights = shipped.digest(locate(args.weights) / "model.safetensors")
     with torch.inference_mode():
         x, y, how = draw(args, weights)
         numbers, judged = measure(x, y, networks, train, test)

@@ -1,14 +1,13 @@
 """Writes the README's section about the shipped weights, and its picture of the loss.
 
-The numbers are those of benchmarks/results/quality.json; the training is told by the weights' own
-folder. `make report` calls this. `python -m benchmarks.quality` writes the picture of samples.
+The quality comes from benchmarks/results/quality.json, the training from the weights' folder. `make
+report` calls this. `python -m benchmarks.quality` writes the picture of samples.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.tables import between, table
@@ -28,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "docs" / "weights"
 README, RESULT = ROOT / "README.md", ROOT / "benchmarks" / "results" / "quality.json"
 BEGIN, END = "<!-- shipped-weights:begin -->", "<!-- shipped-weights:end -->"
-BATCH = 64  # images of an optimiser step
 COLUMNS = 16  # samples of a class in the picture
 WINDOW = 25  # rows of the loss that are averaged
 WHAT = {
@@ -37,8 +35,13 @@ WHAT = {
     "frechet": "Fréchet distance of its features to the training set's, over the test images'",
     "copies": "nearer to a training image than 0.3 times the median test image",
 }
-SHOWN = {"agreement": "{:.1%}", "diversity": "{:.2f}", "frechet": "{:.1f}", "copies": "{:.2%}"}
-GOAL = {"agreement": "{:.0%}", "diversity": "{:g}", "frechet": "{:g}", "copies": "{:.0%}"}
+# (factor, digits of the measured number, unit)
+SHOWN = {
+    "agreement": (100, 1, " %"),
+    "diversity": (1, 2, ""),
+    "frechet": (1, 1, "×"),
+    "copies": (100, 2, " %"),
+}
 SIGNS = {">=": "≥", "<=": "≤", "<": "<"}
 
 
@@ -47,30 +50,32 @@ def section(report: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     rows = []
     for name, what in WHAT.items():
         sign, goal = report["goals"][name].split()
+        factor, digits, unit = SHOWN[name]
         missed = "missed: " if name in report["missed"] else ""
         rows.append(
             [
                 what,
-                SHOWN[name].format(report[name]),
-                f"{missed}{SIGNS[sign]} {GOAL[name].format(float(goal))}",
+                f"{factor * report[name]:.{digits}f}{unit}",
+                f"{missed}{SIGNS[sign]} {factor * float(goal):g}{unit}",
             ]
         )
     judges = report["classifiers"]
     right = " and ".join(f"{100 * each['accuracy']:.1f}" for each in judges)
     sampler, runs = report["sampler"], training["runs"]
     rest = ", ".join(f"`{k}={v}`" for k, v in sampler.items() if k not in ("solver", "steps"))
-    steps = sum(run["steps"] for run in runs)
+    passes = sum(run["steps"] for run in runs) * training["batch_size"] / 60_000
     return "\n\n".join(
         [
             "![Samples of the ten classes, a row of each](docs/weights/samples.png)",
-            f"It was trained for {steps * BATCH / 60_000:.1f} passes over the images, in the"
+            f"It was trained for {passes:.1f} passes over the images, in the"
             f" {len(runs)} runs of these commands; the last took {runs[-1]['minutes']} minutes of"
             " one CPU core.",
             "```\n" + "\n".join(run["command"] for run in runs) + "\n```",
             "![The loss: steep for a thousand steps, then slow](docs/weights/loss.png)",
             f"{report['samples']:,} samples with the model's own settings (`{sampler['solver']}`,"
             f" {sampler['steps']} steps, {rest}), judged by {len(judges)} classifiers that are"
-            f" right on {right} % of the test images; medians:",
+            f" right on {right} % of the test images; medians. Another classifier chose the"
+            " guidance, on the first 1,000 of them:",
             table(["", "measured", "goal"], rows),
             "`sh scripts/run -m benchmarks.quality --cache out/quality` measures them again, and"
             " `make report` writes this section from `benchmarks/results/quality.json`.",
@@ -102,17 +107,14 @@ def losses(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps), np.array(values)
 
 
-def source(path: Path) -> str:
-    """Returns the digest of a file, which a picture made from it holds under the key Source."""
+def digest(path: Path) -> str:
+    """Returns the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_losses(path: Path, begins: Sequence[int]) -> Path:
     """Draws the loss of a loss.csv, with a line where a run began; returns the picture's path."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from benchmarks.choosing.plots import plt, save  # imports matplotlib, which the text needs not
 
     steps, values = losses(path)
     mean = np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
@@ -126,17 +128,8 @@ def write_losses(path: Path, begins: Sequence[int]) -> Path:
     axes.set_ylim(0.12, 0.24)
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    content = io.BytesIO()
-    picture.savefig(content, dpi=100, metadata={"Software": None})
-    plt.close(picture)
-    notes = PngImagePlugin.PngInfo()
-    notes.add_text("Source", source(path))
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    target = FIGURES / "loss.png"
-    with Image.open(content) as drawn:
-        reduced = drawn.convert("RGB").quantize(64, dither=Image.Dither.NONE)
-        reduced.save(target, optimize=True, pnginfo=notes)
-    return target
+    save(picture, FIGURES / "loss.png", source=digest(path))
+    return FIGURES / "loss.png"
 
 
 def write(readme: Path = README) -> list[Path]:

@@ -13,7 +13,7 @@ def main() -> int:
         return command()
     except KeyboardInterrupt:
         print("fastdiff: interrupted.", file=sys.stderr)
-        return 130
+        return 130  # INTERRUPTED, whose module may be what could not be imported
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ import pytest
 
 from fastdiff import Sampler, Schedule
 from fastdiff.cli import COMMANDS, main
-from fastdiff.nearest import SETTINGS, nearest
+from fastdiff.nearest import nearest
 from fastdiff.solvers import SOLVERS
-from fastdiff.solvers.build import OF_SAMPLER, make_plan
+from fastdiff.solvers.build import OF_SAMPLER, OTHER_NAMES, make_plan
 from fastdiff.solvers.grids import SPACINGS
 from fastdiff.versions import __version__
 
@@ -39,7 +39,7 @@ def test_sentences(name: object, expected: str) -> None:
 @pytest.mark.parametrize("name", [*SOLVERS, *SPACINGS])
 def test_a_letter_too_many_is_found(name: str) -> None:
     setting = {"solver" if name in SOLVERS else "timestep_spacing": name + "x"}
-    assert "Did you mean '" in refused(**setting)
+    assert refused(**setting).endswith(f"Did you mean {name!r}?")
 
 
 def test_solvers_and_settings() -> None:
@@ -47,6 +47,7 @@ def test_solvers_and_settings() -> None:
     assert refused(solver="DPM++ 2M Karas").endswith("Did you mean 'DPM++ 2M Karras'?")
     assert refused(timestep_spacing="karas").endswith("Did you mean 'karras'?")
     assert refused(stepz=3).endswith("got 'stepz'. Did you mean 'steps'?")
+    assert refused(eta=1.0).endswith("got 'eta'."), "a setting that only other solvers have"
     assert refused(guidance_scal=3.0).endswith("Did you mean 'guidance_scale'?")
     assert refused(num_inference_steps=3).endswith("got 'num_inference_steps'. Pass steps.")
     assert "Move the network" in refused(device="cpu")
@@ -57,7 +58,7 @@ def test_the_suggested_settings_exist() -> None:
     of_sampler = set(inspect.signature(Sampler.__init__).parameters)
     of_plan = set(inspect.signature(make_plan).parameters)
     assert set(OF_SAMPLER) == of_sampler - of_plan - {"self", "model"}
-    assert not set(SETTINGS) & (of_sampler | of_plan)
+    assert not set(OTHER_NAMES) & (of_sampler | of_plan)
 
 
 def exits(arguments: list[str]) -> int:

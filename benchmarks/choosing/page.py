@@ -174,7 +174,7 @@ def _since(weights: Mapping[str, Any]) -> str:
     """Returns a sentence if other weights were measured than those of today."""
     if weights["sha256"] == digest():
         return ""
-    return "Better weights are shipped since; these comparisons were not repeated with them. "
+    return "Other weights are shipped since; these comparisons were not repeated with them. "
 
 
 def _repeated(pairs: Mapping[str, Sequence[float]]) -> str:

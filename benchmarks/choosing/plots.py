@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend first)
@@ -160,8 +161,14 @@ def samples(drawn: Mapping[tuple[str, int], np.ndarray]) -> Any:
     return picture
 
 
-def save(picture: Any, path: Path, colours: int = 64) -> None:
-    """Writes a figure as a PNG with a palette, and closes it."""
+def save(picture: Any, path: Path, colours: int = 64, source: str | None = None) -> None:
+    """Writes a figure as a PNG with a palette, and closes it.
+
+    source: what it was drawn from, kept in the file under the key Source.
+    """
+    notes = PngInfo()
+    if source is not None:
+        notes.add_text("Source", source)
     content = io.BytesIO()
     picture.savefig(content, dpi=DPI, metadata={"Software": None})
     plt.close(picture)
@@ -169,7 +176,7 @@ def save(picture: Any, path: Path, colours: int = 64) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(content) as drawn:
         reduced = drawn.convert("RGB").quantize(colours, dither=Image.Dither.NONE)
-        reduced.save(path, optimize=True)
+        reduced.save(path, optimize=True, pnginfo=notes)
 
 
 def _calls_axis(axes: Any, calls: Sequence[int]) -> None:

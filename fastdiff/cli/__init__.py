@@ -6,7 +6,6 @@ Each command is a module with `register(subparsers)`, which adds its parser and 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from ..jobs.spec import SpecMismatch
 from ..outside import shown
 from ..versions import __version__
 from .exit_status import FAILED, INTERRUPTED, MISMATCH, PIPE, USAGE, UsageError
-from .output import Parser, safe_warnings, say
+from .output import Parser, output_is_closed, safe_warnings, say
 
 # command: its module, which is imported only where the command is named or all are listed
 COMMANDS = {
@@ -61,10 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = int(args.run(args) or 0)
         sys.stdout.flush()  # here, where a reader that is gone is no error of the command
         return status
-    except BrokenPipeError:  # `fastdiff solvers | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python flushes at its end
-        return PIPE
     except (ValueError, TypeError, ImportError, OSError, RuntimeError, IndexError) as error:
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            return PIPE
         # one sentence, except for the lines of a mismatch and what torch says
         lines = isinstance(error, (SpecMismatch, RuntimeError))
         say(f"fastdiff {args.command}: {error if lines else shown(error)}", error=True)

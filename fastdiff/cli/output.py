@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import sys
 import warnings
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from typing import Any, NoReturn
 
 from ..nearest import nearest
 from ..outside import shown
+
+STDOUT = 1  # its file descriptor
 
 
 def say(text: Any, *, error: bool = False, flush: bool = False) -> None:
@@ -38,6 +42,19 @@ def printable(text: str, file: Any) -> str:
     """Returns the text with escapes for what the encoding of a stream lacks."""
     encoding = getattr(file, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def output_is_closed() -> bool:
+    """Returns whether the reader of stdout is gone, as with `fastdiff solvers | head`.
+
+    What Python flushes at its end then goes nowhere.
+    """
+    state = select.poll()
+    state.register(STDOUT, select.POLLOUT)
+    closed = any(event & select.POLLERR for _, event in state.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    return closed
 
 
 @contextmanager
@@ -65,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += nearest(value, map(str, action.choices or ()))
+            error.message += f".{nearest(value, map(str, action.choices or ()))}"
             raise
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..nearest import SETTINGS, nearest
+from ..nearest import nearest
 from ..prediction import PREDICTION_TYPES, Parametrization, normalize
 from ..schedule import Schedule, Time
 from .grids import grid, of_levels, of_timesteps
@@ -19,6 +19,19 @@ from .registry import find, resolve
 from .trace import Trace
 from .windows import WINDOW, join, quiet
 
+# what other libraries call a setting of Sampler, and what to do instead
+OTHER_NAMES = {
+    "cfg_scale": "Pass guidance_scale.",
+    "device": "Move the network to its device; the sampler follows it.",
+    "dtype": "Pass network_dtype, or convert the network.",
+    "generator": "Pass seed to sample.",
+    "num_inference_steps": "Pass steps.",
+    "num_steps": "Pass steps.",
+    "sampler": "Pass solver.",
+    "scheduler": "Pass solver and timestep_spacing.",
+    "seed": "Pass seed to sample.",
+    "sigma_schedule": "Pass timestep_spacing.",
+}
 # settings of a Sampler that are none of a plan, for a suggestion
 OF_SAMPLER = (
     "channels_last",
@@ -87,7 +100,7 @@ def make_plan(
         known = [*chosen.options, *inspect.signature(make_plan).parameters, *OF_SAMPLER]
         raise ValueError(
             f"fastdiff.Sampler: solver {solver!r} takes the options {sorted(chosen.options)}, got"
-            f" {unknown[0]!r}.{nearest(unknown[0], known, SETTINGS)}"
+            f" {unknown[0]!r}.{nearest(unknown[0], known, OTHER_NAMES)}"
         )
     clip_range = CLIP.check("clip_range", clip_range)
     prediction_type = _parametrization(prediction_type)

@@ -36,7 +36,7 @@ def test_the_section_is_made_from_the_record() -> None:
 
 
 def test_the_record_is_of_these_weights_and_this_sampler() -> None:
-    assert REPORT["weights_sha256"] == shipped.source(locate(shipped.MODEL) / "model.safetensors")
+    assert REPORT["weights_sha256"] == shipped.digest(locate(shipped.MODEL) / "model.safetensors")
     assert REPORT["sampler"] == CONFIG["sampler"] | {"steps": REPORT["sampler"]["steps"]}
     sampler = Sampler.from_pretrained(shipped.MODEL, steps=REPORT["sampler"]["steps"])
     assert REPORT["plan"] == sampler.plan.hash
@@ -48,7 +48,7 @@ def test_the_record_is_of_these_weights_and_this_sampler() -> None:
 def test_the_loss_is_that_of_the_runs() -> None:
     path = locate(shipped.MODEL) / "loss.csv"
     with Image.open(shipped.FIGURES / "loss.png") as picture:
-        assert picture.info["Source"] == shipped.source(path)
+        assert picture.info["Source"] == shipped.digest(path)
         assert 700 < picture.width < 900
     steps, values = shipped.losses(path)
     assert (np.diff(steps) > 0).all() and np.isfinite(values).all()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from patience import PATIENCE
 
-from fastdiff.cli.exit_status import INTERRUPTED, PIPE
+from fastdiff.cli import main, solvers
+from fastdiff.cli.exit_status import FAILED, INTERRUPTED, PIPE
 
 # an import that Ctrl-C interrupts, whenever it is reached
 INTERRUPTED_IMPORT = """
@@ -30,6 +32,19 @@ def test_a_closed_output_is_no_error() -> None:
         process.stdout.close()
         _, said = process.communicate(timeout=PATIENCE)
     assert (process.returncode, said) == (PIPE, b"")
+
+
+def test_another_broken_pipe_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One to a worker, for example: the command has failed."""
+
+    def run(_: object) -> int:
+        raise BrokenPipeError("a worker is gone")
+
+    monkeypatch.setattr(solvers, "run", run)
+    assert main(["solvers"]) == FAILED
+    assert "a worker is gone" in capsys.readouterr().err
 
 
 def test_an_interrupted_import_has_no_traceback() -> None:
