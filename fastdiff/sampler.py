@@ -44,8 +44,8 @@ class Sampler:
         schedule: the noise schedule that it was trained with; not needed with a ready plan.
         plan: a ready table of steps, instead of solver, steps and so on.
         solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`. eta is for
-            solvers that have it: None for their default, and 0 is accepted by all. Names of ComfyUI
-            and A1111 (`fastdiff.solvers.aliases`) stand for fastdiff's.
+            solvers that have it: None for their default, and 0 is accepted by all. Names of other
+            programs (`fastdiff.solvers.aliases`) stand for fastdiff's.
         prediction_type: epsilon, x0, v, score or flow, or a `fastdiff.prediction.Parametrization`.
         guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without
             guidance, and below 0 leads away from the condition (Ho & Salimans 2022, eq. 6, with

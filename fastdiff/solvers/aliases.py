@@ -1,4 +1,5 @@
-"""The names of samplers and schedulers in ComfyUI and in A1111's web UI, and what they are here.
+"""The names of samplers and schedulers in other programs, and what they are here: ComfyUI, A1111's
+web UI, diffusers and k-diffusion.
 
 `Sampler(solver=…)`, `timestep_spacing` and the command line accept them, and `fastdiff solvers
 --names comfyui` prints the table. A name that fastdiff has itself means fastdiff's. An alias is the
@@ -176,7 +177,83 @@ A1111 = Names(
         "Automatic": "the grid of the sampler's own name",
     },
 )
-PROGRAMS = {"comfyui": COMFYUI, "a1111": A1111}
+
+_CLASSES = {
+    "CosineDPMSolverMultistep": Alias("dpm++2m_sde"),
+    "DDIM": Alias("ddim"),
+    "DDIMInverse": Alias("ddim_inverse"),
+    "DDIMParallel": Alias("ddim"),
+    "DDPM": Alias("ddpm"),
+    "DDPMParallel": Alias("ddpm"),
+    "DEISMultistep": Alias("deis", {"order": 2}),
+    "DPMSolverMultistep": Alias("dpm++2m", note="dpm++2m_sde for sde-dpmsolver++"),
+    "DPMSolverSDE": Alias("dpm++sde"),
+    "DPMSolverSinglestep": Alias("dpm++2s"),
+    "EDMDPMSolverMultistep": Alias("dpm++2m", spacing="karras"),
+    "EDMEuler": Alias("euler", spacing="karras"),
+    "EulerAncestralDiscrete": Alias("euler_ancestral"),
+    "EulerDiscrete": Alias("euler"),
+    "FlowMatchEulerDiscrete": Alias("flow_euler"),
+    "FlowMatchHeunDiscrete": Alias("flow_heun"),
+    "HeunDiscrete": Alias("heun"),
+    "IPNDM": Alias("ipndm"),
+    "KDPM2AncestralDiscrete": Alias("kdpm2_ancestral"),
+    "KDPM2Discrete": Alias("kdpm2"),
+    "LCM": Alias("lcm"),
+    "LMSDiscrete": Alias("lms"),
+    "PNDM": Alias("pndm", {"runge_kutta": True}, note="the default of skip_prk_steps"),
+    "RePaint": Alias("repaint"),
+    "SASolver": Alias("sa"),
+    "TCD": Alias("tcd"),
+    "UniPCMultistep": Alias("unipc"),
+}
+DIFFUSERS = Names(
+    samplers={f"{name}Scheduler": alias for name, alias in _CLASSES.items()},
+    schedulers={
+        "use_karras_sigmas": ("karras", ""),
+        "use_exponential_sigmas": ("exponential", ""),
+        "use_beta_sigmas": ("beta", "in sigma there, in time here"),
+    },
+    others={
+        "any class, with diffusers' own numbers": "the drop-in class of that name in fastdiff",
+        "use_lu_lambdas": "the grid lu",
+        "use_flow_sigmas": "Schedule.flow",
+    },
+)
+
+# k-diffusion's functions are the samplers that ComfyUI calls by the rest of their names
+_FUNCTIONS = (
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpm_2",
+    "dpm_2_ancestral",
+    "lms",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+)
+K_DIFFUSION = Names(
+    samplers={f"sample_{name}": COMFYUI.samplers[name] for name in _FUNCTIONS},
+    schedulers={
+        "get_sigmas_karras": ("karras", ""),
+        "get_sigmas_exponential": ("exponential", ""),
+        "get_sigmas_polyexponential": ("exponential", "the same at its default exponent 1"),
+    },
+    others={
+        "sample_dpm_fast": "the drop-in function of this name",
+        "sample_dpm_adaptive": "the drop-in function of this name",
+        "get_sigmas_vp": "its levels as sigmas=",
+    },
+)
+PROGRAMS = {
+    "comfyui": COMFYUI,
+    "a1111": A1111,
+    "diffusers": DIFFUSERS,
+    "k_diffusion": K_DIFFUSION,
+}
 SAMPLERS: dict[str, Alias] = {
     k: v for names in PROGRAMS.values() for k, v in names.samplers.items()
 }

@@ -56,6 +56,22 @@ def test_names_are_unambiguous() -> None:
         assert not names.others.keys() & ({*names.samplers} | {*names.schedulers})
 
 
+def test_the_peers_of_the_benchmarks_are_known_by_their_own_names() -> None:
+    """A name is that of a solver whose steps the benchmarks compare with that class or function."""
+    for program, field, form in (
+        ("diffusers", "scheduler", "{}Scheduler"),
+        ("k_diffusion", "sampler", "sample_{}"),
+    ):
+        peers: dict[str, set[str]] = {}
+        for solver in SOLVERS.values():
+            peer = getattr(solver.peer, field)
+            if peer:
+                peers.setdefault(form.format(peer), set()).add(solver.name)
+        assert len(peers) > 10
+        for name, solvers in peers.items():
+            assert PROGRAMS[program].samplers[name].solver in solvers, name
+
+
 def test_options_of_the_user_replace_those_of_the_name() -> None:
     assert resolve("dpmpp_2m_sde_heun", {"solver_type": "midpoint"}, "trailing") == (
         "dpm++2m_sde",
