@@ -536,6 +536,7 @@ class Sampler:
                 raise TypeError(
                     f"{where}: expected no {name}. Samples first_id … first_id + n - 1 are drawn."
                 )
+        _check_shape(where, shape)
         known = {*SampleArguments._fields, *HOOKS, "dtype"}
         if not known >= arguments.keys():
             raise TypeError(
@@ -575,6 +576,7 @@ class Sampler:
             ValueError, TypeError: for a request that `sample` would refuse, or with other arguments
                 in cond than the other requests.
         """
+        _check_shape("fastdiff.Sampler.serve", shape)
         if batch_size < 1:
             raise ValueError(f"fastdiff.Sampler.serve: expected batch_size >= 1, got {batch_size}.")
         served = self._engine.serve(
@@ -665,6 +667,12 @@ class Sampler:
             f"Sampler({type(self.model).__name__}, {self.schedule!r},"
             f" {settings or f'plan of {len(self.plan)} rows'})"
         )
+
+
+def _check_shape(where: str, shape: Any) -> None:
+    """Refuses a sample's shape that is no sequence; its sizes are checked with those of the run."""
+    if not isinstance(shape, Iterable):
+        raise ValueError(f"{where}: expected shape […], one sample's, got {shape!r}.")
 
 
 def _batched(arguments: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -11,6 +11,21 @@ from pathlib import Path
 
 import torch
 
+from ..outside import shown
+
+
+def named_device(name: str | torch.device, where: str) -> torch.device:
+    """Returns torch's device of this name, which need not exist here.
+
+    where: what error messages begin with. Raises ValueError for a name that torch does not know.
+    """
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"{where}: expected a device such as cpu or cuda:0, got {shown(str(name))!r}."
+        ) from None
+
 
 def has_amx() -> bool:
     """Returns whether oneDNN uses AMX's bf16 tiles here.

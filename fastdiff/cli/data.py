@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backend.hardware import named_device
 from ..grad_mode import restored
 from ..outside import shown
 from .data_flags import add_data_flags, load_data
@@ -67,19 +68,20 @@ def _latents(args: argparse.Namespace) -> int:
 
     if args.batch_size < 1:
         raise UsageError(f"expected --batch-size >= 1, got {args.batch_size}.")
+    device = named_device(args.device, "fastdiff data latents")
     args.data = args.data or "fashion-mnist"
     named = args.data in NAMES or is_name(args.data)
     data = load_data(args, args.split or ("train" if named else "all"))
     if data.levels is None:
         raise ValueError(f"expected pictures to encode, got {data.name}.")
     decoder = load_decoder(args.vae, torch.float32)
-    vae = decoder.vae.to(args.device)
+    vae = decoder.vae.to(device)
     config = {k: _plain(getattr(vae.config, k, None)) for k in KEYS}
     facts = {**config, "vae": {"path": args.vae, **decoder.identity}}
     with tqdm(total=data.examples, unit="img") as bar:
         shape = write(
             data,
-            lambda x0: encode(vae, x0.to(args.device)),
+            lambda x0: encode(vae, x0.to(device)),
             Path(args.out),
             facts,
             batch_size=args.batch_size,

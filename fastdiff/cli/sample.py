@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..backend.hardware import named_device
 from ..jobs import ray, runner
 from ..jobs.conditions import Conditions
 from ..jobs.folder import SPEC, Folder
@@ -202,7 +203,7 @@ def device_of(
     gpus: how many GPUs are visible, default torch's count. It is 1 where the launcher assigns one
         to each worker (SLURM's --gpus-per-task, Ray).
     """
-    device = None if name is None else torch.device(name)
+    device = None if name is None else named_device(name, "fastdiff.jobs")
     gpus = torch.cuda.device_count() if gpus is None else gpus
     if gpus > 1 and (device is None or (device.type == "cuda" and device.index is None)):
         return torch.device("cuda", placement.local % gpus)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import data as datasets
+from ..backend.hardware import named_device
 from ..models.build import check_trust
 from ..outside import shown
 from ..pretrained.folders import names_code
@@ -137,6 +138,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..training import ranks
 
+    named_device(args.device, "fastdiff.training")
     with threads(args.threads), ranks.joined(args.device, args.rank_timeout) as device:
         args.device = device
         return _run(args)

@@ -14,7 +14,6 @@ from torch import Tensor
 from .. import images
 from ..backend import hardware
 from ..grad_mode import restored
-from ..outside import shown
 from ..pretrained.folders import check_code
 from ..sampler import Callback, Sampler
 from ..user_code import never_exits, origin
@@ -315,12 +314,7 @@ def find_device(device: str | torch.device | None) -> torch.device:
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(
-            f"fastdiff.jobs: expected a device such as cpu or cuda:0, got {shown(device)!r}."
-        ) from None
+    found = hardware.named_device(device, "fastdiff.jobs")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
             "fastdiff.jobs: expected a GPU, got a torch that finds none. Use --device cpu for a new"

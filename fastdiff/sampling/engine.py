@@ -156,6 +156,8 @@ class Engine:
                     f"{where}: expected {hook} as a function or None, got"
                     f" {type(function).__name__}."
                 )
+        if shape is not None and not isinstance(shape, Iterable):
+            raise ValueError(f"{where}: expected shape [B, …] of sizes >= 0, got {shape!r}.")
         if x is not None:
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 1:
                 got = f"{x.dtype} of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x)

@@ -7,6 +7,7 @@ all other doors through `fastdiff.sampling.model_call`.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -157,11 +158,35 @@ class Network:
         self, x: Tensor, t: Tensor, arguments: Mapping[str, Any], *, learned: bool = True
     ) -> Tensor:
         """The checked output of model(x, t, **arguments); see `prediction_of`."""
-        out = self._forward(x, t, **arguments)
+        try:
+            out = self._forward(x, t, **arguments)
+        except TypeError as error:
+            self._check_signature(x, t, arguments, error)
+            raise
         # the usual case: calling prediction_of would cost a tenth of a small step
         if out.__class__ is Tensor and out.shape == x.shape and out.is_floating_point():
             return out
         return prediction_of(out, x, where=self.where, learned=learned)
+
+    def _check_signature(
+        self, x: Tensor, t: Tensor, arguments: Mapping[str, Any], error: TypeError
+    ) -> None:
+        """Raises TypeError in one sentence if the model can't be called with these arguments."""
+        function = self.model.forward if isinstance(self.model, nn.Module) else self.model
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # functions of C have none
+            return
+        try:
+            signature.bind(x, t, **arguments)
+        except TypeError as refused:
+            bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+            signature = inspect.Signature(bare)
+            call = ", ".join(("x", "t", *(f"{name}=…" for name in arguments)))
+            raise TypeError(
+                f"{self.where}: expected a model that can be called as model({call}), got one that"
+                f" takes {signature} ({refused}). Wrap it in a function of these arguments."
+            ) from error
 
     def condition(self, t: Tensor, arguments: Mapping[str, Any]) -> Tensor:
         """The part of the model that depends on time and conditions alone."""

@@ -189,7 +189,7 @@ def domains(formula: Callable[..., Any], hints: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-CLIP = optional(number(0.0, _LARGEST, "> 0", above=True))
+CLIP = optional(number(0.0, _LARGEST, "> 0 (the c of [-c, c])", above=True))
 RATIO = optional(number(0.0, 1.0, "in (0, 1]", above=True))
 POSITIVE = number(0.0, _LARGEST, "> 0", above=True)
 """Finite."""

@@ -285,3 +285,22 @@ def test_plan_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--solver", "dpm++2m", "--option", "heun"]) == 2
     assert "fastdiff plan: expected --option NAME=VALUE, got 'heun'." in capsys.readouterr().err
     assert main(["plan", "--solver", "ddim", "--steps", "2000"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sample", "--model", "fashion-mnist", "--out", "{out}", "--device", "gpu"],
+        ["bench", "--device", "gpu"],
+        ["train", "--data", "moons", "--out", "{out}", "--steps", "1", "--device", "gpu"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_device_that_torch_does_not_know(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([word.format(out=out) for word in arguments]) != 0
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "expected a device such as cpu or cuda:0, got 'gpu'." in error[0]
+    assert not out.exists()

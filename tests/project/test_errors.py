@@ -258,7 +258,7 @@ SAMPLING: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: Sampler(net, S, clip_range=-1.0),
         ValueError,
-        "fastdiff.Sampler: expected clip_range > 0 or None, got -1.0.",
+        "fastdiff.Sampler: expected clip_range > 0 (the c of [-c, c]) or None, got -1.0.",
     ),
     (
         lambda: Sampler(net, S, prediction_type="noise"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -75,3 +76,59 @@ def test_rescaled_guidance_of_one_element(shape: tuple[int, ...]) -> None:
         sampler.sample(shape, seed=0, guidance_scale=3.0, **halves)
     assert sampler.sample(shape, seed=0).isfinite().all(), "without guidance nothing is rescaled"
     assert sampler.sample((2, 2), seed=0, guidance_scale=1.0).isfinite().all()
+
+
+def test_a_shape_that_is_a_number() -> None:
+    sampler = Sampler(net, SCHEDULE, steps=2)
+    expected = r"^fastdiff\.Sampler\.sample: expected shape \[B, …\] of sizes >= 0, got 4\.$"
+    with pytest.raises(ValueError, match=expected):
+        sampler.sample(4, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=expected):
+        sampler.sample(4, x_T=torch.zeros(4, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^fastdiff\.Sampler\.stream: expected shape \[…\], one "):
+        sampler.stream(2, 4, seed=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^fastdiff\.Sampler\.serve: expected shape \[…\], one "):
+        list(sampler.serve([], 4))  # type: ignore[arg-type]
+
+
+def three(x: torch.Tensor, sigma: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+class Images(torch.nn.Module):
+    """A network that takes no time."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+@pytest.mark.parametrize(
+    ("model", "cond", "words"),
+    [
+        (
+            three,
+            {},
+            r"model\(x, t\), got one that takes \(x, sigma, emb\) .*a required argument: 'emb'",
+        ),
+        (Images(), {}, r"model\(x, t\), got one that takes \(x\) .*too many positional arguments"),
+        (
+            lambda x, t, label: x,
+            {"y": torch.zeros(2)},
+            r"model\(x, t, y=…\), got one that takes \(x, t, label\)",
+        ),
+    ],
+    ids=["a third argument", "a module without time", "another keyword"],
+)
+def test_a_network_of_other_arguments(model: Any, cond: dict[str, Any], words: str) -> None:
+    sampler = Sampler(model, SCHEDULE, solver="ddim", steps=2)
+    with pytest.raises(TypeError, match=SENTENCE) as caught:
+        sampler.sample((2, 3), seed=0, cond=cond)
+    assert re.search(words, str(caught.value))
+
+
+def test_an_error_of_the_network_is_its_own() -> None:
+    def fails(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x + len(1)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match=r"^object of type 'int' has no len\(\)$"):
+        Sampler(fails, SCHEDULE, solver="ddim", steps=2).sample((2, 3), seed=0)
