@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -71,6 +72,18 @@ def strided(where: str, name: str, value: Tensor) -> None:
         f"fastdiff.{where}: expected {name} as a dense tensor, got {layout}. Pass"
         f" {name}.to_dense()."
     )
+
+
+def from_array(value: Any, like: Tensor) -> Tensor:
+    """Returns NumPy's float64 arrays as tensors on the device of `like`, other values as they are.
+
+    The tables of schedules and plans are such arrays. They are copied: a tensor can't share the
+    memory of an array that may not be written.
+    """
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        return torch.tensor(value, device=getattr(like, "device", None))
+    found: Tensor = value  # which the op checks
+    return found
 
 
 def floating(where: str, name: str, value: Tensor) -> None:

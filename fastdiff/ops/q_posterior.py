@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,7 +68,7 @@ def q_posterior(
     x0: Tensor,
     x_t: Tensor,
     t: Tensor,
-    alphas_cumprod: Tensor,
+    alphas_cumprod: Tensor | np.ndarray,
     *,
     out: tuple[Tensor, Tensor, Tensor] | None = None,
     backend: str | None = None,
@@ -80,7 +81,8 @@ def q_posterior(
     Args:
         x0: [B, …] floating; x_t: like it in any floating dtype.
         t: int64 [B] in [0, T).
-        alphas_cumprod: float64 [T], ᾱ.
+        alphas_cumprod: float64 [T], ᾱ; a NumPy array, such as a `Schedule`'s, is copied to the
+            device of x0.
         out: where to write (mean, variance, log-variance); nothing is allocated and no gradient
             recorded.
         backend: see `randn`.
@@ -100,14 +102,15 @@ def q_posterior(
     common.shaped(where, "x_t", x_t, x0.shape)
     common.same_device(where, "x_t", x_t, x0, "x0")
     t = common.integers(where, "t", t, x0.shape[0], x0, "x0")
-    common.strided(where, "alphas_cumprod", alphas_cumprod)
-    if alphas_cumprod.dtype != torch.float64 or alphas_cumprod.ndim != 1:
+    table = common.from_array(alphas_cumprod, x0)
+    common.strided(where, "alphas_cumprod", table)
+    if table.dtype != torch.float64 or table.ndim != 1:
         raise TypeError(
-            "fastdiff.q_posterior: expected alphas_cumprod as a one-dimensional float64 tensor. Use"
-            " Schedule's."
+            "fastdiff.q_posterior: expected alphas_cumprod as a one-dimensional float64 tensor or"
+            " array. Use Schedule's."
         )
-    common.same_device(where, "alphas_cumprod", alphas_cumprod, x0, "x0")
-    arguments = (x0, x_t, t, alphas_cumprod.contiguous())
+    common.same_device(where, "alphas_cumprod", table, x0, "x0")
+    arguments = (x0, x_t, t, table.contiguous())
     with choice.use(backend) if backend else nullcontext():
         if out is None:
             return _functional(*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,8 +102,8 @@ _into = torch.ops.fastdiff.q_sample_out.default
 def q_sample(
     x0: Tensor,
     t: Tensor | None,
-    alpha: Tensor,
-    sigma: Tensor,
+    alpha: Tensor | np.ndarray,
+    sigma: Tensor | np.ndarray,
     *,
     noise: Tensor | None = None,
     seed: int | Tensor | None = None,
@@ -122,7 +123,8 @@ def q_sample(
         x0: [B, …] floating; the result has its dtype and shape.
         t: int64 [B] in [0, T), with alpha and sigma [T]; or None, with alpha and sigma [B]
             (continuous time).
-        alpha, sigma: float64.
+        alpha, sigma: float64 tensors; NumPy's arrays, such as those of a `Schedule`, are copied to
+            the device of x0.
         noise: eps, like x0; None: the noise of seed, sample_ids, step and stream, as `randn`
             draws it.
         seed, sample_ids, step, stream, window, mode, backend: see `randn`.
@@ -139,12 +141,13 @@ def q_sample(
     """
     common.batched("q_sample", "x0", x0)
     batch = x0.shape[0]
+    alpha, sigma = common.from_array(alpha, x0), common.from_array(sigma, x0)
     for name, table in (("alpha", alpha), ("sigma", sigma)):
         common.strided("q_sample", name, table)
         if table.dtype != torch.float64 or table.ndim != 1:
             raise TypeError(
-                f"fastdiff.q_sample: expected {name} as a one-dimensional float64 tensor. Use"
-                " Schedule's."
+                f"fastdiff.q_sample: expected {name} as a one-dimensional float64 tensor or array."
+                " Use Schedule's."
             )
         common.same_device("q_sample", name, table, x0, "x0")
     common.shaped("q_sample", "sigma", sigma, alpha.shape if t is not None else (batch,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,7 +112,7 @@ _functional = autograd.differentiable(WHERE, _launch, _save, _backward, formulas
 def reverse_step(
     x_t: Tensor,
     model_output: Tensor | None,
-    table: Tensor,
+    table: Tensor | np.ndarray,
     row: Tensor,
     *,
     slots: Tensor | None = None,
@@ -146,7 +147,8 @@ def reverse_step(
         x_t: [B, …] state, any floating dtype; arithmetic is float32, float64 for float64.
         model_output: [B, …] like x_t in any floating dtype, with guidance [2B, …], conditional half
             first; twice the channels with learned variance; None for rows without a network call.
-        table: float64 [R, 62], see fastdiff.table. row: int64 [B] in [0, R).
+        table: float64 [R, 62], see fastdiff.table; an array such as `plan.table` is copied to the
+            device of x_t. row: int64 [B] in [0, R).
         slots: [S, B, …] in the compute type, S <= 4: what the solver remembers between rows.
         noise: like x_t; None: the noise of seed, sample_ids and the row's noise_index, as `randn`
             draws it.
@@ -187,7 +189,7 @@ def reverse_step(
     arguments = StepArguments(
         x_t,
         model_output,
-        table,
+        common.from_array(table, x_t),
         row,
         slots,
         noise,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def step_log_prob(
     x_t: Tensor,
     model_output: Tensor | None,
     x_s: Tensor,
-    table: Tensor,
+    table: Tensor | np.ndarray,
     row: Tensor,
     *,
     slots: Tensor | None = None,
@@ -142,6 +143,7 @@ def step_log_prob(
             give NaN for that sample), or other wrong arguments.
         TypeError: arguments of a wrong type.
     """
+    table = common.from_array(table, x_t)
     arguments = StepArguments(
         x_t, model_output, table, row, slots, guidance=guidance, gradient=gradient, used=used
     ).check(WHERE, scored=True)

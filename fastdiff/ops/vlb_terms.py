@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def vlb_terms(
     x0: Tensor,
     x_t: Tensor,
     model_output: Tensor,
-    table: Tensor,
+    table: Tensor | np.ndarray,
     t: Tensor,
     *,
     out: Tensor | None = None,
@@ -119,6 +120,7 @@ def vlb_terms(
             f" channels, got {list(model_output.shape)}."
         )
     columns = len(VLB_COLUMNS)
+    table = common.from_array(table, x0)
     common.strided(where, "table", table)
     if table.dtype != torch.float64 or table.ndim != 2 or table.shape[1] != columns:
         raise ValueError(

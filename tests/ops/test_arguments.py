@@ -4,6 +4,7 @@ inputs whose samples share memory.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fastdiff import Schedule, ops
 from fastdiff.solvers import make_plan
+from fastdiff.theory.likelihood import vlb_table
 
 BACKENDS = ["cpu", "torch"]
 RESULTS = [
@@ -280,3 +282,37 @@ def test_sums_of_no_samples_of_any_length(n: int, backend: str) -> None:
 def test_the_kinds_of_wrong_operands_have_nested_tensors() -> None:
     """tests/ops/test_missing.py puts them in every operand's place."""
     assert "a nested tensor" in REPLACED
+
+
+def test_tables_of_schedules_and_plans_are_arrays() -> None:
+    """They may be passed as they are, read-only or not, without a warning; bits are the same."""
+    schedule = Schedule.cosine(100)
+    plan = make_plan(schedule, solver="ddim", eta=1.0, steps=5)
+    terms = vlb_table(schedule)
+    x, t = torch.linspace(-1, 1, 24).view(2, 3, 4), torch.tensor([3, 90])
+    row, net = torch.tensor([1, 2]), 0.5 * x
+
+    def results(convert: Callable[[np.ndarray], Any]) -> list[Tensor]:
+        alpha, sigma, table = convert(schedule.alpha), convert(schedule.sigma), convert(plan.table)
+        x_s = ops.reverse_step(x, net, table, row, seed=0)
+        assert isinstance(x_s, Tensor)
+        return [
+            ops.q_sample(x, t, alpha, sigma, seed=0),
+            *ops.q_posterior(x, net, t, convert(schedule.alphas_cumprod)),
+            ops.vlb_terms(x, x, net, convert(terms), t),
+            x_s,
+            ops.step_log_prob(x, net, x_s, table, row),
+        ]
+
+    def unchangeable(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        array.setflags(write=False)
+        return array
+
+    expected = results(torch.tensor)
+    for convert in (np.asarray, unchangeable):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert all(map(torch.equal, results(convert), expected))
+    with pytest.raises(TypeError, match="expected alpha as a tensor, got ndarray"):
+        ops.q_sample(x, t, schedule.alpha.astype(np.float32), schedule.sigma, seed=0)

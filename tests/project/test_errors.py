@@ -64,7 +64,8 @@ OPS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: ops.q_sample(X, T, A.float(), B, seed=0),
         TypeError,
-        "fastdiff.q_sample: expected alpha as a one-dimensional float64 tensor. Use Schedule's.",
+        "fastdiff.q_sample: expected alpha as a one-dimensional float64 tensor or array. Use"
+        " Schedule's.",
     ),
     (
         lambda: ops.q_sample(X, T, A, B[:5], seed=0),
