@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from fastdiff.cli import doctor, main
 
@@ -31,6 +34,24 @@ def test_text_and_json_hold_the_same(capsys: pytest.CaptureFixture[str]) -> None
     assert all(state["reason"] for state in findings["backends"].values())
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out == doctor.describe(findings) + "\n"
+
+
+def test_a_missing_library_is_a_problem(tmp_path: Path) -> None:
+    """Sampling works without it, so pip's note is all that said so, and pip hides it."""
+    for there in (True, False):
+        environment = dict(os.environ)
+        environment.pop("FASTDIFF_LIB", None)
+        if not there:
+            environment["FASTDIFF_LIB"] = str(tmp_path / "none.so")
+        command = [sys.executable, "-m", "fastdiff", "doctor", "--json"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, check=True, timeout=PATIENCE
+        )
+        findings = json.loads(done.stdout)
+        assert findings["usable"] and findings["backends"]["cpu"]["available"] == there
+        said = [p for p in findings["problems"] if p.startswith("the C++ library is off (no ")]
+        assert len(said) == (not there)
+        assert there or ("none.so" in said[0] and "Install a C++17 compiler" in said[0])
 
 
 def test_one_openmp_runtime_in_this_process() -> None:
