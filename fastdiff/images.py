@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,14 +30,24 @@ def levels(x: Tensor) -> Tensor:
     return ((x.float() + 1.0) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def enlarged(height: int) -> int:
+    """Returns how many times as large pictures of this height are on a sheet."""
+    return max(1, 56 // height)
+
+
 def grid(
     pictures: np.ndarray, labels: np.ndarray | None, names: Sequence[str], *, columns: int = 16
 ) -> Image.Image:
     """Pictures [N, H, W, C] uint8 on one sheet; with labels [N], one or more rows per class with
     its name at the left.
+
+    More than 2·columns classes would make a strip: their pictures fill a square, ordered by class,
+    each above its class's name, of which as much is written as fits.
     """
+    if labels is not None and len(np.unique(labels)) > 2 * columns:
+        return _captioned(pictures, labels, names)
     height, width = pictures.shape[1:3]
-    scale = max(1, 56 // height)
+    scale = enlarged(height)
     cell_h, cell_w = (height + 2) * scale, (width + 2) * scale
     groups = [("", np.arange(len(pictures)))]
     if labels is not None:
@@ -59,13 +70,35 @@ def grid(
     for y, (name, members) in enumerate(rows):
         draw.text((2 * scale, y * cell_h + cell_h // 2), name, fill="black", font=font, anchor="lm")
         for x, index in enumerate(members):
-            picture = pictures[index]
-            image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-            image = image.convert("RGB").resize(
-                (width * scale, height * scale), Image.Resampling.NEAREST
-            )
-            sheet.paste(image, (margin + x * cell_w + scale, y * cell_h + scale))
+            at = (margin + x * cell_w + scale, y * cell_h + scale)
+            sheet.paste(_enlarged(pictures[index], scale), at)
     return sheet
+
+
+def _captioned(pictures: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    height, width = pictures.shape[1:3]
+    scale = enlarged(height)
+    font = ImageFont.load_default(size=12)
+    cell_w, cell_h = (width + 2) * scale, (height + 2) * scale + 14
+    columns = math.ceil(math.sqrt(len(pictures)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * cell_w, rows * cell_h), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, index in enumerate(np.argsort(labels, kind="stable").tolist()):
+        x, y = place % columns * cell_w + scale, place // columns * cell_h + scale
+        sheet.paste(_enlarged(pictures[index], scale), (x, y))
+        label = int(labels[index])
+        name = names[label] if label < len(names) else str(label)
+        while font.getlength(name) > width * scale:
+            name = name[:-1]
+        draw.text((x, y + height * scale), name, fill="black", font=font)
+    return sheet
+
+
+def _enlarged(picture: np.ndarray, scale: int) -> Image.Image:
+    height, width, channels = picture.shape
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture).convert("RGB")
+    return image.resize((width * scale, height * scale), Image.Resampling.NEAREST)
 
 
 def scatter(points: np.ndarray, *, size: int = 512, dot: int = 3) -> Image.Image:

@@ -27,6 +27,7 @@ from ..jobs.preview import write_grid
 from ..jobs.recompute import recompute
 from ..jobs.spec import RunSpec, SpecMismatch
 from ..jobs.trajectory import saved_rows
+from ..jobs.units import Units
 from ..outside import shown
 from ..pretrained import shipped
 from ..solvers.guidance_kinds import GUIDANCE_TYPES
@@ -237,6 +238,8 @@ def run(args: argparse.Namespace) -> int:
             device = device_of(args.device, placement)
             job = Job.plan(**plan, device=device, trust=args.trust)
             folder = Folder.create(out, job.spec, job.conditions.file)
+            if placement.worker == 0:
+                say_whole_units(folder.spec.units)
     if begun or folder.spec.hash != job.spec.hash:
         lines = differences(folder.spec, requested, job)
         if lines:
@@ -254,6 +257,16 @@ def run(args: argparse.Namespace) -> int:
             trust=bool(args.trust) or is_code(job.spec.model["name"]),
         )
     return work(folder, job, args, placement)
+
+
+def say_whole_units(units: Units) -> None:
+    """Says so where more samples are computed than the run has."""
+    if units.computed > units.samples:
+        say(
+            f"computing {units.computed} samples for {units.samples}: units are whole blocks of"
+            f" {units.size} ids, so that a sample is the same in every run; a smaller --unit"
+            " computes fewer"
+        )
 
 
 def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placement) -> int:

@@ -12,12 +12,13 @@ from .folder import Folder
 from .formats import FORMATS
 from .records import records
 
-MOST = 256  # pictures on the sheet
+MOST = 256  # pictures on the sheet, and fewer where they are large:
+PIXELS = 1 << 22  # of all of them together, and at least one picture
 POINTS = 10_000  # of the plane
 
 
 def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
-    """Writes grid.png, with a row per class where there are classes.
+    """Writes grid.png, with a row per class where there are classes (see `images.grid`).
 
     Returns False, and writes nothing, where the samples are neither pictures nor points of the
     plane.
@@ -31,6 +32,7 @@ def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
                 break
         return _write(folder, images.scatter(np.concatenate(parts)[:POINTS])) if parts else False
     arrays: list[np.ndarray] = []
+    most = MOST
     labels: list[int] | None = []
     for record in records(folder.path):
         if (
@@ -41,14 +43,17 @@ def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
             return False
         arrays.append(fmt.read(folder.path, record))
         labels = None if record["labels"] is None or labels is None else labels + record["labels"]
-        if sum(map(len, arrays)) >= MOST:
+        height, width = record["shape"][1:3]
+        area = height * width * images.enlarged(height) ** 2
+        most = min(MOST, max(1, PIXELS // area))
+        if sum(map(len, arrays)) >= most:
             break
     if not arrays:
         return False
-    pictures = np.concatenate(arrays)[:MOST]
+    pictures = np.concatenate(arrays)[:most]
     return _write(
         folder,
-        images.grid(pictures, None if labels is None else np.array(labels[:MOST]), classes),
+        images.grid(pictures, None if labels is None else np.array(labels[:most]), classes),
     )
 
 

@@ -51,6 +51,11 @@ class Units:
     def samples(self) -> int:
         return self.last - self.first + 1
 
+    @property
+    def computed(self) -> int:
+        """The number of samples of all units, with those outside the run."""
+        return len(self) * self.size
+
     def ids(self, unit: int) -> range:
         """Returns the sample ids of a unit that belong to the run."""
         block = self.block(unit)

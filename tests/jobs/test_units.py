@@ -13,6 +13,7 @@ from fastdiff.jobs.units import Units, unit_order
 def test_units_are_blocks_of_the_id_line() -> None:
     units = Units(100, 299, 64)
     assert list(units.numbers) == [1, 2, 3, 4] and len(units) == 4 and units.samples == 200
+    assert units.computed == 256
     assert units.ids(1) == range(100, 128) and units.block(1) == range(64, 128)
     assert units.ids(4) == range(256, 300) and units.block(4) == range(256, 320)
     assert [i for u in units.numbers for i in units.ids(u)] == list(range(100, 300))
