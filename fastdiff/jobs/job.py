@@ -14,6 +14,8 @@ from torch import Tensor
 from .. import images
 from ..backend import hardware
 from ..grad_mode import restored
+from ..notebook import html_table
+from ..outside import shown
 from ..pretrained.folders import check_code
 from ..sampler import Callback, Sampler
 from ..user_code import never_exits, origin
@@ -45,6 +47,27 @@ class Job:
         self.spec, self.model, self.conditions, self.device = spec, model, conditions, device
         if spec.drawer == "sampler":
             _ = self.sampler
+
+    def __repr__(self) -> str:
+        return f"Job({', '.join(f'{name} {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return html_table("Job", [("", ""), *self._facts()])
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What a person wants to know of the run first."""
+        spec = self.spec
+        first, last = spec.ids
+        settings = ", ".join(f"{k}={v}" for k, v in spec.sampling.items())
+        return [
+            ("model", shown(spec.model["name"])),
+            ("shape", "×".join(map(str, spec.model["shape"]))),
+            ("ids", f"{first}-{last} in {len(spec.units)} units of {spec.unit}"),
+            ("seed", str(spec.seed)),
+            ("settings", shown(settings) or "the model's own"),
+            ("network", f"{spec.dtype} on {self.device}"),
+            ("hash", spec.hash[:12]),
+        ]
 
     @functools.cached_property
     def sampler(self) -> Sampler:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..notebook import html_table
 from . import checks
 from .curves import Curve, Flow, Karras, SubVp, Ve, Vp
 from .noise_table import Array, NoiseTable
@@ -308,6 +309,15 @@ class Schedule(NoiseTable):
             f"{k}={v}" for k, v in self._config.items() if k != "name" and not isinstance(v, list)
         )
         return f"Schedule.{self._config['name']}({shown or f'T={self.num_train_timesteps}'})"
+
+    def _repr_html_(self) -> str:
+        last = self.num_train_timesteps - 1
+        chosen = sorted({round(last * share / 4) for share in range(5)})
+        rows = [
+            [str(t), *(f"{column[t]:.6g}" for column in (self.alpha, self.sigma, self.log_snr))]
+            for t in chosen
+        ]
+        return html_table(repr(self), [["t", "alpha", "sigma", "log SNR"], *rows])
 
 
 FORMULAS = (

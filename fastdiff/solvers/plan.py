@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..notebook import html_table
 from ..table import (
     COLUMNS,
     INDEX,
@@ -36,7 +37,7 @@ _SLOT_COLUMNS = {i: [INDEX[f"{to}.s{i}"] for to in OUTPUTS] for i in range(1, SL
 _SLOT_SOURCES = {i: [INDEX[f"s{i}.{of}"] for of in OPERANDS] for i in range(1, SLOTS + 1)}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """An immutable table of solver steps.
 
@@ -199,9 +200,27 @@ class Plan:
         """Returns one column, [rows]."""
         return self.table[:, INDEX[name]]
 
+    def __repr__(self) -> str:
+        return f"Plan({self._title()})"
+
     def __str__(self) -> str:
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        ]
+        return "\n".join([self._title(), *lines])
+
+    def _repr_html_(self) -> str:
+        return html_table(self._title(), self._cells())
+
+    def _title(self) -> str:
         title = ", ".join(f"{k} {v}" for k, v in self.info.items() if v is not None)
-        lines = [f"{title or 'plan'}: {self.network_calls} network calls, hash {self.hash[:12]}"]
+        return f"{title or 'plan'}: {self.network_calls} network calls, hash {self.hash[:12]}"
+
+    def _cells(self) -> list[list[str]]:
+        """The head and the rows of the table as people read it; an empty column is left out."""
         cells = [("row", "t", "x0 =", "next x =", "remembers", "guided by")]
         for i in range(len(self)):
             cells.append(
@@ -215,12 +234,7 @@ class Plan:
                 )
             )
         columns = [c for c in range(6) if c < 4 or any(row[c] for row in cells[1:])]
-        widths = [max(len(row[c]) for row in cells) for c in columns]
-        lines += [
-            "  ".join(row[c].ljust(w) for c, w in zip(columns, widths, strict=True)).rstrip()
-            for row in cells
-        ]
-        return "\n".join(lines)
+        return [[row[c] for c in columns] for row in cells]
 
     def _x0(self, row: int) -> str:
         if not (self.column("network")[row] or self.column("x0_x")[row]):
