@@ -30,6 +30,26 @@ _WHERE = {
     "use": "backend",
     **dict.fromkeys(_OPS, "ops"),
 }
+# the modules that are attributes of the package without an import statement of their own
+_MODULES = (
+    "acceleration",
+    "backend",
+    "data",
+    "images",
+    "integrations",
+    "jobs",
+    "metrics",
+    "models",
+    "ops",
+    "prediction",
+    "pretrained",
+    "rng",
+    "sampling",
+    "schedule",
+    "solvers",
+    "theory",
+    "training",
+)
 # Drop-ins have the names of diffusers' schedulers. A saved pipeline stores the name of this package
 # and looks the class up in it.
 _DIFFUSERS = (
@@ -104,23 +124,41 @@ __all__ = [
     "vlb_terms",
 ]
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # type checkers read this branch; a test compares it with what loads
+    from . import acceleration as acceleration
+    from . import backend as backend
+    from . import data as data
+    from . import images as images
+    from . import integrations as integrations
+    from . import jobs as jobs
+    from . import metrics as metrics
+    from . import models as models
+    from . import ops as ops
+    from . import prediction as prediction
+    from . import pretrained as pretrained
+    from . import rng as rng
+    from . import sampling as sampling
+    from . import schedule as schedule
+    from . import solvers as solvers
+    from . import theory as theory
+    from . import training as training
     from .acceleration import accelerate
     from .backend.choice import backends, use
     from .images import to_uint8
-    from .ops import (  # type: ignore[no-redef]  # a file of ops has the name of its op
-        discretized_gaussian_nll,
-        gaussian_kl,
-        group_norm_silu,
-        noise_mse,
-        q_posterior,
-        q_sample,
-        randn,
-        reparameterize,
-        reverse_step,
-        step_log_prob,
-        vlb_terms,
-    )
+    from .integrations.diffusers import *  # noqa: F403
+    from .integrations.diffusers import Scheduler as Scheduler
+    from .integrations.diffusers import SchedulerMixin as SchedulerMixin
+    from .ops.discretized_gaussian_nll import discretized_gaussian_nll
+    from .ops.gaussian_kl import gaussian_kl
+    from .ops.group_norm_silu import group_norm_silu
+    from .ops.noise_mse import noise_mse
+    from .ops.q_posterior import q_posterior
+    from .ops.q_sample import q_sample
+    from .ops.randn import randn
+    from .ops.reparameterize import reparameterize
+    from .ops.reverse_step import reverse_step
+    from .ops.step_log_prob import step_log_prob
+    from .ops.vlb_terms import vlb_terms
     from .sampler import Sampler
     from .sampling.conditions import shared
     from .sampling.requests import Request
@@ -128,27 +166,29 @@ if TYPE_CHECKING:
     from .schedule import Schedule
     from .solvers import Plan
     from .training import Trainer
+else:
 
-
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-        globals()[name] = value
-        return value
-    if name in (*_DIFFUSERS, *_BESIDES):
-        try:
-            drop_ins = importlib.import_module(".integrations.diffusers", __name__)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] != "diffusers":
-                raise
-            raise ImportError(
-                f"fastdiff.{name}: expected diffusers (0.42) to be installed, got none. Install"
-                " diffusers."
-            ) from None
-        value = getattr(drop_ins, name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        if name in _WHERE:
+            value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
+            globals()[name] = value
+            return value
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        if name in (*_DIFFUSERS, *_BESIDES):
+            try:
+                drop_ins = importlib.import_module(".integrations.diffusers", __name__)
+            except ModuleNotFoundError as error:
+                if (error.name or "").split(".")[0] != "diffusers":
+                    raise
+                raise ImportError(
+                    f"fastdiff.{name}: expected diffusers (0.42) to be installed, got none. Install"
+                    " diffusers."
+                ) from None
+            value = getattr(drop_ins, name)
+            globals()[name] = value
+            return value
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
@@ -157,6 +197,7 @@ def __dir__() -> list[str]:
         {
             *globals(),
             *_WHERE,
+            *_MODULES,
             *((*_DIFFUSERS, "Scheduler") if importlib.util.find_spec("diffusers") else ()),
         }
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -26,11 +26,11 @@ from .sampling.model_call import Model
 from .sampling.options import HOOKS, Callback
 from .sampling.requests import Request
 from .sampling.rollout import Rollout
-from .sampling.settings import DEFAULT_SOLVER, merged
+from .sampling.settings import PlanSettings, SamplerSettings, merged
 from .sampling.state import State, advance, fork
 from .sampling.stored import stored_rollout
 from .schedule import Schedule
-from .solvers import Plan, resolve
+from .solvers import Plan
 
 
 class Sampler:
@@ -42,11 +42,13 @@ class Sampler:
             model's own `network_time(point)`. Returns a tensor like x, an object with `.sample`, or
             a tuple that begins with a tensor; twice the channels for learned variance.
         schedule: the noise schedule that it was trained with; not needed with a ready plan.
-        plan: a ready table of steps, instead of solver, steps and so on.
-        solver, steps, timestep_spacing, eta and further options: see `fastdiff.solvers`. eta is for
-            solvers that have it: None for their default, and 0 is accepted by all. Names of other
-            programs (`fastdiff.solvers.aliases`) stand for fastdiff's.
-        prediction_type: epsilon, x0, v, score or flow, or a `fastdiff.prediction.Parametrization`.
+        plan: a ready table of steps. With it, settings that a plan is made from (solver, steps,
+            prediction_type, clip_range and so on) are refused.
+        solver (dpm++2m), steps (25), timestep_spacing (trailing), eta and further options: see
+            `fastdiff.solvers`. eta is for solvers that have it: None for their default, and 0 is
+            accepted by all. Names of other programs (`fastdiff.solvers.aliases`) stand for fastdiff's.
+        prediction_type: epsilon (the default), x0, v, score or flow, or a
+            `fastdiff.prediction.Parametrization`.
         guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without
             guidance, and below 0 leads away from the condition (Ho & Salimans 2022, eq. 6, with
             gamma = 1 + w; Luo 2022, eq. 168); a sequence has one per row of the plan.
@@ -106,19 +108,7 @@ class Sampler:
         schedule: Schedule | None = None,
         *,
         plan: Plan | None = None,
-        solver: str = DEFAULT_SOLVER,
-        steps: int = 25,
-        prediction_type: str | Parametrization = "epsilon",
         guidance_scale: float | Sequence[float] = 1.0,
-        eta: float | None = None,
-        clip_range: float | None = None,
-        timestep_spacing: str = "trailing",
-        timesteps: Sequence[int] | None = None,
-        dynamic_threshold: float | None = None,
-        guidance_rescale: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
-        guidance_type: str = "cfg",
-        sde_rows: tuple[int, int] | None = None,
         guide: Model | None = None,
         network_batch: int | None = None,
         on_oom: str = "raise",
@@ -127,38 +117,8 @@ class Sampler:
         network_dtype: torch.dtype | None = None,
         channels_last: bool = False,
         decode: Any = None,
-        **options: Any,
+        **settings: Unpack[PlanSettings],
     ):
-        if eta is not None:
-            options["eta"] = eta
-        if plan is None:
-            solver, options, timestep_spacing = resolve(solver, options, timestep_spacing)
-            options |= {
-                "solver": solver,
-                "steps": steps,
-                "prediction_type": prediction_type,
-                "clip_range": clip_range,
-                "timestep_spacing": timestep_spacing,
-                "timesteps": timesteps,
-                "dynamic_threshold": dynamic_threshold,
-                "guidance_rescale": guidance_rescale,
-                "guidance_interval": guidance_interval,
-                "guidance_type": guidance_type,
-                "sde_rows": sde_rows,
-            }
-        else:
-            if isinstance(eta, (int, float)) and eta == 0:
-                del options["eta"]
-            given = {  # which a ready plan refuses
-                "sde_rows": sde_rows,
-                "clip_range": clip_range,
-                "timesteps": timesteps,
-                "dynamic_threshold": dynamic_threshold,
-                "guidance_rescale": guidance_rescale if guidance_rescale != 0 else None,
-                "guidance_interval": guidance_interval,
-                "guidance_type": guidance_type if guidance_type != "cfg" else None,
-            }
-            options |= {name: value for name, value in given.items() if value is not None}
         self.model, self.schedule, self.decoder, self.guide = model, schedule, decode, guide
         self._engine = Engine(
             model,
@@ -171,7 +131,7 @@ class Sampler:
             network_dtype=network_dtype,
             channels_last=channels_last,
             guide=guide,
-            **options,
+            **settings,
         )
         strength(guidance_scale)
         self.guidance_scale = (
@@ -643,7 +603,7 @@ class Sampler:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | PathLike[str], *, trust: bool = False, **overrides: Any
+        cls, path: str | PathLike[str], *, trust: bool = False, **overrides: Unpack[SamplerSettings]
     ) -> Sampler:
         """The sampler of a folder, or of a shipped model's name (`fashion-mnist`).
 

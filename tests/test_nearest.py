@@ -10,6 +10,7 @@ import pytest
 from fastdiff import Sampler, Schedule
 from fastdiff.cli import COMMANDS, main
 from fastdiff.nearest import nearest
+from fastdiff.sampling.settings import SamplerSettings, SolverOptions
 from fastdiff.solvers import SOLVERS
 from fastdiff.solvers.build import OF_SAMPLER, OTHER_NAMES, make_plan
 from fastdiff.solvers.grids import SPACINGS
@@ -55,9 +56,10 @@ def test_solvers_and_settings() -> None:
 
 def test_the_suggested_settings_exist() -> None:
     """`OF_SAMPLER` is what the sampler takes and a plan does not."""
-    of_sampler = set(inspect.signature(Sampler.__init__).parameters)
+    of_sampler = SamplerSettings.__annotations__.keys()
     of_plan = set(inspect.signature(make_plan).parameters)
-    assert set(OF_SAMPLER) == of_sampler - of_plan - {"self", "model"}
+    of_solvers = SolverOptions.__annotations__.keys() - {"eta"}
+    assert set(OF_SAMPLER) == of_sampler - of_plan - of_solvers
     assert not set(OTHER_NAMES) & (of_sampler | of_plan)
 
 

@@ -38,7 +38,7 @@ from .plans import Plans
 from .recorder import recorder_of, rollout_of
 from .requests import Batch, Request, Requests, Source
 from .rollout import Rollout
-from .settings import plan_settings
+from .settings import beside_a_plan, plan_settings
 from .state import Scorer, State
 from .upload import upload
 
@@ -90,10 +90,10 @@ class Engine:
                 f"fastdiff.Sampler: expected a fastdiff.Schedule, got {type(schedule).__name__}."
             )
         self.settings = {} if plan is not None else plan_settings(**settings)
-        if plan is not None and settings:
+        if plan is not None and (others := beside_a_plan(plan, settings)):
             raise ValueError(
                 "fastdiff.Sampler: expected no settings of a plan with a ready plan, got"
-                f" {min(settings)!r}."
+                f" {min(others)!r}. Make the plan with them, or leave plan out."
             )
         self.plans = Plans(schedule, self.settings, plan, model)
         if network_batch is not None:

@@ -1,14 +1,101 @@
-"""The settings of a sampler's plan: their defaults, and those of a folder with overrides."""
+"""The settings of a sampler: their types, their defaults, and those of a folder with overrides.
+
+`PlanSettings` and `SamplerSettings` are what type checkers know of them. Tests compare them with
+the parameters of `make_plan` and `Sampler` and with the options of all solvers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict
+
+import torch
 
 from ..prediction import Parametrization
-from ..solvers import SOLVERS, find
+from ..schedule import Time
+from ..solvers import SOLVERS, Plan, find, resolve
 
 DEFAULT_SOLVER = "dpm++2m"  # docs/choosing.md, "The defaults"
+
+
+class SolverOptions(TypedDict, total=False):
+    """The options of all solvers. Each solver has some, and refuses others."""
+
+    as_published: bool
+    c2: float
+    c3: float
+    clock: str
+    corrector_order: int
+    data_variance: float | None
+    disable_corrector: Sequence[int]
+    eta: float | None
+    gamma: float
+    improved_start: bool
+    jump_length: int
+    jump_n_sample: int
+    lower_order_final: bool
+    nested: bool
+    noise_level: float
+    order: int
+    pece: bool
+    phi: float | Callable[[float], float] | None
+    predict_x0: bool
+    predictor_order: int
+    r: float
+    r1: float
+    r2: float
+    runge_kutta: bool
+    s_churn: float
+    s_noise: float
+    s_tmax: float
+    s_tmin: float
+    sigma_data: float
+    solver_type: str
+    tableau: Any
+    tau: float | Callable[[Time], float]
+    tau_max: float
+    tau_min: float
+    timestep_scaling: float
+    use_clipped_model_output: bool
+    variable: str
+    variance_type: str
+
+
+class PlanSettings(SolverOptions, total=False):
+    """What a plan is made from; `plan_settings` has the defaults."""
+
+    solver: str
+    steps: int
+    prediction_type: str | Parametrization
+    clip_range: float | None
+    timestep_spacing: str
+    timesteps: Sequence[float] | None
+    sigmas: Sequence[float] | None
+    dynamic_threshold: float | None
+    guidance_rescale: float
+    guidance_interval: tuple[float, float] | None
+    guidance_type: str
+    zero_init_steps: int | None
+    apg_eta: float | None
+    apg_norm: float | None
+    apg_momentum: float | None
+    apg_space: str | None
+    sde_rows: tuple[int, int] | None
+
+
+class SamplerSettings(PlanSettings, total=False):
+    """The keyword arguments of `Sampler`."""
+
+    plan: Plan | None
+    guidance_scale: float | Sequence[float]
+    guide: Any
+    network_batch: int | None
+    on_oom: str
+    graph: bool | str
+    compile: bool | Mapping[str, Any]
+    network_dtype: torch.dtype | None
+    channels_last: bool
+    decode: Any
 
 
 def plan_settings(
@@ -18,7 +105,7 @@ def plan_settings(
     prediction_type: Any = "epsilon",
     clip_range: float | None = None,
     timestep_spacing: str = "trailing",
-    timesteps: Sequence[int] | None = None,
+    timesteps: Sequence[float] | None = None,
     dynamic_threshold: float | None = None,
     guidance_rescale: float = 0.0,
     guidance_interval: tuple[float, float] | None = None,
@@ -34,9 +121,12 @@ def plan_settings(
 ) -> dict[str, Any]:
     """The arguments of `make_plan` with all defaults.
 
-    Later settings are left out where they change nothing, so that the config.json of a sampler
-    without them stays the same.
+    Names of other libraries become fastdiff's (`fastdiff.solvers.aliases`). Later settings are left
+    out where they change nothing, so that the config.json of a sampler without them stays the same.
     """
+    given = options if eta is None else {**options, "eta": eta}
+    solver, options, timestep_spacing = resolve(solver, given, timestep_spacing)
+    eta = options.pop("eta", None)
     if eta is not None and not (_zero(eta) and _zero(find(solver).options.get("eta", 0.0))):
         options["eta"] = eta
     further = {
@@ -60,6 +150,17 @@ def plan_settings(
         "timestep_spacing": timestep_spacing,
         **options,
         **{name: value for name, value in further.items() if value is not None},
+    }
+
+
+def beside_a_plan(plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a ready plan can't have: all that are not None. An eta of 0, which every
+    solver accepts, is none of them where the plan draws no noise.
+    """
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and not (name == "eta" and _zero(value) and not plan.stochastic)
     }
 
 

@@ -12,5 +12,43 @@ conditions.py  labels and other conditions of examples, and their dropout
 system.py      what a trainable system must provide
 registry.py    the table of trainable systems by name
 
-tensors.py and dequantization.py serve several of these.
+tensors.py and dequantization.py serve several of these. The modules load on first use.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+_MODULES = (
+    "conditions",
+    "dequantization",
+    "evaluation",
+    "information",
+    "likelihood",
+    "registry",
+    "score",
+    "system",
+    "systems",
+    "tensors",
+    "variational",
+)
+
+if TYPE_CHECKING:
+    from . import conditions as conditions
+    from . import dequantization as dequantization
+    from . import evaluation as evaluation
+    from . import information as information
+    from . import likelihood as likelihood
+    from . import registry as registry
+    from . import score as score
+    from . import system as system
+    from . import systems as systems
+    from . import tensors as tensors
+    from . import variational as variational
+else:
+
+    def __getattr__(name: str) -> object:
+        if name in _MODULES:
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -268,6 +268,14 @@ def test_a_guidance_of_x0_that_changes_nothing(options: dict[str, Any], backend:
         {"clip_range": 1.0},
         {"dynamic_threshold": 0.9},
         {"timesteps": [3, 1]},
+        {"solver": "dpm++2m"},  # a default value is refused too
+        {"steps": 25},
+        {"prediction_type": "epsilon"},
+        {"timestep_spacing": "trailing"},
+        {"guidance_rescale": 0.0},
+        {"guidance_type": "cfg"},
+        {"eta": 0.5},
+        {"stepz": 3},
     ],
     ids=str,
 )
@@ -276,3 +284,11 @@ def test_a_ready_plan_refuses_settings_of_a_plan(settings: dict[str, Any]) -> No
     plan = make_plan(SCHEDULES["v"], solver="ddim", steps=4, prediction_type="v")
     with pytest.raises(ValueError, match=f"with a ready plan, got '{next(iter(settings))}'"):
         Sampler(network, plan=plan, **settings)
+
+
+def test_a_ready_plan_accepts_an_eta_of_zero_where_it_is_true() -> None:
+    settings = {"solver": "ddim", "steps": 4, "prediction_type": "v"}
+    still, noisy = (make_plan(SCHEDULES["v"], **settings, eta=eta) for eta in (0.0, 1.0))
+    assert Sampler(network, plan=still, eta=0.0, clip_range=None).plan is still
+    with pytest.raises(ValueError, match="with a ready plan, got 'eta'. Make the plan with them"):
+        Sampler(network, plan=noisy, eta=0.0)

@@ -45,7 +45,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -153,6 +153,25 @@ class DropIn(SchedulerMixin, ConfigMixin):
         for name in cls._history:
             if not hasattr(cls, name):
                 setattr(cls, name, history.Remembered(name))
+
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: Literal[False] = False, **kwargs: Any
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_config(
+        cls, config: Any, return_unused_kwargs: Literal[True], **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @classmethod
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """The scheduler of a configuration, and with `return_unused_kwargs` the rest of kwargs."""
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     # -- what classes define or change
 

@@ -7,7 +7,6 @@ from math import exp, expm1, sqrt
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...backend.eager.common import compute_dtype
@@ -17,6 +16,7 @@ from . import tables
 from .base import Generators
 from .ddim import Strided
 from .pairwise import Pairwise
+from .registered import register_to_config
 from .state import State
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from ...solvers.grids import karras_levels
 from . import grids, tables
 from .base import Generators
 from .indexed import Indexed
+from .registered import register_to_config
 from .state import State
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -34,6 +34,9 @@ _SAMPLE_TOKENS = (
     "RFD4ProteinaScheduler",
     "VQDiffusionScheduler",
 )
+
+
+Pipeline = TypeVar("Pipeline")
 
 
 def check_version() -> None:
@@ -85,7 +88,7 @@ def _nearest(name: str) -> str:
     return f"The nearest supported one is {near}."
 
 
-def swap(pipeline: Any) -> Any:
+def swap(pipeline: Pipeline) -> Pipeline:
     """Replaces the schedulers of a diffusers pipeline by drop-ins, in place, and returns it.
 
     They are assigned to the finished pipeline, because some constructors, such as DDIMPipeline's,

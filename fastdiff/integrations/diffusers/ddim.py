@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...schedule import CLEAN, Time
@@ -13,6 +12,7 @@ from ...solvers import Linear, Trace, ddim
 from . import grids, tables
 from .base import Generators
 from .quirks.ddpm import inversion
+from .registered import register_to_config
 from .state import State, Table
 from .vp import VariancePreserving
 

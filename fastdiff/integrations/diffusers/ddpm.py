@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...ops import randn
@@ -14,6 +13,7 @@ from ...solvers import Linear, Trace
 from . import grids
 from .base import DropIn, Generators
 from .quirks.ddpm import ddpm
+from .registered import register_to_config
 from .state import State, Table
 from .vp import VariancePreserving
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...schedule import Time
 from ...solvers import Linear, Trace, adams
 from .integrators import Integrator, Rederived
+from .registered import register_to_config
 
 
 class DEISMultistepScheduler(Integrator):

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from numpy.typing import NDArray
 from torch import Tensor
@@ -21,6 +20,7 @@ from . import grids
 from .base import DropIn, Generators
 from .ddpm import previous
 from .indexed import Indexed
+from .registered import register_to_config
 from .state import State, Table
 from .vp import VariancePreserving
 

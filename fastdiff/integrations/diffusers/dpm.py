@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...schedule import Time
@@ -16,6 +15,7 @@ from . import grids, tables
 from .base import Generators
 from .integrators import Integrator
 from .quirks.dpm import ALGORITHMS, SOLVER_TYPES, Unrounded, multistep, step_orders
+from .registered import register_to_config
 from .state import State
 
 

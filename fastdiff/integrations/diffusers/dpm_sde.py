@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...solvers import Linear, Trace, dpm_sde
@@ -13,6 +12,7 @@ from ...whole import whole
 from . import grids, tables
 from .edm import named_noise
 from .karras import SecondOrder
+from .registered import register_to_config
 from .state import State
 
 

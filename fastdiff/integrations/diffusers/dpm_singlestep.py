@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...schedule import Time
@@ -16,6 +15,7 @@ from .base import Generators
 from .dpm import DPMSolver, own_timesteps
 from .history import outputs, recall_multistep
 from .quirks.dpm import singlestep
+from .registered import register_to_config
 from .state import State
 
 _LOG = logging.getLogger("fastdiff")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ... import ops
@@ -21,6 +20,7 @@ from .history import MULTISTEP, recall_multistep
 from .indexed import Indexed
 from .quirks.dpm import SOLVER_TYPES, multistep, step_orders
 from .quirks.karras import late_churn
+from .registered import register_to_config
 from .state import State
 
 

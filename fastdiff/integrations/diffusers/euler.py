@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...solvers import Linear, Trace, karras
 from . import grids, tables
 from .base import Generators
 from .quirks.karras import late_churn
+from .registered import register_to_config
 from .sigma import Exploding
 from .state import State
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...prediction import Parametrization
@@ -15,6 +14,7 @@ from ...solvers import Linear, Trace
 from . import tables
 from .indexed import Indexed
 from .quirks import flow as formulas
+from .registered import register_to_config
 from .state import State
 
 _NEAR = 1e-3  # how far a timestep may be from one of the grid

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...backend.eager.common import compute_dtype
@@ -14,6 +13,7 @@ from . import tables
 from .base import Generators
 from .flow import Flow, Shifting
 from .quirks import flow as formulas
+from .registered import register_to_config
 from .state import State
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ...solvers import Linear, Trace
 from . import grids, history, tables
 from .base import Generators
 from .quirks.karras import heun, lms, midpoint
+from .registered import register_to_config
 from .sigma import Exploding
 from .state import RunTable, State
 

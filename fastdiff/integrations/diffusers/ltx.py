@@ -6,7 +6,6 @@ from math import sqrt
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...prediction import Parametrization
@@ -16,6 +15,7 @@ from . import tables
 from .base import Generators
 from .flow_match import FlowMatchEulerDiscreteScheduler
 from .indexed import Indexed
+from .registered import register_to_config
 from .state import State
 
 _CLEAN = 1e-8  # a level below it counts as clean data

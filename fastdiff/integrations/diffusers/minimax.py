@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...prediction import Parametrization
@@ -13,6 +12,7 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from . import tables
 from .indexed import Indexed
+from .registered import register_to_config
 from .state import State
 
 

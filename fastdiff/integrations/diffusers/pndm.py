@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...prediction import Coefficients, Parametrization
@@ -18,6 +17,7 @@ from . import grids, tables
 from .history import handed_over, kept, recall_list
 from .indexed import Counted
 from .quirks.pndm import ipndm, plms, prk
+from .registered import register_to_config
 from .state import RunTable, State, Table
 from .vp import VariancePreserving
 

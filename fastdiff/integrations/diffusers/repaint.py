@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...ops import randn
@@ -18,6 +17,7 @@ from ...solvers.repaint import resampling
 from . import tables
 from .base import Generators
 from .pairwise import Pairwise
+from .registered import register_to_config
 from .state import State, Table
 from .traced import TracedPlan
 

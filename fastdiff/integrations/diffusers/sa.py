@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...schedule import Time
@@ -15,6 +14,7 @@ from .base import Generators
 from .history import MULTISTEP, outputs
 from .integrators import Integrator
 from .quirks import sa as quirks
+from .registered import register_to_config
 from .state import State, Table
 
 

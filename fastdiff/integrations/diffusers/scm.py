@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...prediction import Parametrization
@@ -16,6 +15,7 @@ from ...solvers import Linear, Trace
 from . import checks, grids
 from .base import Generators
 from .indexed import Counted
+from .registered import register_to_config
 from .state import State
 
 

@@ -6,13 +6,13 @@ from math import log, sqrt
 from typing import Any
 
 import numpy as np
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...schedule import Time
 from ...solvers import Linear, Trace
 from .base import Generators
 from .pairwise import Pairwise
+from .registered import register_to_config
 from .state import State, Table
 
 

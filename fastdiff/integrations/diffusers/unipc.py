@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from diffusers.configuration_utils import register_to_config
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ...solvers import Linear, Trace, unipc
 from . import grids
 from .history import MULTISTEP, outputs
 from .integrators import Integrator
+from .registered import register_to_config
 from .state import State
 
 _SHORT_OF_NOISE = 1e-6  # a flow grid begins this far below pure noise

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ...prediction import Parametrization
@@ -15,6 +14,7 @@ from ...schedule import Time
 from ...solvers import Linear, Trace
 from . import tables
 from .base import DropIn, Generators
+from .registered import register_to_config
 from .state import State
 
 
