@@ -166,7 +166,8 @@ class Sampler:
             settings: solver and grid for another solver than the scheduler's, with the solver's
                 options, as `fastdiff.Scheduler.like` takes them; further arguments of the
                 scheduler's set_timesteps (timesteps, sigmas, mu, …) and of its step (eta, s_churn,
-                …), and of `Sampler` (guidance_scale, network_batch, graph, …).
+                …), and of `Sampler` (guidance_scale, network_batch, graph, …). Others are refused:
+                what the scheduler's configuration says, such as prediction_type, is changed there.
 
         Raises:
             TypeError: for objects without those parts, for other guiders, and without solver= for

@@ -98,6 +98,10 @@ class SamplerSettings(PlanSettings, total=False):
     decode: Any
 
 
+OF_RUNS = SamplerSettings.__annotations__.keys() - PlanSettings.__annotations__.keys() - {"plan"}
+"""The settings of a sampler that a plan is not made from."""
+
+
 def plan_settings(
     *,
     solver: str = DEFAULT_SOLVER,
@@ -154,13 +158,14 @@ def plan_settings(
 
 
 def beside_a_plan(plan: Plan, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a ready plan can't have: all that are not None. An eta of 0, which every
-    solver accepts, is none of them where the plan draws no noise.
+    """The settings that a ready plan can't have: all but those that are None, and an eta of 0,
+    which every solver accepts, where the plan draws no noise.
     """
     return {
         name: value
         for name, value in settings.items()
-        if value is not None and not (name == "eta" and _zero(value) and not plan.stochastic)
+        if not (value is None and name in PlanSettings.__annotations__)
+        and not (name == "eta" and _zero(value) and not plan.stochastic)
     }
 
 

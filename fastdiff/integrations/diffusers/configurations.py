@@ -12,6 +12,14 @@ from ...solvers.registry import DEFAULT_SPACING, find, resolve
 from . import members
 from .base import DROP_INS
 
+_OF_GRID = {  # values of diffusers' configurations that choose a grid
+    "timestep_spacing",
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
+    "use_karras_sigmas",
+    "use_lu_lambdas",
+}
+
 
 def arguments_of(config: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of `Scheduler` for a configuration and options, which are taken from `options`.
@@ -27,6 +35,11 @@ def arguments_of(config: Any, options: dict[str, Any]) -> dict[str, Any]:
         raise TypeError(
             "fastdiff.Scheduler.from_config: expected a scheduler's config, got"
             f" {type(config).__name__}. Pass pipe.scheduler.config, or use from_pretrained."
+        )
+    for unread in sorted(_OF_GRID & options.keys()):
+        raise ValueError(
+            f"fastdiff.Scheduler.from_config: expected no {unread}, which a grid of fastdiff's does"
+            f" not read, got {options[unread]!r}. Pass grid=, such as 'karras' or 'leading'."
         )
     values = {k: v for k, v in config.items() if not k.startswith("_")}
     name = options.pop("like", None) or values.pop("like", None) or config.get("_class_name")

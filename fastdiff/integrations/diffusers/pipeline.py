@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ...nearest import SETTINGS, nearest
+from ...sampling.settings import OF_RUNS, PlanSettings, beside_a_plan
 from ...solvers import Plan
 from ...solvers.registry import find
 from ...table import INDEX
@@ -47,6 +49,7 @@ _GUIDANCE = (
     "apg_momentum",
     "apg_space",
 )
+_NOT_OF_GRID = {"num_inference_steps", "device"}  # steps= and the network say them
 _OF_PLAN = ("clip_range", "dynamic_threshold", "sde_rows", *_GUIDANCE)
 
 
@@ -98,13 +101,15 @@ def network_and_plan(
                     f"{where}: expected solver= with {name}=, got {value!r} alone. The steps of the"
                     " pipeline's own scheduler are its configuration's."
                 )
-    if solver is None and grid is None:
+    if solver is None and isinstance(pipe.scheduler, Scheduler):
+        solver = pipe.scheduler.config.solver
+        grid = pipe.scheduler.config.get("grid") if grid is None else grid
+    if solver is None:
         scheduler = copy.deepcopy(from_scheduler(pipe.scheduler))
     else:
-        named = {"solver": solver or pipe.scheduler.config.solver}
-        of_solver = find(named["solver"]).options
+        of_solver = find(solver).options
         options = {k: settings.pop(k) for k in list(settings) if k in of_solver}
-        scheduler = Scheduler.like(pipe.scheduler, **named, grid=grid, **options)
+        scheduler = Scheduler.like(pipe.scheduler, solver=solver, grid=grid, **options)
     if getattr(scheduler, "_scale_factors", None):
         raise ValueError(
             f"{where}: expected no scale_factors: images that grow from step to step have no plan."
@@ -113,11 +118,8 @@ def network_and_plan(
         raise ValueError(
             f"{where}: expected variance_type other than 'learned'. Networks in use learn a range."
         )
-    of_grid = {
-        k: settings.pop(k)
-        for k in list(settings)
-        if k in inspect.signature(scheduler.set_timesteps).parameters
-    }
+    grid_names = set(inspect.signature(scheduler.set_timesteps).parameters) - _NOT_OF_GRID
+    of_grid = {k: settings.pop(k) for k in list(settings) if k in grid_names}
     names = set(inspect.signature(scheduler.step).parameters) - _CALL_ARGUMENTS
     options = {k: settings.pop(k) for k in list(settings) if k in names}
     if steps is None and not {"timesteps", "sigmas"} & set(of_grid):
@@ -135,6 +137,15 @@ def network_and_plan(
     plan = scheduler.plan(**options)
     if guidance and not isinstance(scheduler, Scheduler):
         plan = with_guidance(plan, **guidance)
+    others = beside_a_plan(plan, {k: settings.pop(k) for k in list(settings) if k not in OF_RUNS})
+    if others:
+        known = {*OF_RUNS, *grid_names, *names, "solver", "grid", "steps", "guider"}
+        known |= set(_GUIDANCE) if solver is None else {*_OF_PLAN, *find(solver).options}
+        name = type(scheduler).__name__
+        raise ValueError(
+            f"{where}: expected settings of a Sampler's runs or of the steps of {name}, got"
+            f" {min(others)!r}.{_advice(min(others), pipe.scheduler, solver, known)}"
+        )
     learned = bool(plan.column("noise_mode").any())  # other plans do not read a learned variance
     model = from_diffusers(network, **({"channels": None} if learned else {}))
     count = scheduler.config.get("num_train_timesteps", 1000)
@@ -146,6 +157,22 @@ def network_and_plan(
             )
         plan, settings["guidance_scale"] = with_guider(plan, guider, scheduler.num_inference_steps)
     return model, plan, settings
+
+
+def _advice(name: str, scheduler: Any, solver: str | None, known: set[str]) -> str:
+    """What to do instead of passing this setting, as the last sentence of an error."""
+    if name == "timestep_spacing" and solver is not None:
+        return " Pass grid."
+    if name in scheduler.config:
+        return (
+            " Change the scheduler's configuration: pipe.scheduler ="
+            f" {type(scheduler).__name__}.from_config(pipe.scheduler.config, {name}=…)."
+        )
+    if name in PlanSettings.__annotations__:
+        if solver is not None:
+            return f" The solver {solver!r} has no such option."
+        return " The pipeline's scheduler makes the steps. Pass solver= for those of a solver."
+    return nearest(name, sorted(known), SETTINGS)
 
 
 def _network_times(plan: Plan, model: Adapter, timesteps: int) -> Plan:

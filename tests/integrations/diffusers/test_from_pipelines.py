@@ -207,3 +207,58 @@ def test_what_is_no_pipeline_is_not_swapped(given: object) -> None:
     expected = f"expected a diffusers pipeline, got {type(given).__name__}"
     with pytest.raises(TypeError, match=expected):
         fastdiff.swap(given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({"prediction_type": "v_prediction"}, "EulerDiscreteScheduler.from_config(pipe.scheduler"),
+        ({"timestep_spacing": "leading"}, "EulerDiscreteScheduler.from_config(pipe.scheduler"),
+        ({"solver": "unipc", "prediction_type": "v"}, "EulerDiscreteScheduler.from_config(pipe."),
+        ({"solver": "unipc", "timestep_spacing": "leading"}, "Pass grid."),
+        ({"num_inference_steps": 7}, "Pass steps."),
+        ({"num_inference_steps": 7, "steps": 3}, "Pass steps."),
+        ({"clip_range": 1.0}, "Pass solver= for those of a solver."),
+        ({"order": 3}, "Pass solver= for those of a solver."),
+        ({"eta": 0.5}, "Pass solver= for those of a solver."),
+        ({"solver": "unipc", "eta": 0.5}, "The solver 'unipc' has no such option."),
+        ({"device": "cpu"}, "Move the network to its device"),
+        ({"schedule": fastdiff.Schedule.linear(1000)}, "got 'schedule'."),
+        ({"plan": None}, "got 'plan'."),
+        ({"stepz": 3}, "Did you mean 'steps'?"),
+        ({"stepz": None}, "Did you mean 'steps'?"),
+        ({"solver": "unipc", "stepz": 3}, "Did you mean 'steps'?"),
+    ],
+    ids=str,
+)
+def test_settings_that_would_be_left_out_are_refused(settings: dict[str, Any], advice: str) -> None:
+    pipe = made("text", "EulerDiscreteScheduler")
+    with pytest.raises(ValueError, match="expected settings of a Sampler's runs or of") as caught:
+        fastdiff.Sampler.from_diffusers(pipe, **settings)
+    assert advice in str(caught.value)
+
+
+def test_a_solvers_settings_are_the_plans() -> None:
+    pipe = made("text", "EulerDiscreteScheduler")
+    settings: dict[str, Any] = {"solver": "dpm++2m_sde", "eta": 0.5, "clip_range": 2.0}
+    sampler = fastdiff.Sampler.from_diffusers(pipe, steps=7, grid="karras", **settings)
+    assert {"steps": 7, **settings}.items() <= sampler.plan.info.items()
+    assert fastdiff.Sampler.from_diffusers(pipe, steps=7, eta=0.0).plan.stochastic is False
+    # a pipeline's own Scheduler keeps what is not replaced
+    expected = {
+        order: fastdiff.Sampler.from_diffusers(pipe, solver="unipc", grid="karras", order=order)
+        for order in (2, 3)
+    }
+    pipe.scheduler = fastdiff.Scheduler.like(pipe.scheduler, solver="unipc", grid="karras")
+    for settings, order in (({}, 2), ({"order": 3}, 3), ({"grid": "karras", "order": 3}, 3)):
+        plan = fastdiff.Sampler.from_diffusers(pipe, **settings).plan
+        assert plan.info["order"] == order and plan.hash == expected[order].plan.hash
+    other = fastdiff.Sampler.from_diffusers(pipe, grid="leading").plan
+    assert other.hash != expected[2].plan.hash
+
+
+def test_values_that_only_diffusers_grids_read_are_refused() -> None:
+    scheduler = diffusers.DDIMScheduler()
+    for name, value in (("timestep_spacing", "leading"), ("use_karras_sigmas", True)):
+        with pytest.raises(ValueError, match=f"expected no {name}.*Pass grid="):
+            fastdiff.Scheduler.like(scheduler, solver="unipc", **{name: value})
