@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .grad_mode import restored
 from .prediction import Parametrization
-from .sampling.arguments import SampleArguments
+from .sampling.arguments import SampleArguments, several
 from .sampling.engine import Engine
 from .sampling.guidance import strength
 from .sampling.model_call import Model
@@ -206,7 +206,7 @@ class Sampler:
         self,
         shape: Sequence[int] | None = None,
         *,
-        seed: int | Tensor | None = None,
+        seed: int | Tensor | Sequence[int] | None = None,
         sample_ids: Tensor | Sequence[int] | None = None,
         cond: Mapping[str, Any] | None = None,
         uncond: Mapping[str, Any] | None = None,
@@ -244,9 +244,12 @@ class Sampler:
 
         Args:
             shape: [B, …]; not needed with x_T or image.
-            seed: of the run, an int in [0, 2**64) or int64 [B]; None draws one from torch's CPU
-                generator and stores it in `last_seed`.
-            sample_ids: int64 [B], the samples of the run to draw, default 0 … B-1.
+            seed: of the run, an int in [0, 2**64); None draws one from torch's CPU generator and
+                stores it in `last_seed`. With a list or int64 [B] every sample has its own run, and
+                by default it is that run's first: sample i is the only one of
+                sample((1, …), seed=seed[i]).
+            sample_ids: int64 [B], the samples of the run to draw; default 0 … B-1, and 0 for all
+                with a seed per sample.
             cond, uncond: keyword arguments of the model; tensors in them are indexed by sample.
                 uncond is needed unless guidance_scale is 1 or the sampler has a guide; it may be a
                 condition that the samples should avoid.
@@ -256,8 +259,10 @@ class Sampler:
             steps: overrides the sampler's, for all or for each sample.
             x_T: the state to begin with, at row `start` of the plan, instead of noise.
             start: the row to begin at, for all or for each sample, with x_T or image.
-            image: clean data to begin from, noised to the level of row `start`.
-            strength: the share of the rows that is executed, with image and instead of start.
+            image: clean data to begin from, noised to the level of row `start`. It needs strength,
+                or start > 0: row 0 is noise.
+            strength: the share of the rows that is executed, with image and instead of start; 1 for
+                all.
             mask, known: inpainting by replacement (Lugmayr et al. 2022, eq. 8): where mask is 0, x
                 is set to known, noised to its level, after every step. They broadcast to the shape.
             classifier: (x_t, t) -> log p(y|x_t) [B], or its gradient by x_t.
@@ -333,7 +338,7 @@ class Sampler:
         self,
         shape: Sequence[int] | None = None,
         *,
-        seed: int | Tensor | None = None,
+        seed: int | Tensor | Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
         outputs: bool = False,
         dtype: torch.dtype | None = None,
@@ -377,7 +382,7 @@ class Sampler:
         states: Sequence[Tensor],
         log_prob: Tensor,
         slots: Tensor | None = None,
-        seed: int | Tensor,
+        seed: int | Tensor | Sequence[int],
         **arguments: Any,
     ) -> Rollout:
         """Returns the rollout that `rollout` gave with the same arguments, from what was stored of
@@ -413,7 +418,7 @@ class Sampler:
         self,
         shape: Sequence[int] | None = None,
         *,
-        seed: int | Tensor | None = None,
+        seed: int | Tensor | Sequence[int] | None = None,
         dtype: torch.dtype | None = None,
         window: tuple[int, int] | None = None,
         log_prob: bool = False,
@@ -471,7 +476,7 @@ class Sampler:
         *,
         batch_size: int = 64,
         first_id: int = 0,
-        seed: int | Tensor | None = None,
+        seed: int | Tensor | Sequence[int] | None = None,
         **arguments: Any,
     ) -> Iterator[Tensor]:
         """Yields samples first_id … first_id + n - 1 of a run in batches [<= batch_size, *shape],
@@ -503,9 +508,14 @@ class Sampler:
             raise TypeError(
                 f"{where}: expected arguments of sample, got {min(arguments.keys() - known)!r}."
             )
+        if several(seed) and first_id:
+            raise ValueError(
+                f"{where}: expected first_id=0 with a seed per sample, got {first_id}. Every sample"
+                " is then the first of its run."
+            )
         hooks = {name: arguments.pop(name) for name in (*HOOKS, "dtype") if name in arguments}
         scale = self._scale(arguments.pop("guidance_scale", None))
-        ids = range(first_id, first_id + n)
+        ids = None if several(seed) else range(first_id, first_id + n)
         per_sample = SampleArguments(self._seed(seed), ids, guidance_scale=scale, **arguments)
         batches = self._engine.stream(per_sample, (n, *shape), batch_size, **hooks)
         return batches if self._decode is None else map(self.decode, batches)
@@ -569,7 +579,7 @@ class Sampler:
             image=None if r.image is None else r.image[None],
         )
 
-    def _seed(self, seed: int | Tensor | None) -> int | Tensor:
+    def _seed(self, seed: int | Tensor | Sequence[int] | None) -> int | Tensor | Sequence[int]:
         if seed is None:
             seed = int(torch.randint(2**63 - 1, ()))
             self.last_seed = seed

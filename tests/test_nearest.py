@@ -52,6 +52,7 @@ def test_solvers_and_settings() -> None:
     assert refused(guidance_scal=3.0).endswith("Did you mean 'guidance_scale'?")
     assert refused(num_inference_steps=3).endswith("got 'num_inference_steps'. Pass steps.")
     assert "Move the network" in refused(device="cpu")
+    assert refused(solver="dpm++2m", eta=0.5).endswith("got 'eta'.")
 
 
 def test_the_suggested_settings_exist() -> None:

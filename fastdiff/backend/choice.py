@@ -15,13 +15,15 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 from .abi import device_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Backend(NamedTuple):
@@ -94,21 +96,41 @@ def backends() -> dict[str, Backend]:
     return {name: _state(name) for name in ORDER}
 
 
-@contextmanager
-def use(name: str | None) -> Iterator[None]:
-    """Runs the ops within the block on the named backend; None restores automatic choice.
+class use:  # noqa: N801  # called as a function
+    """Runs ops on the named backend: from the call on, and in a `with` block until its end.
+
+    fastdiff.use("torch")         # from here on, in this thread or task
+    with fastdiff.use("torch"):   # in the block
+    @fastdiff.use("torch")        # in the calls of a function
+
+    Args:
+        name: of a backend; None restores automatic choice.
 
     Raises ValueError for an unknown name and RuntimeError for a backend that is off on this
     machine.
     """
-    if name is not None:
-        _require(name)
-    before = _explicit.get()
-    try:
+
+    def __init__(self, name: str | None):
+        if name is not None:
+            _require(name)
+        self._name, self._before = name, _explicit.get()
         _explicit.set(name)
-        yield
-    finally:
-        _explicit.set(before)
+
+    def __enter__(self) -> None:
+        _explicit.set(self._name)
+
+    def __exit__(self, *error: object) -> None:
+        _explicit.set(self._before)
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        _explicit.set(self._before)  # decorating a function is no statement
+
+        @functools.wraps(function)
+        def on_backend(*args: P.args, **kwargs: P.kwargs) -> R:
+            with use(self._name):
+                return function(*args, **kwargs)
+
+        return on_backend
 
 
 def _require(name: str) -> None:

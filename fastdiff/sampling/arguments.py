@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..rng import signed_seed
 from ..solvers.windows import WINDOW
 from ..whole import whole
 from .conditions import check_halves, conditions
@@ -23,7 +24,7 @@ from .upload import upload
 class SampleArguments(NamedTuple):
     """What may differ from sample to sample; see `Sampler.sample`."""
 
-    seed: int | Tensor
+    seed: int | Tensor | Sequence[int]
     sample_ids: Tensor | Sequence[int] | None = None
     cond: Mapping[str, Any] | None = None
     uncond: Mapping[str, Any] | None = None
@@ -76,6 +77,11 @@ def prepare(
             )
         shares = zip(steps, _each("strength", g.strength, n), strict=True)
         starts = [plans.start_of(count, share) for count, share in shares]
+    elif g.image is not None and n and not any(starts):
+        raise ValueError(
+            f"{where}: expected strength or start > 0 with image, got neither. Row 0 is noise, in"
+            " which little of the image is left; strength=1 begins there."
+        )
     chosen = [
         plans.get(count, start, over, window)
         for count, start, window in zip(steps, starts, _windows(g.sde_rows, n), strict=True)
@@ -121,10 +127,11 @@ def prepare(
     levels = None
     if g.image is not None:
         levels = np.array([need_levels(plan, "image")[row] for plan, row in chosen]).reshape(n, 2)
-    ids = _ids("sample_ids", g.sample_ids, n, device)
+    seed = _seed(g.seed, n)
+    ids = _ids("sample_ids", g.sample_ids, n, device, each_first=several(seed))
     return Batch(
         rows=rows,
-        seeds=signed(_seed(g.seed, n), n, device),
+        seeds=signed(seed, n, device),
         ids=ids,
         start_ids=ids if g.start_ids is None else _ids("start_ids", g.start_ids, n, device),
         gamma=upload(gamma, device) if isinstance(gamma, Tensor) else np.full(n, gamma),
@@ -200,25 +207,50 @@ def _samples(
     return upload(value, device)
 
 
-def _seed(seed: int | Tensor, n: int) -> int | Tensor:
+def several(seed: Any) -> bool:
+    """Whether a seed is one per sample, so that each sample is the first of its own run."""
+    return seed.ndim > 0 if isinstance(seed, Tensor) else isinstance(seed, (Sequence, np.ndarray))
+
+
+def _seed(seed: int | Tensor | Sequence[int], n: int) -> int | Tensor:
+    """A checked seed: an int in [0, 2⁶⁴), or int64 [] or [n] in two's complement."""
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.shape not in ((), (n,)):
             raise ValueError(
                 f"fastdiff.Sampler.sample: expected seed as an int or an int64 tensor [{n}], got"
                 f" {seed.dtype} of shape {list(seed.shape)}."
             )
-    elif whole(seed) is None:
+        return seed
+    if several(seed) and not isinstance(seed, (str, bytes)):
+        seeds = [signed_seed(_one_seed(each)) for each in _each("seed", seed, n)]
+        return torch.tensor(seeds, dtype=torch.int64)
+    return _one_seed(seed)
+
+
+def _one_seed(seed: Any) -> int:
+    number = whole(seed)
+    if number is None:
         raise TypeError(
             "fastdiff.Sampler.sample: expected seed as an int or an int64 tensor, got"
             f" {type(seed).__name__}."
         )
-    elif not 0 <= seed < 2**64:
+    if not 0 <= number < 2**64:
         raise ValueError(f"fastdiff.Sampler.sample: expected seed in [0, 2**64), got {seed}.")
-    return seed if isinstance(seed, Tensor) else int(seed)  # NumPy's integers overflow
+    return number
 
 
-def _ids(name: str, ids: Tensor | Sequence[int] | None, n: int, device: torch.device) -> Tensor:
+def _ids(
+    name: str,
+    ids: Tensor | Sequence[int] | None,
+    n: int,
+    device: torch.device,
+    *,
+    each_first: bool = False,
+) -> Tensor:
+    """Ids int64 [n]; by default 0 … n - 1, or 0 for all with `each_first`."""
     if ids is None:
+        if each_first:
+            return torch.zeros(n, dtype=torch.int64, device=device)
         return torch.arange(n, device=device)
     if isinstance(ids, range) and 0 <= ids.start and ids.stop <= 2**56:
         return torch.arange(ids.start, ids.stop, ids.step, device=device)

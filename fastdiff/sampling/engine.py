@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ from .fingerprint import fingerprint
 from .graph import graphs
 from .kept import KeptRuns, Run, kind_of
 from .loop import run as loop
-from .network import Model, Network
+from .network import Model, Network, unsettled
 from .options import GRAPH, ON_OOM, RunOptions
 from .plans import Plans
 from .recorder import recorder_of, rollout_of
@@ -41,6 +42,8 @@ from .rollout import Rollout
 from .settings import beside_a_plan, plan_settings
 from .state import Scorer, State
 from .upload import upload
+
+_CALLERS = 6  # frames from a warning to the line of a user who calls `Sampler.sample`
 
 
 class Engine:
@@ -110,6 +113,7 @@ class Engine:
         if not isinstance(graph, (bool, str)) or graph not in GRAPH:
             raise ValueError(f"fastdiff.Sampler: expected graph in {list(GRAPH)}, got {graph!r}.")
         self._kept = KeptRuns()
+        self._warned = False
         self._call_options: dict[str, Any] = {
             "network_batch": network_batch,
             "on_oom": on_oom,
@@ -238,6 +242,7 @@ class Engine:
 
     def begin(self, options: RunOptions) -> Run:
         """A run: one like it that has ended, with its graphs, or a new one with empty plans."""
+        self._warn_of_training()
         kind = None
         if options.capturable and graphs(options.graph, options.device) is not None:
             kind = kind_of(options, fingerprint(self.network.models))
@@ -252,6 +257,24 @@ class Engine:
             inpaints=options.inpaints,
         )
         return Run(kind, device_plan)
+
+    def _warn_of_training(self) -> None:
+        """Warns once of a network in a mode in which its output is no function of its input.
+
+        The mode is the user's: another thread may be training the network.
+        """
+        if self._warned:
+            return
+        for model in self.network.models:
+            found = unsettled(model)
+            if found is not None:
+                self._warned = True
+                warnings.warn(
+                    f"fastdiff.Sampler: expected a network in eval mode, got {found} in training"
+                    " mode, so samples change from call to call or with their batch. Call"
+                    " model.eval() before sampling.",
+                    stacklevel=_CALLERS,
+                )
 
     def prepare(
         self,

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 Model = Callable[..., Any]
 
@@ -196,6 +198,27 @@ class Network:
         """The checked output of the model for x and its condition."""
         assert self._decode is not None
         return prediction_of(self._decode(x, condition), x, where=self.where, learned=True)
+
+
+def unsettled(model: Model) -> str | None:
+    """The class of a module in training mode whose output then is drawn at random or depends on the
+    batch: dropout, attention and recurrent layers with dropout, and batch normalization. None where
+    a network has none, or is in eval mode itself: its parts are not looked at then.
+    """
+    if not isinstance(model, nn.Module) or not model.training:
+        return None
+    for module in model.modules():
+        if module.training:
+            share = module.p if isinstance(module, _DropoutNd) else _share(module)
+            if share or isinstance(module, (_BatchNorm, nn.RReLU)):
+                return type(module).__name__
+    return None
+
+
+def _share(module: nn.Module) -> float:
+    """The share of values that a module without dropout modules drops, as torch names it."""
+    share = vars(module).get("dropout", 0.0)
+    return float(share) if isinstance(share, (int, float)) else 0.0
 
 
 def own_dtype(model: Model, default: torch.dtype | None) -> torch.dtype | None:

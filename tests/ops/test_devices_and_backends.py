@@ -106,3 +106,30 @@ def test_an_error_word_is_not_made_within_a_capture(
     monkeypatch.setattr(words, "_errors", {})
     with pytest.raises(RuntimeError, match="expected a launch on cuda:0 before the first one in"):
         words.error_word(torch.device("cuda", 0))
+
+
+def test_use_acts_as_a_statement_in_a_block_and_on_a_function() -> None:
+    from fastdiff.backend.choice import chosen
+
+    before = chosen()
+    try:
+        fastdiff.use("torch")
+        assert chosen() == "torch"
+        with fastdiff.use(None):
+            assert chosen() is None
+        assert chosen() == "torch"
+
+        @fastdiff.use(None)
+        def inside() -> str | None:
+            return chosen()
+
+        assert chosen() == "torch" and inside() is None and chosen() == "torch"
+        with pytest.raises(ValueError, match="expected a backend in .*, got 'gpu'"):
+            fastdiff.use("gpu")
+        assert chosen() == "torch"
+        with pytest.raises(ZeroDivisionError), fastdiff.use(None):
+            1 / 0  # noqa: B018
+        assert chosen() == "torch"
+    finally:
+        fastdiff.use(before)
+    assert chosen() == before

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,10 +55,104 @@ def test_backends_give_the_same_samples(backend: str) -> None:
     assert torch.equal(draw(), expected)
 
 
-def test_per_sample_seeds() -> None:
+@pytest.mark.parametrize("kind", [torch.tensor, list, np.array, tuple], ids=lambda k: k.__name__)
+def test_a_sample_of_its_own_seed_is_the_first_of_its_run(kind: Any) -> None:
     sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=4)
-    both = sampler.sample((2, 10), seed=torch.tensor([5, 9]))
-    assert torch.equal(both[1], sampler.sample((1, 10), seed=9, sample_ids=[1])[0])
+    seeds = [1, 5, 1, 9]
+    drawn = sampler.sample((4, 10), seed=kind(seeds))
+    for seed, x in zip(seeds, drawn, strict=True):
+        assert torch.equal(x, sampler.sample((1, 10), seed=seed)[0])
+    assert torch.equal(torch.cat(list(sampler.stream(4, (10,), seed=kind(seeds)))), drawn)
+    assert torch.equal(sampler.rollout((4, 10), seed=kind(seeds)).samples, drawn)
+    assert torch.equal(
+        sampler.start((4, 10), seed=kind(seeds)).x[1], sampler.start((1, 10), seed=5).x[0]
+    )
+    # ids that are passed count as with one seed; a tensor of one number is one seed
+    other = sampler.sample((4, 10), seed=kind(seeds), sample_ids=[0, 1, 2, 3])
+    for i, seed in enumerate(seeds):
+        assert torch.equal(other[i], sampler.sample((1, 10), seed=seed, sample_ids=[i])[0])
+    one = sampler.sample((2, 10), seed=torch.tensor(5))
+    assert torch.equal(one, sampler.sample((2, 10), seed=5))
+
+
+def test_seeds_per_sample_are_checked() -> None:
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=2)
+    largest = sampler.sample((1, 10), seed=2**64 - 1)
+    assert torch.equal(sampler.sample((2, 10), seed=[3, 2**64 - 1])[1], largest[0])
+    for seed, kind, message in [
+        ([1, 2, 3], ValueError, "expected seed as one value or 2, got 3"),
+        ([1, -1], ValueError, r"expected seed in \[0, 2\*\*64\), got -1"),
+        ([1, 0.5], TypeError, "expected seed as an int or an int64 tensor, got float"),
+        ("ab", TypeError, "expected seed as an int or an int64 tensor, got str"),
+        (torch.tensor([1, 2, 3]), ValueError, r"an int64 tensor \[2\]"),
+    ]:
+        with pytest.raises(kind, match=message):
+            sampler.sample((2, 10), seed=seed)
+    with pytest.raises(ValueError, match="expected first_id=0 with a seed per sample, got 7"):
+        sampler.stream(2, (10,), seed=[1, 2], first_id=7)
+
+
+def test_an_image_needs_a_strength() -> None:
+    """Row 0 is noise: next to nothing of the image would be left."""
+    sampler = Sampler(elementwise, SCHEDULE, solver="ddpm", steps=4)
+    image = torch.ones(2, 10)
+    for arguments in ({}, {"start": 0}, {"start": [0, 0]}):
+        with pytest.raises(ValueError, match="expected strength or start > 0 with image, got nei"):
+            sampler.sample(image=image, seed=1, **arguments)
+    with pytest.raises(ValueError, match="expected strength or start > 0 with image"):
+        list(sampler.serve([Request(0, seed=1, image=image[0])], (10,)))
+    whole = sampler.sample(image=image, seed=1, strength=1.0)
+    assert not torch.equal(whole, sampler.sample(image=image, seed=1, start=1))
+    assert sampler.sample(image=image, seed=1, start=[0, 2]).shape == (2, 10)
+
+
+class Random(torch.nn.Module):
+    """A network of one module, whose output may depend on its mode."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out = self.inner(x, x, x) if hasattr(self.inner, "num_heads") else self.inner(x)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        torch.nn.Dropout(0.5),
+        torch.nn.AlphaDropout(0.5),
+        torch.nn.RReLU(),
+        torch.nn.BatchNorm1d(4),
+        torch.nn.MultiheadAttention(4, 2, dropout=0.5),
+        torch.nn.GRU(4, 4, num_layers=2, dropout=0.5),
+    ],
+    ids=lambda m: type(m).__name__,
+)
+def test_a_network_in_training_mode_is_named_once(inner: torch.nn.Module) -> None:
+    network = Random(inner).train()
+    sampler = Sampler(network, SCHEDULE, solver="ddim", steps=2)
+    message = f"expected a network in eval mode, got {type(inner).__name__} in training mode"
+    with pytest.warns(UserWarning, match=message) as caught:
+        first = sampler.sample((4, 4), seed=0)
+        second = sampler.sample((4, 4), seed=0)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert network.training and inner.training, "the mode is the user's"
+    if not isinstance(inner, torch.nn.BatchNorm1d):
+        assert not torch.equal(first, second)
+    network.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = Sampler(network, SCHEDULE, solver="ddim", steps=2)
+        assert torch.equal(again.sample((4, 4), seed=0), again.sample((4, 4), seed=0))
+
+
+def test_a_network_whose_mode_changes_nothing_is_not_named() -> None:
+    inner = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.0), torch.nn.LayerNorm(4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Sampler(Random(inner).train(), SCHEDULE, solver="ddim", steps=2).sample((2, 4), seed=0)
 
 
 def test_stream_equals_one_call() -> None:
