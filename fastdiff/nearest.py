@@ -21,9 +21,6 @@ def nearest(name: object, known: Iterable[str], instead: Mapping[str, str] | Non
         return ""
     if instead and name in instead:
         return f" {instead[name]}"
-    known = list(known)
-    if name in known:  # it exists, but not here
-        return ""
 
     def like(each: str) -> float:
         return difflib.SequenceMatcher(None, name.lower(), each.lower()).ratio()

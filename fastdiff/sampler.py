@@ -46,7 +46,8 @@ class Sampler:
             prediction_type, clip_range and so on) are refused.
         solver (dpm++2m), steps (25), timestep_spacing (trailing), eta and further options: see
             `fastdiff.solvers`. eta is for solvers that have it: None for their default, and 0 is
-            accepted by all. Names of other programs (`fastdiff.solvers.aliases`) stand for fastdiff's.
+            accepted by all. Names of other programs (`fastdiff.solvers.aliases`) stand for
+            fastdiff's.
         prediction_type: epsilon (the default), x0, v, score or flow, or a
             `fastdiff.prediction.Parametrization`.
         guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without

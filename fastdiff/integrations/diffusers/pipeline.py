@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ...nearest import SETTINGS, nearest
+from ...nearest import nearest
 from ...sampling.settings import OF_RUNS, PlanSettings, beside_a_plan
 from ...solvers import Plan
+from ...solvers.build import OTHER_NAMES
 from ...solvers.registry import find
 from ...table import INDEX
 from ..networks import Adapter, FlowAdapter, from_diffusers
@@ -172,7 +173,7 @@ def _advice(name: str, scheduler: Any, solver: str | None, known: set[str]) -> s
         if solver is not None:
             return f" The solver {solver!r} has no such option."
         return " The pipeline's scheduler makes the steps. Pass solver= for those of a solver."
-    return nearest(name, sorted(known), SETTINGS)
+    return nearest(name, sorted(known), OTHER_NAMES)
 
 
 def _network_times(plan: Plan, model: Adapter, timesteps: int) -> Plan:
