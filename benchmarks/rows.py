@@ -19,6 +19,7 @@ KINDS = {
     "sampling": "Sampling, end to end",
     "network": "Networks",
     "loop": "Whole loops, the network costing nothing",
+    "pipeline": "Drop-ins in a pipeline's loop, the network costing nothing",
     "step": "Solver steps",
     "op": "Fused ops",
     "seeds": "Seeds per sample",

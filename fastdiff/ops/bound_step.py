@@ -39,9 +39,13 @@ class BoundStep:
     kernel. Some calls can't be repeated this way: a tensor must be copied, the table moves and its
     columns in use are not given, or ops are being observed (fake tensors, dispatch modes, tracing).
     They are checked and executed every time. A bound step may be called from several threads.
+
+    `own` names moving arguments that the caller makes for each call, dense and to fit the others:
+    their shapes, dtypes and devices follow from those, so that a kind is only which of them are
+    None. The caller counts versions of its own outputs where they are not new.
     """
 
-    def __init__(self, arguments: Any, moving: Sequence[str]):
+    def __init__(self, arguments: Any, moving: Sequence[str], own: Sequence[str] = ()):
         movable = set(arguments._fields) - _FIXED
         if not movable.issuperset(moving) or len(set(moving)) < len(moving):
             raise ValueError(
@@ -49,7 +53,13 @@ class BoundStep:
                 f" {sorted(movable)}, got"
                 f" {list(moving)}."
             )
-        self._moving = tuple(moving)
+        count = len(moving) - len(own)
+        if tuple(moving[count:]) != tuple(own):
+            raise ValueError(
+                "fastdiff.ops.step.StepArguments.bind: expected own names at the end of the moving"
+                f" ones, got {list(own)} and {list(moving)}."
+            )
+        self._moving, self._given = tuple(moving), count
         # moving tensors belong to the caller: no reference to them stays between calls
         nothing: dict[str, Any] = dict.fromkeys(moving)
         self._fixed = arguments._replace(**nothing)
@@ -88,9 +98,23 @@ class BoundStep:
                 return
         self._checked(values).write()
 
+    def launch_of(self, values: Sequence[Any]) -> Callable[[Sequence[Any]], None] | None:
+        """Returns what launches calls of the kind of these values, if such a call was checked.
+
+        It takes the values and looks at none of them. None if there was no such call, if calls of
+        this kind must be checked, or if they write outputs that are not the caller's own.
+        """
+        known = self._launches.get(self._kind(values))
+        if known is None or known.written or known.moved:
+            return None
+        return known.launches[self._way]
+
     def _kind(self, values: Sequence[Any]) -> Any:
         """Returns the key of all calls that pass the same checks; None where there is none."""
         kind: list[Any] = [choice.chosen()]
+        if self._given < len(values):
+            kind += [value is None for value in values[self._given :]]
+            values = values[: self._given]
         for value in values:
             cls = value.__class__
             if cls is Tensor or cls is Parameter:
@@ -101,7 +125,7 @@ class BoundStep:
                     if token is None:
                         return None
                     kind.append(token)
-                elif value.is_contiguous() and not common.lazy(value):
+                elif value.is_contiguous() and not (value.is_neg() or value._is_zerotensor()):
                     kind += (value.shape, dtype, value.is_cpu or value.device)
                 else:
                     return None
@@ -154,7 +178,7 @@ class BoundStep:
             moved = [
                 i
                 for i, (name, value) in enumerate(zip(self._moving, values, strict=True))
-                if name in outputs and value is not None
+                if name in outputs and value is not None and i < self._given
             ]
             launches = binder(checked, self._moving, self._both)
             known = _Launch(launches[::-1] if self._way else launches, written, moved)

@@ -446,13 +446,13 @@ class StepArguments(NamedTuple):
         else:
             torch.ops.fastdiff.reverse_step_out.default(*self.flat())
 
-    def bind(self, *moving: str) -> BoundStep:
+    def bind(self, *moving: str, own: Sequence[str] = ()) -> BoundStep:
         """Returns a callable that executes rows with these arguments, except for the named ones.
 
-        Each call takes the values of the named arguments, in the order of the names. See
-        `BoundStep`.
+        Each call takes the values of the named arguments, in the order of the names: `moving` and
+        then `own`, which the caller makes to fit. See `BoundStep`.
         """
-        return BoundStep(self, moving)
+        return BoundStep(self, (*moving, *own), own)
 
     def flat(self) -> tuple[Any, ...]:
         """Returns the arguments of the registered op that writes its outputs.

@@ -343,6 +343,7 @@ def test_quick_has_a_row_of_each_kind() -> None:
         "op": "test_q_sample",
         "step": "test_step",
         "loop": "test_loop",
+        "pipeline": "test_drop_in",
         "network": "test_network",
         "sampling": "test_sampling",
         "seeds": "test_seeds",

@@ -63,6 +63,7 @@ from ...solvers import Linear, Plan, Trace
 from ...table import INDEX
 from . import checks, history, members
 from .checks import Generators as Generators
+from .following import Following
 from .reading import nowhere, reading
 from .state import RunTable, State, States, traced_plans
 from .tables import Points
@@ -127,6 +128,8 @@ class DropIn(SchedulerMixin, ConfigMixin):
     # whether a sample of less precision than the output is computed in the output's dtype
     _widens = True
 
+    _own = False  # whether it is one of fastdiff's classes and not a user's
+
     _of_batch = False  # whether steps take a tensor of timesteps, one for each sample
 
     is_scale_input_called = False
@@ -144,12 +147,14 @@ class DropIn(SchedulerMixin, ConfigMixin):
     def __init_subclass__(cls, *, drop_in: bool = True, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         checks.checked(cls)
+        cls._own = False
         if not cls.__name__.endswith("Scheduler"):
             return
         if drop_in and cls.__module__.split(".")[0] == "fastdiff":
             DROP_INS[cls.__name__] = cls
         # A pipeline saves this module's name with the class's name, and loads the class from it.
         cls.__module__ = "fastdiff"
+        cls._own = DROP_INS.get(cls.__name__) is cls
         for name in cls._history:
             if not hasattr(cls, name):
                 setattr(cls, name, history.Remembered(name))
@@ -267,9 +272,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
             # a configuration is written as JSON, which has lists only
             self.register_to_config(trained_betas=np.asarray(self.config["trained_betas"]).tolist())
         self._prepare()
-        state = self._initial()
-        self._renew(state)
-        self._states = States(state)
+        self._states = States(self._initial())  # its points are computed if a step needs them
 
     def _begin(self, state: State) -> None:
         """Starts a new run in the calling context."""
@@ -381,10 +384,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
         holds: whether what diffusers remembers at the end stays in the slots.
         """
         if state.config is not self._internal_dict:  # pipelines replace configurations in place
-            state.plans, state.config = (
-                self._states.plans(state, self._internal_dict),
-                self._internal_dict,
-            )
+            state.share_plans(self._states, self._internal_dict)
         key = (start, holds, *options.values())
         traced = state.plans.get(key)
         if traced is None:
@@ -522,7 +522,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
             generator: for the draw of a step that draws noise; None for fastdiff's noise.
             noise: the noise of the step instead of a draw, a number or broadcast to the sample.
         """
-        options, state = options or {}, self._state
+        options, state, given = options or {}, self._state, (model_output, timestep, sample)
         if state.driven is not None:
             more = {"generator": generator, "variance_noise": noise, "return_dict": return_dict}
             return history.step(self, model_output, timestep, sample, **options, **more)
@@ -530,7 +530,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
         slots = slots_out = seed = None
         if index is None:
             traced, call = self._traced_off_grid(state, float(timestep), options), 0
-            if sample.dtype != model_output.dtype:
+            if sample.dtype is not model_output.dtype:
                 sample = self._widened(sample, model_output)
         else:
             first = self._history_start(state, index) if self._has_history else 0
@@ -547,7 +547,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
                 self._refuse_step(*state.values[index : index + 2])
             if self._ignores and self._ignores_sample(state, call):
                 sample = state.given_or_returned(index, sample)
-            if sample.dtype != model_output.dtype:
+            if sample.dtype is not model_output.dtype:
                 sample = self._widened(sample, model_output)
             if self._settled:
                 self._settle(state, call, {name: options[name] for name in self._settled})
@@ -580,10 +580,23 @@ class DropIn(SchedulerMixin, ConfigMixin):
             state.keep_returned(index, x)
         if self._returns_slot_1 and second is None and slots_out is not None:
             second = slots_out[0].to(sample.dtype)
-        if x.dtype != model_output.dtype and self._typed_as_output:
+        if x.dtype is not model_output.dtype and self._typed_as_output:
             x = x.to(model_output.dtype)
-        result = (x,) if second is None else (x, second)
-        return self._output(*result) if return_dict else result
+        values = (x,) if second is None else (x, second)
+        result = self._output(*values) if return_dict else values
+        if (
+            self._own
+            and generator is None
+            and noise is None
+            and index is not None
+            and not (self._ignores or self._returns_slot_1)
+            and x.dtype is given[0].dtype is given[2].dtype
+            and traced.single(call) is not None
+        ):
+            state.following = Following(
+                self, state, traced, index - call, (*given, result), return_dict
+            )
+        return result
 
     def _refuse_step(self, *timesteps: float) -> None:
         """Raises ValueError for a step from the first timestep, whose coefficients are NaN."""

@@ -17,6 +17,7 @@ from torch._compile import _disable_dynamo  # imports Dynamo when it is called, 
 from torch.compiler import is_compiling
 
 from ...whole import whole
+from .repeated import repeating
 
 Generators = torch.Generator | list[torch.Generator] | None
 _STEP = ("model_output", "timestep", "sample")
@@ -44,8 +45,25 @@ def _step(method: Callable[..., Any]) -> Callable[..., Any]:
         # a step finds its row by memory addresses and a table on the host, which graphs cannot hold
         if is_compiling():
             return eager(self, model_output, timestep, sample, *args, **kwargs)
+        if not self._own:  # a user's class may do anything
+            _arguments(self, model_output, timestep, sample)
+            return method(self, model_output, timestep, sample, *args, **kwargs)
+        state = self._states.get()
+        if state.following is not None:
+            following = state.following
+            found = following.step(self, state, model_output, timestep, sample, args, kwargs)
+            if found is not None:
+                return found
+            state.following = None
         _arguments(self, model_output, timestep, sample)
-        return method(self, model_output, timestep, sample, *args, **kwargs)
+        result = method(self, model_output, timestep, sample, *args, **kwargs)
+        following = state.following
+        if following is not None:
+            if not following.confirmed((model_output, timestep, sample, result), args, kwargs):
+                state.following = None
+            elif state.begun is not None:
+                state.begun.share(following)
+        return result
 
     return step
 
@@ -78,6 +96,9 @@ def _scale_model_input(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set_timesteps(method: Callable[..., Any]) -> Callable[..., Any]:
+    repeats = method.__module__.startswith("fastdiff.")  # a user's may read what has no key
+    again = repeating(method) if repeats else method
+
     @functools.wraps(method)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         steps = args[0] if args else kwargs.get("num_inference_steps")
@@ -88,7 +109,7 @@ def _set_timesteps(method: Callable[..., Any]) -> Callable[..., Any]:
                     f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps as"
                     f" an integer from 1 on, got {steps!r}. Pass the number of steps."
                 )
-        return method(self, *args, **kwargs)
+        return (again if repeats and self._own else method)(self, *args, **kwargs)
 
     return set_timesteps
 

@@ -33,6 +33,7 @@ class Flow(Indexed):
     _compatibles: list[str] = []
     _space = "flow"
     _returns_x0 = False
+    _typed_as_output = True
     sigma_min: float
     sigma_max: float
 
@@ -104,7 +105,8 @@ class Flow(Indexed):
 
     def _typed(self, result: Any, model_output: Tensor, return_dict: bool) -> Any:
         """The step's result in the dtype of the network's output, which may not be the state's."""
-        values = tuple(v.to(model_output.dtype) for v in result)
+        dtype = model_output.dtype
+        values = tuple([v if v.dtype is dtype else v.to(dtype) for v in result])
         return self._output(*values) if return_dict else values
 
 

@@ -33,6 +33,7 @@ class FlowMapEulerDiscreteScheduler(Indexed):
     _compatibles: list[str] = []
     _space = "flow"
     _returns_x0 = False
+    _typed_as_output = True
 
     @register_to_config
     def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0):
@@ -141,20 +142,21 @@ class FlowMapEulerDiscreteScheduler(Indexed):
         if count is None:
             count = state.begin_index if state.begin_index is not None else index or 0
         if r_timestep is None:
-            (x,) = self._advance(model_output, timestep, sample, return_dict=False)
-        else:
-            levels = {"level": self._level(state, timestep), "to": self._level(state, r_timestep)}
-            traced = self._traced_off_grid(state, float(timestep), levels)
-            x, _, _ = traced.execute(
-                0,
-                self._widened(sample, model_output),
-                model_output,
-                noise=None,
-                seed=None,
-                slots=None,
-                slots_out=None,
-                with_x0=False,
-            )
+            result = self._advance(model_output, timestep, sample, return_dict=return_dict)
+            state.step_index = count + 1
+            return result
+        levels = {"level": self._level(state, timestep), "to": self._level(state, r_timestep)}
+        traced = self._traced_off_grid(state, float(timestep), levels)
+        x, _, _ = traced.execute(
+            0,
+            self._widened(sample, model_output),
+            model_output,
+            noise=None,
+            seed=None,
+            slots=None,
+            slots_out=None,
+            with_x0=False,
+        )
         state.step_index = count + 1
         x = x.to(model_output.dtype)
         return self._output(x) if return_dict else (x,)

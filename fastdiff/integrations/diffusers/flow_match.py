@@ -86,10 +86,9 @@ class FlowMatchEulerDiscreteScheduler(Shifting):
                 self._per_token(model_output, timestep, sample, per_token_timesteps, generator),
             )
             return self._output(*result) if return_dict else result
-        result = self._advance(
-            model_output, timestep, sample, generator=generator, return_dict=False
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
         )
-        return self._typed(result, model_output, return_dict)
 
     def _per_token(
         self,
@@ -207,10 +206,14 @@ class FlowMatchHeunDiscreteScheduler(Flow):
         """The next state from the network's output at one of the timesteps; see diffusers."""
         self._refuse_integer("step", timestep)
         options = {"s_churn": s_churn, "s_tmin": s_tmin, "s_tmax": s_tmax, "s_noise": s_noise}
-        result = self._advance(
-            model_output, timestep, sample, options=options, generator=generator, return_dict=False
+        return self._advance(
+            model_output,
+            timestep,
+            sample,
+            options=options,
+            generator=generator,
+            return_dict=return_dict,
         )
-        return self._typed(result, model_output, return_dict)
 
     def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
         return model_output.dtype
@@ -300,10 +303,9 @@ class FlowMatchLCMScheduler(Shifting):
                 larger = [round(factors[index] * size) for size in state.extra["size"]]
                 result = (self._grown(model_output, timestep, sample, index, larger, generator),)
                 return self._typed(result, model_output, return_dict)
-        result = self._advance(
-            model_output, timestep, sample, generator=generator, return_dict=False
+        return self._advance(
+            model_output, timestep, sample, generator=generator, return_dict=return_dict
         )
-        return self._typed(result, model_output, return_dict)
 
     def _grown(
         self,
@@ -319,10 +321,11 @@ class FlowMatchLCMScheduler(Shifting):
         A step that changes the shape cannot be the row of a plan.
         """
         state = self._state
+        compute = compute_dtype(sample)
         (x0,) = self._advance(
-            model_output,
+            model_output.to(compute),
             timestep,
-            sample.to(compute_dtype(sample)),
+            sample.to(compute),
             options={"grows": True},
             return_dict=False,
         )

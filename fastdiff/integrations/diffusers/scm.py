@@ -129,13 +129,18 @@ class SCMScheduler(Counted):
         state = self._state
         self._require_steps(state)
         known = state.step_index is not None or state.begin_index is not None
-        if known and isinstance(timestep, Tensor) and timestep.numel():
+        if known and isinstance(timestep, Tensor) and timestep.ndim and timestep.numel():
             timestep = timestep.flatten()[0]
         checks.one_timestep(f"{type(self).__name__}.step", timestep)
         seen = torch.promote_types(sample.dtype, model_output.dtype)
         wide = torch.promote_types(seen, torch.get_default_dtype())
+        sample = sample.to(wide)
+        if seen is wide:
+            return self._advance(
+                model_output, timestep, sample, generator=generator, return_dict=return_dict
+            )
         x, x0 = self._advance(
-            model_output, timestep, sample.to(wide), generator=generator, return_dict=False
+            model_output, timestep, sample, generator=generator, return_dict=False
         )
         x0 = x0.to(seen)
         return self._output(x, x0) if return_dict else (x, x0)

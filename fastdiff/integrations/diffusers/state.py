@@ -7,7 +7,7 @@ as a worker thread, uses the state that was made last.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from contextvars import ContextVar
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -24,7 +24,8 @@ from .traced import TracedPlan
 _STALE = -1  # never a scheduler's number of edits
 _MOST_GRIDS = 16  # whose plans are cached by a scheduler
 _MOST_PLANS, _MOST_ROWS = 1024, 2**16  # that are cached of a grid
-_zeros = outside_inference(torch.zeros)  # what is kept may meet autograd later
+# what is kept may meet autograd later
+_zeros, _clone = outside_inference(torch.zeros), outside_inference(torch.clone)
 
 
 def traced_plans() -> Recent[TracedPlan]:
@@ -62,6 +63,9 @@ class State:
         driven: what diffusers' step remembers, where a user asked for it; see `history`.
         last: the plan of the last step, and its call.
         broken: whether a table was edited that the last step's results depend on.
+        following: how to take the next step, if that is like the last one; see `following`.
+        begun: what runs that begin alike share, see `repeated`; None where nothing is known.
+        on_cpu: whether the timesteps are there.
         seed: of fastdiff's noise, None until it is drawn.
         settled: the options that the run's later calls must have, too.
         plans: the traced plans by first index and options.
@@ -92,6 +96,9 @@ class State:
         self.last: tuple[TracedPlan, int] | None = None
         self.history_start: int | None = None
         self.last_index: int | None = None
+        self.following: Any = None
+        self.begun: Any = None
+        self.on_cpu = True
         self.seed: int | None = None
         self.config: Any = None
         self.plans = traced_plans()
@@ -124,14 +131,10 @@ class State:
         """Reads the timesteps, and notes the versions of its tables and of the scheduler's."""
         for name, table in self.tables.items():
             if table.is_inference():  # such tensors count no versions
-                self.tables[name] = outside_inference(table.clone)()
+                self.tables[name] = _clone(table)
         timesteps = self.tables["timesteps"]
         self.values = timesteps.tolist()
-        # the memory of the timesteps, so that `view_index` needs no read of the device
-        self._device, self._address = timesteps.device, timesteps.data_ptr()
-        self._item = timesteps.element_size() * max(timesteps.stride()[0], 0)
-        self._extent = len(self.values) * self._item
-        self._gaps = self._item != timesteps.element_size()
+        self._locate()
         self.edits = edits
         self.watched = tuple(
             t
@@ -139,6 +142,35 @@ class State:
             if isinstance(t, Tensor) and not t.is_inference()
         )
         self.version = sum(t._version for t in self.watched)
+
+    def _locate(self) -> None:
+        """Notes the memory of the timesteps, so that `view_index` needs no read of the device."""
+        timesteps = self.tables["timesteps"]
+        self._device, self._address = timesteps.device, timesteps.data_ptr()
+        self.on_cpu = timesteps.is_cpu
+        self._item = timesteps.element_size() * max(timesteps.stride()[0], 0)
+        self._extent = len(self.values) * self._item
+        self._gaps = self._item != timesteps.element_size()
+
+    def address_of(self, index: int) -> int:
+        """The address of the timestep of an index, for a known shift."""
+        return self._address + (index - self.shift) * self._item  # type: ignore[operator]
+
+    def share_plans(self, states: States, config: Any) -> None:
+        """Takes the traced plans of equal states with this configuration."""
+        self.plans, self.config = states.plans(self, config), config
+
+    def again(self) -> State:
+        """A new state like this one as its run began, with tables of its own."""
+        new = object.__new__(State)
+        new.__dict__.update(self.__dict__)
+        copies = {id(table): _clone(table) for table in self.tables.values()}
+        new.tables = {name: copies[id(table)] for name, table in self.tables.items()}
+        new.watched = tuple([copies.get(id(table), table) for table in self.watched])
+        new.version = sum([table._version for table in new.watched])
+        new.extra, new.settled, new._slots, new._returned = dict(self.extra), {}, [], {}
+        new._locate()
+        return new
 
     def view_index(self, timestep: Tensor) -> int | None:
         """The index of a timestep that is a view into `timesteps`, None for another tensor."""
@@ -193,6 +225,17 @@ class State:
         self._slots = [written, read]
         return read, written
 
+    def next_slots(self) -> tuple[Tensor, Tensor]:
+        """The slots that a step reads and writes after a step of the same plan and kind of state.
+
+        The step before it has checked what `slots` checks.
+        """
+        read, written = self._slots
+        if written.requires_grad:  # a graph may hold it
+            written = torch.zeros_like(written)
+        self._slots = [written, read]
+        return read, written
+
     def keep_slots(self, written: Tensor) -> None:
         """Keeps the slots that a step has written, where it wrote them into a tensor of its own."""
         if written is not self._slots[0]:
@@ -215,8 +258,9 @@ class State:
 
     def __getstate__(self) -> dict[str, Any]:
         # Plans are traced again and addresses found anew; the slots are copied.
-        stale = {"edits": _STALE, "watched": ()}
-        return {**self.__dict__, "plans": traced_plans(), "config": None, "last": None, **stale}
+        none = dict.fromkeys(("config", "last", "following", "begun"))
+        stale = {"edits": _STALE, "watched": (), "plans": traced_plans()}
+        return {**self.__dict__, **none, **stale}
 
 
 class Table:
@@ -270,6 +314,7 @@ class States:
     def __init__(self, first: State):
         self.last = first
         self._plans: tuple[Any, Recent[Recent[TracedPlan]]] = (None, Recent(_MOST_GRIDS))
+        self._begun: Recent[Any] = Recent(_MOST_GRIDS)
         self._context: ContextVar[_Context] = ContextVar("fastdiff.scheduler")
         self._states: WeakKeyDictionary[_Context, State] = WeakKeyDictionary()
 
@@ -282,6 +327,14 @@ class States:
         context = _Context(state)
         self._states[context] = self.last = state
         self._context.set(context)
+
+    def begun(self, key: Hashable) -> Any:
+        """What `keep` keeps under this key, see `repeated`; None without."""
+        return self._begun.get(key)
+
+    def keep(self, key: Hashable, begun: Any) -> None:
+        """Keeps how a run begins."""
+        self._begun.put(key, begun)
 
     def plans(self, state: State, config: Any) -> Recent[TracedPlan]:
         """The traced plans of a state, which equal states with this configuration share."""

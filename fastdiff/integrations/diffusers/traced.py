@@ -9,13 +9,14 @@ has checked such a call before and only launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from ...grad_mode import outside_inference
 from ...ops import reverse_step
@@ -26,18 +27,10 @@ from ...sampling.stepper import draws_noise
 from ...solvers import Plan
 from ...table import INDEX, OPERANDS, SLOTS, columns
 
-_MOVING = (
-    "x_t",
-    "model_output",
-    "row",
-    "slots",
-    "noise",
-    "seed",
-    "out",
-    "slots_out",
-    "x0_out",
-)
-"""The arguments of a row that change from step to step, in the order in which they are passed."""
+_MOVING = ("x_t", "model_output", "noise", "seed")
+_OWN = ("row", "slots", "slots_out", "out", "x0_out")
+"""The arguments of a row that change from step to step, in the order in which they are passed; the
+second ones are made here to fit the state."""
 
 _SLOTS = range(1, SLOTS + 1)
 _FIRST_OF_SLOTS = INDEX["s1.x"]  # the columns from it on write slots
@@ -87,6 +80,12 @@ class TracedPlan:
         self.undefined = frozenset(
             number for number, call in enumerate(self.calls) if undefined[call.rows].any()
         )
+        self._single = [
+            rows[0]
+            if len(rows) == 1 and self._network[rows[0]] and k not in self.undefined
+            else None
+            for k, (rows, _) in enumerate(self.calls)
+        ]
         # by device: the steps of rows without and with a network call
         self._steps: dict[torch.device, tuple[BoundStep, BoundStep]] = {}
         # The batch and device of the latest step, and what `_prepare` returned for them. It is
@@ -100,6 +99,23 @@ class TracedPlan:
     def continues(self, call: int) -> bool:
         """Whether a call, or a later one, reads slots that were written before it."""
         return not self.plan.enterable(self.calls[call].rows[0])
+
+    def single(self, call: int) -> int | None:
+        """The row of a call that has one row; None for other calls, and after the last one."""
+        return self._single[call] if call < len(self._single) else None
+
+    def launch_like(
+        self, x: Tensor, output: Tensor, *, with_x0: bool
+    ) -> tuple[tuple[Tensor, ...], Callable[[Sequence[Any]], None] | None]:
+        """What launches a row with a network call for tensors like these, and the rows' numbers.
+
+        It takes the values that `execute` passes to a bound step, without noise, and checks none of
+        them. None where each call must be checked.
+        """
+        _, _, rows, steps = self._ready
+        slots = x if self.slots else None  # whether there are any is all that counts
+        values = (x, output, None, 0, rows[0], slots, slots, x, x if with_x0 else None)
+        return rows, steps[True].launch_of(values)
 
     def execute(
         self,
@@ -153,7 +169,9 @@ class TracedPlan:
                 if with_x0 and calls:
                     x0 = torch.empty_like(x_s)
                 step = steps[calls]
-                step(x, row_output, rows[row], slots, row_noise, row_seed, x_s, slots_out, x0)
+                step(x, row_output, row_noise, row_seed, rows[row], slots, slots_out, x_s, x0)
+                if slots_out is not None:  # the others are new
+                    increment_version(slots_out)
                 x = x_s
             if slots is not None:
                 slots = slots_out  # a second row continues from the first one's slots
@@ -167,7 +185,9 @@ class TracedPlan:
         rows = numbers[:, None].expand(-1, x.shape[0]).contiguous().unbind()
         if device not in self._steps:
             fixed = StepArguments(x, None, self.table(device), rows[0])
-            without, with_call = (fixed._replace(used=used).bind(*_MOVING) for used in self._used)
+            without, with_call = (
+                fixed._replace(used=used).bind(*_MOVING, own=_OWN) for used in self._used
+            )
             self._steps[device] = without, with_call
         steps = self._steps[device]
         self._ready = x.shape[0], device, rows, steps
