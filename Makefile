@@ -1,5 +1,5 @@
 # Each target does the set-up that it needs; a second run repeats none of it.
-#   make demo | test | fuzz | bench | report | gpu-compile | gpu-test | gpu-report | lint | doctor | setup | clean
+#   make demo | test | test-quick | fuzz | bench | report | gpu-compile | gpu-test | gpu-report | lint | doctor | setup | clean
 #   VENV=1             creates an environment (.venv) even if python3 has torch
 #   PYTHON=<path>      the interpreter to start from
 #   TORCH="<pip arguments>"   the torch to install in .venv (set-up says when that matters)
@@ -13,13 +13,17 @@ check = sh scripts/run -c 'import $(1)' 2>/dev/null || { echo 'make lint: $(1) i
 # tests run on up to four cores if pytest-xdist is installed
 cores = `sh scripts/run -c 'import xdist' 2>/dev/null && printf '%s' '-n auto --maxprocesses 4 --dist loadgroup'`
 
-.PHONY: demo test fuzz bench report gpu-compile gpu-test gpu-report lint doctor setup setup-test clean
+.PHONY: demo test test-quick fuzz bench report gpu-compile gpu-test gpu-report lint doctor setup setup-test clean
 
 demo: setup
 	@sh scripts/run -m fastdiff sample --out out/demo --num 256 --steps 25 --seed 0
 
 test: lint
 	@sh scripts/run -m pytest --durations=10 $(call cores) tests
+
+# while editing: the first case of each test for 80 seconds, those near the changed files first
+test-quick: setup-test
+	@sh scripts/run -m pytest -q --seconds $(or $(SECONDS),80) $(call cores) tests
 
 # drawn calls, samplers, model folders and damaged datasets: 20 minutes on 2 cores. SEED=<n> (0) draws others; JOBS=<n>
 # processes (2); MINUTES=<n> stops earlier; CAMPAIGNS="ops samplers" runs some of them

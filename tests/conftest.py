@@ -17,7 +17,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import device  # noqa: E402
 import pytest  # noqa: E402
+import quick  # noqa: E402
 from emulation import emulated_library  # noqa: E402
+from quick import (  # noqa: E402, F401  # hooks
+    pytest_addoption,
+    pytest_runtest_protocol,
+    pytest_terminal_summary,
+)
 
 import fastdiff  # noqa: E402
 from fastdiff.backend import choice, library  # noqa: E402
@@ -37,7 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    quick.choose(config, items)
     named = next((item.nodeid for item in items if " at 0x" in item.nodeid), None)
     if named:  # processes that share the tests must agree on their names
         raise pytest.UsageError(f"expected names of tests without addresses, got {named}.")
