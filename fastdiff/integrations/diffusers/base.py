@@ -261,6 +261,10 @@ class DropIn(SchedulerMixin, ConfigMixin):
         """
         return False
 
+    def _counted(self, state: State, index: int) -> int:
+        """diffusers' counter after the step of an index."""
+        return index + 1
+
     def _always_draws(self, index: int, options: Mapping[str, Any]) -> bool:
         """Whether diffusers draws at this index even where the noise is multiplied by zero."""
         return False
@@ -552,7 +556,8 @@ class DropIn(SchedulerMixin, ConfigMixin):
             if self._settled:
                 self._settle(state, call, {name: options[name] for name in self._settled})
             slots, slots_out = state.slots(index, sample, traced, call)
-            state.last_index, state.step_index, state.last = index, index + 1, (traced, call)
+            state.last_index, state.last = index, (traced, call)
+            state.step_index = self._counted(state, index)
         if self._returns_slot_1:
             shape = (1, *sample.shape)
             slots_out = torch.empty(shape, dtype=compute_dtype(sample), device=sample.device)

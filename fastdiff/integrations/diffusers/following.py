@@ -167,7 +167,8 @@ class Following:
             slots, slots_out = (
                 state.slots(index, sample, traced, call) if last is None else state.next_slots()
             )
-        state.last_index, state.step_index, state.last = index, index + 1, (traced, call)
+        state.last_index, state.last = index, (traced, call)
+        state.step_index = scheduler._counted(state, index)
         x = torch.empty_like(sample, memory_format=torch.contiguous_format)
         x0 = torch.empty_like(x) if self.with_x0 else None
         seed = scheduler._seed(state) if traced.calls[call].draws else 0

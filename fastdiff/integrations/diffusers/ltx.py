@@ -125,6 +125,9 @@ class LTXEulerAncestralRFScheduler(Indexed):
     def _drawn_dtype(self, model_output: Tensor, sample: Tensor) -> torch.dtype:
         return tables.FLOAT
 
+    def _counted(self, state: State, index: int) -> int:
+        return min(index + 1, len(state.times) - 1)  # it stays at the last level
+
     def step(
         self,
         model_output: Tensor,
@@ -137,10 +140,6 @@ class LTXEulerAncestralRFScheduler(Indexed):
         self._refuse_integer("step", timestep)
         state = self._state
         self._require_steps(state)
-        result = self._advance(
+        return self._advance(
             model_output, timestep, sample, generator=generator, return_dict=return_dict
         )
-        # diffusers' counter stays at the last level
-        assert state.step_index is not None
-        state.step_index = min(state.step_index, len(state.times) - 1)
-        return result
