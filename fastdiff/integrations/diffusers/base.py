@@ -128,6 +128,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
     # whether a sample of less precision than the output is computed in the output's dtype
     _widens = True
 
+    _never_draws_more = True  # whether `_always_draws` is always false
     _own = False  # whether it is one of fastdiff's classes and not a user's
 
     _of_batch = False  # whether steps take a tensor of timesteps, one for each sample
@@ -148,6 +149,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
         super().__init_subclass__(**kwargs)
         checks.checked(cls)
         cls._own = False
+        cls._never_draws_more = cls._always_draws is DropIn._always_draws
         if not cls.__name__.endswith("Scheduler"):
             return
         if drop_in and cls.__module__.split(".")[0] == "fastdiff":
@@ -591,15 +593,15 @@ class DropIn(SchedulerMixin, ConfigMixin):
         result = self._output(*values) if return_dict else values
         if (
             self._own
-            and generator is None
             and noise is None
+            and (generator is None or self._never_draws_more)
             and index is not None
             and not (self._ignores or self._returns_slot_1)
             and x.dtype is given[0].dtype is given[2].dtype
             and traced.single(call) is not None
         ):
             state.following = Following(
-                self, state, traced, index - call, (*given, result), return_dict
+                self, state, traced, index - call, (*given, result), return_dict, generator is None
             )
         return result
 

@@ -22,7 +22,7 @@ from ...ops import common
 from .state import State
 from .traced import TracedPlan
 
-_SIMPLE = frozenset({bool, int, float, str, type(None)})
+_SIMPLE = frozenset({bool, int, float, str, type(None), torch.Generator})
 _MISSING = object()
 
 
@@ -51,6 +51,7 @@ class Following:
         "output_shape",
         "plans",
         "rows",
+        "seeded",
         "settled",
         "shape",
         "shift",
@@ -70,10 +71,15 @@ class Following:
         first: int,
         given: tuple[Any, ...],
         return_dict: bool,
+        seeded: bool,
     ):
-        """After a step of a plan that begins with the timestep of index `first`."""
+        """After a step of a plan that begins with the timestep of index `first`.
+
+        seeded: whether it had no generator, so that steps that draw have fastdiff's noise.
+        """
         output, _, sample, _ = self.given = given
         self.traced, self.first, self.shift = traced, first, state.shift
+        self.seeded = seeded
         self.begin, self.plans = state.begin_index, state.plans
         self.has_history, self.settled = scheduler._has_history, state.settled
         self.dtype, self.shape, self.output_shape = sample.dtype, sample.shape, output.shape
@@ -112,8 +118,10 @@ class Following:
         index = 0 if last is None else last + 1
         call = index - self.first
         row = traced.single(call) if call >= 0 else None
+        draws = row is not None and traced.calls[call].draws
         if (
             row is None
+            or (draws and not self.seeded)
             or timestep.__class__ is not Tensor
             or output.__class__ is not Tensor
             or sample.__class__ is not Tensor
@@ -171,7 +179,7 @@ class Following:
         state.step_index = scheduler._counted(state, index)
         x = torch.empty_like(sample, memory_format=torch.contiguous_format)
         x0 = torch.empty_like(x) if self.with_x0 else None
-        seed = scheduler._seed(state) if traced.calls[call].draws else 0
+        seed = scheduler._seed(state) if draws else 0
         self.launch((sample, output, None, seed, self.rows[row], slots, slots_out, x, x0))
         if slots_out is not None:
             increment_version(slots_out)

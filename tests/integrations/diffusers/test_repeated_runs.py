@@ -36,21 +36,25 @@ def whole_way(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def two_runs(row: Row) -> list[Any]:
-    """What the steps of two runs of one scheduler return, without a generator."""
+def two_runs(row: Row, generator: bool) -> list[Any]:
+    """What the steps of two runs of one scheduler return."""
     drive = Drive(row, True)
-    drive.generator = None
+    if not generator:
+        drive.generator = None
     for seed in (3, 4):
         torch.manual_seed(seed)
         drive.loop(drive.begin())
     return drive.seen
 
 
+@pytest.mark.parametrize("generator", [True, False])
 @pytest.mark.parametrize("name", BY_ID)
-def test_shortcuts_change_no_bit(name: str, request: pytest.FixtureRequest) -> None:
-    got = two_runs(BY_ID[name])
+def test_shortcuts_change_no_bit(
+    name: str, generator: bool, request: pytest.FixtureRequest
+) -> None:
+    got = two_runs(BY_ID[name], generator)
     request.getfixturevalue("whole_way")
-    expected = two_runs(BY_ID[name])
+    expected = two_runs(BY_ID[name], generator)
     assert len(got) == len(expected) > 0
     for mine, theirs in zip(got, expected, strict=True):
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
@@ -86,6 +90,26 @@ def test_a_repeated_run_calls_few_functions(name: str) -> None:
         out = drive.output(x, t)
         x = counted(lambda out=out, t=t, x=x: drive.scheduler.step(out, t, x, **options))[0]
     assert calls / len(timesteps) <= OF_STEP
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+)
+def test_a_generator_that_no_step_uses_costs_nothing(name: str) -> None:
+    scheduler = getattr(fastdiff, name)()
+    start = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    results, most = [], 0
+    for generator in (None, torch.Generator().manual_seed(5)):
+        for _ in range(2):
+            scheduler.set_timesteps(8)
+            x, taken = start, []
+            for t in scheduler.timesteps:
+                taken.append(scheduler._states.get().following)
+                x = scheduler.step(0.5 * x, t, x, generator=generator, return_dict=False)[0]
+            most = len({id(f) for f in taken if f is not None})
+            results.append(x)
+    assert most == 1, "all steps of the last run were taken one way"
+    assert all(torch.equal(x, results[0]) for x in results)
 
 
 def run(scheduler: Any, x: Tensor, at: int, change: Callable[..., Any] | None) -> list[Tensor]:
