@@ -116,6 +116,11 @@ EVIDENCE = 1e-12
 # up to 1e4, relative.
 BOUND = 1e-10
 
+# A numbered line of docs/theory in float64, relative to its largest value: sums of up to 2,001 terms
+# of some roundings each. Limits: sums of up to 65,536 terms, extrapolated, and an integrated flow.
+DERIVATION = 1e-12
+DERIVATION_LIMIT = 1e-10
+
 # A float32 convolution by Winograd's algorithm against float64, relative to the output's deviation:
 # roundings of sums over channels grow with their square root, and the transforms double them
 # (measured: 2e-5 at 512 channels).
