@@ -116,8 +116,9 @@ EVIDENCE = 1e-12
 # up to 1e4, relative.
 BOUND = 1e-10
 
-# A numbered line of docs/theory in float64, relative to its largest value: sums of up to 2,001 terms
-# of some roundings each. Limits: sums of up to 65,536 terms, extrapolated, and an integrated flow.
+# A numbered line of docs/theory in float64, relative to its largest value: sums of up to 2,001
+# terms of some roundings each. Limits: sums of up to 65,536 terms, extrapolated, and an integrated
+# flow.
 DERIVATION = 1e-12
 DERIVATION_LIMIT = 1e-10
 

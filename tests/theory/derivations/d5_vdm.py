@@ -137,6 +137,21 @@ def the_last_step() -> Sides:
 
 @line(
     "5.8",
+    "ELBO = E[log p(x_0|x_1)] − E_{q(x_{T−1}|x_0)}[D_KL(q(x_T|x_{T−1})‖p(x_T))]"
+    " + Σ_{t=1}^{T−1} E_{q(x_{t−1}, x_t, x_{t+1}|x_0)}[log p(x_t|x_{t+1}) − log q(x_t|x_{t−1})]",
+    "(5.5) in the mean, with (5.6) and (5.7): the form with two random variables",
+)
+def bound_of_log_ratios() -> Sides:
+    latents = (1, 2, 3)
+    last = (AT_TIME[2] * (Q[3] * (log(Q[3]) - log(P_END))).sum(3, keepdims=True)).sum(latents)
+    first = (kept(PATHS, 1, 2) * (log(P[2]) - log(Q[1]))).sum(latents)
+    second = (PATHS * (log(P[3]) - log(Q[2]))).sum(latents)
+    reconstruction = (AT_TIME[1] * log(P[1])).sum(latents)
+    return under_q(log(JOINT) - log(PATHS)), reconstruction - last + (first + second)
+
+
+@line(
+    "5.9",
     "q(x_t|x_{t−1}) = q(x_t|x_{t−1}, x_0)",
     "the Markov property: given x_{t−1}, x_0 says nothing more about x_t."
     " This is why x_0 may be added to the condition, at no cost",
@@ -151,7 +166,7 @@ def markov_property() -> Sides:
 
 
 @line(
-    "5.9",
+    "5.10",
     "q(x_t|x_{t−1}, x_0) = q(x_{t−1}|x_t, x_0) q(x_t|x_0)/q(x_{t−1}|x_0)",
     "Bayes' rule, with x_0 in every condition: now all factors are known",
 )
@@ -161,7 +176,7 @@ def bayes() -> Sides:
 
 
 @line(
-    "5.10",
+    "5.11",
     "q(x_{t−1}|x_t) = E_{q(x_0|x_t)}[q(x_{t−1}|x_t, x_0)]",
     "without x_0 the reverse step needs the law of the data: it is what p(x_{t−1}|x_t) learns",
 )
@@ -173,7 +188,7 @@ def without_the_data() -> Sides:
 
 
 @line(
-    "5.11",
+    "5.12",
     "Σ_{t=2}^T [log q(x_t|x_0) − log q(x_{t−1}|x_0)] = log q(x_T|x_0) − log q(x_1|x_0)",
     "a telescoping sum: all but the ends cancel",
 )
@@ -183,10 +198,10 @@ def telescoping() -> Sides:
 
 
 @line(
-    "5.12",
+    "5.13",
     "log p(x_{0:T}) − log q(x_{1:T}|x_0) = log p(x_0|x_1) + [log p(x_T) − log q(x_T|x_0)]"
     " + Σ_{t=2}^T [log p(x_{t−1}|x_t) − log q(x_{t−1}|x_t, x_0)]",
-    "(5.8) and (5.9) in the steps t ≥ 2, then (5.11); q(x_1|x_0) cancels",
+    "(5.9) and (5.10) in the steps t ≥ 2, then (5.12); q(x_1|x_0) cancels",
 )
 def one_neighbour() -> Sides:
     ends = log(P[1]) + (log(P_END) - log(AT_TIME[3]))
@@ -195,10 +210,10 @@ def one_neighbour() -> Sides:
 
 
 @line(
-    "5.13",
+    "5.14",
     "ELBO = E[log p(x_0|x_1)] − D_KL(q(x_T|x_0)‖p(x_T))"
     " − Σ_{t=2}^T E_{q(x_t|x_0)}[D_KL(q(x_{t−1}|x_t, x_0)‖p(x_{t−1}|x_t))]",
-    "(5.12) in the mean, first over x_{t−1} given x_t",
+    "(5.13) in the mean, first over x_{t−1} given x_t",
 )
 def bound_of_divergences() -> Sides:
     latents = (1, 2, 3)
@@ -210,9 +225,9 @@ def bound_of_divergences() -> Sides:
 
 
 @line(
-    "5.14",
+    "5.15",
     "q(x_s|x_t, x_0) = N(x_t; α_{t|s} x_s, σ_{t|s}²) N(x_s; α_s x_0, σ_s²)/N(x_t; α_t x_0, σ_t²)",
-    "(5.9) for s in place of t − 1; the denominator is (5.3)",
+    "(5.10) for s in place of t − 1; the denominator is (5.3)",
 )
 def posterior_by_bayes() -> Sides:
     at = column(MQ)  # the posterior is compared at three points around its mean
@@ -229,16 +244,16 @@ def posterior_by_bayes() -> Sides:
 
 
 @line(
-    "5.15",
+    "5.16",
     "α_{t|s}²/σ_{t|s}² + 1/σ_s² = σ_t²/(σ_{t|s}² σ_s²)",
-    "the factor of x_s² in −2 log of (5.14), by (5.2). It is 1/σ_q²",
+    "the factor of x_s² in −2 log of (5.15), by (5.2). It is 1/σ_q²",
 )
 def factor_of_the_square() -> Sides:
     return ATS**2 / VTS + 1 / SS**2, ST**2 / (VTS * SS**2)
 
 
 @line(
-    "5.16",
+    "5.17",
     "α_{t|s} x_t/σ_{t|s}² + α_s x_0/σ_s² = μ_q/σ_q² for μ_q = (α_{t|s} σ_s² x_t"
     " + α_s σ_{t|s}² x_0)/σ_t²",
     "the factor of −2 x_s",
@@ -249,7 +264,7 @@ def factor_of_the_line() -> Sides:
 
 
 @line(
-    "5.17",
+    "5.18",
     "x_t²/σ_{t|s}² + α_s² x_0²/σ_s² − (x_t − α_t x_0)²/σ_t² = μ_q²/σ_q²",
     "what is left without x_s: the square is complete",
 )
@@ -258,9 +273,9 @@ def the_rest() -> Sides:
 
 
 @line(
-    "5.18",
+    "5.19",
     "q(x_s|x_t, x_0) = N(x_s; μ_q, σ_q²) for σ_q² = σ_{t|s}² σ_s²/σ_t²",
-    "(5.15) to (5.17) in the exponent of (5.14), and σ_{t|s}² σ_s²/σ_t² before it",
+    "(5.16) to (5.18) in the exponent of (5.15), and σ_{t|s}² σ_s²/σ_t² before it",
 )
 def posterior() -> Sides:
     forward = log_normal(XT, ATS * XS, VTS) + log_normal(XS, AS * X0, SS**2)
@@ -268,7 +283,7 @@ def posterior() -> Sides:
 
 
 @line(
-    "5.19",
+    "5.20",
     "D_KL(N(μ_q, σ_q²)‖N(μ_θ, σ_q²)) = (μ_q − μ_θ)²/(2σ_q²)",
     "(1.14) with equal variances",
 )
@@ -280,7 +295,7 @@ def equal_variances() -> Sides:
 
 
 @line(
-    "5.20",
+    "5.21",
     "μ_q − μ_θ = (α_s σ_{t|s}²/σ_t²) (x_0 − x̂_0)",
     "μ_θ is μ_q with the prediction x̂_0: x_t cancels",
 )
@@ -290,47 +305,47 @@ def difference_of_means() -> Sides:
 
 
 @line(
-    "5.21",
+    "5.22",
     "α_s² σ_{t|s}⁴/(2σ_q² σ_t⁴) = ½ (SNR_s − SNR_t) for SNR_t = α_t²/σ_t²",
-    "σ_q² of (5.18), then σ_{t|s}² of (5.2)",
+    "σ_q² of (5.19), then σ_{t|s}² of (5.2)",
 )
 def weight_of_the_data() -> Sides:
     return AS**2 * VTS**2 / (2 * SQ * ST**4), 0.5 * (SNR_S - SNR_T)
 
 
-@line("5.22", "D_KL = ½ (SNR_s − SNR_t) (x_0 − x̂_0)²", "(5.20) and (5.21) in (5.19)")
+@line("5.23", "D_KL = ½ (SNR_s − SNR_t) (x_0 − x̂_0)²", "(5.21) and (5.22) in (5.20)")
 def objective_of_the_data() -> Sides:
     model = (ATS * SS**2 * XT + AS * VTS * X0_HAT) / ST**2
     return (MQ - model) ** 2 / (2 * SQ), 0.5 * (SNR_S - SNR_T) * (X0 - X0_HAT) ** 2
 
 
-@line("5.23", "x_0 − x̂_0 = −(σ_t/α_t) (ε − ε̂)", "x_0 = (x_t − σ_t ε)/α_t, and the same for x̂_0")
+@line("5.24", "x_0 − x̂_0 = −(σ_t/α_t) (ε − ε̂)", "x_0 = (x_t − σ_t ε)/α_t, and the same for x̂_0")
 def error_of_the_noise() -> Sides:
     got = prediction.convert("epsilon", "x0", EPS_HAT, XT, AT, ST)
     return X0 - got, -(ST / AT) * (EPS - EPS_HAT)
 
 
-@line("5.24", "D_KL = ½ (SNR_s/SNR_t − 1) (ε − ε̂)²", "(5.23) in (5.22): (σ_t/α_t)² = 1/SNR_t")
+@line("5.25", "D_KL = ½ (SNR_s/SNR_t − 1) (ε − ε̂)²", "(5.24) in (5.23): (σ_t/α_t)² = 1/SNR_t")
 def objective_of_the_noise() -> Sides:
     left = 0.5 * (SNR_S - SNR_T) * (X0 - X0_HAT) ** 2
     return left, 0.5 * (SNR_S / SNR_T - 1) * (EPS - EPS_HAT) ** 2
 
 
-@line("5.25", "ε − ε̂ = −σ_t (s − ŝ)", "s = ∇ log q(x_t|x_0) = −(x_t − α_t x_0)/σ_t² = −ε/σ_t")
+@line("5.26", "ε − ε̂ = −σ_t (s − ŝ)", "s = ∇ log q(x_t|x_0) = −(x_t − α_t x_0)/σ_t² = −ε/σ_t")
 def error_of_the_score() -> Sides:
     got = prediction.convert("score", "epsilon", SCORE_HAT, XT, AT, ST)
     exact = slope(lambda x: log_normal(x, AT * X0, ST**2), XT)
     return EPS - got, -ST * (exact - SCORE_HAT)
 
 
-@line("5.26", "D_KL = ½ σ_t² (SNR_s/SNR_t − 1) (s − ŝ)²", "(5.25) in (5.24)")
+@line("5.27", "D_KL = ½ σ_t² (SNR_s/SNR_t − 1) (s − ŝ)²", "(5.26) in (5.25)")
 def objective_of_the_score() -> Sides:
     left = 0.5 * (SNR_S / SNR_T - 1) * (EPS - EPS_HAT) ** 2
     return left, 0.5 * ST**2 * (SNR_S / SNR_T - 1) * (SCORE - SCORE_HAT) ** 2
 
 
 @line(
-    "5.27",
+    "5.28",
     "x_0 − x̂_0 = −σ_t (v − v̂) for v = α_t ε − σ_t x_0",
     "α_t x_t − σ_t v = (α_t² + σ_t²) x_0, and α_t² + σ_t² = 1 for VP",
 )
@@ -340,15 +355,15 @@ def error_of_v() -> Sides:
 
 
 @line(
-    "5.28",
+    "5.29",
     "μ_q = x_t/α_{t|s} − (σ_{t|s}²/(α_{t|s} σ_t)) ε",
-    "x_0 = (x_t − σ_t ε)/α_t in μ_q of (5.16): the mean of DDPM",
+    "x_0 = (x_t − σ_t ε)/α_t in μ_q of (5.17): the mean of DDPM",
 )
 def mean_by_the_noise() -> Sides:
     return MQ, XT / ATS - VTS / (ATS * ST) * EPS
 
 
-@line("5.29", "μ_q = x_t/α_{t|s} + (σ_{t|s}²/α_{t|s}) s", "ε = −σ_t s: the mean by the score")
+@line("5.30", "μ_q = x_t/α_{t|s} + (σ_{t|s}²/α_{t|s}) s", "ε = −σ_t s: the mean by the score")
 def mean_by_the_score() -> Sides:
     return MQ, XT / ATS + VTS / ATS * SCORE
 
@@ -361,7 +376,7 @@ MEAN = over_grid(GIVEN * GRID) / over_grid(GIVEN)  # E[x_0|x_t]
 
 
 @line(
-    "5.30",
+    "5.31",
     "∇ log p(x_t) = ∫ ∇q(x_t|x_0) p(x_0) dx_0/p(x_t)",
     "p(x_t) = ∫ q(x_t|x_0) p(x_0) dx_0, and the derivative of a logarithm",
 )
@@ -372,7 +387,7 @@ def score_as_an_integral() -> Sides:
 
 
 @line(
-    "5.31",
+    "5.32",
     "∇q(x_t|x_0) = −((x_t − α_t x_0)/σ_t²) q(x_t|x_0)",
     "the derivative of a normal density",
 )
@@ -382,29 +397,29 @@ def slope_of_a_normal() -> Sides:
 
 
 @line(
-    "5.32",
+    "5.33",
     "∇ log p(x_t) = −(x_t − α_t E[x_0|x_t])/σ_t²",
-    "(5.31) in (5.30): q(x_t|x_0) p(x_0)/p(x_t) is the law of x_0 given x_t",
+    "(5.32) in (5.31): q(x_t|x_0) p(x_0)/p(x_t) is the law of x_0 given x_t",
 )
 def score_by_the_mean() -> Sides:
     return DATA.score(XT, AT, ST), -(XT - AT * MEAN) / ST**2
 
 
-@line("5.33", "E[x_0|x_t] = (x_t + σ_t² ∇ log p(x_t))/α_t", "(5.32) for the mean: Tweedie")
+@line("5.34", "E[x_0|x_t] = (x_t + σ_t² ∇ log p(x_t))/α_t", "(5.33) for the mean: Tweedie")
 def tweedie() -> Sides:
     return MEAN, (XT + ST**2 * DATA.score(XT, AT, ST)) / AT
 
 
-@line("5.34", "E[ε|x_t] = −σ_t ∇ log p(x_t)", "ε = (x_t − α_t x_0)/σ_t in the mean given x_t")
+@line("5.35", "E[ε|x_t] = −σ_t ∇ log p(x_t)", "ε = (x_t − α_t x_0)/σ_t in the mean given x_t")
 def noise_by_the_score() -> Sides:
     noise = (column(XT) - column(AT) * GRID) / column(ST)
     return over_grid(GIVEN * noise) / over_grid(GIVEN), -ST * DATA.score(XT, AT, ST)
 
 
 @line(
-    "5.35",
+    "5.36",
     "E[(x_0 − x̂_0)²] = E[(x_0 − E[x_0|x_t])²] + E[(E[x_0|x_t] − x̂_0)²]",
-    "the mixed term is 0 given x_t: the best prediction is the mean of (5.33)",
+    "the mixed term is 0 given x_t: the best prediction is the mean of (5.34)",
 )
 def best_prediction() -> Sides:
     law, guess = GIVEN / column(over_grid(GIVEN)), np.array([0.1, 0.2, -0.3])
@@ -455,7 +470,7 @@ def limit(f: object, start: int = 512, order: int = 8) -> float:
 
 
 @line(
-    "5.36",
+    "5.37",
     "lim_{T→∞} Σ_t ½ (SNR_s − SNR_t) E[(x_0 − x̂_0)²] = −½ ∫ SNR′(t) E[(x_0 − x̂_0)²] dt",
     "s = t − 1/T: a sum of differences becomes an integral",
     tolerance=DERIVATION_LIMIT,
@@ -470,9 +485,9 @@ def continuous_time() -> Sides:
 
 
 @line(
-    "5.37",
+    "5.38",
     "−½ SNR′(t) E[(x_0 − x̂_0)²] = ½ γ′(t) E[(ε − ε̂)²] for γ = −log SNR",
-    "SNR′ = −γ′ SNR, and (5.23)",
+    "SNR′ = −γ′ SNR, and (5.24)",
 )
 def in_terms_of_gamma() -> Sides:
     t = np.array([0.1, 0.5, 0.9])
@@ -481,7 +496,7 @@ def in_terms_of_gamma() -> Sides:
 
 
 @line(
-    "5.38",
+    "5.39",
     "½ ∫ γ′(t) E[(ε − ε̂)²] dt = ½ ∫_{γ(0)}^{γ(1)} E[(ε − ε̂)²] dγ",
     "the error depends on t through γ only: the path between the ends has no influence",
 )
@@ -497,7 +512,7 @@ def only_the_ends() -> Sides:
 
 
 @line(
-    "5.39",
+    "5.40",
     "½ ∫_{γ(0)}^{γ(1)} E[(ε − ε̂)²] dγ = ½ log(1 + v e^{−γ(0)}) − ½ log(1 + v e^{−γ(1)})",
     "data N(0, v), whose best ε̂ has the error v/(v + e^γ): the information that x at t = 0 has"
     " about x_0, minus that at t = 1",

@@ -139,7 +139,7 @@ STEP_SCORE = -(GRID - A[1] * GRID[:, None]) / SIG[1] ** 2  # ∇ log q(x_t|x_0),
 @line(
     "6.7",
     "E_{p(x_t)}[s_θ ∇ log p(x_t)] = E_{p(x_0) q(x_t|x_0)}[s_θ ∇ log q(x_t|x_0)]",
-    "(5.30): ∇p(x_t) is the mean of ∇q(x_t|x_0)",
+    "(5.31): ∇p(x_t) is the mean of ∇q(x_t|x_0)",
 )
 def mixed_terms() -> Sides:
     left = over_grid(NOISED * network(GRID) * NOISED_SCORE)
@@ -193,7 +193,7 @@ def noise_of_a_step() -> Sides:
 @line(
     "6.13",
     "½ g² ‖s − ŝ‖² = −½ (log SNR)′ ‖ε − ε̂‖²",
-    "(6.11) and s = −ε/σ: score matching with λ = g² is the bound of (5.37)",
+    "(6.11) and s = −ε/σ: score matching with λ = g² is the bound of (5.38)",
 )
 def weight_of_the_bound() -> Sides:
     eps, eps_hat = np.array([0.3, -1.1, 0.8]), np.array([0.1, -0.4, 1.0])
@@ -235,7 +235,7 @@ def reverse_process() -> Sides:
 @line(
     "6.17",
     "f x_t − ½ g² ∇ log p_t = α′ E[x_0|x_t] + σ′ E[ε|x_t]",
-    "(5.33), (5.34), (6.9) and (6.10): the flow is the mean velocity of the lines α x_0 + σ ε",
+    "(5.34), (5.35), (6.9) and (6.10): the flow is the mean velocity of the lines α x_0 + σ ε",
 )
 def velocity() -> Sides:
     x0, eps = (X + SIG**2 * SCORE) / A, -SIG * SCORE

@@ -77,7 +77,7 @@ def gradient_of_a_classifier() -> Sides:
 @line(
     "8.5",
     "E[x_0|x_t, y] − E[x_0|x_t] = (σ_t²/α_t) ∇ log p(y|x_t)",
-    "(5.33) with and without y, and (8.2)",
+    "(5.34) with and without y, and (8.2)",
 )
 def move_of_the_data() -> Sides:
     return to("x0", GIVEN) - to("x0", FREE), SIG**2 / A * CLASS
@@ -86,7 +86,7 @@ def move_of_the_data() -> Sides:
 @line(
     "8.6",
     "E[ε|x_t, y] − E[ε|x_t] = −σ_t ∇ log p(y|x_t)",
-    "(5.34) with and without y, and (8.2)",
+    "(5.35) with and without y, and (8.2)",
 )
 def move_of_the_noise() -> Sides:
     return to("epsilon", GIVEN) - to("epsilon", FREE), -SIG * CLASS

@@ -27,8 +27,9 @@ def between(f: Callable[[Array], Array], start: Any, end: Any) -> Array:
 
     f gets arrays of start's shape and one more axis.
     """
-    start, half = np.asarray(start)[..., None], 0.5 * (np.asarray(end) - start.T.T)[..., None]
-    return (f(start + half * (1 + _NODES)) * _WEIGHTS * half).sum(-1)
+    low, high = np.asarray(start)[..., None], np.asarray(end)[..., None]
+    half = 0.5 * (high - low)
+    return (f(low + half * (1 + _NODES)) * _WEIGHTS * half).sum(-1)
 
 
 def slope(f: Callable[[Any], Any], x: Any) -> Array:

@@ -155,4 +155,4 @@ def _grown(value: Any) -> Any:
 
 def _escaped(text: str) -> str:
     """Text for a cell of a Markdown table: | and an underscore that could start emphasis."""
-    return re.sub(r"(?<!\w)_", r"\\_", text.replace("|", r"\|"))
+    return re.sub(r"(?<![\w\u0302\u0303])_", r"\\_", text.replace("|", r"\|"))

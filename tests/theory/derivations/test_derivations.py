@@ -74,6 +74,12 @@ def test_a_chapter_has_its_lines_in_order(number: str, page: str) -> None:
     assert printed
 
 
+@each_line
+def test_a_line_follows_from_earlier_ones(one: Line) -> None:
+    earlier = list(LINES)[: list(LINES).index(one.number)]
+    assert set(re.findall(r"\((\d\.\d+)\)", one.because)) <= set(earlier)
+
+
 @each_chapter
 def test_every_displayed_formula_is_derived(number: str, page: str) -> None:
     """A section with a displayed formula has lines, or names those that derive it."""
