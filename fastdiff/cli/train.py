@@ -72,7 +72,8 @@ EPILOG = """examples:
 def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="train a system: U-Net, VAE, HVAE, VDM, score model, classifier, super-resolution",
+        help="train a system: U-Net, VAE, HVAE, VDM, score or autoregressive model,"
+        " classifier, super-resolution",
         description="Train a system on named data, a folder of pictures, or other files.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

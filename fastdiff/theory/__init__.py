@@ -3,6 +3,7 @@
 It follows Luo, "Understanding Diffusion Models: A Unified Perspective" (arXiv 2208.11970).
 
 information/   entropies and divergences, estimated with their standard errors
+autoregressive/ products of conditionals: a likelihood without a bound
 variational/   ELBO, VAE, hierarchical VAE, variational diffusion and its learned schedule
 score/         score matching, SDEs, Langevin sampling, the probability-flow ODE
 likelihood/    bounds on -ln p(x), term by term, and exact likelihoods along the probability flow
@@ -21,6 +22,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 _MODULES = (
+    "autoregressive",
     "conditions",
     "dequantization",
     "evaluation",
@@ -35,6 +37,7 @@ _MODULES = (
 )
 
 if TYPE_CHECKING:
+    from . import autoregressive as autoregressive
     from . import conditions as conditions
     from . import dequantization as dequantization
     from . import evaluation as evaluation

@@ -11,6 +11,7 @@ import importlib
 from typing import Any
 
 SYSTEMS = {
+    "autoregressive": "fastdiff.theory.autoregressive.model:Autoregressive",
     "classifier": "fastdiff.theory.systems.classifier:NoisyClassifier",
     "hvae": "fastdiff.theory.variational.hvae:HVAE",
     "markovian": "fastdiff.theory.variational.markovian:MarkovianHVAE",

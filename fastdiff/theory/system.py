@@ -42,6 +42,7 @@ class System(Protocol):
 
     A system may also have:
         sample(n, *, seed, sample_ids) -> [n, …]: draws n samples.
+        log_prob(x0) -> [B]: ln p(x0) in nats, of systems that know it without a bound.
         loss_unit: the unit of its loss: nats (where there is none), bits/dim, MSE.
         pending() -> float64 [b, k], rows that its last `loss` left to record, in the order of the
             batch; they are then forgotten. record(rows) gets those of the whole batch, once a step.

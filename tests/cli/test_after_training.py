@@ -25,6 +25,8 @@ POINTS = ("--data", "moons", "--widths", "8")
 SHORT = ("--timesteps", "30")
 # a system and a kind of data: its options
 RUNS: dict[str, tuple[str, ...]] = {
+    "autoregressive images": ("--widths", "8"),
+    "autoregressive points": POINTS,
     "classifier images": (*U_NET, *SHORT),
     "classifier points": (*PERCEPTRON, *SHORT),
     "hvae images": ("--levels", "[[2, 7]]", "--widths", "8"),
@@ -97,7 +99,7 @@ def test_the_printed_command_runs(
     assert main(["verify", str(made), "--recompute", "1"]) == 0, capsys.readouterr()
     assert main([*command, *SMALL]) == 0, "the same command continues the run"
     assert main(["info", str(made)]) == 0
-    own = name in ("hvae", "markovian", "vae")
+    own = name in ("autoregressive", "hvae", "markovian", "vae")
     assert ("the model's own `sample`" in capsys.readouterr().out) == own
     spec = json.loads((made / "spec.json").read_text())
     assert spec["plan"]["info"].get("drawer") == ("sample" if own else None)

@@ -39,6 +39,7 @@ IMAGES = ("--widths", "8", "--option", "emb=8")
 POINTS = ("--data", "moons")
 # every system of the registry on a configuration that trains in about a second
 TINY: dict[str, tuple[str, ...]] = {
+    "autoregressive": (*POINTS, "--widths", "8"),
     "classifier": (*IMAGES, "--timesteps", "50"),
     "hvae": (*POINTS, "--widths", "8,8", "--option", "kl_warmup=9"),
     "markovian": (*POINTS, "--widths", "8"),
@@ -313,6 +314,7 @@ def test_where_a_plot_goes_is_checked_before_the_work(
 
 
 UNITS = {
+    "autoregressive": "nats",
     "classifier": "nats",
     "hvae": "nats",
     "markovian": "nats",

@@ -12,7 +12,7 @@ ORDER = [
     {"tensors", "dequantization", "conditions", "system", "information"},
     {"score"},
     {"likelihood"},
-    {"variational"},
+    {"variational", "autoregressive"},
     {"systems", "registry"},  # the presets of systems use the registry, which names the systems
     {"evaluation"},
 ]

@@ -378,12 +378,14 @@ class Latents:
     examples, shape, levels, classes, name = 40, (4, 8, 8), None, ("a", "b"), "latents"
 
 
-@pytest.mark.parametrize("name", ["unet", "score", "vdm", "vae", "hvae", "markovian"])
+@pytest.mark.parametrize(
+    "name", ["unet", "score", "vdm", "vae", "hvae", "markovian", "autoregressive"]
+)
 def test_systems_of_latents(name: str) -> None:
     """They are images, but no 8-bit ones: a density, and no features of levels."""
-    small = {"vae": {}, "hvae": {}, "markovian": {"widths": [8]}}.get(name, {"widths": [8, 16]})
-    if name == "hvae":
-        small = {"latents": [[2, 2]], "widths": [8]}
+    one = {"widths": [8]}
+    sizes = {"vae": {}, "hvae": {"latents": [[2, 2]], **one}, "markovian": one}
+    small = (sizes | {"autoregressive": one}).get(name, {"widths": [8, 16]})
     system = make(name, Latents(), **small)
     x0, y = torch.randn(3, 4, 8, 8), torch.tensor([0, 1, 1])
     assert torch.isfinite(system.loss(x0, y, **COUNTER)).all()

@@ -37,6 +37,7 @@ OBJECTIVES = {
 }
 # default arguments of the constructors, for images and for points
 DEFAULTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "autoregressive": ({}, {"widths": (128, 128), "components": 10, **SHARP}),
     "classifier": ({"scaled": True}, {"scaled": True}),
     "hvae": ({}, {"latents": ((2, 1), (2, 1)), "widths": (64, 64), **SHARP}),
     "markovian": ({"latents": (64, 32), "widths": (256,), "likelihood": "discretized"}, SHARP),

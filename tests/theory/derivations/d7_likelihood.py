@@ -121,3 +121,68 @@ def seven_bits() -> Sides:
     y = 128 * (X + 1)
     levels = slope(lambda at: at / 128 - 1, y) * DATA.density(y / 128 - 1)
     return -np.log2(levels), -log(DATA.density(X)) / log(2) + 7
+
+
+def tables(seed: int, *shape: int) -> Array:
+    """Positive numbers whose last axis sums to 1."""
+    drawn = np.random.default_rng(seed).uniform(0.1, 1, shape)
+    return drawn / drawn.sum(-1, keepdims=True)
+
+
+# three elements of two, three and four values, axes (x_1, x_2, x_3): p by its conditionals, q given
+FIRST, SECOND, THIRD = tables(0, 2)[:, None, None], tables(1, 2, 3)[..., None], tables(2, 2, 3, 4)
+JOINT = FIRST * SECOND * THIRD
+DATA_JOINT = tables(3, 24).reshape(2, 3, 4)
+DATA_FIRST = DATA_JOINT.sum((1, 2), keepdims=True)
+DATA_SECOND = DATA_JOINT.sum(2, keepdims=True) / DATA_FIRST
+DATA_THIRD = DATA_JOINT / (DATA_FIRST * DATA_SECOND)
+
+
+@line(
+    "7.10",
+    "Σ_x Π_i p(x_i|x_{<i}) = 1",
+    "summed from the last element to the first, each factor is 1: the product is a distribution",
+)
+def a_product_of_conditionals() -> Sides:
+    return (FIRST * SECOND * THIRD).sum(), FIRST.sum()
+
+
+@line(
+    "7.11",
+    "log p(x) = Σ_i log p(x_i|x_{<i})",
+    "the chain rule, for every p and every order of the elements: no bound is needed",
+)
+def chain_rule() -> Sides:
+    marginal = JOINT.sum((1, 2), keepdims=True)
+    pair = JOINT.sum(2, keepdims=True)
+    return log(JOINT), log(marginal) + log(pair / marginal) + log(JOINT / pair)
+
+
+@line(
+    "7.12",
+    "H(p, q) − H(p) = Σ_i E_p[D_KL(p(x_i|x_{<i})‖q(x_i|x_{<i}))]",
+    "(7.11) for the data p and the model q, in the mean, with (1.8): each element has its own gap",
+)
+def gap_by_elements() -> Sides:
+    ratios = log(DATA_FIRST / FIRST), log(DATA_SECOND / SECOND), log(DATA_THIRD / THIRD)
+    entropy = -(DATA_JOINT * log(DATA_JOINT)).sum()
+    first = (DATA_FIRST * ratios[0]).sum()
+    second = (DATA_FIRST * (DATA_SECOND * ratios[1]).sum(1, keepdims=True)).sum()
+    inner = (DATA_THIRD * ratios[2]).sum(2, keepdims=True)
+    third = (DATA_FIRST * DATA_SECOND * inner).sum()
+    return -(DATA_JOINT * log(JOINT)).sum() - entropy, first + second + third
+
+
+@line(
+    "7.13",
+    "S(b) − S(a) = S(b) S(−a) (1 − e^{a−b}) for S(a) = 1/(1 + e^{−a})",
+    "the mass of a logistic distribution between a and b, as a product: its logarithm keeps all"
+    " digits where both S are near 0 or 1",
+)
+def logistic_mass() -> Sides:
+    a, b = np.array([-3.0, 0.2, 1.5]), np.array([-2.2, 0.9, 4.0])
+
+    def s(at: Array) -> Array:
+        return 1 / (1 + np.exp(-at))
+
+    return s(b) - s(a), s(b) * s(-a) * (1 - np.exp(a - b))

@@ -16,6 +16,7 @@ SMALL = {"width": 8, "depth": 1}
 IMAGES = {"widths": (8,), "emb": 8}
 # name, whether on images, options: every system, and every way to draw times by position
 CASES: list[tuple[str, bool, dict[str, Any]]] = [
+    ("autoregressive", False, {"widths": (8,)}),
     ("classifier", True, IMAGES),
     ("hvae", False, {"widths": (8, 8)}),
     ("markovian", False, {"widths": (8,)}),
