@@ -44,10 +44,10 @@ class Sampler:
         schedule: the noise schedule that it was trained with; not needed with a ready plan.
         plan: a ready table of steps. With it, settings that a plan is made from (solver, steps,
             prediction_type, clip_range and so on) are refused.
-        solver (dpm++2m), steps (25), timestep_spacing (trailing), eta and further options: see
-            `fastdiff.solvers`. eta is for solvers that have it: None for their default, and 0 is
-            accepted by all. Names of other programs (`fastdiff.solvers.aliases`) stand for
-            fastdiff's.
+        solver, steps, timestep_spacing: `dpm++2m`, 25 and `trailing` by default, see
+            `fastdiff.solvers`. Names of other programs (`fastdiff.solvers.aliases`) stand for
+            fastdiff's. The solver's options are further arguments.
+        eta: for solvers that have it: None for their default, and 0 is accepted by all.
         prediction_type: epsilon (the default), x0, v, score or flow, or a
             `fastdiff.prediction.Parametrization`.
         guidance_scale: gamma in u + gamma (c - u): 0 is unconditional, 1 conditional without

@@ -10,6 +10,7 @@ from typing import Any
 
 # packages with another import name
 IMPORT_NAMES = {
+    "myst-parser": "myst_parser",
     "pillow": "PIL",
     "pytest-benchmark": "pytest_benchmark",
     "pytest-xdist": "xdist",

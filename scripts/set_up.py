@@ -35,6 +35,9 @@ STATE = ROOT / ".setup"
 STAMP = STATE / "stamp.json"
 VENV = ROOT / ".venv"
 MARK = VENV / "fastdiff.json"  # present if set-up made the environment; says if it is complete
+# what each level installs besides the package's own dependencies: extras of pyproject.toml
+LEVELS: dict[str, tuple[str, ...]] = {"run": (), "test": ("test",), "docs": ("docs",)}
+TARGETS = {"run": "demo", "test": "test", "docs": "docs"}
 # packages that the user's own interpreter may lack
 BORROWED_OPTIONAL = (
     "diffusers",
@@ -49,7 +52,8 @@ BORROWED_OPTIONAL = (
 def main(level: str) -> None:
     """Sets up the environment and the native library.
 
-    level: "run" (enough to sample) or "test" (also what tests, benchmarks and linters need).
+    level: "run" (enough to sample), "test" (also what tests, benchmarks and linters need) or "docs"
+    (also what the site needs).
     """
     STATE.mkdir(exist_ok=True)
     with locked():
@@ -60,17 +64,18 @@ def main(level: str) -> None:
             torch, why_not = (None, "VENV=1") if force else find_torch(base)
             if torch is not None:
                 check_borrowed(base, torch, level)
-                python = base
+                python, extras = base, [*LEVELS[level]]
+                if stamp.get("python") == base and stamp.get("pins") == digest(ROOT):
+                    extras += stamp.get("extras", ())
             else:
-                # test tools are never removed
-                level = read(MARK).get("level", level) if level == "run" else level
                 python = make_own(base, level, why_not)
+                extras = read(MARK)["extras"]
             stamp |= {
                 "root": str(ROOT),
                 "base": base,
                 "python": python,
                 "own": torch is None,
-                "level": level,
+                "extras": sorted({*extras}),
             }
             stamp["pins"] = digest(ROOT)
         key = native_key(ROOT)
@@ -89,7 +94,7 @@ def settled(stamp: dict[str, Any], level: str, base: str, force: bool) -> bool:
         stamp.get("root") == str(ROOT)
         and stamp["base"] == base
         and stamp["pins"] == digest(ROOT)
-        and stamp["level"] in (level, "test")
+        and {*LEVELS[level]} <= {*stamp.get("extras", ())}
         and Path(stamp["python"]).exists()
         and (not stamp["own"] or (whole(read(MARK)) and torch in (None, "", read(MARK)["torch"])))
         and (stamp["own"] or not force)
@@ -116,7 +121,7 @@ def find_torch(python: str) -> tuple[str | None, str]:
 
 def check_borrowed(python: str, torch: str, level: str) -> None:
     """Reports what the user's interpreter lacks; nothing is installed into it."""
-    wanted = runtime(ROOT) + (extra(ROOT, "test") if level == "test" else [])
+    wanted = [*runtime(ROOT), *(name for each in LEVELS[level] for name in extra(ROOT, each))]
     probe = (
         "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n)"
         " is None])"
@@ -127,7 +132,7 @@ def check_borrowed(python: str, torch: str, level: str) -> None:
     ).stdout.split()
     missing = [modules[m] for m in answer]
     needed = [m for m in missing if m not in BORROWED_OPTIONAL]
-    target = "test" if level == "test" else "demo"
+    target = TARGETS[level]
     if needed:
         fail(
             f"{python} has torch {torch} but lacks {', '.join(needed)}; install them there "
@@ -171,7 +176,10 @@ def make_own(base: str, level: str, why: str) -> str:
             )
     pins = STATE / "constraints.txt"
     write(pins, constraints(ROOT))
-    names = [*runtime(ROOT), *TORCH_NEEDS, *(extra(ROOT, "test") if level == "test" else [])]
+    # what other targets installed stays, in the versions of now
+    extras = sorted({*(mark.get("extras", ()) if keep else ()), *LEVELS[level]})
+    added = [name for each in extras for name in extra(ROOT, each)]
+    names = list(dict.fromkeys([*runtime(ROOT), *TORCH_NEEDS, *added]))
     # torch's own needs come first and pinned, so that TORCH may name an index that holds torch
     # alone
     step(
@@ -185,11 +193,11 @@ def make_own(base: str, level: str, why: str) -> str:
             f"TORCH='{torch}' did not install a torch that works: {why_not}; choose another with"
             " TORCH=<pip arguments>."
         )
-    if level == "test" and platform.system() == "Linux" and not runs(python, "import triton"):
+    if "test" in extras and platform.system() == "Linux" and not runs(python, "import triton"):
         # the tests run the GPU kernels in Triton's interpreter; a CPU build of torch brings no
         # triton
         step([python, *PIP, "-q", "--no-deps", pin(ROOT, "triton")], "install triton")
-    if level == "test" and not runs(
+    if "test" in extras and not runs(
         python, "import importlib.metadata as m; m.version('k-diffusion')"
     ):
         # only its samplers are used, and its dependencies for training are not needed
@@ -200,7 +208,7 @@ def make_own(base: str, level: str, why: str) -> str:
     write(
         MARK,
         json.dumps(
-            {"whole": True, "root": str(ROOT), "base": base, "torch": torch, "level": level}
+            {"whole": True, "root": str(ROOT), "base": base, "torch": torch, "extras": extras}
         ),
     )
     return python
@@ -235,10 +243,12 @@ def pip_source(base: str) -> str:
 
 def announce(torch: str, level: str, why: str) -> None:
     """Says what is about to be downloaded, its size, and how to download less."""
-    target, others = (
-        ("test", "0.5 GB of others") if level == "test" else ("demo", "0.05 GB of others")
+    target = TARGETS[level]
+    others = {"run": "0.05 GB of others", "test": "0.5 GB of others", "docs": "0.1 GB of others"}
+    say(
+        f"{why}: a new environment is made in .venv; to download: {torch} and about"
+        f" {others[level]}."
     )
-    say(f"{why}: a new environment is made in .venv; to download: {torch} and about {others}.")
     if platform.system() == "Linux" and not os.environ.get("TORCH"):
         say(
             "PyPI's torch for Linux is the CUDA build, about 2.5 GB to download and 6 GB on disk;"

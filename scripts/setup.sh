@@ -1,6 +1,6 @@
 #!/bin/sh
 # Set-up behind the make targets: finds a Python >= 3.11 and lets set_up.py do the rest.
-#     sh scripts/setup.sh run|test        PYTHON=... names the interpreter to start from
+#     sh scripts/setup.sh run|test|docs     PYTHON=... names the interpreter to start from
 set -eu
 
 here=$(CDPATH='' cd "$(dirname "$0")" && pwd)

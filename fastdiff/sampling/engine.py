@@ -68,9 +68,10 @@ class Engine:
         self,
         model: Model,
         schedule: Schedule | None,
+        where: str = "fastdiff.Sampler",
+        /,  # a setting of this name is not this one
         *,
         plan: Plan | None = None,
-        where: str = "fastdiff.Sampler",
         network_batch: int | None = None,
         on_oom: str = "raise",
         graph: bool | str = "auto",

@@ -24,7 +24,9 @@ from .space import VP
 class Schedule(NoiseTable):
     """A noise schedule over t = 0 … T-1.
 
-    Attributes (float64 arrays [T] unless stated):
+    Arrays are float64 [T] unless stated.
+
+    Attributes:
         num_train_timesteps: T.
         space: `vp`, `ve`, `flow` or `sub_vp`, the relation of alpha and sigma; geometry: the same
             as an object, see fastdiff.schedule.space.

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from fastdiff.solvers import SOLVERS
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
@@ -31,6 +33,25 @@ def test_readme() -> None:
     names = run("../README.md", pipe=run("diffusers.md")["pipe"])
     assert names["again"].isfinite().all()
     assert names["loss"].shape == names["bound"].shape == (8,)
+
+
+@pytest.mark.parametrize(
+    "page", ["tour.md", "network.md", "callbacks.md", "pictures.md", "likelihood.md"]
+)
+def test_guide(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks assert what the text says; what they write goes into the current directory."""
+    monkeypatch.chdir(tmp_path)
+    run(page)
+
+
+def test_solver_guide() -> None:
+    known = dict(SOLVERS)
+    try:
+        run("solver.md", __name__="solver_guide")
+        assert len(SOLVERS) == len(known) + 1
+    finally:
+        SOLVERS.clear()
+        SOLVERS.update(known)
 
 
 def test_accelerate() -> None:

@@ -149,6 +149,11 @@ def test_native_build_is_repeated_when_a_setting_of_setup_py_changes(
             "ruff,diffusers",
             "set-up: it lacks diffusers, ruff: steps that need them are skipped.",
         ),
+        (
+            "setup-docs",
+            "sphinx,furo,myst_parser,latex2mathml",
+            "but lacks sphinx, myst-parser, furo, latex2mathml; install them there",
+        ),
         ("setup", "setuptools", "lacks setuptools, so the native library is not built"),
     ],
 )
@@ -158,6 +163,14 @@ def test_borrowed_interpreter_that_lacks_packages(
     answer = make(tree, target, hidden=hidden)
     assert expected in answer.stdout
     assert answer.returncode == 0 or expected in sentence(answer)
+
+
+def test_a_target_with_fewer_packages_does_not_forget_the_others(tree: Path) -> None:
+    assert make(tree, "setup-test").returncode == 0
+    assert make(tree, "setup").returncode == 0
+    assert json.loads((tree / ".setup" / "stamp.json").read_text())["extras"] == ["test"]
+    again = make(tree, "setup-test")
+    assert (again.returncode, again.stdout) == (0, "")
 
 
 def test_lint_skips_tools_that_a_borrowed_interpreter_lacks(tree: Path) -> None:

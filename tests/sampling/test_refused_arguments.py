@@ -132,3 +132,10 @@ def test_an_error_of_the_network_is_its_own() -> None:
 
     with pytest.raises(TypeError, match=r"^object of type 'int' has no len\(\)$"):
         Sampler(fails, SCHEDULE, solver="ddim", steps=2).sample((2, 3), seed=0)
+
+
+@pytest.mark.parametrize("name", ["where", "options", "settings"])
+def test_a_name_of_an_argument_inside_is_no_setting(name: str) -> None:
+    """A function below `Sampler` has an argument of this name; it once took the setting."""
+    with pytest.raises(ValueError, match=f"takes the options .*, got '{name}'"):
+        Sampler(net, SCHEDULE, steps=2, **{name: 1.0})  # type: ignore[arg-type]

@@ -214,7 +214,7 @@ def _on_grid(
             f"{where}: expected x0 only with solvers from data to noise, got {solver!r}"
             f" {'with' if x0 is not None else 'without'} it. Use ddim_inverse or rk45 with x0."
         )
-    engine = Engine(model, schedule, where=where, solver=solver, steps=steps, **settings)
+    engine = Engine(model, schedule, where, solver=solver, steps=steps, **settings)
     state = x_T if x0 is None else x0
     arguments = SampleArguments(
         int(torch.randint(2**63 - 1, ())) if seed is None else seed,
