@@ -21,7 +21,7 @@ exclude_patterns = [".*", "out", "build", "dist"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "extension"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 6  # GitHub's anchors
 # attributes of several classes with one name
 suppress_warnings = ["ref.python"]

@@ -26,6 +26,7 @@ REPOSITORY = PROJECT.get("urls", {}).get("Repository", "").rstrip("/")
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", add_toctrees)
     app.connect("doctree-read", link_files)
+    app.connect("doctree-read", write_dashes)
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
     app.add_directive("solvers", Solvers)
     app.add_directive("grids", Grids)
@@ -51,6 +52,13 @@ def link_files(app: Sphinx, doctree: nodes.document) -> None:
     for node in doctree.findall(addnodes.pending_xref):
         if node.get("refdomain") == "doc" and node.astext().endswith(".md"):
             node["refexplicit"] = False  # myst then takes the title
+
+
+def write_dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """Puts a dash where Sphinx joins an argument and its text with two hyphens."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
 
 
 def plain(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

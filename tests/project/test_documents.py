@@ -61,7 +61,8 @@ def missing_paths(text: str) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path) -> None:
     text = without_blocks(page.read_text(encoding="utf-8"))
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"", text):
+        target = "".join(target)
         if re.match(r"[a-z]+:", target):
             continue
         file, _, anchor = target.partition("#")
@@ -104,13 +105,26 @@ def test_no_document_is_cited_that_is_not_here(path: Path) -> None:
 
 def test_readme_counts_what_there_is() -> None:
     """The number of solvers is a round one, so that one more solver does not change the page."""
-    (solvers,) = map(int, re.findall(r"over (\d+) solvers", README, flags=re.I))
+    (solvers,) = {int(n) for n in re.findall(r"over (\d+) solvers", README, flags=re.I)}
     assert solvers <= len(SOLVERS) - 1 < solvers + 10
-    (schedulers,) = map(int, re.findall(r"(\d+) of diffusers' schedulers", README))
+    (schedulers,) = {
+        int(n) for n in re.findall(r"drop-in replacements for (\d+) schedulers", README, flags=re.I)
+    }
     assert schedulers == sum(n.endswith("Scheduler") for n in DROP_INS)
     assert re.findall(r"(\d+) fused ops", README) == [str(len(OPS))]
     for op in OPS:
         assert f"`{op}`" in README
+
+
+def test_readme_begins_with_what_was_measured() -> None:
+    """The first lines have ratios of runs with networks, and say what was not run."""
+    top, _, rest = README.partition("## Your network")
+    runs = rest.partition("| network | times faster |")[2].partition("\n\n")[0]
+    ratios = re.findall(r"(\d+\.\d+) times", top)
+    assert len(ratios) == 2
+    assert all(re.search(rf"\| {ratio} \[", runs) for ratio in ratios)
+    assert "Not yet measured on a GPU" in top and "(#where-we-lose)" in top
+    assert rest.index("| network | times faster |") < rest.index("a network that costs nothing")
 
 
 def test_few_lines_escape_the_formatter() -> None:
