@@ -64,7 +64,7 @@ gpu-test: setup-test ## test and measure on the GPU of this machine
 	@sh scripts/gpu_first_run.sh --out '$(or $(OUT),out/gpu-test)' --minutes 60 --patience 4 $(if $(WHEELS),--wheels '$(WHEELS)')
 
 # measures on the GPU, in pieces under 9 minutes; a second call continues. WHEELS=<folder> has wheels of peers to install
-gpu-report: setup-test ## write the pages of measurements again
+gpu-report: setup-test ## measure on the GPU, in pieces of minutes
 	@sh scripts/run scripts/gpu_report.py $(if $(WHEELS),--wheels '$(WHEELS)')
 
 lint: setup-test ## ruff, its formatter and mypy
