@@ -38,7 +38,12 @@ def run(args: argparse.Namespace) -> int:
     found = info(folder)
     if args.json:
         say_json(
-            {"complete": found.complete, "spec": folder.spec.hash, **dataclasses.asdict(found)}
+            {
+                "complete": found.complete,
+                "spec": folder.spec.hash,
+                "recipe": folder.spec.recipe,
+                **dataclasses.asdict(found),
+            }
         )
     else:
         say(describe(folder, found))

@@ -18,6 +18,7 @@ import torch
 from ..backend.hardware import named_device
 from ..jobs import ray, runner
 from ..jobs.conditions import Conditions
+from ..jobs.extend import extend, holds
 from ..jobs.folder import SPEC, Folder
 from ..jobs.formats import FORMATS
 from ..jobs.job import DTYPES, Job, mismatch
@@ -45,6 +46,7 @@ def register(subparsers: Any) -> None:
         description=(
             "Make a dataset in the folder --out, or continue the one that is there: what is"
             " finished stays, and flags that are left out keep the values it was started with."
+            " More --ids than it has, which hold all of them, extend it."
             " Sample i of a seed is the same image in every run that contains it. Any number of"
             " workers may be started with the same command: under torchrun, srun or a SLURM array,"
             " or with --shard i/n."
@@ -240,13 +242,24 @@ def run(args: argparse.Namespace) -> int:
             folder = Folder.create(out, job.spec, job.conditions.file)
             if placement.worker == 0:
                 say_whole_units(folder.spec.units)
+        if begun and holds(requested.get("ids", folder.spec.ids), folder.spec.ids):
+            job = _with_ids(job, requested, folder)
     if begun or folder.spec.hash != job.spec.hash:
-        lines = differences(folder.spec, requested, job)
+        lines = differences(job.spec if begun else folder.spec, requested, job)
         if lines:
             advice = (
                 f"Name another --out, or continue it as it was started: `fastdiff resume {out}`."
             )
             raise SpecMismatch(f"{mismatch(str(out), lines)}\n{advice}")
+    if begun and folder.spec.hash != job.spec.hash:
+        before = folder.spec.ids
+        folder = extend(folder, job.spec, job.conditions.file)
+        if placement.worker == 0:
+            say(
+                f"extending {shown(out)} from the ids {before[0]}-{before[1]} to"
+                f" {job.spec.ids[0]}-{job.spec.ids[1]}"
+            )
+            say_whole_units(folder.spec.units)
     if folder.spec.hash != job.spec.hash:  # another worker has written the same run's spec first
         job = Job.open(
             folder.spec,
@@ -257,6 +270,27 @@ def run(args: argparse.Namespace) -> int:
             trust=bool(args.trust) or is_code(job.spec.model["name"]),
         )
     return work(folder, job, args, placement)
+
+
+def _with_ids(job: Job, requested: dict[str, Any], folder: Folder) -> Job:
+    """Returns the job of a run with further ids.
+
+    Args:
+        job: of the run.
+        requested: arguments of `Job.plan` that the flags set, with `ids`.
+        folder: of the run.
+    """
+    first, last = ids = requested["ids"]
+    conditions = job.conditions
+    if "file" in job.spec.conditions:
+        if "conditions" not in requested:
+            raise ValueError(
+                f"expected --conditions with a line for each of the ids {first}-{last}, got none."
+                f" {folder.conditions} has the lines of {job.spec.ids[0]}-{job.spec.ids[1]}."
+            )
+        conditions = Conditions.of(job.model, ids=ids, file=requested["conditions"])
+    spec = job.spec.with_ids(ids, conditions.identity)
+    return Job(spec, job.model, conditions, job.device)
 
 
 def say_whole_units(units: Units) -> None:

@@ -35,7 +35,7 @@ _STRIDE = 64  # lines between two known offsets
 _CHUNK = 1 << 22
 _LONGEST = 1 << 26  # bytes of a line
 _CACHED = 1 << 16  # distinct lines to remember while all are checked
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which some editors write at the start of UTF-8
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # which some editors write at the start of UTF-8
 
 
 class Conditions:
@@ -368,8 +368,8 @@ def _index(path: Path) -> _Index:
     position = ended = 0
     with open(path, "rb", buffering=0) as file:
         stamp = _stamp(file.fileno())
-        marked = file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
-        start = len(_BYTE_ORDER_MARK) if marked else 0
+        marked = file.read(len(BYTE_ORDER_MARK)) == BYTE_ORDER_MARK
+        start = len(BYTE_ORDER_MARK) if marked else 0
         file.seek(0)
         offsets, last = [np.array([start])], b""
         longest = begun = 0  # bytes of the longest line, and of the one that has no end yet

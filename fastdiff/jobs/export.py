@@ -88,6 +88,7 @@ def export(
             "format": format,
             "ids": [first, last],
             "samples": source.count,
+            "spec": source.spec,
             **source.provenance,
         }
         write_json(path / MARK, description)

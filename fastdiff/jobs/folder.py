@@ -7,6 +7,7 @@
     units/00012/000012345.json   its record: ids, labels, hashes, timing. Written last; a unit with
                                  a record is done
     failed/000012345.json        a unit whose samples were not finite in two attempts
+    earlier/000012345.json       the record of a unit before it gained samples
     log/, tmp/                   per worker: a file of events, and a folder of unfinished files
     manifest.jsonl, grid.png     made from the records when all units are done
     verify.json                  the damaged units that `fastdiff verify` found, for `resume`
@@ -192,6 +193,13 @@ class Folder:
         try:
             for path in (self.record_path(unit), self.failed_path(unit)):
                 path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OSError(cannot_write(self.path, error)) from None
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the dataset itself, if it is there."""
+        try:
+            (self.path / name).unlink(missing_ok=True)
         except OSError as error:
             raise OSError(cannot_write(self.path, error)) from None
 

@@ -39,11 +39,12 @@ class UnitStatus(NamedTuple):
 
 def quick_check(folder: Folder) -> Iterator[UnitStatus]:
     """Yields the state of every unit that has a record, in order. 10⁵ units take seconds."""
-    units, path, numbers = unit_numbers(folder.path), str(folder.path), folder.spec.units.numbers
+    units, path, run = unit_numbers(folder.path), str(folder.path), folder.spec.units
+    numbers = run.numbers
 
     def check(part: list[int]) -> list[UnitStatus]:
         return [
-            _check_unit(path, unit)
+            _check_unit(path, unit, run.ids(unit))
             if unit in numbers
             else UnitStatus(unit, 0, "it is no unit of the run")
             for unit in part
@@ -63,10 +64,10 @@ def quick_check(folder: Folder) -> Iterator[UnitStatus]:
                 yield from states
 
 
-def _check_unit(folder: str, unit: int) -> UnitStatus:
+def _check_unit(folder: str, unit: int, ids: range) -> UnitStatus:
     total = 0
     try:
-        for file in read_files(f"{folder}/{record_name(unit)}", unit):
+        for file in read_files(f"{folder}/{record_name(unit)}", unit, ids):
             size = os.stat(f"{folder}/{file['name']}").st_size
             if size != file["bytes"]:
                 problem = f"{file['name']} has {size} bytes, not {file['bytes']}"

@@ -21,8 +21,7 @@ from ..backend.hardware import usable_cpus
 from .folder import Folder
 from .job import Job, check_trust
 from .log import Log
-from .manifest import has_manifest, write_manifest
-from .runner import JobReport, prepare, update_report
+from .runner import JobReport, finish, prepare, update_report
 from .spec import RunSpec, SpecMismatch
 from .verify import remove_damaged_records
 from .worker import Worker
@@ -109,8 +108,7 @@ def run_pool(
             seconds=round(report.seconds, 3),
         )
         log.close()
-    if report.complete and (report.made or not has_manifest(folder)):
-        write_manifest(folder)
+    finish(folder, report)
     return report
 
 

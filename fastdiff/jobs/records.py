@@ -110,15 +110,17 @@ def read_record(path: Path, unit: int) -> dict[str, Any]:
     return record
 
 
-def read_files(path: str, unit: int) -> list[dict[str, Any]]:
-    """Returns the list of files in the record of a unit.
+def read_files(path: str, unit: int, ids: range) -> list[dict[str, Any]]:
+    """Returns the list of files in the record of a unit that holds these ids.
 
-    Only the checksum and this list are read, which is faster than `read_record`. Raises as
+    Only the checksum, the ids and this list are read, which is faster than `read_record`. Raises as
     `read_record` does.
     """
     body, _, checksum = _content(path).removesuffix(b"\n").rpartition(CHECKSUM)
     whole = checksum == b'%s"}' % hashlib.sha256(body + b"}").hexdigest().encode()
-    if whole and body.startswith(b'{"unit": %d, ' % unit):
+    if whole and body.startswith(
+        b'{"unit": %d, "first": %d, "stop": %d, ' % (unit, ids.start, ids.stop)
+    ):
         try:
             files = parse_json(body[body.rfind(FILES) + len(FILES) :])
             if _are_files(files):
@@ -128,6 +130,8 @@ def read_files(path: str, unit: int) -> list[dict[str, Any]]:
     record = read_record(Path(path), unit)
     if not intact(record):
         raise ValueError(f"{shown(path)} is not as it was written")
+    if (record["first"], record["stop"]) != (ids.start, ids.stop):
+        raise ValueError(f"{shown(path)} has other ids")
     return record["files"]
 
 

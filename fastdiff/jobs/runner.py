@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from .extend import extend, is_wider, tidy
 from .folder import Folder
 from .job import Job, mismatch
 from .log import Log
@@ -54,6 +55,8 @@ def run(
     **options: object,
 ) -> JobReport:
     """Works on a run until every unit is done, by this worker or another, and returns a report.
+
+    A folder of the same run with fewer ids is given the further ones first.
 
     Args:
         spec: a run spec, the job that planned it, or the folder of a run to resume.
@@ -127,6 +130,8 @@ def open_run(
     planned = spec.spec if isinstance(spec, Job) else spec
     file = spec.conditions.file if isinstance(spec, Job) else None
     folder = Folder.create(out, planned, file)
+    if is_wider(planned, folder.spec):
+        folder = extend(folder, planned, file)
     if folder.spec.hash != planned.hash:
         lines = differences(folder.spec.to_json(), planned.to_json())
         raise SpecMismatch(
@@ -198,14 +203,26 @@ def _work(
             seconds=round(report.seconds, 3),
         )
         log.close()
-    if report.complete and (report.made or not has_manifest(folder)):
-        write_manifest(folder)
+    finish(folder, report)
     return report
 
 
+def finish(folder: Folder, report: JobReport) -> None:
+    """Writes the manifest of a complete dataset, unless another command has extended it since."""
+    if (
+        report.complete
+        and (report.made or not has_manifest(folder))
+        and Folder(folder.path).spec.hash == folder.spec.hash
+    ):
+        write_manifest(folder)
+
+
 def prepare(folder: Folder, retry_failed: bool) -> None:
-    """Removes the files of dead workers and, for `retry_failed`, the marks of failed units."""
+    """Removes the files of dead workers, the records of units that gained samples (`tidy`) and, for
+    `retry_failed`, the marks of failed units.
+    """
     folder.sweep()
+    tidy(folder)
     if retry_failed:
         for unit in folder.failed():
             folder.forget(unit)

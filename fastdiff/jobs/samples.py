@@ -14,6 +14,7 @@ from ..pretrained.files import read_json
 from .folder import SPEC
 from .formats import FORMATS, Block, pixels_sha256
 from .records import intact, read_record, record_name
+from .spec import recipe_of
 from .units import Units
 
 
@@ -46,7 +47,7 @@ class Samples:
         self.folder, self.progress = folder, progress
         self.format = FORMATS[spec["format"]]
         self.seed: int = spec["seed"]
-        self.provenance = provenance(spec)
+        self.spec, self.provenance = spec["hash"], provenance(spec)
         self.units = Units(spec["ids"][0], spec["ids"][1], spec["unit"])
         first, last = ids or spec["ids"]
         if not self.units.first <= first <= last <= self.units.last:
@@ -151,10 +152,11 @@ class Samples:
 def provenance(spec: Mapping[str, Any]) -> dict[str, str]:
     """Returns what files say about the origin of their samples.
 
-    These are the hashes of spec and plan, and the version of fastdiff that made them.
+    These are the hashes of recipe and plan, and the version of fastdiff that made them. A sample
+    has the same in every run that holds it.
     """
     found = {
-        "spec": spec["hash"],
+        "recipe": recipe_of(spec),
         "plan": _nested(spec, "plan", "hash"),
         "fastdiff": _nested(spec, "machine", "fastdiff"),
     }

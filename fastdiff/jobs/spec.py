@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class RunSpec:
         save: rows of the plan whose transitions are stored (fastdiff.jobs.trajectory); None for
             samples alone.
         hash: SHA-256 over all of these.
+        recipe: SHA-256 over all of these but the ids and their conditions (`recipe_of`).
     """
 
     model: Mapping[str, Any]
@@ -99,6 +100,14 @@ class RunSpec:
     def drawer(self) -> str:
         """What draws the samples: a `sampler` by the plan, or the model's own `sample`."""
         return "sample" if self.plan.info.get("drawer") == "sample" else "sampler"
+
+    @property
+    def recipe(self) -> str:
+        return recipe_of(self._content())
+
+    def with_ids(self, ids: tuple[int, int], conditions: Mapping[str, Any]) -> RunSpec:
+        """Returns the spec of the same run with these ids and the identity of their conditions."""
+        return replace(self, ids=ids, conditions=conditions)
 
     def _content(self) -> dict[str, Any]:
         scale = self.guidance_scale
@@ -192,6 +201,16 @@ class RunSpec:
                 f" {shown(lines[0]) if lines else 'another'}. Take it from a backup."
             )
         return spec
+
+
+def recipe_of(spec: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a spec, as JSON, without its ids and conditions.
+
+    A sample is a function of this, of its id and of its own class or prompt. It is in the files of
+    the samples, whose bytes are thus the same in every run that holds them.
+    """
+    shared = {name: v for name, v in spec.items() if name not in ("hash", "ids", "conditions")}
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 from ..backend import hardware
 from ..outside import open_regular, parse_json, read_bytes
 from . import trajectory
+from .extend import EARLIER
 from .folder import SPEC, Folder
 from .formats import FORMATS, pixels_sha256
 from .job import Job, check_trust
@@ -53,6 +54,7 @@ OWN = {
     UNITS,
     "shards",
     "failed",
+    EARLIER,
     "log",
     "tmp",
     FINDINGS,

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .drawn import DrawnUnit
+from .extend import check_kept, drop_kept
 from .folder import Content, Folder
 from .formats import FORMATS, Block, pixels_sha256
 from .samples import provenance
@@ -190,7 +191,10 @@ class Writers:
         files: Iterable[tuple[str, Content]] = self._format.files(block, self._provenance)
         if spec.save is not None:
             files = [*files, encode(spec, unit, trajectory)]
+        gained = check_kept(self._folder, unit, ids, array)
         complete = self._folder.commit(unit, files, record)
+        if gained:
+            drop_kept(self._folder, unit)
         return FinishedUnit(unit, ids, array, complete)
 
 

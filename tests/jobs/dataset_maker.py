@@ -68,7 +68,7 @@ def commit(
 ) -> dict[str, Any]:
     """Writes a unit's files, then its record, and returns the record."""
     files = []
-    for name, content in FORMATS[format].files(made, provenance or {"spec": SPEC_HASH}):
+    for name, content in FORMATS[format].files(made, provenance or {"recipe": SPEC_HASH}):
         write(folder, name, content)
         files.append(
             {"name": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -19,7 +20,16 @@ from PIL import Image
 from fastdiff.jobs.export import export
 from fastdiff.jobs.records import record_name
 
-ORIGIN = {"spec": SPEC_HASH, "plan": "91a7" * 16, "fastdiff": "0.1.0"}
+
+def origin(run: Path) -> dict[str, str]:
+    """Returns what files say about a run: its recipe is the spec without ids and conditions."""
+    spec = json.loads((run / "spec.json").read_text())
+    recipe = {k: v for k, v in spec.items() if k not in ("hash", "ids", "conditions")}
+    return {
+        "recipe": hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest(),
+        "plan": "91a7" * 16,
+        "fastdiff": "0.1.0",
+    }
 
 
 def test_adm_streams_the_npz(tmp_path: Path) -> None:
@@ -72,7 +82,7 @@ def test_edm_walks_the_tree(tmp_path: Path) -> None:
             "sample_id": "1002",
             "seed": "11",
             "class": str(classes(range(1002, 1003))[0]),
-            **ORIGIN,
+            **origin(run),
         }
         assert image.text == expected  # type: ignore[attr-defined]
 
@@ -102,14 +112,21 @@ def test_webdataset_itself_reads_the_archives(tmp_path: Path) -> None:
     )
     assert np.array_equal(np.stack([r[0] for r in rows]), samples("rgb", range(5, 31)))
     assert [r[1] for r in rows] == classes(range(5, 31))
-    assert [r[2] for r in rows][0] == {"sample_id": 5, "seed": 11, "class": 6, **ORIGIN}
+    assert [r[2] for r in rows][0] == {
+        "sample_id": 5,
+        "seed": 11,
+        "class": 6,
+        **origin(tmp_path / "run"),
+    }
 
 
 def test_safetensors_says_where_it_comes_from(tmp_path: Path) -> None:
     out = tmp_path / "set.safetensors"
     export(dataset(tmp_path / "run", "latents", format="safetensors"), "safetensors", out)
     with safetensors.safe_open(out, framework="pt") as file:
-        assert file.metadata() == {**ORIGIN, "seed": "11"} and sorted(file.keys()) == [
+        assert file.metadata() == {**origin(tmp_path / "run"), "seed": "11"} and sorted(
+            file.keys()
+        ) == [
             "labels",
             "latents",
         ]
@@ -118,7 +135,9 @@ def test_safetensors_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_folders_say_what_they_are(tmp_path: Path) -> None:
     export(dataset(tmp_path / "run"), "png", tmp_path / "set", ids=(6, 20))
     said = json.loads((tmp_path / "set" / "export.json").read_text())
-    assert said == {"format": "png", "ids": [6, 20], "samples": 15, **ORIGIN}
+    assert said == {"format": "png", "ids": [6, 20], "samples": 15, "spec": SPEC_HASH} | origin(
+        tmp_path / "run"
+    )
 
 
 def test_safetensors_of_a_part_holds_the_ids(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from PIL import Image
 from fastdiff.jobs.formats import FORMATS, Block
 from fastdiff.jobs.formats.webdataset import member
 
-PROVENANCE = {"spec": SPEC_HASH, "plan": "91a7" * 16, "fastdiff": "0.1.0"}
+PROVENANCE = {"recipe": SPEC_HASH, "plan": "91a7" * 16, "fastdiff": "0.1.0"}
 
 
 def test_files_lie_where_the_layout_says() -> None:

@@ -210,8 +210,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str, bool]] = {
     "cut short": (lambda r: cut(r / FILE, 200), "has 200 bytes, not ", True),
     "deleted": (lambda r: (r / FILE).unlink(), "is missing", True),
     "another unit's": (
-        lambda r: shutil.copy(r / trajectory_name(2), r / FILE),
-        "has 5816 bytes, not 5824",
+        lambda r: shutil.copy(r / trajectory_name(0), r / FILE),
+        "has 3168 bytes, not 5824",
         True,
     ),
 }
