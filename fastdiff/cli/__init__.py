@@ -23,6 +23,7 @@ COMMANDS = {
     "resume": "fastdiff.cli.resume",
     "info": "fastdiff.cli.info",
     "verify": "fastdiff.cli.verify",
+    "merge": "fastdiff.cli.merge",
     "export": "fastdiff.cli.export",
     "eval": "fastdiff.cli.eval",
     "metrics": "fastdiff.cli.metrics",

@@ -25,6 +25,7 @@ _WHERE = {
     "FORMATS": "formats",
     "Info": "info",
     "Job": "job",
+    "merge": "merging",
     "JobReport": "runner",
     "Model": "models",
     "open_model": "models",
@@ -46,6 +47,7 @@ __all__ = [
     "Info",
     "Job",
     "JobReport",
+    "merge",
     "Model",
     "open_model",
     "read_rollout",
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from .formats import FORMATS, Block
     from .info import Info
     from .job import Job
+    from .merging import merge
     from .models import Classes, Model, open_model
     from .rollouts import read_rollout
     from .runner import JobReport, finished, run

@@ -8,9 +8,11 @@ import numpy as np
 from PIL import Image
 
 from .. import images
+from ..pretrained import read_config
 from .folder import Folder
 from .formats import FORMATS
 from .records import records
+from .spec import RunSpec
 
 MOST = 256  # pictures on the sheet, and fewer where they are large:
 PIXELS = 1 << 22  # of all of them together, and at least one picture
@@ -55,6 +57,18 @@ def write_grid(folder: Folder, classes: Sequence[str]) -> bool:
         folder,
         images.grid(pictures, None if labels is None else np.array(labels[:most]), classes),
     )
+
+
+def class_names(spec: RunSpec) -> list[str]:
+    """Returns the names of the classes in the config of a run's model folder, if it is here.
+
+    No model is opened; code that names classes is not run.
+    """
+    try:
+        names = read_config(spec.model["name"]).get("data", {}).get("classes", [])
+    except (ValueError, OSError, AttributeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _write(folder: Folder, picture: Image.Image) -> bool:

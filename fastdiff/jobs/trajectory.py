@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,10 +163,18 @@ def encode(
 
     arrays: the fields of a Trajectory by name, x_T as states.
     """
+    hashed = {"x_T": digests(arrays["x_T"])} if "x_T" in arrays else {}
+    return encode_stored(spec, unit, {**arrays, **hashed})
+
+
+def encode_stored(
+    spec: RunSpec, unit: int, arrays: Mapping[str, np.ndarray]
+) -> tuple[str, list[bytes | memoryview]]:
+    """Returns (name, pieces of the content) of the file that holds these tensors."""
     count, first = arrays["log_prob"].shape[1], spec.units.ids(unit).start
     tensors, pieces = [], []
     for name, (shape, dtype) in layout(spec, count).items():
-        array = digests(arrays[name]) if name == "x_T" else arrays[name]
+        array = arrays[name]
         if array.shape != shape or array.dtype.name != dtype:
             raise ValueError(
                 f"fastdiff.jobs: expected {name} of unit {unit} as {dtype} {list(shape)}, got"
@@ -222,6 +230,18 @@ def problem(folder: Path, spec: RunSpec, record: Mapping[str, Any]) -> str:
 def read(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns the tensors of a unit's trajectory file, which `problem` has checked."""
     return read_tensors(folder / trajectory_name(record["unit"]))[0]
+
+
+def cut(arrays: Mapping[str, np.ndarray], samples: slice) -> dict[str, np.ndarray]:
+    """Returns the tensors of a trajectory file for some of its samples."""
+    axes = dict(zip(Trajectory._fields, _SAMPLES, strict=True))
+    return {k: v[(slice(None),) * axes[k] + (samples,)] for k, v in arrays.items()}
+
+
+def join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the tensors of trajectory files of consecutive samples as those of one file."""
+    axes = dict(zip(Trajectory._fields, _SAMPLES, strict=True))
+    return {k: np.concatenate([part[k] for part in parts], axis=axes[k]) for k in parts[0]}
 
 
 def fields(trajectory: Trajectory) -> Iterator[tuple[str, Tensor]]:

@@ -172,22 +172,7 @@ class Writers:
             return NonFiniteUnit(unit)
         spec = self._folder.spec
         block = Block(unit, ids.start, spec.seed, array, samples.labels)
-        record = {
-            "unit": unit,
-            "first": ids.start,
-            "stop": ids.stop,
-            "seed": spec.seed,
-            "labels": samples.labels,
-            "shape": list(array.shape),
-            "dtype": array.dtype.name,
-            "pixels": pixels_sha256(array),
-            "made": {
-                "worker": self._folder.worker,
-                "seconds": round(seconds, 4),
-                "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "unix": round(time.time(), 3),
-            },
-        }
+        record = new_record(block, self._folder.worker, seconds)
         files: Iterable[tuple[str, Content]] = self._format.files(block, self._provenance)
         if spec.save is not None:
             files = [*files, encode(spec, unit, trajectory)]
@@ -196,6 +181,29 @@ class Writers:
         if gained:
             drop_kept(self._folder, unit)
         return FinishedUnit(unit, ids, array, complete)
+
+
+def new_record(block: Block, worker: str, seconds: float) -> dict[str, Any]:
+    """Returns the record of a unit without its files.
+
+    worker: that made it. seconds: that its computation took.
+    """
+    return {
+        "unit": block.unit,
+        "first": block.first,
+        "stop": block.ids.stop,
+        "seed": block.seed,
+        "labels": block.labels,
+        "shape": list(block.array.shape),
+        "dtype": block.array.dtype.name,
+        "pixels": pixels_sha256(block.array),
+        "made": {
+            "worker": worker,
+            "seconds": round(seconds, 4),
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "unix": round(time.time(), 3),
+        },
+    }
 
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
