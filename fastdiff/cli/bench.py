@@ -16,8 +16,8 @@ from ..pretrained import shipped
 from ..pretrained.files import write_atomically
 from ..versions import __version__
 from .exit_status import UsageError, usage_errors
-from .options import checked_threads, parse_shape
-from .output import say
+from .options import add_quiet, checked_threads, parse_shape
+from .output import say, say_json
 
 VERSIONS = ("torch", "diffusers", "triton", "numpy")
 
@@ -73,10 +73,13 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU if there is one)")
     parser.add_argument(
         "--json",
-        type=Path,
+        nargs="?",
+        const="-",
         metavar="FILE",
-        help="also write the rows, as `python -m benchmarks.report` reads them",
+        help="also write the rows, as `python -m benchmarks.report` reads them; without FILE print"
+        " them instead of the table",
     )
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 
@@ -86,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     before = torch.get_num_threads()
     shape = None if args.shape is None else parse_shape(args.shape)
     threads = checked_threads(args.threads)
-    if args.json is not None and not args.json.parent.is_dir():
+    if args.json is not None and not Path(args.json).parent.is_dir():
         raise UsageError(f"expected --json FILE in an existing folder, got {args.json}.")
     settings: dict[str, Any] = {"steps": args.steps}
     if args.solver is not None:
@@ -107,13 +110,20 @@ def run(args: argparse.Namespace) -> int:
                 dtype=args.dtype,
                 conditions=args.conditions,
             )
-        rows = bench.rows(lambda text: say(f"measuring {text} …", error=True, flush=True))
+        rows = bench.rows(
+            (lambda text: None)
+            if args.quiet
+            else (lambda text: say(f"measuring {text} …", error=True, flush=True))
+        )
     finally:
         torch.set_num_threads(before)
+    if args.json == "-":
+        say_json(as_json(rows))
+        return 0
     say(describe(rows))
     if args.json is not None:
         text = json.dumps(as_json(rows), indent=1) + "\n"
-        write_atomically(args.json, lambda path: path.write_text(text, encoding="utf-8"))
+        write_atomically(Path(args.json), lambda path: path.write_text(text, encoding="utf-8"))
     return 0
 
 

@@ -13,8 +13,8 @@ from ..backend.hardware import named_device
 from ..grad_mode import restored
 from ..outside import shown
 from .data_flags import add_data_flags, load_data
-from .exit_status import UsageError
-from .options import threads
+from .exit_status import usage_errors
+from .options import add_quiet, threads
 from .output import say
 
 EPILOG = """examples:
@@ -48,6 +48,7 @@ def register(subparsers: Any) -> None:
     )
     latents.add_argument("--batch-size", type=int, default=16, help="pictures at a time (16)")
     latents.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    add_quiet(latents)
     latents.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     add_data_flags(latents)
     parser.set_defaults(run=run)
@@ -62,23 +63,25 @@ def _latents(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
     from ..data import NAMES
-    from ..data.latents import KEYS, write
+    from ..data.latents import KEYS, check_target, write
     from ..jobs.models import load_decoder
     from ..user_code import is_name
 
-    if args.batch_size < 1:
-        raise UsageError(f"expected --batch-size >= 1, got {args.batch_size}.")
-    device = named_device(args.device, "fastdiff data latents")
-    args.data = args.data or "fashion-mnist"
-    named = args.data in NAMES or is_name(args.data)
-    data = load_data(args, args.split or ("train" if named else "all"))
-    if data.levels is None:
-        raise ValueError(f"expected pictures to encode, got {data.name}.")
-    decoder = load_decoder(args.vae, torch.float32)
+    with usage_errors():
+        if args.batch_size < 1:
+            raise ValueError(f"expected --batch-size >= 1, got {args.batch_size}.")
+        check_target(Path(args.out))
+        device = named_device(args.device, "fastdiff data latents")
+        args.data = args.data or "fashion-mnist"
+        named = args.data in NAMES or is_name(args.data)
+        data = load_data(args, args.split or ("train" if named else "all"))
+        if data.levels is None:
+            raise ValueError(f"expected pictures to encode, got {data.name}.")
+        decoder = load_decoder(args.vae, torch.float32)
     vae = decoder.vae.to(device)
     config = {k: _plain(getattr(vae.config, k, None)) for k in KEYS}
     facts = {**config, "vae": {"path": args.vae, **decoder.identity}}
-    with tqdm(total=data.examples, unit="img") as bar:
+    with tqdm(total=data.examples, unit="img", disable=args.quiet) as bar:
         shape = write(
             data,
             lambda x0: encode(vae, x0.to(device)),

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..outside import shown
-from .exit_status import UsageError
+from .exit_status import usage_errors
 from .output import say
 
 EPILOG = """examples:
@@ -54,13 +54,14 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..training.averages import save, save_checkpoint
 
-    if args.checkpoint is not None:
-        if args.step is not None:
-            raise UsageError("expected --step with --sigma-rel, got it with --checkpoint.")
-        step = save_checkpoint(args.run_folder, args.checkpoint, args.out, trust=args.trust)
-        say(f"{shown(args.out)}: the averaged weights after {step} steps")
-        return 0
-    error = save(args.run_folder, args.sigma_rel, args.out, step=args.step, trust=args.trust)
+    with usage_errors():
+        if args.checkpoint is not None:
+            if args.step is not None:
+                raise ValueError("expected --step with --sigma-rel, got it with --checkpoint.")
+            step = save_checkpoint(args.run_folder, args.checkpoint, args.out, trust=args.trust)
+            say(f"{shown(args.out)}: the averaged weights after {step} steps")
+            return 0
+        error = save(args.run_folder, args.sigma_rel, args.out, step=args.step, trust=args.trust)
     say(
         f"{shown(args.out)}: weights averaged with sigma_rel {args.sigma_rel:g}; the profile"
         f" differs from the wanted one by {100 * error:.2g} %"

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,8 +14,12 @@ from .. import data as datasets
 from ..outside import shown
 from ..versions import __version__
 from .data_flags import add_data_flags, load_data
-from .options import add_options, parse_options, threads
+from .exit_status import usage_errors
+from .options import add_options, add_quiet, parse_options, threads
 from .output import say, say_json
+
+if TYPE_CHECKING:
+    from ..theory.evaluation import Request
 
 UNIFORM = "uniform"
 EPILOG = """examples:
@@ -116,6 +120,7 @@ def register(subparsers: Any) -> None:
         default=50,
         help="images measured together; changes the last bits of the result (50)",
     )
+    add_quiet(parser)
     parser.add_argument("--threads", type=int, help="CPU threads of a process (torch's default)")
     parser.add_argument(
         "--timeout",
@@ -134,8 +139,42 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from tqdm.auto import tqdm
 
-    from ..theory.evaluation import Request, Workers, evaluate
+    from ..theory.evaluation import Workers, check, evaluate
     from ..theory.evaluation.report import text
+
+    with usage_errors():
+        data, measurements = _requested(args)
+    workers, results = Workers(args.timeout), []
+    for name, request in measurements:
+        with usage_errors():
+            system, facts = _system(name, args.trust)
+            check(system, data, request)
+        if not workers.rank:
+            _warn_of_overlap(name, data, request.first)
+        # the progress bar shows the images of this process
+        share = (
+            len(range(workers.rank, -(-request.images // request.unit), workers.world))
+            * request.unit
+        )
+        hidden = args.quiet or not sys.stderr.isatty() or workers.rank > 0
+        with tqdm(
+            total=min(share, request.images), unit="img", desc=shown(name), disable=hidden
+        ) as bar:
+            result = evaluate(system, data, request, workers, bar.update)
+        if result is None:
+            continue
+        results.append({"model": name, **facts, **result})
+        if args.json != "-":
+            say(text(result, shown(name)), flush=True)
+    if workers.rank:
+        return 0
+    _write(args, results)
+    return 0
+
+
+def _requested(args: argparse.Namespace) -> tuple[Any, list[tuple[str, Request]]]:
+    """Returns (the data, what to measure: a model's name and the request)."""
+    from ..theory.evaluation import Request
 
     if args.plot:
         from .figures import check_target
@@ -159,35 +198,16 @@ def _run(args: argparse.Namespace) -> int:
     plain = dataclasses.replace(
         request, samples=None, options={}, probes=0, divergence="rademacher"
     )
+    if set(args.models) == {UNIFORM} and request != plain:
+        raise ValueError(
+            "expected none of --samples, --option, --probes and --divergence for the uniform model,"
+            " whose likelihood is exact, got one."
+        )
     permuted = dataclasses.replace(request, permute=True)
-    measurements = [(name, request) for name in args.models]
+    measurements = [(name, plain if name == UNIFORM else request) for name in args.models]
     if args.controls:
         measurements += [(args.models[0], permuted), (UNIFORM, plain)]
-    workers, results = Workers(args.timeout), []
-    for name, settings in measurements:
-        settings = plain if name == UNIFORM else settings
-        system, facts = _system(name, args.trust)
-        if not workers.rank:
-            _warn_of_overlap(name, data, settings.first)
-        # the progress bar shows the images of this process
-        share = (
-            len(range(workers.rank, -(-request.images // request.unit), workers.world))
-            * request.unit
-        )
-        hidden = not sys.stderr.isatty() or workers.rank > 0
-        with tqdm(
-            total=min(share, request.images), unit="img", desc=shown(name), disable=hidden
-        ) as bar:
-            result = evaluate(system, data, settings, workers, bar.update)
-        if result is None:
-            continue
-        results.append({"model": name, **facts, **result})
-        if args.json != "-":
-            say(text(result, shown(name)), flush=True)
-    if workers.rank:
-        return 0
-    _write(args, results)
-    return 0
+    return data, measurements
 
 
 def _trained_on(args: argparse.Namespace) -> dict[str, Any] | None:

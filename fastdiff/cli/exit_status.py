@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..jobs.samples import DatasetError
 from ..jobs.spec import SpecMismatch
 
 FAILED, USAGE, MISMATCH, UNSOUND, NOT_FINITE, AGAIN, INTERRUPTED, PIPE = 1, 2, 3, 4, 5, 75, 130, 141
@@ -27,10 +28,19 @@ class UsageError(ValueError):
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turns errors of the block into UsageError; a SpecMismatch passes unchanged."""
+    """Turns errors of the block into UsageError, but for those that have their own status."""
     try:
         yield
-    except SpecMismatch:
+    except (SpecMismatch, DatasetError):
         raise
-    except (ValueError, TypeError, ImportError, FileNotFoundError, IndexError) as error:
+    except (
+        ValueError,
+        TypeError,
+        ImportError,
+        FileNotFoundError,
+        FileExistsError,
+        NotADirectoryError,
+        IsADirectoryError,
+        IndexError,
+    ) as error:
         raise UsageError(str(error)) from error

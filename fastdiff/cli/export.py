@@ -12,8 +12,8 @@ from ..jobs.formats import FORMATS
 from ..jobs.samples import DatasetError
 from ..outside import shown
 from .exit_status import UNSOUND, UsageError
-from .options import parse_id_range
-from .output import say
+from .options import add_quiet, parse_id_range
+from .output import say, say_json
 
 
 def register(subparsers: Any) -> None:
@@ -45,12 +45,14 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help=f"samples per archive: {archives}",
     )
+    add_quiet(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     try:
-        with tqdm(unit="img", desc="exporting", disable=None) as bar:
+        with tqdm(unit="img", desc="exporting", disable=args.quiet or None) as bar:
             count = export(
                 args.folder,
                 args.format,
@@ -66,5 +68,8 @@ def run(args: argparse.Namespace) -> int:
         return UNSOUND
     except (ValueError, FileNotFoundError, FileExistsError) as error:
         raise UsageError(str(error)) from None
-    say(f"{count} samples in {shown(args.out)}")
+    if args.json:
+        say_json({"samples": count, "format": args.format, "out": args.out})
+    else:
+        say(f"{count} samples in {shown(args.out)}")
     return 0

@@ -12,11 +12,11 @@ from ..jobs.folder import Folder
 from ..jobs.merging import merge
 from ..jobs.preview import class_names, write_grid
 from ..jobs.samples import DatasetError
-from ..jobs.spec import SpecMismatch
 from ..outside import shown
-from .exit_status import AGAIN, UNSOUND, UsageError
-from .output import say
-from .sample import stopping
+from .exit_status import AGAIN, UNSOUND, usage_errors
+from .options import add_quiet
+from .output import say, say_json
+from .sample import as_json, stopping
 
 
 def register(subparsers: Any) -> None:
@@ -36,26 +36,32 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("out", metavar="OUT", help="the new dataset, or that of the same merge")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="the datasets to join")
+    add_quiet(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     try:
-        with stopping() as stop, tqdm(unit="img", desc="merging", disable=None) as bar:
+        with (
+            usage_errors(),
+            stopping() as stop,
+            tqdm(unit="img", desc="merging", disable=args.quiet or None) as bar,
+        ):
             report = merge(args.out, args.folders, progress=bar.update, stop=stop)
     except DatasetError as error:
         say(f"fastdiff merge: {shown(error)}", error=True)
         return UNSOUND
-    except SpecMismatch:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise UsageError(str(error)) from None
+    folder = Folder(Path(args.out))
+    grid = report.complete and write_grid(folder, class_names(folder.spec))
+    status = 0 if report.complete else AGAIN
+    if args.json:
+        say_json(as_json(folder, report))
+        return status
     say(
         f"{report.images} samples in {report.seconds:.1f} s; {report.done} of {report.units} units"
         f" are in {shown(args.out)}"
     )
-    if report.complete:
-        folder = Folder(Path(args.out))
-        if write_grid(folder, class_names(folder.spec)):
-            say(f"  {shown(folder.path / 'grid.png')}: the first images")
-    return 0 if report.complete else AGAIN
+    if grid:
+        say(f"  {shown(folder.path / 'grid.png')}: the first images")
+    return status

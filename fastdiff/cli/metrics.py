@@ -13,8 +13,8 @@ from typing import Any
 from ..outside import shown
 from ..user_code import import_function, is_name, never_exits
 from ..versions import __version__
-from .exit_status import UNSOUND, UsageError
-from .options import threads
+from .exit_status import UNSOUND, UsageError, usage_errors
+from .options import add_quiet, threads
 from .output import say, say_json
 from .picture_sets import PictureSet, is_statistics, open_set
 
@@ -85,6 +85,7 @@ def register(subparsers: Any) -> None:
     how.add_argument("--seed", type=int, default=0, help="of the kernel distance's subsets (0)")
     parser.add_argument("--batch-size", type=int, default=100, help="pictures at a time (100)")
     parser.add_argument("--threads", type=int, help="CPU threads (torch's default)")
+    add_quiet(parser)
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     parser.set_defaults(run=run)
 
@@ -99,7 +100,10 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.seed < 2**64:
         raise UsageError(f"expected --seed in [0, 2**64), got {args.seed}.")
     if (args.b is None) != (args.stats is not None):
-        raise UsageError("expected two sets to compare, or one set and --stats FILE.npz.")
+        got = "one set alone" if args.b is None else "two sets and --stats"
+        raise UsageError(
+            f"expected two sets to compare, or one set and --stats FILE.npz, got {got}."
+        )
     with threads(args.threads):
         try:
             return _run(args)
@@ -121,10 +125,12 @@ def _run(args: argparse.Namespace) -> int:
         if getattr(args, name)
     }
     # both are opened before the work begins
-    opened = [
-        None if is_statistics(text) else open_set(text, args.data_root, options) for text in texts
-    ]
-    extractor = _extractor(args)
+    with usage_errors():
+        opened = [
+            None if is_statistics(text) else open_set(text, args.data_root, options)
+            for text in texts
+        ]
+        extractor = _extractor(args)
     # and the file of statistics is read first, since it may not fit
     order = sorted(range(len(opened)), key=lambda i: opened[i] is not None)
     found: dict[int, Any] = {}
@@ -188,7 +194,7 @@ def _summary(text: str, opened: PictureSet | None, extractor: Any, args: Any) ->
                 f"expected statistics of the features {extractor.name!r} in {text}, got {name!r}."
             )
         return Summary(moments, torch.empty(0, moments.features), name)
-    with _progress(opened.count, Path(opened.name).name) as update:
+    with _progress(opened.count, Path(opened.name).name, args.quiet) as update:
         return summarize(
             opened.batches(args.batch_size), extractor, keep=args.keep, progress=update
         )
@@ -205,10 +211,10 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, name: str) -> Iterator[Any]:
+def _progress(total: int, name: str, quiet: bool) -> Iterator[Any]:
     from tqdm.auto import tqdm
 
-    with tqdm(total=total, unit="img", desc=shown(name), disable=None) as bar:
+    with tqdm(total=total, unit="img", desc=shown(name), disable=quiet or None) as bar:
         yield bar.update
 
 

@@ -18,6 +18,13 @@ RULE = "VALUE: JSON, true, false, none, a list like 1,2, or a word; may be repea
 _WORDS = {"true": True, "false": False, "none": None}
 
 
+def add_quiet(parser: Any) -> None:
+    """Adds --quiet, which every command has that shows its progress."""
+    parser.add_argument(
+        "--quiet", action="store_true", help="show no progress; results and errors are printed"
+    )
+
+
 def add_options(parser: Any, help: str, flag: str = "--option") -> None:
     """Adds a flag that collects NAME=VALUE texts for `parse_options`.
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from ..prediction import PREDICTION_TYPES
 from ..schedule import FORMULAS, Schedule
-from ..solvers import make_plan
+from ..solvers import Plan, make_plan
 from ..solvers.aliases import grid_name
 from ..solvers.grids import SPACINGS
+from .exit_status import usage_errors
 from .options import add_options, parse_options
 from .output import say, say_json
 
@@ -42,6 +43,20 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    with usage_errors():
+        plan = _plan(args)
+    if args.json:
+        say_json({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()}, None)
+    else:
+        say(plan)
+    if args.plot:
+        from .plan_figure import plot
+
+        plot(plan, args.plot)
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> Plan:
     schedule: Schedule = _schedule(
         args.schedule, args.timesteps, parse_options(args.schedule_option, SCHEDULE_OPTION)
     )
@@ -60,16 +75,7 @@ def run(args: argparse.Namespace) -> int:
         from .figures import check_target
 
         check_target(args.plot)
-    plan = make_plan(schedule, **settings, **parse_options(args.option, also=settings))
-    if args.json:
-        say_json({"hash": plan.hash, "columns": plan.columns, "table": plan.table.tolist()}, None)
-    else:
-        say(plan)
-    if args.plot:
-        from .plan_figure import plot
-
-        plot(plan, args.plot)
-    return 0
+    return make_plan(schedule, **settings, **parse_options(args.option, also=settings))
 
 
 def _schedule(name: str, size: int, settings: dict[str, Any]) -> Schedule:

@@ -6,6 +6,7 @@ This file is over 400 lines because half of it describes the flags.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from ..backend.hardware import named_device
 from ..jobs import ray, runner
 from ..jobs.conditions import Conditions
 from ..jobs.extend import extend, holds
-from ..jobs.folder import SPEC, Folder
+from ..jobs.folder import SPEC, Folder, check_free
 from ..jobs.formats import FORMATS
 from ..jobs.job import DTYPES, Job, mismatch
 from ..jobs.models import is_code
@@ -32,9 +33,10 @@ from ..jobs.units import Units
 from ..outside import shown
 from ..pretrained import shipped
 from ..solvers.guidance_kinds import GUIDANCE_TYPES
+from .dry_run import dry_run
 from .exit_status import AGAIN, NOT_FINITE, usage_errors
-from .options import add_options, parse_id_range, parse_options, parse_shape
-from .output import say
+from .options import add_options, add_quiet, parse_id_range, parse_options, parse_shape
+from .output import say, say_json
 
 ENGINES = ("auto", "ray")
 
@@ -131,6 +133,16 @@ def register(subparsers: Any) -> None:
     add_worker_flags(parser)
     add_trust_flag(parser)
     parser.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="plan",
+        choices=("plan", "measure"),
+        help=(
+            "write nothing: print what there is to compute, and its size on disk and in memory;"
+            " `measure` computes one unit, for its time"
+        ),
+    )
+    parser.add_argument(
         "--spec",
         metavar="DIR",
         help=(
@@ -158,6 +170,8 @@ def add_worker_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--retry-failed", action="store_true", help="retry units whose samples were not finite"
     )
+    add_quiet(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def add_trust_flag(parser: argparse.ArgumentParser) -> None:
@@ -217,12 +231,12 @@ def run(args: argparse.Namespace) -> int:
     if args.spec is not None:
         return _recompute(args)
     with usage_errors():
-        if args.out is None:
+        if args.out is None and not args.dry_run:
             raise ValueError("expected --out, the dataset's folder, got none.")
         placement = worker_of(args)
         requested = _requested(args)
-        out = Path(args.out)
-        begun = (out / SPEC).exists()
+        out = Path(args.out or ".")
+        begun = args.out is not None and (out / SPEC).exists()
         if begun:
             folder = Folder(out)
             device = device_of(args.device or folder.spec.machine["device"], placement)
@@ -239,9 +253,13 @@ def run(args: argparse.Namespace) -> int:
             plan["solver_defaults"] = {"steps": 25}
             device = device_of(args.device, placement)
             job = Job.plan(**plan, device=device, trust=args.trust)
+            if args.dry_run:
+                if args.out is not None:
+                    check_free(out)
+                return dry_run(job, None, args)
             folder = Folder.create(out, job.spec, job.conditions.file)
             if placement.worker == 0:
-                say_whole_units(folder.spec.units)
+                note_whole_units(folder.spec.units, args)
         if begun and holds(requested.get("ids", folder.spec.ids), folder.spec.ids):
             job = _with_ids(job, requested, folder)
     if begun or folder.spec.hash != job.spec.hash:
@@ -251,15 +269,18 @@ def run(args: argparse.Namespace) -> int:
                 f"Name another --out, or continue it as it was started: `fastdiff resume {out}`."
             )
             raise SpecMismatch(f"{mismatch(str(out), lines)}\n{advice}")
+    if args.dry_run:
+        return dry_run(job, folder, args)
     if begun and folder.spec.hash != job.spec.hash:
         before = folder.spec.ids
         folder = extend(folder, job.spec, job.conditions.file)
         if placement.worker == 0:
-            say(
+            note(
                 f"extending {shown(out)} from the ids {before[0]}-{before[1]} to"
-                f" {job.spec.ids[0]}-{job.spec.ids[1]}"
+                f" {job.spec.ids[0]}-{job.spec.ids[1]}",
+                args,
             )
-            say_whole_units(folder.spec.units)
+            note_whole_units(folder.spec.units, args)
     if folder.spec.hash != job.spec.hash:  # another worker has written the same run's spec first
         job = Job.open(
             folder.spec,
@@ -293,13 +314,20 @@ def _with_ids(job: Job, requested: dict[str, Any], folder: Folder) -> Job:
     return Job(spec, job.model, conditions, job.device)
 
 
-def say_whole_units(units: Units) -> None:
+def note(text: str, args: argparse.Namespace) -> None:
+    """Says something besides the result, which --quiet omits and --json leaves to stderr."""
+    if not args.quiet:
+        say(text, error=args.json)
+
+
+def note_whole_units(units: Units, args: argparse.Namespace) -> None:
     """Says so where more samples are computed than the run has."""
     if units.computed > units.samples:
-        say(
+        note(
             f"computing {units.computed} samples for {units.samples}: units are whole blocks of"
             f" {units.size} ids, so that a sample is the same in every run; a smaller --unit"
-            " computes fewer"
+            " computes fewer",
+            args,
         )
 
 
@@ -311,7 +339,7 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
                 folder,
                 workers=args.workers,
                 retry_failed=args.retry_failed,
-                progress=True,
+                progress=not args.quiet,
                 stop=stop,
                 trust=bool(args.trust) or is_code(folder.spec.model["name"]),
             )
@@ -322,9 +350,14 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
                 worker=placement.worker,
                 world=placement.world,
                 retry_failed=args.retry_failed,
-                progress=placement.worker == 0,
+                progress=placement.worker == 0 and not args.quiet,
                 stop=stop,
             )
+    grid = report.complete and placement.worker == 0 and write_grid(folder, job.model.classes)
+    status = NOT_FINITE if report.failed else 0 if report.complete else AGAIN
+    if args.json:
+        say_json(as_json(folder, report))
+        return status
     for unit, what in sorted(report.failed.items()):
         say(f"unit {unit} failed: {shown(what)}")
     speed = (
@@ -332,14 +365,22 @@ def work(folder: Folder, job: Job, args: argparse.Namespace, placement: Placemen
         f" ({report.images / max(report.seconds, 1e-9):.1f} images/s)"
     )
     say(f"{speed}; {report.done} of {report.units} units are in {shown(folder.path)}")
-    if report.complete and placement.worker == 0 and write_grid(folder, job.model.classes):
+    if grid:
         say(
             f"  {shown(folder.path / 'grid.png')}: the first images; see `fastdiff info`, `verify`"
             " and `export`"
         )
-    if report.failed:
-        return NOT_FINITE
-    return 0 if report.complete else AGAIN
+    return status
+
+
+def as_json(folder: Folder, report: runner.JobReport) -> dict[str, Any]:
+    """Returns the result of a run for --json."""
+    return {
+        "folder": str(folder.path),
+        "spec": folder.spec.hash,
+        "complete": report.complete,
+        **dataclasses.asdict(report),
+    }
 
 
 @contextmanager
@@ -482,7 +523,11 @@ def _recompute(args: argparse.Namespace) -> int:
         )
         for sample in {first, last}:
             folder.spec.units.unit_of(sample)
-    for path, sample, same in recompute(folder, job, first, last, out):
+    made = recompute(folder, job, first, last, out)
+    if args.json:
+        say_json([{"sample": s, "file": str(path), "same": same} for path, s, same in made])
+        return 0
+    for path, sample, same in made:
         result = {
             True: "as in the dataset",
             False: "NOT as in the dataset",

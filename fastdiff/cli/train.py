@@ -20,8 +20,8 @@ from ..theory.registry import SYSTEMS
 from ..user_code import is_name
 from .after_training import closing
 from .data_flags import add_data_flags, load_data, may_be_same, stored_options
-from .exit_status import AGAIN, INTERRUPTED
-from .options import add_options, parse_options, parse_value, threads
+from .exit_status import AGAIN, INTERRUPTED, usage_errors
+from .options import add_options, add_quiet, parse_options, parse_value, threads
 from .output import say
 from .run_flags import (
     SETTINGS,
@@ -128,6 +128,7 @@ def register(subparsers: Any) -> None:
     machine.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     add_resources(machine)
     add_records(parser.add_argument_group("what is written on the way"))
+    add_quiet(machine)
     machine.add_argument(
         "--plot",
         metavar="FILE.png",
@@ -139,21 +140,21 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from ..training import ranks
 
-    named_device(args.device, "fastdiff.training")
+    with usage_errors():
+        named_device(args.device, "fastdiff.training")
     with threads(args.threads), ranks.joined(args.device, args.rank_timeout) as device:
         args.device = device
         return _run(args)
 
 
-def _run(args: argparse.Namespace) -> int:
+def _prepare(args: argparse.Namespace) -> tuple[Trainer, dict[str, Any], dict[str, Any]]:
+    """Returns (trainer, the run by the flags, arguments of `Trainer.run`)."""
     from ..theory.systems.presets import make
     from ..training import Settings, Trainer, ranks
 
     if args.minutes is not None and not args.minutes > 0:
         raise ValueError(f"expected --minutes > 0, got {args.minutes}.")
     recorded = records(args)
-    if args.options:
-        return _list_options(args)
     if not args.out:
         raise ValueError("expected --out FOLDER, got none.")
     out = Path(args.out)
@@ -176,11 +177,22 @@ def _run(args: argparse.Namespace) -> int:
 
         check(system, data, args.plot)
     settings = Settings(**{k: arguments[k] for k in ("steps", *SETTINGS)}, **how)
-    recorded["log_every"] = arguments["log_every"]
+    recorded |= {"log_every": arguments["log_every"], "progress": not args.quiet}
     # samples do not need it: other data than the named ones may have no test split
     needed = args.eval_every or (args.sample_every and arguments["data"] in datasets.NAMES)
     held_out = load_data(args, "test", run=arguments) if needed else None
     trainer = Trainer(system, data, settings, {"arguments": arguments}, held_out=held_out)
+    return trainer, arguments, recorded
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..training import ranks
+
+    with usage_errors():
+        if args.options:
+            return _list_options(args)
+        trainer, arguments, recorded = _prepare(args)
+    out, system, data, settings = Path(args.out), trainer.system, trainer.data, trainer.settings
     if args.resume:
         trainer.resume(out)
     if ranks.rank():

@@ -111,6 +111,12 @@ def latents_file(path: Path, options: Options) -> Listing:
     )
 
 
+def check_target(out: Path) -> None:
+    """Raises ValueError for a path that latents are not written to."""
+    if out.suffix != ".npy":
+        raise ValueError(f"{WHERE}: expected a path that ends in .npy, got {shown(out)}.")
+
+
 def write(
     data: Any,
     encode: Encode,
@@ -133,8 +139,7 @@ def write(
     The files appear whole, or not at all if the process is killed. Raises ValueError for latents
     that are not finite.
     """
-    if out.suffix != ".npy":
-        raise ValueError(f"{WHERE}: expected a path that ends in .npy, got {shown(out)}.")
+    check_target(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.parent / f".{out.name}.{os.getpid()}.tmp"
     array: Any = None

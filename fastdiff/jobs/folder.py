@@ -74,19 +74,10 @@ class Folder:
         Raises ValueError for a folder with foreign files, OSError where nothing can be written.
         """
         folder = Path(path)
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(
-                f"fastdiff.jobs: expected {folder} to be a folder, got a file. Name another path."
-            )
         try:
+            check_free(folder)
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / SPEC).exists():
-                foreign = sorted(e.name for e in os.scandir(folder) if not _before_spec(e.name))
-                if foreign and not (folder / SPEC).exists():
-                    raise ValueError(
-                        f"fastdiff.jobs: expected {folder} to be new, empty or a run's, got"
-                        f" {foreign[0]!r} and no {SPEC} in it. Name another folder."
-                    )
                 if conditions is not None:
                     name = conditions_name(spec.conditions)
                     assert name is not None
@@ -280,6 +271,22 @@ class Folder:
         """Removes this worker's own folder of unfinished files."""
         self._made.discard(self._temporary)
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """Raises ValueError unless a folder is new, empty or a run's."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"fastdiff.jobs: expected {folder} to be a folder, got a file. Name another path."
+        )
+    if not folder.exists() or (folder / SPEC).exists():
+        return
+    foreign = sorted(e.name for e in os.scandir(folder) if not _before_spec(e.name))
+    if foreign and not (folder / SPEC).exists():
+        raise ValueError(
+            f"fastdiff.jobs: expected {folder} to be new, empty or a run's, got {foreign[0]!r} and"
+            f" no {SPEC} in it. Name another folder."
+        )
 
 
 def conditions_name(conditions: Mapping[str, Any]) -> str | None:

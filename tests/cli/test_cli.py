@@ -232,14 +232,14 @@ def test_train_then_sample(tmp_path: Path) -> None:
         done.returncode == 0 and "img/s" in done.stderr and "fastdiff sample --model" in done.stdout
     ), done.stderr
     again = fastdiff(*train)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert (
         again.stderr.strip()
         == f"fastdiff train: {run} holds a training run already; pass --resume to continue it, or"
         " another --out."
     )
     nothing = fastdiff("train", "--out", str(tmp_path / "new"), "--resume")
-    assert nothing.returncode == 1 and "expected a run to resume in" in nothing.stderr
+    assert nothing.returncode == 2 and "expected a run to resume in" in nothing.stderr
     drawn = fastdiff(
         "sample", "--model", run, "--out", str(tmp_path / "s"), "--num", "4", "--steps", "2"
     )
@@ -284,7 +284,7 @@ def test_plan_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["table"] == expected.table.tolist()
     assert main(["plan", "--solver", "dpm++2m", "--option", "heun"]) == 2
     assert "fastdiff plan: expected --option NAME=VALUE, got 'heun'." in capsys.readouterr().err
-    assert main(["plan", "--solver", "ddim", "--steps", "2000"]) == 1
+    assert main(["plan", "--solver", "ddim", "--steps", "2000"]) == 2
 
 
 @pytest.mark.parametrize(

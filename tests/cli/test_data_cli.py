@@ -68,7 +68,7 @@ def test_train_resume_and_eval_on_a_folder(
     (result,) = json.loads(capsys.readouterr().out)["results"]
     test = load(f"../{pets}", "test", size=8, test_share=0.3)
     assert result["data"] == test.name and result["images"] == test.examples
-    assert main(["eval", run, "--times", "2", "--data", f"../{pets}", "--size", "8"]) == 1
+    assert main(["eval", run, "--times", "2", "--data", f"../{pets}", "--size", "8"]) == 2
     assert "Make a folder test" in capsys.readouterr().err
     assert main(["eval", run, "--times", "2", "--test-share", "0.5"]) == 2
     assert "the model has seen some of these examples" in capsys.readouterr().err
@@ -80,9 +80,9 @@ def test_a_run_is_not_resumed_with_other_data(
     train = ["train", "--data", pets, *OWN, *FEW, "--out", "run", "--minutes", "1e-9"]
     again = ["train", "--out", "run", "--resume", "--minutes", "1e-9", "--threads", "1"]
     assert main(train) == 0
-    assert main([*again, "--size", "16"]) == 1
+    assert main([*again, "--size", "16"]) == 2
     assert "expected --size 8 of the run, got 16" in capsys.readouterr().err
-    assert main([*again, "--data", "fashion-mnist"]) == 1
+    assert main([*again, "--data", "fashion-mnist"]) == 2
     assert "expected the data pets of the run" in capsys.readouterr().err
     Path("elsewhere").mkdir()
     Path(pets).rename("elsewhere/pets")
@@ -169,11 +169,11 @@ def test_a_factory(
     (result,) = json.loads(capsys.readouterr().out)["results"]
     assert result["images"] == 7 and result["data"].startswith(f"dataset {name} test (7 of shape")
     other = "own_data_of_a_test:no_split"
-    assert main(["eval", "run", "--times", "2", "--data", other]) == 1
+    assert main(["eval", "run", "--times", "2", "--data", other]) == 2
     assert "expected a function that takes split='test'" in capsys.readouterr().err
     assert main(["train", "--data", "own_data_of_a_test:leaves", "--out", "z"]) == 1
-    assert main(["train", "--data", "own_data_of_a_test:none", "--out", "z"]) == 1
-    assert main(["train", "--data", name, "--test-share", "0.1", *few, "--out", "z"]) == 1
+    assert main(["train", "--data", "own_data_of_a_test:none", "--out", "z"]) == 2
+    assert main(["train", "--data", name, "--test-share", "0.1", *few, "--out", "z"]) == 2
     assert "expected no test_share" in capsys.readouterr().err
 
 
@@ -199,7 +199,7 @@ def test_the_origin_in_someone_s_folder(
     config = read_json(tmp_path / "run" / "config.json")
     config["data"]["origin"] = origin
     (tmp_path / "run" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert main(["eval", out, "--times", "2"]) == 1
+    assert main(["eval", out, "--times", "2"]) == 2
     text = capsys.readouterr().err
     assert "\x1b" not in text and "expected" in text
 
@@ -257,6 +257,6 @@ def test_latents_of_an_autoencoder(pets: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(ValueError, match="expected no flip for latents"):
         load("pets.npy", flip=True)
     assert main([*command, "--channels", "1", "--out", "grey.npy"]) == 0, "grey becomes colours"
-    assert main([*command, "--out", "pets.zip"]) == 1
-    assert main(["data", "latents", "--vae", "nowhere", "--data", pets, "--out", "y.npy"]) == 1
+    assert main([*command, "--out", "pets.zip"]) == 2
+    assert main(["data", "latents", "--vae", "nowhere", "--data", pets, "--out", "y.npy"]) == 2
     assert not list(Path(".").glob(".*.tmp"))

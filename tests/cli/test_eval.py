@@ -206,5 +206,5 @@ def test_eval_errors(folders: dict[str, str], capsys: pytest.CaptureFixture[str]
             "expected times as a field of Request (--times), got it as an option.",
         ),
     ):
-        assert main(["eval", *arguments]) == 1
+        assert main(["eval", *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -178,9 +178,9 @@ def test_points_of_the_plane_are_compared_as_they_are(capsys: pytest.CaptureFixt
 
 BAD = {
     "nothing": ((), 2, "expected a folder, a file or a data set in"),
-    "empty": (np.zeros((0, 4, 4, 3), np.uint8), 1, "expected examples in"),
+    "empty": (np.zeros((0, 4, 4, 3), np.uint8), 2, "expected examples in"),
     "colour": (np.zeros((9, 3, 28, 28), np.uint8), 1, "expected pictures of shape [1, 28, 28]"),
-    "int64": (np.zeros((9, 28, 28, 1), np.int64), 1, "expected pictures as uint8 [N, H, W, C]"),
+    "int64": (np.zeros((9, 28, 28, 1), np.int64), 2, "expected pictures as uint8 [N, H, W, C]"),
     "large": (np.zeros((9, 32, 32, 1), np.uint8), 1, "expected pictures of shape [1, 28, 28]"),
     "one": (np.zeros((1, 28, 28, 1), np.uint8), 1, "expected at least 2 samples"),
 }
@@ -212,7 +212,7 @@ def test_damaged_files_are_refused_in_a_sentence(
     path = tmp_path / f"x.{end}"
     np.save(path, PICTURES[:9]) if end == "npy" else np.savez(path, PICTURES[:9])
     path.write_bytes(path.read_bytes()[:size])
-    assert main(["metrics", str(path), "fashion-mnist:test"]) == 1
+    assert main(["metrics", str(path), "fashion-mnist:test"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"expected an {end} file in" in line or "got unreadable content" in line
 

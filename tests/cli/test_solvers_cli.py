@@ -47,9 +47,9 @@ def test_options_of_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[1] for row in table[:2]] == pytest.approx([1.0, 0.75])  # sigma = 3 u/(1 + 2 u)
     assert main(["plan", "--zero-snr", "--steps", "2"]) == 0
     assert "prediction_type v" in capsys.readouterr().out
-    assert main(["plan", "--schedule-option", "shift=3"]) == 1
+    assert main(["plan", "--schedule-option", "shift=3"]) == 2
     assert "expected options of the schedule 'linear', got ['shift']." in capsys.readouterr().err
-    assert main(["plan", "--zero-snr", "--prediction", "epsilon"]) == 1
+    assert main(["plan", "--zero-snr", "--prediction", "epsilon"]) == 2
     assert "expected a prediction type that is defined at pure noise" in capsys.readouterr().err
 
 

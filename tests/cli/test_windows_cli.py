@@ -22,7 +22,7 @@ def test_a_plan_with_a_window(capsys: pytest.CaptureFixture[str]) -> None:
     assert np.flatnonzero(drawn).tolist() == [2, 3]
     assert main([*command, "--option", "sde_rows=2,4"]) == 0
     assert "sde_rows [2, 4]" in capsys.readouterr().out
-    assert main([*command, "--option", "sde_rows=2,9"]) == 1
+    assert main([*command, "--option", "sde_rows=2,9"]) == 2
     assert "expected sde_rows (i, j) with 0 <= i <= j <= 6" in capsys.readouterr().err
 
 

@@ -3,9 +3,9 @@
 It runs in one process or several.
 """
 
-from .measure import evaluate
+from .measure import check, evaluate
 from .request import Request
 from .uniform import Uniform
 from .workers import Workers
 
-__all__ = ["Request", "Uniform", "Workers", "evaluate"]
+__all__ = ["Request", "Uniform", "Workers", "check", "evaluate"]

@@ -47,12 +47,7 @@ def evaluate(
         RuntimeError: see `Workers`.
     """
     workers = workers or Workers()
-    if request.first + request.images > data.examples:
-        raise ValueError(
-            f"fastdiff.theory.evaluation: expected ids below {data.examples}, of {data.name}, got"
-            f" first {request.first} and {request.images} images."
-        )
-    _check(system, request)
+    check(system, data, request)
     units = list(torch.arange(request.first, request.first + request.images).split(request.unit))
 
     def work() -> dict[str, Any]:
@@ -112,8 +107,15 @@ def unit(system: Any, data: Any, ids: Tensor, request: Request) -> dict[str, Any
     return {"rows": {k: v.double().tolist() for k, v in rows.items()}, "columns": columns}
 
 
-def _check(system: Any, request: Request) -> None:
-    """Raises ValueError for a request that the system can't meet."""
+def check(system: Any, data: Any, request: Request) -> None:
+    """Raises ValueError for ids that the data does not have, and for a request that the system
+    can't meet.
+    """
+    if request.first + request.images > data.examples:
+        raise ValueError(
+            f"fastdiff.theory.evaluation: expected ids below {data.examples}, of {data.name}, got"
+            f" first {request.first} and {request.images} images."
+        )
     name = type(system).__name__
     if not hasattr(system, "bound") and not hasattr(system, "guesses"):
         raise ValueError(
