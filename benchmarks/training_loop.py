@@ -93,7 +93,7 @@ def plain(
         optimizer.step()
         if average:
             torch._foreach_lerp_(averaged, [p.detach() for p in parameters], 1 - DECAY)
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
