@@ -617,7 +617,8 @@ class Sampler:
     def from_pretrained(
         cls, path: str | PathLike[str], *, trust: bool = False, **overrides: Unpack[SamplerSettings]
     ) -> Sampler:
-        """The sampler of a folder, or of a shipped model's name (`fashion-mnist`).
+        """The sampler of a folder, of a shipped model's name (`fashion-mnist`), or of a repository
+        of the Hugging Face Hub that holds such a folder (`org/name`, `org/name@revision`).
 
         `overrides` replace its settings. Solver options of the folder that another solver does not
         have are left out if that solver is asked for. `trust` says whether the code that a folder

@@ -15,6 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # there are as many processes as cores: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a name that is no folder is not looked up outside
+
 import device  # noqa: E402
 import pytest  # noqa: E402
 import quick  # noqa: E402

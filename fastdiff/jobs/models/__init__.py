@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...pretrained import shipped
+from ...pretrained.hub import is_repository
 from .conditioning import Classes, Conditioning, InvalidEntry
 from .decoder import Decoder, check_latents, load_decoder
 from .factory import from_factory
@@ -75,9 +76,11 @@ def open_model(
         model = from_factory(name, shape)
         own = model.decode
     else:
+        repository = name if is_repository(name) else "org/name"
         raise FileNotFoundError(
             f"{_WHERE}: expected a folder, a shipped model ({', '.join(shipped())}) or"
-            f" package.module:function, got {name!r}. Models are not downloaded."
+            f" package.module:function, got {name!r}. Models are not downloaded; `hf download"
+            f" {repository} --local-dir DIR` makes a folder of a repository."
         )
     if shape is not None and model.shape != sizes(shape):
         raise ValueError(
