@@ -45,11 +45,12 @@ docs: setup-docs ## the site, into out/docs/html
 	@echo 'make docs: the site is out/docs/html/index.html'
 
 # FASTDIFF_BUILD_CPU=0 FASTDIFF_BUILD_CUDA=0 make a wheel without libraries, for every platform. Where auditwheel is installed,
-# as in the images of manylinux, a wheel of Linux gets the tag of the systems that it runs on
+# as in the images of manylinux, a wheel of Linux gets the tag of the systems that it runs on; libgomp stays that of torch, because
+# a second one in a process starts twice the threads
 wheel: ## the wheel for this platform, into dist
 	@$(or $(PYTHON),python3) -m pip wheel -q --no-deps -w dist .
 	@for made in dist/*-linux_*.whl; do if [ -e "$$made" ] && command -v auditwheel >/dev/null; then \
-	  auditwheel repair -w dist "$$made" && rm "$$made"; fi; done
+	  auditwheel repair --exclude libgomp.so.1 -w dist "$$made" && rm "$$made"; fi; done
 
 sdist: setup ## the source distribution, into dist
 	@sh scripts/run setup.py -q sdist -d dist

@@ -26,6 +26,7 @@ myst_heading_anchors = 6  # GitHub's anchors
 # attributes of several classes with one name
 suppress_warnings = ["ref.python"]
 smartquotes = False  # --option stays as it is
+highlight_language = "text"  # blocks without a language, as on GitHub
 default_role = "py:obj"  # `name` in a docstring is code, and a link where it is a public name
 
 autodoc_typehints = "description"
@@ -35,7 +36,7 @@ autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Quirks", ("Results", "params_style")]
 napoleon_use_ivar = True
-maximum_signature_line_length = 80
+maximum_signature_line_length = 200
 
 html_theme = "furo"
 html_title = f"fastdiff {__version__}"
