@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ..jobs.spec import SpecMismatch
 from ..outside import shown
 from ..versions import __version__
+from . import completion
 from .exit_status import FAILED, INTERRUPTED, MISMATCH, PIPE, USAGE, UsageError
 from .output import Parser, output_is_closed, safe_warnings, say
 
@@ -45,9 +46,21 @@ def parser_of(commands: Sequence[str] = tuple(COMMANDS)) -> Parser:
     return parser
 
 
+def _complete() -> int:
+    """Answers a shell that completes a line; returns the exit status, where it cannot."""
+    named = completion.command_of(COMMANDS)
+    try:
+        completion.complete(parser_of((named,) if named else tuple(COMMANDS)))
+    except UsageError as error:
+        say(f"fastdiff: {error}", error=True)
+    return USAGE
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status, see fastdiff.cli.exit_status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if completion.is_asked():
+        return _complete()
     if argv[:1] == ["help"]:  # fastdiff help, fastdiff help sample
         argv = [*argv[1:2], "--help"]
     if not argv:
