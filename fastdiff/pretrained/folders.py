@@ -23,9 +23,9 @@ from ..outside import shown
 from ..prediction import normalize
 from ..schedule import Schedule
 from ..theory import registry
-from . import hub
 from .checks import FLOATING, Header, built_within, check, check_sections, one_sentence
 from .files import folder_of, read_header, read_json, read_tensors, save_folder
+from .hub import fetch, is_repository
 
 FORMAT_VERSION = 1
 Weights = Callable[[], tuple[dict[str, torch.Tensor], Any]]  # reads them
@@ -56,7 +56,7 @@ def locate(path: str | PathLike[str]) -> Path:
         return folder
     if name in shipped():
         return Path(__file__).parent / name
-    return hub.fetch(name) if hub.is_repository(name) else folder
+    return fetch(name) if is_repository(name) else folder
 
 
 def read_config(path: str | PathLike[str]) -> dict[str, Any]:
