@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_names_the_newest_intact_one(
     earlier.write_bytes(content[:100])
     intact = steps_of(out / "checkpoints")[8]
     capsys.readouterr()
-    assert main(["train", "--out", str(out), "--resume"]) == 1
+    assert main(["train", "--out", str(out), "--resume"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("fastdiff train: ")
     assert f"The newest intact checkpoint is {intact}, of step 8" in said

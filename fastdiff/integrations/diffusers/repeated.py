@@ -98,7 +98,7 @@ def _key(
     try:
         attributes = [
             (name, _of(value, holds))
-            for name, value in scheduler.__dict__.items()
+            for name, value in scheduler.__dict__.copy().items()  # other threads may set some
             if name not in _APART
         ]
         given = tuple([_of(value, holds) for value in args])

@@ -238,5 +238,5 @@ def test_the_command_teaches_and_resumes(
     assert config["system"]["config"]["teacher"] == "fashion-mnist"
     for teacher, reason in (("nothing", "got none"), (whole, "expected a system with samples in")):
         out = str(tmp_path / "other")
-        assert main([*flags[:-1], f"teacher={teacher}", "--steps", "1", "--out", out]) == 1
+        assert main([*flags[:-1], f"teacher={teacher}", "--steps", "1", "--out", out]) == 2
         assert reason in capsys.readouterr().err

@@ -334,9 +334,11 @@ def test_options_are_what_they_say() -> None:
         make("unet", DATA, latent=3)
     with pytest.raises(ValueError, match=r"expected schedule in \['linear', .*\], got 'zigzag'"):
         make("unet", DATA, schedule="zigzag")
-    with pytest.raises(ValueError, match=r"expected a system in \['classifier'.*\], got 'gan'"):
+    with pytest.raises(
+        ValueError, match=r"expected a system in \['autoregressive', 'classifier'.*\], got 'gan'"
+    ):
         find("gan")
-    with pytest.raises(TypeError, match="expected a system among classifier"):
+    with pytest.raises(TypeError, match="expected a system among autoregressive, classifier"):
         name_of(MLP())
 
 
