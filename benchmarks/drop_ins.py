@@ -90,6 +90,11 @@ def loop(
     return run
 
 
+def checked(name: str) -> str:
+    """Returns what `check` compares a class's loop with."""
+    return "repeats to the bit" if name in _OTHER_NOISE else "diffusers to 1e-3"
+
+
 def check(name: str, start: Tensor, out: Tensor) -> Callable[[Tensor], None]:
     """Returns the check of a class's loop: with one generator both libraries return the same.
 

@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from . import moved
+from . import lazy, moved
 from .table import OPS as _OPS
 from .versions import __version__
 
@@ -167,14 +167,9 @@ if TYPE_CHECKING:  # type checkers read this branch; a test compares it with wha
     from .solvers import Plan
     from .training import Trainer
 else:
+    _own_name, _own_names = lazy.on_first_use(__name__, _WHERE, _MODULES)
 
     def __getattr__(name: str) -> Any:
-        if name in _WHERE:
-            value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-            globals()[name] = value
-            return value
-        if name in _MODULES:
-            return importlib.import_module(f".{name}", __name__)
         if name in (*_DIFFUSERS, *_BESIDES):
             try:
                 drop_ins = importlib.import_module(".integrations.diffusers", __name__)
@@ -188,16 +183,9 @@ else:
             value = getattr(drop_ins, name)
             globals()[name] = value
             return value
-        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+        return _own_name(name)
 
-
-def __dir__() -> list[str]:
-    # help() and inspect look at every listed name, so names that cannot load here are left out
-    return sorted(
-        {
-            *globals(),
-            *_WHERE,
-            *_MODULES,
-            *((*_DIFFUSERS, "Scheduler") if importlib.util.find_spec("diffusers") else ()),
-        }
-    )
+    def __dir__() -> list[str]:
+        # help() and inspect look at every listed name, so names that cannot load here are left out
+        drop_ins = (*_DIFFUSERS, "Scheduler") if importlib.util.find_spec("diffusers") else ()
+        return sorted({*_own_names(), *drop_ins})

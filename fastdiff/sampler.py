@@ -627,9 +627,10 @@ class Sampler:
         Raises FileNotFoundError and ValueError, each with the file's name, for folders that can't
         be read, and ValueError for code without trust.
         """
-        from .pretrained import load
+        from .pretrained import hub, load
         from .pretrained.checks import one_sentence
 
+        path = hub.fetch(str(path)) if hub.is_repository(str(path)) else path
         model, schedule, settings = load(path, trust=trust)
         with one_sentence(f"fastdiff.Sampler: expected settings of a sampler for {path}"):
             return cls(model, schedule, **merged(settings, overrides))

@@ -104,7 +104,7 @@ def _exercise(number: str, text: str) -> Exercise:
 
 
 def cells(chapter: Chapter) -> Iterator[dict[str, Any]]:
-    """The cells of a chapter: its shared code, then question, room for work, answer, its code."""
+    """Returns a chapter's cells: shared code, then for each exercise question, answer and code."""
     heading = f"## [{chapter.title}](../docs/theory/{chapter.page})"
     yield _cell("markdown", f"{heading}\n\n{chapter.text}".strip())
     yield _cell("code", chapter.setup)

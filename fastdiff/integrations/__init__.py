@@ -5,8 +5,9 @@ Its modules load on first use; `edm`, which makes samplers, has an import statem
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from .. import lazy
 
 _MODULES = ("diffusers", "k_diffusion", "networks")
 
@@ -15,8 +16,4 @@ if TYPE_CHECKING:
     from . import k_diffusion as k_diffusion
     from . import networks as networks
 else:
-
-    def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            return importlib.import_module(f".{name}", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__, __dir__ = lazy.on_first_use(__name__, {}, _MODULES)

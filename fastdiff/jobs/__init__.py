@@ -11,8 +11,9 @@ Any number of workers make a dataset, and each may be killed at any time.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .. import lazy
 
 _WHERE = {
     "Block": "formats",
@@ -72,10 +73,4 @@ if TYPE_CHECKING:
     from .verify import DatasetCheck
     from .writer import FinishedUnit
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name not in _WHERE:
-            raise AttributeError(f"module 'fastdiff.jobs' has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-        globals()[name] = value
-        return value
+    __getattr__, __dir__ = lazy.on_first_use(__name__, _WHERE)

@@ -284,6 +284,6 @@ def _compare(
 def _unequal(unit: int, part: _Part, other: _Part) -> None:
     raise DatasetError(
         f"{_WHERE}: expected equal samples of unit {unit} in {part.folder.path} and"
-        f" {other.folder.path}, got others. `fastdiff verify DIR --recompute N` tells which one is"
-        " not of its spec."
+        f" {other.folder.path}, got others. `fastdiff verify DIR --recompute N` shows which one"
+        " differs from its spec."
     )

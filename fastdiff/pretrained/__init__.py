@@ -7,8 +7,9 @@ diffusers_models.py, dit_checkpoints.py   networks of other programs, by a mappi
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .. import lazy
 
 _WHERE = {
     "Drawer": "folders",
@@ -59,14 +60,4 @@ if TYPE_CHECKING:
     )
     from .initial import network_of
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name in _WHERE:
-            value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    __getattr__, __dir__ = lazy.on_first_use(__name__, _WHERE)

@@ -4,7 +4,7 @@ config.json names the system (fastdiff.theory.registry) and its arguments. For a
 schedule, as a sampler needs it, it also holds the network, the schedule, the prediction type and
 the default settings of a sampler. A folder without a system holds a denoiser. Nothing in a folder
 is executed, unless it names the code of a network (`models.made_by`) and the caller trusts it. The
-shipped models are folders next to this file; other names may be repositories (`hub`).
+shipped models are folders next to this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from ..schedule import Schedule
 from ..theory import registry
 from .checks import FLOATING, Header, built_within, check, check_sections, one_sentence
 from .files import folder_of, read_header, read_json, read_tensors, save_folder
-from .hub import fetch, is_repository
 
 FORMAT_VERSION = 1
 Weights = Callable[[], tuple[dict[str, torch.Tensor], Any]]  # reads them
@@ -48,15 +47,11 @@ def shipped() -> list[str]:
 
 
 def locate(path: str | PathLike[str]) -> Path:
-    """Returns the folder `path`, or the folder of the shipped model of that name, or that of a
-    repository of the Hugging Face Hub (`hub`).
-    """
-    folder, name = Path(path), str(path)
-    if folder.exists():
-        return folder
-    if name in shipped():
-        return Path(__file__).parent / name
-    return fetch(name) if is_repository(name) else folder
+    """Returns the folder `path`, or the folder of the shipped model of that name."""
+    folder = Path(path)
+    if not folder.exists() and str(path) in shipped():
+        return Path(__file__).parent / str(path)
+    return folder
 
 
 def read_config(path: str | PathLike[str]) -> dict[str, Any]:

@@ -18,8 +18,9 @@ tensors.py and dequantization.py serve several of these. The modules load on fir
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from .. import lazy
 
 _MODULES = (
     "autoregressive",
@@ -50,8 +51,4 @@ if TYPE_CHECKING:
     from . import tensors as tensors
     from . import variational as variational
 else:
-
-    def __getattr__(name: str) -> object:
-        if name in _MODULES:
-            return importlib.import_module(f".{name}", __name__)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    __getattr__, __dir__ = lazy.on_first_use(__name__, {}, _MODULES)

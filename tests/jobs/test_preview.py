@@ -50,7 +50,9 @@ def test_many_classes_fill_a_square(classes: int) -> None:
     for place, index in enumerate(np.argsort(labels, kind="stable")):
         x, y = place % 16 * 60, place // 16 * 74
         assert (shades[y + 2 : y + 58, x + 2 : x + 58] == index).all(), "over its picture"
-        assert (shades[y : y + 74, [x, x + 1, x + 58, x + 59]] == 255).all(), "beside its cell"
+        assert (shades[y : y + 74, [x, x + 1, x + 58, x + 59]] == 255).all(), (
+            "white at the left and right"
+        )
         captions.append(shades[y + 58 : y + 74, x : x + 60])
     assert all((caption < 128).any() for caption in captions)
     ordered = np.sort(labels)

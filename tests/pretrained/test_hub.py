@@ -15,7 +15,7 @@ import pytest
 import torch
 from patience import PATIENCE
 
-from fastdiff import Sampler, Schedule
+from fastdiff import Sampler, Schedule, pretrained
 from fastdiff.models import MLP
 from fastdiff.pretrained import hub
 
@@ -87,12 +87,21 @@ def test_what_can_not_be_loaded_is_one_sentence(cache: Path, tmp_path: Path, nam
 
 
 def test_a_job_names_the_command_that_makes_a_folder(cache: Path, tmp_path: Path) -> None:
-    """A job runs on many machines, so it loads nothing by itself."""
+    """A job runs on many machines, so it downloads no model."""
     command = ["-m", "fastdiff", "sample", "--model", "someone/points", "--out", "drawn"]
     done = run(cache, tmp_path, *command)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "hf download someone/points --local-dir" in done.stderr
     assert not (tmp_path / "here" / "drawn").exists()
+
+
+def test_only_a_sampler_asks_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command line and jobs connect to nothing, so that what they read is named by a path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "fetch", lambda name: pytest.fail(f"asked for {name}"))
+    for function in (pretrained.load, pretrained.load_system, pretrained.read_config):
+        with pytest.raises(FileNotFoundError):
+            function("someone/points")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,14 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "fastdiff"
 KERNELS = "fastdiff_kernels"
 # functions that take the name of a module
-IMPORTERS = {"import_module", "__import__", "find_spec", "iter_modules", "walk_packages"}
+IMPORTERS = {
+    "import_module",
+    "on_first_use",
+    "__import__",
+    "find_spec",
+    "iter_modules",
+    "walk_packages",
+}
 _DOTTED = re.compile(r"\.?[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?")
 
 

@@ -22,6 +22,7 @@ TREE = Tree()
 LEAVES = {
     "grad_mode",
     "images",
+    "lazy",
     "nearest",
     "notebook",
     "outside",
@@ -39,6 +40,7 @@ SAMPLING = STEPS | {"solvers", "sampling"}
 ALLOWED: dict[str, set[str]] = {
     "grad_mode": set(),
     "images": set(),
+    "lazy": set(),
     "nearest": set(),
     "notebook": set(),
     "outside": set(),
@@ -80,6 +82,7 @@ BY_STRING = {
     "fastdiff.cli": "a command loads when it is called",
     "fastdiff.integrations": "its modules load on first use",
     "fastdiff.jobs": "public names load on first use",
+    "fastdiff.lazy": "loads the names that a package lists",
     "fastdiff.jobs.models.pipeline": "asks whether the package accelerate is installed",
     "fastdiff.moved": "old paths load the modules that moved",
     "fastdiff.pretrained": "public names load on first use",

@@ -36,7 +36,8 @@ all tensors of a drop-in's step change from call to call and slots are written i
 than they are read from, while a `Stepper` binds its steps to buffers that stay. What both share is
 below that: the table of a `DevicePlan`, `StepArguments`, and the `BoundStep` that has checked them.
 
-This file is over 400 lines because the stages of a step, which every class shares, stand together.
+Both methods have a short way for what a pipeline repeats, with the same results: a run that begins
+like an earlier one (`repeated`), and a step like the one before it (`following`).
 """
 
 from __future__ import annotations
@@ -128,7 +129,6 @@ class DropIn(SchedulerMixin, ConfigMixin):
     # whether a sample of less precision than the output is computed in the output's dtype
     _widens = True
 
-    _never_draws_more = True  # whether `_always_draws` is always false
     _own = False  # whether it is one of fastdiff's classes and not a user's
 
     _of_batch = False  # whether steps take a tensor of timesteps, one for each sample
@@ -149,7 +149,6 @@ class DropIn(SchedulerMixin, ConfigMixin):
         super().__init_subclass__(**kwargs)
         checks.checked(cls)
         cls._own = False
-        cls._never_draws_more = cls._always_draws is DropIn._always_draws
         if not cls.__name__.endswith("Scheduler"):
             return
         if drop_in and cls.__module__.split(".")[0] == "fastdiff":
@@ -594,7 +593,7 @@ class DropIn(SchedulerMixin, ConfigMixin):
         if (
             self._own
             and noise is None
-            and (generator is None or self._never_draws_more)
+            and (generator is None or type(self)._always_draws is DropIn._always_draws)
             and index is not None
             and not (self._ignores or self._returns_slot_1)
             and x.dtype is given[0].dtype is given[2].dtype

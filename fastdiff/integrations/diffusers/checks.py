@@ -59,7 +59,8 @@ def _step(method: Callable[..., Any]) -> Callable[..., Any]:
         result = method(self, model_output, timestep, sample, *args, **kwargs)
         following = state.following
         if following is not None:
-            if not following.confirmed((model_output, timestep, sample, result), args, kwargs):
+            given = (model_output, timestep, sample, result)
+            if not following.confirmed(self, given, args, kwargs):
                 state.following = None
             elif state.begun is not None:
                 state.begun.share(following)
@@ -96,8 +97,7 @@ def _scale_model_input(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set_timesteps(method: Callable[..., Any]) -> Callable[..., Any]:
-    repeats = method.__module__.startswith("fastdiff.")  # a user's may read what has no key
-    again = repeating(method) if repeats else method
+    again = repeating(method)
 
     @functools.wraps(method)
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -109,7 +109,8 @@ def _set_timesteps(method: Callable[..., Any]) -> Callable[..., Any]:
                     f"fastdiff.{type(self).__name__}.set_timesteps: expected num_inference_steps as"
                     f" an integer from 1 on, got {steps!r}. Pass the number of steps."
                 )
-        return (again if repeats and self._own else method)(self, *args, **kwargs)
+        # a user's class may read what has no key
+        return (again if self._own else method)(self, *args, **kwargs)
 
     return set_timesteps
 

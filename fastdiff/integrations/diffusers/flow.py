@@ -105,8 +105,7 @@ class Flow(Indexed):
 
     def _typed(self, result: Any, model_output: Tensor, return_dict: bool) -> Any:
         """The step's result in the dtype of the network's output, which may not be the state's."""
-        dtype = model_output.dtype
-        values = tuple([v if v.dtype is dtype else v.to(dtype) for v in result])
+        values = tuple(v.to(model_output.dtype) for v in result)
         return self._output(*values) if return_dict else values
 
 

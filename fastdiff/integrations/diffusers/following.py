@@ -3,14 +3,16 @@
 A pipeline's loop takes the same step twenty times: the same arguments, the next timestep, tensors
 like those before. A first step goes through `DropIn._advance`, which finds the row of the plan and
 checks everything. It leaves a `Following`, and `checks` asks that before it calls the method of the
-class. A `Following` looks at everything that may have changed since (a table, the configuration, a
-counter, the backend, shapes, dtypes, gradients) and takes the step, or says that it can't. Runs
-that begin alike share it, see `repeated`, so that it holds nothing of a run.
+class. A `Following` looks at everything that may have changed since (a table, an attribute of the
+scheduler, its configuration, a counter, the backend, shapes, dtypes, gradients) and takes the step,
+or says that it can't. Runs that begin alike share it, see `repeated`, so that it holds nothing of a
+run.
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ class Following:
 
     __slots__ = (
         "args",
+        "attributes",
         "begin",
         "chosen",
         "cpu",
@@ -60,6 +63,7 @@ class Following:
     )
 
     args: tuple[Any, ...]
+    attributes: list[Any]
     kwargs: dict[str, Any]
     launch: Any  # not None where it is confirmed
 
@@ -90,13 +94,15 @@ class Following:
 
     def confirmed(
         self,
+        scheduler: Any,
         given: tuple[Any, ...],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> bool:
         """Whether the step of the class was this one: with these tensors, and this result."""
-        same = len(self.given) == len(given) and all(map(operator.is_, self.given, given))
+        same = _alike(self.given, given)
         self.given, self.args, self.kwargs = (), args, kwargs
+        self.attributes = list(vars(scheduler).values())
         values = (*args, *kwargs.values())
         # a class may take the seed from a generator that it does not pass on
         took = self.seeded and any(value.__class__ is torch.Generator for value in values)
@@ -166,6 +172,8 @@ class Following:
         for name, value in kwargs.items():
             if self.kwargs.get(name, _MISSING) is not value:
                 return None
+        if not _alike(list(vars(scheduler).values()), self.attributes):
+            return None
         version = 0
         for table in state.watched:
             version += table._version
@@ -190,3 +198,8 @@ class Following:
         if self.output is None:
             return (x,) if x0 is None else (x, x0)
         return self.output(x) if x0 is None else self.output(x, x0)
+
+
+def _alike(values: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether these are the same objects."""
+    return len(values) == len(others) and all(map(operator.is_, values, others))

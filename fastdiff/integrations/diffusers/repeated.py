@@ -27,7 +27,8 @@ from .state import State
 
 _BY_VALUE = frozenset({bool, int, float, str, type(None), torch.device, torch.dtype})
 _BY_IDENTITY = frozenset({FunctionType})
-# attributes that have keys of their own, and one that only tells whether a method was called
+_modes = getattr(torch._C, "_len_torch_function_stack", None)  # how many change what is computed
+# The first two have keys of their own. The third one tells whether scale_model_input was called.
 _APART = frozenset({"_states", "_internal_dict", "is_scale_input_called"})
 
 
@@ -91,7 +92,7 @@ def _key(
     scheduler: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], holds: list[Any]
 ) -> tuple[Any, ...] | None:
     """The key of a call, with what it names by identity in `holds`; None if it has none."""
-    if common.observed() or torch._C._len_torch_function_stack():
+    if common.observed() or _modes is None or _modes():
         return None
     config = scheduler._internal_dict
     holds.append(config)

@@ -5,8 +5,9 @@ The names of this package load on first use. `fastdiff.theory.registry` finds th
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ... import lazy
 
 _WHERE = {
     "Denoiser": "denoiser",
@@ -23,14 +24,4 @@ if TYPE_CHECKING:
     from .presets import make
     from .superres import SuperResolution
 else:
-
-    def __getattr__(name: str) -> Any:
-        if name in _WHERE:
-            value = getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-            globals()[name] = value
-            return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    __getattr__, __dir__ = lazy.on_first_use(__name__, _WHERE)

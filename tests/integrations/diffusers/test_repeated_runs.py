@@ -212,6 +212,20 @@ def test_a_change_between_steps_is_seen(
         assert mine.dtype == theirs.dtype and torch.equal(mine, theirs)
 
 
+def test_an_attribute_that_a_step_reads_is_seen() -> None:
+    """Scale factors that are set inside a run make the next state larger."""
+    scheduler = fastdiff.FlowMatchLCMScheduler()
+    for _ in range(2):
+        scheduler.set_timesteps(4)
+        x = torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+        for index, t in enumerate(scheduler.timesteps):
+            if index == 2:
+                scheduler.set_scale_factors([1.0, 1.0, 2.0], "nearest")
+            x = scheduler.step(0.5 * x, t, x).prev_sample
+        assert x.shape == (1, 2, 16, 16)
+        scheduler.set_scale_factors(None, None)
+
+
 def test_a_backend_chosen_between_steps_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
     eager = LAUNCHERS["reverse_step"]

@@ -1,8 +1,8 @@
 """The numbered lines of the derivations in docs/theory: their text, and both sides as numbers.
 
 A line is a function marked by `@line(number, equality, because)`. It ends with the statement
-`return left, right`: both sides of the equality on an example, arrays of one shape. The text of a
-chapter's row is made from the mark, so that the formula stands in one place beside its test.
+`return left, right`: both sides of the equality on an example, arrays of one shape. A test
+compares the rows of the chapters with the arguments of `@line`.
 """
 
 from __future__ import annotations
