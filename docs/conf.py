@@ -19,7 +19,13 @@ root_doc = "README"
 include_patterns = ["README.md", "docs/README.md", *(str(p.relative_to(ROOT)) for p in pages())]
 exclude_patterns = [".*", "out", "build", "dist"]
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "extension"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxarg.ext",
+    "extension",
+]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 6  # GitHub's anchors

@@ -11,6 +11,7 @@ from typing import Any
 # packages with another import name
 IMPORT_NAMES = {
     "myst-parser": "myst_parser",
+    "sphinx-argparse": "sphinxarg",
     "pillow": "PIL",
     "pytest-benchmark": "pytest_benchmark",
     "pytest-xdist": "xdist",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import tomllib
 from typing import Any
 
-from commands import Commands
 from docstrings import as_markup
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -30,7 +29,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon
     app.add_directive("solvers", Solvers)
     app.add_directive("grids", Grids)
-    app.add_directive("commands", Commands)
     app.add_html_math_renderer("mathml", (inline_math, None), (displayed_math, None))
     app.add_lexer("mermaid", TextLexer)  # a drawing on GitHub; its lines read as text
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,7 @@
-"""The sampler: batch invariance, guidance, streams, seeds and state."""
+"""The sampler: batch invariance, guidance, streams, seeds and state.
+
+This file is over 400 lines because it tests the public methods of one class together.
+"""
 
 from __future__ import annotations
 
