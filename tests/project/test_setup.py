@@ -152,7 +152,7 @@ def test_native_build_is_repeated_when_a_setting_of_setup_py_changes(
         (
             "setup-docs",
             "sphinx,furo,myst_parser,sphinxarg,latex2mathml",
-            "but lacks sphinx, myst-parser, sphinx-argparse, furo, latex2mathml; install them there",
+            "but lacks sphinx, myst-parser, sphinx-argparse, furo, latex2mathml; install them",
         ),
         ("setup", "setuptools", "lacks setuptools, so the native library is not built"),
     ],
